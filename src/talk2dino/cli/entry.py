@@ -1,0 +1,88 @@
+"""What every command shares: one parser style, exit codes, and errors without tracebacks.
+
+Exit codes: 0 done, 1 failed, 2 wrong arguments, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+DONE, FAILED, WRONG_ARGUMENTS, INTERRUPTED = 0, 1, 2, 130
+
+# What a user's files and arguments can cause. Anything else is a bug and keeps its traceback.
+USER_ERRORS = (ValueError, OSError, RuntimeError, ImportError, MemoryError)
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of the project."""
+
+    name: str
+    """The word after `python -m talk2dino`."""
+    summary: str
+    """One line for the list of commands."""
+    example: str
+    """A command line that works, shown by --help."""
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    """Declares the flags."""
+    check: Callable[[argparse.Namespace], None]
+    """Raises ValueError or OSError for wrong arguments, before anything expensive starts."""
+    run: Callable[[argparse.Namespace], int]
+    """Does the work; returns the exit code."""
+
+    def parser(self, prog: str | None = None) -> argparse.ArgumentParser:
+        """The command's parser; long flags are never abbreviated."""
+        parser = argparse.ArgumentParser(
+            prog=prog,
+            description=self.summary,
+            epilog=f"example:\n  {self.example}",
+            formatter_class=_HelpFormatter,
+            allow_abbrev=False,
+        )
+        self.add_arguments(parser)
+        parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        parser.add_argument("--verbose", action="store_true", help="print what is going on inside")
+        return parser
+
+
+def run_command(
+    command: Command, argv: Sequence[str] | None = None, prog: str | None = None
+) -> int:
+    """Parse, check and run; turns errors into one line on stderr and an exit code."""
+    parser = command.parser(prog)
+    try:
+        args = parser.parse_args(argv)
+    except SystemExit as stop:  # argparse: 0 after --help, 2 after a wrong flag
+        return stop.code if isinstance(stop.code, int) else WRONG_ARGUMENTS
+    logging.basicConfig(
+        level=logging.INFO if args.verbose else logging.WARNING,
+        format="%(levelname)s: %(message)s",
+    )
+    try:
+        command.check(args)
+    except USER_ERRORS as error:
+        return _report(error, WRONG_ARGUMENTS, args.debug)
+    try:
+        return command.run(args)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        return INTERRUPTED
+    except USER_ERRORS as error:
+        return _report(error, FAILED, args.debug)
+
+
+def _report(error: BaseException, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error)
+    message = str(error) or type(error).__name__
+    print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Keeps the example's line breaks and shows defaults."""

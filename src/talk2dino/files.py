@@ -1,0 +1,105 @@
+"""Files that are either complete or absent: written beside their final name, then renamed."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside `path` to write to; renamed on success, removed on any error.
+
+    Raises:
+        OSError: nothing could be written; the message names `path`, which is left as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.filename and Path(error.filename) not in (temporary, path):
+            raise
+        reason = error.strerror or error
+        raise type(error)(error.errno, f"could not write the file ({reason})", str(path)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: str | Path, overwrite: bool = False) -> None:
+    """Raise unless a file can be written at `path`.
+
+    Raises:
+        FileExistsError: it is there already and `overwrite` is false.
+        IsADirectoryError, PermissionError, NotADirectoryError: it can never be written.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; a file name is needed")
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists already. Choose another name or pass --overwrite.")
+    check_folder_writable(path.parent)
+
+
+def check_folder_writable(folder: str | Path) -> None:
+    """Raise unless files can be made in `folder`, which need not exist yet."""
+    folder = Path(folder)
+    nearest = folder.absolute()
+    while not nearest.exists():
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise NotADirectoryError(f"{nearest} is a file, so the folder {folder} cannot be made")
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise PermissionError(f"cannot write in the folder {nearest} ({reason})") from error
+
+
+def save_torch(value: Any, path: str | Path) -> None:
+    """`torch.save`, atomically; equal values give equal bytes under any file name."""
+    import torch
+
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        torch.save(value, file)  # an open file: a path's name would become part of the bytes
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def load_torch(path: str | Path, mmap: bool = False) -> Any:
+    """`torch.load` of tensors and plain containers only, to the CPU.
+
+    Args:
+        path: a file written by `torch.save`.
+        mmap: leave the tensors on disk until they are used.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is empty, cut short, not a torch file, or holds code (never run here).
+    """
+    import torch
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path} is empty (0 bytes)")
+    try:
+        return torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported" not in str(error) and "GLOBAL" not in str(error):
+            raise ValueError(f"{path} is damaged or is not a torch file") from error
+        raise ValueError(
+            f"{path} holds pickled code, not only tensors, and is not loaded: "
+            "running code from a file is unsafe. Save it again as a plain dict of tensors."
+        ) from error
+    except (RuntimeError, EOFError, KeyError, AttributeError, IndexError, ValueError) as error:
+        raise ValueError(f"{path} is damaged, cut short, or is not a torch file") from error

@@ -1,0 +1,69 @@
+"""Deterministic weights computed from parameter names: everything runs without a download.
+
+`seeded:<n>` in place of a weights file means: every tensor of the checkpoint, under its official
+name and shape, is drawn from a generator seeded with n and the checksum of that name.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+PREFIX = "seeded:"
+
+
+def parse_seeded(weights: str | None) -> int | None:
+    """The n of `seeded:<n>`, or None if `weights` is something else.
+
+    Raises:
+        ValueError: `seeded:` is followed by something that is no non-negative integer.
+    """
+    if weights is None or not weights.startswith(PREFIX):
+        return None
+    number = weights[len(PREFIX) :]
+    if not number.isdecimal():
+        raise ValueError(
+            f"{weights!r}: write a non-negative integer after 'seeded:', as in seeded:0"
+        )
+    return int(number)
+
+
+def seeded_state(seed: int, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+    """Tensors for a whole checkpoint: official name -> official shape in, name -> tensor out."""
+    return {name: seeded_tensor(seed, name, shape) for name, shape in shapes.items()}
+
+
+def seeded_tensor(seed: int, name: str, shape: Sequence[int]) -> Tensor:
+    """One float32 tensor of a checkpoint.
+
+    Args:
+        seed: the n of `seeded:<n>`.
+        name: the tensor's full key in its official checkpoint.
+        shape: its official shape.
+    """
+    if name.split(".")[-1] == "logit_scale":
+        return torch.tensor(math.log(1 / 0.07))
+    generator = np.random.default_rng([seed, zlib.crc32(name.encode("utf-8"))])
+    values = generator.standard_normal(tuple(shape), dtype=np.float32)
+    if len(shape) >= 2:
+        fan = shape[-1] if shape[0] == 1 else math.prod(shape[1:])
+        values = values / np.float32(math.sqrt(fan))
+    elif len(shape) == 1:
+        values = values * np.float32(0.02)
+        if _is_scale(name):
+            values = values + np.float32(1)
+    return torch.from_numpy(np.asarray(values, dtype=np.float32))
+
+
+def _is_scale(name: str) -> bool:
+    """Whether a vector multiplies (LayerScale gamma, norm weight) and so is centred at 1."""
+    *parents, last = name.split(".")
+    if last.startswith("gamma"):
+        return True
+    is_norm = any(p.startswith(("norm", "ln_")) or p.endswith("norm") for p in parents)
+    return last == "weight" and is_norm
