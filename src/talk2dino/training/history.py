@@ -1,0 +1,52 @@
+"""The losses of a training, kept as a table and as a picture beside the weights."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from talk2dino.files import atomic_path
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One row of the table."""
+
+    epoch: int
+    """Counted from 1."""
+    train_loss: float
+    """Mean over the epoch's batches."""
+    val_loss: float | None
+    """Mean over the validation batches after the epoch; None without a validation set."""
+    learning_rate: float
+    """Of the epoch's last step."""
+
+
+def write_losses(records: Sequence[EpochRecord], path: Path) -> None:
+    """Write the table as CSV: one line per epoch; an absent validation loss is an empty cell."""
+    with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(file, [f.name for f in fields(EpochRecord)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(record) for record in records)
+
+
+def plot_losses(records: Sequence[EpochRecord], path: Path, title: str = "") -> None:
+    """Draw both losses over the epochs, as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    epochs = [record.epoch for record in records]
+    axes.plot(epochs, [record.train_loss for record in records], label="training")
+    validated = [(r.epoch, r.val_loss) for r in records if r.val_loss is not None]
+    if validated:
+        axes.plot(*zip(*validated, strict=True), label="validation")
+    if all(record.train_loss > 0 for record in records):
+        axes.set_yscale("log")
+    axes.set(xlabel="epoch", ylabel="mean loss per batch", title=title)
+    axes.legend()
+    with atomic_path(path) as temporary:
+        FigureCanvasAgg(figure).print_png(str(temporary))

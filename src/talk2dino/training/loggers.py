@@ -1,0 +1,108 @@
+"""Where the losses of a running training are shown: nowhere, TensorBoard, or Weights & Biases."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from talk2dino.config import check_name
+
+LOGGERS = ("none", "tensorboard", "wandb")
+
+
+class Logger(Protocol):
+    """What the training calls; it does not know which one it has."""
+
+    def log(self, values: Mapping[str, float], epoch: int) -> None:
+        """Show named numbers for one epoch, counted from 1."""
+
+    def close(self) -> None:
+        """Finish writing."""
+
+
+def check_logger(name: str) -> None:
+    """Raise unless the logger can be used here.
+
+    Raises:
+        ValueError: the name is unknown, or its package is not installed.
+    """
+    check_name("logger", name, LOGGERS)
+    if name != "none" and importlib.util.find_spec(name) is None:
+        raise ValueError(
+            f"--logger {name}: the package '{name}' is not installed. "
+            f"Run: pip install {name}, or leave the flag out: "
+            "the losses are always written as CSV beside the weights."
+        )
+
+
+def open_logger(name: str, out: Path, settings: Mapping[str, Any], start_epoch: int = 0) -> Logger:
+    """Make a logger for the run that writes the weights `out`.
+
+    Args:
+        name: one of LOGGERS.
+        out: the weights file; its name names the run, and logs go to a folder beside it.
+        settings: what to show as the run's configuration.
+        start_epoch: epochs that an interrupted run has already logged.
+    """
+    check_logger(name)
+    if name == "tensorboard":
+        return TensorBoardLogger(out, start_epoch)
+    if name == "wandb":
+        return WandbLogger(out, settings)
+    return NoLogger()
+
+
+class NoLogger:
+    """Shows nothing."""
+
+    def log(self, values: Mapping[str, float], epoch: int) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class TensorBoardLogger:
+    """Event files in `<weights name>.tensorboard/`."""
+
+    def __init__(self, out: Path, start_epoch: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder = str(out.with_suffix(".tensorboard"))
+        self._writer = SummaryWriter(folder, purge_step=start_epoch + 1)
+
+    def log(self, values: Mapping[str, float], epoch: int) -> None:
+        """Add one point to each curve."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, epoch)
+
+    def close(self) -> None:
+        """Write what is pending."""
+        self._writer.close()
+
+
+class WandbLogger:
+    """A run of the project `talk2dino`, named after the weights file."""
+
+    def __init__(self, out: Path, settings: Mapping[str, Any]) -> None:
+        import wandb
+
+        try:
+            self._run = wandb.init(
+                project="talk2dino", name=out.stem, dir=str(out.parent), config=dict(settings)
+            )
+        except Exception as error:  # wandb's own classes: no key, no network, no permission
+            raise RuntimeError(
+                f"wandb could not start: {error}. "
+                "Run 'wandb login', or set WANDB_MODE=offline to log to a local folder."
+            ) from error
+
+    def log(self, values: Mapping[str, float], epoch: int) -> None:
+        """Add one point to each curve."""
+        self._run.log(dict(values), step=epoch)
+
+    def close(self) -> None:
+        """Tell the service that the run is complete."""
+        self._run.finish()

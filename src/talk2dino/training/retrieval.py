@@ -1,0 +1,116 @@
+"""Cross-modal retrieval: how early the true image, or a true caption, comes in the ranking."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SCORES_AT_ONCE = 1 << 24
+"""Scores held in memory at a time (64 MiB of float32); M x N of them never are."""
+
+
+@dataclass(frozen=True)
+class RankSummary:
+    """One direction of retrieval. Ranks start at 1; recalls are in percent."""
+
+    r1: float
+    r5: float
+    r10: float
+    median_rank: float
+    mean_rank: float
+    queries: int
+
+    def __str__(self) -> str:
+        recalls = f"R@1 {self.r1:.1f}  R@5 {self.r5:.1f}  R@10 {self.r10:.1f}"
+        return f"{recalls}  median rank {self.median_rank:g}  mean rank {self.mean_rank:.1f}"
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Both directions."""
+
+    text_to_image: RankSummary
+    image_to_text: RankSummary
+
+
+def retrieval(
+    text: Tensor, visual: Tensor, caption_rows: Tensor, scores_at_once: int = SCORES_AT_ONCE
+) -> Retrieval:
+    """Rank all images for every caption, and all captions for every image that has one.
+
+    Args:
+        text: (M, D) caption embeddings, of any length: rows are normalised here.
+        visual: (N, D) image embeddings in the same space.
+        caption_rows: (M,) row of `visual` that each caption belongs to; any number per image.
+        scores_at_once: bound on the scores kept in memory.
+
+    Raises:
+        ValueError: there is nothing to rank, or the shapes do not fit together.
+    """
+    if text.ndim != 2 or visual.ndim != 2 or text.shape[1] != visual.shape[1]:
+        raise ValueError(
+            "retrieval needs one vector per caption and per image in one space, "
+            f"got {tuple(text.shape)} and {tuple(visual.shape)}"
+        )
+    if not len(text) or not len(visual):
+        raise ValueError(f"retrieval over {len(text)} captions and {len(visual)} images")
+    text, visual = F.normalize(text.float(), dim=-1), F.normalize(visual.float(), dim=-1)
+    rows = caption_rows.to(text.device)
+    return Retrieval(
+        summarise(image_ranks(text, visual, rows, scores_at_once)),
+        summarise(caption_ranks(text, visual, rows, scores_at_once)),
+    )
+
+
+def image_ranks(text: Tensor, visual: Tensor, rows: Tensor, scores_at_once: int) -> Tensor:
+    """(M,) rank of each caption's image. Ties count against: equal scores rank before the image."""
+    ranks = []
+    for start in range(0, len(text), _chunk(len(visual), scores_at_once)):
+        part = slice(start, start + _chunk(len(visual), scores_at_once))
+        scores = text[part] @ visual.T
+        own = scores.gather(1, rows[part, None])
+        ranks.append((scores >= own).sum(dim=1))
+    return torch.cat(ranks)
+
+
+def caption_ranks(text: Tensor, visual: Tensor, rows: Tensor, scores_at_once: int) -> Tensor:
+    """(images with captions,) rank of each image's best caption among all captions.
+
+    Captions of the same image do not push each other down; ties with other captions count against.
+    """
+    queries = rows.unique()
+    ranks = []
+    for start in range(0, len(queries), _chunk(len(text), scores_at_once)):
+        part = queries[start : start + _chunk(len(text), scores_at_once)]
+        scores = visual[part] @ text.T
+        own = rows[None, :] == part[:, None]
+        best = scores.masked_fill(~own, -torch.inf).amax(dim=1, keepdim=True)
+        ranks.append(1 + ((scores >= best) & ~own).sum(dim=1))
+    return torch.cat(ranks)
+
+
+def summarise(ranks: Tensor) -> RankSummary:
+    """Recalls, median and mean of (Q,) ranks that start at 1."""
+    ranks = ranks.double()
+    recall = {k: 100 * (ranks <= k).double().mean().item() for k in (1, 5, 10)}
+    return RankSummary(
+        r1=recall[1],
+        r5=recall[5],
+        r10=recall[10],
+        median_rank=_median(ranks),
+        mean_rank=ranks.mean().item(),
+        queries=len(ranks),
+    )
+
+
+def _chunk(columns: int, scores_at_once: int) -> int:
+    return max(1, scores_at_once // columns)
+
+
+def _median(values: Tensor) -> float:
+    """The middle value, or the mean of the two middle ones; torch.median takes the lower."""
+    ordered, count = values.sort().values, len(values)
+    return (ordered[(count - 1) // 2] + ordered[count // 2]).item() / 2

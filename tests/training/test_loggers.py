@@ -1,0 +1,65 @@
+import sys
+import types
+
+import pytest
+
+from talk2dino.training.loggers import check_logger, open_logger
+
+
+def test_no_logger_writes_nothing(tmp_path):
+    logger = open_logger("none", tmp_path / "w.pth", {})
+    logger.log({"loss/train": 1.0}, epoch=1)
+    logger.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tensorboard_events_lie_beside_the_weights(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger = open_logger("tensorboard", tmp_path / "w.pth", {})
+    logger.log({"loss/train": 0.5}, epoch=1)
+    logger.log({"loss/train": 0.25}, epoch=2)
+    logger.close()
+    events = EventAccumulator(str(tmp_path / "w.tensorboard")).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss/train")] == [(1, 0.5), (2, 0.25)]
+
+
+def test_wandb_gets_the_settings_the_losses_and_the_end(tmp_path, monkeypatch):
+    calls = []
+    run = types.SimpleNamespace(
+        log=lambda values, step: calls.append((step, values)),
+        finish=lambda: calls.append("finished"),
+    )
+    fake = types.ModuleType("wandb")
+    fake.__spec__ = types.SimpleNamespace()
+    fake.init = lambda **settings: calls.append(settings) or run
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    logger = open_logger("wandb", tmp_path / "w.pth", {"lr": 1})
+    logger.log({"loss/train": 0.5}, epoch=1)
+    logger.close()
+    settings = {"project": "talk2dino", "name": "w", "dir": str(tmp_path), "config": {"lr": 1}}
+    assert calls == [settings, (1, {"loss/train": 0.5}), "finished"]
+
+
+def test_a_wandb_that_cannot_start_says_what_to_do(tmp_path, monkeypatch):
+    def init(**settings):
+        raise Exception("api_key not configured")
+
+    fake = types.ModuleType("wandb")
+    fake.__spec__ = types.SimpleNamespace()
+    fake.init = init
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    with pytest.raises(RuntimeError, match="api_key not configured.*wandb login"):
+        open_logger("wandb", tmp_path / "w.pth", {})
+
+
+def test_an_unknown_logger_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"unknown logger 'wand'.*none, tensorboard, wandb"):
+        check_logger("wand")
+
+
+def test_a_logger_whose_package_is_missing_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match="pip install wandb"):
+        check_logger("wandb")
