@@ -1,4 +1,4 @@
-"""Settings: frozen dataclasses, read from YAML strictly, so that a key nobody reads cannot exist."""
+"""Settings: frozen dataclasses read from YAML strictly; a key nobody reads cannot exist."""
 
 from __future__ import annotations
 

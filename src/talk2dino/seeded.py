@@ -27,9 +27,7 @@ def parse_seeded(weights: str | None) -> int | None:
         return None
     number = weights[len(PREFIX) :]
     if not number.isdecimal():
-        raise ValueError(
-            f"{weights!r}: write a non-negative integer after 'seeded:', as in seeded:0"
-        )
+        raise ValueError(f"{weights!r}: an integer >= 0 must follow 'seeded:', as in seeded:0")
     return int(number)
 
 

@@ -1,0 +1,101 @@
+"""State dicts from untrusted files, and loading them so that nothing is silently left out."""
+
+from __future__ import annotations
+
+import warnings
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from talk2dino.files import load_torch
+
+# Where training scripts of the field put the state dict inside their checkpoints.
+WRAPPERS = ("state_dict", "model", "teacher")
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Read a checkpoint: `.pth`/`.pt` (tensors only), TorchScript archive or safetensors.
+
+    Wrappers (`state_dict`, `model`, `teacher`) and a `module.` prefix are taken off. A
+    TorchScript archive, the format of OpenAI's CLIP files, is read for its tensors.
+
+    Returns:
+        name -> tensor on the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is empty, damaged, holds pickled code, or holds no state dict.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such weights file")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged or is no safetensors file ({error})") from error
+    content = _read_torchscript(path) if _is_torchscript(path) else load_torch(path)
+    for wrapper in WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if not isinstance(content, Mapping) or not content:
+        raise ValueError(f"{path} holds no state dict, but a {type(content).__name__}")
+    state = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    if not state:
+        raise ValueError(f"{path} holds no tensors. Its keys: {_listed(map(str, content))}")
+    if all(name.startswith("module.") for name in state):
+        state = {name[len("module.") :]: value for name, value in state.items()}
+    return state
+
+
+def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
+    """Copy `state` into `module`; every name and shape must agree.
+
+    Raises:
+        ValueError: names the missing keys, the unexpected keys and the wrong shapes.
+    """
+    wanted = module.state_dict()
+    problems = []
+    if missing := [name for name in wanted if name not in state]:
+        problems.append(f"missing keys: {_listed(missing)}")
+    if unexpected := [name for name in state if name not in wanted]:
+        problems.append(f"unexpected keys: {_listed(unexpected)}")
+    wrong = [
+        f"{name} is {tuple(state[name].shape)}, expected {tuple(value.shape)}"
+        for name, value in wanted.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    if wrong:
+        problems.append(f"wrong shapes: {_listed(wrong)}")
+    if problems:
+        kind = type(module).__name__
+        raise ValueError(f"{source} does not fit this {kind}: {'; '.join(problems)}")
+    module.load_state_dict(dict(state))
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def _read_torchscript(path: Path) -> dict[str, Tensor]:
+    """The tensors of a TorchScript archive; its code is parsed, never called."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # OpenAI's files stay TorchScript
+            return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
+    except RuntimeError as error:
+        raise ValueError(f"{path} is a damaged TorchScript archive") from error
+
+
+def _listed(names: Iterable[str], most: int = 8) -> str:
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
