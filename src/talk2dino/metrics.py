@@ -1,0 +1,79 @@
+"""Segmentation metrics from summed confusion counts: IoU, mIoU, mAcc, aAcc."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+IGNORED = 255
+"""Ground-truth label of pixels that do not count."""
+
+
+def confusion_counts(
+    predicted: Tensor, target: Tensor, num_classes: int, ignored: int = IGNORED
+) -> Tensor:
+    """Count pixels per (true class, predicted class); sum the results over images.
+
+    Args:
+        predicted: integer labels of any shape, 0..num_classes-1 wherever the target counts.
+        target: integer labels of the same shape; pixels equal to `ignored` do not count.
+        num_classes: C.
+
+    Returns:
+        (C, C) int64 on the device of `predicted`; rows are true classes.
+
+    Raises:
+        ValueError: the shapes differ, or a counted label is no class.
+    """
+    if predicted.shape != target.shape:
+        raise ValueError(
+            f"prediction {tuple(predicted.shape)} and ground truth {tuple(target.shape)} differ "
+            "in size. Resize the prediction to the original image first."
+        )
+    counted = target != ignored
+    truth = target[counted].long()
+    guess = predicted[counted].long()
+    for name, labels in (("ground truth", truth), ("prediction", guess)):
+        if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+            raise ValueError(
+                f"{name} holds labels {int(labels.min())} to {int(labels.max())}; "
+                f"with {num_classes} classes they must be 0 to {num_classes - 1} or {ignored}."
+            )
+    pairs = truth * num_classes + guess
+    return torch.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+@dataclass(frozen=True)
+class SegmentationScores:
+    """Metrics of a whole set of images, as fractions in [0, 1]."""
+
+    iou: Tensor
+    """(C,) float64 intersection over union; nan for a class that is nowhere."""
+    accuracy: Tensor
+    """(C,) float64 share of a class's pixels that were found; nan where it has none."""
+    all_accuracy: float
+    """aAcc: share of all counted pixels that are right."""
+
+    @property
+    def mean_iou(self) -> float:
+        """mIoU over the classes that occur in prediction or ground truth."""
+        return float(self.iou.nanmean())
+
+    @property
+    def mean_accuracy(self) -> float:
+        """mAcc over the classes that occur in the ground truth."""
+        return float(self.accuracy.nanmean())
+
+
+def segmentation_scores(confusion: Tensor) -> SegmentationScores:
+    """Metrics from confusion counts (C, C), rows = true classes, summed over all images."""
+    counts = confusion.double().cpu()
+    hits = counts.diagonal()
+    true, predicted = counts.sum(dim=1), counts.sum(dim=0)
+    return SegmentationScores(
+        iou=hits / (true + predicted - hits),  # 0 / 0 is nan: the class is nowhere
+        accuracy=hits / true,
+        all_accuracy=float(hits.sum() / counts.sum()),
+    )
