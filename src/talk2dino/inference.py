@@ -1,0 +1,135 @@
+"""From images to labels with any segmenter: whole images, sliding windows, resizing, argmax."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class WindowScorer(Protocol):
+    """The part of a segmenter that is needed once the classes are embedded."""
+
+    def window_scores(self, windows: Tensor, classes: Tensor, background: float | None) -> Tensor:
+        """(B, 3, h, w) RGB float in [0, 255] to (B, C, h, w), or C+1 with background first."""
+
+
+@dataclass(frozen=True)
+class ClassQuery:
+    """What is looked for in an image."""
+
+    classes: Tensor
+    """(C, D) embeddings from the segmenter that scores the windows."""
+    background: float | None = None
+    """Threshold of the background channel, or None for no such channel."""
+
+
+@dataclass(frozen=True)
+class SlidingWindows:
+    """How a large image is covered; the defaults are the benchmarks' protocol."""
+
+    size: int = 448
+    """Side of a window in pixels; a shorter side of the image is used whole."""
+    stride: int = 224
+    """Distance between neighbouring windows in pixels; the last one is shifted back inside."""
+    batch_size: int = 8
+    """Windows scored at once."""
+
+    def __post_init__(self) -> None:
+        if min(self.size, self.stride, self.batch_size) < 1:
+            raise ValueError(f"size, stride and batch_size must be positive, found {self}.")
+        if self.stride > self.size:
+            raise ValueError(
+                f"a stride of {self.stride} leaves gaps between windows of {self.size} pixels."
+            )
+
+
+@torch.inference_mode()
+def whole_image_scores(segmenter: WindowScorer, image: Tensor, query: ClassQuery) -> Tensor:
+    """Score an image as one window.
+
+    Args:
+        image: (3, H, W) RGB in [0, 255], uint8 or float.
+
+    Returns:
+        (C, H, W), or (C+1, H, W) with the background first.
+    """
+    window = _as_windows(image, query)[None]
+    return segmenter.window_scores(window, query.classes, query.background)[0]
+
+
+@torch.inference_mode()
+def sliding_window_scores(
+    segmenter: WindowScorer,
+    image: Tensor,
+    query: ClassQuery,
+    windows: SlidingWindows | None = None,
+) -> Tensor:
+    """Score overlapping windows and average them per pixel; shapes as `whole_image_scores`."""
+    windows = windows or SlidingWindows()
+    image = _as_windows(image, query)
+    height, width = image.shape[-2:]
+    high, wide = min(windows.size, height), min(windows.size, width)
+    corners = [
+        (top, left)
+        for top in window_starts(height, windows.size, windows.stride)
+        for left in window_starts(width, windows.size, windows.stride)
+    ]
+    total: Tensor | None = None
+    hits = image.new_zeros(height, width)
+    for start in range(0, len(corners), windows.batch_size):
+        chunk = corners[start : start + windows.batch_size]
+        crops = torch.stack([image[:, y : y + high, x : x + wide] for y, x in chunk])
+        scores = segmenter.window_scores(crops, query.classes, query.background)
+        if total is None:
+            total = scores.new_zeros(scores.shape[1], height, width)
+        for (y, x), window in zip(chunk, scores, strict=True):
+            total[:, y : y + high, x : x + wide] += window
+            hits[y : y + high, x : x + wide] += 1
+    assert total is not None  # there is always at least one window
+    return total / hits
+
+
+def window_starts(length: int, size: int = 448, stride: int = 224) -> list[int]:
+    """First pixel of every window along one side; the last window ends at the border."""
+    count = max(length - size + stride - 1, 0) // stride + 1
+    return [max(min(index * stride, length - size), 0) for index in range(count)]
+
+
+def benchmark_size(height: int, width: int, short: int = 448, long: int = 2048) -> tuple[int, int]:
+    """(height, width) at which benchmarks score an image: short side `short`, long side at most
+    `long`, rounded as MMCV does."""
+    scale = min(long / max(height, width), short / min(height, width))
+    return int(height * scale + 0.5), int(width * scale + 0.5)
+
+
+def resize_pixels(image_rgb: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
+    """Resize (H, W, 3) uint8 bilinearly with OpenCV, as MMSegmentation's pipelines do."""
+    if image_rgb.shape[:2] == tuple(size_hw):
+        return image_rgb
+    return cv2.resize(image_rgb, size_hw[::-1], interpolation=cv2.INTER_LINEAR)
+
+
+def resize_scores(scores: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """Resize (C, h, w) scores bilinearly (align_corners false) to (C, *size_hw)."""
+    if scores.shape[-2:] == tuple(size_hw):
+        return scores
+    return F.interpolate(scores[None], size_hw, mode="bilinear", align_corners=False)[0]
+
+
+def score_labels(scores: Tensor) -> Tensor:
+    """The best class per pixel: (C, H, W) scores to (H, W) int64; the first one wins a tie."""
+    return scores.argmax(dim=0)
+
+
+def _as_windows(image: Tensor, query: ClassQuery) -> Tensor:
+    if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
+        raise ValueError(f"an image must be (3, H, W) RGB, found {tuple(image.shape)}.")
+    if query.classes.ndim != 2:
+        raise ValueError(f"classes must be (C, D), found {tuple(query.classes.shape)}.")
+    return image.to(query.classes.device, torch.float32)

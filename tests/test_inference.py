@@ -1,0 +1,127 @@
+"""Windows, averaging and labels, with a segmenter that only looks at colours."""
+
+import numpy as np
+import pytest
+import torch
+
+from talk2dino.inference import (
+    ClassQuery,
+    SlidingWindows,
+    benchmark_size,
+    resize_pixels,
+    resize_scores,
+    score_labels,
+    sliding_window_scores,
+    whole_image_scores,
+    window_starts,
+)
+
+
+class ColourSegmenter:
+    """Scores a pixel by the channel of its class; the fake implements the real protocol."""
+
+    def __init__(self):
+        self.seen = []
+
+    def embed_classes(self, names):
+        return torch.eye(3)[[("red", "green", "blue").index(name) for name in names]]
+
+    def window_scores(self, windows, classes, background):
+        assert windows.dtype == torch.float32
+        self.seen.append(tuple(windows.shape))
+        scores = torch.einsum("bkhw,ck->bchw", windows / 255, classes)
+        if background is None:
+            return scores
+        return torch.cat([torch.full_like(scores[:, :1], background), scores], dim=1)
+
+
+class PositionSegmenter(ColourSegmenter):
+    """Scores depend on the place inside the window, so averaging shows."""
+
+    def window_scores(self, windows, classes, background):
+        ramp = torch.arange(windows.shape[-1], dtype=torch.float32)
+        return ramp.expand(len(windows), 1, *windows.shape[-2:]).clone()
+
+
+@pytest.mark.parametrize(
+    ("length", "starts"),
+    [(100, [0]), (448, [0]), (449, [0, 1]), (672, [0, 224]), (673, [0, 224, 225])],
+)
+def test_the_last_window_is_shifted_back_inside(length, starts):
+    assert window_starts(length) == starts
+
+
+@pytest.mark.parametrize("length", [448, 500, 672, 895, 896, 2048])
+def test_the_number_of_windows_is_the_published_one_and_all_pixels_are_covered(length):
+    starts = window_starts(length)
+    assert len(starts) == max(length - 448 + 223, 0) // 224 + 1
+    covered = np.zeros(length)
+    for start in starts:
+        covered[start : start + 448] += 1
+    assert covered.min() >= 1
+
+
+def test_a_whole_image_is_one_window_and_integers_become_float():
+    segmenter = ColourSegmenter()
+    image = torch.zeros(3, 5, 7, dtype=torch.uint8)
+    image[2] = 255
+    query = ClassQuery(segmenter.embed_classes(["red", "blue"]), background=0.5)
+    scores = whole_image_scores(segmenter, image, query)
+    assert segmenter.seen == [(1, 3, 5, 7)]
+    assert scores.shape == (3, 5, 7) and score_labels(scores).unique().tolist() == [2]
+
+
+def test_sliding_windows_equal_the_whole_image_for_a_segmenter_without_context():
+    segmenter = ColourSegmenter()
+    image = torch.randint(0, 256, (3, 45, 31), generator=torch.Generator().manual_seed(0))
+    query = ClassQuery(segmenter.embed_classes(["red", "green", "blue"]), background=0.3)
+    whole = whole_image_scores(segmenter, image, query)
+    for batch_size in (1, 4, 100):
+        windows = SlidingWindows(size=16, stride=7, batch_size=batch_size)
+        torch.testing.assert_close(sliding_window_scores(segmenter, image, query, windows), whole)
+
+
+def test_overlapping_windows_are_averaged():
+    query = ClassQuery(torch.eye(1, 3))
+    scores = sliding_window_scores(
+        PositionSegmenter(), torch.zeros(3, 4, 6), query, SlidingWindows(size=4, stride=2)
+    )
+    assert scores[0, 0].tolist() == [0, 1, (2 + 0) / 2, (3 + 1) / 2, 2, 3]
+
+
+def test_a_side_shorter_than_the_window_is_used_whole():
+    segmenter = ColourSegmenter()
+    query = ClassQuery(segmenter.embed_classes(["red"]))
+    scores = sliding_window_scores(segmenter, torch.zeros(3, 100, 500), query)
+    assert scores.shape == (1, 100, 500) and segmenter.seen == [(2, 3, 100, 448)]
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((375, 500), (448, 597)), ((1024, 2048), (448, 896)), ((100, 2000), (102, 2048))],
+)
+def test_benchmark_sizes(size, expected):
+    assert benchmark_size(*size) == expected
+
+
+def test_pixels_and_scores_are_resized_to_height_by_width():
+    pixels = np.zeros((10, 20, 3), dtype=np.uint8)
+    pixels[:, 10:] = 255
+    assert resize_pixels(pixels, (5, 8)).shape == (5, 8, 3)
+    assert resize_pixels(pixels, (10, 20)) is pixels
+    scores = torch.tensor([[[0.0, 1.0]]])
+    assert resize_scores(scores, (1, 4)).flatten().tolist() == [0.0, 0.25, 0.75, 1.0]
+    assert resize_scores(scores, (1, 2)) is scores
+
+
+def test_impossible_input_is_refused():
+    query = ClassQuery(torch.eye(3))
+    for image in (torch.zeros(5, 5), torch.zeros(1, 5, 5), torch.zeros(3, 0, 5)):
+        with pytest.raises(ValueError, match=r"an image must be \(3, H, W\) RGB"):
+            whole_image_scores(ColourSegmenter(), image, query)
+    with pytest.raises(ValueError, match=r"classes must be \(C, D\)"):
+        whole_image_scores(ColourSegmenter(), torch.zeros(3, 5, 5), ClassQuery(torch.zeros(3)))
+    with pytest.raises(ValueError, match="leaves gaps"):
+        SlidingWindows(size=4, stride=5)
+    with pytest.raises(ValueError, match="must be positive"):
+        SlidingWindows(batch_size=0)
