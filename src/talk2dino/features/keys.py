@@ -1,0 +1,47 @@
+"""Names of the stored features, and the command that adds each (see docs/data.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+IMAGE_KEYS = {
+    "dino_features": "--extract_cls",
+    "avg_self_attn_out": "--extract_avg_self_attn",
+    "disentangled_self_attn": "--extract_disentangled_self_attn",
+    "self_attn_maps": "--extract_self_attn_maps",
+    "patch_tokens": "--extract_patch_tokens",
+    "second_last_out": "--extract_second_last_out",
+}
+"""Key of an image feature -> the flag of dino_extraction_v2.py that stores it."""
+
+CAPTION_KEYS = {
+    "ann_feats": "",
+    "clip_txt_out_tokens": "--extract_dense_out",
+    "text_input_mask": "--extract_dense_out",
+    "clip_second_last_out": "--extract_second_last_dense_out",
+    "text_argmax": "--extract_second_last_dense_out",
+    "bert-base_features": "--model bert-base-uncased",
+}
+"""Key of a caption feature -> the flags of text_features_extraction.py that store it."""
+
+
+def adding_command(key: str, path: Path, settings: dict[str, Any]) -> str:
+    """The sentence that tells how to add `key` to the feature file `path`."""
+    if key in CAPTION_KEYS:
+        flags = [f"--ann_path {path}", CAPTION_KEYS[key]]
+        return f"Run: python text_features_extraction.py {' '.join(filter(None, flags))}"
+    if key in IMAGE_KEYS:
+        vision = settings.get("vision", {})
+        flags = [f"--{k} {vision[k]}" for k in ("model", "resize_dim", "crop_dim") if k in vision]
+        flags = [f"--ann_path {path}", *flags, IMAGE_KEYS[key], "--overwrite"]
+        return f"Run: python dino_extraction_v2.py {' '.join(flags)}"
+    return f"Known keys: {', '.join([*IMAGE_KEYS, *CAPTION_KEYS])}."
+
+
+def first_few(values: Iterable[Any], count: int = 3) -> str:
+    """`a, b, c, ... (7 in all)`: for messages about many things."""
+    values = list(values)
+    listed = ", ".join(map(str, values[:count]))
+    return listed if len(values) <= count else f"{listed}, ... ({len(values)} in all)"

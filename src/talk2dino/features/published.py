@@ -1,0 +1,111 @@
+"""The published layout of a feature file: every image and annotation dict holds its own tensors."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from talk2dino.features.keys import CAPTION_KEYS, IMAGE_KEYS, first_few
+
+logger = logging.getLogger(__name__)
+
+SETTINGS = "talk2dino_settings"
+"""Our one addition at the top level: JSON text, ignored by the published code."""
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """The content of a published file, records and columns apart."""
+
+    images: list[Record]
+    annotations: list[Record]
+    image_features: dict[str, Tensor]
+    caption_features: dict[str, Tensor]
+    extra: dict[str, Any]
+    settings: dict[str, Any]
+
+
+def unpack(stored: dict[str, Any], path: str | Path) -> Unpacked:
+    """Stack the tensors of a published file into columns.
+
+    Images that its writer could not read carry no tensors: they are left out with their captions,
+    and counted in a warning.
+
+    Raises:
+        ValueError: a record is no dict, or the tensors differ in shape or in which records hold
+            them; the message names the first few.
+    """
+    images, image_features, lost = _stack(stored["images"], IMAGE_KEYS, f"{path}: image")
+    annotations = stored["annotations"]
+    if lost:
+        gone = {stored["images"][row].get("id") for row in lost}
+        annotations = [a for a in annotations if a.get("image_id") not in gone]
+        logger.warning(
+            "%s: %d images carry no features (they could not be read when it was made); "
+            "they and their captions are left out",
+            path,
+            len(lost),
+        )
+    annotations, caption_features, unread = _stack(annotations, CAPTION_KEYS, f"{path}: annotation")
+    if unread:
+        raise ValueError(
+            f"{path}: {len(unread)} of {len(annotations) + len(unread)} annotations carry no "
+            f"features while the others do. Run: python text_features_extraction.py "
+            f"--ann_path {path}"
+        )
+    known = ("images", "annotations", SETTINGS)
+    extra = {key: value for key, value in stored.items() if key not in known}
+    settings = json.loads(stored.get(SETTINGS, "{}"))
+    return Unpacked(images, annotations, image_features, caption_features, extra, settings)
+
+
+def pack(content: Unpacked) -> dict[str, Any]:
+    """The dict to save. Rows are views of their column, so `torch.save` writes each once."""
+    return {
+        **content.extra,
+        SETTINGS: json.dumps(content.settings),
+        "images": _with_rows(content.images, content.image_features),
+        "annotations": _with_rows(content.annotations, content.caption_features),
+    }
+
+
+def _with_rows(records: list[Record], columns: dict[str, Tensor]) -> list[Record]:
+    return [
+        {**record, **{key: column[row] for key, column in columns.items()}}
+        for row, record in enumerate(records)
+    ]
+
+
+def _stack(
+    records: list[Any], known: Iterable[str], where: str
+) -> tuple[list[Record], dict[str, Tensor], list[int]]:
+    """Take the tensors out of the records: (plain records, columns, rows without any tensor)."""
+    wrong = [row for row, record in enumerate(records) if not isinstance(record, dict)]
+    if wrong:
+        raise ValueError(f"{where} {wrong[0]} is not a record (a dict)")
+    keys = {k for r in records for k, v in r.items() if isinstance(v, Tensor) or k in known}
+    lost = [row for row, record in enumerate(records) if keys and not keys & record.keys()]
+    dropped = set(lost)
+    kept = [record for row, record in enumerate(records) if row not in dropped]
+    columns = {}
+    for key in sorted(keys):
+        without = [record.get("id") for record in kept if key not in record]
+        if without:
+            raise ValueError(f"{where}s without {key!r} while others have it: {first_few(without)}")
+        rows = [torch.as_tensor(record[key]) for record in kept]
+        shapes = Counter(tuple(row.shape) for row in rows)
+        if len(shapes) > 1:
+            raise ValueError(f"{where}s differ in the shape of {key!r}: {first_few(shapes)}")
+        columns[key] = torch.stack(rows)
+    plain = [{k: v for k, v in record.items() if k not in keys} for record in kept]
+    return plain, columns, lost

@@ -1,0 +1,296 @@
+"""The feature file: COCO records, and one tensor per key for all images or all captions.
+
+On disk (`torch.save`) it is a dict of tensors and short names only, so that it opens mapped from
+disk through the weights-only loader. Records are JSON bytes in one uint8 tensor each: 414,113
+captions as separate Python objects take 4 s through that loader, as JSON 0.4 s, and nothing before
+they are asked for.
+
+    format, version      "talk2dino-features", 1
+    images, annotations  JSON lists of the COCO records (no tensors inside)
+    extra, settings      JSON dicts: other top-level COCO entries; what made the features
+    num_images           N
+    caption_rows         (M,) int64, the position in `images` of each annotation's image
+    image_features       key -> tensor (N, ...)
+    caption_features     key -> tensor (M, ...)
+
+The published layout (tensors inside every image and annotation dict) is read and written too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from talk2dino.config import check_name
+from talk2dino.features.keys import adding_command, first_few
+from talk2dino.features.published import Unpacked, pack, unpack
+from talk2dino.files import load_torch, save_torch
+
+FORMAT = "talk2dino-features"
+VERSION = 1
+LAYOUTS = ("columnar", "coco")
+
+Record = dict[str, Any]
+
+
+class FeatureFile:
+    """Images, captions and their features; rows of a column follow the order of the records.
+
+    Attributes:
+        image_features: key -> (N, ...), one row per image.
+        caption_features: key -> (M, ...), one row per annotation.
+        settings: what made the features: {"vision": {...}, "text": {...}}, each part optional.
+        extra: other top-level entries of the COCO file (info, licenses, ...).
+        layout: the layout it was read from, or None.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[Record] | Tensor,
+        annotations: Sequence[Record] | Tensor,
+        image_features: dict[str, Tensor] | None = None,
+        caption_features: dict[str, Tensor] | None = None,
+        settings: dict[str, Any] | None = None,
+    ) -> None:
+        """`images` and `annotations` are lists of dicts, or their JSON bytes (parsed when used)."""
+        self._images, self._annotations = images, annotations
+        self.image_features = dict(image_features or {})
+        self.caption_features = dict(caption_features or {})
+        self.settings = dict(settings or {})
+        self.extra: dict[str, Any] = {}
+        self.layout: str | None = None
+
+    @cached_property
+    def images(self) -> list[Record]:
+        """COCO image records."""
+        return _records(self._images)
+
+    @cached_property
+    def annotations(self) -> list[Record]:
+        """COCO annotation records; each has `id`, `image_id` and `caption`."""
+        return _records(self._annotations)
+
+    @cached_property
+    def caption_rows(self) -> Tensor:
+        """(M,) int64: the row in `images` of each annotation's image."""
+        return _caption_rows(self.images, self.annotations)
+
+    @cached_property
+    def num_images(self) -> int:
+        """N, known without parsing the records."""
+        return len(self.images)
+
+    def require(self, key: str, path: str | Path) -> Tensor:
+        """The column `key` of images or captions.
+
+        Raises:
+            ValueError: the file holds no such key; the message names the command that adds it.
+        """
+        for columns in (self.image_features, self.caption_features):
+            if key in columns:
+                return columns[key]
+        held = ", ".join([*self.image_features, *self.caption_features]) or "no features"
+        command = adding_command(key, Path(path), self.settings)
+        raise ValueError(f"{path} holds no {key!r} (it holds {held}). {command}")
+
+    def select(self, image_rows: Tensor) -> FeatureFile:
+        """Some of the images, in the given order, with their captions and features.
+
+        Args:
+            image_rows: (n,) int64 rows of `images`, each at most once.
+        """
+        if torch.equal(image_rows, torch.arange(self.num_images)):
+            return self
+        place = torch.full((self.num_images,), -1)
+        place[image_rows] = torch.arange(len(image_rows))
+        new_rows = place[self.caption_rows]
+        kept = (new_rows >= 0).nonzero().flatten()
+        part = FeatureFile(
+            [self.images[row] for row in image_rows.tolist()],
+            [self.annotations[row] for row in kept.tolist()],
+            {key: column[image_rows] for key, column in self.image_features.items()},
+            {key: column[kept] for key, column in self.caption_features.items()},
+            self.settings,
+        )
+        part.extra, part.layout = self.extra, self.layout
+        return part
+
+
+def read_features(path: str | Path, mmap: bool = True) -> FeatureFile:
+    """Open a feature file of either layout.
+
+    Args:
+        path: a `.pth` file.
+        mmap: leave the columns on disk until they are used.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, holds code, is no feature file, or contradicts itself.
+    """
+    stored = load_torch(path, mmap=mmap)
+    if not isinstance(stored, dict):
+        raise ValueError(f"{path} is not a feature file: it holds a {type(stored).__name__}")
+    if "format" in stored:
+        return _read_columnar(stored, path)
+    if isinstance(stored.get("images"), list) and isinstance(stored.get("annotations"), list):
+        return _from_unpacked(unpack(stored, path), path)
+    found = ", ".join(map(str, list(stored)[:5])) or "nothing"
+    raise ValueError(
+        f"{path} is not a feature file: it has no 'images' and 'annotations' (found: {found})"
+    )
+
+
+def write_features(features: FeatureFile, path: str | Path, layout: str = "columnar") -> None:
+    """Write a feature file, atomically; equal contents give equal bytes.
+
+    Columns are streamed from wherever they are: a mapped column is never loaded as a whole.
+
+    Args:
+        features: what to write; checked first.
+        path: the file; replaced if it exists.
+        layout: `columnar`, or `coco` for the published one.
+
+    Raises:
+        ValueError: the columns or the records contradict each other.
+        OSError: nothing could be written.
+    """
+    check_name("layout", layout, LAYOUTS)
+    _check(features, path)
+    stored = pack(_unpacked(features)) if layout == "coco" else _columnar(features)
+    save_torch(stored, path)
+
+
+def json_bytes(value: Any) -> Tensor:
+    """(n,) uint8: `value` as JSON."""
+    try:
+        text = json.dumps(value, separators=(",", ":"))
+    except TypeError as error:
+        raise ValueError(f"a record cannot be written as JSON: {error}") from error
+    return torch.frombuffer(bytearray(text.encode("ascii")), dtype=torch.uint8)
+
+
+def _records(value: Sequence[Record] | Tensor) -> list[Record]:
+    return json.loads(value.numpy().tobytes()) if isinstance(value, Tensor) else list(value)
+
+
+def _caption_rows(images: list[Record], annotations: list[Record]) -> Tensor:
+    row_of = {image["id"]: row for row, image in enumerate(images)}
+    if len(row_of) < len(images):
+        counts = Counter(image["id"] for image in images)
+        twice = first_few(name for name, count in counts.items() if count > 1)
+        raise ValueError(f"image ids that occur more than once: {twice}")
+    dangling = [a["image_id"] for a in annotations if a["image_id"] not in row_of]
+    if dangling:
+        raise ValueError(
+            f"{len(dangling)} of {len(annotations)} annotations name images that are not listed "
+            f"(image_id {first_few(dict.fromkeys(dangling))})"
+        )
+    return torch.tensor([row_of[a["image_id"]] for a in annotations], dtype=torch.int64)
+
+
+def _check(features: FeatureFile, path: str | Path) -> None:
+    try:
+        rows = features.caption_rows
+    except KeyError as error:
+        raise ValueError(f"{path}: a record has no {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if len(rows) and (rows.min() < 0 or rows.max() >= features.num_images):
+        raise ValueError(f"{path}: captions name images beyond the {features.num_images} listed")
+    for columns, count, kind in (
+        (features.image_features, features.num_images, "images"),
+        (features.caption_features, len(rows), "captions"),
+    ):
+        for key, column in columns.items():
+            if column.ndim == 0 or len(column) != count:
+                shape = tuple(column.shape)
+                raise ValueError(
+                    f"{path}: {key!r} has shape {shape}, which does not fit {count} {kind}"
+                )
+
+
+def _columnar(features: FeatureFile) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "images": json_bytes(features.images),
+        "annotations": json_bytes(features.annotations),
+        "extra": json_bytes(features.extra),
+        "settings": json_bytes(features.settings),
+        "num_images": features.num_images,
+        "caption_rows": features.caption_rows.clone(),
+        "image_features": _storable(features.image_features),
+        "caption_features": _storable(features.caption_features),
+    }
+
+
+def _storable(columns: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Sorted by key, each alone in its storage: `torch.save` writes whole storages."""
+    return {key: _alone(columns[key]) for key in sorted(columns)}
+
+
+def _alone(column: Tensor) -> Tensor:
+    column = column.detach().contiguous()
+    whole = column.untyped_storage().nbytes() == column.numel() * column.element_size()
+    return column if whole else column.clone()
+
+
+def _read_columnar(stored: dict[str, Any], path: str | Path) -> FeatureFile:
+    if stored["format"] != FORMAT:
+        raise ValueError(f"{path} is not a feature file: its format is {stored['format']!r}")
+    if stored.get("version") != VERSION:
+        raise ValueError(
+            f"{path} has version {stored.get('version')} of the feature file; this program "
+            f"reads version {VERSION}. Use the release that wrote it, or extract again."
+        )
+    try:
+        features = FeatureFile(
+            stored["images"],
+            stored["annotations"],
+            stored["image_features"],
+            stored["caption_features"],
+            _parse(stored["settings"]),
+        )
+        features.extra = _parse(stored["extra"])
+        features.layout = "columnar"
+        features.num_images = int(stored["num_images"])
+        features.caption_rows = stored["caption_rows"]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path} is an incomplete feature file ({error!r})") from error
+    _check(features, path)
+    return features
+
+
+def _parse(value: Tensor) -> dict[str, Any]:
+    return json.loads(value.numpy().tobytes())
+
+
+def _unpacked(features: FeatureFile) -> Unpacked:
+    return Unpacked(
+        features.images,
+        features.annotations,
+        _storable(features.image_features),
+        _storable(features.caption_features),
+        features.extra,
+        features.settings,
+    )
+
+
+def _from_unpacked(content: Unpacked, path: str | Path) -> FeatureFile:
+    features = FeatureFile(
+        content.images,
+        content.annotations,
+        content.image_features,
+        content.caption_features,
+        content.settings,
+    )
+    features.extra, features.layout = content.extra, "coco"
+    _check(features, path)
+    return features
