@@ -80,13 +80,15 @@ class VisionBackbone(nn.Module):
         self, model: VisionTransformer | Eva, name: str, weights: str, offset_positions: bool
     ) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model  # timm's two classes share the attributes used here, not a type
         self.name = name
         self.weights = weights
         self.offset_positions = offset_positions
         self.embed_dim: int = model.embed_dim
-        self.num_heads: int = model.blocks[-1].attn.num_heads
-        self.patch_size: int = model.patch_embed.patch_size[0]
+        self.num_heads: int = self.model.blocks[-1].attn.num_heads
+        self.patch_size: int = self.model.patch_embed.patch_size[0]
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
 
@@ -284,9 +286,8 @@ def official_shapes(model: VisionTransformer | Eva) -> dict[str, tuple[int, ...]
     if not _is_dinov2(model):
         return shapes
     dim = model.embed_dim
-    swiglu = hasattr(model.blocks[0].mlp, "gate_layer") or model.blocks[0].mlp.fc1.out_features != (
-        model.blocks[0].mlp.fc2.in_features
-    )
+    mlp: Any = model.blocks[0].mlp
+    swiglu = mlp.fc1.out_features != mlp.fc2.in_features  # the giant model's feed-forward
     official: dict[str, tuple[int, ...]] = {"mask_token": (1, dim)}
     for name, shape in shapes.items():
         if name == "pos_embed":
@@ -302,7 +303,7 @@ def _create(name: str, pretrained: bool) -> VisionTransformer | Eva:
     if name == TOY:
         return create_toy()
     timm_name = SHORT_NAMES.get(name, name)
-    settings = {"num_classes": 0, "global_pool": "token", "dynamic_img_size": True}
+    settings: dict[str, Any] = {"num_classes": 0, "global_pool": "token", "dynamic_img_size": True}
     if "patch14_dinov2" in timm_name or "patch14_reg4_dinov2" in timm_name:
         settings["img_size"] = 518
     try:
