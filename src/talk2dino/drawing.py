@@ -1,0 +1,250 @@
+"""Pictures of a segmentation: class colours, indexed masks, overlays with a legend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+BACKGROUND_COLOUR = (0, 0, 0)
+"""Black, as in Pascal VOC: under a half transparent overlay the background is dimmed."""
+
+MAX_INDEXED = 256
+"""Labels that an indexed PNG can tell apart."""
+
+_NAMED_COLOURS = 256  # chosen as far apart as possible; more are distinct, but may look alike
+
+
+@dataclass(frozen=True)
+class LegendStyle:
+    """How an overlay is drawn."""
+
+    opacity: float = 0.5
+    """Share of the class colour in a coloured pixel, 0 to 1."""
+    font_size: int | None = None
+    """Height of the legend's text in pixels; None follows the size of the picture."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.opacity <= 1:
+            raise ValueError(f"opacity must lie between 0 and 1, found {self.opacity}.")
+        if self.font_size is not None and self.font_size < 1:
+            raise ValueError(f"font_size must be positive, found {self.font_size}.")
+
+
+def class_colours(count: int, background: bool = False) -> np.ndarray:
+    """Colours that are always the same and never repeat.
+
+    The first 256 are chosen one after the other as far as possible from all earlier ones, so few
+    classes get very different colours, and a class keeps its colour when others are added.
+
+    Args:
+        count: number of labels, the background included.
+        background: label 0 is the background and gets `BACKGROUND_COLOUR`.
+
+    Returns:
+        (count, 3) uint8 RGB.
+    """
+    if background:
+        named = class_colours(max(count - 1, 0))
+        return np.concatenate([np.array([BACKGROUND_COLOUR], dtype=np.uint8), named])[:count]
+    if count > 0xFFFFFF:
+        raise ValueError(f"there are no {count} different 8-bit colours.")
+    chosen = list(_distant_colours()[:count])
+    used = {*_distant_colours(), BACKGROUND_COLOUR}
+    step = 0
+    while len(chosen) < count:
+        step += 1
+        value = step * 0x9E3779B1 & 0xFFFFFF  # odd factor: visits every 24-bit colour once
+        colour = (value >> 16, value >> 8 & 255, value & 255)
+        if colour not in used:
+            chosen.append(colour)
+    return np.array(chosen, dtype=np.uint8).reshape(count, 3)
+
+
+def indexed_mask(labels: np.ndarray, colours: np.ndarray) -> Image.Image:
+    """A palette picture whose pixel values are the labels and which shows in class colours.
+
+    Args:
+        labels: (H, W) integers below `len(colours)`.
+        colours: (C, 3) uint8 RGB, at most 256 of them.
+    """
+    if len(colours) > MAX_INDEXED:
+        raise ValueError(
+            f"an indexed mask holds at most {MAX_INDEXED} classes, found {len(colours)}."
+        )
+    mask = Image.fromarray(labels.astype(np.uint8))
+    mask.putpalette(colours.tobytes())
+    return mask
+
+
+def draw_overlay(
+    image_rgb: Image.Image,
+    labels: np.ndarray,
+    names: Sequence[str],
+    colours: np.ndarray,
+    style: LegendStyle | None = None,
+) -> Image.Image:
+    """Colour a picture by label and put a legend with every name below it.
+
+    Args:
+        image_rgb: the picture, in its own size.
+        labels: (H, W) integers, one per pixel.
+        names: name of every label, in the order of the labels.
+        colours: (C, 3) uint8 RGB, one per name.
+
+    Returns:
+        An RGB picture; its top left corner is the coloured image, pixel by pixel.
+    """
+    style = style or LegendStyle()
+    height, width = labels.shape
+    if image_rgb.size != (width, height):
+        raise ValueError(f"image {image_rgb.size} and labels {(width, height)} differ in size.")
+    if len(names) != len(colours):
+        raise ValueError(f"{len(names)} names, but {len(colours)} colours.")
+    coloured = colour_pixels(np.asarray(image_rgb), labels, colours, style.opacity)
+    font_size = style.font_size or legend_font_size(width, height)
+    legend = draw_legend(names, colours, width, font_size)
+    canvas = Image.new("RGB", (max(width, legend.width), height + legend.height), "white")
+    canvas.paste(Image.fromarray(coloured), (0, 0))
+    canvas.paste(legend, (0, height))
+    return canvas
+
+
+def colour_pixels(
+    image_rgb: np.ndarray, labels: np.ndarray, colours: np.ndarray, opacity: float
+) -> np.ndarray:
+    """Mix (H, W, 3) uint8 pixels with the colours of their labels; class borders stand out."""
+    painted = colours[labels]
+    # Rounded mixing in integers: a large photograph as float would take four times the memory.
+    share = round(opacity * 256)
+    mixed = (image_rgb.astype(np.uint16) * (256 - share) + painted.astype(np.uint16) * share) >> 8
+    result = mixed.astype(np.uint8)
+    if 0 < opacity < 1:
+        borders = _borders(labels)
+        result[borders] = painted[borders]
+    return result
+
+
+def legend_font_size(width: int, height: int) -> int:
+    """A text height that can be read when the picture is shown at screen size."""
+    return int(min(max(14, max(width, height) / 45), 160))
+
+
+def draw_legend(
+    names: Sequence[str], colours: np.ndarray, width: int, font_size: int
+) -> Image.Image:
+    """A white strip of entries, a coloured square with a name each, wrapped into lines.
+
+    Args:
+        names: one per entry; a name too long for a line is broken.
+        colours: (C, 3) uint8 RGB.
+        width: the width to fill; a narrow picture gets a wider legend.
+        font_size: height of the text in pixels.
+
+    Returns:
+        An RGB picture at least `width` wide, of height 0 without names.
+    """
+    font = legend_font(font_size)
+    width = max(width, 18 * font_size)
+    gap = font_size // 2
+    line_height = round(font_size * 1.5)
+    text_left = gap + font_size + font_size // 3  # from an entry's left edge: margin, square, space
+    entries = [wrap_text(name, font, width - text_left - gap) for name in names]
+
+    places, x, y, row_height = [], 0, gap, 0
+    for lines in entries:
+        entry_width = text_left + round(max(font.getlength(line) for line in lines)) + gap
+        if x and x + entry_width > width:
+            x, y, row_height = 0, y + row_height, 0
+        places.append((x, y))
+        x += entry_width
+        row_height = max(row_height, line_height * len(lines))
+
+    strip = Image.new("RGB", (width, y + row_height + gap if names else 0), "white")
+    draw = ImageDraw.Draw(strip)
+    for (x, y), lines, colour in zip(places, entries, colours, strict=True):
+        left, top = x + gap, y + (line_height - font_size) // 2
+        box = (left, top, left + font_size - 1, top + font_size - 1)
+        draw.rectangle(box, fill=tuple(int(c) for c in colour), outline=(90, 90, 90))
+        for index, line in enumerate(lines):
+            middle = y + index * line_height + line_height // 2
+            draw.text((x + text_left, middle), line, fill=(20, 20, 20), font=font, anchor="lm")
+    return strip
+
+
+def wrap_text(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
+    """Break `text` into lines of at most `width` pixels: at spaces, inside a word if need be."""
+    lines, line = [], ""
+    for word in text.split(" "):
+        longer = f"{line} {word}" if line else word
+        if font.getlength(longer) <= width:
+            line = longer
+            continue
+        if line:
+            lines.append(line)
+        line = ""
+        for character in word:
+            if line and font.getlength(line + character) > width:
+                lines.append(line)
+                line = ""
+            line += character
+    return [*lines, line]
+
+
+def legend_font(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which comes with matplotlib: Latin, Greek, Cyrillic and more."""
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    return ImageFont.truetype(str(path), size)
+
+
+def _borders(labels: np.ndarray) -> np.ndarray:
+    """(H, W) bool: the label differs from the one to the right or below."""
+    borders = np.zeros(labels.shape, dtype=bool)
+    borders[:, :-1] |= labels[:, :-1] != labels[:, 1:]
+    borders[:-1] |= labels[:-1] != labels[1:]
+    return borders
+
+
+@lru_cache(maxsize=1)
+def _distant_colours() -> tuple[tuple[int, int, int], ...]:
+    """Colours found by taking, again and again, the candidate farthest from all taken ones."""
+    levels = np.arange(0, 256, 17)
+    candidates = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1)
+    candidates = candidates.reshape(-1, 3)
+    places = _oklab(candidates)
+    readable = (places[:, 0] > 0.42) & (places[:, 0] < 0.93)
+    candidates, places = candidates[readable], places[readable]
+    first = np.array([230, 25, 75])  # a strong red; then as far as possible from greys and it
+    taken = _oklab(np.array([(0, 0, 0), (128, 128, 128), (255, 255, 255), first]))
+    distance = np.linalg.norm(places[:, None] - taken[None], axis=-1).min(axis=1)
+    colours = [first]
+    while len(colours) < _NAMED_COLOURS:
+        farthest = int(distance.argmax())
+        colours.append(candidates[farthest])
+        distance = np.minimum(distance, np.linalg.norm(places - places[farthest], axis=-1))
+    return tuple((int(r), int(g), int(b)) for r, g, b in colours)
+
+
+def _oklab(rgb: np.ndarray) -> np.ndarray:
+    """(N, 3) RGB in 0..255 to OKLab (Ottosson 2020), where distance is visible difference."""
+    share = rgb / 255.0
+    linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
+    cones = linear @ np.array(
+        [
+            [0.4122214708, 0.2119034982, 0.0883024619],
+            [0.5363325363, 0.6806995451, 0.2817188376],
+            [0.0514459929, 0.1073969566, 0.6299787005],
+        ]
+    )
+    return np.cbrt(cones) @ np.array(
+        [
+            [0.2104542553, 1.9779984951, 0.0259040371],
+            [0.7936177850, -2.4285922050, 0.7827717662],
+            [-0.0040720468, 0.4505937099, -0.8086757660],
+        ]
+    )
