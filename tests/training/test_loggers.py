@@ -50,7 +50,7 @@ def test_a_wandb_that_cannot_start_says_what_to_do(tmp_path, monkeypatch):
     fake.__spec__ = types.SimpleNamespace()
     fake.init = init
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    with pytest.raises(RuntimeError, match="api_key not configured.*wandb login"):
+    with pytest.raises(RuntimeError, match=r"api_key not configured.*wandb login"):
         open_logger("wandb", tmp_path / "w.pth", {})
 
 
