@@ -80,13 +80,14 @@ class VisionBackbone(nn.Module):
         self, model: VisionTransformer | Eva, name: str, weights: str, offset_positions: bool
     ) -> None:
         super().__init__()
-        self.model: Any = model  # timm's two classes share the attributes used here, not a type
+        timm_model: Any = model  # timm's two classes share the attributes used here, not a type
+        self.model = timm_model
         self.name = name
         self.weights = weights
         self.offset_positions = offset_positions
         self.embed_dim: int = model.embed_dim
-        self.num_heads: int = self.model.blocks[-1].attn.num_heads
-        self.patch_size: int = self.model.patch_embed.patch_size[0]
+        self.num_heads: int = timm_model.blocks[-1].attn.num_heads
+        self.patch_size: int = timm_model.patch_embed.patch_size[0]
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
