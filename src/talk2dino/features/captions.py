@@ -1,0 +1,169 @@
+"""What is to be extracted: images with their captions, from every kind of input we accept.
+
+* a COCO captions JSON;
+* a feature file, ours or the published layout (its features are carried along);
+* a folder or pattern of web tars: `jpg` + `json` members (CC3M, CC12M);
+* a folder or pattern of our own feature shards.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from talk2dino.features.keys import first_few
+from talk2dino.features.shards import read_shards
+from talk2dino.features.sources import ImageSource, image_source
+from talk2dino.features.store import FeatureFile, read_features
+from talk2dino.features.tars import first_suffix, is_tar_input, list_tars, read_web_samples
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Images and captions to work on."""
+
+    features: FeatureFile
+    """The records, with the features the input holds already."""
+    sources: list[ImageSource]
+    """Where each image is, in the order of `features.images`; empty for captions only."""
+
+
+class CaptionInput:
+    """An input that can be taken as a whole or in splits.
+
+    Files are split by image, tars by tar; both contiguously.
+
+    Args:
+        path: see the module's list.
+        data_dir: folder of the images that records name.
+        need_images: whether the images themselves will be read.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+    """
+
+    def __init__(
+        self, path: str | Path, data_dir: str | Path = "", need_images: bool = True
+    ) -> None:
+        self.path, self.data_dir, self.need_images = Path(path), data_dir, need_images
+        self.tars = list_tars(path) if is_tar_input(path) else []
+        self._whole: FeatureFile | None = None
+        if not self.tars and not self.path.is_file():
+            raise FileNotFoundError(f"{path}: no such file or folder")
+
+    def split(self, number: int, count: int) -> Collection:
+        """Split `number` of `count`; (0, 1) is everything.
+
+        Raises:
+            ValueError: the input is damaged, empty or contradicts itself.
+        """
+        collection = self._tar_split(number, count) if self.tars else self._row_split(number, count)
+        _check(collection.features, self.path)
+        return collection
+
+    def _row_split(self, number: int, count: int) -> Collection:
+        if self._whole is None:
+            self._whole = _read_file(self.path)
+        whole = self._whole
+        start, stop = _bounds(number, count, whole.num_images, f"images of {self.path}")
+        features = whole.select(torch.arange(start, stop))
+        return Collection(features, self._sources(features))
+
+    def _tar_split(self, number: int, count: int) -> Collection:
+        start, stop = _bounds(number, count, len(self.tars), f"tars of {self.path}")
+        if first_suffix(self.tars[start]) == "pth":
+            features = read_shards(self.tars[start:stop])
+            return Collection(features, self._sources(features))
+        samples = read_web_samples(list(enumerate(self.tars))[start:stop])
+        if not samples.images:
+            raise ValueError(f"{self.path}: the tars hold no samples")
+        features = FeatureFile(samples.images, samples.annotations)
+        return Collection(features, samples.sources)
+
+    def _sources(self, features: FeatureFile) -> list[ImageSource]:
+        if not self.need_images:
+            return []
+        return [image_source(image, self.data_dir) for image in features.images]
+
+
+def read_coco(path: str | Path) -> FeatureFile:
+    """Read a COCO captions file; everything beside images and annotations is kept as `extra`.
+
+    Raises:
+        ValueError: it is not JSON, or is no COCO captions file.
+    """
+    text = Path(path).read_bytes()
+    if not text.strip():
+        raise ValueError(f"{path} is empty ({len(text)} bytes)")
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is no COCO captions file: it holds a {type(content).__name__}")
+    for name in ("images", "annotations"):
+        if not isinstance(content.get(name), list):
+            found = first_few(content, 8) or "nothing"
+            raise ValueError(
+                f"{path} is no COCO captions file: it has no list {name!r} (found: {found})"
+            )
+        if not content[name]:
+            raise ValueError(f"{path} lists no {name}")
+    features = FeatureFile(content.pop("images"), content.pop("annotations"))
+    features.extra = content
+    return features
+
+
+def _read_file(path: Path) -> FeatureFile:
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start[:2] == b"PK" or start[:1] == b"\x80" or path.suffix in (".pth", ".pt"):
+        return read_features(path)
+    return read_coco(path)
+
+
+def _bounds(number: int, count: int, total: int, what: str) -> tuple[int, int]:
+    if count > total:
+        raise ValueError(f"--n_in_splits {count} is more than the {total} {what}")
+    return total * number // count, total * (number + 1) // count
+
+
+def _check(features: FeatureFile, path: Path) -> None:
+    """Every record usable, every annotation with its image; lone images are counted."""
+    _check_records(features.images, ("id",), f"{path}: image")
+    _check_records(features.annotations, ("id", "image_id", "caption"), f"{path}: annotation")
+    ids = Counter(annotation["id"] for annotation in features.annotations)
+    if len(ids) < len(features.annotations):
+        twice = first_few(name for name, count in ids.items() if count > 1)
+        raise ValueError(f"{path}: annotation ids that occur more than once: {twice}")
+    for annotation in features.annotations:
+        if not isinstance(annotation["caption"], str):
+            raise ValueError(
+                f"{path}: the caption of annotation {annotation['id']} is "
+                f"{annotation['caption']!r}, not text"
+            )
+    try:
+        rows = features.caption_rows
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    lone = features.num_images - len(rows.unique())
+    if lone:
+        logger.warning("%s: %d of %d images have no caption", path, lone, features.num_images)
+
+
+def _check_records(records: list[Any], keys: tuple[str, ...], where: str) -> None:
+    for row, record in enumerate(records):
+        if not isinstance(record, dict):
+            raise ValueError(f"{where} {row} is not a record but {record!r}")
+        for key in keys:
+            if key not in record:
+                hint = " Is this a captions file?" if key == "caption" else ""
+                raise ValueError(f"{where} {record.get('id', row)} has no {key!r}.{hint}")

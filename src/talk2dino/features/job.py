@@ -1,0 +1,260 @@
+"""One run of an extraction command: which files it makes, and where its unfinished work is kept.
+
+The work folder `<first output>.parts` exists from the start to the end of a run. It holds the
+settings, the finished rows of the split at work, and `<split>.done` for every written split.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from talk2dino.features.parts import Parts
+from talk2dino.features.shards import shard_paths, write_shards
+from talk2dino.features.store import FeatureFile, write_features
+from talk2dino.files import check_folder_writable
+
+SETTINGS = "settings.json"
+
+
+@dataclass(frozen=True)
+class Division:
+    """How a run is divided into splits and numbered; the published flags of the same names."""
+
+    n_in_splits: int = 1
+    """Contiguous splits of the input, one output each."""
+    in_batch_offset: int = 0
+    """First split that is worked on."""
+    out_offset: int = 0
+    """Added to the number in `<stem>_<number>.pth`, or to the number of every shard."""
+    n_shards: int = 0
+    """Shards per split; 0 writes `.pth` files."""
+
+    def __post_init__(self) -> None:
+        if self.n_in_splits < 1 or self.n_shards < 0:
+            raise ValueError("--n_in_splits and --n_shards must be at least 1")
+        if not 0 <= self.in_batch_offset < self.n_in_splits:
+            raise ValueError(
+                f"--in_batch_offset {self.in_batch_offset}: with --n_in_splits "
+                f"{self.n_in_splits} the splits are 0 to {self.n_in_splits - 1}"
+            )
+        if self.out_offset < 0:
+            raise ValueError(f"--out_offset must not be negative, got {self.out_offset}")
+
+
+@dataclass(frozen=True)
+class Output:
+    """The file, or the shards, that one split becomes."""
+
+    split: int
+    """Number of the split."""
+    files: tuple[Path, ...]
+    """What is written."""
+    layout: str | None = None
+    """Layout of a `.pth`; None is that of the input. Without meaning for shards."""
+
+    @property
+    def sharded(self) -> bool:
+        """Whether shards are written rather than one `.pth`."""
+        return self.files[0].suffix == ".tar"
+
+    def write(self, features: FeatureFile, scratch: Path) -> None:
+        """Write everything, each file atomically.
+
+        Args:
+            features: the whole split.
+            scratch: a folder on the same disk for the unfinished file.
+
+        Raises:
+            RuntimeError: it could not be written; `scratch` and older files are untouched.
+        """
+        try:
+            if self.sharded:
+                write_shards(features, self.files)
+                return
+            unfinished = scratch / "result.pth"
+            layout = self.layout or features.layout or "columnar"
+            write_features(features, unfinished, layout)
+            self.files[0].parent.mkdir(parents=True, exist_ok=True)
+            os.replace(unfinished, self.files[0])
+        except (OSError, RuntimeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise RuntimeError(
+                f"{self.files[0]}: could not write ({reason}). The features are kept in {scratch}; "
+                "once there is room, run the same command again to go on."
+            ) from error
+
+
+def plan_outputs(path: Path, division: Division, layout: str | None = None) -> list[Output]:
+    """The outputs of a run, in order.
+
+    Args:
+        path: the `.pth` file; or the folder of the shards.
+        division: splits and numbers.
+        layout: of `.pth` files; None for that of the input.
+    """
+    outputs = []
+    for split in range(division.in_batch_offset, division.n_in_splits):
+        if division.n_shards:
+            first = division.out_offset + split * division.n_shards
+            files = tuple(shard_paths(path, division.n_shards, first))
+        elif division.n_in_splits == 1 and division.out_offset == 0:
+            files = (path,)
+        else:
+            number = split + division.out_offset
+            files = (path.with_name(f"{path.stem}_{number}{path.suffix}"),)
+        outputs.append(Output(split, files, layout))
+    return outputs
+
+
+class Job:
+    """The work folder of a run.
+
+    Args:
+        outputs: what the run makes.
+        settings: everything that decides the bytes of the outputs, as plain JSON data.
+        overwrite: replace existing outputs; drop unfinished work made with other settings.
+        in_place: the output is the input, which is completed and then replaced.
+
+    Raises:
+        FileExistsError: an output is there already.
+        ValueError: the work folder was made with other settings.
+        RuntimeError: another process is at work in it.
+    """
+
+    def __init__(
+        self,
+        outputs: Sequence[Output],
+        settings: dict[str, Any],
+        overwrite: bool = False,
+        in_place: bool = False,
+    ) -> None:
+        self.outputs = list(outputs)
+        first = self.outputs[0].files[0]
+        self.folder = first.with_name(f"{first.name}.parts")
+        self._overwrite = overwrite
+        settings = json.loads(json.dumps(settings))
+        known = _read_settings(self.folder / SETTINGS)
+        differing = _differences(known, settings) if known is not None else ""
+        if differing and not overwrite:
+            raise ValueError(
+                f"{self.folder} holds unfinished work with other settings ({differing}). Use the "
+                "same settings to go on, or pass --overwrite to start anew."
+            )
+        if known is None and not overwrite and not in_place:
+            self._check_absent()
+        check_folder_writable(first.parent)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(self.folder / "lock")
+        if known is None or differing:
+            self._clear()
+            unfinished = self.folder / f"{SETTINGS}.tmp"
+            unfinished.write_text(json.dumps(settings, indent=1))
+            os.replace(unfinished, self.folder / SETTINGS)
+
+    def pending(self) -> list[Output]:
+        """The outputs that are not written yet."""
+        return [output for output in self.outputs if not self._done(output).exists()]
+
+    def parts(self, output: Output, fingerprint: str) -> Parts:
+        """Where the rows of `output` are collected; finished rows of a killed run are there.
+
+        Args:
+            output: one of the outputs.
+            fingerprint: identifies what the rows are made of.
+        """
+        folder = self.folder / f"split{output.split:05d}"
+        try:
+            return Parts(folder, fingerprint)
+        except ValueError:
+            if not self._overwrite:
+                raise
+        shutil.rmtree(folder)
+        return Parts(folder, fingerprint)
+
+    def finish(self, output: Output, parts: Parts, failures: Sequence[str] = ()) -> None:
+        """Note that `output` is written and what it lacks, and drop its rows."""
+        unfinished = self.folder / "done.tmp"
+        unfinished.write_text(json.dumps(list(failures)))
+        os.replace(unfinished, self._done(output))
+        parts.remove()
+
+    def failures(self) -> list[str]:
+        """What the written outputs lack, over all runs of this job."""
+        done = [self._done(output) for output in self.outputs]
+        return [line for path in done if path.is_file() for line in json.loads(path.read_text())]
+
+    def close(self, remove: bool = False) -> None:
+        """End the run; with `remove` the work folder goes (nothing in it is needed any more)."""
+        if remove:
+            # The settings go last: a kill before that leaves a job that is known to be done.
+            for folder in self.folder.glob("split*/"):
+                shutil.rmtree(folder)
+            (self.folder / SETTINGS).unlink()
+            shutil.rmtree(self.folder)
+        if self._lock:
+            self._lock.close()
+
+    def _done(self, output: Output) -> Path:
+        return self.folder / f"split{output.split:05d}.done"
+
+    def _check_absent(self) -> None:
+        for output in self.outputs:
+            for path in output.files:
+                if path.exists():
+                    raise FileExistsError(
+                        f"{path} exists already. Choose another name or pass --overwrite."
+                    )
+
+    def _clear(self) -> None:
+        for path in self.folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != "lock":
+                path.unlink()
+
+
+def _read_settings(path: Path) -> dict[str, Any] | None:
+    """Settings of unfinished work; None if there is none (they are written before any work)."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged. Delete the folder {path.parent}.") from error
+
+
+def _differences(known: dict[str, Any], wanted: dict[str, Any]) -> str:
+    return "; ".join(
+        f"{key}: {known.get(key)} there, {wanted.get(key)} asked for"
+        for key in sorted(known.keys() | wanted.keys())
+        if known.get(key) != wanted.get(key)
+    )
+
+
+def _lock(path: Path) -> TextIO | None:
+    """Hold `path` until closed or killed. Worker processes do not inherit this kind of lock."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    file = path.open("w")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise RuntimeError(
+                f"another process is at work in {path.parent}. Wait for it or stop it first."
+            ) from error
+        with suppress(OSError):  # a file system without locks
+            path.unlink()
+        return None
+    return file

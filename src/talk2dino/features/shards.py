@@ -1,0 +1,123 @@
+"""Feature shards: tars with one `<annotation id>.pth` per caption, for the webdataset library.
+
+A member is a flat dict: the annotation's record (`id`, `image_id`, `caption`, ...), its image's
+record under `image`, what made the features under `settings`, and every feature of the caption and
+of its image under the key's name.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from talk2dino.features.keys import IMAGE_KEYS, first_few
+from talk2dino.features.store import FeatureFile
+from talk2dino.files import atomic_path
+
+
+def shard_paths(folder: str | Path, count: int, first: int = 0) -> list[Path]:
+    """`shard00000.tar`, ... : `count` names from number `first` on."""
+    return [Path(folder) / f"shard{number:05d}.tar" for number in range(first, first + count)]
+
+
+def write_shards(
+    features: FeatureFile, paths: Sequence[Path], advance: Callable[[int], None] | None = None
+) -> None:
+    """Divide the captions contiguously and evenly over the tars; each is written atomically.
+
+    Args:
+        features: what to write. Images without captions have no place in shards.
+        paths: the tars; existing ones are replaced. Equal contents give equal bytes.
+        advance: called with the number of captions written.
+    """
+    captions = len(features.annotations)
+    for number, path in enumerate(paths):
+        start, stop = captions * number // len(paths), captions * (number + 1) // len(paths)
+        with atomic_path(path) as temporary, tarfile.open(temporary, "w") as tar:
+            for row in range(start, stop):
+                data = _member(features, row)
+                info = tarfile.TarInfo(f"{features.annotations[row]['id']}.pth")  # time stamp 0
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+        if advance:
+            advance(stop - start)
+
+
+def read_shards(tars: Sequence[Path]) -> FeatureFile:
+    """Read feature shards back into columns, in memory.
+
+    Raises:
+        ValueError: a tar or member is damaged, holds code, or the members do not fit together.
+    """
+    members = [member for tar in tars for member in _read_members(tar)]
+    if not members:
+        raise ValueError(f"{first_few(tars)}: the shards hold no captions")
+    tensors = {key for key, value in members[0].items() if isinstance(value, Tensor)}
+    for member in members:
+        if {key for key, value in member.items() if isinstance(value, Tensor)} != tensors:
+            raise ValueError(
+                f"the shards differ in their features: caption {members[0]['id']} holds "
+                f"{first_few(sorted(tensors), 9)}, caption {member['id']} does not"
+            )
+    first_of_image: dict[Any, dict[str, Any]] = {}
+    for member in members:
+        first_of_image.setdefault(member["image_id"], member)
+    owners = list(first_of_image.values())
+    image_keys = sorted(tensors & IMAGE_KEYS.keys())
+    return FeatureFile(
+        [member["image"] for member in owners],
+        [
+            {k: v for k, v in member.items() if k not in tensors and k not in ("image", "settings")}
+            for member in members
+        ],
+        {key: _stack(owners, key) for key in image_keys},
+        {key: _stack(members, key) for key in sorted(tensors - IMAGE_KEYS.keys())},
+        members[0].get("settings"),
+    )
+
+
+def _member(features: FeatureFile, row: int) -> bytes:
+    image_row = int(features.caption_rows[row])
+    member: dict[str, Any] = {**features.annotations[row], "image": features.images[image_row]}
+    member["settings"] = features.settings
+    for columns, place in ((features.image_features, image_row), (features.caption_features, row)):
+        for key in sorted(columns):
+            member[key] = columns[key][place].clone()  # a view would take its whole column along
+    buffer = io.BytesIO()
+    torch.save(member, buffer)
+    return buffer.getvalue()
+
+
+def _read_members(tar: Path) -> list[dict[str, Any]]:
+    try:
+        with tarfile.open(tar, "r:") as archive:
+            files = [info for info in archive if info.isfile()]
+            return [_load(archive.extractfile(info), f"{info.name} of {tar}") for info in files]
+    except tarfile.TarError as error:
+        raise ValueError(f"{tar} is damaged or is not an uncompressed tar ({error})") from error
+
+
+def _load(file: Any, name: str) -> dict[str, Any]:
+    try:
+        member = torch.load(io.BytesIO(file.read()), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        raise ValueError(f"{name} is damaged or holds more than tensors and plain data") from error
+    missing = [k for k in ("id", "image_id", "caption", "image") if k not in member]
+    if missing:
+        raise ValueError(f"{name} is not a caption of a feature shard: it has no {missing[0]!r}")
+    return member
+
+
+def _stack(members: list[dict[str, Any]], key: str) -> Tensor:
+    shapes = Counter(tuple(member[key].shape) for member in members)
+    if len(shapes) > 1:
+        raise ValueError(f"the shards differ in the shape of {key!r}: {first_few(shapes)}")
+    return torch.stack([member[key] for member in members])
