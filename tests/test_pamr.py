@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from literal.pamr import pamr as literal_pamr
 
 from talk2dino.pamr import affinities, pamr
+from tests.literal.pamr import pamr as literal_pamr
 
 
 def inputs(batch=1, classes=3, height=20, width=27, dtype=torch.float32):

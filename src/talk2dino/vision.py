@@ -250,7 +250,7 @@ def load_vision(
             state = read_state_dict(weights)
         else:
             state = seeded_state(seed, official_shapes(model))
-        load_strict(model, _to_timm(state, model), weights)
+        load_strict(model, to_timm(state, model), weights)
     return as_backbone(model, name, weights).to(device)
 
 
@@ -330,7 +330,7 @@ def _is_dinov2(model: VisionTransformer | Eva) -> bool:
     return model.patch_embed.grid_size == (37, 37) and hasattr(model.blocks[0].ls1, "gamma")
 
 
-def _to_timm(state: dict[str, Tensor], model: VisionTransformer | Eva) -> dict[str, Tensor]:
+def to_timm(state: dict[str, Tensor], model: VisionTransformer | Eva) -> dict[str, Tensor]:
     """An official or timm state dict under timm's names; a classifier head is dropped."""
     convert = eva if isinstance(model, Eva) else vision_transformer
     with contextlib.redirect_stdout(io.StringIO()):  # timm prints while it probes for biases
