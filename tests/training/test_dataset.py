@@ -60,7 +60,7 @@ def test_token_level_text_comes_with_its_mask_and_end_positions(tiny_features):
     choice = choose_features(ProjectionConfig(), text="clip_txt_out_tokens")
     batch = only_batch(StoredPairs(features, choice, "f.pth"), [2, 5])
     mask = features.caption_features["text_input_mask"][[2, 5]]
-    assert batch.text.shape == (2, 7, 5)
+    assert batch.text.shape == (2, 7, 64)
     assert torch.equal(batch.extras["text_input_mask"], mask)
     assert torch.equal(batch.extras["text_argmax"], mask.sum(dim=1) - 1)
 
@@ -139,10 +139,10 @@ def test_features_that_do_not_go_with_the_model_are_refused(config, visual, text
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"dino_embed_dim": 768, "clip_embed_dim": 5}, "dino_embed_dim: 768.* image .*have 6"),
-        ({"dino_embed_dim": 6}, "clip_embed_dim: 512, but the text .*have 5"),
+        ({"dino_embed_dim": 768, "clip_embed_dim": 64}, "dino_embed_dim: 768.* image .*have 6"),
+        ({"dino_embed_dim": 6}, "clip_embed_dim: 512, but the text .*have 64"),
         (
-            {"dino_embed_dim": 6, "clip_embed_dim": 5, "weight_attn_heads": "static"},
+            {"dino_embed_dim": 6, "clip_embed_dim": 64, "weight_attn_heads": "static"},
             "num_attn_head: 16, but the attention map .*have 3",
         ),
     ],

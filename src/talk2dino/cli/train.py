@@ -1,0 +1,218 @@
+"""`train.py`: train a projection on stored features, or straight from images."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from talk2dino.cli.entry import DONE, Command, run_command
+from talk2dino.config import load_recipe
+
+TEXT_CHOICES = "ann_feats, clip_txt_out_tokens[_avg], clip_second_last_out, bert-base_features"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    return run_command(COMMAND, argv)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of section 6; `--model` and `--model_config` are the same one."""
+    data = parser.add_argument_group("data")
+    _recipe = "recipe of the projection: a file of configs/"
+    data.add_argument("--model", "--model_config", required=True, metavar="YAML", help=_recipe)
+    data.add_argument(
+        "--train_dataset",
+        required=True,
+        metavar="PATH",
+        help="a feature file, feature shards, or images with captions (COCO JSON, tars)",
+    )
+    data.add_argument("--val_dataset", metavar="PATH", help="the same, for the validation loss")
+    data.add_argument("--test_dataset", metavar="PATH", help="the same, for retrieval at the end")
+    data.add_argument(
+        "--feature_name",
+        metavar="NAME",
+        help="image feature (default: disentangled_self_attn, or patch_tokens where the recipe "
+        "has weight_attn_heads); validation then uses avg_self_attn_out",
+    )
+    data.add_argument(
+        "--text_features",
+        metavar="NAME",
+        help=f"text feature: {TEXT_CHOICES} (default: ann_feats, or what CLIPLastLayer needs)",
+    )
+    _add_optimisation(parser.add_argument_group("optimisation; the recipe has the rest"))
+    _add_outputs(parser.add_argument_group("outputs"))
+    _add_images(parser.add_argument_group("images instead of features; the recipe has defaults"))
+
+
+def _add_optimisation(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--optimizer", default="Adam", metavar="NAME", help="Adam or AdamW")
+    group.add_argument("--weight_decay", type=float, default=0.05, help="of AdamW")
+    group.add_argument(
+        "--scheduler",
+        default="linear",
+        metavar="NAME",
+        help="linear (constant after the warm-up) or cosine (falls to 0)",
+    )
+    group.add_argument(
+        "--warmup", type=int, default=0, metavar="STEPS", help="linear rise from lr/STEPS"
+    )
+    group.add_argument("--seed", type=int, default=123, help="of weights, order and sampling")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<i> or mps")
+
+
+def _add_outputs(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--out", type=Path, metavar="PTH", help="weights (default: weights/<recipe>[_<pedix>].pth)"
+    )
+    group.add_argument("--name_pedix", default="", help="ending of the default name")
+    group.add_argument("--overwrite", action="store_true", help="replace existing weights")
+    group.add_argument(
+        "--resume", action="store_true", help="go on with an interrupted training, if there is one"
+    )
+    group.add_argument(
+        "--checkpoint_seconds",
+        type=float,
+        default=60.0,
+        help="save the state this often within an epoch; every epoch's end is saved",
+    )
+    group.add_argument("--logger", default="none", help="none, tensorboard or wandb")
+    group.add_argument("--use_wandb", action="store_true", help="the same as --logger wandb")
+    group.add_argument(
+        "--save_head_activations",
+        action="store_true",
+        help="write the head chosen for each caption in the last epoch, as JSON",
+    )
+
+
+def _add_images(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--data_dir", default="../coco/", help="where the image files are")
+    group.add_argument("--resize_dim", type=int, metavar="PX", help="short side after resizing")
+    group.add_argument("--crop_dim", type=int, metavar="PX", help="side of the centre crop")
+    group.add_argument("--vision_weights", metavar="W", help="pretrained, a path, or seeded:<n>")
+    group.add_argument("--text_weights", metavar="W", help="pretrained, a path, or seeded:<n>")
+    group.add_argument(
+        "--workers", type=int, default=min(8, os.cpu_count() or 1), help="decoding processes"
+    )
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raise for wrong arguments; see `check_job`."""
+    from talk2dino.training.job import check_job
+
+    if args.use_wandb and args.logger not in ("none", "wandb"):
+        raise ValueError(f"--use_wandb contradicts --logger {args.logger}: pass one of them")
+    check_job(_job(args))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, and say what was written."""
+    from talk2dino.training.history import EpochRecord
+    from talk2dino.training.job import train_projection
+    from talk2dino.training.outputs import Outputs
+
+    job = _job(args)
+
+    def on_epoch(record: EpochRecord) -> None:
+        validation = "" if record.val_loss is None else f"  validation {record.val_loss:.6g}"
+        epochs = job.loop.train.num_epochs
+        print(f"epoch {record.epoch}/{epochs}  train {record.train_loss:.6g}{validation}")
+
+    result = train_projection(job, _progress, on_epoch)
+    if result is None:
+        print(f"{job.out} is complete: nothing to resume")
+        return DONE
+    if result.best_epoch is not None:
+        print(f"kept the weights of epoch {result.best_epoch}, the lowest validation loss")
+    if result.retrieval is not None:
+        print(f"text to image: {result.retrieval.text_to_image}")
+        print(f"image to text: {result.retrieval.image_to_text}")
+    outputs = Outputs(job.out)
+    print(f"weights: {outputs.weights}  losses: {outputs.losses}, {outputs.plot}")
+    return DONE
+
+
+def _job(args: argparse.Namespace):  # type: ignore[no-untyped-def]  # torch stays unimported
+    from talk2dino.training.job import TrainJob
+    from talk2dino.training.loop import LoopSettings
+    from talk2dino.training.outputs import default_weights
+    from talk2dino.training.sources import ImageOptions
+
+    recipe = load_recipe(args.model)
+    overrides = {
+        key: getattr(args, key)
+        for key in ("resize_dim", "crop_dim", "vision_weights", "text_weights")
+        if getattr(args, key) is not None
+    }
+    return TrainJob(
+        recipe=recipe,
+        train_dataset=args.train_dataset,
+        val_dataset=args.val_dataset,
+        test_dataset=args.test_dataset,
+        feature_name=args.feature_name,
+        text_features=args.text_features,
+        out=args.out or default_weights(args.model, args.name_pedix),
+        loop=LoopSettings(
+            recipe.train,
+            args.optimizer,
+            args.weight_decay,
+            args.scheduler,
+            args.warmup,
+            args.seed,
+        ),
+        images=ImageOptions(
+            replace(recipe.features, **overrides), Path(args.data_dir), args.workers
+        ),
+        device=args.device,
+        logger="wandb" if args.use_wandb else args.logger,
+        save_heads=args.save_head_activations,
+        overwrite=args.overwrite,
+        resume=args.resume,
+        checkpoint_seconds=args.checkpoint_seconds,
+        command=_command_line(args),
+    )
+
+
+def _command_line(args: argparse.Namespace) -> str:
+    """A command that makes the same weights: every flag that is not at its default."""
+    parser, words = COMMAND.parser(), ["python", "train.py"]
+    for name, value in vars(args).items():
+        passing = ("resume", "overwrite", "debug", "verbose")
+        if value != parser.get_default(name) and name not in passing:
+            words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return shlex.join(words)
+
+
+def _progress(steps: Iterable[int], epoch: int, total: int) -> Iterable[int]:
+    """A bar for one epoch, if someone is looking."""
+    from tqdm import tqdm
+
+    remaining = list(steps)
+    return tqdm(
+        remaining,
+        desc=f"epoch {epoch}",
+        total=total,
+        initial=total - len(remaining),
+        unit="step",
+        leave=False,
+        disable=None,
+    )
+
+
+COMMAND = Command(
+    name="train",
+    summary="Train a projection from captions to image patches.",
+    example="python train.py --model configs/vitb_mlp_infonce.yaml "
+    "--train_dataset ../coco2014_b14/train.pth --val_dataset ../coco2014_b14/val.pth",
+    add_arguments=add_arguments,
+    check=check,
+    run=run,
+)
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,275 @@
+"""One training from its arguments to its files: what `train.py` does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from talk2dino.config import FeatureConfig, ProjectionConfig, Recipe
+from talk2dino.devices import resolve_device
+from talk2dino.files import atomic_path, save_torch
+from talk2dino.projection import CLIPLastLayer, Projection, build_projection, load_projection
+from talk2dino.text import check_text, is_bert, load_text
+from talk2dino.training.dataset import FeatureChoice, Pairs, check_widths, choose_features
+from talk2dino.training.embed import (
+    check_heads_recorded,
+    check_retrieval,
+    chosen_heads,
+    embed_pairs,
+)
+from talk2dino.training.history import EpochRecord, plot_losses, write_losses
+from talk2dino.training.loggers import check_logger, open_logger
+from talk2dino.training.loop import Hooks, LoopSettings, StateFile, TrainingRun
+from talk2dino.training.outputs import Outputs, check_outputs, read_summary, write_summary
+from talk2dino.training.retrieval import Retrieval, retrieval
+from talk2dino.training.sources import ImageOptions, check_source, open_pairs
+from talk2dino.training.state import check_same_settings, load_checkpoint
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """The arguments of one training; the recipe has the rest."""
+
+    recipe: Recipe
+    """Model, training and features sections of a file of configs/."""
+    train_dataset: str
+    """Feature file, feature shards, or images with captions (see talk2dino.training.sources)."""
+    out: Path
+    """The weights to write."""
+    val_dataset: str | None = None
+    """For the validation loss."""
+    test_dataset: str | None = None
+    """For retrieval with the final weights."""
+    feature_name: str | None = None
+    """Image feature; None takes what the model needs."""
+    text_features: str | None = None
+    """Text feature; None takes what the model needs."""
+    loop: LoopSettings = field(default_factory=LoopSettings)
+    """Optimiser, schedule, seed, and the recipe's train section."""
+    images: ImageOptions = field(default_factory=ImageOptions)
+    """How images are read when a dataset holds no features."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:<i> or mps."""
+    logger: str = "none"
+    """none, tensorboard or wandb."""
+    save_heads: bool = False
+    """Write the head chosen for every caption in the last epoch."""
+    overwrite: bool = False
+    """Replace weights and unfinished trainings of the same name."""
+    resume: bool = False
+    """Continue an interrupted training; start if there is none."""
+    checkpoint_seconds: float = 60.0
+    """Time between two saves of the state within an epoch."""
+    command: str = ""
+    """What the user typed, for the record."""
+
+    @property
+    def choice(self) -> FeatureChoice:
+        """The features to train on."""
+        return choose_features(self.recipe.model, self.feature_name, self.text_features)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training ends with."""
+
+    records: list[EpochRecord]
+    best_epoch: int | None
+    retrieval: Retrieval | None
+
+
+def check_job(job: TrainJob) -> None:
+    """Raise ValueError or OSError for arguments that cannot work; opens no large file."""
+    choice = job.choice
+    resolve_device(job.device)
+    check_logger(job.logger)
+    check_outputs(Outputs(job.out), job.overwrite, job.resume)
+    if job.save_heads:
+        check_heads_recorded(job.recipe.model, choice)
+    for path in (job.train_dataset, job.val_dataset, job.test_dataset):
+        if path is not None:
+            check_source(path, choice, job.images)
+    if job.loop.train.save_best_model and job.val_dataset is None:
+        raise ValueError(
+            "save_best_model: true chooses by validation loss. Pass --val_dataset, "
+            "or set save_best_model: false in the recipe."
+        )
+    if job.test_dataset is not None:
+        check_retrieval(choice.for_validation())
+    _check_start(job)
+
+
+def _check_start(job: TrainJob) -> None:
+    """Raise unless what the training starts from can be loaded."""
+    start = job.recipe.model.starting_checkpoint
+    if start is not None and not start.startswith("seeded:") and not Path(start).is_file():
+        raise FileNotFoundError(f"starting_checkpoint: {start}: no such file")
+    if start is None and job.recipe.model.model_class == "CLIPLastLayer":
+        encoder = job.images.features
+        check_text(encoder.text_model, encoder.text_weights)
+        if is_bert(encoder.text_model):
+            raise ValueError(
+                f"CLIPLastLayer starts from CLIP's last layer; text_model {encoder.text_model} is "
+                "no CLIP"
+            )
+
+
+def train_projection(
+    job: TrainJob,
+    progress: Callable[[Any, int, int], Any] | None = None,
+    on_epoch: Callable[[EpochRecord], None] | None = None,
+) -> TrainResult | None:
+    """Train, and write the files named by Outputs.
+
+    Args:
+        job: the arguments; see `check_job`.
+        progress: see Hooks.
+        on_epoch: see Hooks; called after the losses are written.
+
+    Returns:
+        The result, or None if the job asked to resume a training that is complete.
+
+    Raises:
+        ValueError: features are missing or do not fit the recipe, or resuming would mix settings.
+        RuntimeError: the loss is not finite; the last good state stays on disk.
+    """
+    outputs, device = Outputs(job.out), torch.device(resolve_device(job.device))
+    pairs, validation, test = open_datasets(job, device)
+    settings = run_settings(job, pairs)
+    if job.resume and not outputs.unfinished.exists() and outputs.weights.exists():
+        before = read_summary(outputs.summary).get("settings", {})
+        check_same_settings(before, settings, outputs.weights)
+        return None
+    model = first_model(job.recipe.model, job.loop.seed, job.images.features).to(device)
+    run = TrainingRun(model, pairs, validation, job.loop)
+    if job.resume and outputs.unfinished.exists():
+        unfinished = load_checkpoint(outputs.unfinished)
+        check_same_settings(unfinished.settings, settings, outputs.unfinished)
+        run.restore(unfinished)
+    weights = _train(job, run, settings, outputs, Hooks(progress, on_epoch))
+    model.load_state_dict(weights)
+    ranks = retrieval(*embed_pairs(model.eval(), test)) if test is not None else None
+    result = TrainResult(run.state.records, run.state.best_epoch, ranks)
+    if run.state.heads is not None:
+        write_heads(run.state.heads, pairs, outputs.heads)
+    save_torch(weights, outputs.weights)
+    write_losses(result.records, outputs.losses)
+    plot_losses(result.records, outputs.plot, job.out.stem)
+    write_summary(_summary(job, settings, result), outputs.summary)
+    outputs.unfinished.unlink(missing_ok=True)
+    return result
+
+
+def open_datasets(job: TrainJob, device: torch.device) -> tuple[Pairs, Pairs | None, Pairs | None]:
+    """The training, validation and test pairs, checked against the recipe."""
+    choice = job.choice
+    wanted = (
+        (job.train_dataset, choice),
+        (job.val_dataset, choice.for_validation()),
+        (job.test_dataset, choice.for_validation()),
+    )
+    opened: list[Pairs | None] = []
+    for path, features in wanted:
+        if path is None:
+            opened.append(None)
+            continue
+        pairs = open_pairs(path, features, job.images, device)
+        check_widths(pairs, job.recipe.model, path, job.recipe.path.name)
+        opened.append(pairs)
+    train, validation, test = opened
+    assert train is not None
+    return train, validation, test
+
+
+def first_model(config: ProjectionConfig, seed: int, text: FeatureConfig) -> Projection:
+    """The projection before training: `starting_checkpoint`, or drawn from the seed.
+
+    CLIPLastLayer starts from the last layer of the text encoder of the `features` section.
+    """
+    if config.starting_checkpoint is not None:
+        return load_projection(config, config.starting_checkpoint, "cpu")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build_projection(config)
+    if isinstance(model, CLIPLastLayer):
+        encoder = load_text(text.text_model, text.text_weights)
+        model.copy_from(encoder.model)
+    return model
+
+
+def run_settings(job: TrainJob, pairs: Pairs) -> dict[str, Any]:
+    """Everything that the final weights depend on, flat: what `--resume` compares."""
+    loop = asdict(job.loop)
+    train = loop.pop("train")
+    settings = {
+        **{f"model.{key}": value for key, value in asdict(job.recipe.model).items()},
+        **{f"train.{key}": value for key, value in train.items()},
+        **loop,
+        "train_dataset": job.train_dataset,
+        "val_dataset": job.val_dataset,
+        "feature_name": job.choice.visual,
+        "text_features": job.choice.text,
+        "captions": len(pairs),
+        "save_head_activations": job.save_heads,
+    }
+    return {**settings, **pairs.settings()}
+
+
+def write_heads(heads: Tensor, pairs: Pairs, path: Path) -> None:
+    """JSON: annotation id -> image id and the head chosen for the caption in the last epoch."""
+    images, annotations = pairs.image_ids(), pairs.annotation_ids()
+    chosen = {
+        str(annotation): {"image_id": image, "head": head}
+        for annotation, image, head in zip(annotations, images, heads.tolist(), strict=True)
+    }
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(chosen) + "\n", encoding="utf-8")
+
+
+def _train(
+    job: TrainJob, run: TrainingRun, settings: dict[str, Any], outputs: Outputs, hooks: Hooks
+) -> dict[str, Tensor]:
+    """Run the loop with its table, logger and state file."""
+    logger = open_logger(job.logger, job.out, settings, start_epoch=run.state.epoch)
+    shown = hooks.on_epoch
+
+    def on_epoch(record: EpochRecord) -> None:
+        write_losses(run.state.records, outputs.losses)
+        values = {"loss/train": record.train_loss, "learning_rate": record.learning_rate}
+        if record.val_loss is not None:
+            values["loss/validation"] = record.val_loss
+        logger.log(values, record.epoch)
+        if shown is not None:
+            shown(record)
+
+    hooks.on_epoch = on_epoch
+    if job.save_heads:
+        hooks.choose_heads = partial(chosen_heads, run.model)
+    try:
+        return run.run(hooks, StateFile(outputs.unfinished, settings, job.checkpoint_seconds))
+    except RuntimeError as error:
+        raise RuntimeError(f"{error} The last good state is in {outputs.unfinished}.") from error
+    finally:
+        logger.close()
+
+
+def _summary(job: TrainJob, settings: dict[str, Any], result: TrainResult) -> dict[str, Any]:
+    last = result.records[-1]
+    return {
+        "command": job.command,
+        "recipe": str(job.recipe.path),
+        "features": asdict(job.recipe.features),
+        "settings": settings,
+        "epochs": len(result.records),
+        "best_epoch": result.best_epoch,
+        "train_loss": last.train_loss,
+        "val_loss": last.val_loss,
+        "retrieval": asdict(result.retrieval) if result.retrieval else None,
+    }

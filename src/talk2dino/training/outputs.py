@@ -1,0 +1,96 @@
+"""The files of one training: they share the stem of the weights and lie beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from talk2dino.files import atomic_path, check_writable
+
+SUFFIX = ".pth"
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Names of the files for weights at `<stem>.pth`."""
+
+    weights: Path
+    """Plain state dict of the projection."""
+
+    def __post_init__(self) -> None:
+        if self.weights.suffix != SUFFIX:
+            raise ValueError(f"--out {self.weights}: the name of the weights must end in {SUFFIX}")
+
+    @property
+    def unfinished(self) -> Path:
+        """State of a training under way, removed when it is complete."""
+        return self.weights.with_suffix(".resume.pth")
+
+    @property
+    def summary(self) -> Path:
+        """Command, settings, recipe and results, as JSON."""
+        return self.weights.with_suffix(".json")
+
+    @property
+    def losses(self) -> Path:
+        """Losses per epoch, as CSV."""
+        return self.weights.with_suffix(".losses.csv")
+
+    @property
+    def plot(self) -> Path:
+        """The same as a picture."""
+        return self.weights.with_suffix(".losses.png")
+
+    @property
+    def heads(self) -> Path:
+        """Chosen head per caption, if asked for, as JSON."""
+        return self.weights.with_suffix(".heads.json")
+
+
+def default_weights(recipe: str | Path, pedix: str = "") -> Path:
+    """`weights/<recipe name>[_<pedix>].pth`, in the current folder."""
+    ending = f"_{pedix.removeprefix('_')}" if pedix else ""
+    return Path("weights") / f"{Path(recipe).stem}{ending}{SUFFIX}"
+
+
+def check_outputs(outputs: Outputs, overwrite: bool, resume: bool) -> None:
+    """Raise if the training would destroy something, or could not write.
+
+    Raises:
+        ValueError: the two flags contradict each other.
+        FileExistsError: weights or an unfinished training are there and no flag says what to do.
+        OSError: the folder cannot be written to.
+    """
+    if overwrite and resume:
+        raise ValueError("--overwrite starts again and --resume goes on: pass one of them")
+    if not (overwrite or resume):
+        if outputs.unfinished.exists():
+            raise FileExistsError(
+                f"{outputs.unfinished} holds an unfinished training. Go on with --resume, "
+                "start again with --overwrite, or write elsewhere with --out."
+            )
+        if outputs.weights.exists():
+            raise FileExistsError(
+                f"{outputs.weights} exists already. Write elsewhere with --out or --name_pedix, "
+                "or replace it with --overwrite (--resume goes on with an interrupted training)."
+            )
+    check_writable(outputs.weights, overwrite=True)
+
+
+def write_summary(values: Mapping[str, Any], path: Path) -> None:
+    """Write JSON with one line per entry, atomically."""
+    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """The summary of a finished training; empty if there is none that can be read."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
