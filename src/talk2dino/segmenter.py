@@ -1,0 +1,189 @@
+"""The seam between methods and everything around them, and Talk2DINO behind it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from talk2dino.background import clean_background
+from talk2dino.pamr import pamr
+from talk2dino.projection import CLIPLastLayer, Projection, load_projection
+from talk2dino.segmenter_config import SegmenterConfig
+from talk2dino.templates import get_templates
+from talk2dino.text import BertEncoder, TextEncoder, TextFeatures, load_text
+from talk2dino.vision import PatchFeatures, VisionBackbone, load_vision
+
+_EPS = 1e-6  # of the normalisations in the published inference code
+_PROMPT_BATCH = 256
+
+
+class Segmenter(Protocol):
+    """What the evaluator and the demo need of a method; background rules stay inside it."""
+
+    def embed_classes(self, names: Sequence[str]) -> Tensor:
+        """(C, D), one unit-length row per class; the method owns its templates."""
+
+    def window_scores(self, windows: Tensor, classes: Tensor, background: float | None) -> Tensor:
+        """Score every pixel of every window.
+
+        Args:
+            windows: (B, 3, h, w) RGB float in [0, 255].
+            classes: (C, D) from `embed_classes`.
+            background: threshold of the background, or None for no background channel.
+
+        Returns:
+            (B, C, h, w), or (B, C+1, h, w) with channel 0 = background.
+        """
+
+
+class Talk2DinoSegmenter:
+    """Open-vocabulary segmentation by the cosine of DINO patches and projected class names.
+
+    Args:
+        vision: frozen backbone.
+        text: frozen text encoder.
+        projection: trained map between the two.
+        config: templates, input size and refinements; the models are those above.
+    """
+
+    def __init__(
+        self,
+        vision: VisionBackbone,
+        text: TextEncoder | BertEncoder,
+        projection: Projection,
+        config: SegmenterConfig,
+    ) -> None:
+        for side, width, expected in (
+            ("text", text.embed_dim, config.projection.clip_embed_dim),
+            ("vision", vision.embed_dim, config.projection.dino_embed_dim),
+        ):
+            if width != expected:
+                raise ValueError(
+                    f"the {side} model gives vectors of width {width}, but the projection expects "
+                    f"{expected}. Choose the {side} model that the projection was trained with."
+                )
+        vision.check_size(config.input_size, config.input_size)
+        self.vision = vision
+        self.text = text
+        self.projection = projection
+        self.config = config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the models are."""
+        return self.vision.mean.device
+
+    @torch.no_grad()
+    def embed_classes(self, names: Sequence[str]) -> Tensor:
+        """Embed class names: mean of the prompts' text vectors, projected, of unit length.
+
+        Raises:
+            ValueError: no name, or an empty one.
+        """
+        if not names:
+            raise ValueError("no class names given. At least one is needed.")
+        if not all(name.strip() for name in names):
+            raise ValueError(f"an empty class name in {list(names)}.")
+        templates = get_templates(self.config.template)
+        prompts = [template.format(name) for name in names for template in templates]
+        embeddings = self._embed_prompts(prompts).unflatten(0, (len(names), len(templates)))
+        # As published, CLIP's vectors are averaged without normalising them first.
+        classes = embeddings.mean(dim=1)
+        if not isinstance(self.projection, CLIPLastLayer):  # which has projected every prompt
+            classes = self.projection.project_clip_txt(classes)
+        return F.normalize(classes, dim=-1, eps=_EPS)
+
+    @torch.no_grad()
+    def window_scores(self, windows: Tensor, classes: Tensor, background: float | None) -> Tensor:
+        """See `Segmenter.window_scores`; scores are sigmoid(cosine), refined as configured.
+
+        The background's score is the threshold itself, everywhere: 0.55 is cosine 0.2007.
+        """
+        if windows.ndim != 4 or windows.shape[1] != 3:
+            raise ValueError(f"windows must be (B, 3, h, w), found {tuple(windows.shape)}.")
+        features = self.patch_features(windows)
+        masks = patch_cosines(features.patches, classes).sigmoid()
+        if self.config.clean_background:
+            masks = clean_background(masks, features.patches, features.attention_logits, classes)
+        side = self.config.input_size // self.vision.patch_size
+        scores = F.interpolate(
+            masks.unflatten(-1, (side, side)),
+            size=windows.shape[-2:],
+            mode="bilinear",
+            align_corners=True,
+        )
+        if self.config.pamr:
+            scores = pamr(windows, scores)
+        if background is None:
+            return scores
+        constant = torch.full_like(scores[:, :1], background)
+        return torch.cat([constant, scores], dim=1)
+
+    def patch_features(self, windows: Tensor) -> PatchFeatures:
+        """Backbone features of windows (B, 3, h, w), with patches in the space of the classes."""
+        side = self.config.input_size
+        if windows.shape[-2:] != (side, side):
+            windows = F.interpolate(
+                windows, size=(side, side), mode="bilinear", antialias=True, align_corners=False
+            )
+        features = self.vision(self.vision.normalise(windows))
+        return dataclasses.replace(
+            features, patches=self.projection.project_visual(features.patches)
+        )
+
+    def _embed_prompts(self, prompts: Sequence[str]) -> Tensor:
+        """Prompts (N,) to text vectors (N, E), or (N, D) where the projection holds CLIP's end."""
+        last_layer = isinstance(self.projection, CLIPLastLayer)
+        if not last_layer and not self.config.average_tokens:
+            return self.text.encode(prompts)
+        if not isinstance(self.text, TextEncoder):
+            raise ValueError(f"{self.text.name} is no CLIP text encoder, which this model needs")
+        embedded = []
+        for start in range(0, len(prompts), _PROMPT_BATCH):
+            tokens = self.text.tokenize(prompts[start : start + _PROMPT_BATCH]).to(self.device)
+            if last_layer:
+                features = self.text(tokens, penultimate=True)
+                embedded.append(
+                    self.projection.project_clip_txt(features.penultimate, features.end_positions)
+                )
+            else:
+                embedded.append(self._average_tokens(self.text(tokens, dense=True)))
+        return torch.cat(embedded)
+
+    def _average_tokens(self, features: TextFeatures) -> Tensor:
+        """Dense text features to (B, E): the mean over each prompt's own tokens."""
+        assert features.tokens is not None
+        kept = features.mask.clone()
+        if not self.config.keep_cls:
+            kept[:, 0] = False
+        if not self.config.keep_end_seq:
+            kept.scatter_(1, features.end_positions[:, None], False)
+        total = (features.tokens * kept[..., None]).sum(dim=1)
+        return total / kept.sum(dim=1, keepdim=True).clamp(min=1)
+
+
+def patch_cosines(patches: Tensor, classes: Tensor) -> Tensor:
+    """Cosines (B, C, P) of patches (B, P, D) with unit-length classes (C, D)."""
+    return torch.einsum("bpd,cd->bcp", F.normalize(patches, dim=-1, eps=_EPS), classes)
+
+
+def build_segmenter(
+    config: SegmenterConfig, device: str | torch.device = "cpu"
+) -> Talk2DinoSegmenter:
+    """Load everything a configuration names.
+
+    Raises:
+        ValueError, FileNotFoundError: see `SegmenterConfig.check`; also weights that do not fit.
+        RuntimeError: weights could not be downloaded.
+    """
+    config.check()
+    # The projection first: it is the one whose file most often does not fit, and loads at once.
+    projection = load_projection(config.projection, config.projection_weights, device)
+    vision = load_vision(config.vision_model, config.vision_weights, device)
+    text = load_text(config.text_model, config.text_weights, device)
+    return Talk2DinoSegmenter(vision, text, projection, config)
