@@ -7,16 +7,17 @@ settings, the finished rows of the split at work, and `<split>.done` for every w
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from talk2dino.features.parts import Parts
+from talk2dino.features.parts import JOURNAL, Parts
 from talk2dino.features.shards import shard_paths, write_shards
 from talk2dino.features.store import FeatureFile, write_features
 from talk2dino.files import check_folder_writable
@@ -54,7 +55,9 @@ class Output:
     """The file, or the shards, that one split becomes."""
 
     split: int
-    """Number of the split."""
+    """Number of the split of the input."""
+    num_splits: int
+    """How many splits the input has."""
     files: tuple[Path, ...]
     """What is written."""
     layout: str | None = None
@@ -110,18 +113,34 @@ def plan_outputs(path: Path, division: Division, layout: str | None = None) -> l
         else:
             number = split + division.out_offset
             files = (path.with_name(f"{path.stem}_{number}{path.suffix}"),)
-        outputs.append(Output(split, files, layout))
+        outputs.append(Output(split, division.n_in_splits, files, layout))
     return outputs
+
+
+def fingerprint(items: Iterable[Any]) -> str:
+    """A short text that differs between inputs that differ in `items` (plain JSON data)."""
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(json.dumps(item).encode() + b"\n")
+    return digest.hexdigest()
 
 
 class Job:
     """The work folder of a run.
 
     Args:
-        outputs: what the run makes.
+        outputs: what the run makes, at least one.
         settings: everything that decides the bytes of the outputs, as plain JSON data.
         overwrite: replace existing outputs; drop unfinished work made with other settings.
         in_place: the output is the input, which is completed and then replaced.
+
+    Used in a `with` block. The folder goes when the block is left without an error, or when there
+    is no finished work in it.
+
+    Attributes:
+        folder: the work folder.
+        overwrite: as given.
+        resumed: an earlier run left finished work.
 
     Raises:
         FileExistsError: an output is there already.
@@ -139,7 +158,7 @@ class Job:
         self.outputs = list(outputs)
         first = self.outputs[0].files[0]
         self.folder = first.with_name(f"{first.name}.parts")
-        self._overwrite = overwrite
+        self.overwrite = overwrite
         settings = json.loads(json.dumps(settings))
         known = _read_settings(self.folder / SETTINGS)
         differing = _differences(known, settings) if known is not None else ""
@@ -153,6 +172,7 @@ class Job:
         check_folder_writable(first.parent)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(self.folder / "lock")
+        self.resumed = known is not None and not differing and self._holds_work()
         if known is None or differing:
             self._clear()
             unfinished = self.folder / f"{SETTINGS}.tmp"
@@ -174,7 +194,7 @@ class Job:
         try:
             return Parts(folder, fingerprint)
         except ValueError:
-            if not self._overwrite:
+            if not self.overwrite:
                 raise
         shutil.rmtree(folder)
         return Parts(folder, fingerprint)
@@ -191,9 +211,11 @@ class Job:
         done = [self._done(output) for output in self.outputs]
         return [line for path in done if path.is_file() for line in json.loads(path.read_text())]
 
-    def close(self, remove: bool = False) -> None:
-        """End the run; with `remove` the work folder goes (nothing in it is needed any more)."""
-        if remove:
+    def __enter__(self) -> Job:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or not self._holds_work():
             # The settings go last: a kill before that leaves a job that is known to be done.
             for folder in self.folder.glob("split*/"):
                 shutil.rmtree(folder)
@@ -201,6 +223,10 @@ class Job:
             shutil.rmtree(self.folder)
         if self._lock:
             self._lock.close()
+
+    def _holds_work(self) -> bool:
+        journals = self.folder.glob(f"split*/{JOURNAL}")
+        return any(self.folder.glob("*.done")) or any(j.stat().st_size for j in journals)
 
     def _done(self, output: Output) -> Path:
         return self.folder / f"split{output.split:05d}.done"

@@ -1,0 +1,116 @@
+"""Batches of decoded images, read ahead by worker processes; bad ones are reported, not raised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from talk2dino.features.sources import ImageSource
+from talk2dino.images import MAX_PIXELS
+from talk2dino.vision import ImageTransform
+
+
+@dataclass
+class DecodedBatch:
+    """Some consecutive images of a collection."""
+
+    stop: int
+    """Position after the last one."""
+    images: Tensor
+    """(B, 3, crop, crop) uint8 RGB of those that could be read, in order."""
+    failures: dict[int, str] = field(default_factory=dict)
+    """Position -> why it could not be read."""
+    caption_inputs: Tensor | None = None
+    """(B, 3, h, w) float, for the captioning model, if there is one."""
+
+    def pin_memory(self) -> DecodedBatch:
+        """Called by the DataLoader; makes the copy to a GPU asynchronous."""
+        self.images = self.images.pin_memory()
+        if self.caption_inputs is not None:
+            self.caption_inputs = self.caption_inputs.pin_memory()
+        return self
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How images are read."""
+
+    transform: ImageTransform
+    """PIL image to uint8 pixels."""
+    batch_size: int
+    """Positions per batch."""
+    workers: int
+    """Worker processes; 0 reads in this process."""
+    caption_transform: Callable[[Image.Image], Tensor] | None = None
+    """PIL image to the pixels of a captioning model."""
+
+
+def decoded_batches(
+    sources: Sequence[ImageSource], decoding: Decoding, start: int = 0, pin_memory: bool = False
+) -> Iterator[DecodedBatch]:
+    """Read `sources[start:]` in order.
+
+    A batch is always the same positions for the same `start` and batch size, whatever fails.
+    """
+    loader = DataLoader(
+        _Images(sources, decoding),
+        batch_size=decoding.batch_size,
+        sampler=range(start, len(sources)),
+        num_workers=decoding.workers,
+        collate_fn=_collate,
+        pin_memory=pin_memory,
+    )
+    yield from loader
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    position: int
+    pixels: Tensor | None = None
+    caption_input: Tensor | None = None
+    problem: str = ""
+
+
+class _Images(Dataset):
+    def __init__(self, sources: Sequence[ImageSource], decoding: Decoding) -> None:
+        self.sources, self.decoding = sources, decoding
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def __getitem__(self, position: int) -> _Decoded:
+        try:
+            image_rgb = self.sources[position].read()
+            _check_shape(image_rgb, self.decoding.transform.resize_dim)
+            pixels = self.decoding.transform(image_rgb)
+            transform = self.decoding.caption_transform
+            caption_input = transform(image_rgb) if transform else None
+        # One image must not end a run of hours, whatever a decoder raises: it is counted and named.
+        except Exception as error:
+            return _Decoded(position, problem=str(error) or type(error).__name__)
+        return _Decoded(position, pixels, caption_input)
+
+
+def _check_shape(image_rgb: Image.Image, resize_dim: int) -> None:
+    short, long = sorted(image_rgb.size)
+    if resize_dim * resize_dim * long > MAX_PIXELS * short:
+        raise ValueError(
+            f"its sides are {image_rgb.width} x {image_rgb.height} pixels: resized to a short "
+            f"side of {resize_dim} it would have more than {MAX_PIXELS} pixels"
+        )
+
+
+def _collate(items: list[_Decoded]) -> DecodedBatch:
+    pixels = [item.pixels for item in items if item.pixels is not None]
+    inputs = [item.caption_input for item in items if item.caption_input is not None]
+    return DecodedBatch(
+        stop=items[-1].position + 1,
+        images=torch.stack(pixels) if pixels else torch.empty(0, 3, 0, 0, dtype=torch.uint8),
+        failures={item.position: item.problem for item in items if item.pixels is None},
+        caption_inputs=torch.stack(inputs) if inputs else None,
+    )

@@ -1,0 +1,242 @@
+"""Image features: decode, run the frozen backbone, pool, store (paper section 3.1)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from talk2dino.attention import average_attention, head_embeddings
+from talk2dino.config import check_name
+from talk2dino.devices import resolve_device, resolve_dtype
+from talk2dino.features.captions import CaptionInput, Collection
+from talk2dino.features.decode import DecodedBatch, Decoding, decoded_batches
+from talk2dino.features.job import Job, Output, fingerprint
+from talk2dino.features.keys import IMAGE_KEYS
+from talk2dino.features.parts import Batch, Parts
+from talk2dino.features.progress import Progress, silent
+from talk2dino.features.recaption import Captioner, recaptioned
+from talk2dino.features.sources import check_any_exists
+from talk2dino.features.store import FeatureFile
+from talk2dino.vision import VisionBackbone, check_vision, default_weights, load_vision
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """What is extracted from images, and how."""
+
+    model: str = "dinov2_vitl14_reg"
+    """Vision backbone; see talk2dino.vision."""
+    weights: str | None = None
+    """`pretrained`, a path, or `seeded:<n>`; None means the model's default."""
+    resize_dim: int = 518
+    """Short side after resizing, in pixels."""
+    crop_dim: int = 518
+    """Side of the central square that is kept, in pixels."""
+    keys: tuple[str, ...] = ("dino_features",)
+    """What is stored; names of IMAGE_KEYS."""
+    dtype: str = "float32"
+    """Number type of the stored tensors."""
+    amp: bool = False
+    """Run the backbone in mixed precision."""
+    blip_model: str | None = None
+    """Captioning model that replaces the captions; None keeps them."""
+    device: str = "auto"
+    """Where the models run."""
+    batch_size: int = 64
+    """Images per forward pass."""
+    workers: int = 2
+    """Processes that read images."""
+
+    def __post_init__(self) -> None:
+        for key in self.keys:
+            check_name("image feature", key, IMAGE_KEYS)
+        for name in ("resize_dim", "crop_dim", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        if self.workers < 0:
+            raise ValueError(f"--workers must not be negative, got {self.workers}")
+        if self.crop_dim > self.resize_dim:
+            raise ValueError(
+                f"--crop_dim {self.crop_dim} is larger than --resize_dim {self.resize_dim}: "
+                "the pictures would get black borders"
+            )
+        check_vision(self.model, self.weights)
+        resolve_dtype(self.dtype)
+
+    def recorded(self) -> dict[str, Any]:
+        """What decides the numbers; stored in the feature file as settings["vision"]."""
+        return {
+            "model": self.model,
+            "weights": self.weights or default_weights(self.model),
+            "resize_dim": self.resize_dim,
+            "crop_dim": self.crop_dim,
+            "dtype": self.dtype,
+            "amp": self.amp,
+        }
+
+
+class Models:
+    """The frozen models of a run, loaded when first needed."""
+
+    def __init__(self, settings: ImageSettings) -> None:
+        self.settings = settings
+        self.device = resolve_device(settings.device)
+        self._loaded: tuple[VisionBackbone, Captioner | None] | None = None
+
+    def load(self) -> tuple[VisionBackbone, Captioner | None]:
+        """The backbone, and the captioning model if one is asked for."""
+        if self._loaded is None:
+            name = self.settings.blip_model
+            captioner = Captioner(name, self.device) if name else None
+            backbone = load_vision(self.settings.model, self.settings.weights, self.device)
+            self._loaded = backbone, captioner
+        return self._loaded
+
+
+def extract_split(
+    data: CaptionInput,
+    job: Job,
+    output: Output,
+    models: Models,
+    progress: Progress = silent,
+    max_failures: int = 0,
+) -> FeatureFile:
+    """Extract one split of the input, from where an earlier run was ended, and write its output.
+
+    Images that cannot be read are left out with their captions, and noted in the job.
+
+    Raises:
+        FileNotFoundError: none of the images exists.
+        RuntimeError: none could be read, or nothing could be written.
+    """
+    collection = data.split(output.split, output.num_splits)
+    settings = models.settings
+    parts = job.parts(output, fingerprint((i["id"], _name(i)) for i in collection.features.images))
+    total = len(collection.sources)
+    if parts.stop < total:
+        if parts.stop == 0:
+            check_any_exists(collection.sources, data.data_dir)
+        with progress(total, parts.stop) as bar:
+            for number, batch in enumerate(_extracted(collection, models, parts.stop)):
+                done = batch.stop - parts.stop
+                parts.append(batch)
+                if number == 0:
+                    parts.check_room(total)
+                bar.update(done)
+    failures = _failure_lines(collection.features, parts)
+    if len(failures) == total:
+        parts.remove()
+        raise RuntimeError(f"none of the {total} images could be read; {failures[0]}")
+    in_place = data.path.resolve() == output.files[0].resolve()
+    if in_place and len(failures) > max_failures:
+        raise RuntimeError(
+            f"{len(failures)} of {total} images could not be read ({failures[0]}), and "
+            f"{data.path} would lose them. It is left as it was. Run again with "
+            f"--max_failures {len(failures)} to accept that."
+        )
+    features = _assembled(collection.features, parts, settings)
+    output.write(features, job.folder)
+    job.finish(output, parts, failures)
+    return features
+
+
+@torch.inference_mode()
+def image_features(
+    backbone: VisionBackbone, images: Tensor, keys: Iterable[str], amp: bool = False
+) -> dict[str, Tensor]:
+    """The stored features of a batch of images.
+
+    Args:
+        backbone: on the device of `images`.
+        images: (B, 3, h, w) uint8 RGB.
+        keys: names of IMAGE_KEYS.
+        amp: run the backbone in mixed precision; pooling is float32 in any case.
+
+    Returns:
+        Key -> (B, ...) float32, on the same device: `dino_features`, `second_last_out` and
+        `avg_self_attn_out` (B, D), `disentangled_self_attn` (B, H, D), `self_attn_maps` (B, H, P),
+        `patch_tokens` (B, P, D).
+    """
+    device = images.device.type
+    half = torch.bfloat16 if device != "mps" else torch.float16
+    with torch.autocast(device, dtype=half, enabled=amp):
+        found = backbone(backbone.normalise(images))
+    logits, patches = found.attention_logits.float(), found.patches.float()
+    make = {
+        "dino_features": lambda: found.cls.float(),
+        "avg_self_attn_out": lambda: average_attention(logits, patches),
+        "disentangled_self_attn": lambda: head_embeddings(logits, patches),
+        "self_attn_maps": lambda: logits,
+        "patch_tokens": lambda: patches,
+        "second_last_out": lambda: found.penultimate_cls.float(),
+    }
+    return {key: make[key]() for key in keys}
+
+
+def _extracted(collection: Collection, models: Models, start: int) -> Iterable[Batch]:
+    settings = models.settings
+    backbone, captioner = models.load()
+    decoding = Decoding(
+        backbone.image_transform(settings.resize_dim, settings.crop_dim),
+        settings.batch_size,
+        settings.workers,
+        captioner.transform if captioner else None,
+    )
+    on_gpu = models.device.type == "cuda"
+    for decoded in decoded_batches(collection.sources, decoding, start, pin_memory=on_gpu):
+        columns: dict[str, Tensor] = {}
+        captions: list[str] = []
+        if len(decoded.images):
+            columns = _columns(backbone, decoded, models)
+            if captioner and decoded.caption_inputs is not None:
+                captions = captioner(decoded.caption_inputs)
+        yield Batch(decoded.stop, columns, decoded.failures, captions)
+
+
+def _columns(backbone: VisionBackbone, decoded: DecodedBatch, models: Models) -> dict[str, Tensor]:
+    images = decoded.images.to(models.device, non_blocking=True)
+    dtype = resolve_dtype(models.settings.dtype)
+    features = image_features(backbone, images, models.settings.keys, models.settings.amp)
+    return {key: column.to(dtype) for key, column in features.items()}
+
+
+def _assembled(features: FeatureFile, parts: Parts, settings: ImageSettings) -> FeatureFile:
+    """The records with the new columns; older image columns stay if made the same way."""
+    kept = torch.ones(features.num_images, dtype=torch.bool)
+    kept[list(parts.failures)] = False
+    whole = features.select(kept.nonzero().flatten())
+    result = FeatureFile(whole.images, whole.annotations, settings=whole.settings)
+    result.extra, result.layout = whole.extra, whole.layout
+    result.caption_features = dict(whole.caption_features)
+    older = {k: v for k, v in whole.image_features.items() if k not in settings.keys}
+    if older and whole.settings.get("vision") != settings.recorded():
+        logger.warning(
+            "%s of the input were made with other or unknown settings and are left out",
+            ", ".join(older),
+        )
+        older = {}
+    result.image_features = {**older, **parts.columns()}
+    result.settings["vision"] = settings.recorded()
+    if settings.blip_model:
+        recaptioned(result, parts.captions, settings.blip_model)
+    return result
+
+
+def _failure_lines(features: FeatureFile, parts: Parts) -> list[str]:
+    images = features.images
+    return [
+        f"image {images[row]['id']} ({_name(images[row])}): {why}"
+        for row, why in sorted(parts.failures.items())
+    ]
+
+
+def _name(image: dict[str, Any]) -> str:
+    return str(image.get("file_name") or image.get("coco_url") or Path())

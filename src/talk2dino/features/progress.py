@@ -1,0 +1,28 @@
+"""What a long stage tells the command that runs it; the command owns the progress bar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
+
+
+class Bar(Protocol):
+    """The part of a tqdm bar that stages use."""
+
+    def update(self, n: float | None = 1, /) -> object:
+        """`n` more items are done."""
+
+
+Progress = Callable[[int, int], AbstractContextManager[Bar]]
+"""(total, done already) -> a bar to be used in a `with` block."""
+
+
+class _Silent:
+    def update(self, n: float | None = 1, /) -> None:
+        """Say nothing."""
+
+
+def silent(total: int, done: int) -> AbstractContextManager[Bar]:
+    """No bar."""
+    return nullcontext(_Silent())

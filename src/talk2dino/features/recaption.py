@@ -1,0 +1,124 @@
+"""New captions from a BLIP or BLIP-2 model of transformers, in place of the ones in the file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from talk2dino.config import check_name
+from talk2dino.features.store import FeatureFile
+
+MODEL_CLASSES = {
+    "blip": "BlipForConditionalGeneration",
+    "blip-2": "Blip2ForConditionalGeneration",
+}
+"""`model_type` of a model's configuration -> its class in transformers."""
+MAX_NEW_TOKENS = 30
+
+
+class CaptionTransform:
+    """PIL image to the captioning model's pixels; can be sent to worker processes."""
+
+    def __init__(self, processor: Any) -> None:
+        self._processor = processor
+
+    def __call__(self, image_rgb: Image.Image) -> Tensor:
+        """An RGB image to (3, h, w) float."""
+        return self._processor(images=image_rgb, return_tensors="pt")["pixel_values"][0]
+
+
+class Captioner:
+    """A frozen captioning model; greedy decoding, so the same image gives the same caption.
+
+    Args:
+        name: Hugging Face id or local folder of a BLIP or BLIP-2 model.
+        device: where it runs.
+
+    Raises:
+        ImportError: transformers is not installed.
+        ValueError: it is another kind of model.
+        RuntimeError: it could not be loaded or downloaded.
+    """
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        check_installed()
+        import transformers
+
+        try:
+            kind = transformers.AutoConfig.from_pretrained(name).model_type
+            check_name(f"kind of captioning model in {name}", kind, MODEL_CLASSES)
+            processor = transformers.AutoProcessor.from_pretrained(name)
+            model = getattr(transformers, MODEL_CLASSES[kind]).from_pretrained(name)
+        except OSError as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise RuntimeError(
+                f"could not load the captioning model {name!r} ({reason}). "
+                "Give --blip_model a local folder that holds it."
+            ) from error
+        self.transform = CaptionTransform(processor.image_processor)
+        self._tokenizer = processor.tokenizer
+        self._model = model.eval().requires_grad_(False).to(device)
+
+    @torch.inference_mode()
+    def __call__(self, pixels: Tensor) -> list[str]:
+        """(B, 3, h, w) pixels of `transform` to one caption each."""
+        pixels = pixels.to(self._model.device, self._model.dtype)
+        tokens = self._model.generate(
+            pixel_values=pixels, do_sample=False, num_beams=1, max_new_tokens=MAX_NEW_TOKENS
+        )
+        texts = self._tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+
+def check_installed() -> None:
+    """Raise ImportError unless transformers can be imported."""
+    try:
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise ImportError("--blip_model needs transformers: pip install transformers") from error
+
+
+def recaptioned(features: FeatureFile, captions: list[str], model: str) -> None:
+    """Give every image of `features` its one new caption, in place.
+
+    The id of the first old annotation stays, or is the image's own if it had none; the old captions
+    are kept as `original_captions`. Features of the old captions are dropped.
+
+    Args:
+        features: with one row per caption in `images`.
+        captions: (N,) new ones, in the order of the images.
+        model: name to record.
+    """
+    old: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in features.images}
+    for annotation in features.annotations:
+        old[annotation["image_id"]].append(annotation)
+    taken = {annotation["id"] for annotation in features.annotations}
+    annotations = []
+    for image, caption in zip(features.images, captions, strict=True):
+        before = old[image["id"]]
+        own = before[0]["id"] if before else _free(image["id"], taken)
+        taken.add(own)
+        originals = [annotation["caption"] for annotation in before]
+        annotations.append(
+            {
+                "id": own,
+                "image_id": image["id"],
+                "caption": caption,
+                "original_captions": originals,
+            }
+        )
+    features.annotations = annotations
+    features.__dict__.pop("caption_rows", None)
+    features.caption_features = {}
+    features.settings.pop("text", None)
+    features.settings.pop("bert", None)
+    features.settings["captions"] = {"blip_model": model}
+
+
+def _free(wanted: Any, taken: set[Any]) -> Any:
+    if wanted not in taken:
+        return wanted
+    return max(name for name in taken if isinstance(name, int)) + 1
