@@ -1,1 +1,33 @@
-"""Talk2DINO: open-vocabulary segmentation by mapping CLIP text into DINO patch space."""
+"""Talk2DINO: open-vocabulary segmentation by mapping CLIP text into DINO's patch space.
+
+Public names are loaded when they are first used, so importing the package costs nothing.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "ProjectionLayer": "talk2dino.projection",
+    "Segmenter": "talk2dino.segmenter",
+    "Talk2DinoSegmenter": "talk2dino.segmenter",
+    "load_projection": "talk2dino.projection",
+    "load_text": "talk2dino.text",
+    "load_vision": "talk2dino.vision",
+    "pamr": "talk2dino.pamr",
+    "read_features": "talk2dino.features.store",
+    "read_rgb": "talk2dino.images",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'talk2dino' has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,53 @@
+"""`python -m talk2dino <command>`: every command of the project under one name."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from talk2dino import __version__
+from talk2dino.cli.entry import DONE, WRONG_ARGUMENTS, Command, run_command
+from talk2dino.config import check_name
+
+COMMANDS = {
+    "extract": "talk2dino.cli.extract",
+    "extract-text": "talk2dino.cli.extract_text",
+    "train": "talk2dino.cli.train",
+    "segment": "talk2dino.cli.segment",
+    "quickstart": "talk2dino.cli.quickstart",
+}
+"""Command -> the module that defines it; only the one that runs is imported."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command, or list them."""
+    name, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if name in ("-h", "--help"):
+        print(_overview())
+        return DONE
+    if name == "--version":
+        print(f"talk2dino {__version__}")
+        return DONE
+    try:
+        command = _load(check_name("command", name, COMMANDS))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return WRONG_ARGUMENTS
+    return run_command(command, rest, prog=f"python -m talk2dino {name}")
+
+
+def _overview() -> str:
+    lines = ["usage: python -m talk2dino <command> [flags]", ""]
+    lines += [f"  {name:<14}{_load(name).summary}" for name in COMMANDS]
+    return "\n".join([*lines, "", "Each command explains its flags: <command> --help"])
+
+
+def _load(name: str) -> Command:
+    command = import_module(COMMANDS[name]).COMMAND
+    assert isinstance(command, Command)
+    return command
+
+
+if __name__ == "__main__":
+    sys.exit(main())
