@@ -163,7 +163,7 @@ def train_projection(
     write_losses(result.records, outputs.losses)
     plot_losses(result.records, outputs.plot, job.out.stem)
     write_summary(_summary(job, settings, result), outputs.summary)
-    outputs.unfinished.unlink(missing_ok=True)
+    outputs.remove_unfinished()
     return result
 
 

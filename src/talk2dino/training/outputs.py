@@ -49,6 +49,12 @@ class Outputs:
         """Chosen head per caption, if asked for, as JSON."""
         return self.weights.with_suffix(".heads.json")
 
+    def remove_unfinished(self) -> None:
+        """Remove the state of a training that is complete, and what kills left half written."""
+        self.unfinished.unlink(missing_ok=True)
+        for leftover in self.weights.parent.glob(f".{self.weights.stem}.*tmp-*"):
+            leftover.unlink(missing_ok=True)
+
 
 def default_weights(recipe: str | Path, pedix: str = "") -> Path:
     """`weights/<recipe name>[_<pedix>].pth`, in the current folder."""
