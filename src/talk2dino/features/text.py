@@ -111,16 +111,16 @@ def extract_text_split(
     """
     features = data.split(output.split, output.num_splits).features
     settings = encoder.settings
-    keys = settings.keys
     in_place = data.path.resolve() == output.files[0].resolve()
-    if in_place and not job.overwrite and not job.resumed:
-        keys = _missing_keys(features, settings, data)
+    keep = in_place and not job.overwrite
+    if keep and not job.resumed:
+        _check_adds_something(features, settings, data)
+    held = features.caption_features if keep else {}
+    keys = tuple(key for key in settings.keys if key not in held)
     captions = [annotation["caption"] for annotation in features.annotations]
     order = processing_order(captions, sort=not (settings.dense or settings.second_last))
     parts = job.parts(output, fingerprint(captions))
     if parts.stop < len(captions):
-        if in_place and not job.overwrite:
-            keys = tuple(key for key in keys if key not in features.caption_features)
         with progress(len(captions), parts.stop) as bar:
             for number, batch in enumerate(_encoded(captions, order, encoder, keys, parts.stop)):
                 done = batch.stop - parts.stop
@@ -181,23 +181,21 @@ def processing_order(captions: list[str], sort: bool) -> Tensor:
     return words.argsort(descending=True, stable=True)
 
 
-def _missing_keys(
+def _check_adds_something(
     features: FeatureFile, settings: TextSettings, data: CaptionInput
-) -> tuple[str, ...]:
-    """The keys to add to a file that keeps what it has."""
+) -> None:
+    """Raise unless a file that keeps what it has can be completed."""
     held = [key for key in settings.keys if key in features.caption_features]
     if held and features.settings.get(settings.section) != settings.recorded():
         raise ValueError(
             f"{data.path} already holds {', '.join(held)}, made with other or unknown settings. "
             "Pass --overwrite to replace them, or --out_path to write another file."
         )
-    missing = tuple(key for key in settings.keys if key not in held)
-    if not missing:
+    if len(held) == len(settings.keys):
         raise ValueError(
             f"{data.path} already holds {', '.join(held)}, made with the same settings. "
             "Pass --overwrite to compute them again."
         )
-    return missing
 
 
 def _encoded(

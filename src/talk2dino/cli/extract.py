@@ -1,0 +1,139 @@
+"""`dino_extraction_v2.py`: images and captions in, a file of image features out."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from talk2dino.cli.entry import DONE, FAILED, Command, run_command
+from talk2dino.cli.extraction import (
+    add_output_arguments,
+    division,
+    output_path,
+    progress_bar,
+    report_failures,
+    report_written,
+)
+from talk2dino.features.captions import CaptionInput
+from talk2dino.features.extract import ImageSettings, Models, extract_split
+from talk2dino.features.job import Job, plan_outputs
+from talk2dino.features.keys import IMAGE_KEYS
+from talk2dino.features.recaption import check_installed
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the published flags and ours."""
+    parser.add_argument(
+        "--ann_path",
+        type=Path,
+        required=True,
+        help="COCO captions JSON, feature file (.pth), or folder or pattern of tars",
+    )
+    parser.add_argument("--data_dir", type=Path, default=Path("../coco/"), help="image folder")
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", default="dinov2_vitl14_reg", help="vision backbone")
+    group.add_argument("--vision_weights", help="pretrained, a file, or seeded:<n>")
+    group.add_argument("--resize_dim", type=int, default=518, help="short side, in pixels")
+    group.add_argument("--crop_dim", type=int, default=518, help="central square, in pixels")
+    group.add_argument("--blip_model", help="BLIP model that writes new captions")
+    group.add_argument("--amp", action="store_true", help="mixed precision")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<n> or mps")
+    group.add_argument("--batch_size", type=int, default=64, help="images per forward pass")
+    group.add_argument(
+        "--workers", type=int, default=_default_workers(), help="processes that read images"
+    )
+    group = parser.add_argument_group("features (without any of these: --extract_cls)")
+    for key, flag in IMAGE_KEYS.items():
+        group.add_argument(flag, dest=key, action="store_true", help=f"store {key}")
+    add_output_arguments(parser, n_shards=25)
+    parser.add_argument(
+        "--max_failures",
+        type=int,
+        default=0,
+        help="with more unreadable images than this the exit code is 1 (the rest is written)",
+    )
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse wrong arguments; take over unfinished work."""
+    settings = _settings(args)
+    if args.blip_model:
+        check_installed()
+    args.models = Models(settings)
+    args.data = CaptionInput(args.ann_path, args.data_dir)
+    division_ = division(args)
+    args.out_path = output_path(args)
+    outputs = plan_outputs(args.out_path, division_, args.layout)
+    decisive = {
+        "command": "extract",
+        **settings.recorded(),
+        "keys": sorted(settings.keys),
+        "blip_model": args.blip_model,
+        "device": args.models.device.type,
+        "layout": args.layout,
+        **vars(division_),
+    }
+    args.job = Job(outputs, decisive, args.overwrite)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Extract split after split; 1 if more images failed than allowed."""
+    with args.job as job:
+        for output in job.pending():
+            features = extract_split(
+                args.data, job, output, args.models, progress_bar("images"), args.max_failures
+            )
+            report_written(features, output.files, args.models.settings.keys)
+        failures = job.failures()
+    report_failures(failures, args.out_path.with_name(f"{args.out_path.name}.failed.txt"))
+    if len(failures) <= args.max_failures:
+        return DONE
+    print(
+        f"error: {len(failures)} failures are more than --max_failures {args.max_failures}; "
+        "everything else is written",
+        file=sys.stderr,
+    )
+    return FAILED
+
+
+def _settings(args: argparse.Namespace) -> ImageSettings:
+    keys = tuple(key for key in IMAGE_KEYS if getattr(args, key))
+    return ImageSettings(
+        model=args.model,
+        weights=args.vision_weights,
+        resize_dim=args.resize_dim,
+        crop_dim=args.crop_dim,
+        keys=keys or ("dino_features",),
+        dtype=args.dtype,
+        amp=args.amp,
+        blip_model=args.blip_model,
+        device=args.device,
+        batch_size=args.batch_size,
+        workers=args.workers,
+    )
+
+
+def _default_workers() -> int:
+    return max(1, min(8, (os.cpu_count() or 2) - 1))
+
+
+COMMAND = Command(
+    name="extract",
+    summary="Extract image features with a frozen vision backbone.",
+    example=(
+        "python dino_extraction_v2.py --ann_path ../coco/captions_val2014.json "
+        "--out_path ../coco2014_b14/val.pth --model dinov2_vitb14_reg --resize_dim 448 "
+        "--crop_dim 448 --extract_avg_self_attn --extract_disentangled_self_attn"
+    ),
+    add_arguments=add_arguments,
+    check=check,
+    run=run,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    return run_command(COMMAND, argv)

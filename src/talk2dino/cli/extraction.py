@@ -1,0 +1,114 @@
+"""Flags, output names and reports that the two extraction commands share."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from tqdm import tqdm
+
+from talk2dino.devices import DTYPES
+from talk2dino.features.job import Division
+from talk2dino.features.progress import Bar, Progress
+from talk2dino.features.store import LAYOUTS, FeatureFile
+from talk2dino.features.tars import is_tar_input
+
+SHOWN_FAILURES = 10
+
+
+def add_output_arguments(parser: argparse.ArgumentParser, n_shards: int) -> None:
+    """Where the features go, and how the input is divided."""
+    group = parser.add_argument_group("output")
+    group.add_argument("--out_path", type=Path, help="the .pth file, or the folder of the shards")
+    group.add_argument("--layout", choices=LAYOUTS, help="of a .pth: ours or the published one")
+    group.add_argument("--write_as_wds", action="store_true", help="write webdataset shards")
+    group.add_argument("--n_shards", type=int, default=n_shards, help="shards per split")
+    group.add_argument(
+        "--n_in_splits",
+        "--n_in_split",
+        type=int,
+        default=1,
+        help="divide the input into so many contiguous splits, one output each",
+    )
+    group.add_argument("--in_batch_offset", type=int, default=0, help="first split to work on")
+    group.add_argument(
+        "--out_offset",
+        type=int,
+        default=0,
+        help="added to the number in <stem>_<number>.pth, or to every shard's number",
+    )
+    group.add_argument("--dtype", choices=DTYPES, default="float32", help="of the stored tensors")
+    group.add_argument("--overwrite", action="store_true", help="replace what is there")
+
+
+def division(args: argparse.Namespace) -> Division:
+    """The flags that divide and number, checked."""
+    if args.write_as_wds and args.n_shards < 1:
+        raise ValueError(f"--n_shards must be at least 1, got {args.n_shards}")
+    if args.write_as_wds and args.layout:
+        raise ValueError("--layout is for .pth files; leave it out with --write_as_wds")
+    return Division(
+        n_in_splits=args.n_in_splits,
+        in_batch_offset=args.in_batch_offset,
+        out_offset=args.out_offset,
+        n_shards=args.n_shards if args.write_as_wds else 0,
+    )
+
+
+def output_path(args: argparse.Namespace) -> Path:
+    """`--out_path`, or the annotation path with `.pth`; for shards a folder.
+
+    Raises:
+        ValueError: a pattern of tars has no natural output name, or the path is of the wrong kind.
+    """
+    path = args.out_path
+    if path is None:
+        if is_tar_input(args.ann_path) and not args.ann_path.is_dir():
+            raise ValueError("--out_path is needed when --ann_path names tars")
+        path = args.ann_path.with_suffix(".pth")
+    if args.write_as_wds:
+        path = path.with_suffix("") if path.suffix in (".pth", ".tar") else path
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"--out_path {path} is a file; shards need a folder")
+    elif path.is_dir():
+        raise ValueError(f"--out_path {path} is a folder; name a .pth file or add --write_as_wds")
+    elif path.suffix not in (".pth", ".pt"):
+        raise ValueError(f"--out_path {path} must end in .pth (or add --write_as_wds)")
+    return path
+
+
+def progress_bar(unit: str) -> Progress:
+    """A factory of bars that show done, total, rate and time left on stderr."""
+
+    def bar(total: int, done: int) -> AbstractContextManager[Bar]:
+        return tqdm(total=total, initial=done, unit=f" {unit}", dynamic_ncols=True, smoothing=0.1)
+
+    return bar
+
+
+def report_written(features: FeatureFile, files: Sequence[Path], keys: Sequence[str]) -> None:
+    """Say what was written where."""
+    where = str(files[0]) if len(files) == 1 else f"{files[0]} ... {files[-1].name}"
+    print(f"{where}: {features.num_images} images, {len(features.caption_rows)} captions")
+    columns = {**features.image_features, **features.caption_features}
+    for key in keys:
+        if key in columns:
+            dtype = str(columns[key].dtype).removeprefix("torch.")
+            print(f"  {key} {tuple(columns[key].shape)} {dtype}")
+
+
+def report_failures(failures: Sequence[str], path: Path) -> None:
+    """Name the failed images on stderr, and all of them in a text file."""
+    if not failures:
+        path.unlink(missing_ok=True)
+        return
+    path.write_text("".join(f"{line}\n" for line in failures), encoding="utf-8")
+    print(f"{len(failures)} images failed and were left out:", file=sys.stderr)
+    for line in failures[:SHOWN_FAILURES]:
+        print(f"  {line}", file=sys.stderr)
+    if len(failures) > SHOWN_FAILURES:
+        print(f"  ... and {len(failures) - SHOWN_FAILURES} more", file=sys.stderr)
+    print(f"All of them: {path}", file=sys.stderr)
