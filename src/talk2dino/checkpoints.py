@@ -89,7 +89,7 @@ def _read_torchscript(path: Path) -> dict[str, Tensor]:
     """The tensors of a TorchScript archive; its code is parsed, never called."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # OpenAI's files stay TorchScript
+            warnings.simplefilter("ignore")  # TorchScript is deprecated; OpenAI's files stay it
             return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
     except RuntimeError as error:
         raise ValueError(f"{path} is a damaged TorchScript archive") from error

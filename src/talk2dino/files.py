@@ -103,5 +103,7 @@ def load_torch(path: str | Path, mmap: bool = False) -> Any:
             f"{path} holds pickled code, not only tensors, and is not loaded: "
             "running code from a file is unsafe. Save it again as a plain dict of tensors."
         ) from error
-    except (RuntimeError, EOFError, KeyError, AttributeError, IndexError, ValueError) as error:
+    except PermissionError:
+        raise
+    except (RuntimeError, EOFError, LookupError, AttributeError, ValueError, OSError) as error:
         raise ValueError(f"{path} is damaged, cut short, or is not a torch file") from error

@@ -1,0 +1,80 @@
+"""State dicts come from untrusted files, and load completely or not at all."""
+
+import zipfile
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from talk2dino.checkpoints import load_strict, read_state_dict
+
+
+@pytest.fixture
+def state():
+    return {"weight": torch.ones(2, 3), "bias": torch.zeros(2)}
+
+
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "teacher"])
+def test_wrappers_and_prefixes_are_taken_off(tmp_path, state, wrapper):
+    prefixed = {f"module.{name}": value for name, value in state.items()}
+    torch.save({wrapper: prefixed, "epoch": 3} if wrapper else prefixed, tmp_path / "a.pth")
+    assert read_state_dict(tmp_path / "a.pth").keys() == state.keys()
+
+
+def test_safetensors_are_read(tmp_path, state):
+    save_file(state, tmp_path / "a.safetensors")
+    assert read_state_dict(tmp_path / "a.safetensors")["weight"].shape == (2, 3)
+
+
+def test_a_damaged_safetensors_file_is_named(tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(b"\x10")
+    with pytest.raises(ValueError, match="a.safetensors is damaged"):
+        read_state_dict(tmp_path / "a.safetensors")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_torchscript_archive_is_read_for_its_tensors(tmp_path):
+    torch.jit.save(torch.jit.script(nn.Linear(3, 2)), tmp_path / "ViT-B-16.pt")
+    assert set(read_state_dict(tmp_path / "ViT-B-16.pt")) == {"weight", "bias"}
+
+
+def test_a_damaged_torchscript_archive_is_named(tmp_path):
+    with zipfile.ZipFile(tmp_path / "ViT-B-16.pt", "w") as archive:
+        archive.writestr("x/constants.pkl", b"")
+    with pytest.raises(ValueError, match="damaged TorchScript archive"):
+        read_state_dict(tmp_path / "ViT-B-16.pt")
+
+
+def test_files_without_a_state_dict_are_named(tmp_path):
+    torch.save(torch.ones(2), tmp_path / "tensor.pth")
+    with pytest.raises(ValueError, match="holds no state dict, but a Tensor"):
+        read_state_dict(tmp_path / "tensor.pth")
+    torch.save({"epoch": 1}, tmp_path / "numbers.pth")
+    with pytest.raises(ValueError, match="holds no tensors. Its keys: epoch"):
+        read_state_dict(tmp_path / "numbers.pth")
+    with pytest.raises(FileNotFoundError, match="no such weights file"):
+        read_state_dict(tmp_path / "absent.pth")
+
+
+def test_missing_unexpected_and_wrong_shapes_are_all_named(state):
+    state["extra"] = state.pop("bias")
+    state["weight"] = torch.ones(3, 3)
+    with pytest.raises(ValueError, match="does not fit this Linear") as caught:
+        load_strict(nn.Linear(3, 2), state, "weights/a.pth")
+    message = str(caught.value)
+    assert "missing keys: bias" in message
+    assert "unexpected keys: extra" in message
+    assert "weight is (3, 3), expected (2, 3)" in message
+
+
+def test_long_lists_of_keys_are_cut():
+    state = {f"k{i}": torch.ones(1) for i in range(20)}
+    with pytest.raises(ValueError, match="k7 and 12 more"):
+        load_strict(nn.Identity(), state, "a.pth")
+
+
+def test_a_fitting_state_is_copied(state):
+    layer = nn.Linear(3, 2)
+    load_strict(layer, state, "a.pth")
+    assert layer.weight.tolist() == state["weight"].tolist()

@@ -1,0 +1,121 @@
+"""Settings are read strictly, and every refusal says what to do."""
+
+import pytest
+
+from talk2dino.config import (
+    FeatureConfig,
+    ProjectionConfig,
+    TrainConfig,
+    build,
+    check_name,
+    load_recipe,
+    read_yaml,
+)
+
+
+def write(tmp_path, text):
+    path = tmp_path / "vitb.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_known_name_is_returned_and_an_unknown_one_is_answered_with_a_suggestion():
+    assert check_name("loss", "infonce", ["infonce", "triplet"]) == "infonce"
+    message = r"unknown loss 'infonse'\. Known: infonce, triplet\. Did you mean 'infonce'\?"
+    with pytest.raises(ValueError, match=message):
+        check_name("loss", "infonse", ["infonce", "triplet"])
+    with pytest.raises(ValueError, match=r"Known: infonce\.$"):
+        check_name("loss", "zzz", ["infonce"])
+
+
+def test_a_misspelt_key_names_the_file_and_the_right_key(tmp_path):
+    path = write(tmp_path, "model: {hiden_layer: true}")
+    with pytest.raises(ValueError, match=r"vitb.yaml: unknown key 'hiden_layer'. Did you mean"):
+        load_recipe(path)
+
+
+def test_a_misspelt_section_is_refused(tmp_path):
+    path = write(tmp_path, "model: {}\ntrian: {lr: 1}")
+    with pytest.raises(ValueError, match=r"unknown section 'trian'.*Did you mean 'train'"):
+        load_recipe(path)
+
+
+def test_a_recipe_needs_a_model_section(tmp_path):
+    with pytest.raises(ValueError, match="section 'model:' is missing"):
+        load_recipe(write(tmp_path, "train: {lr: 1.0}"))
+
+
+def test_sections_left_out_have_defaults(tmp_path):
+    recipe = load_recipe(write(tmp_path, "model: {act: null, hidden_layer: 2}\ntrain:\n"))
+    assert recipe.train == TrainConfig()
+    assert recipe.features == FeatureConfig()
+    assert recipe.model.num_hidden_layers == 2
+    assert recipe.model.act is None
+
+
+def test_numbers_written_as_yaml_reads_them_are_understood():
+    assert build(TrainConfig, {"lr": "1e-4"}, "x.yaml").lr == pytest.approx(1e-4)
+    assert build(TrainConfig, {"lr": 1}, "x.yaml").lr == 1.0
+    assert build(ProjectionConfig, {"hidden_layer": True}, "x.yaml").num_hidden_layers == 1
+
+
+@pytest.mark.parametrize(
+    ("cls", "key", "value", "message"),
+    [
+        (TrainConfig, "lr", "fast", "lr must be float, got 'fast'"),
+        (TrainConfig, "lr", True, "lr must be float, got True"),
+        (TrainConfig, "lr", 0, "lr must be positive"),
+        (TrainConfig, "margin", -1, "margin must not be negative"),
+        (TrainConfig, "batch_size", 0, "batch_size must be at least 1"),
+        (TrainConfig, "batch_size", 1.5, "batch_size must be int"),
+        (TrainConfig, "ltype", "infonse", "unknown loss .* Did you mean 'infonce'"),
+        (ProjectionConfig, "act", "tahn", "unknown activation .* Did you mean 'tanh'"),
+        (ProjectionConfig, "act", 3, "act must be str or null"),
+        (ProjectionConfig, "alignment_strategy", "max", "Known: max_score, sampled_attn_map"),
+        (ProjectionConfig, "model_class", "MLP", "Known: ProjectionLayer, Visual"),
+        (ProjectionConfig, "weight_attn_heads", "dynamic", "Known: static, conditioned"),
+        (ProjectionConfig, "alpha", 2.0, "alpha must lie in"),
+        (ProjectionConfig, "hidden_layer", -1, "hidden_layer must be at least 0"),
+        (ProjectionConfig, "hidden_embed_dim", 0, "hidden_embed_dim must be at least 1"),
+        (FeatureConfig, "crop_dim", 0, "crop_dim must be at least 1"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_file(cls, key, value, message):
+    with pytest.raises(ValueError, match=f"x.yaml.*{message}"):
+        build(cls, {key: value}, "x.yaml")
+
+
+def test_rules_across_fields():
+    with pytest.raises(ValueError, match="weight_attn_heads works with ProjectionLayer, not"):
+        ProjectionConfig(weight_attn_heads="static", model_class="DoubleMLP")
+
+
+def test_a_section_that_is_no_mapping_is_refused():
+    with pytest.raises(ValueError, match=r"expected 'key: value' lines, found \[1\]"):
+        build(TrainConfig, [1], "x.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("", "found nothing"), ("- a\n- b", "found a list"), ("a: [", "is not valid YAML")],
+)
+def test_a_file_that_is_no_mapping_is_refused(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        read_yaml(write(tmp_path, text))
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path):
+    path = tmp_path / "binary.yaml"
+    path.write_bytes(b"\xff\xfe\x00\x80")
+    with pytest.raises(ValueError, match="is not valid YAML"):
+        read_yaml(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"absent.yaml: no such configuration file"):
+        read_yaml(tmp_path / "absent.yaml")
+
+
+def test_yaml_cannot_run_code(tmp_path):
+    with pytest.raises(ValueError, match="is not valid YAML"):
+        read_yaml(write(tmp_path, "a: !!python/object/apply:os.system ['true']"))

@@ -1,0 +1,127 @@
+"""Files are either complete or absent, and damaged ones are named."""
+
+import errno
+import os
+import pickle
+
+import pytest
+import torch
+
+from talk2dino.files import (
+    atomic_path,
+    check_folder_writable,
+    check_writable,
+    load_torch,
+    save_torch,
+)
+
+
+def test_an_error_while_writing_leaves_the_old_file_and_nothing_else(tmp_path):
+    target = tmp_path / "out.txt"
+    target.write_text("old")
+    with pytest.raises(KeyError), atomic_path(target) as temporary:
+        temporary.write_text("half")
+        raise KeyError
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_complete_file_replaces_the_old_one_and_makes_its_folder(tmp_path):
+    target = tmp_path / "deep" / "out.txt"
+    with atomic_path(target) as temporary:
+        temporary.write_text("new")
+    assert target.read_text() == "new"
+    assert [p.name for p in target.parent.iterdir()] == ["out.txt"]
+
+
+def test_a_full_disk_is_reported_with_the_name_of_the_file(tmp_path):
+    target = tmp_path / "out.pth"
+    with pytest.raises(OSError, match=r"out.pth") as caught, atomic_path(target):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert "No space left" in str(caught.value)
+    assert caught.value.errno == errno.ENOSPC
+    assert not target.exists()
+
+
+def test_an_error_about_another_file_keeps_its_name(tmp_path):
+    with pytest.raises(FileNotFoundError, match="other.jpg"), atomic_path(tmp_path / "out.pth"):
+        (tmp_path / "other.jpg").read_bytes()
+
+
+def test_existing_files_are_not_overwritten_unasked(tmp_path):
+    target = tmp_path / "weights.pth"
+    check_writable(target)
+    target.touch()
+    with pytest.raises(FileExistsError, match=r"exists already.*--overwrite"):
+        check_writable(target)
+    check_writable(target, overwrite=True)
+
+
+def test_a_folder_is_no_output_file(tmp_path):
+    with pytest.raises(IsADirectoryError, match="is a folder; a file name is needed"):
+        check_writable(tmp_path)
+
+
+def test_an_output_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="is a file, so the folder"):
+        check_folder_writable(tmp_path / "file" / "deeper")
+
+
+def test_a_folder_without_write_permission_is_refused():
+    if not os.path.isdir("/proc/self"):
+        pytest.skip("needs a folder that nobody can write to; /proc is one")
+    with pytest.raises(PermissionError, match="cannot write in the folder"):
+        check_folder_writable("/proc/self/new")
+
+
+def test_equal_values_give_equal_bytes_under_any_name(tmp_path):
+    for name in ("a.pth", "longer_name.pth"):
+        save_torch({"x": torch.arange(5)}, tmp_path / name)
+    assert (tmp_path / "a.pth").read_bytes() == (tmp_path / "longer_name.pth").read_bytes()
+    assert load_torch(tmp_path / "a.pth", mmap=True)["x"].tolist() == [0, 1, 2, 3, 4]
+
+
+class Code:
+    def __reduce__(self):
+        return (os.system, ("true",))
+
+
+def test_pickled_code_is_refused(tmp_path):
+    path = tmp_path / "code.pth"
+    torch.save({"x": Code()}, path)
+    with pytest.raises(ValueError, match="holds pickled code"):
+        load_torch(path)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_a_plain_pickle_with_code_is_refused(tmp_path):
+    path = tmp_path / "code.pth"
+    path.write_bytes(pickle.dumps(Code()))
+    with pytest.raises(ValueError, match="code.pth"):
+        load_torch(path)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+def test_a_truncated_file_is_named(tmp_path, share):
+    path = tmp_path / "cut.pth"
+    save_torch({"x": torch.zeros(1000)}, path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(ValueError, match="cut.pth is damaged"):
+        load_torch(path)
+
+
+def test_an_empty_file_and_a_text_file_are_named(tmp_path):
+    path = tmp_path / "empty.pth"
+    path.touch()
+    with pytest.raises(ValueError, match=r"empty \(0 bytes\)"):
+        load_torch(path)
+    path.write_text("hello, this is no tensor")
+    with pytest.raises(ValueError, match="is not a torch file"):
+        load_torch(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="absent.pth: no such file"):
+        load_torch(tmp_path / "absent.pth")
