@@ -163,7 +163,7 @@ def test_pickled_code_is_refused_and_not_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"images": Evil(), "annotations": []}, "torch.pth")
     with open("plain.pth", "wb") as file:
-        pickle.dump({"images": Evil()}, file)
+        pickle.dump({"images": Evil()}, file, protocol=2)
     for name in ("torch.pth", "plain.pth"):
         with pytest.raises(ValueError, match=f"{name}.*(pickled code|not a torch file)"):
             read_features(name)

@@ -68,7 +68,8 @@ def output_path(args: argparse.Namespace) -> Path:
     if path is None:
         if is_tar_input(args.ann_path) and not args.ann_path.is_dir():
             raise ValueError("--out_path is needed when --ann_path names tars")
-        path = args.ann_path.with_suffix(".pth")
+        source = args.ann_path
+        path = source.with_name(f"{source.name if source.is_dir() else source.stem}.pth")
     if args.write_as_wds:
         path = path.with_suffix("") if path.suffix in (".pth", ".tar") else path
         if path.exists() and not path.is_dir():

@@ -65,33 +65,27 @@ class CaptionInput:
         Raises:
             ValueError: the input is damaged, empty or contradicts itself.
         """
-        collection = self._tar_split(number, count) if self.tars else self._row_split(number, count)
-        _check(collection.features, self.path)
-        return collection
+        features, sources = (self._tars if self.tars else self._rows)(number, count)
+        _check(features, self.path)
+        if sources is None and self.need_images:
+            sources = [image_source(image, self.data_dir) for image in features.images]
+        return Collection(features, sources or [])
 
-    def _row_split(self, number: int, count: int) -> Collection:
+    def _rows(self, number: int, count: int) -> tuple[FeatureFile, None]:
         if self._whole is None:
             self._whole = _read_file(self.path)
         whole = self._whole
         start, stop = _bounds(number, count, whole.num_images, f"images of {self.path}")
-        features = whole.select(torch.arange(start, stop))
-        return Collection(features, self._sources(features))
+        return whole.select(torch.arange(start, stop)) if count > 1 else whole, None
 
-    def _tar_split(self, number: int, count: int) -> Collection:
+    def _tars(self, number: int, count: int) -> tuple[FeatureFile, list[ImageSource] | None]:
         start, stop = _bounds(number, count, len(self.tars), f"tars of {self.path}")
         if first_suffix(self.tars[start]) == "pth":
-            features = read_shards(self.tars[start:stop])
-            return Collection(features, self._sources(features))
+            return read_shards(self.tars[start:stop]), None
         samples = read_web_samples(list(enumerate(self.tars))[start:stop])
         if not samples.images:
             raise ValueError(f"{self.path}: the tars hold no samples")
-        features = FeatureFile(samples.images, samples.annotations)
-        return Collection(features, samples.sources)
-
-    def _sources(self, features: FeatureFile) -> list[ImageSource]:
-        if not self.need_images:
-            return []
-        return [image_source(image, self.data_dir) for image in features.images]
+        return FeatureFile(samples.images, samples.annotations), samples.sources
 
 
 def read_coco(path: str | Path) -> FeatureFile:

@@ -79,12 +79,11 @@ def read_web_samples(tars: list[tuple[int, Path]]) -> WebSamples:
     """
     samples = WebSamples()
     for number, tar in tars:
-        size = tar.stat().st_size
         with tar.open("rb") as file:
             grouped = itertools.groupby(_members(tar), key=lambda member: member[0])
             for position, (name, members) in enumerate(grouped):
                 content = {suffix: info for _, suffix, info in members}
-                record, source = _web_sample(file, tar, name, content, size)
+                record, source = _web_sample(file, tar, name, content)
                 record["id"] = number * IDS_PER_TAR + position
                 caption = record.pop("caption", None)
                 samples.images.append(record)
@@ -97,7 +96,7 @@ def read_web_samples(tars: list[tuple[int, Path]]) -> WebSamples:
 
 
 def _web_sample(
-    file: Any, tar: Path, name: str, content: dict[str, tarfile.TarInfo], size: int
+    file: Any, tar: Path, name: str, content: dict[str, tarfile.TarInfo]
 ) -> tuple[dict[str, Any], ImageSource]:
     """(record with `caption`, source) of one sample."""
     record: dict[str, Any] = {"file_name": f"{tar.name}/{name}", "key": Path(name).name}
@@ -105,8 +104,6 @@ def _web_sample(
     try:
         if image is None:
             raise ValueError(f"has no image ({', '.join(_IMAGE_MEMBERS)})")
-        if image.offset_data + image.size > size:
-            raise ValueError("is cut short")
         record["file_name"] = f"{tar.name}/{image.name}"
         record |= _description(file, content)
     except ValueError as error:
