@@ -97,8 +97,21 @@ def _add_images(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--vision_weights", metavar="W", help="pretrained, a path, or seeded:<n>")
     group.add_argument("--text_weights", metavar="W", help="pretrained, a path, or seeded:<n>")
     group.add_argument(
+        "--cache_gb",
+        type=float,
+        default=_half_of_the_memory_gb(),
+        help="features up to this size are encoded once and kept in memory",
+    )
+    group.add_argument(
         "--workers", type=int, default=min(8, os.cpu_count() or 1), help="decoding processes"
     )
+
+
+def _half_of_the_memory_gb() -> float:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2e9, 1)
+    except (AttributeError, ValueError, OSError):  # not every system can say
+        return 8.0
 
 
 def check(args: argparse.Namespace) -> None:
@@ -114,6 +127,7 @@ def run(args: argparse.Namespace) -> int:
     """Train, and say what was written."""
     from talk2dino.training.history import EpochRecord
     from talk2dino.training.job import train_projection
+    from talk2dino.training.loop import Hooks
     from talk2dino.training.outputs import Outputs
 
     job = _job(args)
@@ -123,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
         epochs = job.loop.train.num_epochs
         print(f"epoch {record.epoch}/{epochs}  train {record.train_loss:.6g}{validation}")
 
-    result = train_projection(job, _progress, on_epoch)
+    result = train_projection(job, Hooks(_step_bar, on_epoch), _encoding_bar)
     if result is None:
         print(f"{job.out} is complete: nothing to resume")
         return DONE
@@ -138,10 +152,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _job(args: argparse.Namespace):  # type: ignore[no-untyped-def]  # torch stays unimported
+    from talk2dino.training.encoding import ImageOptions
     from talk2dino.training.job import TrainJob
     from talk2dino.training.loop import LoopSettings
     from talk2dino.training.outputs import default_weights
-    from talk2dino.training.sources import ImageOptions
 
     recipe = load_recipe(args.model)
     overrides = {
@@ -166,7 +180,10 @@ def _job(args: argparse.Namespace):  # type: ignore[no-untyped-def]  # torch sta
             args.seed,
         ),
         images=ImageOptions(
-            replace(recipe.features, **overrides), Path(args.data_dir), args.workers
+            replace(recipe.features, **overrides),
+            Path(args.data_dir),
+            args.workers,
+            int(args.cache_gb * 1e9),
         ),
         device=args.device,
         logger="wandb" if args.use_wandb else args.logger,
@@ -188,7 +205,7 @@ def _command_line(args: argparse.Namespace) -> str:
     return shlex.join(words)
 
 
-def _progress(steps: Iterable[int], epoch: int, total: int) -> Iterable[int]:
+def _step_bar(steps: Iterable[int], epoch: int, total: int) -> Iterable[int]:
     """A bar for one epoch, if someone is looking."""
     from tqdm import tqdm
 
@@ -202,6 +219,13 @@ def _progress(steps: Iterable[int], epoch: int, total: int) -> Iterable[int]:
         leave=False,
         disable=None,
     )
+
+
+def _encoding_bar(total: int, done: int):  # type: ignore[no-untyped-def]
+    """A bar for the images of a dataset without features."""
+    from tqdm import tqdm
+
+    return tqdm(total=total, initial=done, desc="encoding", unit=" images", disable=None)
 
 
 COMMAND = Command(

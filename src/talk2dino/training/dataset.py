@@ -55,9 +55,6 @@ class Pairs(Protocol):
     def image_ids(self) -> list[Any]:
         """M ids of the captions' images."""
 
-    def settings(self) -> dict[str, Any]:
-        """What the numbers depend on besides the file: nothing for stored features."""
-
     def widths(self) -> dict[str, int]:
         """The sizes that a projection must fit: dino_embed_dim, clip_embed_dim, num_attn_head."""
 
@@ -183,10 +180,6 @@ class StoredPairs:
     def image_ids(self) -> list[Any]:
         """M ids of the captions' images."""
         return [annotation["image_id"] for annotation in self.features.annotations]
-
-    def settings(self) -> dict[str, Any]:
-        """Nothing: the file is all."""
-        return {}
 
     def widths(self) -> dict[str, int]:
         """The sizes that a projection must fit."""

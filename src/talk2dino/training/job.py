@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from talk2dino.config import FeatureConfig, ProjectionConfig, Recipe
 from talk2dino.devices import resolve_device
+from talk2dino.features.progress import Progress, silent
 from talk2dino.files import atomic_path, save_torch
 from talk2dino.projection import CLIPLastLayer, Projection, build_projection, load_projection
 from talk2dino.text import check_text, is_bert, load_text
@@ -24,13 +24,20 @@ from talk2dino.training.embed import (
     chosen_heads,
     embed_pairs,
 )
+from talk2dino.training.encoding import Encoders, ImageOptions, encoding_settings
 from talk2dino.training.history import EpochRecord, plot_losses, write_losses
 from talk2dino.training.loggers import check_logger, open_logger
 from talk2dino.training.loop import Hooks, LoopSettings, StateFile, TrainingRun
 from talk2dino.training.outputs import Outputs, check_outputs, read_summary, write_summary
 from talk2dino.training.retrieval import Retrieval, retrieval
-from talk2dino.training.sources import ImageOptions, check_source, open_pairs
-from talk2dino.training.state import check_same_settings, load_checkpoint
+from talk2dino.training.sources import (
+    check_source,
+    holds_features,
+    in_memory,
+    open_pairs,
+    warn_of_other_models,
+)
+from talk2dino.training.state import Checkpoint, check_same_settings, load_checkpoint
 
 
 @dataclass(frozen=True)
@@ -122,16 +129,14 @@ def _check_start(job: TrainJob) -> None:
 
 
 def train_projection(
-    job: TrainJob,
-    progress: Callable[[Any, int, int], Any] | None = None,
-    on_epoch: Callable[[EpochRecord], None] | None = None,
+    job: TrainJob, hooks: Hooks | None = None, encoding: Progress = silent
 ) -> TrainResult | None:
     """Train, and write the files named by Outputs.
 
     Args:
         job: the arguments; see `check_job`.
-        progress: see Hooks.
-        on_epoch: see Hooks; called after the losses are written.
+        hooks: progress of the steps, and what is called after every epoch.
+        encoding: progress of encoding images, if the datasets hold images.
 
     Returns:
         The result, or None if the job asked to resume a training that is complete.
@@ -140,20 +145,23 @@ def train_projection(
         ValueError: features are missing or do not fit the recipe, or resuming would mix settings.
         RuntimeError: the loss is not finite; the last good state stays on disk.
     """
-    outputs, device = Outputs(job.out), torch.device(resolve_device(job.device))
-    pairs, validation, test = open_datasets(job, device)
-    settings = run_settings(job, pairs)
-    if job.resume and not outputs.unfinished.exists() and outputs.weights.exists():
+    outputs, device = Outputs(job.out), resolve_device(job.device)
+    settings = run_settings(job)
+    unfinished = _unfinished(job, settings, outputs)
+    if job.resume and unfinished is None and outputs.weights.exists():
         before = read_summary(outputs.summary).get("settings", {})
-        check_same_settings(before, settings, outputs.weights)
+        captions = before.get("captions")
+        check_same_settings(before, settings | {"captions": captions}, outputs.weights)
         return None
+    pairs, validation, test = open_datasets(job, Encoders(job.images, device, encoding))
     model = first_model(job.recipe.model, job.loop.seed, job.images.features).to(device)
     run = TrainingRun(model, pairs, validation, job.loop)
-    if job.resume and outputs.unfinished.exists():
-        unfinished = load_checkpoint(outputs.unfinished)
+    settings["captions"] = len(pairs)
+    if unfinished is not None:
         check_same_settings(unfinished.settings, settings, outputs.unfinished)
         run.restore(unfinished)
-    weights = _train(job, run, settings, outputs, Hooks(progress, on_epoch))
+    keeper = StateFile(outputs.unfinished, settings, job.checkpoint_seconds)
+    weights = _train(job, run, keeper, hooks or Hooks())
     model.load_state_dict(weights)
     ranks = retrieval(*embed_pairs(model.eval(), test)) if test is not None else None
     result = TrainResult(run.state.records, run.state.best_epoch, ranks)
@@ -167,23 +175,25 @@ def train_projection(
     return result
 
 
-def open_datasets(job: TrainJob, device: torch.device) -> tuple[Pairs, Pairs | None, Pairs | None]:
+def open_datasets(job: TrainJob, encoders: Encoders) -> tuple[Pairs, Pairs | None, Pairs | None]:
     """The training, validation and test pairs, checked against the recipe."""
-    choice = job.choice
+    choice, recipe = job.choice, job.recipe
     wanted = (
         (job.train_dataset, choice),
         (job.val_dataset, choice.for_validation()),
         (job.test_dataset, choice.for_validation()),
     )
-    opened: list[Pairs | None] = []
+    opened: list[tuple[Pairs, str] | None] = []
     for path, features in wanted:
         if path is None:
             opened.append(None)
             continue
-        pairs = open_pairs(path, features, job.images, device)
-        check_widths(pairs, job.recipe.model, path, job.recipe.path.name)
-        opened.append(pairs)
-    train, validation, test = opened
+        pairs = open_pairs(path, features, encoders)
+        check_widths(pairs, recipe.model, path, recipe.path.name)
+        warn_of_other_models(pairs, recipe.features, path)
+        opened.append((pairs, path))
+    # Images are encoded only now, when everything is known to fit.
+    train, validation, test = (o and in_memory(*o) for o in opened)
     assert train is not None
     return train, validation, test
 
@@ -204,7 +214,7 @@ def first_model(config: ProjectionConfig, seed: int, text: FeatureConfig) -> Pro
     return model
 
 
-def run_settings(job: TrainJob, pairs: Pairs) -> dict[str, Any]:
+def run_settings(job: TrainJob) -> dict[str, Any]:
     """Everything that the final weights depend on, flat: what `--resume` compares."""
     loop = asdict(job.loop)
     train = loop.pop("train")
@@ -216,10 +226,11 @@ def run_settings(job: TrainJob, pairs: Pairs) -> dict[str, Any]:
         "val_dataset": job.val_dataset,
         "feature_name": job.choice.visual,
         "text_features": job.choice.text,
-        "captions": len(pairs),
         "save_head_activations": job.save_heads,
     }
-    return {**settings, **pairs.settings()}
+    if not holds_features(job.train_dataset):
+        settings |= encoding_settings(job.images)
+    return settings
 
 
 def write_heads(heads: Tensor, pairs: Pairs, path: Path) -> None:
@@ -233,12 +244,20 @@ def write_heads(heads: Tensor, pairs: Pairs, path: Path) -> None:
         temporary.write_text(json.dumps(chosen) + "\n", encoding="utf-8")
 
 
-def _train(
-    job: TrainJob, run: TrainingRun, settings: dict[str, Any], outputs: Outputs, hooks: Hooks
-) -> dict[str, Tensor]:
+def _unfinished(job: TrainJob, settings: dict[str, Any], outputs: Outputs) -> Checkpoint | None:
+    """The state to continue from, if asked for and there; made with the same settings."""
+    if not job.resume or not outputs.unfinished.exists():
+        return None
+    unfinished = load_checkpoint(outputs.unfinished)
+    captions = unfinished.settings.get("captions")  # compared once the dataset is open
+    check_same_settings(unfinished.settings, settings | {"captions": captions}, outputs.unfinished)
+    return unfinished
+
+
+def _train(job: TrainJob, run: TrainingRun, keeper: StateFile, hooks: Hooks) -> dict[str, Tensor]:
     """Run the loop with its table, logger and state file."""
-    logger = open_logger(job.logger, job.out, settings, start_epoch=run.state.epoch)
-    shown = hooks.on_epoch
+    outputs = Outputs(job.out)
+    logger = open_logger(job.logger, job.out, keeper.settings, start_epoch=run.state.epoch)
 
     def on_epoch(record: EpochRecord) -> None:
         write_losses(run.state.records, outputs.losses)
@@ -246,14 +265,13 @@ def _train(
         if record.val_loss is not None:
             values["loss/validation"] = record.val_loss
         logger.log(values, record.epoch)
-        if shown is not None:
-            shown(record)
+        if hooks.on_epoch is not None:
+            hooks.on_epoch(record)
 
-    hooks.on_epoch = on_epoch
-    if job.save_heads:
-        hooks.choose_heads = partial(chosen_heads, run.model)
+    heads = partial(chosen_heads, run.model) if job.save_heads else None
+    around = Hooks(hooks.progress, on_epoch, heads)
     try:
-        return run.run(hooks, StateFile(outputs.unfinished, settings, job.checkpoint_seconds))
+        return run.run(around, keeper)
     except RuntimeError as error:
         raise RuntimeError(f"{error} The last good state is in {outputs.unfinished}.") from error
     finally:

@@ -1,0 +1,200 @@
+"""`train.py` straight from images: the same numbers as on extracted features."""
+
+import csv
+import json
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from talk2dino.cli.extract import main as extract
+from talk2dino.cli.extract_text import main as extract_text
+from talk2dino.cli.train import main
+
+COLOURS = ("red", "green", "blue", "grey", "black", "white")
+RECIPE = {
+    "model": {"dino_embed_dim": 192, "num_attn_head": 3, "hidden_layer": True},
+    "train": {"lr": 0.003, "num_epochs": 2, "batch_size": 4, "save_best_model": False},
+    "features": {"vision_model": "toy", "text_model": "toy", "resize_dim": 56, "crop_dim": 56},
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working folder with recipe.yaml, and pictures/ with six images and captions.json."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    noise = np.random.default_rng(0)
+    for number, colour in enumerate(COLOURS):
+        speckles = noise.integers(0, 64, (60, 70, 3), dtype=np.uint8)
+        picture = Image.new("RGB", (70, 60), colour)
+        Image.blend(picture, Image.fromarray(speckles), 0.5).save(pictures / f"{number}.png")
+    captions = [
+        (n, f"a {colour} picture" + " again" * k)
+        for k in (0, 1)
+        for n, colour in enumerate(COLOURS)
+    ]
+    content = {
+        "images": [{"id": n, "file_name": f"{n}.png"} for n in range(len(COLOURS))],
+        "annotations": [
+            {"id": 90 + number, "image_id": image, "caption": caption}
+            for number, (image, caption) in enumerate(captions)
+        ],
+    }
+    (pictures / "captions.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def train(dataset, *flags):
+    return main(
+        [
+            "--model",
+            "recipe.yaml",
+            "--train_dataset",
+            dataset,
+            "--val_dataset",
+            dataset,
+            "--workers",
+            "0",
+            "--device",
+            "cpu",
+            *flags,
+        ]
+    )
+
+
+def losses(path):
+    rows = csv.DictReader(path.read_text().splitlines())
+    return [float(row[key]) for row in rows for key in ("train_loss", "val_loss")]
+
+
+def test_images_give_the_losses_and_weights_of_their_extracted_features(folder):
+    flags = ["--ann_path", "pictures/captions.json", "--out_path", "f.pth", "--device", "cpu"]
+    keys = ["--extract_disentangled_self_attn", "--extract_avg_self_attn"]
+    sizes = ["--resize_dim", "56", "--crop_dim", "56", "--model", "toy", "--workers", "0"]
+    assert extract([*flags, *keys, *sizes, "--data_dir", "pictures"]) == 0
+    assert extract_text(["--ann_path", "f.pth", "--model", "toy", "--device", "cpu"]) == 0
+    assert train("f.pth", "--out", "stored.pth") == 0
+    stored = torch.load("stored.pth")
+
+    json_and_dir = ("pictures/captions.json", "--data_dir", "pictures")
+    for out, arguments in {
+        "kept": json_and_dir,
+        "folder": ("pictures",),
+        "each": (*json_and_dir, "--cache_gb", "0", "--test_dataset", "pictures/captions.json"),
+    }.items():
+        assert train(*arguments, "--out", f"{out}.pth") == 0
+        assert losses(folder / f"{out}.losses.csv") == pytest.approx(
+            losses(folder / "stored.losses.csv"), rel=1e-4
+        )
+        for name, value in torch.load(f"{out}.pth").items():
+            assert (value - stored[name]).norm() <= 1e-4 * stored[name].norm()
+    summary = json.loads((folder / "each.json").read_text())
+    assert summary["settings"]["features.vision_model"] == "toy"
+    assert summary["retrieval"]["image_to_text"]["queries"] == 6
+
+
+def test_web_tars_of_images_and_captions_train_directly(folder):
+    with tarfile.open("web.tar", "w") as tar:
+        for number, colour in enumerate(COLOURS):
+            description = folder / "d.json"
+            description.write_text(json.dumps({"key": str(number), "caption": f"a {colour} one"}))
+            tar.add(f"pictures/{number}.png", f"{number}.png")
+            tar.add(description, f"{number}.json")
+    assert train("web.tar") == 0
+    assert (folder / "weights/recipe.pth").is_file()
+
+
+def test_the_last_layer_of_the_text_encoder_is_where_its_training_starts(folder):
+    from talk2dino.config import FeatureConfig, ProjectionConfig
+    from talk2dino.text import load_text
+    from talk2dino.training.job import first_model
+
+    config = ProjectionConfig(dino_embed_dim=192, model_class="CLIPLastLayer")
+    model = first_model(config, 0, FeatureConfig(text_model="toy"))
+    tower = load_text("toy").model
+    block = tower.transformer.resblocks[-1].state_dict()
+    assert all(torch.equal(model.last_block.state_dict()[name], block[name]) for name in block)
+    assert torch.equal(model.text_projection, tower.text_projection)
+
+
+def test_missing_images_are_counted_before_anything_is_encoded(folder, capsys):
+    (folder / "pictures/2.png").unlink()
+    assert train("pictures/captions.json", "--data_dir", "pictures") == 1
+    message = capsys.readouterr().err
+    assert "1 of 6 images are missing: 2.png" in message
+    assert "Is --data_dir right?" in message
+
+
+@pytest.mark.parametrize("cache", ["1", "0"])
+def test_an_unreadable_image_is_named(folder, capsys, cache):
+    (folder / "pictures/2.png").write_bytes(b"")
+    assert train("pictures", "--cache_gb", cache) == 1
+    message = capsys.readouterr().err
+    assert "image 2: " in message
+    assert "2.png" in message
+
+
+def test_features_that_do_not_fit_in_memory_are_announced(folder, caplog):
+    assert train("pictures", "--cache_gb", "0") == 0
+    assert "more than --cache_gb 0: they are encoded again in every epoch" in caplog.text
+
+
+def test_a_recipe_for_another_backbone_is_refused_before_images_are_read(folder, capsys):
+    (folder / "pictures/2.png").write_bytes(b"")
+    RECIPE_768 = {**RECIPE, "model": {**RECIPE["model"], "dino_embed_dim": 768}}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE_768))
+    assert train("pictures") == 1
+    assert "recipe.yaml says dino_embed_dim: 768" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--crop_dim", "60"], "--crop_dim 60 is larger than --resize_dim 56"),
+        (["--vision_weights", "no.pth"], "no.pth"),
+        (["--text_weights", "pretrained"], "toy text encoder has no pretrained weights"),
+        (["--text_features", "bert-base_features"], "does not come from text_model toy"),
+        (["--workers", "-1"], "--workers must not be negative"),
+    ],
+)
+def test_models_that_cannot_encode_the_images_are_refused(folder, capsys, flags, message):
+    assert train("pictures", *flags) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_folder_without_captions_is_refused(folder, capsys):
+    (folder / "pictures/captions.json").unlink()
+    assert train("pictures") == 2
+    assert "neither .tar files nor exactly one captions .json (0 found)" in capsys.readouterr().err
+
+
+def test_resuming_with_other_frozen_models_is_refused(folder, capsys):
+    (folder / "pictures/2.png").write_bytes(b"")
+    assert train("pictures", "--cache_gb", "0") == 1  # leaves an unfinished training
+    assert train("pictures", "--cache_gb", "0", "--resume", "--vision_weights", "seeded:1") == 1
+    assert "features.vision_weights was None, now 'seeded:1'" in capsys.readouterr().err
+
+
+def test_features_of_another_backbone_than_the_recipe_names_are_warned_of(folder, caplog):
+    flags = ["--ann_path", "pictures/captions.json", "--out_path", "f.pth", "--device", "cpu"]
+    sizes = ["--resize_dim", "56", "--crop_dim", "56", "--model", "toy", "--workers", "0"]
+    assert extract([*flags, *sizes, "--data_dir", "pictures"]) == 0
+    assert extract_text(["--ann_path", "f.pth", "--model", "toy", "--device", "cpu"]) == 0
+    other = {**RECIPE, "features": {"vision_model": "dinov2_vitb14_reg", "text_model": "toy"}}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(other))
+    assert train("f.pth", "--feature_name", "dino_features") == 0
+    assert "vision model toy, the recipe says dinov2_vitb14_reg" in caplog.text
