@@ -59,23 +59,29 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: str | Pa
     Raises:
         ValueError: names the missing keys, the unexpected keys and the wrong shapes.
     """
-    wanted = module.state_dict()
+    shapes = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    check_fit(state, shapes, f"{source} does not fit this {type(module).__name__}")
+    module.load_state_dict(dict(state))
+
+
+def check_fit(
+    state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], complaint: str
+) -> None:
+    """Raise ValueError, beginning with `complaint`, unless `state` has just these shapes."""
     problems = []
-    if missing := [name for name in wanted if name not in state]:
+    if missing := [name for name in shapes if name not in state]:
         problems.append(f"missing keys: {_listed(missing)}")
-    if unexpected := [name for name in state if name not in wanted]:
+    if unexpected := [name for name in state if name not in shapes]:
         problems.append(f"unexpected keys: {_listed(unexpected)}")
     wrong = [
-        f"{name} is {tuple(state[name].shape)}, expected {tuple(value.shape)}"
-        for name, value in wanted.items()
-        if name in state and state[name].shape != value.shape
+        f"{name} is {tuple(state[name].shape)}, expected {shape}"
+        for name, shape in shapes.items()
+        if name in state and tuple(state[name].shape) != shape
     ]
     if wrong:
         problems.append(f"wrong shapes: {_listed(wrong)}")
     if problems:
-        kind = type(module).__name__
-        raise ValueError(f"{source} does not fit this {kind}: {'; '.join(problems)}")
-    module.load_state_dict(dict(state))
+        raise ValueError(f"{complaint}: {'; '.join(problems)}")
 
 
 def _is_torchscript(path: Path) -> bool:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
-from talk2dino.checkpoints import load_strict, read_state_dict
+from talk2dino.checkpoints import check_fit, load_strict, read_state_dict
 from talk2dino.config import check_name
 from talk2dino.seeded import parse_seeded, seeded_state
 
@@ -246,10 +246,10 @@ def load_vision(
     model = _create(name, pretrained=weights == PRETRAINED)
     if weights != PRETRAINED:
         seed = parse_seeded(weights)
-        if seed is None:
-            state = read_state_dict(weights)
-        else:
-            state = seeded_state(seed, official_shapes(model))
+        shapes = official_shapes(model)
+        state = read_state_dict(weights) if seed is None else seeded_state(seed, shapes)
+        if "mask_token" in state and _is_dinov2(model):
+            check_fit(state, shapes, f"{weights} is not the official checkpoint of {name}")
         load_strict(model, to_timm(state, model), weights)
     return as_backbone(model, name, weights).to(device)
 
@@ -331,10 +331,17 @@ def _is_dinov2(model: VisionTransformer | Eva) -> bool:
 
 
 def to_timm(state: dict[str, Tensor], model: VisionTransformer | Eva) -> dict[str, Tensor]:
-    """An official or timm state dict under timm's names; a classifier head is dropped."""
+    """An official or timm state dict under timm's names; a classifier head is dropped.
+
+    Raises:
+        ValueError: it belongs to another architecture.
+    """
     convert = eva if isinstance(model, Eva) else vision_transformer
-    with contextlib.redirect_stdout(io.StringIO()):  # timm prints while it probes for biases
-        converted = convert.checkpoint_filter_fn(dict(state), model)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # timm prints while it probes for biases
+            converted = convert.checkpoint_filter_fn(dict(state), model)
+    except (RuntimeError, LookupError, AttributeError) as error:
+        raise ValueError(f"the weights are of another architecture ({error})") from error
     return {name: value for name, value in converted.items() if not name.startswith("head.")}
 
 

@@ -1,0 +1,109 @@
+"""Exit codes and one-line errors, the same for every command."""
+
+import argparse
+import subprocess
+import sys
+
+import pytest
+
+from talk2dino.__main__ import COMMANDS, main
+from talk2dino.cli.entry import Command, run_command
+
+
+def command(check=lambda args: None, run=lambda args: 0):
+    return Command(
+        name="try",
+        summary="Tries something.",
+        example="python -m talk2dino try --number 3",
+        add_arguments=lambda parser: parser.add_argument("--number", type=int, default=1),
+        check=check,
+        run=run,
+    )
+
+
+def fail(error):
+    def act(args: argparse.Namespace) -> int:
+        raise error
+
+    return act
+
+
+def test_the_exit_code_of_the_work_is_returned():
+    assert run_command(command(), []) == 0
+    assert run_command(command(run=lambda args: args.number), ["--number", "1"]) == 1
+
+
+def test_help_shows_the_example_and_defaults(capsys):
+    assert run_command(command(), ["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "python -m talk2dino try --number 3" in shown
+    assert "--debug" in shown
+
+
+@pytest.mark.parametrize("argv", [["--nmber", "3"], ["--num", "3"], ["--number", "x"]])
+def test_wrong_flags_give_two(argv, capsys):
+    assert run_command(command(), argv) == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_a_failed_check_gives_two_and_a_failed_run_one_without_traceback(capsys):
+    assert run_command(command(check=fail(ValueError("no such thing"))), []) == 2
+    assert run_command(command(run=fail(OSError("disk full"))), []) == 1
+    assert capsys.readouterr().err == "error: no such thing\nerror: disk full\n"
+
+
+def test_debug_shows_the_traceback(capsys):
+    assert run_command(command(run=fail(RuntimeError("broken"))), ["--debug"]) == 1
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown
+    assert "error: broken" in shown
+
+
+def test_an_error_without_words_is_named_by_its_type(capsys):
+    assert run_command(command(run=fail(MemoryError())), []) == 1
+    assert capsys.readouterr().err == "error: MemoryError\n"
+
+
+def test_an_interrupt_says_how_to_go_on(capsys):
+    assert run_command(command(run=fail(KeyboardInterrupt())), []) == 130
+    assert "run the same command again" in capsys.readouterr().err
+
+
+def test_bugs_keep_their_traceback():
+    with pytest.raises(TypeError):
+        run_command(command(run=fail(TypeError("a bug"))), [])
+
+
+def test_all_commands_are_listed(capsys):
+    assert main([]) == 0
+    shown = capsys.readouterr().out
+    for name in COMMANDS:
+        assert f"  {name}" in shown
+
+
+def test_the_version_is_printed(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("talk2dino ")
+
+
+def test_a_misspelt_command_is_answered(capsys):
+    assert main(["trian"]) == 2
+    assert "Did you mean 'train'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name, capsys):
+    assert main([name, "--help"]) == 0
+    assert "example:" in capsys.readouterr().out
+
+
+SCRIPTS = ["dino_extraction_v2.py", "text_features_extraction.py", "train.py", "demo.py"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_run_from_a_checkout_in_any_folder(script, root, tmp_path):
+    result = subprocess.run(
+        [sys.executable, str(root / script), "--help"], capture_output=True, cwd=tmp_path, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert "example:" in result.stdout
