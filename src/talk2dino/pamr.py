@@ -38,10 +38,11 @@ def pamr(
     if iterations == 0 or masks.shape[1] == 0:
         return masks.clone()
     dtype = torch.float64 if masks.dtype == torch.float64 else torch.float32
-    weights = affinities(images.to(dtype), dilations)
-    refined = masks.to(dtype)
+    weights = affinities(images.to(dtype).contiguous(), dilations)
+    # Interpolation returns its result channels last, which makes every shifted view slow.
+    refined = masks.to(dtype).contiguous()
     for _ in range(iterations):
-        averaged = torch.zeros_like(refined, memory_format=torch.contiguous_format)
+        averaged = torch.zeros_like(refined)
         for index, neighbours in enumerate(_shifted(refined, dilations)):
             averaged.addcmul_(neighbours, weights[:, index : index + 1])
         refined = averaged

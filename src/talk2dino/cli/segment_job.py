@@ -1,0 +1,200 @@
+"""One picture of the segment command: read, score, draw, write."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from talk2dino.cli.segment_files import OVERLAY_FORMATS, Task
+from talk2dino.drawing import (
+    MAX_INDEXED,
+    LegendStyle,
+    class_colours,
+    draw_overlay,
+    indexed_mask,
+)
+from talk2dino.files import atomic_path
+from talk2dino.images import check_image, read_rgb, rgb_tensor
+from talk2dino.inference import (
+    ClassQuery,
+    WindowScorer,
+    resize_pixels,
+    resize_scores,
+    score_labels,
+    whole_image_scores,
+)
+
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """What is the same for every picture of a run."""
+
+    names: list[str]
+    """Legend entries in the order of the labels, the background first if there is one."""
+    background: float | None = None
+    """Threshold of the background, or None."""
+    opacity: float = 0.5
+    """Of the class colours."""
+    max_side: int | None = None
+    """Larger pictures are scored at this long side."""
+    pamr: bool = True
+    """Whether scores are refined; only for the estimate of memory."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What made the files; stored inside them."""
+
+
+class SegmentJob:
+    """Segments one picture after the other with the same classes.
+
+    Args:
+        segmenter: any method.
+        classes: (C, D) embeddings of the names, without the background.
+        options: see `JobOptions`.
+    """
+
+    def __init__(self, segmenter: WindowScorer, classes: Tensor, options: JobOptions) -> None:
+        self.segmenter = segmenter
+        self.query = ClassQuery(classes, options.background)
+        self.options = options
+        self.colours = class_colours(len(options.names), options.background is not None)
+
+    def segment(self, task: Task) -> str:
+        """Write the files of one picture; returns a line that says what was found.
+
+        Raises:
+            ValueError, OSError: the picture cannot be read, or a file cannot be written.
+            RuntimeError: not enough memory on the device.
+        """
+        started = time.perf_counter()
+        check_picture(task.source, self.options, self.query.classes.device)
+        image = read_rgb(task.source)
+        scores = self._scores(image)
+        labels = score_labels(scores).cpu().numpy()
+        if task.mask is not None:
+            save_picture(indexed_mask(labels, self.colours), task.mask, self._record(task))
+        if task.scores is not None:
+            self._save_scores(scores, task)
+        style = LegendStyle(self.options.opacity)
+        overlay = draw_overlay(image, labels, self.options.names, self.colours, style)
+        save_picture(overlay, task.overlay, self._record(task))
+        seconds = time.perf_counter() - started
+        return f"{task.source} -> {task.overlay} ({seconds:.1f} s): {self._shares(labels)}"
+
+    def _scores(self, image: Image.Image) -> Tensor:
+        """(C, H, W) scores at the picture's own size."""
+        height, width = image.height, image.width
+        size = scoring_size(height, width, self.options.max_side)
+        if size == (height, width):
+            return whole_image_scores(self.segmenter, rgb_tensor(image), self.query)
+        smaller = Image.fromarray(resize_pixels(np.asarray(image), size))
+        scores = whole_image_scores(self.segmenter, rgb_tensor(smaller), self.query)
+        return resize_scores(scores, (height, width))
+
+    def _save_scores(self, scores: Tensor, task: Task) -> None:
+        assert task.scores is not None
+        with atomic_path(task.scores) as temporary, temporary.open("wb") as file:
+            np.savez(
+                file,
+                scores=scores.float().cpu().numpy(),
+                classes=np.array(self.options.names),
+                settings=np.array(self._record(task)),
+            )
+
+    def _record(self, task: Task) -> str:
+        """JSON of what made a file."""
+        record = {
+            "image": str(task.source),
+            "classes": self.options.names,
+            "background": self.options.background,
+            **self.options.settings,
+        }
+        return json.dumps(record, ensure_ascii=False)
+
+    def _shares(self, labels: np.ndarray) -> str:
+        counts = np.bincount(labels.ravel(), minlength=len(self.options.names))
+        order = [index for index in np.argsort(-counts, kind="stable") if counts[index]]
+        shown = []
+        for index in order[:5]:
+            share = counts[index] / labels.size
+            shown.append(
+                f"{self.options.names[index]} {f'{share:.0%}' if share >= 0.01 else '<1%'}"
+            )
+        return ", ".join(shown) + (", ..." if len(order) > 5 else "")
+
+
+def check_count(count: int, save_mask: bool) -> None:
+    """Raise ValueError for more labels than a mask can hold."""
+    if save_mask and count > MAX_INDEXED:
+        raise ValueError(
+            f"--save_mask: an indexed PNG holds at most {MAX_INDEXED} classes, there are {count}. "
+            "Use --save_scores, or fewer classes."
+        )
+
+
+def check_picture(path: Path, options: JobOptions, device: torch.device) -> None:
+    """Raise for a picture whose header is damaged, or that needs more memory than there is.
+
+    Raises:
+        FileNotFoundError, ValueError: see `images.check_image`; or too large to score.
+    """
+    height, width = check_image(path)
+    if device.type != "cpu":
+        return  # the device says itself when it is full
+    scored = scoring_size(height, width, options.max_side)
+    needed = scoring_bytes(*scored, len(options.names), options.pamr)
+    available = physical_memory()
+    if available is not None and needed > available:
+        raise ValueError(
+            f"{path}: {width} x {height} pixels and {len(options.names)} classes need about "
+            f"{needed / _GIB:.0f} GiB of memory, this machine has {available / _GIB:.0f}. "
+            "Pass --max_side 2048" + (" or --no_pamr." if options.pamr else ".")
+        )
+
+
+def scoring_size(height: int, width: int, max_side: int | None) -> tuple[int, int]:
+    """(height, width) at which a picture is scored."""
+    if max_side is None or max(height, width) <= max_side:
+        return height, width
+    scale = max_side / max(height, width)
+    return max(round(height * scale), 1), max(round(width * scale), 1)
+
+
+def scoring_bytes(height: int, width: int, classes: int, pamr: bool) -> int:
+    """Memory that scoring one window takes at its peak, roughly: float32 planes of its size."""
+    planes = 2 * classes + 6
+    if pamr:
+        planes += classes + 2 * 48  # weights of the 48 neighbours, before and after softmax
+    return 4 * height * width * planes
+
+
+def physical_memory() -> int | None:
+    """Bytes of memory of this machine, or None where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return None
+
+
+def save_picture(picture: Image.Image, path: Path, record: str) -> None:
+    """Write a picture in the format of its suffix; PNG files carry `record` as text."""
+    options: dict[str, Any] = {}
+    if path.suffix.lower() == ".png":
+        info = PngInfo()
+        info.add_itxt("talk2dino", record)
+        options["pnginfo"] = info
+    else:
+        options["quality"] = 95
+    with atomic_path(path) as temporary:
+        picture.save(temporary, format=OVERLAY_FORMATS[path.suffix.lower()], **options)

@@ -1,0 +1,222 @@
+"""The segment command as a user runs it, with the toy models."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from talk2dino.cli.segment import COMMAND, main, parse_categories, segmenter_config
+from talk2dino.drawing import class_colours
+
+TOY = """
+model: {dino_embed_dim: 192, hidden_layer: true, num_attn_head: 3}
+features: {vision_model: toy, text_model: toy}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty working folder with a recipe of the toy models and one photograph."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "toy.yaml").write_text(TOY)
+    picture("photo.png")
+    return tmp_path
+
+
+def picture(path, size=(60, 40), colour=None):
+    if colour is None:
+        pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+    else:
+        Image.new("RGB", size, colour).save(path)
+
+
+def segment(*changes, categories="cat,polar_bear", source=("photo.png",), output="out.png"):
+    """Run the command on the toy models."""
+    flags = ["--input", *source, "--output", output, "--textual_categories", categories]
+    return main([*flags, "--config", "toy.yaml", "--weights", "seeded:0", *changes])
+
+
+def refused(capsys, *changes, code=2, **settings):
+    """Run the command, which must fail before a model is loaded; returns the message."""
+    assert segment(*changes, **settings) == code
+    captured = capsys.readouterr()
+    assert "loading" not in captured.out and "Traceback" not in captured.err
+    return captured.err
+
+
+def test_an_overlay_a_mask_and_scores_are_written_and_agree(folder, capsys):
+    assert segment("--with_background", "--bg_thresh", "0.5", "--save_mask", "--save_scores") == 0
+    said = capsys.readouterr().out
+    assert "untrained" in said and "photo.png -> out.png" in said
+    with Image.open("out.png") as overlay, Image.open("out_mask.png") as mask:
+        assert mask.mode == "P" and mask.size == (60, 40) and overlay.width >= 60
+        record = json.loads(mask.text["talk2dino"])
+        labels = np.asarray(mask)
+        legend = np.asarray(overlay.convert("RGB"))[40:].reshape(-1, 3).tolist()
+    assert record["classes"] == ["background", "cat", "polar bear"]
+    assert record["background"] == 0.5 and record["segmenter"]["clean_background"] is True
+    assert all(colour in legend for colour in class_colours(3, background=True).tolist())
+    with np.load("out_scores.npz") as saved:
+        assert saved["scores"].shape == (3, 40, 60) and saved["scores"].dtype == np.float32
+        assert saved["classes"].tolist() == ["background", "cat", "polar bear"]
+        assert np.array_equal(saved["scores"].argmax(axis=0), labels)
+        assert json.loads(str(saved["settings"]))["image"] == "photo.png"
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "out.png",
+        "out_mask.png",
+        "out_scores.npz",
+        "photo.png",
+        "toy.yaml",
+    ]
+
+
+def test_a_folder_with_one_damaged_picture_writes_the_others_and_exits_with_1(folder, capsys):
+    (folder / "in").mkdir()
+    for name in ("a.png", "b.jpg", "c.png"):
+        picture(folder / "in" / name)
+    data = (folder / "in" / "c.png").read_bytes()
+    (folder / "in" / "c.png").write_bytes(data[: len(data) // 2])
+    (folder / "in" / "empty.png").touch()
+    (folder / "in" / "notes.txt").write_text("no picture")
+    assert segment("--no_pamr", "--save_mask", "masks", source=["in"], output="out/new") == 1
+    assert sorted(p.name for p in (folder / "out" / "new").iterdir()) == ["a.png", "b.png"]
+    assert sorted(p.name for p in (folder / "masks").iterdir()) == ["a_mask.png", "b_mask.png"]
+    errors = capsys.readouterr().err
+    assert "c.png is truncated" in errors and "empty.png is empty (0 bytes)" in errors
+    assert "2 of 4 pictures failed" in errors
+
+
+def test_max_side_scores_small_and_writes_at_full_size(folder):
+    assert segment("--max_side", "20", "--save_scores", "s.npz", output="out.jpg") == 0
+    with np.load("s.npz") as saved:
+        assert saved["scores"].shape == (2, 40, 60)
+    with Image.open("out.jpg") as overlay:
+        assert overlay.format == "JPEG"
+
+
+def test_underscores_are_spaces_and_names_are_trimmed():
+    assert parse_categories("cat,polar_bear, big  dog ") == ["cat", "polar bear", "big dog"]
+    assert parse_categories("background") == ["background"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "names no class"),
+        (" , _", "names no class"),
+        ("cat,,dog", "number 2 is empty"),
+        ("cat,dog,", "number 3 is empty"),
+        ("polar_bear,cat,polar bear", "names 'polar bear' twice"),
+        ("Cat,cat", "names 'cat' twice"),
+    ],
+)
+def test_categories_that_make_no_sense_are_refused(folder, capsys, text, message):
+    assert message in refused(capsys, categories=text)
+
+
+def test_a_class_called_background_beside_the_background_is_refused(folder, capsys):
+    message = refused(capsys, "--with_background", categories="cat,background")
+    assert "'background' is added by --with_background" in message
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--bg_thresh", "0.5"], "--bg_thresh has no effect without --with_background"),
+        (["--with_background", "--bg_thresh", "1.5"], "--bg_thresh must lie between 0 and 1"),
+        (["--with_background", "--bg_thresh", "nan"], "--bg_thresh must lie between 0 and 1"),
+        (["--opacity", "-1"], "--opacity must lie between 0 and 1"),
+        (["--max_side", "0"], "--max_side must be at least 1"),
+        (["--template", "subzet"], "unknown template 'subzet'"),
+        (["--device", "tpu"], "unknown device 'tpu'"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml: no such configuration file"),
+        (["--weights", "nowhere.pth"], "there are no projection weights at nowhere.pth"),
+        (["--weights", "seeded:x"], "an integer >= 0 must follow 'seeded:'"),
+        (["--vision_weights", "nowhere.pth"], "no vision weights at 'nowhere.pth'"),
+        (["--text_weights", "nowhere.pt"], "no text weights at 'nowhere.pt'"),
+        (["--save_mask", "mask.jpg"], "--save_mask mask.jpg: the file must end in .png"),
+        (["--save_scores", "scores.pt"], "--save_scores scores.pt: the file must end in .npz"),
+        (["--save_mask", "out.png"], "out.png would be written more than once"),
+        (["--save_mask", "photo.png", "--overwrite"], "photo.png is an input"),
+        (["--clean_background", "--no_clean_background"], "not allowed with argument"),
+        (["--with_back"], "unrecognized arguments: --with_back"),
+    ],
+)
+def test_wrong_flags_are_refused_before_anything_is_loaded(folder, capsys, flags, message):
+    assert message in refused(capsys, *flags)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_cuda_where_there_is_none_is_refused(folder, capsys):
+    assert "PyTorch sees no cuda device here" in refused(capsys, "--device", "cuda")
+
+
+def test_unknown_models_of_a_recipe_are_refused(folder, capsys):
+    (folder / "toy.yaml").write_text(TOY.replace("vision_model: toy", "vision_model: dinov9"))
+    assert "unknown vision model 'dinov9'" in refused(capsys)
+    (folder / "toy.yaml").write_text(TOY.replace("vision_model", "vison_model"))
+    assert "unknown key 'vison_model'. Did you mean 'vision_model'?" in refused(capsys)
+
+
+def test_missing_and_unreadable_pictures_are_refused(folder, capsys):
+    message = refused(capsys, source=["none.png"])
+    assert "--input none.png: there is no such file or folder" in message
+    (folder / "text.png").write_text("no picture")
+    assert "text.png is not an image" in refused(capsys, source=["text.png"])
+    (folder / "empty").mkdir()
+    assert "--input empty holds no image files" in refused(capsys, source=["empty"], output="o")
+    (folder / "a.png").touch()
+    message = refused(capsys, source=["a.png", "text.png"], output="o")
+    assert "a.png is empty (0 bytes)" in message and "And so for 1 more" in message
+
+
+def test_a_single_truncated_picture_is_found_before_anything_is_loaded(folder, capsys):
+    data = (folder / "photo.png").read_bytes()
+    (folder / "photo.png").write_bytes(data[: len(data) // 2])
+    assert "photo.png is truncated or damaged" in refused(capsys)
+
+
+def test_a_picture_too_large_for_the_memory_is_refused(folder, capsys):
+    Image.new("1", (13_000, 13_000)).save("big.png")
+    many = ",".join(f"class{i}" for i in range(3000))
+    message = refused(capsys, categories=many, source=["big.png"])
+    assert "big.png: 13000 x 13000 pixels and 3000 classes need about" in message
+    assert "--max_side 2048" in message
+
+
+def test_more_classes_than_a_mask_holds_are_refused(folder, capsys):
+    many = ",".join(f"class{i}" for i in range(257))
+    assert "at most 256 classes, there are 257" in refused(capsys, "--save_mask", categories=many)
+
+
+def test_existing_output_is_kept_unless_overwrite_is_given(folder, capsys):
+    (folder / "out.png").write_text("precious")
+    message = refused(capsys)
+    assert "out.png exists already" in message and "--overwrite" in message
+    assert (folder / "out.png").read_text() == "precious"
+    assert segment("--overwrite", "--no_pamr") == 0
+    with Image.open("out.png") as overlay:
+        assert overlay.format == "PNG"
+
+
+def test_output_that_can_never_be_written_is_refused(folder, capsys):
+    assert "needs one of the suffixes .png" in refused(capsys, output="out")
+    assert "needs one of the suffixes .png" in refused(capsys, output="out.gif")
+    assert "photo.png is a file, so the folder" in refused(capsys, output="photo.png/out.png")
+    assert "photo.png is an input" in refused(capsys, "--overwrite", output="photo.png")
+
+
+def test_defaults_follow_the_published_demo(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--input", "a.png", "--output", "b.png", "--textual_categories", "cat"]
+    plain = segmenter_config(COMMAND.parser().parse_args(flags))
+    assert plain.vision_model == "dinov2_vitb14_reg" and plain.text_model == "ViT-B/16"
+    assert plain.pamr and not plain.clean_background and plain.template == "subset"
+    assert plain.projection_weights.endswith("weights/vitb_mlp_infonce.pth")
+    changed = segmenter_config(
+        COMMAND.parser().parse_args([*flags, "--with_background", "--no_pamr"])
+    )
+    assert changed.clean_background and not changed.pamr

@@ -1,0 +1,93 @@
+"""What the segment command reads, and where it writes."""
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from talk2dino.cli.segment_files import plan_tasks
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("in/b.jpg", "in/a.png", "in/notes.txt", "other/a.webp", "photo"):
+        path = Path(name)
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+
+
+def plan(*inputs, output="out", mask=None, scores=None, overwrite=False):
+    args = argparse.Namespace(
+        input=inputs, output=output, save_mask=mask, save_scores=scores, overwrite=overwrite
+    )
+    return plan_tasks(args)
+
+
+def written(tasks):
+    return [[str(path) for path in task.outputs] for task in tasks]
+
+
+def test_one_file_gives_exactly_the_named_output():
+    (task,) = plan("photo", output="seg.jpg", mask="m.png", scores="")
+    assert written([task]) == [["seg.jpg", "m.png", "seg_scores.npz"]]
+
+
+def test_one_file_into_a_folder_keeps_its_name():
+    Path("out").mkdir()
+    for output in ("out", "new/"):
+        (task,) = plan("in/b.jpg", output=output, mask="", scores="in")
+        folder = output.rstrip("/")
+        assert written([task]) == [[f"{folder}/b.png", f"{folder}/b_mask.png", "in/b_scores.npz"]]
+
+
+def test_a_folder_gives_its_images_in_order():
+    tasks = plan("in", mask="", scores="elsewhere")
+    assert [str(task.source) for task in tasks] == ["in/a.png", "in/b.jpg"]
+    assert written(tasks)[0] == ["out/a.png", "out/a_mask.png", "elsewhere/a_scores.npz"]
+
+
+def test_equal_stems_keep_their_suffix_and_repeated_inputs_count_once():
+    tasks = plan("in/a.png", "other", "in/a.png")
+    assert written(tasks) == [["out/a.png.png"], ["out/a.webp.png"]]
+
+
+def test_equal_names_from_two_folders_are_refused():
+    Path("other/b.jpg").touch()
+    with pytest.raises(ValueError, match=r"out/b\.jpg\.png would be written more than once"):
+        plan("in", "other")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"output": "out.png"}, r"--output out\.png is one file"),
+        ({"mask": "m.png"}, r"--save_mask m\.png is one file"),
+        ({"scores": "s.npz"}, r"--save_scores s\.npz is one file"),
+        ({"output": "in"}, r"in/a\.png is an input"),
+    ],
+)
+def test_one_file_for_several_inputs_and_the_folder_of_the_inputs_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        plan("in", **settings)
+
+
+def test_existing_files_are_counted_and_replaced_only_on_request():
+    Path("out").mkdir()
+    for name in ("a.png", "b.png"):
+        (Path("out") / name).touch()
+    with pytest.raises(FileExistsError, match=r"2 of 2 output files exist.*--overwrite"):
+        plan("in")
+    assert len(plan("in", overwrite=True)) == 2
+
+
+def test_a_file_in_place_of_the_output_folder_is_refused():
+    with pytest.raises(NotADirectoryError, match="photo is a file"):
+        plan("in", output="photo")
+
+
+def test_a_folder_in_place_of_an_output_file_is_refused():
+    Path("dir.png").mkdir()
+    Path("dir.png/b.png").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"dir\.png/b\.png is a folder"):
+        plan("in/b.jpg", output="dir.png")

@@ -1,0 +1,141 @@
+"""One picture of the segment command; colours above all."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from talk2dino.cli.segment_files import Task
+from talk2dino.cli.segment_job import (
+    JobOptions,
+    SegmentJob,
+    check_picture,
+    physical_memory,
+    scoring_bytes,
+    scoring_size,
+)
+from talk2dino.config import ProjectionConfig
+from talk2dino.drawing import class_colours
+from talk2dino.segmenter import build_segmenter
+from talk2dino.segmenter_config import SegmenterConfig
+
+CPU = torch.device("cpu")
+
+
+class ColourSegmenter:
+    """Scores a pixel by one colour channel per class; remembers what it was shown."""
+
+    def embed_classes(self, names):
+        return torch.eye(3)[: len(names)]
+
+    def window_scores(self, windows, classes, background):
+        self.windows = windows
+        scores = torch.einsum("bkhw,ck->bchw", windows / 255, classes)
+        if background is None:
+            return scores
+        return torch.cat([torch.full_like(scores[:, :1], background), scores], dim=1)
+
+
+def task(tmp_path, image, **outputs):
+    image.save(tmp_path / "source.png")
+    return Task(
+        tmp_path / "source.png",
+        tmp_path / "overlay.png",
+        outputs.get("mask"),
+        outputs.get("scores"),
+    )
+
+
+def test_a_red_picture_is_red_for_the_backbone_and_in_the_overlay(tmp_path):
+    config = SegmenterConfig(
+        projection=ProjectionConfig(hidden_layer=True, dino_embed_dim=192, num_attn_head=3),
+        projection_weights="seeded:0",
+        vision_model="toy",
+        text_model="toy",
+        input_size=56,
+    )
+    segmenter = build_segmenter(config)
+    seen = []
+    segmenter.vision.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    options = JobOptions(names=["rose"], opacity=0.25)
+    job = SegmentJob(segmenter, segmenter.embed_classes(["rose"]), options)
+    job.segment(task(tmp_path, Image.new("RGB", (50, 30), (255, 0, 0))))
+    pixels = (seen[0] * segmenter.vision.std + segmenter.vision.mean) * 255
+    assert pixels[0].mean(dim=(1, 2)).tolist() == pytest.approx([255, 0, 0], abs=1e-3)
+    with Image.open(tmp_path / "overlay.png") as overlay:
+        painted = np.array(overlay.getpixel((25, 15)))
+    expected = 0.75 * np.array([255, 0, 0]) + 0.25 * class_colours(1)[0]
+    assert np.abs(painted - expected).max() <= 1
+
+
+def test_red_green_and_blue_get_the_labels_of_their_classes(tmp_path):
+    image = Image.new("RGB", (30, 10), (10, 10, 10))
+    for index, colour in enumerate([(255, 0, 0), (0, 255, 0)]):
+        image.paste(colour, (10 * index, 0, 10 * index + 10, 10))
+    options = JobOptions(names=["background", "red", "green", "blue"], background=0.5)
+    job = SegmentJob(ColourSegmenter(), torch.eye(3), options)
+    line = job.segment(task(tmp_path, image, mask=tmp_path / "mask.png"))
+    with Image.open(tmp_path / "mask.png") as mask:
+        labels = np.asarray(mask)
+    assert labels[5, [5, 15, 25]].tolist() == [1, 2, 0]
+    assert line.endswith("background 33%, red 33%, green 33%")
+
+
+def test_a_class_of_few_pixels_is_not_said_to_have_none(tmp_path):
+    image = Image.new("RGB", (50, 40), (255, 0, 0))
+    image.putpixel((3, 3), (0, 255, 0))
+    job = SegmentJob(ColourSegmenter(), torch.eye(3), JobOptions(names=["red", "green", "blue"]))
+    assert job.segment(task(tmp_path, image)).endswith("red 100%, green <1%")
+
+
+def test_exif_orientation_reaches_every_file(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    work = task(tmp_path, Image.new("RGB", (40, 20)), scores=tmp_path / "s.npz")
+    Image.new("RGB", (40, 20)).save(work.source, exif=exif)
+    SegmentJob(ColourSegmenter(), torch.eye(3), JobOptions(names=["a", "b", "c"])).segment(work)
+    with np.load(tmp_path / "s.npz") as saved:
+        assert saved["scores"].shape == (3, 40, 20)
+
+
+def test_a_larger_picture_is_scored_at_max_side(tmp_path):
+    segmenter = ColourSegmenter()
+    options = JobOptions(names=["a", "b", "c"], max_side=30)
+    SegmentJob(segmenter, torch.eye(3), options).segment(task(tmp_path, Image.new("RGB", (60, 20))))
+    assert segmenter.windows.shape == (1, 3, 10, 30)
+    assert scoring_size(20, 60, None) == scoring_size(20, 60, 60) == (20, 60)
+    assert scoring_size(1, 1000, 10) == (1, 10)
+
+
+def test_the_line_names_the_five_largest_classes(tmp_path):
+    class Stripes:
+        def window_scores(self, windows, classes, background):
+            width = windows.shape[-1]
+            labels = (torch.arange(width) * len(classes) // width).expand(windows.shape[-2:])
+            return torch.nn.functional.one_hot(labels, len(classes)).permute(2, 0, 1)[None].float()
+
+    options = JobOptions(names=list("abcdefg"))
+    line = SegmentJob(Stripes(), torch.eye(7), options).segment(
+        task(tmp_path, Image.new("RGB", (70, 5)))
+    )
+    assert line.endswith("a 14%, b 14%, c 14%, d 14%, e 14%, ...")
+
+
+def test_a_failing_write_leaves_no_file_behind(tmp_path):
+    work = task(tmp_path, Image.new("RGB", (40, 20)))
+    work.overlay.mkdir()  # in the way
+    job = SegmentJob(ColourSegmenter(), torch.eye(3), JobOptions(names=["a", "b", "c"]))
+    with pytest.raises(OSError, match="overlay"):
+        job.segment(work)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["overlay.png", "source.png"]
+
+
+def test_memory_is_estimated_for_the_cpu_only(tmp_path):
+    assert scoring_bytes(1000, 1000, 10, pamr=True) > 4 * scoring_bytes(1000, 1000, 10, False)
+    assert physical_memory() is None or physical_memory() > 2**20
+    image = Image.new("1", (9000, 9000))
+    image.save(tmp_path / "big.png")
+    options = JobOptions(names=["x"] * 10_000, pamr=False)
+    with pytest.raises(ValueError, match="GiB of memory.*--max_side 2048"):
+        check_picture(tmp_path / "big.png", options, CPU)
+    check_picture(tmp_path / "big.png", options, torch.device("cuda"))
