@@ -16,8 +16,8 @@ ROWS = [
         *("vision", "text", "projection", "alignment", "losses"),
         *("background", "pamr", "images", "drawing", "metrics"),
     },
-    {"features", "inference"},
-    {"segmenter", "segmenter_config", "training", "hub"},
+    {"features", "inference", "segmenter_config"},
+    {"segmenter", "training", "hub"},
     {"benchmarks", "toy"},
     {"cli", "app"},
     {"__main__"},
@@ -28,7 +28,6 @@ SIDEWAYS = {
     ("templates", "config"),
     ("checkpoints", "files"),
     ("projection", "alignment"),
-    ("segmenter_config", "segmenter"),
 }
 
 
