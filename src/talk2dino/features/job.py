@@ -81,18 +81,19 @@ class Output:
         try:
             if self.sharded:
                 write_shards(features, self.files)
-                return
-            unfinished = scratch / "result.pth"
-            layout = self.layout or features.layout or "columnar"
-            write_features(features, unfinished, layout)
-            self.files[0].parent.mkdir(parents=True, exist_ok=True)
-            os.replace(unfinished, self.files[0])
+            else:
+                self._write_file(features, scratch)
         except (OSError, RuntimeError) as error:
             reason = getattr(error, "strerror", None) or error
             raise RuntimeError(
                 f"{self.files[0]}: could not write ({reason}). The features are kept in {scratch}; "
                 "once there is room, run the same command again to go on."
             ) from error
+
+    def _write_file(self, features: FeatureFile, scratch: Path) -> None:
+        unfinished = scratch / "result.pth"
+        write_features(features, unfinished, self.layout or features.layout or "columnar")
+        os.replace(unfinished, self.files[0])
 
 
 def plan_outputs(path: Path, division: Division, layout: str | None = None) -> list[Output]:
@@ -159,6 +160,8 @@ class Job:
         first = self.outputs[0].files[0]
         self.folder = first.with_name(f"{first.name}.parts")
         self.overwrite = overwrite
+        self._parts: list[Parts] = []
+        check_folder_writable(first.parent)
         settings = json.loads(json.dumps(settings))
         known = _read_settings(self.folder / SETTINGS)
         differing = _differences(known, settings) if known is not None else ""
@@ -169,7 +172,6 @@ class Job:
             )
         if known is None and not overwrite and not in_place:
             self._check_absent()
-        check_folder_writable(first.parent)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(self.folder / "lock")
         self.resumed = known is not None and not differing and self._holds_work()
@@ -192,12 +194,14 @@ class Job:
         """
         folder = self.folder / f"split{output.split:05d}"
         try:
-            return Parts(folder, fingerprint)
+            parts = Parts(folder, fingerprint)
         except ValueError:
             if not self.overwrite:
                 raise
-        shutil.rmtree(folder)
-        return Parts(folder, fingerprint)
+            shutil.rmtree(folder)
+            parts = Parts(folder, fingerprint)
+        self._parts.append(parts)
+        return parts
 
     def finish(self, output: Output, parts: Parts, failures: Sequence[str] = ()) -> None:
         """Note that `output` is written and what it lacks, and drop its rows."""
@@ -215,6 +219,8 @@ class Job:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for parts in self._parts:
+            parts.close()
         if kind is None or not self._holds_work():
             # The settings go last: a kill before that leaves a job that is known to be done.
             for folder in self.folder.glob("split*/"):

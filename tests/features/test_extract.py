@@ -1,0 +1,344 @@
+"""`dino_extraction_v2.py` from photographs to a feature file, and what it says when it cannot."""
+
+import io
+import json
+import tarfile
+
+import pytest
+import torch
+from PIL import Image
+
+from talk2dino.attention import average_attention, head_embeddings
+from talk2dino.cli.extract import COMMAND, main
+from talk2dino.features.extract import image_features
+from talk2dino.features.keys import IMAGE_KEYS
+from talk2dino.features.store import FeatureFile, read_features, write_features
+from talk2dino.vision import load_vision
+
+ALL_KEYS = list(IMAGE_KEYS.values())
+
+
+def folder_names(folder):
+    return sorted(path.name for path in folder.iterdir() if path.name != "coco")
+
+
+def test_the_stored_features_are_those_of_the_backbone(tmp_path, coco):
+    assert main(coco.arguments(tmp_path / "out.pth", *ALL_KEYS, "--batch_size", "4")) == 0
+    stored = read_features(tmp_path / "out.pth")
+    assert stored.images == coco.images
+    assert stored.annotations == coco.annotations
+    backbone = load_vision("toy")
+    transform = backbone.image_transform(56, 56)
+    pixels = [transform(Image.open(coco.folder / image["file_name"])) for image in coco.images]
+    found = backbone(backbone.normalise(torch.stack(pixels)))
+    expected = {
+        "dino_features": found.cls,
+        "avg_self_attn_out": average_attention(found.attention_logits, found.patches),
+        "disentangled_self_attn": head_embeddings(found.attention_logits, found.patches),
+        "self_attn_maps": found.attention_logits,
+        "patch_tokens": found.patches,
+        "second_last_out": found.penultimate_cls,
+    }
+    torch.testing.assert_close(stored.image_features, expected, rtol=1e-4, atol=1e-5)
+    shapes = {key: tuple(column.shape) for key, column in stored.image_features.items()}
+    assert shapes["disentangled_self_attn"] == (6, 3, 192)
+    assert shapes["patch_tokens"] == (6, 16, 192)
+    assert stored.settings["vision"] == {
+        "model": "toy",
+        "weights": "seeded:0",
+        "resize_dim": 56,
+        "crop_dim": 56,
+        "dtype": "float32",
+        "amp": False,
+    }
+    assert folder_names(tmp_path) == ["out.pth"]
+
+
+def test_without_a_feature_flag_the_cls_feature_is_stored(tmp_path, coco):
+    assert main(coco.arguments(tmp_path / "out.pth")) == 0
+    assert list(read_features(tmp_path / "out.pth").image_features) == ["dino_features"]
+
+
+def test_without_an_output_path_the_annotation_path_is_used(coco):
+    arguments = coco.arguments("x")
+    at = arguments.index("--out_path")
+    assert main(arguments[:at] + arguments[at + 2 :]) == 0
+    assert read_features(coco.path.with_suffix(".pth")).num_images == 6
+
+
+def test_worker_processes_give_the_same_file(tmp_path, coco):
+    assert main(coco.arguments(tmp_path / "a.pth", "--batch_size", "4")) == 0
+    assert main(coco.arguments(tmp_path / "b.pth", "--batch_size", "4", "--workers", "2")) == 0
+    assert (tmp_path / "a.pth").read_bytes() == (tmp_path / "b.pth").read_bytes()
+
+
+def test_half_precision_is_stored_and_close(tmp_path, coco):
+    assert main(coco.arguments(tmp_path / "a.pth")) == 0
+    assert main(coco.arguments(tmp_path / "b.pth", "--dtype", "float16", "--amp")) == 0
+    full = read_features(tmp_path / "a.pth").image_features["dino_features"]
+    half = read_features(tmp_path / "b.pth").image_features["dino_features"]
+    assert half.dtype == torch.float16
+    assert (half.float() - full).norm() / full.norm() < 2e-2
+
+
+def test_the_published_layout_is_written_on_request(tmp_path, coco):
+    assert main(coco.arguments(tmp_path / "out.pth", "--layout", "coco")) == 0
+    stored = torch.load(tmp_path / "out.pth", weights_only=True)
+    assert stored["images"][0]["dino_features"].shape == (192,)
+
+
+# What goes wrong with images.
+
+
+def break_image(path, kind):
+    whole = path.read_bytes()
+    if kind == "missing":
+        path.unlink()
+    else:
+        content = {"empty": b"", "truncated": whole[: len(whole) // 2], "text": b"not an image"}
+        path.write_bytes(content[kind])
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "truncated", "text"])
+def test_a_bad_image_is_named_and_left_out_and_the_rest_is_written(tmp_path, coco, capsys, kind):
+    break_image(coco.folder / "002.jpg", kind)
+    assert main(coco.arguments(tmp_path / "out.pth", "--batch_size", "2")) == 1
+    stored = read_features(tmp_path / "out.pth")
+    assert [image["id"] for image in stored.images] == [100, 101, 103, 104, 105]
+    assert {a["image_id"] for a in stored.annotations} == {100, 101, 103, 104, 105}
+    assert stored.image_features["dino_features"].shape == (5, 192)
+    errors = capsys.readouterr().err
+    assert "1 images failed and were left out" in errors
+    assert "image 102 (002.jpg): " in errors
+    assert "1 failures are more than --max_failures 0" in errors
+    assert "image 102" in (tmp_path / "out.pth.failed.txt").read_text()
+    assert folder_names(tmp_path) == ["out.pth", "out.pth.failed.txt"]
+
+
+def test_the_other_images_keep_their_features_when_one_fails(tmp_path, coco):
+    assert main(coco.arguments(tmp_path / "a.pth")) == 0
+    break_image(coco.folder / "000.jpg", "truncated")
+    assert main(coco.arguments(tmp_path / "b.pth")) == 1
+    whole = read_features(tmp_path / "a.pth").image_features["dino_features"]
+    rest = read_features(tmp_path / "b.pth").image_features["dino_features"]
+    torch.testing.assert_close(rest, whole[1:], rtol=1e-5, atol=1e-6)
+
+
+def test_allowed_failures_end_well(tmp_path, coco):
+    break_image(coco.folder / "002.jpg", "empty")
+    assert main(coco.arguments(tmp_path / "out.pth", "--max_failures", "1")) == 0
+    assert main(coco.arguments(tmp_path / "out.pth", "--overwrite")) == 1
+
+
+def test_many_failures_are_counted_and_listed_in_a_file(tmp_path, make_coco, capsys):
+    coco = make_coco(tmp_path / "coco", 16)
+    for number in range(14):
+        break_image(coco.folder / f"{number:03d}.jpg", "missing")
+    assert main(coco.arguments(tmp_path / "out.pth", "--batch_size", "4")) == 1
+    assert "... and 4 more" in capsys.readouterr().err
+    assert len((tmp_path / "out.pth.failed.txt").read_text().splitlines()) == 14
+
+
+def test_without_any_image_the_folder_is_named_before_weights_are_loaded(tmp_path, coco, capsys):
+    arguments = coco.arguments(tmp_path / "out.pth", "--data_dir", str(tmp_path / "nowhere"))
+    arguments += ["--model", "dinov2_vitb14_reg", "--crop_dim", "56"]  # not downloadable here
+    assert main(arguments) == 1
+    errors = capsys.readouterr().err
+    assert "none of the 6 images exists" in errors
+    assert str(tmp_path / "nowhere" / "000.jpg") in errors
+    assert folder_names(tmp_path) == []
+
+
+def test_images_that_exist_but_all_fail_write_nothing(tmp_path, coco, capsys):
+    for image in coco.images:
+        break_image(coco.folder / image["file_name"], "text")
+    assert main(coco.arguments(tmp_path / "out.pth")) == 1
+    assert "none of the 6 images could be read" in capsys.readouterr().err
+    assert folder_names(tmp_path) == []
+
+
+def test_an_image_too_long_to_resize_is_a_named_failure(tmp_path, coco, capsys):
+    Image.new("L", (1, 60_000)).save(coco.folder / "001.png")
+    coco.images[1]["file_name"] = "001.png"
+    coco.save()
+    assert main(coco.arguments(tmp_path / "out.pth")) == 1
+    assert "its sides are 1 x 60000 pixels" in capsys.readouterr().err
+
+
+# Wrong arguments: exit code 2 and nothing made.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "dinov2_vitb"], "Did you mean 'dinov2_vitb14'"),
+        (["--vision_weights", "nowhere.pth"], "nowhere.pth"),
+        (["--crop_dim", "112"], "--crop_dim 112 is larger than --resize_dim 56"),
+        (["--batch_size", "0"], "--batch_size must be at least 1"),
+        (["--workers", "-1"], "--workers must not be negative"),
+        (["--device", "gpu"], "unknown device 'gpu'"),
+        (["--dtype", "float64"], "invalid choice: 'float64'"),
+        (["--extract_all"], "unrecognized arguments: --extract_all"),
+        (["--extract_avg"], "unrecognized arguments: --extract_avg"),
+        (["--n_in_splits", "0"], "must be at least 1"),
+        (["--write_as_wds", "--n_shards", "0"], "--n_shards must be at least 1"),
+        (["--write_as_wds", "--layout", "coco"], "--layout is for .pth files"),
+        (["--ann_path", "nothing.json"], "nothing.json: no such file or folder"),
+        (["--ann_path", "nothing{0..3}.tar"], "no such tar: nothing0.tar"),
+        (["--out_path", "."], "is a folder"),
+        (["--out_path", "features.npz"], "must end in .pth"),
+    ],
+)
+def test_wrong_arguments_are_refused(tmp_path, coco, capsys, arguments, message):
+    assert main(coco.arguments(tmp_path / "out.pth", *arguments)) == 2
+    assert message in capsys.readouterr().err
+    assert folder_names(tmp_path) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_cuda_is_refused_where_there_is_none(tmp_path, coco, capsys):
+    assert main(coco.arguments(tmp_path / "out.pth", "--device", "cuda")) == 2
+    assert "PyTorch sees no cuda device" in capsys.readouterr().err
+
+
+def test_an_output_below_a_file_is_refused(tmp_path, coco, capsys):
+    (tmp_path / "file").touch()
+    assert main(coco.arguments(tmp_path / "file" / "out.pth")) == 2
+    assert "is a file, so the folder" in capsys.readouterr().err
+
+
+def test_an_existing_output_is_kept(tmp_path, coco, capsys):
+    (tmp_path / "out.pth").write_bytes(b"precious")
+    assert main(coco.arguments(tmp_path / "out.pth")) == 2
+    assert "pass --overwrite" in capsys.readouterr().err
+    assert (tmp_path / "out.pth").read_bytes() == b"precious"
+
+
+def test_an_annotation_file_that_is_no_json_is_refused(tmp_path, coco, capsys):
+    coco.path.write_text("not json")
+    assert main(coco.arguments(tmp_path / "out.pth")) == 1
+    assert "is not JSON" in capsys.readouterr().err
+    assert folder_names(tmp_path) == []
+
+
+def test_a_crop_that_does_not_fit_the_patches_is_refused(tmp_path, coco, capsys):
+    assert main(coco.arguments(tmp_path / "out.pth", "--crop_dim", "50")) in (1, 2)
+    assert "14-pixel patches" in capsys.readouterr().err
+    assert folder_names(tmp_path) == []
+
+
+def test_the_flags_are_as_published():
+    published = (
+        "--ann_path a --batch_size 8 --data_dir d --model m --resize_dim 1 --crop_dim 1 "
+        "--extract_cls --extract_avg_self_attn --extract_second_last_out --extract_patch_tokens "
+        "--extract_self_attn_maps --extract_disentangled_self_attn --out_path o --write_as_wds "
+        "--n_shards 3 --n_in_split 2 --in_batch_offset 1 --out_offset 1 --blip_model b"
+    )
+    args = COMMAND.parser().parse_args(published.split())
+    assert args.n_in_splits == 2
+    defaults = COMMAND.parser().parse_args(["--ann_path", "a"])
+    assert (defaults.model, defaults.resize_dim, defaults.crop_dim) == (
+        "dinov2_vitl14_reg",
+        518,
+        518,
+    )
+    assert (defaults.batch_size, defaults.n_shards, str(defaults.data_dir)) == (64, 25, "../coco")
+
+
+# Inputs and outputs of other kinds.
+
+
+def test_a_feature_file_keeps_its_captions_features(tmp_path, coco):
+    text = {"ann_feats": torch.randn(len(coco.annotations), 4)}
+    write_features(FeatureFile(coco.images, coco.annotations, {}, text), tmp_path / "in.pth")
+    arguments = coco.arguments(tmp_path / "out.pth", "--ann_path", str(tmp_path / "in.pth"))
+    assert main(arguments) == 0
+    stored = read_features(tmp_path / "out.pth")
+    torch.testing.assert_close(stored.caption_features, text)
+    assert stored.image_features["dino_features"].shape == (6, 192)
+
+
+def test_image_features_are_added_to_those_made_the_same_way(tmp_path, coco):
+    path = tmp_path / "a.pth"
+    assert main(coco.arguments(path)) == 0
+    again = ["--ann_path", str(path), "--extract_avg_self_attn", "--overwrite"]
+    assert main(coco.arguments(path, *again)) == 0
+    assert sorted(read_features(path).image_features) == ["avg_self_attn_out", "dino_features"]
+
+
+def test_image_features_made_in_another_way_are_dropped_with_a_warning(tmp_path, coco, caplog):
+    path = tmp_path / "a.pth"
+    assert main(coco.arguments(path)) == 0
+    again = ["--ann_path", str(path), "--extract_avg_self_attn", "--overwrite"]
+    assert main(coco.arguments(path, *again, "--crop_dim", "42")) == 0
+    assert list(read_features(path).image_features) == ["avg_self_attn_out"]
+    assert "dino_features of the input were made with other or unknown settings" in caplog.text
+
+
+def test_a_file_is_not_replaced_by_one_that_lacks_images(tmp_path, coco, capsys):
+    path = tmp_path / "a.pth"
+    assert main(coco.arguments(path)) == 0
+    before = path.read_bytes()
+    break_image(coco.folder / "003.jpg", "missing")
+    again = ["--ann_path", str(path), "--extract_avg_self_attn", "--overwrite"]
+    assert main(coco.arguments(path, *again)) == 1
+    assert "would lose them. It is left as it was" in capsys.readouterr().err
+    assert path.read_bytes() == before
+    assert main(coco.arguments(path, *again, "--max_failures", "1")) == 0
+    assert read_features(path).num_images == 5
+
+
+def test_shards_hold_every_pair(tmp_path, coco):
+    out = tmp_path / "shards"
+    assert main(coco.arguments(out, "--write_as_wds", "--n_shards", "3")) == 0
+    names = []
+    for path in sorted(out.iterdir()):
+        with tarfile.open(path) as tar:
+            names += tar.getnames()
+    assert sorted(names) == sorted(f"{a['id']}.pth" for a in coco.annotations)
+    assert folder_names(out) == [f"shard0000{n}.tar" for n in range(3)]
+
+
+def test_splits_together_are_the_whole(tmp_path, coco):
+    assert main(coco.arguments(tmp_path / "a.pth", "--n_in_splits", "3", "--batch_size", "1")) == 0
+    assert main(coco.arguments(tmp_path / "whole.pth", "--batch_size", "1")) == 0
+    whole = read_features(tmp_path / "whole.pth")
+    parts = [read_features(tmp_path / f"a_{number}.pth") for number in range(3)]
+    columns = [part.image_features["dino_features"] for part in parts]
+    assert torch.equal(torch.cat(columns), whole.image_features["dino_features"])
+    assert [a for part in parts for a in part.annotations] == whole.annotations
+
+
+def test_a_later_split_can_be_made_alone(tmp_path, coco):
+    arguments = ["--n_in_split", "3", "--in_batch_offset", "2", "--out_offset", "5"]
+    assert main(coco.arguments(tmp_path / "a.pth", *arguments)) == 0
+    assert folder_names(tmp_path) == ["a_7.pth"]
+    assert [image["id"] for image in read_features(tmp_path / "a_7.pth").images] == [104, 105]
+
+
+def test_web_tars_become_features_and_failures(tmp_path, coco, capsys):
+    (tmp_path / "cc3m").mkdir()
+    with tarfile.open(tmp_path / "cc3m" / "00000.tar", "w") as tar:
+        for number, data in enumerate([(coco.folder / "000.jpg").read_bytes(), b"broken"]):
+            described = json.dumps({"key": f"{number:09d}", "caption": f"no {number}", "url": "u"})
+            for suffix, content in (("jpg", data), ("json", described.encode())):
+                info = tarfile.TarInfo(f"{number:09d}.{suffix}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    arguments = coco.arguments(tmp_path / "cc3m.pth", "--ann_path", str(tmp_path / "cc3m"))
+    assert main(arguments) == 1
+    stored = read_features(tmp_path / "cc3m.pth")
+    assert stored.annotations == [{"id": 0, "image_id": 0, "caption": "no 0"}]
+    assert stored.images[0]["url"] == "u"
+    assert "image 1 (00000.tar/000000001.jpg)" in capsys.readouterr().err
+
+
+def test_asking_for_a_key_twice_gives_equal_tensors():
+    backbone = load_vision("toy")
+    images = torch.randint(0, 256, (2, 3, 56, 56), dtype=torch.uint8)
+    one = image_features(backbone, images, ["disentangled_self_attn"])
+    two = image_features(backbone, images, IMAGE_KEYS)
+    torch.testing.assert_close(
+        one["disentangled_self_attn"], two["disentangled_self_attn"], rtol=0, atol=0
+    )
+    assert all(column.dtype == torch.float32 for column in two.values())

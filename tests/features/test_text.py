@@ -1,0 +1,229 @@
+"""`text_features_extraction.py` from captions to features, and what it says when it cannot."""
+
+import errno
+
+import pytest
+import torch
+
+from talk2dino.cli.extract import main as extract_images
+from talk2dino.cli.extract_text import COMMAND, main
+from talk2dino.features.captions import CaptionInput
+from talk2dino.features.job import Output
+from talk2dino.features.shards import read_shards
+from talk2dino.features.store import FeatureFile, read_features, write_features
+from talk2dino.features.text import caption_features, processing_order
+from talk2dino.text import load_text
+
+
+def arguments(path, *more):
+    return ["--ann_path", str(path), "--model", "toy", "--device", "cpu", *more]
+
+
+@pytest.fixture
+def features(tmp_path, coco):
+    """A feature file with image features only."""
+    path = tmp_path / "val.pth"
+    columns = {"dino_features": torch.randn(6, 8)}
+    write_features(FeatureFile(coco.images, coco.annotations, columns), path)
+    return path
+
+
+def expected(coco):
+    return load_text("toy").encode([annotation["caption"] for annotation in coco.annotations])
+
+
+def assert_close(found, wanted):
+    assert (found.float() - wanted).norm() / wanted.norm() < 1e-4
+
+
+def test_captions_are_added_to_the_feature_file(features, coco):
+    before = read_features(features)
+    assert main(arguments(features, "--batch_size", "4")) == 0
+    after = read_features(features)
+    assert_close(after.caption_features["ann_feats"], expected(coco))
+    assert after.images == before.images
+    assert after.annotations == before.annotations
+    torch.testing.assert_close(after.image_features, before.image_features)
+    assert after.settings["text"] == {"model": "toy", "weights": "seeded:0", "dtype": "float32"}
+    assert sorted(p.name for p in features.parent.iterdir()) == ["coco", "val.pth"]
+
+
+def test_a_coco_file_becomes_a_file_of_text_features(coco):
+    assert main(arguments(coco.path)) == 0
+    stored = read_features(coco.path.with_suffix(".pth"))
+    assert_close(stored.caption_features["ann_feats"], expected(coco))
+    assert stored.extra == {"info": {"year": 2014}, "licenses": []}
+
+
+def test_a_published_file_stays_published(tmp_path, coco):
+    write_features(FeatureFile(coco.images, coco.annotations), tmp_path / "a.pth", "coco")
+    assert main(arguments(tmp_path / "a.pth")) == 0
+    stored = torch.load(tmp_path / "a.pth", weights_only=True)
+    assert_close(stored["annotations"][3]["ann_feats"], expected(coco)[3])
+
+
+def test_dense_outputs_are_those_of_the_encoder(features, coco):
+    flags = ["--extract_dense_out", "--extract_second_last_dense_out", "--batch_size", "4"]
+    assert main(arguments(features, *flags)) == 0
+    stored = read_features(features).caption_features
+    model = load_text("toy")
+    captions = [annotation["caption"] for annotation in coco.annotations]
+    found = model(model.tokenize(captions), dense=True, penultimate=True)
+    assert_close(stored["ann_feats"], found.pooled)
+    assert_close(stored["clip_txt_out_tokens"], found.tokens)
+    assert_close(stored["clip_second_last_out"], found.penultimate)
+    assert torch.equal(stored["text_input_mask"], found.mask)
+    assert torch.equal(stored["text_argmax"], found.end_positions)
+    assert stored["clip_txt_out_tokens"].shape == (11, 77, 512)
+    rows = torch.arange(11)
+    assert_close(stored["clip_txt_out_tokens"][rows, stored["text_argmax"]], found.pooled)
+
+
+def test_only_floating_point_tensors_are_stored_in_half(features):
+    assert main(arguments(features, "--extract_dense_out", "--dtype", "bfloat16")) == 0
+    kinds = {key: c.dtype for key, c in read_features(features).caption_features.items()}
+    assert kinds["ann_feats"] == kinds["clip_txt_out_tokens"] == torch.bfloat16
+    assert kinds["text_input_mask"] == torch.bool
+
+
+def test_long_captions_come_first_and_every_caption_once():
+    order = processing_order(["a b", "a b c", "a", "d e f"], sort=True)
+    assert order.tolist() == [1, 3, 0, 2]
+    assert processing_order(["a b", "a b c"], sort=False).tolist() == [0, 1]
+
+
+def test_an_unknown_key_is_refused():
+    with pytest.raises(ValueError, match="Known: ann_feats"):
+        caption_features(load_text("toy"), ["a"], ("annfeats",))
+
+
+def test_the_other_keys_are_added_later(features, coco):
+    assert main(arguments(features)) == 0
+    first = read_features(features).caption_features["ann_feats"]
+    assert main(arguments(features, "--extract_second_last_dense_out")) == 0
+    stored = read_features(features).caption_features
+    assert sorted(stored) == ["ann_feats", "clip_second_last_out", "text_argmax"]
+    torch.testing.assert_close(stored["ann_feats"], first, rtol=0, atol=0)
+
+
+def test_features_that_are_there_are_kept(features, capsys):
+    assert main(arguments(features)) == 0
+    before = features.read_bytes()
+    assert main(arguments(features)) == 1
+    assert "already holds ann_feats, made with the same settings" in capsys.readouterr().err
+    assert main(arguments(features, "--text_weights", "seeded:5")) == 1
+    assert "ann_feats, made with other or unknown settings" in capsys.readouterr().err
+    assert features.read_bytes() == before
+    assert sorted(p.name for p in features.parent.iterdir()) == ["coco", "val.pth"]
+
+
+def test_overwrite_replaces_features_and_drops_what_no_longer_fits(features, coco, caplog):
+    assert main(arguments(features, "--extract_dense_out")) == 0
+    assert main(arguments(features, "--text_weights", "seeded:5", "--overwrite")) == 0
+    stored = read_features(features)
+    assert list(stored.caption_features) == ["ann_feats"]
+    assert stored.settings["text"]["weights"] == "seeded:5"
+    assert (stored.caption_features["ann_feats"] - expected(coco)).abs().max() > 0.1
+    assert "clip_txt_out_tokens, text_input_mask of the input" in caplog.text
+
+
+def test_a_disk_that_fills_up_harms_nothing(features, capsys, monkeypatch):
+    before = features.read_bytes()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Output, "_write_file", full)
+        assert main(arguments(features)) == 1
+    message = capsys.readouterr().err
+    assert "could not write (No space left on device)" in message
+    assert "kept in" in message
+    assert features.read_bytes() == before
+    assert main(arguments(features)) == 0
+    assert "ann_feats" in read_features(features).caption_features
+
+
+def test_another_output_leaves_the_input_alone(features, tmp_path):
+    before = features.read_bytes()
+    assert main(arguments(features, "--out_path", str(tmp_path / "b.pth"))) == 0
+    assert features.read_bytes() == before
+    assert "ann_feats" in read_features(tmp_path / "b.pth").caption_features
+
+
+def test_shards_go_in_and_out(tmp_path, coco):
+    flags = ["--write_as_wds", "--n_shards", "2"]
+    assert extract_images(coco.arguments(tmp_path / "a", *flags)) == 0
+    pattern = tmp_path / "a" / "shard{00000..00001}.tar"
+    assert main(arguments(pattern, "--out_path", str(tmp_path / "b"), *flags)) == 0
+    stored = read_shards(sorted((tmp_path / "b").iterdir()))
+    assert [a["id"] for a in stored.annotations] == [a["id"] for a in coco.annotations]
+    assert_close(stored.caption_features["ann_feats"], expected(coco))
+    assert stored.image_features["dino_features"].shape == (6, 192)
+    assert set(stored.settings) == {"vision", "text"}
+
+
+def test_splits_are_written_side_by_side(features, tmp_path, coco):
+    flags = ["--n_in_splits", "2", "--out_path", str(tmp_path / "b.pth")]
+    assert main(arguments(features, *flags)) == 0
+    rows = [read_features(tmp_path / f"b_{n}.pth").caption_features["ann_feats"] for n in (0, 1)]
+    assert_close(torch.cat(rows), expected(coco))
+
+
+def test_bert_stores_its_pooler_output(features, tmp_path, coco):
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path / "tiny-bert"
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "word"]))
+    transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    config = transformers.BertConfig(
+        vocab_size=5, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    )
+    transformers.BertModel(config).save_pretrained(folder)
+    assert main(arguments(features)) == 0
+    assert main(arguments(features, "--model", str(folder))) == 0
+    stored = read_features(features)
+    assert sorted(stored.caption_features) == ["ann_feats", "bert-base_features"]
+    assert stored.caption_features["bert-base_features"].shape == (11, 8)
+    assert set(stored.settings) == {"text", "bert"}
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--model", "ViT-B-16"], "Did you mean 'ViT-B/16'"),
+        (["--text_weights", "nowhere.pt"], "nowhere.pt"),
+        (["--batch_size", "0"], "--batch_size must be at least 1"),
+        (["--model", "bert-base-uncased", "--extract_dense_out"], "work with CLIP, not with bert"),
+        (["--ann_path", "nothing.pth"], "nothing.pth: no such file"),
+        (["--device", "tpu"], "unknown device"),
+        (["--extract_dense"], "unrecognized arguments"),
+    ],
+)
+def test_wrong_arguments_are_refused(features, capsys, more, message):
+    assert main(arguments(features, *more)) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_tars_need_an_output_path(tmp_path, coco, capsys):
+    assert extract_images(coco.arguments(tmp_path / "a", "--write_as_wds")) == 0
+    assert main(arguments(tmp_path / "a" / "*.tar")) == 2
+    assert "--out_path is needed" in capsys.readouterr().err
+
+
+def test_the_flags_are_as_published():
+    published = (
+        "--ann_path a --batch_size 8 --model m --out_path o --extract_dense_out "
+        "--extract_second_last_dense_out --write_as_wds --n_shards 3 --n_in_splits 2 "
+        "--in_batch_offset 1 --out_offset 1"
+    )
+    COMMAND.parser().parse_args(published.split())
+    defaults = COMMAND.parser().parse_args(["--ann_path", "a"])
+    assert (defaults.model, defaults.batch_size, defaults.n_shards) == ("ViT-B/16", 256, 10)
+
+
+def test_captions_are_read_without_looking_for_images(features, coco):
+    for image in coco.images:
+        (coco.folder / image["file_name"]).unlink()
+    assert len(CaptionInput(features, need_images=False).split(0, 1).features.annotations) == 11
+    assert main(arguments(features)) == 0
