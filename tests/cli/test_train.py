@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+import tqdm
 import yaml
 from PIL import Image
 
@@ -134,6 +135,19 @@ def test_an_unfinished_training_is_not_overwritten_unasked(folder, capsys):
     assert "w.resume.pth is damaged" in capsys.readouterr().err
     assert train("--out", "w.pth", "--overwrite") == 0
     assert not (folder / "w.resume.pth").exists()
+
+
+def test_an_interrupted_training_says_how_to_go_on(folder, capsys, monkeypatch):
+    class Interrupting:
+        def __init__(self, *args, **kwargs):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(tqdm, "tqdm", Interrupting)  # the bar of the first epoch
+    assert train() == 130
+    assert "add --resume to the same command" in capsys.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.chdir(folder)
+    assert train("--resume") == 0
 
 
 def test_resuming_a_complete_training_does_nothing(folder, capsys):

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from talk2dino.cli.entry import DONE, Command, run_command
+from talk2dino.cli.entry import DONE, INTERRUPTED, Command, run_command
 from talk2dino.config import load_recipe
 
 TEXT_CHOICES = "ann_feats, clip_txt_out_tokens[_avg], clip_second_last_out, bert-base_features"
@@ -137,7 +137,11 @@ def run(args: argparse.Namespace) -> int:
         epochs = job.loop.train.num_epochs
         print(f"epoch {record.epoch}/{epochs}  train {record.train_loss:.6g}{validation}")
 
-    result = train_projection(job, Hooks(_step_bar, on_epoch), _encoding_bar)
+    try:
+        result = train_projection(job, Hooks(_step_bar, on_epoch), _encoding_bar)
+    except KeyboardInterrupt:
+        print("interrupted; add --resume to the same command to go on", file=sys.stderr)
+        return INTERRUPTED
     if result is None:
         print(f"{job.out} is complete: nothing to resume")
         return DONE
