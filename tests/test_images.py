@@ -178,4 +178,5 @@ def test_encoded_bytes_are_read_like_files(tmp_path):
 def test_a_folder_lists_its_images_in_order(tmp_path):
     for name in ("b.JPG", "a.png", ".hidden.png", "notes.txt"):
         (tmp_path / name).touch()
+    (tmp_path / "folder.png").mkdir()
     assert [path.name for path in list_images(tmp_path)] == ["a.png", "b.JPG"]

@@ -74,6 +74,13 @@ def test_inputs_are_not_modified_and_no_iteration_copies():
     assert torch.equal(unchanged, masks) and unchanged.data_ptr() != masks.data_ptr()
 
 
+def test_gradients_reach_the_masks():
+    images, masks = inputs()
+    pamr(images, masks.requires_grad_(), iterations=2).sum().backward()
+    # every weight sums to one, so all that is spread arrives
+    torch.testing.assert_close(masks.grad.sum(), torch.tensor(float(masks.numel())))
+
+
 def test_integer_images_and_half_precision_masks_are_accepted():
     images, masks = inputs()
     expected = pamr(images, masks)
