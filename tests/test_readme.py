@@ -1,0 +1,167 @@
+"""The README is code: its commands parse or run, its links and its file tree are true."""
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from talk2dino.__main__ import COMMANDS, _load
+from talk2dino.features.store import read_features
+from talk2dino.projection import load_projection
+
+README = Path(__file__).parents[1] / "README.md"
+PAGES = [README, *(README.parent / "docs").glob("*.md"), README.parent / "weights" / "README.md"]
+SCRIPTS = {
+    "dino_extraction_v2.py": "extract",
+    "text_features_extraction.py": "extract-text",
+    "train.py": "train",
+    "demo.py": "segment",
+}
+TREE = re.compile(r"^([\w./]+)\s{2,}\S", re.MULTILINE)
+
+
+def code_blocks(language, page=README):
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+def command_lines():
+    lines = []
+    for page in PAGES:
+        for block in code_blocks("bash", page):
+            lines += [line.strip() for line in block.replace("\\\n", " ").splitlines()]
+    return sorted({line for line in lines if line and not line.startswith("#")})
+
+
+def parse(line):
+    """The command and its parsed flags, or a failure that shows the line."""
+    script, *rest = shlex.split(line)[1:]
+    if script == "-m":
+        _, name, *rest = [script, *rest][1:]
+    else:
+        name = SCRIPTS[script]
+    command = _load(name)
+    return command, command.parser().parse_args(rest)
+
+
+def test_every_command_is_known_and_its_flags_parse(root):
+    targets = re.findall(r"^(\w+):", (root / "Makefile").read_text(), re.MULTILINE)
+    lines = command_lines()
+    assert len(lines) > 10
+    for line in lines:
+        program = line.split()[0]
+        if program == "make":
+            assert line.split()[1] in targets, line
+        elif line.startswith("python -c"):
+            continue  # run by test_python_one_liners_are_valid
+        elif program == "python":
+            parse(line)
+        elif program == "pip":
+            for name in re.findall(r"-r (\S+)", line):
+                assert (root / name).is_file(), line
+        else:
+            assert program in ("python3", "sha256sum", "git"), f"unknown program in {line!r}"
+
+
+def test_python_one_liners_are_valid():
+    for line in command_lines():
+        if line.startswith("python -c"):
+            compile(shlex.split(line)[2], "README", "exec")
+
+
+@pytest.mark.parametrize("block", [b for page in PAGES for b in code_blocks("python", page)])
+def test_python_examples_run(block, root, monkeypatch):
+    monkeypatch.chdir(root)
+    monkeypatch.syspath_prepend(str(root))
+    exec(compile(block, "README.md", "exec"), {})
+
+
+def test_the_comments_of_the_python_examples_are_true(root, monkeypatch):
+    monkeypatch.chdir(root)
+    monkeypatch.syspath_prepend(str(root))
+    for block in code_blocks("python"):
+        names: dict = {}
+        exec(compile(block, "README.md", "exec"), names)
+        for expression, comment in re.findall(r"^(.+?)  # (\([\d, ]+\))", block, re.MULTILINE):
+            name, _, value = expression.partition(" = ")
+            found = eval(name if value else expression, names)
+            shape = tuple(found.shape) if isinstance(found, torch.Tensor) else tuple(found)
+            assert shape == eval(comment), expression
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        if target.startswith("http"):
+            continue
+        name, _, anchor = target.partition("#")
+        linked = (page.parent / name) if name else page
+        assert linked.exists(), f"{page.name} links to {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", linked.read_text(), re.MULTILINE)
+            anchors = [re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings]
+            assert anchor in anchors, f"{page.name} links to {target}"
+
+
+def test_the_file_tree_is_true(root):
+    section = README.read_text().split("## The tree")[1].split("```")[1]
+    names = [line.split()[0] for line in section.splitlines() if line.strip()]
+    assert len(names) > 8
+    for name in names:
+        assert (root / name).exists(), name
+    for script in root.glob("*.py"):
+        assert script.name in names
+
+
+def test_the_entry_point_lists_every_script():
+    assert set(SCRIPTS.values()) <= set(COMMANDS)
+
+
+@pytest.fixture
+def coco(tmp_path, photos, monkeypatch, root):
+    """A checkout-like folder with a small COCO 2014 beside it, as the README's lines expect."""
+    from PIL import Image
+
+    for split, names in {
+        "train": ["astronaut", "coffee", "chelsea"],
+        "val": ["coffee", "chelsea"],
+    }.items():
+        folder = tmp_path / "coco" / f"{split}2014"
+        folder.mkdir(parents=True)
+        images, annotations = [], []
+        for number, name in enumerate(names):
+            file_name = f"COCO_{split}2014_{number:012d}.jpg"
+            Image.open(photos / f"{name}.png").convert("RGB").save(folder / file_name)
+            images.append({"id": number, "file_name": file_name})
+            for i in range(2):
+                caption = {"id": 10 * number + i, "image_id": number, "caption": f"a {name} {i}"}
+                annotations.append(caption)
+        content = {"images": images, "annotations": annotations}
+        path = tmp_path / "coco" / f"captions_{split}2014.json"
+        path.write_text(json.dumps(content))
+    checkout = tmp_path / "checkout"
+    checkout.mkdir()
+    shutil.copytree(root / "configs", checkout / "configs")
+    monkeypatch.chdir(checkout)
+    return checkout
+
+
+def test_the_five_published_lines_work_as_written(coco):
+    section = README.read_text().split("## Train on COCO")[1]
+    lines = re.search(r"```bash\n(.*?)```", section, re.DOTALL)[1].strip().splitlines()
+    assert len(lines) == 5
+    # Only the weights are replaced: nothing can be downloaded here.
+    weights = {"extract": " --vision_weights seeded:0", "extract-text": " --text_weights seeded:0"}
+    for line in lines:
+        command, _ = parse(line)
+        command, args = parse(line + weights.get(command.name, ""))
+        command.check(args)
+        assert command.run(args) == 0, line
+    features = read_features(coco.parent / "coco2014_b14" / "train.pth")
+    assert features.image_features["disentangled_self_attn"].shape == (3, 12, 768)
+    assert features.image_features["avg_self_attn_out"].shape == (3, 768)
+    assert features.caption_features["ann_feats"].shape == (6, 512)
+    load_projection("configs/vitb_mlp_infonce.yaml", coco / "weights" / "vitb_mlp_infonce.pth")
