@@ -1,0 +1,216 @@
+"""The drawn world on disk, in the two layouts that researchers have: COCO captions for training and
+validation, Pascal VOC segmentation for evaluation.
+
+    coco/captions_train.json  coco/train2014/COCO_train2014_000000000000.jpg ...
+    coco/captions_val.json    coco/val2014/COCO_val2014_000000000000.jpg ...
+    VOCdevkit/VOC2012/        JPEGImages, SegmentationClass, ImageSets/Segmentation/val.txt,
+                              class_names.txt
+    world.json                what it was made from
+
+Nothing is read or downloaded, and the same settings give the same bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from talk2dino.drawing import class_colours, indexed_mask
+from talk2dino.files import check_folder_writable
+from talk2dino.toy.captions import write_captions
+from talk2dino.toy.scene import CLASS_NAMES, SMALLEST, Scene, draw_scene
+
+VERSION = 1
+"""Of the drawing: a world made by another version is another world."""
+
+_SPLITS = ("train", "val", "evaluation")
+_JPEG_QUALITY = 95
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """How large the world is."""
+
+    train_images: int = 1000
+    """Captioned pictures to train on."""
+    val_images: int = 100
+    """Captioned pictures for the validation loss."""
+    evaluation_images: int = 100
+    """Pictures with masks; all three sets are different draws."""
+    captions: int = 5
+    """Sentences per captioned picture."""
+    size: int = 224
+    """Side of a picture in pixels."""
+    seed: int = 0
+    """Of everything; picture k of a set does not depend on how many there are."""
+
+    def __post_init__(self) -> None:
+        for name in ("train_images", "val_images", "evaluation_images", "captions"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.size < SMALLEST:
+            raise ValueError(f"size must be at least {SMALLEST} pixels, got {self.size}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
+
+
+@dataclass(frozen=True)
+class World:
+    """Where the parts of a world are."""
+
+    folder: Path
+    """Holds everything below."""
+
+    @property
+    def coco(self) -> Path:
+        """The `--data_dir` of the captioned images."""
+        return self.folder / "coco"
+
+    def captions(self, split: str) -> Path:
+        """The COCO captions file of `train` or `val`."""
+        return self.coco / f"captions_{split}.json"
+
+    @property
+    def voc(self) -> Path:
+        """The VOC-layout folder of the evaluation."""
+        return self.folder / "VOCdevkit" / "VOC2012"
+
+
+def write_world(
+    folder: str | Path,
+    config: WorldConfig,
+    overwrite: bool = False,
+    on_picture: Callable[[], None] = lambda: None,
+) -> World:
+    """Draw a world, or find it drawn already.
+
+    Args:
+        folder: where to put it; written beside it and renamed, so it is complete or absent.
+        overwrite: replace a world that was made with other settings.
+        on_picture: called after each picture.
+
+    Raises:
+        FileExistsError: `folder` holds something else and `overwrite` is false.
+        PermissionError, NotADirectoryError: nothing can be written there.
+    """
+    world = World(Path(folder))
+    if check_world(world.folder, config, overwrite):
+        return world
+    building = World(world.folder.with_name(f".{world.folder.name}.tmp-{os.getpid()}"))
+    try:
+        for split, count, write in (
+            ("train", config.train_images, _write_coco),
+            ("val", config.val_images, _write_coco),
+            ("evaluation", config.evaluation_images, _write_voc),
+        ):
+            write(building, split, _scenes(config, split, count, on_picture), config)
+        settings = json.dumps(_settings(config), indent=2) + "\n"
+        (building.folder / "world.json").write_text(settings, encoding="utf-8")
+        if world.folder.exists():
+            shutil.rmtree(world.folder)
+        os.replace(building.folder, world.folder)
+    finally:
+        shutil.rmtree(building.folder, ignore_errors=True)
+    return world
+
+
+def check_world(folder: str | Path, config: WorldConfig, overwrite: bool = False) -> bool:
+    """Whether this very world is in `folder` already; raises as `write_world` does."""
+    folder = Path(folder)
+    check_folder_writable(folder)
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return False
+    found, wanted = _read_settings(folder / "world.json"), _settings(config)
+    if found is None:  # it is not ours: not even `overwrite` removes it
+        raise FileExistsError(f"{folder} exists and is no drawn world. Choose another folder.")
+    differing = [
+        f"{key} {found.get(key)} (asked for: {wanted[key]})"
+        for key in wanted
+        if found.get(key) != wanted[key]
+    ]
+    if differing and not overwrite:
+        raise FileExistsError(
+            f"{folder} was drawn with {', '.join(differing)}. Choose another folder or pass "
+            "--overwrite."
+        )
+    return not differing
+
+
+def read_class_names(voc: str | Path) -> list[str]:
+    """The class names of a VOC-layout folder, in the order of their ids."""
+    path = Path(voc) / "class_names.txt"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; it lists the classes, one per line")
+    return path.read_text(encoding="utf-8").split("\n")[:-1]
+
+
+def _settings(config: WorldConfig) -> dict[str, Any]:
+    return {"drawing_version": VERSION, **dataclasses.asdict(config)}
+
+
+def _read_settings(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return content if isinstance(content, dict) and "drawing_version" in content else None
+
+
+def _random(config: WorldConfig, split: str, index: int, purpose: int) -> np.random.Generator:
+    return np.random.default_rng([config.seed, _SPLITS.index(split), index, purpose])
+
+
+def _scenes(
+    config: WorldConfig, split: str, count: int, on_picture: Callable[[], None]
+) -> Iterator[Scene]:
+    for index in range(count):
+        yield draw_scene(config.size, _random(config, split, index, purpose=0))
+        on_picture()
+
+
+def _write_coco(world: World, split: str, scenes: Iterator[Scene], config: WorldConfig) -> None:
+    """Pictures and a captions file with the fields of the official ones that tools read."""
+    folder = world.coco / f"{split}2014"
+    folder.mkdir(parents=True)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for index, scene in enumerate(scenes):
+        name = f"COCO_{split}2014_{index:012d}.jpg"
+        Image.fromarray(scene.image).save(folder / name, quality=_JPEG_QUALITY)
+        side = config.size
+        images.append({"id": index, "file_name": name, "height": side, "width": side})
+        rng = _random(config, split, index, purpose=1)
+        for caption in write_captions(scene.objects, scene.texture, config.captions, rng):
+            annotations.append({"id": len(annotations), "image_id": index, "caption": caption})
+    info = {"description": "A drawn world of shapes on textured grounds", "version": str(VERSION)}
+    content = {"info": info, "images": images, "annotations": annotations}
+    world.captions(split).write_text(json.dumps(content), encoding="utf-8")
+
+
+def _write_voc(world: World, split: str, scenes: Iterator[Scene], config: WorldConfig) -> None:
+    """Pictures, masks of class ids, the list of names, and the class names by id."""
+    for part in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (world.voc / part).mkdir(parents=True)
+    colours = class_colours(len(CLASS_NAMES))
+    names = []
+    for index, scene in enumerate(scenes):
+        names.append(f"{index:06d}")
+        image = world.voc / "JPEGImages" / f"{names[-1]}.jpg"
+        Image.fromarray(scene.image).save(image, quality=_JPEG_QUALITY)
+        mask = world.voc / "SegmentationClass" / f"{names[-1]}.png"
+        indexed_mask(scene.mask, colours).save(mask)
+    _write_lines(world.voc / "ImageSets" / "Segmentation" / "val.txt", names)
+    _write_lines(world.voc / "class_names.txt", CLASS_NAMES)
+
+
+def _write_lines(path: Path, lines: Sequence[str]) -> None:
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
