@@ -1,18 +1,29 @@
 """`text_features_extraction.py` from captions to features, and what it says when it cannot."""
 
 import errno
+import functools
 
 import pytest
 import torch
 
 from talk2dino.cli.extract import main as extract_images
 from talk2dino.cli.extract_text import COMMAND, main
+from talk2dino.features import text
 from talk2dino.features.captions import CaptionInput
 from talk2dino.features.job import Output
 from talk2dino.features.shards import read_shards
 from talk2dino.features.store import FeatureFile, read_features, write_features
 from talk2dino.features.text import caption_features, processing_order
 from talk2dino.text import load_text
+
+
+@pytest.fixture(autouse=True)
+def _load_once(monkeypatch):
+    """Drawing the toy encoder's 25 million token weights takes a second."""
+    monkeypatch.setattr(text, "load_text", cached_load)
+
+
+cached_load = functools.cache(load_text)
 
 
 def arguments(path, *more):
@@ -29,7 +40,9 @@ def features(tmp_path, coco):
 
 
 def expected(coco):
-    return load_text("toy").encode([annotation["caption"] for annotation in coco.annotations])
+    return cached_load("toy", None, torch.device("cpu")).encode(
+        [annotation["caption"] for annotation in coco.annotations]
+    )
 
 
 def assert_close(found, wanted):
@@ -66,7 +79,7 @@ def test_dense_outputs_are_those_of_the_encoder(features, coco):
     flags = ["--extract_dense_out", "--extract_second_last_dense_out", "--batch_size", "4"]
     assert main(arguments(features, *flags)) == 0
     stored = read_features(features).caption_features
-    model = load_text("toy")
+    model = cached_load("toy", None, torch.device("cpu"))
     captions = [annotation["caption"] for annotation in coco.annotations]
     found = model(model.tokenize(captions), dense=True, penultimate=True)
     assert_close(stored["ann_feats"], found.pooled)
@@ -94,7 +107,7 @@ def test_long_captions_come_first_and_every_caption_once():
 
 def test_an_unknown_key_is_refused():
     with pytest.raises(ValueError, match="Known: ann_feats"):
-        caption_features(load_text("toy"), ["a"], ("annfeats",))
+        caption_features(cached_load("toy", None, torch.device("cpu")), ["a"], ("annfeats",))
 
 
 def test_the_other_keys_are_added_later(features, coco):
