@@ -220,6 +220,12 @@ def check_vision(name: str, weights: str | None = None) -> None:
         )
 
 
+def patch_size(name: str) -> int:
+    """Side of a backbone's patches in pixels; builds it without memory and loads nothing."""
+    with torch.device("meta"):
+        return _create(name, pretrained=False).patch_embed.patch_size[0]
+
+
 def default_weights(name: str) -> str:
     """`pretrained`, or `seeded:0` for the toy model."""
     return "seeded:0" if name == TOY else PRETRAINED

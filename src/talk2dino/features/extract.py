@@ -23,7 +23,7 @@ from talk2dino.features.progress import Progress, silent
 from talk2dino.features.recaption import Captioner, recaptioned
 from talk2dino.features.sources import check_any_exists
 from talk2dino.features.store import FeatureFile
-from talk2dino.vision import VisionBackbone, check_vision, default_weights, load_vision
+from talk2dino.vision import VisionBackbone, check_vision, default_weights, load_vision, patch_size
 
 logger = logging.getLogger(__name__)
 
@@ -83,10 +83,22 @@ class ImageSettings:
         }
 
 
+def check_crop(settings: ImageSettings) -> None:
+    """Raise ValueError unless the crop divides into whole patches; loads nothing."""
+    size = patch_size(settings.model)
+    if settings.crop_dim % size:
+        smaller = max(settings.crop_dim // size, 1) * size
+        raise ValueError(
+            f"--crop_dim {settings.crop_dim} does not divide into the {size}-pixel patches of "
+            f"{settings.model}. Use for example {smaller} or {smaller + size}."
+        )
+
+
 class Models:
     """The frozen models of a run, loaded when first needed."""
 
     def __init__(self, settings: ImageSettings) -> None:
+        check_crop(settings)
         self.settings = settings
         self.device = resolve_device(settings.device)
         self._loaded: tuple[VisionBackbone, Captioner | None] | None = None
