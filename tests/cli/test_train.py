@@ -137,17 +137,26 @@ def test_an_unfinished_training_is_not_overwritten_unasked(folder, capsys):
     assert not (folder / "w.resume.pth").exists()
 
 
-def test_an_interrupted_training_says_how_to_go_on(folder, capsys, monkeypatch):
-    class Interrupting:
-        def __init__(self, *args, **kwargs):
-            raise KeyboardInterrupt
+def test_an_interrupted_training_goes_on_where_it_was(folder, capsys, monkeypatch):
+    whole_bar = tqdm.tqdm
 
-    monkeypatch.setattr(tqdm, "tqdm", Interrupting)  # the bar of the first epoch
-    assert train() == 130
-    assert "add --resume to the same command" in capsys.readouterr().err
-    monkeypatch.undo()
-    monkeypatch.chdir(folder)
+    def interrupting_bar(steps, desc, **settings):
+        if desc == "epoch 3":
+            raise KeyboardInterrupt
+        return whole_bar(steps, desc, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tqdm, "tqdm", interrupting_bar)
+        assert train() == 130
+    captured = capsys.readouterr()
+    assert "add --resume to the same command" in captured.err
+    assert "epoch 2/3" in captured.out
     assert train("--resume") == 0
+    printed = capsys.readouterr().out
+    assert "epoch 3/3" in printed
+    assert "epoch 2/3" not in printed
+    assert train("--out", "calm.pth") == 0
+    assert (folder / "calm.pth").read_bytes() == (folder / "weights/recipe.pth").read_bytes()
 
 
 def test_resuming_a_complete_training_does_nothing(folder, capsys):

@@ -77,6 +77,31 @@ def test_both_optimisers_follow_both_schedules(tiny_features, scheduler, optimiz
     assert train_losses(run)[-1] < train_losses(run)[0]
 
 
+def test_every_step_is_taken_with_the_scheduled_learning_rate(tiny_features):
+    run = make_run(tiny_features(), scheduler="cosine", warmup=2)
+    rates = []
+
+    def watch(steps, epoch, total):
+        for step in steps:
+            yield step
+            rates.append(run.optimizer.param_groups[0]["lr"])
+
+    run.run(Hooks(progress=watch))
+    assert rates == [run.schedule.learning_rate(step) for step in range(12)]
+
+
+def test_every_step_draws_from_its_own_generator(tiny_features):
+    seeds = []
+
+    def heads(batch, generator):
+        seeds.append(generator.initial_seed())
+        return torch.zeros(len(batch.text), dtype=torch.long)
+
+    for epochs in (1, 2):  # heads are recorded in the last one
+        make_run(tiny_features(), train={"num_epochs": epochs}).run(Hooks(choose_heads=heads))
+    assert len(set(seeds)) == len(seeds) == 6
+
+
 def test_weight_decay_pulls_adamw_but_not_adam(tiny_features):
     norms = {}
     for optimizer, decay in (("Adam", 0.0), ("Adam", 9.0), ("AdamW", 0.0), ("AdamW", 9.0)):
