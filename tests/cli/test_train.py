@@ -3,9 +3,12 @@
 import csv
 import json
 import multiprocessing
+import os
 import random
+import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -323,50 +326,49 @@ def test_a_starting_checkpoint_that_does_not_fit_names_the_keys(folder, capsys):
     assert "missing keys: linear_layer.bias" in capsys.readouterr().err
 
 
-def run_alone(flags):
+def run_and_die(flags, unfinished, seconds):
+    """Resume in a process that SIGKILLs itself some seconds after its first saved state."""
     torch.set_num_threads(1)
+    before = saved_at(unfinished)
+
+    def die():
+        pause = threading.Event()
+        while saved_at(unfinished) == before:
+            pause.wait(0.001)
+        pause.wait(seconds)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if seconds is not None:
+        threading.Thread(target=die, daemon=True).start()
     sys.exit(main([*flags, "--resume"]))
 
 
+def saved_at(path):
+    return path.stat().st_mtime_ns if path.exists() else None
+
+
 def test_killed_at_random_moments_and_resumed_the_result_is_the_same(folder):
-    write_recipe(
-        folder / "recipe.yaml",
-        train={"num_epochs": 25, "batch_size": 2, "lr": 0.001, "save_best_model": True},
-    )
-    flags = [
-        "--model",
-        "recipe.yaml",
-        "--train_dataset",
-        "train.pth",
-        "--val_dataset",
-        "val.pth",
-        "--device",
-        "cpu",
-        "--checkpoint_seconds",
-        "0",
-        "--save_head_activations",
-    ]
+    train = {"num_epochs": 25, "batch_size": 2, "lr": 0.001, "save_best_model": True}
+    write_recipe(folder / "recipe.yaml", train=train)
+    flags = ["--model", "recipe.yaml", "--train_dataset", "train.pth", "--val_dataset", "val.pth"]
+    flags += ["--device", "cpu", "--checkpoint_seconds", "0", "--save_head_activations"]
     assert main([*flags, "--out", "calm/w.pth"]) == 0
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["talk2dino.cli.train", "talk2dino.training.job"])
-    moments, kills_within_an_epoch = random.Random(0), 0
-    for _ in range(100):
-        process = context.Process(target=run_alone, args=([*flags, "--out", "killed/w.pth"],))
+    unfinished = folder / "killed/w.resume.pth"
+    moments, steps_at_death = random.Random(0), []
+    for seconds in [*(moments.uniform(0.0, 0.2) for _ in range(8)), None]:
+        arguments = ([*flags, "--out", "killed/w.pth"], unfinished, seconds)
+        process = context.Process(target=run_and_die, args=arguments)
         process.start()
-        process.join(timeout=moments.uniform(0.1, 0.5) if kills_within_an_epoch < 6 else None)
-        if not process.is_alive():
-            break
-        process.kill()
         process.join()
-        unfinished = folder / "killed/w.resume.pth"
-        if unfinished.exists() and torch.load(unfinished)["state"]["step"]:
-            kills_within_an_epoch += 1
+        if process.exitcode != -signal.SIGKILL:
+            break
+        steps_at_death.append(torch.load(unfinished)["state"]["step"])
     assert process.exitcode == 0
-    assert kills_within_an_epoch >= 3
+    assert sum(step > 0 for step in steps_at_death) >= 3  # killed within an epoch
     for name in ("w.pth", "w.losses.csv", "w.losses.png", "w.heads.json"):
-        assert (folder / "killed" / name).read_bytes() == (folder / "calm" / name).read_bytes(), (
-            name
-        )
+        assert (folder / "killed" / name).read_bytes() == (folder / "calm" / name).read_bytes()
     calm, killed = ({p.name for p in (folder / name).iterdir()} for name in ("calm", "killed"))
     assert killed == calm  # nothing is left of the interrupted ones
 
