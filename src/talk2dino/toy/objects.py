@@ -191,7 +191,7 @@ def _frog(brush: Brush) -> None:
 
 
 def _bear(brush: Brush) -> None:
-    fur = _tint(brush, (166, 102, 16), 10)
+    fur = _tint(brush, (132, 90, 10), 8)
     for side in (-1, 1):
         brush.add(ellipse(side * 0.60, -0.56, 0.30, 0.30), fur)
         brush.detail(ellipse(side * 0.60, -0.56, 0.15, 0.15), _darker(fur, 1.35))

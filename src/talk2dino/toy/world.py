@@ -40,13 +40,13 @@ _JPEG_QUALITY = 95
 class WorldConfig:
     """How large the world is."""
 
-    train_images: int = 1000
+    train_images: int = 1500
     """Captioned pictures to train on."""
     val_images: int = 100
     """Captioned pictures for the validation loss."""
     evaluation_images: int = 100
     """Pictures with masks; all three sets are different draws."""
-    captions: int = 5
+    captions: int = 3
     """Sentences per captioned picture."""
     size: int = 224
     """Side of a picture in pixels."""
@@ -89,7 +89,7 @@ def write_world(
     folder: str | Path,
     config: WorldConfig,
     overwrite: bool = False,
-    on_picture: Callable[[], None] = lambda: None,
+    on_picture: Callable[[], object] = lambda: None,
 ) -> World:
     """Draw a world, or find it drawn already.
 
@@ -170,7 +170,7 @@ def _random(config: WorldConfig, split: str, index: int, purpose: int) -> np.ran
 
 
 def _scenes(
-    config: WorldConfig, split: str, count: int, on_picture: Callable[[], None]
+    config: WorldConfig, split: str, count: int, on_picture: Callable[[], object]
 ) -> Iterator[Scene]:
     for index in range(count):
         yield draw_scene(config.size, _random(config, split, index, purpose=0))

@@ -1,0 +1,313 @@
+"""`python -m talk2dino quickstart`: the whole pipeline on a drawn world, without any download."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from talk2dino.cli.entry import DONE, Command, run_command
+from talk2dino.config import Recipe, load_recipe, read_yaml
+from talk2dino.files import atomic_path, check_folder_writable
+from talk2dino.segmenter_config import find_in_checkout
+from talk2dino.toy.plan import Files, Step, demo_step, training_steps
+from talk2dino.toy.record import Record
+from talk2dino.toy.world import WorldConfig, check_world, write_world
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from talk2dino.metrics import SegmentationScores
+    from talk2dino.segmenter import Talk2DinoSegmenter
+
+RECIPE = "configs/toy.yaml"
+UNTRAINED = "seeded:0"
+MAINS = {
+    "dino_extraction_v2.py": "talk2dino.cli.extract",
+    "text_features_extraction.py": "talk2dino.cli.extract_text",
+    "train.py": "talk2dino.cli.train",
+    "demo.py": "talk2dino.cli.segment",
+}
+"""The modules behind the scripts: called here, so that torch is imported only once."""
+
+EVALUATION_SHARE = 10
+"""One validation and one evaluation picture for so many training pictures."""
+PANEL_COLUMNS = 6
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    return run_command(COMMAND, argv)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument("--output", type=Path, default=Path("quickstart"), help="folder")
+    parser.add_argument("--images", type=int, default=1500, help="training pictures to draw")
+    parser.add_argument("--epochs", type=int, help=f"of the training (default: as in {RECIPE})")
+    parser.add_argument("--seed", type=int, default=0, help="of the drawing and the training")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<i> or mps")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="start again, replacing what is there"
+    )
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse wrong arguments before anything is drawn."""
+    from talk2dino.devices import resolve_device
+
+    for flag, value, least in (
+        ("--images", args.images, 1),
+        ("--epochs", args.epochs, 1),
+        ("--seed", args.seed, 0),
+    ):
+        if value is not None and value < least:
+            raise ValueError(f"{flag} must be at least {least}, got {value}")
+    resolve_device(args.device)
+    load_recipe(find_in_checkout(RECIPE))
+    files = Files(args.output)
+    check_folder_writable(files.folder)
+    _record(args)
+    others = files.folder.is_dir() and any(files.folder.iterdir()) and not files.record.exists()
+    if others:  # whatever it is, it is not ours to replace
+        raise FileExistsError(
+            f"{files.folder} holds other files and no quickstart. Choose another --output."
+        )
+    check_world(files.world.folder, _world_config(args), args.overwrite)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw, extract, train, evaluate and show; steps that are done are skipped."""
+    started = time.perf_counter()
+    files, record = Files(args.output), _record(args)
+    if args.overwrite:
+        _remove_results(files)
+    record.write()
+    recipe = _recipe(files, args.epochs)
+    _draw(args, files)
+    for step in training_steps(files, recipe, args.seed):
+        code = _run_step(step, record, args.device)
+        if code != DONE:
+            return code
+    if "evaluation" not in record.done or not files.results.exists():
+        _evaluate(args, files, recipe)
+        record.finish("evaluation")
+    code = _run_step(demo_step(files, recipe, _demo_picture(files)), record, args.device)
+    if code != DONE:
+        return code
+    _print_table(json.loads(files.results.read_text(encoding="utf-8")))
+    print(f"\npictures: {files.panel} and {files.demo}; numbers: {files.results}")
+    print(f"everything took {time.perf_counter() - started:.0f} s")
+    return DONE
+
+
+def _world_config(args: argparse.Namespace) -> WorldConfig:
+    held_out = -(-args.images // EVALUATION_SHARE)
+    return WorldConfig(
+        train_images=args.images,
+        val_images=min(held_out, 100),
+        evaluation_images=min(held_out, 100),
+        seed=args.seed,
+    )
+
+
+def _record(args: argparse.Namespace) -> Record:
+    settings = {"images": args.images, "epochs": args.epochs, "seed": args.seed}
+    return Record(Files(args.output).record, settings, args.overwrite)
+
+
+def _remove_results(files: Files) -> None:
+    """Remove what an earlier quickstart made; the drawn world is replaced if it must be."""
+    for folder in (files.features("train").parent, files.weights.parent):
+        shutil.rmtree(folder, ignore_errors=True)
+    for path in (files.recipe, files.results, files.panel, files.demo):
+        path.unlink(missing_ok=True)
+
+
+def _recipe(files: Files, epochs: int | None) -> Recipe:
+    """The shipped recipe, or a copy of it with another number of epochs."""
+    recipe = load_recipe(find_in_checkout(RECIPE))
+    if epochs is None or epochs == recipe.train.num_epochs:
+        return recipe
+    content = read_yaml(recipe.path)
+    content.setdefault("train", {})["num_epochs"] = epochs
+    with atomic_path(files.recipe) as temporary:
+        temporary.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    return load_recipe(files.recipe)
+
+
+def _draw(args: argparse.Namespace, files: Files) -> None:
+    from tqdm import tqdm
+
+    config, folder = _world_config(args), files.world.folder
+    if check_world(folder, config, args.overwrite):
+        print(f"the drawn world is there already: {folder}")
+        return
+    total = config.train_images + config.val_images + config.evaluation_images
+    print(f"drawing a world of {total} pictures in {folder}")
+    with _timed(folder), tqdm(total=total, unit=" pictures", disable=None) as bar:
+        write_world(folder, config, args.overwrite, on_picture=bar.update)
+    print(
+        f"  {config.train_images} pictures with {config.captions} captions each to train on, "
+        f"{config.val_images} to validate, {config.evaluation_images} with masks to evaluate"
+    )
+
+
+def _run_step(step: Step, record: Record, device: str) -> int:
+    """Run one command in this process, and print it as it would be typed."""
+    if step.name in record.done and step.output.exists():
+        print(f"\n$ {step.line}\n  done already: {step.output}")
+        return DONE
+    if device != "auto":
+        step = _with(step, "--device", device)
+    step = _continued(step)
+    print(f"\n$ {step.line}", flush=True)
+    with _timed(step.output):
+        code: int = import_module(MAINS[step.script]).main(list(step.words))
+    if code != DONE:
+        print(f"error: {step.script} ended with exit code {code}", file=sys.stderr)
+        return code
+    record.finish(step.name)
+    return DONE
+
+
+def _continued(step: Step) -> Step:
+    """The step with the flag it needs after an interruption that left its output unrecorded."""
+    from talk2dino.features.store import read_features
+    from talk2dino.training.outputs import Outputs
+
+    if step.script == "train.py":
+        unfinished = Outputs(step.output).unfinished.exists() or step.output.exists()
+        return _with(step, "--resume") if unfinished else step
+    if step.script == "text_features_extraction.py":  # it completes a file that is there
+        unrecorded = "ann_feats" in read_features(step.output).caption_features
+    else:
+        unrecorded = step.output.exists()
+    return _with(step, "--overwrite") if unrecorded else step
+
+
+def _with(step: Step, *words: str) -> Step:
+    return dataclasses.replace(step, words=(*step.words, *words))
+
+
+def _evaluate(args: argparse.Namespace, files: Files, recipe: Recipe) -> None:
+    """Score the trained and an untrained projection; write the numbers and the panel."""
+    from tqdm import tqdm
+
+    from talk2dino.toy.evaluate import Example, evaluate_folder, list_examples
+    from talk2dino.toy.panel import Panel, draw_panels
+    from talk2dino.toy.scene import CLASS_NAMES
+
+    voc = files.world.voc
+    count = len(list_examples(voc))
+    print(f"\nevaluating {files.weights} and an untrained projection on {count} pictures of {voc}")
+    predictions: list[list[Tensor]] = [[], []]
+    examples: list[Example] = []
+    scores = []
+    with _timed(files.results), tqdm(total=2 * count, unit=" pictures", disable=None) as bar:
+        for segmenter, labels in zip(_segmenters(args, files, recipe), predictions, strict=True):
+            examples.clear()
+
+            def keep(example: Example, predicted: Tensor, labels: list[Tensor] = labels) -> None:
+                examples.append(example)
+                labels.append(predicted)
+                bar.update()
+
+            scores.append(evaluate_folder(segmenter, voc, keep))
+        _write_results(files, count, *scores)
+    columns = [Panel(*column) for column in zip(examples, *predictions, strict=True)]
+    # The first pictures with several things in them, whatever came out for them.
+    columns.sort(key=lambda column: len(column.example.mask.unique()) < 3)
+    with atomic_path(files.panel) as temporary:
+        draw_panels(columns[:PANEL_COLUMNS], CLASS_NAMES).save(temporary, format="PNG")
+
+
+def _segmenters(
+    args: argparse.Namespace, files: Files, recipe: Recipe
+) -> tuple[Talk2DinoSegmenter, Talk2DinoSegmenter]:
+    """The demo's segmenter, and the same one with a projection that was never trained."""
+    from talk2dino.devices import resolve_device
+    from talk2dino.projection import load_projection
+    from talk2dino.segmenter import Talk2DinoSegmenter, build_segmenter
+    from talk2dino.segmenter_config import read_segmenter_config
+
+    device = resolve_device(args.device)
+    config = read_segmenter_config(recipe.path, projection_weights=str(files.weights), pamr=True)
+    trained = build_segmenter(config, device)
+    projection = load_projection(config.projection, UNTRAINED, device)
+    return trained, Talk2DinoSegmenter(trained.vision, trained.text, projection, config)
+
+
+def _write_results(
+    files: Files, count: int, scores: SegmentationScores, chance: SegmentationScores
+) -> None:
+    from talk2dino.toy.scene import CLASS_NAMES
+
+    content = {
+        name: {
+            "mIoU": round(100 * result.mean_iou, 2),
+            "aAcc": round(100 * result.all_accuracy, 2),
+            "per_class": {
+                name: None if iou != iou else round(100 * iou, 2)
+                for name, iou in zip(CLASS_NAMES, result.iou.tolist(), strict=True)
+            },
+        }
+        for name, result in (("trained", scores), ("untrained", chance))
+    }
+    with atomic_path(files.results) as temporary:
+        text = json.dumps({"num_images": count, **content}, indent=2) + "\n"
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _demo_picture(files: Files) -> Path:
+    """The first evaluation picture with the most classes in it."""
+    from talk2dino.toy.evaluate import read_examples
+
+    return max(read_examples(files.world.voc), key=lambda e: len(e.mask.unique())).path
+
+
+def _print_table(results: dict[str, Any]) -> None:
+    """IoU per class and their mean, in percent, beside those of the untrained projection."""
+    trained, untrained = results["trained"], results["untrained"]
+    rows = {name: (iou, untrained["per_class"][name]) for name, iou in trained["per_class"].items()}
+    rows["mIoU"] = (trained["mIoU"], untrained["mIoU"])
+    print(f"\n{'class':<12}{'IoU':>7}{'chance':>9}")
+    for name, (iou, chance) in rows.items():
+        shown = ["-" if value is None else f"{value:.1f}" for value in (iou, chance)]
+        print(f"{name:<12}{shown[0]:>7}{shown[1]:>9}")
+
+
+@contextmanager
+def _timed(output: Path) -> Iterator[None]:
+    """Print how long the block took and how large its output is."""
+    started = time.perf_counter()
+    yield
+    seconds = time.perf_counter() - started
+    parts = output.rglob("*") if output.is_dir() else [output]
+    size = sum(path.stat().st_size for path in parts if path.is_file())
+    print(f"  {seconds:.1f} s, {size / 1e6:.1f} MB in {output}")
+
+
+COMMAND = Command(
+    name="quickstart",
+    summary="Draw a small world, run the whole pipeline on it, and show what came out.",
+    example="python -m talk2dino quickstart",
+    add_arguments=add_arguments,
+    check=check,
+    run=run,
+)
+
+if __name__ == "__main__":
+    sys.exit(main())

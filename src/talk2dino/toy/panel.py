@@ -1,0 +1,60 @@
+"""A picture that shows a segmentation at a glance: rows of pictures, truth and predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from talk2dino.drawing import class_colours, colour_pixels, draw_legend, legend_font
+from talk2dino.toy.evaluate import Example
+
+ROW_TITLES = ("picture", "ground truth", "prediction", "untrained")
+
+_GAP = 6
+_FONT_SIZE = 17
+_OPACITY = 0.85
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One column of the panel."""
+
+    example: Example
+    """The picture and its ground truth."""
+    predicted: Tensor
+    """(H, W) class ids of the trained projection."""
+    untrained: Tensor
+    """(H, W) class ids of the untrained one."""
+
+
+def draw_panels(columns: Sequence[Panel], names: Sequence[str]) -> Image.Image:
+    """Put the columns side by side, with titles on the left and a legend of the classes below.
+
+    Args:
+        columns: at least one; all pictures of one size.
+        names: of every class, by id.
+    """
+    colours = class_colours(len(names))
+    height, width = columns[0].predicted.shape
+    font = legend_font(_FONT_SIZE)
+    left = round(max(font.getlength(title) for title in ROW_TITLES)) + 3 * _GAP
+    total = left + len(columns) * (width + _GAP)
+    legend = draw_legend(list(names), colours, total - left, _FONT_SIZE)
+    below = len(ROW_TITLES) * (height + _GAP) + _GAP
+    canvas = Image.new("RGB", (max(total, left + legend.width), below + legend.height), "white")
+    pen = ImageDraw.Draw(canvas)
+    for row, title in enumerate(ROW_TITLES):
+        middle = _GAP + row * (height + _GAP) + height // 2
+        pen.text((left - 2 * _GAP, middle), title, fill=(20, 20, 20), font=font, anchor="rm")
+    for index, column in enumerate(columns):
+        image = column.example.image.permute(1, 2, 0).numpy()
+        labels = (column.example.mask, column.predicted, column.untrained)
+        painted = [colour_pixels(image, ids.numpy(), colours, _OPACITY) for ids in labels]
+        for row, pixels in enumerate([image, *painted]):
+            corner = (left + index * (width + _GAP), _GAP + row * (height + _GAP))
+            canvas.paste(Image.fromarray(pixels), corner)
+    canvas.paste(legend, (left, below))
+    return canvas

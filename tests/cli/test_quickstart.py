@@ -1,0 +1,160 @@
+"""The quickstart end to end on a tiny world, and what it refuses."""
+
+import contextlib
+import io
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from talk2dino.__main__ import main as project_main
+from talk2dino.cli.quickstart import COMMAND, main
+from talk2dino.features.store import read_features
+from talk2dino.toy.scene import CLASS_NAMES
+
+TINY = ["--images", "12", "--epochs", "2", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A folder with a finished quickstart, and what it printed."""
+    folder = tmp_path_factory.mktemp("project") / "quickstart"
+    printed = run_quickstart(folder)
+    return folder, printed
+
+
+def run_quickstart(folder: Path, *flags: str) -> str:
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        assert main(["--output", str(folder), *TINY, *flags]) == 0
+    return output.getvalue()
+
+
+def test_every_file_is_written(finished):
+    folder, _ = finished
+    for name in ("quickstart.png", "demo.png", "results.json", "weights/toy.pth"):
+        assert (folder / name).is_file()
+    for split, images in (("train", 12), ("val", 2)):
+        features = read_features(folder / "features" / f"{split}.pth")
+        assert features.num_images == images
+        assert features.image_features["disentangled_self_attn"].shape == (images, 3, 192)
+        assert features.caption_features["ann_feats"].shape == (len(features.annotations), 512)
+
+
+def test_the_panel_and_the_overlay_are_pictures(finished):
+    folder, _ = finished
+    panel = Image.open(folder / "quickstart.png")
+    assert panel.width > 2 * 224
+    assert panel.height > 4 * 224
+    assert Image.open(folder / "demo.png").height > 224
+
+
+def test_the_commands_are_printed_as_one_would_type_them(finished):
+    folder, printed = finished
+    lines = [line for line in printed.splitlines() if line.startswith("$ ")]
+    scripts = [line.split()[2] for line in lines]
+    assert scripts == [
+        *["dino_extraction_v2.py"] * 2,
+        *["text_features_extraction.py"] * 2,
+        "train.py",
+        "demo.py",
+    ]
+    assert f"--ann_path {folder}/data/coco/captions_train.json" in lines[0]
+    assert "--model toy --resize_dim 224 --crop_dim 224" in lines[0]
+    assert f"--weights {folder}/weights/toy.pth" in lines[-1]
+
+
+def test_a_table_shows_every_class_beside_chance(finished):
+    folder, printed = finished
+    results = json.loads((folder / "results.json").read_text())
+    table = printed[printed.index("chance") :]
+    for name in (*CLASS_NAMES, "mIoU"):
+        assert re.search(rf"^{name}\s+(-|\d+\.\d)\s+(-|\d+\.\d)$", table, re.MULTILINE)
+    assert results["num_images"] == 2
+    for which in ("trained", "untrained"):
+        assert 0 <= results[which]["mIoU"] <= 100
+        assert set(results[which]["per_class"]) == set(CLASS_NAMES)
+
+
+def test_a_second_run_skips_what_is_done_and_gives_the_same_numbers(finished):
+    folder, _ = finished
+    files = [folder / "weights" / "toy.pth", folder / "features" / "train.pth"]
+    before = [path.stat().st_mtime_ns for path in files]
+    results = (folder / "results.json").read_text()
+    printed = run_quickstart(folder)
+    assert printed.count("done already") == 6
+    assert "the drawn world is there already" in printed
+    assert [path.stat().st_mtime_ns for path in files] == before
+    assert (folder / "results.json").read_text() == results
+
+
+def test_a_run_that_was_cut_short_goes_on(finished):
+    """As after a kill: outputs are there, but the record does not know of all of them."""
+    folder, _ = finished
+    weights = (folder / "weights" / "toy.pth").read_bytes()
+    record = folder / "quickstart.json"
+    content = json.loads(record.read_text())
+    record.write_text(json.dumps({**content, "done": ["image features (train)"]}))
+    printed = run_quickstart(folder)
+    assert printed.count("done already") == 1
+    assert "--resume" in printed
+    assert (folder / "weights" / "toy.pth").read_bytes() == weights
+
+
+def test_other_settings_need_overwrite(finished, capsys):
+    folder, _ = finished
+    assert main(["--output", str(folder), *TINY, "--seed", "5"]) == 2
+    message = capsys.readouterr().err
+    assert "seed 0 (asked for: 5)" in message
+    assert "--overwrite" in message
+
+
+def test_overwrite_starts_again(finished, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "quickstart")
+    before = (folder / "weights" / "toy.pth").read_bytes()
+    printed = run_quickstart(folder, "--seed", "1", "--overwrite")
+    assert "done already" not in printed
+    assert (folder / "weights" / "toy.pth").read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--images", "0"], "--images must be at least 1, got 0"),
+        (["--epochs", "0"], "--epochs must be at least 1, got 0"),
+        (["--seed", "-1"], "--seed must be at least 0, got -1"),
+        (["--device", "gpu"], "unknown device 'gpu'"),
+    ],
+)
+def test_wrong_arguments_are_named(flags, message, tmp_path, capsys):
+    assert main(["--output", str(tmp_path / "q"), *flags]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "q").exists()
+
+
+@pytest.mark.parametrize("flags", [[], ["--overwrite"]])
+def test_a_folder_with_something_else_is_left_alone(flags, tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("precious")
+    assert main(["--output", str(tmp_path), *flags]) == 2
+    assert "holds other files and no quickstart" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_place_where_nothing_can_be_written_is_refused(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["--output", str(tmp_path / "file" / "q")]) == 2
+    assert "is a file" in capsys.readouterr().err
+
+
+def test_a_damaged_record_is_named(tmp_path, capsys):
+    (tmp_path / "quickstart.json").write_text("{")
+    assert main(["--output", str(tmp_path)]) == 2
+    assert "quickstart.json is damaged" in capsys.readouterr().err
+
+
+def test_it_is_a_command_of_the_project(capsys):
+    assert project_main(["quickstart", "--help"]) == 0
+    assert COMMAND.summary in capsys.readouterr().out

@@ -1,0 +1,81 @@
+"""The small evaluation, with segmenters whose result is known."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from talk2dino.toy.evaluate import evaluate_folder, list_examples, read_examples
+from talk2dino.toy.panel import ROW_TITLES, Panel, draw_panels
+
+
+class ByBrightness:
+    """Calls dark pixels class 0 and bright ones class 1."""
+
+    def embed_classes(self, names):
+        return torch.eye(len(names))
+
+    def window_scores(self, windows, classes, background):
+        assert background is None
+        bright = windows.mean(dim=1, keepdim=True) / 255
+        return torch.cat([1 - bright, bright], dim=1)
+
+
+@pytest.fixture
+def voc(tmp_path):
+    """Two pictures, left half black and right half white; one mask has a wrong quarter."""
+    for part in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (tmp_path / part).mkdir(parents=True)
+    image = np.zeros((32, 32, 3), np.uint8)
+    image[:, 16:] = 255
+    mask = (image[..., 0] > 0).astype(np.uint8)
+    wrong = mask.copy()
+    wrong[:16, 16:] = 0
+    wrong[:, 14:18] = 255
+    for name, labels in (("a", mask), ("b", wrong)):
+        Image.fromarray(image).save(tmp_path / "JPEGImages" / f"{name}.jpg", quality=100)
+        Image.fromarray(labels).save(tmp_path / "SegmentationClass" / f"{name}.png")
+    (tmp_path / "ImageSets" / "Segmentation" / "val.txt").write_text("a\nb\n")
+    (tmp_path / "class_names.txt").write_text("coal\nchalk\n")
+    return tmp_path
+
+
+def test_intersections_and_unions_are_summed_over_pictures(voc):
+    scores = evaluate_folder(ByBrightness(), voc)
+    # Counted: picture a 512 + 512 pixels; picture b 448 dark, 224 bright and labelled so, 224 not.
+    assert scores.iou[0] == pytest.approx((512 + 448) / (512 + 448 + 224))
+    assert scores.iou[1] == pytest.approx((512 + 224) / (512 + 448))
+
+
+def test_every_picture_is_reported(voc):
+    seen = []
+    evaluate_folder(
+        ByBrightness(), voc, on_picture=lambda example, _: seen.append(example.path.stem)
+    )
+    assert seen == list_examples(voc) == ["a", "b"]
+
+
+def test_an_empty_or_missing_list_is_named(voc):
+    listing = voc / "ImageSets" / "Segmentation" / "val.txt"
+    listing.write_text("")
+    with pytest.raises(ValueError, match="lists no pictures"):
+        list_examples(voc)
+    listing.unlink()
+    with pytest.raises(FileNotFoundError, match=r"val\.txt: no such file"):
+        list_examples(voc)
+
+
+def test_a_mask_of_another_size_is_refused(voc):
+    Image.new("L", (8, 8)).save(voc / "SegmentationClass" / "a.png")
+    with pytest.raises(ValueError, match="differ in size"):
+        evaluate_folder(ByBrightness(), voc)
+
+
+def test_the_panel_has_a_row_per_title_and_a_column_per_picture(voc):
+    example = next(read_examples(voc))
+    columns = [Panel(example, example.mask, example.mask * 0)] * 2
+    one, two = (draw_panels(columns[:n], ["coal", "chalk"]) for n in (1, 2))
+    assert one.height > 32 * len(ROW_TITLES)
+    assert two.width >= one.width
+    pixels = np.asarray(two)
+    assert (pixels == 0).all(axis=-1).any()  # the pictures' black half is shown
