@@ -19,6 +19,7 @@ from talk2dino.features import extract as stage
 from talk2dino.features import job, parts
 from talk2dino.features.extract import image_features
 from talk2dino.features.parts import JOURNAL
+from talk2dino.features.store import read_features
 
 if not hasattr(os, "fork"):
     pytest.skip("needs POSIX processes", allow_module_level=True)
@@ -166,6 +167,20 @@ def test_finished_batches_are_not_computed_again(processes, images, tmp_path, mo
     monkeypatch.setattr(stage, "image_features", counted)
     assert extract.main(arguments) == 0
     assert computed == [2] * 4  # eight of twelve batches were finished
+
+
+def test_the_rest_can_be_done_with_another_batch_size(processes, images, undisturbed, tmp_path):
+    """As after running out of memory; equal up to the order of floating point sums."""
+    out = tmp_path / "val.pth"
+    start(processes, dies_in_write, extract.main, image_arguments(images, out), 14).join()
+    assert extract.main(image_arguments(images, out, "--batch_size", "5")) == 0
+    (tmp_path / "whole.pth").write_bytes(undisturbed)
+    torch.testing.assert_close(
+        read_features(out).image_features,
+        read_features(tmp_path / "whole.pth").image_features,
+        rtol=1e-4,
+        atol=1e-6,
+    )
 
 
 def test_a_failure_before_the_kill_is_still_reported(processes, images, tmp_path, capsys):

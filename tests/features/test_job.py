@@ -181,6 +181,18 @@ def test_an_output_that_cannot_be_written_keeps_the_older_file_and_the_work(tmp_
     assert (tmp_path / "val.pth").read_bytes() == b"older"
 
 
+def test_a_full_disk_is_named_even_if_torch_hides_it(tmp_path, monkeypatch):
+    def write(*_):
+        try:
+            raise OSError(28, "No space left on device")
+        finally:
+            raise RuntimeError("[enforce fail at inline_container.cc] unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(Output, "_write_file", write)
+    with pytest.raises(RuntimeError, match=r"could not write \(No space left on device\)"):
+        Output(0, 1, (tmp_path / "a.pth",)).write(FeatureFile([], []), tmp_path)
+
+
 def test_the_layout_is_that_of_the_input_unless_chosen(tmp_path):
     features = FeatureFile([{"id": 1}], [])
     features.layout = "coco"

@@ -140,7 +140,7 @@ def test_a_full_disk_loses_only_the_batch_at_hand(tmp_path, name):
 def test_too_little_room_is_seen_before_it_is_used_up(tmp_path):
     parts = filled(tmp_path, 1)
     parts.check_room(9)
-    with pytest.raises(RuntimeError, match=r"need \d+\.\d GB more .* GB are free. Make room"):
+    with pytest.raises(RuntimeError, match=r"need \d+\.\d GB more .* are free. Make room"):
         parts.check_room(10**15)
 
 

@@ -1,1 +1,1 @@
-
+"""Stored features: what is to be extracted, the extraction, and the feature file."""

@@ -136,6 +136,7 @@ def extract_split(
     if parts.stop < total:
         if parts.stop == 0:
             check_any_exists(collection.sources, data.data_dir)
+        models.load()  # before the bar, whose rate is that of the work
         with progress(total, parts.stop) as bar:
             for number, batch in enumerate(_extracted(collection, models, parts.stop)):
                 done = batch.stop - parts.stop

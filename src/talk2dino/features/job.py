@@ -84,16 +84,25 @@ class Output:
             else:
                 self._write_file(features, scratch)
         except (OSError, RuntimeError) as error:
-            reason = getattr(error, "strerror", None) or error
             raise RuntimeError(
-                f"{self.files[0]}: could not write ({reason}). The features are kept in {scratch}; "
-                "once there is room, run the same command again to go on."
+                f"{self.files[0]}: could not write ({_reason(error)}). The features are kept in "
+                f"{scratch}; once there is room, run the same command again to go on."
             ) from error
 
     def _write_file(self, features: FeatureFile, scratch: Path) -> None:
         unfinished = scratch / "result.pth"
         write_features(features, unfinished, self.layout or features.layout or "columnar")
         os.replace(unfinished, self.files[0])
+
+
+def _reason(error: BaseException) -> str:
+    """The system's own words; torch hides a full disk behind an error of its zip writer."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
+            return os.strerror(errno.ENOSPC)
+        cause = cause.__cause__ or cause.__context__
+    return getattr(error, "strerror", None) or str(error)
 
 
 def plan_outputs(path: Path, division: Division, layout: str | None = None) -> list[Output]:

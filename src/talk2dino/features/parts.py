@@ -104,9 +104,9 @@ class Parts:
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise RuntimeError(
-                f"{self.folder}: the features need {needed / 1e9:.1f} GB more while they are made, "
-                f"half of it at the end, and {free / 1e9:.1f} GB are free. Make room, or choose "
-                "another --out_path, fewer features or --dtype float16."
+                f"{self.folder}: the features need {_size(needed)} more while they are made, half "
+                f"of it at the end, and {_size(free)} are free. Make room, or choose another "
+                "--out_path, fewer features or --dtype float16."
             )
 
     def close(self) -> None:
@@ -224,6 +224,10 @@ def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 def _row_bytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
     return dtype.itemsize * math.prod(shape)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"
 
 
 def _raw(rows: Tensor) -> memoryview:

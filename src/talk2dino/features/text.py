@@ -121,6 +121,7 @@ def extract_text_split(
     order = processing_order(captions, sort=not (settings.dense or settings.second_last))
     parts = job.parts(output, fingerprint(captions))
     if parts.stop < len(captions):
+        encoder.load()  # before the bar, whose rate is that of the work
         with progress(len(captions), parts.stop) as bar:
             for number, batch in enumerate(_encoded(captions, order, encoder, keys, parts.stop)):
                 done = batch.stop - parts.stop
