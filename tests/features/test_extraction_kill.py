@@ -85,6 +85,21 @@ def dies_in_replace(main, arguments, fatal, after):
     run_command(main, arguments)
 
 
+def dies_in_removal(main, arguments, fatal):
+    """Run, and be killed just before the `fatal`-th removal of a folder."""
+    real_rmtree, count = shutil.rmtree, 0
+
+    def rmtree(folder):
+        nonlocal count
+        count += 1
+        if count == fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real_rmtree(folder)
+
+    job.shutil.rmtree = rmtree
+    run_command(main, arguments)
+
+
 def start(processes, target, *arguments):
     process = processes.Process(target=target, args=arguments)
     process.start()
@@ -153,6 +168,24 @@ def test_kills_around_every_renaming(processes, images, undisturbed, tmp_path, f
     finish(start(processes, run_command, extract.main, arguments))
     assert out.read_bytes() == undisturbed
     assert [path.name for path in tmp_path.iterdir()] == ["val.pth"]
+
+
+def test_kills_while_the_work_folder_is_removed(processes, images, undisturbed, tmp_path):
+    """Removed are the rows, then, after the settings, the folder: only that last kill is final."""
+    out, folder = tmp_path / "val.pth", tmp_path / "val.pth.parts"
+    arguments = image_arguments(images, out)
+    start(processes, dies_in_removal, extract.main, arguments, 1).join()
+    assert (folder / "settings.json").exists()
+    finish(start(processes, run_command, extract.main, arguments))
+    assert not folder.exists()
+    start(processes, dies_in_removal, extract.main, [*arguments, "--overwrite"], 2).join()
+    assert folder.exists()
+    assert not (folder / "settings.json").exists()
+    assert out.read_bytes() == undisturbed
+    assert extract.main(arguments) == 2  # the file exists: nothing is computed again unasked
+    finish(start(processes, run_command, extract.main, [*arguments, "--overwrite"]))
+    assert out.read_bytes() == undisturbed
+    assert not folder.exists()
 
 
 def test_finished_batches_are_not_computed_again(processes, images, tmp_path, monkeypatch):
