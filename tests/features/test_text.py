@@ -224,6 +224,15 @@ def test_tars_need_an_output_path(tmp_path, coco, capsys):
     assert "--out_path is needed" in capsys.readouterr().err
 
 
+def test_shards_are_not_written_among_the_input(tmp_path, coco, capsys):
+    assert extract_images(coco.arguments(tmp_path / "a", "--write_as_wds")) == 0
+    assert main(arguments(tmp_path / "a", "--write_as_wds", "--overwrite")) == 2
+    assert "among the tars of the input" in capsys.readouterr().err
+    pattern = tmp_path / "a" / "*.tar"
+    out = ["--out_path", str(tmp_path / "a")]
+    assert main(arguments(pattern, "--write_as_wds", *out)) == 2
+
+
 def test_the_flags_are_as_published():
     published = (
         "--ann_path a --batch_size 8 --model m --out_path o --extract_dense_out "

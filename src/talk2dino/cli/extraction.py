@@ -74,6 +74,12 @@ def output_path(args: argparse.Namespace) -> Path:
         path = path.with_suffix("") if path.suffix in (".pth", ".tar") else path
         if path.exists() and not path.is_dir():
             raise ValueError(f"--out_path {path} is a file; shards need a folder")
+        source = args.ann_path if args.ann_path.is_dir() else args.ann_path.parent
+        if is_tar_input(args.ann_path) and path.resolve() == source.resolve():
+            raise ValueError(
+                f"the shards would be written among the tars of the input in {source}. "
+                "Give another folder with --out_path."
+            )
     elif path.is_dir():
         raise ValueError(f"--out_path {path} is a folder; name a .pth file or add --write_as_wds")
     elif path.suffix not in (".pth", ".pt"):
