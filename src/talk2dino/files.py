@@ -70,7 +70,12 @@ def save_torch(value: Any, path: str | Path) -> None:
     import torch
 
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        torch.save(value, file)  # an open file: a path's name would become part of the bytes
+        try:
+            torch.save(value, file)  # an open file: a path's name would become part of the bytes
+        except RuntimeError as error:  # a full disk, behind an error of torch's zip writer
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
         file.flush()
         os.fsync(file.fileno())
 

@@ -273,7 +273,10 @@ def _train(job: TrainJob, run: TrainingRun, keeper: StateFile, hooks: Hooks) -> 
     try:
         return run.run(around, keeper)
     except RuntimeError as error:
-        raise RuntimeError(f"{error} The last good state is in {outputs.unfinished}.") from error
+        if not outputs.unfinished.exists():
+            raise
+        kept = f"The last good state is in {outputs.unfinished}."
+        raise RuntimeError(f"{str(error).rstrip('.')}. {kept}") from error
     finally:
         logger.close()
 
