@@ -57,7 +57,8 @@ def test_learned_head_weights_take_patches_maps_and_cls(tiny_features):
 
 def test_token_level_text_comes_with_its_mask_and_end_positions(tiny_features):
     features = tiny_features()
-    choice = choose_features(ProjectionConfig(), text="clip_txt_out_tokens")
+    config = ProjectionConfig(alignment_strategy="sum")
+    choice = choose_features(config, text="clip_txt_out_tokens")
     batch = only_batch(StoredPairs(features, choice, "f.pth"), [2, 5])
     mask = features.caption_features["text_input_mask"][[2, 5]]
     assert batch.text.shape == (2, 7, 64)
@@ -127,6 +128,7 @@ def test_a_file_without_captions_is_refused(tiny_features):
         ({}, "disentangeld_self_attn", None, "unknown image feature.*'disentangled_self_attn'"),
         ({}, None, "ann_feat", "unknown text feature.*Did you mean 'ann_feats'"),
         ({}, None, "clip_second_last_out", "CLIPLastLayer is the one"),
+        ({}, None, "clip_txt_out_tokens", "max_score cannot use. Choose one of sum, mean"),
         ({"model_class": "CLIPLastLayer"}, None, "ann_feats", "does not go with"),
         ({"weight_attn_heads": "static"}, "dino_features", None, "needs --feature_name patch_tok"),
     ],

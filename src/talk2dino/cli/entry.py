@@ -12,6 +12,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from huggingface_hub.utils import logging as hub_logging
+
 DONE, FAILED, WRONG_ARGUMENTS, INTERRUPTED = 0, 1, 2, 130
 
 # What a user's files and arguments can cause. Anything else is a bug and keeps its traceback.
@@ -59,10 +61,7 @@ def run_command(
         args = parser.parse_args(argv)
     except SystemExit as stop:  # argparse: 0 after --help, 2 after a wrong flag
         return stop.code if isinstance(stop.code, int) else WRONG_ARGUMENTS
-    logging.basicConfig(
-        level=logging.INFO if args.verbose else logging.WARNING,
-        format="%(levelname)s: %(message)s",
-    )
+    _set_up_logging(args.verbose)
     try:
         command.check(args)
     except USER_ERRORS as error:
@@ -74,6 +73,15 @@ def run_command(
         return INTERRUPTED
     except USER_ERRORS as error:
         return _report(error, FAILED, args.debug)
+
+
+def _set_up_logging(verbose: bool) -> None:
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(levelname)s: %(message)s",
+    )
+    if not verbose:  # a download that fails is reported once, not at every attempt
+        hub_logging.set_verbosity_error()
 
 
 def _report(error: BaseException, code: int, debug: bool) -> int:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from talk2dino.alignment import PAIRWISE_STRATEGIES
 from talk2dino.config import ProjectionConfig, check_name
 from talk2dino.features.store import FeatureFile
 
@@ -129,6 +130,12 @@ def choose_features(
         raise ValueError(
             f"--text_features {text} does not go with model_class {config.model_class}: "
             f"CLIPLastLayer is the one that is trained on {LAST_LAYER_TEXT}"
+        )
+    if text == DENSE_TEXT and config.alignment_strategy not in PAIRWISE_STRATEGIES:
+        raise ValueError(
+            f"--text_features {text} has a vector per token, which alignment_strategy "
+            f"{config.alignment_strategy} cannot use. Choose one of "
+            f"{', '.join(PAIRWISE_STRATEGIES)}, or --text_features {AVERAGED_TEXT}."
         )
     return FeatureChoice(
         visual,
