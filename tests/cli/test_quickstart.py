@@ -95,6 +95,7 @@ def test_a_run_that_was_cut_short_goes_on(finished):
     """As after a kill: outputs are there, but the record does not know of all of them."""
     folder, _ = finished
     weights = (folder / "weights" / "toy.pth").read_bytes()
+    (folder / "demo.png").unlink()
     record = folder / "quickstart.json"
     content = json.loads(record.read_text())
     record.write_text(json.dumps({**content, "done": ["image features (train)"]}))
@@ -115,9 +116,13 @@ def test_other_settings_need_overwrite(finished, capsys):
 def test_overwrite_starts_again(finished, tmp_path):
     folder = shutil.copytree(finished[0], tmp_path / "quickstart")
     before = (folder / "weights" / "toy.pth").read_bytes()
-    printed = run_quickstart(folder, "--seed", "1", "--overwrite")
+    picture = folder / "data" / "VOCdevkit" / "VOC2012" / "JPEGImages" / "000000.jpg"
+    picture.write_bytes(b"damaged")
+    printed = run_quickstart(folder, "--overwrite")
+    assert (folder / "weights" / "toy.pth").read_bytes() == before  # the same seeds
+    assert Image.open(picture).size == (224, 224)
+    assert "there already" not in printed
     assert "done already" not in printed
-    assert (folder / "weights" / "toy.pth").read_bytes() != before
 
 
 @pytest.mark.parametrize(

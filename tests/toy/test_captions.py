@@ -19,7 +19,7 @@ def captions(objects, texture, count=5, seed=0):
 
 
 @pytest.mark.parametrize("texture", TEXTURES)
-@pytest.mark.parametrize("objects", [(), ("apple",), ("cat", "grapes"), ("bear", "frog", "heart")])
+@pytest.mark.parametrize("objects", [(), ("apple",), ("cat", "grapes"), ("lemon", "frog", "heart")])
 def test_captions_never_name_what_is_not_there(objects, texture):
     for seed in range(20):
         for sentence in captions(objects, texture, seed=seed):
@@ -28,8 +28,8 @@ def test_captions_never_name_what_is_not_there(objects, texture):
 
 
 def test_the_first_caption_names_everything():
-    assert named(captions(("bear", "frog", "heart"), "snow")[0]) == {
-        "bear",
+    assert named(captions(("lemon", "frog", "heart"), "snow")[0]) == {
+        "lemon",
         "frog",
         "heart",
         "snow",
@@ -54,4 +54,4 @@ def test_captions_are_deterministic_and_as_many_as_asked():
 
 
 def test_captions_of_one_picture_differ():
-    assert len(set(captions(("bear", "frog", "heart"), "snow", 5))) >= 4
+    assert len(set(captions(("lemon", "frog", "heart"), "snow", 5))) >= 4

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from talk2dino.toy.objects import OBJECTS, Brush, draw_object
-from talk2dino.toy.scene import CLASS_NAMES, draw_scene
+from talk2dino.toy.scene import CLASS_NAMES, class_palette, draw_scene
 from talk2dino.toy.textures import TEXTURES, draw_texture
 
 
@@ -86,3 +86,7 @@ def test_details_do_not_grow_an_object():
     np.testing.assert_array_equal(plain[..., 3], detailed[..., 3])
     assert plain[25, 25, 0] > 150
     assert detailed[25, 25, 2] > 150
+
+
+def test_every_class_has_a_colour_of_its_own():
+    assert len({tuple(colour) for colour in class_palette().tolist()}) == len(CLASS_NAMES)

@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument("--output", type=Path, default=Path("quickstart"), help="folder")
-    parser.add_argument("--images", type=int, default=1500, help="training pictures to draw")
+    parser.add_argument("--images", type=int, default=1536, help="training pictures to draw")
     parser.add_argument("--epochs", type=int, help=f"of the training (default: as in {RECIPE})")
     parser.add_argument("--seed", type=int, default=0, help="of the drawing and the training")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<i> or mps")
@@ -129,8 +129,8 @@ def _record(args: argparse.Namespace) -> Record:
 
 
 def _remove_results(files: Files) -> None:
-    """Remove what an earlier quickstart made; the drawn world is replaced if it must be."""
-    for folder in (files.features("train").parent, files.weights.parent):
+    """Remove what an earlier quickstart made; `check` has seen that it is one."""
+    for folder in (files.world.folder, files.features("train").parent, files.weights.parent):
         shutil.rmtree(folder, ignore_errors=True)
     for path in (files.recipe, files.results, files.panel, files.demo):
         path.unlink(missing_ok=True)
@@ -208,7 +208,7 @@ def _evaluate(args: argparse.Namespace, files: Files, recipe: Recipe) -> None:
 
     from talk2dino.toy.evaluate import Example, evaluate_folder, list_examples
     from talk2dino.toy.panel import Panel, draw_panels
-    from talk2dino.toy.scene import CLASS_NAMES
+    from talk2dino.toy.scene import CLASS_NAMES, class_palette
 
     voc = files.world.voc
     count = len(list_examples(voc))
@@ -230,8 +230,9 @@ def _evaluate(args: argparse.Namespace, files: Files, recipe: Recipe) -> None:
     columns = [Panel(*column) for column in zip(examples, *predictions, strict=True)]
     # The first pictures with several things in them, whatever came out for them.
     columns.sort(key=lambda column: len(column.example.mask.unique()) < 3)
+    panel = draw_panels(columns[:PANEL_COLUMNS], CLASS_NAMES, class_palette())
     with atomic_path(files.panel) as temporary:
-        draw_panels(columns[:PANEL_COLUMNS], CLASS_NAMES).save(temporary, format="PNG")
+        panel.save(temporary, format="PNG")
 
 
 def _segmenters(

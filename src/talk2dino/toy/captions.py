@@ -61,7 +61,7 @@ def _opening(rng: np.random.Generator) -> str:
 
 
 def _listing(names: Sequence[str]) -> str:
-    """`a cat`, `a cat and a bear`, `a cat, a bear and grapes`."""
+    """`a cat`, `a cat and a frog`, `a cat, a frog and grapes`."""
     phrases = [_with_article(name) for name in names]
     if len(phrases) == 1:
         return phrases[0]

@@ -149,7 +149,7 @@ def _heart(brush: Brush) -> None:
 
 
 def _grapes(brush: Brush) -> None:
-    berry = _tint(brush, (124, 16, 120))
+    berry = _tint(brush, (138, 20, 152))
     brush.add(_polygon((-0.05, -0.55), (-0.02, -0.98), (0.09, -0.96), (0.06, -0.55)), (110, 80, 44))
     brush.add(ellipse(0.30, -0.76, 0.26, 0.13, -0.3), _tint(brush, (96, 160, 60)))
     for row, count in enumerate((4, 4, 3, 2, 1)):
@@ -190,18 +190,6 @@ def _frog(brush: Brush) -> None:
     brush.line(np.stack([0.46 * bow, 0.46 - 0.16 * bow**2], axis=1), _darker(skin, 0.55), 0.05)
 
 
-def _bear(brush: Brush) -> None:
-    fur = _tint(brush, (132, 90, 10), 8)
-    for side in (-1, 1):
-        brush.add(ellipse(side * 0.60, -0.56, 0.30, 0.30), fur)
-        brush.detail(ellipse(side * 0.60, -0.56, 0.15, 0.15), _darker(fur, 1.35))
-    brush.add(ellipse(0.0, 0.10, 0.86, 0.80), fur)
-    brush.detail(ellipse(0.0, 0.40, 0.32, 0.25), _darker(fur, 1.30))
-    brush.detail(ellipse(0.0, 0.30, 0.13, 0.09), (30, 20, 16))
-    for side in (-1, 1):
-        brush.detail(ellipse(side * 0.34, -0.06, 0.08, 0.09), (24, 16, 14))
-
-
 def _cat(brush: Brush) -> None:
     fur = _tint(brush, (34, 32, 40), 6)
     for side in (-1, 1):
@@ -220,7 +208,6 @@ OBJECTS: dict[str, Callable[[Brush], None]] = {
     "grapes": _grapes,
     "whale": _whale,
     "frog": _frog,
-    "bear": _bear,
     "cat": _cat,
 }
 """What can be drawn, in the order of the class ids."""

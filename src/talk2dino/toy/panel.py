@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from talk2dino.drawing import class_colours, colour_pixels, draw_legend, legend_font
+from talk2dino.drawing import draw_legend, legend_font
 from talk2dino.toy.evaluate import Example
 
 ROW_TITLES = ("picture", "ground truth", "prediction", "untrained")
 
 _GAP = 6
 _FONT_SIZE = 17
-_OPACITY = 0.85
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,14 @@ class Panel:
     """(H, W) class ids of the untrained one."""
 
 
-def draw_panels(columns: Sequence[Panel], names: Sequence[str]) -> Image.Image:
+def draw_panels(columns: Sequence[Panel], names: Sequence[str], colours: np.ndarray) -> Image.Image:
     """Put the columns side by side, with titles on the left and a legend of the classes below.
 
     Args:
         columns: at least one; all pictures of one size.
         names: of every class, by id.
+        colours: (C, 3) uint8 RGB, one per name.
     """
-    colours = class_colours(len(names))
     height, width = columns[0].predicted.shape
     font = legend_font(_FONT_SIZE)
     left = round(max(font.getlength(title) for title in ROW_TITLES)) + 3 * _GAP
@@ -52,7 +52,7 @@ def draw_panels(columns: Sequence[Panel], names: Sequence[str]) -> Image.Image:
     for index, column in enumerate(columns):
         image = column.example.image.permute(1, 2, 0).numpy()
         labels = (column.example.mask, column.predicted, column.untrained)
-        painted = [colour_pixels(image, ids.numpy(), colours, _OPACITY) for ids in labels]
+        painted = [colours[ids.numpy()] for ids in labels]
         for row, pixels in enumerate([image, *painted]):
             corner = (left + index * (width + _GAP), _GAP + row * (height + _GAP))
             canvas.paste(Image.fromarray(pixels), corner)

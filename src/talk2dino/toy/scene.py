@@ -13,12 +13,32 @@ from talk2dino.toy.textures import TEXTURES, draw_texture
 CLASS_NAMES: tuple[str, ...] = (*OBJECTS, *TEXTURES)
 """Every class by id: the objects, then the grounds. Each pixel of a mask is one of them."""
 
+CLASS_COLOURS: dict[str, tuple[int, int, int]] = {
+    "apple": (222, 22, 34),
+    "lemon": (252, 226, 16),
+    "heart": (250, 50, 190),
+    "grapes": (138, 20, 152),
+    "whale": (24, 44, 206),
+    "frog": (22, 160, 44),
+    "cat": (34, 32, 40),
+    "grass": (150, 212, 110),
+    "water": (84, 200, 228),
+    "snow": (236, 238, 242),
+    "lavender": (168, 160, 232),
+}
+"""Of the masks and panels: about the colour of the thing, so that a wrong label looks wrong."""
+
 SMALLEST = 48
 """A smaller picture, in pixels per side, would not show what is in it."""
 
 _PLACES_TRIED = 12
 _MOST_HIDDEN = 0.25
 """At most this share of an object may be cut off, or be hidden by another one."""
+
+
+def class_palette() -> np.ndarray:
+    """(C, 3) uint8 RGB, by class id."""
+    return np.array([CLASS_COLOURS[name] for name in CLASS_NAMES], dtype=np.uint8)
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from talk2dino.drawing import class_colours, indexed_mask
+from talk2dino.drawing import indexed_mask
 from talk2dino.files import check_folder_writable
 from talk2dino.toy.captions import write_captions
-from talk2dino.toy.scene import CLASS_NAMES, SMALLEST, Scene, draw_scene
+from talk2dino.toy.scene import CLASS_NAMES, SMALLEST, Scene, class_palette, draw_scene
 
 VERSION = 1
 """Of the drawing: a world made by another version is another world."""
@@ -40,7 +40,7 @@ _JPEG_QUALITY = 95
 class WorldConfig:
     """How large the world is."""
 
-    train_images: int = 1500
+    train_images: int = 1536
     """Captioned pictures to train on."""
     val_images: int = 100
     """Captioned pictures for the validation loss."""
@@ -200,14 +200,13 @@ def _write_voc(world: World, split: str, scenes: Iterator[Scene], config: WorldC
     """Pictures, masks of class ids, the list of names, and the class names by id."""
     for part in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (world.voc / part).mkdir(parents=True)
-    colours = class_colours(len(CLASS_NAMES))
     names = []
     for index, scene in enumerate(scenes):
         names.append(f"{index:06d}")
         image = world.voc / "JPEGImages" / f"{names[-1]}.jpg"
         Image.fromarray(scene.image).save(image, quality=_JPEG_QUALITY)
         mask = world.voc / "SegmentationClass" / f"{names[-1]}.png"
-        indexed_mask(scene.mask, colours).save(mask)
+        indexed_mask(scene.mask, class_palette()).save(mask)
     _write_lines(world.voc / "ImageSets" / "Segmentation" / "val.txt", names)
     _write_lines(world.voc / "class_names.txt", CLASS_NAMES)
 
