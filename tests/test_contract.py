@@ -88,6 +88,8 @@ def test_public_names_are_there():
     for name in talk2dino.__all__:
         assert getattr(talk2dino, name) is not None
     assert "Segmenter" in dir(talk2dino)
+    modules = {path.stem for path in Path(talk2dino.__file__).parent.iterdir()}
+    assert not modules & set(talk2dino.__all__), "a public name would hide a module"
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         talk2dino.nothing  # noqa: B018
 

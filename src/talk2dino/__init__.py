@@ -15,7 +15,6 @@ _PUBLIC = {
     "load_projection": "talk2dino.projection",
     "load_text": "talk2dino.text",
     "load_vision": "talk2dino.vision",
-    "pamr": "talk2dino.pamr",
     "read_features": "talk2dino.features.store",
     "read_rgb": "talk2dino.images",
 }
