@@ -202,8 +202,12 @@ def test_existing_output_is_kept_unless_overwrite_is_given(folder, capsys):
         assert overlay.format == "PNG"
 
 
+def test_an_output_without_suffix_becomes_a_png(folder):
+    assert segment("--no_pamr", output="custom_output_seg") == 0
+    assert (folder / "custom_output_seg.png").is_file()
+
+
 def test_output_that_can_never_be_written_is_refused(folder, capsys):
-    assert "needs one of the suffixes .png" in refused(capsys, output="out")
     assert "needs one of the suffixes .png" in refused(capsys, output="out.gif")
     assert "photo.png is a file, so the folder" in refused(capsys, output="photo.png/out.png")
     assert "photo.png is an input" in refused(capsys, "--overwrite", output="photo.png")

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         required=True,
         metavar="PATH",
-        help="overlay with legend (.png, .jpg, .webp); a folder for several inputs",
+        help="overlay with legend (.png, .jpg, .webp; .png if left out); a folder for several",
     )
     parser.add_argument(
         "--textual_categories",

@@ -53,6 +53,8 @@ def plan_tasks(args: argparse.Namespace) -> list[Task]:
     if several or output.is_dir() or args.output.endswith(("/", "\\")):
         tasks = _tasks_in_folders(sources, args, several)
     else:
+        if not output.suffix:  # as in the published example
+            output = output.with_suffix(".png")
         if output.suffix.lower() not in OVERLAY_FORMATS:
             raise ValueError(
                 f"--output {output} needs one of the suffixes {', '.join(OVERLAY_FORMATS)}, "
