@@ -232,7 +232,8 @@ class Job:
             parts.close()
         if kind is None or not self._holds_work():
             # The settings go last: a kill before that leaves a job that is known to be done.
-            for folder in self.folder.glob("split*/"):
+            # Not glob("split*/"): before Python 3.11 that finds the .done files too.
+            for folder in filter(Path.is_dir, self.folder.glob("split*")):
                 shutil.rmtree(folder)
             (self.folder / SETTINGS).unlink()
             shutil.rmtree(self.folder)
