@@ -57,6 +57,20 @@ def test_the_webdataset_library_reads_them(tmp_path):
     torch.testing.assert_close(member["disentangled_self_attn"], features[2])
 
 
+def test_ids_with_dots_stay_one_sample_per_caption(tmp_path):
+    webdataset = pytest.importorskip("webdataset")
+    dotted = collection()
+    ids = [f"a.{n}%2E" for n in range(11)]
+    for annotation, name in zip(dotted.annotations, ids, strict=True):
+        annotation["id"] = name
+    (path,) = shard_paths(tmp_path, 1)
+    write_shards(dotted, [path])
+    samples = list(webdataset.WebDataset(str(path), shardshuffle=False).decode())
+    assert [sample["pth"]["id"] for sample in samples] == ids
+    back = CaptionInput(tmp_path, need_images=False).split(0, 1).features
+    assert [annotation["id"] for annotation in back.annotations] == ids
+
+
 def test_the_webdataset_library_decodes_them_unaided(tmp_path):
     webdataset = pytest.importorskip("webdataset")
     write_shards(collection(), shard_paths(tmp_path, 1))

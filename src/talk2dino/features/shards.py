@@ -43,7 +43,7 @@ def write_shards(
         with atomic_path(path) as temporary, tarfile.open(temporary, "w") as tar:
             for row in range(start, stop):
                 data = _member(features, row)
-                info = tarfile.TarInfo(f"{features.annotations[row]['id']}.pth")  # time stamp 0
+                info = tarfile.TarInfo(_member_name(features.annotations[row]["id"]))
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
         if advance:
@@ -81,6 +81,11 @@ def read_shards(tars: Sequence[Path]) -> FeatureFile:
         {key: _stack(members, key) for key in sorted(tensors - IMAGE_KEYS.keys())},
         members[0].get("settings"),
     )
+
+
+def _member_name(annotation_id: Any) -> str:
+    """`<annotation id>.pth`; readers end a sample's name at the first dot, so the id has none."""
+    return str(annotation_id).replace("%", "%25").replace(".", "%2E") + ".pth"
 
 
 def _member(features: FeatureFile, row: int) -> bytes:
