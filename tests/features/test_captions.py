@@ -52,6 +52,9 @@ def test_a_collection_knows_where_every_image_is(coco):
         ('{"images": [{"id": 1}], "annotations": []}', "lists no annotations"),
         ('{"images": [7], "annotations": [{}]}', "image 0 is not a record but 7"),
         ('{"images": [{"file_name": "a"}], "annotations": [{}]}', "image 0 has no 'id'"),
+        ('{"images": [{"id": [1]}], "annotations": [{}]}', r"image 0 has the 'id' \[1\], not a"),
+        ('{"images": [{"id": 1}], "annotations": [{"id": 4, "image_id": {}}]}',
+         "annotation 0 has the 'image_id' {}, not a number or text"),
         ('{"images": [{"id": 1, "file_name": "a"}], "annotations": [{"id": 4, "image_id": 1}]}',
          "annotation 4 has no 'caption'. Is this a captions file?"),
         ('{"images": [{"id": 1, "file_name": "a"}], '

@@ -76,6 +76,12 @@ def test_a_record_without_a_file_name_is_refused():
         image_source({"id": 5}, "")
 
 
+@pytest.mark.parametrize("key", ["file_name", "coco_url"])
+def test_a_name_that_is_no_text_is_refused(key):
+    with pytest.raises(ValueError, match=f"image 5 has the '{key}' 7, not text"):
+        image_source({"id": 5, key: 7}, "")
+
+
 def test_when_no_image_exists_the_folder_is_named(tmp_path):
     sources = [image_source({"file_name": f"{n}.jpg"}, tmp_path) for n in range(3)]
     with pytest.raises(FileNotFoundError, match=r"none of the 3 images exists.*0\.jpg.*--data_dir"):

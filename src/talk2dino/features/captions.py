@@ -161,3 +161,7 @@ def _check_records(records: list[Any], keys: tuple[str, ...], where: str) -> Non
             if key not in record:
                 hint = " Is this a captions file?" if key == "caption" else ""
                 raise ValueError(f"{where} {record.get('id', row)} has no {key!r}.{hint}")
+            if key != "caption" and not isinstance(record[key], int | float | str):
+                raise ValueError(
+                    f"{where} {row} has the {key!r} {record[key]!r}, not a number or text"
+                )

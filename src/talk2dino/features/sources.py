@@ -76,6 +76,9 @@ def image_source(record: dict[str, Any], data_dir: str | Path) -> ImageSource:
     Raises:
         ValueError: the record names no file.
     """
+    for key in ("file_name", "coco_url"):
+        if not isinstance(record.get(key) or "", str):
+            raise ValueError(f"image {record.get('id')} has the {key!r} {record[key]!r}, not text")
     name = record.get("file_name") or _last_part(record.get("coco_url"))
     if not name:
         raise ValueError(f"image {record.get('id')} has neither a 'file_name' nor a 'coco_url'")
