@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import tarfile
 
 import pytest
 import torch
@@ -222,6 +223,15 @@ def test_tars_need_an_output_path(tmp_path, coco, capsys):
     assert extract_images(coco.arguments(tmp_path / "a", "--write_as_wds")) == 0
     assert main(arguments(tmp_path / "a" / "*.tar")) == 2
     assert "--out_path is needed" in capsys.readouterr().err
+
+
+def test_tars_without_a_single_caption_are_refused(tmp_path, coco, capsys):
+    path = tmp_path / "web.tar"
+    with tarfile.open(path, "w") as tar:
+        tar.add(coco.folder / "000.jpg", "0.jpg")
+    assert main(arguments(path, "--out_path", str(tmp_path / "o.pth"))) == 1
+    assert "web.tar holds no captions to encode" in capsys.readouterr().err
+    assert not (tmp_path / "o.pth").exists()
 
 
 def test_shards_are_not_written_among_the_input(tmp_path, coco, capsys):

@@ -106,7 +106,8 @@ def extract_text_split(
     If the output is the input file, features it holds already are kept unless the job overwrites.
 
     Raises:
-        ValueError: the input holds everything asked for, or the same keys made in another way.
+        ValueError: the input holds no captions; or everything asked for, or the same keys made in
+            another way.
         RuntimeError: nothing could be written.
     """
     features = data.split(output.split, output.num_splits).features
@@ -118,6 +119,8 @@ def extract_text_split(
     held = features.caption_features if keep else {}
     keys = tuple(key for key in settings.keys if key not in held)
     captions = [annotation["caption"] for annotation in features.annotations]
+    if not captions:
+        raise ValueError(f"{data.path} holds no captions to encode")
     order = processing_order(captions, sort=not (settings.dense or settings.second_last))
     parts = job.parts(output, fingerprint(captions))
     if parts.stop < len(captions):
