@@ -64,8 +64,9 @@ def test_an_error_without_words_is_named_by_its_type(capsys):
     assert capsys.readouterr().err == "error: MemoryError\n"
 
 
-def test_an_interrupt_says_how_to_go_on(capsys):
-    assert run_command(command(run=fail(KeyboardInterrupt())), []) == 130
+@pytest.mark.parametrize("stage", ["check", "run"])
+def test_an_interrupt_says_how_to_go_on(capsys, stage):
+    assert run_command(command(**{stage: fail(KeyboardInterrupt())}), []) == 130
     assert "run the same command again" in capsys.readouterr().err
 
 

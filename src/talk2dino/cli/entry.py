@@ -62,17 +62,16 @@ def run_command(
     except SystemExit as stop:  # argparse: 0 after --help, 2 after a wrong flag
         return stop.code if isinstance(stop.code, int) else WRONG_ARGUMENTS
     _set_up_logging(args.verbose)
+    code = WRONG_ARGUMENTS
     try:
         command.check(args)
-    except USER_ERRORS as error:
-        return _report(error, WRONG_ARGUMENTS, args.debug)
-    try:
+        code = FAILED
         return command.run(args)
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         return INTERRUPTED
     except USER_ERRORS as error:
-        return _report(error, FAILED, args.debug)
+        return _report(error, code, args.debug)
 
 
 def _set_up_logging(verbose: bool) -> None:
