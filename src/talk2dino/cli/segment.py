@@ -141,10 +141,10 @@ def check(args: argparse.Namespace) -> None:
     device = resolve_device(args.device)
     config = segmenter_config(args)
     config.check()
-    problems = []
+    options, problems = job_options(args, names), []
     for task in tasks:
         try:
-            check_picture(task.source, job_options(args, names), device)
+            check_picture(task.source, options, device)
         except (ValueError, OSError) as error:
             problems.append(str(error))
     if len(tasks) == 1 and not problems:
