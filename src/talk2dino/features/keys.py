@@ -28,16 +28,32 @@ CAPTION_KEYS = {
 
 
 def adding_command(key: str, path: Path, settings: dict[str, Any]) -> str:
-    """The sentence that tells how to add `key` to the feature file `path`."""
+    """The sentence that tells how to add `key` to the feature file `path`.
+
+    It repeats the recorded settings: with others the features of the file would not be kept.
+    """
     if key in CAPTION_KEYS:
-        flags = [f"--ann_path {path}", CAPTION_KEYS[key]]
-        return f"Run: python text_features_extraction.py {' '.join(filter(None, flags))}"
-    if key in IMAGE_KEYS:
-        vision = settings.get("vision", {})
-        flags = [f"--{k} {vision[k]}" for k in ("model", "resize_dim", "crop_dim") if k in vision]
-        flags = [f"--ann_path {path}", *flags, IMAGE_KEYS[key], "--overwrite"]
-        return f"Run: python dino_extraction_v2.py {' '.join(flags)}"
-    return f"Known keys: {', '.join([*IMAGE_KEYS, *CAPTION_KEYS])}."
+        recorded = {} if key.startswith("bert") else settings.get("text", {})
+        flags = [*_as_flags(recorded, "--text_weights"), CAPTION_KEYS[key]]
+        script = "text_features_extraction.py"
+    elif key in IMAGE_KEYS:
+        recorded = settings.get("vision", {})
+        flags = [*_as_flags(recorded, "--vision_weights"), IMAGE_KEYS[key], "--overwrite"]
+        script = "dino_extraction_v2.py"
+    else:
+        return f"Known keys: {', '.join([*IMAGE_KEYS, *CAPTION_KEYS])}."
+    return f"Run: {' '.join(filter(None, ['python', script, f'--ann_path {path}', *flags]))}"
+
+
+def _as_flags(recorded: dict[str, Any], weights_flag: str) -> list[str]:
+    """Recorded settings as the flags that ask for them again; defaults are left out."""
+    flags = []
+    for name, value in recorded.items():
+        if (name, value) in (("weights", "pretrained"), ("dtype", "float32")) or value is False:
+            continue
+        flag = weights_flag if name == "weights" else f"--{name}"
+        flags.append(flag if value is True else f"{flag} {value}")
+    return flags
 
 
 def first_few(values: Iterable[Any], count: int = 3) -> str:
