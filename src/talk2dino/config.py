@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -122,10 +123,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_name("loss (ltype)", self.ltype, LOSS_NAMES)
         _at_least(1, num_epochs=self.num_epochs, batch_size=self.batch_size)
-        if not self.lr > 0:
-            raise ValueError(f"lr must be positive, got {self.lr}")
-        if self.margin < 0:
-            raise ValueError(f"margin must not be negative, got {self.margin}")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr must be positive and finite, got {self.lr}")
+        if not 0 <= self.margin < math.inf:
+            raise ValueError(f"margin must be finite and not negative, got {self.margin}")
 
 
 @dataclass(frozen=True)
