@@ -136,7 +136,13 @@ def test_a_missing_key_names_the_command_that_adds_it():
     ):
         small().require("disentangled_self_attn", "v.pth")
     recorded = {
-        "vision": {"model": "a", "weights": "w.pth", "crop_dim": 28, "dtype": "float16", "amp": True},
+        "vision": {
+            "model": "a",
+            "weights": "w.pth",
+            "crop_dim": 28,
+            "dtype": "float16",
+            "amp": True,
+        },
         "text": {"model": "ViT-B/32", "weights": "pretrained", "dtype": "float32"},
     }
     with pytest.raises(
