@@ -71,6 +71,12 @@ def test_ids_with_dots_stay_one_sample_per_caption(tmp_path):
     assert [annotation["id"] for annotation in back.annotations] == ids
 
 
+def test_more_shards_than_captions_are_read_back(tmp_path):
+    write_shards(collection(captions=2), shard_paths(tmp_path, 5))  # the first ones are empty
+    back = CaptionInput(tmp_path, need_images=False).split(0, 1).features
+    assert [annotation["caption"] for annotation in back.annotations] == ["no 0", "no 1"]
+
+
 def test_the_webdataset_library_decodes_them_unaided(tmp_path):
     webdataset = pytest.importorskip("webdataset")
     write_shards(collection(), shard_paths(tmp_path, 1))

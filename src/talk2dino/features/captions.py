@@ -21,7 +21,7 @@ from talk2dino.features.keys import first_few
 from talk2dino.features.shards import read_shards
 from talk2dino.features.sources import ImageSource, image_source
 from talk2dino.features.store import FeatureFile, read_features
-from talk2dino.features.tars import first_suffix, is_tar_input, list_tars, read_web_samples
+from talk2dino.features.tars import hold_features, is_tar_input, list_tars, read_web_samples
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class CaptionInput:
 
     def _tars(self, number: int, count: int) -> tuple[FeatureFile, list[ImageSource] | None]:
         start, stop = _bounds(number, count, len(self.tars), f"tars of {self.path}")
-        if first_suffix(self.tars[start]) == "pth":
+        if hold_features(self.tars):
             return read_shards(self.tars[start:stop]), None
         samples = read_web_samples(list(enumerate(self.tars))[start:stop])
         if not samples.images:

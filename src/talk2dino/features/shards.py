@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,12 @@ def shard_paths(folder: str | Path, count: int, first: int = 0) -> list[Path]:
     return [Path(folder) / f"shard{number:05d}.tar" for number in range(first, first + count)]
 
 
-def write_shards(
-    features: FeatureFile, paths: Sequence[Path], advance: Callable[[int], None] | None = None
-) -> None:
+def write_shards(features: FeatureFile, paths: Sequence[Path]) -> None:
     """Divide the captions contiguously and evenly over the tars; each is written atomically.
 
     Args:
         features: what to write. Images without captions have no place in shards.
         paths: the tars; existing ones are replaced. Equal contents give equal bytes.
-        advance: called with the number of captions written.
     """
     captions = len(features.annotations)
     for number, path in enumerate(paths):
@@ -46,8 +43,6 @@ def write_shards(
                 info = tarfile.TarInfo(_member_name(features.annotations[row]["id"]))
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
-        if advance:
-            advance(stop - start)
 
 
 def read_shards(tars: Sequence[Path]) -> FeatureFile:

@@ -8,7 +8,7 @@ import itertools
 import json
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,9 +51,13 @@ def list_tars(path: str | Path) -> list[Path]:
     return tars
 
 
-def first_suffix(tar: Path) -> str:
-    """The suffix of the first member, which tells web samples from our feature shards."""
-    return next((suffix for _, suffix, _ in _members(tar)), "")
+def hold_features(tars: Sequence[Path]) -> bool:
+    """Whether tars are our feature shards rather than web samples, by their first member.
+
+    Empty tars say nothing: there are some wherever there are more shards than captions.
+    """
+    suffixes = (suffix for tar in tars for _, suffix, _ in _members(tar))
+    return next(suffixes, "") == "pth"
 
 
 @dataclass

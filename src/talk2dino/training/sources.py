@@ -9,7 +9,7 @@ from pathlib import Path
 from talk2dino.config import FeatureConfig
 from talk2dino.features.captions import CaptionInput
 from talk2dino.features.store import read_features
-from talk2dino.features.tars import first_suffix, is_tar_input, list_tars
+from talk2dino.features.tars import hold_features, is_tar_input, list_tars
 from talk2dino.training.dataset import FeatureChoice, Pairs, StoredPairs
 from talk2dino.training.encoding import EncodedPairs, Encoders, ImageOptions
 from talk2dino.vision import SHORT_NAMES
@@ -95,7 +95,7 @@ def holds_features(path: str) -> bool:
     if place.is_dir() and not any(place.glob("*.tar")):
         return False
     if is_tar_input(path):
-        return first_suffix(list_tars(path)[0]) == "pth"
+        return hold_features(list_tars(path))
     return place.suffix in FEATURE_SUFFIXES
 
 
