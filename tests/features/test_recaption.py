@@ -81,6 +81,13 @@ def test_features_of_replaced_captions_are_dropped():
     assert set(features.settings) == {"vision", "captions"}
 
 
+def test_a_new_caption_among_ids_that_are_text_gets_a_free_id():
+    old = [{"id": "b", "image_id": "a", "caption": "old"}]
+    features = FeatureFile([{"id": "a"}, {"id": "b"}], old)
+    recaptioned(features, ["one", "two"], "blip")
+    assert [annotation["id"] for annotation in features.annotations] == ["b", 1]
+
+
 def test_another_kind_of_model_is_refused(tmp_path):
     transformers.BertConfig().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"unknown kind of captioning model.*Known: blip, blip-2"):

@@ -121,4 +121,4 @@ def recaptioned(features: FeatureFile, captions: list[str], model: str) -> None:
 def _free(wanted: Any, taken: set[Any]) -> Any:
     if wanted not in taken:
         return wanted
-    return max(name for name in taken if isinstance(name, int)) + 1
+    return max((name for name in taken if isinstance(name, int)), default=0) + 1
