@@ -11,6 +11,7 @@ from PIL import Image
 from talk2dino.attention import average_attention, head_embeddings
 from talk2dino.cli.extract import COMMAND, main
 from talk2dino.features.extract import image_features
+from talk2dino.features.job import Job
 from talk2dino.features.keys import IMAGE_KEYS
 from talk2dino.features.store import FeatureFile, read_features, write_features
 from talk2dino.vision import load_vision
@@ -314,6 +315,25 @@ def test_a_later_split_can_be_made_alone(tmp_path, coco):
     assert main(coco.arguments(tmp_path / "a.pth", *arguments)) == 0
     assert folder_names(tmp_path) == ["a_7.pth"]
     assert [image["id"] for image in read_features(tmp_path / "a_7.pth").images] == [104, 105]
+
+
+def test_finished_splits_of_one_input_are_not_completed_with_another(
+    tmp_path, coco, make_coco, capsys, monkeypatch
+):
+    """The splits that are written are not looked at again, so the input has to be the same."""
+    finish = Job.finish
+
+    def finish_and_die(*arguments):
+        finish(*arguments)
+        raise KeyboardInterrupt
+
+    arguments = (tmp_path / "s.pth", "--n_in_splits", "2")
+    with monkeypatch.context() as patch:
+        patch.setattr(Job, "finish", finish_and_die)
+        assert main(coco.arguments(*arguments)) == 130
+    assert main(make_coco(tmp_path / "other", 6).arguments(*arguments)) == 2
+    assert "unfinished work with other settings (ann_path: " in capsys.readouterr().err
+    assert main(coco.arguments(*arguments)) == 0
 
 
 def test_web_tars_become_features_and_failures(tmp_path, coco, capsys):

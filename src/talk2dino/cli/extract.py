@@ -69,6 +69,7 @@ def check(args: argparse.Namespace) -> None:
     outputs = plan_outputs(args.out_path, division_, args.layout)
     decisive = {
         "command": "extract",
+        "ann_path": str(args.ann_path.resolve()),
         **settings.recorded(),
         "keys": sorted(settings.keys),
         "blip_model": args.blip_model,

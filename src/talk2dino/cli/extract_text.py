@@ -61,6 +61,7 @@ def check(args: argparse.Namespace) -> None:
     outputs = plan_outputs(args.out_path, division_, args.layout)
     decisive = {
         "command": "extract_text",
+        "ann_path": str(args.ann_path.resolve()),
         **settings.recorded(),
         "keys": sorted(settings.keys),
         "device": args.encoder.device.type,
