@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -278,7 +279,7 @@ def test_the_real_command_with_workers_is_killed_and_run_again(images, undisturb
     journal = tmp_path / "val.pth.parts" / "split00000" / JOURNAL
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         while process.poll() is None and not (journal.exists() and journal.stat().st_size):
-            pass
+            time.sleep(0.005)  # a busy loop would take a core from the command
         process.kill()
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
     assert (tmp_path / "val.pth").read_bytes() == undisturbed
