@@ -3,6 +3,8 @@
 import errno
 import os
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,6 +13,8 @@ from talk2dino.files import (
     atomic_path,
     check_folder_writable,
     check_writable,
+    content_digest,
+    hold_lock,
     load_torch,
     save_torch,
 )
@@ -125,3 +129,31 @@ def test_an_empty_file_and_a_text_file_are_named(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="absent.pth: no such file"):
         load_torch(tmp_path / "absent.pth")
+
+
+def test_a_lock_is_held_once_per_process_and_freed_by_closing(tmp_path):
+    path = tmp_path / "x.lock"
+    held = hold_lock(path)
+    code = f"from talk2dino.files import hold_lock; hold_lock({str(path)!r})"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "another process is at work on" in other.stderr
+    held.close()
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_digest_tells_contents_apart(tmp_path):
+    (tmp_path / "a").write_bytes(b"x" * 10)
+    (tmp_path / "b").write_bytes(b"x" * 10)
+    (tmp_path / "c").write_bytes(b"x" * 9 + b"y")
+    a, b, c = (content_digest(tmp_path / name) for name in "abc")
+    assert a == b != c
+    before = content_digest(tmp_path)
+    (tmp_path / "d").touch()
+    assert content_digest(tmp_path) != before
+    assert content_digest("pretrained") == "pretrained"
+
+
+def test_an_error_of_pillow_has_no_number_to_show(tmp_path):
+    message = r"^\S*out.png: could not write the file \(broken\)$"
+    with pytest.raises(OSError, match=message), atomic_path(tmp_path / "out.png"):
+        raise OSError("broken")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
 import pickle
 import tempfile
@@ -9,7 +11,9 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+
+_SAMPLE = 2**20
 
 
 @contextmanager
@@ -29,6 +33,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         if error.filename and Path(error.filename) not in (temporary, path):
             raise
         reason = error.strerror or error
+        if error.errno is None:  # Pillow's
+            raise OSError(f"{path}: could not write the file ({reason})") from error
         raise type(error)(error.errno, f"could not write the file ({reason})", str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -63,6 +69,59 @@ def check_folder_writable(folder: str | Path) -> None:
     except OSError as error:
         reason = error.strerror or error
         raise PermissionError(f"cannot write in the folder {nearest} ({reason})") from error
+
+
+def content_digest(path: str | Path | None) -> str:
+    """A short text that differs between files of different content, without reading it all.
+
+    Of a file its size, first and last megabyte count; of a folder the names and sizes in it.
+    What is no path (None, `pretrained`, a pattern) stands for itself.
+    """
+    path = Path(str(path))
+    digest = hashlib.sha256()
+    if path.is_dir():
+        for entry in sorted(path.rglob("*")):
+            digest.update(f"{entry.name} {entry.stat().st_size}\n".encode())
+    elif path.is_file():
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            digest.update(str(size).encode())
+            for start in (0, max(size - _SAMPLE, 0)):
+                file.seek(start)
+                digest.update(file.read(_SAMPLE))
+    else:
+        return str(path)
+    return digest.hexdigest()[:16]
+
+
+def hold_lock(path: str | Path) -> TextIO | None:
+    """Hold the lock file `path` until it is closed or this process ends.
+
+    Worker processes do not inherit this kind of lock.
+
+    Returns:
+        The open file, or None where there are no such locks.
+
+    Raises:
+        RuntimeError: another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    path = Path(path)
+    file = path.open("w")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise RuntimeError(
+                f"another process is at work on {path}. Wait for it or stop it first."
+            ) from error
+        path.unlink(missing_ok=True)  # a file system without locks
+        return None
+    return file
 
 
 def save_torch(value: Any, path: str | Path) -> None:

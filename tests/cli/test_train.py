@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -384,3 +385,29 @@ def test_declaring_the_flags_does_not_import_torch():
         "import sys, talk2dino.cli.train as t; t.COMMAND.parser(); sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_two_trainings_do_not_write_the_same_files(folder, capsys):
+    pytest.importorskip("fcntl")
+    Path("weights").mkdir(exist_ok=True)
+    code = (
+        "import fcntl; f = open('weights/recipe.lock', 'w'); fcntl.lockf(f, 6); "
+        "print('held', flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout.readline()
+        assert train() == 1
+        holder.communicate(b"\n")
+    assert "another process is at work on weights/recipe.lock" in capsys.readouterr().err
+    assert train() == 0
+    assert not Path("weights/recipe.lock").exists()
+
+
+def test_resuming_on_a_dataset_that_was_replaced_is_refused(folder, capsys):
+    assert train() == 0
+    content = Path("train.pth").read_bytes()
+    Path("train.pth").write_bytes(content + b" ")
+    assert train("--resume") == 1
+    assert "train_dataset_digest" in capsys.readouterr().err

@@ -155,7 +155,7 @@ def test_a_lock_held_by_another_process_is_reported(tmp_path):
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as holder:
         assert holder.stdout.readline()
-        with pytest.raises(RuntimeError, match=r"another process is at work in .*val\.pth\.parts"):
+        with pytest.raises(RuntimeError, match=r"another process is at work on .*val\.pth\.parts"):
             Job(outputs(tmp_path), SETTINGS)
         holder.communicate(b"\n")
 

@@ -22,6 +22,7 @@ from talk2dino.features.extract import ImageSettings, Models, extract_split
 from talk2dino.features.job import Job, plan_outputs
 from talk2dino.features.keys import IMAGE_KEYS
 from talk2dino.features.recaption import check_installed
+from talk2dino.files import content_digest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,6 +72,7 @@ def check(args: argparse.Namespace) -> None:
         "command": "extract",
         "ann_path": str(args.ann_path.resolve()),
         **settings.recorded(),
+        "weights_digest": content_digest(settings.weights),
         "keys": sorted(settings.keys),
         "blip_model": args.blip_model,
         "device": args.models.device.type,

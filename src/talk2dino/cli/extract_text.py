@@ -17,6 +17,7 @@ from talk2dino.cli.extraction import (
 from talk2dino.features.captions import CaptionInput
 from talk2dino.features.job import Job, plan_outputs
 from talk2dino.features.text import Encoder, TextSettings, extract_text_split
+from talk2dino.files import content_digest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,6 +64,7 @@ def check(args: argparse.Namespace) -> None:
         "command": "extract_text",
         "ann_path": str(args.ann_path.resolve()),
         **settings.recorded(),
+        "weights_digest": content_digest(settings.weights),
         "keys": sorted(settings.keys),
         "device": args.encoder.device.type,
         "layout": args.layout,

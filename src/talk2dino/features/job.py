@@ -12,15 +12,14 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from talk2dino.features.parts import JOURNAL, Parts
 from talk2dino.features.shards import shard_paths, write_shards
 from talk2dino.features.store import FeatureFile, write_features
-from talk2dino.files import check_folder_writable
+from talk2dino.files import check_folder_writable, hold_lock
 
 SETTINGS = "settings.json"
 
@@ -182,7 +181,7 @@ class Job:
         if known is None and not overwrite and not in_place:
             self._check_absent()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(self.folder / "lock")
+        self._lock = hold_lock(self.folder / "lock")
         self.resumed = known is not None and not differing and self._holds_work()
         if known is None or differing:
             self._clear()
@@ -279,24 +278,3 @@ def _differences(known: dict[str, Any], wanted: dict[str, Any]) -> str:
         for key in sorted(known.keys() | wanted.keys())
         if known.get(key) != wanted.get(key)
     )
-
-
-def _lock(path: Path) -> TextIO | None:
-    """Hold `path` until closed or killed. Worker processes do not inherit this kind of lock."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return None
-    file = path.open("w")
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            raise RuntimeError(
-                f"another process is at work in {path.parent}. Wait for it or stop it first."
-            ) from error
-        with suppress(OSError):  # a file system without locks
-            path.unlink()
-        return None
-    return file

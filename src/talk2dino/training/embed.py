@@ -35,7 +35,7 @@ def embed_pairs(model: Projection, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor
     return torch.cat(text), torch.cat(visual), rows
 
 
-def chosen_heads(model: Projection, batch: Batch, generator: torch.Generator) -> Tensor:
+def chosen_heads(model: Projection, batch: Batch) -> Tensor:
     """(B,) head that represents each image for its own caption, before the step's update."""
     return selected_heads(*_embed(model, batch))
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from talk2dino.config import FeatureConfig, ProjectionConfig, Recipe
 from talk2dino.devices import resolve_device
 from talk2dino.features.progress import Progress, silent
-from talk2dino.files import atomic_path, save_torch
+from talk2dino.files import atomic_path, content_digest, hold_lock, save_torch
 from talk2dino.projection import CLIPLastLayer, Projection, build_projection, load_projection
 from talk2dino.text import check_text, is_bert, load_text
 from talk2dino.training.dataset import FeatureChoice, Pairs, check_widths, choose_features
@@ -143,15 +143,30 @@ def train_projection(
 
     Raises:
         ValueError: features are missing or do not fit the recipe, or resuming would mix settings.
-        RuntimeError: the loss is not finite; the last good state stays on disk.
+        RuntimeError: the loss is not finite (the last good state stays on disk), or another
+            process trains to the same files.
     """
     outputs, device = Outputs(job.out), resolve_device(job.device)
+    outputs.weights.parent.mkdir(parents=True, exist_ok=True)
+    lock = hold_lock(outputs.lock)
+    try:
+        return _train_locked(job, outputs, device, hooks or Hooks(), encoding)
+    finally:
+        if lock is not None:
+            lock.close()
+
+
+def _train_locked(
+    job: TrainJob, outputs: Outputs, device: torch.device, hooks: Hooks, encoding: Progress
+) -> TrainResult | None:
+    """`train_projection`, with the output files to itself."""
     settings = run_settings(job)
     unfinished = _unfinished(job, settings, outputs)
     if job.resume and unfinished is None and outputs.weights.exists():
         before = read_summary(outputs.summary).get("settings", {})
         captions = before.get("captions")
         check_same_settings(before, settings | {"captions": captions}, outputs.weights)
+        outputs.lock.unlink(missing_ok=True)
         return None
     pairs, validation, test = open_datasets(job, Encoders(job.images, device, encoding))
     model = first_model(job.recipe.model, job.loop.seed, job.images.features).to(device)
@@ -161,7 +176,7 @@ def train_projection(
         check_same_settings(unfinished.settings, settings, outputs.unfinished)
         run.restore(unfinished)
     keeper = StateFile(outputs.unfinished, settings, job.checkpoint_seconds)
-    weights = _train(job, run, keeper, hooks or Hooks())
+    weights = _train(job, run, keeper, hooks)
     model.load_state_dict(weights)
     ranks = retrieval(*embed_pairs(model.eval(), test)) if test is not None else None
     result = TrainResult(run.state.records, run.state.best_epoch, ranks)
@@ -223,7 +238,9 @@ def run_settings(job: TrainJob) -> dict[str, Any]:
         **{f"train.{key}": value for key, value in train.items()},
         **loop,
         "train_dataset": job.train_dataset,
+        "train_dataset_digest": content_digest(job.train_dataset),
         "val_dataset": job.val_dataset,
+        "val_dataset_digest": content_digest(job.val_dataset),
         "feature_name": job.choice.visual,
         "text_features": job.choice.text,
         "save_head_activations": job.save_heads,

@@ -63,7 +63,7 @@ class Hooks:
     """(steps still to do, epoch from 1, steps of an epoch) -> the same steps, shown somewhere."""
     on_epoch: Callable[[EpochRecord], None] | None = None
     """Called after every epoch."""
-    choose_heads: Callable[[Batch, torch.Generator], Tensor] | None = None
+    choose_heads: Callable[[Batch], Tensor] | None = None
     """If given, (B,) the head of every caption, recorded in the last epoch."""
 
 
@@ -170,7 +170,7 @@ class TrainingRun:
             batch = next(batches)
             if record_heads and state.heads is not None:
                 with torch.no_grad():
-                    heads = record_heads(batch, self._seeded(step))
+                    heads = record_heads(batch)
                 state.heads[indices[step - first]] = heads.cpu()
             self._pending.append(self._update(batch, step))
             state.step += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -49,11 +50,19 @@ class Outputs:
         """Chosen head per caption, if asked for, as JSON."""
         return self.weights.with_suffix(".heads.json")
 
+    @property
+    def lock(self) -> Path:
+        """Held while a training writes these files, removed when it is complete."""
+        return self.weights.with_suffix(".lock")
+
     def remove_unfinished(self) -> None:
         """Remove the state of a training that is complete, and what kills left half written."""
+        written = (self.weights, self.summary, self.losses, self.plot, self.heads, self.unfinished)
+        for path in written:
+            for leftover in path.parent.glob(f".{glob.escape(path.name)}.tmp-*"):
+                leftover.unlink(missing_ok=True)
         self.unfinished.unlink(missing_ok=True)
-        for leftover in self.weights.parent.glob(f".{self.weights.stem}.*tmp-*"):
-            leftover.unlink(missing_ok=True)
+        self.lock.unlink(missing_ok=True)
 
 
 def default_weights(recipe: str | Path, pedix: str = "") -> Path:
