@@ -204,6 +204,13 @@ def test_a_misspelt_model_is_answered_with_the_known_ones():
         check_vision("dinov2_vitb14_regs")
     with pytest.raises(ValueError, match="Did you mean 'dinov2_vitl14_reg'"):
         check_vision("dinov2_vitl14_rag")
+    with pytest.raises(ValueError, match="Did you mean 'vit_base_patch16_dinov3'"):
+        check_vision("vit_base_patch16_dinov33")
+
+
+def test_deit_models_are_plain_vits_too():
+    backbone = load_vision("deit3_small_patch16_224", "seeded:0")
+    assert backbone(torch.zeros(1, 3, 32, 48)).patches.shape == (1, 6, 384)
 
 
 def test_missing_weights_are_refused_before_anything_is_built():

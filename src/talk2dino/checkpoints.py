@@ -92,7 +92,7 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def _read_torchscript(path: Path) -> dict[str, Tensor]:
-    """The tensors of a TorchScript archive; its code is parsed, never called."""
+    """The tensors of a TorchScript archive; at most TorchScript runs, which cannot call Python."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # TorchScript is deprecated; OpenAI's files stay it

@@ -31,13 +31,22 @@ LOSS_NAMES = ("infonce", "triplet")
 T = TypeVar("T")
 
 
-def check_name(kind: str, name: str, known: Iterable[str]) -> str:
-    """Return `name` if it is one of `known`; otherwise raise ValueError with a suggestion."""
+def check_name(
+    kind: str, name: str, known: Iterable[str], similar: Iterable[str] | None = None
+) -> str:
+    """Return `name` if it is one of `known`; otherwise raise ValueError with a suggestion.
+
+    Args:
+        kind: what is named, for the message.
+        name: what was given.
+        known: names to accept and to list.
+        similar: names to suggest from, if there are more than can be listed.
+    """
     known = list(known)
     if name in known:
         return name
     raise ValueError(
-        f"unknown {kind} {name!r}. Known: {', '.join(known)}.{_suggestion(name, known)}"
+        f"unknown {kind} {name!r}. Known: {', '.join(known)}.{_suggestion(name, similar or known)}"
     )
 
 

@@ -35,6 +35,8 @@ SHORT_NAMES = {
     **{f"dinov3_vit{s}16": f"vit_{_SIZES[s]}_patch16_dinov3.lvd1689m" for s in "sbl"},
 }
 """Official hub name -> timm name with its weights tag."""
+TIMM_MODULES = ("vision_transformer", "eva", "deit")
+"""Parts of timm whose models are plain ViTs."""
 
 
 @dataclass(frozen=True)
@@ -207,9 +209,10 @@ def check_vision(name: str, weights: str | None = None) -> None:
     """Raise ValueError or FileNotFoundError for a backbone that cannot be loaded; loads nothing."""
     if name != TOY and name not in SHORT_NAMES:
         architecture = name.partition(".")[0]
-        timm_names = timm.list_models(module="vision_transformer") + timm.list_models(module="eva")
+        timm_names = [m for module in TIMM_MODULES for m in timm.list_models(module=module)]
         if architecture not in timm_names:
-            check_name("vision model", name, [TOY, *SHORT_NAMES, "or any timm ViT name"])
+            known = [TOY, *SHORT_NAMES, "or any timm ViT name"]
+            check_name("vision model", name, known, similar=[*known, *timm_names])
     weights = weights or default_weights(name)
     if weights == PRETRAINED:
         if name == TOY:

@@ -1,13 +1,14 @@
 """Exit codes and one-line errors, the same for every command."""
 
 import argparse
+import shlex
 import subprocess
 import sys
 
 import pytest
 
-from talk2dino.__main__ import COMMANDS, main
-from talk2dino.cli.entry import Command, run_command
+from talk2dino.__main__ import COMMANDS, _load, main
+from talk2dino.cli.entry import Command, run_command, typed_command
 
 
 def command(check=lambda args: None, run=lambda args: 0):
@@ -108,3 +109,27 @@ def test_scripts_run_from_a_checkout_in_any_folder(script, root, tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert "example:" in result.stdout
+
+
+TYPED = [
+    "--input a.png 'b c.png' --output out --textual_categories a,b",
+    "--input a.png --output out --textual_categories a --no_clean_background --opacity 0.7",
+    "--input a.png --output out --textual_categories a --clean_background --save_mask",
+    "--input a.png --output out --textual_categories a --save_mask m.png --with_background",
+]
+
+
+@pytest.mark.parametrize("typed", TYPED)
+def test_a_command_can_be_written_down_again(typed):
+    segment = _load("segment")
+    args = segment.parser().parse_args(shlex.split(typed))
+    _, script, *words = shlex.split(typed_command(segment, "demo.py", args))
+    assert script == "demo.py"
+    assert sorted(words) == sorted(shlex.split(typed))
+    assert segment.parser().parse_args(words) == args
+
+
+def test_flags_that_change_no_result_are_not_written_down():
+    args = _load("segment").parser().parse_args([*shlex.split(TYPED[0]), "--overwrite", "--debug"])
+    assert "--overwrite" not in typed_command(_load("segment"), "demo.py", args, ("overwrite",))
+    assert "--debug" not in typed_command(_load("segment"), "demo.py", args)

@@ -300,6 +300,18 @@ def test_shards_hold_every_pair(tmp_path, coco):
     assert folder_names(out) == [f"shard0000{n}.tar" for n in range(3)]
 
 
+def test_images_that_shards_cannot_hold_are_not_reported_as_written(tmp_path, coco, capsys):
+    content = json.loads(coco.path.read_text())
+    first = content["images"][0]["id"]
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] != first]
+    coco.path.write_text(json.dumps(content))
+    out = tmp_path / "shards"
+    assert main(coco.arguments(out, "--write_as_wds", "--n_shards", "1")) == 0
+    said = capsys.readouterr().out
+    assert f"{len(content['images']) - 1} images, {len(content['annotations'])} captions" in said
+    assert "1 images without captions have no place in shards" in said
+
+
 def test_splits_together_are_the_whole(tmp_path, coco):
     assert main(coco.arguments(tmp_path / "a.pth", "--n_in_splits", "3", "--batch_size", "1")) == 0
     assert main(coco.arguments(tmp_path / "whole.pth", "--batch_size", "1")) == 0

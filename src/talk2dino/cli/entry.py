@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -50,6 +51,30 @@ class Command:
         parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
         parser.add_argument("--verbose", action="store_true", help="print what is going on inside")
         return parser
+
+
+def typed_command(
+    command: Command, script: str, args: argparse.Namespace, but: Sequence[str] = ()
+) -> str:
+    """A command line that does the same: every flag that is not at its default.
+
+    Args:
+        command: whose flags they are.
+        script: the root script, for example `train.py`.
+        args: the parsed flags; attributes that are no flags do not count.
+        but: flags that do not change the result, and are left out.
+    """
+    words = ["python", script]
+    for action in command.parser()._actions:
+        value = getattr(args, action.dest, None)
+        if value == action.default or action.dest in ("help", "debug", "verbose", *but):
+            continue
+        if action.nargs == 0 and value != action.const:
+            continue  # the other one of a pair like --x and --no_x
+        words.append(action.option_strings[0])
+        if value != action.const:
+            words += [str(v) for v in value] if isinstance(value, list) else [str(value)]
+    return shlex.join(words)
 
 
 def run_command(

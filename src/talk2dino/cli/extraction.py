@@ -99,7 +99,13 @@ def progress_bar(unit: str) -> Progress:
 def report_written(features: FeatureFile, files: Sequence[Path], keys: Sequence[str]) -> None:
     """Say what was written where."""
     where = str(files[0]) if len(files) == 1 else f"{files[0]} ... {files[-1].name}"
-    print(f"{where}: {features.num_images} images, {len(features.caption_rows)} captions")
+    images = features.num_images
+    if files[0].suffix == ".tar":  # one member per caption
+        images = len(features.caption_rows.unique())
+    print(f"{where}: {images} images, {len(features.caption_rows)} captions")
+    if images < features.num_images:
+        lone = features.num_images - images
+        print(f"  {lone} images without captions have no place in shards")
     columns = {**features.image_features, **features.caption_features}
     for key in keys:
         if key in columns:

@@ -18,7 +18,7 @@ import yaml
 
 from talk2dino.cli.entry import DONE, Command, run_command
 from talk2dino.config import Recipe, load_recipe, read_yaml
-from talk2dino.files import atomic_path, check_folder_writable
+from talk2dino.files import atomic_path, check_folder_writable, content_digest
 from talk2dino.segmenter_config import find_in_checkout
 from talk2dino.toy.plan import Files, Step, demo_step, training_steps
 from talk2dino.toy.record import Record
@@ -124,7 +124,12 @@ def _world_config(args: argparse.Namespace) -> WorldConfig:
 
 
 def _record(args: argparse.Namespace) -> Record:
-    settings = {"images": args.images, "epochs": args.epochs, "seed": args.seed}
+    settings = {
+        "images": args.images,
+        "epochs": args.epochs,
+        "seed": args.seed,
+        "recipe": content_digest(find_in_checkout(RECIPE)),
+    }
     return Record(Files(args.output).record, settings, args.overwrite)
 
 

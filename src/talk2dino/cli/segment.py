@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-import shlex
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from talk2dino.cli.entry import DONE, FAILED, Command, run_command
+from talk2dino.cli.entry import DONE, FAILED, Command, run_command, typed_command
 from talk2dino.cli.segment_files import BESIDE_OVERLAY, plan_tasks
 
 if TYPE_CHECKING:
@@ -254,7 +253,7 @@ def job_options(args: argparse.Namespace, names: list[str]):  # type: ignore[no-
         max_side=args.max_side,
         pamr=not args.no_pamr,
         settings={
-            "command": shlex.join(sys.argv),
+            "command": typed_command(COMMAND, "demo.py", args, but=("overwrite",)),
             "segmenter": dataclasses.asdict(segmenter_config(args)),
         },
     )

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from talk2dino.cli.entry import DONE, INTERRUPTED, Command, run_command
+from talk2dino.cli.entry import DONE, INTERRUPTED, Command, run_command, typed_command
 from talk2dino.config import load_recipe
 
 TEXT_CHOICES = "ann_feats, clip_txt_out_tokens[_avg], clip_second_last_out, bert-base_features"
@@ -195,18 +194,8 @@ def _job(args: argparse.Namespace):  # type: ignore[no-untyped-def]  # torch sta
         overwrite=args.overwrite,
         resume=args.resume,
         checkpoint_seconds=args.checkpoint_seconds,
-        command=_command_line(args),
+        command=typed_command(COMMAND, "train.py", args, but=("resume", "overwrite")),
     )
-
-
-def _command_line(args: argparse.Namespace) -> str:
-    """A command that makes the same weights: every flag that is not at its default."""
-    parser, words = COMMAND.parser(), ["python", "train.py"]
-    for name, value in vars(args).items():
-        passing = ("resume", "overwrite", "debug", "verbose")
-        if value != parser.get_default(name) and name not in passing:
-            words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
-    return shlex.join(words)
 
 
 def _step_bar(steps: Iterable[int], epoch: int, total: int) -> Iterable[int]:
