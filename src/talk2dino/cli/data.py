@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from talk2dino.benchmarks.check import DataReport, check_benchmark
+from talk2dino.benchmarks.data_check import DataReport, check_benchmark
 from talk2dino.benchmarks.context import find_context_json, plan_context, write_lists
 from talk2dino.benchmarks.convert import (
     OBJECT_SUFFIX,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from talk2dino.benchmarks.check import check_benchmark
+from talk2dino.benchmarks.data_check import check_benchmark
 from talk2dino.benchmarks.sources import SOURCES
 from talk2dino.benchmarks.table import BENCHMARKS
 from talk2dino.cli.data import main
