@@ -1,1 +1,1 @@
-"""Evaluation on the eight benchmarks; the only folder that imports mmcv and mmseg, when they are used."""
+"""Evaluation on the eight benchmarks; the only folder that imports mmcv and mmseg, when used."""

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class Run:
     """Everything that decides the counts, as plain JSON data."""
     dataset: EvaluationSet
     """Images and ground truth."""
-    folders: PictureFolders = PictureFolders()
+    folders: PictureFolders = field(default_factory=PictureFolders)
     """Where label maps are saved."""
 
     def counts_folder(self, output: Path) -> Path:
@@ -53,7 +53,7 @@ class Share:
     """Number of this job ..."""
     num_jobs: int = 1
     """... among so many; together they evaluate every image."""
-    batching: Batching = Batching()
+    batching: Batching = field(default_factory=Batching)
     """Of windows."""
     readers: int = 2
     """Threads that read images ahead."""

@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +68,9 @@ class Job:
     """Results folder."""
     device: torch.device
     """Where the models run."""
-    share: Share = Share()
+    share: Share = field(default_factory=Share)
     """The part of the images that is evaluated now."""
-    folders: PictureFolders = PictureFolders()
+    folders: PictureFolders = field(default_factory=PictureFolders)
     """Where label maps are saved."""
     folders_per_benchmark: bool = False
     """Save label maps in a subfolder per benchmark."""

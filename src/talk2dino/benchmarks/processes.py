@@ -37,7 +37,7 @@ class Processes:
 
     def device(self, device: torch.device) -> torch.device:
         """The device of this process: on CUDA machines, each has its own GPU."""
-        if device.type == "cuda" and device.index is None and self.count > 1:
+        if str(device) == "cuda" and self.count > 1:
             return torch.device("cuda", self.local_rank % torch.cuda.device_count())
         return device
 

@@ -98,7 +98,9 @@ def make_result(
         "mIoU_interval": [_percent(low), _percent(high)],
         "published": published_miou(benchmark, model, pamr),
         "per_class": dict(zip(names, map(_percent, scores.iou.tolist()), strict=True)),
-        "per_class_accuracy": dict(zip(names, map(_percent, scores.accuracy.tolist()), strict=True)),
+        "per_class_accuracy": dict(
+            zip(names, map(_percent, scores.accuracy.tolist()), strict=True)
+        ),
         "classes": names,
         "palette": dataset.palette.tolist(),
         "has_background": benchmark.background,

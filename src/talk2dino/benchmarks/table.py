@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from talk2dino.config import check_name
 
@@ -62,17 +63,17 @@ class Benchmark:
         return 0.54 if large else 0.55
 
 
-_VOC = {
+_VOC: dict[str, Any] = {
     "images": "VOCdevkit/VOC2012/JPEGImages",
     "labels": "VOCdevkit/VOC2012/SegmentationClass",
     "split": "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt",
 }
-_CONTEXT = {
+_CONTEXT: dict[str, Any] = {
     "images": "VOCdevkit/VOC2010/JPEGImages",
     "labels": "VOCdevkit/VOC2010/SegmentationClassContext",
     "split": "VOCdevkit/VOC2010/ImageSets/SegmentationContext/val.txt",
 }
-_COCO = {
+_COCO: dict[str, Any] = {
     "images": "coco_stuff164k/images/val2017",
     "labels": "coco_stuff164k/annotations/val2017",
 }
