@@ -117,6 +117,7 @@ def evaluate_group(
     mine = todo[processes.rank :: processes.count]
     if mine:
         tasks = make_tasks(runs)
+        started = time.perf_counter()  # models are loaded and text is embedded
         part = f"job{share.job_id}of{share.num_jobs}-rank{processes.rank}of{processes.count}"
         writers = [
             CountsWriter(run.counts_folder(output) / f"{part}{SUFFIX}", run.settings)

@@ -38,7 +38,7 @@ class Timing:
     images: int
     """Evaluated now, in all processes."""
     seconds: float
-    """Wall time, models not loaded yet included only where text was embedded."""
+    """Wall time they took, once the models were loaded and the classes embedded."""
     shared_with: Sequence[str]
     """Keys of the benchmarks in the same pass of the backbone, this one included."""
     device: torch.device
