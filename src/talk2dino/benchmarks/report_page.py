@@ -219,7 +219,7 @@ def _section(key: str, section: Section, names: Sequence[str]) -> list[str]:
         )
     parts.append("<h3>Confusion</h3>")
     figures = [
-        _confusion(run, svg, names.index(run.label))
+        _confusion(run, svg, names.index(run.label), alone=len(section.runs) == 1)
         for run, svg in zip(section.runs, section.confusions, strict=True)
         if svg is not None
     ]
@@ -231,18 +231,19 @@ def _section(key: str, section: Section, names: Sequence[str]) -> list[str]:
     return parts + _examples(section, names)
 
 
-def _confusion(run: EvaluatedRun, svg: bytes, place: int) -> str:
+def _confusion(run: EvaluatedRun, svg: bytes, place: int, alone: bool) -> str:
+    """The matrix and the largest mistakes: below each other, or side by side for one run."""
     rows = [
         f"<tr><td>{escape(true)}</td><td class=text>{escape(predicted)}</td>"
         f"<td>{share:.2f} %</td></tr>"
         for true, predicted, share in top_confusions(run, 10)
     ]
-    table = _table("<th>true</th><th class=text>predicted</th><th>of all pixels</th>", rows)
-    return (
-        f"<figure><figcaption>{_method(run.label, place)}</figcaption>"
-        f"{_plot(svg, 'confusion matrix')}"
-        f"<details open><summary>Largest mistakes</summary>{table}</details></figure>"
+    caption = f"<figcaption>{_method(run.label, place)}</figcaption>"
+    table = "<figcaption>largest mistakes</figcaption>" + _table(
+        "<th>true</th><th class=text>predicted</th><th>of all pixels</th>", rows
     )
+    between = "</figure><figure>" if alone else ""
+    return f"<figure>{caption}{_plot(svg, 'confusion matrix')}{between}{table}</figure>"
 
 
 def _examples(section: Section, names: Sequence[str]) -> list[str]:

@@ -138,8 +138,9 @@ def draw_confusion(run: EvaluatedRun) -> Figure:
         size = float(np.clip(220 / len(names), 4.0, 8.0))
         axes.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
         axes.set_yticks(range(len(names)), names, fontsize=size)
-    axes.set_xlabel("predicted", fontsize=8)
-    axes.set_ylabel("true", fontsize=8)
+    ids = "" if len(names) <= _MOST_LABELLED else " (class id)"
+    axes.set_xlabel(f"predicted{ids}", fontsize=8)
+    axes.set_ylabel(f"true{ids}", fontsize=8)
     bar = figure.colorbar(image, ax=axes, shrink=0.8, ticks=[0, 1, 5, 10, 25, 50, 100])
     bar.ax.tick_params(labelsize=7)
     bar.set_label("% of the true class", fontsize=8)
