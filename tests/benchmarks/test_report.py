@@ -102,13 +102,15 @@ def test_one_page_without_network_and_plots_beside_it(results, capsys):
     plots = sorted(path.name for path in (results / "report_plots").iterdir())
     assert plots == [
         "ade20k_classes.png",
+        "ade20k_examples.png",
         "ade20k_toy_33333333_confusion.png",
         "overview.png",
         "voc_classes.png",
+        "voc_examples.png",
         "voc_toy_11111111_confusion.png",
         "voc_toy_pamr_22222222_confusion.png",
     ]
-    assert "and 6 plots" in capsys.readouterr().out
+    assert "and 8 plots" in capsys.readouterr().out
 
 
 def test_a_report_is_not_overwritten_unasked(results, capsys):

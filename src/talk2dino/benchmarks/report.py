@@ -22,6 +22,7 @@ from talk2dino.benchmarks.report_runs import (
     methods,
     pick_examples,
 )
+from talk2dino.benchmarks.report_sheet import draw_sheet
 from talk2dino.features.progress import Progress, silent
 from talk2dino.files import atomic_path, check_writable
 
@@ -107,4 +108,9 @@ def _make_section(
         kind: [make_example(name, runs, options.data_root) for name in images]
         for kind, images in picked.items()
     }
+    if examples:
+        files.append(options.plots / f"{key}_examples.png")
+        sheet = draw_sheet(examples, [run.label for run in runs])
+        with atomic_path(files[-1]) as temporary:
+            sheet.save(temporary, format="PNG")
     return Section(runs, figure_svg(bars), confusions, examples), files

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
+
+from PIL import Image
 
 from talk2dino.benchmarks.report_panels import Example, has_predictions
 from talk2dino.benchmarks.report_plots import ONE_COLUMN, method_colour, shown_classes
@@ -269,9 +272,10 @@ def _example(example: Example, runs: Sequence[EvaluatedRun], names: Sequence[str
     for run, shown, score in zip(runs, example.predictions, example.scores, strict=True):
         own = "" if score is None else f": {score:.1f}"
         panels.append((_method(run.label, names.index(run.label)) + own, shown))
-    figures = "".join(_panel(caption, uri) for caption, uri in panels)
+    figures = "".join(_panel(caption, picture) for caption, picture in panels)
     legend = "".join(
-        f"<span><i class=key style='background:{entry.colour}'></i>{escape(entry.name)}</span>"
+        f"<span><i class=key style='background:{_css(entry.colour)}'></i>"
+        f"{escape(entry.name)}</span>"
         for entry in example.legend
     )
     trouble = "".join(f"<div class=warning>{escape(text)}</div>" for text in example.trouble)
@@ -284,9 +288,22 @@ def _example(example: Example, runs: Sequence[EvaluatedRun], names: Sequence[str
     )
 
 
-def _panel(caption: str, uri: str | None) -> str:
-    shown = "<div class=absent>not kept</div>" if uri is None else f"<img src='{uri}' alt=''>"
-    return f"<figure><figcaption>{caption}</figcaption>{shown}</figure>"
+def _panel(caption: str, picture: Image.Image | None) -> str:
+    if picture is None:
+        return (
+            f"<figure><figcaption>{caption}</figcaption><div class=absent>not kept</div></figure>"
+        )
+    buffer = io.BytesIO()
+    picture.save(buffer, format="JPEG", quality=88)
+    uri = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return f"<figure><figcaption>{caption}</figcaption><img src='{uri}' alt=''></figure>"
+
+
+def _css(colour: tuple[int, int, int] | None) -> str:
+    """A background."""
+    if colour is None:
+        return "repeating-linear-gradient(45deg, #fafafa 0 2px, #aaa 2px 4px)"
+    return "rgb({}, {}, {})".format(*colour)
 
 
 def _settings(run: EvaluatedRun) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +15,11 @@ from talk2dino.drawing import class_colours, colour_pixels
 from talk2dino.images import read_rgb
 from talk2dino.metrics import IGNORED
 
-_WIDTH = 340
-"""Of a picture in the page, in pixels."""
+PANEL_WIDTH = 340
+"""Of a picture in the page, in pixels, unless it is smaller itself."""
 _OPACITY = 0.72
 _STRIPES = np.array([(250, 250, 250), (170, 170, 170)], dtype=np.uint8)
 """Pixels that do not count are striped: greys are class colours of some data sets."""
-_STRIPES_CSS = "repeating-linear-gradient(45deg, #fafafa 0 2px, #aaa 2px 4px)"
 _MOST_NAMED = 12
 """Classes in the legend of an example: the largest in the label and the predictions."""
 
@@ -33,8 +30,8 @@ class Legend:
 
     name: str
     """Of the class."""
-    colour: str
-    """A background in CSS."""
+    colour: tuple[int, int, int] | None
+    """RGB; None for the stripes of pixels that do not count."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +40,12 @@ class Example:
 
     name: str
     """Path below the data root."""
-    image: str | None
-    """Data URI of the picture; None if it cannot be read."""
-    truth: str | None
-    """Data URI of the ground truth over the picture."""
-    predictions: list[str | None]
-    """Data URI per run; None if the run kept no prediction."""
+    image: Image.Image | None
+    """The picture, small; None if it cannot be read."""
+    truth: Image.Image | None
+    """The ground truth over the picture."""
+    predictions: list[Image.Image | None]
+    """Per run; None if the run kept no prediction."""
     scores: list[float | None]
     """The image's own mIoU per run, in percent."""
     legend: list[Legend]
@@ -82,7 +79,7 @@ def make_example(name: str, runs: Sequence[EvaluatedRun], data_root: Path | None
     ]
     return Example(
         name,
-        _data_uri(Image.fromarray(image)),
+        _shrink(Image.fromarray(image)),
         shown[0],
         shown[1:],
         scores,
@@ -133,24 +130,21 @@ def _palette(run: EvaluatedRun) -> np.ndarray:
     return colours
 
 
-def _over(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> str | None:
-    """Data URI of the labels over the picture; None if the sizes differ."""
+def _over(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> Image.Image | None:
+    """The labels over the picture; None if the sizes differ."""
     if image.shape[:2] != labels.shape:
         return None
     painted = colour_pixels(image, labels, palette, _OPACITY)
     rows, columns = np.nonzero(labels == IGNORED)
     stripe = max(labels.shape[1] // 50, 2)
     painted[rows, columns] = _STRIPES[(rows + columns) // stripe % 2]
-    return _data_uri(Image.fromarray(painted))
+    return _shrink(Image.fromarray(painted))
 
 
-def _data_uri(picture: Image.Image) -> str:
-    """The picture as a small JPEG in a URI."""
-    scale = min(_WIDTH / picture.width, 1)
+def _shrink(picture: Image.Image) -> Image.Image:
+    scale = min(PANEL_WIDTH / picture.width, 1)
     size = (round(picture.width * scale) or 1, round(picture.height * scale) or 1)
-    buffer = io.BytesIO()
-    picture.resize(size, Image.Resampling.LANCZOS).save(buffer, format="JPEG", quality=88)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return picture.resize(size, Image.Resampling.LANCZOS)
 
 
 def _legend(
@@ -159,10 +153,10 @@ def _legend(
     """The classes that cover most of the label maps together."""
     pixels = sum((np.bincount(m.ravel(), minlength=256) for m in maps), np.zeros(256, np.int64))
     order = [int(v) for v in np.argsort(-pixels, kind="stable") if pixels[v] and v < len(classes)]
-    legend = [
-        Legend(classes[v], "#{:02x}{:02x}{:02x}".format(*palette[v].tolist()))
-        for v in order[:_MOST_NAMED]
-    ]
+    legend = []
+    for value in order[:_MOST_NAMED]:
+        red, green, blue = palette[value].tolist()
+        legend.append(Legend(classes[value], (red, green, blue)))
     if pixels[IGNORED]:
-        legend.append(Legend("not labelled", _STRIPES_CSS))
+        legend.append(Legend("not labelled", None))
     return legend
