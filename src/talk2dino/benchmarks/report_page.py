@@ -12,45 +12,24 @@ from typing import Any
 
 from PIL import Image
 
+from talk2dino.benchmarks.report_html import (
+    STYLE,
+    css_colour,
+    method_name,
+    number,
+    plot,
+    signed,
+    table,
+    title,
+)
 from talk2dino.benchmarks.report_panels import Example, has_predictions
-from talk2dino.benchmarks.report_plots import ONE_COLUMN, method_colour, shown_classes
+from talk2dino.benchmarks.report_plots import ONE_COLUMN, shown_classes
 from talk2dino.benchmarks.report_runs import (
     EvaluatedRun,
     by_benchmark,
     methods,
     top_confusions,
 )
-
-_STYLE = """
-:root { color-scheme: light; }
-body { font: 15px/1.45 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; color: #222;
-  background: #fff; max-width: 1180px; margin: 0 auto; padding: 1.2rem 1.4rem 4rem; }
-h1 { font-size: 1.55rem; margin: .2rem 0; } h2 { font-size: 1.25rem; margin: 2.6rem 0 .4rem;
-  padding-top: .9rem; border-top: 1px solid #ddd; } h3 { font-size: 1rem; margin: 1.5rem 0 .4rem; }
-p, .note { margin: .3rem 0 .7rem; color: #555; } nav a { margin-right: .9rem; }
-a { color: #25558f; text-decoration: none; } a:hover { text-decoration: underline; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; margin: .5rem 0 1rem; }
-th, td { padding: .28rem .65rem; text-align: right; white-space: nowrap;
-  font-variant-numeric: tabular-nums; } th { font-weight: 600; font-size: .86rem; color: #444; }
-th:first-child, td:first-child, .text { text-align: left; } tr { border-bottom: 1px solid #eee; }
-thead tr { border-bottom: 1.5px solid #888; } td small { display: block; color: #777;
-  font-size: .74rem; line-height: 1.25; } .best { font-weight: 700; }
-.key { display: inline-block; width: .8em; height: .8em; margin-right: .4em; border-radius: 2px;
-  border: 1px solid #0003; vertical-align: -.05em; } .plot { max-width: 100%; height: auto; }
-.row { display: flex; flex-wrap: wrap; gap: 1rem 2rem; align-items: flex-start; }
-.row > figure { flex: 1 1 350px; max-width: 620px; }
-.row .plot { width: 100%; } .full { width: 100%; max-width: 1180px; } figure { margin: 0; }
-figcaption { font-size: .82rem; color: #555; margin: .1rem 0 .25rem; }
-.example { margin: 0 0 1.3rem; }
-.panels { display: grid; gap: .5rem; } .panels img { width: 100%; display: block;
-  border-radius: 3px; } .absent { background: #f3f3f3; color: #888; border-radius: 3px;
-  padding: 2.4rem .6rem; text-align: center; font-size: .82rem; }
-.legend { font-size: .8rem; color: #444; margin-top: .3rem; } .legend span { margin-right: .9em;
-  white-space: nowrap; } .warning { background: #fff6dd; padding: .4rem .7rem; border-radius: 3px; }
-details { margin: .4rem 0; } summary { cursor: pointer; color: #25558f; }
-pre { background: #f6f6f6; padding: .7rem; overflow-x: auto; font-size: .78rem; }
-@media print { h2 { break-before: page; } .example { break-inside: avoid; } }
-"""
 
 _MOST_PANELS = 6
 """Pictures in one row of an example."""
@@ -88,14 +67,14 @@ def build_page(
     """
     names = methods(runs)
     links = "".join(
-        f'<a href="#{escape(key)}">{escape(_title(section.runs[0]))}</a>'
+        f'<a href="#{escape(key)}">{escape(title(section.runs[0]))}</a>'
         for key, section in sections.items()
     )
     head = (
         "<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
         f"<title>Segmentation results: {escape(', '.join(names))}</title>"
-        f"<style>{_STYLE}</style></head><body>"
+        f"<style>{STYLE}</style></head><body>"
     )
     finished = sorted(str(run.result.get("finished", ""))[:10] for run in runs)
     count = f"{len(runs)} run{'s' * (len(runs) != 1)}"
@@ -108,7 +87,7 @@ def build_page(
         _results_table(runs),
         "<p>Percent; in small print the 95 % bootstrap interval over images, and the authors' "
         "published value with the difference to it. The best of each column is bold.</p>",
-        _plot(overview_svg, "mIoU of every method on every benchmark"),
+        plot(overview_svg, "mIoU of every method on every benchmark"),
         "<h3>All runs</h3>",
         _runs_table(runs),
     ]
@@ -127,7 +106,7 @@ def _results_table(runs: Sequence[EvaluatedRun]) -> str:
         key: max((run.result["mIoU"] for run in group if run.result["mIoU"] is not None), default=0)
         for key, group in groups.items()
     }
-    header = "".join(f"<th>{escape(_title(group[0]))}</th>" for group in groups.values())
+    header = "".join(f"<th>{escape(title(group[0]))}</th>" for group in groups.values())
     rows = []
     for index, name in enumerate(names):
         cells, values = [], []
@@ -138,15 +117,15 @@ def _results_table(runs: Sequence[EvaluatedRun]) -> str:
             cells.append(_score_cell(run, bold))
         if len(groups) > 1:
             cells.append(f"<td>{_mean(values)}</td>")
-        rows.append(f"<tr><td>{_method(name, index)}</td>{''.join(cells)}</tr>")
+        rows.append(f"<tr><td>{method_name(name, index)}</td>{''.join(cells)}</tr>")
     mean = "<th>mean</th>" if len(groups) > 1 else ""
-    return _table(f"<th>method</th>{header}{mean}", rows)
+    return table(f"<th>method</th>{header}{mean}", rows)
 
 
 def _mean(values: Sequence[float | None]) -> str:
     """Over the benchmarks, if every one has a number."""
     known = [value for value in values if value is not None]
-    return _number(sum(known) / len(known)) if len(known) == len(values) else ""
+    return number(sum(known) / len(known)) if len(known) == len(values) else ""
 
 
 def _score_cell(run: EvaluatedRun | None, bold: bool) -> str:
@@ -154,11 +133,11 @@ def _score_cell(run: EvaluatedRun | None, bold: bool) -> str:
         return "<td></td>"
     value, paper = run.result["mIoU"], run.result.get("published")
     low, high = run.result.get("mIoU_interval") or (None, None)
-    small = "" if low is None else f"<small>{_number(low, '.1f')} – {_number(high, '.1f')}</small>"
+    small = "" if low is None else f"<small>{number(low, '.1f')} – {number(high, '.1f')}</small>"
     if paper is not None:
-        difference = "" if value is None else f" ({_signed(value - paper)})"
+        difference = "" if value is None else f" ({signed(value - paper)})"
         small += f"<small>paper {paper:.1f}{difference}</small>"
-    return f"<td><span{' class=best' if bold else ''}>{_number(value)}</span>{small}</td>"
+    return f"<td><span{' class=best' if bold else ''}>{number(value)}</span>{small}</td>"
 
 
 def _runs_table(runs: Sequence[EvaluatedRun]) -> str:
@@ -175,24 +154,24 @@ def _runs_table(runs: Sequence[EvaluatedRun]) -> str:
         value, paper = result["mIoU"], result.get("published")
         both = value is not None and paper is not None
         cells = [
-            _number(value),
-            _number(paper),
-            _signed(value - paper) if both else "",
-            _number(result["mAcc"]),
-            _number(result["aAcc"]),
+            number(value),
+            number(paper),
+            signed(value - paper) if both else "",
+            number(result["mAcc"]),
+            number(result["aAcc"]),
             str(result["num_images"]),
             "" if result["bg_thresh"] is None else f"{result['bg_thresh']:g}",
             "yes" if result.get("with_bg_clean") else "",
-            _number(timing.get("images_per_second")) if timing else "",
-            _number(_memory(timing), ".0f") if timing else "",
+            number(timing.get("images_per_second")) if timing else "",
+            number(_memory(timing), ".0f") if timing else "",
         ]
         rows.append(
-            f"<tr><td><a href='#{escape(run.benchmark)}'>{escape(_title(run))}</a></td>"
-            f"<td class=text>{_method(run.label, names.index(run.label))}</td>"
+            f"<tr><td><a href='#{escape(run.benchmark)}'>{escape(title(run))}</a></td>"
+            f"<td class=text>{method_name(run.label, names.index(run.label))}</td>"
             + "".join(f"<td>{cell}</td>" for cell in cells)
             + "</tr>"
         )
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _section(key: str, section: Section, names: Sequence[str]) -> list[str]:
@@ -201,15 +180,15 @@ def _section(key: str, section: Section, names: Sequence[str]) -> list[str]:
     shown = shown_classes(section.runs)
     empty = [name for name in first.classes if name not in shown]
     parts = [
-        f"<h2 id='{escape(key)}'>{escape(_title(first))}</h2>",
+        f"<h2 id='{escape(key)}'>{escape(title(first))}</h2>",
         f"<p>{len(first.classes)} classes, {num_images} images. "
         + " &nbsp; ".join(
-            f"{_method(run.label, names.index(run.label))}: {_number(run.result['mIoU'])}"
+            f"{method_name(run.label, names.index(run.label))}: {number(run.result['mIoU'])}"
             for run in section.runs
         )
         + "</p>",
         "<h3>IoU per class</h3>",
-        _plot(
+        plot(
             section.class_bars,
             f"IoU per class, {first.benchmark}",
             full=len(shown) > ONE_COLUMN,
@@ -241,12 +220,12 @@ def _confusion(run: EvaluatedRun, svg: bytes, place: int, alone: bool) -> str:
         f"<td>{share:.2f} %</td></tr>"
         for true, predicted, share in top_confusions(run, 10)
     ]
-    caption = f"<figcaption>{_method(run.label, place)}</figcaption>"
-    table = "<figcaption>largest mistakes</figcaption>" + _table(
+    caption = f"<figcaption>{method_name(run.label, place)}</figcaption>"
+    mistakes = "<figcaption>largest mistakes</figcaption>" + table(
         "<th>true</th><th class=text>predicted</th><th>of all pixels</th>", rows
     )
     between = "</figure><figure>" if alone else ""
-    return f"<figure>{caption}{_plot(svg, 'confusion matrix')}{between}{table}</figure>"
+    return f"<figure>{caption}{plot(svg, 'confusion matrix')}{between}{mistakes}</figure>"
 
 
 def _examples(section: Section, names: Sequence[str]) -> list[str]:
@@ -271,10 +250,10 @@ def _example(example: Example, runs: Sequence[EvaluatedRun], names: Sequence[str
     panels = [("image", example.image), ("ground truth", example.truth)]
     for run, shown, score in zip(runs, example.predictions, example.scores, strict=True):
         own = "" if score is None else f": {score:.1f}"
-        panels.append((_method(run.label, names.index(run.label)) + own, shown))
+        panels.append((method_name(run.label, names.index(run.label)) + own, shown))
     figures = "".join(_panel(caption, picture) for caption, picture in panels)
     legend = "".join(
-        f"<span><i class=key style='background:{_css(entry.colour)}'></i>"
+        f"<span><i class=key style='background:{css_colour(entry.colour)}'></i>"
         f"{escape(entry.name)}</span>"
         for entry in example.legend
     )
@@ -299,50 +278,16 @@ def _panel(caption: str, picture: Image.Image | None) -> str:
     return f"<figure><figcaption>{caption}</figcaption><img src='{uri}' alt=''></figure>"
 
 
-def _css(colour: tuple[int, int, int] | None) -> str:
-    """A background."""
-    if colour is None:
-        return "repeating-linear-gradient(45deg, #fafafa 0 2px, #aaa 2px 4px)"
-    return "rgb({}, {}, {})".format(*colour)
-
-
 def _settings(run: EvaluatedRun) -> str:
     keys = ("command", "settings", "versions", "timing", "data_root", "finished")
     content: dict[str, Any] = {key: run.result[key] for key in keys if key in run.result}
     text = json.dumps(content, indent=1, ensure_ascii=False)
     return (
-        f"<details><summary>{escape(_title(run))}, {escape(run.label)} "
+        f"<details><summary>{escape(title(run))}, {escape(run.label)} "
         f"({escape(run.path.name)})</summary><pre>{escape(text)}</pre></details>"
     )
-
-
-def _method(name: str, place: int) -> str:
-    return f"<i class=key style='background:{method_colour(place)}'></i>{escape(name)}"
-
-
-def _plot(svg: bytes, description: str, full: bool = False) -> str:
-    """The plot as a picture; `full` fills the page's width."""
-    uri = "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
-    return f"<img class='plot{' full' * full}' src='{uri}' alt='{escape(description)}'>"
-
-
-def _table(header: str, rows: Sequence[str]) -> str:
-    head = f"<thead><tr>{header}</tr></thead>"
-    return f"<div class=wide><table>{head}<tbody>{''.join(rows)}</tbody></table></div>"
-
-
-def _title(run: EvaluatedRun) -> str:
-    return str(run.result.get("title", run.benchmark))
 
 
 def _memory(timing: Mapping[str, Any]) -> float | None:
     gpu = timing.get("peak_gpu_memory_mib")
     return gpu if gpu is not None else timing.get("peak_memory_mib")
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.1f}".replace("-", "−")
-
-
-def _number(value: float | None, form: str = ".2f") -> str:
-    return "–" if value is None else format(value, form)
