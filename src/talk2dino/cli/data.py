@@ -8,7 +8,6 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from talk2dino.benchmarks.data_check import DataReport, check_benchmark
 from talk2dino.benchmarks.context import find_context_json, plan_context, write_lists
 from talk2dino.benchmarks.convert import (
     OBJECT_SUFFIX,
@@ -17,6 +16,7 @@ from talk2dino.benchmarks.convert import (
     plan_coco,
     run_conversions,
 )
+from talk2dino.benchmarks.data_check import DataReport, check_benchmark
 from talk2dino.benchmarks.datasets import EvaluationSet
 from talk2dino.benchmarks.label_sample import LabelSample
 from talk2dino.benchmarks.table import Benchmark, find_benchmarks
