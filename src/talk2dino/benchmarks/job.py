@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from talk2dino import text, vision
 from talk2dino.benchmarks.checks import check_distinct_stems, check_files, fingerprint
 from talk2dino.benchmarks.datasets import EvaluationSet
 from talk2dino.benchmarks.evaluate import Run, Share, evaluate_group, group_runs
@@ -27,6 +28,7 @@ from talk2dino.inference import ClassQuery
 from talk2dino.seeded import parse_seeded
 from talk2dino.segmenter import Talk2DinoSegmenter, build_segmenter
 from talk2dino.segmenter_config import SegmenterConfig
+from talk2dino.templates import ALIASES
 
 logger = logging.getLogger(__name__)
 
@@ -158,9 +160,14 @@ def run_settings(evaluation: Evaluation, dataset: EvaluationSet) -> dict[str, An
     """Everything that decides the counts, as plain JSON data; weights by their content."""
     config = evaluation.config
     segmenter = dataclasses.asdict(config)
-    for side in ("projection", "vision", "text"):
-        segmenter[f"{side}_weights"] = _identity(getattr(config, f"{side}_weights"))
+    for side, weights in (
+        ("projection", config.projection_weights),
+        ("vision", config.vision_weights or vision.default_weights(config.vision_model)),
+        ("text", config.text_weights or text.default_weights(config.text_model)),
+    ):
+        segmenter[f"{side}_weights"] = _identity(weights)
     segmenter["projection"].pop("starting_checkpoint")
+    segmenter["template"] = ALIASES.get(config.template, config.template)
     settings = {
         "benchmark": evaluation.benchmark.key,
         "bg_thresh": evaluation.bg_thresh,
@@ -183,9 +190,9 @@ def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _identity(weights: str | None) -> str | None:
+def _identity(weights: str) -> str:
     """Names stay; a file is known by its content, wherever it lies."""
-    if weights is None or parse_seeded(weights) is not None or not Path(weights).is_file():
+    if parse_seeded(weights) is not None or not Path(weights).is_file():
         return weights
     digest = hashlib.sha256()
     with open(weights, "rb") as file:

@@ -27,12 +27,15 @@ class Processes:
     local_rank: int = 0
     """Number on this machine, which chooses the GPU."""
 
+    group: Any = None
+    """What connects them."""
+
     def gather(self, value: Any) -> list[Any]:
         """The values of all processes, by rank, in every process."""
         if self.count == 1:
             return [value]
         values: list[Any] = [None] * self.count
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.group)
         return values
 
     def device(self, device: torch.device) -> torch.device:
@@ -49,10 +52,11 @@ def joined_processes() -> Iterator[Processes]:
     if count == 1:
         yield Processes()
         return
-    dist.init_process_group("gloo", timeout=_PATIENCE)
+    dist.init_process_group("gloo")
     try:
         rank, local = dist.get_rank(), int(os.environ.get("LOCAL_RANK", "0"))
-        yield Processes(rank, dist.get_world_size(), local)
+        group = dist.new_group(timeout=_PATIENCE, backend="gloo")
+        yield Processes(rank, dist.get_world_size(), local, group)
     finally:
         dist.destroy_process_group()
 
