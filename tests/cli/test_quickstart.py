@@ -60,6 +60,7 @@ def test_the_commands_are_printed_as_one_would_type_them(finished):
         *["dino_extraction_v2.py"] * 2,
         *["text_features_extraction.py"] * 2,
         "train.py",
+        *["-m"] * 2,  # talk2dino evaluate
         "demo.py",
     ]
     assert f"--ann_path {folder}/data/coco/captions_train.json" in lines[0]
@@ -85,7 +86,7 @@ def test_a_second_run_skips_what_is_done_and_gives_the_same_numbers(finished):
     before = [path.stat().st_mtime_ns for path in files]
     results = (folder / "results.json").read_text()
     printed = run_quickstart(folder)
-    assert printed.count("done already") == 6
+    assert printed.count("done already") == 8
     assert "the drawn world is there already" in printed
     assert [path.stat().st_mtime_ns for path in files] == before
     assert (folder / "results.json").read_text() == results
