@@ -22,6 +22,7 @@ from talk2dino.files import atomic_path, check_folder_writable
 from talk2dino.segmenter_config import find_in_checkout
 from talk2dino.toy.plan import (
     EVALUATE,
+    REPORT,
     TRAINED,
     UNTRAINED,
     UNTRAINED_WEIGHTS,
@@ -29,6 +30,7 @@ from talk2dino.toy.plan import (
     Step,
     demo_step,
     evaluation_steps,
+    report_step,
     training_steps,
 )
 from talk2dino.toy.record import Record
@@ -45,6 +47,7 @@ MAINS = {
     "text_features_extraction.py": "talk2dino.cli.extract_text",
     "train.py": "talk2dino.cli.train",
     EVALUATE: "talk2dino.cli.evaluate",
+    REPORT: "talk2dino.cli.report",
     "demo.py": "talk2dino.cli.segment",
 }
 """The modules behind the scripts: called here, so that torch is imported only once."""
@@ -109,6 +112,7 @@ def run(args: argparse.Namespace) -> int:
     for step in [
         *training_steps(files, recipe, args.seed),
         *evaluation_steps(files, recipe),
+        report_step(files),
     ]:
         code = _run_step(step, record, args.device)
         if code != DONE:
@@ -120,6 +124,7 @@ def run(args: argparse.Namespace) -> int:
         return code
     _print_table(json.loads(files.results.read_text(encoding="utf-8")))
     print(f"\npictures: {files.panel} and {files.demo}; numbers: {files.results}")
+    print(f"report: {files.report}")
     print(f"everything took {time.perf_counter() - started:.0f} s")
     return DONE
 
@@ -145,7 +150,7 @@ def _remove_results(files: Files) -> None:
     folders += [files.runs, files.predictions(TRAINED).parent]
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
-    for path in (files.recipe, files.results, files.panel, files.demo):
+    for path in (files.recipe, files.results, files.panel, files.report, files.demo):
         path.unlink(missing_ok=True)
 
 
@@ -183,7 +188,7 @@ def _run_step(step: Step, record: Record, device: str) -> int:
     if step.name in record.done and step.output.exists():
         print(f"\n$ {step.line}\n  done already: {step.output}")
         return DONE
-    if device != "auto":
+    if device != "auto" and step.script != REPORT:
         step = _with(step, "--device", device)
     step = _continued(step)
     print(f"\n$ {step.line}", flush=True)

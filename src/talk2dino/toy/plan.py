@@ -13,6 +13,7 @@ from talk2dino.toy.world import World
 
 SPLITS = ("train", "val")
 EVALUATE = "-m talk2dino evaluate"
+REPORT = "-m talk2dino report"
 TRAINED, UNTRAINED = "trained", "untrained"
 UNTRAINED_WEIGHTS = "seeded:0"
 
@@ -52,6 +53,11 @@ class Files:
     def predictions(self, which: str) -> Path:
         """Class ids of `trained` or `untrained`, one PNG per picture in a folder `toy`."""
         return self.folder / "predictions" / which
+
+    @property
+    def report(self) -> Path:
+        """The report of both evaluations, one HTML page."""
+        return self.folder / "report.html"
 
     @property
     def panel(self) -> Path:
@@ -112,6 +118,12 @@ def evaluation_steps(files: Files, recipe: Recipe) -> list[Step]:
         output = files.predictions(which)
         steps.append(Step(f"evaluation ({which})", EVALUATE, _strings(words), output))
     return steps
+
+
+def report_step(files: Files) -> Step:
+    """The page with both evaluations side by side."""
+    words = _strings([files.runs, "--output", files.report])
+    return Step("report", REPORT, words, files.report)
 
 
 def demo_step(files: Files, recipe: Recipe, picture: Path) -> Step:
