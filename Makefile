@@ -21,10 +21,11 @@ format: $(VENV)/.installed-dev
 	$(PY) -m ruff format .
 
 # numpy and the rest of the pins come from requirements.txt; the package itself is linked.
-$(VENV)/.installed: requirements.txt pyproject.toml
+$(VENV)/.installed: requirements.txt requirements-benchmark.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade pip
 	$(PY) -m pip install --quiet -r requirements.txt
+	$(PY) -m pip install --quiet --no-build-isolation --no-deps -r requirements-benchmark.txt
 	$(PY) -m pip install -qq --no-deps --editable .  # -q would show a build warning
 	touch $@
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from talk2dino.__main__ import COMMANDS, _load
+from talk2dino.cli.evaluate_published import COMMAND as EVALUATE_PUBLISHED
 from talk2dino.features.store import read_features
 from talk2dino.projection import load_projection
 
@@ -20,6 +21,7 @@ SCRIPTS = {
     "text_features_extraction.py": "extract-text",
     "train.py": "train",
     "demo.py": "segment",
+    "convert_dataset/convert_coco.py": "convert-coco",
 }
 TREE = re.compile(r"^([\w./]+)\s{2,}\S", re.MULTILINE)
 
@@ -39,6 +41,10 @@ def command_lines():
 def parse(line):
     """The command and its parsed flags, or a failure that shows the line."""
     script, *rest = shlex.split(line)[1:]
+    if script == "-m" and rest[0] == "torch.distributed.run":
+        assert rest[1] == "src/open_vocabulary_segmentation/main.py"
+        command, rest = EVALUATE_PUBLISHED, rest[2:]
+        return command, command.parser().parse_args(rest)
     if script == "-m":
         _, name, *rest = [script, *rest][1:]
     else:

@@ -15,6 +15,10 @@ COMMANDS = {
     "extract-text": "talk2dino.cli.extract_text",
     "train": "talk2dino.cli.train",
     "segment": "talk2dino.cli.segment",
+    "evaluate": "talk2dino.cli.evaluate",
+    "report": "talk2dino.cli.report",
+    "data": "talk2dino.cli.data",
+    "convert-coco": "talk2dino.cli.convert",
     "quickstart": "talk2dino.cli.quickstart",
 }
 """Command -> the module that defines it; only the one that runs is imported."""

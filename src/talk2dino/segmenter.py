@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +39,22 @@ class Segmenter(Protocol):
         Returns:
             (B, C, h, w), or (B, C+1, h, w) with channel 0 = background.
         """
+
+
+@runtime_checkable
+class FeatureSharing(Protocol):
+    """A segmenter whose backbone need not run again for other classes or options."""
+
+    def shares_features(self, other: object) -> bool:
+        """Whether `other` computes the same `patch_features`."""
+
+    def patch_features(self, windows: Tensor) -> Any:
+        """What `score_features` needs of windows (B, 3, h, w)."""
+
+    def score_features(
+        self, features: Any, windows: Tensor, classes: Tensor, background: float | None
+    ) -> Tensor:
+        """As `Segmenter.window_scores`, from `patch_features` of the same windows."""
 
 
 class Talk2DinoSegmenter:
@@ -106,7 +122,17 @@ class Talk2DinoSegmenter:
         """
         if windows.ndim != 4 or windows.shape[1] != 3:
             raise ValueError(f"windows must be (B, 3, h, w), found {tuple(windows.shape)}.")
-        features = self.patch_features(windows)
+        return self.score_features(self.patch_features(windows), windows, classes, background)
+
+    @torch.no_grad()
+    def score_features(
+        self,
+        features: PatchFeatures,
+        windows: Tensor,
+        classes: Tensor,
+        background: float | None,
+    ) -> Tensor:
+        """`window_scores` of windows whose `patch_features` are there already."""
         masks = patch_cosines(features.patches, classes).sigmoid()
         if self.config.clean_background:
             masks = clean_background(masks, features.patches, features.attention_logits, classes)
@@ -124,6 +150,7 @@ class Talk2DinoSegmenter:
         constant = torch.full_like(scores[:, :1], background)
         return torch.cat([constant, scores], dim=1)
 
+    @torch.no_grad()
     def patch_features(self, windows: Tensor) -> PatchFeatures:
         """Backbone features of windows (B, 3, h, w), with patches in the space of the classes."""
         side = self.config.input_size
@@ -134,6 +161,20 @@ class Talk2DinoSegmenter:
         features = self.vision(self.vision.normalise(windows))
         return dataclasses.replace(
             features, patches=self.projection.project_visual(features.patches)
+        )
+
+    def variant(self, **changes: Any) -> Talk2DinoSegmenter:
+        """The same models with other options of inference, such as `pamr=True`."""
+        config = dataclasses.replace(self.config, **changes)
+        return Talk2DinoSegmenter(self.vision, self.text, self.projection, config)
+
+    def shares_features(self, other: object) -> bool:
+        """Whether `other` computes the same `patch_features`."""
+        return (
+            isinstance(other, Talk2DinoSegmenter)
+            and self.vision is other.vision
+            and self.projection is other.projection
+            and self.config.input_size == other.config.input_size
         )
 
     def _embed_prompts(self, prompts: Sequence[str]) -> Tensor:

@@ -35,7 +35,7 @@ def run_quickstart(folder: Path, *flags: str) -> str:
 
 def test_every_file_is_written(finished):
     folder, _ = finished
-    for name in ("quickstart.png", "demo.png", "results.json", "weights/toy.pth"):
+    for name in ("quickstart.png", "demo.png", "report.html", "results.json", "weights/toy.pth"):
         assert (folder / name).is_file()
     for split, images in (("train", 12), ("val", 2)):
         features = read_features(folder / "features" / f"{split}.pth")
@@ -60,6 +60,7 @@ def test_the_commands_are_printed_as_one_would_type_them(finished):
         *["dino_extraction_v2.py"] * 2,
         *["text_features_extraction.py"] * 2,
         "train.py",
+        *["-m"] * 3,  # talk2dino evaluate, evaluate, report
         "demo.py",
     ]
     assert f"--ann_path {folder}/data/coco/captions_train.json" in lines[0]
@@ -85,7 +86,7 @@ def test_a_second_run_skips_what_is_done_and_gives_the_same_numbers(finished):
     before = [path.stat().st_mtime_ns for path in files]
     results = (folder / "results.json").read_text()
     printed = run_quickstart(folder)
-    assert printed.count("done already") == 6
+    assert printed.count("done already") == 9
     assert "the drawn world is there already" in printed
     assert [path.stat().st_mtime_ns for path in files] == before
     assert (folder / "results.json").read_text() == results

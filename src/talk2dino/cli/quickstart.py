@@ -20,7 +20,19 @@ from talk2dino.cli.entry import DONE, Command, run_command
 from talk2dino.config import Recipe, load_recipe, read_yaml
 from talk2dino.files import atomic_path, check_folder_writable, content_digest
 from talk2dino.segmenter_config import find_in_checkout
-from talk2dino.toy.plan import Files, Step, demo_step, training_steps
+from talk2dino.toy.plan import (
+    EVALUATE,
+    REPORT,
+    TRAINED,
+    UNTRAINED,
+    UNTRAINED_WEIGHTS,
+    Files,
+    Step,
+    demo_step,
+    evaluation_steps,
+    report_step,
+    training_steps,
+)
 from talk2dino.toy.record import Record
 from talk2dino.toy.world import WorldConfig, check_world, write_world
 
@@ -29,15 +41,13 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from talk2dino.metrics import SegmentationScores
-    from talk2dino.segmenter import Talk2DinoSegmenter
-
 RECIPE = "configs/toy.yaml"
-UNTRAINED = "seeded:0"
 MAINS = {
     "dino_extraction_v2.py": "talk2dino.cli.extract",
     "text_features_extraction.py": "talk2dino.cli.extract_text",
     "train.py": "talk2dino.cli.train",
+    EVALUATE: "talk2dino.cli.evaluate",
+    REPORT: "talk2dino.cli.report",
     "demo.py": "talk2dino.cli.segment",
 }
 """The modules behind the scripts: called here, so that torch is imported only once."""
@@ -66,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Refuse wrong arguments before anything is drawn."""
+    from talk2dino.benchmarks.openmmlab import load_openmmlab
     from talk2dino.devices import resolve_device
 
     for flag, value, least in (
@@ -77,6 +88,7 @@ def check(args: argparse.Namespace) -> None:
             raise ValueError(f"{flag} must be at least {least}, got {value}")
     resolve_device(args.device)
     load_recipe(find_in_checkout(RECIPE))
+    load_openmmlab()
     files = Files(args.output)
     check_folder_writable(files.folder)
     _record(args)
@@ -97,18 +109,22 @@ def run(args: argparse.Namespace) -> int:
     record.write()
     recipe = _recipe(files, args.epochs)
     _draw(args, files)
-    for step in training_steps(files, recipe, args.seed):
+    for step in [
+        *training_steps(files, recipe, args.seed),
+        *evaluation_steps(files, recipe),
+        report_step(files),
+    ]:
         code = _run_step(step, record, args.device)
         if code != DONE:
             return code
-    if "evaluation" not in record.done or not files.results.exists():
-        _evaluate(args, files, recipe)
-        record.finish("evaluation")
+    if not (files.results.exists() and files.panel.exists()):
+        _summarise(files)
     code = _run_step(demo_step(files, recipe, _demo_picture(files)), record, args.device)
     if code != DONE:
         return code
     _print_table(json.loads(files.results.read_text(encoding="utf-8")))
     print(f"\npictures: {files.panel} and {files.demo}; numbers: {files.results}")
+    print(f"report: {files.report}")
     print(f"everything took {time.perf_counter() - started:.0f} s")
     return DONE
 
@@ -135,9 +151,11 @@ def _record(args: argparse.Namespace) -> Record:
 
 def _remove_results(files: Files) -> None:
     """Remove what an earlier quickstart made; `check` has seen that it is one."""
-    for folder in (files.world.folder, files.features("train").parent, files.weights.parent):
+    folders = [files.world.folder, files.features("train").parent, files.weights.parent]
+    folders += [files.runs, files.predictions(TRAINED).parent]
+    for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
-    for path in (files.recipe, files.results, files.panel, files.demo):
+    for path in (files.recipe, files.results, files.panel, files.report, files.demo):
         path.unlink(missing_ok=True)
 
 
@@ -175,7 +193,7 @@ def _run_step(step: Step, record: Record, device: str) -> int:
     if step.name in record.done and step.output.exists():
         print(f"\n$ {step.line}\n  done already: {step.output}")
         return DONE
-    if device != "auto":
+    if device != "auto" and step.script != REPORT:
         step = _with(step, "--device", device)
     step = _continued(step)
     print(f"\n$ {step.line}", flush=True)
@@ -193,6 +211,8 @@ def _continued(step: Step) -> Step:
     from talk2dino.features.store import read_features
     from talk2dino.training.outputs import Outputs
 
+    if step.script == EVALUATE:
+        return step  # it goes on where it was
     if step.script == "train.py":
         unfinished = Outputs(step.output).unfinished.exists() or step.output.exists()
         return _with(step, "--resume") if unfinished else step
@@ -207,79 +227,59 @@ def _with(step: Step, *words: str) -> Step:
     return dataclasses.replace(step, words=(*step.words, *words))
 
 
-def _evaluate(args: argparse.Namespace, files: Files, recipe: Recipe) -> None:
-    """Score the trained and an untrained projection; write the numbers and the panel."""
-    from tqdm import tqdm
-
-    from talk2dino.toy.evaluate import Example, evaluate_folder, list_examples
+def _summarise(files: Files) -> None:
+    """Write the numbers of both evaluations into one file, and draw the panel."""
+    from talk2dino.toy.examples import read_examples
     from talk2dino.toy.panel import Panel, draw_panels
     from talk2dino.toy.scene import CLASS_NAMES, class_palette
 
-    voc = files.world.voc
-    count = len(list_examples(voc))
-    print(f"\nevaluating {files.weights} and an untrained projection on {count} pictures of {voc}")
-    predictions: list[list[Tensor]] = [[], []]
-    examples: list[Example] = []
-    scores = []
-    with _timed(files.results), tqdm(total=2 * count, unit=" pictures", disable=None) as bar:
-        for segmenter, labels in zip(_segmenters(args, files, recipe), predictions, strict=True):
-            examples.clear()
-
-            def keep(example: Example, predicted: Tensor, labels: list[Tensor] = labels) -> None:
-                examples.append(example)
-                labels.append(predicted)
-                bar.update()
-
-            scores.append(evaluate_folder(segmenter, voc, keep))
-        _write_results(files, count, *scores)
-    columns = [Panel(*column) for column in zip(examples, *predictions, strict=True)]
+    _write_results(files)
+    examples = read_examples(files.world.voc)
     # The first pictures with several things in them, whatever came out for them.
-    columns.sort(key=lambda column: len(column.example.mask.unique()) < 3)
-    panel = draw_panels(columns[:PANEL_COLUMNS], CLASS_NAMES, class_palette())
+    shown = sorted(examples, key=lambda example: len(example.mask.unique()) < 3)[:PANEL_COLUMNS]
+    columns = [
+        Panel(example, *(_predicted(files, which, example.path) for which in (TRAINED, UNTRAINED)))
+        for example in shown
+    ]
+    panel = draw_panels(columns, CLASS_NAMES, class_palette())
     with atomic_path(files.panel) as temporary:
         panel.save(temporary, format="PNG")
 
 
-def _segmenters(
-    args: argparse.Namespace, files: Files, recipe: Recipe
-) -> tuple[Talk2DinoSegmenter, Talk2DinoSegmenter]:
-    """The demo's segmenter, and the same one with a projection that was never trained."""
-    from talk2dino.devices import resolve_device
-    from talk2dino.projection import load_projection
-    from talk2dino.segmenter import Talk2DinoSegmenter, build_segmenter
-    from talk2dino.segmenter_config import read_segmenter_config
+def _predicted(files: Files, which: str, picture: Path) -> Tensor:
+    """Class ids (H, W) of one picture."""
+    import numpy as np
+    import torch
+    from PIL import Image
 
-    device = resolve_device(args.device)
-    config = read_segmenter_config(recipe.path, projection_weights=str(files.weights), pamr=True)
-    trained = build_segmenter(config, device)
-    projection = load_projection(config.projection, UNTRAINED, device)
-    return trained, Talk2DinoSegmenter(trained.vision, trained.text, projection, config)
+    with Image.open(files.predictions(which) / "toy" / f"{picture.stem}.png") as image:
+        return torch.from_numpy(np.asarray(image, dtype=np.int64))
 
 
-def _write_results(
-    files: Files, count: int, scores: SegmentationScores, chance: SegmentationScores
-) -> None:
-    from talk2dino.toy.scene import CLASS_NAMES
+def _write_results(files: Files) -> None:
+    """The numbers of the trained projection beside those of the untrained one."""
+    from talk2dino.benchmarks.results import read_result
 
-    content = {
-        name: {
-            "mIoU": round(100 * result.mean_iou, 2),
-            "aAcc": round(100 * result.all_accuracy, 2),
+    content: dict[str, Any] = {}
+    for path in sorted(files.runs.glob("toy_*.json")):
+        result = read_result(path)
+        weights = result["settings"]["segmenter"]["projection_weights"]
+        content["num_images"] = result["num_images"]
+        content[UNTRAINED if weights == UNTRAINED_WEIGHTS else TRAINED] = {
+            "mIoU": round(result["mIoU"], 2),
+            "aAcc": round(result["aAcc"], 2),
             "per_class": {
-                name: None if iou != iou else round(100 * iou, 2)
-                for name, iou in zip(CLASS_NAMES, result.iou.tolist(), strict=True)
+                name: None if iou is None else round(iou, 2)
+                for name, iou in result["per_class"].items()
             },
         }
-        for name, result in (("trained", scores), ("untrained", chance))
-    }
     with atomic_path(files.results) as temporary:
-        text = json.dumps({"num_images": count, **content}, indent=2) + "\n"
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _demo_picture(files: Files) -> Path:
     """The first evaluation picture with the most classes in it."""
-    from talk2dino.toy.evaluate import read_examples
+    from talk2dino.toy.examples import read_examples
 
     return max(read_examples(files.world.voc), key=lambda e: len(e.mask.unique())).path
 

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from talk2dino.drawing import draw_legend, legend_font
-from talk2dino.toy.evaluate import Example
+from talk2dino.toy.examples import Example
 
 ROW_TITLES = ("picture", "ground truth", "prediction", "untrained")
 

@@ -12,6 +12,10 @@ from talk2dino.toy.scene import CLASS_NAMES
 from talk2dino.toy.world import World
 
 SPLITS = ("train", "val")
+EVALUATE = "-m talk2dino evaluate"
+REPORT = "-m talk2dino report"
+TRAINED, UNTRAINED = "trained", "untrained"
+UNTRAINED_WEIGHTS = "seeded:0"
 
 
 @dataclass(frozen=True)
@@ -38,8 +42,22 @@ class Files:
 
     @property
     def results(self) -> Path:
-        """The evaluation's numbers, as JSON."""
+        """The numbers of both evaluations, as JSON."""
         return self.folder / "results.json"
+
+    @property
+    def runs(self) -> Path:
+        """The results folder of the evaluations."""
+        return self.folder / "results"
+
+    def predictions(self, which: str) -> Path:
+        """Class ids of `trained` or `untrained`, one PNG per picture in a folder `toy`."""
+        return self.folder / "predictions" / which
+
+    @property
+    def report(self) -> Path:
+        """The report of both evaluations, one HTML page."""
+        return self.folder / "report.html"
 
     @property
     def panel(self) -> Path:
@@ -68,7 +86,7 @@ class Step:
     name: str
     """Unique; the record's key."""
     script: str
-    """The script at the top of the checkout."""
+    """The script at the top of the checkout, or `-m talk2dino <command>`."""
     words: tuple[str, ...]
     """Its arguments."""
     output: Path
@@ -77,7 +95,7 @@ class Step:
     @property
     def line(self) -> str:
         """As it would be typed."""
-        return shlex.join(["python", self.script, *self.words])
+        return f"python {self.script} {shlex.join(self.words)}"
 
 
 def training_steps(files: Files, recipe: Recipe, seed: int) -> list[Step]:
@@ -88,6 +106,24 @@ def training_steps(files: Files, recipe: Recipe, seed: int) -> list[Step]:
     words += ["--val_dataset", files.features("val"), "--out", files.weights]
     words += ["--scheduler", "cosine", "--seed", seed]
     return [*steps, Step("train", "train.py", _strings(words), files.weights)]
+
+
+def evaluation_steps(files: Files, recipe: Recipe) -> list[Step]:
+    """The trained projection and one that was never trained, on the pictures with masks."""
+    steps = []
+    for which, weights in ((TRAINED, str(files.weights)), (UNTRAINED, UNTRAINED_WEIGHTS)):
+        words = ["--model", recipe.path, "--weights", weights, "--benchmarks", "toy", "--pamr"]
+        words += ["--data_root", files.world.folder, "--output", files.runs]
+        words += ["--save_predictions", files.predictions(which)]
+        output = files.predictions(which)
+        steps.append(Step(f"evaluation ({which})", EVALUATE, _strings(words), output))
+    return steps
+
+
+def report_step(files: Files) -> Step:
+    """The page with both evaluations side by side."""
+    words = _strings([files.runs, "--output", files.report])
+    return Step("report", REPORT, words, files.report)
 
 
 def demo_step(files: Files, recipe: Recipe, picture: Path) -> Step:

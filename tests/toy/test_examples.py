@@ -1,24 +1,11 @@
-"""The small evaluation, with segmenters whose result is known."""
+"""Pictures with their masks, and the panel that shows them."""
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from talk2dino.toy.evaluate import evaluate_folder, list_examples, read_examples
+from talk2dino.toy.examples import list_examples, read_examples
 from talk2dino.toy.panel import ROW_TITLES, Panel, draw_panels
-
-
-class ByBrightness:
-    """Calls dark pixels class 0 and bright ones class 1."""
-
-    def embed_classes(self, names):
-        return torch.eye(len(names))
-
-    def window_scores(self, windows, classes, background):
-        assert background is None
-        bright = windows.mean(dim=1, keepdim=True) / 255
-        return torch.cat([1 - bright, bright], dim=1)
 
 
 @pytest.fixture
@@ -40,19 +27,11 @@ def voc(tmp_path):
     return tmp_path
 
 
-def test_intersections_and_unions_are_summed_over_pictures(voc):
-    scores = evaluate_folder(ByBrightness(), voc)
-    # Counted: picture a 512 + 512 pixels; picture b 448 dark, 224 bright and labelled so, 224 not.
-    assert scores.iou[0] == pytest.approx((512 + 448) / (512 + 448 + 224))
-    assert scores.iou[1] == pytest.approx((512 + 224) / (512 + 448))
-
-
-def test_every_picture_is_reported(voc):
-    seen = []
-    evaluate_folder(
-        ByBrightness(), voc, on_picture=lambda example, _: seen.append(example.path.stem)
-    )
-    assert seen == list_examples(voc) == ["a", "b"]
+def test_every_listed_picture_is_read_with_its_mask(voc):
+    examples = list(read_examples(voc))
+    assert [example.path.stem for example in examples] == list_examples(voc) == ["a", "b"]
+    assert examples[0].image.shape == (3, 32, 32)
+    assert examples[1].mask.unique().tolist() == [0, 1, 255]
 
 
 def test_an_empty_or_missing_list_is_named(voc):
@@ -63,12 +42,6 @@ def test_an_empty_or_missing_list_is_named(voc):
     listing.unlink()
     with pytest.raises(FileNotFoundError, match=r"val\.txt: no such file"):
         list_examples(voc)
-
-
-def test_a_mask_of_another_size_is_refused(voc):
-    Image.new("L", (8, 8)).save(voc / "SegmentationClass" / "a.png")
-    with pytest.raises(ValueError, match="differ in size"):
-        evaluate_folder(ByBrightness(), voc)
 
 
 def test_the_panel_has_a_row_per_title_and_a_column_per_picture(voc):

@@ -1,0 +1,172 @@
+"""Pixel counts per image, kept on disk as they come: what a killed evaluation goes on from.
+
+A file is a line of JSON (the settings) and then one record per image; a record that was cut short
+by a kill is dropped when the file is read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import struct
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from talk2dino.metrics import confusion_counts
+
+SUFFIX = ".counts"
+_HEAD = struct.Struct("<4sIII")  # magic, image, number of pairs, checksum of the pairs
+_MAGIC = b"IMG\n"
+_PAIR = np.dtype([("true", "u1"), ("predicted", "u1"), ("pixels", "<u4")])
+
+
+@dataclass(frozen=True)
+class ImageCounts:
+    """The non-zero entries of one image's confusion matrix."""
+
+    index: int
+    """Of the image in its data set."""
+    pairs: np.ndarray
+    """(n,) records: true class, predicted class, pixels."""
+
+    def dense(self, num_classes: int) -> np.ndarray:
+        """(C, C) int64; rows are true classes."""
+        confusion = np.zeros((num_classes, num_classes), np.int64)
+        confusion[self.pairs["true"], self.pairs["predicted"]] = self.pairs["pixels"]
+        return confusion
+
+
+def count_image(index: int, predicted: Tensor, target: np.ndarray, num_classes: int) -> ImageCounts:
+    """Compare a label map (H, W) with its ground truth, where that is not 255.
+
+    Raises:
+        ValueError: they differ in size.
+    """
+    labels = torch.from_numpy(target).to(predicted.device)
+    confusion = confusion_counts(predicted, labels, num_classes).cpu().numpy()
+    true, guess = np.nonzero(confusion)
+    pairs = np.empty(len(true), _PAIR)
+    pairs["true"], pairs["predicted"] = true, guess
+    pairs["pixels"] = confusion[true, guess]
+    return ImageCounts(index, pairs)
+
+
+class CountsWriter:
+    """Appends images to one file; one writer per file.
+
+    Args:
+        path: made if it is not there; a record cut short by a kill is removed.
+        settings: everything that decides the counts.
+
+    Raises:
+        ValueError: the file was made with other settings.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        end = _intact_length(path, settings) if path.exists() else 0
+        self._file = open(path, "r+b" if path.exists() else "xb")  # noqa: SIM115
+        _lock(self._file, path)
+        self._file.truncate(end)
+        self._file.seek(end)
+        if end == 0:
+            self._file.write(_first_line(settings))
+            self._file.flush()
+
+    def add(self, counts: ImageCounts) -> None:
+        """Append one image; it is in the file when this returns."""
+        data = counts.pairs.tobytes()
+        head = _HEAD.pack(_MAGIC, counts.index, len(counts.pairs), zlib.crc32(data))
+        self._file.write(head + data)
+        self._file.flush()
+
+    def close(self) -> None:
+        """Write everything through to the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+
+def read_counts_folder(folder: Path, settings: Mapping[str, Any]) -> dict[int, ImageCounts]:
+    """All images counted so far, from the files of all jobs, by their index.
+
+    Raises:
+        ValueError: a file was made with other settings.
+    """
+    found: dict[int, ImageCounts] = {}
+    for path in sorted(folder.glob(f"*{SUFFIX}")):
+        for counts in _read(path, settings)[0]:
+            found.setdefault(counts.index, counts)
+    return found
+
+
+def stacked_areas(images: Iterable[ImageCounts], num_classes: int) -> dict[str, np.ndarray]:
+    """`intersect`, `union`, `pred_area`, `label_area` (N, C) and `confusion` (C, C), int64."""
+    total = np.zeros((num_classes, num_classes), np.int64)
+    rows = []
+    for counts in images:
+        confusion = counts.dense(num_classes)
+        total += confusion
+        rows.append((confusion.diagonal(), confusion.sum(axis=0), confusion.sum(axis=1)))
+    stacked = np.array(rows, np.int64).reshape(-1, 3, num_classes)
+    intersect, predicted, labelled = stacked.transpose(1, 0, 2)
+    return {
+        "intersect": intersect,
+        "union": predicted + labelled - intersect,
+        "pred_area": predicted,
+        "label_area": labelled,
+        "confusion": total,
+    }
+
+
+def _lock(file: BinaryIO, path: Path) -> None:
+    """Hold the file until it is closed or this process ends, where the system can do that."""
+    with contextlib.suppress(ImportError):
+        import fcntl
+
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RuntimeError(
+                f"another process is writing {path}: the same evaluation is running already. "
+                "Wait for it, or share the images with --num_jobs and --job_id."
+            ) from error
+
+
+def _first_line(settings: Mapping[str, Any]) -> bytes:
+    return json.dumps(settings, sort_keys=True).encode() + b"\n"
+
+
+def _intact_length(path: Path, settings: Mapping[str, Any]) -> int:
+    return _read(path, settings)[1]
+
+
+def _read(path: Path, settings: Mapping[str, Any]) -> tuple[list[ImageCounts], int]:
+    """The intact records, and where they end in bytes."""
+    data = path.read_bytes()
+    line = _first_line(settings)
+    if not data.startswith(line):
+        if b"\n" not in data and line.startswith(data):
+            return [], 0  # killed within the first line
+        raise ValueError(
+            f"{path} was made with other settings, or is no file of counts. "
+            "Choose another --output, or delete its folder."
+        )
+    position, found = len(line), []
+    while position + _HEAD.size <= len(data):
+        magic, index, pairs, checksum = _HEAD.unpack_from(data, position)
+        end = position + _HEAD.size + pairs * _PAIR.itemsize
+        payload = data[position + _HEAD.size : end]
+        if magic != _MAGIC or end > len(data) or zlib.crc32(payload) != checksum:
+            break
+        found.append(ImageCounts(index, np.frombuffer(payload, _PAIR)))
+        position = end
+    return found, position

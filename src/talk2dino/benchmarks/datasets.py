@@ -1,0 +1,219 @@
+"""Images, ground truth and class names of the benchmarks, through MMSegmentation's dataset classes.
+
+MMSegmentation reads BGR; `EvaluationSet.read_image` is the one place where it becomes RGB.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from talk2dino.benchmarks.openmmlab import load_openmmlab
+from talk2dino.benchmarks.table import Benchmark
+from talk2dino.drawing import class_colours
+from talk2dino.metrics import IGNORED
+
+BACKGROUND = "background"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of a benchmark, not read yet."""
+
+    image: str
+    """Path below the data root."""
+    label: str
+    """Path below the data root."""
+
+    @property
+    def stem(self) -> str:
+        """The image's file name without its suffix."""
+        return Path(self.image).stem
+
+
+class EvaluationSet:
+    """One benchmark's files, read as MMSegmentation reads them.
+
+    Args:
+        benchmark: its row.
+        data_root: the folder that all benchmarks are below.
+
+    Raises:
+        ImportError: mmcv or mmseg is missing.
+        FileNotFoundError: a folder or the split file is not there.
+        ValueError: there are no images.
+    """
+
+    def __init__(self, benchmark: Benchmark, data_root: str | Path) -> None:
+        self.benchmark = benchmark
+        self.data_root = Path(data_root)
+        _check_layout(benchmark, self.data_root)
+        pipelines = load_openmmlab().pipelines
+        self._dataset = _build_dataset(benchmark, self.data_root)
+        self._load_image = pipelines.LoadImageFromFile()
+        protocol = benchmark.protocol
+        scale = (protocol.long_side, protocol.short_side)
+        self._resize = pipelines.Resize(img_scale=scale, keep_ratio=True)
+        self.samples = [
+            Sample(
+                os.path.join(benchmark.images, info["filename"]),
+                os.path.join(benchmark.labels, info["ann"]["seg_map"]),
+            )
+            for info in self._dataset.img_infos
+        ]
+        if not self.samples:
+            where = benchmark.split or f"{benchmark.images}, files *{benchmark.image_suffix}"
+            raise ValueError(f"{benchmark.key}: no images in {self.data_root / where}")
+
+    @property
+    def classes(self) -> list[str]:
+        """Names by id, MMSegmentation's own; the background, if any, is the first."""
+        return list(self._dataset.CLASSES)
+
+    @property
+    def prompted_classes(self) -> list[str]:
+        """The classes that are embedded as text: all but the background."""
+        return self.classes[1:] if self.benchmark.background else self.classes
+
+    @property
+    def palette(self) -> np.ndarray:
+        """(C, 3) uint8 RGB, by id."""
+        return np.asarray(self._dataset.PALETTE, dtype=np.uint8)
+
+    def read_image(self, index: int) -> tuple[np.ndarray, tuple[int, int]]:
+        """The resized image (h, w, 3) uint8 RGB, and the original (height, width).
+
+        Raises:
+            ValueError: the file is no image that OpenCV can read.
+        """
+        results: dict[str, Any] = {"img_info": self._dataset.img_infos[index]}
+        self._dataset.pre_pipeline(results)
+        try:
+            results = self._load_image(results)
+        except AttributeError as error:  # OpenCV's None for a file it cannot read
+            path = self.data_root / self.samples[index].image
+            raise ValueError(f"{path} is damaged or is no image. Replace the file.") from error
+        original = results["ori_shape"]
+        resized = self._resize(results)["img"]
+        return np.ascontiguousarray(resized[:, :, ::-1]), (original[0], original[1])
+
+    def read_label(self, index: int) -> np.ndarray:
+        """Class ids (H, W) uint8; 255 does not count.
+
+        Raises:
+            ValueError: not one label per pixel, or a label that is no class.
+        """
+        path = self.data_root / self.samples[index].label
+        try:
+            labels = self._dataset.get_gt_seg_map_by_idx(index)
+        except OSError as error:
+            raise ValueError(f"{path} is damaged or is no PNG of labels. Replace it.") from error
+        if labels.ndim != 2:
+            raise ValueError(
+                f"{path} holds {labels.shape[-1]} values per pixel (colours), not class ids. Use "
+                "the label files as they are published, with a palette or in grey."
+            )
+        if self.benchmark.reduce_zero_label:  # 255 and 0 are ignored; there is no class 254
+            labels = np.where(labels % IGNORED == 0, IGNORED, labels.astype(np.int16) - 1)
+            labels = labels.astype(np.uint8)
+        _check_labels(labels, self.benchmark, path)
+        return labels
+
+
+def load_sets(benchmarks: list[Benchmark], data_root: str | Path) -> list[EvaluationSet]:
+    """The sets of several benchmarks."""
+    return [EvaluationSet(benchmark, data_root) for benchmark in benchmarks]
+
+
+def _check_layout(benchmark: Benchmark, root: Path) -> None:
+    advice = "`python -m talk2dino data check` says what belongs where."
+    if not root.is_dir():
+        raise FileNotFoundError(f"there is no data folder {root}. Choose it with --data_root.")
+    for folder in (benchmark.images, benchmark.labels):
+        if not (root / folder).is_dir():
+            raise FileNotFoundError(f"{benchmark.key}: no folder {root / folder}. {advice}")
+    if benchmark.split is not None and not (root / benchmark.split).is_file():
+        raise FileNotFoundError(
+            f"{benchmark.key}: no file {root / benchmark.split}, which lists the images. {advice}"
+        )
+
+
+def _check_labels(labels: np.ndarray, benchmark: Benchmark, path: Path) -> None:
+    wrong = labels[(labels >= benchmark.num_classes) & (labels != IGNORED)]
+    if not wrong.size:
+        return
+    shift = int(benchmark.reduce_zero_label)
+    values = ", ".join(str(value + shift) for value in np.unique(wrong)[:5].tolist())
+    raise ValueError(
+        f"{path}: {wrong.size} pixels with label {values}; {benchmark.key} has the labels "
+        f"{shift} to {benchmark.num_classes - 1 + shift}. Were the labels converted to TrainIds? "
+        "`python -m talk2dino data check` names the mistake."
+    )
+
+
+def _build_dataset(benchmark: Benchmark, root: Path) -> Any:
+    """The MMSegmentation dataset of a row, own classes included; it reads no image yet."""
+    own = _own_datasets()
+    datasets = load_openmmlab().datasets
+    cls = own.get(benchmark.dataset) or getattr(datasets, benchmark.dataset)
+    options: dict[str, Any] = {
+        "pipeline": [],
+        "data_root": str(root),
+        "img_dir": benchmark.images,
+        "ann_dir": benchmark.labels,
+        "test_mode": True,
+    }
+    if benchmark.split is not None:
+        options["split"] = benchmark.split
+    if benchmark.dataset == "DrawnWorldDataset":
+        names = _drawn_classes(root / benchmark.split) if benchmark.split else []
+        options |= {"classes": names, "palette": class_colours(len(names)).tolist()}
+    dataset = cls(**options)
+    # A split file may end with empty lines.
+    suffix = benchmark.image_suffix
+    dataset.img_infos = [info for info in dataset.img_infos if info["filename"] != suffix]
+    return dataset
+
+
+def _drawn_classes(split: Path) -> list[str]:
+    path = split.parents[2] / "class_names.txt"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; it lists the classes, one per line")
+    return path.read_text(encoding="utf-8").split("\n")[:-1]
+
+
+@lru_cache(maxsize=1)
+def _own_datasets() -> dict[str, type]:
+    """The three classes that MMSegmentation 0.30 does not have."""
+    datasets = load_openmmlab().datasets
+    voc, stuff = datasets.PascalVOCDataset, datasets.COCOStuffDataset
+    custom = datasets.CustomDataset
+
+    class PascalVOC20Dataset(custom):  # type: ignore[misc, valid-type]
+        """Pascal VOC without its background."""
+
+        CLASSES = voc.CLASSES[1:]
+        PALETTE = voc.PALETTE[1:]
+
+        def __init__(self, **options: Any) -> None:
+            super().__init__(reduce_zero_label=True, **options)
+
+    class COCOObjectDataset(custom):  # type: ignore[misc, valid-type]
+        """Background and the 80 COCO things, which are the first 80 classes of COCO-Stuff."""
+
+        CLASSES = (BACKGROUND, *stuff.CLASSES[:80])
+        PALETTE = class_colours(81, background=True).tolist()
+
+        def __init__(self, **options: Any) -> None:
+            super().__init__(seg_map_suffix="_instanceTrainIds.png", **options)
+
+    class DrawnWorldDataset(custom):  # type: ignore[misc, valid-type]
+        """The drawn world, whose classes come with it."""
+
+    own = (PascalVOC20Dataset, COCOObjectDataset, DrawnWorldDataset)
+    return {cls.__name__: cls for cls in own}

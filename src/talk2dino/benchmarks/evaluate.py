@@ -1,0 +1,225 @@
+"""The evaluation loop: every image once, counts on disk as they come, on any segmenter."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from talk2dino.benchmarks.counts import (
+    SUFFIX,
+    CountsWriter,
+    ImageCounts,
+    count_image,
+    read_counts_folder,
+)
+from talk2dino.benchmarks.datasets import EvaluationSet
+from talk2dino.benchmarks.pictures import PictureFolders
+from talk2dino.benchmarks.processes import Processes
+from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
+from talk2dino.features.progress import Progress, silent
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One benchmark with one segmenter."""
+
+    name: str
+    """Of its files: differs between runs with different settings."""
+    settings: Mapping[str, Any]
+    """Everything that decides the counts, as plain JSON data."""
+    dataset: EvaluationSet
+    """Images and ground truth."""
+    folders: PictureFolders = field(default_factory=PictureFolders)
+    """Where label maps are saved."""
+
+    def counts_folder(self, output: Path) -> Path:
+        """Where its counts are kept while it goes on."""
+        return output / "counts" / self.name
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of the images that this invocation evaluates, and how."""
+
+    job_id: int = 0
+    """Number of this job ..."""
+    num_jobs: int = 1
+    """... among so many; together they evaluate every image."""
+    batching: Batching = field(default_factory=Batching)
+    """Of windows."""
+    readers: int = 2
+    """Threads that read images ahead."""
+
+    def __post_init__(self) -> None:
+        if self.num_jobs < 1 or not 0 <= self.job_id < self.num_jobs:
+            raise ValueError(
+                f"job_id must be 0 to num_jobs - 1, found job {self.job_id} of {self.num_jobs}."
+            )
+        if min(self.batching.size, self.readers) < 1:
+            raise ValueError("batch_size and readers must be at least 1.")
+
+
+@dataclass(frozen=True)
+class Done:
+    """The counts of some runs after an invocation."""
+
+    counts: dict[str, dict[int, ImageCounts]]
+    """Run name -> image index -> counts, of all jobs and processes so far."""
+    images: int
+    """Images evaluated by this invocation, in all its processes."""
+    seconds: float
+    """Wall time they took."""
+
+
+def group_runs(runs: Sequence[Run]) -> list[list[Run]]:
+    """Put runs on the same images together: they share one pass of the backbone."""
+    groups: dict[Any, list[Run]] = {}
+    for run in runs:
+        images = tuple(sample.image for sample in run.dataset.samples)
+        groups.setdefault((images, run.dataset.benchmark.protocol), []).append(run)
+    return list(groups.values())
+
+
+def evaluate_group(
+    runs: Sequence[Run],
+    make_tasks: Callable[[Sequence[Run]], Sequence[Task]],
+    output: Path,
+    share: Share | None = None,
+    processes: Processes | None = None,
+    progress: Progress = silent,
+) -> Done:
+    """Evaluate what is not counted yet of this job's share.
+
+    Args:
+        runs: on the same images; see `group_runs`.
+        make_tasks: loads one task per run; called only if there is something to do.
+        output: results folder; counts are kept below it.
+        share: which images, and how; all by default.
+        processes: this process and its equals, which divide the share further.
+        progress: makes the bar.
+
+    Raises:
+        ValueError: an unusable image or label, or counts that were made with other settings.
+    """
+    share, processes = share or Share(), processes or Processes()
+    started = time.perf_counter()
+    counts = _gathered(runs, [_counted(run, output) for run in runs], processes)
+    todo = _unfinished(runs, counts, share)
+    # All ranks have seen what all others had, so they divide the same list.
+    mine = todo[processes.rank :: processes.count]
+    if mine:
+        tasks = make_tasks(runs)
+        started = time.perf_counter()  # models are loaded and text is embedded
+        part = f"job{share.job_id}of{share.num_jobs}-rank{processes.rank}of{processes.count}"
+        writers = [
+            CountsWriter(run.counts_folder(output) / f"{part}{SUFFIX}", run.settings)
+            for run in runs
+        ]
+        try:
+            with progress(len(mine), 0) as bar:
+                for index, results in _results(runs, tasks, mine, share):
+                    for run, writer, result in zip(runs, writers, results, strict=True):
+                        if index not in counts[run.name]:
+                            writer.add(result)
+                            counts[run.name][index] = result
+                    bar.update()
+        finally:
+            for writer in writers:
+                writer.close()
+    if todo:
+        counts = _gathered(runs, [counts[run.name] for run in runs], processes)
+    return Done(counts, len(todo), time.perf_counter() - started)
+
+
+def _counted(run: Run, output: Path) -> dict[int, ImageCounts]:
+    return read_counts_folder(run.counts_folder(output), run.settings)
+
+
+def _gathered(
+    runs: Sequence[Run], counts: list[dict[int, ImageCounts]], processes: Processes
+) -> dict[str, dict[int, ImageCounts]]:
+    """The counts of all processes, which need not see each other's disks."""
+    merged: dict[str, dict[int, ImageCounts]] = {run.name: {} for run in runs}
+    for of_process in processes.gather(counts):
+        for run, found in zip(runs, of_process, strict=True):
+            merged[run.name] = found | merged[run.name]
+    return merged
+
+
+def _unfinished(
+    runs: Sequence[Run], counts: Mapping[str, Mapping[int, ImageCounts]], share: Share
+) -> list[int]:
+    samples = runs[0].dataset.samples
+    return [
+        index
+        for index in range(share.job_id, len(samples), share.num_jobs)
+        if not all(
+            index in counts[run.name] and run.folders.complete(samples[index].stem) for run in runs
+        )
+    ]
+
+
+def _results(
+    runs: Sequence[Run], tasks: Sequence[Task], indices: Sequence[int], share: Share
+) -> Iterator[tuple[int, list[ImageCounts]]]:
+    """Segment images, save their pictures, and count; yields one result per run."""
+    for run in runs:
+        run.folders.claim(run.name)
+    palettes = [run.dataset.palette for run in runs]
+    device = tasks[0].query.classes.device
+    protocol = runs[0].dataset.benchmark.protocol
+    pictures = _read_ahead(runs, tasks, indices, share.readers)
+    for picture, maps in label_pictures(pictures, protocol, share.batching, device):
+        index, targets = picture.payload
+        results = []
+        for run, predicted, target, palette in zip(runs, maps, targets, palettes, strict=True):
+            num_classes = len(run.dataset.classes)
+            results.append(count_image(index, predicted, target, num_classes))
+            if run.folders.wanted():
+                ids = predicted.to(torch.uint8).cpu().numpy()
+                run.folders.write(run.dataset.samples[index].stem, ids, target, palette)
+        yield index, results
+
+
+def _read_ahead(
+    runs: Sequence[Run], tasks: Sequence[Task], indices: Sequence[int], readers: int
+) -> Iterator[Picture]:
+    """Read images and labels in threads, a few ahead of the model and never more."""
+    waiting: deque[Future[Picture]] = deque()
+    with ThreadPoolExecutor(readers) as pool:
+        try:
+            for index in indices:
+                waiting.append(pool.submit(_read, runs, tasks, index))
+                if len(waiting) > 2 * readers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _read(runs: Sequence[Run], tasks: Sequence[Task], index: int) -> Picture:
+    pixels, size_hw = runs[0].dataset.read_image(index)
+    targets = [run.dataset.read_label(index) for run in runs]
+    for run, target in zip(runs, targets, strict=True):
+        _check_size(run, index, target, size_hw)
+    image = torch.from_numpy(pixels).permute(2, 0, 1)
+    return Picture(image, size_hw, tasks, (index, targets))
+
+
+def _check_size(run: Run, index: int, target: np.ndarray, size_hw: tuple[int, int]) -> None:
+    if target.shape != tuple(size_hw):
+        sample = run.dataset.samples[index]
+        raise ValueError(
+            f"{run.dataset.data_root / sample.label} is {target.shape[0]} pixels high and "
+            f"{target.shape[1]} wide, but its image is {size_hw[0]} high and {size_hw[1]} wide."
+        )

@@ -1,0 +1,92 @@
+"""Label maps as PNG files: class ids for programs, palettes for people."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from talk2dino.files import atomic_path, check_folder_writable
+from talk2dino.metrics import IGNORED
+
+OWNER = ".talk2dino-run"
+"""A file in a folder of label maps that names the run they belong to."""
+
+_VOID_COLOUR = (224, 224, 192)  # Pascal VOC's
+
+
+@dataclass(frozen=True)
+class PictureFolders:
+    """Where label maps go; None for those not wanted."""
+
+    predictions: Path | None = None
+    """Class ids."""
+    coloured: Path | None = None
+    """Predictions in the palette of the data set."""
+    truth: Path | None = None
+    """Ground truth in the palette of the data set."""
+
+    def wanted(self) -> list[Path]:
+        """The folders that are written to."""
+        return [path for path in (self.predictions, self.coloured, self.truth) if path is not None]
+
+    def below(self, name: str) -> PictureFolders:
+        """The same folders, with one subfolder per benchmark."""
+        folders = (self.predictions, self.coloured, self.truth)
+        return PictureFolders(*(None if path is None else path / name for path in folders))
+
+    def complete(self, stem: str) -> bool:
+        """Whether all pictures of an image are there."""
+        return all((folder / f"{stem}.png").is_file() for folder in self.wanted())
+
+    def check(self, run: str) -> None:
+        """Raise unless the folders are new, or hold pictures of this very run.
+
+        Raises:
+            FileExistsError: a folder holds PNGs of something else.
+        """
+        if len(set(self.wanted())) != len(self.wanted()):
+            raise ValueError("predictions and ground truth need different folders, found one.")
+        for folder in self.wanted():
+            check_folder_writable(folder)
+            owner = folder / OWNER
+            known = owner.read_text(encoding="utf-8").strip() if owner.is_file() else None
+            if known == run or not folder.is_dir() or not any(folder.glob("*.png")):
+                continue
+            raise FileExistsError(
+                f"{folder} holds label maps of {known or 'something else'}, not of {run}. "
+                "Choose another folder; nothing is overwritten."
+            )
+
+    def claim(self, run: str) -> None:
+        """Make the folders and note whose they are."""
+        for folder in self.wanted():
+            folder.mkdir(parents=True, exist_ok=True)
+            with atomic_path(folder / OWNER) as temporary:
+                temporary.write_text(f"{run}\n", encoding="utf-8")
+
+    def write(
+        self, stem: str, predicted: np.ndarray, target: np.ndarray, palette: np.ndarray
+    ) -> None:
+        """Write the wanted pictures of one image; labels are (H, W) uint8."""
+        if self.predictions is not None:
+            _save(Image.fromarray(predicted), self.predictions / f"{stem}.png")
+        for folder, labels in ((self.coloured, predicted), (self.truth, target)):
+            if folder is not None:
+                _save(_coloured(labels, palette), folder / f"{stem}.png")
+
+
+def _coloured(labels: np.ndarray, palette: np.ndarray) -> Image.Image:
+    colours = np.zeros((256, 3), np.uint8)
+    colours[: len(palette)] = palette
+    colours[IGNORED] = _VOID_COLOUR
+    image = Image.fromarray(labels)
+    image.putpalette(colours.tobytes())
+    return image
+
+
+def _save(image: Image.Image, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        image.save(temporary, format="PNG")

@@ -1,0 +1,66 @@
+"""Several processes on one evaluation: `torch.distributed.run` started them, gloo connects them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+# A rank waits for the slowest one; evaluations take hours.
+_PATIENCE = timedelta(days=7)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among its equals."""
+
+    rank: int = 0
+    """Number of this one; 0 writes the results."""
+    count: int = 1
+    """How many there are."""
+    local_rank: int = 0
+    """Number on this machine, which chooses the GPU."""
+
+    group: Any = None
+    """What connects them."""
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes, by rank, in every process."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        dist.all_gather_object(values, value, group=self.group)
+        return values
+
+    def device(self, device: torch.device) -> torch.device:
+        """The device of this process: on CUDA machines, each has its own GPU."""
+        if str(device) == "cuda" and self.count > 1:
+            return torch.device("cuda", self.local_rank % torch.cuda.device_count())
+        return device
+
+
+@contextmanager
+def joined_processes() -> Iterator[Processes]:
+    """Join the group that `torch.distributed.run` describes, if it started this process."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        yield Processes()
+        return
+    dist.init_process_group("gloo")
+    try:
+        rank, local = dist.get_rank(), int(os.environ.get("LOCAL_RANK", "0"))
+        group = dist.new_group(timeout=_PATIENCE, backend="gloo")
+        yield Processes(rank, dist.get_world_size(), local, group)
+    finally:
+        dist.destroy_process_group()
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that prints, before or after it joined the others."""
+    return os.environ.get("RANK", "0") == "0"

@@ -1,0 +1,195 @@
+"""The evaluated runs that a report is about: found, labelled and grouped by benchmark."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from talk2dino.benchmarks.results import read_counts, read_result
+from talk2dino.benchmarks.table import BENCHMARKS
+
+
+@dataclass(frozen=True)
+class EvaluatedRun:
+    """One result file with its counts."""
+
+    path: Path
+    """The JSON."""
+    result: Mapping[str, Any]
+    """Its content; see docs/evaluation.md."""
+    label: str
+    """What the report calls the method; unique among the runs of a benchmark."""
+
+    @property
+    def benchmark(self) -> str:
+        """Key."""
+        return str(self.result["benchmark"])
+
+    @property
+    def classes(self) -> list[str]:
+        """Names by id."""
+        return list(self.result["per_class"])
+
+    @cached_property
+    def counts(self) -> dict[str, np.ndarray] | None:
+        """The counts per image, or None if their file is gone.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        path = self.path.with_suffix(".npz")
+        if not path.is_file():
+            return None
+        try:
+            return read_counts(path)
+        except (zipfile.BadZipFile, EOFError, ValueError) as error:
+            raise ValueError(f"{path} is damaged. Delete it to report without it.") from error
+
+    @cached_property
+    def image_scores(self) -> dict[str, float]:
+        """Image -> its own mIoU in percent, over the classes in its label or prediction.
+
+        Images without a labelled pixel are left out.
+        """
+        if self.counts is None:
+            return {}
+        union = self.counts["union"].astype(np.float64)
+        iou = np.divide(
+            self.counts["intersect"], union, out=np.zeros_like(union), where=union > 0
+        ).sum(axis=1)
+        occurring = (union > 0).sum(axis=1)
+        return {
+            str(name): 100 * float(total / count)
+            for name, total, count in zip(self.counts["images"], iou, occurring, strict=True)
+            if count
+        }
+
+
+def find_runs(places: Sequence[str | Path]) -> tuple[list[EvaluatedRun], list[str]]:
+    """Read results, given as files or as the folders that hold them.
+
+    Returns:
+        the runs in the order of the paper's table and then of their labels; and a line per JSON
+        in a folder that is no result.
+
+    Raises:
+        FileNotFoundError: a place is not there, or no result is in any.
+        ValueError: a result that was named is none.
+    """
+    found: dict[Path, Mapping[str, Any]] = {}
+    skipped = []
+    for place in map(Path, places):
+        if not place.exists():
+            raise FileNotFoundError(f"{place}: no such file or folder of results")
+        if place.is_file():
+            found[place.resolve()] = _read(place)
+            continue
+        for path in sorted(place.glob("*.json")):
+            try:
+                found[path.resolve()] = _read(path)
+            except ValueError as error:
+                skipped.append(str(error))
+    if not found:
+        raise FileNotFoundError(
+            f"{', '.join(map(str, places))} holds no results. Make some: python -m talk2dino "
+            "evaluate --model vitb --benchmarks all --output results/"
+        )
+    runs = [EvaluatedRun(path, result, _method(result)) for path, result in found.items()]
+    order = {key: place for place, key in enumerate(BENCHMARKS)}
+    runs = _distinguish(runs)
+    runs.sort(key=lambda run: (order.get(run.benchmark, len(order)), run.label))
+    return runs, skipped
+
+
+def by_benchmark(runs: Sequence[EvaluatedRun]) -> dict[str, list[EvaluatedRun]]:
+    """Benchmark -> its runs, in their order."""
+    groups: dict[str, list[EvaluatedRun]] = {}
+    for run in runs:
+        groups.setdefault(run.benchmark, []).append(run)
+    return groups
+
+
+def methods(runs: Sequence[EvaluatedRun]) -> list[str]:
+    """Every label once, in order."""
+    return list(dict.fromkeys(run.label for run in runs))
+
+
+def pick_examples(runs: Sequence[EvaluatedRun], count: int) -> dict[str, list[str]]:
+    """The best, median and worst images by their own mIoU, averaged over the runs.
+
+    Args:
+        runs: of one benchmark.
+        count: images per kind; no image is picked twice, so small sets give fewer.
+
+    Returns:
+        "best", "median", "worst" -> paths below the data root.
+    """
+    scored = [run.image_scores for run in runs if run.image_scores]
+    if not scored:
+        return {}
+    common = [name for name in scored[0] if all(name in scores for scores in scored)]
+    mean = {name: sum(scores[name] for scores in scored) / len(scored) for name in common}
+    ranked = sorted(mean, key=lambda name: -mean[name])
+    count = min(count, max(len(ranked) // 3, 1))
+    best, rest = ranked[:count], ranked[count:]
+    worst, rest = rest[len(rest) - count :], rest[: max(len(rest) - count, 0)]
+    start = max((len(rest) - count) // 2, 0)
+    picked = {"best": best, "median": rest[start : start + count], "worst": worst}
+    return {kind: names for kind, names in picked.items() if names}
+
+
+def top_confusions(run: EvaluatedRun, count: int) -> list[tuple[str, str, float]]:
+    """The largest mistakes: (true class, predicted class, percent of all counted pixels)."""
+    if run.counts is None:
+        return []
+    wrong = run.counts["confusion"].astype(np.float64)
+    total = wrong.sum()
+    np.fill_diagonal(wrong, 0)
+    largest = np.argsort(-wrong, axis=None, kind="stable")[:count]
+    pairs = [divmod(int(place), len(wrong)) for place in largest]
+    names = run.classes
+    return [(names[t], names[p], 100 * wrong[t, p] / total) for t, p in pairs if wrong[t, p]]
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    result = read_result(path)
+    needed = ("model", "pamr", "bg_thresh", "num_images", "mAcc", "aAcc", "per_class")
+    missing = [key for key in needed if key not in result]
+    if missing:
+        raise ValueError(f"{path} is no complete result: {', '.join(missing)} missing.")
+    return result
+
+
+def _method(result: Mapping[str, Any]) -> str:
+    return f"{result['model']}{' + PAMR' if result['pamr'] else ''}"
+
+
+def _threshold(run: EvaluatedRun) -> str:
+    value = run.result["bg_thresh"]
+    return "" if value is None else f", threshold {value}"
+
+
+def _distinguish(runs: list[EvaluatedRun]) -> list[EvaluatedRun]:
+    """Make labels unique within each benchmark: by threshold, hash, folder, in the end by path."""
+    differences: list[Callable[[EvaluatedRun], str]] = [
+        _threshold,
+        lambda run: f", {run.path.stem.rsplit('_', 1)[-1]}",
+        lambda run: f", {run.path.parent.name}",
+        lambda run: f", {run.path}",
+    ]
+    for difference in differences:
+        endings: dict[tuple[str, str], set[str]] = {}
+        for run in runs:
+            endings.setdefault((run.benchmark, run.label), set()).add(difference(run))
+        ambiguous = {label for (_, label), found in endings.items() if len(found) > 1}
+        runs = [
+            replace(run, label=run.label + difference(run)) if run.label in ambiguous else run
+            for run in runs
+        ]
+    return runs

@@ -1,0 +1,272 @@
+"""Numbers of a run as files: one JSON, the counts per image, and the table beside the paper's."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import platform
+import resource
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import talk2dino
+from talk2dino.benchmarks.counts import ImageCounts, stacked_areas
+from talk2dino.benchmarks.evaluate import Run
+from talk2dino.benchmarks.openmmlab import load_openmmlab
+from talk2dino.benchmarks.table import published_miou
+from talk2dino.files import atomic_path
+from talk2dino.metrics import segmentation_scores
+
+FORMAT = 1
+_RESAMPLES = 1000
+_CHUNK = 50
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What one invocation took."""
+
+    images: int
+    """Evaluated now, in all processes."""
+    seconds: float
+    """Wall time they took, once the models were loaded and the classes embedded."""
+    shared_with: Sequence[str]
+    """Keys of the benchmarks in the same pass of the backbone, this one included."""
+    device: torch.device
+    """Where the models ran."""
+    processes: int
+    """How many shared the work."""
+
+    def as_json(self) -> dict[str, Any] | None:
+        """For the result; None if nothing was evaluated."""
+        if not self.images:
+            return None
+        gpu = self.device.type == "cuda"
+        return {
+            "images": self.images,
+            "seconds": round(self.seconds, 3),
+            "images_per_second": round(self.images / self.seconds, 3),
+            "shared_with": list(self.shared_with),
+            "device": torch.cuda.get_device_name(self.device) if gpu else self.device.type,
+            "processes": self.processes,
+            "peak_memory_mib": round(peak_memory_mib(), 1),
+            "peak_gpu_memory_mib": (
+                round(torch.cuda.max_memory_allocated(self.device) / 2**20, 1) if gpu else None
+            ),
+        }
+
+
+def peak_memory_mib() -> float:
+    """The most memory this process has had, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def make_result(
+    run: Run, counts: Mapping[int, ImageCounts], model: str, timing: Timing
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The JSON content and the arrays of a finished run; see docs/evaluation.md."""
+    dataset, benchmark = run.dataset, run.dataset.benchmark
+    names = dataset.classes
+    areas = stacked_areas((counts[index] for index in range(len(dataset.samples))), len(names))
+    scores = segmentation_scores(torch.from_numpy(areas["confusion"]))
+    low, high = bootstrap_interval(areas["intersect"], areas["union"])
+    settings = run.settings
+    pamr = bool(settings["segmenter"]["pamr"])
+    content = {
+        "format": FORMAT,
+        "benchmark": benchmark.key,
+        "readme_name": benchmark.readme_name,
+        "title": benchmark.title,
+        "model": model,
+        "pamr": pamr,
+        "with_bg_clean": bool(settings["segmenter"]["clean_background"]),
+        "bg_thresh": settings["bg_thresh"],
+        "num_images": len(dataset.samples),
+        "mIoU": _percent(scores.mean_iou),
+        "mAcc": _percent(scores.mean_accuracy),
+        "aAcc": _percent(scores.all_accuracy),
+        "mIoU_interval": [_percent(low), _percent(high)],
+        "published": published_miou(benchmark, model, pamr),
+        "per_class": dict(zip(names, map(_percent, scores.iou.tolist()), strict=True)),
+        "per_class_accuracy": dict(
+            zip(names, map(_percent, scores.accuracy.tolist()), strict=True)
+        ),
+        "classes": names,
+        "palette": dataset.palette.tolist(),
+        "has_background": benchmark.background,
+        "reduce_zero_label": benchmark.reduce_zero_label,
+        "data_root": str(dataset.data_root.absolute()),
+        "counts": f"{run.name}.npz",
+        "predictions": _absolute(run.folders.predictions),
+        "settings": settings,
+        "versions": versions(),
+        "timing": timing.as_json(),
+        "command": sys.argv,
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    files = {
+        "images": np.array([sample.image for sample in dataset.samples]),
+        "labels": np.array([sample.label for sample in dataset.samples]),
+    }
+    return content, files | areas
+
+
+def write_result(
+    output: Path, name: str, content: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+) -> Path:
+    """Write both files, the counts first: a JSON always has its counts. Returns the JSON's path."""
+    with atomic_path(output / f"{name}.npz") as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    path = output / f"{name}.json"
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def read_result(path: str | Path) -> dict[str, Any]:
+    """The content of a result JSON.
+
+    Raises:
+        ValueError: it is damaged or no result of an evaluation.
+    """
+    path = Path(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged. Delete it and evaluate again.") from error
+    if not isinstance(content, dict) or not {"format", "benchmark", "mIoU"} <= content.keys():
+        raise ValueError(f"{path} is no result of an evaluation.")
+    if content["format"] != FORMAT:
+        raise ValueError(f"{path} has format {content['format']}; this version reads {FORMAT}.")
+    return content
+
+
+def read_counts(path: str | Path) -> dict[str, np.ndarray]:
+    """The arrays that belong to a result; `path` is the JSON's or the NPZ's."""
+    with np.load(Path(path).with_suffix(".npz"), allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+def bootstrap_interval(
+    intersect: np.ndarray, union: np.ndarray, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile bootstrap over images of the mIoU.
+
+    Args:
+        intersect, union: (N, C) pixels per image and class.
+        level: share of the resamples between the two numbers.
+
+    Returns:
+        (low, high) as fractions, nan if no class has a pixel; equal inputs give equal numbers.
+    """
+    generator = np.random.default_rng(0)
+    images = len(intersect)
+    inter, both = intersect.astype(np.float64), union.astype(np.float64)
+    means = []
+    for _ in range(0, _RESAMPLES, _CHUNK):
+        draws = generator.multinomial(images, np.full(images, 1 / images), size=_CHUNK)
+        unions = draws @ both
+        iou = np.divide(draws @ inter, unions, out=np.full_like(unions, np.nan), where=unions > 0)
+        occurring = np.isfinite(iou).sum(axis=1)
+        means.append(np.nansum(iou, axis=1)[occurring > 0] / occurring[occurring > 0])
+    values = np.concatenate(means)
+    if not values.size:
+        return math.nan, math.nan
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def versions() -> dict[str, str]:
+    """Of everything that can move a number."""
+    import cv2
+
+    return {
+        "talk2dino": talk2dino.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "opencv": cv2.__version__,
+        **load_openmmlab().versions,
+    }
+
+
+COLUMNS = ("benchmark", "mIoU", "95 %", "paper", "difference", "mAcc", "aAcc", "images", "images/s")
+
+
+def table_rows(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """One row of text per result, and their mean where there are several; see COLUMNS."""
+    rows = [_row(result) for result in results]
+    pairs = [(r["mIoU"], r["published"]) for r in results]
+    if len(results) > 1 and all(ours is not None for ours, _ in pairs):
+        mean = sum(ours for ours, _ in pairs) / len(pairs)
+        papers = [paper for _, paper in pairs if paper is not None]
+        paper = sum(papers) / len(papers) if len(papers) == len(pairs) else None
+        total = str(sum(result["num_images"] for result in results))
+        difference = None if paper is None else mean - paper
+        cells = (_number(mean), "", _number(paper), _number(difference, "+.2f"), "", "", total, "")
+        rows.append(("mean", *cells))
+    return rows
+
+
+def markdown_table(results: Sequence[Mapping[str, Any]]) -> str:
+    """The table as Markdown, aligned so that it also reads as text."""
+    rows = [COLUMNS, *table_rows(results)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
+    rule = tuple(
+        "-" * width if column == 0 else "-" * (width - 1) + ":"
+        for column, width in enumerate(widths)
+    )
+    lines = []
+    for row in (rows[0], rule, *rows[1:]):
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def csv_table(results: Sequence[Mapping[str, Any]]) -> str:
+    """The table as CSV."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([COLUMNS, *table_rows(results)])
+    return text.getvalue()
+
+
+def _row(result: Mapping[str, Any]) -> tuple[str, ...]:
+    ours, paper = result["mIoU"], result["published"]
+    difference = None if ours is None or paper is None else ours - paper
+    interval = "-".join(_number(value, ".1f") for value in result["mIoU_interval"])
+    speed = result["timing"] and result["timing"]["images_per_second"]
+    return (
+        result["benchmark"],
+        _number(ours),
+        interval,
+        _number(paper),
+        _number(difference, "+.2f"),
+        _number(result["mAcc"]),
+        _number(result["aAcc"]),
+        str(result["num_images"]),
+        _number(speed),
+    )
+
+
+def _number(value: float | None, form: str = ".2f") -> str:
+    return "" if value is None else format(value, form)
+
+
+def _percent(value: float) -> float | None:
+    return None if math.isnan(value) else round(100 * value, 4)
+
+
+def _absolute(path: Path | None) -> str | None:
+    return None if path is None else str(path.absolute())

@@ -1,0 +1,91 @@
+"""Where each data set comes from, how many images it officially has, and how lists are mistaken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is publicly known about one benchmark's files."""
+
+    counts: tuple[int, ...]
+    """Official numbers of images; more than one where two lists are in use."""
+    images: str
+    """Where to get the images, and what to unpack where."""
+    labels: str
+    """Where to get the labels."""
+    other_lists: dict[int, str]
+    """Number of images of another list -> which list that is."""
+    conversion: str | None = None
+    """Ending of the raw label files that `data convert` reads, in place of `label_suffix`."""
+
+
+_VOC = Source(
+    counts=(1449,),
+    images="VOCtrainval_11-May-2012.tar, http://host.robots.ox.ac.uk/pascal/VOC/voc2012/; "
+    "unpack it in {root}",
+    labels="the same VOCtrainval_11-May-2012.tar",
+    other_lists={
+        1464: "ImageSets/Segmentation/train.txt",
+        2913: "ImageSets/Segmentation/trainval.txt",
+        5823: "ImageSets/Main/val.txt, the list for classification",
+        10582: "the augmented training list (trainaug.txt)",
+        17125: "all images of VOC2012",
+    },
+)
+_CONTEXT = Source(
+    counts=(5104, 5105),  # trainval_merged.json, and the list of the original annotation
+    images="VOCtrainval_03-May-2010.tar, http://host.robots.ox.ac.uk/pascal/VOC/voc2010/; "
+    "unpack it in {root}",
+    labels="trainval_merged.json, "
+    "https://codalabuser.blob.core.windows.net/public/trainval_merged.json; put it into "
+    "{root}/VOCdevkit/VOC2010 and run: "
+    "python -m talk2dino data convert --data_root {root} --benchmarks context",
+    other_lists={
+        964: "ImageSets/Segmentation/val.txt of VOC2010",
+        4996: "ImageSets/SegmentationContext/train.txt",
+        4998: "the original training list of PASCAL Context",
+        10100: "training and validation together",
+        10103: "training and validation together",
+    },
+)
+_COCO = Source(
+    counts=(5000,),
+    images="val2017.zip, http://images.cocodataset.org/zips/val2017.zip; unpack it in "
+    "{root}/coco_stuff164k/images",
+    labels="stuffthingmaps_trainval2017.zip, "
+    "http://calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset/"
+    "stuffthingmaps_trainval2017.zip; unpack it in {root}/coco_stuff164k/annotations, then run: "
+    "python -m talk2dino data convert --data_root {root} --benchmarks {key}",
+    other_lists={118287: "train2017", 40504: "val2014"},
+    conversion=".png",
+)
+
+SOURCES = {
+    "voc": _VOC,
+    "voc20": _VOC,
+    "context": _CONTEXT,
+    "context59": _CONTEXT,
+    "coco_object": _COCO,
+    "coco_stuff": _COCO,
+    "cityscapes": Source(
+        counts=(500,),
+        images="leftImg8bit_trainvaltest.zip, https://www.cityscapes-dataset.com/downloads/ "
+        "(needs an account); unpack it in {root}/cityscapes",
+        labels="gtFine_trainvaltest.zip, https://www.cityscapes-dataset.com/downloads/ (needs an "
+        "account); unpack it in {root}/cityscapes, then run: "
+        "python -m talk2dino data convert --data_root {root} --benchmarks cityscapes",
+        other_lists={2975: "the training set", 1525: "the test set, which has no labels"},
+        conversion="_gtFine_labelIds.png",
+    ),
+    "ade20k": Source(
+        counts=(2000,),
+        images="ADEChallengeData2016.zip, "
+        "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip; "
+        "unpack it in {root}/ade",
+        labels="the same ADEChallengeData2016.zip",
+        other_lists={20210: "the training set"},
+    ),
+}
+"""Benchmark -> its source; `{root}` and `{key}` in the texts are the data root and the key."""

@@ -1,0 +1,161 @@
+"""The published evaluation command, `src/open_vocabulary_segmentation/main.py --eval ...`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from talk2dino.cli.entry import Command, run_command
+from talk2dino.cli.evaluation import (
+    add_run_flags,
+    exit_code,
+    folders_of,
+    run_and_report,
+    share_of,
+)
+
+if TYPE_CHECKING:
+    from talk2dino.benchmarks.evaluate import Run
+    from talk2dino.benchmarks.job import Evaluation, Job, Outcome
+    from talk2dino.benchmarks.published import PublishedEvaluation
+
+_CONFIGS = "src/open_vocabulary_segmentation/configs"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    return run_command(COMMAND, argv, prog="main.py")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the published flags and the common ones."""
+    parser.add_argument("--eval", action="store_true", help="evaluate; nothing else is done here")
+    parser.add_argument("--eval_cfg", type=Path, required=True, help="YAML file of the model")
+    parser.add_argument(
+        "--eval_base_cfg",
+        "--eval_base",
+        dest="eval_base_cfg",
+        type=Path,
+        help="YAML file of the evaluation",
+    )
+    parser.add_argument(
+        "--opts",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override the files, such as evaluate.bg_thresh=0.52 model.vision_weights=seeded:7",
+    )
+    parser.add_argument("--wandb", action="store_true", help="log the numbers to Weights & Biases")
+    parser.add_argument("--wandb_name", help="name of the run there (default: the result's)")
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+    add_run_flags(parser)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Read the files, find all data, and refuse what cannot work, before weights are loaded."""
+    from talk2dino.training.loggers import check_logger
+
+    if not args.eval:
+        raise ValueError("this command only evaluates: pass --eval. Training is train.py.")
+    if args.wandb_name and not args.wandb:
+        raise ValueError("--wandb_name needs --wandb.")
+    if args.wandb:
+        check_logger("wandb")
+    prepared(args)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate and print the table."""
+    job, runs = prepared(args)
+    outcomes = run_and_report(job, runs)
+    if args.wandb:
+        from talk2dino.benchmarks.processes import is_first_process
+
+        if is_first_process():
+            _log(args, job, outcomes)
+    return exit_code(outcomes)
+
+
+def prepared(args: argparse.Namespace) -> tuple[Job, list[Run]]:
+    """The job of the flags and its runs; made once."""
+    from talk2dino.benchmarks.job import Job, prepare
+    from talk2dino.benchmarks.published import read_published
+    from talk2dino.devices import resolve_device
+
+    if getattr(args, "prepared", None) is None:
+        read = read_published(args.eval_cfg, args.eval_base_cfg, args.opts)
+        for flag in ("pred_qual_path", "gt_qual_path"):
+            in_file = getattr(read.evaluate, flag)
+            if getattr(args, flag) is None and in_file is not None:
+                setattr(args, flag, Path(in_file))
+        device = resolve_device(args.device)
+        job = Job(
+            evaluations=evaluations_of(read),
+            model=read.model_name,
+            data_root=args.data_root,
+            output=args.output,
+            device=device,
+            share=share_of(args, device),
+            folders=folders_of(args),
+            folders_per_benchmark=len(read.benchmarks) > 1,
+        )
+        args.prepared = (job, prepare(job))
+    result: tuple[Job, list[Run]] = args.prepared
+    return result
+
+
+def evaluations_of(read: PublishedEvaluation) -> list[Evaluation]:
+    """The evaluations that the published files describe."""
+    from talk2dino.benchmarks.job import Evaluation
+
+    section = read.evaluate
+    config = dataclasses.replace(read.config, pamr=section.pamr, template=section.template)
+    without = [row.key for row in read.benchmarks if not row.background]
+    if section.bg_thresh is not None and without:
+        print(
+            f"warning: evaluate.bg_thresh is unused for {', '.join(without)}: "
+            "no background class there",
+            file=sys.stderr,
+        )
+    return [
+        Evaluation(row, config, section.bg_thresh if row.background else None)
+        for row in read.benchmarks
+    ]
+
+
+def _log(args: argparse.Namespace, job: Job, outcomes: Sequence[Outcome]) -> None:
+    from talk2dino.training.loggers import open_logger
+
+    results = [outcome.result for outcome in outcomes if outcome.result is not None]
+    values = {
+        f"{result['benchmark']}/{name}": result[name]
+        for result in results
+        for name in ("mIoU", "mAcc", "aAcc")
+        if result[name] is not None
+    }
+    name = args.wandb_name or outcomes[0].run.name
+    settings = {outcome.run.name: dict(outcome.run.settings) for outcome in outcomes}
+    wandb = open_logger("wandb", job.output / f"{name}.run", settings)
+    wandb.log(values, 0)
+    wandb.close()
+
+
+COMMAND = Command(
+    name="evaluate-published",
+    summary="Evaluate as the published README says.",
+    example=(
+        "python -m torch.distributed.run src/open_vocabulary_segmentation/main.py --eval "
+        f"--eval_cfg {_CONFIGS}/voc/dinotext_voc_vitb_mlp_infonce.yml "
+        f"--eval_base {_CONFIGS}/voc/eval_voc_pamr.yml"
+    ),
+    add_arguments=add_arguments,
+    check=check,
+    run=run,
+)
+
+if __name__ == "__main__":
+    sys.exit(main())

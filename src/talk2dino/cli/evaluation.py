@@ -1,0 +1,149 @@
+"""What both evaluation commands share: flags, progress bars, and the table at the end."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from talk2dino.cli.entry import DONE
+from talk2dino.files import atomic_path
+
+if TYPE_CHECKING:
+    import torch
+
+    from talk2dino.benchmarks.evaluate import Run, Share
+    from talk2dino.benchmarks.job import Job, Outcome
+    from talk2dino.benchmarks.pictures import PictureFolders
+    from talk2dino.benchmarks.processes import Processes
+    from talk2dino.features.progress import Bar
+
+_GPU_BATCH, _CPU_BATCH = 32, 4
+
+
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare where the data is, where results go, and what is evaluated now."""
+    files = parser.add_argument_group("files")
+    files.add_argument("--data_root", type=Path, default=Path("data"), help="folder of all data")
+    files.add_argument("--output", type=Path, default=Path("results"), help="folder of results")
+    files.add_argument(
+        "--save_predictions", type=Path, metavar="DIR", help="write class ids, one PNG per image"
+    )
+    files.add_argument(
+        "--pred_qual_path", type=Path, metavar="DIR", help="write predictions in colours"
+    )
+    files.add_argument(
+        "--gt_qual_path", type=Path, metavar="DIR", help="write the ground truth in colours"
+    )
+    work = parser.add_argument_group("work")
+    work.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<i> or mps")
+    work.add_argument(
+        "--batch_size", type=int, help="windows per pass (default: 32 on a GPU, else 4)"
+    )
+    work.add_argument("--readers", type=int, default=2, help="threads that read images ahead")
+    work.add_argument("--num_jobs", type=int, default=1, help="jobs that share the images")
+    work.add_argument(
+        "--job_id", type=int, default=0, help="number of this job; the last to finish writes all"
+    )
+
+
+def share_of(args: argparse.Namespace, device: torch.device) -> Share:
+    """The part of the images that the flags ask for."""
+    from talk2dino.benchmarks.evaluate import Share
+    from talk2dino.benchmarks.scoring import Batching
+
+    gpu = device.type == "cuda"
+    size = args.batch_size if args.batch_size is not None else (_GPU_BATCH if gpu else _CPU_BATCH)
+    return Share(args.job_id, args.num_jobs, Batching(size, across_images=gpu), args.readers)
+
+
+def folders_of(args: argparse.Namespace) -> PictureFolders:
+    """Where the flags want label maps."""
+    from talk2dino.benchmarks.pictures import PictureFolders
+
+    return PictureFolders(args.save_predictions, args.pred_qual_path, args.gt_qual_path)
+
+
+def run_and_report(job: Job, runs: Sequence[Run]) -> list[Outcome]:
+    """Evaluate in this process or in all that were started together; rank 0 prints."""
+    import dataclasses
+
+    from talk2dino.benchmarks.job import run_job
+    from talk2dino.benchmarks.processes import joined_processes
+
+    with joined_processes() as processes:
+        job = dataclasses.replace(job, device=processes.device(job.device))
+        if processes.rank == 0:
+            names = ", ".join(run.dataset.benchmark.key for run in runs)
+            print(f"{job.model} on {names}; device {job.device}; results in {job.output}")
+        outcomes = run_job(job, runs, processes, _Bars(processes))
+        if processes.rank == 0:
+            _report(job, outcomes)
+    return outcomes
+
+
+def exit_code(outcomes: Sequence[Outcome]) -> int:
+    """A slice of the images is a success, too."""
+    assert outcomes
+    return DONE
+
+
+class _Bars:
+    """A progress bar in the first process, nothing in the others."""
+
+    def __init__(self, processes: Processes) -> None:
+        self._silent = processes.rank != 0
+
+    def __call__(self, total: int, done: int) -> AbstractContextManager[Bar]:
+        from tqdm import tqdm
+
+        disable = True if self._silent else None  # None: only where someone watches
+        return tqdm(total=total, initial=done, unit=" images", disable=disable)
+
+
+def _report(job: Job, outcomes: Sequence[Outcome]) -> None:
+    from talk2dino.benchmarks.results import csv_table, markdown_table
+
+    complete = [outcome for outcome in outcomes if outcome.result is not None]
+    for outcome in outcomes:
+        if outcome.result is None:
+            total = len(outcome.run.dataset.samples)
+            print(
+                f"{outcome.run.dataset.benchmark.key}: {outcome.counted} of {total} images are "
+                "counted; the job that completes them writes the result"
+            )
+    if not complete:
+        return
+    results: list[dict[str, Any]] = [o.result for o in complete if o.result is not None]
+    table = markdown_table(results)
+    path = job.output / f"{_table_name(job, complete)}.md"
+    for file, text in ((path, table), (path.with_suffix(".csv"), csv_table(results))):
+        with atomic_path(file) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    print(f"\n{table}")
+    for result in results:
+        absent = [name for name, iou in result["per_class"].items() if iou is None]
+        if absent:
+            print(
+                f"{result['benchmark']}: {len(absent)} classes without any pixel (nan), "
+                "left out of the mean"
+            )
+    timings = [result["timing"] for result in results if result["timing"]]
+    if timings:
+        memory = max(timing["peak_memory_mib"] for timing in timings)
+        print(f"peak memory {memory:.0f} MiB", end="")
+        gpu = [t["peak_gpu_memory_mib"] for t in timings if t["peak_gpu_memory_mib"]]
+        print(f", on the GPU {max(gpu):.0f} MiB" if gpu else "")
+    print(f"written: {path} and, per benchmark, {', '.join(str(o.path.name) for o in complete)}")
+
+
+def _table_name(job: Job, outcomes: Sequence[Outcome]) -> str:
+    """One name per set of runs, so that tables never overwrite each other."""
+    names = "\n".join(outcome.run.name for outcome in outcomes)
+    words = ["table", job.model]
+    if any(evaluation.config.pamr for evaluation in job.evaluations):
+        words.append("pamr")
+    return "_".join([*words, hashlib.sha256(names.encode()).hexdigest()[:8]])

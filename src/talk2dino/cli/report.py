@@ -1,0 +1,79 @@
+"""`python -m talk2dino report results/`: a page with tables, plots and example images."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from tqdm import tqdm
+
+from talk2dino.benchmarks.report import ReportOptions, write_report
+from talk2dino.cli.entry import DONE, Command, run_command
+from talk2dino.features.progress import Bar
+from talk2dino.files import check_writable
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    return run_command(COMMAND, argv)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument(
+        "results", nargs="+", type=Path, help="folders of results, or single result files"
+    )
+    parser.add_argument("--output", type=Path, help="the page (<first folder>/report.html)")
+    parser.add_argument(
+        "--examples", type=int, default=3, help="best, median and worst images, so many of each"
+    )
+    parser.add_argument(
+        "--data_root", type=Path, help="where the data is now, if it was moved since"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a report that is there")
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raise for wrong arguments."""
+    for path in args.results:
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such file or folder of results")
+    if args.data_root is not None and not args.data_root.is_dir():
+        raise FileNotFoundError(f"there is no data folder {args.data_root}")
+    check_writable(_options(args).output, args.overwrite)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the report."""
+    written, notes = write_report(args.results, _options(args), _benchmark_bar)
+    for note in notes:
+        print(f"left out: {note}", file=sys.stderr)
+    print(f"{written[0]}, and {len(written) - 1} plots in {written[1].parent}")
+    return DONE
+
+
+def _options(args: argparse.Namespace) -> ReportOptions:
+    first = args.results[0]
+    folder = first if first.is_dir() else first.parent
+    output = args.output or folder / "report.html"
+    return ReportOptions(output, args.examples, args.data_root, args.overwrite)
+
+
+def _benchmark_bar(total: int, done: int) -> AbstractContextManager[Bar]:
+    return tqdm(total=total, initial=done, unit=" benchmarks", dynamic_ncols=True)
+
+
+COMMAND = Command(
+    name="report",
+    summary="Show evaluation results as a page: table, classes, confusions, example images.",
+    example="python -m talk2dino report results/",
+    add_arguments=add_arguments,
+    check=check,
+    run=run,
+)
+
+if __name__ == "__main__":
+    sys.exit(main())

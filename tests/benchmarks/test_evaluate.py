@@ -1,0 +1,241 @@
+"""The loop with a segmenter whose result is known: counts, sharing, slices, resuming, memory."""
+
+import dataclasses
+import os
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("mmseg")
+
+from talk2dino.benchmarks.counts import CountsWriter, read_counts_folder, stacked_areas
+from talk2dino.benchmarks.datasets import EvaluationSet
+from talk2dino.benchmarks.evaluate import Run, Share, evaluate_group, group_runs
+from talk2dino.benchmarks.pictures import PictureFolders
+from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
+from talk2dino.benchmarks.table import BENCHMARKS, Protocol
+from talk2dino.inference import ClassQuery, resize_scores, score_labels
+from talk2dino.projection import load_projection
+from talk2dino.segmenter import Talk2DinoSegmenter, build_segmenter
+from talk2dino.segmenter_config import read_segmenter_config
+
+SMALL = Protocol(short_side=40, long_side=200, window=32, stride=16)
+
+
+def make_run(root, key="voc", name="run", folders=None, protocol=SMALL):
+    dataset = EvaluationSet(dataclasses.replace(BENCHMARKS[key], protocol=protocol), root)
+    return Run(name, {"benchmark": key}, dataset, folders or PictureFolders())
+
+
+def tasks_of(segmenter, calls=None):
+    def make(runs):
+        if calls is not None:
+            calls.append([run.name for run in runs])
+        return [
+            Task(
+                segmenter,
+                ClassQuery(
+                    segmenter.embed_classes(run.dataset.prompted_classes),
+                    0.01 if run.dataset.benchmark.background else None,
+                ),
+            )
+            for run in runs
+        ]
+
+    return make
+
+
+def areas(done, run):
+    counts = done.counts[run.name]
+    ordered = (counts[index] for index in range(len(run.dataset.samples)))
+    return stacked_areas(ordered, len(run.dataset.classes))
+
+
+def assert_equal(ours, theirs):
+    for key, value in theirs.items():
+        assert np.array_equal(ours[key], value), key
+
+
+def test_counts_agree_with_mmsegmentation(make_voc, by_colour, tmp_path):
+    from mmseg.core.evaluation.metrics import intersect_and_union
+
+    folders = PictureFolders(tmp_path / "maps")
+    run = make_run(make_voc(3), folders=folders)
+    found = areas(evaluate_group([run], tasks_of(by_colour), tmp_path / "out"), run)
+    for index, sample in enumerate(run.dataset.samples):
+        predicted = np.asarray(Image.open(tmp_path / "maps" / f"{sample.stem}.png")).copy()
+        expected = intersect_and_union(predicted, run.dataset.read_label(index).copy(), 21, 255)
+        for name, row in zip(
+            ("intersect", "union", "pred_area", "label_area"), expected, strict=True
+        ):
+            assert np.array_equal(found[name][index], row.numpy()), name
+    assert found["confusion"].sum() == found["label_area"].sum() == 3 * 40 * 56
+
+
+def test_slices_merge_to_the_whole(make_voc, by_colour, tmp_path):
+    run = make_run(make_voc(7))
+    whole = areas(evaluate_group([run], tasks_of(by_colour), tmp_path / "whole"), run)
+    calls = []
+    for job in (2, 0, 1):
+        done = evaluate_group([run], tasks_of(by_colour, calls), tmp_path / "slices", Share(job, 3))
+        assert done.images == (2, 3, 2)[(2, 0, 1).index(job)]
+    assert_equal(areas(done, run), whole)
+    again = evaluate_group([run], tasks_of(by_colour, calls), tmp_path / "slices")
+    assert again.images == 0
+    assert len(calls) == 3  # no models where nothing is to be done
+
+
+def test_a_run_cut_short_anywhere_goes_on(make_voc, by_colour, tmp_path):
+    """Cut the file of counts at every kind of place, as a kill does."""
+    run = make_run(make_voc(4))
+    whole = areas(evaluate_group([run], tasks_of(by_colour), tmp_path / "out"), run)
+    (path,) = run.counts_folder(tmp_path / "out").glob("*.counts")
+    data = path.read_bytes()
+    for end in (0, 5, len(data) // 3, len(data) // 2, len(data) - 1, len(data)):
+        path.write_bytes(data[:end])
+        done = evaluate_group([run], tasks_of(by_colour), tmp_path / "out")
+        assert_equal(areas(done, run), whole)
+        assert done.images == (0 if end == len(data) else done.images) <= 4
+
+
+def test_label_maps_that_are_missing_are_made_again(make_voc, by_colour, tmp_path):
+    folders = PictureFolders(tmp_path / "maps", tmp_path / "coloured", tmp_path / "truth")
+    run = make_run(make_voc(3), folders=folders)
+    evaluate_group([run], tasks_of(by_colour), tmp_path / "out")
+    (tmp_path / "maps" / "000001.png").unlink()
+    assert evaluate_group([run], tasks_of(by_colour), tmp_path / "out").images == 1
+    for folder, mode in (("maps", "L"), ("coloured", "P"), ("truth", "P")):
+        assert len(list((tmp_path / folder).glob("*.png"))) == 3
+        with Image.open(tmp_path / folder / "000001.png") as image:
+            assert (image.mode, image.size) == (mode, (56, 40))
+    truth = Image.open(tmp_path / "truth" / "000001.png")
+    assert np.array_equal(np.asarray(truth), run.dataset.read_label(1))
+    colours = np.asarray(truth.convert("RGB"))
+    assert np.array_equal(colours, run.dataset.palette[run.dataset.read_label(1)])
+
+
+def test_counts_of_other_settings_are_refused(make_voc, by_colour, tmp_path):
+    run = make_run(make_voc(1))
+    evaluate_group([run], tasks_of(by_colour), tmp_path)
+    other = Run(run.name, {"benchmark": "voc", "pamr": True}, run.dataset)
+    with pytest.raises(ValueError, match="made with other settings"):
+        evaluate_group([other], tasks_of(by_colour), tmp_path)
+
+
+def test_two_writers_of_one_file_are_refused(tmp_path):
+    first = CountsWriter(tmp_path / "a.counts", {})
+    with pytest.raises(RuntimeError, match="running already"):
+        CountsWriter(tmp_path / "a.counts", {})
+    first.close()
+    CountsWriter(tmp_path / "a.counts", {}).close()
+    assert read_counts_folder(tmp_path, {}) == {}
+
+
+def test_only_benchmarks_with_the_same_images_share_a_pass(miniatures):
+    runs = [make_run(miniatures, key, key) for key in BENCHMARKS]
+    groups = [{run.name for run in group} for group in group_runs(runs)]
+    assert {"voc", "voc20"} in groups
+    assert {"context", "context59"} in groups
+    assert {"coco_stuff", "coco_object"} in groups
+    assert len(groups) == 5
+
+
+def test_the_backbone_runs_once_for_two_benchmarks(miniatures, tmp_path, monkeypatch):
+    config = read_segmenter_config(
+        "configs/toy.yaml", projection_weights="seeded:0", input_size=112
+    )
+    segmenter = build_segmenter(config)
+    windows = []
+    forward = segmenter.vision.forward
+    monkeypatch.setattr(segmenter.vision, "forward", lambda x: windows.append(len(x)) or forward(x))
+    runs = [make_run(miniatures, key, key, protocol=Protocol()) for key in ("voc", "voc20")]
+
+    def make(runs):
+        both = [segmenter.variant(clean_background=True), segmenter]
+        return [
+            Task(one, ClassQuery(one.embed_classes(["cat", "dog"]), threshold))
+            for one, threshold in zip(both, (0.52, None), strict=True)
+        ]
+
+    together = evaluate_group(runs, make, tmp_path / "together")
+    assert sum(windows) == 7  # of three images
+    alone = evaluate_group([runs[1]], lambda _: [make(runs)[1]], tmp_path / "alone")
+    assert_equal(areas(together, runs[1]), areas(alone, runs[1]))
+    assert not segmenter.shares_features(object())
+    other = Talk2DinoSegmenter(
+        segmenter.vision, segmenter.text, load_projection(config.projection, "seeded:1"), config
+    )
+    assert not segmenter.shares_features(other)
+
+
+@pytest.mark.parametrize("across_images", [False, True])
+@pytest.mark.parametrize("clean", [False, True])
+def test_an_image_does_not_depend_on_its_neighbours(across_images, clean):
+    config = read_segmenter_config(
+        "configs/toy.yaml", projection_weights="seeded:0", clean_background=clean, input_size=112
+    )
+    segmenter = build_segmenter(config)
+    query = ClassQuery(segmenter.embed_classes(["cat", "dog", "tree"]), 0.52)
+    task = Task(segmenter, query)
+    protocol = Protocol(window=64, stride=32)
+    generator = torch.Generator().manual_seed(0)
+    images = [
+        torch.randint(0, 256, (3, *size), generator=generator, dtype=torch.uint8)
+        for size in ((64, 90), (64, 64), (64, 150), (50, 70), (64, 100))
+    ]
+
+    def labels(chosen):
+        pictures = [Picture(image, (80, 100), [task]) for image in chosen]
+        batching = Batching(4, across_images)
+        found = list(label_pictures(pictures, protocol, batching, torch.device("cpu")))
+        assert [picture for picture, _ in found] == pictures
+        return [maps[0] for _, maps in found]
+
+    for alone, together in zip([labels([i])[0] for i in images], labels(images), strict=True):
+        equal = (alone == together).float().mean()
+        assert equal >= (0.999 if across_images else 1)
+
+
+def test_many_classes_are_compared_in_parts(monkeypatch):
+    from talk2dino.benchmarks import scoring
+
+    scores = torch.rand(13, 20, 30, generator=torch.Generator().manual_seed(0))
+    scores[7] = scores[3]  # a tie everywhere: the first one wins
+    monkeypatch.setattr(scoring, "_MOST_VALUES", 3 * 31 * 47)
+    whole = score_labels(resize_scores(scores, (31, 47)))
+    assert torch.equal(scoring._labels(scores, (31, 47)), whole)
+    assert not (whole == 7).any()
+
+
+@dataclass
+class MemoryBar:
+    """Notes the resident memory after every image."""
+
+    mebibytes: list
+
+    def update(self, n=1):
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        self.mebibytes.append(pages * os.sysconf("SC_PAGE_SIZE") / 2**20)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
+def test_memory_does_not_grow_with_the_number_of_images(make_voc, by_colour, tmp_path):
+    run = make_run(make_voc(200))
+    bar = MemoryBar([])
+    evaluate_group(
+        [run], tasks_of(by_colour), tmp_path, progress=lambda total, done: nullcontext(bar)
+    )
+    assert len(bar.mebibytes) == 200
+    assert max(bar.mebibytes[100:]) - max(bar.mebibytes[20:60]) < 24
+
+
+def test_a_share_must_make_sense():
+    with pytest.raises(ValueError, match="job 3 of 3"):
+        Share(3, 3)
+    with pytest.raises(ValueError, match="at least 1"):
+        Share(batching=Batching(0))

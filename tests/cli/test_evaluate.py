@@ -1,0 +1,323 @@
+"""The evaluation commands end to end: killed, shared, sliced, and what they refuse."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("mmseg")
+
+from talk2dino.__main__ import main as project_main
+from talk2dino.benchmarks.results import read_counts, read_result
+from talk2dino.cli.evaluate import main
+from talk2dino.cli.evaluate_published import main as published_main
+
+MINIATURES = Path(__file__).parents[1] / "parity" / "data" / "seg" / "data"
+TOY = ["--model", "toy", "--weights", "seeded:0", "--device", "cpu"]
+PASCAL = "VOCdevkit/VOC2012"
+
+
+def files_below(folder, pattern="*.json"):
+    return sorted(Path(folder).glob(pattern))
+
+
+def evaluate(output, *flags, data=MINIATURES, benchmarks="voc20"):
+    words = [*TOY, "--benchmarks", benchmarks, "--data_root", data, "--output", output, *flags]
+    return main([str(word) for word in words])
+
+
+def only_counts(output):
+    (path,) = files_below(output)
+    return path.name, read_counts(path)
+
+
+def assert_same(one, other):
+    assert one[0] == other[0]
+    assert one[1].keys() == other[1].keys()
+    for name, value in one[1].items():
+        assert np.array_equal(value, other[1][name]), name
+
+
+@pytest.fixture(scope="module")
+def voc20(tmp_path_factory):
+    """A finished evaluation, to compare with."""
+    output = tmp_path_factory.mktemp("undisturbed")
+    assert evaluate(output) == 0
+    return output
+
+
+@pytest.fixture
+def data(tmp_path):
+    return shutil.copytree(MINIATURES, tmp_path / "data")
+
+
+def script_command(root, output, *flags, launcher=()):
+    configs = root / "src" / "open_vocabulary_segmentation" / "configs" / "voc"
+    words = [sys.executable, *launcher]
+    words += [root / "src" / "open_vocabulary_segmentation" / "main.py", "--eval"]
+    words += ["--eval_cfg", configs / "dinotext_voc_toy_mlp_infonce.yml"]
+    words += ["--eval_base", configs / "eval_voc.yml", "--data_root", MINIATURES]
+    words += ["--output", output, "--device", "cpu"]
+    words += ["--opts", "model.projection_weights=seeded:0", *flags]
+    return [str(word) for word in words]
+
+
+def test_one_json_and_its_counts_per_run(voc20):
+    (path,) = files_below(voc20)
+    result, counts = read_result(path), read_counts(path)
+    assert path.name.startswith("voc20_toy_")
+    assert result["benchmark"] == "voc20"
+    assert (result["model"], result["pamr"], result["bg_thresh"]) == ("toy", False, None)
+    assert result["num_images"] == len(counts["images"]) == 3
+    iou = counts["intersect"].sum(0) / np.maximum(counts["union"].sum(0), 1)
+    present = counts["union"].sum(0) > 0
+    assert result["mIoU"] == pytest.approx(100 * iou[present].mean(), abs=1e-3)
+    absent = [name for name, value in result["per_class"].items() if value is None]
+    assert absent == [
+        name for name, there in zip(result["classes"], present, strict=True) if not there
+    ]
+    low, high = result["mIoU_interval"]
+    assert 0 <= low <= high <= 100
+    assert (Path(result["data_root"]) / counts["images"][0]).is_file()
+    assert result["settings"]["segmenter"]["projection_weights"] == "seeded:0"
+    assert set(result["versions"]) >= {"torch", "mmcv", "mmseg", "numpy", "opencv", "python"}
+    assert result["timing"]["images"] == 3
+    assert result["timing"]["peak_memory_mib"] > 100
+
+
+def test_the_table_stands_beside_the_paper(voc20):
+    (table,) = files_below(voc20, "table_toy_*.md")
+    lines = table.read_text().splitlines()
+    header = [cell.strip() for cell in lines[0].strip("|").split("|")]
+    assert header[:5] == ["benchmark", "mIoU", "95 %", "paper", "difference"]
+    assert "voc20" in lines[2]
+    (csv,) = files_below(voc20, "table_toy_*.csv")
+    assert csv.read_text().startswith("benchmark,mIoU,95 %,paper,difference")
+
+
+def test_the_same_command_again_changes_nothing(voc20, capsys):
+    before = {path: path.stat().st_mtime_ns for path in voc20.glob("voc20*")}
+    assert evaluate(voc20) == 0
+    assert {path: path.stat().st_mtime_ns for path in voc20.glob("voc20*")} == before
+    assert "| voc20 " in capsys.readouterr().out
+
+
+def test_other_settings_are_another_run(voc20, tmp_path):
+    output = shutil.copytree(voc20, tmp_path / "results")
+    assert evaluate(output, "--template", "simple") == 0
+    names = [path.name for path in files_below(output)]
+    assert len(names) == 2
+    assert len(files_below(output, "table_*.md")) == 2
+
+
+def test_a_run_killed_at_random_goes_on(root, voc20, tmp_path):
+    command = script_command(root, tmp_path)
+    chance = random.Random(3)
+    for _ in range(3):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(chance.uniform(3, 9))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    assert_same(only_counts(tmp_path), only_counts(voc20))
+
+
+def test_two_processes_count_as_one(root, voc20, tmp_path):
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    command = script_command(root, tmp_path, launcher=launcher)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("| voc20 ") == 1  # only one process prints
+    assert_same(only_counts(tmp_path), only_counts(voc20))  # two images and one
+    (path,) = files_below(tmp_path)
+    assert read_result(path)["timing"]["processes"] == 2
+    parts = files_below(tmp_path / "counts" / path.stem, "*.counts")
+    assert [part.stem for part in parts] == ["job0of1-rank0of2", "job0of1-rank1of2"]
+
+
+def test_three_jobs_make_one_result(voc20, tmp_path, capsys):
+    for job in (1, 0):
+        assert evaluate(tmp_path, "--num_jobs", 3, "--job_id", job) == 0
+        assert not files_below(tmp_path)
+    assert "2 of 3 images are counted" in capsys.readouterr().out
+    assert evaluate(tmp_path, "--num_jobs", 3, "--job_id", 2) == 0
+    assert_same(only_counts(tmp_path), only_counts(voc20))
+
+
+def test_predictions_and_qualitative_pictures(voc20, tmp_path):
+    flags = ["--save_predictions", tmp_path / "ids", "--pred_qual_path", tmp_path / "colours"]
+    assert evaluate(tmp_path / "out", *flags, "--gt_qual_path", tmp_path / "truth") == 0
+    (path,) = files_below(tmp_path / "out")
+    result, counts = read_result(path), read_counts(path)
+    assert result["predictions"] == str(tmp_path / "ids" / "voc20")
+    for index, image in enumerate(counts["images"]):
+        name = f"{Path(str(image)).stem}.png"
+        ids = np.asarray(Image.open(tmp_path / "ids" / "voc20" / name))
+        colours = np.asarray(Image.open(tmp_path / "colours" / "voc20" / name).convert("RGB"))
+        assert np.array_equal(colours, np.array(result["palette"], np.uint8)[ids])
+        with Image.open(Path(result["data_root"]) / str(counts["labels"][index])) as label:
+            raw = np.asarray(label)
+        assert np.array_equal(
+            np.bincount(ids[raw % 255 != 0], minlength=20), counts["pred_area"][index]
+        )
+        truth = np.asarray(Image.open(tmp_path / "truth" / "voc20" / name))
+        assert np.array_equal(truth, np.where(raw % 255 == 0, 255, raw - 1))
+
+
+def test_label_maps_of_another_run_are_not_replaced(tmp_path, capsys):
+    folder = tmp_path / "ids" / "voc20"
+    folder.mkdir(parents=True)
+    Image.new("L", (3, 3)).save(folder / "2007_000000.png")
+    assert evaluate(tmp_path / "out", "--save_predictions", tmp_path / "ids") == 2
+    assert "holds label maps of something else" in capsys.readouterr().err
+    assert Image.open(folder / "2007_000000.png").size == (3, 3)
+
+
+def remove_all(data):
+    shutil.rmtree(data)
+
+
+def remove_split(data):
+    (data / PASCAL / "ImageSets/Segmentation/val.txt").unlink()
+
+
+def empty_split(data):
+    (data / PASCAL / "ImageSets/Segmentation/val.txt").write_text("\n")
+
+
+def remove_images(data):
+    for path in (data / PASCAL / "JPEGImages").glob("*.jpg"):
+        path.unlink()
+
+
+def remove_a_label(data):
+    (data / PASCAL / "SegmentationClass/2007_000001.png").unlink()
+
+
+def small_label(data):
+    Image.new("L", (8, 9)).save(data / PASCAL / "SegmentationClass/2007_000002.png")
+
+
+def coloured_label(data):
+    path = data / PASCAL / "SegmentationClass/2007_000000.png"
+    Image.open(path).convert("RGB").save(path)
+
+
+def wrong_label(data):
+    path = data / PASCAL / "SegmentationClass/2007_000000.png"
+    labels = np.asarray(Image.open(path)).copy()
+    labels[:2, :3] = 21
+    Image.fromarray(labels).save(path)
+
+
+def damaged_image(data):
+    (data / PASCAL / "JPEGImages/2007_000001.jpg").write_bytes(b"not an image")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (remove_all, "there is no data folder"),
+        (remove_split, "val.txt, which lists the images"),
+        (empty_split, "no images in"),
+        (remove_images, "3 of 3 image files are missing"),
+        (remove_a_label, "1 of 3 label files are missing"),
+        (small_label, "is 8x9 pixels, but its image is 333x500"),
+        (coloured_label, "holds RGB pixels (colours or wide numbers), not 8-bit class ids"),
+        (wrong_label, "6 pixels with label 21; voc20 has the labels 1 to 20"),
+        (damaged_image, "2007_000001.jpg is empty, damaged, or no image"),
+    ],
+)
+def test_unusable_data_is_named_before_weights_are_loaded(data, tmp_path, capsys, spoil, message):
+    spoil(data)
+    assert evaluate(tmp_path / "out", data=data) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--benchmarks", "voc,adee"], "unknown benchmark 'adee'"),
+        (["--model", "vit"], "unknown model 'vit'"),
+        (["--model", "absent.yaml"], "absent.yaml: no such configuration file"),
+        (["--weights", "absent.pth"], "there are no projection weights at absent.pth"),
+        (["--template", "all"], "unknown template 'all'"),
+        (["--bg_thresh", "55", "--benchmarks", "voc"], "bg_thresh must lie in [0, 1], got 55.0"),
+        (["--num_jobs", "2", "--job_id", "2"], "found job 2 of 2"),
+        (["--batch_size", "0"], "batch_size and readers must be at least 1"),
+        (["--device", "gpu"], "unknown device 'gpu'"),
+        (["--save_predictions", "x", "--pred_qual_path", "x"], "need different folders"),
+    ],
+)
+def test_wrong_arguments_are_named(tmp_path, capsys, monkeypatch, flags, message):
+    monkeypatch.chdir(tmp_path)
+    assert evaluate(tmp_path / "out", *flags) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_threshold_without_background_is_unused(voc20, capsys):
+    assert evaluate(voc20, "--bg_thresh", "0.5") == 0
+    assert "--bg_thresh is unused for voc20" in capsys.readouterr().err
+    assert len(files_below(voc20)) == 1  # the same run as without it
+
+
+def test_counts_of_other_settings_are_refused(voc20, tmp_path, capsys):
+    output = shutil.copytree(voc20, tmp_path / "results")
+    (path,) = output.glob("counts/*/*.counts")
+    path.write_bytes(b"{}\n")
+    assert evaluate(output) == 1
+    assert "made with other settings" in capsys.readouterr().err
+
+
+def test_a_damaged_result_is_named(voc20, tmp_path, capsys):
+    output = shutil.copytree(voc20, tmp_path / "results")
+    files_below(output)[0].write_text("{")
+    assert evaluate(output) == 1
+    assert "is damaged. Delete it" in capsys.readouterr().err
+
+
+def test_the_published_command_needs_eval(root, tmp_path, capsys):
+    words = [word for word in script_command(root, tmp_path)[2:] if word != "--eval"]
+    assert published_main(words) == 2
+    assert "pass --eval" in capsys.readouterr().err
+
+
+def test_missing_packages_are_explained(root, tmp_path):
+    """Everything imports without them; the evaluator says what to install."""
+    code = (
+        "import sys; sys.modules['mmcv'] = None; "
+        "from talk2dino.cli.evaluate import main; "
+        f"sys.exit(main({[*TOY, '--data_root', str(MINIATURES), '--output', str(tmp_path / 'o')]}))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(root / "src")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=root
+    )
+    assert done.returncode == 2
+    assert "requirements-benchmark.txt" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_it_is_a_command_of_the_project(capsys):
+    assert project_main(["evaluate", "--help"]) == 0
+    assert "--benchmarks" in capsys.readouterr().out
+
+
+def test_the_json_is_plain(voc20):
+    (path,) = files_below(voc20)
+    json.loads(path.read_text(), parse_constant=pytest.fail)  # no NaN in it
