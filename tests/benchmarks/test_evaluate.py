@@ -90,6 +90,20 @@ def test_slices_merge_to_the_whole(make_voc, by_colour, tmp_path):
     assert len(calls) == 3  # no models where nothing is to be done
 
 
+def test_of_slices_that_run_at_once_the_last_sees_all(make_voc, by_colour, tmp_path):
+    run = make_run(make_voc(7))
+    whole = areas(evaluate_group([run], tasks_of(by_colour), tmp_path / "whole"), run)
+
+    def others_first(runs):  # they start after this job has looked, and finish before it does
+        for job in (1, 2):
+            evaluate_group([run], tasks_of(by_colour), tmp_path / "slices", Share(job, 3))
+        return tasks_of(by_colour)(runs)
+
+    done = evaluate_group([run], others_first, tmp_path / "slices", Share(0, 3))
+    assert done.images == 3
+    assert_equal(areas(done, run), whole)
+
+
 def test_a_run_cut_short_anywhere_goes_on(make_voc, by_colour, tmp_path):
     """Cut the file of counts at every kind of place, as a kill does."""
     run = make_run(make_voc(4))

@@ -72,9 +72,14 @@ class CountsWriter:
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        end = _intact_length(path, settings) if path.exists() else 0
-        self._file = open(path, "r+b" if path.exists() else "xb")  # noqa: SIM115
-        _lock(self._file, path)
+        path.touch()
+        self._file = open(path, "r+b")  # noqa: SIM115
+        try:
+            _lock(self._file, path)  # before looking: nobody else appends from here on
+            end = _intact_length(path, settings)
+        except BaseException:
+            self._file.close()
+            raise
         self._file.truncate(end)
         self._file.seek(end)
         if end == 0:

@@ -134,8 +134,9 @@ def evaluate_group(
         finally:
             for writer in writers:
                 writer.close()
-    if todo:
-        counts = _gathered(runs, [counts[run.name] for run in runs], processes)
+    if todo:  # other jobs have gone on meanwhile: the last one sees the work of all
+        found = [counts[run.name] | _counted(run, output) for run in runs]
+        counts = _gathered(runs, found, processes)
     return Done(counts, len(todo), time.perf_counter() - started)
 
 
