@@ -196,6 +196,16 @@ def test_without_counts_or_predictions_or_data_the_rest_is_shown(results, data, 
     assert "There is no image at" in (folder / "report.html").read_text()
 
 
+def test_examples_need_the_counts_of_one_run_only(results, data):
+    write_run(data, results, "voc_toy_22222222")
+    runs = find_runs([results])[0]
+    runs[0].path.with_suffix(".npz").unlink()
+    picked = pick_examples(runs, 1)
+    example = make_example(picked["best"][0], runs, None)
+    assert example.truth is not None
+    assert example.scores[0] is None and example.scores[1] is not None
+
+
 def test_a_run_without_any_labelled_pixel_is_shown_as_such(data, tmp_path):
     nothing = {"mIoU": None, "mAcc": None, "aAcc": None, "mIoU_interval": [None, None]}
     nothing["per_class"] = dict.fromkeys(CLASSES)

@@ -63,7 +63,7 @@ def make_example(name: str, runs: Sequence[EvaluatedRun], data_root: Path | None
         data_root: where the data is now; None for where it was evaluated.
     """
     trouble: list[str] = []
-    first = runs[0]
+    first = next(run for run in runs if run.counts is not None)  # the picked image is in one
     root = data_root or Path(first.result["data_root"])
     image = _try(lambda: np.asarray(read_rgb(root / name)), trouble)
     truth = _try(lambda: _read_truth(first, root, name), trouble)
