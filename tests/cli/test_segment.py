@@ -8,7 +8,9 @@ import torch
 from PIL import Image
 
 from talk2dino.cli.segment import COMMAND, main, parse_categories, segmenter_config
+from talk2dino.config import load_recipe
 from talk2dino.drawing import class_colours
+from talk2dino.projection import build_projection
 
 TOY = """
 model: {dino_embed_dim: 192, hidden_layer: true, num_attn_head: 3}
@@ -224,3 +226,19 @@ def test_defaults_follow_the_published_demo(monkeypatch, tmp_path):
         COMMAND.parser().parse_args([*flags, "--with_background", "--no_pamr"])
     )
     assert changed.clean_background and not changed.pamr
+
+
+def test_other_models_than_those_of_the_training_are_noted(folder, capsys):
+    model = build_projection(load_recipe("toy.yaml").model)
+    torch.save(model.state_dict(), "mine.pth")
+    made_with = {
+        "vision": {"model": "toy", "weights": "seeded:3"},
+        "text": {"model": "toy", "weights": "seeded:0"},
+    }
+    (folder / "mine.json").write_text(json.dumps({"trained_on": made_with}))
+    assert segment("--weights", "mine.pth", "--no_pamr") == 0
+    said = capsys.readouterr().out
+    assert "trained on vision weights seeded:3, and meets seeded:0 now" in said
+    assert "text" not in said.split("note:", 1)[1].splitlines()[0]
+    assert segment("--weights", "mine.pth", "--vision_weights", "seeded:3", "--overwrite") == 0
+    assert "note:" not in capsys.readouterr().out

@@ -387,6 +387,18 @@ def test_declaring_the_flags_does_not_import_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_what_made_the_features_is_recorded_and_differences_are_warned_of(folder, caplog):
+    stored = read_features("train.pth", mmap=False)
+    stored.settings["vision"] = {"model": "toy", "weights": "seeded:4", "resize_dim": 224}
+    write_features(stored, "made.pth")
+    arguments = ["--model", "recipe.yaml", "--train_dataset", "made.pth", "--out", "made_w.pth"]
+    assert main(arguments) == 0
+    summary = json.loads(Path("made_w.json").read_text())
+    assert summary["trained_on"]["vision"]["weights"] == "seeded:4"
+    for part in ("vision model is toy", "vision weights is seeded:4", "resize_dim is 224"):
+        assert part in caplog.text
+
+
 def test_two_trainings_do_not_write_the_same_files(folder, capsys):
     pytest.importorskip("fcntl")
     Path("weights").mkdir(exist_ok=True)

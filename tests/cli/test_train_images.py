@@ -199,4 +199,4 @@ def test_features_of_another_backbone_than_the_recipe_names_are_warned_of(folder
     other = {**RECIPE, "features": {"vision_model": "dinov2_vitb14_reg", "text_model": "toy"}}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(other))
     assert train("f.pth", "--feature_name", "dino_features") == 0
-    assert "vision model toy, the recipe says dinov2_vitb14_reg" in caplog.text
+    assert "vision model is toy, the recipe says vit_base_patch14_reg4_dinov2" in caplog.text

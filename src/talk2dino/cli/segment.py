@@ -155,7 +155,7 @@ def check(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Segment every picture; one that fails is named and does not stop the others."""
-    from talk2dino.cli.segment_job import SegmentJob
+    from talk2dino.cli.segment_job import SegmentJob, differences_from_training
     from talk2dino.devices import resolve_device
     from talk2dino.segmenter import build_segmenter
 
@@ -169,6 +169,8 @@ def run(args: argparse.Namespace) -> int:
     )
     if config.projection_weights.startswith("seeded:"):
         print("note: this projection is untrained; the colours will mean nothing")
+    for difference in differences_from_training(config):
+        print(f"note: {difference}")
     segmenter = build_segmenter(config, device)
     job = SegmentJob(segmenter, segmenter.embed_classes(names), job_options(args, names))
     failures = []
@@ -277,4 +279,5 @@ COMMAND = Command(
     add_arguments=add_arguments,
     check=check,
     run=run,
+    after_interrupt="finished pictures are kept; --overwrite makes them again",
 )

@@ -16,6 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from talk2dino.cli.segment_files import OVERLAY_FORMATS, Task
+from talk2dino.config import FeatureConfig
 from talk2dino.drawing import (
     MAX_INDEXED,
     LegendStyle,
@@ -23,6 +24,7 @@ from talk2dino.drawing import (
     draw_overlay,
     indexed_mask,
 )
+from talk2dino.features.provenance import feature_differences
 from talk2dino.files import atomic_path
 from talk2dino.images import check_image, read_rgb, rgb_tensor
 from talk2dino.inference import (
@@ -33,6 +35,8 @@ from talk2dino.inference import (
     score_labels,
     whole_image_scores,
 )
+from talk2dino.segmenter_config import SegmenterConfig
+from talk2dino.training.outputs import read_summary
 
 _GIB = 2**30
 _SLOW_PIXELS = 5_000_000  # from here on, refinement takes tens of seconds on a laptop
@@ -136,6 +140,23 @@ class SegmentJob:
                 f"{self.options.names[index]} {f'{share:.0%}' if share >= 0.01 else '<1%'}"
             )
         return ", ".join(shown) + (", ..." if len(order) > 5 else "")
+
+
+def differences_from_training(config: SegmenterConfig) -> list[str]:
+    """Sentences about models other than the projection was trained with.
+
+    Read from the JSON file that a training writes beside its weights; none if it is not there.
+    """
+    summary = read_summary(Path(config.projection_weights).with_suffix(".json"))
+    models = FeatureConfig(
+        config.vision_model, config.vision_weights, config.text_model, config.text_weights
+    )
+    return [
+        f"the projection was trained on {what} {found}, and meets {expected} now"
+        for what, found, expected in feature_differences(
+            summary.get("trained_on", {}), models, sizes=False
+        )
+    ]
 
 
 def check_count(count: int, save_mask: bool) -> None:

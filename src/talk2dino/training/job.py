@@ -17,7 +17,13 @@ from talk2dino.features.progress import Progress, silent
 from talk2dino.files import atomic_path, content_digest, hold_lock, save_torch
 from talk2dino.projection import CLIPLastLayer, Projection, build_projection, load_projection
 from talk2dino.text import check_text, is_bert, load_text
-from talk2dino.training.dataset import FeatureChoice, Pairs, check_widths, choose_features
+from talk2dino.training.dataset import (
+    FeatureChoice,
+    Pairs,
+    StoredPairs,
+    check_widths,
+    choose_features,
+)
 from talk2dino.training.embed import (
     check_heads_recorded,
     check_retrieval,
@@ -185,7 +191,7 @@ def _train_locked(
     save_torch(weights, outputs.weights)
     write_losses(result.records, outputs.losses)
     plot_losses(result.records, outputs.plot, job.out.stem)
-    write_summary(_summary(job, settings, result), outputs.summary)
+    write_summary(_summary(job, settings, _made_with(job, pairs), result), outputs.summary)
     outputs.remove_unfinished()
     return result
 
@@ -298,12 +304,26 @@ def _train(job: TrainJob, run: TrainingRun, keeper: StateFile, hooks: Hooks) -> 
         logger.close()
 
 
-def _summary(job: TrainJob, settings: dict[str, Any], result: TrainResult) -> dict[str, Any]:
+def _made_with(job: TrainJob, pairs: Pairs) -> dict[str, Any]:
+    """What made the training features, as a feature file says it."""
+    if isinstance(pairs, StoredPairs):
+        return pairs.features.settings
+    models = job.images.features
+    return {
+        "vision": {"model": models.vision_model, "weights": models.vision_weights},
+        "text": {"model": models.text_model, "weights": models.text_weights},
+    }
+
+
+def _summary(
+    job: TrainJob, settings: dict[str, Any], trained_on: dict[str, Any], result: TrainResult
+) -> dict[str, Any]:
     last = result.records[-1]
     return {
         "command": job.command,
         "recipe": str(job.recipe.path),
         "features": asdict(job.recipe.features),
+        "trained_on": trained_on,
         "settings": settings,
         "epochs": len(result.records),
         "best_epoch": result.best_epoch,

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from talk2dino.config import FeatureConfig
 from talk2dino.features.captions import CaptionInput
+from talk2dino.features.provenance import feature_differences
 from talk2dino.features.store import read_features
 from talk2dino.features.tars import hold_features, is_tar_input, list_tars
 from talk2dino.training.dataset import FeatureChoice, Pairs, StoredPairs
 from talk2dino.training.encoding import EncodedPairs, Encoders, ImageOptions
-from talk2dino.vision import SHORT_NAMES
 
 FEATURE_SUFFIXES = (".pth", ".pt")
 
@@ -74,19 +74,11 @@ def in_memory(pairs: Pairs, path: str) -> Pairs:
 
 
 def warn_of_other_models(pairs: Pairs, recipe: FeatureConfig, path: str) -> None:
-    """Warn if stored features say that they come from other models than the recipe names."""
+    """Warn where stored features say that they were made in another way than the recipe says."""
     if not isinstance(pairs, StoredPairs):
         return
-    for part, wanted in (("vision", recipe.vision_model), ("text", recipe.text_model)):
-        found = pairs.features.settings.get(part, {}).get("model")
-        if found and SHORT_NAMES.get(found, found) != SHORT_NAMES.get(wanted, wanted):
-            logger.warning(
-                "%s holds features of the %s model %s, the recipe says %s",
-                path,
-                part,
-                found,
-                wanted,
-            )
+    for what, found, wanted in feature_differences(pairs.features.settings, recipe):
+        logger.warning("%s: %s is %s, the recipe says %s", path, what, found, wanted)
 
 
 def holds_features(path: str) -> bool:
