@@ -63,7 +63,7 @@ def test_every_command_is_known_and_its_flags_parse(root):
             assert line.split()[1] in targets, line
         elif line.startswith("python -c"):
             continue  # run by test_python_one_liners_are_valid
-        elif program == "python":
+        elif program in ("python", ".venv/bin/python"):
             parse(line)
         elif program == "pip":
             for name in re.findall(r"-r (\S+)", line):

@@ -9,14 +9,17 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "ClassQuery": "talk2dino.inference",
     "ProjectionLayer": "talk2dino.projection",
     "Segmenter": "talk2dino.segmenter",
     "Talk2DinoSegmenter": "talk2dino.segmenter",
+    "build_segmenter": "talk2dino.segmenter",
     "load_projection": "talk2dino.projection",
     "load_text": "talk2dino.text",
     "load_vision": "talk2dino.vision",
     "read_features": "talk2dino.features.store",
     "read_rgb": "talk2dino.images",
+    "read_segmenter_config": "talk2dino.segmenter_config",
 }
 
 __all__ = ["__version__", *_PUBLIC]

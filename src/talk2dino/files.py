@@ -161,6 +161,10 @@ def load_torch(path: str | Path, mmap: bool = False) -> Any:
     try:
         return torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
     except pickle.UnpicklingError as error:
+        with path.open("rb") as file:
+            start = file.read(16)
+        if not start.startswith((b"PK", b"\x80")):  # neither a zip archive nor a pickle
+            raise ValueError(f"{path} is not a torch file: it begins with {start!r}") from error
         if "Unsupported" not in str(error) and "GLOBAL" not in str(error):
             raise ValueError(f"{path} is damaged or is not a torch file") from error
         raise ValueError(

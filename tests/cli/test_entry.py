@@ -47,6 +47,13 @@ def test_wrong_flags_give_two(argv, capsys):
     assert "usage:" in capsys.readouterr().err
 
 
+def test_a_misspelt_flag_is_named_with_what_was_probably_meant(capsys):
+    assert run_command(command(), ["--nmber=3"]) == 2
+    assert "unknown flag --nmber. Did you mean --number?" in capsys.readouterr().err
+    assert run_command(command(), ["--zzzzzz"]) == 2
+    assert "unknown flag --zzzzzz.\n" in capsys.readouterr().err
+
+
 def test_a_failed_check_gives_two_and_a_failed_run_one_without_traceback(capsys):
     assert run_command(command(check=fail(ValueError("no such thing"))), []) == 2
     assert run_command(command(run=fail(OSError("disk full"))), []) == 1

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from talk2dino.__main__ import main as project_main
-from talk2dino.cli.quickstart import COMMAND, main
+from talk2dino.cli.quickstart import COMMAND, MAINS, main
 from talk2dino.features.store import read_features
 from talk2dino.toy.scene import CLASS_NAMES
 
@@ -164,3 +164,13 @@ def test_a_damaged_record_is_named(tmp_path, capsys):
 def test_it_is_a_command_of_the_project(capsys):
     assert project_main(["quickstart", "--help"]) == 0
     assert COMMAND.summary in capsys.readouterr().out
+
+
+def test_an_interrupted_step_interrupts_the_quickstart(tmp_path, monkeypatch, capsys):
+    (tmp_path / "interrupted_step.py").write_text("def main(words):\n    return 130\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(MAINS, "dino_extraction_v2.py", "interrupted_step")
+    assert main(["--output", str(tmp_path / "quickstart"), *TINY]) == 130
+    captured = capsys.readouterr()
+    assert "interrupted; run the same command again to go on" in captured.err
+    assert "ended with exit code" not in captured.err

@@ -6,12 +6,14 @@ Exit codes: 0 done, 1 failed, 2 wrong arguments, 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import difflib
 import logging
 import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 from huggingface_hub.utils import logging as hub_logging
 
@@ -37,10 +39,12 @@ class Command:
     """Raises ValueError or OSError for wrong arguments, before anything expensive starts."""
     run: Callable[[argparse.Namespace], int]
     """Does the work; returns the exit code."""
+    after_interrupt: str = "run the same command again to go on"
+    """What a user can do after Ctrl-C."""
 
     def parser(self, prog: str | None = None) -> argparse.ArgumentParser:
         """The command's parser; long flags are never abbreviated."""
-        parser = argparse.ArgumentParser(
+        parser = _Parser(
             prog=prog,
             description=self.summary,
             epilog=f"example:\n  {self.example}",
@@ -93,7 +97,7 @@ def run_command(
         code = FAILED
         return command.run(args)
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
+        print(f"interrupted; {command.after_interrupt}", file=sys.stderr)
         return INTERRUPTED
     except USER_ERRORS as error:
         return _report(error, code, args.debug)
@@ -114,6 +118,25 @@ def _report(error: BaseException, code: int, debug: bool) -> int:
     message = str(error) or type(error).__name__
     print(f"error: {message}", file=sys.stderr)
     return code
+
+
+class _Parser(argparse.ArgumentParser):
+    """Adds to a complaint what a misspelt flag was probably meant to be."""
+
+    given: Sequence[str] = ()
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def,override]
+        self.given = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        known = [flag for flag in self._option_string_actions if flag.startswith("--")]
+        for word in (word.partition("=")[0] for word in self.given):
+            if word.startswith("--") and word not in known:
+                close = difflib.get_close_matches(word, known, n=1)
+                message += f"\nunknown flag {word}."
+                message += f" Did you mean {close[0]}?" if close else ""
+        super().error(message)
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):

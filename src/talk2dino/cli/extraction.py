@@ -22,7 +22,11 @@ SHOWN_FAILURES = 10
 def add_output_arguments(parser: argparse.ArgumentParser, n_shards: int) -> None:
     """Where the features go, and how the input is divided."""
     group = parser.add_argument_group("output")
-    group.add_argument("--out_path", type=Path, help="the .pth file, or the folder of the shards")
+    group.add_argument(
+        "--out_path",
+        type=Path,
+        help="the .pth file, or the folder of the shards (default: the annotation path with .pth)",
+    )
     group.add_argument("--layout", choices=LAYOUTS, help="of a .pth: ours or the published one")
     group.add_argument("--write_as_wds", action="store_true", help="write webdataset shards")
     group.add_argument("--n_shards", type=int, default=n_shards, help="shards per split")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from talk2dino.cli.entry import DONE, Command, run_command
+from talk2dino.cli.entry import DONE, INTERRUPTED, Command, run_command
 from talk2dino.config import Recipe, load_recipe, read_yaml
 from talk2dino.files import atomic_path, check_folder_writable, content_digest
 from talk2dino.segmenter_config import find_in_checkout
@@ -199,6 +199,8 @@ def _run_step(step: Step, record: Record, device: str) -> int:
     print(f"\n$ {step.line}", flush=True)
     with _timed(step.output):
         code: int = import_module(MAINS[step.script]).main(list(step.words))
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
     if code != DONE:
         print(f"error: {step.script} ended with exit code {code}", file=sys.stderr)
         return code
