@@ -160,6 +160,19 @@ def test_runs_of_one_name_are_told_apart(results, data, tmp_path):
     assert len(methods(runs)) == 4  # ADE20K shares a label with VOC
 
 
+def test_a_method_has_one_name_on_all_benchmarks(data, tmp_path):
+    folder = tmp_path / "results"
+    for place, weights in enumerate(("seeded:3", "sha256:0123456789abcdef")):
+        for key, threshold in (("voc", 0.55 - place / 100), ("voc20", None)):
+            segmenter = {"projection_weights": weights, "clean_background": key == "voc"}
+            changes = {"benchmark": key, "bg_thresh": threshold}
+            name = f"{key}_toy_{place}{len(key)}"
+            write_run(data, folder, name, settings={"segmenter": segmenter}, **changes)
+    runs = find_runs([folder])[0]
+    assert methods(runs) == ["toy, weights 01234567", "toy, weights seeded:3"]
+    assert len(runs) == 4
+
+
 def test_a_class_without_any_pixel_is_left_out_and_one_of_a_run_is_a_dash(results):
     path = results / "voc_toy_pamr_22222222.json"
     content = json.loads(path.read_text())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -170,17 +172,39 @@ def _method(result: Mapping[str, Any]) -> str:
     return f"{result['model']}{' + PAMR' if result['pamr'] else ''}"
 
 
+def _weights(run: EvaluatedRun) -> str:
+    """The projection's, in a few letters."""
+    name = str(_models(run).get("projection_weights", ""))
+    kind, _, digest = name.partition(":")
+    return f", weights {digest[:8] if kind == 'sha256' else name}" if name else ""
+
+
+def _other_models(run: EvaluatedRun) -> str:
+    """The same for all benchmarks of a method, which the hash of a run is not."""
+    text = json.dumps(_models(run), sort_keys=True)
+    return f", models {hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _models(run: EvaluatedRun) -> dict[str, Any]:
+    """The settings that do not depend on the benchmark."""
+    segmenter = (run.result.get("settings") or {}).get("segmenter") or {}
+    per_benchmark = ("pamr", "clean_background")
+    return {key: value for key, value in segmenter.items() if key not in per_benchmark}
+
+
 def _threshold(run: EvaluatedRun) -> str:
     value = run.result["bg_thresh"]
     return "" if value is None else f", threshold {value}"
 
 
 def _distinguish(runs: list[EvaluatedRun]) -> list[EvaluatedRun]:
-    """Make labels unique within each benchmark: by threshold, hash, folder, in the end by path."""
+    """Make labels unique within each benchmark, and the same for all benchmarks of a method."""
     differences: list[Callable[[EvaluatedRun], str]] = [
+        _weights,
+        _other_models,
         _threshold,
-        lambda run: f", {run.path.stem.rsplit('_', 1)[-1]}",
         lambda run: f", {run.path.parent.name}",
+        lambda run: f", {run.path.stem.rsplit('_', 1)[-1]}",
         lambda run: f", {run.path}",
     ]
     for difference in differences:
