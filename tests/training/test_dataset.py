@@ -24,8 +24,8 @@ def test_a_caption_comes_with_the_features_of_its_own_image(tiny_features):
     assert torch.equal(batch.text, features.caption_features["ann_feats"][[7, 0, 3]])
     assert batch.extras == {}
     assert len(pairs) == 8
-    assert pairs.annotation_ids()[7] == 1007
-    assert pairs.image_ids()[7] == 103
+    assert pairs.features.annotations[7]["id"] == 1007
+    assert pairs.features.annotations[7]["image_id"] == 103
 
 
 def test_features_stored_in_half_precision_are_used_in_float32(tiny_features):

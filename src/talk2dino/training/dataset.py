@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -43,18 +43,14 @@ class Pairs(Protocol):
     """A set of captions, each with its image: stored features, or images encoded as they come."""
 
     choice: FeatureChoice
+    features: FeatureFile
+    """The records, and with stored features also those."""
     caption_rows: Tensor
     """(M,) the image of each caption."""
     num_images: int
 
     def __len__(self) -> int:
         """Number of captions."""
-
-    def annotation_ids(self) -> list[Any]:
-        """M ids of the captions."""
-
-    def image_ids(self) -> list[Any]:
-        """M ids of the captions' images."""
 
     def widths(self) -> dict[str, int]:
         """The sizes that a projection must fit: dino_embed_dim, clip_embed_dim, num_attn_head."""
@@ -179,14 +175,6 @@ class StoredPairs:
     def __len__(self) -> int:
         """Number of captions."""
         return len(self.caption_rows)
-
-    def annotation_ids(self) -> list[Any]:
-        """M ids of the captions."""
-        return [annotation["id"] for annotation in self.features.annotations]
-
-    def image_ids(self) -> list[Any]:
-        """M ids of the captions' images."""
-        return [annotation["image_id"] for annotation in self.features.annotations]
 
     def widths(self) -> dict[str, int]:
         """The sizes that a projection must fit."""

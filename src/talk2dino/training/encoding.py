@@ -122,14 +122,6 @@ class EncodedPairs:
         """Number of captions."""
         return len(self.caption_rows)
 
-    def annotation_ids(self) -> list[Any]:
-        """M ids of the captions."""
-        return [annotation["id"] for annotation in self.features.annotations]
-
-    def image_ids(self) -> list[Any]:
-        """M ids of the captions' images."""
-        return [annotation["image_id"] for annotation in self.features.annotations]
-
     def widths(self) -> dict[str, int]:
         """The sizes that a projection must fit: those of the first pair."""
         return feature_widths(self.choice, *self._first())

@@ -258,10 +258,9 @@ def run_settings(job: TrainJob) -> dict[str, Any]:
 
 def write_heads(heads: Tensor, pairs: Pairs, path: Path) -> None:
     """JSON: annotation id -> image id and the head chosen for the caption in the last epoch."""
-    images, annotations = pairs.image_ids(), pairs.annotation_ids()
     chosen = {
-        str(annotation): {"image_id": image, "head": head}
-        for annotation, image, head in zip(annotations, images, heads.tolist(), strict=True)
+        str(annotation["id"]): {"image_id": annotation["image_id"], "head": head}
+        for annotation, head in zip(pairs.features.annotations, heads.tolist(), strict=True)
     }
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(chosen) + "\n", encoding="utf-8")
