@@ -17,6 +17,7 @@ from talk2dino.benchmarks.counts import CountsWriter, read_counts_folder, stacke
 from talk2dino.benchmarks.datasets import EvaluationSet
 from talk2dino.benchmarks.evaluate import Run, Share, evaluate_group, group_runs
 from talk2dino.benchmarks.pictures import PictureFolders
+from talk2dino.benchmarks.processes import Processes
 from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
 from talk2dino.benchmarks.table import BENCHMARKS, Protocol
 from talk2dino.inference import ClassQuery, resize_scores, score_labels
@@ -131,6 +132,23 @@ def test_label_maps_that_are_missing_are_made_again(make_voc, by_colour, tmp_pat
     assert np.array_equal(np.asarray(truth), run.dataset.read_label(1))
     colours = np.asarray(truth.convert("RGB"))
     assert np.array_equal(colours, run.dataset.palette[run.dataset.read_label(1)])
+
+
+class OneOfTwo(Processes):
+    """The first of two processes; the other one has the label maps of all images but 1 and 3."""
+
+    def gather(self, value):
+        return [value] if isinstance(value[0], dict) else [value, [1, 3]]
+
+
+def test_processes_divide_the_same_list_of_missing_label_maps(make_voc, by_colour, tmp_path):
+    run = make_run(make_voc(4))
+    evaluate_group([run], tasks_of(by_colour), tmp_path / "out")
+    run = dataclasses.replace(run, folders=PictureFolders(tmp_path / "maps"))
+    processes = OneOfTwo(rank=0, count=2)
+    done = evaluate_group([run], tasks_of(by_colour), tmp_path / "out", processes=processes)
+    assert done.images == 2
+    assert [path.name for path in (tmp_path / "maps").glob("*.png")] == ["000001.png"]
 
 
 def test_counts_of_other_settings_are_refused(make_voc, by_colour, tmp_path):

@@ -112,8 +112,9 @@ def evaluate_group(
     share, processes = share or Share(), processes or Processes()
     started = time.perf_counter()
     counts = _gathered(runs, [_counted(run, output) for run in runs], processes)
-    todo = _unfinished(runs, counts, share)
-    # All ranks have seen what all others had, so they divide the same list.
+    # All ranks divide the same list, whichever disk a label map is on and whoever starts first.
+    unfinished = processes.gather(_unfinished(runs, counts, share))
+    todo = sorted(set(unfinished[0]).intersection(*unfinished[1:]))
     mine = todo[processes.rank :: processes.count]
     if mine:
         tasks = make_tasks(runs)
