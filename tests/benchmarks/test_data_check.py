@@ -169,3 +169,5 @@ def test_wrong_arguments_are_refused(tmp_path, capsys):
     assert main(["check", "--data_root", str(tmp_path / "no")]) == 2
     assert main(["check", "--data_root", str(tmp_path), "--benchmarks", "vok"]) == 2
     assert "Did you mean 'voc'" in capsys.readouterr().err
+    assert main(["check", "--data_root", str(tmp_path), "--benchmarks", "toy"]) == 2
+    assert "nothing to check" in capsys.readouterr().err

@@ -65,7 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Raise for wrong arguments."""
-    find_benchmarks(args.benchmarks)
+    if not _rows(args):
+        raise ValueError("the drawn world (toy) is made by quickstart: nothing to check or convert.")
     check_workers(args.nproc)
     if args.sample < 0:
         raise ValueError(f"--sample must not be negative, got {args.sample}")
@@ -77,8 +78,12 @@ def check(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check or convert."""
-    rows = [row for row in find_benchmarks(args.benchmarks) if row.key != "toy"]
+    rows = _rows(args)
     return check_data(args, rows) if args.action == "check" else convert_data(args, rows)
+
+
+def _rows(args: argparse.Namespace) -> list[Benchmark]:
+    return [row for row in find_benchmarks(args.benchmarks) if row.key != "toy"]
 
 
 def check_data(args: argparse.Namespace, rows: Sequence[Benchmark]) -> int:
