@@ -66,7 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def check(args: argparse.Namespace) -> None:
     """Raise for wrong arguments."""
     if not _rows(args):
-        raise ValueError("the drawn world (toy) is made by quickstart: nothing to check or convert.")
+        raise ValueError(
+            "the drawn world (toy) is made by quickstart: nothing to check or convert."
+        )
     check_workers(args.nproc)
     if args.sample < 0:
         raise ValueError(f"--sample must not be negative, got {args.sample}")
