@@ -25,7 +25,7 @@ $(VENV)/.installed: requirements.txt requirements-benchmark.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade pip
 	$(PY) -m pip install --quiet -r requirements.txt
-	$(PY) -m pip install --quiet --no-build-isolation --no-deps -r requirements-benchmark.txt
+	PYTHONPATH=build_support $(PY) -m pip install --quiet --no-build-isolation --no-deps -r requirements-benchmark.txt
 	$(PY) -m pip install -qq --no-deps --editable .  # -q would show a build warning
 	touch $@
 

@@ -10,8 +10,8 @@ from importlib import import_module
 from types import ModuleType
 
 INSTALL = (
-    "Install them with: pip install 'setuptools<81' && pip install --no-build-isolation --no-deps "
-    "-r requirements-benchmark.txt"
+    "Install them with: pip install 'setuptools<81' && PYTHONPATH=build_support pip install "
+    "--no-build-isolation --no-deps -r requirements-benchmark.txt"
 )
 
 
