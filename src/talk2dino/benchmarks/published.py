@@ -20,7 +20,8 @@ logger = logging.getLogger(__name__)
 SECTIONS = ("model", "evaluate")
 QUALITATIVE = ("pred_qual_path", "gt_qual_path")
 
-# Keys of the published files that nothing ever read, or that only training did.
+# Keys of the published files that nothing ever read, that only training read, or that chose
+# files and loaders, as _base_ did; our two files hold every setting.
 WITHOUT_EFFECT = {
     "": {
         *("_base_", "model_name", "output", "tag", "wandb", "seed", "print_freq"),
@@ -94,8 +95,9 @@ def read_published(
         merged[name] |= values
     if ignored:
         logger.warning(
-            "these keys never had an effect and are ignored: %s",
+            "these keys have no effect here and are ignored: %s%s",
             ", ".join(dict.fromkeys(ignored)),
+            ". Files named by _base_ are not read" if "_base_" in ignored else "",
         )
     source = " + ".join(path.name for path in files)
     for name in SECTIONS:

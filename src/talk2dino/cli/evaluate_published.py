@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from talk2dino.cli.entry import Command, run_command
+from talk2dino.cli.entry import DONE, Command, run_command
 from talk2dino.cli.evaluation import (
     add_run_flags,
-    exit_code,
     folders_of,
     run_and_report,
     share_of,
@@ -77,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
 
         if is_first_process():
             _log(args, job, outcomes)
-    return exit_code(outcomes)
+    return DONE
 
 
 def prepared(args: argparse.Namespace) -> tuple[Job, list[Run]]:

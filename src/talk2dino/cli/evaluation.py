@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from talk2dino.cli.entry import DONE
 from talk2dino.files import atomic_path
 
 if TYPE_CHECKING:
@@ -83,12 +82,6 @@ def run_and_report(job: Job, runs: Sequence[Run]) -> list[Outcome]:
         if processes.rank == 0:
             _report(job, outcomes)
     return outcomes
-
-
-def exit_code(outcomes: Sequence[Outcome]) -> int:
-    """A slice of the images is a success, too."""
-    assert outcomes
-    return DONE
 
 
 class _Bars:

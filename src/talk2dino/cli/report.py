@@ -63,7 +63,7 @@ def _options(args: argparse.Namespace) -> ReportOptions:
 
 
 def _benchmark_bar(total: int, done: int) -> AbstractContextManager[Bar]:
-    return tqdm(total=total, initial=done, unit=" benchmarks", dynamic_ncols=True)
+    return tqdm(total=total, initial=done, unit=" benchmarks", dynamic_ncols=True, disable=None)
 
 
 COMMAND = Command(
