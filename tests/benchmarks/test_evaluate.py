@@ -13,6 +13,7 @@ from PIL import Image
 
 pytest.importorskip("mmseg")
 
+from talk2dino.benchmarks.checks import fingerprint
 from talk2dino.benchmarks.counts import CountsWriter, read_counts_folder, stacked_areas
 from talk2dino.benchmarks.datasets import EvaluationSet
 from talk2dino.benchmarks.evaluate import Run, Share, evaluate_group, group_runs
@@ -60,6 +61,17 @@ def areas(done, run):
 def assert_equal(ours, theirs):
     for key, value in theirs.items():
         assert np.array_equal(ours[key], value), key
+
+
+def test_relabelled_files_of_equal_size_are_other_data(make_voc):
+    root = make_voc(2)
+    dataset = EvaluationSet(BENCHMARKS["voc"], root)
+    before = fingerprint(dataset)
+    assert fingerprint(EvaluationSet(BENCHMARKS["voc"], root)) == before
+    label = dataset.data_root / dataset.samples[1].label
+    content = label.read_bytes()
+    label.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert fingerprint(dataset) != before
 
 
 def test_counts_agree_with_mmsegmentation(make_voc, by_colour, tmp_path):

@@ -60,12 +60,12 @@ def check_distinct_stems(dataset: EvaluationSet) -> None:
 
 
 def fingerprint(dataset: EvaluationSet) -> str:
-    """A hash of the names and sizes in bytes of all files, in order."""
+    """A hash of the images' names and sizes in bytes, and of the labels' names and contents."""
     digest = hashlib.sha256()
     for sample in dataset.samples:
-        for path in (sample.image, sample.label):
-            size = (dataset.data_root / path).stat().st_size
-            digest.update(f"{path}\0{size}\n".encode())
+        size = (dataset.data_root / sample.image).stat().st_size
+        digest.update(f"{sample.image}\0{size}\n{sample.label}\n".encode())
+        digest.update((dataset.data_root / sample.label).read_bytes())
     return digest.hexdigest()[:16]
 
 
