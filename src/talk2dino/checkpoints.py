@@ -59,9 +59,13 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: str | Pa
     Raises:
         ValueError: names the missing keys, the unexpected keys and the wrong shapes.
     """
-    shapes = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    check_fit(state, shapes, f"{source} does not fit this {type(module).__name__}")
+    check_fit(state, state_shapes(module), f"{source} does not fit this {type(module).__name__}")
     module.load_state_dict(dict(state))
+
+
+def state_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of everything in a module's state dict."""
+    return {name: tuple(value.shape) for name, value in module.state_dict().items()}
 
 
 def check_fit(

@@ -12,7 +12,7 @@ from open_clip.transformer import LayerNorm, QuickGELU, ResidualAttentionBlock
 from torch import Tensor, nn
 
 from talk2dino.alignment import align
-from talk2dino.checkpoints import load_strict, read_state_dict
+from talk2dino.checkpoints import load_strict, read_state_dict, state_shapes
 from talk2dino.config import ProjectionConfig, build, check_name, load_recipe
 from talk2dino.seeded import parse_seeded, seeded_state
 
@@ -289,8 +289,7 @@ def load_projection(
     model = build_projection(config)
     seed = parse_seeded(str(weights))
     if seed is not None:
-        shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-        state = seeded_state(seed, shapes)
+        state = seeded_state(seed, state_shapes(model))
     else:
         state = read_state_dict(weights)
         if isinstance(model, ProjectionLayer):

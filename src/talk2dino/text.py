@@ -12,7 +12,7 @@ import torch
 from open_clip.transformer import QuickGELU, TextTransformer
 from torch import Tensor, nn
 
-from talk2dino.checkpoints import load_strict, read_state_dict
+from talk2dino.checkpoints import load_strict, read_state_dict, state_shapes
 from talk2dino.config import check_name
 from talk2dino.seeded import parse_seeded, seeded_state
 
@@ -211,8 +211,7 @@ def load_text(
     if weights == PRETRAINED:
         state = _download(name)
     elif seed is not None:
-        shapes = {key: tuple(value.shape) for key, value in _parameters(model).items()}
-        state = seeded_state(seed, shapes)
+        state = seeded_state(seed, state_shapes(model))  # named as in OpenAI's checkpoints
     else:
         state = read_state_dict(weights)
     load_strict(model, _text_part(state, model), weights)
@@ -230,11 +229,6 @@ def create_text_tower(name: str) -> TextTransformer:
         shape = {key: text[key] for key in ("width", "heads", "layers")}
         shape["output_dim"] = config["embed_dim"]
     return TextTransformer(act_layer=QuickGELU, **shape)
-
-
-def _parameters(model: TextTransformer) -> dict[str, Tensor]:
-    """The tower's tensors; their names are those of OpenAI's checkpoints."""
-    return dict(model.state_dict())
 
 
 def _text_part(state: dict[str, Tensor], model: TextTransformer) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
-from talk2dino.checkpoints import check_fit, load_strict, read_state_dict
+from talk2dino.checkpoints import check_fit, load_strict, read_state_dict, state_shapes
 from talk2dino.config import check_name
 from talk2dino.seeded import parse_seeded, seeded_state
 
@@ -292,7 +292,7 @@ def official_shapes(model: VisionTransformer | Eva) -> dict[str, tuple[int, ...]
     DINOv2 (a 37 x 37 position grid and LayerScale) is named as in `dinov2_*_pretrain.pth`,
     where the CLS token has a position of its own; every other model as in timm.
     """
-    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    shapes = state_shapes(model)
     if not _is_dinov2(model):
         return shapes
     dim = model.embed_dim

@@ -125,11 +125,6 @@ class EvaluationSet:
         return labels
 
 
-def load_sets(benchmarks: list[Benchmark], data_root: str | Path) -> list[EvaluationSet]:
-    """The sets of several benchmarks."""
-    return [EvaluationSet(benchmark, data_root) for benchmark in benchmarks]
-
-
 def _check_layout(benchmark: Benchmark, root: Path) -> None:
     advice = "`python -m talk2dino data check` says what belongs where."
     if not root.is_dir():

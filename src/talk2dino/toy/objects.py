@@ -8,7 +8,7 @@ of a backbone with random weights tell apart best.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -211,8 +211,3 @@ OBJECTS: dict[str, Callable[[Brush], None]] = {
     "cat": _cat,
 }
 """What can be drawn, in the order of the class ids."""
-
-
-def object_names() -> Sequence[str]:
-    """The object classes, in the order of their ids."""
-    return tuple(OBJECTS)
