@@ -18,10 +18,10 @@ from talk2dino.benchmarks.counts import CountsWriter, read_counts_folder, stacke
 from talk2dino.benchmarks.datasets import EvaluationSet
 from talk2dino.benchmarks.evaluate import Run, Share, evaluate_group, group_runs
 from talk2dino.benchmarks.pictures import PictureFolders
-from talk2dino.benchmarks.processes import Processes
 from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
 from talk2dino.benchmarks.table import BENCHMARKS, Protocol
 from talk2dino.inference import ClassQuery, resize_scores, score_labels
+from talk2dino.processes import Processes
 from talk2dino.projection import load_projection
 from talk2dino.segmenter import Talk2DinoSegmenter, build_segmenter
 from talk2dino.segmenter_config import read_segmenter_config

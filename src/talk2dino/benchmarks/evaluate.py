@@ -22,9 +22,9 @@ from talk2dino.benchmarks.counts import (
 )
 from talk2dino.benchmarks.datasets import EvaluationSet
 from talk2dino.benchmarks.pictures import PictureFolders
-from talk2dino.benchmarks.processes import Processes
 from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
 from talk2dino.features.progress import Progress, silent
+from talk2dino.processes import Processes
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,13 +18,13 @@ from talk2dino.benchmarks.checks import check_distinct_stems, check_files, finge
 from talk2dino.benchmarks.datasets import EvaluationSet
 from talk2dino.benchmarks.evaluate import Run, Share, evaluate_group, group_runs
 from talk2dino.benchmarks.pictures import PictureFolders
-from talk2dino.benchmarks.processes import Processes
 from talk2dino.benchmarks.results import Timing, make_result, read_result, write_result
 from talk2dino.benchmarks.scoring import Task
 from talk2dino.benchmarks.table import Benchmark
 from talk2dino.features.progress import Progress, silent
 from talk2dino.files import check_folder_writable, load_torch, save_torch
 from talk2dino.inference import ClassQuery
+from talk2dino.processes import Processes
 from talk2dino.seeded import parse_seeded
 from talk2dino.segmenter import Talk2DinoSegmenter, build_segmenter
 from talk2dino.segmenter_config import SegmenterConfig

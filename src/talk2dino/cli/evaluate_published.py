@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     job, runs = prepared(args)
     outcomes = run_and_report(job, runs)
     if args.wandb:
-        from talk2dino.benchmarks.processes import is_first_process
+        from talk2dino.processes import is_first_process
 
         if is_first_process():
             _log(args, job, outcomes)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from talk2dino.benchmarks.evaluate import Run, Share
     from talk2dino.benchmarks.job import Job, Outcome
     from talk2dino.benchmarks.pictures import PictureFolders
-    from talk2dino.benchmarks.processes import Processes
     from talk2dino.features.progress import Bar
+    from talk2dino.processes import Processes
 
 _GPU_BATCH, _CPU_BATCH = 32, 4
 
@@ -71,7 +71,7 @@ def run_and_report(job: Job, runs: Sequence[Run]) -> list[Outcome]:
     import dataclasses
 
     from talk2dino.benchmarks.job import run_job
-    from talk2dino.benchmarks.processes import joined_processes
+    from talk2dino.processes import joined_processes
 
     with joined_processes() as processes:
         job = dataclasses.replace(job, device=processes.device(job.device))

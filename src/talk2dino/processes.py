@@ -1,4 +1,4 @@
-"""Several processes on one evaluation: `torch.distributed.run` started them, gloo connects them."""
+"""Several processes on one job: `torch.distributed.run` started them, gloo connects them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-# A rank waits for the slowest one; evaluations take hours.
+# A rank waits for the slowest one; an evaluation or an extraction takes hours.
 _PATIENCE = timedelta(days=7)
 
 
@@ -21,7 +21,7 @@ class Processes:
     """This process among its equals."""
 
     rank: int = 0
-    """Number of this one; 0 writes the results."""
+    """Number of this one; 0 writes what all have made."""
     count: int = 1
     """How many there are."""
     local_rank: int = 0
