@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +82,11 @@ class Measured:
 class Worker:
     """A side in its own process."""
 
-    def __init__(self, name: str, side: str, device: str, folder: Path, threads: int) -> None:
+    def __init__(
+        self, registry: str, name: str, side: str, device: str, folder: Path, threads: int
+    ) -> None:
         paths = [str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]
-        arguments = [name, side, device, str(folder), str(threads)]
+        arguments = [registry, name, side, device, str(folder), str(threads)]
         self._what = f"{name}, {side}"
         self._process = subprocess.Popen(
             [sys.executable, "-m", "speed.worker", *arguments],
@@ -131,25 +134,32 @@ class Worker:
         raise RuntimeError(f"{self._what}: the process ended with {self._process.wait()}")
 
 
-def measure(name: str, case: Case, device: str, threads: int, repeats: int | None) -> Measured:
+def measure(
+    name: str,
+    device: str = "cpu",
+    threads: int = 1,
+    repeats: int | None = None,
+    registry: str = "speed.cases",
+) -> Measured:
     """Measure a case.
 
     Args:
-        name: of the case in `speed.cases.CASES`.
-        case: that case.
+        name: of the case.
         device: "cpu" or "cuda".
         threads: of PyTorch in each process; the sides never run at the same time.
         repeats: timed runs of each side; None takes the case's.
+        registry: module whose CASES has the case.
 
     Raises:
         RuntimeError: a process ended early; its own message is above.
     """
+    case: Case = import_module(registry).CASES[name]
     folder = Path(tempfile.mkdtemp(prefix=f"talk2dino-speed-{name}-"))
     workers: dict[str, Worker] = {}
     try:
         case.inputs(folder)
         for side in case.sides:
-            workers[side] = Worker(name, side, device, folder, threads)
+            workers[side] = Worker(registry, name, side, device, folder, threads)
             workers[side].prepared()
         answers: dict[str, list[dict[str, float]]] = {side: [] for side in workers}
         for _ in range(case.warmups + (repeats or case.repeats)):

@@ -1,7 +1,7 @@
 """Measure the shipped code against paper-literal versions of it.
 
 python speed/run.py pamr
-python speed/run.py all --device cpu --json speed.json
+python speed/run.py all --json speed.json --page docs/performance.md
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import torch  # noqa: E402
 from speed.case import LITERAL  # noqa: E402
 from speed.cases import CASES, PATHS  # noqa: E402
 from speed.measure import Measured, measure  # noqa: E402
+from speed.table import write_table  # noqa: E402
 from talk2dino.files import atomic_path  # noqa: E402
 
 
@@ -38,17 +39,24 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each process")
     parser.add_argument("--repeats", type=int, help="timed runs of each side (default: 5 or more)")
     parser.add_argument("--json", type=Path, help="file for the figures; added to what is there")
+    parser.add_argument(
+        "--page", type=Path, help="Markdown page whose table is replaced by all figures in --json"
+    )
     args = parser.parse_args(argv)
+    if args.page and not args.json:
+        parser.error("--page takes its figures from --json: name that file too")
     names = _names(parser, args.paths)
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch finds no CUDA device here")
     machine = _machine(args.device, args.threads)
     print(machine)
     for name in names:
-        measured = measure(name, CASES[name], args.device, args.threads, args.repeats)
+        measured = measure(name, args.device, args.threads, args.repeats)
         _show(name, measured)
         if args.json:
-            _add(args.json, measured.record() | {"machine": machine}, name)
+            records = _add(args.json, name, measured.record() | {"machine": machine})
+            if args.page:
+                write_table(args.page, args.device, records)
 
 
 def _names(parser: argparse.ArgumentParser, paths: list[str]) -> list[str]:
@@ -82,11 +90,14 @@ def _show(name: str, measured: Measured) -> None:
         print(f"  largest difference of the results: {measured.max_difference:.2g}")
 
 
-def _add(path: Path, record: dict[str, Any], name: str) -> None:
-    """Add figures to a JSON file, whose other cases stay."""
+def _add(path: Path, name: str, record: dict[str, Any]) -> dict[str, Any]:
+    """Add a case to a JSON file, whose other cases stay; returns all, in the order of CASES."""
     found = json.loads(path.read_text()) if path.is_file() else {}
+    found[name] = record
+    found = {case: found[case] for case in CASES if case in found}
     with atomic_path(path) as partial:
-        partial.write_text(json.dumps(found | {name: record}, indent=2) + "\n")
+        partial.write_text(json.dumps(found, indent=2) + "\n")
+    return found
 
 
 def _machine(device: str, threads: int) -> str:

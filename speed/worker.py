@@ -6,21 +6,21 @@ import json
 import sys
 import threading
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from speed.case import Step
-from speed.cases import CASES
 
 
 def main() -> None:
     """Answer each `run` line with the time and memory of a step, and `save FILE` with a file."""
-    name, side, device, folder, threads = sys.argv[1:]
+    registry, name, side, device, folder, threads = sys.argv[1:]
     torch.set_num_threads(int(threads))
     bare_mb = resident_mb()
-    step = CASES[name].sides[side](device, Path(folder))
+    step = import_module(registry).CASES[name].sides[side](device, Path(folder))
     print("{}", flush=True)
     result = None
     for line in sys.stdin:
