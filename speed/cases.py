@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from speed.case import Case
+from speed.extract import CASES as EXTRACT
 from speed.pamr import CASES as PAMR
+from speed.text import CASES as TEXT
+from speed.train import CASES as TRAIN
 
-CASES: dict[str, Case] = {**PAMR}
+CASES: dict[str, Case] = {**PAMR, **TRAIN, **EXTRACT, **TEXT}
 
 PATHS: dict[str, tuple[str, ...]] = {
     "pamr": tuple(PAMR),
+    "train": tuple(TRAIN),
+    "extract": tuple(EXTRACT),
+    "text": tuple(TEXT),
 }
 """Hot path -> its cases, in the order in which they are measured."""

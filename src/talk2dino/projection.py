@@ -61,6 +61,7 @@ class Projection(nn.Module):
         cls: Tensor | None = None,
         text_input_mask: Tensor | None = None,
         text_argmax: Tensor | None = None,
+        visual_is_unit: bool = False,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Scores of all pairs of a batch.
@@ -72,17 +73,23 @@ class Projection(nn.Module):
             cls: (B, D) CLS tokens, when heads are weighted conditionally.
             text_input_mask: (B, T) bool, the tokens that exist.
             text_argmax: (B,) position of each end-of-text token.
+            visual_is_unit: the visual vectors have length 1 already; see `images_stay`.
             generator: randomness of `sampled_attn_map`.
 
         Returns:
             (B, B), diagonal = true pairs; orientation as in `talk2dino.alignment.align`.
         """
         visual, text = self.embed(
-            visual, text, self_attn_maps=self_attn_maps, cls=cls, text_argmax=text_argmax
+            visual,
+            text,
+            self_attn_maps=self_attn_maps,
+            cls=cls,
+            text_argmax=text_argmax,
+            visual_is_unit=visual_is_unit,
         )
         token_mask = None
         if text.ndim == 3:
-            token_mask = self._token_mask(text, text_input_mask, text_argmax)
+            token_mask = self.token_mask(text, text_input_mask, text_argmax)
         return align(
             visual,
             text,
@@ -100,6 +107,7 @@ class Projection(nn.Module):
         self_attn_maps: Tensor | None = None,
         cls: Tensor | None = None,
         text_argmax: Tensor | None = None,
+        visual_is_unit: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Both sides in their common space, L2-normalised if `cosine`; arguments as in forward."""
         if self.config.weight_attn_heads:
@@ -107,8 +115,8 @@ class Projection(nn.Module):
         visual = self.project_visual(visual)
         text = self.project_clip_txt(text, text_argmax)
         if self.config.cosine:
-            visual = F.normalize(visual, dim=-1, eps=NORM_EPS)
-            text = F.normalize(text, dim=-1, eps=NORM_EPS)
+            visual = visual if visual_is_unit else unit(visual)
+            text = unit(text)
         return visual, text
 
     def _pool_weighted_heads(
@@ -116,7 +124,7 @@ class Projection(nn.Module):
     ) -> Tensor:
         raise ValueError(f"{type(self).__name__} has no head weights")
 
-    def _token_mask(self, text: Tensor, mask: Tensor | None, end: Tensor | None) -> Tensor:
+    def token_mask(self, text: Tensor, mask: Tensor | None, end: Tensor | None) -> Tensor:
         """(B, T) bool: the tokens that count; CLS and end-of-text positions as configured."""
         kept = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
         if mask is not None:
@@ -296,6 +304,20 @@ def load_projection(
             state = model.rename_keys(state)
     load_strict(model, state, weights)
     return model.eval().to(device)
+
+
+def images_stay(config: ProjectionConfig) -> bool:
+    """Whether a model does no more to image features than give them length 1.
+
+    Then that can be done once, before training, instead of in every step.
+    """
+    stays = MODEL_CLASSES[config.model_class].project_visual is Projection.project_visual
+    return config.cosine and config.weight_attn_heads is None and stays
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """(..., D) scaled to length 1; zeros stay zeros."""
+    return F.normalize(vectors, dim=-1, eps=NORM_EPS)
 
 
 def _activation(name: str | None) -> nn.Module:

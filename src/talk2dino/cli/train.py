@@ -99,7 +99,8 @@ def _add_images(group: argparse._ArgumentGroup) -> None:
         "--cache_gb",
         type=float,
         default=_half_of_the_memory_gb(),
-        help="features up to this size are encoded once and kept in memory",
+        help="features up to this size are kept in memory; larger ones are read from their file, "
+        "or encoded, again in every epoch",
     )
     group.add_argument(
         "--workers", type=int, default=min(8, os.cpu_count() or 1), help="decoding processes"

@@ -193,7 +193,13 @@ class TrainingRun:
 
     def _loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
         train = self.settings.train
-        scores = self.model(batch.visual, batch.text, **batch.extras, generator=generator)
+        scores = self.model(
+            batch.visual,
+            batch.text,
+            **batch.extras,
+            visual_is_unit=batch.visual_is_unit,
+            generator=generator,
+        )
         if train.ltype == "triplet":
             return triplet(scores, train.margin, train.max_violation)
         return infonce(scores)
