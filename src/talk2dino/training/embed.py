@@ -37,7 +37,8 @@ def embed_pairs(model: Projection, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor
 
 def chosen_heads(model: Projection, batch: Batch) -> Tensor:
     """(B,) head that represents each image for its own caption, before the step's update."""
-    return selected_heads(*_embed(model, batch))
+    with torch.no_grad():
+        return selected_heads(*_embed(model, batch))
 
 
 def check_retrieval(choice: FeatureChoice) -> None:
