@@ -1,4 +1,4 @@
-"""PAMR: shifted accumulation against dilated convolutions with a 48-fold tensor."""
+"""PAMR: neighbours as bags of rows against dilated convolutions with a 48-fold tensor."""
 
 from __future__ import annotations
 
