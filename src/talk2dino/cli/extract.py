@@ -129,7 +129,7 @@ def _settings(args: argparse.Namespace) -> ImageSettings:
 def _default_workers() -> int:
     """One per core that the process has, but for its own."""
     cores = (os.cpu_count() or 2) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, min(8, cores - 1))
+    return max(1, min(16, cores - 1))
 
 
 COMMAND = Command(

@@ -101,7 +101,7 @@ class TextSettings:
         """What decides the numbers; stored in the feature file."""
         weights = "pretrained" if is_bert(self.model) else default_weights(self.model)
         recorded = {"model": self.model, "weights": self.weights or weights, "dtype": self.dtype}
-        return recorded | ({"amp": self.amp if self.amp != "auto" else True} if self.amp else {})
+        return recorded | ({"amp": self.amp == "auto" or self.amp} if self.amp else {})
 
 
 class Encoder:
@@ -324,7 +324,7 @@ def _found(
             }
 
     if isinstance(model, BertEncoder):
-        return joined(encoder.fit.pieces(bert_features, rows))
+        return joined(encoder.fit.pieces(bert_features, rows.to(encoder.device)))
     tokens = texts.tokens(model, rows).to(encoder.device, non_blocking=True)
     return joined(encoder.fit.pieces(features, tokens))
 

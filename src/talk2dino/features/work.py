@@ -136,8 +136,8 @@ def _gather(job: Job, value: Any) -> list[Any]:
         return job.processes.gather(value)
     except RuntimeError as error:
         raise RuntimeError(
-            f"another process of this extraction has ended ({str(error).splitlines()[0]}). What "
-            f"is finished is kept in {job.folder}; run the same command again to go on."
+            "another process of this extraction has ended. What is finished is kept in "
+            f"{job.folder}; run the same command again to go on."
         ) from error
 
 
