@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 TEMPERATURE = 0.07
@@ -20,8 +19,10 @@ def infonce(scores: Tensor) -> Tensor:
     Args:
         scores: (B, B) cosines.
     """
-    loss: Tensor = _InfoNCE.apply(scores)  # type: ignore[no-untyped-call]
-    return loss
+    logits = scores / TEMPERATURE
+    targets = torch.arange(len(scores), device=scores.device)
+    loss = (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
+    return loss / len(scores) ** 2
 
 
 def triplet(scores: Tensor, margin: float = 0.2, max_violation: bool = True) -> Tensor:
@@ -41,28 +42,15 @@ def triplet(scores: Tensor, margin: float = 0.2, max_violation: bool = True) -> 
     return (cost_rows.sum() + cost_columns.sum()) / len(scores) ** 2
 
 
-class _InfoNCE(torch.autograd.Function):
-    """The mean of both cross entropies over B**2, with its gradient known in closed form.
+def infonce_and_gradient(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """`infonce` without autograd: the scalar loss, and (B, B) its gradient by the scores.
 
-    The same as (cross_entropy(logits) + cross_entropy(logits.T)) / 2 / B**2 in a third of the
-    time: the two softmaxes are computed once for both directions.
+    Both directions share one softmax each, for the loss and for the gradient.
     """
-
-    @staticmethod
-    def forward(ctx: Any, scores: Tensor) -> Tensor:
-        """(B, B) to a scalar."""
-        size = len(scores)
-        logits = scores / TEMPERATURE
-        rows, columns = logits.log_softmax(dim=1), logits.log_softmax(dim=0)
-        loss = -(rows.diagonal().sum() + columns.diagonal().sum()) / (2 * size**3)
-        if ctx.needs_input_grad[0]:
-            gradient = rows.exp_().add_(columns.exp_())
-            gradient.diagonal().sub_(2)
-            ctx.save_for_backward(gradient.mul_(1 / (2 * size**3 * TEMPERATURE)))
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, loss_gradient: Tensor) -> Tensor:  # type: ignore[override]
-        """A scalar to (B, B)."""
-        (gradient,) = ctx.saved_tensors
-        return gradient * loss_gradient
+    size = len(scores)
+    logits = scores / TEMPERATURE
+    rows, columns = logits.log_softmax(dim=1), logits.log_softmax(dim=0)
+    loss = -(rows.diagonal().sum() + columns.diagonal().sum()) / (2 * size**3)
+    gradient = rows.exp_().add_(columns.exp_())
+    gradient.diagonal().sub_(2)
+    return loss, gradient.mul_(1 / (2 * size**3 * TEMPERATURE))

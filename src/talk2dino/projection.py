@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import LayerNorm, QuickGELU, ResidualAttentionBlock
 from torch import Tensor, nn
 
 from talk2dino.alignment import align
@@ -235,6 +234,9 @@ class CLIPLastLayer(ProjectionLayer):
     """
 
     def __init__(self, config: ProjectionConfig) -> None:
+        # Only this class needs it: 5 s to import and 250 MB.
+        from open_clip.transformer import LayerNorm, QuickGELU, ResidualAttentionBlock
+
         super().__init__(config)
         width = config.clip_embed_dim  # equal to the tower's width in every OpenAI model
         self.last_block = ResidualAttentionBlock(width, width // 64, act_layer=QuickGELU)

@@ -20,9 +20,9 @@ from torch import Tensor
 from talk2dino.features.store import FeatureFile, read_features
 from talk2dino.projection import unit
 
-BYTES_MAPPED = 64 << 20
-"""Bytes read through one mapping; the system maps up to three times as much around them."""
-BATCHES_AHEAD = 4
+BYTES_MAPPED = 16 << 20
+"""Bytes read through one mapping; the system maps up to four times as much around them."""
+BATCHES_AHEAD = 2
 """Batches read ahead from disk, each by its own thread."""
 
 Gathered = dict[str, Tensor]
