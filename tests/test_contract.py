@@ -16,10 +16,13 @@ ROWS = [
         *("vision", "text", "projection", "alignment", "losses"),
         *("background", "pamr", "images", "drawing", "metrics"),
     },
-    {"features", "inference", "segmenter_config"},
-    {"segmenter", "training", "hub"},
-    {"benchmarks", "toy"},
-    {"cli", "app"},
+    {"features", "inference", "segmenter_config", "segmentation"},
+    {"segmenter", "training"},
+    {"benchmarks", "toy", "published_methods"},
+    {"hub"},
+    {"api"},
+    {"app", "export", "huggingface"},
+    {"cli"},
     {"__main__"},
 ]
 # Inside one row, these may use the module beside them that they are built on.

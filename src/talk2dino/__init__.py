@@ -11,7 +11,9 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "ClassQuery": "talk2dino.inference",
     "ProjectionLayer": "talk2dino.projection",
+    "Segmentation": "talk2dino.segmentation",
     "Segmenter": "talk2dino.segmenter",
+    "Talk2DINO": "talk2dino.api",
     "Talk2DinoSegmenter": "talk2dino.segmenter",
     "build_segmenter": "talk2dino.segmenter",
     "load_projection": "talk2dino.projection",

@@ -20,6 +20,7 @@ COMMANDS = {
     "data": "talk2dino.cli.data",
     "convert-coco": "talk2dino.cli.convert",
     "quickstart": "talk2dino.cli.quickstart",
+    "app": "talk2dino.cli.app",
 }
 """Command -> the module that defines it; only the one that runs is imported."""
 
