@@ -15,6 +15,7 @@ COMMANDS = {
     "extract-text": "talk2dino.cli.extract_text",
     "train": "talk2dino.cli.train",
     "segment": "talk2dino.cli.segment",
+    "app": "talk2dino.cli.app",
     "evaluate": "talk2dino.cli.evaluate",
     "report": "talk2dino.cli.report",
     "data": "talk2dino.cli.data",

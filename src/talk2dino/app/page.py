@@ -1,0 +1,324 @@
+"""The page: its components, and what happens when they are used."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from talk2dino.app import markup
+from talk2dino.app.inputs import Limits, Upload
+from talk2dino.app.models import Models
+from talk2dino.app.results import Results
+from talk2dino.app.view import Heat, Look, View, heat_of, look_at
+from talk2dino.app.work import Outcome, Progress, Request, segment
+
+logger = logging.getLogger(__name__)
+
+USER_ERRORS = (ValueError, OSError, RuntimeError, MemoryError)
+BUG = "Something went wrong here; the terminal of the server says what."
+STOPPED = "Stopped. Press Segment to start again."
+
+
+@dataclass(frozen=True)
+class Service:
+    """What all visitors of a page share."""
+
+    models: Models
+    """On offer."""
+    results: Results
+    """Kept for clicks and sliders."""
+    limits: Limits
+    """Of one request."""
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What the page shows before anything was done."""
+
+    examples: Sequence[tuple[Path, str]] = ()
+    """Pictures, each with the categories that go with it."""
+    categories: str = ""
+    """Text of the field of categories."""
+
+
+class Page:
+    """Builds the components of one page and connects them with a service."""
+
+    def __init__(self, service: Service, opening: Opening) -> None:
+        self.service = service
+        self.opening = opening
+
+    def build(self) -> gr.Blocks:
+        """The whole page."""
+        # Files of uploads and displayed pictures live for an hour; nothing is sent to Gradio.
+        blocks = gr.Blocks(
+            title="Talk2DINO", analytics_enabled=False, delete_cache=(600, 3600), fill_width=True
+        )
+        with blocks:
+            gr.HTML(markup.header(str(self.service.models.device)))
+            first = next(iter(self.service.models.entries.values()))
+            self.notice = gr.HTML(markup.notice(first.notice), elem_id="notice")
+            with gr.Row(elem_id="columns"):
+                with gr.Column(scale=4, min_width=320, elem_id="ask"):
+                    self._build_inputs()
+                with gr.Column(scale=6, min_width=320, elem_id="answer"):
+                    self._build_outputs()
+                with gr.Column(scale=4, min_width=320, elem_id="choose"):
+                    self._build_options()
+            self.key = gr.State(None, delete_callback=self.service.results.discard)
+            self._connect()
+        return blocks
+
+    def _build_inputs(self) -> None:
+        self.picture = gr.Image(
+            label="Picture",
+            sources=["upload", "clipboard", "webcam"],
+            type="filepath",
+            image_mode=None,
+            height=300,
+            elem_id="picture",
+            buttons=[],
+        )
+        # The examples stand above the field that they fill, next to the picture.
+        self.categories = gr.Textbox(
+            label="Categories",
+            info="Any words, separated by commas",
+            value=self.opening.categories,
+            placeholder="cat, sofa, window",
+            max_lines=4,
+            elem_id="categories",
+            render=False,
+        )
+        if self.opening.examples:
+            gr.Examples(
+                [[str(path), words] for path, words in self.opening.examples],
+                [self.picture, self.categories],
+                label="Examples",
+                elem_id="examples",
+                visible_columns=[0],
+                api_visibility="private",
+            )
+        self.categories.render()
+        with gr.Row(elem_id="buttons"):
+            self.run = gr.Button("Segment", variant="primary", scale=3, elem_id="run")
+            self.stop = gr.Button("Stop", scale=1, min_width=80, interactive=False, elem_id="stop")
+        self.status = gr.HTML(markup.NOTHING_YET, elem_id="status")
+
+    def _build_options(self) -> None:
+        entries = self.service.models.entries
+        first = next(iter(entries.values()))
+        with gr.Group(elem_id="options"):
+            self.model = gr.Dropdown(
+                list(entries), value=first.name, label="Model", elem_id="model"
+            )
+            self.refine = gr.Checkbox(
+                True, label="Refine", info="Follow the edges of the picture", elem_id="refine"
+            )
+            self.background = gr.Checkbox(
+                False,
+                label="Background",
+                info="Pixels below the threshold belong to no category",
+                elem_id="background",
+            )
+            self.threshold = gr.Slider(
+                0.3,
+                0.8,
+                value=first.threshold,
+                step=0.005,
+                label="Background threshold",
+                visible=False,
+                buttons=[],
+                elem_id="threshold",
+            )
+            self.opacity = gr.Slider(
+                0, 1, value=0.5, step=0.05, label="Opacity", buttons=[], elem_id="opacity"
+            )
+
+    def _build_outputs(self) -> None:
+        with gr.Tabs():
+            with gr.Tab("Overlay", elem_id="overlay-tab"):
+                self.overlay = gr.Image(
+                    label="Overlay",
+                    show_label=False,
+                    interactive=False,
+                    buttons=["fullscreen"],
+                    elem_id="overlay",
+                    alt_text="The picture in the colours of its categories",
+                )
+            with gr.Tab("Heat maps", elem_id="heat-tab"):
+                self.scale = gr.HTML(elem_id="scale")
+                self.heat = gr.Gallery(
+                    label="Heat maps",
+                    show_label=False,
+                    columns=3,
+                    object_fit="contain",
+                    height="auto",
+                    buttons=["fullscreen"],
+                    interactive=False,
+                    elem_id="heat",
+                )
+        with gr.Row(elem_id="findings"):
+            with gr.Column(min_width=260):
+                gr.HTML("<h2>Areas</h2>")
+                self.legend = gr.HTML('<p class="t2d-hint">Nothing segmented yet.</p>')
+            with gr.Column(min_width=260):
+                gr.HTML("<h2>Scores at a pixel</h2>")
+                self.position = gr.Textbox(
+                    label="Column, row",
+                    placeholder="click the picture, or type: 120, 80",
+                    max_lines=1,
+                    elem_id="position",
+                )
+                self.pixel = gr.HTML(markup.PIXEL_HINT, elem_id="pixel")
+        with gr.Row(elem_id="downloads"):
+            self.mask_file = gr.DownloadButton(
+                "Download mask", interactive=False, elem_id="mask-file"
+            )
+            self.overlay_file = gr.DownloadButton(
+                "Download overlay", interactive=False, elem_id="overlay-file"
+            )
+
+    def _connect(self) -> None:
+        shown = [self.overlay, self.legend, self.pixel, self.mask_file, self.overlay_file]
+        look = [self.key, self.threshold, self.opacity, self.position]
+        hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        light: dict[str, Any] = {**hidden, "concurrency_id": "light", "concurrency_limit": 4}
+        running = gr.on(
+            [self.run.click, self.categories.submit],
+            self.on_run,
+            [
+                *(self.picture, self.categories, self.model, self.background),
+                *(self.threshold, self.refine, self.opacity, self.key),
+            ],
+            [
+                *(*shown, self.heat, self.scale, self.position),
+                *(self.key, self.status, self.run, self.stop),
+            ],
+            preprocess=False,  # Gradio would open the file itself, and hide what is wrong with it
+            api_visibility="private",
+            show_progress_on=self.overlay,
+            concurrency_limit=1,
+            trigger_mode="once",
+        )
+        self.stop.click(
+            on_stop, None, [self.status, self.run, self.stop], cancels=[running], **hidden
+        )
+        for slider in (self.threshold, self.opacity):
+            slider.change(
+                self.on_look, look, [*shown, self.status], trigger_mode="always_last", **light
+            )
+        self.position.input(
+            self.on_look, look, [*shown, self.status], trigger_mode="always_last", **light
+        )
+        self.overlay.select(self.on_click, look[:3], [*shown, self.status, self.position], **light)
+        self.model.change(self.on_model, self.model, [self.notice, self.threshold], **light)
+        self.background.change(
+            lambda on: gr.Slider(visible=on), self.background, self.threshold, **light
+        )
+
+    def on_run(self, *values: Any) -> Iterator[list[Any]]:
+        """Segment; shows what is being done, then the result or what was wrong."""
+        picture, *asked, opacity, old_key = values
+        request = Request(read_upload(picture), *asked)
+        service = self.service
+        try:
+            for step in segment(request, service.models, service.limits):
+                if isinstance(step, Progress):
+                    yield self._update(status=markup.status(step.text, "busy"), busy=True)
+                    continue
+                yield self._finished(step, request, opacity, old_key)
+        except USER_ERRORS as error:
+            yield self._update(status=markup.status(sentence(error), "error"), busy=False)
+        except Exception:
+            logger.exception("a request failed")
+            yield self._update(status=markup.status(BUG, "error"), busy=False)
+
+    def on_look(self, key: str | None, *look: Any) -> list[Any]:
+        """Draw the kept result again, as the sliders and the position say."""
+        if key is None:
+            return [gr.skip()] * 6
+        try:
+            view = look_at(self.service.results, key, Look(*look))
+        except USER_ERRORS as error:
+            return [gr.skip()] * 5 + [markup.status(sentence(error), "error")]
+        return [*_shown(view), gr.skip()]
+
+    def on_click(
+        self, key: str | None, threshold: float, opacity: float, event: gr.SelectData
+    ) -> list[Any]:
+        """Show the scores at the pixel that was clicked."""
+        position = "{}, {}".format(*event.index)
+        return [*self.on_look(key, threshold, opacity, position), position]
+
+    def on_model(self, name: str) -> list[Any]:
+        """Say what there is to know about the chosen model, and take its threshold."""
+        try:
+            entry = self.service.models.entry(name)
+        except ValueError as error:
+            return [markup.notice(str(error)), gr.skip()]
+        return [markup.notice(entry.notice), entry.threshold]
+
+    def _finished(
+        self, outcome: Outcome, request: Request, opacity: float, old_key: str | None
+    ) -> list[Any]:
+        results = self.service.results
+        key = results.put(outcome.result)
+        view = look_at(results, key, Look(request.threshold, opacity))
+        results.discard(old_key)
+        text = markup.status(outcome.text, "done")
+        return self._update(view, heat_of(outcome.result), key, status=text, busy=False)
+
+    def _update(
+        self,
+        view: View | None = None,
+        heat: Heat | None = None,
+        key: str | None = None,
+        *,
+        status: str,
+        busy: bool,
+    ) -> list[Any]:
+        """Values of everything that `on_run` may change."""
+        unchanged = gr.skip()
+        return [
+            *(_shown(view) if view else [unchanged] * 5),
+            list(heat.maps) if heat else unchanged,
+            heat.scale if heat else unchanged,
+            "" if view else unchanged,  # no pixel is chosen in a new result
+            key if view else unchanged,
+            status,
+            gr.Button(interactive=not busy),
+            gr.Button(interactive=busy),
+        ]
+
+
+def read_upload(payload: Mapping[str, Any] | None) -> Upload | None:
+    """The file behind the picture, unopened; Gradio has checked that it is an upload."""
+    if not payload or not payload.get("path"):
+        return None
+    path = Path(payload["path"])
+    return Upload(path, payload.get("orig_name") or path.name)
+
+
+def on_stop() -> list[Any]:
+    """The page after a request was stopped."""
+    return [markup.status(STOPPED), gr.Button(interactive=True), gr.Button(interactive=False)]
+
+
+def sentence(error: BaseException) -> str:
+    """What an error says, or its kind if it says nothing."""
+    return str(error) or type(error).__name__
+
+
+def _shown(view: View) -> list[Any]:
+    return [
+        view.overlay,
+        view.legend,
+        view.pixel,
+        gr.DownloadButton(value=str(view.mask_file), interactive=True),
+        gr.DownloadButton(value=str(view.overlay_file), interactive=True),
+    ]
