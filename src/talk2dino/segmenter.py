@@ -94,6 +94,12 @@ class Talk2DinoSegmenter:
         """Where the models are."""
         return self.vision.mean.device
 
+    def to(self, device: str | torch.device) -> Talk2DinoSegmenter:
+        """Move the models; returns the segmenter itself."""
+        for part in (self.vision, self.text, self.projection):
+            part.to(device)
+        return self
+
     @torch.no_grad()
     def embed_classes(self, names: Sequence[str]) -> Tensor:
         """Embed class names: mean of the prompts' text vectors, projected, of unit length.

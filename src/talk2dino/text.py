@@ -206,16 +206,30 @@ def load_text(
     if is_bert(name):
         return BertEncoder(name).eval().requires_grad_(False).to(device)
     weights = weights or default_weights(name)
-    model = create_text_tower(name)
     seed = parse_seeded(weights)
     if weights == PRETRAINED:
         state = _download(name)
-    elif seed is not None:
-        state = seeded_state(seed, state_shapes(model))  # named as in OpenAI's checkpoints
+    elif seed is not None:  # named as in OpenAI's checkpoints
+        state = seeded_state(seed, state_shapes(create_text_tower(name)))
     else:
         state = read_state_dict(weights)
-    load_strict(model, _text_part(state, model), weights)
-    return TextEncoder(model, name, weights).eval().requires_grad_(False).to(device)
+    return text_from_state(name, state, weights).to(device)
+
+
+def text_from_state(name: str, state: dict[str, Tensor], weights: str) -> TextEncoder:
+    """A frozen CLIP text encoder from a whole CLIP's state dict or its text part.
+
+    Args:
+        name: `toy` or a name of `CLIP_MODELS`.
+        state: OpenAI's or open_clip's names; any floating type, used as float32.
+        weights: where the state dict came from.
+
+    Raises:
+        ValueError: weights that do not fit.
+    """
+    model = create_text_tower(name)
+    load_strict(model, _text_part(state), weights)
+    return TextEncoder(model, name, weights).eval().requires_grad_(False)
 
 
 def create_text_tower(name: str) -> TextTransformer:
@@ -231,7 +245,7 @@ def create_text_tower(name: str) -> TextTransformer:
     return TextTransformer(act_layer=QuickGELU, **shape)
 
 
-def _text_part(state: dict[str, Tensor], model: TextTransformer) -> dict[str, Tensor]:
+def _text_part(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The text tower's tensors of a whole CLIP state dict (OpenAI's or open_clip's), float32."""
     state = {name.removeprefix("text."): value for name, value in state.items()}
     other = ("visual.", "logit_", "input_resolution", "context_length", "vocab_size", "attn_mask")
