@@ -11,7 +11,7 @@ import torch
 import talk2dino
 
 ROWS = [
-    {"config", "devices", "files", "attention", "templates", "seeded", "checkpoints"},
+    {"autoload", "config", "devices", "files", "attention", "templates", "seeded", "checkpoints"},
     {
         *("vision", "text", "projection", "alignment", "losses"),
         *("background", "pamr", "images", "drawing", "metrics"),
