@@ -16,6 +16,7 @@ PIXEL_ROWS = 8
 NOTHING_YET = (
     '<p class="t2d-status">Choose a picture, name what may be in it, and press Segment.</p>'
 )
+NO_AREAS = '<p class="t2d-hint">Nothing segmented yet.</p>'
 PIXEL_HINT = '<p class="t2d-hint">No pixel chosen.</p>'
 
 

@@ -165,7 +165,7 @@ class Page:
         with gr.Row(elem_id="findings"):
             with gr.Column(min_width=260):
                 gr.HTML("<h2>Areas</h2>")
-                self.legend = gr.HTML('<p class="t2d-hint">Nothing segmented yet.</p>')
+                self.legend = gr.HTML(markup.NO_AREAS, elem_id="areas")
             with gr.Column(min_width=260):
                 gr.HTML("<h2>Scores at a pixel</h2>")
                 self.position = gr.Textbox(
