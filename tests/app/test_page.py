@@ -40,7 +40,7 @@ def test_a_request_shows_everything_and_can_be_stopped_meanwhile(page, small_pho
         assert is_unchanged(update[OVERLAY])
     assert "t2d-done" in last[STATUS]
     assert (last[RUN].interactive, last[STOP].interactive) == (True, False)
-    assert last[OVERLAY].size == (60, 40)
+    assert last[OVERLAY].size == (720, 480)
     assert "spoon" in last[LEGEND]
     assert [name for _, name in last[HEAT]] == ["cup", "spoon"]
     assert last[POSITION] == ""
@@ -87,7 +87,7 @@ def test_a_new_result_replaces_the_old_one(page, small_photo):
 
 def test_a_click_shows_the_scores_there(page, small_photo):
     key = ask(page, small_photo)[-1][KEY]
-    event = gr.SelectData(None, {"index": [12, 7], "value": None})
+    event = gr.SelectData(None, {"index": [12 * 12 + 3, 7 * 12 + 11], "value": None})  # enlarged
     *shown, status, position = page.on_click(key, 0.5, 0.5, event)
     assert position == "12, 7"
     assert "column 12, row 7" in shown[PIXEL]

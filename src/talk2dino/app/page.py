@@ -13,6 +13,7 @@ import gradio as gr
 from talk2dino.app import markup
 from talk2dino.app.inputs import Limits, Upload
 from talk2dino.app.models import Models
+from talk2dino.app.pictures import enlargement
 from talk2dino.app.results import Results
 from talk2dino.app.view import Heat, Look, View, heat_of, look_at
 from talk2dino.app.work import Outcome, Progress, Request, segment
@@ -252,7 +253,9 @@ class Page:
         self, key: str | None, threshold: float, opacity: float, event: gr.SelectData
     ) -> list[Any]:
         """Show the scores at the pixel that was clicked."""
-        position = "{}, {}".format(*event.index)
+        result = self.service.results.get(key)
+        times = enlargement(result.segmentation) if result is not None else 1
+        position = ", ".join(str(value // times) for value in event.index)
         return [*self.on_look(key, threshold, opacity, position), position]
 
     def on_model(self, name: str) -> list[Any]:

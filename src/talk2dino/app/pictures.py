@@ -15,17 +15,32 @@ from talk2dino.segmentation import Segmentation, save_picture
 HEAT_COLOURS = "viridis"
 HEAT_SIDE = 480
 """Longer side of a heat map in pixels."""
+SCREEN_SIDE = 680
+"""Least longer side of a picture on the screen: the width of its frame."""
 _HEAT_SHARE = 0.75  # of the colour; the rest is the picture in grey
 
 
 def overlay(
     found: Segmentation, opacity: float, mark_xy: tuple[int, int] | None = None
 ) -> Image.Image:
-    """The picture in the colours of its labels, with a ring around one pixel if wanted."""
+    """The picture in the colours of its labels, with a ring around one pixel if wanted.
+
+    Small pictures are enlarged `enlargement` times: enlarged by the browser, Gradio would count
+    the position of a click wrongly.
+    """
     image = found.overlay(opacity, legend=False)
+    times = enlargement(found)
+    if times > 1:
+        image = image.resize((image.width * times, image.height * times), Image.Resampling.BICUBIC)
     if mark_xy is not None:
-        _draw_ring(image, mark_xy)
+        x, y = mark_xy
+        _draw_ring(image, (round((x + 0.5) * times), round((y + 0.5) * times)))
     return image
+
+
+def enlargement(found: Segmentation) -> int:
+    """How many screen pixels wide and high a pixel is drawn."""
+    return -(-SCREEN_SIDE // max(found.image.size))
 
 
 def heat_maps(found: Segmentation) -> tuple[list[Image.Image], tuple[float, float]]:
