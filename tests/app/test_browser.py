@@ -244,25 +244,30 @@ def test_ten_visitors_at_once_get_their_own_results(visit_many, photos):
         assert name == names[number % 3].replace(".png", "_overlay.png")
 
 
-def test_a_stopped_request_leaves_the_queue_to_the_others(visit_many, photos, gate):
-    stopping, waiting = visit_many(2)
-    for visitor in (stopping, waiting):
+def test_stopped_requests_leave_the_queue_to_the_others(visit_many, photos, gate):
+    running, queued, waiting = visitors = visit_many(3)
+    for visitor in visitors:
         visitor.upload(photos / "coffee.png")
         visitor.name("cup, spoon")
-    stopping.page.click("#model input")
-    stopping.page.get_by_role("option", name="slow").click()
-    stopping.page.click("#run")
-    expect(stopping.page.locator("#status")).to_contain_text("Loading slow")
+    running.page.click("#model input")
+    running.page.get_by_role("option", name="slow").click()
+    running.page.click("#run")
+    expect(running.page.locator("#status")).to_contain_text("Loading slow")
     assert gate.entered.wait(timeout=20)
-    waiting.page.click("#run")
-    stopping.page.click("#stop")
-    expect(stopping.page.locator("#status")).to_contain_text("Stopped")
-    expect(stopping.page.locator("#run")).to_be_enabled()
+    for visitor in (queued, waiting):
+        visitor.page.click("#run")
+        expect(visitor.page.locator("#status")).to_contain_text("Waiting for a turn")
+    for visitor in (running, queued):
+        visitor.page.click("#stop")
+        expect(visitor.page.locator("#status")).to_contain_text("Stopped")
+        expect(visitor.page.locator("#run")).to_be_enabled()
     gate.opened.set()
     waiting.ended()
     assert sorted(waiting.legend()) == ["cup", "spoon"]
-    expect(stopping.page.locator("#status")).to_contain_text("Stopped")
-    assert stopping.legend() == []
+    for visitor in (running, queued):
+        expect(visitor.page.locator("#status")).to_contain_text("Stopped")
+        assert visitor.legend() == []
+        expect(visitor.page.locator(".toast-body")).to_have_count(0)
 
 
 def test_bad_input_is_answered_in_words(visitor, tmp_path, photos):

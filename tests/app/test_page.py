@@ -5,7 +5,7 @@ import pytest
 
 from talk2dino.app.inputs import Limits
 from talk2dino.app.models import ModelEntry, Models
-from talk2dino.app.page import BUG, Opening, Page, Service, read_upload
+from talk2dino.app.page import BUG, Opening, Page, Service, on_failure, on_stop, read_upload
 from talk2dino.app.results import Results
 
 OVERLAY, LEGEND, PIXEL, MASK_FILE, OVERLAY_FILE = range(5)
@@ -122,3 +122,11 @@ def test_no_file_is_no_upload(payload):
 
 def test_an_upload_without_a_name_is_called_like_its_file():
     assert read_upload({"path": "/tmp/x/cat.png", "orig_name": None}).name == "cat.png"
+
+
+def test_only_a_request_that_was_not_stopped_is_told_that_too_many_wait():
+    status, run, stop = on_failure("")
+    assert "Too many requests" in status
+    assert (run.interactive, stop.interactive) == (True, False)
+    stopped, *_ = on_stop()
+    assert all(is_unchanged(value) for value in on_failure(stopped))

@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 USER_ERRORS = (ValueError, OSError, RuntimeError, MemoryError)
 BUG = "Something went wrong here; the terminal of the server says what."
+WAITING = "Waiting for a turn …"
+REFUSED = "Too many requests are waiting. Try again in a minute."
 STOPPED = "Stopped. Press Segment to start again."
 
 
@@ -187,28 +189,32 @@ class Page:
     def _connect(self) -> None:
         shown = [self.overlay, self.legend, self.pixel, self.mask_file, self.overlay_file]
         look = [self.key, self.threshold, self.opacity, self.position]
+        buttons = [self.status, self.run, self.stop]
         hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         light: dict[str, Any] = {**hidden, "concurrency_id": "light", "concurrency_limit": 4}
-        running = gr.on(
+        begun = gr.on(
             [self.run.click, self.categories.submit],
+            on_begin,
+            None,
+            buttons,
+            queue=False,  # at once: while waiting for a turn, Stop must work
+            **hidden,
+        )
+        running = begun.then(
             self.on_run,
             [
                 *(self.picture, self.categories, self.model, self.background),
                 *(self.threshold, self.refine, self.opacity, self.key),
             ],
-            [
-                *(*shown, self.heat, self.scale, self.position),
-                *(self.key, self.status, self.run, self.stop),
-            ],
+            [*shown, self.heat, self.scale, self.position, self.key, *buttons],
             preprocess=False,  # Gradio would open the file itself, and hide what is wrong with it
             api_visibility="private",
             show_progress_on=self.overlay,
             concurrency_limit=1,
             trigger_mode="once",
         )
-        self.stop.click(
-            on_stop, None, [self.status, self.run, self.stop], cancels=[running], **hidden
-        )
+        running.failure(on_failure, self.status, buttons, queue=False, **hidden)
+        self.stop.click(on_stop, None, buttons, cancels=[running], queue=False, **hidden)
         for slider in (self.threshold, self.opacity):
             slider.change(
                 self.on_look, look, [*shown, self.status], trigger_mode="always_last", **light
@@ -293,9 +299,7 @@ class Page:
             heat.scale if heat else unchanged,
             "" if view else unchanged,  # no pixel is chosen in a new result
             key if view else unchanged,
-            status,
-            gr.Button(interactive=not busy),
-            gr.Button(interactive=busy),
+            *_buttons(status, busy),
         ]
 
 
@@ -307,14 +311,31 @@ def read_upload(payload: Mapping[str, Any] | None) -> Upload | None:
     return Upload(path, payload.get("orig_name") or path.name)
 
 
+def on_begin() -> list[Any]:
+    """The page while a request waits for its turn."""
+    return _buttons(markup.status(WAITING, "busy"), busy=True)
+
+
+def on_failure(shown_status: str) -> list[Any]:
+    """The page when Gradio did not take a request, because too many wait, or cut it off."""
+    if STOPPED in shown_status:  # cut off by the visitor, who has been told
+        return [gr.skip()] * 3
+    return _buttons(markup.status(REFUSED, "error"), busy=False)
+
+
 def on_stop() -> list[Any]:
     """The page after a request was stopped."""
-    return [markup.status(STOPPED), gr.Button(interactive=True), gr.Button(interactive=False)]
+    return _buttons(markup.status(STOPPED), busy=False)
 
 
 def sentence(error: BaseException) -> str:
     """What an error says, or its kind if it says nothing."""
     return str(error) or type(error).__name__
+
+
+def _buttons(status: str, busy: bool) -> list[Any]:
+    """The status line, and which of the two buttons can be pressed."""
+    return [status, gr.Button(interactive=not busy), gr.Button(interactive=busy)]
 
 
 def _shown(view: View) -> list[Any]:
