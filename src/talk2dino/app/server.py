@@ -11,9 +11,10 @@ from pathlib import Path
 
 import gradio as gr
 
+from talk2dino.app.handlers import Service
 from talk2dino.app.inputs import Limits
 from talk2dino.app.models import Models
-from talk2dino.app.page import Opening, Page, Service
+from talk2dino.app.page import Opening, Page
 from talk2dino.app.results import Results
 
 _SYSTEM_FONTS = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "sans-serif")

@@ -3,9 +3,9 @@
 import gradio as gr
 import pytest
 
+from talk2dino.app.handlers import BUG, Handlers, Service, on_failure, on_stop, read_upload
 from talk2dino.app.inputs import Limits
 from talk2dino.app.models import ModelEntry, Models
-from talk2dino.app.page import BUG, Opening, Page, Service, on_failure, on_stop, read_upload
 from talk2dino.app.results import Results
 
 OVERLAY, LEGEND, PIXEL, MASK_FILE, OVERLAY_FILE = range(5)
@@ -13,25 +13,23 @@ HEAT, SCALE, POSITION, KEY, STATUS, RUN, STOP = range(5, 12)
 
 
 @pytest.fixture
-def page(models, tmp_path):
-    """A page that is not served."""
-    page = Page(Service(models, Results(tmp_path / "results"), Limits()), Opening())
-    page.build()
-    return page
+def handlers(models, tmp_path):
+    """The handlers of a page."""
+    return Handlers(Service(models, Results(tmp_path / "results"), Limits()))
 
 
-def ask(page, upload, categories="cup, spoon", model="toy", background=False, old_key=None):
+def ask(handlers, upload, categories="cup, spoon", model="toy", background=False, old_key=None):
     """All updates of one request without refinement."""
     payload = {"path": str(upload.path), "orig_name": upload.name} if upload else None
-    return list(page.on_run(payload, categories, model, background, 0.5, False, 0.5, old_key))
+    return list(handlers.on_run(payload, categories, model, background, 0.5, False, 0.5, old_key))
 
 
 def is_unchanged(value):
     return isinstance(value, dict) and value == gr.skip()
 
 
-def test_a_request_shows_everything_and_can_be_stopped_meanwhile(page, small_photo):
-    *busy, last = ask(page, small_photo)
+def test_a_request_shows_everything_and_can_be_stopped_meanwhile(handlers, small_photo):
+    *busy, last = ask(handlers, small_photo)
     assert busy
     for update in busy:
         assert "t2d-busy" in update[STATUS]
@@ -47,8 +45,8 @@ def test_a_request_shows_everything_and_can_be_stopped_meanwhile(page, small_pho
     assert last[MASK_FILE].value["path"].endswith("my_coffee_mask.png")
 
 
-def test_a_wrong_request_says_why_and_keeps_what_is_shown(page):
-    (update,) = ask(page, None)
+def test_a_wrong_request_says_why_and_keeps_what_is_shown(handlers):
+    (update,) = ask(handlers, None)
     assert "t2d-error" in update[STATUS]
     assert 'role="alert"' in update[STATUS]
     assert "Choose a picture" in update[STATUS]
@@ -58,9 +56,8 @@ def test_a_wrong_request_says_why_and_keeps_what_is_shown(page):
 
 def test_an_unexpected_error_is_logged_and_ends_in_a_sentence(small_photo, tmp_path, caplog):
     models = Models([ModelEntry("broken", lambda: {}["secret"], 0.5)], "cpu")
-    page = Page(Service(models, Results(tmp_path), Limits()), Opening())
-    page.build()
-    *_, update = ask(page, small_photo, model="broken")
+    handlers = Handlers(Service(models, Results(tmp_path), Limits()))
+    *_, update = ask(handlers, small_photo, model="broken")
     assert BUG in update[STATUS]
     assert "secret" not in update[STATUS]
     assert "KeyError: 'secret'" in caplog.text
@@ -71,46 +68,45 @@ def test_a_model_that_cannot_be_loaded_says_so(small_photo, tmp_path):
         raise FileNotFoundError("there are no weights at weights/vitb.pth")
 
     models = Models([ModelEntry("vitb", load, 0.5)], "cpu")
-    page = Page(Service(models, Results(tmp_path), Limits()), Opening())
-    page.build()
-    *_, update = ask(page, small_photo, model="vitb")
+    handlers = Handlers(Service(models, Results(tmp_path), Limits()))
+    *_, update = ask(handlers, small_photo, model="vitb")
     assert "no weights at weights/vitb.pth" in update[STATUS]
     assert not models.is_loaded("vitb")
 
 
-def test_a_new_result_replaces_the_old_one(page, small_photo):
-    first = ask(page, small_photo)[-1][KEY]
-    second = ask(page, small_photo, old_key=first)[-1][KEY]
-    assert page.service.results.get(first) is None
-    assert page.service.results.get(second) is not None
+def test_a_new_result_replaces_the_old_one(handlers, small_photo):
+    first = ask(handlers, small_photo)[-1][KEY]
+    second = ask(handlers, small_photo, old_key=first)[-1][KEY]
+    assert handlers.service.results.get(first) is None
+    assert handlers.service.results.get(second) is not None
 
 
-def test_a_click_shows_the_scores_there(page, small_photo):
-    key = ask(page, small_photo)[-1][KEY]
+def test_a_click_shows_the_scores_there(handlers, small_photo):
+    key = ask(handlers, small_photo)[-1][KEY]
     event = gr.SelectData(None, {"index": [12 * 12 + 3, 7 * 12 + 11], "value": None})  # enlarged
-    *shown, status, position = page.on_click(key, 0.5, 0.5, event)
+    *shown, status, position = handlers.on_click(key, 0.5, 0.5, event)
     assert position == "12, 7"
     assert "column 12, row 7" in shown[PIXEL]
     assert is_unchanged(status)
 
 
-def test_sliders_before_the_first_result_change_nothing(page):
-    assert all(is_unchanged(value) for value in page.on_look(None, 0.5, 0.5, ""))
+def test_sliders_before_the_first_result_change_nothing(handlers):
+    assert all(is_unchanged(value) for value in handlers.on_look(None, 0.5, 0.5, ""))
 
 
-def test_sliders_after_a_result_made_room_say_so(page):
-    *shown, status = page.on_look("gone", 0.5, 0.5, "")
+def test_sliders_after_a_result_made_room_say_so(handlers):
+    *shown, status = handlers.on_look("gone", 0.5, 0.5, "")
     assert all(is_unchanged(value) for value in shown)
     assert "no longer kept" in status
 
 
-def test_choosing_a_model_brings_its_notice_and_threshold(page):
-    notice, threshold = page.on_model("toy")
+def test_choosing_a_model_brings_its_notice_and_threshold(handlers):
+    notice, threshold = handlers.on_model("toy")
     assert "untrained" in notice
-    assert threshold == page.service.models.entry("toy").threshold
-    notice, threshold = page.on_model("slow")
+    assert threshold == handlers.service.models.entry("toy").threshold
+    notice, threshold = handlers.on_model("slow")
     assert notice == ""
-    notice, threshold = page.on_model("<b>other")
+    notice, threshold = handlers.on_model("<b>other")
     assert "no model “&lt;b&gt;other”" in notice
     assert is_unchanged(threshold)
 
