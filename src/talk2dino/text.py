@@ -89,7 +89,8 @@ class TextEncoder(nn.Module):
             x = block(x, attn_mask=causal)
         second_last = x
         x = model.ln_final(last(x, attn_mask=causal))  # (B, length, width)
-        end = x[torch.arange(len(x), device=x.device), end_positions]
+        # (B, width); `gather`, because indexing with a range fixes the batch in an ONNX export
+        end = x.gather(1, end_positions[:, None, None].expand(-1, 1, x.shape[-1])).squeeze(1)
         return TextFeatures(
             pooled=end @ model.text_projection,
             mask=tokens > 0,
