@@ -1,5 +1,6 @@
 """Loading from names, folders, files and the Hub's cache, and what is said when that fails."""
 
+import dataclasses
 import json
 import shutil
 
@@ -118,6 +119,16 @@ def test_a_file_with_another_checksum_is_not_taken_for_the_published_one(tmp_pat
     torch.save(projection_state(768), tmp_path / "weights" / "vitl_mlp_infonce.pth")
     with pytest.raises(ValueError, match="wrong shapes"):
         load_model("vitl")  # no checksum is recorded; the shapes tell
+
+
+def test_backbones_that_cannot_be_downloaded_point_to_the_whole_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = {"vision_model": "dinov2_vits14_reg", "width": 384, "num_heads": 6}
+    monkeypatch.setitem(PUBLISHED, "vitl", dataclasses.replace(PUBLISHED["vitl"], **small))
+    (tmp_path / "weights").mkdir()
+    torch.save(projection_state(384), tmp_path / "weights" / "vitl_mlp_infonce.pth")
+    with pytest.raises(RuntimeError, match=r"could not download.*Talk2DINO-ViTL/tree/main"):
+        load_model("vitl")
 
 
 def test_a_short_name_takes_the_folder_in_weights(tmp_path, monkeypatch, toy_folder):

@@ -25,6 +25,7 @@ from talk2dino.hub.layout import (
     split_parts,
 )
 from talk2dino.hub.published import (
+    HUB_FILES,
     PUBLISHED,
     TOY,
     TOY_THRESHOLD,
@@ -156,7 +157,10 @@ def _load_published(name: str, device: str | torch.device, fetch: FetchOptions) 
         loaded = load_folder(folder, device)
     elif projection.is_file():
         check_projection(projection, model)
-        segmenter = build_segmenter(model.config(str(projection)), device)
+        try:
+            segmenter = build_segmenter(model.config(str(projection)), device)
+        except RuntimeError as error:  # a backbone could not be downloaded
+            raise RuntimeError(f"{error} Or get the whole model: {_source(model)}") from error
         loaded = LoadedModel(segmenter, model.background_threshold, name)
     else:
         loaded = load_folder(fetch_folder(model.repo, fetch, _advice(name)), device)
@@ -244,6 +248,11 @@ def _assemble(config: SegmenterConfig, parts: ModelParts, path: Path) -> Talk2Di
         vision = load_vision(config.vision_model, config.vision_weights)
         text = load_text(config.text_model, config.text_weights)
     return Talk2DinoSegmenter(vision, text, projection, config)
+
+
+def _source(model: PublishedModel) -> str:
+    files = " and ".join(HUB_FILES)
+    return f"{files} of https://huggingface.co/{model.repo}/tree/main, into one folder."
 
 
 def _advice(name: str) -> str:
