@@ -69,13 +69,23 @@ def test_a_configured_model_is_called_like_its_weights(tmp_path):
     assert [entry.name for entry in app._entries(flags, CPU)] == ["mine"]
 
 
-def test_examples_come_from_the_given_folder_or_the_checkout(photos):
-    opening = app._opening(parsed("--examples", str(photos), "--categories", "cat, dog"))
-    assert opening.examples[0] == (photos / "astronaut.png", "cat, dog")
+def test_examples_come_from_the_given_folder_or_the_checkout(tmp_path):
+    for number in range(10):
+        (tmp_path / f"{number}.png").touch()
+    opening = app._opening(parsed("--examples", str(tmp_path), "--categories", "cat, dog"))
+    assert opening.examples == [(tmp_path / f"{number}.png", "cat, dog") for number in range(8)]
     assert opening.categories == "cat, dog"
     own = app._opening(parsed())
     assert [path.name for path, _ in own.examples] == ["coffee.png", "chelsea.png", "astronaut.png"]
     assert all(words for _, words in own.examples)
+
+
+def test_without_weights_it_says_what_works_without(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert main(["--model", str(tmp_path / "no" / "model.pth"), "--device", "cpu"]) == 1
+    captured = capsys.readouterr()
+    assert "--model toy" in captured.out
+    assert "model.pth" in captured.err
 
 
 def test_a_failing_server_leaves_the_environment_as_it_was(monkeypatch, models):

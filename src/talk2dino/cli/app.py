@@ -121,8 +121,12 @@ def run(args: argparse.Namespace) -> int:
     models = Models(_entries(args, device), device)
     first = next(iter(models.entries.values()))
     print(f"loading {first.name} on {device}")
-    with models.use(first.name):
-        pass  # what is wrong with it is said here, not to the first visitor
+    try:
+        with models.use(first.name):
+            pass  # what is wrong with it is said here, not to the first visitor
+    except (OSError, RuntimeError):
+        print("note: --model toy shows the page without any weights")
+        raise
     if first.notice is not None:
         print(f"note: {first.notice}")
     limits = Limits(args.max_pixels, args.max_side, args.max_categories)
