@@ -29,6 +29,6 @@ $(VENV)/.installed: requirements.txt requirements-benchmark.txt pyproject.toml
 	$(PY) -m pip install -qq --no-deps --editable .  # -q would show a build warning
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt requirements-app.txt
 	$(PY) -m pip install --quiet -r requirements-dev.txt
 	touch $@

@@ -78,3 +78,28 @@ def test_a_fitting_state_is_copied(state):
     layer = nn.Linear(3, 2)
     load_strict(layer, state, "a.pth")
     assert layer.weight.tolist() == state["weight"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4\n", "git lfs pull"),
+        (b"<!DOCTYPE html><title>404</title>", "is a web page"),
+        (b"\x10\0\0\0\0\0\0\0not json at all.....", "damaged, cut short, or no safetensors"),
+        (b"", "damaged, cut short, or no safetensors"),
+    ],
+)
+def test_what_a_download_leaves_instead_of_a_safetensors_file_is_named(tmp_path, content, message):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_state_dict(path)
+
+
+def test_a_safetensors_file_that_is_cut_short_says_how_much_is_there(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.zeros(100)}, path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    with pytest.raises(ValueError, match=rf"{len(whole) - 100} of {len(whole)} bytes"):
+        read_state_dict(path)

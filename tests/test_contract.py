@@ -11,15 +11,21 @@ import torch
 import talk2dino
 
 ROWS = [
-    {"config", "devices", "files", "attention", "templates", "seeded", "checkpoints", "processes"},
+    {
+        *("autoload", "config", "devices", "files", "attention"),
+        *("templates", "seeded", "checkpoints", "processes"),
+    },
     {
         *("vision", "text", "projection", "alignment", "losses"),
         *("background", "pamr", "pamr_bags", "pamr_triton", "images", "drawing", "metrics"),
     },
-    {"features", "inference", "segmenter_config"},
-    {"segmenter", "training", "hub"},
-    {"benchmarks", "toy"},
-    {"cli", "app"},
+    {"features", "inference", "segmenter_config", "segmentation"},
+    {"segmenter", "training"},
+    {"benchmarks", "toy", "published_methods"},
+    {"hub"},
+    {"api"},
+    {"app", "export", "huggingface"},
+    {"cli"},
     {"__main__"},
 ]
 # Inside one row, these may use the module beside them that they are built on.

@@ -21,6 +21,7 @@ SCRIPTS = {
     "text_features_extraction.py": "extract-text",
     "train.py": "train",
     "demo.py": "segment",
+    "app.py": "app",
     "convert_dataset/convert_coco.py": "convert-coco",
 }
 TREE = re.compile(r"^([\w./]+)\s{2,}\S", re.MULTILINE)

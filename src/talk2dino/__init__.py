@@ -1,17 +1,22 @@
 """Talk2DINO: open-vocabulary segmentation by mapping CLIP text into DINO's patch space.
 
 Public names are loaded when they are first used, so importing the package costs nothing.
+transformers, if it is or comes to be imported, then knows our models; see talk2dino.autoload.
 """
 
 from importlib import import_module
 from typing import Any
+
+from talk2dino.autoload import register_with_transformers
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
     "ClassQuery": "talk2dino.inference",
     "ProjectionLayer": "talk2dino.projection",
+    "Segmentation": "talk2dino.segmentation",
     "Segmenter": "talk2dino.segmenter",
+    "Talk2DINO": "talk2dino.api",
     "Talk2DinoSegmenter": "talk2dino.segmenter",
     "build_segmenter": "talk2dino.segmenter",
     "load_projection": "talk2dino.projection",
@@ -23,6 +28,8 @@ _PUBLIC = {
 }
 
 __all__ = ["__version__", *_PUBLIC]
+
+register_with_transformers()
 
 
 def __getattr__(name: str) -> Any:

@@ -15,10 +15,12 @@ COMMANDS = {
     "extract-text": "talk2dino.cli.extract_text",
     "train": "talk2dino.cli.train",
     "segment": "talk2dino.cli.segment",
+    "app": "talk2dino.cli.app",
     "evaluate": "talk2dino.cli.evaluate",
     "report": "talk2dino.cli.report",
     "data": "talk2dino.cli.data",
     "convert-coco": "talk2dino.cli.convert",
+    "export": "talk2dino.cli.export",
     "quickstart": "talk2dino.cli.quickstart",
 }
 """Command -> the module that defines it; only the one that runs is imported."""
@@ -33,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name == "--version":
         print(f"talk2dino {__version__}")
         return DONE
+    if name == "--completion":
+        print(_completion())
+        return DONE
     try:
         command = _load(check_name("command", name, COMMANDS))
     except ValueError as error:
@@ -44,7 +49,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _overview() -> str:
     lines = ["usage: python -m talk2dino <command> [flags]", ""]
     lines += [f"  {name:<14}{_load(name).summary}" for name in COMMANDS]
-    return "\n".join([*lines, "", "Each command explains its flags: <command> --help"])
+    lines += ["", "Each command explains its flags, with an example: <command> --help"]
+    lines += ["--version prints the version. Completion for bash and zsh, once installed:"]
+    return "\n".join([*lines, '  eval "$(talk2dino --completion)"'])
+
+
+def _completion() -> str:
+    """A script for bash, and for zsh in its bash mode, made of the parsers' own flags."""
+    cases = []
+    for name in COMMANDS:
+        flags = [f for f in _load(name).parser()._option_string_actions if f.startswith("--")]
+        cases.append(f'        {name}) words="{" ".join(sorted(flags))}" ;;')
+    return "\n".join(
+        [
+            '[ -n "$ZSH_VERSION" ] && autoload -U +X bashcompinit && bashcompinit',
+            "_talk2dino() {",
+            "    local words",
+            '    case "${COMP_WORDS[1]}" in',
+            *cases,
+            f'        *) words="{" ".join(COMMANDS)} --help --version --completion" ;;',
+            "    esac",
+            '    [ "$COMP_CWORD" -gt 1 ] && [ "${COMP_WORDS[COMP_CWORD]:0:1}" != "-" ] && return',
+            '    COMPREPLY=($(compgen -W "$words" -- "${COMP_WORDS[COMP_CWORD]}"))',
+            "}",
+            "complete -o default -F _talk2dino talk2dino",
+        ]
+    )
 
 
 def _load(name: str) -> Command:

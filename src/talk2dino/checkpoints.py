@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -35,10 +36,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such weights file")
     if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is damaged or is no safetensors file ({error})") from error
+        return _read_safetensors(path)
     content = _read_torchscript(path) if _is_torchscript(path) else load_torch(path)
     for wrapper in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
@@ -86,6 +84,35 @@ def check_fit(
         problems.append(f"wrong shapes: {_listed(wrong)}")
     if problems:
         raise ValueError(f"{complaint}: {'; '.join(problems)}")
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, after a look at its beginning and its size."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(64)
+        length = int.from_bytes(start[:8], "little")
+        file.seek(8)
+        header = file.read(length) if length < size else b""
+    if start.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{path} is a Git LFS pointer, not the file itself. Run: git lfs pull")
+    if start.lstrip()[:1] == b"<":
+        raise ValueError(f"{path} is a web page, not a safetensors file. Download it again.")
+    try:
+        ends = [
+            entry["data_offsets"][1]
+            for name, entry in json.loads(header).items()
+            if name != "__metadata__"
+        ]
+        expected = 8 + length + max(ends, default=0)
+        if size < expected:
+            raise ValueError(
+                f"{path} is cut short: {size} of {expected} bytes, as after an interrupted "
+                "download. Download it again."
+            )
+        return load_file(path)
+    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError, TypeError, LookupError) as e:
+        raise ValueError(f"{path} is damaged, cut short, or no safetensors file ({e})") from e
 
 
 def _is_torchscript(path: Path) -> bool:

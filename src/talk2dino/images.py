@@ -24,6 +24,12 @@ MAX_PIXELS = 178_956_970
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"})
 """File names taken from a folder; a file that is named explicitly may have any name."""
 
+PICTURE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+"""File suffix -> Pillow's name of the format a picture can be written in."""
+
+ImageInput = str | Path | Image.Image | np.ndarray | Tensor
+"""What the Python API takes as one picture; see `as_rgb`."""
+
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -57,6 +63,36 @@ def decode_rgb(data: bytes, name: str) -> Image.Image:
     if not data:
         raise ValueError(f"{name} is empty (0 bytes): not an image.")
     return _decode(io.BytesIO(data), name)
+
+
+def as_rgb(image: ImageInput) -> Image.Image:
+    """One picture in any usual form as an upright 8-bit RGB picture.
+
+    Args:
+        image: a path, a PIL image of any mode, an (H, W, 3) uint8 array or a (3, H, W) uint8
+            tensor, both RGB.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_rgb`; another shape or number type.
+    """
+    if isinstance(image, str | Path):
+        return read_rgb(image)
+    if isinstance(image, Image.Image):
+        return _to_rgb(_upright(image), "the image")
+    if not isinstance(image, np.ndarray | Tensor):
+        raise ValueError(
+            f"an image is a path, a PIL image, an array or a tensor, found {type(image).__name__}."
+        )
+    shape, kind = tuple(image.shape), str(image.dtype).removeprefix("torch.")
+    wanted = "(3, H, W)" if isinstance(image, Tensor) else "(H, W, 3)"
+    channels = shape[0 if isinstance(image, Tensor) else -1] if len(shape) == 3 else None
+    if channels != 3 or 0 in shape or kind != "uint8":
+        raise ValueError(
+            f"an image as {type(image).__name__} is {wanted} uint8 RGB, found {shape} {kind}."
+        )
+    if isinstance(image, Tensor):
+        image = image.permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(np.ascontiguousarray(image))
 
 
 def check_image(path: str | Path) -> tuple[int, int]:

@@ -136,6 +136,14 @@ def benchmark_size(height: int, width: int, short: int = 448, long: int = 2048) 
     return int(height * scale + 0.5), int(width * scale + 0.5)
 
 
+def scoring_size(height: int, width: int, max_side: int | None) -> tuple[int, int]:
+    """(height, width) at which a picture is scored."""
+    if max_side is None or max(height, width) <= max_side:
+        return height, width
+    scale = max_side / max(height, width)
+    return max(round(height * scale), 1), max(round(width * scale), 1)
+
+
 def resize_pixels(image_rgb: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
     """Resize (H, W, 3) uint8 bilinearly with OpenCV, as MMSegmentation's pipelines do."""
     if image_rgb.shape[:2] == tuple(size_hw):

@@ -296,16 +296,27 @@ def load_projection(
     """
     if not isinstance(config, ProjectionConfig):
         config = load_recipe(config).model
-    model = build_projection(config)
     seed = parse_seeded(str(weights))
     if seed is not None:
-        state = seeded_state(seed, state_shapes(model))
+        state = seeded_state(seed, state_shapes(build_projection(config)))
     else:
         state = read_state_dict(weights)
-        if isinstance(model, ProjectionLayer):
-            state = model.rename_keys(state)
+    return projection_from_state(config, state, weights).to(device)
+
+
+def projection_from_state(
+    config: ProjectionConfig, state: Mapping[str, Tensor], weights: str | Path
+) -> Projection:
+    """A model in evaluation mode from a state dict; `weights` is where that came from.
+
+    Raises:
+        ValueError: keys or shapes that do not fit, all named.
+    """
+    model = build_projection(config)
+    if isinstance(model, ProjectionLayer):
+        state = model.rename_keys(state)
     load_strict(model, state, weights)
-    return model.eval().to(device)
+    return model.eval()
 
 
 def images_stay(config: ProjectionConfig) -> bool:

@@ -113,6 +113,12 @@ class Talk2DinoSegmenter:
         """Where the models are."""
         return self.vision.mean.device
 
+    def to(self, device: str | torch.device) -> Talk2DinoSegmenter:
+        """Move the models; returns the segmenter itself."""
+        for part in (self.vision, self.text, self.projection):
+            part.to(device)
+        return self
+
     @torch.no_grad()
     def embed_classes(self, names: Sequence[str]) -> Tensor:
         """Embed class names: mean of the prompts' text vectors, projected, of unit length.
@@ -126,12 +132,25 @@ class Talk2DinoSegmenter:
             raise ValueError(f"an empty class name in {list(names)}.")
         templates = get_templates(self.config.template)
         prompts = [template.format(name) for name in names for template in templates]
-        embeddings = self._embed_prompts(prompts).unflatten(0, (len(names), len(templates)))
-        # As published, CLIP's vectors are averaged without normalising them first.
-        classes = embeddings.mean(dim=1)
-        if not isinstance(self.projection, CLIPLastLayer):  # which has projected every prompt
-            classes = self.projection.project_clip_txt(classes)
-        return F.normalize(classes, dim=-1, eps=_EPS)
+        embeddings = self._embed_prompts(prompts)
+        return self._class_embeddings(embeddings.unflatten(0, (len(names), len(templates))))
+
+    @torch.no_grad()
+    def embed_class_tokens(self, tokens: Tensor) -> Tensor:
+        """As `embed_classes`, from CLIP's token ids (C, T, 77) of every class's T prompts."""
+        embeddings = self._embed_tokens(tokens.flatten(0, 1))
+        return self._class_embeddings(embeddings.unflatten(0, tuple(tokens.shape[:2])))
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Texts as they are, without templates: (N, D) in the space of the patches, unnormalised.
+
+        Raises:
+            ValueError: no text at all.
+        """
+        if not texts:
+            raise ValueError("no texts given. At least one is needed.")
+        return self._project(self._embed_prompts(texts))
 
     @torch.no_grad()
     def window_scores(self, windows: Tensor, classes: Tensor, background: float | None) -> Tensor:
@@ -185,18 +204,22 @@ class Talk2DinoSegmenter:
     @torch.no_grad()
     def patch_features(self, windows: Tensor) -> PatchFeatures:
         """Backbone features of windows (B, 3, h, w), with patches in the space of the classes."""
-        side = self.config.input_size
-        if windows.shape[-2:] != (side, side):
-            windows = F.interpolate(
-                windows, size=(side, side), mode="bilinear", antialias=True, align_corners=False
-            )
         with mixed_precision(PRECISIONS[self.config.precision], windows.device):
-            features = self.vision(self.vision.normalise(windows))
+            features = self.vision(self.vision.normalise(self.resize_windows(windows)))
         return PatchFeatures(
             cls=features.cls.float(),
             patches=self.projection.project_visual(features.patches.float()),
             attention_logits=features.attention_logits.float(),
             penultimate_cls=features.penultimate_cls.float(),
+        )
+
+    def resize_windows(self, windows: Tensor) -> Tensor:
+        """Windows (B, 3, h, w) to the backbone's input (B, 3, side, side); the ratio is lost."""
+        side = self.config.input_size
+        if windows.shape[-2:] == (side, side):
+            return windows
+        return F.interpolate(
+            windows, size=(side, side), mode="bilinear", antialias=True, align_corners=False
         )
 
     def variant(self, **changes: Any) -> Talk2DinoSegmenter:
@@ -214,23 +237,39 @@ class Talk2DinoSegmenter:
             and self.config.precision == other.config.precision
         )
 
+    def _class_embeddings(self, prompts: Tensor) -> Tensor:
+        """Text vectors (C, T, E) of every class's prompts to unit-length classes (C, D)."""
+        # As published, CLIP's vectors are averaged without normalising them first.
+        return F.normalize(self._project(prompts.mean(dim=1)), dim=-1, eps=_EPS)
+
+    def _project(self, embeddings: Tensor) -> Tensor:
+        """What `_embed_prompts` returns, to the space of the patches (..., D)."""
+        if isinstance(self.projection, CLIPLastLayer):  # which has projected every prompt
+            return embeddings
+        return self.projection.project_clip_txt(embeddings)
+
     def _embed_prompts(self, prompts: Sequence[str]) -> Tensor:
         """Prompts (N,) to text vectors (N, E), or (N, D) where the projection holds CLIP's end."""
-        last_layer = isinstance(self.projection, CLIPLastLayer)
-        if not last_layer and not self.config.average_tokens:
-            return self.text.encode(prompts)
-        if not isinstance(self.text, TextEncoder):
+        if isinstance(self.text, TextEncoder):
+            return self._embed_tokens(self.text.tokenize(prompts))
+        if isinstance(self.projection, CLIPLastLayer) or self.config.average_tokens:
             raise ValueError(f"{self.text.name} is no CLIP text encoder, which this model needs")
+        return self.text.encode(prompts)
+
+    def _embed_tokens(self, tokens: Tensor) -> Tensor:
+        """As `_embed_prompts`, from CLIP's token ids (N, 77)."""
+        assert isinstance(self.text, TextEncoder)
         embedded = []
-        for start in range(0, len(prompts), _PROMPT_BATCH):
-            tokens = self.text.tokenize(prompts[start : start + _PROMPT_BATCH]).to(self.device)
-            if last_layer:
-                features = self.text(tokens, penultimate=True)
+        for batch in tokens.to(self.device).split(_PROMPT_BATCH):
+            if isinstance(self.projection, CLIPLastLayer):
+                features = self.text(batch, penultimate=True)
                 embedded.append(
                     self.projection.project_clip_txt(features.penultimate, features.end_positions)
                 )
+            elif self.config.average_tokens:
+                embedded.append(self._average_tokens(self.text(batch, dense=True)))
             else:
-                embedded.append(self._average_tokens(self.text(tokens, dense=True)))
+                embedded.append(self.text(batch).pooled.float())
         return torch.cat(embedded)
 
     def _average_tokens(self, features: TextFeatures) -> Tensor:

@@ -87,8 +87,8 @@ class TextEncoder(nn.Module):
             x = block(x, attn_mask=causal)
         second_last = x
         if dense:
-            x = model.ln_final(last(x, attn_mask=causal))  # (B, T, width)
-            end = x[torch.arange(len(x), device=x.device), end_positions]
+            x = model.ln_final(last(x, attn_mask=causal))  # (B, length, width)
+            end = at_positions(x, end_positions)
         else:
             end = model.ln_final(block_at_ends(last, x, end_positions))
         return TextFeatures(
@@ -118,6 +118,12 @@ def trimmed(tokens: Tensor) -> Tensor:
     return tokens[:, : int(tokens.argmax(dim=-1).max()) + 1]
 
 
+def at_positions(x: Tensor, positions: Tensor) -> Tensor:
+    """The vector at one position of each sequence: (B, T, width) and (B,) to (B, width)."""
+    # `gather`, because indexing with a range fixes the batch in an ONNX export.
+    return x.gather(1, positions[:, None, None].expand(-1, 1, x.shape[-1])).squeeze(1)
+
+
 def block_at_ends(block: ResidualAttentionBlock, x: Tensor, end_positions: Tensor) -> Tensor:
     """What a causal block gives at one position of each caption, without computing the others.
 
@@ -131,12 +137,11 @@ def block_at_ends(block: ResidualAttentionBlock, x: Tensor, end_positions: Tenso
     Returns:
         (B, width)
     """
-    rows = torch.arange(len(x), device=x.device)
     later = torch.arange(x.shape[1], device=x.device) > end_positions.unsqueeze(1)  # (B, T)
     normed = block.ln_1(x)
-    query = normed[rows, end_positions].unsqueeze(1)
+    query = at_positions(normed, end_positions).unsqueeze(1)
     mixed = block.attn(query, normed, normed, key_padding_mask=later, need_weights=False)[0]
-    end = x[rows, end_positions] + block.ls_1(mixed.squeeze(1))
+    end = at_positions(x, end_positions) + block.ls_1(mixed.squeeze(1))
     return end + block.ls_2(block.mlp(block.ln_2(end)))
 
 
@@ -237,16 +242,30 @@ def load_text(
     if is_bert(name):
         return BertEncoder(name).eval().requires_grad_(False).to(device)
     weights = weights or default_weights(name)
-    model = create_text_tower(name)
     seed = parse_seeded(weights)
     if weights == PRETRAINED:
         state = _download(name)
-    elif seed is not None:
-        state = seeded_state(seed, state_shapes(model))  # named as in OpenAI's checkpoints
+    elif seed is not None:  # named as in OpenAI's checkpoints
+        state = seeded_state(seed, state_shapes(create_text_tower(name)))
     else:
         state = read_state_dict(weights)
-    load_strict(model, _text_part(state, model), weights)
-    return TextEncoder(model, name, weights).eval().requires_grad_(False).to(device)
+    return text_from_state(name, state, weights).to(device)
+
+
+def text_from_state(name: str, state: dict[str, Tensor], weights: str) -> TextEncoder:
+    """A frozen CLIP text encoder from a whole CLIP's state dict or its text part.
+
+    Args:
+        name: `toy` or a name of `CLIP_MODELS`.
+        state: OpenAI's or open_clip's names; any floating type, used as float32.
+        weights: where the state dict came from.
+
+    Raises:
+        ValueError: weights that do not fit.
+    """
+    model = create_text_tower(name)
+    load_strict(model, _text_part(state), weights)
+    return TextEncoder(model, name, weights).eval().requires_grad_(False)
 
 
 def create_text_tower(name: str) -> TextTransformer:
@@ -262,7 +281,7 @@ def create_text_tower(name: str) -> TextTransformer:
     return TextTransformer(act_layer=QuickGELU, **shape)
 
 
-def _text_part(state: dict[str, Tensor], model: TextTransformer) -> dict[str, Tensor]:
+def _text_part(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The text tower's tensors of a whole CLIP state dict (OpenAI's or open_clip's), float32."""
     state = {name.removeprefix("text."): value for name, value in state.items()}
     other = ("visual.", "logit_", "input_resolution", "context_length", "vocab_size", "attn_mask")

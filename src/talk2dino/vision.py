@@ -252,15 +252,34 @@ def load_vision(
     """
     check_vision(name, weights)
     weights = weights or default_weights(name)
-    model = _create(name, pretrained=weights == PRETRAINED)
-    if weights != PRETRAINED:
-        seed = parse_seeded(weights)
-        shapes = official_shapes(model)
-        state = read_state_dict(weights) if seed is None else seeded_state(seed, shapes)
-        if "mask_token" in state and _is_dinov2(model):
-            check_fit(state, shapes, f"{weights} is not the official checkpoint of {name}")
-        load_strict(model, to_timm(state, model), weights)
-    return as_backbone(model, name, weights).to(device)
+    seed = parse_seeded(weights)
+    if weights == PRETRAINED:
+        backbone = as_backbone(_create(name, pretrained=True), name, weights)
+    elif seed is None:
+        backbone = vision_from_state(name, read_state_dict(weights), weights)
+    else:
+        shapes = official_shapes(_create(name, pretrained=False))
+        backbone = vision_from_state(name, seeded_state(seed, shapes), weights)
+    return backbone.to(device)
+
+
+def vision_from_state(name: str, state: dict[str, Tensor], weights: str) -> VisionBackbone:
+    """A frozen backbone from a state dict, official or timm's.
+
+    Args:
+        name: as in `load_vision`.
+        state: name -> tensor.
+        weights: where the state dict came from.
+
+    Raises:
+        ValueError: unknown name, or weights that do not fit.
+    """
+    model = _create(name, pretrained=False)
+    if "mask_token" in state and _is_dinov2(model):
+        complaint = f"{weights} is not the official checkpoint of {name}"
+        check_fit(state, official_shapes(model), complaint)
+    load_strict(model, to_timm(state, model), weights)
+    return as_backbone(model, name, weights)
 
 
 def as_backbone(model: VisionTransformer | Eva, name: str, weights: str) -> VisionBackbone:

@@ -140,3 +140,26 @@ def test_flags_that_change_no_result_are_not_written_down():
     args = _load("segment").parser().parse_args([*shlex.split(TYPED[0]), "--overwrite", "--debug"])
     assert "--overwrite" not in typed_command(_load("segment"), "demo.py", args, ("overwrite",))
     assert "--debug" not in typed_command(_load("segment"), "demo.py", args)
+
+
+def test_the_overview_has_one_line_per_command(capsys):
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    for name in COMMANDS:
+        (line,) = [line for line in shown if line.split()[:1] == [name]]
+        assert line.split(maxsplit=1)[1].endswith(".") and len(line) < 100
+
+
+def test_bash_completes_commands_and_flags(capsys):
+    assert main(["--completion"]) == 0
+    script = capsys.readouterr().out
+    ask = (
+        "COMP_WORDS=({words}); COMP_CWORD={at}; _talk2dino; echo ${{COMPREPLY[*]}}; COMPREPLY=()\n"
+    )
+    questions = [ask.format(words="talk2dino ev", at=1)]
+    questions += [ask.format(words="talk2dino segment --no_p", at=2)]
+    questions += [ask.format(words="talk2dino segment photo", at=2)]
+    result = subprocess.run(
+        ["bash", "-c", script + "".join(questions)], capture_output=True, text=True
+    )
+    assert result.stdout.splitlines() == ["evaluate", "--no_pamr", ""], result.stderr

@@ -12,10 +12,10 @@ from talk2dino.cli.segment_job import (
     check_picture,
     physical_memory,
     scoring_bytes,
-    scoring_size,
 )
 from talk2dino.config import ProjectionConfig
 from talk2dino.drawing import class_colours
+from talk2dino.inference import scoring_size
 from talk2dino.segmenter import build_segmenter
 from talk2dino.segmenter_config import SegmenterConfig
 

@@ -9,10 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from talk2dino.files import check_folder_writable, check_writable
-from talk2dino.images import IMAGE_SUFFIXES, list_images
-
-OVERLAY_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-"""File suffix -> Pillow's name of the format an overlay can have."""
+from talk2dino.images import IMAGE_SUFFIXES, PICTURE_FORMATS, list_images
 
 BESIDE_OVERLAY = ""
 """Value of --save_mask and --save_scores without a path."""
@@ -55,9 +52,9 @@ def plan_tasks(args: argparse.Namespace) -> list[Task]:
     else:
         if not output.suffix:  # as in the published example
             output = output.with_suffix(".png")
-        if output.suffix.lower() not in OVERLAY_FORMATS:
+        if output.suffix.lower() not in PICTURE_FORMATS:
             raise ValueError(
-                f"--output {output} needs one of the suffixes {', '.join(OVERLAY_FORMATS)}, "
+                f"--output {output} needs one of the suffixes {', '.join(PICTURE_FORMATS)}, "
                 "or must be an existing folder."
             )
         mask = _side_file(args.save_mask, output, "_mask.png", "--save_mask")
@@ -92,7 +89,7 @@ def find_sources(inputs: Sequence[str]) -> tuple[list[Path], bool]:
 def _tasks_in_folders(sources: list[Path], args: argparse.Namespace, several: bool) -> list[Task]:
     """Files named after the pictures, in one folder per kind of file."""
     folder = Path(args.output)
-    if folder.suffix.lower() in OVERLAY_FORMATS and not folder.is_dir():
+    if folder.suffix.lower() in PICTURE_FORMATS and not folder.is_dir():
         raise ValueError(f"--output {folder} is one file, but there are several inputs: a folder.")
     folders = [folder]
     for flag, value in (("--save_mask", args.save_mask), ("--save_scores", args.save_scores)):

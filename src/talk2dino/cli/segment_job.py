@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from talk2dino.cli.segment_files import OVERLAY_FORMATS, Task
+from talk2dino.cli.segment_files import Task
 from talk2dino.config import FeatureConfig
 from talk2dino.drawing import (
     MAX_INDEXED,
@@ -25,7 +24,6 @@ from talk2dino.drawing import (
     indexed_mask,
 )
 from talk2dino.features.provenance import feature_differences
-from talk2dino.files import atomic_path
 from talk2dino.images import check_image, read_rgb, rgb_tensor
 from talk2dino.inference import (
     ClassQuery,
@@ -33,8 +31,10 @@ from talk2dino.inference import (
     resize_pixels,
     resize_scores,
     score_labels,
+    scoring_size,
     whole_image_scores,
 )
+from talk2dino.segmentation import save_picture, save_scores
 from talk2dino.segmenter_config import SegmenterConfig
 from talk2dino.training.outputs import read_summary
 
@@ -90,7 +90,7 @@ class SegmentJob:
         if task.mask is not None:
             save_picture(indexed_mask(labels, self.colours), task.mask, self._record(task))
         if task.scores is not None:
-            self._save_scores(scores, task)
+            save_scores(scores, self.options.names, task.scores, self._record(task))
         style = LegendStyle(self.options.opacity)
         overlay = draw_overlay(image, labels, self.options.names, self.colours, style)
         save_picture(overlay, task.overlay, self._record(task))
@@ -109,16 +109,6 @@ class SegmentJob:
         smaller = Image.fromarray(resize_pixels(np.asarray(image), size))
         scores = whole_image_scores(self.segmenter, rgb_tensor(smaller), self.query)
         return resize_scores(scores, (height, width))
-
-    def _save_scores(self, scores: Tensor, task: Task) -> None:
-        assert task.scores is not None
-        with atomic_path(task.scores) as temporary, temporary.open("wb") as file:
-            np.savez(
-                file,
-                scores=scores.float().cpu().numpy(),
-                classes=np.array(self.options.names),
-                settings=np.array(self._record(task)),
-            )
 
     def _record(self, task: Task) -> str:
         """JSON of what made a file."""
@@ -188,14 +178,6 @@ def check_picture(path: Path, options: JobOptions, device: torch.device) -> None
         )
 
 
-def scoring_size(height: int, width: int, max_side: int | None) -> tuple[int, int]:
-    """(height, width) at which a picture is scored."""
-    if max_side is None or max(height, width) <= max_side:
-        return height, width
-    scale = max_side / max(height, width)
-    return max(round(height * scale), 1), max(round(width * scale), 1)
-
-
 def scoring_bytes(height: int, width: int, classes: int, pamr: bool) -> int:
     """Memory that scoring one window takes at its peak, roughly.
 
@@ -211,16 +193,3 @@ def physical_memory() -> int | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # Windows has no sysconf
         return None
-
-
-def save_picture(picture: Image.Image, path: Path, record: str) -> None:
-    """Write a picture in the format of its suffix; PNG files carry `record` as text."""
-    options: dict[str, Any] = {}
-    if path.suffix.lower() == ".png":
-        info = PngInfo()
-        info.add_itxt("talk2dino", record)
-        options["pnginfo"] = info
-    else:
-        options["quality"] = 95
-    with atomic_path(path) as temporary:
-        picture.save(temporary, format=OVERLAY_FORMATS[path.suffix.lower()], **options)

@@ -1,27 +1,26 @@
 """Where the features of a training are while it runs: in memory as a whole, or left on disk.
 
-In memory they are gathered by index. On disk the file is mapped, threads read the rows of the next
-batches ahead, and the file is mapped anew now and then, so that the pages read so far do not stay.
+In memory they are gathered by index. From disk, threads read the rows of the next batches ahead.
 """
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from talk2dino.features.store import FeatureFile, read_features
+from talk2dino.features.store import FeatureFile
 from talk2dino.projection import unit
+from talk2dino.training.rows import Rows
 
-BYTES_MAPPED = 16 << 20
-"""Bytes read through one mapping; the system maps up to four times as much around them."""
+BLOCK_BYTES = 16 << 20
+"""Bytes read at a time when a column is read whole."""
 BATCHES_AHEAD = 2
 """Batches read ahead from disk, each by its own thread."""
 
@@ -79,7 +78,7 @@ def place_columns(
         return HeldColumns({key: everything[key] for key in choice.keys}, choice, device)
     if needed <= memory_bytes:
         return _read_whole(features, choice, torch.device("cpu"), device)
-    return MappedColumns(Mapping(features), choice, device)
+    return StoredColumns(Rows(features, choice.keys), choice, device)
 
 
 class HeldColumns:
@@ -130,12 +129,12 @@ class HeldColumns:
             )
 
 
-class MappedColumns:
+class StoredColumns:
     """Columns left on disk: threads read the rows of the batches to come."""
 
-    def __init__(self, mapping: Mapping, choice: ColumnChoice, device: torch.device) -> None:
+    def __init__(self, rows: Rows, choice: ColumnChoice, device: torch.device) -> None:
         self.unit_done = choice.unit_key is not None
-        self._mapping = mapping
+        self._rows = rows
         self._choice = choice
         self._device = device
 
@@ -144,24 +143,17 @@ class MappedColumns:
     ) -> Iterator[tuple[Gathered, Gathered]]:
         """See Columns."""
         parts = zip(rows.split(list(sizes)), captions.split(list(sizes)), strict=True)
-        reads = (self._reader(*part) for part in parts)
+        reads = (partial(self._read_batch, *part) for part in parts)
         for images, texts in _read_ahead(reads, BATCHES_AHEAD):
+            if self._choice.unit_key is not None:
+                images[self._choice.unit_key] = unit(images[self._choice.unit_key].float())
             yield self._to_device(images), self._to_device(texts)
 
-    def _reader(self, rows: Tensor, captions: Tensor) -> Callable[[], tuple[Gathered, Gathered]]:
-        columns, choice = self._mapping.columns, self._choice
-        size = sum(columns[key][:1].nbytes * len(rows) for key in choice.keys)
-        self._mapping.count(size)
-
-        def read() -> tuple[Gathered, Gathered]:
-            images = {key: columns[key].index_select(0, rows) for key in choice.image_keys}
-            if choice.unit_key is not None:
-                images[choice.unit_key] = unit(images[choice.unit_key].float())
-            return images, {
-                key: columns[key].index_select(0, captions) for key in choice.caption_keys
-            }
-
-        return read
+    def _read_batch(self, rows: Tensor, captions: Tensor) -> tuple[Gathered, Gathered]:
+        return (
+            {key: self._rows.take(key, rows) for key in self._choice.image_keys},
+            {key: self._rows.take(key, captions) for key in self._choice.caption_keys},
+        )
 
     def _to_device(self, gathered: Gathered) -> Gathered:
         if self._device.type != "cuda":
@@ -172,52 +164,22 @@ class MappedColumns:
         }
 
 
-class Mapping:
-    """The columns of a mapped file, which is mapped anew after every `BYTES_MAPPED` read bytes.
-
-    Raises:
-        RuntimeError: the file was replaced meanwhile.
-    """
-
-    def __init__(self, features: FeatureFile) -> None:
-        assert features.mapped_from is not None
-        self.path = features.mapped_from
-        self._version = _version(self.path)
-        self._read_bytes = 0
-        self.columns = self._mapped()
-
-    def count(self, read_bytes: int) -> None:
-        """So many bytes are about to be read."""
-        self._read_bytes += read_bytes
-        if self._read_bytes > BYTES_MAPPED:
-            self._read_bytes = read_bytes
-            self.columns = self._mapped()
-
-    def _mapped(self) -> Gathered:
-        if _version(self.path) != self._version:
-            raise RuntimeError(f"{self.path} was replaced while it was being trained on")
-        features = read_features(self.path)
-        return {**features.image_features, **features.caption_features}
-
-
 def _read_whole(
     features: FeatureFile, choice: ColumnChoice, place: torch.device, device: torch.device
 ) -> HeldColumns:
     """Copy the columns to `place` in blocks, one of them scaled to length 1."""
-    mapping = Mapping(features) if features.mapped_from is not None else None
+    rows = Rows(features, choice.keys) if features.mapped_from is not None else None
     held = {}
     for key in choice.keys:
         column = features.require(key, "the features")
         dtype = torch.float32 if key == choice.unit_key else column.dtype
         held[key] = torch.empty(column.shape, dtype=dtype, device=place)
-        rows = max(1, BYTES_MAPPED // max(1, column[:1].nbytes))
-        for start in range(0, len(column), rows):
-            part = slice(start, start + rows)
-            if mapping is not None:
-                mapping.count(column[part].nbytes)
-                column = mapping.columns[key]
-            values = column[part].to(place)
-            held[key][part] = unit(values.float()) if key == choice.unit_key else values
+        count = max(1, BLOCK_BYTES // max(1, column[:1].nbytes))
+        for start in range(0, len(column), count):
+            stop = min(start + count, len(column))
+            values = rows.block(key, start, stop) if rows else column[start:stop]
+            values = values.to(place)
+            held[key][start:stop] = unit(values.float()) if key == choice.unit_key else values
     return HeldColumns(held, choice, device, unit_done=choice.unit_key is not None)
 
 
@@ -238,8 +200,3 @@ def _read_ahead(
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-
-
-def _version(path: Path) -> tuple[int, int, int]:
-    state = os.stat(path)
-    return state.st_ino, state.st_size, state.st_mtime_ns

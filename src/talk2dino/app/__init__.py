@@ -1,0 +1,1 @@
+"""The web app: a picture, words, and what is where; see docs/app.md."""

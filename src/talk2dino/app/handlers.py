@@ -1,0 +1,165 @@
+"""What happens when the page is used: values of its components in, new values out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from talk2dino.app import markup
+from talk2dino.app.inputs import Limits, Upload
+from talk2dino.app.models import Models
+from talk2dino.app.pictures import enlargement
+from talk2dino.app.results import Results
+from talk2dino.app.view import Heat, Look, View, heat_of, look_at
+from talk2dino.app.work import Outcome, Progress, Request, segment
+
+logger = logging.getLogger(__name__)
+
+USER_ERRORS = (ValueError, OSError, RuntimeError, MemoryError)
+BUG = "Something went wrong here; the terminal of the server says what."
+WAITING = "Waiting for a turn …"
+REFUSED = "Too many requests are waiting. Try again in a minute."
+STOPPED = "Stopped. Press Segment to start again."
+
+
+@dataclass(frozen=True)
+class Service:
+    """What all visitors of a page share."""
+
+    models: Models
+    """On offer."""
+    results: Results
+    """Kept for clicks and sliders."""
+    limits: Limits
+    """Of one request."""
+
+
+class Handlers:
+    """The handlers that need what all visitors share."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+
+    def on_run(self, *values: Any) -> Iterator[list[Any]]:
+        """Segment; shows what is being done, then the result or what was wrong."""
+        picture, *asked, opacity, old_key = values
+        request = Request(read_upload(picture), *asked)
+        service = self.service
+        try:
+            for step in segment(request, service.models, service.limits):
+                if isinstance(step, Progress):
+                    yield self._update(status=markup.status(step.text, "busy"), busy=True)
+                    continue
+                yield self._finished(step, request, opacity, old_key)
+        except USER_ERRORS as error:
+            yield self._update(status=markup.status(sentence(error), "error"), busy=False)
+        except Exception:
+            logger.exception("a request failed")
+            yield self._update(status=markup.status(BUG, "error"), busy=False)
+
+    def on_look(self, key: str | None, *look: Any) -> list[Any]:
+        """Draw the kept result again, as the sliders and the position say."""
+        if key is None:
+            return [gr.skip()] * 6
+        try:
+            view = look_at(self.service.results, key, Look(*look))
+        except USER_ERRORS as error:
+            return [gr.skip()] * 5 + [markup.status(sentence(error), "error")]
+        return [*_shown(view), gr.skip()]
+
+    def on_click(
+        self, key: str | None, threshold: float, opacity: float, event: gr.SelectData
+    ) -> list[Any]:
+        """Show the scores at the pixel that was clicked."""
+        result = self.service.results.get(key)
+        times = enlargement(result.segmentation) if result is not None else 1
+        position = ", ".join(str(value // times) for value in event.index)
+        return [*self.on_look(key, threshold, opacity, position), position]
+
+    def on_model(self, name: str) -> list[Any]:
+        """Say what there is to know about the chosen model, and take its threshold."""
+        try:
+            entry = self.service.models.entry(name)
+        except ValueError as error:
+            return [markup.notice(str(error)), gr.skip()]
+        return [markup.notice(entry.notice), entry.threshold]
+
+    def _finished(
+        self, outcome: Outcome, request: Request, opacity: float, old_key: str | None
+    ) -> list[Any]:
+        results = self.service.results
+        key = results.put(outcome.result)
+        view = look_at(results, key, Look(request.threshold, opacity))
+        results.discard(old_key)
+        text = markup.status(outcome.text, "done")
+        return self._update(view, heat_of(outcome.result), key, status=text, busy=False)
+
+    def _update(
+        self,
+        view: View | None = None,
+        heat: Heat | None = None,
+        key: str | None = None,
+        *,
+        status: str,
+        busy: bool,
+    ) -> list[Any]:
+        """Values of everything that `on_run` may change."""
+        unchanged = gr.skip()
+        return [
+            *(_shown(view) if view else [unchanged] * 5),
+            list(heat.maps) if heat else unchanged,
+            heat.scale if heat else unchanged,
+            "" if view else unchanged,  # no pixel is chosen in a new result
+            key if view else unchanged,
+            *_buttons(status, busy),
+        ]
+
+
+def read_upload(payload: Mapping[str, Any] | None) -> Upload | None:
+    """The file behind the picture, unopened; Gradio has checked that it is an upload."""
+    if not payload or not payload.get("path"):
+        return None
+    path = Path(payload["path"])
+    return Upload(path, payload.get("orig_name") or path.name)
+
+
+def on_begin() -> list[Any]:
+    """The page while a request waits for its turn."""
+    return _buttons(markup.status(WAITING, "busy"), busy=True)
+
+
+def on_failure(shown_status: str) -> list[Any]:
+    """The page when Gradio did not take a request, because too many wait, or cut it off."""
+    if STOPPED in shown_status:  # cut off by the visitor, who has been told
+        return [gr.skip()] * 3
+    return _buttons(markup.status(REFUSED, "error"), busy=False)
+
+
+def on_stop() -> list[Any]:
+    """The page after a request was stopped."""
+    return _buttons(markup.status(STOPPED), busy=False)
+
+
+def sentence(error: BaseException) -> str:
+    """What an error says, or its kind if it says nothing."""
+    return str(error) or type(error).__name__
+
+
+def _buttons(status: str, busy: bool) -> list[Any]:
+    """The status line, and which of the two buttons can be pressed."""
+    return [status, gr.Button(interactive=not busy), gr.Button(interactive=busy)]
+
+
+def _shown(view: View) -> list[Any]:
+    return [
+        view.overlay,
+        view.legend,
+        view.pixel,
+        gr.DownloadButton(value=str(view.mask_file), interactive=True),
+        gr.DownloadButton(value=str(view.overlay_file), interactive=True),
+    ]

@@ -1,0 +1,134 @@
+"""What a visitor gives, checked before a model sees it: category names and a picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from talk2dino.images import check_image, read_rgb
+from talk2dino.inference import scoring_size
+from talk2dino.segmentation import BACKGROUND
+
+MAX_NAME = 80
+"""Characters in one category name."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may ask for."""
+
+    max_pixels: int = 50_000_000
+    """Larger pictures are refused after a look at their header, before they are decoded."""
+    max_side: int = 1024
+    """Larger pictures are scored and shown at this long side, in pixels."""
+    max_categories: int = 64
+    """Names in one request."""
+
+    def __post_init__(self) -> None:
+        for flag, value in (
+            ("--max_pixels", self.max_pixels),
+            ("--max_side", self.max_side),
+            ("--max_categories", self.max_categories),
+        ):
+            if value < 1:
+                raise ValueError(f"{flag} must be at least 1, got {value}.")
+        if self.max_categories > 255:
+            raise ValueError(
+                f"--max_categories must be at most 255, got {self.max_categories}: "
+                "an indexed PNG holds 256 labels, the background included."
+            )
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file that a visitor has sent."""
+
+    path: Path
+    """Where the server keeps it."""
+    name: str
+    """What the visitor calls it; never used as a path."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded upload."""
+
+    image: Image.Image
+    """RGB, at the size at which it is scored."""
+    full_hw: tuple[int, int]
+    """Height and width of the upload, upright."""
+    stem: str
+    """Start of the names of the files to download."""
+
+
+def read_names(text: str | None, background: bool, limits: Limits) -> list[str]:
+    """Category names from free text: commas or lines separate them, underscores mean spaces.
+
+    Empty parts and repetitions (case does not count: CLIP reads lower case) are left out.
+
+    Raises:
+        ValueError: none, too many, a very long one, or one called like the background.
+    """
+    names: dict[str, str] = {}
+    for part in (text or "").replace("\n", ",").split(","):
+        visible = "".join(c if c.isprintable() else " " for c in part.replace("_", " "))
+        name = " ".join(visible.split())
+        if name:
+            names.setdefault(name.lower(), name)
+    if not names:
+        raise ValueError("Name at least one category, for example: cat, sofa, window.")
+    if len(names) > limits.max_categories:
+        raise ValueError(
+            f"{len(names)} categories are too many for one request; at most "
+            f"{limits.max_categories} are taken. Remove some."
+        )
+    long = [name for name in names.values() if len(name) > MAX_NAME]
+    if long:
+        raise ValueError(
+            f"“{long[0][:30]}…” has {len(long[0])} characters; a category may have {MAX_NAME}. "
+            "Are the commas missing?"
+        )
+    if background and BACKGROUND in names:
+        raise ValueError(
+            "“background” is added by the switch of that name. Remove the word, or switch it off."
+        )
+    return list(names.values())
+
+
+def read_picture(upload: Upload | None, limits: Limits) -> Picture:
+    """Decode an upload at the size at which it will be scored.
+
+    Raises:
+        ValueError: nothing given, no image, damaged, or more than `limits.max_pixels`.
+    """
+    if upload is None:
+        raise ValueError("Choose a picture first: upload one, paste one, or take an example.")
+    try:
+        height, width = check_image(upload.path)
+        if height * width > limits.max_pixels:
+            raise ValueError(
+                f"{upload.name} has {width} × {height} pixels ({_mega(height * width)} megapixels);"
+                f" at most {_mega(limits.max_pixels)} megapixels are taken. Make it smaller first."
+            )
+        image = read_rgb(upload.path)
+    except FileNotFoundError as error:
+        raise ValueError(f"{upload.name} is no longer on the server. Upload it again.") from error
+    except (ValueError, OSError) as error:  # the visitor's name for it, not the server's path
+        raise ValueError(str(error).replace(str(upload.path), upload.name)) from error
+    full_hw = (image.height, image.width)
+    height, width = scoring_size(*full_hw, limits.max_side)
+    if (height, width) != full_hw:
+        image = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    return Picture(image, full_hw, _safe_stem(upload.name))
+
+
+def _mega(pixels: int) -> str:
+    return f"{pixels / 1e6:.3g}"
+
+
+def _safe_stem(name: str) -> str:
+    """Letters, digits, dashes and underscores of a file's name, at most 40; or `picture`."""
+    kept = "".join(c if c.isalnum() or c in "-_" else "_" for c in Path(name).stem)
+    return kept.strip("_")[:40] or "picture"

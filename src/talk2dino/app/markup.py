@@ -1,0 +1,99 @@
+"""The pieces of the page that are written as HTML; every word of a visitor is escaped here."""
+
+from __future__ import annotations
+
+from html import escape
+
+import matplotlib
+import numpy as np
+
+from talk2dino.app.pictures import HEAT_COLOURS
+from talk2dino.segmentation import Segmentation
+
+PIXEL_ROWS = 8
+"""Scores that are shown for a pixel."""
+
+NOTHING_YET = (
+    '<p class="t2d-status">Choose a picture, name what may be in it, and press Segment.</p>'
+)
+NO_AREAS = '<p class="t2d-hint">Nothing segmented yet.</p>'
+PIXEL_HINT = '<p class="t2d-hint">No pixel chosen.</p>'
+
+
+def header(device: str) -> str:
+    """Title, one sentence, and where the models run."""
+    return (
+        '<header class="t2d-header"><div><h1>Talk2DINO</h1>'
+        "<p>Name anything in words; get it segmented in your picture.</p></div>"
+        f'<span class="t2d-chip">runs on {escape(device)}</span></header>'
+    )
+
+
+def notice(text: str | None) -> str:
+    """A line about the chosen model that nobody may miss; empty without one."""
+    return f'<div class="t2d-notice">{escape(text)}</div>' if text else ""
+
+
+def status(text: str, kind: str = "info") -> str:
+    """What is going on; `kind` is info, busy, done or error."""
+    role = "alert" if kind == "error" else "status"
+    return f'<p class="t2d-status t2d-{kind}" role="{role}">{escape(text)}</p>'
+
+
+def legend(found: Segmentation) -> str:
+    """Colour, name and share of the picture of every label, the largest first."""
+    colours = dict(zip(found.names, found.colours, strict=True))
+    areas = sorted(found.areas().items(), key=lambda area: -area[1])
+    rows = [
+        _row(name, colours[name], area, _percent(area), "" if area else "t2d-absent")
+        for name, area in areas
+    ]
+    return f'<ul class="t2d-legend" aria-label="Area of each category">{"".join(rows)}</ul>'
+
+
+def pixel_scores(found: Segmentation, x: int, y: int) -> str:
+    """The scores at a pixel, the best first; with a background, its threshold is among them."""
+    colours = dict(zip(found.names, found.colours, strict=True))
+    scores = found.scores_at(x, y)
+    shown = list(scores.items())[:PIXEL_ROWS]
+    low, high = shown[-1][1], shown[0][1]
+    rows = []
+    for place, (name, score) in enumerate(shown):
+        length = 8 + 92 * (score - low) / max(high - low, 1e-6)  # they lie close together
+        kind = "t2d-winner" if place == 0 else ""
+        rows.append(_row(name, colours[name], length, f"{score:.3f}", kind))
+    more = len(scores) - len(shown)
+    return (
+        f'<ul class="t2d-legend" aria-label="Scores at column {x}, row {y}">{"".join(rows)}</ul>'
+        + (f'<p class="t2d-hint">and {more} lower ones</p>' if more else "")
+    )
+
+
+def heat_scale(low: float, high: float) -> str:
+    """The colour bar that all heat maps share."""
+    colours = matplotlib.colormaps[HEAT_COLOURS](np.linspace(0, 1, 9), bytes=True)[:, :3]
+    stops = ",".join(_css(colour) for colour in colours)
+    return (
+        f'<div class="t2d-scale"><em>{low:.3f}</em>'
+        f'<span style="background:linear-gradient(to right,{stops})"></span><em>{high:.3f}</em>'
+        "<small>sigmoid(cosine), one scale for all</small></div>"
+    )
+
+
+def _row(name: str, colour: np.ndarray, length: float, value: str, kind: str) -> str:
+    """A line of a legend: colour, name, a bar of `length` percent, and a value."""
+    return (
+        f'<li class="{kind}"><i style="background:{_css(colour)}"></i>'
+        f"<span>{escape(name)}</span>"
+        f'<b><u style="width:{length:.1f}%;background:{_css(colour)}"></u></b>'
+        f"<em>{escape(value)}</em></li>"
+    )
+
+
+def _percent(area: float) -> str:
+    return "<0.1 %" if 0 < area < 0.05 else f"{area:.1f} %"
+
+
+def _css(colour: np.ndarray) -> str:
+    red, green, blue = (int(channel) for channel in colour)
+    return f"rgb({red},{green},{blue})"

@@ -1,0 +1,104 @@
+"""The models that the page offers: loaded when first used, and used by one request at a time."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from talk2dino.hub.load import LoadedModel, load_model
+from talk2dino.hub.published import PUBLISHED, TOY, TOY_THRESHOLD, default_threshold
+from talk2dino.segmenter import build_segmenter
+from talk2dino.segmenter_config import SegmenterConfig
+from talk2dino.toy.scene import CLASS_NAMES
+
+UNTRAINED = (
+    "“{}” has random, untrained weights: everything works as with a real model, but the colours "
+    "mean nothing."
+)
+DRAWN_WORLD = "“{}” has seen nothing but drawn pictures of {}."
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A model that can be chosen."""
+
+    name: str
+    """As shown to visitors."""
+    load: Callable[[], LoadedModel]
+    """Reads the weights; takes seconds."""
+    threshold: float
+    """Background threshold that the slider starts with."""
+    notice: str | None = None
+    """What a visitor must know to read the result."""
+
+
+def named_entry(name: str, device: torch.device) -> ModelEntry:
+    """A model by its short name, folder, file or repository; see `Talk2DINO.from_pretrained`."""
+    threshold = PUBLISHED[name].background_threshold if name in PUBLISHED else 0.55
+    if name == TOY:
+        threshold = TOY_THRESHOLD
+    notice = UNTRAINED.format(name) if name == TOY else None
+    return ModelEntry(name, lambda: load_model(name, device), threshold, notice)
+
+
+def config_entry(name: str, config: SegmenterConfig, device: torch.device) -> ModelEntry:
+    """A model by its configuration, as `demo.py --config` takes it."""
+    threshold = default_threshold(config.projection.dino_embed_dim)
+    notice = None
+    if config.projection_weights.startswith("seeded:"):
+        threshold, notice = TOY_THRESHOLD, UNTRAINED.format(name)
+    elif config.vision_model == TOY:
+        notice = DRAWN_WORLD.format(name, ", ".join(CLASS_NAMES))
+
+    def load() -> LoadedModel:
+        return LoadedModel(build_segmenter(config, device), threshold, name)
+
+    return ModelEntry(name, load, threshold, notice)
+
+
+class Models:
+    """The entries by name, and those that are loaded.
+
+    Args:
+        entries: the first one is chosen when the page opens.
+        device: where they run.
+    """
+
+    def __init__(self, entries: Sequence[ModelEntry], device: torch.device) -> None:
+        self.entries = {entry.name: entry for entry in entries}
+        if len(self.entries) < len(entries):
+            raise ValueError(f"a model is offered twice: {', '.join(e.name for e in entries)}.")
+        self.device = device
+        self._loaded: dict[str, LoadedModel] = {}
+        self._lock = threading.Lock()
+
+    def entry(self, name: str) -> ModelEntry:
+        """The entry of that name.
+
+        Raises:
+            ValueError: it is not offered.
+        """
+        if name not in self.entries:
+            raise ValueError(f"There is no model “{name}” here, only {', '.join(self.entries)}.")
+        return self.entries[name]
+
+    def is_loaded(self, name: str) -> bool:
+        """Whether the next use starts at once."""
+        return name in self._loaded
+
+    @contextmanager
+    def use(self, name: str) -> Iterator[LoadedModel]:
+        """A model for one request alone: reading attention hooks into it, which is not shared.
+
+        Raises:
+            ValueError, OSError, RuntimeError: it is not offered, or cannot be loaded.
+        """
+        entry = self.entry(name)
+        with self._lock:
+            if name not in self._loaded:
+                self._loaded[name] = entry.load()
+            yield self._loaded[name]

@@ -1,0 +1,212 @@
+"""The page: its components, and which handler answers which of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from talk2dino.app import markup
+from talk2dino.app.handlers import Handlers, Service, on_begin, on_failure, on_stop
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What the page shows before anything was done."""
+
+    examples: Sequence[tuple[Path, str]] = ()
+    """Pictures, each with the categories that go with it."""
+    categories: str = ""
+    """Text of the field of categories."""
+
+
+class Page:
+    """Builds the components of one page and connects them with a service."""
+
+    def __init__(self, service: Service, opening: Opening) -> None:
+        self.service = service
+        self.handlers = Handlers(service)
+        self.opening = opening
+
+    def build(self) -> gr.Blocks:
+        """The whole page."""
+        # Files of uploads and displayed pictures live for an hour; nothing is sent to Gradio.
+        blocks = gr.Blocks(
+            title="Talk2DINO", analytics_enabled=False, delete_cache=(600, 3600), fill_width=True
+        )
+        with blocks:
+            gr.HTML(markup.header(str(self.service.models.device)))
+            first = next(iter(self.service.models.entries.values()))
+            self.notice = gr.HTML(markup.notice(first.notice), elem_id="notice")
+            with gr.Row(elem_id="columns"):
+                with gr.Column(scale=4, min_width=320, elem_id="ask"):
+                    self._build_inputs()
+                with gr.Column(scale=6, min_width=320, elem_id="answer"):
+                    self._build_outputs()
+                with gr.Column(scale=4, min_width=320, elem_id="choose"):
+                    self._build_options()
+            self.key = gr.State(None, delete_callback=self.service.results.discard)
+            self._connect()
+        return blocks
+
+    def _build_inputs(self) -> None:
+        self.picture = gr.Image(
+            label="Picture",
+            sources=["upload", "clipboard", "webcam"],
+            type="filepath",
+            image_mode=None,
+            height=300,
+            elem_id="picture",
+            buttons=[],
+        )
+        # The examples stand above the field that they fill, next to the picture.
+        self.categories = gr.Textbox(
+            label="Categories",
+            info="Any words, separated by commas",
+            value=self.opening.categories,
+            placeholder="cat, sofa, window",
+            max_lines=4,
+            elem_id="categories",
+            render=False,
+        )
+        if self.opening.examples:
+            gr.Examples(
+                [[str(path), words] for path, words in self.opening.examples],
+                [self.picture, self.categories],
+                label="Examples",
+                elem_id="examples",
+                visible_columns=[0],
+                api_visibility="private",
+            )
+        self.categories.render()
+        with gr.Row(elem_id="buttons"):
+            self.run = gr.Button("Segment", variant="primary", scale=3, elem_id="run")
+            self.stop = gr.Button("Stop", scale=1, min_width=80, interactive=False, elem_id="stop")
+        self.status = gr.HTML(markup.NOTHING_YET, elem_id="status")
+
+    def _build_options(self) -> None:
+        entries = self.service.models.entries
+        first = next(iter(entries.values()))
+        with gr.Group(elem_id="options"):
+            self.model = gr.Dropdown(
+                list(entries), value=first.name, label="Model", elem_id="model"
+            )
+            self.refine = gr.Checkbox(
+                True, label="Refine", info="Follow the edges of the picture", elem_id="refine"
+            )
+            self.background = gr.Checkbox(
+                False,
+                label="Background",
+                info="Pixels below the threshold belong to no category",
+                elem_id="background",
+            )
+            self.threshold = gr.Slider(
+                0.3,
+                0.8,
+                value=first.threshold,
+                step=0.005,
+                label="Background threshold",
+                visible=False,
+                buttons=[],
+                elem_id="threshold",
+            )
+            self.opacity = gr.Slider(
+                0, 1, value=0.5, step=0.05, label="Opacity", buttons=[], elem_id="opacity"
+            )
+
+    def _build_outputs(self) -> None:
+        with gr.Tabs():
+            with gr.Tab("Overlay", elem_id="overlay-tab"):
+                self.overlay = gr.Image(
+                    label="Overlay",
+                    show_label=False,
+                    interactive=False,
+                    buttons=["fullscreen"],
+                    elem_id="overlay",
+                    alt_text="The picture in the colours of its categories",
+                )
+            with gr.Tab("Heat maps", elem_id="heat-tab"):
+                self.scale = gr.HTML(elem_id="scale")
+                self.heat = gr.Gallery(
+                    label="Heat maps",
+                    show_label=False,
+                    columns=3,
+                    object_fit="contain",
+                    height="auto",
+                    buttons=["fullscreen"],
+                    interactive=False,
+                    elem_id="heat",
+                )
+        with gr.Row(elem_id="findings"):
+            with gr.Column(min_width=260):
+                gr.HTML("<h2>Areas</h2>")
+                self.legend = gr.HTML(markup.NO_AREAS, elem_id="areas")
+            with gr.Column(min_width=260):
+                gr.HTML("<h2>Scores at a pixel</h2>")
+                self.position = gr.Textbox(
+                    label="Column, row",
+                    placeholder="click the picture, or type: 120, 80",
+                    max_lines=1,
+                    elem_id="position",
+                )
+                self.pixel = gr.HTML(markup.PIXEL_HINT, elem_id="pixel")
+        with gr.Row(elem_id="downloads"):
+            self.mask_file = gr.DownloadButton(
+                "Download mask", interactive=False, elem_id="mask-file"
+            )
+            self.overlay_file = gr.DownloadButton(
+                "Download overlay", interactive=False, elem_id="overlay-file"
+            )
+
+    def _connect(self) -> None:
+        shown = [self.overlay, self.legend, self.pixel, self.mask_file, self.overlay_file]
+        look = [self.key, self.threshold, self.opacity, self.position]
+        buttons = [self.status, self.run, self.stop]
+        hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        light: dict[str, Any] = {**hidden, "concurrency_id": "light", "concurrency_limit": 4}
+        begun = gr.on(
+            [self.run.click, self.categories.submit],
+            on_begin,
+            None,
+            buttons,
+            queue=False,  # at once: while waiting for a turn, Stop must work
+            **hidden,
+        )
+        running = begun.then(
+            self.handlers.on_run,
+            [
+                *(self.picture, self.categories, self.model, self.background),
+                *(self.threshold, self.refine, self.opacity, self.key),
+            ],
+            [*shown, self.heat, self.scale, self.position, self.key, *buttons],
+            preprocess=False,  # Gradio would open the file itself, and hide what is wrong with it
+            api_visibility="private",
+            show_progress_on=self.overlay,
+            concurrency_limit=1,
+            trigger_mode="once",
+        )
+        running.failure(on_failure, self.status, buttons, queue=False, **hidden)
+        self.stop.click(on_stop, None, buttons, cancels=[running], queue=False, **hidden)
+        for slider in (self.threshold, self.opacity):
+            slider.change(
+                self.handlers.on_look,
+                look,
+                [*shown, self.status],
+                trigger_mode="always_last",
+                **light,
+            )
+        self.position.input(
+            self.handlers.on_look, look, [*shown, self.status], trigger_mode="always_last", **light
+        )
+        self.overlay.select(
+            self.handlers.on_click, look[:3], [*shown, self.status, self.position], **light
+        )
+        self.model.change(
+            self.handlers.on_model, self.model, [self.notice, self.threshold], **light
+        )
+        self.background.change(
+            lambda on: gr.Slider(visible=on), self.background, self.threshold, **light
+        )

@@ -1,0 +1,106 @@
+"""One request from its words and its picture to a result, in steps between which it can stop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from talk2dino.app.inputs import Limits, Upload, read_names, read_picture
+from talk2dino.app.models import Models
+from talk2dino.app.results import Result
+from talk2dino.images import rgb_tensor
+from talk2dino.inference import ClassQuery, score_labels, whole_image_scores
+from talk2dino.segmentation import BACKGROUND, Segmentation
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a visitor asks for, unchecked."""
+
+    upload: Upload | None
+    """The picture."""
+    categories: str | None
+    """Free text; see `read_names`."""
+    model: str
+    """Name of a model on offer."""
+    background: bool = False
+    """Whether pixels may belong to no category."""
+    threshold: float = 0.55
+    """Of the background, on sigmoid(cosine)."""
+    refine: bool = True
+    """Whether scores follow the edges of the picture."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What is being done now."""
+
+    text: str
+    """A sentence for the visitor."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a request ends with."""
+
+    result: Result
+    """What was found."""
+    text: str
+    """A sentence for the visitor."""
+
+
+def segment(request: Request, models: Models, limits: Limits) -> Iterator[Progress | Outcome]:
+    """Yield what is being done, and at last the outcome.
+
+    Raises:
+        ValueError: wrong input, said in words for the visitor.
+        OSError, RuntimeError, MemoryError: the model cannot be loaded, or runs out of memory.
+    """
+    started = time.perf_counter()
+    models.entry(request.model)
+    check_share("threshold", request.threshold)
+    names = read_names(request.categories, request.background, limits)
+    picture = read_picture(request.upload, limits)
+    if not models.is_loaded(request.model):
+        yield Progress(f"Loading {request.model}; this happens once.")
+    with models.use(request.model) as model:
+        classes = model.segmenter.embed_classes(names)
+    count = f"{len(names)} categories" if len(names) > 1 else names[0]
+    yield Progress(f"Looking for {count} …")
+    with models.use(request.model) as model:
+        segmenter = model.segmenter.variant(
+            pamr=request.refine, clean_background=request.background
+        )
+        threshold = request.threshold if request.background else None
+        query = ClassQuery(classes, threshold)
+        scores = whole_image_scores(segmenter, rgb_tensor(picture.image), query).float().cpu()
+    found = Segmentation(
+        image=picture.image,
+        labels=score_labels(scores),
+        scores=scores,
+        names=(BACKGROUND, *names) if request.background else tuple(names),
+        background=threshold,
+        settings={"model": request.model, "refine": request.refine, "image": picture.stem},
+    )
+    seconds = time.perf_counter() - started
+    yield Outcome(Result(picture, found), _summary(found, picture.full_hw, seconds))
+
+
+def check_share(name: str, value: float) -> None:
+    """Raise ValueError for a number outside 0 to 1; the page's sliders cannot give one."""
+    if not (isinstance(value, int | float) and math.isfinite(value) and 0 <= value <= 1):
+        raise ValueError(f"The {name} must lie between 0 and 1, got {value}.")
+
+
+def _summary(found: Segmentation, full_hw: tuple[int, int], seconds: float) -> str:
+    count = len(found.names) - (found.background is not None)
+    text = f"{count} {'category' if count == 1 else 'categories'} in {seconds:.1f} s"
+    height, width = full_hw
+    if (height, width) == (found.image.height, found.image.width):
+        return f"{text}, {width} × {height} pixels."
+    return (
+        f"{text}. The picture has {width} × {height} pixels and was segmented at "
+        f"{found.image.width} × {found.image.height}; the mask has its full size."
+    )

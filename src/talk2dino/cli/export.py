@@ -1,0 +1,72 @@
+"""`python -m talk2dino export`: a model as ONNX files."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from talk2dino.cli.entry import DONE, Command, run_command
+from talk2dino.files import check_folder_writable, check_writable
+
+FORMATS = ("onnx",)
+FILES = ("image.onnx", "text.onnx", "talk2dino.json")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    return run_command(COMMAND, argv)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="NAME",
+        help="toy, vitb, vitl, dinov3_vitb, dinov3_vitl, a folder, a file, or owner/name",
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the files")
+    parser.add_argument("--format", choices=FORMATS, default="onnx", help="kind of files")
+    parser.add_argument(
+        "--config", metavar="YAML", help="recipe of a projection's file that does not tell it"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raise for an output that cannot be written, before any model is loaded."""
+    folder = Path(args.output)
+    check_folder_writable(folder)
+    for name in FILES:
+        check_writable(folder / name, args.overwrite)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Load, export and compare."""
+    from talk2dino.export import export_onnx
+    from talk2dino.hub.load import load_model
+
+    print(f"loading {args.model}", flush=True)
+    loaded = load_model(args.model, "cpu", args.config)
+    print("exporting", flush=True)
+    exported = export_onnx(loaded, args.output, args.overwrite)
+    for path in exported.files:
+        print(f"{path} ({path.stat().st_size / 2**20:.1f} MiB)")
+    if exported.errors:
+        worst = max(exported.errors.values())
+        print(f"onnxruntime agrees with PyTorch: relative error {worst:.1e} at most")
+    else:
+        print("note: not compared with PyTorch, because onnxruntime is not installed")
+    return DONE
+
+
+COMMAND = Command(
+    name="export",
+    summary="Write a model as ONNX files, for devices without PyTorch.",
+    example="python -m talk2dino export --format onnx --model toy --output exported/toy",
+    add_arguments=add_arguments,
+    check=check,
+    run=run,
+    after_interrupt="complete files are kept; --overwrite makes them again",
+)

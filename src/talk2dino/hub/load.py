@@ -1,0 +1,272 @@
+"""From a name, a folder, a file or a repository to a model that is ready to segment."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from talk2dino.checkpoints import read_state_dict
+from talk2dino.config import ProjectionConfig, build, check_name
+from talk2dino.hub.fetch import FetchOptions, fetch_folder, file_sha256
+from talk2dino.hub.folder import FolderConfig, find_weights, read_folder_config
+from talk2dino.hub.layout import (
+    PROJECTION,
+    ModelParts,
+    identify_projection,
+    identify_text,
+    identify_vision,
+    split_parts,
+)
+from talk2dino.hub.published import (
+    HUB_FILES,
+    PUBLISHED,
+    TOY,
+    TOY_THRESHOLD,
+    PublishedModel,
+    default_threshold,
+    toy_config,
+)
+from talk2dino.projection import projection_from_state
+from talk2dino.segmenter import Talk2DinoSegmenter, build_segmenter
+from talk2dino.segmenter_config import SegmenterConfig, find_in_checkout, read_segmenter_config
+from talk2dino.text import load_text, text_from_state
+from talk2dino.training.outputs import read_summary
+from talk2dino.vision import load_vision, vision_from_state
+
+logger = logging.getLogger(__name__)
+
+_REPO = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_FILE_SUFFIXES = (".pth", ".pt", ".safetensors", ".bin")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model and where it came from."""
+
+    segmenter: Talk2DinoSegmenter
+    """The models and the options of inference."""
+    background_threshold: float
+    """Threshold that `background=True` stands for."""
+    origin: str
+    """The name, path or repository it was loaded from."""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """Summary of its training, as `train.py` writes it; empty if there is none."""
+
+
+def load_model(
+    name_or_path: str,
+    device: str | torch.device = "cpu",
+    config: str | Path | None = None,
+    fetch: FetchOptions | None = None,
+) -> LoadedModel:
+    """Load a model; see `Talk2DINO.from_pretrained`.
+
+    Args:
+        name_or_path: a short name, a folder, a file or a repository.
+        device: where to put it.
+        config: recipe of a projection alone, if the file does not tell.
+        fetch: how to reach the Hub.
+    """
+    fetch, path = fetch or FetchOptions(), Path(name_or_path)
+    if config is not None and not path.is_file():
+        raise ValueError(f"config= belongs to the file of a projection, not to {name_or_path!r}.")
+    if name_or_path == TOY:
+        return LoadedModel(build_segmenter(toy_config(), device), TOY_THRESHOLD, TOY)
+    if name_or_path in PUBLISHED:
+        return _load_published(name_or_path, device, fetch)
+    if path.is_dir():
+        return load_folder(path, device)
+    if path.is_file():
+        return load_file(path, device, config)
+    if _REPO.fullmatch(name_or_path) and not name_or_path.endswith(_FILE_SUFFIXES):
+        folder = fetch_folder(name_or_path, fetch, _advice_for_repo(name_or_path))
+        return dataclasses.replace(load_folder(folder, device), origin=name_or_path)
+    if "/" in name_or_path or "\\" in name_or_path or path.suffix in _FILE_SUFFIXES:
+        raise FileNotFoundError(
+            f"there is no file or folder {name_or_path}. Give one, a repository (owner/name), or "
+            f"one of {', '.join([TOY, *PUBLISHED])}."
+        )
+    known = [TOY, *PUBLISHED]
+    check_name("model", name_or_path, [*known, "or a folder, a file, owner/name"], similar=known)
+    raise AssertionError("check_name accepts only what was handled above")
+
+
+def load_folder(folder: Path, device: str | torch.device = "cpu") -> LoadedModel:
+    """Load a folder that `save_pretrained` wrote, or one with the files of a published model.
+
+    Raises:
+        FileNotFoundError: it holds no weights.
+        ValueError: damaged files, or those of another model.
+    """
+    path = find_weights(folder)
+    parts = split_parts(read_state_dict(path), str(path))
+    config = read_folder_config(folder) or _identified(parts, path)
+    segmenter = _assemble(config.segmenter, parts, path).to(device)
+    return LoadedModel(segmenter, config.background_threshold, str(folder), config.training)
+
+
+def load_file(
+    path: Path, device: str | torch.device = "cpu", config: str | Path | None = None
+) -> LoadedModel:
+    """Load a projection's file (the backbones come from timm and open_clip), or a whole model's.
+
+    Which backbones a projection belongs to is said by `config`, by the summary that `train.py`
+    writes beside it, or by the file itself if it is one of the published ones.
+
+    Raises:
+        ValueError: a damaged file, another model's, or a projection nobody knows.
+    """
+    state = read_state_dict(path)
+    if config is None and any(name.startswith(PROJECTION) for name in state):
+        parts = split_parts(state, str(path))
+        found = _identified(parts, path)
+        segmenter = _assemble(found.segmenter, parts, path).to(device)
+        return LoadedModel(segmenter, found.background_threshold, str(path))
+    summary = read_summary(path.with_suffix(".json"))
+    published = _published_projection(path)
+    if config is not None:
+        chosen = read_segmenter_config(config, projection_weights=str(path))
+    elif summary.get("settings"):
+        chosen = _config_from_summary(summary, path)
+    elif published is not None:
+        chosen = published.config(str(path))
+    else:
+        split_parts({f"{PROJECTION}{n}": v for n, v in state.items()}, str(path))
+        found_config = identify_projection(state, str(path))
+        raise ValueError(
+            f"{path} is a projection into {found_config.dino_embed_dim} dimensions, but of which "
+            "backbone is not known: pass config=, its recipe of configs/."
+        )
+    threshold = default_threshold(chosen.projection.dino_embed_dim)
+    return LoadedModel(build_segmenter(chosen, device), threshold, str(path), summary)
+
+
+def _load_published(name: str, device: str | torch.device, fetch: FetchOptions) -> LoadedModel:
+    """A short name: a folder or file in weights/, else the Hub or its cache."""
+    model = PUBLISHED[name]
+    folder = find_in_checkout(Path("weights") / name)
+    projection = find_in_checkout(Path("weights") / model.projection_file)
+    if folder.is_dir():
+        loaded = load_folder(folder, device)
+    elif projection.is_file():
+        check_projection(projection, model)
+        try:
+            segmenter = build_segmenter(model.config(str(projection)), device)
+        except RuntimeError as error:  # a backbone could not be downloaded
+            raise RuntimeError(f"{error} Or get the whole model: {_source(model)}") from error
+        loaded = LoadedModel(segmenter, model.background_threshold, name)
+    else:
+        loaded = load_folder(fetch_folder(model.repo, fetch, _advice(name)), device)
+    return dataclasses.replace(loaded, origin=name, background_threshold=model.background_threshold)
+
+
+def check_projection(path: Path, model: PublishedModel) -> None:
+    """Raise ValueError if a file under a published name has another content."""
+    expected = model.projection_sha256
+    if expected is not None and (found := file_sha256(path)) != expected:
+        raise ValueError(
+            f"{path} is not the published file: its SHA-256 is {found[:12]}..., expected "
+            f"{expected[:12]}.... Download it again (weights/README.md), or, if it is your own "
+            f"training, load it by its path: from_pretrained({str(path)!r})."
+        )
+
+
+def _published_projection(path: Path) -> PublishedModel | None:
+    """The published model a projection's file belongs to, by its content or else its name."""
+    digest = file_sha256(path)
+    for model in PUBLISHED.values():
+        if digest == model.projection_sha256:
+            return model
+    for model in PUBLISHED.values():
+        if path.name == model.projection_file:
+            if model.projection_sha256 is not None:
+                logger.warning(
+                    "%s has a published name, but another content; it is used with %s",
+                    *(path, model.vision_model),
+                )
+            return model
+    return None
+
+
+def _config_from_summary(summary: Mapping[str, Any], path: Path) -> SegmenterConfig:
+    """The models that a training's summary names."""
+    source = path.with_suffix(".json").name
+    values = {
+        name.removeprefix("model."): value
+        for name, value in summary["settings"].items()
+        if name.startswith("model.")
+    }
+    models = dict(summary.get("features") or {})
+    for side in ("vision", "text"):  # what the features were really made with, if recorded
+        recorded = (summary.get("trained_on") or {}).get(side) or {}
+        for key in ("model", "weights"):
+            if recorded.get(key) is not None:
+                models[f"{side}_{key}"] = recorded[key]
+    names = ("vision_model", "vision_weights", "text_model", "text_weights")
+    return SegmenterConfig(
+        projection=build(ProjectionConfig, values, source),
+        projection_weights=str(path),
+        **{name: models[name] for name in names if name in models},
+    )
+
+
+def _identified(parts: ModelParts, path: Path) -> FolderConfig:
+    """What a file without a configuration of ours holds, from its tensors."""
+    source = str(path)
+    if not parts.vision:
+        raise ValueError(
+            f"{path} holds the projection only, and no config.json of save_pretrained says which "
+            "backbones it belongs to."
+        )
+    projection = identify_projection(parts.projection, source)
+    config = SegmenterConfig(
+        projection=projection,
+        projection_weights=source,
+        vision_model=identify_vision(parts.vision, source),
+        vision_weights=source,
+        text_model=identify_text(parts.text, source),
+        text_weights=source,
+    )
+    return FolderConfig(config, default_threshold(projection.dino_embed_dim))
+
+
+def _assemble(config: SegmenterConfig, parts: ModelParts, path: Path) -> Talk2DinoSegmenter:
+    """The models from their tensors; a file with the projection only names the others' weights."""
+    source = str(path)
+    projection = projection_from_state(config.projection, parts.projection, source)
+    if parts.vision:
+        vision = vision_from_state(config.vision_model, parts.vision, source)
+        text: Any = text_from_state(config.text_model, parts.text, source)
+    else:
+        vision = load_vision(config.vision_model, config.vision_weights)
+        text = load_text(config.text_model, config.text_weights)
+    return Talk2DinoSegmenter(vision, text, projection, config)
+
+
+def _source(model: PublishedModel) -> str:
+    files = " and ".join(HUB_FILES)
+    return f"{files} of https://huggingface.co/{model.repo}/tree/main, into one folder."
+
+
+def _advice(name: str) -> str:
+    model = PUBLISHED[name]
+    return (
+        f"In weights/{name}/ of the checkout the name {name!r} finds it; with "
+        f"{model.projection_file} alone in weights/ (see weights/README.md), it takes the "
+        "backbones from timm and open_clip. 'toy' needs no files."
+    )
+
+
+def _advice_for_repo(repo: str) -> str:
+    names = [name for name, model in PUBLISHED.items() if model.repo == repo]
+    if names:
+        return _advice(names[0])
+    published = ", ".join(model.repo for model in PUBLISHED.values())
+    return f"There is no local folder of that name either. Published models: {published}."

@@ -1,0 +1,1 @@
+"""Our models as transformers' own kind: imported by talk2dino.autoload, when transformers is."""

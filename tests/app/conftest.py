@@ -1,0 +1,81 @@
+"""A page with the toy model, served once for all tests of this folder."""
+
+import socket
+import threading
+
+import pytest
+
+pytest.importorskip("gradio", reason="the page needs Gradio: pip install -r requirements-app.txt")
+
+import torch
+from PIL import Image
+
+from talk2dino.app.inputs import Limits, Upload
+from talk2dino.app.models import ModelEntry, Models, named_entry
+from talk2dino.app.page import Opening
+from talk2dino.app.server import ServerConfig, serve
+
+CPU = torch.device("cpu")
+LIMITS = Limits(max_pixels=4_000_000, max_side=320, max_categories=20)
+
+
+class Gate:
+    """A model that finishes loading when the test says so."""
+
+    def __init__(self):
+        self.entered, self.opened = threading.Event(), threading.Event()
+
+    def entry(self):
+        toy = named_entry("toy", CPU)
+        return ModelEntry("slow", lambda: self._load(toy), toy.threshold)
+
+    def _load(self, toy):
+        self.entered.set()
+        self.opened.wait(timeout=60)
+        return toy.load()
+
+
+@pytest.fixture(scope="session")
+def gate():
+    return Gate()
+
+
+@pytest.fixture(scope="session")
+def models(gate):
+    return Models([named_entry("toy", CPU), gate.entry()], CPU)
+
+
+@pytest.fixture
+def photo(photos):
+    """A photograph as a visitor sends it."""
+    return Upload(photos / "chelsea.png", "chelsea.png")
+
+
+@pytest.fixture
+def small_photo(photos, tmp_path):
+    """A photograph of 60 x 40 pixels, for tests that are not about pixels."""
+    path = tmp_path / "small.png"
+    Image.open(photos / "coffee.png").convert("RGB").resize((60, 40)).save(path)
+    return Upload(path, "my coffee.png")
+
+
+@pytest.fixture(scope="session")
+def connections():
+    """Hosts that this process has connected to while the page was served."""
+    return set()
+
+
+@pytest.fixture(scope="session")
+def address(models, photos, connections):
+    """Address of a served page."""
+    connect = socket.socket.connect
+
+    def noted(self, target):
+        connections.add(target[0] if isinstance(target, tuple) else "local")
+        return connect(self, target)
+
+    examples = [(photos / "chelsea.png", "cat, nose"), (photos / "coffee.png", "cup, spoon")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", noted)
+        with serve(models, LIMITS, Opening(examples), ServerConfig()) as address:
+            yield address

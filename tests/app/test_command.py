@@ -1,0 +1,135 @@
+"""`app.py` as it is typed."""
+
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+
+import pytest
+import torch
+
+from talk2dino.app import server
+from talk2dino.cli import app
+from talk2dino.cli.app import COMMAND, main
+
+CPU = torch.device("cpu")
+
+
+def refused(capsys, *flags):
+    """Run the command, which must fail before a model is loaded; returns the message."""
+    assert main(list(flags)) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return captured.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model", "toy", "--weights", "seeded:0"], "--weights belongs to --config"),
+        (["--model", "toy", "--max_queue", "0"], "--max_queue must be at least 1"),
+        (["--model", "toy", "--max_upload_mb", "-1"], "--max_upload_mb must be at least 1"),
+        (["--model", "toy", "--max_pixels", "0"], "--max_pixels must be at least 1"),
+        (["--model", "toy", "--server_port", "70000"], "between 1 and 65535, got 70000"),
+        (["--model", "toy", "--examples", "nowhere"], "no folder nowhere"),
+        (["--model", "toy", "--device", "abacus"], "abacus"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--config", "configs/toy.yaml", "--weights", "none.pth"], "no projection weights"),
+    ],
+)
+def test_wrong_flags_are_refused_before_a_model_is_loaded(flags, message, capsys):
+    assert message in refused(capsys, *flags)
+
+
+def test_a_folder_of_examples_without_pictures_is_refused(tmp_path, capsys):
+    assert "holds no pictures" in refused(capsys, "--model", "toy", "--examples", str(tmp_path))
+
+
+def test_without_gradio_it_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setattr(app, "find_spec", lambda name: None)
+    assert "pip install -r requirements-app.txt" in refused(capsys, "--model", "toy")
+
+
+def parsed(*flags):
+    return COMMAND.parser().parse_args(list(flags))
+
+
+def test_models_are_offered_in_the_order_of_the_flags():
+    names = [entry.name for entry in app._entries(parsed("--model", "toy", "vitb"), CPU)]
+    assert names == ["toy", "vitb"]
+    assert [entry.name for entry in app._entries(parsed(), CPU)] == ["vitb"]
+    both = parsed("--config", "configs/toy.yaml", "--weights", "seeded:1", "--model", "vitb")
+    assert [entry.name for entry in app._entries(both, CPU)] == ["toy", "vitb"]
+
+
+def test_a_configured_model_is_called_like_its_weights(tmp_path):
+    (tmp_path / "mine.pth").write_bytes(b"")
+    flags = parsed("--config", "configs/toy.yaml", "--weights", str(tmp_path / "mine.pth"))
+    assert [entry.name for entry in app._entries(flags, CPU)] == ["mine"]
+
+
+def test_examples_come_from_the_given_folder_or_the_checkout(tmp_path):
+    for number in range(10):
+        (tmp_path / f"{number}.png").touch()
+    opening = app._opening(parsed("--examples", str(tmp_path), "--categories", "cat, dog"))
+    assert opening.examples == [(tmp_path / f"{number}.png", "cat, dog") for number in range(8)]
+    assert opening.categories == "cat, dog"
+    own = app._opening(parsed())
+    assert [path.name for path, _ in own.examples] == ["coffee.png", "chelsea.png", "astronaut.png"]
+    assert all(words for _, words in own.examples)
+
+
+def test_without_weights_it_says_what_works_without(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert main(["--model", str(tmp_path / "no" / "model.pth"), "--device", "cpu"]) == 1
+    captured = capsys.readouterr()
+    assert "--model toy" in captured.out
+    assert "model.pth" in captured.err
+
+
+def test_a_failing_server_leaves_the_environment_as_it_was(monkeypatch, models):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "mine")
+    monkeypatch.delenv("GRADIO_ANALYTICS_ENABLED", raising=False)
+    with pytest.raises(KeyError), server._environment("folder"):
+        assert os.environ["GRADIO_TEMP_DIR"] == "folder"
+        assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
+        raise KeyError
+    assert os.environ["GRADIO_TEMP_DIR"] == "mine"
+    assert "GRADIO_ANALYTICS_ENABLED" not in os.environ
+
+
+def test_the_script_serves_until_it_is_told_to_stop_and_leaves_no_files(root, tmp_path):
+    folders = {name: tmp_path / name for name in ("work", "home", "temporary")}
+    for folder in folders.values():
+        folder.mkdir()
+    environment = {
+        **os.environ,
+        "HOME": str(folders["home"]),
+        "TMPDIR": str(folders["temporary"]),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    environment.pop("GRADIO_TEMP_DIR", None)
+    process = subprocess.Popen(
+        [sys.executable, str(root / "app.py"), "--model", "toy"],
+        cwd=folders["work"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(3)]
+        assert lines[0] == "loading toy on cpu\n"
+        assert "untrained" in lines[1]
+        address = lines[2].split()[1]
+        assert address.startswith("http://127.0.0.1:")
+        page = urllib.request.urlopen(address, timeout=20).read().decode()
+        assert "Talk2DINO" in page
+        assert "googleapis" not in page
+    finally:
+        process.send_signal(signal.SIGTERM)
+        rest, _ = process.communicate(timeout=60)
+    assert (process.returncode, rest) == (0, "stopped\n")
+    left = [path for folder in folders.values() for path in folder.rglob("*") if path.is_file()]
+    assert left == []

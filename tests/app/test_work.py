@@ -1,0 +1,101 @@
+import numpy as np
+import pytest
+import torch
+
+from talk2dino.app.inputs import Limits
+from talk2dino.app.models import Models, config_entry, named_entry
+from talk2dino.app.work import Outcome, Progress, Request, segment
+from talk2dino.images import read_rgb, rgb_tensor
+from talk2dino.inference import ClassQuery, whole_image_scores
+from talk2dino.segmenter_config import read_segmenter_config
+
+CPU = torch.device("cpu")
+LIMITS = Limits(max_side=320)
+
+
+def outcome(request, models, limits=LIMITS):
+    *before, last = segment(request, models, limits)
+    assert all(isinstance(step, Progress) for step in before)
+    assert isinstance(last, Outcome)
+    return last
+
+
+def test_a_request_gives_the_scores_of_the_segmenter(photo, models):
+    request = Request(photo, "cat, blanket", "toy", background=True, threshold=0.51)
+    found = outcome(request, models, Limits()).result.segmentation
+    with models.use("toy") as model:
+        segmenter = model.segmenter.variant(pamr=True, clean_background=True)
+        query = ClassQuery(segmenter.embed_classes(["cat", "blanket"]), 0.51)
+        expected = whole_image_scores(segmenter, rgb_tensor(read_rgb(photo.path)), query)
+    torch.testing.assert_close(found.scores, expected)
+    assert found.names == ("background", "cat", "blanket")
+    assert found.background == 0.51
+
+
+def test_without_background_every_pixel_belongs_to_a_category(small_photo, models):
+    done = outcome(Request(small_photo, "cup", "toy", refine=False), models)
+    assert done.result.segmentation.names == ("cup",)
+    assert np.unique(done.result.segmentation.labels).tolist() == [0]
+    assert done.text.startswith("1 category in ")
+    assert "60 × 40 pixels" in done.text
+
+
+def test_a_large_picture_says_at_which_size_it_was_segmented(photo, models):
+    text = outcome(Request(photo, "cat, dog", "toy"), models, Limits(max_side=64)).text
+    assert "451 × 300" in text
+    assert "64 × 43" in text
+
+
+def test_loading_is_announced_once(small_photo):
+    models = Models([named_entry("toy", CPU)], CPU)
+    request = Request(small_photo, "cup, spoon", "toy", refine=False)
+    texts = [[step.text for step in segment(request, models, LIMITS)][:-1] for _ in range(2)]
+    assert texts == [
+        ["Loading toy; this happens once.", "Looking for 2 categories …"],
+        ["Looking for 2 categories …"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "other"}, "no model “other” here, only toy, slow"),
+        ({"threshold": 1.5}, "threshold must lie between 0 and 1, got 1.5"),
+        ({"threshold": float("nan")}, "threshold must lie"),
+        ({"threshold": None}, "threshold must lie"),
+        ({"categories": ""}, "at least one category"),
+        ({"upload": None}, "Choose a picture"),
+    ],
+)
+def test_a_wrong_request_is_refused_before_a_model_is_used(changes, message, small_photo, models):
+    values = {"upload": small_photo, "categories": "cup", "model": "toy", **changes}
+    with pytest.raises(ValueError, match=message):
+        next(segment(Request(**values), models, LIMITS))
+
+
+def test_models_say_what_their_colours_are_worth(root):
+    recipe = root / "configs" / "toy.yaml"
+    config = read_segmenter_config(recipe, projection_weights="seeded:0")
+    assert "untrained" in config_entry("mine", config, CPU).notice
+    assert "untrained" in named_entry("toy", CPU).notice
+    trained = read_segmenter_config(recipe, projection_weights="somewhere/toy.pth")
+    assert "drawn pictures of apple" in config_entry("mine", trained, CPU).notice
+    assert named_entry("vitb", CPU).notice is None
+    assert named_entry("vitl", CPU).threshold == 0.54
+    assert named_entry("a/folder", CPU).threshold == 0.55
+    large = read_segmenter_config(root / "configs" / "vitl_mlp_infonce.yaml")
+    assert config_entry("mine", large, CPU).notice is None
+    assert config_entry("mine", large, CPU).threshold == 0.54
+
+
+def test_a_configured_model_is_loaded_as_configured(root):
+    config = read_segmenter_config(root / "configs" / "toy.yaml", projection_weights="seeded:3")
+    models = Models([config_entry("mine", config, CPU)], CPU)
+    with models.use("mine") as model:
+        assert model.segmenter.config.projection_weights == "seeded:3"
+    assert models.is_loaded("mine")
+
+
+def test_two_models_of_one_name_are_refused():
+    with pytest.raises(ValueError, match="offered twice: toy, toy"):
+        Models([named_entry("toy", CPU)] * 2, CPU)

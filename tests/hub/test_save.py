@@ -1,0 +1,143 @@
+"""A saved model is the same model, and its card says where it comes from."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from huggingface_hub import HfApi
+
+from talk2dino import Talk2DINO
+from talk2dino.hub.card import read_results
+from talk2dino.hub.load import LoadedModel
+from talk2dino.hub.save import SaveOptions, push_model, save_model
+
+from .test_load import same_model
+
+TRAINING = {
+    "command": "python train.py --model configs/toy.yaml",
+    "recipe": "configs/toy.yaml",
+    "settings": {"train_dataset": "../coco/train.pth", "captions": 566747},
+    "epochs": 100,
+    "best_epoch": None,
+    "train_loss": 0.25,
+}
+
+
+@pytest.fixture(scope="module")
+def trained(toy):
+    """The toy model as if `train.py` had trained it."""
+    config = dataclasses.replace(toy.segmenter.config, projection_weights="weights/mine.pth")
+    segmenter = toy.segmenter.variant()
+    segmenter.config = config
+    return Talk2DINO(LoadedModel(segmenter, 0.5, "weights/mine.pth", TRAINING))
+
+
+@pytest.fixture(scope="module")
+def saved(trained, tmp_path_factory):
+    return trained.save_pretrained(tmp_path_factory.mktemp("saved") / "mine")
+
+
+def test_a_saved_model_is_the_same_model(trained, saved):
+    model = Talk2DINO.from_pretrained(saved, device="cpu")
+    same_model(model, trained)
+    assert model.loaded.background_threshold == 0.5
+    assert model.loaded.training == TRAINING and model.is_trained
+
+
+def test_nothing_of_an_earlier_save_is_overwritten_unasked(trained, saved):
+    with pytest.raises(FileExistsError, match="holds model.safetensors, config.json, README.md"):
+        trained.save_pretrained(saved)
+    trained.save_pretrained(saved, overwrite=True)
+
+
+def test_the_projection_can_be_saved_alone(toy, tmp_path):
+    folder = toy.save_pretrained(tmp_path / "small", projection_only=True)
+    assert (folder / "model.safetensors").stat().st_size < 2_000_000
+    model = Talk2DINO.from_pretrained(folder, device="cpu")
+    same_model(model, toy)
+    assert not model.is_trained
+    assert "untrained: what it segments means nothing" in (folder / "README.md").read_text()
+    assert model.loaded.background_threshold == 0.52
+
+
+def test_parts_that_others_cannot_get_are_not_left_out(toy, tmp_path):
+    segmenter = toy.segmenter.variant(vision_weights="/home/me/dino.pth")
+    mine = LoadedModel(segmenter, 0.5, "mine")
+    with pytest.raises(ValueError, match="come from /home/me/dino.pth, which others do not have"):
+        save_model(mine, tmp_path / "x", SaveOptions(projection_only=True))
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_card_tells_training_and_numbers(trained, tmp_path):
+    results = tmp_path / "results"
+    results.mkdir()
+    run = {
+        "format": 1,
+        "benchmark": "voc20",
+        "model": "mine",
+        "pamr": True,
+        "mIoU": 84.25,
+        "mIoU_interval": [83.0, 85.0],
+        "mAcc": 90.0,
+        "aAcc": 95.0,
+        "num_images": 1449,
+        "published": 88.5,
+        "timing": None,
+    }
+    (results / "voc20_pamr.json").write_text(json.dumps(run))
+    (results / "notes.json").write_text("[]")
+    folder = trained.save_pretrained(tmp_path / "m", projection_only=True, results=results)
+    card = (folder / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: talk2dino\n")
+    for part in (
+        TRAINING["command"],
+        "* training data: ../coco/train.pth",
+        "* captions: 566747",
+        "With PAMR:",
+        "84.25",
+        "1449",
+    ):
+        assert part in card
+    assert "best epoch" not in card and "Without PAMR" not in card
+
+
+def test_a_folder_without_results_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no results of an evaluation"):
+        read_results(tmp_path)
+
+
+class RecordingApi(HfApi):
+    """Keeps what would be uploaded."""
+
+    def create_repo(self, repo_id, **settings):
+        self.created = (repo_id, settings)
+
+    def upload_folder(self, *, repo_id, folder_path, commit_message, **settings):
+        from pathlib import Path
+
+        self.uploaded = (repo_id, sorted(p.name for p in Path(folder_path).iterdir()))
+        self.message = commit_message
+
+
+def test_pushing_uploads_the_three_files(toy):
+    api = RecordingApi()
+    options = SaveOptions(projection_only=True)
+    address = push_model(toy.loaded, "me/mine", options, "First", True, api)
+    assert address == "https://huggingface.co/me/mine"
+    assert api.created == ("me/mine", {"private": True, "exist_ok": True})
+    assert api.uploaded == ("me/mine", ["README.md", "config.json", "model.safetensors"])
+    assert api.message == "First"
+
+
+def test_pushing_without_network_fails_and_leaves_nothing(toy):
+    with pytest.raises(Exception, match="(?i)offline"):
+        toy.push_to_hub("me/mine", projection_only=True, token=False)
+
+
+def test_a_saved_folder_has_no_paths_of_its_maker(saved):
+    config = json.loads((saved / "config.json").read_text())
+    assert config["model_type"] == "talk2dino"
+    weights = {k: v for k, v in config["segmenter"].items() if k.endswith("_weights")}
+    assert set(weights.values()) == {"included"}
+    assert torch.is_tensor(Talk2DINO.from_pretrained(saved).encode_text("x"))

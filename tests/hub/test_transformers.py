@@ -1,0 +1,99 @@
+"""`AutoModel` knows our folders as soon as talk2dino is imported, before or after transformers."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from .test_load import same_model
+
+
+@pytest.fixture(scope="module")
+def folder(toy, tmp_path_factory):
+    return toy.save_pretrained(tmp_path_factory.mktemp("auto") / "toy", projection_only=True)
+
+
+def run(root, code):
+    environment = os.environ | {"PYTHONPATH": f"{root / 'src'}:{os.environ.get('PYTHONPATH', '')}"}
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, env=environment, text=True
+    )
+
+
+def test_automodel_loads_a_saved_folder_in_a_fresh_process(root, folder):
+    code = (
+        "import sys, talk2dino\n"
+        "from transformers import AutoModel\n"
+        "AutoModel.register\n"
+        "assert 'talk2dino.huggingface.auto' in sys.modules\n"
+        "assert 'talk2dino.huggingface.model' not in sys.modules and 'timm' not in sys.modules\n"
+        f"model = AutoModel.from_pretrained({str(folder)!r})\n"
+        "print(type(model).__name__, tuple(model.encode_text('a').shape))"
+    )
+    result = run(root, code)
+    assert result.stdout == "Talk2DinoModel (1, 192)\n", result.stderr
+
+
+def test_a_transformers_that_was_imported_first_knows_the_model_too(root, folder):
+    code = (
+        "from transformers import AutoConfig, AutoModel\nAutoModel.register\nimport talk2dino\n"
+        f"config = AutoConfig.from_pretrained({str(folder)!r})\n"
+        "print(type(config).__name__)\nAutoModel.from_config(config)"
+    )
+    result = run(root, code)
+    assert result.stdout == "Talk2DinoConfig\n", result.stderr
+    assert result.stderr.endswith(
+        "a Talk2DINO model comes with its weights: use from_pretrained.\n"
+    )
+
+
+@pytest.fixture(scope="module")
+def auto(folder):
+    from transformers import AutoModel
+
+    return AutoModel.from_pretrained(folder)
+
+
+def test_the_model_of_transformers_is_the_same_model(auto, toy, tmp_path):
+    same_model(auto, toy)
+    assert not auto.training and auto.device == torch.device("cpu") and auto.to("cpu") is auto
+    assert sum(p.numel() for p in auto.parameters()) > 1_000_000
+    window = torch.zeros(1, 3, 56, 56)
+    classes = toy.segmenter.embed_classes(["cup"])
+    torch.testing.assert_close(
+        auto(window, classes), toy.segmenter.window_scores(window, classes, None)
+    )
+    again = auto.save_pretrained(tmp_path / "again", projection_only=True)
+    assert (again / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dtype": "float16"}, "weights are float32"),
+        ({"device_map": "auto"}, "name one device"),
+        ({"quantize": True}, "does not know quantize"),
+    ],
+)
+def test_settings_that_would_be_ignored_are_refused(folder, settings, message):
+    from talk2dino.huggingface.model import Talk2DinoModel
+
+    with pytest.raises(ValueError, match=message):
+        Talk2DinoModel.from_pretrained(folder, **settings)
+
+
+def test_the_published_layout_loads_through_automodel_without_its_code(toy_folder, auto):
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(toy_folder)
+    assert type(model) is type(auto) and model.encode_text("a").shape == (1, 192)
+
+
+def test_a_transformers_that_does_not_suit_only_causes_a_warning(caplog, monkeypatch):
+    from talk2dino import autoload
+
+    monkeypatch.setitem(autoload.REGISTRARS, "some.module", "register_nothing")
+    autoload._register("some.module")
+    assert "AutoModel will not know Talk2DINO models" in caplog.text

@@ -1,0 +1,165 @@
+"""The Python API on the toy pair."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from talk2dino import Segmentation, Talk2DINO, read_rgb
+from talk2dino.images import rgb_tensor
+from talk2dino.inference import ClassQuery, whole_image_scores
+
+NAMES = ["cup", "table", "silver spoon"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Talk2DINO.from_pretrained("toy", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def coffee(photos):
+    return read_rgb(photos / "coffee.png").resize((150, 100))
+
+
+@pytest.fixture(scope="module")
+def result(model, coffee):
+    return model.segment(coffee, NAMES)
+
+
+def test_texts_become_rows_in_the_space_of_the_patches(model):
+    one, two = model.encode_text("a cup"), model.encode_text(["a cup", "a spoon"])
+    assert one.shape == (1, 192) and two.shape == (2, 192)
+    torch.testing.assert_close(one[0], two[0], rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="no texts given"):
+        model.encode_text([])
+
+
+@pytest.mark.parametrize("kind", ["path", "pil", "array", "tensor"])
+def test_every_form_of_a_picture_gives_the_same_patches(model, photos, kind):
+    path = photos / "chelsea.png"
+    picture = read_rgb(path)
+    forms = {
+        "path": str(path),
+        "pil": picture,
+        "array": np.asarray(picture),
+        "tensor": rgb_tensor(picture),
+    }
+    patches = model.encode_image(forms[kind])
+    assert patches.shape == (1, 1024, 192)
+    torch.testing.assert_close(patches, model.encode_image([picture]))
+
+
+def test_a_batch_tensor_counts_as_several_pictures(model, coffee):
+    batch = torch.stack([rgb_tensor(coffee), rgb_tensor(coffee.rotate(180))])
+    assert model.encode_image(batch).shape == (2, 1024, 192)
+    assert [type(r) for r in model.segment(batch, NAMES, refine=False)] == [Segmentation] * 2
+
+
+def test_segmenting_gives_what_the_segmenter_gives(model, coffee, result):
+    method = model.segmenter.variant(pamr=True)
+    query = ClassQuery(method.embed_classes(NAMES))
+    expected = whole_image_scores(method, rgb_tensor(coffee), query)
+    torch.testing.assert_close(result.scores, expected)
+    assert result.labels.shape == (100, 150) and result.labels.dtype == torch.int64
+    assert torch.equal(result.labels, expected.argmax(0))
+    assert result.names == tuple(NAMES) and result.background is None
+
+
+def test_pictures_of_different_sizes_are_segmented_together_as_alone(model, coffee, result):
+    small = coffee.resize((40, 60))
+    pictures = [small] * 8 + [coffee]  # more than one batch of the backbone
+    together = model.segment(pictures, NAMES)
+    assert [tuple(r.labels.shape) for r in together] == [(60, 40)] * 8 + [(100, 150)]
+    torch.testing.assert_close(together[-1].scores, result.scores, rtol=1e-4, atol=1e-5)
+
+
+def test_a_background_comes_first_and_its_score_is_the_threshold(model, coffee):
+    own = model.segment(coffee, NAMES, background=True, refine=False)
+    assert own.names == ("background", *NAMES) and own.scores.shape == (4, 100, 150)
+    assert own.background == 0.52 and torch.all(own.scores[0] == 0.52)
+    everything = model.segment(coffee, NAMES, background=1.0, refine=False)
+    assert everything.areas()["background"] == 100
+    nothing = model.segment(coffee, NAMES, background=0, refine=False)
+    assert nothing.areas()["background"] == 0
+
+
+def test_a_large_picture_can_be_scored_smaller_and_keeps_its_size(model, coffee):
+    scored = model.segment(coffee, NAMES, max_side=50)
+    assert scored.labels.shape == (100, 150)
+    with pytest.raises(ValueError, match="max_side must be at least 1"):
+        model.segment(coffee, NAMES, max_side=0)
+
+
+@pytest.mark.parametrize(
+    ("names", "settings", "message"),
+    [
+        ([], {}, "no class names"),
+        (["cup", " "], {}, "an empty one"),
+        (["cup", None], {}, "no class name"),
+        (["Cup", "cup "], {}, "named twice"),
+        (["background"], {"background": True}, "added by background=True"),
+        (["cup"], {"background": 1.5}, "between 0 and 1"),
+        (["cup"], {"background": float("nan")}, "between 0 and 1"),
+    ],
+)
+def test_wrong_questions_are_refused(model, coffee, names, settings, message):
+    with pytest.raises(ValueError, match=message):
+        model.segment(coffee, names, **settings)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((4, 4, 3), np.float32), r"\(H, W, 3\) uint8 RGB, found \(4, 4, 3\) float32"),
+        (torch.zeros(4, 4, 3, dtype=torch.uint8), r"\(3, H, W\) uint8 RGB, found \(4, 4, 3\)"),
+        (np.zeros((4, 4), np.uint8), "found \\(4, 4\\) uint8"),
+        ([], "no images given"),
+        ([7], "found int"),
+    ],
+)
+def test_what_is_no_picture_is_refused(model, image, message):
+    with pytest.raises(ValueError, match=message):
+        model.segment(image, NAMES)
+
+
+def test_a_missing_picture_is_named(model):
+    with pytest.raises(FileNotFoundError, match="nowhere.png"):
+        model.segment("nowhere.png", NAMES)
+
+
+def test_a_picture_with_transparency_is_laid_on_white(model):
+    clear = model.encode_image(Image.new("RGBA", (20, 20), (255, 0, 0, 0)))
+    torch.testing.assert_close(clear, model.encode_image(Image.new("RGB", (20, 20), "white")))
+
+
+def test_the_toy_model_says_that_it_is_untrained(model):
+    assert not model.is_trained
+    assert model.to("cpu") is model and model.device == torch.device("cpu")
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(ValueError, match="Did you mean 'vitb'"):
+        Talk2DINO.from_pretrained("vitbb", device="cpu")
+
+
+def test_published_methods_keep_their_meaning(model, coffee):
+    tokens = model.build_dataset_class_tokens("sub_imagenet_template", NAMES)
+    assert tokens.shape == (3, 7, 77)
+    classes = model.build_text_embedding(tokens)
+    torch.testing.assert_close(classes, model.segmenter.embed_classes(NAMES))
+    rgb = rgb_tensor(coffee)[None].float()
+    masks, cosines = model.generate_masks(rgb.flip(1), None, classes, NAMES, apply_pamr=True)
+    assert cosines.shape == (1, 3, 32, 32)
+    method = model.segmenter.variant(pamr=True)
+    torch.testing.assert_close(masks, method.window_scores(rgb, classes, None))
+
+
+def test_published_options_that_change_the_method_are_refused(model, coffee):
+    image, classes = rgb_tensor(coffee)[None].float(), model.segmenter.embed_classes(NAMES)
+    with pytest.raises(ValueError, match="text_is_token=True is not supported"):
+        model.generate_masks(image, None, classes, text_is_token=True)
+    with pytest.raises(ValueError, match="2 class names, but 3 embeddings"):
+        model.generate_masks(image, None, classes, ["cup", "table"])
+    with pytest.raises(ValueError, match=r"tokens must be \(C, T, 77\)"):
+        model.build_text_embedding(torch.zeros(3, 77, dtype=torch.int64))
