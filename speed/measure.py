@@ -39,6 +39,8 @@ class Measured:
 
     case: Case
     sides: dict[str, SideResult]
+    repeats: int
+    """Timed runs of each side."""
     max_difference: float | None
     """Largest absolute difference between the results of SHIPPED and LITERAL."""
 
@@ -51,6 +53,7 @@ class Measured:
         shipped = self.sides[SHIPPED]
         record: dict[str, Any] = {
             "title": self.case.title,
+            "repeats": self.repeats,
             "seconds": shipped.seconds,
             "peak_mb": shipped.peak_mb,
             "resident_mb": shipped.resident_mb,
@@ -139,6 +142,7 @@ def measure(
     device: str = "cpu",
     threads: int = 1,
     repeats: int | None = None,
+    warmups: int | None = None,
     registry: str = "speed.cases",
 ) -> Measured:
     """Measure a case.
@@ -148,12 +152,15 @@ def measure(
         device: "cpu" or "cuda".
         threads: of PyTorch in each process; the sides never run at the same time.
         repeats: timed runs of each side; None takes the case's.
+        warmups: runs before those; None takes the case's.
         registry: module whose CASES has the case.
 
     Raises:
         RuntimeError: a process ended early; its own message is above.
     """
     case: Case = import_module(registry).CASES[name]
+    repeats = case.repeats if repeats is None else repeats
+    warmups = case.warmups if warmups is None else warmups
     folder = Path(tempfile.mkdtemp(prefix=f"talk2dino-speed-{name}-"))
     workers: dict[str, Worker] = {}
     try:
@@ -162,12 +169,12 @@ def measure(
             workers[side] = Worker(registry, name, side, device, folder, threads)
             workers[side].prepared()
         answers: dict[str, list[dict[str, float]]] = {side: [] for side in workers}
-        for _ in range(case.warmups + (repeats or case.repeats)):
+        for _ in range(warmups + repeats):
             for side, worker in workers.items():
                 answers[side].append(worker.run())
         sides = {
             side: SideResult(
-                statistics.median(answer["seconds"] for answer in found[case.warmups :]),
+                statistics.median(answer["seconds"] for answer in found[warmups:]),
                 max(answer["peak_mb"] for answer in found),
                 max(answer["resident_mb"] for answer in found),
             )
@@ -180,7 +187,7 @@ def measure(
         for worker in workers.values():
             worker.kill()
         shutil.rmtree(folder, ignore_errors=True)
-    return Measured(case, sides, difference)
+    return Measured(case, sides, repeats, difference)
 
 
 def _difference(workers: dict[str, Worker], folder: Path) -> float | None:

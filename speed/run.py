@@ -38,6 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each process")
     parser.add_argument("--repeats", type=int, help="timed runs of each side (default: 5 or more)")
+    parser.add_argument("--warmups", type=int, help="runs of each side before those (default: 1)")
     parser.add_argument("--json", type=Path, help="file for the figures; added to what is there")
     parser.add_argument(
         "--page", type=Path, help="Markdown page whose table is replaced by all figures in --json"
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     machine = _machine(args.device, args.threads)
     print(machine)
     for name in names:
-        measured = measure(name, args.device, args.threads, args.repeats)
+        measured = measure(name, args.device, args.threads, args.repeats, args.warmups)
         _show(name, measured)
         if args.json:
             records = _add(args.json, name, measured.record() | {"machine": machine})
@@ -75,7 +76,7 @@ def _names(parser: argparse.ArgumentParser, paths: list[str]) -> list[str]:
 
 
 def _show(name: str, measured: Measured) -> None:
-    print(f"\n{name}: {measured.case.title}")
+    print(f"\n{name}: {measured.case.title} (median of {measured.repeats})")
     for side, result in measured.sides.items():
         target = measured.case.targets.get(side)
         print(

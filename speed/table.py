@@ -10,6 +10,7 @@ from talk2dino.files import atomic_path
 
 _COLUMNS = (
     "work",
+    "runs",
     "ours",
     "literal",
     "ratio",
@@ -63,7 +64,8 @@ def _table(records: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
     yield f"| {' | '.join(_COLUMNS)} |"
     yield f"|{' --- |' * len(_COLUMNS)}"
     for record in records.values():
-        cells = [record["title"], _time(record["seconds"]) + _rate(record)]
+        runs = str(record["repeats"])
+        cells = [record["title"], runs, _time(record["seconds"]) + _rate(record)]
         if "ratio" in record:
             difference = record["max_difference"]
             cells += [

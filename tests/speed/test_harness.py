@@ -58,7 +58,7 @@ def test_a_side_that_fails_ends_the_measurement(capfd):
 
 def test_the_median_counts(same):
     sides = {"shipped": SideResult(2.0, 1.0, 1.0), "literal": SideResult(5.0, 1.0, 1.0)}
-    assert Measured(same.case, sides, 0.0).ratio() == 2.5
+    assert Measured(same.case, sides, 1, 0.0).ratio() == 2.5
 
 
 def test_a_table_replaces_the_one_before(page, same):
@@ -105,4 +105,4 @@ def test_wrong_arguments_are_explained(arguments, message, capsys):
 def test_every_path_has_a_case_of_its_name():
     for path, names in PATHS.items():
         assert names[0] == path
-    assert {name for names in PATHS.values() for name in names} == set(CASES)
+    assert {name for names in PATHS.values() for name in names} <= set(CASES)
