@@ -34,7 +34,7 @@ def failing(error, only=None):
         (RepositoryNotFoundError("x", response=ANSWER), ValueError, "no model 'a/b' on the Hub"),
         (RevisionNotFoundError("x", response=ANSWER), ValueError, "no revision 'v7'"),
         (HFValidationError("x"), ValueError, "no name of a Hub repository"),
-        (LocalEntryNotFoundError("x"), RuntimeError, "not in the cache either.*into one folder"),
+        (LocalEntryNotFoundError("x"), RuntimeError, "not in the cache.*into one folder"),
         (httpx.ConnectError("no route\nmore"), RuntimeError, r"ConnectError: no route\).*download"),
     ],
 )

@@ -76,7 +76,9 @@ def fetch_folder(
             pass  # the weights tell what is needed
         path = Path(download(repo, weights, **settings))
     except LocalEntryNotFoundError as error:
-        raise RuntimeError(_by_hand(repo, "they are not in the cache either", advice)) from error
+        raise RuntimeError(
+            _by_hand(repo, "no network, or offline mode, and not in the cache", advice)
+        ) from error
     except HFValidationError as error:
         raise ValueError(f"{repo!r} is no name of a Hub repository (owner/name).") from error
     except GatedRepoError as error:
