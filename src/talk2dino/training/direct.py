@@ -46,16 +46,17 @@ class DirectStep:
         Args:
             batch: (B, E) captions and (B, H, D) or (B, D) images.
         """
-        inputs, projected = self._forward(batch.text)
-        lengths = torch.linalg.vector_norm(projected, dim=1, keepdim=True).clamp_min_(NORM_EPS)
-        text = projected.div_(lengths)
+        inputs, text = self._forward(batch.text)
         visual = batch.visual if batch.visual_is_unit else unit(batch.visual)
         if visual.ndim == 3:
-            visual = head_choice(visual, text, "max_score")
-        loss, gradient = infonce_and_gradient(text @ visual.T)
-        along = gradient @ visual  # (B, D), of the unit vectors
-        radial = (along * text).sum(dim=1, keepdim=True)
-        self._backward(inputs, along.addcmul_(text, radial, value=-1).div_(lengths))
+            visual = head_choice(visual, text, "max_score")  # does not depend on the lengths
+        # The text is left as long as it is: its lengths enter through (B, B) instead of (B, D).
+        lengths = torch.linalg.vector_norm(text, dim=1, keepdim=True).clamp_min_(NORM_EPS)
+        scores = (text @ visual.T).div_(lengths)
+        loss, by_score = infonce_and_gradient(scores)
+        radial = (by_score * scores).sum(dim=1, keepdim=True).div_(lengths).div_(lengths)
+        gradient = by_score.div_(lengths) @ visual
+        self._backward(inputs, gradient.addcmul_(text, radial, value=-1))
         return loss
 
     def _forward(self, text: Tensor) -> tuple[list[Tensor], Tensor]:
