@@ -88,7 +88,8 @@ def column_starts(path: Path, columns: Mapping[str, Tensor]) -> dict[str, int] |
 
 def _bytes_of(rows: Tensor) -> memoryview:
     """The memory of a new tensor, to be filled."""
-    return memoryview(rows.flatten().view(torch.uint8).numpy())
+    memory: memoryview = rows.flatten().view(torch.uint8).numpy().data
+    return memory
 
 
 def _stored_parts(path: Path) -> list[tuple[int, int]]:
