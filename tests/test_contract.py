@@ -17,7 +17,7 @@ ROWS = [
         *("background", "pamr", "images", "drawing", "metrics"),
     },
     {"features", "inference", "segmenter_config"},
-    {"segmenter", "training", "hub"},
+    {"segmenter", "ovsegmentor", "training", "hub"},
     {"benchmarks", "toy"},
     {"cli", "app"},
     {"__main__"},
