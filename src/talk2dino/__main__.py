@@ -18,7 +18,9 @@ COMMANDS = {
     "evaluate": "talk2dino.cli.evaluate",
     "report": "talk2dino.cli.report",
     "data": "talk2dino.cli.data",
+    "convert": "talk2dino.cli.convert_weights",
     "convert-coco": "talk2dino.cli.convert",
+    "prepare-captions": "talk2dino.cli.prepare_captions",
     "quickstart": "talk2dino.cli.quickstart",
 }
 """Command -> the module that defines it; only the one that runs is imported."""
@@ -43,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _overview() -> str:
     lines = ["usage: python -m talk2dino <command> [flags]", ""]
-    lines += [f"  {name:<14}{_load(name).summary}" for name in COMMANDS]
+    lines += [f"  {name:<18}{_load(name).summary}" for name in COMMANDS]
     return "\n".join([*lines, "", "Each command explains its flags: <command> --help"])
 
 
