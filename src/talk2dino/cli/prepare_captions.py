@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -11,7 +12,7 @@ from tqdm import tqdm
 
 from talk2dino.cli.entry import DONE, Command
 from talk2dino.features.progress import Bar
-from talk2dino.files import check_folder_writable, check_writable, hold_lock
+from talk2dino.files import atomic_path, check_folder_writable, check_writable, hold_lock
 from talk2dino.ovsegmentor.data.filter import (
     DAMAGED,
     KEPT,
@@ -139,6 +140,7 @@ def _merge(args: argparse.Namespace) -> int:
     out = _out(args)
     parts = list_parts(args.dstdir, out)
     merge(parts, out, args.delete_parts)
+    _record(out, parts=[part.name for part in parts])
     print(f"{out}: {len(parts)} parts")
     return DONE
 
@@ -146,14 +148,23 @@ def _merge(args: argparse.Namespace) -> int:
 def _pair(args: argparse.Namespace) -> int:
     out = _out(args)
     rows = make_pairs(args.metafile, out, args.seed, args.processors, _part_bar)
+    _record(out, metafile=str(args.metafile), seed=args.seed, rows=rows)
     print(f"{out}: {rows} rows")
     return DONE
 
 
 def _json(args: argparse.Namespace) -> int:
     out = _out(args)
-    print(f"{out}: {json_to_csv(args.metafile, out)} rows")
+    rows = json_to_csv(args.metafile, out)
+    _record(out, metafile=str(args.metafile), rows=rows)
+    print(f"{out}: {rows} rows")
     return DONE
+
+
+def _record(out: Path, **made_from: object) -> None:
+    """Write beside a result what it was made from."""
+    with atomic_path(out.with_name(f"{out.name}.made.json")) as temporary:
+        temporary.write_text(json.dumps(made_from, indent=1) + "\n", encoding="utf-8")
 
 
 def _folder(args: argparse.Namespace) -> Path:

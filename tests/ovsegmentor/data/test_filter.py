@@ -80,7 +80,8 @@ def test_parts_joined_are_the_whole_whatever_their_number(captions, tmp_path, pa
     filter_captions(captions, tmp_path / "parts", FilterSettings(parts))
     assert prepare("merge", "--dstdir", tmp_path / "parts", "--delete_parts") == 0
     whole = (tmp_path / "whole" / "cc12m_0.csv").read_bytes()
-    assert [path.name for path in (tmp_path / "parts").iterdir()] == ["cc12m_filtered_subset.csv"]
+    left = {path.name for path in (tmp_path / "parts").iterdir()}
+    assert left == {"cc12m_filtered_subset.csv", "cc12m_filtered_subset.csv.made.json"}
     assert (tmp_path / "parts" / "cc12m_filtered_subset.csv").read_bytes() == whole
 
 
@@ -150,6 +151,8 @@ def test_makepair_draws_partners_that_share_the_entity(captions, tmp_path, capsy
     everything = Counter(p for fields in written for p in ast.literal_eval(fields[3]))
     assert len(everything) > 50 and max(everything.values()) < 40
     assert [path.name for path in tmp_path.glob(".meta*")] == []
+    record = json.loads((tmp_path / "meta_pair.csv.made.json").read_text())
+    assert record == {"metafile": str(metafile), "seed": 0, "rows": 60}
 
 
 def test_the_seed_and_nothing_else_decides_the_pairs(tmp_path, monkeypatch):
