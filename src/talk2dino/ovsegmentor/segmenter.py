@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from talk2dino.ovsegmentor import classes as published
+from talk2dino.ovsegmentor.checkpoints import load_model, read_checkpoint
 from talk2dino.ovsegmentor.model import OVSegmentor
 from talk2dino.ovsegmentor.projection import unit_rows
 from talk2dino.ovsegmentor.scoring import (
@@ -16,7 +18,7 @@ from talk2dino.ovsegmentor.scoring import (
     paint_scores,
     upsample_groups,
 )
-from talk2dino.ovsegmentor.text import Tokenizer
+from talk2dino.ovsegmentor.text import Tokenizer, load_tokenizer
 from talk2dino.templates import get_templates
 from talk2dino.vision import IMAGENET_MEAN, IMAGENET_STD
 
@@ -126,6 +128,31 @@ class OVSegmentorSegmenter:
         features = self.patch_features(windows)
         height, width = windows.shape[-2:]
         return [upsample_groups(features.soft, features.grid_hw, (height, width))]
+
+
+def build_ovsegmentor(
+    weights: str | Path,
+    name: str | None = None,
+    device: str | torch.device = "cpu",
+    template: str = "simple",
+) -> OVSegmentorSegmenter:
+    """Load a model with its tokeniser.
+
+    Args:
+        weights: a converted folder, a published file, or `seeded:<n>`.
+        name: `ovsegmentor_vitb`, `ovsegmentor_vits` or `ovsegmentor_toy`: what the weights have to
+            be; with a folder or file it may be left out.
+        device: where to put it.
+        template: name of the prompt set.
+
+    Raises:
+        ValueError, FileNotFoundError: see `checkpoints.read_checkpoint` and `load_model`.
+        RuntimeError: the tokeniser could not be loaded or downloaded.
+    """
+    checkpoint = read_checkpoint(weights, name)
+    tokenizer = load_tokenizer(checkpoint.config.text, checkpoint.tokenizer)
+    model, _ = load_model(checkpoint)
+    return OVSegmentorSegmenter(model.requires_grad_(False).to(device), tokenizer, template)
 
 
 def normalise(windows: Tensor) -> Tensor:
