@@ -18,7 +18,7 @@ from talk2dino.ovsegmentor.data.batches import (
     open_samples,
 )
 from talk2dino.ovsegmentor.data.dataset import Collate, ImageFailure, SampleOptions
-from tests.ovsegmentor.data.conftest import ROWS, save_image, write_rows
+from tests.ovsegmentor.data.conftest import ROWS, write_rows
 
 SMALL = AugmentConfig(deit=False, smallest_crop=0.4, size=16)
 
@@ -238,10 +238,9 @@ def test_pinned_batches_keep_everything(samples, tokenizer, monkeypatch):
         assert (pinned.inputs.paired_images is None) == (not options.pairs)
 
 
-def test_raw_entity_words_name_the_pair(tmp_path, images, tokenizer):
-    save_image(images / "a.png", 1)
-    rows = [(*ROWS[0][:3], [0], ["couch"])]
-    path = write_rows(tmp_path / "one.csv", rows)
+@pytest.mark.parametrize("word", ["couch", "kid's"])
+def test_raw_entity_words_name_the_pair(tmp_path, images, tokenizer, word):
+    path = write_rows(tmp_path / "one.csv", [(*ROWS[0][:3], [0], [word])])
     data = PretrainingData(str(path), str(images), lemmas="lemminflect")
     samples = open_samples(data, SMALL, SampleOptions(pairs=True), tokenizer)
-    assert samples[0, 0].pair.prompt == "A photo of couch"
+    assert samples[0, 0].pair.prompt == f"A photo of {word}"
