@@ -27,12 +27,15 @@ from tests.ovsegmentor.conftest import TOY, seeded_toy
 
 
 class Attack:
-    """Pickles as a call that would leave a file behind."""
+    """Pickles as a call that would leave a folder behind."""
 
-    def __init__(self, path):
+    def __init__(self, path, through_eval=False):
         self.path = path
+        self.through_eval = through_eval
 
     def __reduce__(self):
+        if self.through_eval:
+            return eval, (f"__import__('os').mkdir({str(self.path)!r})",)
         return os.mkdir, (str(self.path),)
 
 
@@ -78,13 +81,14 @@ def test_a_configuration_of_the_real_library_is_read():
 
 
 @pytest.mark.parametrize("place", ["config", "model"])
-def test_a_tampered_file_is_refused_and_nothing_runs(tmp_path, publish, place):
-    attack = Attack(tmp_path / "made")
+@pytest.mark.parametrize(("through_eval", "name"), [(False, "mkdir"), (True, "eval")])
+def test_a_tampered_file_is_refused_and_nothing_runs(tmp_path, publish, place, through_eval, name):
+    attack = Attack(tmp_path / "made", through_eval)
     if place == "config":
         path = publish(published_state("evaluation"), config=attack)
     else:
         path = publish({"a": attack})
-    with pytest.raises(ValueError, match=r"refers to .*mkdir.* nothing of it was run"):
+    with pytest.raises(ValueError, match=rf"refers to .*{name}, .* nothing of it was run"):
         convert_checkpoint(path, tmp_path / "out")
     assert not (tmp_path / "made").exists() and not (tmp_path / "out").exists()
 
