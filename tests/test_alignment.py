@@ -7,7 +7,8 @@ import torch
 
 from talk2dino.alignment import align, head_choice, selected_heads
 from talk2dino.attention import average_attention, head_embeddings
-from talk2dino.losses import TEMPERATURE, infonce, triplet
+from talk2dino.losses import TEMPERATURE, infonce, infonce_and_gradient, triplet
+from tests.literal.training import infonce as literal_infonce
 
 TEXT = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
 HEADS = torch.tensor([[[0.1, 0.9], [0.7, 0.2]], [[0.6, 0.5], [0.9, 0.4]]])  # (image, head, D)
@@ -88,6 +89,17 @@ def test_infonce_of_equal_scores_is_the_log_of_the_batch_over_its_square():
     confident = infonce(torch.eye(2))
     expected = math.log1p(math.exp(-1 / TEMPERATURE)) / 4
     assert float(confident) == pytest.approx(expected, abs=1e-7)
+
+
+def test_infonce_and_its_gradient_are_those_of_two_cross_entropies():
+    random = torch.Generator().manual_seed(0)
+    for scale in (1.0, 100.0):  # scores need not be cosines
+        scores = (torch.randn(5, 5, generator=random) * scale).requires_grad_()
+        (expected,) = torch.autograd.grad(literal_infonce(scores), scores)
+        loss, gradient = infonce_and_gradient(scores.detach())
+        torch.testing.assert_close(infonce(scores), literal_infonce(scores))
+        torch.testing.assert_close(loss, literal_infonce(scores.detach()))
+        torch.testing.assert_close(gradient, expected)
 
 
 def test_triplet_by_hand():

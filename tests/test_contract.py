@@ -11,10 +11,10 @@ import torch
 import talk2dino
 
 ROWS = [
-    {"config", "devices", "files", "attention", "templates", "seeded", "checkpoints"},
+    {"config", "devices", "files", "attention", "templates", "seeded", "checkpoints", "processes"},
     {
         *("vision", "text", "projection", "alignment", "losses"),
-        *("background", "pamr", "images", "drawing", "metrics"),
+        *("background", "pamr", "pamr_bags", "pamr_triton", "images", "drawing", "metrics"),
     },
     {"features", "inference", "segmenter_config"},
     {"segmenter", "ovsegmentor", "training", "hub"},
@@ -28,6 +28,8 @@ SIDEWAYS = {
     ("templates", "config"),
     ("checkpoints", "files"),
     ("projection", "alignment"),
+    ("pamr", "pamr_bags"),
+    ("pamr", "pamr_triton"),
 }
 
 

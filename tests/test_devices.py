@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from talk2dino.devices import resolve_device, resolve_dtype
+from talk2dino.devices import (
+    MemoryFit,
+    is_out_of_memory,
+    joined,
+    mixed_precision,
+    resolve_device,
+    resolve_dtype,
+)
 
 
 def test_the_cpu_is_always_there():
@@ -44,3 +51,82 @@ def test_dtypes_by_name():
     assert resolve_dtype("bfloat16") is torch.bfloat16
     with pytest.raises(ValueError, match=r"unknown dtype 'half'. Known: float32"):
         resolve_dtype("half")
+
+
+def limited(most, seen, problem="CUDA out of memory. Tried to allocate 1.00 GiB"):
+    """A model that doubles its input and has memory for `most` items at once."""
+
+    def model(items):
+        seen.append(len(items))
+        if len(items) > most:
+            raise torch.OutOfMemoryError(problem)
+        return items * 2
+
+    return model
+
+
+def test_batches_are_halved_until_they_fit_and_stay_so(caplog):
+    fit, seen, items = MemoryFit("images"), [], torch.arange(11)
+    pieces = fit.pieces(limited(3, seen), items)
+    assert torch.equal(torch.cat(pieces), items * 2)
+    assert seen == [11, 5, 2, 2, 2, 2, 2, 1]
+    assert len(caplog.records) == 2
+    seen.clear()
+    assert torch.equal(torch.cat(fit.pieces(limited(3, seen), items[:4])), items[:4] * 2)
+    assert seen == [2, 2]
+    assert len(caplog.records) == 2, "it is told once"
+
+
+def test_a_batch_that_fits_is_one_piece_and_no_items_are_none():
+    seen = []
+    assert len(MemoryFit("images").pieces(limited(9, seen), torch.ones(9))) == 1
+    assert MemoryFit("images").pieces(limited(9, seen), torch.ones(0)) == []
+    assert seen == [9]
+
+
+def test_a_single_item_that_does_not_fit_is_an_error():
+    with pytest.raises(RuntimeError, match="not even one of the captions at a time fits"):
+        MemoryFit("captions").pieces(limited(0, []), torch.ones(3))
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory():
+    def model(items):
+        raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        MemoryFit("images").pieces(model, torch.ones(3))
+    for sentence in ("MPS backend out of memory", "DefaultCPUAllocator: can't allocate memory"):
+        assert is_out_of_memory(RuntimeError(sentence))
+
+
+def test_memory_is_given_back_on_cuda_before_the_next_try(monkeypatch):
+    freed = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(1))
+
+    class OnCuda(torch.Tensor):
+        device = torch.device("cuda")
+
+    items = torch.ones(4).as_subclass(OnCuda)
+    assert len(MemoryFit("images").pieces(limited(2, []), items)) == 2
+    assert freed == [1]
+
+
+def test_mixed_precision_by_name():
+    product = torch.ones(2, 2)
+    for amp, dtype in (("", "float32"), ("auto", "bfloat16"), ("float16", "float16")):
+        with mixed_precision(amp, torch.device("cpu")):
+            assert (product @ product).dtype == resolve_dtype(dtype)
+    with pytest.raises(ValueError, match="unknown amp 'float64'"):
+        mixed_precision("float64", torch.device("cpu"))
+
+
+def test_pieces_are_joined_by_key():
+    pieces = [
+        {"a": torch.ones(2), "b": torch.zeros(2, 3)},
+        {"a": torch.ones(1), "b": torch.zeros(1, 3)},
+    ]
+    assert {key: tuple(column.shape) for key, column in joined(pieces).items()} == {
+        "a": (3,),
+        "b": (3, 3),
+    }
+    assert joined(pieces[:1]) == pieces[0]

@@ -7,12 +7,14 @@ import torch
 from talk2dino.inference import (
     ClassQuery,
     SlidingWindows,
+    WindowMean,
     benchmark_size,
     resize_pixels,
     resize_scores,
     score_labels,
     sliding_window_scores,
     whole_image_scores,
+    window_corners,
     window_starts,
 )
 
@@ -87,6 +89,19 @@ def test_overlapping_windows_are_averaged():
         PositionSegmenter(), torch.zeros(3, 4, 6), query, SlidingWindows(size=4, stride=2)
     )
     assert scores[0, 0].tolist() == [0, 1, (2 + 0) / 2, (3 + 1) / 2, 2, 3]
+
+
+def test_a_mean_of_no_windows_is_refused_and_corners_go_row_by_row():
+    with pytest.raises(RuntimeError, match="no window"):
+        WindowMean((4, 6)).scores()
+    assert window_corners(4, 6, size=4, stride=2) == [(0, 0), (0, 2)]
+    assert window_corners(6, 4, size=4, stride=2) == [(0, 0), (2, 0)]
+
+
+def test_labels_are_the_first_best_classes():
+    scores = torch.tensor([[[1.0, 2.0]], [[1.0, 3.0]], [[0.0, 3.0]]])
+    labels = score_labels(scores)
+    assert labels.tolist() == [[0, 1]] and labels.dtype == torch.int64
 
 
 def test_a_side_shorter_than_the_window_is_used_whole():

@@ -1,9 +1,12 @@
 """Mask refinement: against the literal version, by hand, and with impossible input."""
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from talk2dino.pamr import affinities, pamr
+from talk2dino.pamr import _fastest, _pamr_in_bags, affinities, pamr, plain_pamr
 from tests.literal.pamr import pamr as literal_pamr
 
 
@@ -24,6 +27,75 @@ def test_it_equals_the_literal_version_with_other_settings():
     images, masks = inputs()
     ours = pamr(images, masks, iterations=3, dilations=[1, 5])
     torch.testing.assert_close(ours, literal_pamr(images, masks, 3, (1, 5)))
+
+
+@pytest.mark.parametrize("refine", [plain_pamr, _pamr_in_bags])
+@pytest.mark.parametrize(
+    ("batch", "classes", "size", "dilations"),
+    [
+        (2, 7, (60, 61), (1, 2, 4, 8, 12, 24)),
+        (1, 32, (5, 3), (1, 24)),  # neighbours beyond the image
+        (1, 75, (1, 7), (3, 1)),  # classes in three parts, the last one not full
+        (3, 6, (1, 1), (1, 2)),
+    ],
+)
+def test_every_way_on_a_cpu_equals_the_literal_version(refine, batch, classes, size, dilations):
+    images, masks = inputs(batch, classes, *size)
+    exact = literal_pamr(images.double(), masks.double(), 4, dilations)
+    before = masks.clone()
+    refined = refine(images, masks, 4, dilations)
+    torch.testing.assert_close(refined.double(), exact, rtol=0, atol=2e-6)
+    assert torch.equal(masks, before)
+
+
+def test_images_larger_than_one_band_of_rows_are_refined_alike(monkeypatch):
+    images, masks = inputs(1, 6, 23, 9)
+    whole = _pamr_in_bags(images, masks, 3, (1, 4))
+    monkeypatch.setattr("talk2dino.pamr._BAND_PIXELS", 45)  # five rows: four bands and a part
+    monkeypatch.setattr("talk2dino.pamr_bags._PIXELS", 63)
+    banded = _pamr_in_bags(images, masks, 3, (1, 4))
+    torch.testing.assert_close(banded, whole, rtol=0, atol=1e-6)
+    torch.testing.assert_close(banded, literal_pamr(images, masks, 3, (1, 4)))
+
+
+def test_scores_with_channels_last_give_the_same_result():
+    images, masks = inputs(2, 9)
+    other = masks.to(memory_format=torch.channels_last)
+    refined = pamr(images, other)
+    assert torch.equal(refined, pamr(images, masks)) and refined.is_contiguous()
+
+
+def test_the_way_depends_on_classes_type_and_gradients():
+    _, masks = inputs(classes=6)
+    assert _fastest(masks) is _pamr_in_bags
+    assert _fastest(masks[:, :5]) is plain_pamr
+    assert _fastest(masks.double()) is plain_pamr
+    assert _fastest(masks.requires_grad_()) is plain_pamr
+    with torch.no_grad():
+        assert _fastest(masks) is _pamr_in_bags
+
+
+@pytest.mark.parametrize(("fits", "works"), [(True, True), (True, False), (False, True)])
+def test_on_cuda_kernels_run_only_if_they_can(monkeypatch, fits, works):
+    kernels = SimpleNamespace(
+        fits=lambda masks: fits, works=lambda device: works, pamr_in_kernels=object()
+    )
+    monkeypatch.setattr("talk2dino.pamr.find_spec", lambda name: name)
+    monkeypatch.setitem(sys.modules, "talk2dino.pamr_triton", kernels)
+    expected = kernels.pamr_in_kernels if fits and works else plain_pamr
+    assert _fastest(on_cuda()) is expected
+
+
+def test_on_cuda_without_triton_the_plain_way_is_taken(monkeypatch):
+    monkeypatch.setattr("talk2dino.pamr.find_spec", lambda name: None)
+    assert _fastest(on_cuda()) is plain_pamr
+
+
+def on_cuda():
+    """What is asked of scores before they are refined, of scores on a GPU."""
+    return SimpleNamespace(
+        device=torch.device("cuda"), dtype=torch.float32, requires_grad=False, shape=(1, 9, 4, 4)
+    )
 
 
 def test_a_flat_image_spreads_scores_evenly():
@@ -74,8 +146,9 @@ def test_inputs_are_not_modified_and_no_iteration_copies():
     assert torch.equal(unchanged, masks) and unchanged.data_ptr() != masks.data_ptr()
 
 
-def test_gradients_reach_the_masks():
-    images, masks = inputs()
+@pytest.mark.parametrize("classes", [3, 8])
+def test_gradients_reach_the_masks(classes):
+    images, masks = inputs(classes=classes)
     pamr(images, masks.requires_grad_(), iterations=2).sum().backward()
     # every weight sums to one, so all that is spread arrives
     torch.testing.assert_close(masks.grad.sum(), torch.tensor(float(masks.numel())))

@@ -93,6 +93,20 @@ def test_pamr_follows_the_window_itself(models):
     torch.testing.assert_close(refined.window_scores(batch, classes, None), expected)
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_lower_precision_is_close_and_returns_float32(models, precision):
+    exact, method = segmenter(models), segmenter(models, precision=precision)
+    batch = windows()
+    features, expected = method.patch_features(batch), exact.patch_features(batch)
+    for name in ("cls", "patches", "attention_logits", "penultimate_cls"):
+        ours, theirs = getattr(features, name), getattr(expected, name)
+        assert ours.dtype == torch.float32
+        assert 0 < (ours - theirs).norm() <= 2e-2 * theirs.norm()
+    assert not method.shares_features(exact)
+    with pytest.raises(ValueError, match="unknown precision 'half'"):
+        segmenter(models, precision="half")
+
+
 def test_cleaning_changes_the_scores(models):
     classes = segmenter(models).embed_classes(["cat", "dog"])
     plain = segmenter(models).window_scores(windows(), classes, None)

@@ -12,7 +12,9 @@ from talk2dino.text import (
     create_text_tower,
     is_bert,
     load_text,
+    trimmed,
 )
+from tests.literal import text as literal
 
 CAPTIONS = ["a cat", "two dogs play with a red frisbee in the park", ""]
 
@@ -26,6 +28,21 @@ def test_trimmed_batches_give_the_vectors_of_untrimmed_ones(toy):
     tokens = toy.tokenize(CAPTIONS)
     trimmed, whole = toy(tokens).pooled, toy(tokens, dense=True).pooled
     torch.testing.assert_close(trimmed, whole, rtol=1e-4, atol=1e-5)
+
+
+def test_vectors_are_those_of_the_literal_tower_at_77_positions(toy):
+    found = literal.extract(CAPTIONS, dict(toy.model.state_dict()), heads=8, batch_size=2)
+    expected = torch.stack([annotation["ann_feats"] for annotation in found])
+    torch.testing.assert_close(toy.encode(CAPTIONS), expected, rtol=1e-4, atol=1e-5)
+    untrimmed = toy(toy.tokenize(CAPTIONS)).pooled
+    torch.testing.assert_close(untrimmed, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_token_ids_are_cut_behind_the_longest_caption(toy):
+    assert trimmed(toy.tokenize(["a cat", ""])).tolist() == [
+        [49406, 320, 2368, 49407],
+        [49406, 49407, 0, 0],
+    ]
 
 
 def test_outputs_are_only_made_when_asked_for(toy):

@@ -5,8 +5,11 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from talk2dino.checkpoints import load_strict
+from talk2dino.features.extract import image_features
+from talk2dino.features.keys import IMAGE_KEYS
 from talk2dino.seeded import seeded_state
 from talk2dino.vision import (
     SHORT_NAMES,
@@ -19,6 +22,7 @@ from talk2dino.vision import (
     official_shapes,
     to_timm,
 )
+from tests.literal import extraction as literal_extraction
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +44,49 @@ def test_shapes_and_facts_of_the_toy_backbone(toy, images):
     assert toy.weights == "seeded:0"
     assert not toy.training
     assert not any(p.requires_grad for p in toy.parameters())
+
+
+class ShapesSeen(TorchDispatchMode):
+    """Notes the shape of every tensor that any operation makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for value in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(value, torch.Tensor):
+                self.shapes.add(tuple(value.shape))
+        return result
+
+    def square_in(self, *sizes):
+        """Shapes in which two sides are among `sizes`."""
+        return [shape for shape in self.shapes if sum(side in sizes for side in shape) > 1]
+
+
+def test_no_matrix_of_all_patches_by_all_patches_is_made(toy):
+    pixels = torch.randint(0, 256, (2, 3, 140, 154), dtype=torch.uint8)
+    num_patches, num_tokens = 110, 115
+    with ShapesSeen() as seen:
+        image_features(toy, pixels, IMAGE_KEYS)
+    assert (2, num_tokens, 192) in seen.shapes
+    assert seen.square_in(num_patches, num_tokens) == []
+    with ShapesSeen() as seen, torch.no_grad():
+        literal_extraction.backbone(toy.normalise(pixels), state_of(toy))
+    assert seen.square_in(num_patches, num_tokens)
+
+
+def test_features_are_those_of_the_literal_backbone(toy, images):
+    with torch.no_grad():
+        tokens, logits = literal_extraction.backbone(toy.normalise(images), state_of(toy))
+    found = toy(toy.normalise(images))
+    torch.testing.assert_close(found.patches, tokens[:, 5:], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.attention_logits, logits[:, :, 0, 5:], rtol=1e-4, atol=1e-5)
+
+
+def state_of(backbone):
+    return seeded_state(0, official_shapes(backbone.model))
 
 
 def test_an_image_does_not_depend_on_its_neighbours_in_the_batch(toy, images):

@@ -1,15 +1,24 @@
-"""Names of devices and number types, checked before anything is loaded."""
+"""Devices and number types by name, and batches that shrink to what a device's memory holds."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, TypeVar
 
 from talk2dino.config import check_name
 
 if TYPE_CHECKING:
     import torch
 
+logger = logging.getLogger(__name__)
+
 DTYPES = ("float32", "float16", "bfloat16")
+AMP_TYPES = ("auto", "bfloat16", "float16")
+"""Number types of mixed precision; `auto` is bfloat16, on MPS float16."""
+
+_Result = TypeVar("_Result")
 
 
 def resolve_device(name: str = "auto") -> torch.device:
@@ -45,3 +54,94 @@ def resolve_dtype(name: str) -> torch.dtype:
     dtype = getattr(torch, check_name("dtype", name, DTYPES))
     assert isinstance(dtype, torch.dtype)
     return dtype
+
+
+def mixed_precision(amp: str, device: torch.device) -> AbstractContextManager[object]:
+    """Autocast to a name of `AMP_TYPES`; without one, float32 throughout.
+
+    Matrix products and attention run in that type; norms, softmax and sums stay in float32.
+    """
+    import torch
+
+    if not amp:
+        return torch.autocast(device.type, enabled=False)
+    automatic = "float16" if device.type == "mps" else "bfloat16"
+    dtype = resolve_dtype(automatic if amp == "auto" else check_name("amp", amp, AMP_TYPES))
+    return torch.autocast(device.type, dtype=dtype)
+
+
+class MemoryFit:
+    """Runs a model on as many items at once as fit in memory.
+
+    A batch that does not fit is halved, down to single items. That is said once per size, and the
+    size that fitted is kept for all later batches.
+
+    Args:
+        what: the items' name in messages, in the plural.
+    """
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.size: int | None = None
+        """Most items at once; None before anything was too large."""
+
+    def pieces(
+        self, function: Callable[[torch.Tensor], _Result], items: torch.Tensor
+    ) -> list[_Result]:
+        """`function` of all items: one result per piece, in order.
+
+        Args:
+            function: takes (n, ...) items. What it does outside its result must bear repeating.
+            items: (B, ...); without any, `function` is not called.
+
+        Raises:
+            RuntimeError: even a single item does not fit.
+        """
+        results: list[_Result] = []
+        start = 0
+        while start < len(items):
+            piece = items[start : start + (self.size or len(items))]
+            problem = ""
+            try:
+                results.append(function(piece))
+                start += len(piece)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                problem = str(error).splitlines()[0]
+            if problem:  # behind the except block, whose error holds on to the function's tensors
+                self._shrink(len(piece), items.device, problem)
+        return results
+
+    def _shrink(self, tried: int, device: torch.device, problem: str) -> None:
+        if tried == 1:
+            raise RuntimeError(
+                f"not even one of the {self.what} at a time fits in the memory of {device} "
+                f"({problem}). Free some, or choose a smaller model or smaller inputs."
+            )
+        self.size = tried // 2
+        logger.warning(
+            "%d %s at a time do not fit in the memory of %s; going on with %d",
+            *(tried, self.what, device, self.size),
+        )
+        if device.type == "cuda":
+            import torch
+
+            torch.cuda.empty_cache()
+
+
+def joined(pieces: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Columns of several pieces, in order, as one: key -> (B, ...)."""
+    import torch
+
+    if len(pieces) == 1:
+        return dict(pieces[0])
+    return {key: torch.cat([piece[key] for piece in pieces]) for key in pieces[0]}
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether PyTorch found no memory: a class of its own on CUDA, a sentence elsewhere."""
+    import torch
+
+    sentences = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(s in str(error) for s in sentences)

@@ -75,24 +75,52 @@ def sliding_window_scores(
     image = _as_windows(image, query)
     height, width = image.shape[-2:]
     high, wide = min(windows.size, height), min(windows.size, width)
-    corners = [
-        (top, left)
-        for top in window_starts(height, windows.size, windows.stride)
-        for left in window_starts(width, windows.size, windows.stride)
-    ]
-    total: Tensor | None = None
-    hits = image.new_zeros(height, width)
+    corners = window_corners(height, width, windows.size, windows.stride)
+    mean = WindowMean((height, width))
     for start in range(0, len(corners), windows.batch_size):
         chunk = corners[start : start + windows.batch_size]
         crops = torch.stack([image[:, y : y + high, x : x + wide] for y, x in chunk])
         scores = segmenter.window_scores(crops, query.classes, query.background)
-        if total is None:
-            total = scores.new_zeros(scores.shape[1], height, width)
-        for (y, x), window in zip(chunk, scores, strict=True):
-            total[:, y : y + high, x : x + wide] += window
-            hits[y : y + high, x : x + wide] += 1
-    assert total is not None  # there is always at least one window
-    return total / hits
+        for corner, window in zip(chunk, scores, strict=True):
+            mean.add(corner, window)
+    return mean.scores()
+
+
+class WindowMean:
+    """The mean per pixel of overlapping windows' scores.
+
+    Args:
+        size_hw: of the image that the windows are from.
+    """
+
+    def __init__(self, size_hw: tuple[int, int]) -> None:
+        self._size_hw = size_hw
+        self._total: Tensor | None = None
+        self._hits: Tensor | None = None
+
+    def add(self, corner: tuple[int, int], scores: Tensor) -> None:
+        """Add scores (C, h, w) of the window whose top left pixel is `corner`."""
+        if self._total is None or self._hits is None:
+            self._total = scores.new_zeros(scores.shape[0], *self._size_hw)
+            self._hits = scores.new_zeros(self._size_hw)
+        (top, left), (high, wide) = corner, scores.shape[-2:]
+        self._total[:, top : top + high, left : left + wide] += scores
+        self._hits[top : top + high, left : left + wide] += 1
+
+    def scores(self) -> Tensor:
+        """(C, *size_hw); to be asked once, when every window has been added."""
+        if self._total is None or self._hits is None:
+            raise RuntimeError("no window has been added yet.")
+        total, self._total = self._total, None
+        return total.div_(self._hits)
+
+
+def window_corners(
+    height: int, width: int, size: int = 448, stride: int = 224
+) -> list[tuple[int, int]]:
+    """Top left pixel (y, x) of every window, row by row."""
+    lefts = window_starts(width, size, stride)
+    return [(top, left) for top in window_starts(height, size, stride) for left in lefts]
 
 
 def window_starts(length: int, size: int = 448, stride: int = 224) -> list[int]:
@@ -124,7 +152,7 @@ def resize_scores(scores: Tensor, size_hw: tuple[int, int]) -> Tensor:
 
 def score_labels(scores: Tensor) -> Tensor:
     """The best class per pixel: (C, H, W) scores to (H, W) int64; the first one wins a tie."""
-    return scores.argmax(dim=0)
+    return scores.max(dim=0).indices  # as argmax, whose loop over classes is slow on a CPU
 
 
 def _as_windows(image: Tensor, query: ClassQuery) -> Tensor:

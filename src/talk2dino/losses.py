@@ -40,3 +40,17 @@ def triplet(scores: Tensor, margin: float = 0.2, max_violation: bool = True) -> 
     if max_violation:
         cost_rows, cost_columns = cost_rows.amax(dim=1), cost_columns.amax(dim=0)
     return (cost_rows.sum() + cost_columns.sum()) / len(scores) ** 2
+
+
+def infonce_and_gradient(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """`infonce` without autograd: the scalar loss, and (B, B) its gradient by the scores.
+
+    Both directions share one softmax each, for the loss and for the gradient.
+    """
+    size = len(scores)
+    logits = scores / TEMPERATURE
+    rows, columns = logits.log_softmax(dim=1), logits.log_softmax(dim=0)
+    loss = -(rows.diagonal().sum() + columns.diagonal().sum()) / (2 * size**3)
+    gradient = rows.exp_().add_(columns.exp_())
+    gradient.diagonal().sub_(2)
+    return loss, gradient.mul_(1 / (2 * size**3 * TEMPERATURE))

@@ -27,22 +27,47 @@ def confusion_counts(
     Raises:
         ValueError: the shapes differ, or a counted label is no class.
     """
+    counts = pair_counts(predicted, target, num_classes, ignored)
+    if counts[-1]:
+        _refuse(predicted, target, num_classes, ignored)
+    return counts[: num_classes**2].reshape(num_classes, num_classes)
+
+
+def pair_counts(
+    predicted: Tensor, target: Tensor, num_classes: int, ignored: int = IGNORED
+) -> Tensor:
+    """`confusion_counts` before anyone has looked: nothing leaves the device.
+
+    Returns:
+        (C * C + 2,) int64: the counts row by row, then pixels that are ignored, then pixels whose
+        labels are no classes, which there must not be.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
     if predicted.shape != target.shape:
         raise ValueError(
             f"prediction {tuple(predicted.shape)} and ground truth {tuple(target.shape)} differ "
             "in size. Resize the prediction to the original image first."
         )
+    # One bin per pair and two more, instead of picking out the pixels that count: twice as fast.
+    truth, guess = target.long(), predicted.long()
+    pairs = truth * num_classes + guess
+    wrong = (truth < 0) | (truth >= num_classes) | (guess < 0) | (guess >= num_classes)
+    pairs.masked_fill_(wrong, num_classes**2 + 1)
+    pairs.masked_fill_(truth == ignored, num_classes**2)
+    return torch.bincount(pairs.flatten(), minlength=num_classes**2 + 2)
+
+
+def _refuse(predicted: Tensor, target: Tensor, num_classes: int, ignored: int) -> None:
+    """Raise ValueError for the labels that are no classes."""
     counted = target != ignored
-    truth = target[counted].long()
-    guess = predicted[counted].long()
-    for name, labels in (("ground truth", truth), ("prediction", guess)):
-        if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+    for name, labels in (("ground truth", target[counted]), ("prediction", predicted[counted])):
+        if not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
             raise ValueError(
                 f"{name} holds labels {int(labels.min())} to {int(labels.max())}; "
                 f"with {num_classes} classes they must be 0 to {num_classes - 1} or {ignored}."
             )
-    pairs = truth * num_classes + guess
-    return torch.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
 @dataclass(frozen=True)

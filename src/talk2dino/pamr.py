@@ -2,18 +2,28 @@
 
 Every pixel's scores are replaced, ten times, by a weighted mean over its 48 neighbours: eight
 directions at six distances. A neighbour weighs more the more its colour resembles the pixel's,
-measured against the contrast around that pixel.
+measured against the contrast around that pixel. `plain_pamr` says it in PyTorch; `pamr` gives the
+same result in whichever of the faster ways fits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from talk2dino.pamr_bags import average_in_bags
+
+Refine = Callable[[Tensor, Tensor, int, Sequence[int]], Tensor]
+"""`pamr` of checked images and masks, both float32 or both float64, at least one iteration."""
+
 _DIRECTIONS = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0)]
+# Measured on two cores: looking neighbours up costs as much for one class as for eight.
+_ENOUGH_CLASSES = 6
+_BAND_PIXELS = 2**15  # of three channels; the weights of larger bands leave the cache
 
 
 def pamr(
@@ -39,15 +49,22 @@ def pamr(
     if iterations == 0 or masks.shape[1] == 0:
         return masks.clone()
     dtype = torch.float64 if masks.dtype == torch.float64 else torch.float32
-    weights = affinities(images.to(dtype).contiguous(), dilations)
+    refine = _fastest(masks)
+    refined = refine(images.to(dtype).contiguous(), masks.to(dtype), iterations, dilations)
+    return refined.to(masks.dtype)
+
+
+def plain_pamr(images: Tensor, masks: Tensor, iterations: int, dilations: Sequence[int]) -> Tensor:
+    """`pamr` of images and masks of one floating point type, on any device, with gradients."""
+    weights = affinities(images, dilations)
     # Interpolation returns its result channels last, which makes every shifted view slow.
-    refined = masks.to(dtype).contiguous()
+    refined = masks.contiguous()
     for _ in range(iterations):
         averaged = torch.zeros_like(refined)
-        for index, neighbours in enumerate(_shifted(refined, dilations)):
+        for index, neighbours in enumerate(_shifted(_pad(refined, dilations), dilations)):
             averaged.addcmul_(neighbours, weights[:, index : index + 1])
         refined = averaged
-    return refined.to(masks.dtype)
+    return refined
 
 
 @torch.no_grad()
@@ -61,11 +78,18 @@ def affinities(images: Tensor, dilations: Sequence[int]) -> Tensor:
     Returns:
         (B, 8K, H, W), positive, summing to one over the 8K neighbours.
     """
+    return _affinities_inside(_pad(images, dilations), dilations)
+
+
+def _affinities_inside(padded: Tensor, dilations: Sequence[int]) -> Tensor:
+    """`affinities` of images (B, 3, H + 2m, W + 2m) that go on for m = max(dilations) pixels."""
+    margin = max(dilations)
+    images = padded[..., margin:-margin, margin:-margin]
     # The deviation is taken over differences from the centre: the same number, without the
     # cancellation that squares of values up to 255 suffer in float32.
     total = torch.zeros_like(images)
     squares = torch.zeros_like(images)
-    for neighbours in _shifted(images, dilations):
+    for neighbours in _shifted(padded, dilations):
         difference = neighbours - images
         total += difference
         squares.addcmul_(difference, difference)
@@ -75,7 +99,7 @@ def affinities(images: Tensor, dilations: Sequence[int]) -> Tensor:
 
     batch, _, height, width = images.shape
     logits = images.new_empty(batch, len(_DIRECTIONS) * len(dilations), height, width)
-    for index, neighbours in enumerate(_shifted(images, dilations)):
+    for index, neighbours in enumerate(_shifted(padded, dilations)):
         logits[:, index] = -((neighbours - images).abs() * scale).mean(dim=1)
     # A softmax in place: at 12 megapixels the weights alone take 2.3 GB.
     logits -= logits.amax(dim=1, keepdim=True)
@@ -83,15 +107,64 @@ def affinities(images: Tensor, dilations: Sequence[int]) -> Tensor:
     return logits.div_(logits.sum(dim=1, keepdim=True))
 
 
-def _shifted(values: Tensor, dilations: Sequence[int]) -> Iterator[Tensor]:
-    """Yield (B, C, H, W) views of `values`, one per neighbour, with the border repeated."""
-    height, width = values.shape[-2:]
+def _pad(values: Tensor, dilations: Sequence[int]) -> Tensor:
+    """Repeat the border of (B, C, H, W) as far as the farthest neighbour."""
+    return F.pad(values, (max(dilations),) * 4, mode="replicate")
+
+
+def _shifted(padded: Tensor, dilations: Sequence[int]) -> Iterator[Tensor]:
+    """Yield (B, C, H, W) views of what `_pad` returned, one per neighbour."""
     margin = max(dilations)
-    padded = F.pad(values, (margin, margin, margin, margin), mode="replicate")
-    for dilation in dilations:
-        for dy, dx in _DIRECTIONS:
-            top, left = margin + dy * dilation, margin + dx * dilation
-            yield padded[..., top : top + height, left : left + width]
+    height, width = (side - 2 * margin for side in padded.shape[-2:])
+    for dy, dx in _steps(dilations):
+        top, left = margin + dy, margin + dx
+        yield padded[..., top : top + height, left : left + width]
+
+
+def _steps(dilations: Sequence[int]) -> list[tuple[int, int]]:
+    """Rows and columns from a pixel to each of its neighbours."""
+    return [(dy * d, dx * d) for d in dilations for dy, dx in _DIRECTIONS]
+
+
+def _fastest(masks: Tensor) -> Refine:
+    """The function for these masks: gradients and float64 are left to `plain_pamr`."""
+    with_gradients = torch.is_grad_enabled() and masks.requires_grad
+    if with_gradients or masks.dtype == torch.float64:
+        return plain_pamr
+    if masks.device.type == "cpu" and masks.shape[1] >= _ENOUGH_CLASSES:
+        return _pamr_in_bags
+    if masks.device.type == "cuda" and find_spec("triton") is not None:
+        # Not at the top: not everyone has the package, and its import takes a while.
+        from talk2dino.pamr_triton import fits, pamr_in_kernels, works
+
+        if fits(masks) and works(masks.device):
+            return pamr_in_kernels
+    return plain_pamr
+
+
+@torch.no_grad()
+def _pamr_in_bags(
+    images: Tensor, masks: Tensor, iterations: int, dilations: Sequence[int]
+) -> Tensor:
+    """`plain_pamr` in float32 on the CPU, without gradients: classes innermost, image by image."""
+    refined = masks.new_empty(masks.shape)
+    for image, scores, result in zip(images, masks, refined, strict=True):
+        weights = _affinities_innermost(image[None], dilations)
+        average_in_bags(scores, weights, _steps(dilations), iterations, result)
+    return refined
+
+
+def _affinities_innermost(image: Tensor, dilations: Sequence[int]) -> Tensor:
+    """`affinities` of one image (1, 3, H, W) as (H, W, 8K), made in bands that fit the cache."""
+    height, width = image.shape[-2:]
+    padded = _pad(image, dilations)
+    weights = image.new_empty(height, width, len(_DIRECTIONS) * len(dilations))
+    rows = max(1, _BAND_PIXELS // width)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        band = padded[..., top : bottom + 2 * max(dilations), :]
+        weights[top:bottom] = _affinities_inside(band, dilations)[0].movedim(0, -1)
+    return weights
 
 
 def _check(images: Tensor, masks: Tensor, iterations: int, dilations: Sequence[int]) -> None:

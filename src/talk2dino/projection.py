@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import LayerNorm, QuickGELU, ResidualAttentionBlock
 from torch import Tensor, nn
 
 from talk2dino.alignment import align
@@ -61,6 +60,7 @@ class Projection(nn.Module):
         cls: Tensor | None = None,
         text_input_mask: Tensor | None = None,
         text_argmax: Tensor | None = None,
+        visual_is_unit: bool = False,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Scores of all pairs of a batch.
@@ -72,17 +72,23 @@ class Projection(nn.Module):
             cls: (B, D) CLS tokens, when heads are weighted conditionally.
             text_input_mask: (B, T) bool, the tokens that exist.
             text_argmax: (B,) position of each end-of-text token.
+            visual_is_unit: the visual vectors have length 1 already; see `images_stay`.
             generator: randomness of `sampled_attn_map`.
 
         Returns:
             (B, B), diagonal = true pairs; orientation as in `talk2dino.alignment.align`.
         """
         visual, text = self.embed(
-            visual, text, self_attn_maps=self_attn_maps, cls=cls, text_argmax=text_argmax
+            visual,
+            text,
+            self_attn_maps=self_attn_maps,
+            cls=cls,
+            text_argmax=text_argmax,
+            visual_is_unit=visual_is_unit,
         )
         token_mask = None
         if text.ndim == 3:
-            token_mask = self._token_mask(text, text_input_mask, text_argmax)
+            token_mask = self.token_mask(text, text_input_mask, text_argmax)
         return align(
             visual,
             text,
@@ -100,6 +106,7 @@ class Projection(nn.Module):
         self_attn_maps: Tensor | None = None,
         cls: Tensor | None = None,
         text_argmax: Tensor | None = None,
+        visual_is_unit: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Both sides in their common space, L2-normalised if `cosine`; arguments as in forward."""
         if self.config.weight_attn_heads:
@@ -107,8 +114,8 @@ class Projection(nn.Module):
         visual = self.project_visual(visual)
         text = self.project_clip_txt(text, text_argmax)
         if self.config.cosine:
-            visual = F.normalize(visual, dim=-1, eps=NORM_EPS)
-            text = F.normalize(text, dim=-1, eps=NORM_EPS)
+            visual = visual if visual_is_unit else unit(visual)
+            text = unit(text)
         return visual, text
 
     def _pool_weighted_heads(
@@ -116,7 +123,7 @@ class Projection(nn.Module):
     ) -> Tensor:
         raise ValueError(f"{type(self).__name__} has no head weights")
 
-    def _token_mask(self, text: Tensor, mask: Tensor | None, end: Tensor | None) -> Tensor:
+    def token_mask(self, text: Tensor, mask: Tensor | None, end: Tensor | None) -> Tensor:
         """(B, T) bool: the tokens that count; CLS and end-of-text positions as configured."""
         kept = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
         if mask is not None:
@@ -227,6 +234,9 @@ class CLIPLastLayer(ProjectionLayer):
     """
 
     def __init__(self, config: ProjectionConfig) -> None:
+        # Only this class needs it: 5 s to import and 250 MB.
+        from open_clip.transformer import LayerNorm, QuickGELU, ResidualAttentionBlock
+
         super().__init__(config)
         width = config.clip_embed_dim  # equal to the tower's width in every OpenAI model
         self.last_block = ResidualAttentionBlock(width, width // 64, act_layer=QuickGELU)
@@ -296,6 +306,20 @@ def load_projection(
             state = model.rename_keys(state)
     load_strict(model, state, weights)
     return model.eval().to(device)
+
+
+def images_stay(config: ProjectionConfig) -> bool:
+    """Whether a model does no more to image features than give them length 1.
+
+    Then that can be done once, before training, instead of in every step.
+    """
+    stays = MODEL_CLASSES[config.model_class].project_visual is Projection.project_visual
+    return config.cosine and config.weight_attn_heads is None and stays
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """(..., D) scaled to length 1; zeros stay zeros."""
+    return F.normalize(vectors, dim=-1, eps=NORM_EPS)
 
 
 def _activation(name: str | None) -> nn.Module:

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from talk2dino.background import clean_background
+from talk2dino.devices import mixed_precision
 from talk2dino.pamr import pamr
 from talk2dino.projection import CLIPLastLayer, Projection, load_projection
-from talk2dino.segmenter_config import SegmenterConfig
+from talk2dino.segmenter_config import PRECISIONS, SegmenterConfig
 from talk2dino.templates import get_templates
 from talk2dino.text import BertEncoder, TextEncoder, TextFeatures, load_text
 from talk2dino.vision import PatchFeatures, VisionBackbone, load_vision
@@ -55,6 +56,24 @@ class FeatureSharing(Protocol):
         self, features: Any, windows: Tensor, classes: Tensor, background: float | None
     ) -> Tensor:
         """As `Segmenter.window_scores`, from `patch_features` of the same windows."""
+
+
+@runtime_checkable
+class PatchScoring(FeatureSharing, Protocol):
+    """A segmenter that scores patches and spreads these scores over the pixels, class by class.
+
+    Its background, if any, is a constant channel; so nobody has to hold all classes at all pixels.
+    """
+
+    def patch_scores(self, features: Any, classes: Tensor) -> Tensor:
+        """Scores (B, C, gh, gw) of the patches, from `patch_features`, without a background."""
+
+    def pixel_scores(self, scores: Tensor, windows: Tensor) -> Tensor:
+        """Any classes' `patch_scores` (B, c, gh, gw) over windows (B, 3, h, w): (B, c, h, w)."""
+
+    @property
+    def follows_edges(self) -> bool:
+        """Whether `pixel_scores` is more than bilinear interpolation with aligned corners."""
 
 
 @runtime_checkable
@@ -159,22 +178,35 @@ class Talk2DinoSegmenter:
         background: float | None,
     ) -> Tensor:
         """`window_scores` of windows whose `patch_features` are there already."""
-        masks = patch_cosines(features.patches, classes).sigmoid()
-        if self.config.clean_background:
-            masks = clean_background(masks, features.patches, features.attention_logits, classes)
-        side = self.config.input_size // self.vision.patch_size
-        scores = F.interpolate(
-            masks.unflatten(-1, (side, side)),
-            size=windows.shape[-2:],
-            mode="bilinear",
-            align_corners=True,
-        )
-        if self.config.pamr:
-            scores = pamr(windows, scores)
+        scores = self.pixel_scores(self.patch_scores(features, classes), windows)
         if background is None:
             return scores
         constant = torch.full_like(scores[:, :1], background)
         return torch.cat([constant, scores], dim=1)
+
+    @torch.no_grad()
+    def patch_scores(self, features: PatchFeatures, classes: Tensor) -> Tensor:
+        """Scores (B, C, gh, gw) of the patches: sigmoid(cosine), cleaned as configured."""
+        masks = patch_cosines(features.patches, classes).sigmoid()
+        if self.config.clean_background:
+            masks = clean_background(masks, features.patches, features.attention_logits, classes)
+        side = self.config.input_size // self.vision.patch_size
+        return masks.unflatten(-1, (side, side))
+
+    @torch.no_grad()
+    def pixel_scores(self, scores: Tensor, windows: Tensor) -> Tensor:
+        """Spread `patch_scores` (B, c, gh, gw) over windows (B, 3, h, w); classes do not interact.
+
+        Returns:
+            (B, c, h, w), refined as configured.
+        """
+        spread = F.interpolate(scores, size=windows.shape[-2:], mode="bilinear", align_corners=True)
+        return pamr(windows, spread) if self.config.pamr else spread
+
+    @property
+    def follows_edges(self) -> bool:
+        """Whether `pixel_scores` is more than bilinear interpolation with aligned corners."""
+        return self.config.pamr
 
     @torch.no_grad()
     def patch_features(self, windows: Tensor) -> PatchFeatures:
@@ -184,9 +216,13 @@ class Talk2DinoSegmenter:
             windows = F.interpolate(
                 windows, size=(side, side), mode="bilinear", antialias=True, align_corners=False
             )
-        features = self.vision(self.vision.normalise(windows))
-        return dataclasses.replace(
-            features, patches=self.projection.project_visual(features.patches)
+        with mixed_precision(PRECISIONS[self.config.precision], windows.device):
+            features = self.vision(self.vision.normalise(windows))
+        return PatchFeatures(
+            cls=features.cls.float(),
+            patches=self.projection.project_visual(features.patches.float()),
+            attention_logits=features.attention_logits.float(),
+            penultimate_cls=features.penultimate_cls.float(),
         )
 
     def variant(self, **changes: Any) -> Talk2DinoSegmenter:
@@ -201,6 +237,7 @@ class Talk2DinoSegmenter:
             and self.vision is other.vision
             and self.projection is other.projection
             and self.config.input_size == other.config.input_size
+            and self.config.precision == other.config.precision
         )
 
     def _embed_prompts(self, prompts: Sequence[str]) -> Tensor:

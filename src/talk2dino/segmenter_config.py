@@ -15,6 +15,8 @@ from talk2dino.text import check_text, is_bert
 from talk2dino.vision import check_vision
 
 PRETRAINED = "pretrained"
+PRECISIONS = {"fp32": "", "bf16": "bfloat16", "fp16": "float16"}
+"""Name -> number type of the backbone's matrix products; see `devices.mixed_precision`."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,12 @@ class SegmenterConfig:
     """With `average_tokens`, keep position 0."""
     keep_end_seq: bool = False
     """With `average_tokens`, keep the end-of-text position."""
+    precision: str = "fp32"
+    """Of the vision backbone: `fp32`, `bf16` or `fp16`. Text and scores are always float32."""
 
     def __post_init__(self) -> None:
         get_templates(self.template)
+        check_name("precision", self.precision, PRECISIONS)
         if self.input_size < 1:
             raise ValueError(f"input_size must be positive, got {self.input_size}")
         if self.average_tokens and self.projection.model_class == "CLIPLastLayer":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import open_clip
 import torch
-from open_clip.transformer import QuickGELU, TextTransformer
+from open_clip.transformer import QuickGELU, ResidualAttentionBlock, TextTransformer
 from torch import Tensor, nn
 
 from talk2dino.checkpoints import load_strict, read_state_dict, state_shapes
@@ -34,13 +34,13 @@ class TextFeatures:
     pooled: Tensor
     """(B, E) the projected end-of-text vector; not normalised."""
     mask: Tensor
-    """(B, 77) bool: the token id is above 0."""
+    """(B, T) bool: the token id is above 0."""
     end_positions: Tensor
     """(B,) position of the end-of-text token."""
     tokens: Tensor | None = None
-    """(B, 77, E) every position after the final norm and the projection, if asked for."""
+    """(B, T, E) every position after the final norm and the projection, if asked for."""
     penultimate: Tensor | None = None
-    """(B, 77, width) output of the second-to-last block, if asked for."""
+    """(B, T, width) output of the second-to-last block, if asked for."""
 
 
 class TextEncoder(nn.Module):
@@ -70,26 +70,27 @@ class TextEncoder(nn.Module):
     ) -> TextFeatures:
         """Encode token ids.
 
-        Attention is causal, so positions after a caption's end cannot change its vector: unless
-        every position is asked for, the batch is cut to its longest caption, which is exact.
-
         Args:
-            tokens: (B, 77) token ids.
+            tokens: (B, T) token ids; T is 77, or less for captions that end before: attention is
+                causal, so positions after a caption's end cannot change its vector (see `trimmed`).
             dense: also return every position.
             penultimate: also return the second-to-last block's output.
         """
         model = self.model
         end_positions = tokens.argmax(dim=-1)  # the end-of-text token has the highest id
-        length = tokens.shape[1] if dense or penultimate else int(end_positions.max()) + 1
-        x = model.token_embedding(tokens[:, :length]) + model.positional_embedding[:length]
+        length = tokens.shape[1]
+        x = model.token_embedding(tokens) + model.positional_embedding[:length]
         assert model.attn_mask is not None
         causal = model.attn_mask[:length, :length]
         *blocks, last = model.transformer.resblocks
         for block in blocks:
             x = block(x, attn_mask=causal)
         second_last = x
-        x = model.ln_final(last(x, attn_mask=causal))  # (B, length, width)
-        end = x[torch.arange(len(x), device=x.device), end_positions]
+        if dense:
+            x = model.ln_final(last(x, attn_mask=causal))  # (B, T, width)
+            end = x[torch.arange(len(x), device=x.device), end_positions]
+        else:
+            end = model.ln_final(block_at_ends(last, x, end_positions))
         return TextFeatures(
             pooled=end @ model.text_projection,
             mask=tokens > 0,
@@ -103,10 +104,40 @@ class TextEncoder(nn.Module):
         device = self.model.positional_embedding.device
         with torch.no_grad():
             batches = [
-                self(self.tokenize(texts[i : i + batch_size]).to(device)).pooled.float()
+                self(trimmed(self.tokenize(texts[i : i + batch_size])).to(device)).pooled.float()
                 for i in range(0, len(texts), batch_size)
             ]
         return torch.cat(batches) if batches else torch.empty(0, self.embed_dim, device=device)
+
+
+def trimmed(tokens: Tensor) -> Tensor:
+    """(B, 77) token ids without the positions behind the longest caption's end.
+
+    Best done before the ids go to a GPU, which would have to be waited for.
+    """
+    return tokens[:, : int(tokens.argmax(dim=-1).max()) + 1]
+
+
+def block_at_ends(block: ResidualAttentionBlock, x: Tensor, end_positions: Tensor) -> Tensor:
+    """What a causal block gives at one position of each caption, without computing the others.
+
+    Only keys and values are needed of every position; after the last block nothing else is read.
+
+    Args:
+        block: open_clip's.
+        x: (B, T, width) its input.
+        end_positions: (B,) the position asked for.
+
+    Returns:
+        (B, width)
+    """
+    rows = torch.arange(len(x), device=x.device)
+    later = torch.arange(x.shape[1], device=x.device) > end_positions.unsqueeze(1)  # (B, T)
+    normed = block.ln_1(x)
+    query = normed[rows, end_positions].unsqueeze(1)
+    mixed = block.attn(query, normed, normed, key_padding_mask=later, need_weights=False)[0]
+    end = x[rows, end_positions] + block.ls_1(mixed.squeeze(1))
+    return end + block.ls_2(block.mlp(block.ln_2(end)))
 
 
 class BertEncoder(nn.Module):

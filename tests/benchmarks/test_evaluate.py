@@ -13,15 +13,22 @@ from PIL import Image
 
 pytest.importorskip("mmseg")
 
+from talk2dino.benchmarks import evaluate
 from talk2dino.benchmarks.checks import fingerprint
-from talk2dino.benchmarks.counts import CountsWriter, read_counts_folder, stacked_areas
+from talk2dino.benchmarks.counts import (
+    CountsWriter,
+    count_image,
+    read_counts_folder,
+    stacked_areas,
+)
 from talk2dino.benchmarks.datasets import EvaluationSet
 from talk2dino.benchmarks.evaluate import Run, Share, evaluate_group, group_runs
 from talk2dino.benchmarks.pictures import PictureFolders
-from talk2dino.benchmarks.processes import Processes
 from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
 from talk2dino.benchmarks.table import BENCHMARKS, Protocol
-from talk2dino.inference import ClassQuery, resize_scores, score_labels
+from talk2dino.inference import ClassQuery
+from talk2dino.metrics import confusion_counts
+from talk2dino.processes import Processes
 from talk2dino.projection import load_projection
 from talk2dino.segmenter import Talk2DinoSegmenter, build_segmenter
 from talk2dino.segmenter_config import read_segmenter_config
@@ -245,15 +252,46 @@ def test_an_image_does_not_depend_on_its_neighbours(across_images, clean):
         assert equal >= (0.999 if across_images else 1)
 
 
-def test_many_classes_are_compared_in_parts(monkeypatch):
-    from talk2dino.benchmarks import scoring
+def test_runs_on_the_same_labels_read_a_file_once(miniatures, by_colour, tmp_path, monkeypatch):
+    read = []
+    original = EvaluationSet.read_label_file
 
-    scores = torch.rand(13, 20, 30, generator=torch.Generator().manual_seed(0))
-    scores[7] = scores[3]  # a tie everywhere: the first one wins
-    monkeypatch.setattr(scoring, "_MOST_VALUES", 3 * 31 * 47)
-    whole = score_labels(resize_scores(scores, (31, 47)))
-    assert torch.equal(scoring._labels(scores, (31, 47)), whole)
-    assert not (whole == 7).any()
+    def noted(self, index):
+        read.append((self.benchmark.key, index))
+        return original(self, index)
+
+    monkeypatch.setattr(EvaluationSet, "read_label_file", noted)
+    runs = [make_run(miniatures, key, key) for key in ("voc", "voc20")]
+    done = evaluate_group(runs, tasks_of(by_colour), tmp_path)
+    assert sorted(read) == [("voc", 0), ("voc", 1), ("voc", 2)]
+    labelled = [areas(done, run)["label_area"] for run in runs]
+    assert np.array_equal(labelled[0][:, 1:], labelled[1])  # voc20 ignores voc's first class
+
+
+def test_pixels_and_labels_for_a_gpu_are_pinned(make_voc, by_colour, monkeypatch):
+    pinned = []
+    monkeypatch.setattr(
+        torch.Tensor, "pin_memory", lambda self: pinned.append(tuple(self.shape)) or self
+    )
+    run = make_run(make_voc(1))
+    tasks = tasks_of(by_colour)([run])
+    for pin, expected in ((False, []), (True, [(40, 56, 3), (40, 56)])):
+        picture = evaluate._read([run], tasks, 0, pin)
+        assert pinned == expected
+        assert picture.image.shape == (3, 40, 56)
+
+
+def test_counts_of_an_image_are_those_of_its_benchmarks():
+    generator = torch.Generator().manual_seed(0)
+    maps = [torch.randint(0, count, (9, 7), generator=generator) for count in (3, 5)]
+    targets = [torch.randint(0, count, (9, 7), generator=generator).byte() for count in (3, 5)]
+    targets[1][:4] = 255
+    found = count_image(6, maps, targets, (3, 5))
+    for counts, predicted, target, classes in zip(found, maps, targets, (3, 5), strict=True):
+        expected = confusion_counts(predicted, target, classes).numpy()
+        assert counts.index == 6 and np.array_equal(counts.dense(classes), expected)
+    with pytest.raises(ValueError, match="prediction holds labels 0 to 4"):
+        count_image(6, maps[1:], targets[:1], (3,))
 
 
 @dataclass

@@ -119,6 +119,15 @@ def test_other_settings_are_another_run(voc20, tmp_path):
     assert len(files_below(output, "table_*.md")) == 2
 
 
+def test_a_lower_precision_is_another_run_and_full_precision_is_not(voc20, tmp_path):
+    output = shutil.copytree(voc20, tmp_path / "results")
+    assert evaluate(output, "--precision", "fp32", "--score_memory", 1) == 0
+    assert len(files_below(output)) == 1
+    assert evaluate(output, "--precision", "bf16") == 0
+    settings = [read_result(path)["settings"]["segmenter"] for path in files_below(output)]
+    assert sorted(content.get("precision", "") for content in settings) == ["", "bf16"]
+
+
 def test_a_run_killed_at_random_goes_on(root, voc20, tmp_path):
     command = script_command(root, tmp_path)
     chance = random.Random(3)
@@ -258,7 +267,9 @@ def test_unusable_data_is_named_before_weights_are_loaded(data, tmp_path, capsys
         (["--template", "all"], "unknown template 'all'"),
         (["--bg_thresh", "55", "--benchmarks", "voc"], "bg_thresh must lie in [0, 1], got 55.0"),
         (["--num_jobs", "2", "--job_id", "2"], "found job 2 of 2"),
-        (["--batch_size", "0"], "batch_size and readers must be at least 1"),
+        (["--batch_size", "0"], "batch_size, score_memory and readers must be at least 1"),
+        (["--score_memory", "0"], "score_memory and readers must be at least 1"),
+        (["--precision", "half"], "unknown precision 'half'"),
         (["--device", "gpu"], "unknown device 'gpu'"),
         (["--save_predictions", "x", "--pred_qual_path", "x"], "need different folders"),
     ],

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import tqdm
 import yaml
 from PIL import Image
 
+from talk2dino.cli import train as train_command
 from talk2dino.cli.train import main
 from talk2dino.features.store import FeatureFile, read_features, write_features
 from talk2dino.projection import load_projection
@@ -142,15 +142,8 @@ def test_an_unfinished_training_is_not_overwritten_unasked(folder, capsys):
 
 
 def test_an_interrupted_training_goes_on_where_it_was(folder, capsys, monkeypatch):
-    whole_bar = tqdm.tqdm
-
-    def interrupting_bar(steps, desc, **settings):
-        if desc == "epoch 3":
-            raise KeyboardInterrupt
-        return whole_bar(steps, desc, **settings)
-
     with monkeypatch.context() as patch:
-        patch.setattr(tqdm, "tqdm", interrupting_bar)
+        patch.setattr(train_command, "_step_bar", interrupting_bar(epoch=3))
         assert train() == 130
     captured = capsys.readouterr()
     assert "add --resume to the same command" in captured.err
@@ -423,3 +416,54 @@ def test_resuming_on_a_dataset_that_was_replaced_is_refused(folder, capsys):
     Path("train.pth").write_bytes(content + b" ")
     assert train("--resume") == 1
     assert "train_dataset_digest" in capsys.readouterr().err
+
+
+def test_two_processes_go_on_to_what_one_would_write(folder, root, monkeypatch):
+    write_recipe(folder / "recipe.yaml", train={"num_epochs": 3, "batch_size": 7})
+    flags = ["--val_dataset", "val.pth", "--test_dataset", "val.pth", "--save_head_activations"]
+    assert train("--out", "one/w.pth", *flags) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(train_command, "_step_bar", interrupting_bar(epoch=2))
+        assert train("--out", "two/w.pth", *flags) == 130
+
+    def together(*more):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += ["--nproc_per_node", "2", str(root / "train.py"), "--model", "recipe.yaml"]
+        command += ["--train_dataset", "train.pth", "--device", "cpu", "--out", "two/w.pth"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.run(
+            [*command, *flags, *more], capture_output=True, text=True, env=environment
+        )
+
+    stopped = together("--resume", "--seed", "5")  # the first process finds it out
+    assert stopped.returncode != 0
+    assert "seed was 123, now 5" in stopped.stderr
+    done = together("--resume")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("epoch 3/3") == 1  # only one process prints
+    one, two = ({p.name for p in (folder / name).iterdir()} for name in ("one", "two"))
+    assert one == two
+    weights, theirs = (torch.load(f"{name}/w.pth") for name in ("one", "two"))
+    for name, value in weights.items():
+        torch.testing.assert_close(theirs[name], value, rtol=1e-3, atol=2e-5)
+    heads = [(folder / name / "w.heads.json").read_text() for name in ("one", "two")]
+    assert heads[0] == heads[1]
+
+
+def interrupting_bar(epoch):
+    """Stands for the progress bar: Ctrl-C at the start of an epoch."""
+
+    def bar(steps, number, total):
+        if number == epoch:
+            raise KeyboardInterrupt
+        return steps
+
+    return bar
+
+
+def test_the_batch_size_can_be_given(folder, capsys):
+    assert train("--batch_size", "24") == 0
+    summary = json.loads(Path("weights/recipe.json").read_text())
+    assert summary["settings"]["train.batch_size"] == 24
+    assert train("--out", "w.pth", "--batch_size", "0") == 2
+    assert "batch_size" in capsys.readouterr().err

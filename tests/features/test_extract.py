@@ -10,11 +10,14 @@ from PIL import Image
 
 from talk2dino.attention import average_attention, head_embeddings
 from talk2dino.cli.extract import COMMAND, main
+from talk2dino.features import extract as stage
 from talk2dino.features.extract import image_features
 from talk2dino.features.job import Job
 from talk2dino.features.keys import IMAGE_KEYS
 from talk2dino.features.store import FeatureFile, read_features, write_features
-from talk2dino.vision import load_vision
+from talk2dino.seeded import seeded_state
+from talk2dino.vision import load_vision, official_shapes
+from tests.literal import extraction as literal
 
 ALL_KEYS = list(IMAGE_KEYS.values())
 
@@ -55,6 +58,17 @@ def test_the_stored_features_are_those_of_the_backbone(tmp_path, coco):
     assert folder_names(tmp_path) == ["out.pth"]
 
 
+def test_the_stored_features_are_those_of_the_literal_extraction(tmp_path, coco):
+    flags = ["--extract_avg_self_attn", "--extract_disentangled_self_attn"]
+    assert main(coco.arguments(tmp_path / "out.pth", *flags)) == 0
+    stored = read_features(tmp_path / "out.pth").image_features
+    state = seeded_state(0, official_shapes(load_vision("toy").model))
+    paths = [coco.folder / image["file_name"] for image in coco.images]
+    for row, record in enumerate(literal.extract(paths, state, 4, 56, 56)):
+        for key in ("avg_self_attn_out", "disentangled_self_attn"):
+            torch.testing.assert_close(stored[key][row], record[key], rtol=1e-4, atol=1e-5)
+
+
 def test_without_a_feature_flag_the_cls_feature_is_stored(tmp_path, coco):
     assert main(coco.arguments(tmp_path / "out.pth")) == 0
     assert list(read_features(tmp_path / "out.pth").image_features) == ["dino_features"]
@@ -80,6 +94,58 @@ def test_half_precision_is_stored_and_close(tmp_path, coco):
     half = read_features(tmp_path / "b.pth").image_features["dino_features"]
     assert half.dtype == torch.float16
     assert (half.float() - full).norm() / full.norm() < 2e-2
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_number_type_of_mixed_precision_is_recorded(tmp_path, coco, dtype):
+    assert main(coco.arguments(tmp_path / "a.pth")) == 0
+    assert main(coco.arguments(tmp_path / "b.pth", "--amp", dtype)) == 0
+    full, half = (read_features(tmp_path / name) for name in ("a.pth", "b.pth"))
+    column = half.image_features["dino_features"]
+    assert column.dtype == torch.float32
+    assert 0 < (column - full.image_features["dino_features"]).norm() / column.norm() < 2e-2
+    assert half.settings["vision"]["amp"] == dtype
+    assert main(coco.arguments(tmp_path / "c.pth", "--amp")) == 0
+    assert read_features(tmp_path / "c.pth").settings["vision"]["amp"] is True
+
+
+def test_a_smaller_batch_after_running_out_of_memory_gives_the_same_features(
+    tmp_path, coco, monkeypatch, caplog
+):
+    flags = ["--batch_size", "4", *ALL_KEYS]
+    assert main(coco.arguments(tmp_path / "a.pth", *flags)) == 0
+    sizes = []
+
+    def features(backbone, images, *rest):
+        sizes.append(len(images))
+        if len(images) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return image_features(backbone, images, *rest)
+
+    monkeypatch.setattr(stage, "image_features", features)
+    assert main(coco.arguments(tmp_path / "b.pth", *flags)) == 0
+    assert sizes == [4, 2, 1, 1, 1, 1, 1, 1]
+    one, other = (read_features(tmp_path / name).image_features for name in ("a.pth", "b.pth"))
+    torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5)
+    assert len(caplog.records) == 2
+
+
+def test_a_single_image_that_does_not_fit_ends_the_run_and_keeps_the_rest(
+    tmp_path, coco, monkeypatch, capsys
+):
+    real, calls = image_features, []
+
+    def features(backbone, images, *rest):
+        calls.append(len(images))
+        if len(calls) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return real(backbone, images, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "image_features", features)
+        assert main(coco.arguments(tmp_path / "a.pth", "--batch_size", "2")) == 1
+    assert "not even one of the images at a time fits" in capsys.readouterr().err
+    assert main(coco.arguments(tmp_path / "a.pth", "--batch_size", "2")) == 0
 
 
 def test_the_published_layout_is_written_on_request(tmp_path, coco):

@@ -14,7 +14,13 @@ from talk2dino.features.captions import CaptionInput
 from talk2dino.features.job import Output
 from talk2dino.features.shards import read_shards
 from talk2dino.features.store import FeatureFile, read_features, write_features
-from talk2dino.features.text import caption_features, processing_order
+from talk2dino.features.text import (
+    Encoder,
+    OrderedTexts,
+    TextSettings,
+    caption_features,
+    token_features,
+)
 from talk2dino.text import load_text
 
 
@@ -100,15 +106,65 @@ def test_only_floating_point_tensors_are_stored_in_half(features):
     assert kinds["text_input_mask"] == torch.bool
 
 
-def test_long_captions_come_first_and_every_caption_once():
-    order = processing_order(["a b", "a b c", "a", "d e f"], sort=True)
-    assert order.tolist() == [1, 3, 0, 2]
-    assert processing_order(["a b", "a b c"], sort=False).tolist() == [0, 1]
+def ordered(captions, **settings):
+    return OrderedTexts(captions, Encoder(TextSettings("toy", device="cpu", **settings)))
+
+
+def test_captions_with_many_tokens_come_first_and_every_caption_once():
+    texts = ordered(["a b", "a b c", "a", "d e f", "antidisestablishmentarianism?"])
+    assert texts.order.tolist() == [4, 1, 3, 0, 2]
+    assert texts.lengths.tolist() == [4, 5, 3, 5, 9]
+
+
+def test_token_ids_are_kept_without_padding_and_given_as_the_tokeniser_does():
+    captions = ["a b", "", "three words here " * 30]
+    texts = ordered(captions)
+    model = cached_load("toy", None, torch.device("cpu"))
+    wanted = model.tokenize([captions[0], captions[2]])
+    assert torch.equal(texts.tokens(model, torch.tensor([0, 2])), wanted)
+    assert texts.tokens(model, torch.tensor([1])).tolist() == [[49406, 49407]]
+
+
+def test_where_every_position_is_stored_the_order_stays():
+    texts = ordered(["a b", "a b c"], dense=True)
+    assert texts.order.tolist() == [0, 1]
+    model = cached_load("toy", None, torch.device("cpu"))
+    assert texts.tokens(model, torch.tensor([1])).shape == (1, 77)
 
 
 def test_an_unknown_key_is_refused():
     with pytest.raises(ValueError, match="Known: ann_feats"):
         caption_features(cached_load("toy", None, torch.device("cpu")), ["a"], ("annfeats",))
+
+
+def test_mixed_precision_is_recorded_and_close(features, coco):
+    assert main(arguments(features, "--amp", "bfloat16")) == 0
+    stored = read_features(features)
+    found = stored.caption_features["ann_feats"]
+    assert found.dtype == torch.float32
+    assert 0 < (found - expected(coco)).norm() / expected(coco).norm() < 3e-2
+    assert stored.settings["text"]["amp"] == "bfloat16"
+
+
+def test_a_smaller_batch_after_running_out_of_memory_gives_the_same_vectors(
+    features, coco, caplog, monkeypatch
+):
+    sizes = []
+
+    def encode(model, tokens, *rest):
+        sizes.append(len(tokens))
+        if len(tokens) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return token_features(model, tokens, *rest)
+
+    monkeypatch.setattr(text, "token_features", encode)
+    assert main(arguments(features, "--batch_size", "8")) == 0
+    assert sizes == [8, 4, 2, 2, 2, 2, 2, 1]
+    assert_close(read_features(features).caption_features["ann_feats"], expected(coco))
+    assert [r.getMessage() for r in caplog.records] == [
+        "8 captions at a time do not fit in the memory of cpu; going on with 4",
+        "4 captions at a time do not fit in the memory of cpu; going on with 2",
+    ]
 
 
 def test_the_other_keys_are_added_later(features, coco):
@@ -208,6 +264,7 @@ def test_bert_stores_its_pooler_output(features, tmp_path, coco):
         (["--model", "ViT-B-16"], "Did you mean 'ViT-B/16'"),
         (["--text_weights", "nowhere.pt"], "nowhere.pt"),
         (["--batch_size", "0"], "--batch_size must be at least 1"),
+        (["--amp", "float64"], "invalid choice: 'float64'"),
         (["--model", "bert-base-uncased", "--extract_dense_out"], "work with CLIP, not with bert"),
         (["--ann_path", "nothing.pth"], "nothing.pth: no such file"),
         (["--device", "tpu"], "unknown device"),

@@ -11,7 +11,7 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from talk2dino.metrics import confusion_counts
+from talk2dino.metrics import confusion_counts, pair_counts
 
 SUFFIX = ".counts"
 _HEAD = struct.Struct("<4sIII")  # magic, image, number of pairs, checksum of the pairs
@@ -44,19 +44,44 @@ class ImageCounts:
         return confusion
 
 
-def count_image(index: int, predicted: Tensor, target: np.ndarray, num_classes: int) -> ImageCounts:
-    """Compare a label map (H, W) with its ground truth, where that is not 255.
+def count_image(
+    index: int, predicted: Sequence[Tensor], targets: Sequence[Tensor], num_classes: Sequence[int]
+) -> list[ImageCounts]:
+    """Compare the label maps of an image with their ground truths, where these are not 255.
+
+    Counted where the label maps are; the counts of all of them are fetched in one piece.
+
+    Args:
+        index: of the image in its data sets.
+        predicted: (H, W) label maps, one per benchmark.
+        targets: (H, W) ground truths, likewise.
+        num_classes: of each benchmark.
 
     Raises:
-        ValueError: they differ in size.
+        ValueError: they differ in size, or hold labels that are no classes.
     """
-    labels = torch.from_numpy(target).to(predicted.device)
-    confusion = confusion_counts(predicted, labels, num_classes).cpu().numpy()
-    true, guess = np.nonzero(confusion)
-    pairs = np.empty(len(true), _PAIR)
-    pairs["true"], pairs["predicted"] = true, guess
-    pairs["pixels"] = confusion[true, guess]
-    return ImageCounts(index, pairs)
+    triples = list(zip(predicted, targets, num_classes, strict=True))
+    moved = [target.to(maps.device, non_blocking=True) for maps, target, _ in triples]
+    counted = [
+        pair_counts(maps, target, classes)
+        for (maps, _, classes), target in zip(triples, moved, strict=True)
+    ]
+    fetched = torch.cat(counted).cpu().split([len(counts) for counts in counted])
+    results = []
+    for counts, (maps, target, classes) in zip(fetched, triples, strict=True):
+        if counts[-1]:
+            confusion_counts(maps.cpu(), target, classes)  # which says what is wrong
+        results.append(ImageCounts(index, _pairs(counts[: classes**2].numpy(), classes)))
+    return results
+
+
+def _pairs(counts: np.ndarray, num_classes: int) -> np.ndarray:
+    """The non-zero entries of a confusion matrix (C * C,)."""
+    found = np.flatnonzero(counts)
+    pairs = np.empty(len(found), _PAIR)
+    pairs["true"], pairs["predicted"] = np.divmod(found, num_classes)
+    pairs["pixels"] = counts[found]
+    return pairs
 
 
 class CountsWriter:

@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from talk2dino.benchmarks.openmmlab import load_openmmlab
@@ -19,6 +20,7 @@ from talk2dino.drawing import class_colours
 from talk2dino.metrics import IGNORED
 
 BACKGROUND = "background"
+_ONE_LESS = np.array([IGNORED, *range(IGNORED - 1), IGNORED], np.uint8)
 
 
 @dataclass(frozen=True)
@@ -100,13 +102,21 @@ class EvaluationSet:
             raise ValueError(f"{path} is damaged or is no image. Replace the file.") from error
         original = results["ori_shape"]
         resized = self._resize(results)["img"]
-        return np.ascontiguousarray(resized[:, :, ::-1]), (original[0], original[1])
+        return cv2.cvtColor(resized, cv2.COLOR_BGR2RGB), (original[0], original[1])
 
     def read_label(self, index: int) -> np.ndarray:
         """Class ids (H, W) uint8; 255 does not count.
 
         Raises:
             ValueError: not one label per pixel, or a label that is no class.
+        """
+        return self.class_ids(index, self.read_label_file(index))
+
+    def read_label_file(self, index: int) -> np.ndarray:
+        """The values (H, W) uint8 of a label file, which benchmarks may share.
+
+        Raises:
+            ValueError: not one label per pixel.
         """
         path = self.data_root / self.samples[index].label
         try:
@@ -118,11 +128,18 @@ class EvaluationSet:
                 f"{path} holds {labels.shape[-1]} values per pixel (colours), not class ids. Use "
                 "the label files as they are published, with a palette or in grey."
             )
-        if self.benchmark.reduce_zero_label:  # 255 and 0 are ignored; there is no class 254
-            labels = np.where(labels % IGNORED == 0, IGNORED, labels.astype(np.int16) - 1)
-            labels = labels.astype(np.uint8)
-        _check_labels(labels, self.benchmark, path)
         return labels
+
+    def class_ids(self, index: int, values: np.ndarray) -> np.ndarray:
+        """What the values (H, W) of an image's label file mean for this benchmark, as `read_label`.
+
+        Raises:
+            ValueError: a label that is no class.
+        """
+        if self.benchmark.reduce_zero_label:  # 255 and 0 are ignored; there is no class 254
+            values = _ONE_LESS[values]
+        _check_labels(values, self.benchmark, self.data_root / self.samples[index].label)
+        return values
 
 
 def _check_layout(benchmark: Benchmark, root: Path) -> None:

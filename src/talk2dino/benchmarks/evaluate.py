@@ -22,9 +22,9 @@ from talk2dino.benchmarks.counts import (
 )
 from talk2dino.benchmarks.datasets import EvaluationSet
 from talk2dino.benchmarks.pictures import PictureFolders
-from talk2dino.benchmarks.processes import Processes
 from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
 from talk2dino.features.progress import Progress, silent
+from talk2dino.processes import Processes
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +63,8 @@ class Share:
             raise ValueError(
                 f"job_id must be 0 to num_jobs - 1, found job {self.job_id} of {self.num_jobs}."
             )
-        if min(self.batching.size, self.readers) < 1:
-            raise ValueError("batch_size and readers must be at least 1.")
+        if min(self.batching.size, self.batching.score_bytes, self.readers) < 1:
+            raise ValueError("batch_size, score_memory and readers must be at least 1.")
 
 
 @dataclass(frozen=True)
@@ -179,15 +179,14 @@ def _results(
     device = tasks[0].query.classes.device
     protocol = runs[0].dataset.benchmark.protocol
     pictures = _read_ahead(runs, tasks, indices, share.readers)
+    num_classes = [len(run.dataset.classes) for run in runs]
     for picture, maps in label_pictures(pictures, protocol, share.batching, device):
         index, targets = picture.payload
-        results = []
+        results = count_image(index, maps, targets, num_classes)
         for run, predicted, target, palette in zip(runs, maps, targets, palettes, strict=True):
-            num_classes = len(run.dataset.classes)
-            results.append(count_image(index, predicted, target, num_classes))
             if run.folders.wanted():
                 ids = predicted.to(torch.uint8).cpu().numpy()
-                run.folders.write(run.dataset.samples[index].stem, ids, target, palette)
+                run.folders.write(run.dataset.samples[index].stem, ids, target.numpy(), palette)
         yield index, results
 
 
@@ -196,10 +195,11 @@ def _read_ahead(
 ) -> Iterator[Picture]:
     """Read images and labels in threads, a few ahead of the model and never more."""
     waiting: deque[Future[Picture]] = deque()
+    pin = tasks[0].query.classes.device.type == "cuda"
     with ThreadPoolExecutor(readers) as pool:
         try:
             for index in indices:
-                waiting.append(pool.submit(_read, runs, tasks, index))
+                waiting.append(pool.submit(_read, runs, tasks, index, pin))
                 if len(waiting) > 2 * readers:
                     yield waiting.popleft().result()
             while waiting:
@@ -209,13 +209,22 @@ def _read_ahead(
                 future.cancel()
 
 
-def _read(runs: Sequence[Run], tasks: Sequence[Task], index: int) -> Picture:
+def _read(runs: Sequence[Run], tasks: Sequence[Task], index: int, pin: bool) -> Picture:
+    """One image and its labels; pinned memory lets a GPU copy them while it computes."""
     pixels, size_hw = runs[0].dataset.read_image(index)
-    targets = [run.dataset.read_label(index) for run in runs]
-    for run, target in zip(runs, targets, strict=True):
+    files: dict[str, np.ndarray] = {}
+    targets = []
+    for run in runs:
+        path = run.dataset.samples[index].label
+        if path not in files:
+            files[path] = run.dataset.read_label_file(index)
+        target = run.dataset.class_ids(index, files[path])
         _check_size(run, index, target, size_hw)
-    image = torch.from_numpy(pixels).permute(2, 0, 1)
-    return Picture(image, size_hw, tasks, (index, targets))
+        targets.append(torch.from_numpy(target))
+    image = torch.from_numpy(pixels)
+    if pin:
+        image, targets = image.pin_memory(), [target.pin_memory() for target in targets]
+    return Picture(image.permute(2, 0, 1), size_hw, tasks, (index, targets))
 
 
 def _check_size(run: Run, index: int, target: np.ndarray, size_hw: tuple[int, int]) -> None:

@@ -18,13 +18,13 @@ from talk2dino.benchmarks.checks import check_distinct_stems, check_files, finge
 from talk2dino.benchmarks.datasets import EvaluationSet
 from talk2dino.benchmarks.evaluate import Run, Share, evaluate_group, group_runs
 from talk2dino.benchmarks.pictures import PictureFolders
-from talk2dino.benchmarks.processes import Processes
 from talk2dino.benchmarks.results import Timing, make_result, read_result, write_result
 from talk2dino.benchmarks.scoring import Task
 from talk2dino.benchmarks.table import Benchmark
 from talk2dino.features.progress import Progress, silent
 from talk2dino.files import check_folder_writable, load_torch, save_torch
 from talk2dino.inference import ClassQuery
+from talk2dino.processes import Processes
 from talk2dino.seeded import parse_seeded
 from talk2dino.segmenter import Talk2DinoSegmenter, build_segmenter
 from talk2dino.segmenter_config import SegmenterConfig
@@ -168,6 +168,8 @@ def run_settings(evaluation: Evaluation, dataset: EvaluationSet) -> dict[str, An
         segmenter[f"{side}_weights"] = _identity(weights)
     segmenter["projection"].pop("starting_checkpoint")
     segmenter["template"] = ALIASES.get(config.template, config.template)
+    if config.precision == "fp32":  # so that counts keep their names from before there was a choice
+        segmenter.pop("precision")
     settings = {
         "benchmark": evaluation.benchmark.key,
         "bg_thresh": evaluation.bg_thresh,
@@ -223,6 +225,7 @@ class _Models:
             pamr=config.pamr,
             clean_background=config.clean_background,
             template=config.template,
+            precision=config.precision,
         )
         classes = self._embed(segmenter, run)
         return Task(segmenter, ClassQuery(classes, evaluation.bg_thresh))
@@ -233,8 +236,8 @@ class _Models:
         deciding = {
             key: value
             for key, value in run.settings["segmenter"].items()
-            if key not in ("vision_model", "vision_weights", "input_size", "pamr")
-            and key != "clean_background"
+            if key not in ("vision_model", "vision_weights", "input_size", "precision")
+            and key not in ("pamr", "clean_background")
         }
         key = _digest([names, deciding])[:16]
         path = self._job.output / "embeddings" / f"{key}.pth"

@@ -9,12 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from talk2dino.benchmarks.spreading import MOST_BYTES, Layout, resized_labels, spread_labels
 from talk2dino.benchmarks.table import Protocol
-from talk2dino.inference import ClassQuery, resize_scores, score_labels, window_starts
-from talk2dino.segmenter import FeatureSharing, Segmenter
-
-_MOST_VALUES = 1 << 26
-"""Upsampled scores held at once: 256 MiB of float32, however many classes and pixels there are."""
+from talk2dino.inference import ClassQuery, WindowMean
+from talk2dino.segmenter import FeatureSharing, PatchScoring, Segmenter
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,25 +41,28 @@ class Picture:
 
 @dataclass(frozen=True)
 class Batching:
-    """How windows are put together."""
+    """How windows are put together, and how much is held at once."""
 
     size: int = 8
     """Windows per pass of the backbone."""
     across_images: bool = False
     """Fill batches with windows of the next images: faster on a GPU. Without it, a result depends
     on nothing but its image, to the last bit."""
+    score_bytes: int = MOST_BYTES
+    """Memory for upsampled scores, of as many classes and pixels at a time as fit. A segmenter
+    that is no `PatchScoring` gives all classes at once: with it, only resizing is held to this."""
 
 
 @dataclass(eq=False)
 class _Progress:
-    """The scores of one picture so far."""
+    """What is known of one picture so far."""
 
     picture: Picture
     pixels: Tensor
+    layout: Layout
     corners: list[tuple[int, int]]
-    window_hw: tuple[int, int]
-    hits: Tensor
-    totals: list[Tensor | None] = field(default_factory=list)
+    found: list[list[Tensor] | WindowMean] = field(default_factory=list)
+    """Per task, the patch scores of every window, or the mean of all windows' pixel scores."""
     scored: int = 0
 
     @property
@@ -74,6 +75,8 @@ def label_pictures(
     pictures: Iterable[Picture], protocol: Protocol, batching: Batching, device: torch.device
 ) -> Iterator[tuple[Picture, list[Tensor]]]:
     """Segment pictures with sliding windows, in order.
+
+    The labels are those of `inference.sliding_window_scores`, resized and compared.
 
     Yields:
         each picture with one label map (H, W) int64 per task, at the original size; with a
@@ -92,87 +95,80 @@ def label_pictures(
             _score(queue[: batching.size])
             queue = queue[batching.size :]
         while waiting and waiting[0].complete:
-            yield _finish(waiting.pop(0))
+            yield _finish(waiting.pop(0), batching)
     while queue:
         _score(queue[: batching.size])
         queue = queue[batching.size :]
-    for progress in waiting:
-        yield _finish(progress)
+    while waiting:
+        yield _finish(waiting.pop(0), batching)
 
 
 def _start(picture: Picture, protocol: Protocol, device: torch.device) -> _Progress:
     height, width = picture.image.shape[-2:]
-    return _Progress(
-        picture,
-        picture.image.to(device, torch.float32),
-        [
-            (top, left)
-            for top in window_starts(height, protocol.window, protocol.stride)
-            for left in window_starts(width, protocol.window, protocol.stride)
-        ],
-        (min(protocol.window, height), min(protocol.window, width)),
-        torch.zeros(height, width, device=device),
-        [None] * len(picture.tasks),
-    )
+    layout = Layout(picture.size_hw, (height, width), protocol)
+    found: list[list[Tensor] | WindowMean] = [
+        [] if isinstance(task.segmenter, PatchScoring) else WindowMean((height, width))
+        for task in picture.tasks
+    ]
+    # Without waiting: the readers have pinned the pixels if the device is a GPU.
+    pixels = picture.image.to(device, non_blocking=True).to(torch.float32)
+    return _Progress(picture, pixels, layout, layout.corners, found)
 
 
 def _fits(one: _Progress, other: _Progress) -> bool:
     """Whether their windows can share a batch."""
-    return one.window_hw == other.window_hw and list(one.picture.tasks) == list(other.picture.tasks)
+    same_size = one.layout.window_hw == other.layout.window_hw
+    return same_size and list(one.picture.tasks) == list(other.picture.tasks)
 
 
 def _score(batch: list[tuple[_Progress, tuple[int, int]]]) -> None:
     """Score windows of one size and add them to their pictures."""
     first = batch[0][0]
-    high, wide = first.window_hw
+    high, wide = first.layout.window_hw
     windows = torch.stack(
         [item.pixels[:, top : top + high, left : left + wide] for item, (top, left) in batch]
     )
     for index, scores in enumerate(_task_scores(first.picture.tasks, windows)):
-        for (item, (top, left)), window in zip(batch, scores, strict=True):
-            total = item.totals[index]
-            if total is None:
-                total = scores.new_zeros(scores.shape[1], *item.hits.shape)
-                item.totals[index] = total
-            total[:, top : top + high, left : left + wide] += window
-    for item, (top, left) in batch:
-        item.hits[top : top + high, left : left + wide] += 1
+        for (item, corner), window in zip(batch, scores, strict=True):
+            found = item.found[index]
+            if isinstance(found, WindowMean):
+                found.add(corner, window)
+            else:
+                found.append(window)
+    for item, _ in batch:
         item.scored += 1
 
 
 def _task_scores(tasks: Sequence[Task], windows: Tensor) -> Iterator[Tensor]:
-    """Scores (B, C, h, w) per task; features are computed once for tasks that share them."""
+    """Scores per task, of patches where a segmenter has such; features are computed once."""
     owner: Segmenter | None = None
     features: Any = None
     for task in tasks:
         segmenter, query = task.segmenter, task.query
-        if not isinstance(segmenter, FeatureSharing):
-            yield segmenter.window_scores(windows, query.classes, query.background)
-            continue
-        if owner is None or not segmenter.shares_features(owner):
+        if isinstance(segmenter, FeatureSharing) and (
+            owner is None or not segmenter.shares_features(owner)
+        ):
             owner, features = segmenter, segmenter.patch_features(windows)
-        yield segmenter.score_features(features, windows, query.classes, query.background)
+        if isinstance(segmenter, PatchScoring):
+            yield segmenter.patch_scores(features, query.classes)
+        elif isinstance(segmenter, FeatureSharing):
+            yield segmenter.score_features(features, windows, query.classes, query.background)
+        else:
+            yield segmenter.window_scores(windows, query.classes, query.background)
 
 
-def _finish(progress: _Progress) -> tuple[Picture, list[Tensor]]:
+def _finish(progress: _Progress, batching: Batching) -> tuple[Picture, list[Tensor]]:
+    """Labels of a picture whose windows are all scored."""
+    picture, layout, budget = progress.picture, progress.layout, batching.score_bytes
     maps = []
-    for index, total in enumerate(progress.totals):
-        assert total is not None  # every picture has a window
-        progress.totals[index] = None
-        maps.append(_labels(total.div_(progress.hits), progress.picture.size_hw))
-    return progress.picture, maps
-
-
-def _labels(scores: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    """`score_labels(resize_scores(...))`, some classes at a time where all would take too much."""
-    height, width = size_hw
-    step = max(_MOST_VALUES // (height * width), 1)
-    if step >= scores.shape[0]:
-        return score_labels(resize_scores(scores, size_hw))
-    best, labels = resize_scores(scores[:step], size_hw).max(dim=0)
-    for start in range(step, scores.shape[0], step):
-        values, found = resize_scores(scores[start : start + step], size_hw).max(dim=0)
-        better = values > best  # the first one wins a tie
-        labels = torch.where(better, found + start, labels)
-        best = torch.where(better, values, best)
-    return labels
+    for task, found in zip(picture.tasks, progress.found, strict=True):
+        if isinstance(found, WindowMean):
+            maps.append(resized_labels(found.scores(), picture.size_hw, budget))
+            continue
+        assert isinstance(task.segmenter, PatchScoring)  # or it would have no list
+        patches = torch.stack(found)
+        background = task.query.background
+        maps.append(
+            spread_labels(task.segmenter, patches, progress.pixels, layout, background, budget)
+        )
+    return picture, maps

@@ -103,7 +103,8 @@ def _model(args: argparse.Namespace) -> tuple[SegmenterConfig, str]:
         "template": args.template,
     }
     given = {key: value for key, value in changes.items() if value is not None}
-    return read_segmenter_config(path, pamr=args.pamr, **given), model
+    config = read_segmenter_config(path, pamr=args.pamr, precision=args.precision, **given)
+    return config, model
 
 
 def _evaluations(

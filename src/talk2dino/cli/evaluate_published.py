@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     job, runs = prepared(args)
     outcomes = run_and_report(job, runs)
     if args.wandb:
-        from talk2dino.benchmarks.processes import is_first_process
+        from talk2dino.processes import is_first_process
 
         if is_first_process():
             _log(args, job, outcomes)
@@ -93,7 +93,7 @@ def prepared(args: argparse.Namespace) -> tuple[Job, list[Run]]:
                 setattr(args, flag, Path(in_file))
         device = resolve_device(args.device)
         job = Job(
-            evaluations=evaluations_of(read),
+            evaluations=evaluations_of(read, args.precision),
             model=read.model_name,
             data_root=args.data_root,
             output=args.output,
@@ -107,12 +107,14 @@ def prepared(args: argparse.Namespace) -> tuple[Job, list[Run]]:
     return result
 
 
-def evaluations_of(read: PublishedEvaluation) -> list[Evaluation]:
+def evaluations_of(read: PublishedEvaluation, precision: str = "fp32") -> list[Evaluation]:
     """The evaluations that the published files describe."""
     from talk2dino.benchmarks.job import Evaluation
 
     section = read.evaluate
-    config = dataclasses.replace(read.config, pamr=section.pamr, template=section.template)
+    config = dataclasses.replace(
+        read.config, pamr=section.pamr, template=section.template, precision=precision
+    )
     without = [row.key for row in read.benchmarks if not row.background]
     if section.bg_thresh is not None and without:
         print(

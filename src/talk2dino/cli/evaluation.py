@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from talk2dino.benchmarks.evaluate import Run, Share
     from talk2dino.benchmarks.job import Job, Outcome
     from talk2dino.benchmarks.pictures import PictureFolders
-    from talk2dino.benchmarks.processes import Processes
     from talk2dino.features.progress import Bar
+    from talk2dino.processes import Processes
 
 _GPU_BATCH, _CPU_BATCH = 32, 4
+_SCORE_MIB = 256
 
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +43,16 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     work.add_argument(
         "--batch_size", type=int, help="windows per pass (default: 32 on a GPU, else 4)"
     )
+    work.add_argument(
+        "--precision", default="fp32", help="of the vision backbone: fp32 (default), bf16 or fp16"
+    )
+    work.add_argument(
+        "--score_memory",
+        type=int,
+        default=_SCORE_MIB,
+        metavar="MIB",
+        help=f"for upsampled scores; more classes take more turns (default: {_SCORE_MIB})",
+    )
     work.add_argument("--readers", type=int, default=2, help="threads that read images ahead")
     work.add_argument("--num_jobs", type=int, default=1, help="jobs that share the images")
     work.add_argument(
@@ -56,7 +67,8 @@ def share_of(args: argparse.Namespace, device: torch.device) -> Share:
 
     gpu = device.type == "cuda"
     size = args.batch_size if args.batch_size is not None else (_GPU_BATCH if gpu else _CPU_BATCH)
-    return Share(args.job_id, args.num_jobs, Batching(size, across_images=gpu), args.readers)
+    batching = Batching(size, across_images=gpu, score_bytes=args.score_memory << 20)
+    return Share(args.job_id, args.num_jobs, batching, args.readers)
 
 
 def folders_of(args: argparse.Namespace) -> PictureFolders:
@@ -71,7 +83,7 @@ def run_and_report(job: Job, runs: Sequence[Run]) -> list[Outcome]:
     import dataclasses
 
     from talk2dino.benchmarks.job import run_job
-    from talk2dino.benchmarks.processes import joined_processes
+    from talk2dino.processes import joined_processes
 
     with joined_processes() as processes:
         job = dataclasses.replace(job, device=processes.device(job.device))

@@ -11,6 +11,7 @@ from pathlib import Path
 from talk2dino.cli.entry import DONE, FAILED, Command, run_command
 from talk2dino.cli.extraction import (
     add_output_arguments,
+    add_precision_argument,
     division,
     output_path,
     progress_bar,
@@ -23,6 +24,7 @@ from talk2dino.features.job import Job, plan_outputs
 from talk2dino.features.keys import IMAGE_KEYS
 from talk2dino.features.recaption import check_installed
 from talk2dino.files import content_digest
+from talk2dino.processes import is_first_process, joined_processes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--resize_dim", type=int, default=518, help="short side, in pixels")
     group.add_argument("--crop_dim", type=int, default=518, help="central square, in pixels")
     group.add_argument("--blip_model", help="BLIP model that writes new captions")
-    group.add_argument("--amp", action="store_true", help="mixed precision")
+    add_precision_argument(group)
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<n> or mps")
     group.add_argument("--batch_size", type=int, default=64, help="images per forward pass")
     group.add_argument(
@@ -79,26 +81,31 @@ def check(args: argparse.Namespace) -> None:
         "layout": args.layout,
         **vars(division_),
     }
-    args.job = Job(outputs, decisive, args.overwrite)
+    args.job = Job(outputs, decisive, args.overwrite, leads=is_first_process())
 
 
 def run(args: argparse.Namespace) -> int:
     """Extract split after split; 1 if more images failed than allowed."""
-    with args.job as job:
+    with joined_processes() as processes, args.job as job:
+        job.join(processes)
+        args.models.device = processes.device(args.models.device)
         for output in job.pending():
             features = extract_split(
-                args.data, job, output, args.models, progress_bar("images"), args.max_failures
+                args.data, job, output, args.models, progress_bar("images", job), args.max_failures
             )
-            report_written(features, output.files, args.models.settings.keys)
+            if features is not None:
+                report_written(features, output.files, args.models.settings.keys)
         failures = job.failures()
-    report_failures(failures, args.out_path.with_name(f"{args.out_path.name}.failed.txt"))
+    if job.leads:
+        report_failures(failures, args.out_path.with_name(f"{args.out_path.name}.failed.txt"))
     if len(failures) <= args.max_failures:
         return DONE
-    print(
-        f"error: {len(failures)} failures are more than --max_failures {args.max_failures}; "
-        "everything else is written",
-        file=sys.stderr,
-    )
+    if job.leads:
+        print(
+            f"error: {len(failures)} failures are more than --max_failures {args.max_failures}; "
+            "everything else is written",
+            file=sys.stderr,
+        )
     return FAILED
 
 
@@ -120,7 +127,9 @@ def _settings(args: argparse.Namespace) -> ImageSettings:
 
 
 def _default_workers() -> int:
-    return max(1, min(8, (os.cpu_count() or 2) - 1))
+    """One per core that the process has, but for its own."""
+    cores = (os.cpu_count() or 2) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(16, cores - 1))
 
 
 COMMAND = Command(

@@ -9,6 +9,7 @@ from pathlib import Path
 from talk2dino.cli.entry import DONE, Command, run_command
 from talk2dino.cli.extraction import (
     add_output_arguments,
+    add_precision_argument,
     division,
     output_path,
     progress_bar,
@@ -18,6 +19,7 @@ from talk2dino.features.captions import CaptionInput
 from talk2dino.features.job import Job, plan_outputs
 from talk2dino.features.text import Encoder, TextSettings, extract_text_split
 from talk2dino.files import content_digest
+from talk2dino.processes import is_first_process, joined_processes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--text_weights", help="pretrained, a file, or seeded:<n>")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<n> or mps")
     group.add_argument("--batch_size", type=int, default=256, help="captions per forward pass")
+    add_precision_argument(group)
     group = parser.add_argument_group("features (the caption's vector is always stored)")
     group.add_argument("--extract_dense_out", action="store_true", help="every token position")
     group.add_argument(
@@ -54,6 +57,7 @@ def check(args: argparse.Namespace) -> None:
         dtype=args.dtype,
         device=args.device,
         batch_size=args.batch_size,
+        amp=args.amp,
     )
     args.encoder = Encoder(settings)
     args.data = CaptionInput(args.ann_path, need_images=False)
@@ -71,17 +75,21 @@ def check(args: argparse.Namespace) -> None:
         **vars(division_),
     }
     in_place = args.data.path.resolve() == outputs[0].files[0].resolve()
-    args.job = Job(outputs, decisive, args.overwrite, in_place)
+    args.job = Job(outputs, decisive, args.overwrite, in_place, leads=is_first_process())
 
 
 def run(args: argparse.Namespace) -> int:
     """Encode split after split."""
-    with args.job as job:
+    with joined_processes() as processes, args.job as job:
+        job.join(processes)
+        args.encoder.device = processes.device(args.encoder.device)
         for output in job.pending():
             features = extract_text_split(
-                args.data, job, output, args.encoder, progress_bar("captions")
+                args.data, job, output, args.encoder, progress_bar("captions", job)
             )
-            report_written(features, output.files, args.encoder.settings.keys)
+            if features is not None:
+                report_written(features, output.files, args.encoder.settings.keys)
+        job.failures()
     return DONE
 
 

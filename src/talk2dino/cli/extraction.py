@@ -10,13 +10,25 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from talk2dino.devices import DTYPES
-from talk2dino.features.job import Division
-from talk2dino.features.progress import Bar, Progress
+from talk2dino.devices import AMP_TYPES, DTYPES
+from talk2dino.features.job import Division, Job
+from talk2dino.features.progress import Bar, Progress, silent
 from talk2dino.features.store import LAYOUTS, FeatureFile
 from talk2dino.features.tars import is_tar_input
 
 SHOWN_FAILURES = 10
+
+
+def add_precision_argument(group: argparse._ArgumentGroup) -> None:
+    """`--amp`, alone or with a number type."""
+    group.add_argument(
+        "--amp",
+        nargs="?",
+        const="auto",
+        default="",
+        choices=AMP_TYPES,
+        help="mixed precision: bfloat16, or the type named (stored is --dtype in any case)",
+    )
 
 
 def add_output_arguments(parser: argparse.ArgumentParser, n_shards: int) -> None:
@@ -91,13 +103,18 @@ def output_path(args: argparse.Namespace) -> Path:
     return path
 
 
-def progress_bar(unit: str) -> Progress:
-    """A factory of bars that show done, total, rate and time left on stderr."""
+def progress_bar(unit: str, job: Job) -> Progress:
+    """A factory of bars that show done, total, rate and time left on stderr.
+
+    Of several processes the first one shows its own share.
+    """
+    if job.processes.count > 1:
+        unit = f"{unit} of the first of {job.processes.count} processes"
 
     def bar(total: int, done: int) -> AbstractContextManager[Bar]:
         return tqdm(total=total, initial=done, unit=f" {unit}", dynamic_ncols=True, smoothing=0.1)
 
-    return bar
+    return bar if job.leads else silent
 
 
 def report_written(features: FeatureFile, files: Sequence[Path], keys: Sequence[str]) -> None:

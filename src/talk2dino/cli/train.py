@@ -50,6 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_optimisation(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--batch_size",
+        type=int,
+        metavar="N",
+        help="captions per step, of all processes together (default: the recipe's)",
+    )
     group.add_argument("--optimizer", default="Adam", metavar="NAME", help="Adam or AdamW")
     group.add_argument("--weight_decay", type=float, default=0.05, help="of AdamW")
     group.add_argument(
@@ -99,7 +105,8 @@ def _add_images(group: argparse._ArgumentGroup) -> None:
         "--cache_gb",
         type=float,
         default=_half_of_the_memory_gb(),
-        help="features up to this size are encoded once and kept in memory",
+        help="features up to this size are kept in memory; larger ones are read from their file, "
+        "or encoded, again in every epoch",
     )
     group.add_argument(
         "--workers", type=int, default=min(8, os.cpu_count() or 1), help="decoding processes"
@@ -124,23 +131,31 @@ def check(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, and say what was written."""
+    from talk2dino.features.progress import silent as silent_progress
+    from talk2dino.processes import is_first_process, joined_processes
     from talk2dino.training.history import EpochRecord
     from talk2dino.training.job import train_projection
     from talk2dino.training.loop import Hooks
     from talk2dino.training.outputs import Outputs
 
     job = _job(args)
+    silent = not is_first_process()
 
     def on_epoch(record: EpochRecord) -> None:
         validation = "" if record.val_loss is None else f"  validation {record.val_loss:.6g}"
         epochs = job.loop.train.num_epochs
         print(f"epoch {record.epoch}/{epochs}  train {record.train_loss:.6g}{validation}")
 
+    encoding = silent_progress if silent else _encoding_bar
     try:
-        result = train_projection(job, Hooks(_step_bar, on_epoch), _encoding_bar)
+        with joined_processes() as processes:
+            hooks = Hooks(_step_bar, on_epoch)
+            result = train_projection(job, hooks, encoding, processes)
     except KeyboardInterrupt:
         print("interrupted; add --resume to the same command to go on", file=sys.stderr)
         return INTERRUPTED
+    if silent:
+        return DONE
     if result is None:
         print(f"{job.out} is complete: nothing to resume")
         return DONE
@@ -166,6 +181,9 @@ def _job(args: argparse.Namespace):  # type: ignore[no-untyped-def]  # torch sta
         for key in ("resize_dim", "crop_dim", "vision_weights", "text_weights")
         if getattr(args, key) is not None
     }
+    train = recipe.train
+    if args.batch_size is not None:
+        train = replace(train, batch_size=args.batch_size)
     return TrainJob(
         recipe=recipe,
         train_dataset=args.train_dataset,
@@ -175,7 +193,7 @@ def _job(args: argparse.Namespace):  # type: ignore[no-untyped-def]  # torch sta
         text_features=args.text_features,
         out=args.out or default_weights(args.model, args.name_pedix),
         loop=LoopSettings(
-            recipe.train,
+            train,
             args.optimizer,
             args.weight_decay,
             args.scheduler,

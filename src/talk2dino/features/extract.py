@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,19 +13,32 @@ from torch import Tensor
 
 from talk2dino.attention import average_attention, head_embeddings
 from talk2dino.config import check_name
-from talk2dino.devices import resolve_device, resolve_dtype
+from talk2dino.devices import (
+    AMP_TYPES,
+    MemoryFit,
+    joined,
+    mixed_precision,
+    resolve_device,
+    resolve_dtype,
+)
 from talk2dino.features.captions import CaptionInput, Collection
 from talk2dino.features.decode import DecodedBatch, Decoding, decoded_batches
 from talk2dino.features.job import Job, Output, fingerprint
 from talk2dino.features.keys import IMAGE_KEYS
 from talk2dino.features.parts import Batch, Parts
 from talk2dino.features.progress import Progress, silent
+from talk2dino.features.ranges import Range
 from talk2dino.features.recaption import Captioner, recaptioned
 from talk2dino.features.sources import check_any_exists
 from talk2dino.features.store import FeatureFile
+from talk2dino.features.transfer import fetched_behind, sent_ahead
+from talk2dino.features.work import Work, collected, equal_costs
 from talk2dino.vision import VisionBackbone, check_vision, default_weights, load_vision, patch_size
 
 logger = logging.getLogger(__name__)
+
+CPU_BATCH = 4
+"""Images at once on a CPU: more are no faster, and their activations leave its cache."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +57,14 @@ class ImageSettings:
     """What is stored; names of IMAGE_KEYS."""
     dtype: str = "float32"
     """Number type of the stored tensors."""
-    amp: bool = False
-    """Run the backbone in mixed precision."""
+    amp: str = ""
+    """Number type of mixed precision, a name of AMP_TYPES; empty for float32 throughout."""
     blip_model: str | None = None
     """Captioning model that replaces the captions; None keeps them."""
     device: str = "auto"
     """Where the models run."""
     batch_size: int = 64
-    """Images per forward pass."""
+    """Images per forward pass; on a CPU at most CPU_BATCH."""
     workers: int = 2
     """Processes that read images."""
 
@@ -68,6 +81,8 @@ class ImageSettings:
                 f"--crop_dim {self.crop_dim} is larger than --resize_dim {self.resize_dim}: "
                 "the pictures would get black borders"
             )
+        if self.amp:
+            check_name("amp", self.amp, AMP_TYPES)
         check_vision(self.model, self.weights)
         resolve_dtype(self.dtype)
 
@@ -79,7 +94,7 @@ class ImageSettings:
             "resize_dim": self.resize_dim,
             "crop_dim": self.crop_dim,
             "dtype": self.dtype,
-            "amp": self.amp,
+            "amp": self.amp == "auto" or self.amp or False,
         }
 
 
@@ -101,7 +116,14 @@ class Models:
         check_crop(settings)
         self.settings = settings
         self.device = resolve_device(settings.device)
+        self.fit = MemoryFit("images")
         self._loaded: tuple[VisionBackbone, Captioner | None] | None = None
+
+    @property
+    def batch_size(self) -> int:
+        """Images per forward pass on this device."""
+        size = self.settings.batch_size
+        return min(size, CPU_BATCH) if self.device.type == "cpu" else size
 
     def load(self) -> tuple[VisionBackbone, Captioner | None]:
         """The backbone, and the captioning model if one is asked for."""
@@ -120,10 +142,13 @@ def extract_split(
     models: Models,
     progress: Progress = silent,
     max_failures: int = 0,
-) -> FeatureFile:
+) -> FeatureFile | None:
     """Extract one split of the input, from where an earlier run was ended, and write its output.
 
     Images that cannot be read are left out with their captions, and noted in the job.
+
+    Returns:
+        What was written; None in every process but the first.
 
     Raises:
         FileNotFoundError: none of the images exists.
@@ -131,19 +156,23 @@ def extract_split(
     """
     collection = data.split(output.split, output.num_splits)
     settings = models.settings
-    parts = job.parts(output, fingerprint((i["id"], _name(i)) for i in collection.features.images))
     total = len(collection.sources)
-    if parts.stop < total:
-        if parts.stop == 0:
+
+    def prepare(fresh: bool) -> None:
+        if fresh:
             check_any_exists(collection.sources, data.data_dir)
-        models.load()  # before the bar, whose rate is that of the work
-        with progress(total, parts.stop) as bar:
-            for number, batch in enumerate(_extracted(collection, models, parts.stop)):
-                done = batch.stop - parts.stop
-                parts.append(batch)
-                if number == 0:
-                    parts.check_room(total)
-                bar.update(done)
+        models.load()
+
+    work = Work(
+        fingerprint((i["id"], _name(i)) for i in collection.features.images),
+        equal_costs(total),
+        models.batch_size,
+        prepare,
+        lambda part: _extracted(collection, models, part),
+    )
+    parts = collected(job, output, work, progress)
+    if parts is None:
+        return None
     failures = _failure_lines(collection.features, parts)
     if len(failures) == total:
         parts.remove()
@@ -163,7 +192,7 @@ def extract_split(
 
 @torch.inference_mode()
 def image_features(
-    backbone: VisionBackbone, images: Tensor, keys: Iterable[str], amp: bool = False
+    backbone: VisionBackbone, images: Tensor, keys: Iterable[str], amp: str = ""
 ) -> dict[str, Tensor]:
     """The stored features of a batch of images.
 
@@ -171,16 +200,15 @@ def image_features(
         backbone: on the device of `images`.
         images: (B, 3, h, w) uint8 RGB.
         keys: names of IMAGE_KEYS.
-        amp: run the backbone in mixed precision; pooling is float32 in any case.
+        amp: number type of mixed precision in the backbone, a name of AMP_TYPES; pooling is
+            float32 in any case.
 
     Returns:
         Key -> (B, ...) float32, on the same device: `dino_features`, `second_last_out` and
         `avg_self_attn_out` (B, D), `disentangled_self_attn` (B, H, D), `self_attn_maps` (B, H, P),
         `patch_tokens` (B, P, D).
     """
-    device = images.device.type
-    half = torch.bfloat16 if device != "mps" else torch.float16
-    with torch.autocast(device, dtype=half, enabled=amp):
+    with mixed_precision(amp, images.device):
         found = backbone(backbone.normalise(images))
     logits, patches = found.attention_logits.float(), found.patches.float()
     make = {
@@ -194,31 +222,40 @@ def image_features(
     return {key: make[key]() for key in keys}
 
 
-def _extracted(collection: Collection, models: Models, start: int) -> Iterable[Batch]:
+def _extracted(collection: Collection, models: Models, part: Range) -> Iterator[Batch]:
+    """Batches of a range. Decoding, both copies and the disk's work lie behind the backbone's."""
     settings = models.settings
     backbone, captioner = models.load()
     decoding = Decoding(
         backbone.image_transform(settings.resize_dim, settings.crop_dim),
-        settings.batch_size,
+        models.batch_size,
         settings.workers,
         captioner.transform if captioner else None,
     )
     on_gpu = models.device.type == "cuda"
-    for decoded in decoded_batches(collection.sources, decoding, start, pin_memory=on_gpu):
-        columns: dict[str, Tensor] = {}
-        captions: list[str] = []
-        if len(decoded.images):
-            columns = _columns(backbone, decoded, models)
-            if captioner and decoded.caption_inputs is not None:
-                captions = captioner(decoded.caption_inputs)
-        yield Batch(decoded.stop, columns, decoded.failures, captions)
+    sources = collection.sources[: part.stop]
+    decoded = decoded_batches(sources, decoding, part.start, pin_memory=on_gpu)
+    found = (_found(batch, models) for batch in sent_ahead(decoded, models.device))
+    yield from fetched_behind(found, models.device)
 
 
-def _columns(backbone: VisionBackbone, decoded: DecodedBatch, models: Models) -> dict[str, Tensor]:
-    images = decoded.images.to(models.device, non_blocking=True)
+def _found(decoded: DecodedBatch, models: Models) -> Batch:
+    """The features of a batch whose pixels are on the device, and stay there."""
+    backbone, captioner = models.load()
     dtype = resolve_dtype(models.settings.dtype)
-    features = image_features(backbone, images, models.settings.keys, models.settings.amp)
-    return {key: column.to(dtype) for key, column in features.items()}
+    columns: dict[str, Tensor] = {}
+    captions: list[str] = []
+
+    def features(images: Tensor) -> dict[str, Tensor]:
+        found = image_features(backbone, images, models.settings.keys, models.settings.amp)
+        return {key: column.to(dtype) for key, column in found.items()}
+
+    if len(decoded.images):
+        columns = joined(models.fit.pieces(features, decoded.images))
+        if captioner and decoded.caption_inputs is not None:
+            pieces = models.fit.pieces(captioner, decoded.caption_inputs)
+            captions = [caption for piece in pieces for caption in piece]
+    return Batch(decoded.stop, columns, decoded.failures, captions)
 
 
 def _assembled(features: FeatureFile, parts: Parts, settings: ImageSettings) -> FeatureFile:

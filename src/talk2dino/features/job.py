@@ -2,6 +2,7 @@
 
 The work folder `<first output>.parts` exists from the start to the end of a run. It holds the
 settings, the finished rows of the split at work, and `<split>.done` for every written split.
+Several processes on one job share the folder: the first one makes and removes it.
 """
 
 from __future__ import annotations
@@ -14,14 +15,17 @@ import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from talk2dino.features.parts import JOURNAL, Parts
+from talk2dino.features.ranges import Range
 from talk2dino.features.shards import shard_paths, write_shards
 from talk2dino.features.store import FeatureFile, write_features
 from talk2dino.files import check_folder_writable, hold_lock
+from talk2dino.processes import Processes
 
 SETTINGS = "settings.json"
+_FAILED = "failed.txt"
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,8 @@ class Job:
         settings: everything that decides the bytes of the outputs, as plain JSON data.
         overwrite: replace existing outputs; drop unfinished work made with other settings.
         in_place: the output is the input, which is completed and then replaced.
+        leads: this is the only process or the first of several; the others touch no file before
+            they have joined it.
 
     Used in a `with` block. The folder goes when the block is left without an error, or when there
     is no finished work in it.
@@ -150,6 +156,7 @@ class Job:
         folder: the work folder.
         overwrite: as given.
         resumed: an earlier run left finished work.
+        processes: those that work on the job, once they have joined.
 
     Raises:
         FileExistsError: an output is there already.
@@ -163,22 +170,30 @@ class Job:
         settings: dict[str, Any],
         overwrite: bool = False,
         in_place: bool = False,
+        leads: bool = True,
     ) -> None:
         self.outputs = list(outputs)
         first = self.outputs[0].files[0]
         self.folder = first.with_name(f"{first.name}.parts")
         self.overwrite = overwrite
+        self.leads = leads
+        self.processes = Processes()
+        self.resumed = False
         self._parts: list[Parts] = []
-        check_folder_writable(first.parent)
-        settings = json.loads(json.dumps(settings))
+        self._lock: TextIO | None = None
+        if leads:
+            self._take_over_folder(json.loads(json.dumps(settings)), in_place)
+
+    def _take_over_folder(self, settings: dict[str, Any], in_place: bool) -> None:
+        check_folder_writable(self.folder.parent)
         known = _read_settings(self.folder / SETTINGS)
         differing = _differences(known, settings) if known is not None else ""
-        if differing and not overwrite:
+        if differing and not self.overwrite:
             raise ValueError(
                 f"{self.folder} holds unfinished work with other settings ({differing}). Use the "
                 "same settings to go on, or pass --overwrite to start anew."
             )
-        if known is None and not overwrite and not in_place:
+        if known is None and not self.overwrite and not in_place:
             self._check_absent()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = hold_lock(self.folder / "lock")
@@ -188,28 +203,72 @@ class Job:
             unfinished = self.folder / f"{SETTINGS}.tmp"
             unfinished.write_text(json.dumps(settings, indent=1))
             os.replace(unfinished, self.folder / SETTINGS)
+        (self.folder / _FAILED).unlink(missing_ok=True)
+
+    def join(self, processes: Processes) -> None:
+        """Work on this job together with others; each calls this before anything else.
+
+        Raises:
+            RuntimeError: the environment names a rank, but this process has not that rank.
+        """
+        if self.leads != (processes.rank == 0):
+            raise RuntimeError(
+                f"RANK is {os.environ.get('RANK')!r}, but this is process {processes.rank} of "
+                f"{processes.count}. Unset RANK, or start with python -m torch.distributed.run."
+            )
+        self.processes = processes
+        self.resumed = processes.gather(self.resumed)[0]
+
+    def tell_others(self, problem: str) -> None:
+        """Leave word for the other processes that this one has failed; the first word counts."""
+        rank, count = self.processes.rank, self.processes.count
+        try:
+            with (self.folder / _FAILED).open("x", encoding="utf-8") as file:
+                file.write(f"process {rank} of {count} failed: {problem}")
+        except OSError:
+            return  # another was first, or nothing can be written: then they see this one end
+
+    def check_others(self) -> None:
+        """Raise RuntimeError, with its message, if another process has failed."""
+        if self.processes.count > 1 and (self.folder / _FAILED).exists():
+            raise RuntimeError((self.folder / _FAILED).read_text(encoding="utf-8"))
 
     def pending(self) -> list[Output]:
         """The outputs that are not written yet."""
         return [output for output in self.outputs if not self._done(output).exists()]
 
-    def parts(self, output: Output, fingerprint: str) -> Parts:
+    def parts(self, output: Output, fingerprint: str, start: int = 0) -> Parts:
         """Where the rows of `output` are collected; finished rows of a killed run are there.
 
         Args:
             output: one of the outputs.
             fingerprint: identifies what the rows are made of.
+            start: of the range that is collected there.
         """
-        folder = self.folder / f"split{output.split:05d}"
+        folder = self.folder / (f"{_name(output)}.from{start}" if start else _name(output))
         try:
-            parts = Parts(folder, fingerprint)
+            parts = Parts(folder, fingerprint, start)
         except ValueError:
             if not self.overwrite:
                 raise
             shutil.rmtree(folder)
-            parts = Parts(folder, fingerprint)
+            parts = Parts(folder, fingerprint, start)
         self._parts.append(parts)
         return parts
+
+    def ranges(self, output: Output, fingerprint: str, total: int) -> list[Range]:
+        """How the `total` items of `output` are divided: as kept for them, else a single range."""
+        path = self._ranges_file(output)
+        kept = json.loads(path.read_text()) if path.is_file() else {}
+        pairs = kept["ranges"] if kept.get("fingerprint") == fingerprint else [[0, total]]
+        return [Range(*pair) for pair in pairs]
+
+    def keep_ranges(self, output: Output, fingerprint: str, ranges: Sequence[Range]) -> None:
+        """Note how `output` is divided."""
+        pairs = [[whole.start, whole.stop] for whole in ranges]
+        unfinished = self.folder / "ranges.tmp"
+        unfinished.write_text(json.dumps({"fingerprint": fingerprint, "ranges": pairs}))
+        os.replace(unfinished, self._ranges_file(output))
 
     def finish(self, output: Output, parts: Parts, failures: Sequence[str] = ()) -> None:
         """Note that `output` is written and what it lacks, and drop its rows."""
@@ -219,9 +278,13 @@ class Job:
         parts.remove()
 
     def failures(self) -> list[str]:
-        """What the written outputs lack, over all runs of this job."""
-        done = [self._done(output) for output in self.outputs]
-        return [line for path in done if path.is_file() for line in json.loads(path.read_text())]
+        """What the written outputs lack, over all runs of this job.
+
+        Every process calls this last, and waits until the first one has written everything.
+        """
+        done = [self._done(output) for output in self.outputs] if self.leads else []
+        lines = [line for path in done if path.is_file() for line in json.loads(path.read_text())]
+        return self.processes.gather(lines)[0]
 
     def __enter__(self) -> Job:
         return self
@@ -229,7 +292,10 @@ class Job:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for parts in self._parts:
             parts.close()
-        if kind is None or not self._holds_work():
+        if not self.leads:
+            return
+        # After an error, others may still be about to see it there.
+        if kind is None or (self.processes.count == 1 and not self._holds_work()):
             # The settings go last: a kill before that leaves a job that is known to be done.
             # Not glob("split*/"): before Python 3.11 that finds the .done files too.
             for folder in filter(Path.is_dir, self.folder.glob("split*")):
@@ -244,7 +310,10 @@ class Job:
         return any(self.folder.glob("*.done")) or any(j.stat().st_size for j in journals)
 
     def _done(self, output: Output) -> Path:
-        return self.folder / f"split{output.split:05d}.done"
+        return self.folder / f"{_name(output)}.done"
+
+    def _ranges_file(self, output: Output) -> Path:
+        return self.folder / f"{_name(output)}.ranges"
 
     def _check_absent(self) -> None:
         for output in self.outputs:
@@ -260,6 +329,10 @@ class Job:
                 shutil.rmtree(path)
             elif path.name != "lock":
                 path.unlink()
+
+
+def _name(output: Output) -> str:
+    return f"split{output.split:05d}"
 
 
 def _read_settings(path: Path) -> dict[str, Any] | None:

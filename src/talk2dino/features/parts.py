@@ -44,14 +44,15 @@ class Parts:
     Args:
         folder: made if absent; work that is there is continued.
         fingerprint: identifies the input; other work is refused.
+        start: position of the first item.
 
     Raises:
         ValueError: the folder holds work on another input.
     """
 
-    def __init__(self, folder: str | Path, fingerprint: str) -> None:
+    def __init__(self, folder: str | Path, fingerprint: str, start: int = 0) -> None:
         self.folder = Path(folder)
-        self.stop = 0
+        self.stop = start
         self.rows = 0
         self.failures: dict[int, str] = {}
         self.captions: list[str] = []
@@ -78,6 +79,20 @@ class Parts:
         except OSError as error:
             raise self._cannot_write(error) from error
         self._remember(batch.stop, self.rows + count, batch.failures, batch.captions)
+
+    def take_over(self, other: Parts) -> None:
+        """Append the batches of the work that begins where this one stops.
+
+        Batches that are here already are left out, so that this can be done again after a kill.
+        """
+        columns = other.columns()
+        before = 0
+        for line in _whole_lines(other.folder / JOURNAL):
+            rows = {key: column[before : line["rows"]] for key, column in columns.items()}
+            before = line["rows"]
+            if line["stop"] > self.stop:
+                failures = {int(position): why for position, why in line["failures"].items()}
+                self.append(Batch(line["stop"], rows, failures, line["captions"]))
 
     def columns(self, order: Tensor | None = None) -> dict[str, Tensor]:
         """Key -> (rows, ...), mapped from disk.

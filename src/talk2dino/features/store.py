@@ -19,6 +19,7 @@ The published layout (tensors inside every image and annotation dict) is read an
 from __future__ import annotations
 
 import json
+import zipfile
 from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
@@ -49,6 +50,7 @@ class FeatureFile:
         settings: what made the features: {"vision": {...}, "text": {...}}, each part optional.
         extra: other top-level entries of the COCO file (info, licenses, ...).
         layout: the layout it was read from, or None.
+        mapped_from: the file that the columns are left in, or None if they are in memory.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class FeatureFile:
         self.settings = dict(settings or {})
         self.extra: dict[str, Any] = {}
         self.layout: str | None = None
+        self.mapped_from: Path | None = None
 
     @cached_property
     def images(self) -> list[Record]:
@@ -138,7 +141,10 @@ def read_features(path: str | Path, mmap: bool = True) -> FeatureFile:
     if not isinstance(stored, dict):
         raise ValueError(f"{path} is not a feature file: it holds a {type(stored).__name__}")
     if "format" in stored:
-        return _read_columnar(stored, path)
+        features = _read_columnar(stored, path)
+        if mmap and zipfile.is_zipfile(path):  # an older format of torch cannot be mapped
+            features.mapped_from = Path(path)
+        return features
     if isinstance(stored.get("images"), list) and isinstance(stored.get("annotations"), list):
         return _from_unpacked(unpack(stored, path), path)
     found = ", ".join(map(str, list(stored)[:5])) or "nothing"

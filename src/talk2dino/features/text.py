@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from talk2dino.config import check_name
-from talk2dino.devices import resolve_device, resolve_dtype
+from talk2dino.devices import (
+    AMP_TYPES,
+    MemoryFit,
+    joined,
+    mixed_precision,
+    resolve_device,
+    resolve_dtype,
+)
 from talk2dino.features.captions import CaptionInput
 from talk2dino.features.job import Job, Output, fingerprint
 from talk2dino.features.keys import CAPTION_KEYS
 from talk2dino.features.parts import Batch
 from talk2dino.features.progress import Progress, silent
+from talk2dino.features.ranges import Range
 from talk2dino.features.store import FeatureFile
+from talk2dino.features.transfer import fetched_behind
+from talk2dino.features.work import Work, collected
 from talk2dino.text import (
     BertEncoder,
     TextEncoder,
@@ -25,12 +37,16 @@ from talk2dino.text import (
     default_weights,
     is_bert,
     load_text,
+    trimmed,
 )
 
 logger = logging.getLogger(__name__)
 
 BERT_KEY = "bert-base_features"
 CLIP_KEYS = tuple(key for key in CAPTION_KEYS if key != BERT_KEY)
+CPU_BATCH = 64
+"""Captions at once on a CPU: their activations stay in its cache, those of more do not."""
+_TOKENIZED_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -50,9 +66,13 @@ class TextSettings:
     device: str = "auto"
     """Where the encoder runs."""
     batch_size: int = 256
-    """Captions per forward pass."""
+    """Captions per forward pass; on a CPU at most CPU_BATCH."""
+    amp: str = ""
+    """Number type of mixed precision, a name of AMP_TYPES; empty for float32 throughout."""
 
     def __post_init__(self) -> None:
+        if self.amp:
+            check_name("amp", self.amp, AMP_TYPES)
         if self.batch_size < 1:
             raise ValueError(f"--batch_size must be at least 1, got {self.batch_size}")
         check_text(self.model, self.weights)
@@ -80,7 +100,8 @@ class TextSettings:
     def recorded(self) -> dict[str, Any]:
         """What decides the numbers; stored in the feature file."""
         weights = "pretrained" if is_bert(self.model) else default_weights(self.model)
-        return {"model": self.model, "weights": self.weights or weights, "dtype": self.dtype}
+        recorded = {"model": self.model, "weights": self.weights or weights, "dtype": self.dtype}
+        return recorded | ({"amp": self.amp == "auto" or self.amp} if self.amp else {})
 
 
 class Encoder:
@@ -89,7 +110,14 @@ class Encoder:
     def __init__(self, settings: TextSettings) -> None:
         self.settings = settings
         self.device = resolve_device(settings.device)
+        self.fit = MemoryFit("captions")
         self._loaded: TextEncoder | BertEncoder | None = None
+
+    @property
+    def batch_size(self) -> int:
+        """Captions per forward pass on this device."""
+        size = self.settings.batch_size
+        return min(size, CPU_BATCH) if self.device.type == "cpu" else size
 
     def load(self) -> TextEncoder | BertEncoder:
         """The model, on the device."""
@@ -100,10 +128,13 @@ class Encoder:
 
 def extract_text_split(
     data: CaptionInput, job: Job, output: Output, encoder: Encoder, progress: Progress = silent
-) -> FeatureFile:
+) -> FeatureFile | None:
     """Encode the captions of one split, from where an earlier run was ended, and write its output.
 
     If the output is the input file, features it holds already are kept unless the job overwrites.
+
+    Returns:
+        What was written; None in every process but the first.
 
     Raises:
         ValueError: the input holds no captions; or everything asked for, or the same keys made in
@@ -121,17 +152,18 @@ def extract_text_split(
     captions = [annotation["caption"] for annotation in features.annotations]
     if not captions:
         raise ValueError(f"{data.path} holds no captions to encode")
-    order = processing_order(captions, sort=not (settings.dense or settings.second_last))
-    parts = job.parts(output, fingerprint(captions))
-    if parts.stop < len(captions):
-        encoder.load()  # before the bar, whose rate is that of the work
-        with progress(len(captions), parts.stop) as bar:
-            for number, batch in enumerate(_encoded(captions, order, encoder, keys, parts.stop)):
-                done = batch.stop - parts.stop
-                parts.append(batch)
-                if number == 0:
-                    parts.check_room(len(captions))
-                bar.update(done)
+    texts = OrderedTexts(captions, encoder)
+    work = Work(
+        fingerprint(captions[row] for row in texts.order.tolist()),
+        texts.lengths[texts.order],
+        encoder.batch_size,
+        lambda fresh: encoder.load(),
+        lambda part: _encoded(texts, encoder, keys, part),
+    )
+    parts = collected(job, output, work, progress)
+    if parts is None:
+        return None
+    order = texts.order
     identity = torch.equal(order, torch.arange(len(order)))
     columns = parts.columns(None if identity else order.argsort())
     result = _assembled(features, columns, settings)
@@ -140,7 +172,6 @@ def extract_text_split(
     return result
 
 
-@torch.inference_mode()
 def caption_features(
     model: TextEncoder | BertEncoder, captions: list[str], keys: tuple[str, ...]
 ) -> dict[str, Tensor]:
@@ -160,9 +191,22 @@ def caption_features(
         return {BERT_KEY: model.encode(captions)}
     for key in keys:
         check_name("feature of a CLIP text encoder", key, CLIP_KEYS)
+    tokens = model.tokenize(captions)
     device = next(model.parameters()).device
+    return token_features(model, (trimmed(tokens) if _sortable(keys) else tokens).to(device), keys)
+
+
+@torch.inference_mode()
+def token_features(
+    model: TextEncoder, tokens: Tensor, keys: Sequence[str], amp: str = ""
+) -> dict[str, Tensor]:
+    """`caption_features` of (B, T) token ids that are on the encoder's device.
+
+    T is 77 where every position is stored; else it may end with the longest caption.
+    """
     dense, second_last = "clip_txt_out_tokens" in keys, "clip_second_last_out" in keys
-    found = model(model.tokenize(captions).to(device), dense=dense, penultimate=second_last)
+    with mixed_precision(amp, tokens.device):
+        found = model(tokens, dense=dense, penultimate=second_last)
     columns = {
         "ann_feats": found.pooled,
         "clip_txt_out_tokens": found.tokens,
@@ -173,16 +217,64 @@ def caption_features(
     return {key: columns[key] for key in keys}
 
 
-def processing_order(captions: list[str], sort: bool) -> Tensor:
-    """(M,) int64: the caption at each place of the processing order.
+class OrderedTexts:
+    """Captions in the order in which they are encoded.
 
-    Sorted by number of words, longest first, batches hold captions of like length, and the encoder
-    cuts each batch to its longest: exact, and several times faster than 77 positions for all.
+    Sorted by length, longest first, batches hold captions of like length, and each is encoded at
+    the length of its longest: exact, and several times faster than 77 positions for all. Where
+    every position is stored there is nothing to gain, and the order stays.
+
+    Args:
+        captions: M texts.
+        encoder: its tokeniser decides the lengths; BERT tokenises later, there words count.
+
+    Attributes:
+        order: (M,) int64, the caption at each place of the processing order.
+        lengths: (M,) int64, of each caption, in the order of `captions`.
     """
-    if not sort:
-        return torch.arange(len(captions))
-    words = torch.tensor([len(caption.split()) for caption in captions])
-    return words.argsort(descending=True, stable=True)
+
+    def __init__(self, captions: list[str], encoder: Encoder) -> None:
+        self._captions = captions
+        self._ids: Tensor | None = None
+        model = encoder.load()
+        if not _sortable(encoder.settings.keys):
+            self.lengths = torch.ones(len(captions), dtype=torch.int64)
+            self.order = torch.arange(len(captions))
+            return
+        if isinstance(model, BertEncoder):
+            self.lengths = torch.tensor([len(caption.split()) for caption in captions])
+        else:
+            self._ids, self.lengths = _token_ids(model, captions)
+            self._ends = self.lengths.cumsum(0)
+        self.order = self.lengths.argsort(descending=True, stable=True)
+
+    def tokens(self, model: TextEncoder, rows: Tensor) -> Tensor:
+        """(B, T) token ids of some captions, by row: up to the longest, or all 77."""
+        if self._ids is None:
+            return model.tokenize(self.texts(rows))
+        ends, lengths = self._ends[rows].tolist(), self.lengths[rows].tolist()
+        ids = [self._ids[end - size : end] for end, size in zip(ends, lengths, strict=True)]
+        return pad_sequence(ids, batch_first=True).long()
+
+    def texts(self, rows: Tensor) -> list[str]:
+        """Some captions, by row."""
+        return [self._captions[row] for row in rows.tolist()]
+
+
+def _token_ids(model: TextEncoder, captions: list[str]) -> tuple[Tensor, Tensor]:
+    """All captions' ids one after the other (int32), and (M,) how many each has."""
+    ids, lengths = [], []
+    for start in range(0, len(captions), _TOKENIZED_AT_ONCE):
+        tokens = model.tokenize(captions[start : start + _TOKENIZED_AT_ONCE])
+        length = tokens.argmax(dim=-1) + 1  # up to the end-of-text token, which has the highest id
+        ids.append(tokens[torch.arange(tokens.shape[1]) < length.unsqueeze(1)].int())
+        lengths.append(length)
+    return torch.cat(ids), torch.cat(lengths)
+
+
+def _sortable(keys: Sequence[str]) -> bool:
+    """Whether no position but the end-of-text token's is stored."""
+    return set(keys) <= {"ann_feats", BERT_KEY}
 
 
 def _check_adds_something(
@@ -203,18 +295,38 @@ def _check_adds_something(
 
 
 def _encoded(
-    captions: list[str], order: Tensor, encoder: Encoder, keys: tuple[str, ...], start: int
+    texts: OrderedTexts, encoder: Encoder, keys: tuple[str, ...], part: Range
 ) -> Iterator[Batch]:
-    model = encoder.load()
-    dtype = resolve_dtype(encoder.settings.dtype)
-    for rows in order[start:].split(encoder.settings.batch_size):
-        texts = [captions[row] for row in rows.tolist()]
-        columns = caption_features(model, texts, keys)
-        start += len(texts)
-        yield Batch(
-            start,
-            {k: v.to(dtype) if v.is_floating_point() else v for k, v in columns.items()},
-        )
+    """Batches of a range; a batch is fetched and stored while the next one is at work."""
+    rows = texts.order[part.start : part.stop].split(encoder.batch_size)
+    found = (_found(texts, encoder, keys, batch) for batch in rows)
+    stops = (min(part.start + encoder.batch_size * n, part.stop) for n in itertools.count(1))
+    batches = (Batch(stop, columns) for stop, columns in zip(stops, found, strict=False))
+    yield from fetched_behind(batches, encoder.device)
+
+
+def _found(
+    texts: OrderedTexts, encoder: Encoder, keys: tuple[str, ...], rows: Tensor
+) -> dict[str, Tensor]:
+    """The features of some captions, on the device."""
+    model, settings = encoder.load(), encoder.settings
+    dtype = resolve_dtype(settings.dtype)
+
+    def features(tokens: Tensor) -> dict[str, Tensor]:
+        assert isinstance(model, TextEncoder)
+        found = token_features(model, tokens, keys, settings.amp)
+        return {k: v.to(dtype) if v.is_floating_point() else v for k, v in found.items()}
+
+    def bert_features(some: Tensor) -> dict[str, Tensor]:
+        with mixed_precision(settings.amp, encoder.device):
+            return {
+                k: v.to(dtype) for k, v in caption_features(model, texts.texts(some), keys).items()
+            }
+
+    if isinstance(model, BertEncoder):
+        return joined(encoder.fit.pieces(bert_features, rows.to(encoder.device)))
+    tokens = texts.tokens(model, rows).to(encoder.device, non_blocking=True)
+    return joined(encoder.fit.pieces(features, tokens))
 
 
 def _assembled(

@@ -13,6 +13,8 @@ from torch import Tensor
 from talk2dino.alignment import PAIRWISE_STRATEGIES
 from talk2dino.config import ProjectionConfig, check_name
 from talk2dino.features.store import FeatureFile
+from talk2dino.projection import images_stay, unit
+from talk2dino.training.columns import ColumnChoice, place_columns
 
 VISUAL_FEATURES = (
     "disentangled_self_attn",
@@ -37,6 +39,8 @@ class Batch:
     """(B, E), or (B, T, E) per token; float32."""
     extras: dict[str, Tensor] = field(default_factory=dict)
     """Keyword arguments of forward: self_attn_maps, cls, text_input_mask, text_argmax."""
+    visual_is_unit: bool = False
+    """Whether the visual vectors have length 1."""
 
 
 class Pairs(Protocol):
@@ -75,6 +79,8 @@ class FeatureChoice:
     """Averaged text: count position 0."""
     keep_end_seq: bool = False
     """Averaged text: count the end-of-text position."""
+    unit_visual: bool = False
+    """Scale the visual vectors to length 1: all that the model would do to them."""
 
     @property
     def image_keys(self) -> tuple[str, ...]:
@@ -140,13 +146,23 @@ def choose_features(
         with_cls=config.weight_attn_heads == "conditioned",
         keep_cls=config.keep_cls,
         keep_end_seq=config.keep_end_seq,
+        unit_visual=images_stay(config),
     )
 
 
 class StoredPairs:
     """Pairs from a feature file: one tensor per key, indexed once per batch.
 
-    The tensors may be mapped from disk; they move to the device whole if they fit there.
+    Args:
+        features: a feature file, mapped from disk or in memory.
+        choice: which of its columns to use.
+        path: the file, for messages.
+        device: where the batches are needed.
+        memory_bytes: columns that are mapped from disk are read whole if they take no more than
+            this as float32; else their rows are read from disk batch by batch.
+
+    Raises:
+        ValueError: a column is missing, or there are no captions.
     """
 
     def __init__(
@@ -155,22 +171,20 @@ class StoredPairs:
         choice: FeatureChoice,
         path: str | Path,
         device: torch.device | str = "cpu",
+        memory_bytes: int = 8 << 30,
     ) -> None:
         for key in (*choice.image_keys, *choice.caption_keys):
             features.require(key, path)
         self.choice = choice
         self.features = features
-        self.caption_rows = features.caption_rows
+        self.caption_rows = features.caption_rows.clone()
         self.num_images = features.num_images
         if not len(self.caption_rows):
             raise ValueError(f"{path} holds no captions")
         self.device = torch.device(device)
-        self._images = {key: features.image_features[key] for key in choice.image_keys}
-        self._captions = {key: features.caption_features[key] for key in choice.caption_keys}
-        tensors = (*self._images.values(), *self._captions.values())
-        if _fits(tensors, self.device):
-            self._images = {k: t.to(self.device) for k, t in self._images.items()}
-            self._captions = {k: t.to(self.device) for k, t in self._captions.items()}
+        unit_key = choice.visual if choice.unit_visual else None
+        columns = ColumnChoice(choice.image_keys, choice.caption_keys, unit_key)
+        self.columns = place_columns(features, columns, self.device, memory_bytes)
 
     def __len__(self) -> int:
         """Number of captions."""
@@ -178,22 +192,25 @@ class StoredPairs:
 
     def widths(self) -> dict[str, int]:
         """The sizes that a projection must fit."""
-        return feature_widths(self.choice, self._images, self._captions)
+        return feature_widths(
+            self.choice, self.features.image_features, self.features.caption_features
+        )
 
     def batches(self, indices: Sequence[Tensor]) -> Iterator[Batch]:
         """One batch for each (B,) tensor of caption numbers."""
-        for index in indices:
-            rows = self.caption_rows[index]
-            images = {key: self._gather(t, rows) for key, t in self._images.items()}
-            captions = {key: self._gather(t, index) for key, t in self._captions.items()}
-            yield make_batch(self.choice, images, captions)
-
-    def _gather(self, values: Tensor, index: Tensor) -> Tensor:
-        return values.index_select(0, index.to(values.device)).to(self.device)
+        if not indices:
+            return
+        order = torch.cat(list(indices))
+        sizes = [len(index) for index in indices]
+        for images, captions in self.columns.read(self.caption_rows[order], order, sizes):
+            yield make_batch(self.choice, images, captions, self.columns.unit_done)
 
 
 def make_batch(
-    choice: FeatureChoice, images: dict[str, Tensor], captions: dict[str, Tensor]
+    choice: FeatureChoice,
+    images: dict[str, Tensor],
+    captions: dict[str, Tensor],
+    unit_done: bool = False,
 ) -> Batch:
     """Arrange the gathered features of B pairs as forward takes them.
 
@@ -201,6 +218,7 @@ def make_batch(
         choice: which features to use.
         images: image key -> (B, ...).
         captions: caption key -> (B, ...).
+        unit_done: whether the visual vectors have length 1 already.
     """
     extras = {}
     if choice.with_maps:
@@ -216,7 +234,10 @@ def make_batch(
         extras["text_argmax"] = end_positions(extras["text_input_mask"])
     elif choice.text == LAST_LAYER_TEXT:
         extras["text_argmax"] = captions["text_argmax"].long()
-    return Batch(images[choice.visual].float(), text, extras)
+    visual = images[choice.visual].float()
+    if choice.unit_visual and not unit_done:
+        visual = unit(visual)
+    return Batch(visual, text, extras, choice.unit_visual)
 
 
 def average_tokens(
@@ -274,11 +295,3 @@ def check_widths(pairs: Pairs, config: ProjectionConfig, path: str | Path, recip
                 f"({pairs.choice.visual}, {pairs.choice.text}) have {found}. "
                 "Choose the recipe of the backbone that the features were extracted with."
             )
-
-
-def _fits(tensors: Sequence[Tensor], device: torch.device) -> bool:
-    """Whether the tensors take at most half of the device's free memory; the CPU maps files."""
-    if device.type != "cuda":
-        return False
-    free, _ = torch.cuda.mem_get_info(device)
-    return sum(t.numel() * t.element_size() for t in tensors) <= free // 2

@@ -37,7 +37,8 @@ def embed_pairs(model: Projection, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor
 
 def chosen_heads(model: Projection, batch: Batch) -> Tensor:
     """(B,) head that represents each image for its own caption, before the step's update."""
-    return selected_heads(*_embed(model, batch))
+    with torch.no_grad():
+        return selected_heads(*_embed(model, batch))
 
 
 def check_retrieval(choice: FeatureChoice) -> None:
@@ -61,4 +62,4 @@ def check_heads_recorded(config: ProjectionConfig, choice: FeatureChoice) -> Non
 
 def _embed(model: Projection, batch: Batch) -> tuple[Tensor, Tensor]:
     extras = {key: value for key, value in batch.extras.items() if key != "text_input_mask"}
-    return model.embed(batch.visual, batch.text, **extras)
+    return model.embed(batch.visual, batch.text, **extras, visual_is_unit=batch.visual_is_unit)

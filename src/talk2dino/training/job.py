@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,9 +16,11 @@ from talk2dino.config import FeatureConfig, ProjectionConfig, Recipe
 from talk2dino.devices import resolve_device
 from talk2dino.features.progress import Progress, silent
 from talk2dino.files import atomic_path, content_digest, hold_lock, save_torch
+from talk2dino.processes import Processes
 from talk2dino.projection import CLIPLastLayer, Projection, build_projection, load_projection
 from talk2dino.text import check_text, is_bert, load_text
 from talk2dino.training.dataset import (
+    Batch,
     FeatureChoice,
     Pairs,
     StoredPairs,
@@ -33,7 +36,7 @@ from talk2dino.training.embed import (
 from talk2dino.training.encoding import Encoders, ImageOptions, encoding_settings
 from talk2dino.training.history import EpochRecord, plot_losses, write_losses
 from talk2dino.training.loggers import check_logger, open_logger
-from talk2dino.training.loop import Hooks, LoopSettings, StateFile, TrainingRun
+from talk2dino.training.loop import Hooks, LoopSettings, StateFile, TrainingRun, weights_on_cpu
 from talk2dino.training.outputs import Outputs, check_outputs, read_summary, write_summary
 from talk2dino.training.retrieval import Retrieval, retrieval
 from talk2dino.training.sources import (
@@ -135,7 +138,10 @@ def _check_start(job: TrainJob) -> None:
 
 
 def train_projection(
-    job: TrainJob, hooks: Hooks | None = None, encoding: Progress = silent
+    job: TrainJob,
+    hooks: Hooks | None = None,
+    encoding: Progress = silent,
+    processes: Processes | None = None,
 ) -> TrainResult | None:
     """Train, and write the files named by Outputs.
 
@@ -143,6 +149,7 @@ def train_projection(
         job: the arguments; see `check_job`.
         hooks: progress of the steps, and what is called after every epoch.
         encoding: progress of encoding images, if the datasets hold images.
+        processes: this process and its equals, which divide every batch; the first one writes.
 
     Returns:
         The result, or None if the job asked to resume a training that is complete.
@@ -152,35 +159,42 @@ def train_projection(
         RuntimeError: the loss is not finite (the last good state stays on disk), or another
             process trains to the same files.
     """
-    outputs, device = Outputs(job.out), resolve_device(job.device)
+    outputs, processes = Outputs(job.out), processes or Processes()
+    if processes.rank > 0:
+        return _train_together(job, outputs, hooks or Hooks(), encoding, processes)
     outputs.weights.parent.mkdir(parents=True, exist_ok=True)
     lock = hold_lock(outputs.lock)
     try:
-        return _train_locked(job, outputs, device, hooks or Hooks(), encoding)
+        return _train_together(job, outputs, hooks or Hooks(), encoding, processes)
     finally:
         if lock is not None:
             lock.close()
 
 
-def _train_locked(
-    job: TrainJob, outputs: Outputs, device: torch.device, hooks: Hooks, encoding: Progress
+def _train_together(
+    job: TrainJob, outputs: Outputs, hooks: Hooks, encoding: Progress, processes: Processes
 ) -> TrainResult | None:
-    """`train_projection`, with the output files to itself."""
+    """`train_projection`, with the output files to itself and the other processes."""
+    device = processes.device(resolve_device(job.device))
     settings = run_settings(job)
-    unfinished = _unfinished(job, settings, outputs)
-    if job.resume and unfinished is None and outputs.weights.exists():
-        before = read_summary(outputs.summary).get("settings", {})
-        captions = before.get("captions")
-        check_same_settings(before, settings | {"captions": captions}, outputs.weights)
+    first = processes.rank == 0
+    found = _found_files(job, settings, outputs) if first else None
+    complete, unfinished = processes.broadcast(found)
+    if complete:
         outputs.lock.unlink(missing_ok=True)
         return None
     pairs, validation, test = open_datasets(job, Encoders(job.images, device, encoding))
     model = first_model(job.recipe.model, job.loop.seed, job.images.features).to(device)
-    run = TrainingRun(model, pairs, validation, job.loop)
+    model.load_state_dict(processes.broadcast(weights_on_cpu(model)))
+    run = TrainingRun(model, pairs, validation, job.loop, processes)
     settings["captions"] = len(pairs)
     if unfinished is not None:
         check_same_settings(unfinished.settings, settings, outputs.unfinished)
         run.restore(unfinished)
+    if not first:
+        run.run(Hooks(choose_heads=_choose_heads(job, run)))
+        processes.gather(None)  # the first one writes
+        return TrainResult(run.state.records, run.state.best_epoch, None)
     keeper = StateFile(outputs.unfinished, settings, job.checkpoint_seconds)
     weights = _train(job, run, keeper, hooks)
     model.load_state_dict(weights)
@@ -193,6 +207,7 @@ def _train_locked(
     plot_losses(result.records, outputs.plot, job.out.stem)
     write_summary(_summary(job, settings, _made_with(job, pairs), result), outputs.summary)
     outputs.remove_unfinished()
+    processes.gather(None)
     return result
 
 
@@ -276,6 +291,23 @@ def _unfinished(job: TrainJob, settings: dict[str, Any], outputs: Outputs) -> Ch
     return unfinished
 
 
+def _found_files(
+    job: TrainJob, settings: dict[str, Any], outputs: Outputs
+) -> tuple[bool, Checkpoint | None]:
+    """Whether a training to be resumed is complete, and else the state to go on from."""
+    unfinished = _unfinished(job, settings, outputs)
+    if not job.resume or unfinished is not None or not outputs.weights.exists():
+        return False, unfinished
+    before = read_summary(outputs.summary).get("settings", {})
+    captions = before.get("captions")
+    check_same_settings(before, settings | {"captions": captions}, outputs.weights)
+    return True, None
+
+
+def _choose_heads(job: TrainJob, run: TrainingRun) -> Callable[[Batch], Tensor] | None:
+    return partial(chosen_heads, run.model) if job.save_heads else None
+
+
 def _train(job: TrainJob, run: TrainingRun, keeper: StateFile, hooks: Hooks) -> dict[str, Tensor]:
     """Run the loop with its table, logger and state file."""
     outputs = Outputs(job.out)
@@ -290,8 +322,7 @@ def _train(job: TrainJob, run: TrainingRun, keeper: StateFile, hooks: Hooks) -> 
         if hooks.on_epoch is not None:
             hooks.on_epoch(record)
 
-    heads = partial(chosen_heads, run.model) if job.save_heads else None
-    around = Hooks(hooks.progress, on_epoch, heads)
+    around = Hooks(hooks.progress, on_epoch, _choose_heads(job, run))
     try:
         return run.run(around, keeper)
     except RuntimeError as error:

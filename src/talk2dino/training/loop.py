@@ -1,26 +1,29 @@
-"""The training loop: one projection, frozen features, one process."""
+"""The training loop: one projection, frozen features, one process or several."""
 
 from __future__ import annotations
 
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from talk2dino.config import TrainConfig, check_name
-from talk2dino.losses import infonce, triplet
-from talk2dino.projection import Projection
+from talk2dino.processes import Processes
+from talk2dino.projection import Projection, ProjectionLayer
 from talk2dino.training.dataset import Batch, Pairs
+from talk2dino.training.direct import DirectStep, is_direct
+from talk2dino.training.distributed import Share
 from talk2dino.training.history import EpochRecord
 from talk2dino.training.schedules import Schedule
 from talk2dino.training.state import Checkpoint, TrainingState, save_checkpoint
+from talk2dino.training.step import BatchLoss
 
 OPTIMIZERS = ("Adam", "AdamW")
 CHECK_EVERY = 50
@@ -75,10 +78,17 @@ class TrainingRun:
         pairs: training captions and images.
         validation: the same for the validation loss, or None.
         settings: see LoopSettings.
+        processes: this process and its equals, which divide every batch; each has all pairs and
+            the same weights, and they take every step together.
     """
 
     def __init__(
-        self, model: Projection, pairs: Pairs, validation: Pairs | None, settings: LoopSettings
+        self,
+        model: Projection,
+        pairs: Pairs,
+        validation: Pairs | None,
+        settings: LoopSettings,
+        processes: Processes | None = None,
     ) -> None:
         if settings.train.save_best_model and validation is None:
             raise ValueError(
@@ -92,6 +102,13 @@ class TrainingRun:
         self.state = TrainingState()
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
+        several = processes is not None and processes.count > 1
+        self.share = Share(processes, self.device) if processes and several else None
+        self.loss = BatchLoss(model, settings.train, self.share, self.device.type == "cuda")
+        direct = (
+            self.device.type == "cpu" and self.share is None and is_direct(model, settings.train)
+        )
+        self._direct = DirectStep(cast(ProjectionLayer, model)) if direct else None
         self.optimizer = make_optimizer(self.parameters, settings)
         self.steps_per_epoch = math.ceil(len(pairs) / settings.train.batch_size)
         total_steps = self.steps_per_epoch * settings.train.num_epochs
@@ -161,7 +178,7 @@ class TrainingRun:
         record_heads = hooks.choose_heads if state.epoch == train.num_epochs - 1 else None
         if record_heads and state.heads is None:
             state.heads = torch.full((len(self.pairs),), -1)
-        batches = self.pairs.batches(indices)
+        batches = self.pairs.batches(self._own(indices))
         first = state.step
         steps: Iterable[int] = range(first, self.steps_per_epoch)
         if hooks.progress:
@@ -169,10 +186,8 @@ class TrainingRun:
         for step in steps:
             batch = next(batches)
             if record_heads and state.heads is not None:
-                with torch.no_grad():
-                    heads = record_heads(batch)
-                state.heads[indices[step - first]] = heads.cpu()
-            self._pending.append(self._update(batch, step))
+                self._record_heads(record_heads(batch), indices[step - first])
+            self._pending.append(self._update(batch, len(indices[step - first]), step))
             state.step += 1
             if state.step % CHECK_EVERY == 0:
                 self.collect_losses()
@@ -180,26 +195,37 @@ class TrainingRun:
                 checkpoint.save(self)
         self.collect_losses()
 
-    def _update(self, batch: Batch, step: int) -> Tensor:
-        """One optimiser step; returns the loss, still on the device."""
+    def _own(self, indices: Sequence[Tensor]) -> Sequence[Tensor]:
+        """What this process embeds of each batch."""
+        return indices if self.share is None else [self.share.own(index) for index in indices]
+
+    def _record_heads(self, heads: Tensor, index: Tensor) -> None:
+        """Keep the chosen heads of a batch, of all processes."""
+        if self.share is not None:
+            heads = self.share.gather(heads, len(index))
+        assert self.state.heads is not None
+        self.state.heads[index] = heads.cpu()
+
+    def _update(self, batch: Batch, total: int, step: int) -> Tensor:
+        """One optimiser step on a batch of `total` captions; returns the loss, on the device."""
         rate = self.schedule.learning_rate(self.state.epoch * self.steps_per_epoch + step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss = self._loss(batch, self._seeded(step))
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        if self._direct is not None:
+            loss = self._direct(batch)
+        else:
+            loss = self.loss(batch, total, self._seeded(step))
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+        if self.share is not None:
+            self.share.sum_gradients(self.parameters)
         self.optimizer.step()
         return loss.detach()
 
-    def _loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        train = self.settings.train
-        scores = self.model(batch.visual, batch.text, **batch.extras, generator=generator)
-        if train.ltype == "triplet":
-            return triplet(scores, train.margin, train.max_violation)
-        return infonce(scores)
-
     def _seeded(self, step: int) -> torch.Generator:
         """The generator of one step, so that a resumed run draws what the first would have."""
+        if not self.loss.draws:
+            return self._generator
         draw = np.random.SeedSequence([self.settings.seed, self.state.epoch, step])
         return self._generator.manual_seed(int(draw.generate_state(1)[0]))
 
@@ -226,8 +252,8 @@ class TrainingRun:
         self.model.eval()
         with torch.no_grad():
             losses = [
-                self._loss(batch, self._seeded(step))
-                for step, batch in enumerate(self.validation.batches(indices))
+                self.loss(batch, len(indices[step]), self._seeded(step))
+                for step, batch in enumerate(self.validation.batches(self._own(indices)))
             ]
         self.model.train()
         mean = math.fsum(torch.stack(losses).tolist()) / len(losses)

@@ -45,7 +45,8 @@ def open_pairs(path: str, choice: FeatureChoice, encoders: Encoders) -> Pairs:
     """
     place, options = _located(path, encoders.options)
     if Path(place).suffix in FEATURE_SUFFIXES:
-        return StoredPairs(read_features(place), choice, path, encoders.device)
+        stored = read_features(place)
+        return StoredPairs(stored, choice, path, encoders.device, options.cache_bytes)
     collection = CaptionInput(place, options.data_dir).split(0, 1)
     if holds_features(place):
         return StoredPairs(collection.features, choice, path, encoders.device)

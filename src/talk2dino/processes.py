@@ -1,8 +1,9 @@
-"""Several processes on one evaluation: `torch.distributed.run` started them, gloo connects them."""
+"""Several processes on one job: `torch.distributed.run` started them, gloo connects them."""
 
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-# A rank waits for the slowest one; evaluations take hours.
+# A rank waits for the slowest one; an evaluation or an extraction takes hours.
 _PATIENCE = timedelta(days=7)
 
 
@@ -21,7 +22,7 @@ class Processes:
     """This process among its equals."""
 
     rank: int = 0
-    """Number of this one; 0 writes the results."""
+    """Number of this one; 0 writes what all have made."""
     count: int = 1
     """How many there are."""
     local_rank: int = 0
@@ -37,6 +38,25 @@ class Processes:
         values: list[Any] = [None] * self.count
         dist.all_gather_object(values, value, group=self.group)
         return values
+
+    def broadcast(self, value: Any) -> Any:
+        """The value of process 0, in every process."""
+        if self.count == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0, group=self.group)
+        return values[0]
+
+    def tensor_group(self, device: torch.device) -> Any:
+        """What sends tensors of `device`: NCCL where every process has its own GPU, else gloo.
+
+        All processes must ask for it at the same time.
+        """
+        if device.type == "cuda" and dist.is_nccl_available():
+            devices = self.gather((platform.node(), device.index))
+            if len(set(devices)) == self.count:
+                return dist.new_group(timeout=_PATIENCE, backend="nccl")
+        return self.group
 
     def device(self, device: torch.device) -> torch.device:
         """The device of this process: on CUDA machines, each has its own GPU."""
@@ -57,6 +77,10 @@ def joined_processes() -> Iterator[Processes]:
         rank, local = dist.get_rank(), int(os.environ.get("LOCAL_RANK", "0"))
         group = dist.new_group(timeout=_PATIENCE, backend="gloo")
         yield Processes(rank, dist.get_world_size(), local, group)
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        raise RuntimeError("another process of this job ended; it says why") from error
     finally:
         dist.destroy_process_group()
 

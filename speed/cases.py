@@ -1,0 +1,23 @@
+"""Every case that can be measured, by name."""
+
+from __future__ import annotations
+
+from speed.case import Case
+from speed.evaluate import CASES as EVALUATE
+from speed.extract import CASES as EXTRACT
+from speed.pamr import CASES as PAMR
+from speed.store import CASES as STORE
+from speed.text import CASES as TEXT
+from speed.train import CASES as TRAIN
+
+CASES: dict[str, Case] = {**PAMR, **TRAIN, **EVALUATE, **EXTRACT, **TEXT, **STORE}
+
+PATHS: dict[str, tuple[str, ...]] = {
+    "pamr": tuple(PAMR),
+    "train": tuple(TRAIN),
+    "evaluate": tuple(EVALUATE),
+    "extract": ("extract",),  # extract_8 is a shorter one
+    "text": tuple(TEXT),
+    "store": tuple(STORE),
+}
+"""Hot path -> its cases, in the order in which they are measured."""

@@ -1,0 +1,197 @@
+"""Runs the sides of a case in turns, each in its own process, and compares them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from speed.case import LITERAL, SHIPPED, Case
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class SideResult:
+    """What one side took."""
+
+    seconds: float
+    """Median of the timed runs."""
+    peak_mb: float
+    """Most memory that a run took beyond what was there before it."""
+    resident_mb: float
+    """Most memory of the whole process beyond one that has only imported PyTorch."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A measured case."""
+
+    case: Case
+    sides: dict[str, SideResult]
+    max_difference: float | None
+    """Largest absolute difference between the results of SHIPPED and LITERAL."""
+
+    def ratio(self, side: str = LITERAL) -> float:
+        """How many times longer a side took than SHIPPED."""
+        return self.sides[side].seconds / self.sides[SHIPPED].seconds
+
+    def record(self) -> dict[str, Any]:
+        """As plain JSON data."""
+        shipped = self.sides[SHIPPED]
+        record: dict[str, Any] = {
+            "title": self.case.title,
+            "seconds": shipped.seconds,
+            "peak_mb": shipped.peak_mb,
+            "resident_mb": shipped.resident_mb,
+        }
+        if LITERAL in self.sides:
+            literal = self.sides[LITERAL]
+            record |= {
+                "ratio": self.ratio(),
+                "literal_seconds": literal.seconds,
+                "literal_peak_mb": literal.peak_mb,
+                "literal_resident_mb": literal.resident_mb,
+                "max_difference": self.max_difference,
+            }
+        baselines = {
+            side: {"seconds": result.seconds, "peak_mb": result.peak_mb, "ratio": self.ratio(side)}
+            for side, result in self.sides.items()
+            if side not in (SHIPPED, LITERAL)
+        }
+        if baselines:
+            record["baselines"] = baselines
+        if self.case.work:
+            record["rate"] = self.case.work / shipped.seconds
+            record["unit"] = self.case.unit
+        if self.case.targets:
+            record["targets"] = dict(self.case.targets)
+        return record
+
+
+class Worker:
+    """A side in its own process."""
+
+    def __init__(
+        self, registry: str, name: str, side: str, device: str, folder: Path, threads: int
+    ) -> None:
+        paths = [str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]
+        arguments = [registry, name, side, device, str(folder), str(threads)]
+        self._what = f"{name}, {side}"
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "speed.worker", *arguments],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_WAIT_POLICY": "passive"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def prepared(self) -> None:
+        """Wait until the step is ready."""
+        self._answer()
+
+    def run(self) -> dict[str, float]:
+        """One step: seconds, peak_mb and resident_mb."""
+        return self._ask("run")
+
+    def save(self, path: Path) -> None:
+        """Write the tensors of the last result."""
+        self._ask(f"save {path}")
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+    def kill(self) -> None:
+        """End the process at once."""
+        self._process.kill()
+        self._process.wait()
+
+    def _ask(self, line: str) -> dict[str, float]:
+        assert self._process.stdin is not None
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, float]:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith("{"):
+                return json.loads(line)
+        raise RuntimeError(f"{self._what}: the process ended with {self._process.wait()}")
+
+
+def measure(
+    name: str,
+    device: str = "cpu",
+    threads: int = 1,
+    repeats: int | None = None,
+    registry: str = "speed.cases",
+) -> Measured:
+    """Measure a case.
+
+    Args:
+        name: of the case.
+        device: "cpu" or "cuda".
+        threads: of PyTorch in each process; the sides never run at the same time.
+        repeats: timed runs of each side; None takes the case's.
+        registry: module whose CASES has the case.
+
+    Raises:
+        RuntimeError: a process ended early; its own message is above.
+    """
+    case: Case = import_module(registry).CASES[name]
+    folder = Path(tempfile.mkdtemp(prefix=f"talk2dino-speed-{name}-"))
+    workers: dict[str, Worker] = {}
+    try:
+        case.inputs(folder)
+        for side in case.sides:
+            workers[side] = Worker(registry, name, side, device, folder, threads)
+            workers[side].prepared()
+        answers: dict[str, list[dict[str, float]]] = {side: [] for side in workers}
+        for _ in range(case.warmups + (repeats or case.repeats)):
+            for side, worker in workers.items():
+                answers[side].append(worker.run())
+        sides = {
+            side: SideResult(
+                statistics.median(answer["seconds"] for answer in found[case.warmups :]),
+                max(answer["peak_mb"] for answer in found),
+                max(answer["resident_mb"] for answer in found),
+            )
+            for side, found in answers.items()
+        }
+        difference = _difference(workers, folder) if LITERAL in workers else None
+        for worker in workers.values():
+            worker.close()
+    finally:
+        for worker in workers.values():
+            worker.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+    return Measured(case, sides, difference)
+
+
+def _difference(workers: dict[str, Worker], folder: Path) -> float | None:
+    """Largest absolute difference of the results, or None if there is nothing to compare."""
+    saved = []
+    for side in (SHIPPED, LITERAL):
+        workers[side].save(folder / f"{side}.pt")
+        saved.append(torch.load(folder / f"{side}.pt", weights_only=True))
+    if len(saved[0]) != len(saved[1]):
+        raise RuntimeError(f"{len(saved[0])} results from one side, {len(saved[1])} from the other")
+    pairs = zip(*saved, strict=True)
+    return max(
+        ((one.double() - other.double()).abs().max().item() for one, other in pairs), default=None
+    )

@@ -1,0 +1,48 @@
+"""PAMR: neighbours as bags of rows against dilated convolutions with a 48-fold tensor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from speed.case import LITERAL, SHIPPED, Case, Step
+
+SIDE = 448
+
+
+def _problem(classes: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(1, 3, SIDE, SIDE, generator=generator) * 255
+    masks = torch.rand(1, classes, SIDE, SIDE, generator=generator)
+    return images.to(device), masks.to(device)
+
+
+def _shipped(classes: int, device: str, folder: Path) -> Step:
+    from talk2dino.pamr import pamr
+
+    images, masks = _problem(classes, device)
+    return lambda: pamr(images, masks)
+
+
+def _literal(classes: int, device: str, folder: Path) -> Step:
+    from tests.literal.pamr import pamr
+
+    images, masks = _problem(classes, device)
+    return lambda: pamr(images, masks)
+
+
+def _case(classes: int) -> Case:
+    return Case(
+        f"PAMR, {classes} classes, {SIDE} x {SIDE}, 10 iterations",
+        {
+            SHIPPED: lambda device, folder: _shipped(classes, device, folder),
+            LITERAL: lambda device, folder: _literal(classes, device, folder),
+        },
+        targets={LITERAL: 30.0},
+        work=1,
+        unit="windows",
+    )
+
+
+CASES = {"pamr": _case(21), "pamr_171": _case(171)}

@@ -1,0 +1,93 @@
+"""Copies to and from a GPU beside its work: the next batch goes in, the last one comes out.
+
+On other devices batches pass through as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from talk2dino.features.decode import DecodedBatch
+from talk2dino.features.parts import Batch
+
+
+def sent_ahead(batches: Iterable[DecodedBatch], device: torch.device) -> Iterator[DecodedBatch]:
+    """Batches with their pixels on `device`; on CUDA the next is sent while one is worked on.
+
+    The copy is only asynchronous from pinned memory (`DecodedBatch.pin_memory`).
+    """
+    if device.type != "cuda":
+        for batch in batches:
+            yield _sent(batch, device)
+        return
+    side = torch.cuda.Stream(device)
+    waiting: DecodedBatch | None = None
+    for batch in batches:
+        with torch.cuda.stream(side):
+            coming = _sent(batch, device)
+        if waiting is not None:
+            yield waiting
+        torch.cuda.current_stream(device).wait_stream(side)
+        _used_by_current_stream(coming, device)
+        waiting = coming
+    if waiting is not None:
+        yield waiting
+
+
+def _sent(batch: DecodedBatch, device: torch.device) -> DecodedBatch:
+    inputs = batch.caption_inputs
+    return DecodedBatch(
+        batch.stop,
+        batch.images.to(device, non_blocking=True),
+        batch.failures,
+        None if inputs is None else inputs.to(device, non_blocking=True),
+    )
+
+
+def _used_by_current_stream(batch: DecodedBatch, device: torch.device) -> None:
+    """Keep the allocator from handing the pixels' memory to the side stream while in use."""
+    for pixels in (batch.images, batch.caption_inputs):
+        if pixels is not None:
+            pixels.record_stream(torch.cuda.current_stream(device))
+
+
+def fetched_behind(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    """Batches with their columns in main memory.
+
+    On CUDA a batch is handed out when the work of the next one has been launched, so that storing
+    it takes no time of the GPU's.
+    """
+    if device.type != "cuda":
+        for batch in batches:
+            yield Batch(batch.stop, _to_cpu(batch.columns), batch.failures, batch.captions)
+        return
+    side = torch.cuda.Stream(device)
+    waiting: tuple[Batch, torch.cuda.Event] | None = None
+    for batch in batches:
+        side.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(side):
+            columns = {key: _to_pinned(column, side) for key, column in batch.columns.items()}
+            arrived = torch.cuda.Event()
+            arrived.record(side)
+        coming = Batch(batch.stop, columns, batch.failures, batch.captions)
+        if waiting is not None:
+            waiting[1].synchronize()
+            yield waiting[0]
+        waiting = coming, arrived
+    if waiting is not None:
+        waiting[1].synchronize()
+        yield waiting[0]
+
+
+def _to_cpu(columns: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: column.cpu() for key, column in columns.items()}
+
+
+def _to_pinned(column: Tensor, side: torch.cuda.Stream) -> Tensor:
+    """Start a copy to pinned memory, whose blocks PyTorch keeps and uses again."""
+    column.record_stream(side)
+    pinned = torch.empty(column.shape, dtype=column.dtype, pin_memory=True)
+    return pinned.copy_(column, non_blocking=True)

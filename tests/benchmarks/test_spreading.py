@@ -1,0 +1,186 @@
+"""Labels straight from patch scores: the same as step by step, in the memory one allows."""
+
+import weakref
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
+from talk2dino.benchmarks.spreading import Layout, resized_labels, spread_labels, spreading_matrix
+from talk2dino.benchmarks.table import Protocol
+from talk2dino.inference import (
+    ClassQuery,
+    SlidingWindows,
+    resize_scores,
+    score_labels,
+    sliding_window_scores,
+)
+from talk2dino.segmenter import FeatureSharing, PatchScoring, build_segmenter
+from talk2dino.segmenter_config import read_segmenter_config
+
+CPU = torch.device("cpu")
+PROTOCOL = Protocol(window=64, stride=32)
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def base(root):
+    return build_segmenter(
+        read_segmenter_config(
+            root / "configs" / "toy.yaml", projection_weights="seeded:0", input_size=112
+        )
+    )
+
+
+def image(height, width):
+    generator = torch.Generator().manual_seed(height * width)
+    return torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
+
+
+def step_by_step(segmenter, pixels, size_hw, query):
+    """The plain way, which a reader meets first."""
+    windows = SlidingWindows(PROTOCOL.window, PROTOCOL.stride)
+    scores = sliding_window_scores(segmenter, pixels, query, windows)
+    return score_labels(resize_scores(scores, size_hw))
+
+
+def labels_of(segmenter, pixels, size_hw, query, **batching):
+    pictures = [Picture(pixels, size_hw, [Task(segmenter, query)])]
+    ((_, (labels,)),) = label_pictures(pictures, PROTOCOL, Batching(**batching), CPU)
+    return labels
+
+
+class WholeWindows:
+    """Hides everything of a segmenter but what the plain protocol asks for."""
+
+    def __init__(self, segmenter):
+        self.embed_classes, self.window_scores = segmenter.embed_classes, segmenter.window_scores
+
+
+class SharingWindows(WholeWindows):
+    """A segmenter that shares features, but scores no patches."""
+
+    def __init__(self, segmenter):
+        super().__init__(segmenter)
+        self.patch_features, self.score_features = (
+            segmenter.patch_features,
+            segmenter.score_features,
+        )
+
+    def shares_features(self, other):
+        return False
+
+
+@pytest.mark.parametrize("wrap", [lambda segmenter: segmenter, SharingWindows, WholeWindows])
+@pytest.mark.parametrize("options", [{}, {"pamr": True}, {"clean_background": True}])
+@pytest.mark.parametrize("background", [None, 0.5])
+@pytest.mark.parametrize(
+    ("scored", "size_hw"), [((64, 64), (64, 64)), ((64, 150), (80, 101)), ((130, 50), (97, 60))]
+)
+def test_labels_are_those_of_the_plain_steps(base, wrap, options, background, scored, size_hw):
+    segmenter = wrap(base.variant(**options))
+    query = ClassQuery(base.embed_classes(["cat", "dog", "sky", "tree", "car"]), background)
+    pixels = image(*scored)
+    expected = step_by_step(base.variant(**options), pixels, size_hw, query)
+    for score_bytes in (MIB, 1):  # one byte: a row or a class at a time
+        labels = labels_of(segmenter, pixels, size_hw, query, size=2, score_bytes=score_bytes)
+        assert labels.shape == size_hw and labels.dtype == torch.int64
+        assert (labels == expected).float().mean() >= 0.999
+    assert expected.unique().numel() > 1
+
+
+def test_what_a_segmenter_offers_decides_how_it_is_used(base):
+    assert isinstance(base, PatchScoring)
+    assert isinstance(SharingWindows(base), FeatureSharing)
+    assert not isinstance(SharingWindows(base), PatchScoring)
+    assert not isinstance(WholeWindows(base), FeatureSharing)
+    assert base.variant(pamr=True).follows_edges and not base.follows_edges
+
+
+def test_the_matrix_of_an_axis_does_upsampling_mean_and_resizing():
+    cells = torch.tensor([[0.0, 3.0], [6.0, 9.0]])  # two windows of two patches
+    matrix = spreading_matrix(original=6, scored=6, window=4, starts=[0, 2], cells=2)
+    # Aligned corners: 0 1 2 3 and 6 7 8 9; the windows share the two pixels in the middle.
+    expected = [0, 1, (2 + 6) / 2, (3 + 7) / 2, 8, 9]
+    assert (matrix @ cells.flatten()).tolist() == pytest.approx(expected)
+    halved = spreading_matrix(original=3, scored=6, window=4, starts=[0, 2], cells=2)
+    assert (halved @ cells.flatten()).tolist() == pytest.approx([0.5, 4.5, 8.5])
+    torch.testing.assert_close(halved.sum(dim=1), torch.ones(3))
+
+
+@pytest.mark.parametrize("most_bytes", [1, 4 * 31 * 47 * 3, MIB])
+def test_many_classes_are_compared_in_parts(most_bytes):
+    scores = torch.rand(13, 20, 30, generator=torch.Generator().manual_seed(0))
+    scores[7] = scores[3]  # a tie everywhere: the first one wins
+    whole = score_labels(resize_scores(scores, (31, 47)))
+    assert torch.equal(resized_labels(scores, (31, 47), most_bytes), whole)
+    assert not (whole == 7).any()
+
+
+@pytest.mark.parametrize("pamr", [False, True])
+def test_the_first_label_wins_a_tie(base, pamr):
+    layout = Layout((64, 64), (64, 64), PROTOCOL)
+    scores = torch.full((1, 4, 8, 8), 0.5)
+    pixels = image(64, 64).float()
+    segmenter = base.variant(pamr=pamr)
+    for most_bytes in (1, MIB):
+        for background, label in ((None, 0), (0.4, 1), (0.6, 0)):
+            labels = spread_labels(segmenter, scores, pixels, layout, background, most_bytes)
+            if not pamr or background is not None:  # PAMR's sums of equal scores may round
+                assert labels.unique().tolist() == [label]
+
+
+class LiveBytes(TorchDispatchMode):
+    """The most bytes in tensors that were made under it and were alive at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.live = self.peak = 0
+        self._known = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                self._watch(tensor.untyped_storage())
+        return result
+
+    def _watch(self, storage):
+        address, size = storage.data_ptr(), storage.nbytes()
+        if not size or address in self._known:
+            return
+        self._known.add(address)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._forget, address, size)
+
+    def _forget(self, address, size):
+        self._known.discard(address)
+        self.live -= size
+
+
+@pytest.mark.parametrize("pamr", [False, True])
+def test_171_classes_stay_within_the_memory_that_is_set(base, pamr):
+    """All of them at the original size alone would take 171 x 120 x 180 x 4 bytes = 14 MiB."""
+    classes, size_hw, scored = 171, (120, 180), (64, 96)
+    layout = Layout(size_hw, scored, PROTOCOL)
+    scores = torch.rand(
+        len(layout.corners), classes, 8, 8, generator=torch.Generator().manual_seed(0)
+    )
+    segmenter, pixels = base.variant(pamr=pamr), image(*scored).float()
+    unlimited = spread_labels(segmenter, scores, pixels, layout, None, 1 << 40)
+    peaks = []
+    for budget in (MIB, 4 * MIB, 1 << 40):
+        with LiveBytes() as memory:
+            labels = spread_labels(segmenter, scores, pixels, layout, None, budget)
+        assert (labels == unlimited).float().mean() >= 0.999
+        peaks.append(memory.peak)
+        # Beside the scores: labels and best scores, scores spread along one axis, and of PAMR
+        # its weights and two tables of up to 32 classes with 24 pixels around the window.
+        aside = 40 * size_hw[0] * size_hw[1] + 4 * classes * 8 * (size_hw[1] + 16)
+        if pamr:
+            aside += 3 * 48 * 4 * PROTOCOL.window**2 + 2 * 32 * 4 * (PROTOCOL.window + 48) ** 2
+        assert memory.peak <= budget + aside
+    assert peaks[0] < peaks[1] < peaks[2]
+    assert peaks[1] < 4 * classes * size_hw[0] * size_hw[1]

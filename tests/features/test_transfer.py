@@ -1,0 +1,112 @@
+"""Copies beside a GPU's work: nothing lost, nothing early, in order; with CUDA's calls played."""
+
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from talk2dino.features import transfer
+from talk2dino.features.decode import DecodedBatch
+from talk2dino.features.parts import Batch
+from talk2dino.features.transfer import fetched_behind, sent_ahead
+
+CPU, CUDA = torch.device("cpu"), SimpleNamespace(type="cuda")
+
+
+class Played:
+    """Stands for CUDA's streams and events and writes down what is asked of them."""
+
+    def __init__(self):
+        self.calls = []
+
+    def note(self, *words):
+        self.calls.append(" ".join(words))
+
+    def Stream(self, device):
+        return SimpleNamespace(wait_stream=lambda other: self.note("side waits for", other.name))
+
+    def current_stream(self, device):
+        return SimpleNamespace(name="main", wait_stream=lambda side: self.note("main waits"))
+
+    @contextmanager
+    def stream(self, side):
+        self.note("on side:")
+        yield
+
+    def Event(self):
+        number = sum(call == "event" for call in self.calls)
+        self.note("event")
+        return SimpleNamespace(
+            record=lambda side: None, synchronize=lambda: self.note(f"{number} arrived")
+        )
+
+
+class Pixels:
+    """A tensor that says when it is sent and who uses it."""
+
+    def __init__(self, cuda, name):
+        self.cuda, self.name = cuda, name
+
+    def to(self, device, non_blocking):
+        assert non_blocking
+        self.cuda.note("send", self.name)
+        return self
+
+    def record_stream(self, stream):
+        self.cuda.note(self.name, "used by", stream.name)
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    played = Played()
+    for name in ("Stream", "current_stream", "stream", "Event"):
+        monkeypatch.setattr(torch.cuda, name, getattr(played, name))
+    return played
+
+
+def test_the_next_batch_is_sent_before_the_last_is_worked_on(cuda):
+    batches = [DecodedBatch(n, Pixels(cuda, name), {n: "bad"}) for n, name in enumerate("ab")]
+    seen = []
+    for batch in sent_ahead(batches, CUDA):
+        cuda.note("work on", batch.images.name)
+        seen.append((batch.stop, batch.failures))
+    assert seen == [(0, {0: "bad"}), (1, {1: "bad"})]
+    assert cuda.calls == [
+        *("on side:", "send a", "main waits", "a used by main"),
+        *("on side:", "send b", "work on a", "main waits", "b used by main", "work on b"),
+    ]
+
+
+def test_results_are_handed_out_when_the_next_work_is_launched_and_they_have_arrived(
+    cuda, monkeypatch
+):
+    monkeypatch.setattr(transfer, "_to_pinned", lambda column, side: column)
+
+    def batches():
+        for number in range(2):
+            cuda.note("work on", str(number))
+            yield Batch(number, {"a": torch.full((1,), number)}, {}, [str(number)])
+
+    for batch in fetched_behind(batches(), CUDA):
+        cuda.note("store", *batch.captions, str(int(batch.columns["a"])))
+    assert cuda.calls == [
+        *("work on 0", "side waits for main", "on side:", "event"),
+        *("work on 1", "side waits for main", "on side:", "event"),
+        *("0 arrived", "store 0 0", "1 arrived", "store 1 1"),
+    ]
+
+
+def test_without_batches_nothing_comes_out(cuda):
+    assert list(sent_ahead([], CUDA)) == list(fetched_behind([], CUDA)) == []
+
+
+def test_elsewhere_batches_pass_one_at_a_time():
+    decoded = [DecodedBatch(1, torch.ones(1), {}, torch.zeros(1)), DecodedBatch(2, torch.ones(2))]
+    sent = list(sent_ahead(decoded, CPU))
+    assert [len(batch.images) for batch in sent] == [1, 2]
+    assert sent[0].caption_inputs is not None
+    assert sent[1].caption_inputs is None
+    drawn = iter([Batch(1, {"a": torch.ones(1)}), Batch(2, {})])
+    assert next(fetched_behind(drawn, CPU)).stop == 1
+    assert next(drawn).stop == 2
