@@ -16,9 +16,10 @@ ROWS = [
         *("vision", "text", "projection", "alignment", "losses"),
         *("background", "pamr", "pamr_bags", "pamr_triton", "images", "drawing", "metrics"),
     },
-    {"features", "inference", "segmenter_config"},
+    {"features", "inference", "segmenter_config", "vocabularies"},
     {"segmenter", "ovsegmentor", "training", "hub"},
     {"benchmarks", "toy"},
+    {"registry"},
     {"cli", "app"},
     {"__main__"},
 ]
