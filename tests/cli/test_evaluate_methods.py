@@ -17,6 +17,8 @@ from talk2dino.benchmarks.table import BENCHMARKS, STUFF_BACKGROUND
 from talk2dino.cli.data import main as data_main
 from talk2dino.cli.evaluate import main
 from talk2dino.cli.report import main as report_main
+from talk2dino.registry.ovsegmentor import OVSegmentorMethod
+from talk2dino.registry.talk2dino import Talk2DinoMethod
 
 MINIATURES = Path(__file__).parents[1] / "parity" / "data" / "seg" / "data"
 BOTH = "toy,ovsegmentor_toy"
@@ -107,8 +109,8 @@ def test_one_method_alone_counts_as_both_together(both, tmp_path):
 
 
 def test_the_same_call_again_loads_nothing(both, monkeypatch, capsys):
-    monkeypatch.setattr("talk2dino.registry.ovsegmentor.build_ovsegmentor", pytest.fail)
-    monkeypatch.setattr("talk2dino.registry.talk2dino.build_segmenter", pytest.fail)
+    monkeypatch.setattr(OVSegmentorMethod, "load", pytest.fail)
+    monkeypatch.setattr(Talk2DinoMethod, "load", pytest.fail)
     assert evaluate(both, "--save_predictions", both.parent / "ids") == 0
     assert "| ovsegmentor_toy | voc " in capsys.readouterr().out
 

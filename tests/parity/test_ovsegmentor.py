@@ -6,6 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
+from talk2dino.benchmarks.table import Protocol
 from talk2dino.inference import ClassQuery, resize_scores, sliding_window_scores
 from talk2dino.ovsegmentor.grouping import affinity
 from talk2dino.ovsegmentor.losses import (
@@ -296,6 +298,16 @@ def test_sliding_windows_and_the_resized_result_agree(scorer, class_rows, set_sc
     resized = resize_scores(scores, (375, 469))
     expected = {0: 8253, 3: 78875, 15: 260, 19: 3087, 20: 85400}
     assert histogram(resized.argmax(dim=0)) == expected
+
+
+@pytest.mark.parametrize("score_bytes", [1 << 16, 1 << 28])
+def test_the_evaluator_gives_the_recorded_labels(scorer, class_rows, set_scale, score_bytes):
+    set_scale(math.log(100))
+    image = recorded_input("imageR", (1, 3, 448, 560), 2)[0]
+    picture = Picture(image, (375, 469), [Task(scorer, ClassQuery(class_rows, 0.35))])
+    batching = Batching(2, score_bytes=score_bytes)
+    ((_, (labels,)),) = label_pictures([picture], Protocol(), batching, torch.device("cpu"))
+    assert histogram(labels) == {0: 8253, 3: 78875, 15: 260, 19: 3087, 20: 85400}
 
 
 def test_the_group_map_of_a_whole_image_agrees(scorer):
