@@ -21,6 +21,7 @@ COMMANDS = {
     "convert": "talk2dino.cli.convert_weights",
     "convert-coco": "talk2dino.cli.convert",
     "prepare-captions": "talk2dino.cli.prepare_captions",
+    "pretrain": "talk2dino.cli.pretrain",
     "quickstart": "talk2dino.cli.quickstart",
 }
 """Command -> the module that defines it; only the one that runs is imported."""

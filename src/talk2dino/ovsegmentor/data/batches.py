@@ -21,7 +21,7 @@ from talk2dino.ovsegmentor.data.dataset import (
 )
 from talk2dino.ovsegmentor.data.lemmas import find_lemmas, get_lemma
 from talk2dino.ovsegmentor.data.sources import open_rows
-from talk2dino.ovsegmentor.data.words import CaptionReader
+from talk2dino.ovsegmentor.data.words import PUBLISHED, CaptionReader, EntityTable
 from talk2dino.ovsegmentor.text import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -34,13 +34,27 @@ class PretrainingData:
     """The data section of a pretraining recipe."""
 
     metafile: str
-    """A csv or tsv with image_id and caption (stage 2 also pairindex and pairentity), or tars."""
+    """A csv or tsv with image_id and caption (stage 2 also pairindex and pairentity), COCO
+    captions, or tars."""
     images: str = ""
     """Folder of the images that a metafile names."""
+    entities: str = ""
+    """Words to look for, separated by commas; by default those of the paper."""
     lemmas: str = "auto"
     """Source of singulars: auto, lemminflect or wordnet."""
     compat: bool = False
     """Build questions and answers as the published loader does, with its defects."""
+
+    def __post_init__(self) -> None:
+        if self.compat and self.entities:
+            raise ValueError("entities cannot be chosen under compat, which has the published ones")
+        if self.entities:
+            EntityTable.of(self.entity_words)
+
+    @property
+    def entity_words(self) -> list[str]:
+        """The words of `entities`."""
+        return [word.strip() for word in self.entities.split(",")] if self.entities else []
 
 
 def open_samples(
@@ -54,7 +68,8 @@ def open_samples(
     mask = tokenizer.tokenizer.mask_token
     if mask is None:
         raise ValueError("the tokeniser has no mask token, which questions need. Use a BERT's.")
-    reader = CaptionReader(get_lemma(find_lemmas(data.lemmas)), data.compat, mask)
+    table = EntityTable.of(data.entity_words) if data.entities else PUBLISHED
+    reader = CaptionReader(get_lemma(find_lemmas(data.lemmas)), data.compat, mask, table)
     rows = open_rows(data.metafile, Path(data.images), reader, options.pairs)
     return PretrainingSamples(rows, reader, training_transform(augment), options)
 

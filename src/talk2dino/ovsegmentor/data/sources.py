@@ -111,15 +111,15 @@ class Rows(ABC):
 def open_rows(
     path: str | Path, images: str | Path, reader: CaptionReader, pairs: bool = False
 ) -> Rows:
-    """Open a metafile, or web tars.
+    """Open a metafile, COCO captions, or web tars.
 
     Captions without an entity are left out, except under the reader's `compat`.
 
     Args:
-        path: a csv or tsv, or a tar, a folder or a pattern of tars.
+        path: a csv or tsv, a JSON of COCO captions, or a tar, a folder or a pattern of tars.
         images: the folder of the images that a metafile names; not used for tars.
         reader: tells which captions can be used.
-        pairs: whether partners will be asked for (stage 2).
+        pairs: whether partners will be asked for (stage 2); a csv has to list them.
 
     Raises:
         FileNotFoundError: no such file, or none of the images exists.
@@ -130,6 +130,10 @@ def open_rows(
         from talk2dino.ovsegmentor.data.tar_rows import TarRows
 
         return TarRows(path, reader, pairs)
+    if Path(path).suffix == ".json":
+        from talk2dino.ovsegmentor.data.coco_rows import CocoRows
+
+        return CocoRows(Path(path), Path(images), reader, pairs)
     return TableRows(open_table(path), Path(images), reader, pairs)
 
 

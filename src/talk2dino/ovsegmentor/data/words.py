@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 from talk2dino.ovsegmentor.data.entities import CLASSES, FILTER_WORDS, SYNONYMS
 from talk2dino.ovsegmentor.data.lemmas import Lemma
@@ -27,11 +27,38 @@ _TREEBANK_GAPS = re.compile(r"[\s,;:?!()\[\]{}<>\"“”„‘’«»`*&$#@%–�
 _TREEBANK_END = re.compile(r"(?:'(?:s|re|ve|ll|m|d)?)+$", re.IGNORECASE)
 _SENTENCE = re.compile(r"(?<=[.?!])['\")\]]*\s+(?=[\"'(\[]*[A-Z0-9])")
 
-_BY_WORD = {word.lower(): word for word in reversed(FILTER_WORDS)}  # `tv` wins over `TV`
-_BY_CLASS = {
-    word.lower(): SYNONYMS.get(word, word) for word in (*CLASSES, *FILTER_WORDS, *SYNONYMS)
-}
 _WORD_SET, _CLASS_SET = frozenset(FILTER_WORDS), frozenset(CLASSES)
+
+
+@dataclass(frozen=True)
+class EntityTable:
+    """The words that count as entities, by their lower-case form."""
+
+    words: Mapping[str, str]
+    """-> the word as the list writes it."""
+    classes: Mapping[str, str]
+    """-> the class it stands for."""
+
+    @classmethod
+    def of(cls, words: Iterable[str]) -> EntityTable:
+        """A list of one's own, each word its own class.
+
+        Raises:
+            ValueError: there is none, or one is no single word.
+        """
+        words = list(dict.fromkeys(words))
+        wrong = [word for word in words if not _WORD.fullmatch(word)]
+        if wrong or not words:
+            raise ValueError(f"entities must be single words, got {(wrong or ['nothing'])[0]!r}")
+        table = {word.lower(): word for word in reversed(words)}
+        return cls(table, table)
+
+
+PUBLISHED = EntityTable(
+    {word.lower(): word for word in reversed(FILTER_WORDS)},  # `tv` wins over `TV`
+    {word.lower(): SYNONYMS.get(word, word) for word in (*CLASSES, *FILTER_WORDS, *SYNONYMS)},
+)
+"""The 100 words of the paper, and the 73 classes they stand for."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +81,8 @@ class CaptionReader:
     """Do what the published programs do, with their defects: see `published_question`."""
     mask: str = MASK
     """The tokeniser's mask token."""
+    table: EntityTable = field(default=PUBLISHED)
+    """The entities; under `compat` always the published ones."""
 
     def problem(self, caption: str, need_entity: bool = True) -> str | None:
         """EMPTY, OTHER_SCRIPT, NO_ENTITY, or None for a caption that can be used."""
@@ -71,7 +100,7 @@ class CaptionReader:
             found = [word for word in _treebank_words(caption) if word in _WORD_SET]
         else:
             words = (match.group() for match in _WORD.finditer(caption))
-            found = [hit for word in words if (hit := self._look_up(word, _BY_WORD))]
+            found = [hit for word in words if (hit := self._look_up(word, self.table.words))]
         return list(dict.fromkeys(found))
 
     def read(self, caption: str) -> Masked:
@@ -85,7 +114,7 @@ class CaptionReader:
         found: list[str] = []
 
         def replace(match: re.Match[str]) -> str:
-            hit = self._look_up(match.group(), _BY_CLASS)
+            hit = self._look_up(match.group(), self.table.classes)
             if hit is None:
                 return match.group()
             found.append(hit)
@@ -101,7 +130,7 @@ class CaptionReader:
             return template[: template.index("{}")] + names
         return template.format(names)
 
-    def _look_up(self, word: str, table: dict[str, str]) -> str | None:
+    def _look_up(self, word: str, table: Mapping[str, str]) -> str | None:
         word = _stem(word).lower()
         return table.get(word) or table.get(self.lemma(word))
 
