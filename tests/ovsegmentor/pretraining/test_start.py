@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from talk2dino.checkpoints import state_shapes
+from talk2dino.ovsegmentor.checkpoints import seeded_weights
 from talk2dino.ovsegmentor.pretraining import start
 from talk2dino.ovsegmentor.pretraining.start import first_model, first_tokenizer, with_words
 from tests.ovsegmentor.conftest import TOY
@@ -50,6 +51,15 @@ def test_stage_1_starts_from_dino(make_recipe, tmp_path):
     assert torch.equal(encoder.layers[1].blocks[0].norm1.weight, weights["blocks.2.norm1.weight"])
     assert encoder.pos_embed.eq(1).all()
     assert model.training
+
+
+def test_stage_2_starts_from_a_published_file_with_a_teacher_like_its_student(make_recipe, publish):
+    state = seeded_weights(TOY, 0, "stage1")
+    model = first_model(make_recipe(2, start={"stage1": str(publish(state))}))
+    found = model.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in state.items())
+    for name, value in model.img_encoder.state_dict().items():
+        assert torch.equal(found[f"img_encoder_momentum.{name}"], value)
 
 
 def test_first_weights_depend_on_the_seed_alone(make_recipe):

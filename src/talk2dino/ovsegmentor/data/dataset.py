@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -177,7 +178,7 @@ class LoadedBatch:
 
     def pin_memory(self) -> LoadedBatch:
         """Called by the DataLoader; makes the copy to a GPU asynchronous."""
-        fields = {name: _pinned(value) for name, value in vars(self.inputs).items()}
+        fields: dict[str, Any] = {n: _pinned(value) for n, value in vars(self.inputs).items()}
         return LoadedBatch(PretrainingBatch(**fields), self.rows, self.failures)
 
 

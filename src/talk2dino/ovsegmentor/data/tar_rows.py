@@ -101,7 +101,7 @@ def _samples(tar: Path) -> Iterator[tuple[str, _Member, _Member]]:
                 image = next((by_suffix[s] for s in _IMAGES if s in by_suffix), None)
                 text = next((by_suffix[s] for s in _TEXTS if s in by_suffix), None)
                 yield name, image, text
-                archive.members = []  # tarfile keeps every header otherwise
+                archive.members = []  # type: ignore[attr-defined]  # it keeps every header otherwise
     except tarfile.TarError as error:
         raise ValueError(f"{tar} is damaged or is not an uncompressed tar ({error})") from error
 

@@ -196,9 +196,9 @@ class PretrainingRun:
         held_out = self.held_out.loss(self.model) if self.held_out else None
         if held_out is not None and not math.isfinite(held_out):
             raise self._failure(f"the held-out loss is {held_out}", state.step)
-        means = [total / self.steps_per_epoch for total in state.sums]
+        means = {n: s / self.steps_per_epoch for n, s in zip(VALUES, state.sums, strict=True)}
         rate = self.schedule.learning_rate(self.steps_done - 1)
-        record = EpochRecord(state.epoch + 1, *means, held_out, rate)
+        record = EpochRecord(epoch=state.epoch + 1, held_out=held_out, learning_rate=rate, **means)
         if held_out is not None:
             earlier = [r.held_out for r in state.records if r.held_out is not None]
             if held_out < min(earlier, default=math.inf):

@@ -11,7 +11,12 @@ import torch
 from torch import Tensor
 
 from talk2dino.checkpoints import read_state_dict
-from talk2dino.ovsegmentor.checkpoints import check_source, load_stage1, read_checkpoint
+from talk2dino.ovsegmentor.checkpoints import (
+    TOKENIZER_FOLDER,
+    check_source,
+    load_stage1,
+    read_checkpoint,
+)
 from talk2dino.ovsegmentor.config import OVSegmentorConfig
 from talk2dino.ovsegmentor.data.sources import Rows
 from talk2dino.ovsegmentor.model import OVSegmentor
@@ -55,10 +60,9 @@ def first_model(recipe: PretrainingRecipe) -> OVSegmentor:
 
 def first_tokenizer(recipe: PretrainingRecipe) -> Tokenizer:
     """The tokeniser of the recipe's text encoder; the toy's has characters only yet."""
-    folder = None
-    if recipe.start.stage1:
-        folder = read_checkpoint(recipe.start.stage1, recipe.model).tokenizer
-    return load_tokenizer(recipe.config.text, folder)
+    folder = Path(recipe.start.stage1 or "") / TOKENIZER_FOLDER
+    came_along = recipe.start.stage1 is not None and folder.is_dir()
+    return load_tokenizer(recipe.config.text, folder if came_along else None)
 
 
 def with_words(tokenizer: Tokenizer, config: OVSegmentorConfig, rows: Rows) -> Tokenizer:
