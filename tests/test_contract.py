@@ -19,10 +19,10 @@ ROWS = [
         *("vision", "text", "projection", "alignment", "losses"),
         *("background", "pamr", "pamr_bags", "pamr_triton", "images", "drawing", "metrics"),
     },
-    {"features", "inference", "segmenter_config", "segmentation"},
-    {"segmenter", "training"},
+    {"features", "inference", "segmenter_config", "segmentation", "vocabularies"},
+    {"segmenter", "ovsegmentor", "training"},
     {"benchmarks", "toy", "published_methods"},
-    {"hub"},
+    {"hub", "registry"},
     {"api"},
     {"app", "export", "huggingface"},
     {"cli"},
@@ -36,6 +36,7 @@ SIDEWAYS = {
     ("projection", "alignment"),
     ("pamr", "pamr_bags"),
     ("pamr", "pamr_triton"),
+    ("ovsegmentor", "training"),
 }
 
 
@@ -133,5 +134,6 @@ def test_published_weights_load_through_the_published_import(root, tmp_path):
 def test_recipes_open_with_their_command_hardware_time_and_number(root):
     for path in (root / "configs").glob("*.yaml"):
         opening = path.read_text().split("\nmodel:")[0].lower()
-        for word in ("train.py", "hardware", "time", "expect"):
+        command = "pretrain --config" if path.name.startswith("ovsegmentor") else "train.py"
+        for word in (command, "hardware", "time", "expect"):
             assert word in opening, f"{path.name} does not say its {word}"

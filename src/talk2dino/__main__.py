@@ -19,8 +19,11 @@ COMMANDS = {
     "evaluate": "talk2dino.cli.evaluate",
     "report": "talk2dino.cli.report",
     "data": "talk2dino.cli.data",
+    "convert": "talk2dino.cli.convert_weights",
     "convert-coco": "talk2dino.cli.convert",
     "export": "talk2dino.cli.export",
+    "prepare-captions": "talk2dino.cli.prepare_captions",
+    "pretrain": "talk2dino.cli.pretrain",
     "quickstart": "talk2dino.cli.quickstart",
 }
 """Command -> the module that defines it; only the one that runs is imported."""
@@ -48,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _overview() -> str:
     lines = ["usage: python -m talk2dino <command> [flags]", ""]
-    lines += [f"  {name:<14}{_load(name).summary}" for name in COMMANDS]
+    lines += [f"  {name:<18}{_load(name).summary}" for name in COMMANDS]
     lines += ["", "Each command explains its flags, with an example: <command> --help"]
     lines += ["--version prints the version. Completion for bash and zsh, once installed:"]
     return "\n".join([*lines, '  eval "$(talk2dino --completion)"'])

@@ -66,13 +66,17 @@ class Processes:
 
 
 @contextmanager
-def joined_processes() -> Iterator[Processes]:
-    """Join the group that `torch.distributed.run` describes, if it started this process."""
+def joined_processes(backend: str = "gloo") -> Iterator[Processes]:
+    """Join the group that `torch.distributed.run` describes, if it started this process.
+
+    Args:
+        backend: of the default group, which collectives within a model use; objects go by gloo.
+    """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         yield Processes()
         return
-    dist.init_process_group("gloo")
+    dist.init_process_group(backend)
     try:
         rank, local = dist.get_rank(), int(os.environ.get("LOCAL_RANK", "0"))
         group = dist.new_group(timeout=_PATIENCE, backend="gloo")

@@ -76,6 +76,32 @@ class PatchScoring(FeatureSharing, Protocol):
         """Whether `pixel_scores` is more than bilinear interpolation with aligned corners."""
 
 
+@runtime_checkable
+class Grouping(Protocol):
+    """A segmenter that divides a window into groups before it knows any class."""
+
+    def group_maps(self, windows: Tensor) -> list[Tensor]:
+        """One (B, G, h, w) per stage of grouping: how much each pixel belongs to each group.
+
+        Args:
+            windows: (B, 3, h, w) RGB float in [0, 255].
+        """
+
+
+def require_groups(segmenter: object) -> Grouping:
+    """`segmenter` if it has group maps.
+
+    Raises:
+        ValueError: its method has none.
+    """
+    if isinstance(segmenter, Grouping):
+        return segmenter
+    raise ValueError(
+        f"{type(segmenter).__name__} has no groups, so there are no group maps of it. They exist "
+        "for methods with group tokens, such as ovsegmentor_vitb."
+    )
+
+
 class Talk2DinoSegmenter:
     """Open-vocabulary segmentation by the cosine of DINO patches and projected class names.
 

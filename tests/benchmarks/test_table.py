@@ -45,7 +45,7 @@ def test_every_published_pair_resolves_to_its_row(root, folder, model, pamr):
     (evaluation,) = evaluations_of(read)
     row = BENCHMARKS[TASKS[FOLDERS.index(folder)]]
     recipe = load_recipe(find_in_checkout(MODELS[model]))
-    config = evaluation.config
+    config = evaluation.method.config
     large = recipe.model.dino_embed_dim == 1024
     assert evaluation.benchmark == row
     assert row.readme_name == folder

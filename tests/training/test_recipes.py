@@ -20,7 +20,8 @@ NAMES = {
 
 
 def test_every_recipe_is_listed_here(root):
-    assert {path.stem for path in (root / "configs").glob("*.yaml")} == set(NAMES)
+    recipes = {path.stem for path in (root / "configs").glob("*.yaml")}
+    assert {name for name in recipes if not name.startswith("ovsegmentor_")} == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)

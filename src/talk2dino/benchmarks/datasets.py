@@ -21,6 +21,7 @@ from talk2dino.metrics import IGNORED
 
 BACKGROUND = "background"
 _ONE_LESS = np.array([IGNORED, *range(IGNORED - 1), IGNORED], np.uint8)
+_ONE_MORE = np.array([*range(1, IGNORED), IGNORED, 0], np.uint8)
 
 
 @dataclass(frozen=True)
@@ -136,10 +137,10 @@ class EvaluationSet:
         Raises:
             ValueError: a label that is no class.
         """
-        if self.benchmark.reduce_zero_label:  # 255 and 0 are ignored; there is no class 254
-            values = _ONE_LESS[values]
         _check_labels(values, self.benchmark, self.data_root / self.samples[index].label)
-        return values
+        if self.benchmark.reduce_zero_label:  # 255 and 0 are ignored; there is no class 254
+            return _ONE_LESS[values]
+        return _ONE_MORE[values] if self.benchmark.unlabelled_background else values
 
 
 def _check_layout(benchmark: Benchmark, root: Path) -> None:
@@ -156,14 +157,16 @@ def _check_layout(benchmark: Benchmark, root: Path) -> None:
 
 
 def _check_labels(labels: np.ndarray, benchmark: Benchmark, path: Path) -> None:
-    wrong = labels[(labels >= benchmark.num_classes) & (labels != IGNORED)]
+    """Raise for values of a label file that stand for no class; 0 and 255 always mean something."""
+    first = int(benchmark.reduce_zero_label)
+    last = benchmark.num_classes - 1 + first - int(benchmark.unlabelled_background)
+    wrong = labels[(labels > last) & (labels != IGNORED)]
     if not wrong.size:
         return
-    shift = int(benchmark.reduce_zero_label)
-    values = ", ".join(str(value + shift) for value in np.unique(wrong)[:5].tolist())
+    values = ", ".join(map(str, np.unique(wrong)[:5].tolist()))
     raise ValueError(
         f"{path}: {wrong.size} pixels with label {values}; {benchmark.key} has the labels "
-        f"{shift} to {benchmark.num_classes - 1 + shift}. Were the labels converted to TrainIds? "
+        f"{first} to {last}. Were the labels converted to TrainIds? "
         "`python -m talk2dino data check` names the mistake."
     )
 
@@ -201,7 +204,7 @@ def _drawn_classes(split: Path) -> list[str]:
 
 @lru_cache(maxsize=1)
 def _own_datasets() -> dict[str, type]:
-    """The three classes that MMSegmentation 0.30 does not have."""
+    """The classes that MMSegmentation 0.30 does not have."""
     datasets = load_openmmlab().datasets
     voc, stuff = datasets.PascalVOCDataset, datasets.COCOStuffDataset
     custom = datasets.CustomDataset
@@ -224,8 +227,17 @@ def _own_datasets() -> dict[str, type]:
         def __init__(self, **options: Any) -> None:
             super().__init__(seg_map_suffix="_instanceTrainIds.png", **options)
 
+    class COCOStuffBackgroundDataset(custom):  # type: ignore[misc, valid-type]
+        """COCO-Stuff after a background; its label files are COCO-Stuff's."""
+
+        CLASSES = (BACKGROUND, *stuff.CLASSES)
+        PALETTE = class_colours(172, background=True).tolist()
+
+        def __init__(self, **options: Any) -> None:
+            super().__init__(seg_map_suffix="_labelTrainIds.png", **options)
+
     class DrawnWorldDataset(custom):  # type: ignore[misc, valid-type]
         """The drawn world, whose classes come with it."""
 
-    own = (PascalVOC20Dataset, COCOObjectDataset, DrawnWorldDataset)
+    own = (PascalVOC20Dataset, COCOObjectDataset, COCOStuffBackgroundDataset, DrawnWorldDataset)
     return {cls.__name__: cls for cls in own}

@@ -39,6 +39,8 @@ class Run:
     """Images and ground truth."""
     folders: PictureFolders = field(default_factory=PictureFolders)
     """Where label maps are saved."""
+    model: str = ""
+    """The segmenter's name in results."""
 
     def counts_folder(self, output: Path) -> Path:
         """Where its counts are kept while it goes on."""
@@ -80,11 +82,12 @@ class Done:
 
 
 def group_runs(runs: Sequence[Run]) -> list[list[Run]]:
-    """Put runs on the same images together: they share one pass of the backbone."""
+    """Put runs of one model on the same images together: they share one pass of the backbone."""
     groups: dict[Any, list[Run]] = {}
     for run in runs:
         images = tuple(sample.image for sample in run.dataset.samples)
-        groups.setdefault((images, run.dataset.benchmark.protocol), []).append(run)
+        key = (run.model, images, run.dataset.benchmark.protocol)
+        groups.setdefault(key, []).append(run)
     return list(groups.values())
 
 

@@ -1,4 +1,4 @@
-"""A whole evaluation: several benchmarks with one model, checked before weights are loaded."""
+"""A whole evaluation: models on benchmarks, checked before any weights are loaded."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from talk2dino import text, vision
 from talk2dino.benchmarks.checks import check_distinct_stems, check_files, fingerprint
 from talk2dino.benchmarks.datasets import EvaluationSet
 from talk2dino.benchmarks.evaluate import Run, Share, evaluate_group, group_runs
+from talk2dino.benchmarks.method import Method
 from talk2dino.benchmarks.pictures import PictureFolders
 from talk2dino.benchmarks.results import Timing, make_result, read_result, write_result
 from talk2dino.benchmarks.scoring import Task
@@ -25,10 +25,7 @@ from talk2dino.features.progress import Progress, silent
 from talk2dino.files import check_folder_writable, load_torch, save_torch
 from talk2dino.inference import ClassQuery
 from talk2dino.processes import Processes
-from talk2dino.seeded import parse_seeded
-from talk2dino.segmenter import Talk2DinoSegmenter, build_segmenter
-from talk2dino.segmenter_config import SegmenterConfig
-from talk2dino.templates import ALIASES
+from talk2dino.segmenter import Segmenter
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +36,8 @@ class Evaluation:
 
     benchmark: Benchmark
     """Its row."""
-    config: SegmenterConfig
-    """Models and options of inference."""
+    method: Method
+    """Model and options of inference."""
     bg_thresh: float | None
     """Threshold of the background class; None where there is none."""
 
@@ -52,7 +49,7 @@ class Evaluation:
         if self.bg_thresh is not None and not 0 <= self.bg_thresh <= 1:
             raise ValueError(
                 f"bg_thresh must lie in [0, 1], got {self.bg_thresh}: it is compared with "
-                "sigmoid(cosine), which is 0.27 to 0.73; 0.55 is cosine 0.20."
+                f"{self.method.threshold_meaning}."
             )
 
 
@@ -61,9 +58,7 @@ class Job:
     """Everything a command asks for."""
 
     evaluations: Sequence[Evaluation]
-    """With the same models; only options of inference may differ."""
-    model: str
-    """The model's name in results."""
+    """Model after model; those of one model may differ in options of inference only."""
     data_root: Path
     """The folder that all benchmarks are below."""
     output: Path
@@ -75,7 +70,12 @@ class Job:
     folders: PictureFolders = field(default_factory=PictureFolders)
     """Where label maps are saved."""
     folders_per_benchmark: bool = False
-    """Save label maps in a subfolder per benchmark."""
+    """Save label maps in a subfolder per benchmark; with several models, per model above it."""
+
+    @property
+    def models(self) -> list[str]:
+        """The names of the models, each once."""
+        return list(dict.fromkeys(entry.method.model for entry in self.evaluations))
 
 
 @dataclass(frozen=True)
@@ -100,20 +100,23 @@ def prepare(job: Job) -> list[Run]:
     """
     check_folder_writable(job.output)
     for evaluation in job.evaluations:
-        evaluation.config.check()
+        evaluation.method.check()
     runs = []
     for evaluation in job.evaluations:
         dataset = EvaluationSet(evaluation.benchmark, job.data_root)
         check_files(dataset)
         settings = run_settings(evaluation, dataset)
-        name = run_name(evaluation, job.model, settings)
+        model = evaluation.method.model
+        name = run_name(evaluation, settings)
         folders = job.folders
+        if len(job.models) > 1:
+            folders = folders.below(model)
         if job.folders_per_benchmark:
             folders = folders.below(evaluation.benchmark.key)
         if folders.wanted():
             check_distinct_stems(dataset)
             folders.check(name)
-        runs.append(Run(name, settings, dataset, folders))
+        runs.append(Run(name, settings, dataset, folders, model))
     return runs
 
 
@@ -133,7 +136,7 @@ def run_job(
         on_outcome: called as each benchmark is finished.
     """
     processes = processes or Processes()
-    models = _Models(job)
+    models = _Models(job, runs)
     outcomes = {}
     for group in group_runs(runs):
         done = evaluate_group(group, models.tasks, job.output, job.share, processes, progress)
@@ -145,7 +148,7 @@ def run_job(
             result = None
             if len(counts) == len(run.dataset.samples):
                 if done.images or not path.exists():
-                    content, arrays = make_result(run, counts, job.model, timing)
+                    content, arrays = make_result(run, counts, timing)
                     if processes.rank == 0:
                         write_result(job.output, run.name, content, arrays)
                     result = content
@@ -158,94 +161,73 @@ def run_job(
 
 def run_settings(evaluation: Evaluation, dataset: EvaluationSet) -> dict[str, Any]:
     """Everything that decides the counts, as plain JSON data; weights by their content."""
-    config = evaluation.config
-    segmenter = dataclasses.asdict(config)
-    for side, weights in (
-        ("projection", config.projection_weights),
-        ("vision", config.vision_weights or vision.default_weights(config.vision_model)),
-        ("text", config.text_weights or text.default_weights(config.text_model)),
-    ):
-        segmenter[f"{side}_weights"] = _identity(weights)
-    segmenter["projection"].pop("starting_checkpoint")
-    segmenter["template"] = ALIASES.get(config.template, config.template)
-    if config.precision == "fp32":  # so that counts keep their names from before there was a choice
-        segmenter.pop("precision")
     settings = {
         "benchmark": evaluation.benchmark.key,
         "bg_thresh": evaluation.bg_thresh,
-        "segmenter": segmenter,
+        "segmenter": evaluation.method.settings(),
         "protocol": dataclasses.asdict(evaluation.benchmark.protocol),
         "classes": dataset.classes,
         "data": fingerprint(dataset),
     }
+    prompted = _prompted(evaluation.method, dataset)
+    if prompted != dataset.prompted_classes:
+        settings["prompted"] = prompted
     content: dict[str, Any] = json.loads(json.dumps(settings))
     return content
 
 
-def run_name(evaluation: Evaluation, model: str, settings: dict[str, Any]) -> str:
+def run_name(evaluation: Evaluation, settings: dict[str, Any]) -> str:
     """Benchmark, model, pamr, and a hash of the settings."""
-    words = [evaluation.benchmark.key, model, *(["pamr"] if evaluation.config.pamr else [])]
+    words = [evaluation.benchmark.key, evaluation.method.model]
+    words += ["pamr"] if settings["segmenter"].get("pamr") else []
     return "_".join([*words, _digest(settings)[:8]])
+
+
+def _prompted(method: Method, dataset: EvaluationSet) -> list[str]:
+    """The names that are embedded for a data set's classes."""
+    return method.class_names(dataset.benchmark, dataset.prompted_classes)
 
 
 def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _identity(weights: str) -> str:
-    """Names stay; a file is known by its content, wherever it lies."""
-    if parse_seeded(weights) is not None or not Path(weights).is_file():
-        return weights
-    digest = hashlib.sha256()
-    with open(weights, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return f"sha256:{digest.hexdigest()}"
-
-
 class _Models:
-    """The models of a job: loaded when first needed, text embedded once."""
+    """The models of a job: one at a time, loaded when first needed, text embedded once."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, runs: Sequence[Run]) -> None:
         self._job = job
-        self._evaluations = {entry.benchmark.key: entry for entry in job.evaluations}
-        self._base: Talk2DinoSegmenter | None = None
+        names = [run.name for run in runs]
+        self._evaluations = dict(zip(names, job.evaluations, strict=True))
+        self._base: tuple[str, Segmenter] | None = None
         self._embeddings: dict[str, torch.Tensor] = {}
 
     def tasks(self, runs: Sequence[Run]) -> list[Task]:
-        """One task per run; their segmenters share all weights."""
+        """One task per run; segmenters of one model share all weights."""
         return [self._task(run) for run in runs]
 
     def _task(self, run: Run) -> Task:
-        evaluation = self._evaluations[run.dataset.benchmark.key]
-        config = evaluation.config
-        if self._base is None:
-            self._base = build_segmenter(config, self._job.device)
-        segmenter = self._base.variant(
-            pamr=config.pamr,
-            clean_background=config.clean_background,
-            template=config.template,
-            precision=config.precision,
-        )
-        classes = self._embed(segmenter, run)
+        evaluation = self._evaluations[run.name]
+        method = evaluation.method
+        if self._base is not None and self._base[0] != method.model:
+            self._base = None  # its memory is needed
+        loaded = None if self._base is None else self._base[1]
+        segmenter = method.load(self._job.device, loaded)
+        self._base = (method.model, segmenter)
+        classes = self._embed(method, segmenter, run)
         return Task(segmenter, ClassQuery(classes, evaluation.bg_thresh))
 
-    def _embed(self, segmenter: Talk2DinoSegmenter, run: Run) -> torch.Tensor:
+    def _embed(self, method: Method, segmenter: Segmenter, run: Run) -> torch.Tensor:
         """Class embeddings (C, D), from memory or from the results folder if they are there."""
-        names = run.dataset.prompted_classes
-        deciding = {
-            key: value
-            for key, value in run.settings["segmenter"].items()
-            if key not in ("vision_model", "vision_weights", "input_size", "precision")
-            and key not in ("pamr", "clean_background")
-        }
+        names = _prompted(method, run.dataset)
+        deciding = method.text_settings(run.settings["segmenter"])
         key = _digest([names, deciding])[:16]
         path = self._job.output / "embeddings" / f"{key}.pth"
         if key not in self._embeddings and path.is_file():
             try:
                 saved = load_torch(path)
                 if saved["names"] == names:
-                    self._embeddings[key] = saved["embeddings"].to(segmenter.device)
+                    self._embeddings[key] = saved["embeddings"].to(self._job.device)
             except (ValueError, KeyError, TypeError) as error:
                 logger.warning("%s is not used: %s", path, error)
         if key not in self._embeddings:

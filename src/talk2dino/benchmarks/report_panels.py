@@ -110,6 +110,8 @@ def _read_truth(run: EvaluatedRun, root: Path, name: str) -> np.ndarray:
     labels = read_labels(root / str(run.counts["labels"][index]))
     if run.result.get("reduce_zero_label"):
         labels = np.where((labels == 0) | (labels == IGNORED), IGNORED, labels - 1)
+    if run.result.get("unlabelled_background"):
+        labels = np.where(labels == IGNORED, 0, labels + 1)
     return labels.astype(np.uint8)
 
 

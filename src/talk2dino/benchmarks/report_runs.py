@@ -173,8 +173,9 @@ def _method(result: Mapping[str, Any]) -> str:
 
 
 def _weights(run: EvaluatedRun) -> str:
-    """The projection's, in a few letters."""
-    name = str(_models(run).get("projection_weights", ""))
+    """The projection's, or those of the whole model, in a few letters."""
+    models = _models(run)
+    name = str(models.get("projection_weights") or models.get("weights") or "")
     kind, _, digest = name.partition(":")
     return f", weights {digest[:8] if kind == 'sha256' else name}" if name else ""
 

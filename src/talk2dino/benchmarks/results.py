@@ -72,7 +72,7 @@ def peak_memory_mib() -> float:
 
 
 def make_result(
-    run: Run, counts: Mapping[int, ImageCounts], model: str, timing: Timing
+    run: Run, counts: Mapping[int, ImageCounts], timing: Timing
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The JSON content and the arrays of a finished run; see docs/evaluation.md."""
     dataset, benchmark = run.dataset, run.dataset.benchmark
@@ -81,22 +81,22 @@ def make_result(
     scores = segmentation_scores(torch.from_numpy(areas["confusion"]))
     low, high = bootstrap_interval(areas["intersect"], areas["union"])
     settings = run.settings
-    pamr = bool(settings["segmenter"]["pamr"])
+    pamr = bool(settings["segmenter"].get("pamr"))
     content = {
         "format": FORMAT,
         "benchmark": benchmark.key,
         "readme_name": benchmark.readme_name,
         "title": benchmark.title,
-        "model": model,
+        "model": run.model,
         "pamr": pamr,
-        "with_bg_clean": bool(settings["segmenter"]["clean_background"]),
+        "with_bg_clean": bool(settings["segmenter"].get("clean_background")),
         "bg_thresh": settings["bg_thresh"],
         "num_images": len(dataset.samples),
         "mIoU": _percent(scores.mean_iou),
         "mAcc": _percent(scores.mean_accuracy),
         "aAcc": _percent(scores.all_accuracy),
         "mIoU_interval": [_percent(low), _percent(high)],
-        "published": published_miou(benchmark, model, pamr),
+        "published": published_miou(benchmark, run.model, pamr),
         "per_class": dict(zip(names, map(_percent, scores.iou.tolist()), strict=True)),
         "per_class_accuracy": dict(
             zip(names, map(_percent, scores.accuracy.tolist()), strict=True)
@@ -105,6 +105,7 @@ def make_result(
         "palette": dataset.palette.tolist(),
         "has_background": benchmark.background,
         "reduce_zero_label": benchmark.reduce_zero_label,
+        "unlabelled_background": benchmark.unlabelled_background,
         "data_root": str(dataset.data_root.absolute()),
         "counts": f"{run.name}.npz",
         "predictions": _absolute(run.folders.predictions),
@@ -203,8 +204,28 @@ def versions() -> dict[str, str]:
 COLUMNS = ("benchmark", "mIoU", "95 %", "paper", "difference", "mAcc", "aAcc", "images", "images/s")
 
 
+def table_columns(results: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The heads of the table: COLUMNS, and the model where there are several."""
+    return ("model", *COLUMNS) if len(_models(results)) > 1 else COLUMNS
+
+
 def table_rows(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """One row of text per result, and their mean where there are several; see COLUMNS."""
+    """One row of text per result, and per model their mean where there are several."""
+    models = _models(results)
+    if len(models) == 1:
+        return _rows(results)
+    return [
+        (model, *row)
+        for model in models
+        for row in _rows([result for result in results if result["model"] == model])
+    ]
+
+
+def _models(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(result["model"] for result in results))
+
+
+def _rows(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     rows = [_row(result) for result in results]
     pairs = [(r["mIoU"], r["published"]) for r in results]
     if len(results) > 1 and all(ours is not None for ours, _ in pairs):
@@ -220,16 +241,20 @@ def table_rows(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
 
 def markdown_table(results: Sequence[Mapping[str, Any]]) -> str:
     """The table as Markdown, aligned so that it also reads as text."""
-    rows = [COLUMNS, *table_rows(results)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
+    columns = table_columns(results)
+    rows = [columns, *table_rows(results)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(columns))]
+    words = columns.index("benchmark") + 1  # columns of words stand left
     rule = tuple(
-        "-" * width if column == 0 else "-" * (width - 1) + ":"
+        "-" * width if column < words else "-" * (width - 1) + ":"
         for column, width in enumerate(widths)
     )
     lines = []
     for row in (rows[0], rule, *rows[1:]):
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        cells = [
+            cell.ljust(width) if column < words else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -238,7 +263,7 @@ def csv_table(results: Sequence[Mapping[str, Any]]) -> str:
     """The table as CSV."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([COLUMNS, *table_rows(results)])
+    writer.writerows([table_columns(results), *table_rows(results)])
     return text.getvalue()
 
 

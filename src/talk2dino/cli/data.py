@@ -19,7 +19,7 @@ from talk2dino.benchmarks.convert import (
 from talk2dino.benchmarks.data_check import DataReport, check_benchmark
 from talk2dino.benchmarks.datasets import EvaluationSet
 from talk2dino.benchmarks.label_sample import LabelSample
-from talk2dino.benchmarks.table import Benchmark, find_benchmarks
+from talk2dino.benchmarks.table import BENCHMARKS, STUFF_BACKGROUND, Benchmark, find_benchmarks
 from talk2dino.cli.convert import check_workers, file_bar, report_outcome
 from talk2dino.cli.entry import DONE, FAILED, Command, run_command
 from talk2dino.metrics import IGNORED
@@ -85,7 +85,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _rows(args: argparse.Namespace) -> list[Benchmark]:
-    return [row for row in find_benchmarks(args.benchmarks) if row.key != "toy"]
+    same_files = {STUFF_BACKGROUND.key: BENCHMARKS["coco_stuff"]}
+    rows = [same_files.get(row.key, row) for row in find_benchmarks(args.benchmarks)]
+    return [row for row in dict.fromkeys(rows) if row.key != "toy"]
 
 
 def check_data(args: argparse.Namespace, rows: Sequence[Benchmark]) -> int:

@@ -1,14 +1,13 @@
-"""`python -m talk2dino evaluate`: any set of benchmarks in one go, beside the paper's numbers."""
+"""`python -m talk2dino evaluate`: models on benchmarks in one go, beside published numbers."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from talk2dino.benchmarks.table import MODELS, Benchmark, find_benchmarks
+from talk2dino.benchmarks.table import find_benchmarks
 from talk2dino.cli.entry import DONE, Command, run_command
 from talk2dino.cli.evaluation import (
     add_run_flags,
@@ -16,15 +15,11 @@ from talk2dino.cli.evaluation import (
     run_and_report,
     share_of,
 )
-from talk2dino.config import check_name
-from talk2dino.segmenter_config import find_in_checkout, read_segmenter_config
 
 if TYPE_CHECKING:
     from talk2dino.benchmarks.evaluate import Run
     from talk2dino.benchmarks.job import Evaluation, Job
-    from talk2dino.segmenter_config import SegmenterConfig
-
-_LARGE = 1024  # width of ViT-L, whose published threshold is lower
+    from talk2dino.benchmarks.method import Method
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,13 +30,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument(
-        "--model", required=True, help=f"{', '.join(MODELS)}, or the path of a config"
+        "--model",
+        required=True,
+        help="names with commas: toy, vitb, vitl, dinov3_vitb, dinov3_vitl, ovsegmentor_toy, "
+        "ovsegmentor_vitb, ovsegmentor_vits; or the path of a config",
     )
     parser.add_argument(
-        "--benchmarks", default="all", help="all, or names with commas: voc,ade20k,..."
+        "--benchmarks",
+        default="all",
+        help="all of a model's publication, or names with commas: voc,ade20k,...",
     )
     parser.add_argument("--pamr", action="store_true", help="refine the masks with PAMR")
-    parser.add_argument("--weights", help="of the projection: a file or seeded:<n>")
+    parser.add_argument(
+        "--weights",
+        nargs="+",
+        metavar="W",
+        help="of Talk2DINO's projection or the whole OVSegmentor: a file, a folder or seeded:<n>; "
+        "with several models <model>=<file>",
+    )
     parser.add_argument("--vision_weights", help="pretrained, a file, or seeded:<n>")
     parser.add_argument("--text_weights", help="pretrained, a file, or seeded:<n>")
     parser.add_argument("--template", help="prompt set (default: the config's)")
@@ -69,12 +75,10 @@ def prepared(args: argparse.Namespace) -> tuple[Job, list[Run]]:
     from talk2dino.devices import resolve_device
 
     if getattr(args, "prepared", None) is None:
-        benchmarks = find_benchmarks(args.benchmarks)
-        config, model = _model(args)
+        evaluations = _evaluations(args)
         device = resolve_device(args.device)
         job = Job(
-            evaluations=_evaluations(args, benchmarks, config),
-            model=model,
+            evaluations=evaluations,
             data_root=args.data_root,
             output=args.output,
             device=device,
@@ -87,54 +91,67 @@ def prepared(args: argparse.Namespace) -> tuple[Job, list[Run]]:
     return result
 
 
-def _model(args: argparse.Namespace) -> tuple[SegmenterConfig, str]:
-    """The configuration and its short name."""
-    path = Path(args.model)
-    if path.suffix.lower() in (".yaml", ".yml"):
-        recipes = {find_in_checkout(recipe).resolve(): name for name, recipe in MODELS.items()}
-        model = recipes.get(path.resolve(), path.stem)
-    else:
-        model = check_name("model", args.model, MODELS)
-        path = find_in_checkout(MODELS[model])
-    changes: dict[str, Any] = {
-        "projection_weights": args.weights,
-        "vision_weights": args.vision_weights,
-        "text_weights": args.text_weights,
-        "template": args.template,
-    }
-    given = {key: value for key, value in changes.items() if value is not None}
-    config = read_segmenter_config(path, pamr=args.pamr, precision=args.precision, **given)
-    return config, model
+def _methods(args: argparse.Namespace) -> list[Method]:
+    """The models of the flags; a flag that only some of them have is mentioned."""
+    from talk2dino.registry.models import (
+        find_method,
+        split_models,
+        split_weights,
+        unused_options,
+    )
+    from talk2dino.registry.options import ModelOptions
+
+    names = split_models(args.model)
+    weights = split_weights(args.weights, names)
+    methods: list[Method] = []
+    unused: dict[str, list[str]] = {}
+    for name in names:
+        options = ModelOptions(
+            weights=weights.get(name),
+            vision_weights=args.vision_weights,
+            text_weights=args.text_weights,
+            template=args.template,
+            pamr=args.pamr,
+            precision=args.precision,
+        )
+        for option in unused_options(name, options):
+            unused.setdefault(option, []).append(name)
+        methods.append(find_method(name, options))
+    for option, without in unused.items():
+        if len(without) == len(names):
+            raise ValueError(f"--{option} means nothing for {', '.join(without)}. Leave it out.")
+        _warn(f"--{option} means nothing for {', '.join(without)}")
+    return methods
 
 
-def _evaluations(
-    args: argparse.Namespace, benchmarks: list[Benchmark], config: SegmenterConfig
-) -> list[Evaluation]:
-    """Cleaning and threshold per benchmark, as published or as asked for."""
-    import dataclasses
-
+def _evaluations(args: argparse.Namespace) -> list[Evaluation]:
+    """Models, their benchmarks, and the threshold as published or as asked for."""
     from talk2dino.benchmarks.job import Evaluation
 
-    large = config.projection.dino_embed_dim >= _LARGE
-    evaluations = []
-    for row in benchmarks:
-        threshold = row.threshold(large)
-        if args.bg_thresh is not None and row.background:
-            threshold = args.bg_thresh
-        cleaned = dataclasses.replace(config, clean_background=row.clean_background)
-        evaluations.append(Evaluation(row, cleaned, threshold))
-    without = [row.key for row in benchmarks if not row.background]
+    evaluations, without = [], []
+    for method in _methods(args):
+        asked = args.benchmarks.strip()
+        rows = list(method.published_on) if asked == "all" else find_benchmarks(asked)
+        for row in dict.fromkeys(map(method.benchmark, rows)):
+            threshold = method.threshold(row)
+            if args.bg_thresh is not None and row.background:
+                threshold = args.bg_thresh
+            if not row.background:
+                without.append(row.key)
+            evaluations.append(Evaluation(row, method.on(row), threshold))
     if args.bg_thresh is not None and without:
-        print(
-            f"warning: --bg_thresh is unused for {', '.join(without)}: no background class there",
-            file=sys.stderr,
-        )
+        keys = ", ".join(dict.fromkeys(without))
+        _warn(f"--bg_thresh is unused for {keys}: no background class there")
     return evaluations
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)
 
 
 COMMAND = Command(
     name="evaluate",
-    summary="Evaluate a model on the benchmarks and compare with the paper.",
+    summary="Evaluate models on the benchmarks and compare with the papers.",
     example="python -m talk2dino evaluate --model vitb --benchmarks all --pamr --data_root data",
     add_arguments=add_arguments,
     check=check,

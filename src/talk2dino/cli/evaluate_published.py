@@ -94,7 +94,6 @@ def prepared(args: argparse.Namespace) -> tuple[Job, list[Run]]:
         device = resolve_device(args.device)
         job = Job(
             evaluations=evaluations_of(read, args.precision),
-            model=read.model_name,
             data_root=args.data_root,
             output=args.output,
             device=device,
@@ -110,6 +109,7 @@ def prepared(args: argparse.Namespace) -> tuple[Job, list[Run]]:
 def evaluations_of(read: PublishedEvaluation, precision: str = "fp32") -> list[Evaluation]:
     """The evaluations that the published files describe."""
     from talk2dino.benchmarks.job import Evaluation
+    from talk2dino.registry.talk2dino import Talk2DinoMethod
 
     section = read.evaluate
     config = dataclasses.replace(
@@ -122,8 +122,9 @@ def evaluations_of(read: PublishedEvaluation, precision: str = "fp32") -> list[E
             "no background class there",
             file=sys.stderr,
         )
+    method = Talk2DinoMethod(read.model_name, config)
     return [
-        Evaluation(row, config, section.bg_thresh if row.background else None)
+        Evaluation(row, method, section.bg_thresh if row.background else None)
         for row in read.benchmarks
     ]
 

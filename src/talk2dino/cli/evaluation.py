@@ -88,8 +88,9 @@ def run_and_report(job: Job, runs: Sequence[Run]) -> list[Outcome]:
     with joined_processes() as processes:
         job = dataclasses.replace(job, device=processes.device(job.device))
         if processes.rank == 0:
-            names = ", ".join(run.dataset.benchmark.key for run in runs)
-            print(f"{job.model} on {names}; device {job.device}; results in {job.output}")
+            names = ", ".join(dict.fromkeys(run.dataset.benchmark.key for run in runs))
+            models = ", ".join(job.models)
+            print(f"{models} on {names}; device {job.device}; results in {job.output}")
         outcomes = run_job(job, runs, processes, _Bars(processes))
         if processes.rank == 0:
             _report(job, outcomes)
@@ -117,7 +118,7 @@ def _report(job: Job, outcomes: Sequence[Outcome]) -> None:
         if outcome.result is None:
             total = len(outcome.run.dataset.samples)
             print(
-                f"{outcome.run.dataset.benchmark.key}: {outcome.counted} of {total} images are "
+                f"{_shown(job, outcome)}: {outcome.counted} of {total} images are "
                 "counted; the job that completes them writes the result"
             )
     if not complete:
@@ -129,11 +130,12 @@ def _report(job: Job, outcomes: Sequence[Outcome]) -> None:
         with atomic_path(file) as temporary:
             temporary.write_text(text, encoding="utf-8")
     print(f"\n{table}")
-    for result in results:
-        absent = [name for name, iou in result["per_class"].items() if iou is None]
+    for outcome in complete:
+        assert outcome.result is not None
+        absent = [name for name, iou in outcome.result["per_class"].items() if iou is None]
         if absent:
             print(
-                f"{result['benchmark']}: {len(absent)} classes without any pixel (nan), "
+                f"{_shown(job, outcome)}: {len(absent)} classes without any pixel (nan), "
                 "left out of the mean"
             )
     timings = [result["timing"] for result in results if result["timing"]]
@@ -148,7 +150,13 @@ def _report(job: Job, outcomes: Sequence[Outcome]) -> None:
 def _table_name(job: Job, outcomes: Sequence[Outcome]) -> str:
     """One name per set of runs, so that tables never overwrite each other."""
     names = "\n".join(outcome.run.name for outcome in outcomes)
-    words = ["table", job.model]
-    if any(evaluation.config.pamr for evaluation in job.evaluations):
+    words = ["table", *job.models]
+    if any(outcome.run.settings["segmenter"].get("pamr") for outcome in outcomes):
         words.append("pamr")
     return "_".join([*words, hashlib.sha256(names.encode()).hexdigest()[:8]])
+
+
+def _shown(job: Job, outcome: Outcome) -> str:
+    """What a line calls a run: its benchmark, and its model where there are several."""
+    key = outcome.run.dataset.benchmark.key
+    return f"{outcome.run.model}, {key}" if len(job.models) > 1 else key

@@ -6,18 +6,29 @@ import argparse
 import dataclasses
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from talk2dino.cli.entry import DONE, FAILED, Command, run_command, typed_command
-from talk2dino.cli.segment_files import BESIDE_OVERLAY, plan_tasks
+from talk2dino.cli.segment_files import plan_tasks
+from talk2dino.cli.segment_flags import add_arguments
+from talk2dino.cli.segment_model import (
+    DEFAULT_MODEL,
+    background_of,
+    other_method,
+    read_published_flags,
+    vocabulary_of,
+)
+from talk2dino.cli.segment_modes import load_job, plan_modes, wants_modes
+from talk2dino.drawing import class_colours
+from talk2dino.vocabularies import BACKGROUND, Vocabulary, named_classes
 
 if TYPE_CHECKING:
+    from talk2dino.benchmarks.method import Method
+    from talk2dino.cli.segment_job import JobOptions
     from talk2dino.segmenter_config import SegmenterConfig
-
-DEFAULT_CONFIG = "configs/vitb_mlp_infonce.yaml"
-DEFAULT_THRESHOLD = 0.55
-BACKGROUND = "background"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,122 +36,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(COMMAND, argv)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the flags; those of the published demo keep their names."""
-    parser.add_argument(
-        "--input", required=True, nargs="+", metavar="PATH", help="pictures, or folders of them"
-    )
-    parser.add_argument(
-        "--output",
-        required=True,
-        metavar="PATH",
-        help="overlay with legend (.png, .jpg, .webp; .png if left out); a folder for several",
-    )
-    parser.add_argument(
-        "--textual_categories",
-        required=True,
-        metavar="A,B_C",
-        help="class names, separated by commas; underscores mean spaces",
-    )
-    _add_model_flags(parser.add_argument_group("model"))
-    _add_method_flags(parser.add_argument_group("segmentation"))
-    _add_output_flags(parser.add_argument_group("output"))
-
-
-def _add_model_flags(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--config",
-        default=DEFAULT_CONFIG,
-        metavar="YAML",
-        help="recipe of configs/, or the model YAML of an evaluation",
-    )
-    group.add_argument(
-        "--weights",
-        metavar="W",
-        help="projection: a file or seeded:<n> (default: weights/<recipe>.pth)",
-    )
-    for side in ("vision", "text"):
-        group.add_argument(
-            f"--{side}_weights",
-            metavar="W",
-            help="pretrained, a file, or seeded:<n> (default: what the config says)",
-        )
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<i> or mps")
-
-
-def _add_method_flags(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--with_background",
-        action="store_true",
-        help="pixels where no class exceeds the threshold become background",
-    )
-    group.add_argument(
-        "--bg_thresh",
-        type=float,
-        metavar="X",
-        help="threshold on sigmoid(cosine) of --with_background; lower finds more (default: "
-        f"{DEFAULT_THRESHOLD})",
-    )
-    group.add_argument("--no_pamr", action="store_true", help="no refinement along image edges")
-    cleaning = group.add_mutually_exclusive_group()
-    cleaning.add_argument(
-        "--clean_background",
-        dest="clean_background",
-        action="store_true",
-        default=None,
-        help="raise scores where attention agrees (default: with --with_background)",
-    )
-    cleaning.add_argument(
-        "--no_clean_background",
-        dest="clean_background",
-        action="store_false",
-        default=None,
-        help="do not, even with --with_background",
-    )
-    group.add_argument("--template", default="subset", metavar="NAME", help="set of prompts")
-    group.add_argument(
-        "--max_side",
-        type=int,
-        metavar="PX",
-        help="score larger pictures at this long side, to save time and memory (default: never)",
-    )
-
-
-def _add_output_flags(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--opacity", type=float, default=0.5, help="of the class colours, 0 to 1")
-    group.add_argument(
-        "--save_mask",
-        nargs="?",
-        const=BESIDE_OVERLAY,
-        metavar="PATH",
-        help="indexed PNG of class numbers (default name: <output>_mask.png; several: a folder)",
-    )
-    group.add_argument(
-        "--save_scores",
-        nargs="?",
-        const=BESIDE_OVERLAY,
-        metavar="PATH",
-        help="NPZ: scores (C, H, W) float32, classes (C,) names, settings (JSON) "
-        "(default name: <output>_scores.npz; several: a folder)",
-    )
-    group.add_argument("--overwrite", action="store_true", help="replace existing output files")
-
-
 def check(args: argparse.Namespace) -> None:
     """Raise for wrong arguments and unreadable pictures, before any model is loaded."""
-    names = parse_categories(args.textual_categories, args.with_background)
+    method, vocabulary = read_model(args)
     _check_numbers(args)
+    if wants_modes(args):
+        plan_modes(args, method, vocabulary, background_of(args, method))
+        return
+    for flag in ("input", "output"):
+        if getattr(args, flag) is None:
+            raise ValueError(
+                f"--{flag} is missing; --image_folder and --output_folder take its place."
+            )
     tasks = plan_tasks(args)
 
     from talk2dino.cli.segment_job import check_count, check_picture
     from talk2dino.devices import resolve_device
     from talk2dino.images import read_rgb
 
-    check_count(len(names) + args.with_background, args.save_mask is not None)
+    options, problems = job_options(args, method, vocabulary), []
+    check_count(len(options.names), args.save_mask is not None)
     device = resolve_device(args.device)
-    config = segmenter_config(args)
-    config.check()
-    options, problems = job_options(args, names), []
+    method.check()
     for task in tasks:
         try:
             check_picture(task.source, options, device)
@@ -155,14 +72,58 @@ def check(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Segment every picture; one that fails is named and does not stop the others."""
-    from talk2dino.cli.segment_job import SegmentJob, differences_from_training
     from talk2dino.devices import resolve_device
-    from talk2dino.segmenter import build_segmenter
 
-    tasks = plan_tasks(args)
-    config = segmenter_config(args)
+    method, vocabulary = read_model(args)
     device = resolve_device(args.device)
-    names = parse_categories(args.textual_categories, args.with_background)
+    if args.cfg is not None:
+        print("note: --cfg is not read: the weights say what they are")
+    _announce(args, method, device)
+    if wants_modes(args):
+        plan = plan_modes(args, method, vocabulary, background_of(args, method))
+        command = typed_command(COMMAND, "demo.py", args, but=("overwrite",))
+        modes = load_job(plan, command)
+        return _run_all({s: partial(modes.segment, s, files) for s, files in plan.outputs.items()})
+
+    from talk2dino.cli.modes import BenchmarkWindows
+    from talk2dino.cli.segment_job import SegmentJob
+
+    segmenter = method.load(device)
+    classes = segmenter.embed_classes(vocabulary.names)
+    scorer = BenchmarkWindows(segmenter) if method.demo.windows else segmenter
+    job = SegmentJob(scorer, classes, job_options(args, method, vocabulary))
+    return _run_all({task.source: partial(job.segment, task) for task in plan_tasks(args)})
+
+
+def _run_all(jobs: Mapping[Path, Callable[[], str]]) -> int:
+    failures = []
+    for number, (source, segment) in enumerate(jobs.items(), start=1):
+        try:
+            outcome = segment()
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+            if len(jobs) == 1:
+                raise
+            failures.append(str(error) or type(error).__name__)
+            outcome = f"{source}: failed"
+        print(f"[{number}/{len(jobs)}] {outcome}", flush=True)
+    for failure in failures:
+        print(f"error: {failure}", file=sys.stderr)
+    if failures:
+        print(f"error: {len(failures)} of {len(jobs)} pictures failed", file=sys.stderr)
+    return FAILED if failures else DONE
+
+
+def _announce(args: argparse.Namespace, method: Method, device: object) -> None:
+    """Say what is about to be loaded, and what is odd about it."""
+    from talk2dino.cli.segment_job import differences_from_training
+    from talk2dino.registry.talk2dino import Talk2DinoMethod
+
+    if not isinstance(method, Talk2DinoMethod):
+        print(f"loading {method.model} on {device}")
+        if (args.weights or "").startswith("seeded:"):
+            print("note: this model is untrained; the colours will mean nothing")
+        return
+    config = method.config
     print(
         f"loading {config.vision_model} and {config.text_model} on {device}, "
         f"projection {config.projection_weights}"
@@ -171,23 +132,31 @@ def run(args: argparse.Namespace) -> int:
         print("note: this projection is untrained; the colours will mean nothing")
     for difference in differences_from_training(config):
         print(f"note: {difference}")
-    segmenter = build_segmenter(config, device)
-    job = SegmentJob(segmenter, segmenter.embed_classes(names), job_options(args, names))
-    failures = []
-    for number, task in enumerate(tasks, start=1):
-        try:
-            outcome = job.segment(task)
-        except (ValueError, OSError, RuntimeError, MemoryError) as error:
-            if len(tasks) == 1:
-                raise
-            failures.append(str(error) or type(error).__name__)
-            outcome = f"{task.source}: failed"
-        print(f"[{number}/{len(tasks)}] {outcome}", flush=True)
-    for failure in failures:
-        print(f"error: {failure}", file=sys.stderr)
-    if failures:
-        print(f"error: {len(failures)} of {len(tasks)} pictures failed", file=sys.stderr)
-    return FAILED if failures else DONE
+
+
+def read_model(args: argparse.Namespace) -> tuple[Method, Vocabulary]:
+    """The model and the classes of the flags; nothing is loaded.
+
+    Raises:
+        ValueError, FileNotFoundError: flags that make no sense.
+    """
+    from talk2dino.registry.talk2dino import Talk2DinoMethod
+
+    read_published_flags(args)
+    if (args.vocab is None) == (args.textual_categories is None):
+        raise ValueError("name the classes with --textual_categories or with --vocab, one of them.")
+    names = []
+    if args.vocab is None:  # first: it needs no file
+        names = parse_categories(args.textual_categories, args.with_background)
+    method = other_method(args)
+    if method is None:
+        name = Path(args.config).stem if args.config else args.model or DEFAULT_MODEL
+        method = Talk2DinoMethod(name, segmenter_config(args))
+    if args.vocab is not None:
+        return method, vocabulary_of(args, method)
+    if background_of(args, method) is None:  # then "background" is a class like any other
+        return method, Vocabulary(tuple(names), class_colours(len(names)))
+    return method, named_classes(names)
 
 
 def parse_categories(text: str, with_background: bool = False) -> list[str]:
@@ -223,6 +192,7 @@ def parse_categories(text: str, with_background: bool = False) -> list[str]:
 
 def segmenter_config(args: argparse.Namespace) -> SegmenterConfig:
     """What the flags and the configuration file together describe."""
+    from talk2dino.benchmarks.table import MODELS
     from talk2dino.segmenter_config import find_in_checkout, read_segmenter_config
 
     changes: dict[str, Any] = {
@@ -230,7 +200,7 @@ def segmenter_config(args: argparse.Namespace) -> SegmenterConfig:
         "clean_background": (
             args.with_background if args.clean_background is None else args.clean_background
         ),
-        "template": args.template,
+        "template": args.template or "subset",
     }
     given = {
         "projection_weights": args.weights,
@@ -238,32 +208,36 @@ def segmenter_config(args: argparse.Namespace) -> SegmenterConfig:
         "text_weights": args.text_weights,
     }
     changes.update({key: value for key, value in given.items() if value is not None})
-    is_default = args.config == DEFAULT_CONFIG
-    path = find_in_checkout(args.config) if is_default else args.config
-    return read_segmenter_config(path, **changes)
+    if args.config is None:
+        return read_segmenter_config(
+            find_in_checkout(MODELS[args.model or DEFAULT_MODEL]), **changes
+        )
+    return read_segmenter_config(args.config, **changes)
 
 
-def job_options(args: argparse.Namespace, names: list[str]):  # type: ignore[no-untyped-def]
+def job_options(args: argparse.Namespace, method: Method, vocabulary: Vocabulary) -> JobOptions:
     """The flags that concern single pictures."""
     from talk2dino.cli.segment_job import JobOptions
+    from talk2dino.registry.talk2dino import Talk2DinoMethod
 
-    threshold = DEFAULT_THRESHOLD if args.bg_thresh is None else args.bg_thresh
+    background = background_of(args, method)
+    ours = isinstance(method, Talk2DinoMethod)
     return JobOptions(
-        names=[BACKGROUND, *names] if args.with_background else names,
-        background=threshold if args.with_background else None,
+        names=[*([] if background is None else [BACKGROUND]), *vocabulary.names],
+        background=background,
         opacity=args.opacity,
         max_side=args.max_side,
-        pamr=not args.no_pamr,
+        pamr=ours and not args.no_pamr,
         settings={
             "command": typed_command(COMMAND, "demo.py", args, but=("overwrite",)),
-            "segmenter": dataclasses.asdict(segmenter_config(args)),
+            "segmenter": (
+                dataclasses.asdict(segmenter_config(args)) if ours else method.settings()
+            ),
         },
     )
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
-    if args.bg_thresh is not None and not args.with_background:
-        raise ValueError("--bg_thresh has no effect without --with_background. Add it.")
     for flag, value in (("--bg_thresh", args.bg_thresh), ("--opacity", args.opacity)):
         if value is not None and not (math.isfinite(value) and 0 <= value <= 1):
             raise ValueError(f"{flag} must lie between 0 and 1, got {value}.")

@@ -64,7 +64,7 @@ def plan_tasks(args: argparse.Namespace) -> list[Task]:
     return tasks
 
 
-def find_sources(inputs: Sequence[str]) -> tuple[list[Path], bool]:
+def find_sources(inputs: Sequence[str], flag: str = "--input") -> tuple[list[Path], bool]:
     """The pictures that `inputs` name, and whether they are meant as several.
 
     A folder stands for the image files directly in it.
@@ -73,14 +73,14 @@ def find_sources(inputs: Sequence[str]) -> tuple[list[Path], bool]:
     for name in inputs:
         path = Path(name)
         if not path.exists():
-            raise FileNotFoundError(f"--input {path}: there is no such file or folder.")
+            raise FileNotFoundError(f"{flag} {path}: there is no such file or folder.")
         if not path.is_dir():
             sources.append(path)
             continue
         found = list_images(path)
         if not found:
             suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-            raise ValueError(f"--input {path} holds no image files ({suffixes}).")
+            raise ValueError(f"{flag} {path} holds no image files ({suffixes}).")
         sources.extend(found)
     sources = list(dict.fromkeys(sources))
     return sources, len(inputs) > 1 or Path(inputs[0]).is_dir()

@@ -149,12 +149,12 @@ def differences_from_training(config: SegmenterConfig) -> list[str]:
     ]
 
 
-def check_count(count: int, save_mask: bool) -> None:
+def check_count(count: int, save_mask: bool, flag: str = "--save_mask") -> None:
     """Raise ValueError for more labels than a mask can hold."""
     if save_mask and count > MAX_INDEXED:
         raise ValueError(
-            f"--save_mask: an indexed PNG holds at most {MAX_INDEXED} classes, there are {count}. "
-            "Use --save_scores, or fewer classes."
+            f"{flag}: an indexed PNG holds at most {MAX_INDEXED} classes, there are {count}. "
+            "Use fewer classes, or --save_scores with --output."
         )
 
 

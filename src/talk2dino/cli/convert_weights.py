@@ -1,0 +1,73 @@
+"""`python -m talk2dino convert`: published weights of other methods to safetensors."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from talk2dino.cli.entry import DONE, Command, run_command
+
+METHODS = ("ovsegmentor",)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    return run_command(COMMAND, argv)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument("method", choices=METHODS, help="whose weights they are")
+    parser.add_argument("checkpoint", type=Path, help="the published .pth file")
+    parser.add_argument("out", type=Path, help="folder for model.safetensors and config.json")
+    parser.add_argument(
+        "--num_heads",
+        type=int,
+        help="attention heads of the image encoder, if not the known 8; no file says them",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raise for wrong arguments."""
+    from talk2dino.ovsegmentor.convert import check_folder
+
+    if not args.checkpoint.is_file():
+        raise FileNotFoundError(f"{args.checkpoint}: no such checkpoint file")
+    if args.num_heads is not None and args.num_heads < 1:
+        raise ValueError(f"--num_heads must be at least 1, got {args.num_heads}")
+    check_folder(args.out, args.overwrite)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert."""
+    from talk2dino.ovsegmentor.checkpoints import stage_of
+    from talk2dino.ovsegmentor.convert import convert_checkpoint
+
+    checkpoint, report = convert_checkpoint(
+        args.checkpoint, args.out, args.overwrite, args.num_heads
+    )
+    stage = stage_of(checkpoint.state)
+    print(f"{checkpoint.config.name}, {stage}: {len(checkpoint.state)} tensors in {args.out}")
+    if report.unexpected:
+        print(
+            f"warning: {len(report.unexpected)} tensors that no {checkpoint.config.name} has were "
+            f"left out: {', '.join(report.unexpected[:8])}",
+            file=sys.stderr,
+        )
+    return DONE
+
+
+COMMAND = Command(
+    name="convert",
+    summary="Convert another method's published weights to safetensors, without running them.",
+    example="python -m talk2dino convert ovsegmentor best_miou.pth weights/ovsegmentor_vitb",
+    add_arguments=add_arguments,
+    check=check,
+    run=run,
+)
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,210 @@
+"""The eight pictures that the demo can draw of a segmentation, and the job that writes them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from talk2dino.cli.segment_job import save_picture
+from talk2dino.drawing import indexed_mask, legend_font
+from talk2dino.images import read_rgb, rgb_tensor
+from talk2dino.inference import (
+    ClassQuery,
+    benchmark_size,
+    resize_pixels,
+    resize_scores,
+    score_labels,
+    sliding_window_scores,
+    whole_image_scores,
+)
+from talk2dino.segmenter import Segmenter, require_groups
+from talk2dino.vocabularies import group_colours
+
+SUFFIXES = {
+    "input": ".jpg",
+    "pred": ".png",
+    "input_pred": ".jpg",
+    "input_pred_label": ".jpg",
+    "mask": ".png",
+    "all_groups": ".jpg",
+    "first_group": ".jpg",
+    "final_group": ".jpg",
+}
+"""Every mode, with what its files end with."""
+GROUP_MODES = ("all_groups", "first_group", "final_group")
+
+_LABEL_COLOUR = (255, 69, 0)
+_LABEL_SIZE = 16
+
+
+@dataclass(frozen=True, eq=False)
+class ModesOptions:
+    """What is the same for every picture."""
+
+    names: Sequence[str]
+    """Of the labels, the background first if there is one."""
+    colours: np.ndarray
+    """(C, 3) uint8 RGB of the labels."""
+    query: ClassQuery
+    """Embedded classes and the background's threshold."""
+    windows: bool
+    """Score at a benchmark's size in its windows; else the whole picture as one window."""
+    record: str = ""
+    """What made the files; stored in those that are PNG."""
+
+
+class BenchmarkWindows:
+    """Scores whole pictures as benchmarks do: resized, in windows, and resized back.
+
+    Args:
+        segmenter: any method.
+    """
+
+    def __init__(self, segmenter: Segmenter) -> None:
+        self._segmenter = segmenter
+
+    def window_scores(self, windows: Tensor, classes: Tensor, background: float | None) -> Tensor:
+        """As `Segmenter.window_scores`, for whole pictures in place of windows."""
+        query = ClassQuery(classes, background)
+        size_hw = (windows.shape[-2], windows.shape[-1])
+        scores = [
+            sliding_window_scores(self._segmenter, resized(picture), query) for picture in windows
+        ]
+        return torch.stack([resize_scores(of_one, size_hw) for of_one in scores])
+
+
+def resized(picture: Tensor) -> Tensor:
+    """A picture (3, H, W) RGB in [0, 255] at the size at which benchmarks score it, uint8."""
+    pixels = picture.round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    small = resize_pixels(np.ascontiguousarray(pixels), benchmark_size(*pixels.shape[:2]))
+    return torch.from_numpy(small).permute(2, 0, 1).to(picture.device)
+
+
+class ModesJob:
+    """Writes the wanted pictures of one image after the other.
+
+    Args:
+        segmenter: any method; group modes need one with groups.
+        options: see there.
+    """
+
+    def __init__(self, segmenter: Segmenter, options: ModesOptions) -> None:
+        self.segmenter = segmenter
+        self.options = options
+
+    def segment(self, source: Path, outputs: Mapping[str, Path]) -> str:
+        """Write the files of one image; returns a line that says so.
+
+        Args:
+            source: the image.
+            outputs: mode -> file; that of `all_groups` gets `_layer<i>` before its suffix.
+
+        Raises:
+            ValueError, OSError: the image cannot be read, or a file cannot be written.
+        """
+        started = time.perf_counter()
+        image = np.asarray(read_rgb(source))
+        pictures: dict[Path, Image.Image] = {}
+        if any(mode in outputs for mode in GROUP_MODES):
+            groups = self._draw_groups(image)
+            for index, picture in enumerate(groups):
+                if "all_groups" in outputs:
+                    pictures[layer_path(outputs["all_groups"], index)] = picture
+            for mode, picture in (("first_group", groups[0]), ("final_group", groups[-1])):
+                if mode in outputs:
+                    pictures[outputs[mode]] = picture
+        if "input" in outputs:
+            pictures[outputs["input"]] = Image.fromarray(self._seen(image))
+        wanted = [mode for mode in outputs if mode not in (*GROUP_MODES, "input")]
+        if wanted:
+            labels = self._labels(image)
+            pictures |= {outputs[mode]: self._draw(mode, image, labels) for mode in wanted}
+        for path, picture in pictures.items():
+            save_picture(picture, path, self.options.record)
+        return f"{source} -> {len(pictures)} files ({time.perf_counter() - started:.1f} s)"
+
+    def _labels(self, image: np.ndarray) -> np.ndarray:
+        scorer = BenchmarkWindows(self.segmenter) if self.options.windows else self.segmenter
+        tensor = rgb_tensor(Image.fromarray(image))
+        return score_labels(whole_image_scores(scorer, tensor, self.options.query)).cpu().numpy()
+
+    def _seen(self, image: np.ndarray) -> np.ndarray:
+        """(H, W, 3) the image as the model saw it, at its own size again."""
+        if not self.options.windows:
+            return image
+        small = resize_pixels(image, benchmark_size(*image.shape[:2]))
+        return resize_pixels(small, (image.shape[0], image.shape[1]))
+
+    def _draw(self, mode: str, image: np.ndarray, labels: np.ndarray) -> Image.Image:
+        options = self.options
+        if mode == "mask":
+            return Image.fromarray(labels.astype(np.uint8))
+        if mode == "pred":
+            return indexed_mask(labels, options.colours)
+        kept = 0 if options.query.background is not None else None
+        blended = Image.fromarray(blend(image, options.colours[labels], labels == kept))
+        return (
+            blended if mode == "input_pred" else write_names(blended, labels, options.names, kept)
+        )
+
+    @torch.inference_mode()
+    def _draw_groups(self, image: np.ndarray) -> list[Image.Image]:
+        """One picture per stage: groups of the whole image, in one window."""
+        device = self.options.query.classes.device
+        window = resized(rgb_tensor(Image.fromarray(image))).to(device, torch.float32)[None]
+        pictures, first = [], 0
+        for maps in require_groups(self.segmenter).group_maps(window):
+            colours = group_colours(first + maps.shape[1])[first:]
+            first += maps.shape[1]
+            labels = score_labels(resize_scores(maps[0], (image.shape[0], image.shape[1])))
+            painted = colours[labels.cpu().numpy()]
+            pictures.append(Image.fromarray(blend(image, painted)))
+        return pictures
+
+
+def layer_path(path: Path, index: int) -> Path:
+    """`all_groups/photo.jpg` of stage 0 is `all_groups/photo_layer0.jpg`."""
+    return path.with_name(f"{path.stem}_layer{index}{path.suffix}")
+
+
+def blend(image: np.ndarray, painted: np.ndarray, kept: np.ndarray | None = None) -> np.ndarray:
+    """Half of each (H, W, 3) uint8 picture; where `kept` (H, W), the image as it is."""
+    mixed = ((image.astype(np.uint16) + painted) // 2).astype(np.uint8)
+    if kept is not None:
+        mixed[kept] = image[kept]
+    return mixed
+
+
+def write_names(
+    picture: Image.Image, labels: np.ndarray, names: Sequence[str], left_out: int | None
+) -> Image.Image:
+    """Write the name of every label into the picture, at the centre of mass of its pixels.
+
+    Args:
+        picture: RGB.
+        labels: (H, W).
+        names: per label.
+        left_out: a label without a name, or None.
+    """
+    layer = Image.new("RGBA", picture.size)
+    pen = ImageDraw.Draw(layer)
+    font = legend_font(_LABEL_SIZE)
+    for label in np.unique(labels):
+        if label == left_out:
+            continue
+        rows, columns = np.nonzero(labels == label)
+        name = names[label].strip()
+        left, top, right, bottom = font.getbbox(name)
+        # The text begins at the centre, but ends inside the picture where it can.
+        x = max(min(columns.mean(), picture.width - right), 0)
+        y = max(min(rows.mean(), picture.height - bottom), 0)
+        pen.rectangle((x + left, y + top, x + right, y + bottom), fill=(0, 0, 0, 128))
+        pen.text((x, y), name, font=font, fill=(*_LABEL_COLOUR, 255))
+    return Image.alpha_composite(picture.convert("RGBA"), layer).convert("RGB")

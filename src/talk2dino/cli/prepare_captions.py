@@ -1,0 +1,195 @@
+"""`python -m talk2dino prepare-captions`: web captions to OVSegmentor's training metafile."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from tqdm import tqdm
+
+from talk2dino.cli.entry import DONE, Command
+from talk2dino.features.progress import Bar
+from talk2dino.files import atomic_path, check_folder_writable, check_writable, hold_lock
+from talk2dino.ovsegmentor.data.filter import (
+    DAMAGED,
+    KEPT,
+    FilterCounts,
+    FilterSettings,
+    filter_captions,
+)
+from talk2dino.ovsegmentor.data.lemmas import AUTO, LEMMAS, find_lemmas
+from talk2dino.ovsegmentor.data.merge import MERGED, json_to_csv, list_parts, merge
+from talk2dino.ovsegmentor.data.metafile import ENTITY, HEADERS, open_table
+from talk2dino.ovsegmentor.data.pairs import make_pairs
+
+MODES = ("filter", "merge", "makepair", "json2csv")
+_LOCK = ".prepare-captions.lock"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument(
+        "mode",
+        choices=MODES,
+        help="filter: keep captions that name an entity, in parts; merge: join the parts; "
+        "makepair: add ten partners to every row; json2csv: JSON lines of filename and caption "
+        "to a csv",
+    )
+    parser.add_argument("--metafile", type=Path, help="the input: .csv or .tsv; for json2csv .json")
+    parser.add_argument(
+        "--dstdir", type=Path, help="folder of the parts (subsets, beside the metafile)"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help=f"the result of merge ({MERGED} in --dstdir), makepair (<metafile>_pair.csv) and "
+        "json2csv (<metafile>.csv)",
+    )
+    parser.add_argument("--processors", type=int, default=8, help="processes, and parts of filter")
+    parser.add_argument("--seed", type=int, default=0, help="of the pairs")
+    parser.add_argument(
+        "--header", choices=HEADERS, default="auto", help="whether filter's input names its columns"
+    )
+    parser.add_argument(
+        "--lemmas",
+        choices=LEMMAS,
+        default=AUTO,
+        help="where filter takes singulars from; auto: NLTK's WordNet if its data is installed, "
+        "else lemminflect",
+    )
+    parser.add_argument(
+        "--compat",
+        action="store_true",
+        help="filter as published: exact words only, so that `dogs` and `Dog` do not count",
+    )
+    parser.add_argument("--delete_parts", action="store_true", help="merge: remove the parts after")
+    parser.add_argument("--overwrite", action="store_true", help="replace a result that is there")
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raise for wrong arguments."""
+    if args.processors < 1:
+        raise ValueError(f"--processors must be at least 1, got {args.processors}")
+    if args.seed < 0:
+        raise ValueError(f"--seed must not be negative, got {args.seed}")
+    if args.mode == "merge":
+        if args.dstdir is None:
+            raise ValueError("merge needs --dstdir, the folder with the parts")
+        list_parts(args.dstdir, _out(args))
+    elif args.metafile is None:
+        raise ValueError(f"{args.mode} needs --metafile")
+    elif args.mode == "json2csv":
+        if not args.metafile.is_file():
+            raise FileNotFoundError(f"{args.metafile}: no such file")
+    else:
+        table = open_table(args.metafile, args.header if args.mode == "filter" else "auto")
+        if args.mode == "makepair":
+            table.column(ENTITY)
+    if args.mode == "filter":
+        find_lemmas(args.lemmas)
+        check_folder_writable(_folder(args))
+    else:
+        check_writable(_out(args), args.overwrite)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do one step."""
+    folder = _folder(args) if args.mode == "filter" else _out(args).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = hold_lock(folder / _LOCK)
+    try:
+        return {"filter": _filter, "merge": _merge, "makepair": _pair, "json2csv": _json}[
+            args.mode
+        ](args)
+    finally:
+        if lock:
+            (folder / _LOCK).unlink(missing_ok=True)
+            lock.close()
+
+
+def _filter(args: argparse.Namespace) -> int:
+    folder = _folder(args)
+    if args.overwrite:
+        for part in folder.glob("cc12m_*.csv"):
+            part.unlink()
+    lemmas = find_lemmas(args.lemmas)
+    settings = FilterSettings(args.processors, args.compat, lemmas, args.header)
+    counts = filter_captions(args.metafile, folder, settings, args.processors, _part_bar)
+    print(_filter_report(counts, folder))
+    if counts.damaged:
+        print(
+            f"warning: {counts.rows[DAMAGED]} rows are damaged and were left out; the first:",
+            *counts.damaged,
+            sep="\n  ",
+            file=sys.stderr,
+        )
+    return DONE
+
+
+def _filter_report(counts: FilterCounts, folder: Path) -> str:
+    left_out = sorted((name, count) for name, count in counts.rows.items() if name != KEPT)
+    reasons = "; ".join(f"{count} {name}" for name, count in left_out)
+    text = f"{folder}: kept {counts.rows[KEPT]} of {counts.rows.total()} captions"
+    return f"{text} (left out: {reasons})" if reasons else text
+
+
+def _merge(args: argparse.Namespace) -> int:
+    out = _out(args)
+    parts = list_parts(args.dstdir, out)
+    merge(parts, out, args.delete_parts)
+    _record(out, parts=[part.name for part in parts])
+    print(f"{out}: {len(parts)} parts")
+    return DONE
+
+
+def _pair(args: argparse.Namespace) -> int:
+    out = _out(args)
+    rows = make_pairs(args.metafile, out, args.seed, args.processors, _part_bar)
+    _record(out, metafile=str(args.metafile), seed=args.seed, rows=rows)
+    print(f"{out}: {rows} rows")
+    return DONE
+
+
+def _json(args: argparse.Namespace) -> int:
+    out = _out(args)
+    rows = json_to_csv(args.metafile, out)
+    _record(out, metafile=str(args.metafile), rows=rows)
+    print(f"{out}: {rows} rows")
+    return DONE
+
+
+def _record(out: Path, **made_from: object) -> None:
+    """Write beside a result what it was made from."""
+    with atomic_path(out.with_name(f"{out.name}.made.json")) as temporary:
+        temporary.write_text(json.dumps(made_from, indent=1) + "\n", encoding="utf-8")
+
+
+def _folder(args: argparse.Namespace) -> Path:
+    return args.dstdir or args.metafile.parent / "subsets"
+
+
+def _out(args: argparse.Namespace) -> Path:
+    """The file that a mode other than filter writes."""
+    if args.out:
+        return args.out
+    if args.mode == "merge":
+        return args.dstdir / MERGED
+    suffix = "_pair.csv" if args.mode == "makepair" else ".csv"
+    return args.metafile.with_name(args.metafile.stem + suffix)
+
+
+def _part_bar(total: int, done: int) -> AbstractContextManager[Bar]:
+    return tqdm(total=total, initial=done, unit=" parts", dynamic_ncols=True)
+
+
+COMMAND = Command(
+    name="prepare-captions",
+    summary="Filter, merge and pair captions for OVSegmentor's pretraining.",
+    example="python -m talk2dino prepare-captions filter --metafile cc12m.tsv --processors 8",
+    add_arguments=add_arguments,
+    check=check,
+    run=run,
+)

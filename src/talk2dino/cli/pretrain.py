@@ -1,0 +1,143 @@
+"""`talk2dino pretrain`: OVSegmentor's pretraining, stage 1 or 2, from captions alone."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from talk2dino.cli.entry import DONE, INTERRUPTED, Command, run_command, typed_command
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    return run_command(COMMAND, argv)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags; the recipe has what the result depends on."""
+    parser.add_argument(
+        *("--config", "--cfg"), required=True, metavar="YAML", help="configs/ovsegmentor_*.yaml"
+    )
+    parser.add_argument(
+        *("--set", "--opts"),
+        dest="changes",
+        nargs="+",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="replace values of the recipe, for example data.images=cc12m/images train.seed=1",
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<i> or mps")
+    parser.add_argument(
+        "--workers", type=int, default=min(8, os.cpu_count() or 1), help="decoding processes"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="default: weights/<name of the recipe>"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with an interrupted run, if there is one"
+    )
+    parser.add_argument(
+        "--checkpoint_seconds",
+        type=float,
+        default=600.0,
+        help="save the state this often within an epoch; every epoch's end is saved",
+    )
+    parser.add_argument("--logger", default="none", help="none, tensorboard or wandb")
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raise for wrong arguments; see `check_job`."""
+    from talk2dino.ovsegmentor.pretraining.job import check_job
+
+    check_job(_job(args))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Pretrain, and say what was written."""
+    from talk2dino.ovsegmentor.pretraining.job import collective_backend, pretrain
+    from talk2dino.ovsegmentor.pretraining.loop import Hooks
+    from talk2dino.ovsegmentor.pretraining.state import EpochRecord
+    from talk2dino.processes import is_first_process, joined_processes
+
+    job = _job(args)
+
+    def on_epoch(record: EpochRecord) -> None:
+        shown = f"epoch {record.epoch}/{job.recipe.train.epochs}  loss {record.loss:.4f}  "
+        shown += f"matching {record.matching:.4f}  entity {record.entity:.4f}"
+        if job.recipe.stage == 2:
+            shown += f"  mask {record.mask:.4f}"
+        if record.held_out is not None:
+            shown += f"  held out {record.held_out:.4f}"
+        print(shown, flush=True)
+
+    try:
+        with joined_processes(collective_backend(job.device)) as processes:
+            result = pretrain(job, Hooks(_step_bar, on_epoch=on_epoch), processes)
+    except KeyboardInterrupt:
+        print("interrupted; add --resume to the same command to go on", file=sys.stderr)
+        return INTERRUPTED
+    if not is_first_process():
+        return DONE
+    if result is None:
+        print(f"{job.out} is complete: nothing to resume")
+        return DONE
+    if result.lost:
+        print(result.lost)
+    if result.best_epoch is not None:
+        print(f"kept the weights of epoch {result.best_epoch}, the lowest held-out loss")
+    print(f"weights: {job.out}  losses: {job.outputs.losses}, {job.outputs.plot}")
+    return DONE
+
+
+def _job(args: argparse.Namespace):  # type: ignore[no-untyped-def]  # torch stays unimported
+    from talk2dino.ovsegmentor.pretraining.config import load_pretraining_recipe
+    from talk2dino.ovsegmentor.pretraining.job import PretrainingJob
+
+    return PretrainingJob(
+        recipe=load_pretraining_recipe(args.config, args.changes),
+        out=args.out or Path("weights") / Path(args.config).stem,
+        device=args.device,
+        workers=args.workers,
+        logger=args.logger,
+        overwrite=args.overwrite,
+        resume=args.resume,
+        checkpoint_seconds=args.checkpoint_seconds,
+        command=typed_command(COMMAND, "-m", args, but=("resume", "overwrite")).replace(
+            "python -m", "python -m talk2dino pretrain", 1
+        ),
+    )
+
+
+def _step_bar(steps: Iterable[int], epoch: int, total: int) -> Iterable[int]:
+    """A bar for one epoch, if someone is looking."""
+    from tqdm import tqdm
+
+    remaining = list(steps)
+    return tqdm(
+        remaining,
+        desc=f"epoch {epoch}",
+        total=total,
+        initial=total - len(remaining),
+        unit="step",
+        leave=False,
+        disable=None,
+    )
+
+
+COMMAND = Command(
+    name="pretrain",
+    summary="Pretrain OVSegmentor on images and captions: stage 1, then stage 2.",
+    example="python -m talk2dino pretrain --config configs/ovsegmentor_stage1.yaml "
+    "--set data.metafile=cc12m/train.csv data.images=cc12m/images",
+    add_arguments=add_arguments,
+    check=check,
+    run=run,
+    after_interrupt="add --resume to the same command to go on",
+)
+
+if __name__ == "__main__":
+    sys.exit(main())

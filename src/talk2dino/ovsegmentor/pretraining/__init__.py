@@ -1,0 +1,1 @@
+"""OVSegmentor's pretraining: both stages, from a recipe to a folder of weights."""

@@ -1,0 +1,107 @@
+"""The files of one pretraining: a folder that every command takes as weights."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from talk2dino.files import atomic_path, check_writable
+from talk2dino.ovsegmentor.checkpoints import CONFIG_FILE
+from talk2dino.ovsegmentor.pretraining.state import EpochRecord
+from talk2dino.training.history import EpochRecord as PlottedRecord
+from talk2dino.training.history import plot_losses
+
+
+@dataclass(frozen=True)
+class PretrainingOutputs:
+    """Names of the files in a folder, beside the model's own."""
+
+    folder: Path
+    """Holds everything."""
+
+    @property
+    def complete(self) -> Path:
+        """The last file of the weights to be written."""
+        return self.folder / CONFIG_FILE
+
+    @property
+    def unfinished(self) -> Path:
+        """State of a run under way, removed when it is complete."""
+        return self.folder / "unfinished.pth"
+
+    @property
+    def best(self) -> Path:
+        """Weights of the best epoch of a run under way."""
+        return self.folder / "best.pth"
+
+    @property
+    def summary(self) -> Path:
+        """Command, settings and results, as JSON."""
+        return self.folder / "pretraining.json"
+
+    @property
+    def losses(self) -> Path:
+        """Losses per epoch, as CSV."""
+        return self.folder / "losses.csv"
+
+    @property
+    def plot(self) -> Path:
+        """The same as a picture."""
+        return self.folder / "losses.png"
+
+    @property
+    def log(self) -> Path:
+        """Names the logs: TensorBoard writes to `<this>.tensorboard`."""
+        return self.folder / self.folder.name
+
+    @property
+    def lock(self) -> Path:
+        """Held while a run writes these files."""
+        return self.folder / "lock"
+
+    def remove_unfinished(self) -> None:
+        """Remove the state of a run that is complete, and what kills left half written."""
+        for leftover in self.folder.glob(".*.tmp-*"):
+            leftover.unlink(missing_ok=True)
+        for path in (self.unfinished, self.best, self.lock):
+            path.unlink(missing_ok=True)
+
+
+def check_folder(outputs: PretrainingOutputs, overwrite: bool, resume: bool) -> None:
+    """Raise if the run would destroy something, or could not write.
+
+    Raises:
+        ValueError: the two flags contradict each other.
+        FileExistsError: weights or an unfinished run are there and no flag says what to do.
+        OSError: the folder cannot be written to.
+    """
+    if overwrite and resume:
+        raise ValueError("--overwrite starts again and --resume goes on: pass one of them")
+    if not (overwrite or resume):
+        if outputs.unfinished.exists():
+            raise FileExistsError(
+                f"{outputs.folder} holds an unfinished pretraining. Go on with --resume, start "
+                "again with --overwrite, or write elsewhere with --out."
+            )
+        if outputs.complete.exists():
+            raise FileExistsError(
+                f"{outputs.folder} holds a model already. Write elsewhere with --out, or replace "
+                "it with --overwrite."
+            )
+    check_writable(outputs.complete, overwrite=True)
+
+
+def write_records(records: Sequence[EpochRecord], outputs: PretrainingOutputs) -> None:
+    """Write the table: one line per epoch; an absent held-out loss is an empty cell."""
+    with atomic_path(outputs.losses) as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(file, [f.name for f in fields(EpochRecord)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(record) for record in records)
+
+
+def plot_records(records: Sequence[EpochRecord], outputs: PretrainingOutputs) -> None:
+    """Draw the image-caption loss in training and on the held-out captions."""
+    plotted = [PlottedRecord(r.epoch, r.matching, r.held_out, r.learning_rate) for r in records]
+    plot_losses(plotted, outputs.plot, title="image-caption loss")

@@ -1,0 +1,188 @@
+"""Several methods in one evaluation: one table, one report, each by its own published rules."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("mmseg")
+
+from talk2dino.benchmarks.datasets import EvaluationSet
+from talk2dino.benchmarks.report_panels import _read_truth
+from talk2dino.benchmarks.report_runs import find_runs
+from talk2dino.benchmarks.results import read_counts, read_result
+from talk2dino.benchmarks.table import BENCHMARKS, STUFF_BACKGROUND
+from talk2dino.cli.data import main as data_main
+from talk2dino.cli.evaluate import main
+from talk2dino.cli.report import main as report_main
+from talk2dino.registry.ovsegmentor import OVSegmentorMethod
+from talk2dino.registry.talk2dino import Talk2DinoMethod
+
+MINIATURES = Path(__file__).parents[1] / "parity" / "data" / "seg" / "data"
+BOTH = "toy,ovsegmentor_toy"
+
+
+def evaluate(output, *flags, model=BOTH, benchmarks="voc,coco_stuff"):
+    words = ["--model", model, "--weights", "seeded:0", "--device", "cpu", "--output", output]
+    words += ["--benchmarks", benchmarks, "--data_root", MINIATURES, *flags]
+    return main([str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """Both methods on two benchmarks, with predictions."""
+    output = tmp_path_factory.mktemp("both")
+    assert evaluate(output / "results", "--save_predictions", output / "ids") == 0
+    return output / "results"
+
+
+def results_of(folder):
+    found = [read_result(path) for path in sorted(folder.glob("*.json"))]
+    return {(result["model"], result["benchmark"]): result for result in found}
+
+
+def test_one_call_gives_one_table_with_both_methods(both):
+    (table,) = both.glob("table_*.md")
+    lines = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in table.open()]
+    assert table.name.startswith("table_toy_ovsegmentor_toy_")
+    assert lines[0][:3] == ["model", "benchmark", "mIoU"]
+    assert [tuple(line[:2]) for line in lines[2:]] == [
+        ("toy", "voc"),
+        ("toy", "coco_stuff"),
+        ("toy", "mean"),
+        ("ovsegmentor_toy", "voc"),
+        ("ovsegmentor_toy", "coco_stuff_bg"),
+        ("ovsegmentor_toy", "mean"),
+    ]
+    (csv,) = both.glob("table_*.csv")
+    assert csv.read_text().startswith("model,benchmark,mIoU")
+
+
+def test_one_report_shows_both_methods(both, tmp_path):
+    assert report_main([str(both), "--output", str(tmp_path / "both.html"), "--examples", "1"]) == 0
+    page = (tmp_path / "both.html").read_text()
+    assert "toy, ovsegmentor_toy" in page.replace("ovsegmentor_toy, toy", "toy, ovsegmentor_toy")
+    assert "COCO-Stuff 172" in page
+    assert (tmp_path / "both_plots" / "voc_examples.png").is_file()
+
+
+def test_each_method_follows_its_own_publication(both):
+    results = results_of(both)
+    ours, other = results[("toy", "voc")], results[("ovsegmentor_toy", "voc")]
+    assert (ours["bg_thresh"], other["bg_thresh"]) == (0.55, 0.95)
+    assert ours["classes"] == other["classes"]  # so that IoU per class can be compared
+    assert "prompted" not in ours["settings"]
+    assert set(other["settings"]["prompted"]) - set(other["classes"]) == {
+        *("table", "plant", "monitor")
+    }
+    assert (other["pamr"], other["with_bg_clean"]) == (False, False)
+    assert other["settings"]["segmenter"]["weights"] == "seeded:0"
+    stuff = results[("ovsegmentor_toy", "coco_stuff_bg")]
+    assert (stuff["bg_thresh"], len(stuff["classes"]), stuff["has_background"]) == (0.95, 172, True)
+
+
+def test_the_report_reads_the_labels_of_172_classes_as_the_evaluation_does(both):
+    runs, _ = find_runs([both])
+    (run,) = [run for run in runs if run.benchmark == "coco_stuff_bg"]
+    dataset = EvaluationSet(STUFF_BACKGROUND, MINIATURES)
+    for index, sample in enumerate(dataset.samples):
+        assert np.array_equal(_read_truth(run, MINIATURES, sample.image), dataset.read_label(index))
+
+
+def test_predictions_of_two_models_do_not_meet(both):
+    for (model, key), result in results_of(both).items():
+        folder = both.parent / "ids" / model / key
+        assert result["predictions"] == str(folder)
+        assert len(list(folder.glob("*.png"))) == 3
+
+
+def test_one_method_alone_counts_as_both_together(both, tmp_path):
+    assert evaluate(tmp_path, model="ovsegmentor_toy", benchmarks="voc") == 0
+    (alone,) = tmp_path.glob("voc_*.json")
+    together = both / alone.name
+    for name, value in read_counts(together).items():
+        assert np.array_equal(value, read_counts(alone)[name]), name
+    (table,) = tmp_path.glob("table_*.md")
+    assert table.read_text().startswith("| benchmark ")
+
+
+def test_the_same_call_again_loads_nothing(both, monkeypatch, capsys):
+    monkeypatch.setattr(OVSegmentorMethod, "load", pytest.fail)
+    monkeypatch.setattr(Talk2DinoMethod, "load", pytest.fail)
+    assert evaluate(both, "--save_predictions", both.parent / "ids") == 0
+    assert "| ovsegmentor_toy | voc " in capsys.readouterr().out
+
+
+def test_all_means_what_each_method_was_published_on(tmp_path, capsys):
+    assert evaluate(tmp_path, "--num_jobs", 9, "--job_id", 8, benchmarks="all") == 0
+    said = capsys.readouterr().out.splitlines()
+    counted = [line.split(":")[0] for line in said if "images are counted" in line]
+    assert counted.count("ovsegmentor_toy, coco_stuff_bg") == 1
+    assert len([line for line in counted if line.startswith("toy,")]) == 8
+    assert len([line for line in counted if line.startswith("ovsegmentor_toy,")]) == 5
+
+
+def test_unlabelled_pixels_are_the_background_of_172_classes():
+    plain = EvaluationSet(BENCHMARKS["coco_stuff"], MINIATURES)
+    dataset = EvaluationSet(STUFF_BACKGROUND, MINIATURES)
+    assert dataset.classes == ["background", *plain.classes]
+    assert len(dataset.palette) == 172
+    for index in range(len(dataset.samples)):
+        file, labels = plain.read_label(index), dataset.read_label(index)
+        assert (labels[file == 255] == 0).all()
+        assert (labels[file != 255] == file[file != 255] + 1).all()
+    with pytest.raises(ValueError, match="1 pixels with label 171; coco_stuff_bg has .* 0 to 170"):
+        dataset.class_ids(0, np.array([[0, 255, 171]], np.uint8))
+
+
+def test_the_data_of_172_classes_is_that_of_171(capsys):
+    words = ["check", "--data_root", str(MINIATURES), "--benchmarks", "coco_stuff_bg,coco_stuff"]
+    data_main(words)
+    assert capsys.readouterr().out.count("coco_stuff ") == 1
+
+
+def test_talk2dino_can_be_evaluated_on_172_classes_too(tmp_path):
+    assert evaluate(tmp_path, model="toy", benchmarks="coco_stuff_bg") == 0
+    (path,) = tmp_path.glob("*.json")
+    assert json.loads(path.read_text())["bg_thresh"] == 0.55
+
+
+@pytest.mark.parametrize(
+    ("flags", "model", "message"),
+    [
+        (["--pamr"], "ovsegmentor_toy", "--pamr means nothing for ovsegmentor_toy. Leave it out"),
+        (["--vision_weights", "x"], "ovsegmentor_toy", "--vision_weights means nothing"),
+        (["--model", "toy,ovsegmentor"], BOTH, "unknown model 'ovsegmentor'"),
+        (["--weights", "absent"], "ovsegmentor_toy", "absent: no OVSegmentor weights there"),
+        (["--weights", "a.pth"], BOTH, "there are several models. Say whose they are"),
+        (["--bg_thresh", "7"], "ovsegmentor_toy", "compared with products of two softmaxes"),
+        (["--template", "all"], "ovsegmentor_toy", "unknown template 'all'"),
+        (["--benchmarks", "stuff_gb"], BOTH, "unknown benchmark 'stuff_gb'"),
+    ],
+)
+def test_wrong_arguments_are_named_before_anything_is_loaded(
+    tmp_path, capsys, monkeypatch, flags, model, message
+):
+    monkeypatch.chdir(tmp_path)
+    assert evaluate(tmp_path / "out", *flags, model=model) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_flag_that_one_of_two_models_has_is_used_there(tmp_path, capsys):
+    flags = ["--pamr", "--num_jobs", "9", "--job_id", "8"]
+    assert evaluate(tmp_path, *flags, benchmarks="voc20") == 0
+    assert "warning: --pamr means nothing for ovsegmentor_toy" in capsys.readouterr().err
+
+
+def test_an_image_that_cannot_be_read_is_named_for_both(tmp_path, capsys):
+    folder = tmp_path / "data" / "VOCdevkit" / "VOC2012"
+    for part in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (folder / part).mkdir(parents=True)
+    (folder / "JPEGImages" / "a.jpg").write_bytes(b"")
+    Image.new("L", (4, 4)).save(folder / "SegmentationClass" / "a.png")
+    (folder / "ImageSets" / "Segmentation" / "val.txt").write_text("a\n")
+    assert evaluate(tmp_path / "out", "--data_root", tmp_path / "data", benchmarks="voc") == 2
+    assert "a.jpg is empty, damaged, or no image" in capsys.readouterr().err

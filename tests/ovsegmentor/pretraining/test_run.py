@@ -1,0 +1,270 @@
+"""Whole runs: both stages, interruption, selection, and what stops one."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from talk2dino.cli.pretrain import main
+from talk2dino.ovsegmentor.checkpoints import read_checkpoint
+from talk2dino.ovsegmentor.pretraining import loop
+from talk2dino.ovsegmentor.pretraining.config import load_pretraining_recipe
+from talk2dino.ovsegmentor.pretraining.job import PretrainingJob, pretrain
+from talk2dino.ovsegmentor.pretraining.loop import Hooks
+from talk2dino.ovsegmentor.pretraining.state import load_snapshot
+from talk2dino.ovsegmentor.segmenter import build_ovsegmentor
+
+from .conftest import write_captions
+
+FLAGS = ("--device", "cpu", "--workers", "0")
+
+
+def run_main(recipe, out, *flags):
+    return main(["--config", str(recipe), "--out", str(out), *FLAGS, *flags])
+
+
+@pytest.fixture(scope="module")
+def stage1(tmp_path_factory, captions):
+    """A finished stage 1, with held-out captions."""
+    import yaml
+
+    from .conftest import recipe_values
+
+    folder = tmp_path_factory.mktemp("runs")
+    held_out = write_captions(folder / "held_out", 6)
+    values = recipe_values(captions)
+    values["selection"] = {"metafile": str(held_out), "images": str(held_out.parent)}
+    (folder / "one.yaml").write_text(yaml.safe_dump(values))
+    assert run_main(folder / "one.yaml", folder / "one") == 0
+    return folder / "one"
+
+
+def test_stage_1_writes_a_folder_that_segments(stage1, capsys):
+    segmenter = build_ovsegmentor(stage1, "ovsegmentor_toy")
+    assert "cat" in segmenter.tokenizer.tokenizer.get_vocab()
+    classes = segmenter.embed_classes(["cat", "frog"])
+    scores = segmenter.window_scores(torch.zeros(1, 3, 64, 64), classes, None)
+    assert scores.isfinite().all()
+    names = {path.name for path in stage1.iterdir()}
+    assert names == {
+        *("model.safetensors", "config.json", "tokenizer"),
+        *("pretraining.json", "losses.csv", "losses.png"),
+    }
+
+
+def test_the_epoch_of_the_lowest_held_out_loss_is_kept(stage1):
+    summary = json.loads((stage1 / "pretraining.json").read_text())
+    table = [line.split(",") for line in (stage1 / "losses.csv").read_text().splitlines()]
+    column = table[0].index("held_out")
+    held_out = [float(row[column]) for row in table[1:]]
+    assert summary["best_epoch"] == held_out.index(min(held_out)) + 1
+    assert "held_out" in summary["selected_by"]
+    assert summary["command"].startswith("python -m talk2dino pretrain --config")
+
+
+def test_stage_2_goes_on_from_stage_1(stage1, write_recipe, tmp_path, capsys):
+    recipe = write_recipe(
+        2, train={"epochs": 1, "freeze_text": True}, start={"stage1": str(stage1)}
+    )
+    assert run_main(recipe, tmp_path / "two", "--logger", "tensorboard") == 0
+    shown = capsys.readouterr().out
+    assert "mask" in shown
+    before, after = (load_file(f / "model.safetensors") for f in (stage1, tmp_path / "two"))
+    assert "img_encoder_momentum.pos_embed" in after
+    student, teacher = (after[f"{n}.pos_embed"] for n in ("img_encoder", "img_encoder_momentum"))
+    assert not torch.equal(student, teacher)
+    frozen = [name for name in before if name.startswith("text_encoder.transformer.")]
+    assert frozen
+    assert all(torch.equal(before[name], after[name]) for name in frozen)
+    assert list((tmp_path / "two" / "two.tensorboard").iterdir())
+    words = read_checkpoint(tmp_path / "two").tokenizer / "tokenizer.json"
+    assert words.read_bytes() == (stage1 / "tokenizer" / "tokenizer.json").read_bytes()
+
+
+KILLED = """
+import os, signal, sys
+sys.path[:0] = {paths!r}
+import torch
+torch.set_num_threads({threads})
+from talk2dino import files
+from talk2dino.cli.pretrain import main
+replace, count = os.replace, 0
+def replacing(source, target):
+    global count
+    count += str(target).endswith("unfinished.pth")
+    if count == {fatal}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, target)
+files.os.replace = replacing
+main({arguments!r})
+"""
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(root, write_recipe, tmp_path):
+    recipe = write_recipe(train={"accumulate": 2, "batch_size": 2, "amp": "bfloat16"})
+    out = tmp_path / "killed"
+    arguments = ["--config", str(recipe), "--out", str(out), *FLAGS, "--checkpoint_seconds", "0"]
+    script = KILLED.format(
+        paths=[str(root / "src")],
+        threads=torch.get_num_threads(),
+        fatal=6,  # the second step of epoch 2 is about to be saved
+        arguments=arguments,
+    )
+    killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    snapshot = load_snapshot(out / "unfinished.pth")
+    assert (snapshot.progress[0].epoch, snapshot.progress[0].step) == (1, 1)
+    assert main([*arguments, "--resume"]) == 0
+    assert run_main(recipe, tmp_path / "undisturbed") == 0
+    for name in ("model.safetensors", "losses.csv", "config.json"):
+        assert (out / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
+    assert not list(out.glob(".*"))
+
+
+class Stop(Exception):
+    pass
+
+
+def interrupted(recipe, out, after):
+    """Run with every step saved, and stop after some steps of the second epoch."""
+
+    def watch(steps, epoch, total):
+        for step in steps:
+            if (epoch, step) == (2, after):
+                raise Stop
+            yield step
+
+    job = PretrainingJob(recipe, out, "cpu", checkpoint_seconds=0)
+    with pytest.raises(Stop):
+        pretrain(job, Hooks(progress=watch))
+
+
+def test_an_interrupted_stage_2_goes_on_in_the_middle_of_an_epoch(stage1, make_recipe, tmp_path):
+    recipe = make_recipe(2, start={"stage1": str(stage1)})
+    interrupted(recipe, tmp_path / "stopped", 2)
+    snapshot = load_snapshot(tmp_path / "stopped" / "unfinished.pth")
+    assert (snapshot.progress[0].epoch, snapshot.progress[0].step) == (1, 2)
+    result = pretrain(PretrainingJob(recipe, tmp_path / "stopped", "cpu", resume=True))
+    undisturbed = pretrain(PretrainingJob(recipe, tmp_path / "whole", "cpu"))
+    assert result == undisturbed
+    one, other = (tmp_path / name / "model.safetensors" for name in ("stopped", "whole"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_resuming_refuses_other_settings_and_knows_a_complete_run(
+    stage1, write_recipe, tmp_path, capsys
+):
+    recipe = load_pretraining_recipe(stage1.parent / "one.yaml")
+    assert pretrain(PretrainingJob(recipe, stage1, "cpu", resume=True)) is None
+    assert run_main(stage1.parent / "one.yaml", stage1, "--resume") == 0
+    assert "nothing to resume" in capsys.readouterr().out
+    code = run_main(stage1.parent / "one.yaml", stage1, "--resume", "--set", "train.seed=9")
+    assert code == 1
+    assert "train.seed was 0, now 9" in capsys.readouterr().err
+    assert run_main(stage1.parent / "one.yaml", stage1) == 2
+    assert "holds a model already" in capsys.readouterr().err
+    tiny = load_pretraining_recipe(write_recipe())
+    interrupted(tiny, tmp_path / "new", 0)
+    assert run_main(write_recipe(), tmp_path / "new") == 2
+    assert "unfinished pretraining" in capsys.readouterr().err
+    assert run_main(write_recipe(), tmp_path / "new", "--resume", "--overwrite") == 2
+    assert run_main(write_recipe(), tmp_path / "new", "--overwrite") == 0
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(
+    make_recipe, tmp_path, monkeypatch
+):
+    recipe = make_recipe()
+    real, calls = loop.PretrainingStep.__call__, []
+
+    def step(self, batches, seeds, rate):
+        calls.append(rate)
+        values = real(self, batches, seeds, rate)
+        return values * float("nan") if len(calls) == 5 else values
+
+    monkeypatch.setattr(loop.PretrainingStep, "__call__", step)
+    message = "epoch 2, step 2 of 3: loss: nan.*Try a lower base_lr.*unfinished.pth"
+    with pytest.raises(RuntimeError, match=message):
+        pretrain(PretrainingJob(recipe, tmp_path / "out", "cpu"))
+    assert load_snapshot(tmp_path / "out" / "unfinished.pth").progress[0].epoch == 1
+
+
+def test_a_weight_that_is_not_finite_is_never_saved(make_recipe, tmp_path, monkeypatch):
+    real, calls = loop.PretrainingStep.__call__, []
+
+    def step(self, batches, seeds, rate):
+        calls.append(rate)
+        values = real(self, batches, seeds, rate)
+        if len(calls) == 3:  # the last step of the epoch, whose losses are still good
+            self.parameters[0].data.fill_(float("inf"))
+        return values
+
+    monkeypatch.setattr(loop.PretrainingStep, "__call__", step)
+    with pytest.raises(RuntimeError, match="a weight became infinite"):
+        pretrain(PretrainingJob(make_recipe(train={"epochs": 1}), tmp_path / "out", "cpu"))
+
+
+def test_values_are_shown_with_the_steps_so_far(make_recipe, tmp_path):
+    seen = []
+    hooks = Hooks(on_values=lambda values, step: seen.append((step, values)))
+    recipe = make_recipe(train={"log_every": 2, "warmup_epochs": 1})
+    pretrain(PretrainingJob(recipe, tmp_path / "out", "cpu"), hooks)
+    assert [step for step, _ in seen] == [2, 3, 5, 6]
+    assert "train/mask" not in seen[0][1]
+    factor = 4 / 4096
+    assert seen[0][1]["learning_rate"] == pytest.approx(0.1 * factor)
+    assert seen[1][1]["learning_rate"] == pytest.approx((0.1 + 0.4 / 3) * factor)
+
+
+def test_too_few_samples_for_one_step_are_refused(make_recipe, tmp_path):
+    recipe = make_recipe(train={"accumulate": 4})
+    with pytest.raises(ValueError, match="12 samples are fewer than one step takes"):
+        pretrain(PretrainingJob(recipe, tmp_path / "out", "cpu"))
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"data": {"metafile": "none.csv"}}, "data: metafile: none.csv: no such file"),
+        ({"selection": {"metafile": "none.json"}}, "selection: metafile: none.json: no such"),
+        ({"start": {"dino": "none.pth"}}, "start: dino: none.pth: no such file"),
+        ({"start": {"dino": "pretrained"}}, "no pretrained DINO weights for ovsegmentor_toy"),
+        ({"start": {"text": "pretrained"}}, "ovsegmentor_toy has no pretrained weights"),
+        ({"stage": 2, "start": {"stage1": "none"}}, "none: no OVSegmentor weights there"),
+    ],
+)
+def test_what_is_not_there_is_said_before_anything_starts(
+    write_recipe, tmp_path, capsys, sections, message
+):
+    assert run_main(write_recipe(**sections), tmp_path / "out") == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_held_out_image_that_cannot_be_read_ends_the_run(make_recipe, tmp_path):
+    held_out = write_captions(tmp_path / "held_out", 4)
+    (tmp_path / "held_out" / "2.png").write_bytes(b"broken")
+    selection = {"metafile": str(held_out), "images": str(held_out.parent)}
+    recipe = make_recipe(selection=selection, train={"epochs": 1})
+    with pytest.raises(RuntimeError, match="a held-out image: 2.png"):
+        pretrain(PretrainingJob(recipe, tmp_path / "out", "cpu"))
+
+
+def test_lost_images_are_counted_across_an_interruption(tmp_path, make_recipe):
+    data = write_captions(tmp_path / "data")
+    (data.parent / "3.png").write_bytes(b"broken")
+    recipe = make_recipe(data={"metafile": str(data), "images": str(data.parent)})
+    interrupted(recipe, tmp_path / "out", 1)
+    result = pretrain(PretrainingJob(recipe, tmp_path / "out", "cpu", resume=True))
+    whole = pretrain(PretrainingJob(recipe, tmp_path / "whole", "cpu"))
+    assert result.lost.startswith("2 images of 24 samples could not be read")
+    assert whole.lost.startswith("2 images of 24 samples could not be read")
+
+
+def test_another_file_is_no_state(tmp_path):
+    torch.save({"kind": "other"}, tmp_path / "unfinished.pth")
+    with pytest.raises(ValueError, match="not the state of an unfinished pretraining"):
+        load_snapshot(tmp_path / "unfinished.pth")
