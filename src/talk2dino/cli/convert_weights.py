@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
 COMMAND = Command(
     name="convert",
-    summary="Convert another method's published weights to safetensors, without running them.",
+    summary="Convert another method's published weights to safetensors.",
     example="python -m talk2dino convert ovsegmentor best_miou.pth weights/ovsegmentor_vitb",
     add_arguments=add_arguments,
     check=check,
