@@ -165,8 +165,7 @@ def check_installed() -> None:
     missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
     if missing:
         raise ImportError(
-            f"the export needs {' and '.join(missing)}: pip install 'talk2dino[export]', or "
-            "pip install onnx onnxscript onnxruntime"
+            f"the export needs {' and '.join(missing)}: pip install onnx onnxscript onnxruntime"
         )
 
 
