@@ -33,6 +33,8 @@ def test_texts_become_rows_in_the_space_of_the_patches(model):
     torch.testing.assert_close(one[0], two[0], rtol=1e-4, atol=1e-6)
     with pytest.raises(ValueError, match="no texts given"):
         model.encode_text([])
+    with pytest.raises(ValueError, match="texts are given as .*found 7"):
+        model.encode_text(["a cup", 7])
 
 
 @pytest.mark.parametrize("kind", ["path", "pil", "array", "tensor"])
@@ -82,6 +84,7 @@ def test_a_background_comes_first_and_its_score_is_the_threshold(model, coffee):
     assert everything.areas()["background"] == 100
     nothing = model.segment(coffee, NAMES, background=0, refine=False)
     assert nothing.areas()["background"] == 0
+    assert model.segment(coffee, NAMES, background=np.False_, refine=False).background is None
 
 
 def test_a_large_picture_can_be_scored_smaller_and_keeps_its_size(model, coffee):
@@ -96,10 +99,13 @@ def test_a_large_picture_can_be_scored_smaller_and_keeps_its_size(model, coffee)
     [
         ([], {}, "no class names"),
         (["cup", " "], {}, "an empty one"),
-        (["cup", None], {}, "no class name"),
+        (["cup", None], {}, "texts are given as .*found None"),
         (["Cup", "cup "], {}, "named twice"),
         (["background"], {"background": True}, "added by background=True"),
+        (None, {}, "texts are given as .*found None"),
         (["cup"], {"background": 1.5}, "between 0 and 1"),
+        (["cup"], {"background": "0.5"}, "between 0 and 1, found '0.5'"),
+        (["cup"], {"background": None}, "between 0 and 1, found None"),
         (["cup"], {"background": float("nan")}, "between 0 and 1"),
     ],
 )
@@ -116,6 +122,8 @@ def test_wrong_questions_are_refused(model, coffee, names, settings, message):
         (np.zeros((4, 4), np.uint8), "found \\(4, 4\\) uint8"),
         ([], "no images given"),
         ([7], "found int"),
+        (None, "found NoneType"),
+        (torch.zeros(0, 3, 4, 4, dtype=torch.uint8), r"found \(0, 3, 4, 4\)"),
     ],
 )
 def test_what_is_no_picture_is_refused(model, image, message):
@@ -163,3 +171,13 @@ def test_published_options_that_change_the_method_are_refused(model, coffee):
         model.generate_masks(image, None, classes, ["cup", "table"])
     with pytest.raises(ValueError, match=r"tokens must be \(C, T, 77\)"):
         model.build_text_embedding(torch.zeros(3, 77, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"\(B, 3, H, W\) BGR, found \(3, 100, 150\)"):
+        model.generate_masks(image[0], None, classes)
+    with pytest.raises(ValueError, match=r"text_emb must be \(C, 192\), found \(3, 7\)"):
+        model.generate_masks(image, None, torch.zeros(3, 7))
+
+
+@pytest.mark.parametrize("names", ["cat", []])
+def test_class_names_of_the_published_methods_are_a_list(model, names):
+    with pytest.raises(ValueError, match="class names are a list, as .*found"):
+        model.build_dataset_class_tokens("subset", names)

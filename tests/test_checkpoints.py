@@ -33,6 +33,23 @@ def test_a_damaged_safetensors_file_is_named(tmp_path):
         read_state_dict(tmp_path / "a.safetensors")
 
 
+@pytest.mark.parametrize("header", [b"[]", b'"x"', b"[" * 100_000, b'{"a": [1]}'])
+def test_a_header_of_another_structure_is_damage(tmp_path, header):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(ValueError, match="a.safetensors is damaged"):
+        read_state_dict(path)
+
+
+def test_a_header_as_long_as_a_web_page_begins_is_no_web_page(tmp_path, state):
+    path, length = tmp_path / "a.safetensors", int.from_bytes(b" <", "little")
+    save_file(state, path, metadata={"note": ""})
+    short = int.from_bytes(path.read_bytes()[:8], "little")
+    save_file(state, path, metadata={"note": "x" * (length - short)})
+    assert path.read_bytes().startswith(b" <")
+    assert read_state_dict(path).keys() == state.keys()
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_a_torchscript_archive_is_read_for_its_tensors(tmp_path):
     torch.jit.save(torch.jit.script(nn.Linear(3, 2)), tmp_path / "ViT-B-16.pt")

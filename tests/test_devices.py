@@ -95,7 +95,11 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory():
 
     with pytest.raises(RuntimeError, match="shapes differ"):
         MemoryFit("images").pieces(model, torch.ones(3))
-    for sentence in ("MPS backend out of memory", "DefaultCPUAllocator: can't allocate memory"):
+    for sentence in (
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "MPS backend out of memory",
+        "DefaultCPUAllocator: can't allocate memory",
+    ):
         assert is_out_of_memory(RuntimeError(sentence))
 
 

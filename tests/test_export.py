@@ -106,7 +106,20 @@ def test_existing_files_are_kept_unless_told(model, folder):
 
 def test_a_graph_that_differs_is_not_kept(model, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "TOLERANCE", -1.0)
-    with pytest.raises(RuntimeError, match=r"image.onnx: onnxruntime differs .*Nothing was kept"):
+    with pytest.raises(RuntimeError, match=r"onnxruntime differs .*patches.*Nothing was kept"):
+        export_onnx(model.loaded, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_good_graph_is_not_kept_without_the_other(model, tmp_path, monkeypatch):
+    def write_the_first(graph, path, free):
+        if graph.input_name == "tokens":
+            raise RuntimeError("the text side differs")
+        path.write_bytes(b"image side")
+        return {}
+
+    monkeypatch.setattr(export, "_write_graph", write_the_first)
+    with pytest.raises(RuntimeError, match="the text side differs"):
         export_onnx(model.loaded, tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -138,3 +151,11 @@ def test_the_command_refuses_before_it_loads(tmp_path, capsys):
     assert "exists already" in capsys.readouterr().err
     assert main(["export", "--model", "toyy", "--output", str(tmp_path / "new")]) == 1
     assert "Did you mean 'toy'" in capsys.readouterr().err
+
+
+def test_missing_packages_are_named_before_a_model_is_loaded(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(export, "find_spec", lambda name: None)
+    assert main(["export", "--model", "toy", "--output", str(tmp_path / "new")]) == 2
+    captured = capsys.readouterr()
+    assert "needs onnx and onnxscript: pip install" in captured.err
+    assert captured.out == ""

@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -36,6 +37,26 @@ def test_a_complete_file_replaces_the_old_one_and_makes_its_folder(tmp_path):
         temporary.write_text("new")
     assert target.read_text() == "new"
     assert [p.name for p in target.parent.iterdir()] == ["out.txt"]
+
+
+def test_two_threads_that_write_one_file_do_not_disturb_each_other(tmp_path):
+    target, both = tmp_path / "out.txt", threading.Barrier(2, timeout=20)
+
+    def write(text):
+        with atomic_path(target) as temporary:
+            temporary.write_text(text)
+            both.wait()
+            written.append(temporary.read_text() == text)
+
+    written = []
+    threads = [threading.Thread(target=write, args=(text,)) for text in ("one", "two")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert written == [True, True]
+    assert target.read_text() in ("one", "two")
+    assert list(tmp_path.iterdir()) == [target]
 
 
 def test_a_full_disk_is_reported_with_the_name_of_the_file(tmp_path):

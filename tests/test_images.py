@@ -175,6 +175,12 @@ def test_encoded_bytes_are_read_like_files(tmp_path):
         decode_rgb(data[: len(data) // 2], "member")
 
 
+def test_a_drawing_that_only_a_program_could_read_is_refused_by_its_header(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "photo.png", format="EPS")
+    with pytest.raises(ValueError, match="photo.png is an EPS drawing.*Save it as PNG"):
+        check_image(tmp_path / "photo.png")
+
+
 def test_a_folder_lists_its_images_in_order(tmp_path):
     for name in ("b.JPG", "a.png", ".hidden.png", "notes.txt"):
         (tmp_path / name).touch()

@@ -55,6 +55,19 @@ def test_classes_are_the_projected_mean_over_templates_of_unit_length(models):
     assert not classes.requires_grad
 
 
+def test_prompts_are_encoded_up_to_the_end_of_the_longest(models):
+    method, lengths = segmenter(models, template="maskclip"), []
+    noting = models[1].register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape))
+    classes = method.embed_classes(["cat", "big dog"])
+    noting.remove()
+    templates = get_templates("maskclip")
+    tokens = torch.stack(
+        [models[1].tokenize([t.format(name) for t in templates]) for name in ("cat", "big dog")]
+    )
+    torch.testing.assert_close(classes, method.embed_class_tokens(tokens))
+    assert lengths == [(2 * len(templates), int(tokens.argmax(dim=-1).max()) + 1)]
+
+
 def test_scores_are_sigmoids_of_cosines_spread_between_aligned_corners(models):
     method = segmenter(models)
     classes = method.embed_classes(["cat", "dog", "sky"])

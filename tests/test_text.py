@@ -24,10 +24,10 @@ def toy():
     return load_text("toy")
 
 
-def test_trimmed_batches_give_the_vectors_of_untrimmed_ones(toy):
+def test_the_last_block_at_the_ends_alone_gives_the_vectors_of_the_whole_block(toy):
     tokens = toy.tokenize(CAPTIONS)
-    trimmed, whole = toy(tokens).pooled, toy(tokens, dense=True).pooled
-    torch.testing.assert_close(trimmed, whole, rtol=1e-4, atol=1e-5)
+    at_ends, whole = toy(tokens).pooled, toy(tokens, dense=True).pooled
+    torch.testing.assert_close(at_ends, whole, rtol=1e-4, atol=1e-5)
 
 
 def test_vectors_are_those_of_the_literal_tower_at_77_positions(toy):

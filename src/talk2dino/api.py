@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -65,9 +65,9 @@ class Talk2DINO(HubMethods, PublishedMethods):
             (N, D) float32 on the model's device, not normalised.
 
         Raises:
-            ValueError: no text.
+            ValueError: no text, or something that is none.
         """
-        return self.segmenter.embed_texts([texts] if isinstance(texts, str) else list(texts))
+        return self.segmenter.embed_texts(_as_texts(texts))
 
     @torch.no_grad()
     def encode_image(self, images: ImageInput | Images) -> Tensor:
@@ -210,12 +210,13 @@ class Talk2DINO(HubMethods, PublishedMethods):
         return self.segmenter.patch_features(squares)
 
     def _threshold(self, background: bool | float) -> float | None:
-        if background is False:
-            return None
-        value = self.loaded.background_threshold if background is True else float(background)
-        if not (math.isfinite(value) and 0 <= value <= 1):
-            raise ValueError(f"a background threshold lies between 0 and 1, found {background}.")
-        return value
+        if isinstance(background, bool | np.bool_):
+            return self.loaded.background_threshold if background else None
+        if not (isinstance(background, Real) and 0 <= background <= 1):
+            raise ValueError(
+                f"background is true, false or a threshold between 0 and 1, found {background!r}."
+            )
+        return float(background)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,12 +233,12 @@ class _Query:
 
 def _class_names(names: str | Sequence[str], background: bool) -> list[str]:
     """Stripped names. Raises ValueError for none, an empty, or a repeated one."""
-    given = [names] if isinstance(names, str) else list(names)
+    given = _as_texts(names)
     if not given:
         raise ValueError("no class names given. At least one is needed.")
     seen: set[str] = set()
     for name in given:
-        if not isinstance(name, str) or not name.strip():
+        if not name.strip():
             raise ValueError(f"{name!r} is no class name: an empty one in {given}.")
         key = " ".join(name.lower().split())  # CLIP reads lower case only
         if key in seen:
@@ -248,12 +249,24 @@ def _class_names(names: str | Sequence[str], background: bool) -> list[str]:
     return [" ".join(name.split()) for name in given]
 
 
+def _as_texts(texts: str | Sequence[str]) -> list[str]:
+    given = [texts] if isinstance(texts, str) or not isinstance(texts, Iterable) else list(texts)
+    for text in given:
+        if not isinstance(text, str):
+            raise ValueError(f"texts are given as 'cat' or ['cat', 'dog'], found {text!r}.")
+    return given
+
+
 def _as_list(images: ImageInput | Images) -> tuple[list[ImageInput], bool]:
     """Pictures, and whether there was a single one that is no list."""
-    if isinstance(images, np.ndarray | Tensor) and images.ndim == 4:
+    if isinstance(images, np.ndarray | Tensor) and images.ndim == 4 and len(images):
         return list(images), False
     if isinstance(images, str | Path | Image.Image | np.ndarray | Tensor):
         return [images], True
+    if not isinstance(images, Iterable):
+        raise ValueError(
+            f"an image is a path, a PIL image, an array or a tensor, found {type(images).__name__}."
+        )
     pictures = list(images)
     if not pictures:
         raise ValueError("no images given. At least one is needed.")

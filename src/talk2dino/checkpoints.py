@@ -96,7 +96,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         header = file.read(length) if length < size else b""
     if start.startswith(b"version https://git-lfs"):
         raise ValueError(f"{path} is a Git LFS pointer, not the file itself. Run: git lfs pull")
-    if start.lstrip()[:1] == b"<":
+    if start[8:9] != b"{" and start.lstrip()[:1] == b"<":  # the length may look like this, too
         raise ValueError(f"{path} is a web page, not a safetensors file. Download it again.")
     try:
         ends = [
@@ -111,7 +111,10 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
                 "download. Download it again."
             )
         return load_file(path)
-    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError, TypeError, LookupError) as e:
+    except (
+        *(SafetensorError, json.JSONDecodeError, UnicodeDecodeError, RecursionError),
+        *(AttributeError, TypeError, LookupError),  # JSON of another structure
+    ) as e:
         raise ValueError(f"{path} is damaged, cut short, or no safetensors file ({e})") from e
 
 

@@ -224,8 +224,8 @@ def build(cls: type[T], values: Mapping[str, Any], source: str) -> T:
     """Make the dataclass `cls` from a mapping, strictly.
 
     Args:
-        cls: a dataclass whose fields have simple types.
-        values: field name -> value, as read from YAML.
+        cls: a dataclass whose fields have simple types, or are other dataclasses.
+        values: field name -> value, as read from YAML; another dataclass is built already.
         source: file name for the messages.
 
     Raises:
@@ -251,6 +251,8 @@ def build(cls: type[T], values: Mapping[str, Any], source: str) -> T:
 
 def _typed(value: Any, hint: Any, where: str) -> Any:
     """`value` as the annotated type; YAML's `1e-4` (a string) counts as a number."""
+    if dataclasses.is_dataclass(value) and type(value) is hint:
+        return value
     allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if value is None and types.NoneType in allowed:
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, TypeVar
 
 from talk2dino.config import check_name
@@ -64,7 +64,7 @@ def mixed_precision(amp: str, device: torch.device) -> AbstractContextManager[ob
     import torch
 
     if not amp:
-        return torch.autocast(device.type, enabled=False)
+        return nullcontext()
     automatic = "float16" if device.type == "mps" else "bfloat16"
     dtype = resolve_dtype(automatic if amp == "auto" else check_name("amp", amp, AMP_TYPES))
     return torch.autocast(device.type, dtype=dtype)
@@ -140,8 +140,6 @@ def joined(pieces: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tens
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether PyTorch found no memory: a class of its own on CUDA, a sentence elsewhere."""
-    import torch
-
-    sentences = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(error, torch.OutOfMemoryError) or any(s in str(error) for s in sentences)
+    """Whether PyTorch, or a library of CUDA's that it calls, found no memory."""
+    sentences = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
+    return any(sentence in str(error) for sentence in sentences)

@@ -6,7 +6,7 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -105,7 +105,8 @@ def export_onnx(loaded: LoadedModel, folder: str | Path, overwrite: bool = False
     """Write `image.onnx`, `text.onnx` and `talk2dino.json`, which describes both.
 
     Batch, number of classes and number of prompts are free; the image's size is the model's.
-    Where onnxruntime is installed, it is compared with PyTorch before anything is kept.
+    Where onnxruntime is installed, it is compared with PyTorch before anything is kept: all three
+    files are written, or none.
 
     Args:
         loaded: a model on the CPU.
@@ -130,22 +131,21 @@ def export_onnx(loaded: LoadedModel, folder: str | Path, overwrite: bool = False
     tokens = torch.stack([segmenter.text.tokenize(texts) for texts in prompts])
     image = _Graph(ImageSide(segmenter), pixels, "pixels", ["patches", "attention_logits"])
     text = _Graph(TextSide(segmenter), tokens, "tokens", ["classes"])
-    errors = _write_graph(image, folder / IMAGE_FILE, {0: "batch"})
-    errors |= _write_graph(text, folder / TEXT_FILE, {0: "classes", 1: "prompts"})
-    content = json.dumps(_description(loaded, errors), indent=2, ensure_ascii=False) + "\n"
-    with atomic_path(folder / DESCRIPTION) as temporary:
-        temporary.write_text(content, encoding="utf-8")
-    return Exported(tuple(folder / f for f in (IMAGE_FILE, TEXT_FILE, DESCRIPTION)), errors)
+    files = tuple(folder / name for name in (IMAGE_FILE, TEXT_FILE, DESCRIPTION))
+    with ExitStack() as unfinished:
+        image_file, text_file, description = (
+            unfinished.enter_context(atomic_path(path)) for path in files
+        )
+        errors = _write_graph(image, image_file, {0: "batch"})
+        errors |= _write_graph(text, text_file, {0: "classes", 1: "prompts"})
+        content = json.dumps(_description(loaded, errors), indent=2, ensure_ascii=False) + "\n"
+        description.write_text(content, encoding="utf-8")
+    return Exported(files, errors)
 
 
 def check_exportable(segmenter: Talk2DinoSegmenter) -> None:
     """Raise ImportError or ValueError for what `export_onnx` cannot do."""
-    missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
-    if missing:
-        raise ImportError(
-            f"the export needs {' and '.join(missing)}: pip install 'talk2dino[export]', or "
-            "pip install onnx onnxscript onnxruntime"
-        )
+    check_installed()
     config = segmenter.config
     if isinstance(segmenter.projection, CLIPLastLayer) or config.average_tokens:
         raise ValueError("only models that embed a text by its end-of-text vector are exported.")
@@ -157,6 +157,15 @@ def check_exportable(segmenter: Talk2DinoSegmenter) -> None:
     if needed > MAX_BYTES:
         raise ValueError(
             f"{segmenter.vision.name} takes {needed / 1e9:.1f} GB, an ONNX file at most 2."
+        )
+
+
+def check_installed() -> None:
+    """Raise ImportError unless the packages that write ONNX files are here."""
+    missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
+    if missing:
+        raise ImportError(
+            f"the export needs {' and '.join(missing)}: pip install onnx onnxscript onnxruntime"
         )
 
 
@@ -172,11 +181,11 @@ class _Graph:
 
 def _write_graph(graph: _Graph, path: Path, free: dict[int, str]) -> dict[str, float]:
     """Trace, write and compare; returns the relative error per output."""
-    with atomic_path(path) as temporary, _quiet(), torch.no_grad():
+    with _quiet(), torch.no_grad():
         torch.onnx.export(
             graph.module.eval(),
             (graph.example,),
-            str(temporary),
+            str(path),
             dynamo=True,
             dynamic_shapes=(free,),
             input_names=[graph.input_name],
@@ -185,11 +194,11 @@ def _write_graph(graph: _Graph, path: Path, free: dict[int, str]) -> dict[str, f
             external_data=False,
             verbose=False,
         )
-        errors = _compare(graph, temporary) if find_spec("onnxruntime") is not None else {}
+        errors = _compare(graph, path) if find_spec("onnxruntime") is not None else {}
         wrong = {name: error for name, error in errors.items() if not error <= TOLERANCE}
         if wrong:
             raise RuntimeError(
-                f"{path.name}: onnxruntime differs from PyTorch by {wrong} (relative), more than "
+                f"onnxruntime differs from PyTorch by {wrong} (relative), more than "
                 f"{TOLERANCE}. Nothing was kept; try other versions of onnxscript or onnxruntime."
             )
     return errors

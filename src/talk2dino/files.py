@@ -7,6 +7,7 @@ import hashlib
 import os
 import pickle
 import tempfile
+import threading
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,12 +21,14 @@ _SAMPLE = 2**20
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path` to write to; renamed on success, removed on any error.
 
+    Processes and threads that write the same file do not disturb each other; the last one wins.
+
     Raises:
         OSError: nothing could be written; the message names `path`, which is left as it was.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}-{threading.get_ident()}")
     try:
         yield temporary
         os.replace(temporary, path)

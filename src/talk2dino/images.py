@@ -163,6 +163,8 @@ def _open(file: BinaryIO, name: str) -> Image.Image:
         raise
     except Exception as error:  # a damaged header: SyntaxError, struct.error, OSError, ...
         raise ValueError(f"{name} has a damaged header: {error}. Replace the file.") from error
+    if image.format == "EPS":  # a program, which Pillow would give to Ghostscript
+        raise ValueError(f"{name} is an EPS drawing, which is not read. Save it as PNG first.")
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(
             f"{name} is too large: {image.width} x {image.height} pixels, at most {MAX_PIXELS} "

@@ -77,7 +77,7 @@ def works(device: torch.device) -> bool:
     except torch.cuda.OutOfMemoryError:
         raise
     except Exception as problem:  # of any kind: compiler, driver, Triton itself
-        _LOGGER.info("PAMR runs without its Triton kernels, more slowly: %s", problem)
+        _LOGGER.warning("PAMR runs without its Triton kernels, more slowly: %s", problem)
         return False
     return True
 

@@ -34,8 +34,10 @@ class PublishedMethods:
             classnames: the classes, without the background.
 
         Raises:
-            ValueError: an unknown set, or a text encoder that is no CLIP.
+            ValueError: an unknown set, no class, or a text encoder that is no CLIP.
         """
+        if isinstance(classnames, str) or not classnames:
+            raise ValueError(f"class names are a list, as ['cat', 'dog'], found {classnames!r}.")
         text, templates = self._clip_text(), get_templates(template_set)
         tokens = [text.tokenize([t.format(name) for t in templates]) for name in classnames]
         return torch.stack(tokens).to(self.segmenter.device)
@@ -46,7 +48,7 @@ class PublishedMethods:
 
         The mean of the prompts' CLIP vectors, projected; what `segmenter.embed_classes` gives.
         """
-        if text.ndim != 3:
+        if text.ndim != 3 or not len(text):
             raise ValueError(
                 f"tokens must be (C, T, 77), one row of prompts per class, found "
                 f"{tuple(text.shape)}. build_dataset_class_tokens makes them."
@@ -80,11 +82,19 @@ class PublishedMethods:
         Returns:
             masks (B, C, H, W): sigmoid(cosine), cleaned and refined;
             cosines (B, C, h, w) on the grid of patches, before both.
+
+        Raises:
+            ValueError: other shapes, or an option that is not supported.
         """
         self._check_published(text_emb, classnames, text_is_token, background_func, lambda_bg)
+        if image.ndim != 4 or image.shape[1] != 3:
+            raise ValueError(f"image must be (B, 3, H, W) BGR, found {tuple(image.shape)}.")
         windows = image.to(self.segmenter.device, torch.float32).flip(1)  # BGR to RGB
         method = self.segmenter.variant(pamr=apply_pamr)
         features = method.patch_features(windows)
+        width = features.patches.shape[-1]
+        if text_emb.ndim != 2 or text_emb.shape[1] != width:
+            raise ValueError(f"text_emb must be (C, {width}), found {tuple(text_emb.shape)}.")
         cosines = patch_cosines(features.patches, text_emb)
         side = method.config.input_size // method.vision.patch_size
         masks = method.score_features(features, windows, text_emb, background=None)

@@ -16,7 +16,7 @@ from talk2dino.pamr import pamr
 from talk2dino.projection import CLIPLastLayer, Projection, load_projection
 from talk2dino.segmenter_config import PRECISIONS, SegmenterConfig
 from talk2dino.templates import get_templates
-from talk2dino.text import BertEncoder, TextEncoder, TextFeatures, load_text
+from talk2dino.text import BertEncoder, TextEncoder, TextFeatures, load_text, trimmed
 from talk2dino.vision import PatchFeatures, VisionBackbone, load_vision
 
 _EPS = 1e-6  # of the normalisations in the published inference code
@@ -277,13 +277,13 @@ class Talk2DinoSegmenter:
     def _embed_prompts(self, prompts: Sequence[str]) -> Tensor:
         """Prompts (N,) to text vectors (N, E), or (N, D) where the projection holds CLIP's end."""
         if isinstance(self.text, TextEncoder):
-            return self._embed_tokens(self.text.tokenize(prompts))
+            return self._embed_tokens(trimmed(self.text.tokenize(prompts)))
         if isinstance(self.projection, CLIPLastLayer) or self.config.average_tokens:
             raise ValueError(f"{self.text.name} is no CLIP text encoder, which this model needs")
         return self.text.encode(prompts)
 
     def _embed_tokens(self, tokens: Tensor) -> Tensor:
-        """As `_embed_prompts`, from CLIP's token ids (N, 77)."""
+        """As `_embed_prompts`, from CLIP's token ids (N, T)."""
         assert isinstance(self.text, TextEncoder)
         embedded = []
         for batch in tokens.to(self.device).split(_PROMPT_BATCH):

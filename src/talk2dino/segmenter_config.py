@@ -76,8 +76,8 @@ class SegmenterConfig:
         if parse_seeded(weights) is None and not Path(weights).is_file():
             raise FileNotFoundError(
                 f"there are no projection weights at {weights}. weights/README.md says where the "
-                "published files are, train.py makes your own, and seeded:0 in place of a file "
-                "gives a trial run with an untrained projection."
+                "published files are, and train.py makes your own. To try the command without any "
+                "download: --config configs/toy.yaml --weights seeded:0."
             )
 
 

@@ -12,6 +12,12 @@ OVERLAY, LEGEND, PIXEL, MASK_FILE, OVERLAY_FILE = range(5)
 HEAT, SCALE, POSITION, KEY, STATUS, RUN, STOP = range(5, 12)
 
 
+@pytest.fixture(autouse=True)
+def uploads(tmp_path, monkeypatch):
+    """The folder of uploads, in which `small_photo` lies."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+
+
 @pytest.fixture
 def handlers(models, tmp_path):
     """The handlers of a page."""
@@ -116,8 +122,21 @@ def test_no_file_is_no_upload(payload):
     assert read_upload(payload) is None
 
 
-def test_an_upload_without_a_name_is_called_like_its_file():
-    assert read_upload({"path": "/tmp/x/cat.png", "orig_name": None}).name == "cat.png"
+def test_an_upload_without_a_name_is_called_like_its_file(tmp_path):
+    payload = {"path": str(tmp_path / "x" / "cat.png"), "orig_name": None}
+    assert read_upload(payload).name == "cat.png"
+
+
+@pytest.mark.parametrize("place", ["elsewhere", "behind a link", "above"])
+def test_a_file_outside_the_folder_of_uploads_is_refused(handlers, photos, tmp_path, place):
+    (tmp_path / "link.png").symlink_to(photos / "chelsea.png")
+    paths = {
+        "elsewhere": photos / "chelsea.png",
+        "behind a link": tmp_path / "link.png",
+        "above": f"{tmp_path}/../x.png",
+    }
+    update = next(handlers.on_run({"path": str(paths[place])}, "cat", "toy", *[0] * 5))
+    assert "not uploaded" in update[STATUS]
 
 
 def test_only_a_request_that_was_not_stopped_is_told_that_too_many_wait():

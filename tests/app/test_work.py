@@ -2,9 +2,11 @@ import numpy as np
 import pytest
 import torch
 
+from talk2dino import Talk2DINO
 from talk2dino.app.inputs import Limits
 from talk2dino.app.models import Models, config_entry, named_entry
 from talk2dino.app.work import Outcome, Progress, Request, segment
+from talk2dino.hub.published import TOY_THRESHOLD
 from talk2dino.images import read_rgb, rgb_tensor
 from talk2dino.inference import ClassQuery, whole_image_scores
 from talk2dino.segmenter_config import read_segmenter_config
@@ -82,10 +84,18 @@ def test_models_say_what_their_colours_are_worth(root):
     assert "drawn pictures of apple" in config_entry("mine", trained, CPU).notice
     assert named_entry("vitb", CPU).notice is None
     assert named_entry("vitl", CPU).threshold == 0.54
+    assert named_entry("lorebianchi98/Talk2DINO-ViTL", CPU).threshold == 0.54
     assert named_entry("a/folder", CPU).threshold == 0.55
     large = read_segmenter_config(root / "configs" / "vitl_mlp_infonce.yaml")
     assert config_entry("mine", large, CPU).notice is None
     assert config_entry("mine", large, CPU).threshold == 0.54
+
+
+def test_a_folder_brings_its_threshold_and_says_if_it_is_untrained(tmp_path):
+    folder = Talk2DINO.from_pretrained("toy", device="cpu").save_pretrained(tmp_path / "toy")
+    entry = named_entry(str(folder), CPU)
+    assert entry.threshold == TOY_THRESHOLD
+    assert "untrained" in entry.notice
 
 
 def test_a_configured_model_is_loaded_as_configured(root):

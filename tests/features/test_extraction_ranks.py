@@ -14,8 +14,10 @@ from talk2dino.cli import extract, extract_text
 from talk2dino.features import parts
 from talk2dino.features.job import Division, Job, plan_outputs
 from talk2dino.features.parts import JOURNAL, Batch, Parts
+from talk2dino.features.progress import silent
 from talk2dino.features.ranges import Range, divided
 from talk2dino.features.store import read_features
+from talk2dino.features.work import Work, collected
 from talk2dino.processes import Processes
 
 if not hasattr(os, "fork"):
@@ -147,6 +149,15 @@ def test_captions_sorted_by_length_are_divided_too(processes, images, alone, tmp
     assert read_features(tmp_path / "a.pth").caption_features["ann_feats"].shape == (43, 512)
 
 
+def test_too_many_failures_are_the_first_process_s_to_report(processes, images, tmp_path, logs):
+    # torch.distributed.run ends all processes as soon as one exits with an error.
+    arguments = image_arguments(images, tmp_path / "val.pth", "--max_failures", "0")
+    codes, said = run_ranks(processes, extract.main, arguments, 2, logs)
+    assert codes == [1, 0]
+    assert "1 failures are more than --max_failures 0" in said[0]
+    assert said[1] == ""
+
+
 def test_an_error_of_one_process_ends_all_with_its_message(processes, images, tmp_path, logs):
     arguments = image_arguments(images, tmp_path / "val.pth")
     disturbed = (fails_in_write, 3)
@@ -245,3 +256,49 @@ def test_the_first_process_to_fail_has_the_word(tmp_path):
         job.tell_others("no time")
         with pytest.raises(RuntimeError, match="process 1 of 3 failed: no room"):
             job.check_others()
+
+
+def test_a_word_that_is_not_written_yet_is_a_failure_too(tmp_path):
+    with Job(plan_outputs(tmp_path / "val.pth", Division()), {}) as job:
+        job.processes = Processes(0, 2)
+        (job.folder / "failed.txt").touch()
+        with pytest.raises(RuntimeError, match="another process of this extraction failed"):
+            job.check_others()
+
+
+class FirstOfTwo(Processes):
+    """Without the other one, which has failed and could not leave word."""
+
+    def gather(self, value):
+        return [value, "process 1 of 2 failed: no room"]
+
+
+def work_on(total):
+    """Rows that hold their own positions, two per batch."""
+
+    def batches(part):
+        for start in range(part.start, part.stop, 2):
+            yield Batch(start + 2, {"a": torch.tensor([start, start + 1])})
+
+    return Work("input", torch.ones(total), 2, lambda fresh: None, batches)
+
+
+def test_a_failure_that_nobody_could_write_down_ends_the_others(tmp_path):
+    outputs = plan_outputs(tmp_path / "val.pth", Division())
+    with Job(outputs, {}) as job:
+        job.processes = FirstOfTwo(0, 2)
+        with pytest.raises(RuntimeError, match="process 1 of 2 failed: no room"):
+            collected(job, outputs[0], work_on(8), silent)
+
+
+def test_rows_of_all_ranges_count_as_written_when_room_is_checked(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(Parts, "check_room", lambda parts, *counts: asked.append(counts))
+    outputs = plan_outputs(tmp_path / "val.pth", Division())
+    with Job(outputs, {}) as job:
+        job.keep_ranges(outputs[0], "input", [Range(0, 4), Range(4, 10)])
+        job.parts(outputs[0], "input").append(Batch(2, {"a": torch.tensor([0, 1])}))
+        job.parts(outputs[0], "input", 4).append(Batch(8, {"a": torch.tensor([4, 5, 6, 7])}))
+        found = collected(job, outputs[0], work_on(10), silent)
+        assert found.columns()["a"].tolist() == list(range(10))
+    assert asked == [(10, 4)]

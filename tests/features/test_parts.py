@@ -142,6 +142,7 @@ def test_too_little_room_is_seen_before_it_is_used_up(tmp_path):
     parts.check_room(9)
     with pytest.raises(RuntimeError, match=r"need \d+\.\d GB more .* are free. Make room"):
         parts.check_room(10**15)
+    parts.check_room(10**15, elsewhere=2 * 10**15)
 
 
 def test_the_journal_is_readable(tmp_path):

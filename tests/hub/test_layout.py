@@ -84,6 +84,22 @@ def test_older_and_deeper_projections_are_recognised():
     assert identify_projection(flat, "f").num_hidden_layers == 0
     with pytest.raises(ValueError, match=r"another projection than ProjectionLayer"):
         identify_projection({"visual_linear.weight": torch.zeros(2, 2)} | flat, "f")
+    many = {f"layer{number}": torch.zeros(1) for number in range(8)}
+    with pytest.raises(ValueError, match=r"\(layer0, .*layer5 and 2 more\)"):
+        identify_projection(many, "f")
+
+
+def test_a_file_of_another_model_given_as_a_projection_is_recognised():
+    state = {"blocks.0.attn.qkv.weight": torch.zeros(1), "patch_embed.proj.weight": torch.zeros(1)}
+    with pytest.raises(ValueError, match="f is no Talk2DINO.*it looks like a vision transformer"):
+        identify_projection(state, "f")
+
+
+def test_tensors_of_another_number_of_dimensions_are_named():
+    with pytest.raises(ValueError, match=r"must have 4 dimensions, found \(3,\)"):
+        identify_vision({"patch_embed.proj.weight": torch.zeros(3)}, "f")
+    with pytest.raises(ValueError, match=r"must have 2 dimensions, found \(3,\)"):
+        identify_text({"token_embedding.weight": torch.zeros(3)}, "f")
 
 
 @pytest.mark.parametrize(

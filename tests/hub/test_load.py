@@ -11,6 +11,7 @@ import torch
 from talk2dino import Talk2DINO
 from talk2dino.checkpoints import state_shapes
 from talk2dino.hub import load
+from talk2dino.hub.folder import read_folder_config
 from talk2dino.hub.load import check_projection, load_model
 from talk2dino.hub.published import PUBLISHED
 from talk2dino.seeded import seeded_state
@@ -226,9 +227,27 @@ def test_a_damaged_configuration_is_named(tmp_path, toy_folder):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(ValueError, match=message):
             load_model(str(tmp_path))
-    (tmp_path / "config.json").write_text('{"segmenter": {"colour": 1}}')
-    with pytest.raises(ValueError, match="not as save_pretrained writes it"):
-        load_model(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"segmenter": 5}, "segmenter must hold names and values, found 5"),
+        ({"segmenter": {"colour": 1}}, "unknown key 'colour'"),
+        ({"segmenter": {}}, "not as save_pretrained writes it.*projection_weights"),
+        ({"segmenter": {"projection": [1]}}, r"found \[1\]"),
+        ({"segmenter": {"projection_weights": 5}}, "projection_weights must be str, got 5"),
+        ({"segmenter": {"input_size": "448"}}, "input_size must be int, got '448'"),
+        ({"background_threshold": None}, "background_threshold must be a number from 0 to 1"),
+        ({"background_threshold": 7}, "background_threshold must be a number.*found 7"),
+        ({"training": [1]}, r"training must hold names and values, found \[1\]"),
+    ],
+)
+def test_a_changed_configuration_is_refused_with_what_was_found(changes, message, tmp_path):
+    content = {"segmenter": {"projection_weights": "seeded:0"}, "background_threshold": 0.5}
+    (tmp_path / "config.json").write_text(json.dumps({**content, **changes}))
+    with pytest.raises(ValueError, match=f"config.json.*{message}"):
+        read_folder_config(tmp_path)
 
 
 def test_a_projection_alone_needs_our_configuration(tmp_path):

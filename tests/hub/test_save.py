@@ -2,15 +2,16 @@
 
 import dataclasses
 import json
+import tempfile
 
 import pytest
 import torch
 from huggingface_hub import HfApi
 
 from talk2dino import Talk2DINO
-from talk2dino.hub.card import read_results
+from talk2dino.hub.card import model_card, read_results
 from talk2dino.hub.load import LoadedModel
-from talk2dino.hub.save import SaveOptions, push_model, save_model
+from talk2dino.hub.save import SaveOptions, _saved_config, push_model, save_model
 
 from .test_load import same_model
 
@@ -130,9 +131,27 @@ def test_pushing_uploads_the_three_files(toy):
     assert api.message == "First"
 
 
-def test_pushing_without_network_fails_and_leaves_nothing(toy):
-    with pytest.raises(Exception, match="(?i)offline"):
+def test_pushing_without_network_says_what_to_do_and_leaves_nothing(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(RuntimeError, match="could not upload to me/mine .*(?i:offline).*by hand"):
         toy.push_to_hub("me/mine", projection_only=True, token=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_repository_is_refused_before_anything_is_written(toy):
+    with pytest.raises(ValueError, match="my model!"):
+        push_model(toy.loaded, "my model!", SaveOptions(results="nowhere"), "", None, None)
+
+
+@pytest.mark.parametrize(
+    ("origin", "title"),
+    [("weights/mine.pth", "mine"), ("me/model-v1.2", "model-v1.2"), ("toy", "toy")],
+)
+def test_the_card_is_called_like_the_model(toy, origin, title):
+    config = _saved_config(toy.loaded, projection_only=True)
+    card = model_card(config, origin, [])
+    assert f"# {title}\n" in card
+    assert f'from_pretrained("{title}")' in card
 
 
 def test_a_saved_folder_has_no_paths_of_its_maker(saved):

@@ -41,6 +41,7 @@ def test_an_epoch_ends_with_the_weights_of_the_literal_training(tiny_features):
 @pytest.mark.parametrize("layers", [0, 1, 3])
 @pytest.mark.parametrize("heads", [True, False])
 def test_gradients_written_out_are_those_of_autograd(layers, heads):
+    torch.manual_seed(0)
     model = ProjectionLayer(ProjectionConfig(**{**vars(CONFIG), "hidden_layer": layers}))
     assert is_direct(model, TRAIN)
     step, loss = DirectStep(model), BatchLoss(model, TRAIN)
@@ -51,7 +52,8 @@ def test_gradients_written_out_are_those_of_autograd(layers, heads):
         found = [parameter.grad.clone() for parameter in model.parameters()]
         torch.testing.assert_close(value, loss(batch, size, None).detach())
         for ours, theirs in zip(found, gradients(loss, model, batch), strict=True):
-            assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
+            # Confident scores cancel in softmax - 1: float32 leaves five digits or less.
+            assert (ours - theirs).norm() <= 1e-4 * theirs.norm()
         step = DirectStep(model)
 
 
@@ -113,6 +115,30 @@ def test_full_batches_are_replayed_and_others_are_not(monkeypatch):
     with torch.no_grad():
         captured(batch_of(7), 7, None)  # validation
     assert (graphs.recorded, graphs.replayed) == (1, 2)
+
+
+def test_a_graph_is_recorded_on_the_device_of_the_batch(monkeypatch):
+    """On another one than the current, nothing would be recorded and nothing trained."""
+    batch, model, current = batch_of(7), ProjectionLayer(CONFIG), []
+
+    class DeviceOf:
+        def __init__(self, tensor):
+            self.tensor = tensor
+
+        def __enter__(self):
+            current.append(self.tensor)
+
+        def __exit__(self, *_):
+            current.pop()
+
+    def record(module, example):
+        assert current == [batch.visual]
+        return module
+
+    monkeypatch.setattr(torch.cuda, "device_of", DeviceOf)
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", record)
+    gradients(BatchLoss(model, TRAIN, capture=True), model, batch)
+    assert current == []
 
 
 def test_what_cannot_be_recorded_is_launched_as_it_is(monkeypatch, caplog):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 
 from talk2dino.app import markup
 from talk2dino.app.inputs import Limits, Upload
@@ -48,9 +49,9 @@ class Handlers:
     def on_run(self, *values: Any) -> Iterator[list[Any]]:
         """Segment; shows what is being done, then the result or what was wrong."""
         picture, *asked, opacity, old_key = values
-        request = Request(read_upload(picture), *asked)
         service = self.service
         try:
+            request = Request(read_upload(picture), *asked)
             for step in segment(request, service.models, service.limits):
                 if isinstance(step, Progress):
                     yield self._update(status=markup.status(step.text, "busy"), busy=True)
@@ -121,10 +122,16 @@ class Handlers:
 
 
 def read_upload(payload: Mapping[str, Any] | None) -> Upload | None:
-    """The file behind the picture, unopened; Gradio has checked that it is an upload."""
+    """The file behind the picture, unopened.
+
+    Gradio checks of what is marked as a file that it is an upload; it lets other paths pass, so
+    that the page's endpoints would read any picture of the server. Here the folder is checked.
+    """
     if not payload or not payload.get("path"):
         return None
-    path = Path(payload["path"])
+    path, folder = Path(payload["path"]).resolve(), Path(get_upload_folder()).resolve()
+    if not path.is_relative_to(folder):
+        raise ValueError("This picture was not uploaded. Choose it again.")
     return Upload(path, payload.get("orig_name") or path.name)
 
 

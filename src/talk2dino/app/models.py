@@ -6,11 +6,14 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
+from talk2dino.hub.folder import read_folder_config
 from talk2dino.hub.load import LoadedModel, load_model
 from talk2dino.hub.published import PUBLISHED, TOY, TOY_THRESHOLD, default_threshold
+from talk2dino.seeded import PREFIX
 from talk2dino.segmenter import build_segmenter
 from talk2dino.segmenter_config import SegmenterConfig
 from talk2dino.toy.scene import CLASS_NAMES
@@ -38,26 +41,36 @@ class ModelEntry:
 
 def named_entry(name: str, device: torch.device) -> ModelEntry:
     """A model by its short name, folder, file or repository; see `Talk2DINO.from_pretrained`."""
-    threshold = PUBLISHED[name].background_threshold if name in PUBLISHED else 0.55
+    published = [m for short, m in PUBLISHED.items() if name in (short, m.repo)]
+    threshold = published[0].background_threshold if published else 0.55
+    notice = None
     if name == TOY:
-        threshold = TOY_THRESHOLD
-    notice = UNTRAINED.format(name) if name == TOY else None
+        threshold, notice = TOY_THRESHOLD, UNTRAINED.format(name)
+    elif not published and Path(name).is_dir() and (config := read_folder_config(Path(name))):
+        threshold = config.background_threshold
+        notice = _notice(name, config.segmenter)
     return ModelEntry(name, lambda: load_model(name, device), threshold, notice)
 
 
 def config_entry(name: str, config: SegmenterConfig, device: torch.device) -> ModelEntry:
     """A model by its configuration, as `demo.py --config` takes it."""
-    threshold = default_threshold(config.projection.dino_embed_dim)
-    notice = None
-    if config.projection_weights.startswith("seeded:"):
-        threshold, notice = TOY_THRESHOLD, UNTRAINED.format(name)
-    elif config.vision_model == TOY:
-        notice = DRAWN_WORLD.format(name, ", ".join(CLASS_NAMES))
+    threshold, notice = default_threshold(config.projection.dino_embed_dim), _notice(name, config)
+    if config.projection_weights.startswith(PREFIX):
+        threshold = TOY_THRESHOLD
 
     def load() -> LoadedModel:
         return LoadedModel(build_segmenter(config, device), threshold, name)
 
     return ModelEntry(name, load, threshold, notice)
+
+
+def _notice(name: str, config: SegmenterConfig) -> str | None:
+    """What the colours of a model are worth, if they mean little."""
+    if config.projection_weights.startswith(PREFIX):
+        return UNTRAINED.format(name)
+    if config.vision_model == TOY:
+        return DRAWN_WORLD.format(name, ", ".join(CLASS_NAMES))
+    return None
 
 
 class Models:

@@ -23,6 +23,27 @@ class Opening:
     """Text of the field of categories."""
 
 
+class UploadsOnly(gr.Blocks):
+    """A page that takes files as uploads only.
+
+    Gradio accepts only uploaded files from its visitors, but also addresses, which the server
+    would then fetch: any amount, whatever the limit of uploads. The page itself sends none.
+    """
+
+    async def preprocess_data(self, block_fn: Any, inputs: list[Any], *others: Any) -> Any:
+        """Gradio's step from what a visitor sent to the handler's arguments."""
+        if has_address(inputs):
+            raise gr.Error("Files are taken as uploads only, not from an address.")
+        return await super().preprocess_data(block_fn, inputs, *others)
+
+
+def has_address(sent: Any) -> bool:
+    """Whether JSON describes a file whose path is an address, such as https://..."""
+    if isinstance(sent, dict):
+        return "://" in str(sent.get("path")) or has_address(list(sent.values()))
+    return isinstance(sent, list) and any(has_address(value) for value in sent)
+
+
 class Page:
     """Builds the components of one page and connects them with a service."""
 
@@ -34,7 +55,7 @@ class Page:
     def build(self) -> gr.Blocks:
         """The whole page."""
         # Files of uploads and displayed pictures live for an hour; nothing is sent to Gradio.
-        blocks = gr.Blocks(
+        blocks = UploadsOnly(
             title="Talk2DINO", analytics_enabled=False, delete_cache=(600, 3600), fill_width=True
         )
         with blocks:

@@ -44,14 +44,14 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         "--batch_size", type=int, help="windows per pass (default: 32 on a GPU, else 4)"
     )
     work.add_argument(
-        "--precision", default="fp32", help="of the vision backbone: fp32 (default), bf16 or fp16"
+        "--precision", default="fp32", help="of the vision backbone: fp32, bf16 or fp16"
     )
     work.add_argument(
         "--score_memory",
         type=int,
         default=_SCORE_MIB,
         metavar="MIB",
-        help=f"for upsampled scores; more classes take more turns (default: {_SCORE_MIB})",
+        help="for upsampled scores; more classes take more turns",
     )
     work.add_argument("--readers", type=int, default=2, help="threads that read images ahead")
     work.add_argument("--num_jobs", type=int, default=1, help="jobs that share the images")

@@ -35,7 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raise for an output that cannot be written, before any model is loaded."""
+    """Raise for missing packages and an output that cannot be written; loads no model."""
+    from talk2dino.export import check_installed
+
+    check_installed()
     folder = Path(args.output)
     check_folder_writable(folder)
     for name in FILES:

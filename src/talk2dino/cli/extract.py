@@ -19,7 +19,7 @@ from talk2dino.cli.extraction import (
     report_written,
 )
 from talk2dino.features.captions import CaptionInput
-from talk2dino.features.extract import ImageSettings, Models, extract_split
+from talk2dino.features.extract import CPU_BATCH, ImageSettings, Models, extract_split
 from talk2dino.features.job import Job, plan_outputs
 from talk2dino.features.keys import IMAGE_KEYS
 from talk2dino.features.recaption import check_installed
@@ -44,7 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--blip_model", help="BLIP model that writes new captions")
     add_precision_argument(group)
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<n> or mps")
-    group.add_argument("--batch_size", type=int, default=64, help="images per forward pass")
+    group.add_argument(
+        "--batch_size",
+        type=int,
+        default=64,
+        help=f"images per forward pass (on a CPU at most {CPU_BATCH})",
+    )
     group.add_argument(
         "--workers", type=int, default=_default_workers(), help="processes that read images"
     )
@@ -85,7 +90,11 @@ def check(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Extract split after split; 1 if more images failed than allowed."""
+    """Extract split after split; 1 if more images failed than allowed.
+
+    Only the first of several processes says so: when one exits with 1, `torch.distributed.run`
+    ends the others at once, and the first has its report to write.
+    """
     with joined_processes() as processes, args.job as job:
         job.join(processes)
         args.models.device = processes.device(args.models.device)
@@ -96,16 +105,16 @@ def run(args: argparse.Namespace) -> int:
             if features is not None:
                 report_written(features, output.files, args.models.settings.keys)
         failures = job.failures()
-    if job.leads:
-        report_failures(failures, args.out_path.with_name(f"{args.out_path.name}.failed.txt"))
+    if not job.leads:
+        return DONE
+    report_failures(failures, args.out_path.with_name(f"{args.out_path.name}.failed.txt"))
     if len(failures) <= args.max_failures:
         return DONE
-    if job.leads:
-        print(
-            f"error: {len(failures)} failures are more than --max_failures {args.max_failures}; "
-            "everything else is written",
-            file=sys.stderr,
-        )
+    print(
+        f"error: {len(failures)} failures are more than --max_failures {args.max_failures}; "
+        "everything else is written",
+        file=sys.stderr,
+    )
     return FAILED
 
 

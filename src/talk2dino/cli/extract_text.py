@@ -17,7 +17,7 @@ from talk2dino.cli.extraction import (
 )
 from talk2dino.features.captions import CaptionInput
 from talk2dino.features.job import Job, plan_outputs
-from talk2dino.features.text import Encoder, TextSettings, extract_text_split
+from talk2dino.features.text import CPU_BATCH, Encoder, TextSettings, extract_text_split
 from talk2dino.files import content_digest
 from talk2dino.processes import is_first_process, joined_processes
 
@@ -35,7 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--model", default="ViT-B/16", help="text encoder; a BERT by its name")
     group.add_argument("--text_weights", help="pretrained, a file, or seeded:<n>")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<n> or mps")
-    group.add_argument("--batch_size", type=int, default=256, help="captions per forward pass")
+    group.add_argument(
+        "--batch_size",
+        type=int,
+        default=256,
+        help=f"captions per forward pass (on a CPU at most {CPU_BATCH})",
+    )
     add_precision_argument(group)
     group = parser.add_argument_group("features (the caption's vector is always stored)")
     group.add_argument("--extract_dense_out", action="store_true", help="every token position")

@@ -7,6 +7,7 @@ Several processes on one job share the folder: the first one makes and removes i
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -219,19 +220,26 @@ class Job:
         self.processes = processes
         self.resumed = processes.gather(self.resumed)[0]
 
-    def tell_others(self, problem: str) -> None:
-        """Leave word for the other processes that this one has failed; the first word counts."""
-        rank, count = self.processes.rank, self.processes.count
-        try:
-            with (self.folder / _FAILED).open("x", encoding="utf-8") as file:
-                file.write(f"process {rank} of {count} failed: {problem}")
-        except OSError:
-            return  # another was first, or nothing can be written: then they see this one end
+    def tell_others(self, problem: str) -> str:
+        """Leave word for the other processes that this one has failed; the first word counts.
+
+        Returns:
+            The word.
+        """
+        word = f"process {self.processes.rank} of {self.processes.count} failed: {problem}"
+        path = self.folder / _FAILED
+        # Another may have been first, or nothing can be written: then they see this one end.
+        with contextlib.suppress(OSError), path.open("x", encoding="utf-8") as file:
+            file.write(word)
+        return word
 
     def check_others(self) -> None:
         """Raise RuntimeError, with its message, if another process has failed."""
-        if self.processes.count > 1 and (self.folder / _FAILED).exists():
-            raise RuntimeError((self.folder / _FAILED).read_text(encoding="utf-8"))
+        path = self.folder / _FAILED
+        if self.processes.count > 1 and path.exists():
+            # Empty while it is being written, or if the disk is full.
+            word = path.read_text(encoding="utf-8")
+            raise RuntimeError(word or "another process of this extraction failed; it says why")
 
     def pending(self) -> list[Output]:
         """The outputs that are not written yet."""

@@ -112,10 +112,15 @@ class Parts:
             columns[key] = _map(path, dtype, shape, self.rows)
         return columns
 
-    def check_room(self, total: int) -> None:
-        """Raise RuntimeError unless the rows of all `total` items, and a copy, fit on the disk."""
+    def check_room(self, total: int, elsewhere: int = 0) -> None:
+        """Raise RuntimeError unless the rows of all `total` items, and a copy, fit on the disk.
+
+        Args:
+            total: items of all parts together.
+            elsewhere: those whose rows are on the disk already, in other parts.
+        """
         row = sum(_row_bytes(*kind) for kind in self._kinds.values())
-        needed = row * (2 * total - self.rows)
+        needed = row * (2 * total - self.rows - elsewhere)
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise RuntimeError(

@@ -45,18 +45,19 @@ def collected(job: Job, output: Output, work: Work, progress: Progress) -> Parts
     """
     ranges = _agreed_ranges(job, output, work)
     problem: Exception | None = None
+    word = ""
     try:
         _work(job, output, work, ranges, progress)
     except Exception as error:
         if job.processes.count == 1:
             raise
-        problem = error
-        job.tell_others(f"{error}" or type(error).__name__)
-    failed = _gather(job, problem is not None)
+        problem, word = error, job.tell_others(f"{error}" or type(error).__name__)
+    words = _gather(job, word)
     if problem is not None:
         raise problem
-    if any(failed):
+    if any(words):
         job.check_others()
+        raise RuntimeError(next(filter(None, words)))  # nobody could write it down
     return _merged(job, output, work, ranges) if job.leads else None
 
 
@@ -104,15 +105,16 @@ def _work(
     total = len(work.costs)
     others = total - sum(whole.stop - whole.start for whole, _ in mine)
     done_before = sum(done - whole.start for whole, done in mine)
+    finished = sum(done - whole.start for whole, done in standing)
     checked = False
     with progress(total - others, done_before) as bar:
-        for whole, _ in mine:
+        for whole, done in mine:
             parts = job.parts(output, work.fingerprint, whole.start)
             for batch in work.batches(Range(parts.stop, whole.stop)):
                 before = parts.stop
                 parts.append(batch)
                 if not checked:
-                    parts.check_room(total)
+                    parts.check_room(total, finished - (done - whole.start))
                     checked = True
                 job.check_others()
                 bar.update(batch.stop - before)

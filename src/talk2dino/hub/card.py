@@ -9,7 +9,7 @@ from typing import Any
 
 import talk2dino
 from talk2dino.benchmarks.results import markdown_table, read_result
-from talk2dino.hub.folder import INCLUDED, FolderConfig
+from talk2dino.hub.folder import FILE_SUFFIXES, INCLUDED, FolderConfig
 from talk2dino.seeded import PREFIX
 
 _FRONT = """---
@@ -61,7 +61,8 @@ def read_results(folder: str | Path) -> list[dict[str, Any]]:
 
 def model_card(config: FolderConfig, origin: str, results: Sequence[Mapping[str, Any]]) -> str:
     """Markdown with front matter: the models, the training, the numbers, and how to use it."""
-    title = Path(origin).stem or origin
+    path = Path(origin)
+    title = (path.stem if path.suffix in FILE_SUFFIXES else path.name) or origin
     parts = [
         _FRONT,
         f"# {title}\n",

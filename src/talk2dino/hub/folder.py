@@ -18,6 +18,9 @@ MODEL_TYPE = "talk2dino"
 INCLUDED = "included"
 """In place of the name of weights: they are in the folder."""
 
+FILE_SUFFIXES = (".pth", ".pt", ".safetensors", ".bin")
+"""Of files with weights."""
+
 _OLD_WEIGHTS = "pytorch_model.bin"
 _WEIGHT_FIELDS = ("projection_weights", "vision_weights", "text_weights")
 
@@ -92,15 +95,28 @@ def read_folder_config(folder: Path) -> FolderConfig | None:
 
 
 def parse_folder_config(content: Mapping[str, Any], source: str, folder: str) -> FolderConfig:
-    """The content of a `config.json` of ours; weights that are included are `folder`'s."""
-    values = dict(content["segmenter"])
-    projection = build(ProjectionConfig, values.pop("projection", {}), source)
-    for name in _WEIGHT_FIELDS:
-        if values.get(name) == INCLUDED:
-            values[name] = folder
+    """The content of a `config.json` of ours; weights that are included are `folder`'s.
+
+    Raises:
+        ValueError: names what is missing, unknown or of another type.
+    """
+    values, training = content["segmenter"], content.get("training") or {}
+    threshold = content.get("background_threshold")
+    if not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
+        raise ValueError(
+            f"{source}: background_threshold must be a number from 0 to 1, found {threshold!r}. "
+            "Save the model again."
+        )
+    for name, section in (("segmenter", values), ("training", training)):
+        if not isinstance(section, Mapping):
+            raise ValueError(
+                f"{source}: {name} must hold names and values, found {section!r}. Save the model "
+                "again."
+            )
+    included = {name: folder for name in _WEIGHT_FIELDS if values.get(name) == INCLUDED}
+    projection = build(ProjectionConfig, values.get("projection", {}), source)
     try:
-        segmenter = SegmenterConfig(projection=projection, **values)
-        threshold = float(content["background_threshold"])
-    except (TypeError, KeyError) as error:
+        segmenter = build(SegmenterConfig, {**values, **included, "projection": projection}, source)
+    except TypeError as error:  # a value without a default is not there
         raise ValueError(f"{source} is not as save_pretrained writes it: {error}.") from error
-    return FolderConfig(segmenter, threshold, dict(content.get("training") or {}))
+    return FolderConfig(segmenter, float(threshold), dict(training))

@@ -100,7 +100,7 @@ def identify_vision(state: Mapping[str, Tensor], source: str) -> str:
     Raises:
         ValueError: none of the published backbones has these shapes.
     """
-    width, _, patch, _ = state["patch_embed.proj.weight"].shape
+    width, _, patch, _ = _shape(state, "patch_embed.proj.weight", 4, source)
     registers = "register_tokens" in state or "reg_token" in state
     letter, size = _SIZES.get(width, (None, None))
     if patch == 14 and width == 192 and registers:
@@ -117,8 +117,12 @@ def identify_vision(state: Mapping[str, Tensor], source: str) -> str:
 
 
 def identify_text(state: Mapping[str, Tensor], source: str) -> str:
-    """The text encoder's name, read from its tensors."""
-    width = state["token_embedding.weight"].shape[1]
+    """The text encoder's name, read from its tensors.
+
+    Raises:
+        ValueError: none of the known ones has these shapes.
+    """
+    width = _shape(state, "token_embedding.weight", 2, source)[1]
     blocks = {name.split(".")[2] for name in state if name.startswith("transformer.resblocks.")}
     known = {(512, 3): "toy", (512, 12): "ViT-B/16", (768, 12): "ViT-L/14"}
     if (width, len(blocks)) not in known:
@@ -132,12 +136,16 @@ def identify_projection(state: Mapping[str, Tensor], source: str) -> ProjectionC
     """The architecture of a ProjectionLayer, read from its tensors.
 
     Raises:
-        ValueError: the state dict of another class.
+        ValueError: the state dict of another class, or of another model.
     """
     first = state.get("linear_layer.weight")
+    if first is None and (kind := looks_like(state)):
+        raise ValueError(f"{source} is no Talk2DINO model or projection: it looks like {kind}.")
     if first is None or first.ndim != 2 or any("visual" in name for name in state):
+        names = sorted(state)
+        found = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
         raise ValueError(
-            f"{source} holds another projection than ProjectionLayer ({', '.join(sorted(state))}). "
+            f"{source} holds another projection than ProjectionLayer ({found}). "
             "Say which with config=, a recipe of configs/."
         )
     layers = {name.split(".")[1] for name in state if name.startswith("hidden_layers.")}
@@ -148,6 +156,13 @@ def identify_projection(state: Mapping[str, Tensor], source: str) -> ProjectionC
         clip_embed_dim=first.shape[1],
         num_attn_head=max(first.shape[0] // 64, 1),
     )
+
+
+def _shape(state: Mapping[str, Tensor], name: str, ndim: int, source: str) -> tuple[int, ...]:
+    shape = tuple(state[name].shape)
+    if len(shape) != ndim:
+        raise ValueError(f"{source}: {name} must have {ndim} dimensions, found {shape}.")
+    return shape
 
 
 def _renamed_scales(state: dict[str, Tensor]) -> dict[str, Tensor]:

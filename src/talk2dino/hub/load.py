@@ -15,7 +15,12 @@ import torch
 from talk2dino.checkpoints import read_state_dict
 from talk2dino.config import ProjectionConfig, build, check_name
 from talk2dino.hub.fetch import FetchOptions, fetch_folder, file_sha256
-from talk2dino.hub.folder import FolderConfig, find_weights, read_folder_config
+from talk2dino.hub.folder import (
+    FILE_SUFFIXES,
+    FolderConfig,
+    find_weights,
+    read_folder_config,
+)
 from talk2dino.hub.layout import (
     PROJECTION,
     ModelParts,
@@ -43,7 +48,6 @@ from talk2dino.vision import load_vision, vision_from_state
 logger = logging.getLogger(__name__)
 
 _REPO = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-_FILE_SUFFIXES = (".pth", ".pt", ".safetensors", ".bin")
 
 
 @dataclass(frozen=True)
@@ -85,10 +89,10 @@ def load_model(
         return load_folder(path, device)
     if path.is_file():
         return load_file(path, device, config)
-    if _REPO.fullmatch(name_or_path) and not name_or_path.endswith(_FILE_SUFFIXES):
+    if _REPO.fullmatch(name_or_path) and not name_or_path.endswith(FILE_SUFFIXES):
         folder = fetch_folder(name_or_path, fetch, _advice_for_repo(name_or_path))
         return dataclasses.replace(load_folder(folder, device), origin=name_or_path)
-    if "/" in name_or_path or "\\" in name_or_path or path.suffix in _FILE_SUFFIXES:
+    if "/" in name_or_path or "\\" in name_or_path or path.suffix in FILE_SUFFIXES:
         raise FileNotFoundError(
             f"there is no file or folder {name_or_path}. Give one, a repository (owner/name), or "
             f"one of {', '.join([TOY, *PUBLISHED])}."
@@ -138,7 +142,6 @@ def load_file(
     elif published is not None:
         chosen = published.config(str(path))
     else:
-        split_parts({f"{PROJECTION}{n}": v for n, v in state.items()}, str(path))
         found_config = identify_projection(state, str(path))
         raise ValueError(
             f"{path} is a projection into {found_config.dino_embed_dim} dimensions, but of which "

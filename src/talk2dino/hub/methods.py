@@ -100,6 +100,10 @@ class HubMethods:
 
         The repository is made if it is not there; other files in it stay. Arguments as in
         `save_pretrained`; `token` is the Hub's, by default the one of `hf auth login`.
+
+        Raises:
+            ValueError: no name of a repository; otherwise as `save_pretrained`.
+            RuntimeError: the Hub was not reached, or refused.
         """
         options = SaveOptions(projection_only, results)
         api = HfApi(token=token)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
+from huggingface_hub.utils import validate_repo_id
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -72,11 +73,24 @@ def push_model(
     private: bool | None,
     api: HfApi,
 ) -> str:
-    """Create the repository if need be and upload the three files; returns its address."""
+    """Create the repository if need be and upload the three files; returns its address.
+
+    Raises:
+        ValueError: no name of a repository; otherwise as `save_model`.
+        RuntimeError: the Hub was not reached, or refused.
+    """
+    validate_repo_id(repo)
     with tempfile.TemporaryDirectory() as folder:
         save_model(loaded, folder, options)
-        api.create_repo(repo, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message)
+        try:
+            api.create_repo(repo, private=private, exist_ok=True)
+            api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message)
+        except Exception as error:  # the network libraries raise what they raise
+            reason = (str(error).strip().splitlines() or [""])[0]
+            raise RuntimeError(
+                f"could not upload to {repo} ({type(error).__name__}: {reason}). Check the network "
+                "and the token (hf auth login), or upload what save_pretrained writes by hand."
+            ) from error
     return f"https://huggingface.co/{repo}"
 
 

@@ -71,7 +71,9 @@ class BatchLoss:
             plain = _PlainLoss(self.model, self._train, batch.visual_is_unit)
             example = (batch.visual.clone(), batch.text.clone())
             try:
-                captured: Any = torch.cuda.make_graphed_callables(plain, example)
+                # What is launched on another GPU than the current one would not be recorded.
+                with torch.cuda.device_of(batch.visual):
+                    captured: Any = torch.cuda.make_graphed_callables(plain, example)
                 self._captured = captured
             except RuntimeError as error:
                 logger.warning("no CUDA graph, every step is launched op by op: %s", error)
