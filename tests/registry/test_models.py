@@ -64,6 +64,7 @@ def test_talk2dino_keeps_names_and_cleans_where_published():
     assert method.class_names(BENCHMARKS["voc"], ["tvmonitor"]) == ["tvmonitor"]
     assert method.threshold(BENCHMARKS["voc"]) == 0.54
     assert method.benchmark(BENCHMARKS["coco_stuff"]) is BENCHMARKS["coco_stuff"]
+    assert method.threshold(STUFF_BACKGROUND) == 0.54  # nothing was published on 172 classes
     assert method.on(BENCHMARKS["voc"]).settings()["clean_background"] is True
     assert method.on(BENCHMARKS["context"]).settings()["clean_background"] is False
 
