@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
-from numbers import Real
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -212,11 +211,12 @@ class Talk2DINO(HubMethods, PublishedMethods):
     def _threshold(self, background: bool | float) -> float | None:
         if isinstance(background, bool | np.bool_):
             return self.loaded.background_threshold if background else None
-        if not (isinstance(background, Real) and 0 <= background <= 1):
+        number: object = background  # what callers give is not what the signature promises
+        if not isinstance(number, int | float | np.number) or not 0 <= number <= 1:
             raise ValueError(
                 f"background is true, false or a threshold between 0 and 1, found {background!r}."
             )
-        return float(background)
+        return float(number)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,6 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from talk2dino.cli.segment_job import save_picture
 from talk2dino.drawing import indexed_mask, legend_font
 from talk2dino.images import read_rgb, rgb_tensor
 from talk2dino.inference import (
@@ -24,6 +23,7 @@ from talk2dino.inference import (
     sliding_window_scores,
     whole_image_scores,
 )
+from talk2dino.segmentation import save_picture
 from talk2dino.segmenter import Segmenter, require_groups
 from talk2dino.vocabularies import group_colours
 
