@@ -60,7 +60,7 @@ def measured(step: Step, device: str) -> tuple[float, float, float, Any]:
 class PeakWatch:
     """Samples the resident memory of this process and its children until stopped."""
 
-    def __init__(self, interval: float = 0.02) -> None:
+    def __init__(self, interval: float = 0.005) -> None:
         self._peak = resident_mb()
         self._interval = interval
         self._stopped = threading.Event()
