@@ -15,7 +15,7 @@ from talk2dino.devices import mixed_precision
 from talk2dino.pamr import pamr
 from talk2dino.projection import CLIPLastLayer, Projection, load_projection
 from talk2dino.segmenter_config import PRECISIONS, SegmenterConfig
-from talk2dino.templates import get_templates
+from talk2dino.templates import check_names, get_templates
 from talk2dino.text import BertEncoder, TextEncoder, TextFeatures, load_text, trimmed
 from talk2dino.vision import PatchFeatures, VisionBackbone, load_vision
 
@@ -152,10 +152,7 @@ class Talk2DinoSegmenter:
         Raises:
             ValueError: no name, or an empty one.
         """
-        if not names:
-            raise ValueError("no class names given. At least one is needed.")
-        if not all(name.strip() for name in names):
-            raise ValueError(f"an empty class name in {list(names)}.")
+        check_names(names)
         templates = get_templates(self.config.template)
         prompts = [template.format(name) for name in names for template in templates]
         embeddings = self._embed_prompts(prompts)

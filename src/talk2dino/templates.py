@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from talk2dino.config import check_name
 
 _SUBSET = (
@@ -131,3 +133,11 @@ def get_templates(name: str) -> tuple[str, ...]:
         ValueError: there is no such set.
     """
     return TEMPLATES[check_name("template", ALIASES.get(name, name), TEMPLATES)]
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raise ValueError unless there are class names to put into prompts, none of them empty."""
+    if not names:
+        raise ValueError("no class names given. At least one is needed.")
+    if not all(name.strip() for name in names):
+        raise ValueError(f"an empty class name in {list(names)}.")

@@ -32,7 +32,7 @@ def test_every_side_is_measured_and_their_results_are_compared(same):
 
 
 def test_memory_is_what_a_step_takes(same):
-    assert same.sides["literal"].peak_mb >= 24  # of 64; sampled
+    assert same.sides["literal"].peak_mb >= 50
     assert same.sides["literal"].peak_mb > same.sides["shipped"].peak_mb
 
 

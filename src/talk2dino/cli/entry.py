@@ -11,7 +11,7 @@ import logging
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -146,3 +146,19 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefa
         if action.default is None or isinstance(action.default, bool):
             return action.help
         return super()._get_help_string(action)
+
+
+def step_bar(steps: Iterable[int], epoch: int, total: int) -> Iterable[int]:
+    """A bar for one epoch, if someone is looking."""
+    from tqdm import tqdm
+
+    remaining = list(steps)
+    return tqdm(
+        remaining,
+        desc=f"epoch {epoch}",
+        total=total,
+        initial=total - len(remaining),
+        unit="step",
+        leave=False,
+        disable=None,
+    )

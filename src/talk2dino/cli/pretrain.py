@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from talk2dino.cli.entry import DONE, INTERRUPTED, Command, run_command, typed_command
+from talk2dino.cli.entry import DONE, INTERRUPTED, Command, run_command, step_bar, typed_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         with joined_processes(collective_backend(job.device)) as processes:
-            result = pretrain(job, Hooks(_step_bar, on_epoch=on_epoch), processes)
+            result = pretrain(job, Hooks(step_bar, on_epoch=on_epoch), processes)
     except KeyboardInterrupt:
         print("interrupted; add --resume to the same command to go on", file=sys.stderr)
         return INTERRUPTED
@@ -109,22 +109,6 @@ def _job(args: argparse.Namespace):  # type: ignore[no-untyped-def]  # torch sta
         command=typed_command(COMMAND, "-m", args, but=("resume", "overwrite")).replace(
             "python -m", "python -m talk2dino pretrain", 1
         ),
-    )
-
-
-def _step_bar(steps: Iterable[int], epoch: int, total: int) -> Iterable[int]:
-    """A bar for one epoch, if someone is looking."""
-    from tqdm import tqdm
-
-    remaining = list(steps)
-    return tqdm(
-        remaining,
-        desc=f"epoch {epoch}",
-        total=total,
-        initial=total - len(remaining),
-        unit="step",
-        leave=False,
-        disable=None,
     )
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from talk2dino.cli.entry import DONE, INTERRUPTED, Command, run_command, typed_command
+from talk2dino.cli.entry import DONE, INTERRUPTED, Command, run_command, step_bar, typed_command
 from talk2dino.config import load_recipe
 
 TEXT_CHOICES = "ann_feats, clip_txt_out_tokens[_avg], clip_second_last_out, bert-base_features"
@@ -149,7 +149,7 @@ def run(args: argparse.Namespace) -> int:
     encoding = silent_progress if silent else _encoding_bar
     try:
         with joined_processes() as processes:
-            hooks = Hooks(_step_bar, on_epoch)
+            hooks = Hooks(step_bar, on_epoch)
             result = train_projection(job, hooks, encoding, processes)
     except KeyboardInterrupt:
         print("interrupted; add --resume to the same command to go on", file=sys.stderr)
@@ -213,22 +213,6 @@ def _job(args: argparse.Namespace):  # type: ignore[no-untyped-def]  # torch sta
         resume=args.resume,
         checkpoint_seconds=args.checkpoint_seconds,
         command=typed_command(COMMAND, "train.py", args, but=("resume", "overwrite")),
-    )
-
-
-def _step_bar(steps: Iterable[int], epoch: int, total: int) -> Iterable[int]:
-    """A bar for one epoch, if someone is looking."""
-    from tqdm import tqdm
-
-    remaining = list(steps)
-    return tqdm(
-        remaining,
-        desc=f"epoch {epoch}",
-        total=total,
-        initial=total - len(remaining),
-        unit="step",
-        leave=False,
-        disable=None,
     )
 
 

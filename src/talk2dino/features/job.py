@@ -228,9 +228,19 @@ class Job:
         """
         word = f"process {self.processes.rank} of {self.processes.count} failed: {problem}"
         path = self.folder / _FAILED
+        whole = path.with_name(f"{path.name}.{self.processes.rank}")
         # Another may have been first, or nothing can be written: then they see this one end.
-        with contextlib.suppress(OSError), path.open("x", encoding="utf-8") as file:
-            file.write(word)
+        with contextlib.suppress(FileExistsError):
+            try:
+                whole.write_text(word, encoding="utf-8")
+                os.link(whole, path)  # with its content, so that nobody reads half of it
+            except FileExistsError:
+                raise
+            except OSError:  # a full disk, or one without hard links
+                with contextlib.suppress(OSError), path.open("x", encoding="utf-8") as file:
+                    file.write(word)
+            finally:
+                whole.unlink(missing_ok=True)
         return word
 
     def check_others(self) -> None:

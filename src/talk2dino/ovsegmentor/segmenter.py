@@ -19,7 +19,7 @@ from talk2dino.ovsegmentor.scoring import (
     upsample_groups,
 )
 from talk2dino.ovsegmentor.text import Tokenizer, load_tokenizer
-from talk2dino.templates import get_templates
+from talk2dino.templates import check_names, get_templates
 from talk2dino.vision import IMAGENET_MEAN, IMAGENET_STD
 
 _PROMPT_BATCH = 256
@@ -60,10 +60,7 @@ class OVSegmentorSegmenter:
         Raises:
             ValueError: no name, or an empty one.
         """
-        if not names:
-            raise ValueError("no class names given. At least one is needed.")
-        if not all(name.strip() for name in names):
-            raise ValueError(f"an empty class name in {list(names)}.")
+        check_names(names)
         templates = get_templates(self.template)
         # Only the placeholder is replaced: names may hold braces, quotes, commas, any script.
         prompts = [template.replace("{}", name) for name in names for template in templates]

@@ -6,6 +6,7 @@ import csv
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from talk2dino.files import atomic_path
 
@@ -24,10 +25,16 @@ class EpochRecord:
     """Of the epoch's last step."""
 
 
-def write_losses(records: Sequence[EpochRecord], path: Path) -> None:
-    """Write the table as CSV: one line per epoch; an absent validation loss is an empty cell."""
+def write_losses(records: Sequence[Any], path: Path, kind: type = EpochRecord) -> None:
+    """Write the table as CSV: one line per record; what is None is an empty cell.
+
+    Args:
+        records: dataclasses of type `kind`, one per epoch.
+        path: the file.
+        kind: its fields are the columns.
+    """
     with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, [f.name for f in fields(EpochRecord)], lineterminator="\n")
+        writer = csv.DictWriter(file, [f.name for f in fields(kind)], lineterminator="\n")
         writer.writeheader()
         writer.writerows(asdict(record) for record in records)
 

@@ -22,7 +22,6 @@ from talk2dino.ovsegmentor.pretraining.outputs import (
     PretrainingOutputs,
     check_folder,
     plot_records,
-    write_records,
 )
 from talk2dino.ovsegmentor.pretraining.selection import HeldOut
 from talk2dino.ovsegmentor.pretraining.start import (
@@ -35,6 +34,7 @@ from talk2dino.ovsegmentor.pretraining.start import (
 from talk2dino.ovsegmentor.pretraining.state import EpochRecord, Snapshot, load_snapshot
 from talk2dino.ovsegmentor.text import TOY, Tokenizer
 from talk2dino.processes import Processes
+from talk2dino.training.history import write_losses
 from talk2dino.training.loggers import check_logger, open_logger
 from talk2dino.training.outputs import read_summary, write_summary
 from talk2dino.training.state import check_same_settings
@@ -255,7 +255,7 @@ def _train(
             hooks.on_values(values, step)
 
     def on_epoch(record: EpochRecord) -> None:
-        write_records(run.state.records, job.outputs)
+        write_losses(run.state.records, job.outputs.losses, EpochRecord)
         if record.held_out is not None:
             log.log({"held_out/matching": record.held_out}, run.steps_done)
         if hooks.on_epoch is not None:
@@ -283,7 +283,7 @@ def _write(
     outputs = job.outputs
     if result.best_epoch is not None:
         run.model.load_state_dict(load_torch(outputs.best))
-    write_records(result.records, outputs)
+    write_losses(result.records, outputs.losses, EpochRecord)
     plot_records(result.records, outputs)
     summary = {
         "command": job.command,

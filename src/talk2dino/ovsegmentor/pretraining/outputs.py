@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
-from talk2dino.files import atomic_path, check_writable
+from talk2dino.files import check_writable
 from talk2dino.ovsegmentor.checkpoints import CONFIG_FILE
 from talk2dino.ovsegmentor.pretraining.state import EpochRecord
 from talk2dino.training.history import EpochRecord as PlottedRecord
@@ -91,14 +90,6 @@ def check_folder(outputs: PretrainingOutputs, overwrite: bool, resume: bool) -> 
                 "it with --overwrite."
             )
     check_writable(outputs.complete, overwrite=True)
-
-
-def write_records(records: Sequence[EpochRecord], outputs: PretrainingOutputs) -> None:
-    """Write the table: one line per epoch; an absent held-out loss is an empty cell."""
-    with atomic_path(outputs.losses) as temporary, open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, [f.name for f in fields(EpochRecord)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(record) for record in records)
 
 
 def plot_records(records: Sequence[EpochRecord], outputs: PretrainingOutputs) -> None:
