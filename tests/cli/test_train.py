@@ -143,7 +143,7 @@ def test_an_unfinished_training_is_not_overwritten_unasked(folder, capsys):
 
 def test_an_interrupted_training_goes_on_where_it_was(folder, capsys, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(train_command, "_step_bar", interrupting_bar(epoch=3))
+        patch.setattr(train_command, "step_bar", interrupting_bar(epoch=3))
         assert train() == 130
     captured = capsys.readouterr()
     assert "add --resume to the same command" in captured.err
@@ -423,7 +423,7 @@ def test_two_processes_go_on_to_what_one_would_write(folder, root, monkeypatch):
     flags = ["--val_dataset", "val.pth", "--test_dataset", "val.pth", "--save_head_activations"]
     assert train("--out", "one/w.pth", *flags) == 0
     with monkeypatch.context() as patch:
-        patch.setattr(train_command, "_step_bar", interrupting_bar(epoch=2))
+        patch.setattr(train_command, "step_bar", interrupting_bar(epoch=2))
         assert train("--out", "two/w.pth", *flags) == 130
 
     def together(*more):
