@@ -28,8 +28,6 @@ class Case:
     """Writes the files that all sides read, once, before any of them starts."""
     repeats: int = 5
     """Timed runs of each side, taken in turns; the median counts."""
-    warmups: int = 1
-    """Runs before that, not timed."""
     targets: Mapping[str, float] = field(default_factory=dict)
     """Side -> the ratio of its time to SHIPPED that is asked for on two CPU cores."""
     work: float = 0

@@ -28,7 +28,7 @@ class SideResult:
     seconds: float
     """Median of the timed runs."""
     peak_mb: float
-    """Most memory that a run took beyond what was there before it."""
+    """Most memory that the watched run took beyond what was there before it."""
     resident_mb: float
     """Most memory of the whole process beyond one that has only imported PyTorch."""
 
@@ -94,7 +94,7 @@ class Worker:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "speed.worker", *arguments],
             cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_WAIT_POLICY": "passive"},
+            env={"GOMP_SPINCOUNT": "3000"} | os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -104,9 +104,13 @@ class Worker:
         """Wait until the step is ready."""
         self._answer()
 
-    def run(self) -> dict[str, float]:
-        """One step: seconds, peak_mb and resident_mb."""
-        return self._ask("run")
+    def watch(self) -> dict[str, float]:
+        """The memory of one step: peak_mb and resident_mb."""
+        return self._ask("watch")
+
+    def time(self) -> float:
+        """The seconds of one step."""
+        return self._ask("time")["seconds"]
 
     def save(self, path: Path) -> None:
         """Write the tensors of the last result."""
@@ -142,17 +146,15 @@ def measure(
     device: str = "cpu",
     threads: int = 1,
     repeats: int | None = None,
-    warmups: int | None = None,
     registry: str = "speed.cases",
 ) -> Measured:
-    """Measure a case.
+    """Measure a case: every side once for its memory, then in turns for its time.
 
     Args:
         name: of the case.
         device: "cpu" or "cuda".
         threads: of PyTorch in each process; the sides never run at the same time.
         repeats: timed runs of each side; None takes the case's.
-        warmups: runs before those; None takes the case's.
         registry: module whose CASES has the case.
 
     Raises:
@@ -160,7 +162,6 @@ def measure(
     """
     case: Case = import_module(registry).CASES[name]
     repeats = case.repeats if repeats is None else repeats
-    warmups = case.warmups if warmups is None else warmups
     folder = Path(tempfile.mkdtemp(prefix=f"talk2dino-speed-{name}-"))
     workers: dict[str, Worker] = {}
     try:
@@ -168,17 +169,11 @@ def measure(
         for side in case.sides:
             workers[side] = Worker(registry, name, side, device, folder, threads)
             workers[side].prepared()
-        answers: dict[str, list[dict[str, float]]] = {side: [] for side in workers}
-        for _ in range(warmups + repeats):
-            for side, worker in workers.items():
-                answers[side].append(worker.run())
+        memory = {side: worker.watch() for side, worker in workers.items()}
+        rounds = [{side: worker.time() for side, worker in workers.items()} for _ in range(repeats)]
         sides = {
-            side: SideResult(
-                statistics.median(answer["seconds"] for answer in found[warmups:]),
-                max(answer["peak_mb"] for answer in found),
-                max(answer["resident_mb"] for answer in found),
-            )
-            for side, found in answers.items()
+            side: SideResult(statistics.median(times[side] for times in rounds), **memory[side])
+            for side in workers
         }
         difference = _difference(workers, folder) if LITERAL in workers else None
         for worker in workers.values():

@@ -38,7 +38,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each process")
     parser.add_argument("--repeats", type=int, help="timed runs of each side (default: 5 or more)")
-    parser.add_argument("--warmups", type=int, help="runs of each side before those (default: 1)")
     parser.add_argument("--json", type=Path, help="file for the figures; added to what is there")
     parser.add_argument(
         "--page", type=Path, help="Markdown page whose table is replaced by all figures in --json"
@@ -46,13 +45,15 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.page and not args.json:
         parser.error("--page takes its figures from --json: name that file too")
+    if args.repeats is not None and args.repeats < 1:
+        parser.error(f"--repeats must be at least 1, got {args.repeats}")
     names = _names(parser, args.paths)
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch finds no CUDA device here")
     machine = _machine(args.device, args.threads)
     print(machine)
     for name in names:
-        measured = measure(name, args.device, args.threads, args.repeats, args.warmups)
+        measured = measure(name, args.device, args.threads, args.repeats)
         _show(name, measured)
         if args.json:
             records = _add(args.json, name, measured.record() | {"machine": machine})

@@ -112,7 +112,6 @@ CASES = {
         f"open a file of {IMAGES:,} images and {CAPTIONS:,} captions, read {BATCH} pairs",
         {SHIPPED: _shipped, LITERAL: _literal},
         inputs=_write,
-        warmups=0,
         work=1,
         unit="openings",
     )

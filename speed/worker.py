@@ -1,4 +1,8 @@
-"""One side of one case in a process of its own: runs a step for every line on standard input."""
+"""One side of one case in a process of its own: runs a step for every line on standard input.
+
+Time and memory are taken in different runs: looking at the memory of a process and its children
+every few milliseconds takes a good part of a core.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ from speed.case import Step
 
 
 def main() -> None:
-    """Answer each `run` line with the time and memory of a step, and `save FILE` with a file."""
+    """Answer `time` with a step's seconds, `watch` with its memory, `save FILE` with a file."""
     registry, name, side, device, folder, threads = sys.argv[1:]
     torch.set_num_threads(int(threads))
     bare_mb = resident_mb()
@@ -29,14 +33,29 @@ def main() -> None:
             torch.save([value.detach().cpu() for value in tensors(result)], argument)
             print("{}", flush=True)
             continue
-        result = None
-        seconds, before, peak, result = measured(step, device)
-        answer = {"seconds": seconds, "peak_mb": peak - before, "resident_mb": peak - bare_mb}
+        result = None  # its memory is free before the next one is made
+        if command == "watch":
+            before, peak, result = watched(step, device)
+            answer = {"peak_mb": peak - before, "resident_mb": peak - bare_mb}
+        else:
+            seconds, result = timed(step, device)
+            answer = {"seconds": seconds}
         print(json.dumps(answer), flush=True)
 
 
-def measured(step: Step, device: str) -> tuple[float, float, float, Any]:
-    """Run a step: its seconds, memory before it and at its peak in MB, and its result.
+def timed(step: Step, device: str) -> tuple[float, Any]:
+    """Run a step: its seconds and its result."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    result = step()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started, result
+
+
+def watched(step: Step, device: str) -> tuple[float, float, Any]:
+    """Run a step: the memory before it and at its peak in MB (2^20 bytes), and its result.
 
     On a GPU the memory is PyTorch's on the device, on a CPU that of the process and its children.
     """
@@ -44,17 +63,13 @@ def measured(step: Step, device: str) -> tuple[float, float, float, Any]:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated() / 2**20
-        started = time.perf_counter()
         result = step()
         torch.cuda.synchronize()
-        seconds = time.perf_counter() - started
-        return seconds, before, torch.cuda.max_memory_allocated() / 2**20, result
+        return before, torch.cuda.max_memory_allocated() / 2**20, result
     before = resident_mb()
     watch = PeakWatch()
-    started = time.perf_counter()
     result = step()
-    seconds = time.perf_counter() - started
-    return seconds, before, max(watch.stop(), before), result
+    return before, max(watch.stop(), before), result
 
 
 class PeakWatch:

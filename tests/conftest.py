@@ -5,7 +5,7 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that would download fails at once instead
 os.environ.setdefault("MPLBACKEND", "Agg")
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as for the commands
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as for the commands
 
 import pytest
 import torch
