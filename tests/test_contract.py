@@ -21,7 +21,7 @@ ROWS = [
     },
     {"features", "inference", "segmenter_config", "segmentation", "vocabularies"},
     {"segmenter", "ovsegmentor", "training"},
-    {"benchmarks", "toy", "published_methods"},
+    {"benchmarks", "group_maps", "toy", "published_methods"},
     {"hub", "registry"},
     {"api"},
     {"app", "export", "huggingface"},

@@ -130,6 +130,14 @@ def colour_pixels(
     return result
 
 
+def blend(image: np.ndarray, painted: np.ndarray, kept: np.ndarray | None = None) -> np.ndarray:
+    """Half of each (H, W, 3) uint8 picture; where `kept` (H, W), the image as it is."""
+    mixed = ((image.astype(np.uint16) + painted) // 2).astype(np.uint8)
+    if kept is not None:
+        mixed[kept] = image[kept]
+    return mixed
+
+
 def legend_font_size(width: int, height: int) -> int:
     """A text height that can be read when the picture is shown at screen size."""
     return int(min(max(14, max(width, height) / 45), 160))

@@ -86,6 +86,26 @@ def sliding_window_scores(
     return mean.scores()
 
 
+class BenchmarkWindows:
+    """Scores whole pictures as benchmarks do: resized, in windows, and resized back.
+
+    Args:
+        segmenter: any method.
+    """
+
+    def __init__(self, segmenter: WindowScorer) -> None:
+        self._segmenter = segmenter
+
+    def window_scores(self, windows: Tensor, classes: Tensor, background: float | None) -> Tensor:
+        """As `WindowScorer.window_scores`, for whole pictures in place of windows."""
+        query = ClassQuery(classes, background)
+        size_hw = (windows.shape[-2], windows.shape[-1])
+        scores = [
+            sliding_window_scores(self._segmenter, resized(picture), query) for picture in windows
+        ]
+        return torch.stack([resize_scores(of_one, size_hw) for of_one in scores])
+
+
 class WindowMean:
     """The mean per pixel of overlapping windows' scores.
 
@@ -156,6 +176,13 @@ def resize_scores(scores: Tensor, size_hw: tuple[int, int]) -> Tensor:
     if scores.shape[-2:] == tuple(size_hw):
         return scores
     return F.interpolate(scores[None], size_hw, mode="bilinear", align_corners=False)[0]
+
+
+def resized(picture: Tensor) -> Tensor:
+    """A picture (3, H, W) RGB in [0, 255] at the size at which benchmarks score it, uint8."""
+    pixels = picture.round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    small = resize_pixels(np.ascontiguousarray(pixels), benchmark_size(*pixels.shape[:2]))
+    return torch.from_numpy(small).permute(2, 0, 1).to(picture.device)
 
 
 def score_labels(scores: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from talk2dino.app.inputs import Limits, Upload
-from talk2dino.app.models import ModelEntry, Models, named_entry
+from talk2dino.app.models import ModelEntry, Models, find_entry, named_entry
 from talk2dino.app.page import Opening
 from talk2dino.app.server import ServerConfig, serve
 
@@ -42,7 +42,8 @@ def gate():
 
 @pytest.fixture(scope="session")
 def models(gate):
-    return Models([named_entry("toy", CPU), gate.entry()], CPU)
+    groups = find_entry("ovsegmentor_toy=seeded:0", CPU)
+    return Models([named_entry("toy", CPU), gate.entry(), groups], CPU)
 
 
 @pytest.fixture

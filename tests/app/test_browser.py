@@ -191,6 +191,22 @@ def test_sliders_and_heat_maps_need_no_new_request(visitor, photos, artifacts):
     page.screenshot(path=artifacts / "heat_maps.png", full_page=True)
 
 
+def test_groups_are_shown_where_the_model_has_them(visitor, photos, artifacts):
+    page = visitor.page
+    tab = page.get_by_role("tab", name="Groups")
+    expect(tab).to_have_count(0)
+    page.click("#model input")
+    page.get_by_role("option", name="ovsegmentor_toy").click()
+    expect(page.locator("#notice")).to_contain_text("ovsegmentor_toy")
+    expect(page.locator("#refine input")).to_be_disabled()
+    visitor.upload(photos / "coffee.png")
+    visitor.name("cup, spoon")
+    visitor.segment()
+    tab.click()
+    expect(page.locator("#groups .caption-label")).to_have_text(["stage 1"])
+    page.screenshot(path=artifacts / "groups.png", full_page=True)
+
+
 def test_a_phone_shows_the_page_without_scrolling_sideways(visitor, photos, artifacts):
     page = visitor.page
     page.set_viewport_size({"width": 390, "height": 844})

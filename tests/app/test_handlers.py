@@ -107,14 +107,15 @@ def test_sliders_after_a_result_made_room_say_so(handlers):
 
 
 def test_choosing_a_model_brings_its_notice_and_threshold(handlers):
-    notice, threshold = handlers.on_model("toy")
+    notice, threshold, refine = handlers.on_model("toy")
     assert "untrained" in notice
-    assert threshold == handlers.service.models.entry("toy").threshold
-    notice, threshold = handlers.on_model("slow")
+    assert threshold.value == handlers.service.models.entry("toy").threshold
+    assert refine.interactive
+    notice, *_ = handlers.on_model("slow")
     assert notice == ""
-    notice, threshold = handlers.on_model("<b>other")
+    notice, *others = handlers.on_model("<b>other")
     assert "no model “&lt;b&gt;other”" in notice
-    assert is_unchanged(threshold)
+    assert all(is_unchanged(value) for value in others)
 
 
 @pytest.mark.parametrize("payload", [None, {}, {"path": None}])

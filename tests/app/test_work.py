@@ -26,7 +26,7 @@ def test_a_request_gives_the_scores_of_the_segmenter(photo, models):
     request = Request(photo, "cat, blanket", "toy", background=True, threshold=0.51)
     found = outcome(request, models, Limits()).result.segmentation
     with models.use("toy") as model:
-        segmenter = model.segmenter.variant(pamr=True, clean_background=True)
+        segmenter = model.variant(pamr=True, clean_background=True)
         query = ClassQuery(segmenter.embed_classes(["cat", "blanket"]), 0.51)
         expected = whole_image_scores(segmenter, rgb_tensor(read_rgb(photo.path)), query)
     torch.testing.assert_close(found.scores, expected)
@@ -61,7 +61,7 @@ def test_loading_is_announced_once(small_photo):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "other"}, "no model “other” here, only toy, slow"),
+        ({"model": "other"}, "no model “other” here, only toy, slow, ovsegmentor_toy"),
         ({"threshold": 1.5}, "threshold must lie between 0 and 1, got 1.5"),
         ({"threshold": float("nan")}, "threshold must lie"),
         ({"threshold": None}, "threshold must lie"),
@@ -102,7 +102,7 @@ def test_a_configured_model_is_loaded_as_configured(root):
     config = read_segmenter_config(root / "configs" / "toy.yaml", projection_weights="seeded:3")
     models = Models([config_entry("mine", config, CPU)], CPU)
     with models.use("mine") as model:
-        assert model.segmenter.config.projection_weights == "seeded:3"
+        assert model.config.projection_weights == "seeded:3"
     assert models.is_loaded("mine")
 
 

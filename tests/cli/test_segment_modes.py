@@ -11,17 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from talk2dino.cli.modes import (
-    BenchmarkWindows,
-    ModesJob,
-    ModesOptions,
-    blend,
-    resized,
-    write_names,
-)
+from talk2dino.cli.modes import ModesJob, ModesOptions, write_names
 from talk2dino.cli.segment import main
 from talk2dino.cli.segment_modes import MODES
-from talk2dino.inference import ClassQuery, benchmark_size
+from talk2dino.drawing import blend
+from talk2dino.inference import BenchmarkWindows, ClassQuery, benchmark_size, resized
 from talk2dino.vocabularies import find_vocabulary, group_colours
 
 OVS = ["--model", "ovsegmentor_toy", "--weights", "seeded:0", "--device", "cpu"]

@@ -10,10 +10,11 @@ from typing import Any
 
 import gradio as gr
 from gradio.utils import get_upload_folder
+from PIL import Image
 
 from talk2dino.app import markup
 from talk2dino.app.inputs import Limits, Upload
-from talk2dino.app.models import Models
+from talk2dino.app.models import ModelEntry, Models
 from talk2dino.app.pictures import enlargement
 from talk2dino.app.results import Results
 from talk2dino.app.view import Heat, Look, View, heat_of, look_at
@@ -83,12 +84,13 @@ class Handlers:
         return [*self.on_look(key, threshold, opacity, position), position]
 
     def on_model(self, name: str) -> list[Any]:
-        """Say what there is to know about the chosen model, and take its threshold."""
+        """Say what there is to know about the chosen model, and offer what it can."""
         try:
             entry = self.service.models.entry(name)
         except ValueError as error:
-            return [markup.notice(str(error)), gr.skip()]
-        return [markup.notice(entry.notice), entry.threshold]
+            return [markup.notice(str(error)), gr.skip(), gr.skip()]
+        refine = gr.Checkbox(interactive=entry.abilities.refine)
+        return [markup.notice(entry.notice), gr.Slider(**threshold_of(entry)), refine]
 
     def _finished(
         self, outcome: Outcome, request: Request, opacity: float, old_key: str | None
@@ -98,13 +100,18 @@ class Handlers:
         view = look_at(results, key, Look(request.threshold, opacity))
         results.discard(old_key)
         text = markup.status(outcome.text, "done")
-        return self._update(view, heat_of(outcome.result), key, status=text, busy=False)
+        groups = [
+            (picture, f"stage {number}")
+            for number, picture in enumerate(outcome.result.groups, start=1)
+        ]
+        return self._update(view, heat_of(outcome.result), key, groups, status=text, busy=False)
 
     def _update(
         self,
         view: View | None = None,
         heat: Heat | None = None,
         key: str | None = None,
+        groups: list[tuple[Image.Image, str]] | None = None,
         *,
         status: str,
         busy: bool,
@@ -118,7 +125,16 @@ class Handlers:
             "" if view else unchanged,  # no pixel is chosen in a new result
             key if view else unchanged,
             *_buttons(status, busy),
+            unchanged if groups is None else gr.Tab(visible=bool(groups)),
+            unchanged if groups is None else groups,
         ]
+
+
+def threshold_of(entry: ModelEntry) -> dict[str, Any]:
+    """The slider of background thresholds as a model needs it."""
+    lowest, highest = entry.abilities.thresholds
+    info = None if entry.abilities.redraw else "Press Segment to apply it"
+    return {"minimum": lowest, "maximum": highest, "value": entry.threshold, "info": info}
 
 
 def read_upload(payload: Mapping[str, Any] | None) -> Upload | None:

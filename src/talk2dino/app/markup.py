@@ -17,6 +17,9 @@ NOTHING_YET = (
     '<p class="t2d-status">Choose a picture, name what may be in it, and press Segment.</p>'
 )
 NO_AREAS = '<p class="t2d-hint">Nothing segmented yet.</p>'
+GROUPS_HINT = (
+    '<p class="t2d-hint">What the model takes to belong together, before it looks for words.</p>'
+)
 PIXEL_HINT = '<p class="t2d-hint">No pixel chosen.</p>'
 
 
@@ -69,14 +72,14 @@ def pixel_scores(found: Segmentation, x: int, y: int) -> str:
     )
 
 
-def heat_scale(low: float, high: float) -> str:
-    """The colour bar that all heat maps share."""
+def heat_scale(low: float, high: float, scores: str) -> str:
+    """The colour bar that all heat maps share; `scores` says what is shown."""
     colours = matplotlib.colormaps[HEAT_COLOURS](np.linspace(0, 1, 9), bytes=True)[:, :3]
     stops = ",".join(_css(colour) for colour in colours)
     return (
         f'<div class="t2d-scale"><em>{low:.3f}</em>'
         f'<span style="background:linear-gradient(to right,{stops})"></span><em>{high:.3f}</em>'
-        "<small>sigmoid(cosine), one scale for all</small></div>"
+        f"<small>{escape(scores)}, one scale for all</small></div>"
     )
 
 

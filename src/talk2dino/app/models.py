@@ -5,16 +5,20 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from talk2dino.hub.folder import read_folder_config
-from talk2dino.hub.load import LoadedModel, load_model
+from talk2dino.hub.load import load_model
 from talk2dino.hub.published import PUBLISHED, TOY, TOY_THRESHOLD, default_threshold
+from talk2dino.inference import BenchmarkWindows, WindowScorer
+from talk2dino.registry.models import find_method
+from talk2dino.registry.options import ModelOptions
+from talk2dino.registry.ovsegmentor import OVSegmentorMethod
 from talk2dino.seeded import PREFIX
-from talk2dino.segmenter import build_segmenter
+from talk2dino.segmenter import Segmenter, Talk2DinoSegmenter, build_segmenter
 from talk2dino.segmenter_config import SegmenterConfig
 from talk2dino.toy.scene import CLASS_NAMES
 
@@ -26,17 +30,78 @@ DRAWN_WORLD = "“{}” has seen nothing but drawn pictures of {}."
 
 
 @dataclass(frozen=True)
+class Abilities:
+    """What the page offers with a model, and how it names its scores."""
+
+    refine: bool = True
+    """Whether scores can follow the edges of the picture."""
+    windows: bool = False
+    """Whether pictures are scored at a benchmark's size in its windows."""
+    groups: bool = False
+    """Whether there are pictures of its groups."""
+    redraw: bool = True
+    """Whether kept scores can be given another background threshold."""
+    thresholds: tuple[float, float] = (0.3, 0.8)
+    """Ends of the slider of background thresholds."""
+    scores: str = "sigmoid(cosine)"
+    """What the scores are."""
+
+
+@dataclass(frozen=True)
 class ModelEntry:
     """A model that can be chosen."""
 
     name: str
     """As shown to visitors."""
-    load: Callable[[], LoadedModel]
+    load: Callable[[], Segmenter]
     """Reads the weights; takes seconds."""
     threshold: float
     """Background threshold that the slider starts with."""
     notice: str | None = None
     """What a visitor must know to read the result."""
+    abilities: Abilities = field(default_factory=Abilities)
+    """What the page offers with it."""
+
+
+def scorer_of(
+    entry: ModelEntry, segmenter: Segmenter, refine: bool, background: bool
+) -> WindowScorer:
+    """What scores whole pictures, as a visitor wants them."""
+    if isinstance(segmenter, Talk2DinoSegmenter):
+        return segmenter.variant(pamr=refine, clean_background=background)
+    return BenchmarkWindows(segmenter) if entry.abilities.windows else segmenter
+
+
+def find_entry(name: str, device: torch.device) -> ModelEntry:
+    """A model by its name on the command line.
+
+    Args:
+        name: what `named_entry` takes, or a model of OVSegmentor: its name, or
+            `<name>=<converted folder, published file or seeded:<n>>`.
+        device: where it runs.
+
+    Raises:
+        ValueError, FileNotFoundError: no weights of OVSegmentor there.
+    """
+    model, equals, weights = name.partition("=")
+    if model not in OVSegmentorMethod.NAMES:
+        return named_entry(name, device)
+    method = find_method(model, ModelOptions(weights=weights if equals else None))
+    method.check()
+    notice = None
+    if weights.startswith(PREFIX):
+        notice = UNTRAINED.format(model)
+    elif model.endswith(f"_{TOY}"):
+        notice = DRAWN_WORLD.format(model, ", ".join(CLASS_NAMES))
+    abilities = Abilities(
+        refine=False,
+        windows=method.demo.windows,
+        groups=method.demo.groups,
+        redraw=False,  # the mean of several windows' backgrounds does not tell the scores
+        thresholds=(0.0, 1.0),
+        scores="softmax over classes",
+    )
+    return ModelEntry(model, lambda: method.load(device), method.demo.threshold, notice, abilities)
 
 
 def named_entry(name: str, device: torch.device) -> ModelEntry:
@@ -49,7 +114,7 @@ def named_entry(name: str, device: torch.device) -> ModelEntry:
     elif not published and Path(name).is_dir() and (config := read_folder_config(Path(name))):
         threshold = config.background_threshold
         notice = _notice(name, config.segmenter)
-    return ModelEntry(name, lambda: load_model(name, device), threshold, notice)
+    return ModelEntry(name, lambda: load_model(name, device).segmenter, threshold, notice)
 
 
 def config_entry(name: str, config: SegmenterConfig, device: torch.device) -> ModelEntry:
@@ -57,11 +122,7 @@ def config_entry(name: str, config: SegmenterConfig, device: torch.device) -> Mo
     threshold, notice = default_threshold(config.projection.dino_embed_dim), _notice(name, config)
     if config.projection_weights.startswith(PREFIX):
         threshold = TOY_THRESHOLD
-
-    def load() -> LoadedModel:
-        return LoadedModel(build_segmenter(config, device), threshold, name)
-
-    return ModelEntry(name, load, threshold, notice)
+    return ModelEntry(name, lambda: build_segmenter(config, device), threshold, notice)
 
 
 def _notice(name: str, config: SegmenterConfig) -> str | None:
@@ -86,7 +147,7 @@ class Models:
         if len(self.entries) < len(entries):
             raise ValueError(f"a model is offered twice: {', '.join(e.name for e in entries)}.")
         self.device = device
-        self._loaded: dict[str, LoadedModel] = {}
+        self._loaded: dict[str, Segmenter] = {}
         self._lock = threading.Lock()
 
     def entry(self, name: str) -> ModelEntry:
@@ -104,7 +165,7 @@ class Models:
         return name in self._loaded
 
     @contextmanager
-    def use(self, name: str) -> Iterator[LoadedModel]:
+    def use(self, name: str) -> Iterator[Segmenter]:
         """A model for one request alone: reading attention hooks into it, which is not shared.
 
         Raises:

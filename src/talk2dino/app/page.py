@@ -10,7 +10,14 @@ from typing import Any
 import gradio as gr
 
 from talk2dino.app import markup
-from talk2dino.app.handlers import Handlers, Service, on_begin, on_failure, on_stop
+from talk2dino.app.handlers import (
+    Handlers,
+    Service,
+    on_begin,
+    on_failure,
+    on_stop,
+    threshold_of,
+)
 
 
 @dataclass(frozen=True)
@@ -116,7 +123,11 @@ class Page:
                 list(entries), value=first.name, label="Model", elem_id="model"
             )
             self.refine = gr.Checkbox(
-                True, label="Refine", info="Follow the edges of the picture", elem_id="refine"
+                True,
+                label="Refine",
+                info="Follow the edges of the picture",
+                interactive=first.abilities.refine,
+                elem_id="refine",
             )
             self.background = gr.Checkbox(
                 False,
@@ -125,9 +136,7 @@ class Page:
                 elem_id="background",
             )
             self.threshold = gr.Slider(
-                0.3,
-                0.8,
-                value=first.threshold,
+                **threshold_of(first),
                 step=0.005,
                 label="Background threshold",
                 visible=False,
@@ -160,6 +169,18 @@ class Page:
                     buttons=["fullscreen"],
                     interactive=False,
                     elem_id="heat",
+                )
+            with gr.Tab("Groups", visible=False, elem_id="groups-tab") as self.groups_tab:
+                gr.HTML(markup.GROUPS_HINT)
+                self.groups = gr.Gallery(
+                    label="Groups",
+                    show_label=False,
+                    columns=2,
+                    object_fit="contain",
+                    height="auto",
+                    buttons=["fullscreen"],
+                    interactive=False,
+                    elem_id="groups",
                 )
         with gr.Row(elem_id="findings"):
             with gr.Column(min_width=260):
@@ -202,7 +223,10 @@ class Page:
                 *(self.picture, self.categories, self.model, self.background),
                 *(self.threshold, self.refine, self.opacity, self.key),
             ],
-            [*shown, self.heat, self.scale, self.position, self.key, *buttons],
+            [
+                *(*shown, self.heat, self.scale, self.position, self.key),
+                *(*buttons, self.groups_tab, self.groups),
+            ],
             preprocess=False,  # Gradio would open the file itself, and hide what is wrong with it
             api_visibility="private",
             show_progress_on=self.overlay,
@@ -226,7 +250,10 @@ class Page:
             self.handlers.on_click, look[:3], [*shown, self.status, self.position], **light
         )
         self.model.change(
-            self.handlers.on_model, self.model, [self.notice, self.threshold], **light
+            self.handlers.on_model,
+            self.model,
+            [self.notice, self.threshold, self.refine],
+            **light,
         )
         self.background.change(
             lambda on: gr.Slider(visible=on), self.background, self.threshold, **light

@@ -7,12 +7,15 @@ import secrets
 import shutil
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from talk2dino.app.inputs import Picture
+from talk2dino.app.models import Abilities
 from talk2dino.segmentation import Segmentation
 
 
@@ -24,6 +27,10 @@ class Result:
     """What was sent."""
     segmentation: Segmentation
     """What was found, at the threshold of the request."""
+    abilities: Abilities = field(default_factory=Abilities)
+    """Of the model."""
+    groups: Sequence[Image.Image] = ()
+    """One picture of the model's groups for each of its stages, if it has any."""
 
     @property
     def num_bytes(self) -> int:
@@ -32,9 +39,12 @@ class Result:
         return found.scores.nbytes + found.labels.nbytes + 3 * found.labels.numel()
 
     def at(self, threshold: float) -> Segmentation:
-        """The same scores with another threshold of the background, if there is one."""
+        """The same scores with another threshold of the background, if there is one.
+
+        Some methods have to score the picture again for that; then the threshold stays.
+        """
         found = self.segmentation
-        if found.background is None or found.background == threshold:
+        if found.background in (None, threshold) or not self.abilities.redraw:
             return found
         scores = torch.cat([torch.full_like(found.scores[:1], threshold), found.scores[1:]])
         return dataclasses.replace(

@@ -92,7 +92,8 @@ def heat_of(result: Result) -> Heat:
     found = result.segmentation
     names = found.names if found.background is None else found.names[1:]
     maps, (low, high) = heat_maps(found)
-    return Heat(list(zip(maps, names, strict=True)), heat_scale(low, high))
+    scale = heat_scale(low, high, result.abilities.scores)
+    return Heat(list(zip(maps, names, strict=True)), scale)
 
 
 def chosen_pixel(result: Result, position: str) -> tuple[int, int] | None:

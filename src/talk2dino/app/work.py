@@ -7,9 +7,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from talk2dino.app.inputs import Limits, Upload, read_names, read_picture
-from talk2dino.app.models import Models
+from talk2dino.app.models import Models, scorer_of
 from talk2dino.app.results import Result
+from talk2dino.group_maps import draw_groups
 from talk2dino.images import rgb_tensor
 from talk2dino.inference import ClassQuery, score_labels, whole_image_scores
 from talk2dino.segmentation import BACKGROUND, Segmentation
@@ -59,33 +62,35 @@ def segment(request: Request, models: Models, limits: Limits) -> Iterator[Progre
         OSError, RuntimeError, MemoryError: the model cannot be loaded, or runs out of memory.
     """
     started = time.perf_counter()
-    models.entry(request.model)
+    entry = models.entry(request.model)
     check_share("threshold", request.threshold)
     names = read_names(request.categories, request.background, limits)
     picture = read_picture(request.upload, limits)
     if not models.is_loaded(request.model):
         yield Progress(f"Loading {request.model}; this happens once.")
-    with models.use(request.model) as model:
-        classes = model.segmenter.embed_classes(names)
+    with models.use(request.model) as segmenter:
+        classes = segmenter.embed_classes(names)
     count = f"{len(names)} categories" if len(names) > 1 else names[0]
     yield Progress(f"Looking for {count} …")
-    with models.use(request.model) as model:
-        segmenter = model.segmenter.variant(
-            pamr=request.refine, clean_background=request.background
-        )
+    refine = request.refine and entry.abilities.refine
+    with models.use(request.model) as segmenter:
+        scorer = scorer_of(entry, segmenter, refine, request.background)
         threshold = request.threshold if request.background else None
         query = ClassQuery(classes, threshold)
-        scores = whole_image_scores(segmenter, rgb_tensor(picture.image), query).float().cpu()
+        scores = whole_image_scores(scorer, rgb_tensor(picture.image), query).float().cpu()
+        pixels = np.asarray(picture.image)
+        groups = draw_groups(segmenter, pixels) if entry.abilities.groups else []
     found = Segmentation(
         image=picture.image,
         labels=score_labels(scores),
         scores=scores,
         names=(BACKGROUND, *names) if request.background else tuple(names),
         background=threshold,
-        settings={"model": request.model, "refine": request.refine, "image": picture.stem},
+        settings={"model": request.model, "refine": refine, "image": picture.stem},
     )
     seconds = time.perf_counter() - started
-    yield Outcome(Result(picture, found), _summary(found, picture.full_hw, seconds))
+    result = Result(picture, found, entry.abilities, groups)
+    yield Outcome(result, _summary(found, picture.full_hw, seconds))
 
 
 def check_share(name: str, value: float) -> None:

@@ -42,7 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="NAME",
         help="models to choose from, the first at once: toy, vitb, vitl, dinov3_vitb, dinov3_vitl, "
-        f"a folder or a repository (default: {DEFAULT_MODEL}, or the one of --config)",
+        "a folder or a repository; ovsegmentor_vitb, or ovsegmentor_vitb=<folder, .pth or "
+        f"seeded:<n>> (default: {DEFAULT_MODEL}, or the one of --config)",
     )
     group.add_argument(
         "--config", metavar="YAML", help="recipe of configs/, or the model YAML of an evaluation"
@@ -149,7 +150,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _entries(args: argparse.Namespace, device: torch.device) -> list[ModelEntry]:
     """The models of the flags, the first one first."""
-    from talk2dino.app.models import config_entry, named_entry
+    from talk2dino.app.models import config_entry, find_entry
     from talk2dino.segmenter_config import find_in_checkout, read_segmenter_config
 
     entries = []
@@ -166,7 +167,7 @@ def _entries(args: argparse.Namespace, device: torch.device) -> list[ModelEntry]
         name = Path(args.weights if trained else args.config).stem
         entries.append(config_entry(name, config, device))
     names = args.model or ([] if entries else [DEFAULT_MODEL])
-    return [*entries, *(named_entry(name, device) for name in names)]
+    return [*entries, *(find_entry(name, device) for name in names)]
 
 
 def _opening(args: argparse.Namespace) -> Opening:

@@ -8,24 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw
-from torch import Tensor
 
-from talk2dino.drawing import indexed_mask, legend_font
+from talk2dino.drawing import blend, indexed_mask, legend_font
+from talk2dino.group_maps import draw_groups
 from talk2dino.images import read_rgb, rgb_tensor
 from talk2dino.inference import (
+    BenchmarkWindows,
     ClassQuery,
     benchmark_size,
     resize_pixels,
-    resize_scores,
     score_labels,
-    sliding_window_scores,
     whole_image_scores,
 )
 from talk2dino.segmentation import save_picture
-from talk2dino.segmenter import Segmenter, require_groups
-from talk2dino.vocabularies import group_colours
+from talk2dino.segmenter import Segmenter
 
 SUFFIXES = {
     "input": ".jpg",
@@ -60,33 +57,6 @@ class ModesOptions:
     """What made the files; stored in those that are PNG."""
 
 
-class BenchmarkWindows:
-    """Scores whole pictures as benchmarks do: resized, in windows, and resized back.
-
-    Args:
-        segmenter: any method.
-    """
-
-    def __init__(self, segmenter: Segmenter) -> None:
-        self._segmenter = segmenter
-
-    def window_scores(self, windows: Tensor, classes: Tensor, background: float | None) -> Tensor:
-        """As `Segmenter.window_scores`, for whole pictures in place of windows."""
-        query = ClassQuery(classes, background)
-        size_hw = (windows.shape[-2], windows.shape[-1])
-        scores = [
-            sliding_window_scores(self._segmenter, resized(picture), query) for picture in windows
-        ]
-        return torch.stack([resize_scores(of_one, size_hw) for of_one in scores])
-
-
-def resized(picture: Tensor) -> Tensor:
-    """A picture (3, H, W) RGB in [0, 255] at the size at which benchmarks score it, uint8."""
-    pixels = picture.round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-    small = resize_pixels(np.ascontiguousarray(pixels), benchmark_size(*pixels.shape[:2]))
-    return torch.from_numpy(small).permute(2, 0, 1).to(picture.device)
-
-
 class ModesJob:
     """Writes the wanted pictures of one image after the other.
 
@@ -113,7 +83,7 @@ class ModesJob:
         image = np.asarray(read_rgb(source))
         pictures: dict[Path, Image.Image] = {}
         if any(mode in outputs for mode in GROUP_MODES):
-            groups = self._draw_groups(image)
+            groups = draw_groups(self.segmenter, image)
             for index, picture in enumerate(groups):
                 if "all_groups" in outputs:
                     pictures[layer_path(outputs["all_groups"], index)] = picture
@@ -154,32 +124,10 @@ class ModesJob:
             blended if mode == "input_pred" else write_names(blended, labels, options.names, kept)
         )
 
-    @torch.inference_mode()
-    def _draw_groups(self, image: np.ndarray) -> list[Image.Image]:
-        """One picture per stage: groups of the whole image, in one window."""
-        device = self.options.query.classes.device
-        window = resized(rgb_tensor(Image.fromarray(image))).to(device, torch.float32)[None]
-        pictures, first = [], 0
-        for maps in require_groups(self.segmenter).group_maps(window):
-            colours = group_colours(first + maps.shape[1])[first:]
-            first += maps.shape[1]
-            labels = score_labels(resize_scores(maps[0], (image.shape[0], image.shape[1])))
-            painted = colours[labels.cpu().numpy()]
-            pictures.append(Image.fromarray(blend(image, painted)))
-        return pictures
-
 
 def layer_path(path: Path, index: int) -> Path:
     """`all_groups/photo.jpg` of stage 0 is `all_groups/photo_layer0.jpg`."""
     return path.with_name(f"{path.stem}_layer{index}{path.suffix}")
-
-
-def blend(image: np.ndarray, painted: np.ndarray, kept: np.ndarray | None = None) -> np.ndarray:
-    """Half of each (H, W, 3) uint8 picture; where `kept` (H, W), the image as it is."""
-    mixed = ((image.astype(np.uint16) + painted) // 2).astype(np.uint8)
-    if kept is not None:
-        mixed[kept] = image[kept]
-    return mixed
 
 
 def write_names(

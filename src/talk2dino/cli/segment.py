@@ -85,8 +85,8 @@ def run(args: argparse.Namespace) -> int:
         modes = load_job(plan, command)
         return _run_all({s: partial(modes.segment, s, files) for s, files in plan.outputs.items()})
 
-    from talk2dino.cli.modes import BenchmarkWindows
     from talk2dino.cli.segment_job import SegmentJob
+    from talk2dino.inference import BenchmarkWindows
 
     segmenter = method.load(device)
     classes = segmenter.embed_classes(vocabulary.names)
