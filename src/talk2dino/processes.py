@@ -84,7 +84,10 @@ def joined_processes(backend: str = "gloo") -> Iterator[Processes]:
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
-        raise RuntimeError("another process of this job ended; it says why") from error
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RuntimeError(
+            f"another process of this job ended and says why. Here: {said}"
+        ) from error
     finally:
         dist.destroy_process_group()
 

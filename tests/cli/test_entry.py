@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from talk2dino.__main__ import COMMANDS, _load, main
-from talk2dino.cli.entry import Command, run_command, typed_command
+from talk2dino.cli import train
+from talk2dino.cli.entry import Command, core_share, run_command, typed_command
 
 
 def command(check=lambda args: None, run=lambda args: 0):
@@ -163,3 +164,13 @@ def test_bash_completes_commands_and_flags(capsys):
         ["bash", "-c", script + "".join(questions)], capture_output=True, text=True
     )
     assert result.stdout.splitlines() == ["evaluate", "--no_pamr", ""], result.stderr
+
+
+def test_processes_of_one_machine_share_its_cores_and_its_memory(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    alone = train._half_of_the_memory_gb()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert core_share() == 2
+    assert train._half_of_the_memory_gb() == pytest.approx(alone / 4, abs=0.1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
+    assert core_share() == 1

@@ -133,6 +133,7 @@ def expected(name, stage):
         ("ovsegmentor_vitb", "stage1", 459),
         ("ovsegmentor_vitb", "stage2", 650),
         ("ovsegmentor_vits", "evaluation", 408),
+        ("ovsegmentor_vits", "stage1", 461),
         ("ovsegmentor_vits", "stage2", 652),
     ],
 )

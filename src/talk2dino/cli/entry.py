@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import logging
+import os
 import shlex
 import sys
 import traceback
@@ -146,6 +147,16 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefa
         if action.default is None or isinstance(action.default, bool):
             return action.help
         return super()._get_help_string(action)
+
+
+def local_processes() -> int:
+    """How many processes of this job share the machine; `torch.distributed.run` says it."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def core_share() -> int:
+    """This process's share of the cores, at least one."""
+    return max(1, (os.cpu_count() or 1) // local_processes())
 
 
 def step_bar(steps: Iterable[int], epoch: int, total: int) -> Iterable[int]:

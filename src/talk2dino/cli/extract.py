@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from talk2dino.cli.entry import DONE, FAILED, Command, run_command
+from talk2dino.cli.entry import DONE, FAILED, Command, core_share, run_command
 from talk2dino.cli.extraction import (
     add_output_arguments,
     add_precision_argument,
@@ -51,7 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"images per forward pass (on a CPU at most {CPU_BATCH})",
     )
     group.add_argument(
-        "--workers", type=int, default=_default_workers(), help="processes that read images"
+        "--workers",
+        type=int,
+        default=max(1, min(16, core_share() - 1)),
+        help="processes that read images",
     )
     group = parser.add_argument_group("features (without any of these: --extract_cls)")
     for key, flag in IMAGE_KEYS.items():
@@ -133,12 +135,6 @@ def _settings(args: argparse.Namespace) -> ImageSettings:
         batch_size=args.batch_size,
         workers=args.workers,
     )
-
-
-def _default_workers() -> int:
-    """One per core that the process has, but for its own."""
-    cores = (os.cpu_count() or 2) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, min(16, cores - 1))
 
 
 COMMAND = Command(

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from talk2dino.cli.entry import DONE, INTERRUPTED, Command, run_command, step_bar, typed_command
+from talk2dino.cli.entry import (
+    DONE,
+    INTERRUPTED,
+    Command,
+    core_share,
+    run_command,
+    step_bar,
+    typed_command,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<i> or mps")
     parser.add_argument(
-        "--workers", type=int, default=min(8, os.cpu_count() or 1), help="decoding processes"
+        "--workers", type=int, default=min(8, core_share()), help="decoding processes"
     )
     parser.add_argument(
         "--out", type=Path, metavar="FOLDER", help="default: weights/<name of the recipe>"

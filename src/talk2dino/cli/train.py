@@ -9,7 +9,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from talk2dino.cli.entry import DONE, INTERRUPTED, Command, run_command, step_bar, typed_command
+from talk2dino.cli.entry import (
+    DONE,
+    INTERRUPTED,
+    Command,
+    core_share,
+    local_processes,
+    run_command,
+    step_bar,
+    typed_command,
+)
 from talk2dino.config import load_recipe
 
 TEXT_CHOICES = "ann_feats, clip_txt_out_tokens[_avg], clip_second_last_out, bert-base_features"
@@ -109,13 +118,15 @@ def _add_images(group: argparse._ArgumentGroup) -> None:
         "or encoded, again in every epoch",
     )
     group.add_argument(
-        "--workers", type=int, default=min(8, os.cpu_count() or 1), help="decoding processes"
+        "--workers", type=int, default=min(8, core_share()), help="decoding processes"
     )
 
 
 def _half_of_the_memory_gb() -> float:
+    """For this process: those of one machine share it."""
     try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2e9, 1)
+        half = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2e9
+        return round(half / local_processes(), 1)
     except (AttributeError, ValueError, OSError):  # not every system can say
         return 8.0
 
