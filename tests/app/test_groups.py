@@ -46,7 +46,7 @@ def test_scores_and_groups_are_those_of_the_demo(small_photo, both):
         np.asarray(groups).tolist()
     ]
     assert not result.segmentation.settings["refine"]  # it has no refinement
-    assert "softmax over classes" in heat_of(result).scale
+    assert "class scores, one scale" in heat_of(result).scale
 
 
 def test_another_threshold_waits_for_the_next_request(small_photo, both, tmp_path):

@@ -14,9 +14,9 @@ from talk2dino.hub.folder import read_folder_config
 from talk2dino.hub.load import load_model
 from talk2dino.hub.published import PUBLISHED, TOY, TOY_THRESHOLD, default_threshold
 from talk2dino.inference import BenchmarkWindows, WindowScorer
-from talk2dino.registry.models import find_method
+from talk2dino.registry.models import MODEL_NAMES, find_method
 from talk2dino.registry.options import ModelOptions
-from talk2dino.registry.ovsegmentor import OVSegmentorMethod
+from talk2dino.registry.talk2dino import Talk2DinoMethod
 from talk2dino.seeded import PREFIX
 from talk2dino.segmenter import Segmenter, Talk2DinoSegmenter, build_segmenter
 from talk2dino.segmenter_config import SegmenterConfig
@@ -76,15 +76,15 @@ def find_entry(name: str, device: torch.device) -> ModelEntry:
     """A model by its name on the command line.
 
     Args:
-        name: what `named_entry` takes, or a model of OVSegmentor: its name, or
-            `<name>=<converted folder, published file or seeded:<n>>`.
+        name: what `named_entry` takes, or a model of another method of the registry: its name, or
+            `<name>=<folder, file or seeded:<n>>`.
         device: where it runs.
 
     Raises:
-        ValueError, FileNotFoundError: no weights of OVSegmentor there.
+        ValueError, FileNotFoundError: there are no such weights of another method.
     """
     model, equals, weights = name.partition("=")
-    if model not in OVSegmentorMethod.NAMES:
+    if model in Talk2DinoMethod.NAMES or model not in MODEL_NAMES:
         return named_entry(name, device)
     method = find_method(model, ModelOptions(weights=weights if equals else None))
     method.check()
@@ -99,7 +99,7 @@ def find_entry(name: str, device: torch.device) -> ModelEntry:
         groups=method.demo.groups,
         redraw=False,  # the mean of several windows' backgrounds does not tell the scores
         thresholds=(0.0, 1.0),
-        scores="softmax over classes",
+        scores="class scores",
     )
     return ModelEntry(model, lambda: method.load(device), method.demo.threshold, notice, abilities)
 

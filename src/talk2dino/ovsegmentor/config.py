@@ -126,7 +126,13 @@ PRESETS: dict[str, OVSegmentorConfig] = {
         OVSegmentorConfig(
             "ovsegmentor_toy",
             VisionConfig(
-                width=64, num_heads=4, depth_patches=2, depth_groups=2, num_tokens=16, drop_path=0.0
+                width=64,
+                num_heads=4,
+                depth_patches=2,
+                depth_groups=2,
+                num_tokens=16,
+                patch_size=32,
+                drop_path=0.0,
             ),
             TextConfig(name="toy", width=64, depth=2, num_heads=4, vocabulary=256, positions=96),
             projector_width=256,
