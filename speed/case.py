@@ -30,6 +30,11 @@ class Case:
     """Timed runs of each side, taken in turns; the median counts."""
     targets: Mapping[str, float] = field(default_factory=dict)
     """Side -> the ratio of its time to SHIPPED that is asked for on two CPU cores."""
+    limits: Mapping[str, float] = field(default_factory=dict)
+    """What SHIPPED may take on two CPU cores: `seconds`; `resident_mb`, of the whole process beyond
+    PyTorch; `peak_share`, of the extra memory that LITERAL takes."""
+    cuda_rate: float = 0
+    """Units per second that are asked for on an H200."""
     work: float = 0
     """Units (pairs, images, windows) in one step; 0 if no rate is wanted ..."""
     unit: str = ""

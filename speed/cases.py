@@ -15,9 +15,12 @@ CASES: dict[str, Case] = {**PAMR, **TRAIN, **EVALUATE, **EXTRACT, **TEXT, **STOR
 PATHS: dict[str, tuple[str, ...]] = {
     "pamr": tuple(PAMR),
     "train": tuple(TRAIN),
-    "evaluate": tuple(EVALUATE),
+    "evaluate": tuple(name for name in EVALUATE if name != "evaluate_windows"),
     "extract": ("extract",),  # extract_8 is a shorter one
     "text": tuple(TEXT),
     "store": tuple(STORE),
 }
 """Hot path -> its cases, in the order in which they are measured."""
+
+ON_CUDA = {"extract": ("extract_decoded",), "evaluate": ("evaluate_windows",)}
+"""Hot path -> cases that are measured on GPUs only, unless they are named."""

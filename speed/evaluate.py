@@ -19,6 +19,7 @@ from speed.case import LITERAL, SHIPPED, Case, Prepare, Step
 ROOT = Path(__file__).resolve().parents[1]
 MINIATURES = ROOT / "tests" / "parity" / "data" / "seg" / "data"
 ALL = ("voc", "voc20", "context", "context59", "coco_object", "coco_stuff", "cityscapes", "ade20k")
+WINDOWS = 8
 THRESHOLD = 0.52  # as in the recordings: sigmoid(cosine) of seeded weights never reaches 0.55
 
 
@@ -159,6 +160,25 @@ def _first(count: int, prepare: Work) -> Prepare:
     return of_first
 
 
+def _windows(device: str, folder: Path) -> Step:
+    """Windows that are on the device already, to scores; all weights are seeded."""
+    from talk2dino.segmenter import build_segmenter
+    from talk2dino.segmenter_config import read_segmenter_config
+
+    seeded = dict.fromkeys(("projection_weights", "vision_weights", "text_weights"), "seeded:0")
+    recipe = ROOT / "configs" / "vitb_mlp_infonce.yaml"
+    segmenter = build_segmenter(read_segmenter_config(recipe, pamr=True, **seeded), device)
+    classes = segmenter.embed_classes([f"class {number}" for number in range(21)])
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.rand(WINDOWS, 3, 448, 448, generator=generator).mul(255).to(device)
+
+    def step() -> Any:
+        with torch.inference_mode():
+            return segmenter.window_scores(pixels, classes, None)
+
+    return step
+
+
 _IMAGES = ("2007_000000", "2007_000001", "2007_000002")
 _REFINED = Work(("voc",), pamr=True, data="data")
 _PLAIN = Work(("voc",), data="data")
@@ -185,6 +205,13 @@ CASES = {
         targets={"voc20_alone": 1 / 1.25},
         work=3,
         unit="images",
+    ),
+    "evaluate_windows": Case(  # for GPUs
+        f"{WINDOWS} windows of 448 x 448 with PAMR, 21 classes, dinov2_vitb14_reg",
+        {SHIPPED: _windows},
+        cuda_rate=200,
+        work=WINDOWS,
+        unit="windows",
     ),
     "evaluate_memory": Case(
         "memory of evaluating 48 images, and of the first 12 of them, voc, toy",

@@ -41,13 +41,13 @@ def photographs(folder: Path, count: int = PHOTOGRAPHS) -> None:
 
 
 def _shipped(device: str, folder: Path) -> Step:
-    from talk2dino.cli.extract import _default_workers
+    from talk2dino.cli.extract import default_workers
     from talk2dino.features.captions import CaptionInput
     from talk2dino.features.extract import ImageSettings, Models, extract_split
     from talk2dino.features.job import Division, Job, plan_outputs
 
     settings = ImageSettings(
-        MODEL, WEIGHTS, SIDE, SIDE, KEYS, device=device, workers=_default_workers()
+        MODEL, WEIGHTS, SIDE, SIDE, KEYS, device=device, workers=default_workers()
     )
     models = Models(settings)
     models.load()
@@ -130,6 +130,7 @@ CASES = {
             SHIPPED: lambda device, folder: _decoded("bfloat16", device, folder),
             "float32": lambda device, folder: _decoded("", device, folder),
         },
+        cuda_rate=1500,
         work=GPU_BATCH,
         unit="images",
     ),

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+import talk2dino.cli  # noqa: F401  threads wait as they do in the commands
 from speed.case import LITERAL, SHIPPED, Case
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,6 +49,28 @@ class Measured:
         """How many times longer a side took than SHIPPED."""
         return self.sides[side].seconds / self.sides[SHIPPED].seconds
 
+    def missed(self, device: str) -> list[str]:
+        """What is asked for and was not reached, in words."""
+        shipped, case = self.sides[SHIPPED], self.case
+        if device == "cuda":
+            rate = case.work / shipped.seconds
+            slow = case.cuda_rate and rate < case.cuda_rate
+            return [f"{rate:,.0f} {case.unit}/s of {case.cuda_rate:,.0f}"] if slow else []
+        found = [
+            f"{self.ratio(side):.2f}x of {target:.2f}x ({side})"
+            for side, target in case.targets.items()
+            if self.ratio(side) < target
+        ]
+        figures = {"seconds": shipped.seconds, "resident_mb": shipped.resident_mb}
+        if LITERAL in self.sides:
+            figures["peak_share"] = shipped.peak_mb / self.sides[LITERAL].peak_mb
+        found += [
+            f"{name} {figures[name]:.3g}, at most {limit:.3g}"
+            for name, limit in case.limits.items()
+            if figures[name] > limit
+        ]
+        return found
+
     def record(self) -> dict[str, Any]:
         """As plain JSON data."""
         shipped = self.sides[SHIPPED]
@@ -79,6 +102,8 @@ class Measured:
             record["unit"] = self.case.unit
         if self.case.targets:
             record["targets"] = dict(self.case.targets)
+        if self.case.limits:
+            record["limits"] = dict(self.case.limits)
         return record
 
 
@@ -94,7 +119,7 @@ class Worker:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "speed.worker", *arguments],
             cwd=ROOT,
-            env={"GOMP_SPINCOUNT": "3000"} | os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -150,6 +175,8 @@ def measure(
 ) -> Measured:
     """Measure a case: every side once for its memory, then in turns for its time.
 
+    All but the literal side have their memory watched once more at the end: it should not grow.
+
     Args:
         name: of the case.
         device: "cpu" or "cuda".
@@ -171,6 +198,10 @@ def measure(
             workers[side].prepared()
         memory = {side: worker.watch() for side, worker in workers.items()}
         rounds = [{side: worker.time() for side, worker in workers.items()} for _ in range(repeats)]
+        for side, worker in workers.items():
+            if side != LITERAL:
+                last = worker.watch()
+                memory[side] = {key: max(value, last[key]) for key, value in memory[side].items()}
         sides = {
             side: SideResult(statistics.median(times[side] for times in rounds), **memory[side])
             for side in workers

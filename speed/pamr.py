@@ -40,6 +40,8 @@ def _case(classes: int) -> Case:
             LITERAL: lambda device, folder: _literal(classes, device, folder),
         },
         targets={LITERAL: 30.0},
+        limits={"peak_share": 1 / 8},
+        cuda_rate=333.0 if classes == 21 else 0.0,
         work=1,
         unit="windows",
     )

@@ -20,7 +20,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 import torch  # noqa: E402
 
 from speed.case import LITERAL  # noqa: E402
-from speed.cases import CASES, PATHS  # noqa: E402
+from speed.cases import CASES, ON_CUDA, PATHS  # noqa: E402
 from speed.measure import Measured, measure  # noqa: E402
 from speed.table import write_table  # noqa: E402
 from talk2dino.files import atomic_path  # noqa: E402
@@ -47,36 +47,43 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("--page takes its figures from --json: name that file too")
     if args.repeats is not None and args.repeats < 1:
         parser.error(f"--repeats must be at least 1, got {args.repeats}")
-    names = _names(parser, args.paths)
+    try:
+        names = names_of(args.paths, args.device)
+    except ValueError as error:
+        parser.error(str(error))
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch finds no CUDA device here")
     machine = _machine(args.device, args.threads)
     print(machine)
     for name in names:
         measured = measure(name, args.device, args.threads, args.repeats)
-        _show(name, measured)
+        _show(name, measured, args.device)
         if args.json:
             records = _add(args.json, name, measured.record() | {"machine": machine})
             if args.page:
                 write_table(args.page, args.device, records)
 
 
-def _names(parser: argparse.ArgumentParser, paths: list[str]) -> list[str]:
+def names_of(paths: list[str], device: str) -> list[str]:
+    """The cases of paths or cases, each once.
+
+    Raises:
+        ValueError: an unknown name; the known ones are listed.
+    """
     names: list[str] = []
     for path in paths:
-        if path == "all":
-            names += [name for of_path in PATHS.values() for name in of_path]
-        elif path in PATHS:
-            names += PATHS[path]
-        elif path in CASES:
+        if path in CASES and path not in PATHS:
             names.append(path)
+        elif path in PATHS or path == "all":
+            for one in PATHS if path == "all" else [path]:
+                names += [*PATHS[one], *(ON_CUDA.get(one, ()) if device == "cuda" else ())]
         else:
             known = ", ".join([*PATHS, *CASES, "all"])
-            parser.error(f"no path or case named {path!r}. Known: {known}")
+            raise ValueError(f"no path or case named {path!r}. Known: {known}")
     return list(dict.fromkeys(names))
 
 
-def _show(name: str, measured: Measured) -> None:
+def _show(name: str, measured: Measured, device: str) -> None:
     print(f"\n{name}: {measured.case.title} (median of {measured.repeats})")
     for side, result in measured.sides.items():
         target = measured.case.targets.get(side)
@@ -90,6 +97,8 @@ def _show(name: str, measured: Measured) -> None:
         print(f"  {rate:,.1f} {measured.case.unit}/s")
     if LITERAL in measured.sides and measured.max_difference is not None:
         print(f"  largest difference of the results: {measured.max_difference:.2g}")
+    for target in measured.missed(device):
+        print(f"  missed: {target}")
 
 
 def _add(path: Path, name: str, record: dict[str, Any]) -> dict[str, Any]:

@@ -112,6 +112,7 @@ CASES = {
         f"open a file of {IMAGES:,} images and {CAPTIONS:,} captions, read {BATCH} pairs",
         {SHIPPED: _shipped, LITERAL: _literal},
         inputs=_write,
+        limits={"seconds": 2, "resident_mb": 500},
         work=1,
         unit="openings",
     )

@@ -103,15 +103,24 @@ def _mlp(device: str, folder: Path) -> Step:
     return step
 
 
-def _case(title: str, images: int, memory_bytes: int, targets: dict[str, float]) -> Case:
+def _case(
+    title: str, images: int, memory_bytes: int, targets: dict[str, float], resident_mb: float
+) -> Case:
     return Case(
         title,
         {SHIPPED: _shipped(memory_bytes), LITERAL: _literal, MLP: _mlp},
         inputs=lambda folder: _write(images, folder),
         targets=targets,
+        limits={"resident_mb": resident_mb},
+        cuda_rate=1_000_000,
         work=PAIRS,
         unit="pairs",
     )
+
+
+def _store_mb(images: int) -> float:
+    """Megabytes of a store of this many images."""
+    return 4 * (images * HEADS * PATCH_DIM + PAIRS * TEXT_DIM) / 2**20
 
 
 _SIZE = f"H {HEADS}, D {PATCH_DIM}, batch {BATCH}"
@@ -121,6 +130,9 @@ CASES = {
         PAIRS // 5,
         1 << 40,
         {LITERAL: 2.5, MLP: 1 / 1.7},
+        resident_mb=_store_mb(PAIRS // 5) + 300,
     ),
-    "train_mapped": _case(f"the same with {PAIRS:,} images (0.7 GB) left on disk", PAIRS, 0, {}),
+    "train_mapped": _case(
+        f"the same with {PAIRS:,} images (0.7 GB) left on disk", PAIRS, 0, {}, 600
+    ),
 }

@@ -3,9 +3,10 @@
 import os
 from pathlib import Path
 
+import talk2dino.cli  # noqa: F401  before torch: threads wait as they do in the commands
+
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that would download fails at once instead
 os.environ.setdefault("MPLBACKEND", "Agg")
-os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as for the commands
 
 import pytest
 import torch

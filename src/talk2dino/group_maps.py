@@ -8,13 +8,13 @@ from PIL import Image
 
 from talk2dino.drawing import blend
 from talk2dino.images import rgb_tensor
-from talk2dino.inference import resize_scores, resized, score_labels
+from talk2dino.inference import resize_for_benchmark, resize_scores, score_labels
 from talk2dino.segmenter import Segmenter, require_groups
 from talk2dino.vocabularies import group_colours
 
 
 @torch.inference_mode()
-def draw_groups(segmenter: Segmenter, image: np.ndarray) -> list[Image.Image]:
+def draw_groups(segmenter: Segmenter, image: np.ndarray, device: torch.device) -> list[Image.Image]:
     """One picture per stage of grouping: half the image, half the colours of its groups.
 
     The image is grouped as a whole, in one window of a benchmark's size.
@@ -22,14 +22,17 @@ def draw_groups(segmenter: Segmenter, image: np.ndarray) -> list[Image.Image]:
     Args:
         segmenter: one with groups, see `talk2dino.segmenter.Grouping`.
         image: (H, W, 3) uint8 RGB.
+        device: where the segmenter is.
 
     Raises:
         ValueError: the segmenter has no groups.
     """
     grouping = require_groups(segmenter)
-    window = resized(rgb_tensor(Image.fromarray(image))).float()[None]
+    window = resize_for_benchmark(rgb_tensor(Image.fromarray(image))).to(device, torch.float32)[
+        None
+    ]
     pictures, first = [], 0
-    for maps in grouping.group_maps(window.to(grouping.device)):
+    for maps in grouping.group_maps(window):
         colours = group_colours(first + maps.shape[1])[first:]
         first += maps.shape[1]
         labels = score_labels(resize_scores(maps[0], (image.shape[0], image.shape[1])))

@@ -101,7 +101,8 @@ class BenchmarkWindows:
         query = ClassQuery(classes, background)
         size_hw = (windows.shape[-2], windows.shape[-1])
         scores = [
-            sliding_window_scores(self._segmenter, resized(picture), query) for picture in windows
+            sliding_window_scores(self._segmenter, resize_for_benchmark(picture), query)
+            for picture in windows
         ]
         return torch.stack([resize_scores(of_one, size_hw) for of_one in scores])
 
@@ -178,7 +179,7 @@ def resize_scores(scores: Tensor, size_hw: tuple[int, int]) -> Tensor:
     return F.interpolate(scores[None], size_hw, mode="bilinear", align_corners=False)[0]
 
 
-def resized(picture: Tensor) -> Tensor:
+def resize_for_benchmark(picture: Tensor) -> Tensor:
     """A picture (3, H, W) RGB in [0, 255] at the size at which benchmarks score it, uint8."""
     pixels = picture.round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
     small = resize_pixels(np.ascontiguousarray(pixels), benchmark_size(*pixels.shape[:2]))

@@ -80,10 +80,6 @@ class PatchScoring(FeatureSharing, Protocol):
 class Grouping(Protocol):
     """A segmenter that divides a window into groups before it knows any class."""
 
-    @property
-    def device(self) -> torch.device:
-        """Where the windows have to be."""
-
     def group_maps(self, windows: Tensor) -> list[Tensor]:
         """One (B, G, h, w) per stage of grouping: how much each pixel belongs to each group.
 

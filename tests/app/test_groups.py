@@ -14,9 +14,11 @@ from talk2dino.app.work import Request, segment
 from talk2dino.group_maps import draw_groups
 from talk2dino.images import read_rgb, rgb_tensor
 from talk2dino.inference import BenchmarkWindows, ClassQuery, whole_image_scores
+from talk2dino.registry.ovsegmentor import OVSegmentorMethod
+from talk2dino.vocabularies import group_colours
 
 CPU = torch.device("cpu")
-NAME = "ovsegmentor_toy"
+NAME = "ovsegmentor_toy=seeded:0"
 LIMITS = Limits(max_side=320)
 GROUPS_TAB, GROUPS = -2, -1
 
@@ -24,27 +26,26 @@ GROUPS_TAB, GROUPS = -2, -1
 @pytest.fixture(scope="module")
 def both():
     """Both methods, OVSegmentor first."""
-    return Models([find_entry(f"{NAME}=seeded:0", CPU), named_entry("toy", CPU)], CPU)
+    return Models([find_entry(NAME, CPU), named_entry("toy", CPU)], CPU)
 
 
-def result_of(request, models):
+def outcome_of(request, models):
     *_, last = segment(request, models, LIMITS)
-    return last.result
+    return last
 
 
 def test_scores_and_groups_are_those_of_the_demo(small_photo, both):
     request = Request(small_photo, "cup, spoon", NAME, background=True, threshold=0.4)
-    result = result_of(request, both)
+    outcome = outcome_of(request, both)
+    result = outcome.result
     pixels = read_rgb(small_photo.path)
     with both.use(NAME) as segmenter:
         query = ClassQuery(segmenter.embed_classes(["cup", "spoon"]), 0.4)
         scores = whole_image_scores(BenchmarkWindows(segmenter), rgb_tensor(pixels), query)
-        (groups,) = draw_groups(segmenter, np.asarray(pixels))
+        (groups,) = draw_groups(segmenter, np.asarray(pixels), CPU)
     assert result.segmentation.scores.equal(scores)
     assert result.segmentation.names == ("background", "cup", "spoon")
-    assert [np.asarray(picture).tolist() for picture in result.groups] == [
-        np.asarray(groups).tolist()
-    ]
+    assert [np.array_equal(picture, groups) for picture in outcome.groups] == [True]
     assert not result.segmentation.settings["refine"]  # it has no refinement
     assert "class scores, one scale" in heat_of(result).scale
 
@@ -52,7 +53,7 @@ def test_scores_and_groups_are_those_of_the_demo(small_photo, both):
 def test_another_threshold_waits_for_the_next_request(small_photo, both, tmp_path):
     request = Request(small_photo, "cup, spoon", NAME, background=True, threshold=0.4)
     results = Results(tmp_path)
-    key = results.put(result_of(request, both))
+    key = results.put(outcome_of(request, both).result)
     legends = [look_at(results, key, Look(threshold)).legend for threshold in (0.4, 1.0)]
     assert legends[0] == legends[1]
 
@@ -82,12 +83,45 @@ def test_choosing_it_offers_what_it_can(both, tmp_path):
     assert refine.interactive
 
 
-def test_weights_that_are_not_there_are_refused_before_the_page_opens(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        find_entry(f"{NAME}={tmp_path / 'nowhere'}", CPU)
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("ovsegmentor_toy={}/nowhere", "nowhere"),
+        ("ovsegmentor_vitx=seeded:0", "ovsegmentor_vitx.*ovsegmentor_vitb"),
+        ("toy=seeded:3", "'toy'.*ovsegmentor_toy"),  # its weights are chosen with --config
+    ],
+)
+def test_wrong_weights_are_refused_before_the_page_opens(name, message, tmp_path):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        find_entry(name.format(tmp_path), CPU)
+
+
+def test_two_weights_of_one_model_are_two_entries():
+    entries = [find_entry(f"ovsegmentor_toy=seeded:{seed}", CPU) for seed in (0, 1)]
+    assert list(Models(entries, CPU).entries) == [NAME, "ovsegmentor_toy=seeded:1"]
 
 
 def test_a_trained_toy_says_what_it_has_seen(monkeypatch):
-    monkeypatch.setattr("talk2dino.registry.ovsegmentor.OVSegmentorMethod.check", lambda self: None)
-    assert "nothing but drawn pictures of apple" in find_entry(f"{NAME}=folder", CPU).notice
+    monkeypatch.setattr(OVSegmentorMethod, "check", lambda self: None)
+    assert "nothing but drawn pictures of apple" in find_entry("ovsegmentor_toy=folder", CPU).notice
     assert find_entry("ovsegmentor_vitb", CPU).notice is None
+
+
+class Corner:
+    """A segmenter with two groups: the upper left quarter of a window, and the rest."""
+
+    def group_maps(self, windows):
+        self.size_hw = windows.shape[-2:]
+        first = torch.zeros(windows[:, :1].shape)
+        first[..., : windows.shape[-2] // 2, : windows.shape[-1] // 2] = 1
+        return [torch.cat([first, 1 - first], dim=1)]
+
+
+def test_groups_are_of_the_whole_picture_at_a_benchmarks_size():
+    segmenter = Corner()
+    (picture,) = draw_groups(segmenter, np.zeros((60, 90, 3), np.uint8), CPU)
+    assert segmenter.size_hw == (448, 672)
+    colours = group_colours(2) // 2
+    assert np.asarray(picture)[[5, 55], [5, 85]].tolist() == colours.tolist()
+    with pytest.raises(ValueError, match="has no groups"):
+        draw_groups(object(), np.zeros((60, 90, 3), np.uint8), CPU)

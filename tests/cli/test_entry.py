@@ -1,6 +1,7 @@
 """Exit codes and one-line errors, the same for every command."""
 
 import argparse
+import os
 import shlex
 import subprocess
 import sys
@@ -167,10 +168,12 @@ def test_bash_completes_commands_and_flags(capsys):
 
 
 def test_processes_of_one_machine_share_its_cores_and_its_memory(monkeypatch):
-    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(8), raising=False)
     alone = train._half_of_the_memory_gb()
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert core_share() == 2
     assert train._half_of_the_memory_gb() == pytest.approx(alone / 4, abs=0.1)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
     assert core_share() == 1
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "")
+    assert core_share() == 8

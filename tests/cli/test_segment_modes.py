@@ -15,7 +15,7 @@ from talk2dino.cli.modes import ModesJob, ModesOptions, write_names
 from talk2dino.cli.segment import main
 from talk2dino.cli.segment_modes import MODES
 from talk2dino.drawing import blend
-from talk2dino.inference import BenchmarkWindows, ClassQuery, benchmark_size, resized
+from talk2dino.inference import BenchmarkWindows, ClassQuery, benchmark_size, resize_for_benchmark
 from talk2dino.vocabularies import find_vocabulary, group_colours
 
 OVS = ["--model", "ovsegmentor_toy", "--weights", "seeded:0", "--device", "cpu"]
@@ -292,7 +292,7 @@ def test_pictures_are_scored_at_the_benchmarks_size_and_back(tmp_path):
     scores = BenchmarkWindows(segmenter).window_scores(torch.zeros(1, 3, 60, 80), torch.eye(2), 0.5)
     assert scores.shape == (1, 3, 60, 80)
     assert segmenter.window.shape[-2:] == (448, 448)
-    assert resized(torch.zeros(3, 60, 80)).shape[-2:] == benchmark_size(60, 80)
+    assert resize_for_benchmark(torch.zeros(3, 60, 80)).shape[-2:] == benchmark_size(60, 80)
 
 
 def test_half_the_colour_is_blended_and_the_background_is_left():

@@ -1,12 +1,15 @@
 """The harness of `speed/`: processes, medians, memory, differences, files."""
 
+import ast
 import json
+from importlib import import_module
 
 import pytest
 
+from speed.case import Case
 from speed.cases import CASES, PATHS
 from speed.measure import Measured, SideResult, measure
-from speed.run import main
+from speed.run import main, names_of
 from speed.table import write_table
 from tests.speed import small_cases
 
@@ -59,6 +62,44 @@ def test_a_side_that_fails_ends_the_measurement(capfd):
 def test_the_median_counts(same):
     sides = {"shipped": SideResult(2.0, 1.0, 1.0), "literal": SideResult(5.0, 1.0, 1.0)}
     assert Measured(same.case, sides, 1, 0.0).ratio() == 2.5
+
+
+def test_what_was_asked_for_and_missed_is_said(same):
+    sides = {"shipped": SideResult(2.0, 30, 700), "literal": SideResult(3.0, 60, 900)}
+    limits = {"seconds": 1.5, "resident_mb": 600, "peak_share": 0.25}
+    case = Case("work", {}, targets={"literal": 2}, limits=limits, cuda_rate=9, work=4, unit="it")
+    measured = Measured(case, sides, 1, 0.0)
+    assert measured.missed("cpu") == [
+        "1.50x of 2.00x (literal)",
+        "seconds 2, at most 1.5",
+        "resident_mb 700, at most 600",
+        "peak_share 0.5, at most 0.25",
+    ]
+    assert measured.missed("cuda") == ["2 it/s of 9"]
+    assert measured.record()["limits"] == limits
+    assert Measured(Case("work", {}, work=4), sides, 1, 0.0).missed("cuda") == []
+
+
+def test_gpus_are_measured_with_cases_of_their_own():
+    on_gpus, here = (set(names_of(["all"], device)) for device in ("cuda", "cpu"))
+    assert on_gpus - here == {"extract_decoded", "evaluate_windows"}
+    assert names_of(["extract_decoded"], "cpu") == ["extract_decoded"]
+    with pytest.raises(ValueError, match="no path or case named 'pam'. Known: pamr"):
+        names_of(["pam"], "cpu")
+
+
+def test_everything_that_a_case_imports_late_is_there(root):
+    files = sorted((root / "speed").glob("*.py"))
+    imports = [
+        (path.name, node.module, alias.name)
+        for path in files
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in ("talk2dino", "tests")
+        for alias in node.names
+    ]
+    assert len(imports) > 30
+    for file, module, name in imports:
+        assert hasattr(import_module(module), name), f"{file} imports {name} from {module}"
 
 
 def test_a_table_replaces_the_one_before(page, same):

@@ -101,8 +101,7 @@ class Handlers:
         results.discard(old_key)
         text = markup.status(outcome.text, "done")
         groups = [
-            (picture, f"stage {number}")
-            for number, picture in enumerate(outcome.result.groups, start=1)
+            (picture, f"stage {number}") for number, picture in enumerate(outcome.groups, start=1)
         ]
         return self._update(view, heat_of(outcome.result), key, groups, status=text, busy=False)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from talk2dino.config import check_name
 from talk2dino.hub.folder import read_folder_config
 from talk2dino.hub.load import load_model
 from talk2dino.hub.published import PUBLISHED, TOY, TOY_THRESHOLD, default_threshold
@@ -83,8 +84,11 @@ def find_entry(name: str, device: torch.device) -> ModelEntry:
     Raises:
         ValueError, FileNotFoundError: there are no such weights of another method.
     """
+    others = [known for known in MODEL_NAMES if known not in Talk2DinoMethod.NAMES]
     model, equals, weights = name.partition("=")
-    if model in Talk2DinoMethod.NAMES or model not in MODEL_NAMES:
+    if equals and not Path(name).exists():
+        check_name("model with weights (<name>=<weights>)", model, others)
+    if model not in others:
         return named_entry(name, device)
     method = find_method(model, ModelOptions(weights=weights if equals else None))
     method.check()
@@ -101,7 +105,7 @@ def find_entry(name: str, device: torch.device) -> ModelEntry:
         thresholds=(0.0, 1.0),
         scores="class scores",
     )
-    return ModelEntry(model, lambda: method.load(device), method.demo.threshold, notice, abilities)
+    return ModelEntry(name, lambda: method.load(device), method.demo.threshold, notice, abilities)
 
 
 def named_entry(name: str, device: torch.device) -> ModelEntry:

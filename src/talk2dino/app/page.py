@@ -236,7 +236,7 @@ class Page:
         running.failure(on_failure, self.status, buttons, queue=False, **hidden)
         self.stop.click(on_stop, None, buttons, cancels=[running], queue=False, **hidden)
         for slider in (self.threshold, self.opacity):
-            slider.change(
+            slider.input(  # not when another model brings its own threshold
                 self.handlers.on_look,
                 look,
                 [*shown, self.status],

@@ -7,12 +7,10 @@ import secrets
 import shutil
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 from talk2dino.app.inputs import Picture
 from talk2dino.app.models import Abilities
@@ -29,8 +27,6 @@ class Result:
     """What was found, at the threshold of the request."""
     abilities: Abilities = field(default_factory=Abilities)
     """Of the model."""
-    groups: Sequence[Image.Image] = ()
-    """One picture of the model's groups for each of its stages, if it has any."""
 
     @property
     def num_bytes(self) -> int:

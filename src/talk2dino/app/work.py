@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 
 from talk2dino.app.inputs import Limits, Upload, read_names, read_picture
 from talk2dino.app.models import Models, scorer_of
@@ -52,6 +53,8 @@ class Outcome:
     """What was found."""
     text: str
     """A sentence for the visitor."""
+    groups: Sequence[Image.Image] = ()
+    """One picture of the model's groups for each of its stages, if it has any."""
 
 
 def segment(request: Request, models: Models, limits: Limits) -> Iterator[Progress | Outcome]:
@@ -79,7 +82,7 @@ def segment(request: Request, models: Models, limits: Limits) -> Iterator[Progre
         query = ClassQuery(classes, threshold)
         scores = whole_image_scores(scorer, rgb_tensor(picture.image), query).float().cpu()
         pixels = np.asarray(picture.image)
-        groups = draw_groups(segmenter, pixels) if entry.abilities.groups else []
+        groups = draw_groups(segmenter, pixels, models.device) if entry.abilities.groups else []
     found = Segmentation(
         image=picture.image,
         labels=score_labels(scores),
@@ -89,8 +92,8 @@ def segment(request: Request, models: Models, limits: Limits) -> Iterator[Progre
         settings={"model": request.model, "refine": refine, "image": picture.stem},
     )
     seconds = time.perf_counter() - started
-    result = Result(picture, found, entry.abilities, groups)
-    yield Outcome(result, _summary(found, picture.full_hw, seconds))
+    result = Result(picture, found, entry.abilities)
+    yield Outcome(result, _summary(found, picture.full_hw, seconds), groups)
 
 
 def check_share(name: str, value: float) -> None:

@@ -151,12 +151,13 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefa
 
 def local_processes() -> int:
     """How many processes of this job share the machine; `torch.distributed.run` says it."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
 
 
 def core_share() -> int:
-    """This process's share of the cores, at least one."""
-    return max(1, (os.cpu_count() or 1) // local_processes())
+    """This process's share of the cores that it may use, at least one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, (cores or 1) // local_processes())
 
 
 def step_bar(steps: Iterable[int], epoch: int, total: int) -> Iterable[int]:

@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--workers",
         type=int,
-        default=max(1, min(16, core_share() - 1)),
+        default=default_workers(),
         help="processes that read images",
     )
     group = parser.add_argument_group("features (without any of these: --extract_cls)")
@@ -135,6 +135,11 @@ def _settings(args: argparse.Namespace) -> ImageSettings:
         batch_size=args.batch_size,
         workers=args.workers,
     )
+
+
+def default_workers() -> int:
+    """Processes that read images: one per core that this one has, but for its own."""
+    return max(1, min(16, core_share() - 1))
 
 
 COMMAND = Command(

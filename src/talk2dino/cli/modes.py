@@ -83,7 +83,7 @@ class ModesJob:
         image = np.asarray(read_rgb(source))
         pictures: dict[Path, Image.Image] = {}
         if any(mode in outputs for mode in GROUP_MODES):
-            groups = draw_groups(self.segmenter, image)
+            groups = draw_groups(self.segmenter, image, self.options.query.classes.device)
             for index, picture in enumerate(groups):
                 if "all_groups" in outputs:
                     pictures[layer_path(outputs["all_groups"], index)] = picture

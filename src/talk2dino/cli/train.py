@@ -114,8 +114,9 @@ def _add_images(group: argparse._ArgumentGroup) -> None:
         "--cache_gb",
         type=float,
         default=_half_of_the_memory_gb(),
-        help="features up to this size are kept in memory; larger ones are read from their file, "
-        "or encoded, again in every epoch",
+        help="features up to this size are kept in memory by each process; larger ones are read "
+        "from their file, or encoded, again in every epoch (default: half of the memory, divided "
+        "by the processes on it: %(default)s)",
     )
     group.add_argument(
         "--workers", type=int, default=min(8, core_share()), help="decoding processes"
