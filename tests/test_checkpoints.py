@@ -85,6 +85,12 @@ def test_missing_unexpected_and_wrong_shapes_are_all_named(state):
     assert "weight is (3, 3), expected (2, 3)" in message
 
 
+def test_values_that_are_no_numbers_are_refused(state):
+    state["weight"][0, 0] = torch.nan
+    with pytest.raises(ValueError, match="infinite or not a number, in: weight"):
+        load_strict(nn.Linear(3, 2), state, "a.pth")
+
+
 def test_long_lists_of_keys_are_cut():
     state = {f"k{i}": torch.ones(1) for i in range(20)}
     with pytest.raises(ValueError, match="k7 and 12 more"):

@@ -69,7 +69,7 @@ def state_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
 def check_fit(
     state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], complaint: str
 ) -> None:
-    """Raise ValueError, beginning with `complaint`, unless `state` has just these shapes."""
+    """Raise ValueError, beginning with `complaint`, unless `state` has these shapes, all finite."""
     problems = []
     if missing := [name for name in shapes if name not in state]:
         problems.append(f"missing keys: {_listed(missing)}")
@@ -82,8 +82,14 @@ def check_fit(
     ]
     if wrong:
         problems.append(f"wrong shapes: {_listed(wrong)}")
+    if damaged := [name for name in shapes if name in state and not _is_finite(state[name])]:
+        problems.append(f"values that are infinite or not a number, in: {_listed(damaged)}")
     if problems:
         raise ValueError(f"{complaint}: {'; '.join(problems)}")
+
+
+def _is_finite(value: Tensor) -> bool:
+    return value.is_meta or bool(value.isfinite().all())
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -89,7 +89,7 @@ class Handlers:
             entry = self.service.models.entry(name)
         except ValueError as error:
             return [markup.notice(str(error)), gr.skip(), gr.skip()]
-        refine = gr.Checkbox(interactive=entry.abilities.refine)
+        refine = gr.Checkbox(**refinement_of(entry))
         return [markup.notice(entry.notice), gr.Slider(**threshold_of(entry)), refine]
 
     def _finished(
@@ -134,6 +134,13 @@ def threshold_of(entry: ModelEntry) -> dict[str, Any]:
     lowest, highest = entry.abilities.thresholds
     info = None if entry.abilities.redraw else "Press Segment to apply it"
     return {"minimum": lowest, "maximum": highest, "value": entry.threshold, "info": info}
+
+
+def refinement_of(entry: ModelEntry) -> dict[str, Any]:
+    """The switch of the refinement as a model needs it."""
+    able = entry.abilities.refine
+    info = "Follow the edges of the picture" if able else "This model has no refinement"
+    return {"value": able, "interactive": able, "info": info}
 
 
 def read_upload(payload: Mapping[str, Any] | None) -> Upload | None:

@@ -16,6 +16,7 @@ from talk2dino.app.handlers import (
     on_begin,
     on_failure,
     on_stop,
+    refinement_of,
     threshold_of,
 )
 
@@ -123,11 +124,9 @@ class Page:
                 list(entries), value=first.name, label="Model", elem_id="model"
             )
             self.refine = gr.Checkbox(
-                True,
                 label="Refine",
-                info="Follow the edges of the picture",
-                interactive=first.abilities.refine,
                 elem_id="refine",
+                **refinement_of(first),
             )
             self.background = gr.Checkbox(
                 False,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from talk2dino.cli.entry import DONE, Command
+from talk2dino.cli.entry import DONE, FAILED, Command
 from talk2dino.features.progress import Bar
 from talk2dino.files import atomic_path, check_folder_writable, check_writable, hold_lock
 from talk2dino.ovsegmentor.data.filter import (
@@ -126,6 +126,9 @@ def _filter(args: argparse.Namespace) -> int:
             sep="\n  ",
             file=sys.stderr,
         )
+    if not counts.rows[KEPT]:
+        print("error: no caption names an entity of the list", file=sys.stderr)
+        return FAILED
     return DONE
 
 

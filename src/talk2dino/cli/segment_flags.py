@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--textual_categories",
         metavar="A,B_C",
-        help="class names, separated by commas; underscores mean spaces",
+        help="class names between commas; underscores mean spaces (for commas in names: --vocab)",
     )
     parser.add_argument(
         "--vocab",

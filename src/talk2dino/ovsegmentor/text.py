@@ -5,6 +5,7 @@ from __future__ import annotations
 import string
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -156,16 +157,21 @@ def toy_tokenizer(words: Iterable[str] = ()) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=pipeline, **special)
 
 
+def require_transformers() -> None:
+    """Raise ImportError, with what to do, where the library of the text encoders is missing."""
+    if find_spec("transformers") is None:
+        raise ImportError("OVSegmentor needs transformers: pip install transformers")
+
+
 def _build(config: TextConfig) -> nn.Module:
     """The transformer without weights.
 
     Raises:
         ImportError: transformers is not installed.
     """
-    try:
-        from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
-    except ImportError as error:
-        raise ImportError("OVSegmentor needs transformers: pip install transformers") from error
+    require_transformers()
+    from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
+
     settings: dict[str, Any] = {
         "vocab_size": config.vocabulary,
         "hidden_size": config.width,

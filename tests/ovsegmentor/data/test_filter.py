@@ -74,6 +74,13 @@ def test_damaged_rows_are_counted_and_named(tmp_path, capsys):
     assert "row 2 is not UTF-8" in printed.err
 
 
+def test_nothing_kept_is_a_failure(tmp_path, capsys):
+    path = tmp_path / "cc.tsv"
+    path.write_text("0.jpg\tnothing of it\n")
+    assert prepare("filter", "--metafile", path, "--processors", 1) == 1
+    assert "no caption names an entity of the list" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("parts", [1, 2, 3, 20])
 def test_parts_joined_are_the_whole_whatever_their_number(captions, tmp_path, parts):
     filter_captions(captions, tmp_path / "whole", FilterSettings(1))

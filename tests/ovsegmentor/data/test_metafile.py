@@ -31,7 +31,7 @@ def test_a_tsv_is_read_line_by_line_whatever_its_quotes(tmp_path):
 
 def test_a_header_can_be_declared(tmp_path):
     path = write(tmp_path / "a.csv", "foo,bar\n1.jpg,a cat\n")
-    assert rows(open_table(path)) == [["foo", "bar"], ["1.jpg", "a cat"]]
+    assert rows(open_table(path, "no")) == [["foo", "bar"], ["1.jpg", "a cat"]]
     assert rows(open_table(path, "yes")) == [["1.jpg", "a cat"]]
     named = write(tmp_path / "b.csv", "image,caption\n")
     assert rows(open_table(named, "no")) == [["image", "caption"]]
@@ -54,6 +54,14 @@ def test_missing_columns_are_named_with_those_there(tmp_path):
     table = open_table(write(tmp_path / "b.csv", "image_id,caption,entitys\n"))
     with pytest.raises(ValueError, match="Is it 'entitys'"):
         table.column("entity")
+
+
+@pytest.mark.parametrize("first", ["foo,bar", "image_id,title2", "7.jpg,caption"])
+def test_two_names_of_other_columns_are_no_image_and_caption(tmp_path, first):
+    table = write(tmp_path / "a.csv", f"{first}\n1.jpg,a cat\n")
+    with pytest.raises(ValueError, match=f"the first line, {first}, seems to name columns"):
+        open_table(table)
+    assert open_table(table, "no").columns == ("image_id", "caption")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,6 +137,12 @@ def open_table(path: str | Path, header: str = "auto") -> Table:
             f"{path} has no header that names an image and a caption column, but "
             f"{len(names)} columns: {', '.join(names)[:200]}. Add a header such as image_id,caption"
         )
+    if header == "auto" and _names_columns(names):
+        raise ValueError(
+            f"{path}: the first line, {','.join(names)}, seems to name columns, but not an image "
+            "and a caption column. Call them image_id and caption, or say --header no if it is a "
+            "caption already, --header yes if these are the image and the caption."
+        )
     return Table(path, (IMAGE, CAPTION), offset)
 
 
@@ -212,6 +219,14 @@ def _unquoted(field: str) -> str:
 def _is_header(names: Sequence[str]) -> bool:
     lower = {name.lower() for name in names}
     return all(lower & set(aliases) for aliases in _ALIASES.values())
+
+
+def _names_columns(names: Sequence[str]) -> bool:
+    """Whether two fields read like names of columns: one is known, or both are plain words."""
+    lower = {name.lower() for name in names}
+    if any(lower & set(aliases) for aliases in _ALIASES.values()):
+        return True
+    return all(re.fullmatch(r"[A-Za-z_]+", name) for name in names)
 
 
 def _known_columns(path: Path, names: Sequence[str], header: str) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ from talk2dino.ovsegmentor.pretraining.start import (
     with_words,
 )
 from talk2dino.ovsegmentor.pretraining.state import EpochRecord, Snapshot, load_snapshot
-from talk2dino.ovsegmentor.text import TOY, Tokenizer
+from talk2dino.ovsegmentor.text import TOY, Tokenizer, require_transformers
 from talk2dino.processes import Processes
 from talk2dino.training.history import write_losses
 from talk2dino.training.loggers import check_logger, open_logger
@@ -83,6 +83,7 @@ class PretrainingResult:
 
 def check_job(job: PretrainingJob) -> None:
     """Raise ValueError or OSError for arguments that cannot work; opens no large file."""
+    require_transformers()
     resolve_device(job.device)
     check_logger(job.logger)
     check_folder(job.outputs, job.overwrite, job.resume)
