@@ -107,8 +107,23 @@ def test_the_published_recipes_train_as_published(root):
     assert [schedule.learning_rate(n) for n in (0, 1, 2)] == [schedule.value(n) for n in (0, 0, 1)]
 
 
+def test_rates_grow_with_the_samples_of_a_step_however_they_are_divided():
+    values = {"batch_size": 64, "base_lr": 0.4, "min_lr": 0.1, "warmup_lr": 0.2}
+    one = make_schedule(TrainConfig(**values), world=1, steps_per_epoch=10)
+    assert (one.base, one.floor, one.warmup) == (0.4 / 64, 0.1 / 64, 0.2 / 64)
+    two = make_schedule(TrainConfig(**values, accumulate=2), world=1, steps_per_epoch=10)
+    assert (two.base, two.floor, two.warmup) == (0.4 / 32, 0.1 / 32, 0.2 / 32)
+    assert make_schedule(TrainConfig(**values), world=2, steps_per_epoch=10) == two
+
+
 @pytest.mark.parametrize(
-    "name", ["ovsegmentor_stage1", "ovsegmentor_stage2", "ovsegmentor_toy_stage1"]
+    "name",
+    [
+        "ovsegmentor_stage1",
+        "ovsegmentor_stage2",
+        "ovsegmentor_toy_stage1",
+        "ovsegmentor_toy_stage2",
+    ],
 )
 def test_a_recipe_opens_with_its_command(root, name):
     opening = (root / "configs" / f"{name}.yaml").read_text().split("\nmodel:")[0]

@@ -77,6 +77,7 @@ def test_stage_2_goes_on_from_stage_1(stage1, write_recipe, tmp_path, capsys):
     assert "img_encoder_momentum.pos_embed" in after
     student, teacher = (after[f"{n}.pos_embed"] for n in ("img_encoder", "img_encoder_momentum"))
     assert not torch.equal(student, teacher)
+    assert not torch.equal(before["img_encoder.pos_embed"], teacher)  # where the teacher began
     frozen = [name for name in before if name.startswith("text_encoder.transformer.")]
     assert frozen
     assert all(torch.equal(before[name], after[name]) for name in frozen)

@@ -5,6 +5,8 @@ import torch
 
 from talk2dino.checkpoints import state_shapes
 from talk2dino.ovsegmentor.checkpoints import seeded_weights
+from talk2dino.ovsegmentor.losses import MaskLossConfig
+from talk2dino.ovsegmentor.model import LossWeights
 from talk2dino.ovsegmentor.pretraining import start
 from talk2dino.ovsegmentor.pretraining.start import first_model, first_tokenizer, with_words
 from tests.ovsegmentor.conftest import TOY
@@ -60,6 +62,15 @@ def test_stage_2_starts_from_a_published_file_with_a_teacher_like_its_student(ma
     assert all(torch.equal(found[name], value) for name, value in state.items())
     for name, value in model.img_encoder.state_dict().items():
         assert torch.equal(found[f"img_encoder_momentum.{name}"], value)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_the_model_computes_the_losses_that_the_recipe_describes(make_recipe, publish, stage):
+    values = {"entity": 0.7, "mask": 0.3, "threshold": 0.8, "group_ratio": 0.25}
+    first = {"stage1": str(publish(seeded_weights(TOY, 0, "stage1")))} if stage == 2 else {}
+    model = first_model(make_recipe(stage, losses=values, start=first))
+    assert model.weights == LossWeights(entity=0.7, mask=0.3)
+    assert model.mask_loss == MaskLossConfig(threshold=0.8, group_ratio=0.25, batch=128)
 
 
 def test_first_weights_depend_on_the_seed_alone(make_recipe):
