@@ -203,6 +203,7 @@ def open_run(
     held_out = None
     if recipe.selection.metafile:
         held_out = HeldOut(recipe, tokenizer, processes, job.workers)
+        held_out.check_images()
     run = PretrainingRun(
         first_model(recipe).to(device),
         recipe,
