@@ -42,6 +42,8 @@ def test_a_published_file_and_its_folder_are_evaluated_as_the_model_they_hold(
         monkeypatch.delitem(sys.modules, name)  # the library of the file's configuration
     assert main(["convert", "ovsegmentor", str(file), str(folder)]) == 0
     expected, counts = evaluated("seeded:0", one_image, tmp_path / "seeded")
+    another, _ = evaluated("seeded:1", one_image, tmp_path / "another")
+    assert another["mIoU"] != expected["mIoU"]  # so that equal numbers mean the same weights
     for weights in (file, folder):
         result, found = evaluated(weights, one_image, tmp_path / f"of_{weights.name}")
         assert result["settings"]["segmenter"]["weights"] != "seeded:0"
