@@ -8,6 +8,7 @@ from PIL import Image
 
 pytest.importorskip("mmseg")
 
+from talk2dino.benchmarks import scoring
 from talk2dino.benchmarks.datasets import EvaluationSet
 from talk2dino.benchmarks.report_panels import _read_truth
 from talk2dino.benchmarks.report_runs import find_runs
@@ -16,8 +17,10 @@ from talk2dino.benchmarks.table import BENCHMARKS, STUFF_BACKGROUND
 from talk2dino.cli.data import main as data_main
 from talk2dino.cli.evaluate import main
 from talk2dino.cli.report import main as report_main
+from talk2dino.ovsegmentor.segmenter import OVSegmentorSegmenter
 from talk2dino.registry.ovsegmentor import OVSegmentorMethod
 from talk2dino.registry.talk2dino import Talk2DinoMethod
+from talk2dino.segmenter import Talk2DinoSegmenter
 
 MINIATURES = Path(__file__).parents[1] / "parity" / "data" / "seg" / "data"
 BOTH = "toy,ovsegmentor_toy"
@@ -80,6 +83,31 @@ def test_each_method_follows_its_own_publication(both):
     assert other["settings"]["segmenter"]["weights"] == "seeded:0"
     stuff = results[("ovsegmentor_toy", "coco_stuff_bg")]
     assert (stuff["bg_thresh"], len(stuff["classes"]), stuff["has_background"]) == (0.95, 172, True)
+
+
+def test_each_method_embeds_its_own_names_and_scores_with_its_own_threshold(tmp_path, monkeypatch):
+    embedded, scored = {}, {}
+
+    def spy(owner, name, seen, position):
+        """Note one argument of every call, by the segmenter that is the first argument."""
+        real = getattr(owner, name)
+
+        def called(segmenter, *args):
+            seen[type(segmenter)] = args[position]
+            return real(segmenter, *args)
+
+        monkeypatch.setattr(owner, name, called)
+
+    spy(Talk2DinoSegmenter, "embed_classes", embedded, 0)
+    spy(OVSegmentorSegmenter, "embed_classes", embedded, 0)
+    spy(scoring, "spread_labels", scored, 3)  # where Talk2DINO's scores meet the threshold
+    spy(OVSegmentorSegmenter, "score_features", scored, 3)
+    one_image = ["--num_jobs", 3, "--job_id", 0]
+    assert evaluate(tmp_path, *one_image, benchmarks="voc") == 0
+    ours, other = embedded[Talk2DinoSegmenter], embedded[OVSegmentorSegmenter]
+    assert "tvmonitor" in ours and "monitor" not in ours
+    assert "monitor" in other and "tvmonitor" not in other
+    assert scored == {Talk2DinoSegmenter: 0.55, OVSegmentorSegmenter: 0.95}
 
 
 def test_the_report_reads_the_labels_of_172_classes_as_the_evaluation_does(both):

@@ -22,6 +22,14 @@ def seeded_toy(stage: str = "evaluation", **options) -> OVSegmentor:
     return model.eval()
 
 
+def published_state(stage="stage2"):
+    """As a published file has it: a buffer of older libraries, a (1, P, C) position embedding."""
+    state = seeded_weights(TOY, 0, stage)
+    state["text_encoder.transformer.embeddings.position_ids"] = torch.arange(96)[None]
+    state["img_encoder.pos_embed"] = state["img_encoder.pos_embed"][None]
+    return state
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
     return Tokenizer(toy_tokenizer(), TOY.text.positions)

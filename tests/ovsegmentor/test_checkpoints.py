@@ -23,7 +23,7 @@ from talk2dino.ovsegmentor.config import get_preset
 from talk2dino.ovsegmentor.convert import convert_checkpoint, save_model
 from talk2dino.ovsegmentor.model import OVSegmentor
 from talk2dino.ovsegmentor.published import read_published
-from tests.ovsegmentor.conftest import TOY, seeded_toy
+from tests.ovsegmentor.conftest import TOY, published_state, seeded_toy
 
 
 class Attack:
@@ -37,14 +37,6 @@ class Attack:
         if self.through_eval:
             return eval, (f"__import__('os').mkdir({str(self.path)!r})",)
         return os.mkdir, (str(self.path),)
-
-
-def published_state(stage="stage2"):
-    """As a published file has it: a buffer of older libraries, a (1, P, C) position embedding."""
-    state = seeded_weights(TOY, 0, stage)
-    state["text_encoder.transformer.embeddings.position_ids"] = torch.arange(96)[None]
-    state["img_encoder.pos_embed"] = state["img_encoder.pos_embed"][None]
-    return state
 
 
 def test_a_published_file_converts_and_loads(tmp_path, publish, tokenizer):

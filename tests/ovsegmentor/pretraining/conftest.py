@@ -8,6 +8,8 @@ import yaml
 from PIL import Image
 
 from talk2dino.ovsegmentor.pretraining.config import load_pretraining_recipe
+from talk2dino.ovsegmentor.pretraining.job import PretrainingJob, pretrain
+from talk2dino.ovsegmentor.pretraining.loop import Hooks
 
 COLOURS = {"cat": (200, 30, 30), "frog": (30, 200, 30), "whale": (30, 30, 200)}
 IMAGES = 12
@@ -57,6 +59,24 @@ def recipe_values(captions, stage=1, **train):
     if stage == 2:
         values["start"] = {"stage1": "stage1"}
     return values
+
+
+class Stop(Exception):
+    pass
+
+
+def interrupted(recipe, out, after, epoch=2):
+    """Run with every step saved, and stop after some steps of an epoch."""
+
+    def watch(steps, now, total):
+        for step in steps:
+            if (now, step) == (epoch, after):
+                raise Stop
+            yield step
+
+    job = PretrainingJob(recipe, out, "cpu", checkpoint_seconds=0)
+    with pytest.raises(Stop):
+        pretrain(job, Hooks(progress=watch))
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from talk2dino.ovsegmentor.pretraining.loop import Hooks
 from talk2dino.ovsegmentor.pretraining.state import load_snapshot
 from talk2dino.ovsegmentor.segmenter import build_ovsegmentor
 
-from .conftest import write_captions
+from .conftest import interrupted, write_captions
 
 FLAGS = ("--device", "cpu", "--workers", "0")
 
@@ -126,24 +126,6 @@ def test_a_killed_run_goes_on_to_the_same_bytes(root, write_recipe, tmp_path):
     assert not list(out.glob(".*"))
 
 
-class Stop(Exception):
-    pass
-
-
-def interrupted(recipe, out, after):
-    """Run with every step saved, and stop after some steps of the second epoch."""
-
-    def watch(steps, epoch, total):
-        for step in steps:
-            if (epoch, step) == (2, after):
-                raise Stop
-            yield step
-
-    job = PretrainingJob(recipe, out, "cpu", checkpoint_seconds=0)
-    with pytest.raises(Stop):
-        pretrain(job, Hooks(progress=watch))
-
-
 def test_an_interrupted_stage_2_goes_on_in_the_middle_of_an_epoch(stage1, make_recipe, tmp_path):
     recipe = make_recipe(2, start={"stage1": str(stage1)})
     interrupted(recipe, tmp_path / "stopped", 2)
@@ -243,26 +225,6 @@ def test_what_is_not_there_is_said_before_anything_starts(
 ):
     assert run_main(write_recipe(**sections), tmp_path / "out") == 2
     assert message in capsys.readouterr().err
-
-
-def test_a_held_out_image_that_cannot_be_read_ends_the_run(make_recipe, tmp_path):
-    held_out = write_captions(tmp_path / "held_out", 4)
-    (tmp_path / "held_out" / "2.png").write_bytes(b"broken")
-    selection = {"metafile": str(held_out), "images": str(held_out.parent)}
-    recipe = make_recipe(selection=selection, train={"epochs": 1})
-    with pytest.raises(RuntimeError, match="a held-out image: 2.png"):
-        pretrain(PretrainingJob(recipe, tmp_path / "out", "cpu"))
-
-
-def test_lost_images_are_counted_across_an_interruption(tmp_path, make_recipe):
-    data = write_captions(tmp_path / "data")
-    (data.parent / "3.png").write_bytes(b"broken")
-    recipe = make_recipe(data={"metafile": str(data), "images": str(data.parent)})
-    interrupted(recipe, tmp_path / "out", 1)
-    result = pretrain(PretrainingJob(recipe, tmp_path / "out", "cpu", resume=True))
-    whole = pretrain(PretrainingJob(recipe, tmp_path / "whole", "cpu"))
-    assert result.lost.startswith("2 images of 24 samples could not be read")
-    assert whole.lost.startswith("2 images of 24 samples could not be read")
 
 
 def test_another_file_is_no_state(tmp_path):

@@ -16,6 +16,7 @@ from talk2dino.ovsegmentor.checkpoints import WEIGHTS_FILE
 from talk2dino.ovsegmentor.convert import save_model
 from talk2dino.ovsegmentor.data.batches import open_samples
 from talk2dino.ovsegmentor.data.dataset import Collate, SampleOptions
+from talk2dino.ovsegmentor.data.lemmas import find_lemmas
 from talk2dino.ovsegmentor.pretraining.config import SECTIONS, PretrainingRecipe
 from talk2dino.ovsegmentor.pretraining.loop import Hooks, PretrainingRun, StateFile
 from talk2dino.ovsegmentor.pretraining.outputs import (
@@ -147,6 +148,7 @@ def run_settings(job: PretrainingJob, world: int) -> dict[str, Any]:
     for section in SECTIONS:
         for key, value in asdict(getattr(recipe, section)).items():
             settings[f"{section}.{key}"] = value
+    settings["data.lemmas"] = find_lemmas(recipe.data.lemmas)  # auto may come to mean another
     weights = recipe.start.stage1
     if weights and (Path(weights) / WEIGHTS_FILE).is_file():
         weights = str(Path(weights) / WEIGHTS_FILE)
@@ -204,6 +206,7 @@ def open_run(
     held_out = None
     if recipe.selection.metafile:
         held_out = HeldOut(recipe, tokenizer, processes, job.workers)
+        held_out.check_images()
     run = PretrainingRun(
         first_model(recipe).to(device),
         recipe,

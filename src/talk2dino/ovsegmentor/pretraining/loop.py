@@ -134,6 +134,7 @@ class PretrainingRun:
         self.model.load_state_dict({**snapshot.weights, **snapshot.own[rank]})
         self.step.restore(snapshot.step)
         self.lost.samples, self.lost.failures = self.state.samples, self.state.failures
+        self.lost.named = dict(self.state.lost)
 
     def _epoch(self, hooks: Hooks, keeper: StateFile | None) -> None:
         """Train from the state's step to the end of the epoch under way."""
@@ -219,6 +220,7 @@ class PretrainingRun:
         if not all(bool(p.isfinite().all()) for p in self.step.parameters):
             raise self._failure("a weight became infinite or not a number", self.state.step)
         self.state.samples, self.state.failures = self.lost.samples, self.lost.failures
+        self.state.lost = dict(self.lost.named)
         parts = self.processes.gather((self.state, own_statistics(self.model)))
         if keeper is None or self.processes.rank > 0:
             return

@@ -6,12 +6,14 @@ import dataclasses
 import math
 
 import torch
+from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from talk2dino.devices import mixed_precision
 from talk2dino.ovsegmentor.data.augment import IMAGENET_MEAN, IMAGENET_STD, Transform
 from talk2dino.ovsegmentor.data.batches import EpochBatches, make_loader, open_samples
 from talk2dino.ovsegmentor.data.dataset import Collate, PretrainingSamples, SampleOptions
+from talk2dino.ovsegmentor.data.sources import Rows
 from talk2dino.ovsegmentor.losses import infonce
 from talk2dino.ovsegmentor.model import OVSegmentor
 from talk2dino.ovsegmentor.pretraining.config import PretrainingRecipe
@@ -29,18 +31,44 @@ class HeldOut:
         tokenizer: of the model's text encoder.
         processes: this process and its equals, which divide every batch.
         workers: processes that read images.
+
+    Raises:
+        ValueError: there are fewer captions than processes; see also `open_held_out`.
     """
 
     def __init__(
         self, recipe: PretrainingRecipe, tokenizer: Tokenizer, processes: Processes, workers: int
     ) -> None:
-        self.recipe, self.processes = recipe, processes
-        samples = open_held_out(recipe, tokenizer)
+        self.recipe, self.processes, self.workers = recipe, processes, workers
+        self.samples = samples = open_held_out(recipe, tokenizer)
         rank, world = processes.rank, processes.count
+        if len(samples) < world:
+            raise ValueError(
+                f"selection: metafile: {recipe.selection.metafile} holds {len(samples)} captions "
+                f"that can be used; at least {world} are needed, one for each process"
+            )
         size = min(recipe.selection.batch_size, len(samples) // world)
         self.batches = EpochBatches(len(samples), size, 0, rank, world)
         collate = Collate(tokenizer, recipe.train.text_length)
         self.loader = make_loader(samples, self.batches, collate, workers)
+
+    def check_images(self) -> None:
+        """Read every held-out image once: the first loss is an epoch, perhaps hours, away.
+
+        Raises:
+            RuntimeError: in every process, if any of them finds an image that cannot be read.
+        """
+        images = _Images(self.samples.rows, self.processes)
+        loader = DataLoader(
+            images,
+            batch_size=None,
+            num_workers=self.workers,
+            generator=torch.Generator().manual_seed(0),  # leaves the global one alone
+        )
+        problem = next((problem for problem in loader if problem), "")
+        for found in self.processes.gather(problem):
+            if found:
+                raise RuntimeError(f"a held-out image: {found}")
 
     @torch.no_grad()
     def loss(self, model: OVSegmentor) -> float:
@@ -65,6 +93,26 @@ class HeldOut:
         model.train(training)
         own = torch.stack(losses).mean().item()
         return math.fsum(self.processes.gather(own)) / self.processes.count
+
+
+class _Images(Dataset):
+    """What is wrong with each image of one process, which is read for that; else nothing."""
+
+    def __init__(self, rows: Rows, processes: Processes) -> None:
+        self.rows = rows
+        first_rows = {rows.name(row): row for row in reversed(rows.usable.tolist())}
+        self.own = sorted(first_rows.values())[processes.rank :: processes.count]
+
+    def __len__(self) -> int:
+        return len(self.own)
+
+    def __getitem__(self, number: int) -> str:
+        row = self.own[number]
+        try:
+            self.rows.source(row).read()
+        except (ValueError, OSError) as error:
+            return f"{self.rows.name(row)}: {error}"
+        return ""
 
 
 def open_held_out(recipe: PretrainingRecipe, tokenizer: Tokenizer) -> PretrainingSamples:

@@ -57,6 +57,8 @@ class Progress:
     """Samples of this process so far, of which some images could not be read."""
     failures: int = 0
     """Images of this process that could not be read."""
+    lost: dict[str, str] = field(default_factory=dict)
+    """The first few of those, name -> reason."""
 
 
 @dataclass(frozen=True)
