@@ -8,6 +8,7 @@ import torch
 
 from talk2dino.config import ProjectionConfig, TrainConfig
 from talk2dino.projection import ProjectionLayer, build_projection
+from talk2dino.training import direct
 from talk2dino.training.dataset import Batch, StoredPairs, choose_features
 from talk2dino.training.direct import DirectStep, is_direct
 from talk2dino.training.loop import Hooks, LoopSettings, TrainingRun
@@ -161,3 +162,17 @@ def test_nothing_is_recorded_where_heads_are_drawn(monkeypatch):
     loss = BatchLoss(model, TRAIN, capture=True)
     loss(batch_of(7), 7, torch.Generator().manual_seed(0))
     assert graphs.recorded == 0
+
+
+@pytest.mark.parametrize("onednn", [direct._ONEDNN, None])
+def test_linear_is_the_one_of_pytorch_whatever_computes_it(onednn, monkeypatch):
+    monkeypatch.setattr(direct, "_ONEDNN", onednn)
+    rows, weight, bias = torch.randn(7, 5), torch.randn(3, 5), torch.randn(3)
+    gradient = torch.randn(7, 3)
+    torch.testing.assert_close(direct.linear(rows, weight, bias), rows @ weight.T + bias)
+    torch.testing.assert_close(direct.linear(gradient.T, rows.T), gradient.T @ rows)
+
+
+def test_without_onednn_there_is_no_operator_of_it(monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert direct._onednn_linear() is None

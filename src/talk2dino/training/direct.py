@@ -7,7 +7,10 @@ closed form; everything else goes through `talk2dino.training.step`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from talk2dino.alignment import head_choice
@@ -65,7 +68,7 @@ class DirectStep:
         value = text
         for layer in self.layers:
             inputs.append(value.tanh_() if inputs else value)
-            value = torch.addmm(layer.bias, inputs[-1], layer.weight.T)
+            value = linear(inputs[-1], layer.weight, layer.bias)
         return inputs, value
 
     def _backward(self, inputs: list[Tensor], gradient: Tensor) -> None:
@@ -73,8 +76,30 @@ class DirectStep:
         for number in reversed(range(len(self.layers))):
             layer = self.layers[number]
             assert layer.weight.grad is not None and layer.bias.grad is not None
-            torch.mm(gradient.T, inputs[number], out=layer.weight.grad)
+            layer.weight.grad = linear(gradient.T, inputs[number].T)
             torch.sum(gradient, dim=0, out=layer.bias.grad)
             if number:
-                gradient = gradient @ layer.weight
+                gradient = linear(gradient, layer.weight.T)
                 gradient = torch.ops.aten.tanh_backward(gradient, inputs[number])
+
+
+def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear` of float32 matrices on a CPU, by oneDNN where PyTorch has its operator.
+
+    PyTorch gives float32 products to MKL; on AMD's processors oneDNN takes a tenth to a quarter
+    less time for the sizes of this training.
+    """
+    if _ONEDNN is None:
+        return F.linear(rows, weight, bias)
+    product: Tensor = _ONEDNN(rows, weight, bias, "none", [], "")
+    return product
+
+
+def _onednn_linear() -> Any:
+    """The operator that compiled models use, or None: it is not part of PyTorch's public API."""
+    if not torch.backends.mkldnn.is_available():
+        return None
+    return getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+
+
+_ONEDNN = _onednn_linear()
