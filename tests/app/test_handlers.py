@@ -90,7 +90,7 @@ def test_a_new_result_replaces_the_old_one(handlers, small_photo):
 def test_a_click_shows_the_scores_there(handlers, small_photo):
     key = ask(handlers, small_photo)[-1][KEY]
     event = gr.SelectData(None, {"index": [12 * 12 + 3, 7 * 12 + 11], "value": None})  # enlarged
-    *shown, status, position = handlers.on_click(key, 0.5, 0.5, event)
+    *shown, status, position = handlers.on_click(key, 0.5, 0.5, "toy", event)
     assert position == "12, 7"
     assert "column 12, row 7" in shown[PIXEL]
     assert is_unchanged(status)

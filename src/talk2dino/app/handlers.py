@@ -64,24 +64,42 @@ class Handlers:
             logger.exception("a request failed")
             yield self._update(status=markup.status(BUG, "error"), busy=False)
 
-    def on_look(self, key: str | None, *look: Any) -> list[Any]:
-        """Draw the kept result again, as the sliders and the position say."""
+    def on_look(
+        self,
+        key: str | None,
+        threshold: float,
+        opacity: float,
+        position: str,
+        model: str | None = None,
+    ) -> list[Any]:
+        """Draw the kept result again, as the sliders and the position say.
+
+        The threshold is that of `model`, the chosen one: a result of another model keeps its own.
+        """
         if key is None:
             return [gr.skip()] * 6
+        result = self.service.results.get(key)
+        if result is not None and model not in (None, result.segmentation.settings["model"]):
+            threshold = result.segmentation.background or threshold
         try:
-            view = look_at(self.service.results, key, Look(*look))
+            view = look_at(self.service.results, key, Look(threshold, opacity, position))
         except USER_ERRORS as error:
             return [gr.skip()] * 5 + [markup.status(sentence(error), "error")]
         return [*_shown(view), gr.skip()]
 
     def on_click(
-        self, key: str | None, threshold: float, opacity: float, event: gr.SelectData
+        self,
+        key: str | None,
+        threshold: float,
+        opacity: float,
+        model: str,
+        event: gr.SelectData,
     ) -> list[Any]:
         """Show the scores at the pixel that was clicked."""
         result = self.service.results.get(key)
         times = enlargement(result.segmentation) if result is not None else 1
         position = ", ".join(str(value // times) for value in event.index)
-        return [*self.on_look(key, threshold, opacity, position), position]
+        return [*self.on_look(key, threshold, opacity, position, model), position]
 
     def on_model(self, name: str) -> list[Any]:
         """Say what there is to know about the chosen model, and offer what it can."""

@@ -204,7 +204,7 @@ class Page:
 
     def _connect(self) -> None:
         shown = [self.overlay, self.legend, self.pixel, self.mask_file, self.overlay_file]
-        look = [self.key, self.threshold, self.opacity, self.position]
+        look = [self.key, self.threshold, self.opacity, self.position, self.model]
         buttons = [self.status, self.run, self.stop]
         hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         light: dict[str, Any] = {**hidden, "concurrency_id": "light", "concurrency_limit": 4}
@@ -246,7 +246,10 @@ class Page:
             self.handlers.on_look, look, [*shown, self.status], trigger_mode="always_last", **light
         )
         self.overlay.select(
-            self.handlers.on_click, look[:3], [*shown, self.status, self.position], **light
+            self.handlers.on_click,
+            [self.key, self.threshold, self.opacity, self.model],
+            [*shown, self.status, self.position],
+            **light,
         )
         self.model.change(
             self.handlers.on_model,
