@@ -97,11 +97,11 @@ def test_a_click_shows_the_scores_there(handlers, small_photo):
 
 
 def test_sliders_before_the_first_result_change_nothing(handlers):
-    assert all(is_unchanged(value) for value in handlers.on_look(None, 0.5, 0.5, ""))
+    assert all(is_unchanged(value) for value in handlers.on_look(None, 0.5, 0.5, "", "toy"))
 
 
 def test_sliders_after_a_result_made_room_say_so(handlers):
-    *shown, status = handlers.on_look("gone", 0.5, 0.5, "")
+    *shown, status = handlers.on_look("gone", 0.5, 0.5, "", "toy")
     assert all(is_unchanged(value) for value in shown)
     assert "no longer kept" in status
 

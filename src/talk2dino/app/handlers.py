@@ -70,7 +70,7 @@ class Handlers:
         threshold: float,
         opacity: float,
         position: str,
-        model: str | None = None,
+        model: str,
     ) -> list[Any]:
         """Draw the kept result again, as the sliders and the position say.
 
@@ -79,7 +79,7 @@ class Handlers:
         if key is None:
             return [gr.skip()] * 6
         result = self.service.results.get(key)
-        if result is not None and model not in (None, result.segmentation.settings["model"]):
+        if result is not None and model != result.segmentation.settings["model"]:
             threshold = result.segmentation.background or threshold
         try:
             view = look_at(self.service.results, key, Look(threshold, opacity, position))

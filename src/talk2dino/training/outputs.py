@@ -72,27 +72,44 @@ def default_weights(recipe: str | Path, pedix: str = "") -> Path:
 
 
 def check_outputs(outputs: Outputs, overwrite: bool, resume: bool) -> None:
-    """Raise if the training would destroy something, or could not write.
+    """Raise if the training would destroy something, or could not write; see `check_destroys`."""
+    check_destroys(
+        *(outputs.unfinished, outputs.weights, overwrite, resume),
+        begun=f"{outputs.unfinished} holds an unfinished training.",
+        done=f"{outputs.weights} exists already. Write elsewhere with --out or --name_pedix, "
+        "or replace it with --overwrite (--resume goes on with an interrupted training).",
+    )
+
+
+def check_destroys(
+    unfinished: Path, complete: Path, overwrite: bool, resume: bool, *, begun: str, done: str
+) -> None:
+    """Raise if a run would destroy what an earlier one left, or could not write.
+
+    Args:
+        unfinished: state of an interrupted run.
+        complete: what a run that came to its end leaves behind.
+        overwrite: start again in any case.
+        resume: go on with what is there.
+        begun: says that there is an unfinished run.
+        done: says that there is a complete one, and what to do.
 
     Raises:
         ValueError: the two flags contradict each other.
-        FileExistsError: weights or an unfinished training are there and no flag says what to do.
+        FileExistsError: one of the two is there and no flag says what to do.
         OSError: the folder cannot be written to.
     """
     if overwrite and resume:
         raise ValueError("--overwrite starts again and --resume goes on: pass one of them")
     if not (overwrite or resume):
-        if outputs.unfinished.exists():
+        if unfinished.exists():
             raise FileExistsError(
-                f"{outputs.unfinished} holds an unfinished training. Go on with --resume, "
-                "start again with --overwrite, or write elsewhere with --out."
+                f"{begun} Go on with --resume, start again with --overwrite, or write elsewhere "
+                "with --out."
             )
-        if outputs.weights.exists():
-            raise FileExistsError(
-                f"{outputs.weights} exists already. Write elsewhere with --out or --name_pedix, "
-                "or replace it with --overwrite (--resume goes on with an interrupted training)."
-            )
-    check_writable(outputs.weights, overwrite=True)
+        if complete.exists():
+            raise FileExistsError(done)
+    check_writable(complete, overwrite=True)
 
 
 def write_summary(values: Mapping[str, Any], path: Path) -> None:

@@ -4,8 +4,8 @@ import torch
 from safetensors.torch import load_file
 
 from talk2dino.ovsegmentor.pretraining.job import PretrainingJob, pretrain
-from talk2dino.ovsegmentor.pretraining.loop import weights_on_cpu
 from talk2dino.ovsegmentor.pretraining.selection import HeldOut
+from talk2dino.training.loop import weights_on_cpu
 
 from .conftest import write_captions
 

@@ -29,6 +29,7 @@ from talk2dino.ovsegmentor.pretraining.state import (
 )
 from talk2dino.ovsegmentor.pretraining.step import VALUES, PretrainingStep, step_seed
 from talk2dino.processes import Processes
+from talk2dino.training.loop import weights_on_cpu
 
 logger = logging.getLogger(__name__)
 
@@ -237,8 +238,3 @@ class PretrainingRun:
             f"epoch {self.state.epoch + 1}, step {step} of {self.steps_per_epoch}: {what}. "
             "Training stopped. Try a lower base_lr, or float32 (amp: null)."
         )
-
-
-def weights_on_cpu(model: OVSegmentor) -> dict[str, Tensor]:
-    """A copy of the state dict."""
-    return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}

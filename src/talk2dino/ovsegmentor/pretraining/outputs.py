@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from talk2dino.files import check_writable
 from talk2dino.ovsegmentor.checkpoints import CONFIG_FILE
 from talk2dino.ovsegmentor.pretraining.state import EpochRecord
 from talk2dino.training.history import EpochRecord as PlottedRecord
 from talk2dino.training.history import plot_losses
+from talk2dino.training.outputs import check_destroys
 
 
 @dataclass(frozen=True)
@@ -69,27 +69,13 @@ class PretrainingOutputs:
 
 
 def check_folder(outputs: PretrainingOutputs, overwrite: bool, resume: bool) -> None:
-    """Raise if the run would destroy something, or could not write.
-
-    Raises:
-        ValueError: the two flags contradict each other.
-        FileExistsError: weights or an unfinished run are there and no flag says what to do.
-        OSError: the folder cannot be written to.
-    """
-    if overwrite and resume:
-        raise ValueError("--overwrite starts again and --resume goes on: pass one of them")
-    if not (overwrite or resume):
-        if outputs.unfinished.exists():
-            raise FileExistsError(
-                f"{outputs.folder} holds an unfinished pretraining. Go on with --resume, start "
-                "again with --overwrite, or write elsewhere with --out."
-            )
-        if outputs.complete.exists():
-            raise FileExistsError(
-                f"{outputs.folder} holds a model already. Write elsewhere with --out, or replace "
-                "it with --overwrite."
-            )
-    check_writable(outputs.complete, overwrite=True)
+    """Raise if the run would destroy something, or could not write; see `check_destroys`."""
+    check_destroys(
+        *(outputs.unfinished, outputs.complete, overwrite, resume),
+        begun=f"{outputs.folder} holds an unfinished pretraining.",
+        done=f"{outputs.folder} holds a model already. Write elsewhere with --out, or replace "
+        "it with --overwrite.",
+    )
 
 
 def plot_records(records: Sequence[EpochRecord], outputs: PretrainingOutputs) -> None:
