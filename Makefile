@@ -7,8 +7,9 @@ PY := $(VENV)/bin/python
 quickstart: $(VENV)/.installed
 	$(PY) -m talk2dino quickstart
 
+# Two at a time: most tests of the commands wait for a process to start. A file stays together.
 test: $(VENV)/.installed-dev
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.installed-dev
 	$(PY) -m ruff check .

@@ -14,20 +14,14 @@ from talk2dino.cli.extract import main as extract
 from talk2dino.cli.extract_text import main as extract_text
 from talk2dino.cli.train import main
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 COLOURS = ("red", "green", "blue", "grey", "black", "white")
 RECIPE = {
     "model": {"dino_embed_dim": 192, "num_attn_head": 3, "hidden_layer": True},
     "train": {"lr": 0.003, "num_epochs": 2, "batch_size": 4, "save_best_model": False},
     "features": {"vision_model": "toy", "text_model": "toy", "resize_dim": 56, "crop_dim": 56},
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
