@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from talk2dino.cli.entry import (
@@ -16,6 +17,9 @@ from talk2dino.cli.entry import (
     step_bar,
     typed_command,
 )
+
+LINE_SECONDS = 60.0
+"""Without a terminal for the bar, time between two lines about the steps."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,7 +87,8 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         with joined_processes(collective_backend(job.device)) as processes:
-            result = pretrain(job, Hooks(step_bar, on_epoch=on_epoch), processes)
+            hooks = Hooks(step_bar, step_lines(), on_epoch)
+            result = pretrain(job, hooks, processes)
     except KeyboardInterrupt:
         print("interrupted; add --resume to the same command to go on", file=sys.stderr)
         return INTERRUPTED
@@ -98,6 +103,22 @@ def run(args: argparse.Namespace) -> int:
         print(f"kept the weights of epoch {result.best_epoch}, the lowest held-out loss")
     print(f"weights: {job.out}  losses: {job.outputs.losses}, {job.outputs.plot}")
     return DONE
+
+
+def step_lines(seconds: float = LINE_SECONDS) -> Callable[[Mapping[str, float], int], None] | None:
+    """Says in a log file, now and then, where the run is; a terminal has the bar instead."""
+    if sys.stderr.isatty():
+        return None
+    last = time.monotonic()
+
+    def on_values(values: Mapping[str, float], step: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= seconds:
+            last = time.monotonic()
+            shown = f"step {step}  loss {values['train/loss']:.4f}"
+            print(f"{shown}  learning rate {values['learning_rate']:.3g}", flush=True)
+
+    return on_values
 
 
 def _job(args: argparse.Namespace):  # type: ignore[no-untyped-def]  # torch stays unimported
