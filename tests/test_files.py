@@ -9,14 +9,17 @@ import threading
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from talk2dino.files import (
     atomic_path,
     check_folder_writable,
     check_writable,
     content_digest,
+    find_in_checkout,
     hold_lock,
     load_torch,
+    save_safetensors,
     save_torch,
 )
 
@@ -181,3 +184,21 @@ def test_an_error_of_pillow_has_no_number_to_show(tmp_path):
     message = r"^\S*out.png: could not write the file \(broken\)$"
     with pytest.raises(OSError, match=message), atomic_path(tmp_path / "out.png"):
         raise OSError("broken")
+
+
+def test_files_of_the_checkout_are_found_from_anywhere(tmp_path, monkeypatch, root):
+    monkeypatch.chdir(tmp_path)
+    assert find_in_checkout("configs/toy.yaml") == root / "configs" / "toy.yaml"
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "toy.yaml").touch()
+    assert str(find_in_checkout("configs/toy.yaml")) == "configs/toy.yaml"
+    assert str(find_in_checkout("configs/none.yaml")) == "configs/none.yaml"
+
+
+def test_safetensors_can_be_read_by_whoever_can_read_other_files(tmp_path):
+    save_safetensors({"weight": torch.arange(6.0).reshape(2, 3).T}, tmp_path / "w.safetensors")
+    (tmp_path / "other.txt").touch()
+    modes = [(tmp_path / name).stat().st_mode for name in ("w.safetensors", "other.txt")]
+    assert modes[0] == modes[1]
+    stored = load_file(tmp_path / "w.safetensors")
+    assert torch.equal(stored["weight"], torch.arange(6.0).reshape(2, 3).T)

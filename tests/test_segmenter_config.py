@@ -7,7 +7,6 @@ from talk2dino.config import ProjectionConfig
 from talk2dino.segmenter_config import (
     SegmenterConfig,
     config_from_model_section,
-    find_in_checkout,
     read_segmenter_config,
 )
 
@@ -148,12 +147,3 @@ def test_check_finds_unknown_models_and_missing_files_without_loading():
         config(text_model="ViT-X").check()
     with pytest.raises(FileNotFoundError, match=r"at nowhere\.pth.*README.*train\.py.*seeded"):
         config(projection_weights="nowhere.pth").check()
-
-
-def test_files_of_the_checkout_are_found_from_anywhere(tmp_path, monkeypatch, root):
-    monkeypatch.chdir(tmp_path)
-    assert find_in_checkout("configs/toy.yaml") == root / "configs" / "toy.yaml"
-    (tmp_path / "configs").mkdir()
-    (tmp_path / "configs" / "toy.yaml").touch()
-    assert str(find_in_checkout("configs/toy.yaml")) == "configs/toy.yaml"
-    assert str(find_in_checkout("configs/none.yaml")) == "configs/none.yaml"

@@ -6,13 +6,17 @@ import errno
 import hashlib
 import os
 import pickle
+import stat
 import tempfile
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _SAMPLE = 2**20
 
@@ -142,6 +146,18 @@ def save_torch(value: Any, path: str | Path) -> None:
         os.fsync(file.fileno())
 
 
+def save_safetensors(tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    """A safetensors file of PyTorch tensors, atomically, with the usual permissions of a file."""
+    from safetensors.torch import save_file
+
+    with atomic_path(path) as temporary:
+        temporary.touch()
+        permissions = stat.S_IMODE(temporary.stat().st_mode)
+        contiguous = {name: value.contiguous() for name, value in tensors.items()}
+        save_file(contiguous, temporary, metadata={"format": "pt"})
+        temporary.chmod(permissions)  # the library lets nobody but the owner read
+
+
 def load_torch(path: str | Path, mmap: bool = False) -> Any:
     """`torch.load` of tensors and plain containers only, to the CPU.
 
@@ -178,3 +194,14 @@ def load_torch(path: str | Path, mmap: bool = False) -> Any:
         raise
     except (RuntimeError, EOFError, LookupError, AttributeError, ValueError, OSError) as error:
         raise ValueError(f"{path} is damaged, cut short, or is not a torch file") from error
+
+
+def find_in_checkout(relative: str | Path) -> Path:
+    """A file of the project: below the current folder, or else in the checkout of this package.
+
+    Returns `relative` itself if it is in neither.
+    """
+    relative = Path(relative)
+    checkout = Path(__file__).resolve().parents[2]
+    in_checkout = checkout / relative
+    return in_checkout if not relative.exists() and in_checkout.exists() else relative

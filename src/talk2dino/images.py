@@ -9,12 +9,13 @@ import io
 import logging
 import warnings
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 import numpy as np
-import torch
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".t
 PICTURE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 """File suffix -> Pillow's name of the format a picture can be written in."""
 
-ImageInput = str | Path | Image.Image | np.ndarray | Tensor
+ImageInput: TypeAlias = "str | Path | Image.Image | np.ndarray | Tensor"
 """What the Python API takes as one picture; see `as_rgb`."""
 
 _EXIF_ORIENTATION = 0x0112
@@ -75,6 +76,8 @@ def as_rgb(image: ImageInput) -> Image.Image:
     Raises:
         FileNotFoundError, ValueError: as `read_rgb`; another shape or number type.
     """
+    from torch import Tensor
+
     if isinstance(image, str | Path):
         return read_rgb(image)
     if isinstance(image, Image.Image):
@@ -122,6 +125,8 @@ def list_images(folder: str | Path) -> list[Path]:
 
 def rgb_tensor(image: Image.Image) -> Tensor:
     """An RGB picture as (3, H, W) uint8."""
+    import torch
+
     pixels = np.array(image, dtype=np.uint8)  # a copy: the tensor owns its memory
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 

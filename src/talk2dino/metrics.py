@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 IGNORED = 255
 """Ground-truth label of pixels that do not count."""
@@ -56,7 +57,7 @@ def pair_counts(
     wrong = (truth < 0) | (truth >= num_classes) | (guess < 0) | (guess >= num_classes)
     pairs.masked_fill_(wrong, num_classes**2 + 1)
     pairs.masked_fill_(truth == ignored, num_classes**2)
-    return torch.bincount(pairs.flatten(), minlength=num_classes**2 + 2)
+    return pairs.flatten().bincount(minlength=num_classes**2 + 2)
 
 
 def _refuse(predicted: Tensor, target: Tensor, num_classes: int, ignored: int) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from talk2dino.config import ProjectionConfig, Recipe, build, check_name, load_recipe, read_yaml
+from talk2dino.files import find_in_checkout
 from talk2dino.seeded import parse_seeded
 from talk2dino.templates import get_templates
 from talk2dino.text import check_text, is_bert
@@ -182,17 +183,6 @@ def config_from_model_section(model: Mapping[str, Any], source: str) -> Segmente
         keep_cls=section.keep_cls,
         keep_end_seq=section.keep_end_seq,
     )
-
-
-def find_in_checkout(relative: str | Path) -> Path:
-    """A file of the project: below the current folder, or else in the checkout of this package.
-
-    Returns `relative` itself if it is in neither.
-    """
-    relative = Path(relative)
-    checkout = Path(__file__).resolve().parents[2]
-    in_checkout = checkout / relative
-    return in_checkout if not relative.exists() and in_checkout.exists() else relative
 
 
 def _weights_file(name: str) -> str:

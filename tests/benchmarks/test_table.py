@@ -13,7 +13,7 @@ from talk2dino.benchmarks.table import (
 )
 from talk2dino.cli.evaluate_published import evaluations_of
 from talk2dino.config import load_recipe
-from talk2dino.segmenter_config import find_in_checkout
+from talk2dino.files import find_in_checkout
 
 FOLDERS = ("ade", "cityscapes", "voc", "voc_bg", "context", "context_bg", "stuff", "coco_object")
 TASKS = (

@@ -108,6 +108,15 @@ def test_every_command_explains_itself(name, capsys):
     assert "example:" in capsys.readouterr().out
 
 
+def test_help_and_completion_come_at_once_without_torch():
+    code = (
+        "import sys; from talk2dino.__main__ import main; main(['--completion']); "
+        "sys.exit(' '.join(sorted({'torch', 'transformers', 'gradio'} & set(sys.modules))) or 0)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert told.returncode == 0, f"imported to declare flags: {told.stderr}"
+
+
 SCRIPTS = ["dino_extraction_v2.py", "text_features_extraction.py", "train.py", "demo.py"]
 
 

@@ -10,12 +10,12 @@ import torch
 
 from talk2dino import Talk2DINO
 from talk2dino.checkpoints import state_shapes
+from talk2dino.files import find_in_checkout
 from talk2dino.hub import load
 from talk2dino.hub.folder import read_folder_config
 from talk2dino.hub.load import check_projection, load_model
 from talk2dino.hub.published import PUBLISHED
 from talk2dino.seeded import seeded_state
-from talk2dino.segmenter_config import find_in_checkout
 
 from .conftest import projection_state, published_layout, save
 

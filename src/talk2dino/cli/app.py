@@ -151,7 +151,8 @@ def run(args: argparse.Namespace) -> int:
 def _entries(args: argparse.Namespace, device: torch.device) -> list[ModelEntry]:
     """The models of the flags, the first one first."""
     from talk2dino.app.models import config_entry, find_entry
-    from talk2dino.segmenter_config import find_in_checkout, read_segmenter_config
+    from talk2dino.files import find_in_checkout
+    from talk2dino.segmenter_config import read_segmenter_config
 
     entries = []
     if args.config is not None:
@@ -173,8 +174,8 @@ def _entries(args: argparse.Namespace, device: torch.device) -> list[ModelEntry]
 def _opening(args: argparse.Namespace) -> Opening:
     """Examples and words that the page starts with."""
     from talk2dino.app.page import Opening
+    from talk2dino.files import find_in_checkout
     from talk2dino.images import list_images
-    from talk2dino.segmenter_config import find_in_checkout
 
     if args.examples is None:
         found = [(find_in_checkout(path), words) for path, words in EXAMPLES.items()]

@@ -7,6 +7,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from talk2dino.benchmarks.context import find_context_json, plan_context, write_lists
 from talk2dino.benchmarks.convert import (
@@ -16,13 +17,14 @@ from talk2dino.benchmarks.convert import (
     plan_coco,
     run_conversions,
 )
-from talk2dino.benchmarks.data_check import DataReport, check_benchmark
-from talk2dino.benchmarks.datasets import EvaluationSet
-from talk2dino.benchmarks.label_sample import LabelSample
 from talk2dino.benchmarks.table import BENCHMARKS, STUFF_BACKGROUND, Benchmark, find_benchmarks
 from talk2dino.cli.convert import check_workers, file_bar, report_outcome
 from talk2dino.cli.entry import DONE, FAILED, Command, run_command
 from talk2dino.metrics import IGNORED
+
+if TYPE_CHECKING:
+    from talk2dino.benchmarks.data_check import DataReport
+    from talk2dino.benchmarks.label_sample import LabelSample
 
 _SHOWN_SHARES = 5
 _WIDTH = 100
@@ -92,6 +94,8 @@ def _rows(args: argparse.Namespace) -> list[Benchmark]:
 
 def check_data(args: argparse.Namespace, rows: Sequence[Benchmark]) -> int:
     """Print what was found of every benchmark; FAILED if one cannot be evaluated."""
+    from talk2dino.benchmarks.data_check import check_benchmark
+
     reports = [check_benchmark(row, args.data_root, args.sample) for row in rows]
     for report in reports:
         print("\n".join(_describe(report, _class_names(report, args.data_root))))
@@ -102,6 +106,8 @@ def check_data(args: argparse.Namespace, rows: Sequence[Benchmark]) -> int:
 
 def _class_names(report: DataReport, data_root: Path) -> list[str]:
     """MMSegmentation's names; none without it, or if it cannot use the data either."""
+    from talk2dino.benchmarks.datasets import EvaluationSet
+
     if report.sample is None or report.problems:
         return []
     try:

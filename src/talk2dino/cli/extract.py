@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from talk2dino.cli.entry import DONE, FAILED, Command, core_share, run_command
 from talk2dino.cli.extraction import (
@@ -17,13 +18,11 @@ from talk2dino.cli.extraction import (
     report_failures,
     report_written,
 )
-from talk2dino.features.captions import CaptionInput
-from talk2dino.features.extract import CPU_BATCH, ImageSettings, Models, extract_split
-from talk2dino.features.job import Job, plan_outputs
 from talk2dino.features.keys import IMAGE_KEYS
-from talk2dino.features.recaption import check_installed
 from talk2dino.files import content_digest
-from talk2dino.processes import is_first_process, joined_processes
+
+if TYPE_CHECKING:
+    from talk2dino.features.extract import ImageSettings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch_size",
         type=int,
         default=64,
-        help=f"images per forward pass (on a CPU at most {CPU_BATCH})",
+        help="images per forward pass (on a CPU fewer)",
     )
     group.add_argument(
         "--workers",
@@ -69,6 +68,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Refuse wrong arguments; take over unfinished work."""
+    from talk2dino.features.captions import CaptionInput
+    from talk2dino.features.extract import Models
+    from talk2dino.features.job import Job, plan_outputs
+    from talk2dino.features.recaption import check_installed
+    from talk2dino.processes import is_first_process
+
     settings = _settings(args)
     if args.blip_model:
         check_installed()
@@ -97,6 +102,9 @@ def run(args: argparse.Namespace) -> int:
     Only the first of several processes says so: when one exits with 1, `torch.distributed.run`
     ends the others at once, and the first has its report to write.
     """
+    from talk2dino.features.extract import extract_split
+    from talk2dino.processes import joined_processes
+
     with joined_processes() as processes, args.job as job:
         job.join(processes)
         args.models.device = processes.device(args.models.device)
@@ -121,6 +129,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _settings(args: argparse.Namespace) -> ImageSettings:
+    from talk2dino.features.extract import ImageSettings
+
     keys = tuple(key for key in IMAGE_KEYS if getattr(args, key))
     return ImageSettings(
         model=args.model,

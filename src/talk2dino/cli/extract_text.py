@@ -15,11 +15,7 @@ from talk2dino.cli.extraction import (
     progress_bar,
     report_written,
 )
-from talk2dino.features.captions import CaptionInput
-from talk2dino.features.job import Job, plan_outputs
-from talk2dino.features.text import CPU_BATCH, Encoder, TextSettings, extract_text_split
 from talk2dino.files import content_digest
-from talk2dino.processes import is_first_process, joined_processes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch_size",
         type=int,
         default=256,
-        help=f"captions per forward pass (on a CPU at most {CPU_BATCH})",
+        help="captions per forward pass (on a CPU fewer)",
     )
     add_precision_argument(group)
     group = parser.add_argument_group("features (the caption's vector is always stored)")
@@ -54,6 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Refuse wrong arguments; take over unfinished work."""
+    from talk2dino.features.captions import CaptionInput
+    from talk2dino.features.job import Job, plan_outputs
+    from talk2dino.features.text import Encoder, TextSettings
+    from talk2dino.processes import is_first_process
+
     settings = TextSettings(
         model=args.model,
         weights=args.text_weights,
@@ -85,6 +86,9 @@ def check(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Encode split after split."""
+    from talk2dino.features.text import extract_text_split
+    from talk2dino.processes import joined_processes
+
     with joined_processes() as processes, args.job as job:
         job.join(processes)
         args.encoder.device = processes.device(args.encoder.device)

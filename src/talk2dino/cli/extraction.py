@@ -7,14 +7,17 @@ import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from talk2dino.devices import AMP_TYPES, DTYPES
-from talk2dino.features.job import Division, Job
+from talk2dino.features.keys import LAYOUTS
 from talk2dino.features.progress import Bar, Progress, silent
-from talk2dino.features.store import LAYOUTS, FeatureFile
-from talk2dino.features.tars import is_tar_input
+
+if TYPE_CHECKING:
+    from talk2dino.features.job import Division, Job
+    from talk2dino.features.store import FeatureFile
 
 SHOWN_FAILURES = 10
 
@@ -62,6 +65,8 @@ def add_output_arguments(parser: argparse.ArgumentParser, n_shards: int) -> None
 
 def division(args: argparse.Namespace) -> Division:
     """The flags that divide and number, checked."""
+    from talk2dino.features.job import Division
+
     if args.write_as_wds and args.n_shards < 1:
         raise ValueError(f"--n_shards must be at least 1, got {args.n_shards}")
     if args.write_as_wds and args.layout:
@@ -80,6 +85,8 @@ def output_path(args: argparse.Namespace) -> Path:
     Raises:
         ValueError: a pattern of tars has no natural output name, or the path is of the wrong kind.
     """
+    from talk2dino.features.tars import is_tar_input
+
     path = args.out_path
     if path is None:
         if is_tar_input(args.ann_path) and not args.ann_path.is_dir():

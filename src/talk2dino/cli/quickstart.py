@@ -18,8 +18,12 @@ import yaml
 
 from talk2dino.cli.entry import DONE, INTERRUPTED, Command, run_command
 from talk2dino.config import Recipe, load_recipe, read_yaml
-from talk2dino.files import atomic_path, check_folder_writable, content_digest
-from talk2dino.segmenter_config import find_in_checkout
+from talk2dino.files import (
+    atomic_path,
+    check_folder_writable,
+    content_digest,
+    find_in_checkout,
+)
 from talk2dino.toy.plan import (
     EVALUATE,
     REPORT,

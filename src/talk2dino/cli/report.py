@@ -7,13 +7,16 @@ import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from talk2dino.benchmarks.report import ReportOptions, write_report
 from talk2dino.cli.entry import DONE, Command, run_command
 from talk2dino.features.progress import Bar
 from talk2dino.files import check_writable
+
+if TYPE_CHECKING:
+    from talk2dino.benchmarks.report import ReportOptions
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,6 +51,8 @@ def check(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the report."""
+    from talk2dino.benchmarks.report import write_report
+
     written, notes = write_report(args.results, _options(args), _benchmark_bar)
     for note in notes:
         print(f"left out: {note}", file=sys.stderr)
@@ -56,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _options(args: argparse.Namespace) -> ReportOptions:
+    from talk2dino.benchmarks.report import ReportOptions
+
     first = args.results[0]
     folder = first if first.is_dir() else first.parent
     output = args.output or folder / "report.html"

@@ -193,7 +193,8 @@ def parse_categories(text: str, with_background: bool = False) -> list[str]:
 def segmenter_config(args: argparse.Namespace) -> SegmenterConfig:
     """What the flags and the configuration file together describe."""
     from talk2dino.benchmarks.table import MODELS
-    from talk2dino.segmenter_config import find_in_checkout, read_segmenter_config
+    from talk2dino.files import find_in_checkout
+    from talk2dino.segmenter_config import read_segmenter_config
 
     changes: dict[str, Any] = {
         "pamr": not args.no_pamr,

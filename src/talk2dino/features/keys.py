@@ -1,4 +1,4 @@
-"""Names of the stored features, and the command that adds each (see docs/data.md)."""
+"""Names of the stored features and layouts, and the command that adds each (see docs/data.md)."""
 
 from __future__ import annotations
 
@@ -25,6 +25,9 @@ CAPTION_KEYS = {
     "bert-base_features": "--model bert-base-uncased",
 }
 """Key of a caption feature -> the flags of text_features_extraction.py that store it."""
+
+LAYOUTS = ("columnar", "coco")
+"""Of a feature file: ours (features/store.py), and the published one."""
 
 
 def adding_command(key: str, path: Path, settings: dict[str, Any]) -> str:

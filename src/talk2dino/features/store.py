@@ -30,13 +30,12 @@ import torch
 from torch import Tensor
 
 from talk2dino.config import check_name
-from talk2dino.features.keys import adding_command, first_few
+from talk2dino.features.keys import LAYOUTS, adding_command, first_few
 from talk2dino.features.published import Unpacked, pack, unpack
 from talk2dino.files import load_torch, save_torch
 
 FORMAT = "talk2dino-features"
 VERSION = 1
-LAYOUTS = ("columnar", "coco")
 
 Record = dict[str, Any]
 

@@ -14,6 +14,7 @@ import torch
 
 from talk2dino.checkpoints import read_state_dict
 from talk2dino.config import ProjectionConfig, build, check_name
+from talk2dino.files import find_in_checkout
 from talk2dino.hub.fetch import FetchOptions, fetch_folder, file_sha256
 from talk2dino.hub.folder import (
     FILE_SUFFIXES,
@@ -40,7 +41,7 @@ from talk2dino.hub.published import (
 )
 from talk2dino.projection import projection_from_state
 from talk2dino.segmenter import Talk2DinoSegmenter, build_segmenter
-from talk2dino.segmenter_config import SegmenterConfig, find_in_checkout, read_segmenter_config
+from talk2dino.segmenter_config import SegmenterConfig, read_segmenter_config
 from talk2dino.text import load_text, text_from_state
 from talk2dino.training.outputs import read_summary
 from talk2dino.vision import load_vision, vision_from_state

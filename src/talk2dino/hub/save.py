@@ -11,10 +11,9 @@ from typing import Any
 
 from huggingface_hub import HfApi
 from huggingface_hub.utils import validate_repo_id
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from talk2dino.files import atomic_path, check_folder_writable
+from talk2dino.files import atomic_path, check_folder_writable, save_safetensors
 from talk2dino.hub.card import model_card, read_results
 from talk2dino.hub.folder import CONFIG, INCLUDED, WEIGHTS, FolderConfig
 from talk2dino.hub.layout import PROJECTION, TEXT, VISION
@@ -60,8 +59,7 @@ def save_model(loaded: LoadedModel, folder: str | Path, options: SaveOptions) ->
     # The weights last: a folder that holds them is complete.
     _write_text(folder / CONFIG, json.dumps(config.as_json(), indent=2, ensure_ascii=False) + "\n")
     _write_text(folder / CARD, card)
-    with atomic_path(folder / WEIGHTS) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+    save_safetensors(tensors, folder / WEIGHTS)
     return folder
 
 
@@ -125,7 +123,7 @@ def _tensors(loaded: LoadedModel, projection_only: bool) -> dict[str, Tensor]:
     if not projection_only:
         parts += [(VISION, segmenter.vision.model), (TEXT, segmenter.text.model)]
     return {
-        prefix + name: value.detach().cpu().contiguous()
+        prefix + name: value.detach().cpu()
         for prefix, module in parts
         for name, value in module.state_dict().items()
     }

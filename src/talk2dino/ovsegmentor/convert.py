@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from talk2dino.checkpoints import check_fit, state_shapes
-from talk2dino.files import atomic_path, check_writable
+from talk2dino.files import atomic_path, check_writable, save_safetensors
 from talk2dino.ovsegmentor.checkpoints import (
     CONFIG_FILE,
     TOKENIZER_FOLDER,
@@ -84,8 +83,7 @@ def _write(
     config: OVSegmentorConfig, state: Mapping[str, Tensor], folder: Path, source: str
 ) -> None:
     """The configuration last: a folder with it is complete."""
-    with atomic_path(folder / WEIGHTS_FILE) as temporary:
-        save_file({name: value.contiguous() for name, value in state.items()}, temporary)
+    save_safetensors(state, folder / WEIGHTS_FILE)
     content = {"method": "ovsegmentor", "source": source, "model": config_to_dict(config)}
     with atomic_path(folder / CONFIG_FILE) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

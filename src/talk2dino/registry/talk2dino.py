@@ -14,9 +14,10 @@ import torch
 from talk2dino import text, vision
 from talk2dino.benchmarks.method import DemoRules
 from talk2dino.benchmarks.table import BENCHMARKS, MODELS, Benchmark
+from talk2dino.files import find_in_checkout
 from talk2dino.registry.options import ModelOptions, weights_identity
 from talk2dino.segmenter import Segmenter, Talk2DinoSegmenter, build_segmenter
-from talk2dino.segmenter_config import SegmenterConfig, find_in_checkout, read_segmenter_config
+from talk2dino.segmenter_config import SegmenterConfig, read_segmenter_config
 from talk2dino.templates import ALIASES
 
 _LARGE = 1024  # width of ViT-L, whose published threshold is lower
