@@ -37,6 +37,7 @@ from talk2dino.hub.published import (
     TOY_THRESHOLD,
     PublishedModel,
     default_threshold,
+    demo_threshold,
     toy_config,
 )
 from talk2dino.projection import projection_from_state
@@ -65,6 +66,39 @@ class LoadedModel:
     """Summary of its training, as `train.py` writes it; empty if there is none."""
 
 
+@dataclass(frozen=True)
+class FoundModel:
+    """A model before it is loaded."""
+
+    config: SegmenterConfig
+    """The models and the options of inference."""
+    background_threshold: float
+    """Threshold that `background=True` stands for."""
+    origin: str
+    """The name, path or repository it was found by."""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """Summary of its training, as `train.py` writes it; empty if there is none."""
+    whole: Path | None = None
+    """The file with the weights of its models; None where `config` names them."""
+
+    def load(self, device: str | torch.device = "cpu") -> LoadedModel:
+        """Read the weights.
+
+        Raises:
+            ValueError: damaged files, or those of another model.
+            RuntimeError: a backbone could not be downloaded.
+        """
+        try:
+            segmenter = load_segmenter(self.config, self.whole, device)
+        except RuntimeError as error:
+            if self.origin not in PUBLISHED or self.whole is not None:
+                raise
+            raise RuntimeError(
+                f"{error} Or get the whole model: {_source(PUBLISHED[self.origin])}"
+            ) from error
+        return LoadedModel(segmenter, self.background_threshold, self.origin, self.training)
+
+
 def load_model(
     name_or_path: str,
     device: str | torch.device = "cpu",
@@ -79,20 +113,36 @@ def load_model(
         config: recipe of a projection alone, if the file does not tell.
         fetch: how to reach the Hub.
     """
+    return find_model(name_or_path, config, fetch).load(device)
+
+
+def load_segmenter(
+    config: SegmenterConfig, whole: Path | None, device: str | torch.device = "cpu"
+) -> Talk2DinoSegmenter:
+    """The segmenter of a configuration; `whole` is the file with its weights, if there is one."""
+    if whole is None:
+        return build_segmenter(config, device)
+    return _assemble(config, split_parts(read_state_dict(whole), str(whole)), whole).to(device)
+
+
+def find_model(
+    name_or_path: str, config: str | Path | None = None, fetch: FetchOptions | None = None
+) -> FoundModel:
+    """What `load_model` would load; a model of the Hub is downloaded if it is not there yet."""
     fetch, path = fetch or FetchOptions(), Path(name_or_path)
     if config is not None and not path.is_file():
         raise ValueError(f"config= belongs to the file of a projection, not to {name_or_path!r}.")
     if name_or_path == TOY:
-        return LoadedModel(build_segmenter(toy_config(), device), TOY_THRESHOLD, TOY)
+        return FoundModel(toy_config(), TOY_THRESHOLD, TOY)
     if name_or_path in PUBLISHED:
-        return _load_published(name_or_path, device, fetch)
+        return _find_published(name_or_path, fetch)
     if path.is_dir():
-        return load_folder(path, device)
+        return _find_folder(path)
     if path.is_file():
-        return load_file(path, device, config)
-    if _REPO.fullmatch(name_or_path) and not name_or_path.endswith(FILE_SUFFIXES):
+        return _find_file(path, config)
+    if is_repository(name_or_path):
         folder = fetch_folder(name_or_path, fetch, _advice_for_repo(name_or_path))
-        return dataclasses.replace(load_folder(folder, device), origin=name_or_path)
+        return dataclasses.replace(_find_folder(folder), origin=name_or_path)
     if "/" in name_or_path or "\\" in name_or_path or path.suffix in FILE_SUFFIXES:
         raise FileNotFoundError(
             f"there is no file or folder {name_or_path}. Give one, a repository (owner/name), or "
@@ -103,37 +153,44 @@ def load_model(
     raise AssertionError("check_name accepts only what was handled above")
 
 
-def load_folder(folder: Path, device: str | torch.device = "cpu") -> LoadedModel:
-    """Load a folder that `save_pretrained` wrote, or one with the files of a published model.
+def is_repository(name: str) -> bool:
+    """Whether a name has the form `owner/name` and no ending of a file."""
+    return _REPO.fullmatch(name) is not None and not name.endswith(FILE_SUFFIXES)
+
+
+def is_whole_model(place: str | Path) -> bool:
+    """Whether a path is that of a folder, or of a file with more than a projection.
 
     Raises:
-        FileNotFoundError: it holds no weights.
-        ValueError: damaged files, or those of another model.
+        ValueError: a damaged file.
     """
+    path = Path(place)
+    if path.is_dir():
+        return True
+    return path.is_file() and any(name.startswith(PROJECTION) for name in read_state_dict(path))
+
+
+def _find_folder(folder: Path) -> FoundModel:
+    """A folder that `save_pretrained` wrote, or one with the files of a published model."""
     path = find_weights(folder)
-    parts = split_parts(read_state_dict(path), str(path))
-    config = read_folder_config(folder) or _identified(parts, path)
-    segmenter = _assemble(config.segmenter, parts, path).to(device)
-    return LoadedModel(segmenter, config.background_threshold, str(folder), config.training)
+    found = read_folder_config(folder)
+    if found is None:
+        found = _identified(split_parts(read_state_dict(path), str(path)), path)
+    return FoundModel(
+        found.segmenter, found.background_threshold, str(folder), found.training, path
+    )
 
 
-def load_file(
-    path: Path, device: str | torch.device = "cpu", config: str | Path | None = None
-) -> LoadedModel:
-    """Load a projection's file (the backbones come from timm and open_clip), or a whole model's.
+def _find_file(path: Path, config: str | Path | None) -> FoundModel:
+    """A projection's file (the backbones come from timm and open_clip), or a whole model's.
 
     Which backbones a projection belongs to is said by `config`, by the summary that `train.py`
     writes beside it, or by the file itself if it is one of the published ones.
-
-    Raises:
-        ValueError: a damaged file, another model's, or a projection nobody knows.
     """
     state = read_state_dict(path)
     if config is None and any(name.startswith(PROJECTION) for name in state):
-        parts = split_parts(state, str(path))
-        found = _identified(parts, path)
-        segmenter = _assemble(found.segmenter, parts, path).to(device)
-        return LoadedModel(segmenter, found.background_threshold, str(path))
+        found = _identified(split_parts(state, str(path)), path)
+        return FoundModel(found.segmenter, found.background_threshold, str(path), whole=path)
     summary = read_summary(path.with_suffix(".json"))
     published = _published_projection(path)
     if config is not None:
@@ -148,27 +205,22 @@ def load_file(
             f"{path} is a projection into {found_config.dino_embed_dim} dimensions, but of which "
             "backbone is not known: pass config=, its recipe of configs/."
         )
-    threshold = default_threshold(chosen.projection.dino_embed_dim)
-    return LoadedModel(build_segmenter(chosen, device), threshold, str(path), summary)
+    return FoundModel(chosen, demo_threshold(chosen), str(path), summary)
 
 
-def _load_published(name: str, device: str | torch.device, fetch: FetchOptions) -> LoadedModel:
+def _find_published(name: str, fetch: FetchOptions) -> FoundModel:
     """A short name: a folder or file in weights/, else the Hub or its cache."""
     model = PUBLISHED[name]
     folder = find_in_checkout(Path("weights") / name)
     projection = find_in_checkout(Path("weights") / model.projection_file)
     if folder.is_dir():
-        loaded = load_folder(folder, device)
+        found = _find_folder(folder)
     elif projection.is_file():
         check_projection(projection, model)
-        try:
-            segmenter = build_segmenter(model.config(str(projection)), device)
-        except RuntimeError as error:  # a backbone could not be downloaded
-            raise RuntimeError(f"{error} Or get the whole model: {_source(model)}") from error
-        loaded = LoadedModel(segmenter, model.background_threshold, name)
+        found = FoundModel(model.config(str(projection)), model.background_threshold, name)
     else:
-        loaded = load_folder(fetch_folder(model.repo, fetch, _advice(name)), device)
-    return dataclasses.replace(loaded, origin=name, background_threshold=model.background_threshold)
+        found = _find_folder(fetch_folder(model.repo, fetch, _advice(name)))
+    return dataclasses.replace(found, origin=name, background_threshold=model.background_threshold)
 
 
 def check_projection(path: Path, model: PublishedModel) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from talk2dino.config import ProjectionConfig
+from talk2dino.seeded import PREFIX
 from talk2dino.segmenter_config import SegmenterConfig
 
 HUB_FILES = ("model.safetensors", "config.json")
@@ -100,6 +101,13 @@ def toy_config() -> SegmenterConfig:
         text_model=TOY,
         text_weights="seeded:0",
     )
+
+
+def demo_threshold(config: SegmenterConfig) -> float:
+    """Background threshold for pictures that belong to no benchmark."""
+    if config.projection_weights.startswith(PREFIX):
+        return TOY_THRESHOLD
+    return default_threshold(config.projection.dino_embed_dim)
 
 
 def default_threshold(width: int) -> float:
