@@ -8,6 +8,7 @@ from PIL import Image
 
 pytest.importorskip("mmseg")
 
+from talk2dino import Talk2DINO
 from talk2dino.benchmarks import scoring
 from talk2dino.benchmarks.datasets import EvaluationSet
 from talk2dino.benchmarks.report_panels import _read_truth
@@ -207,3 +208,12 @@ def test_an_image_that_cannot_be_read_is_named_for_both(tmp_path, capsys):
     (folder / "ImageSets" / "Segmentation" / "val.txt").write_text("a\n")
     assert evaluate(tmp_path / "out", "--data_root", tmp_path / "data", benchmarks="voc") == 2
     assert "a.jpg is empty, damaged, or no image" in capsys.readouterr().err
+
+
+def test_a_saved_folder_scores_as_the_model_it_was_saved_from(both, tmp_path, capsys):
+    folder = Talk2DINO.from_pretrained("toy", device="cpu").save_pretrained(tmp_path / "mine")
+    words = ["--model", str(folder), "--benchmarks", "coco_stuff", "--data_root", str(MINIATURES)]
+    assert main([*words, "--device", "cpu", "--output", str(tmp_path / "results")]) == 0
+    (result,) = results_of(tmp_path / "results").items()
+    assert result[0] == ("mine", "coco_stuff")
+    assert result[1]["mIoU"] == results_of(both)[("toy", "coco_stuff")]["mIoU"]

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from talk2dino.cli.segment import COMMAND, main, parse_categories, segmenter_config
+from talk2dino.cli.segment import COMMAND, main, parse_categories
+from talk2dino.cli.segment_model import method_of
 from talk2dino.config import load_recipe
 from talk2dino.drawing import class_colours
 from talk2dino.projection import build_projection
@@ -217,14 +218,16 @@ def test_output_that_can_never_be_written_is_refused(folder, capsys):
 
 def test_defaults_follow_the_published_demo(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "vitb_mlp_infonce.pth").touch()
     flags = ["--input", "a.png", "--output", "b.png", "--textual_categories", "cat"]
-    plain = segmenter_config(COMMAND.parser().parse_args(flags))
+    plain = method_of(COMMAND.parser().parse_args(flags)).config
     assert plain.vision_model == "dinov2_vitb14_reg" and plain.text_model == "ViT-B/16"
     assert plain.pamr and not plain.clean_background and plain.template == "subset"
     assert plain.projection_weights.endswith("weights/vitb_mlp_infonce.pth")
-    changed = segmenter_config(
+    changed = method_of(
         COMMAND.parser().parse_args([*flags, "--with_background", "--no_pamr"])
-    )
+    ).config
     assert changed.clean_background and not changed.pamr
 
 

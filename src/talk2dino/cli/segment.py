@@ -9,15 +9,14 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from talk2dino.cli.entry import DONE, FAILED, Command, run_command, typed_command
 from talk2dino.cli.segment_files import plan_tasks
 from talk2dino.cli.segment_flags import add_arguments
 from talk2dino.cli.segment_model import (
-    DEFAULT_MODEL,
     background_of,
-    other_method,
+    method_of,
     read_published_flags,
     vocabulary_of,
 )
@@ -28,7 +27,6 @@ from talk2dino.vocabularies import BACKGROUND, Vocabulary, named_classes
 if TYPE_CHECKING:
     from talk2dino.benchmarks.method import Method
     from talk2dino.cli.segment_job import JobOptions
-    from talk2dino.segmenter_config import SegmenterConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -124,10 +122,11 @@ def _announce(args: argparse.Namespace, method: Method, device: object) -> None:
             print("note: this model is untrained; the colours will mean nothing")
         return
     config = method.config
-    print(
-        f"loading {config.vision_model} and {config.text_model} on {device}, "
-        f"projection {config.projection_weights}"
-    )
+    models = f"{config.vision_model} and {config.text_model}"
+    if method.whole is not None:
+        print(f"loading {models} on {device}, from {method.whole.parent}")
+    else:
+        print(f"loading {models} on {device}, projection {config.projection_weights}")
     if config.projection_weights.startswith("seeded:"):
         print("note: this projection is untrained; the colours will mean nothing")
     for difference in differences_from_training(config):
@@ -140,18 +139,13 @@ def read_model(args: argparse.Namespace) -> tuple[Method, Vocabulary]:
     Raises:
         ValueError, FileNotFoundError: flags that make no sense.
     """
-    from talk2dino.registry.talk2dino import Talk2DinoMethod
-
     read_published_flags(args)
     if (args.vocab is None) == (args.textual_categories is None):
         raise ValueError("name the classes with --textual_categories or with --vocab, one of them.")
     names = []
     if args.vocab is None:  # first: it needs no file
         names = parse_categories(args.textual_categories, args.with_background)
-    method = other_method(args)
-    if method is None:
-        name = Path(args.config).stem if args.config else args.model or DEFAULT_MODEL
-        method = Talk2DinoMethod(name, segmenter_config(args))
+    method = method_of(args)
     if args.vocab is not None:
         return method, vocabulary_of(args, method)
     if background_of(args, method) is None:  # then "background" is a class like any other
@@ -190,49 +184,24 @@ def parse_categories(text: str, with_background: bool = False) -> list[str]:
     return names
 
 
-def segmenter_config(args: argparse.Namespace) -> SegmenterConfig:
-    """What the flags and the configuration file together describe."""
-    from talk2dino.benchmarks.table import MODELS
-    from talk2dino.files import find_in_checkout
-    from talk2dino.segmenter_config import read_segmenter_config
-
-    changes: dict[str, Any] = {
-        "pamr": not args.no_pamr,
-        "clean_background": (
-            args.with_background if args.clean_background is None else args.clean_background
-        ),
-        "template": args.template or "subset",
-    }
-    given = {
-        "projection_weights": args.weights,
-        "vision_weights": args.vision_weights,
-        "text_weights": args.text_weights,
-    }
-    changes.update({key: value for key, value in given.items() if value is not None})
-    if args.config is None:
-        return read_segmenter_config(
-            find_in_checkout(MODELS[args.model or DEFAULT_MODEL]), **changes
-        )
-    return read_segmenter_config(args.config, **changes)
-
-
 def job_options(args: argparse.Namespace, method: Method, vocabulary: Vocabulary) -> JobOptions:
     """The flags that concern single pictures."""
     from talk2dino.cli.segment_job import JobOptions
     from talk2dino.registry.talk2dino import Talk2DinoMethod
 
     background = background_of(args, method)
-    ours = isinstance(method, Talk2DinoMethod)
     return JobOptions(
         names=[*([] if background is None else [BACKGROUND]), *vocabulary.names],
         background=background,
         opacity=args.opacity,
         max_side=args.max_side,
-        pamr=ours and not args.no_pamr,
+        pamr=isinstance(method, Talk2DinoMethod) and method.config.pamr,
         settings={
             "command": typed_command(COMMAND, "demo.py", args, but=("overwrite",)),
             "segmenter": (
-                dataclasses.asdict(segmenter_config(args)) if ours else method.settings()
+                dataclasses.asdict(method.config)
+                if isinstance(method, Talk2DinoMethod)
+                else method.settings()
             ),
         },
     )

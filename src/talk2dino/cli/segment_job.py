@@ -60,6 +60,9 @@ class JobOptions:
     """What made the files; stored inside them."""
 
 
+_ONLY_BACKGROUND = 0.99  # share of the pixels
+
+
 class SegmentJob:
     """Segments one picture after the other with the same classes.
 
@@ -95,7 +98,16 @@ class SegmentJob:
         overlay = draw_overlay(image, labels, self.options.names, self.colours, style)
         save_picture(overlay, task.overlay, self._record(task))
         seconds = time.perf_counter() - started
-        return f"{task.source} -> {task.overlay} ({seconds:.1f} s): {self._shares(labels)}"
+        found = self._shares(labels) + self._why_only_background(scores, labels)
+        return f"{task.source} -> {task.overlay} ({seconds:.1f} s): {found}"
+
+    def _why_only_background(self, scores: Tensor, labels: np.ndarray) -> str:
+        """What to do when hardly a pixel belongs to a class."""
+        threshold = self.options.background
+        if threshold is None or np.mean(labels == 0) < _ONLY_BACKGROUND:
+            return ""
+        best = scores[1:].max().item()
+        return f"; the highest score is {best:.3f}, --bg_thresh {threshold:g}: lower it"
 
     def _scores(self, image: Image.Image, path: Path) -> Tensor:
         """(C, H, W) scores at the picture's own size."""

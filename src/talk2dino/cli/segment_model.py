@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from talk2dino.vocabularies import Vocabulary, find_vocabulary
@@ -53,18 +54,20 @@ def read_published_flags(args: argparse.Namespace) -> None:
             raise ValueError(f"--opts {option}: {value!r} is no number.") from error
 
 
-def other_method(args: argparse.Namespace) -> Method | None:
-    """The method of --model if it is not Talk2DINO, whose configuration has flags of its own.
+def method_of(args: argparse.Namespace) -> Method:
+    """The model of the flags, with the options of Talk2DINO's published demo.
 
     Raises:
         ValueError: an unknown model, or a flag that means nothing for it.
+        FileNotFoundError: a recipe that is not there.
     """
     from talk2dino.registry.models import find_method, unused_options
     from talk2dino.registry.options import ModelOptions
     from talk2dino.registry.talk2dino import Talk2DinoMethod
 
-    if args.model is None:
-        return None
+    if args.config is not None and args.model is not None:
+        raise ValueError("--config and --model both choose a model. Give one of them.")
+    name = args.config or args.model or DEFAULT_MODEL
     options = ModelOptions(
         weights=args.weights,
         vision_weights=args.vision_weights,
@@ -72,14 +75,19 @@ def other_method(args: argparse.Namespace) -> Method | None:
         template=args.template,
         clean_background=args.clean_background or None,
     )
-    method = find_method(args.model, options)
-    if args.config is not None:
-        raise ValueError("--config and --model both choose a model. Give one of them.")
-    if isinstance(method, Talk2DinoMethod):
-        return None
-    if unused := unused_options(args.model, options):
-        raise ValueError(f"--{unused[0]} means nothing for {args.model}. Leave it out.")
-    return method
+    method = find_method(name, options)
+    if unused := unused_options(name, options):
+        raise ValueError(f"--{unused[0]} means nothing for {name}. Leave it out.")
+    if not isinstance(method, Talk2DinoMethod):
+        return method
+    clean = args.with_background if args.clean_background is None else args.clean_background
+    config = replace(
+        method.config,
+        pamr=not args.no_pamr,
+        clean_background=clean,
+        template=args.template or method.config.template,
+    )
+    return replace(method, config=config)
 
 
 def background_of(args: argparse.Namespace, method: Method) -> float | None:
@@ -102,8 +110,6 @@ def background_of(args: argparse.Namespace, method: Method) -> float | None:
 
 def vocabulary_of(args: argparse.Namespace, method: Method) -> Vocabulary:
     """The classes of --vocab, by the names that the method has for them."""
-    from dataclasses import replace
-
     from talk2dino.benchmarks.table import BENCHMARKS
 
     found = find_vocabulary(args.vocab)

@@ -31,6 +31,8 @@ from talk2dino.seeded import parse_seeded, seeded_state
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
+UNFINISHED_FILE = "unfinished.pth"
+"""Instead of the weights, while a pretraining is not complete."""
 TOKENIZER_FOLDER = "tokenizer"
 TRAINING_ONLY = (
     "multimodal_groupingblock.",
@@ -123,8 +125,22 @@ def check_source(source: str | Path) -> None:
             "or seeded:<n>."
         )
     for file in (WEIGHTS_FILE, CONFIG_FILE):
-        if not (path / file).is_file():
-            raise FileNotFoundError(f"{path} is no converted OVSegmentor: it lacks {file}")
+        if (path / file).is_file():
+            continue
+        if (path / UNFINISHED_FILE).is_file():
+            raise FileNotFoundError(
+                f"the pretraining in {path} is not finished. Go on with `pretrain ... --resume`."
+            )
+        raise FileNotFoundError(f"{path} is no converted OVSegmentor: it lacks {file}")
+
+
+def is_converted(folder: str | Path) -> bool:
+    """Whether a folder says of itself that it holds an OVSegmentor."""
+    try:
+        values = json.loads((Path(folder) / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(values, dict) and values.get("method") == "ovsegmentor"
 
 
 def load_model(

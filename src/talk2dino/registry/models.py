@@ -7,9 +7,12 @@ from pathlib import Path
 
 from talk2dino.benchmarks.method import Method
 from talk2dino.config import check_name
+from talk2dino.hub.folder import FILE_SUFFIXES
+from talk2dino.hub.load import is_repository
+from talk2dino.ovsegmentor.checkpoints import is_converted
 from talk2dino.registry.options import ModelOptions
 from talk2dino.registry.ovsegmentor import OVSegmentorMethod
-from talk2dino.registry.talk2dino import Talk2DinoMethod
+from talk2dino.registry.talk2dino import RECIPE_SUFFIXES, Talk2DinoMethod
 
 METHODS: tuple[type[Talk2DinoMethod] | type[OVSegmentorMethod], ...] = (
     Talk2DinoMethod,
@@ -22,10 +25,11 @@ MODEL_NAMES = tuple(name for method in METHODS for name in method.NAMES)
 
 
 def find_method(name: str, options: ModelOptions | None = None) -> Method:
-    """The method of a model with its options; loads nothing.
+    """The method of a model with its options; nothing is loaded, but what the Hub has is fetched.
 
     Args:
-        name: one of MODEL_NAMES, or the path of a Talk2DINO recipe or model YAML.
+        name: one of MODEL_NAMES, the path of a Talk2DINO recipe or model YAML, or what
+            `Talk2DINO.from_pretrained` takes: a folder, a file, a repository.
         options: those that mean nothing for this method are ignored; see `unused_options`.
 
     Raises:
@@ -41,12 +45,12 @@ def unused_options(name: str, options: ModelOptions) -> list[str]:
 
 
 def split_models(text: str) -> list[str]:
-    """Names with commas between them, each once; a YAML file may have commas in its path.
+    """Names with commas between them, each once; a file or folder may have commas in its path.
 
     Raises:
         ValueError: no name at all.
     """
-    names = [text] if Path(text).is_file() else [word.strip() for word in text.split(",")]
+    names = [text] if Path(text).exists() else [word.strip() for word in text.split(",")]
     found = list(dict.fromkeys(name for name in names if name))
     if not found:
         raise ValueError(f"no model named. Known: {', '.join(MODEL_NAMES)}.")
@@ -82,7 +86,18 @@ def split_weights(values: list[str] | None, models: list[str]) -> Mapping[str, s
 
 
 def _kind(name: str) -> type[Talk2DinoMethod] | type[OVSegmentorMethod]:
-    if Path(name).suffix.lower() in (".yaml", ".yml"):
+    for method in METHODS:
+        if name in method.NAMES:
+            return method
+    path = Path(name)
+    if is_converted(path):
+        raise ValueError(
+            f"{name} holds an OVSegmentor. Name its size: --model "
+            f"{'|'.join(OVSegmentorMethod.NAMES)} --weights {name}"
+        )
+    suffixes = (*RECIPE_SUFFIXES, *FILE_SUFFIXES)
+    if path.exists() or path.suffix.lower() in suffixes or is_repository(name):
         return Talk2DinoMethod
-    check_name("model", name, MODEL_NAMES)
-    return next(method for method in METHODS if name in method.NAMES)
+    known = [*MODEL_NAMES, "or a folder, a file, owner/name"]
+    check_name("model", name, known, similar=list(MODEL_NAMES))
+    raise AssertionError("check_name accepts only what was handled above")

@@ -15,11 +15,15 @@ from talk2dino import text, vision
 from talk2dino.benchmarks.method import DemoRules
 from talk2dino.benchmarks.table import BENCHMARKS, MODELS, Benchmark
 from talk2dino.files import find_in_checkout
+from talk2dino.hub.load import FoundModel, find_model, is_whole_model, load_segmenter
+from talk2dino.hub.published import PUBLISHED, demo_threshold
 from talk2dino.registry.options import ModelOptions, weights_identity
-from talk2dino.segmenter import Segmenter, Talk2DinoSegmenter, build_segmenter
+from talk2dino.segmenter import Segmenter, Talk2DinoSegmenter
 from talk2dino.segmenter_config import SegmenterConfig, read_segmenter_config
 from talk2dino.templates import ALIASES
 
+RECIPE_SUFFIXES = (".yaml", ".yml")
+BACKBONE_WEIGHTS = ("vision_weights", "text_weights")
 _LARGE = 1024  # width of ViT-L, whose published threshold is lower
 _NOT_OF_TEXT = (
     *("vision_model", "vision_weights", "input_size", "precision"),
@@ -36,6 +40,11 @@ class Talk2DinoMethod:
     config: SegmenterConfig
     """Models and options of inference."""
 
+    whole: Path | None = None
+    """The file with the weights of its models; None where `config` names them."""
+    background_threshold: float | None = None
+    """Of pictures that belong to no benchmark; None for the published one."""
+
     OPTIONS = frozenset(entry.name for entry in dataclasses.fields(ModelOptions))
     """The choices that mean something for it."""
     NAMES = tuple(MODELS)
@@ -43,27 +52,54 @@ class Talk2DinoMethod:
 
     @classmethod
     def from_options(cls, name: str, options: ModelOptions) -> Talk2DinoMethod:
-        """The model of a name, or of a YAML file: a recipe or an evaluation's.
+        """A model by its name, its YAML file (a recipe or an evaluation's), or as a whole.
+
+        A projection of that name in weights/ comes first, with the recipe's backbones. Without it,
+        and for folders, files and repositories, the model is what `Talk2DINO.from_pretrained`
+        takes it for. A folder as the weights of a name replaces the whole model.
 
         Raises:
-            FileNotFoundError, ValueError: see `read_segmenter_config`.
+            FileNotFoundError, ValueError: see `read_segmenter_config` and `hub.load.find_model`.
+            RuntimeError: a model of the Hub could not be downloaded.
         """
-        path = Path(name)
-        if name in MODELS:
-            path = find_in_checkout(MODELS[name])
-        else:
-            recipes = {find_in_checkout(recipe).resolve(): key for key, recipe in MODELS.items()}
-            name = recipes.get(path.resolve(), path.stem)
-        changes = {
-            "projection_weights" if key == "weights" else key: getattr(options, key)
-            for key in options.given()
-        }
-        return cls(name, read_segmenter_config(path, **changes))
+        changes = {key: getattr(options, key) for key in options.given() if key != "weights"}
+        if name in MODELS or Path(name).suffix.lower() in RECIPE_SUFFIXES:
+            path, label = _recipe(name)
+            if options.weights is not None and is_whole_model(options.weights):
+                return cls._found(find_model(options.weights), label, changes)
+            if options.weights is not None:
+                changes["projection_weights"] = options.weights
+            config = read_segmenter_config(path, **changes)
+            chosen = {"weights", *BACKBONE_WEIGHTS} & set(options.given())
+            if name in MODELS and not chosen and not Path(config.projection_weights).is_file():
+                return cls._found(find_model(name), name, changes)
+            return cls(label, config)
+        if options.weights is not None:
+            raise ValueError(
+                f"{name} has its own weights, so --weights {options.weights} has no place. "
+                "Leave one of them out."
+            )
+        label = Path(name).resolve().stem if Path(name).is_file() else Path(name).resolve().name
+        published = [short for short, model in PUBLISHED.items() if model.repo == name]
+        return cls._found(find_model(name), (published or [label])[0], changes)
+
+    @classmethod
+    def _found(cls, found: FoundModel, label: str, changes: Mapping[str, Any]) -> Talk2DinoMethod:
+        replaced = sorted(set(BACKBONE_WEIGHTS) & set(changes))
+        if found.whole is not None and replaced:
+            raise ValueError(
+                f"{found.origin} holds the weights of its backbones. Leave out --{replaced[0]}."
+            )
+        config = dataclasses.replace(found.config, **changes)
+        return cls(label, config, found.whole, found.background_threshold)
 
     @property
     def demo(self) -> DemoRules:
         """As its published demo."""
-        return DemoRules(threshold=0.55, always_background=False, windows=False, groups=False)
+        threshold = self.background_threshold
+        if threshold is None:
+            threshold = demo_threshold(self.config)
+        return DemoRules(threshold, always_background=False, windows=False, groups=False)
 
     @property
     def published_on(self) -> Sequence[Benchmark]:
@@ -93,8 +129,9 @@ class Talk2DinoMethod:
         return list(names)
 
     def check(self) -> None:
-        """See `SegmenterConfig.check`."""
-        self.config.check()
+        """See `SegmenterConfig.check`; a whole model was looked at when it was found."""
+        if self.whole is None:
+            self.config.check()
 
     def settings(self) -> dict[str, Any]:
         """The configuration as plain data."""
@@ -105,6 +142,10 @@ class Talk2DinoMethod:
             ("vision", config.vision_weights or vision.default_weights(config.vision_model)),
             ("text", config.text_weights or text.default_weights(config.text_model)),
         ):
+            if self.whole is not None and (
+                side == "projection" or Path(weights) in (self.whole, self.whole.parent)
+            ):
+                weights = str(self.whole)  # not the folder: a model card decides no scores
             settings[f"{side}_weights"] = weights_identity(weights)
         settings["projection"].pop("starting_checkpoint")
         settings["template"] = ALIASES.get(config.template, config.template)
@@ -118,9 +159,9 @@ class Talk2DinoMethod:
         return {key: value for key, value in settings.items() if key not in _NOT_OF_TEXT}
 
     def load(self, device: torch.device, loaded: Segmenter | None = None) -> Talk2DinoSegmenter:
-        """See `build_segmenter`."""
+        """See `hub.load.load_segmenter`."""
         if not isinstance(loaded, Talk2DinoSegmenter):
-            return build_segmenter(self.config, device)
+            return load_segmenter(self.config, self.whole, device)
         config = self.config
         return loaded.variant(
             pamr=config.pamr,
@@ -128,3 +169,12 @@ class Talk2DinoMethod:
             template=config.template,
             precision=config.precision,
         )
+
+
+def _recipe(name: str) -> tuple[Path, str]:
+    """The YAML file of a name, and the name of a YAML file."""
+    if name in MODELS:
+        return find_in_checkout(MODELS[name]), name
+    path = Path(name)
+    names = {find_in_checkout(recipe).resolve(): key for key, recipe in MODELS.items()}
+    return path, names.get(path.resolve(), path.stem)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from talk2dino.ovsegmentor.checkpoints import CONFIG_FILE
+from talk2dino.ovsegmentor.checkpoints import CONFIG_FILE, UNFINISHED_FILE
 from talk2dino.ovsegmentor.pretraining.state import EpochRecord
 from talk2dino.training.history import EpochRecord as PlottedRecord
 from talk2dino.training.history import plot_losses
@@ -28,7 +28,7 @@ class PretrainingOutputs:
     @property
     def unfinished(self) -> Path:
         """State of a run under way, removed when it is complete."""
-        return self.folder / "unfinished.pth"
+        return self.folder / UNFINISHED_FILE
 
     @property
     def best(self) -> Path:
