@@ -29,7 +29,7 @@ def test_auto_takes_what_is_there(monkeypatch):
 
 def test_cuda_without_a_gpu_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match=r"sees no cuda device here. Use --device cpu"):
+    with pytest.raises(ValueError, match=r"sees no cuda device here. Use cpu"):
         resolve_device("cuda")
 
 

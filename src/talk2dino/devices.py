@@ -40,10 +40,10 @@ def resolve_device(name: str = "auto") -> torch.device:
     if index and not index.isdecimal():
         raise ValueError(f"unknown device {name!r}. Write cuda:0 for the first GPU.")
     if (kind == "cuda" and not cuda) or (kind == "mps" and not mps):
-        raise ValueError(f"--device {name}: PyTorch sees no {kind} device here. Use --device cpu.")
+        raise ValueError(f"device {name}: PyTorch sees no {kind} device here. Use cpu.")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
-        raise ValueError(f"--device {name}: this machine has {count} CUDA device(s), from cuda:0.")
+        raise ValueError(f"device {name}: this machine has {count} CUDA device(s), from cuda:0.")
     return torch.device(name)
 
 

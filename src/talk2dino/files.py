@@ -58,7 +58,9 @@ def check_writable(path: str | Path, overwrite: bool = False) -> None:
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; a file name is needed")
     if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists already. Choose another name or pass --overwrite.")
+        raise FileExistsError(
+            f"{path} exists already. Choose another name or pass --overwrite (overwrite=True)."
+        )
     check_folder_writable(path.parent)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -29,16 +30,19 @@ def find_vocabulary(words: Sequence[str]) -> Vocabulary:
     """A known class list, or the given names as they are, in the colours of ADE20K's classes.
 
     Args:
-        words: one of VOCABULARIES alone; or class names, which may hold anything. A first
-            `background` is left out.
+        words: one of VOCABULARIES alone; or a text file (.txt) alone, with a class name on each
+            line; or class names, which may hold anything. A first `background` is left out.
 
     Raises:
         ValueError: an empty or repeated name, none at all, or a single word that looks like the
             name of a class list but is none.
+        FileNotFoundError: the text file is not there.
     """
     if len(words) == 1 and words[0] in VOCABULARIES:
         benchmark, names, colours = VOCABULARIES[words[0]]
         return Vocabulary(tuple(names.split(", ")), _colours(colours), benchmark)
+    if len(words) == 1 and Path(words[0]).suffix.lower() == ".txt":
+        return named_classes(_read_names(Path(words[0])))
     if len(words) == 1 and _looks_like_a_list(words[0]):
         raise ValueError(
             f"unknown vocabulary {words[0]!r}. Known: {', '.join(VOCABULARIES)}, or class names. "
@@ -79,6 +83,19 @@ def group_colours(count: int) -> np.ndarray:
     rows = np.concatenate([_colours(_CITYSCAPES_COLOURS), voc, ade[:25], voc, ade[25:]])
     bgr = rows[:, ::-1]  # the published file was read with its channels reversed
     return bgr[np.arange(count) % len(bgr)]
+
+
+def _read_names(path: Path) -> list[str]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file of class names.")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8 ({error.reason}).") from error
+    names = [line.strip() for line in lines if line.strip()]
+    if not names:
+        raise ValueError(f"{path} holds no class names. Write one on each line.")
+    return names
 
 
 def _looks_like_a_list(word: str) -> bool:

@@ -166,8 +166,17 @@ def test_converting_all_skips_what_is_not_there(tmp_path, capsys):
 
 
 def test_wrong_arguments_are_refused(tmp_path, capsys):
-    assert main(["check", "--data_root", str(tmp_path / "no")]) == 2
     assert main(["check", "--data_root", str(tmp_path), "--benchmarks", "vok"]) == 2
     assert "Did you mean 'voc'" in capsys.readouterr().err
     assert main(["check", "--data_root", str(tmp_path), "--benchmarks", "toy"]) == 2
     assert "nothing to check" in capsys.readouterr().err
+
+
+def test_without_a_data_folder_everything_is_missing_and_nothing_can_be_converted(tmp_path, capsys):
+    root = tmp_path / "data"
+    assert main(["check", "--data_root", str(root)]) == 1
+    shown = capsys.readouterr().out
+    assert shown.count(" missing ") == len(BENCHMARKS) and str(root / "VOCdevkit") in shown
+    assert main(["convert", "--data_root", str(root)]) == 2
+    message = capsys.readouterr().err
+    assert f"there is no data folder {root}" in message and "data check" in message

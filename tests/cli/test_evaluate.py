@@ -332,3 +332,10 @@ def test_it_is_a_command_of_the_project(capsys):
 def test_the_json_is_plain(voc20):
     (path,) = files_below(voc20)
     json.loads(path.read_text(), parse_constant=pytest.fail)  # no NaN in it
+
+
+def test_a_missing_data_folder_is_named_before_a_model_is_looked_for(tmp_path, capsys):
+    command = ["--model", "nobody/nothing", "--data_root", str(tmp_path / "data")]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert "there is no data folder" in error and "data check" in error

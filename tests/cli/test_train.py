@@ -203,6 +203,7 @@ def test_missing_text_features_name_the_command(folder, capsys):
     assert train() == 1
     message = capsys.readouterr().err
     assert "train.pth holds no 'ann_feats'" in message
+    assert not list((folder / "weights").iterdir())  # no lock either
     assert "python text_features_extraction.py --ann_path train.pth" in message
 
 

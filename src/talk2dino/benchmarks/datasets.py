@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from talk2dino.benchmarks.openmmlab import load_openmmlab
+from talk2dino.benchmarks.sources import check_data_root
 from talk2dino.benchmarks.table import Benchmark
 from talk2dino.drawing import class_colours
 from talk2dino.metrics import IGNORED
@@ -145,8 +146,7 @@ class EvaluationSet:
 
 def _check_layout(benchmark: Benchmark, root: Path) -> None:
     advice = "`python -m talk2dino data check` says what belongs where."
-    if not root.is_dir():
-        raise FileNotFoundError(f"there is no data folder {root}. Choose it with --data_root.")
+    check_data_root(root)
     for folder in (benchmark.images, benchmark.labels):
         if not (root / folder).is_dir():
             raise FileNotFoundError(f"{benchmark.key}: no folder {root / folder}. {advice}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -89,3 +90,12 @@ SOURCES = {
     ),
 }
 """Benchmark -> its source; `{root}` and `{key}` in the texts are the data root and the key."""
+
+
+def check_data_root(root: str | Path) -> None:
+    """Raise FileNotFoundError unless the folder of all benchmarks is there."""
+    if not Path(root).is_dir():
+        raise FileNotFoundError(
+            f"there is no data folder {root}. Choose it with --data_root; `python -m talk2dino "
+            "data check` says what belongs there and where to get it."
+        )

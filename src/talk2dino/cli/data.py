@@ -17,6 +17,7 @@ from talk2dino.benchmarks.convert import (
     plan_coco,
     run_conversions,
 )
+from talk2dino.benchmarks.sources import check_data_root
 from talk2dino.benchmarks.table import BENCHMARKS, STUFF_BACKGROUND, Benchmark, find_benchmarks
 from talk2dino.cli.convert import check_workers, file_bar, report_outcome
 from talk2dino.cli.entry import DONE, FAILED, Command, run_command
@@ -74,8 +75,8 @@ def check(args: argparse.Namespace) -> None:
     check_workers(args.nproc)
     if args.sample < 0:
         raise ValueError(f"--sample must not be negative, got {args.sample}")
-    if not args.data_root.is_dir():
-        raise FileNotFoundError(f"there is no data folder {args.data_root}; make or link it")
+    if args.action == "convert":
+        check_data_root(args.data_root)
     if args.context_json is not None and not args.context_json.is_file():
         raise FileNotFoundError(f"--context_json {args.context_json}: no such file")
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from talk2dino.benchmarks.sources import check_data_root
 from talk2dino.benchmarks.table import find_benchmarks
 from talk2dino.cli.entry import DONE, Command, run_command
 from talk2dino.cli.evaluation import (
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         required=True,
         help="names with commas: toy, vitb, vitl, dinov3_vitb, dinov3_vitl, ovsegmentor_toy, "
-        "ovsegmentor_vitb, ovsegmentor_vits; or the path of a config",
+        "ovsegmentor_vitb, ovsegmentor_vits; or a config, a folder of save_pretrained, owner/name",
     )
     parser.add_argument(
         "--benchmarks",
@@ -75,6 +76,7 @@ def prepared(args: argparse.Namespace) -> tuple[Job, list[Run]]:
     from talk2dino.devices import resolve_device
 
     if getattr(args, "prepared", None) is None:
+        check_data_root(args.data_root)  # before a model is downloaded
         evaluations = _evaluations(args)
         device = resolve_device(args.device)
         job = Job(

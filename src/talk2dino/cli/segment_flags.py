@@ -27,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--vocab",
         nargs="+",
         metavar="NAME",
-        help=f"in their place {', '.join(VOCABULARIES)}, or class names as they are, in quotes "
-        "where they hold spaces",
+        help=f"in their place {', '.join(VOCABULARIES)}, a .txt file with a name on each line, or "
+        "class names as they are, in quotes where they hold spaces",
     )
     _add_model_flags(parser.add_argument_group("model"))
     _add_method_flags(parser.add_argument_group("segmentation"))
@@ -52,8 +52,8 @@ def _add_model_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--weights",
         metavar="W",
-        help="Talk2DINO's projection or the whole OVSegmentor: a file, a folder or seeded:<n> "
-        "(default: weights/<recipe>.pth; weights/<model>)",
+        help="Talk2DINO's projection, or a whole model: a file, a folder or seeded:<n> "
+        "(default: weights/<recipe>.pth or weights/<model>, else downloaded)",
     )
     for side in ("vision", "text"):
         group.add_argument(

@@ -168,6 +168,8 @@ def train_projection(
         return _train_together(job, outputs, hooks or Hooks(), encoding, processes)
     finally:
         if lock is not None:
+            if not outputs.unfinished.exists():
+                outputs.lock.unlink(missing_ok=True)
             lock.close()
 
 

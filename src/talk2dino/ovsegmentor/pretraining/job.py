@@ -133,6 +133,8 @@ def pretrain(
         return _pretrain_together(job, hooks or Hooks(), processes)
     finally:
         if lock is not None:
+            if not job.outputs.unfinished.exists():
+                job.outputs.lock.unlink(missing_ok=True)
             lock.close()
 
 
