@@ -90,7 +90,7 @@ def test_a_background_comes_first_and_its_score_is_the_threshold(model, coffee):
 def test_a_large_picture_can_be_scored_smaller_and_keeps_its_size(model, coffee):
     scored = model.segment(coffee, NAMES, max_side=50)
     assert scored.labels.shape == (100, 150)
-    with pytest.raises(ValueError, match="max_side must be at least 1"):
+    with pytest.raises(ValueError, match="max_side is a number of pixels from 1, found 0"):
         model.segment(coffee, NAMES, max_side=0)
 
 
@@ -181,3 +181,39 @@ def test_published_options_that_change_the_method_are_refused(model, coffee):
 def test_class_names_of_the_published_methods_are_a_list(model, names):
     with pytest.raises(ValueError, match="class names are a list, as .*found"):
         model.build_dataset_class_tokens("subset", names)
+
+
+def test_the_options_of_a_call_are_those_of_the_segmenter(model, coffee):
+    plain = model.segment(coffee, NAMES, refine=False)
+    smaller = model.segment(coffee, NAMES, refine=False, max_side=60)
+    assert smaller.labels.shape == plain.labels.shape
+    assert not torch.equal(smaller.scores, plain.scores)
+    # With a background the scores are cleaned, unless that is refused.
+    cleaned, raw = (
+        model.segment(coffee, NAMES, 0.5, refine=False, clean_background=clean).scores[1:]
+        for clean in (None, False)
+    )
+    torch.testing.assert_close(raw, plain.scores)
+    assert not torch.allclose(cleaned, raw, atol=1e-4)
+    assert plain.settings == {"model": "toy", "refine": False, "clean_background": False}
+
+
+def test_nothing_is_remembered_for_gradients(model, coffee):
+    assert not model.encode_image(coffee).requires_grad
+    assert not model.segment(coffee, NAMES).scores.requires_grad
+
+
+def test_an_error_says_which_of_several_pictures_it_is(model, coffee):
+    with pytest.raises(ValueError, match=r"images\[1\]: .*found \(4, 4\) uint8"):
+        model.encode_image([coffee, np.zeros((4, 4), np.uint8)])
+    many = [coffee] * 9 + [Image.new("RGB", (0, 5))]
+    with pytest.raises(ValueError, match=r"images\[9\]: the image has no pixels: 0 x 5"):
+        model.encode_image(many)
+    with pytest.raises(ValueError, match=r"^the image has no pixels"):
+        model.encode_image(Image.new("I;16", (3, 0)))
+
+
+def test_models_and_results_describe_themselves_in_a_line(model, result):
+    assert repr(model) == "<Talk2DINO toy: toy, on cpu>"
+    assert repr(result).startswith("<Segmentation of 150 x 100 pixels: cup ")
+    assert "tensor" not in repr(result)

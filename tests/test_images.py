@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from talk2dino.images import check_image, decode_rgb, list_images, read_rgb, rgb_tensor
+from talk2dino.images import as_rgb, check_image, decode_rgb, list_images, read_rgb, rgb_tensor
 
 
 def save(tmp_path, image, name, **options):
@@ -186,3 +186,7 @@ def test_a_folder_lists_its_images_in_order(tmp_path):
         (tmp_path / name).touch()
     (tmp_path / "folder.png").mkdir()
     assert [path.name for path in list_images(tmp_path)] == ["a.png", "b.JPG"]
+
+
+def test_premultiplied_grey_is_laid_on_white_too():
+    assert as_rgb(Image.new("LA", (1, 1), (0, 128)).convert("La")).getpixel((0, 0)) == (127,) * 3

@@ -33,6 +33,12 @@ def test_scores_at_a_pixel_come_best_first(result):
         result.scores_at(4, 0)
 
 
+def test_a_pixel_between_pixels_is_refused(result):
+    assert result.scores_at(1.0, 1) == result.scores_at(1, 1)
+    with pytest.raises(ValueError, match=r"whole column and row, found \(1.5, 1\)"):
+        result.scores_at(1.5, 1)
+
+
 def test_an_overlay_starts_with_the_picture_and_has_a_legend_below(result):
     plain, drawn = result.overlay(legend=False), result.overlay()
     assert plain.size == (4, 2) and drawn.height > 2
@@ -79,9 +85,9 @@ def test_files_are_not_overwritten_and_wrong_suffixes_are_refused(result, tmp_pa
     with pytest.raises(FileExistsError, match="exists already"):
         result.save(tmp_path / "cat.png")
     result.save(tmp_path / "cat.png", overwrite=True)
-    with pytest.raises(ValueError, match="overlay is written as .png, .jpg"):
+    with pytest.raises(ValueError, match="overlay can be written as .png, .jpg"):
         result.save(tmp_path / "cat.tiff")
-    with pytest.raises(ValueError, match="mask is written as .png, not .npz"):
+    with pytest.raises(ValueError, match="mask can be written as .png, not .npz"):
         result.save(tmp_path / "cat.npz", kind="mask")
     with pytest.raises(ValueError, match="unknown kind of file 'masks'"):
         result.save(tmp_path / "cat.png", kind="masks")

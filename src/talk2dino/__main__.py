@@ -32,10 +32,12 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command, or list them."""
     name, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
-    if name in ("-h", "--help"):
+    if name == "help" and rest:
+        name, rest = rest[0], ["--help"]
+    if name in ("-h", "--help", "help"):
         print(_overview())
         return DONE
-    if name == "--version":
+    if name in ("-V", "--version"):
         print(f"talk2dino {__version__}")
         return DONE
     if name == "--completion":

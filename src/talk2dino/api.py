@@ -39,6 +39,10 @@ class Talk2DINO(HubMethods, PublishedMethods):
         super().__init__(loaded)
         self.segmenter: Talk2DinoSegmenter = loaded.segmenter
 
+    def __repr__(self) -> str:
+        config = self.segmenter.config
+        return f"<Talk2DINO {self.loaded.origin}: {config.vision_model}, on {self.device}>"
+
     @property
     def device(self) -> torch.device:
         """Where the models are."""
@@ -50,7 +54,11 @@ class Talk2DINO(HubMethods, PublishedMethods):
         return not self.segmenter.config.projection_weights.startswith("seeded:")
 
     def to(self: T, device: str | torch.device) -> T:
-        """Move the models; returns the model itself."""
+        """Move the models; returns the model itself.
+
+        Raises:
+            ValueError: an unknown device, or one that this machine does not have.
+        """
         self.segmenter.to(resolve_device(str(device)))
         return self
 
@@ -80,11 +88,15 @@ class Talk2DINO(HubMethods, PublishedMethods):
 
         Returns:
             (B, P, D) float32 on the model's device, rows of the picture first, not normalised.
+
+        Raises:
+            ValueError: no picture, or one that cannot be read or has another form.
+            FileNotFoundError: a path that is not there.
         """
         pictures, _ = _as_list(images)
         patches = []
         for batch in _batches(pictures):
-            windows = [self._window(as_rgb(picture)) for picture in batch]
+            windows = [self._window(image) for image in batch]
             patches.append(self._features(windows).patches)
         return torch.cat(patches)
 
@@ -158,8 +170,9 @@ class Talk2DINO(HubMethods, PublishedMethods):
         """
         threshold = self._threshold(background)
         classes = _class_names(names, threshold is not None)
-        if max_side is not None and max_side < 1:
-            raise ValueError(f"max_side must be at least 1 pixel, found {max_side}.")
+        whole: object = max_side  # what callers give is not what the signature promises
+        if whole is not None and (not isinstance(whole, int | np.integer) or whole < 1):
+            raise ValueError(f"max_side is a number of pixels from 1, found {max_side!r}.")
         clean = threshold is not None if clean_background is None else clean_background
         query = _Query(
             self.segmenter.variant(pamr=refine, clean_background=clean),
@@ -173,9 +186,8 @@ class Talk2DINO(HubMethods, PublishedMethods):
         results = [r for batch in _batches(pictures) for r in self._segment_batch(batch, query)]
         return results[0] if single else results
 
-    def _segment_batch(self, pictures: Sequence[ImageInput], query: _Query) -> list[Segmentation]:
+    def _segment_batch(self, images: Sequence[Image.Image], query: _Query) -> list[Segmentation]:
         """One pass of the backbone; every picture is then scored at its own size."""
-        images = [as_rgb(picture) for picture in pictures]
         windows = [self._window(image, query.max_side) for image in images]
         features = self._features(windows)
         return [
@@ -273,9 +285,18 @@ def _as_list(images: ImageInput | Images) -> tuple[list[ImageInput], bool]:
     return pictures, False
 
 
-def _batches(pictures: list[ImageInput]) -> Iterator[list[ImageInput]]:
+def _batches(pictures: list[ImageInput]) -> Iterator[list[Image.Image]]:
+    """RGB pictures, decoded when their batch comes; errors say which of several it is."""
     for start in range(0, len(pictures), _IMAGE_BATCH):
-        yield pictures[start : start + _IMAGE_BATCH]
+        batch = []
+        for place, picture in enumerate(pictures[start : start + _IMAGE_BATCH], start):
+            try:
+                batch.append(as_rgb(picture))
+            except ValueError as error:
+                if len(pictures) == 1 or isinstance(picture, str | Path):
+                    raise
+                raise ValueError(f"images[{place}]: {error}") from error
+        yield batch
 
 
 def _row(features: Any, index: int) -> Any:

@@ -70,8 +70,8 @@ def as_rgb(image: ImageInput) -> Image.Image:
     """One picture in any usual form as an upright 8-bit RGB picture.
 
     Args:
-        image: a path, a PIL image of any mode, an (H, W, 3) uint8 array or a (3, H, W) uint8
-            tensor, both RGB.
+        image: a path, a PIL image of any mode but F, an (H, W, 3) uint8 array or a (3, H, W)
+            uint8 tensor, both RGB.
 
     Raises:
         FileNotFoundError, ValueError: as `read_rgb`; another shape or number type.
@@ -81,6 +81,8 @@ def as_rgb(image: ImageInput) -> Image.Image:
     if isinstance(image, str | Path):
         return read_rgb(image)
     if isinstance(image, Image.Image):
+        if 0 in image.size:
+            raise ValueError(f"the image has no pixels: {image.width} x {image.height}.")
         return _to_rgb(_upright(image), "the image")
     if not isinstance(image, np.ndarray | Tensor):
         raise ValueError(
@@ -197,7 +199,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
             "Save it with 8 or 16 bits per channel."
         )
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
-        layer = image.convert("RGBA")
+        layer = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, layer).convert("RGB")
     return image.convert("RGB")

@@ -27,7 +27,7 @@ KINDS = ("overlay", "mask", "scores")
 """What `Segmentation.save` can write."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Segmentation:
     """One segmented picture. All pixels are RGB; tensors are on the CPU."""
 
@@ -54,6 +54,10 @@ class Segmentation:
                 f"and labels {tuple(self.labels.shape)}."
             )
 
+    def __repr__(self) -> str:
+        areas = ", ".join(f"{name} {share:.0f} %" for name, share in self.areas().items())
+        return f"<Segmentation of {self.image.width} x {self.image.height} pixels: {areas}>"
+
     @property
     def colours(self) -> np.ndarray:
         """(C, 3) uint8 RGB, one per name: always the same for the first, the second, ... name."""
@@ -65,6 +69,9 @@ class Segmentation:
         Args:
             opacity: share of the class colour, 0 to 1.
             legend: put a strip with every name below; the picture is then higher than the image.
+
+        Raises:
+            ValueError: an opacity outside 0 to 1.
         """
         labels, colours, style = self.labels.numpy(), self.colours, LegendStyle(opacity)
         if legend:
@@ -91,7 +98,7 @@ class Segmentation:
             opacity: share of the heat map, 0 to 1; 1 hides the picture.
 
         Raises:
-            ValueError: an unknown name.
+            ValueError: an unknown name, or an opacity outside 0 to 1.
         """
         scores = self.scores[self._index(name)]
         low, high = scores.min(), scores.max()
@@ -114,9 +121,12 @@ class Segmentation:
             y: row, 0 at the top.
 
         Raises:
-            ValueError: the pixel lies outside the picture.
+            ValueError: the pixel lies outside the picture, or between pixels.
         """
         height, width = self.labels.shape
+        if x != int(x) or y != int(y):
+            raise ValueError(f"a pixel has a whole column and row, found ({x}, {y}).")
+        x, y = int(x), int(y)
         if not (0 <= x < width and 0 <= y < height):
             raise ValueError(f"pixel ({x}, {y}) lies outside a picture of {width} x {height}.")
         values = self.scores[:, y, x]
@@ -170,7 +180,7 @@ def check_kind(path: Path, kind: str | None = None) -> str:
     allowed = {"overlay": list(PICTURE_FORMATS), "mask": [".png"], "scores": [".npz"]}[kind]
     if suffix not in allowed:
         wanted = ", ".join(allowed) + (", or .npz for the scores" if kind == "overlay" else "")
-        raise ValueError(f"{path}: the {kind} is written as {wanted}, not {suffix or 'no suffix'}.")
+        raise ValueError(f"{path}: {kind} can be written as {wanted}, not {suffix or 'no suffix'}.")
     return kind
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -92,9 +93,11 @@ def test_all_commands_are_listed(capsys):
         assert f"  {name}" in shown
 
 
-def test_the_version_is_printed(capsys):
+def test_the_version_is_printed(capsys, root):
     assert main(["--version"]) == 0
-    assert capsys.readouterr().out.startswith("talk2dino ")
+    assert main(["-V"]) == 0
+    project = re.search(r'^version = "(.+)"$', (root / "pyproject.toml").read_text(), re.MULTILINE)
+    assert capsys.readouterr().out == f"talk2dino {project[1]}\n" * 2
 
 
 def test_a_misspelt_command_is_answered(capsys):
@@ -103,9 +106,19 @@ def test_a_misspelt_command_is_answered(capsys):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_explains_itself(name, capsys):
+def test_every_command_explains_itself_with_an_example_whose_flags_exist(name, capsys):
     assert main([name, "--help"]) == 0
-    assert "example:" in capsys.readouterr().out
+    example = capsys.readouterr().out.split("example:\n")[1]
+    words = shlex.split(example)
+    assert words[:4] == ["python", "-m", "talk2dino", name]
+    _load(name).parser().parse_args(words[4:])
+    assert main(["help", name]) == 0
+    assert example in capsys.readouterr().out
+
+
+def test_a_script_shows_its_example_by_its_own_name(capsys):
+    assert train.main(["--help"]) == 0
+    assert "example:\n  python train.py --model" in capsys.readouterr().out
 
 
 def test_help_and_completion_come_at_once_without_torch():

@@ -48,7 +48,7 @@ class Command:
         parser = _Parser(
             prog=prog,
             description=self.summary,
-            epilog=f"example:\n  {self.example}",
+            epilog=f"example:\n  {self._example(prog)}",
             formatter_class=_HelpFormatter,
             allow_abbrev=False,
         )
@@ -56,6 +56,13 @@ class Command:
         parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
         parser.add_argument("--verbose", action="store_true", help="print what is going on inside")
         return parser
+
+    def _example(self, prog: str | None) -> str:
+        """The example by the name that the command was called by: a script's, or the module's."""
+        words = self.example.split(" ", 2)
+        if prog is None or words[1] == "-m":
+            return self.example
+        return " ".join([prog, *words[2:]])
 
 
 def typed_command(
