@@ -124,7 +124,9 @@ def test_missing_weights_are_refused():
 
 
 def test_without_network_the_message_says_what_to_do():
-    with pytest.raises(RuntimeError, match=r"could not download .* --text_weights FILE"):
+    with pytest.raises(
+        RuntimeError, match=r"could not download .*--text_weights FILE.*https://.*ViT-B"
+    ):
         load_text("ViT-B/16", "pretrained")
     with pytest.raises(RuntimeError, match="could not load the BERT model 'bert-none'"):
         load_text("bert-none")

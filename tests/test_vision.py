@@ -268,7 +268,9 @@ def test_missing_weights_are_refused_before_anything_is_built():
 
 
 def test_without_network_the_message_says_what_to_do():
-    with pytest.raises(RuntimeError, match="could not download .* --vision_weights FILE"):
+    with pytest.raises(
+        RuntimeError, match=r"could not download .*--vision_weights FILE.*huggingface\.co/timm/vit"
+    ):
         load_vision("dinov2_vits14_reg", "pretrained")
 
 

@@ -288,6 +288,12 @@ def _text_part(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.float() for name, value in state.items() if not name.startswith(other)}
 
 
+def _address(name: str) -> str:
+    """Where a browser finds OpenAI's weights."""
+    entry = open_clip.get_pretrained_cfg(CLIP_MODELS[name], "openai")
+    return str(entry.get("url") or f"https://huggingface.co/{entry.get('hf_hub')}")
+
+
 def _download(name: str) -> dict[str, Tensor]:
     """OpenAI's weights through open_clip, which keeps them in the Hugging Face cache."""
     logging.getLogger(__name__).info("loading the weights of CLIP %s", name)
@@ -297,7 +303,7 @@ def _download(name: str) -> dict[str, Tensor]:
         reason = (str(error).strip().splitlines() or [""])[0]
         raise RuntimeError(
             f"could not download the weights of CLIP {name} ({type(error).__name__}: {reason}). "
-            "Give a local file instead (OpenAI's .pt or open_clip's: --text_weights FILE), or "
-            "seeded:0 for a trial run without weights."
+            "Give a local file instead (--text_weights FILE): OpenAI's .pt or open_clip's "
+            f"({_address(name)}). Or seeded:0 for a trial run without weights."
         ) from error
     return dict(clip.state_dict())

@@ -12,7 +12,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from timm.models import eva, vision_transformer
+from timm.models import eva, get_pretrained_cfg, vision_transformer
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -328,6 +328,16 @@ def official_shapes(model: VisionTransformer | Eva) -> dict[str, tuple[int, ...]
     return official
 
 
+def _addresses(timm_name: str) -> str:
+    """Where a browser finds a backbone's weights."""
+    entry = get_pretrained_cfg(timm_name)
+    if entry is None:
+        return "the official .pth or timm's safetensors"
+    places = [f"https://huggingface.co/{entry.hf_hub_id}"] if entry.hf_hub_id else []
+    places += [str(entry.url)] if entry.url else []
+    return f"the official .pth or timm's model.safetensors ({' or '.join(places)})"
+
+
 def _create(name: str, pretrained: bool) -> VisionTransformer | Eva:
     if name == TOY:
         return create_toy()
@@ -342,8 +352,8 @@ def _create(name: str, pretrained: bool) -> VisionTransformer | Eva:
             raise ValueError(f"timm cannot build {timm_name!r} as a plain ViT: {error}") from error
         raise RuntimeError(
             f"could not download the weights of {timm_name} ({_first_line(error)}). Give a local "
-            "file instead (the official .pth or timm's safetensors: --vision_weights FILE), or "
-            "seeded:0 for a trial run without weights."
+            f"file instead (--vision_weights FILE): {_addresses(timm_name)}. Or seeded:0 for a "
+            "trial run without weights."
         ) from error
     if not isinstance(model, VisionTransformer | Eva) or model.cls_token is None:
         raise ValueError(f"{name} is not a ViT with a CLS token, which Talk2DINO needs")

@@ -1,6 +1,7 @@
 """Exit codes and one-line errors, the same for every command."""
 
 import argparse
+import dataclasses
 import os
 import re
 import shlex
@@ -37,9 +38,16 @@ def test_the_exit_code_of_the_work_is_returned():
     assert run_command(command(run=lambda args: args.number), ["--number", "1"]) == 1
 
 
-def test_help_shows_the_example_and_defaults(capsys):
-    assert run_command(command(), ["--help"]) == 0
+def test_help_shows_the_example_and_the_defaults_that_say_something(capsys):
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--number", type=int, default=1, help="how many")
+        for flag, default in (("--word", ""), ("--words", []), ("--path", None), ("--on", False)):
+            parser.add_argument(flag, default=default, help="see above")
+
+    described = dataclasses.replace(command(), add_arguments=add_arguments)
+    assert run_command(described, ["--help"]) == 0
     shown = capsys.readouterr().out
+    assert shown.count("(default:") == 1 and "how many (default: 1)" in shown
     assert "python -m talk2dino try --number 3" in shown
     assert "--debug" in shown
 

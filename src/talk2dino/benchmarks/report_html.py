@@ -17,7 +17,13 @@ h1 { font-size: 1.55rem; margin: .2rem 0; } h2 { font-size: 1.25rem; margin: 2.6
   padding-top: .9rem; border-top: 1px solid #ddd; } h3 { font-size: 1rem; margin: 1.5rem 0 .4rem; }
 p, .note { margin: .3rem 0 .7rem; color: #555; } nav a { margin-right: .9rem; }
 a { color: #25558f; text-decoration: none; } a:hover { text-decoration: underline; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; margin: .5rem 0 1rem; }
+.wide { overflow-x: auto; background: /* a shadow where more of the table is hidden */
+  linear-gradient(90deg, #fff 40%, #fff0) local,
+  linear-gradient(270deg, #fff 40%, #fff0) right local,
+  radial-gradient(farthest-side at 0 50%, #0003, #0000),
+  radial-gradient(farthest-side at 100% 50%, #0003, #0000) right;
+  background-repeat: no-repeat; background-size: 48px 100%, 48px 100%, 16px 100%, 16px 100%; }
+table { border-collapse: collapse; margin: .5rem 0 1rem; }
 th, td { padding: .28rem .65rem; text-align: right; white-space: nowrap;
   font-variant-numeric: tabular-nums; } th { font-weight: 600; font-size: .86rem; color: #444; }
 th:first-child, td:first-child, .text { text-align: left; } tr { border-bottom: 1px solid #eee; }
