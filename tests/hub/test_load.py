@@ -205,6 +205,32 @@ def test_a_folder_without_weights_says_what_is_there(tmp_path):
         load_model(str(tmp_path))
 
 
+def test_an_unfinished_download_is_the_folders_own(tmp_path):
+    strangers = tmp_path / "other" / "model"
+    strangers.mkdir(parents=True)
+    (strangers / "theirs.incomplete").touch()
+    with pytest.raises(FileNotFoundError, match=r"holds no model.safetensors, but other\.$"):
+        load_model(str(tmp_path))
+    kept = tmp_path / ".cache" / "huggingface" / "download"
+    kept.mkdir(parents=True)
+    (kept / "ours.incomplete").touch()
+    with pytest.raises(FileNotFoundError, match=r"an unfinished download \(ours.incomplete\)"):
+        load_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_is_not_the_current_folder(name):
+    with pytest.raises(ValueError, match="the model's name is empty.*one of toy, vitb"):
+        Talk2DINO.from_pretrained(name, device="cpu")
+
+
+@pytest.mark.parametrize("start", ["https://huggingface.co/", "huggingface.co/", "https://hf.co/"])
+@pytest.mark.parametrize("end", ["", "/", "/tree/main", "?library=x"])
+def test_the_address_of_a_repository_is_answered_with_its_name(start, end):
+    with pytest.raises(ValueError, match=r"not by its address.*from_pretrained\('me/mine-1.5'\)"):
+        load_model(f"{start}me/mine-1.5{end}")
+
+
 def test_a_half_downloaded_file_is_recognised(tmp_path, toy_folder):
     whole = (toy_folder / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
