@@ -247,6 +247,16 @@ def test_a_pickle_is_refused_unless_it_holds_tensors_only(tmp_path, toy_state, t
     assert load_model(str(tmp_path)).segmenter.config.text_model == "toy"
 
 
+@pytest.mark.parametrize("part", ["model.", "clip_model.", "proj."])
+def test_a_quantised_part_is_refused(part, tmp_path, toy_state):
+    whole = {
+        name: value.to(torch.int8) for name, value in toy_state.items() if name.startswith(part)
+    }
+    save(toy_state | whole, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"model.safetensors looks quantised: int8 .*float32"):
+        load_model(str(tmp_path))
+
+
 def test_a_damaged_configuration_is_named(tmp_path, toy_folder):
     shutil.copytree(toy_folder, tmp_path, dirs_exist_ok=True)
     for text, message in (("{", "no valid JSON"), ("[]", "but a list")):
