@@ -12,8 +12,9 @@ from talk2dino import Talk2DINO
 from talk2dino.checkpoints import state_shapes
 from talk2dino.files import find_in_checkout
 from talk2dino.hub import load
+from talk2dino.hub.fetch import FetchOptions
 from talk2dino.hub.folder import read_folder_config
-from talk2dino.hub.load import check_projection, load_model
+from talk2dino.hub.load import check_projection, find_model, load_model
 from talk2dino.hub.published import PUBLISHED
 from talk2dino.seeded import seeded_state
 
@@ -100,6 +101,7 @@ def test_a_published_projection_is_known_by_its_name(short, tmp_path, caplog):
     assert ("another content" in caplog.text) == (model.projection_sha256 is not None)
     config = model.config(str(path))
     assert config.projection.dino_embed_dim == model.width
+    assert find_model(str(path)).background_threshold == model.background_threshold
 
 
 def test_published_files_are_known_by_their_content(tmp_path):
@@ -160,6 +162,29 @@ def cache(tmp_path, toy_folder):
 def test_a_cached_repository_loads_without_network(cache):
     model = Talk2DINO.from_pretrained(REPO, device="cpu", cache_dir=cache)
     assert model.loaded.origin == REPO
+
+
+FETCH = {
+    "revision": "v1",
+    "token": "secret",
+    "cache_dir": "/somewhere",
+    "local_files_only": True,
+    "force_download": True,
+}
+
+
+def test_every_option_reaches_the_download(toy_folder, monkeypatch):
+    asked = []
+
+    def fetch_folder(repo, options, advice):
+        asked.append((repo, options))
+        return toy_folder
+
+    monkeypatch.setattr(load, "fetch_folder", fetch_folder)
+    Talk2DINO.from_pretrained(REPO, device="cpu", **FETCH)
+    Talk2DINO.from_pretrained("vitb", device="cpu", **FETCH)
+    options = FetchOptions(**FETCH)
+    assert asked == [(REPO, options), (PUBLISHED["vitb"].repo, options)]
 
 
 def test_a_damaged_file_of_the_cache_is_named(cache):
