@@ -103,12 +103,21 @@ def test_every_option_of_a_download_reaches_the_loader(folder, toy, monkeypatch)
     assert asked == [(str(folder), FetchOptions(**FETCH)), (REPO, FetchOptions(**FETCH))]
 
 
-def test_registering_again_is_harmless():
+def test_our_model_takes_its_name_even_if_transformers_knows_it(monkeypatch):
+    from transformers import AutoConfig, AutoModel
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
     from talk2dino.huggingface import auto
 
+    models = AutoModel._model_mapping
+    monkeypatch.setitem(CONFIG_MAPPING._mapping, "talk2dino", "Talk2DinoConfig")
+    monkeypatch.setitem(models._reverse_config_mapping, "Talk2DinoConfig", "talk2dino")
+    monkeypatch.setitem(models._model_mapping, "talk2dino", "Talk2DinoModel")
     for _ in range(2):
         auto.register_config()
         auto.register_model()
+    assert type(AutoConfig.for_model("talk2dino")) is auto.Talk2DinoConfig
+    assert models[auto.Talk2DinoConfig] is auto.AutoTalk2Dino
 
 
 def test_moving_takes_what_transformers_takes_as_long_as_it_is_float32(auto):
