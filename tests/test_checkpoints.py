@@ -91,6 +91,28 @@ def test_values_that_are_no_numbers_are_refused(state):
         load_strict(nn.Linear(3, 2), state, "a.pth")
 
 
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.int64, torch.bool])
+def test_whole_numbers_in_place_of_fractions_are_refused(state, kind):
+    state["bias"] = state["bias"].to(kind)
+    name = str(kind).removeprefix("torch.")
+    with pytest.raises(ValueError, match=f"a.pth looks quantised: {name} .* in bias. Get the"):
+        load_strict(nn.Linear(3, 2), state, "a.pth")
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+def test_fractions_of_fewer_bits_are_read(state, kind):
+    layer = nn.Linear(3, 2)
+    load_strict(layer, {name: value.to(kind) for name, value in state.items()}, "a.pth")
+    assert layer.weight.dtype == torch.float32 and layer.weight.tolist() == [[1.0] * 3] * 2
+
+
+def test_whole_numbers_stay_where_the_module_counts():
+    norm = nn.BatchNorm1d(2)
+    state = {**norm.state_dict(), "num_batches_tracked": torch.tensor(7)}
+    load_strict(norm, state, "a.pth")
+    assert norm.num_batches_tracked == 7
+
+
 def test_long_lists_of_keys_are_cut():
     state = {f"k{i}": torch.ones(1) for i in range(20)}
     with pytest.raises(ValueError, match="k7 and 12 more"):
@@ -109,7 +131,7 @@ def test_a_fitting_state_is_copied(state):
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4\n", "git lfs pull"),
         (b"<!DOCTYPE html><title>404</title>", "is a web page"),
         (b"\x10\0\0\0\0\0\0\0not json at all.....", "damaged, cut short, or no safetensors"),
-        (b"", "damaged, cut short, or no safetensors"),
+        (b"", "model.safetensors is empty \\(0 bytes\\)"),
     ],
 )
 def test_what_a_download_leaves_instead_of_a_safetensors_file_is_named(tmp_path, content, message):
@@ -126,3 +148,11 @@ def test_a_safetensors_file_that_is_cut_short_says_how_much_is_there(tmp_path):
     path.write_bytes(whole[:-100])
     with pytest.raises(ValueError, match=rf"{len(whole) - 100} of {len(whole)} bytes"):
         read_state_dict(path)
+
+
+@pytest.mark.parametrize("name", ["mine.pth", "pytorch_model.bin"])
+def test_a_safetensors_file_under_another_name_is_to_be_renamed(tmp_path, state, name):
+    save_file(state, tmp_path / name, metadata={"format": "pt"})
+    renamed = f"Rename it to {name.split('.')[0]}.safetensors"
+    with pytest.raises(ValueError, match=f"{name} is a safetensors file. {renamed}"):
+        read_state_dict(tmp_path / name)

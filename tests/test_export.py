@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import re
 from contextlib import redirect_stdout
 
 import numpy as np
@@ -13,6 +14,9 @@ from talk2dino import Talk2DINO, export
 from talk2dino.__main__ import main
 from talk2dino.cli.export import FILES
 from talk2dino.export import FixedSizeBackbone, check_exportable, export_onnx
+from talk2dino.hub.load import LoadedModel
+from talk2dino.hub.published import TOY_THRESHOLD, toy_config
+from talk2dino.segmenter import build_segmenter
 from talk2dino.vision import as_backbone, create_toy
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="the export extra is not installed")
@@ -21,11 +25,11 @@ pytest.importorskip("onnxscript", reason="the export extra is not installed")
 
 @pytest.fixture(scope="module")
 def model():
-    """The toy model with a small input, so that tracing is quick."""
-    toy = Talk2DINO.from_pretrained("toy", device="cpu")
-    return Talk2DINO(
-        dataclasses.replace(toy.loaded, segmenter=toy.segmenter.variant(input_size=56))
-    )
+    """The toy pair with a small input, so that tracing is quick, and a map on both sides."""
+    config = toy_config()
+    projection = dataclasses.replace(config.projection, model_class="DoubleMLP")
+    segmenter = build_segmenter(dataclasses.replace(config, projection=projection, input_size=56))
+    return Talk2DINO(LoadedModel(segmenter, TOY_THRESHOLD, "toy"))
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +92,8 @@ def test_the_description_tells_how_to_get_scores(model, folder):
         "(batch, 3, 56, 56) float32 RGB"
     )
     assert len(description["templates"]) == 7 and description["background_threshold"] == 0.52
+    assert description["scores"].startswith("sigmoid(patches / |patches| @ classes.T), resized")
+    assert "aligned corners" in description["scores"]
     picture = (torch.rand(1, 3, 56, 56) * 255).to(torch.uint8)
     tokens = model.build_dataset_class_tokens("subset", ["cup", "spoon"])
     patches = run(folder / "image.onnx", pixels=picture.float().numpy())[0]
@@ -97,6 +103,25 @@ def test_the_description_tells_how_to_get_scores(model, folder):
     pixels = picture.float().flip(1)
     cosines = model.generate_masks(pixels, None, torch.from_numpy(classes))[1]
     assert relative_error(scores[0].T.reshape(2, 4, 4), cosines[0].sigmoid()) < 1e-4
+
+
+def test_the_documented_example_gives_the_labels_of_segment(
+    model, folder, root, tmp_path, monkeypatch
+):
+    (block,) = [b for b in documented_blocks(root / "docs" / "api.md") if "onnxruntime" in b]
+    (tmp_path / "exported").mkdir()
+    (tmp_path / "exported" / "toy").symlink_to(folder)
+    (tmp_path / "assets").symlink_to(root / "assets")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(compile(block, "docs/api.md", "exec"), names)
+    expected = model.segment("assets/coffee.png", names["names"], refine=False)
+    assert min(expected.areas()["cup"], expected.areas()["table"]) > 10
+    assert (names["labels"] == expected.labels.numpy()).mean() >= 0.995
+
+
+def documented_blocks(page):
+    return re.findall(r"```py\n(.*?)```", page.read_text(), re.DOTALL)
 
 
 def test_existing_files_are_kept_unless_told(model, folder):

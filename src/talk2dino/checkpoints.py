@@ -37,6 +37,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"{path}: no such weights file")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
+    if _is_safetensors(path):
+        raise ValueError(f"{path} is a safetensors file. Rename it to {path.stem}.safetensors.")
     content = _read_torchscript(path) if _is_torchscript(path) else load_torch(path)
     for wrapper in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
@@ -55,9 +57,11 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: str | Pa
     """Copy `state` into `module`; every name and shape must agree.
 
     Raises:
-        ValueError: names the missing keys, the unexpected keys and the wrong shapes.
+        ValueError: names the missing keys, the unexpected keys, the wrong shapes, and whole
+            numbers where the module computes with fractions.
     """
     check_fit(state, state_shapes(module), f"{source} does not fit this {type(module).__name__}")
+    _check_not_quantised(state, module, source)
     module.load_state_dict(dict(state))
 
 
@@ -89,12 +93,33 @@ def check_fit(
 
 
 def _is_finite(value: Tensor) -> bool:
+    if value.is_floating_point() and value.element_size() == 1:
+        value = value.float()  # PyTorch cannot ask this of 8-bit floats
     return value.is_meta or bool(value.isfinite().all())
+
+
+def _check_not_quantised(
+    state: Mapping[str, Tensor], module: nn.Module, source: str | Path
+) -> None:
+    """Raise ValueError if tensors of `state` would be copied without their scales."""
+    whole = [
+        name
+        for name, value in module.state_dict().items()
+        if value.is_floating_point() and not state[name].is_floating_point()
+    ]
+    if whole:
+        kind = str(state[whole[0]].dtype).removeprefix("torch.")
+        raise ValueError(
+            f"{source} looks quantised: {kind} in place of fractions, in {_listed(whole)}. Get the "
+            "weights as float32, float16 or bfloat16."
+        )
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, after a look at its beginning and its size."""
     size = path.stat().st_size
+    if not size:
+        raise ValueError(f"{path} is empty (0 bytes)")
     with path.open("rb") as file:
         start = file.read(64)
         length = int.from_bytes(start[:8], "little")
@@ -122,6 +147,13 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         *(AttributeError, TypeError, LookupError),  # JSON of another structure
     ) as e:
         raise ValueError(f"{path} is damaged, cut short, or no safetensors file ({e})") from e
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file begins with the length of a header and the brace that opens it."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
 
 
 def _is_torchscript(path: Path) -> bool:

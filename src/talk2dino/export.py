@@ -264,7 +264,8 @@ def _description(loaded: LoadedModel, errors: dict[str, float]) -> dict[str, Any
             },
             "outputs": {"classes": f"(classes, {width}) float32 of unit length"},
         },
-        "scores": "sigmoid(patches / |patches| @ classes.T), resized bilinearly to the image",
+        "scores": "sigmoid(patches / |patches| @ classes.T), resized bilinearly to the image with "
+        "aligned corners: the corner pixels of grid and image coincide (align_corners=True)",
         "templates": list(get_templates(segmenter.config.template)),
         "background_threshold": loaded.background_threshold,
         "relative_errors": errors,

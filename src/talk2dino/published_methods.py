@@ -6,14 +6,14 @@ They are here for code that was written against it. Unlike everything else in th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from talk2dino.segmenter import Talk2DinoSegmenter, patch_cosines
-from talk2dino.templates import get_templates
+from talk2dino.templates import check_names, get_templates
 from talk2dino.text import TextEncoder
 
 BACKGROUND_FUNCTION = "weighted_average_sigmoid"
@@ -34,12 +34,12 @@ class PublishedMethods:
             classnames: the classes, without the background.
 
         Raises:
-            ValueError: an unknown set, no class, or a text encoder that is no CLIP.
+            ValueError: an unknown set; no class, an empty one or one that is no text; a text
+                encoder that is no CLIP.
         """
-        if isinstance(classnames, str) or not classnames:
-            raise ValueError(f"class names are a list, as ['cat', 'dog'], found {classnames!r}.")
+        names = _as_names(classnames)
         text, templates = self._clip_text(), get_templates(template_set)
-        tokens = [text.tokenize([t.format(name) for t in templates]) for name in classnames]
+        tokens = [text.tokenize([t.format(name) for t in templates]) for name in names]
         return torch.stack(tokens).to(self.segmenter.device)
 
     @torch.no_grad()
@@ -47,13 +47,13 @@ class PublishedMethods:
         """Unit-length class embeddings (C, D) of the tokens (C, T, 77) of their prompts.
 
         The mean of the prompts' CLIP vectors, projected; what `segmenter.embed_classes` gives.
+
+        Raises:
+            ValueError: another shape or type, ids that are none of CLIP's, or a text encoder that
+                is no CLIP.
         """
-        if text.ndim != 3 or not len(text):
-            raise ValueError(
-                f"tokens must be (C, T, 77), one row of prompts per class, found "
-                f"{tuple(text.shape)}. build_dataset_class_tokens makes them."
-            )
-        return self.segmenter.embed_class_tokens(text)
+        _check_tokens(text, self._clip_text())
+        return self.segmenter.embed_class_tokens(text.long())
 
     @torch.no_grad()
     def generate_masks(
@@ -84,16 +84,24 @@ class PublishedMethods:
             cosines (B, C, h, w) on the grid of patches, before both.
 
         Raises:
-            ValueError: other shapes, or an option that is not supported.
+            ValueError: other shapes or types, or an option that is not supported.
         """
+        _check_tensor("image", image, "(B, 3, H, W) BGR")
+        _check_tensor("text_emb", text_emb, "(C, D) from build_text_embedding")
+        if text_emb.ndim != 2 or not len(text_emb) or not text_emb.is_floating_point():
+            raise ValueError(
+                "text_emb must be (C, D), fractions for at least one class, found "
+                f"{tuple(text_emb.shape)} {_kind(text_emb)}. build_text_embedding makes it."
+            )
         self._check_published(text_emb, classnames, text_is_token, background_func, lambda_bg)
-        if image.ndim != 4 or image.shape[1] != 3:
+        if image.ndim != 4 or image.shape[1] != 3 or 0 in image.shape:
             raise ValueError(f"image must be (B, 3, H, W) BGR, found {tuple(image.shape)}.")
+        text_emb = text_emb.to(self.segmenter.device, torch.float32)
         windows = image.to(self.segmenter.device, torch.float32).flip(1)  # BGR to RGB
         method = self.segmenter.variant(pamr=apply_pamr)
         features = method.patch_features(windows)
         width = features.patches.shape[-1]
-        if text_emb.ndim != 2 or text_emb.shape[1] != width:
+        if text_emb.shape[1] != width:
             raise ValueError(f"text_emb must be (C, {width}), found {tuple(text_emb.shape)}.")
         cosines = patch_cosines(features.patches, text_emb)
         side = method.config.input_size // method.vision.patch_size
@@ -124,3 +132,50 @@ class PublishedMethods:
         if not isinstance(text, TextEncoder):
             raise ValueError(f"{text.name} is no CLIP text encoder, so it has no CLIP tokens.")
         return text
+
+
+def _as_names(classnames: Sequence[str]) -> list[str]:
+    """Class names as a list. Raises ValueError unless there are some, all of them words."""
+    several = isinstance(classnames, Iterable) and not isinstance(classnames, str)
+    names = list(classnames) if several else []
+    if not names:
+        raise ValueError(f"class names are a list, as ['cat', 'dog'], found {classnames!r}.")
+    for name in names:
+        if not isinstance(name, str):
+            raise ValueError(f"class names are a list, as ['cat', 'dog'], found {name!r} in it.")
+    check_names(names)
+    return names
+
+
+def _check_tokens(tokens: Tensor, text: TextEncoder) -> None:
+    """Raise ValueError unless these are CLIP's token ids (C, T, 77)."""
+    _check_tensor("tokens", tokens, "(C, T, 77) from build_dataset_class_tokens")
+    length, known = text.context_length, text.model.token_embedding.num_embeddings
+    if tokens.ndim != 3 or 0 in tokens.shape or tokens.shape[2] > length:
+        raise ValueError(
+            f"tokens must be (C, T, {length}), one row of prompts per class, found "
+            f"{tuple(tokens.shape)}. build_dataset_class_tokens makes them."
+        )
+    if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
+        raise ValueError(
+            f"tokens must be whole numbers, found {_kind(tokens)}. build_dataset_class_tokens "
+            "makes them."
+        )
+    low, high = (int(end) for end in tokens.long().aminmax())  # not there for every small type
+    if low < 0 or high >= known:
+        raise ValueError(
+            f"tokens must be CLIP's ids from 0 to {known - 1}, found {low if low < 0 else high}. "
+            "build_dataset_class_tokens makes them."
+        )
+
+
+def _check_tensor(name: str, value: Any, form: str) -> None:
+    if not isinstance(value, Tensor):
+        raise ValueError(
+            f"{name} must be a PyTorch tensor, {form}, found {type(value).__name__}. "
+            "torch.from_numpy makes one of an array."
+        )
+
+
+def _kind(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")

@@ -282,10 +282,10 @@ def create_text_tower(name: str) -> TextTransformer:
 
 
 def _text_part(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The text tower's tensors of a whole CLIP state dict (OpenAI's or open_clip's), float32."""
+    """The text tower's tensors of a whole CLIP state dict (OpenAI's or open_clip's)."""
     state = {name.removeprefix("text."): value for name, value in state.items()}
     other = ("visual.", "logit_", "input_resolution", "context_length", "vocab_size", "attn_mask")
-    return {name: value.float() for name, value in state.items() if not name.startswith(other)}
+    return {name: value for name, value in state.items() if not name.startswith(other)}
 
 
 def _address(name: str) -> str:

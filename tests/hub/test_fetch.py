@@ -57,10 +57,13 @@ def test_a_repository_without_a_configuration_is_left_to_its_weights():
 
 def test_only_two_files_are_fetched_and_the_options_reach_the_hub():
     asked = []
+    options = FetchOptions(
+        revision="v1", token="t", cache_dir="/c", local_files_only=True, force_download=True
+    )
 
     def download(repo, name, **settings):
-        asked.append((repo, name, settings["revision"], settings["token"]))
+        asked.append((repo, name, FetchOptions(**settings)))
         return f"/cache/{name}"
 
-    fetch_folder("a/b", FetchOptions(revision="v1", token="t"), "", download)
-    assert asked == [("a/b", "config.json", "v1", "t"), ("a/b", "model.safetensors", "v1", "t")]
+    fetch_folder("a/b", options, "", download)
+    assert asked == [("a/b", "config.json", options), ("a/b", "model.safetensors", options)]

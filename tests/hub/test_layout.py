@@ -1,5 +1,7 @@
 """Which model a file holds, from its tensors alone."""
 
+from pathlib import Path
+
 import pytest
 import timm
 import torch
@@ -11,6 +13,7 @@ from talk2dino.hub.layout import (
     looks_like,
     split_parts,
 )
+from talk2dino.hub.load import _identified
 from talk2dino.hub.published import PUBLISHED
 from talk2dino.projection import build_projection
 from talk2dino.text import create_text_tower
@@ -47,6 +50,7 @@ def test_the_published_models_are_known_by_their_tensors(short):
     found = identify_projection(parts.projection, "f")
     assert (found.dino_embed_dim, found.num_hidden_layers) == (model.width, 1)
     assert found.num_attn_head == model.num_heads
+    assert _identified(parts, Path("f")).background_threshold == model.background_threshold
 
 
 def test_registers_and_sizes_are_told_apart():

@@ -12,8 +12,9 @@ from talk2dino import Talk2DINO
 from talk2dino.checkpoints import state_shapes
 from talk2dino.files import find_in_checkout
 from talk2dino.hub import load
+from talk2dino.hub.fetch import FetchOptions
 from talk2dino.hub.folder import read_folder_config
-from talk2dino.hub.load import check_projection, load_model
+from talk2dino.hub.load import check_projection, find_model, load_model
 from talk2dino.hub.published import PUBLISHED
 from talk2dino.seeded import seeded_state
 
@@ -100,6 +101,7 @@ def test_a_published_projection_is_known_by_its_name(short, tmp_path, caplog):
     assert ("another content" in caplog.text) == (model.projection_sha256 is not None)
     config = model.config(str(path))
     assert config.projection.dino_embed_dim == model.width
+    assert find_model(str(path)).background_threshold == model.background_threshold
 
 
 def test_published_files_are_known_by_their_content(tmp_path):
@@ -162,6 +164,29 @@ def test_a_cached_repository_loads_without_network(cache):
     assert model.loaded.origin == REPO
 
 
+FETCH = {
+    "revision": "v1",
+    "token": "secret",
+    "cache_dir": "/somewhere",
+    "local_files_only": True,
+    "force_download": True,
+}
+
+
+def test_every_option_reaches_the_download(toy_folder, monkeypatch):
+    asked = []
+
+    def fetch_folder(repo, options, advice):
+        asked.append((repo, options))
+        return toy_folder
+
+    monkeypatch.setattr(load, "fetch_folder", fetch_folder)
+    Talk2DINO.from_pretrained(REPO, device="cpu", **FETCH)
+    Talk2DINO.from_pretrained("vitb", device="cpu", **FETCH)
+    options = FetchOptions(**FETCH)
+    assert asked == [(REPO, options), (PUBLISHED["vitb"].repo, options)]
+
+
 def test_a_damaged_file_of_the_cache_is_named(cache):
     blob = next((cache / "models--someone--a-model" / "snapshots").rglob("*.safetensors")).resolve()
     with blob.open("r+b") as file:
@@ -205,6 +230,32 @@ def test_a_folder_without_weights_says_what_is_there(tmp_path):
         load_model(str(tmp_path))
 
 
+def test_an_unfinished_download_is_the_folders_own(tmp_path):
+    strangers = tmp_path / "other" / "model"
+    strangers.mkdir(parents=True)
+    (strangers / "theirs.incomplete").touch()
+    with pytest.raises(FileNotFoundError, match=r"holds no model.safetensors, but other\.$"):
+        load_model(str(tmp_path))
+    kept = tmp_path / ".cache" / "huggingface" / "download"
+    kept.mkdir(parents=True)
+    (kept / "ours.incomplete").touch()
+    with pytest.raises(FileNotFoundError, match=r"an unfinished download \(ours.incomplete\)"):
+        load_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_is_not_the_current_folder(name):
+    with pytest.raises(ValueError, match="the model's name is empty.*one of toy, vitb"):
+        Talk2DINO.from_pretrained(name, device="cpu")
+
+
+@pytest.mark.parametrize("start", ["https://huggingface.co/", "huggingface.co/", "https://hf.co/"])
+@pytest.mark.parametrize("end", ["", "/", "/tree/main", "?library=x"])
+def test_the_address_of_a_repository_is_answered_with_its_name(start, end):
+    with pytest.raises(ValueError, match=r"not by its address.*from_pretrained\('me/mine-1.5'\)"):
+        load_model(f"{start}me/mine-1.5{end}")
+
+
 def test_a_half_downloaded_file_is_recognised(tmp_path, toy_folder):
     whole = (toy_folder / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
@@ -219,6 +270,16 @@ def test_a_pickle_is_refused_unless_it_holds_tensors_only(tmp_path, toy_state, t
         load_model(str(tmp_path))
     torch.save(toy_state, path)
     assert load_model(str(tmp_path)).segmenter.config.text_model == "toy"
+
+
+@pytest.mark.parametrize("part", ["model.", "clip_model.", "proj."])
+def test_a_quantised_part_is_refused(part, tmp_path, toy_state):
+    whole = {
+        name: value.to(torch.int8) for name, value in toy_state.items() if name.startswith(part)
+    }
+    save(toy_state | whole, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"model.safetensors looks quantised: int8 .*float32"):
+        load_model(str(tmp_path))
 
 
 def test_a_damaged_configuration_is_named(tmp_path, toy_folder):

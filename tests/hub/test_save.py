@@ -3,12 +3,14 @@
 import dataclasses
 import json
 import tempfile
+from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import HfApi
 
 from talk2dino import Talk2DINO
+from talk2dino.hub import save
 from talk2dino.hub.card import model_card, read_results
 from talk2dino.hub.load import LoadedModel
 from talk2dino.hub.save import SaveOptions, _saved_config, push_model, save_model
@@ -90,11 +92,12 @@ def test_the_card_tells_training_and_numbers(trained, tmp_path):
     (results / "notes.json").write_text("[]")
     folder = trained.save_pretrained(tmp_path / "m", projection_only=True, results=results)
     card = (folder / "README.md").read_text()
-    assert card.startswith("---\nlibrary_name: talk2dino\n")
+    assert "\nlibrary_name: talk2dino\n" in card
     for part in (
         TRAINING["command"],
         "* training data: ../coco/train.pth",
         "* captions: 566747",
+        "background threshold: 0.5.",
         "With PAMR:",
         "84.25",
         "1449",
@@ -108,6 +111,23 @@ def test_a_folder_without_results_is_named(tmp_path):
         read_results(tmp_path)
 
 
+def test_a_damaged_file_among_the_results_is_named(tmp_path):
+    (tmp_path / "voc20.json").write_text("{")
+    with pytest.raises(ValueError, match=r"voc20.json is no valid JSON .*evaluate again"):
+        read_results(tmp_path)
+
+
+def test_a_folder_that_holds_the_weights_is_complete(toy, tmp_path, monkeypatch):
+    there = []
+
+    def write_weights(tensors, path):
+        there.extend(sorted(p.name for p in path.parent.iterdir()))
+
+    monkeypatch.setattr(save, "save_safetensors", write_weights)
+    toy.save_pretrained(tmp_path / "m", projection_only=True)
+    assert there == ["README.md", "config.json"]
+
+
 class RecordingApi(HfApi):
     """Keeps what would be uploaded."""
 
@@ -115,10 +135,9 @@ class RecordingApi(HfApi):
         self.created = (repo_id, settings)
 
     def upload_folder(self, *, repo_id, folder_path, commit_message, **settings):
-        from pathlib import Path
-
         self.uploaded = (repo_id, sorted(p.name for p in Path(folder_path).iterdir()))
         self.message = commit_message
+        self.card = (Path(folder_path) / "README.md").read_text()
 
 
 def test_pushing_uploads_the_three_files(toy):
@@ -143,15 +162,43 @@ def test_a_wrong_repository_is_refused_before_anything_is_written(toy):
         push_model(toy.loaded, "my model!", SaveOptions(results="nowhere"), "", None, None)
 
 
+def test_the_card_of_a_folder_is_called_like_the_folder(toy, tmp_path):
+    card = (toy.save_pretrained(tmp_path / "toy", projection_only=True) / "README.md").read_text()
+    assert "# toy\n" in card
+    assert 'from_pretrained("./toy")' in card  # "toy" alone is a model of the package
+
+
+def test_the_card_of_a_repository_is_called_like_the_repository(trained):
+    api = RecordingApi()
+    push_model(trained.loaded, "me/great-1.5", SaveOptions(projection_only=False), "", None, api)
+    assert "# great-1.5\n" in api.card
+    assert 'from_pretrained("me/great-1.5")' in api.card
+    assert "weights/mine" not in api.card
+
+
 @pytest.mark.parametrize(
-    ("origin", "title"),
-    [("weights/mine.pth", "mine"), ("me/model-v1.2", "model-v1.2"), ("toy", "toy")],
+    ("vision", "projection_only", "licence"),
+    [
+        ("dinov2_vitb14_reg", False, "license: apache-2.0\n"),
+        ("vit_base_patch14_dinov2.lvd142m", False, "license: apache-2.0\n"),
+        ("vit_base_patch16_dinov3.lvd1689m", True, "license: apache-2.0\n"),
+        (
+            "dinov3_vitb16",
+            False,
+            "license: other\nlicense_name: dinov3-license\nlicense_link: http",
+        ),
+        ("vit_base_patch16_224.mae", False, "license: unknown\n"),
+    ],
 )
-def test_the_card_is_called_like_the_model(toy, origin, title):
-    config = _saved_config(toy.loaded, projection_only=True)
-    card = model_card(config, origin, [])
-    assert f"# {title}\n" in card
-    assert f'from_pretrained("{title}")' in card
+def test_the_licence_is_that_of_the_projection_or_of_a_backbone_in_the_folder(
+    toy, vision, projection_only, licence
+):
+    segmenter = toy.segmenter.variant(vision_model=vision)
+    config = _saved_config(LoadedModel(segmenter, 0.5, "x"), projection_only)
+    card = model_card(config, "me/mine", [])
+    assert card.startswith(f"---\n{licence}")
+    assert "## Licences\n\nThe projection and the code are Apache-2.0." in card
+    assert "DINOv3 the DINOv3 licence, OpenAI's CLIP MIT." in card
 
 
 def test_a_saved_folder_has_no_paths_of_its_maker(saved):

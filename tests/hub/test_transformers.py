@@ -7,7 +7,9 @@ import sys
 import pytest
 import torch
 
-from .test_load import same_model
+from talk2dino.hub.fetch import FetchOptions
+
+from .test_load import FETCH, REPO, same_model
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +84,81 @@ def test_settings_that_would_be_ignored_are_refused(folder, settings, message):
 
     with pytest.raises(ValueError, match=message):
         Talk2DinoModel.from_pretrained(folder, **settings)
+
+
+def test_every_option_of_a_download_reaches_the_loader(folder, toy, monkeypatch):
+    from transformers import AutoModel
+
+    from talk2dino.huggingface import model
+
+    asked = []
+
+    def load_model(name, device, fetch):
+        asked.append((name, fetch))
+        return toy.loaded
+
+    monkeypatch.setattr(model, "load_model", load_model)
+    AutoModel.from_pretrained(folder, **FETCH)
+    model.Talk2DinoModel.from_pretrained(REPO, **FETCH)
+    assert asked == [(str(folder), FetchOptions(**FETCH)), (REPO, FetchOptions(**FETCH))]
+
+
+def test_our_model_takes_its_name_even_if_transformers_knows_it(monkeypatch):
+    from transformers import AutoConfig, AutoModel
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    from talk2dino.huggingface import auto
+
+    models = AutoModel._model_mapping
+    monkeypatch.setitem(CONFIG_MAPPING._mapping, "talk2dino", "Talk2DinoConfig")
+    monkeypatch.setitem(models._reverse_config_mapping, "Talk2DinoConfig", "talk2dino")
+    monkeypatch.setitem(models._model_mapping, "talk2dino", "Talk2DinoModel")
+    for _ in range(2):
+        auto.register_config()
+        auto.register_model()
+    assert type(AutoConfig.for_model("talk2dino")) is auto.Talk2DinoConfig
+    assert models[auto.Talk2DinoConfig] is auto.AutoTalk2Dino
+
+
+def test_moving_takes_what_transformers_takes_as_long_as_it_is_float32(auto):
+    for same in (
+        auto.to(dtype=torch.float32),
+        auto.to(torch.float32),
+        auto.to("cpu", torch.float32),
+        auto.to(torch.device("cpu"), non_blocking=True),
+        auto.to(torch.zeros(1)),
+        auto.float(),
+    ):
+        assert same is auto
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("float16", lambda model: model.half()),
+        ("float16", lambda model: model.to(torch.float16)),
+        ("float16", lambda model: model.to(dtype=torch.float16)),
+        ("float16", lambda model: model.to(torch.zeros(1, dtype=torch.float16))),
+        ("bfloat16", lambda model: model.bfloat16()),
+        ("float64", lambda model: model.to("cpu", torch.float64)),
+        ("float64", lambda model: model.double()),
+    ],
+)
+def test_another_number_type_is_refused_and_changes_nothing(auto, name, change):
+    with pytest.raises(ValueError, match=f"{name} is not supported: weights are float32"):
+        change(auto)
+    assert {p.dtype for p in auto.parameters()} == {torch.float32}
+    assert auto.encode_text("a").dtype == torch.float32
+
+
+def test_saving_takes_the_habitual_option_and_keeps_an_earlier_save(auto, tmp_path):
+    auto.save_pretrained(tmp_path, projection_only=True, safe_serialization=True)
+    with pytest.raises(FileExistsError, match="pass overwrite=True"):
+        auto.save_pretrained(tmp_path, projection_only=True)
+    auto.save_pretrained(tmp_path, projection_only=True, overwrite=True)
+    with pytest.raises(ValueError, match="safe_serialization=False is not supported"):
+        auto.save_pretrained(tmp_path / "new", safe_serialization=False)
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_published_layout_loads_through_automodel_without_its_code(toy_folder, auto):

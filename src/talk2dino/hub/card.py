@@ -9,10 +9,12 @@ from typing import Any
 
 import talk2dino
 from talk2dino.benchmarks.results import markdown_table, read_result
-from talk2dino.hub.folder import FILE_SUFFIXES, INCLUDED, FolderConfig
+from talk2dino.hub.folder import INCLUDED, FolderConfig
+from talk2dino.hub.published import TOY
 from talk2dino.seeded import PREFIX
 
 _FRONT = """---
+{licence}
 library_name: talk2dino
 pipeline_tag: image-segmentation
 tags:
@@ -26,7 +28,7 @@ _USE = """## Use
 ```python
 from talk2dino import Talk2DINO
 
-model = Talk2DINO.from_pretrained("{origin}")  # this repository's name, or the folder's path
+model = Talk2DINO.from_pretrained("{name}")  # this repository's name, or the folder's path
 result = model.segment("photo.jpg", ["cat", "grass"], background=True)
 result.overlay().show()
 result.areas()  # percent
@@ -37,9 +39,12 @@ result.areas()  # percent
 
 _LICENCES = """## Licences
 
-The code is Apache-2.0. Frozen models keep the licence of their authors: DINOv2 Apache-2.0, DINOv3
-the DINOv3 licence, OpenAI's CLIP MIT.
+The projection and the code are Apache-2.0. Frozen models keep the licence of their authors: DINOv2
+Apache-2.0, DINOv3 the DINOv3 licence, OpenAI's CLIP MIT.
 """
+_DINOV3_LICENCE = """license: other
+license_name: dinov3-license
+license_link: https://ai.meta.com/resources/models-and-libraries/dinov3-license"""
 
 
 def read_results(folder: str | Path) -> list[dict[str, Any]]:
@@ -47,11 +52,16 @@ def read_results(folder: str | Path) -> list[dict[str, Any]]:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: a damaged one.
+        ValueError: a damaged file.
     """
     results = []
     for path in sorted(Path(folder).glob("*.json")):
-        content = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is no valid JSON ({error}). Delete it, or evaluate again."
+            ) from error
         if isinstance(content, dict) and "benchmark" in content and "mIoU" in content:
             results.append(read_result(path))
     if not results:
@@ -59,22 +69,34 @@ def read_results(folder: str | Path) -> list[dict[str, Any]]:
     return results
 
 
-def model_card(config: FolderConfig, origin: str, results: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown with front matter: the models, the training, the numbers, and how to use it."""
-    path = Path(origin)
-    title = (path.stem if path.suffix in FILE_SUFFIXES else path.name) or origin
+def model_card(config: FolderConfig, name: str, results: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown with front matter: the models, the training, the numbers, and how to use it.
+
+    Args:
+        config: what is in the folder.
+        name: what `from_pretrained` finds the folder by: its repository, or a path.
+        results: as `read_results` gives them.
+    """
     parts = [
-        _FRONT,
-        f"# {title}\n",
+        _FRONT.format(licence=_licence(config)),
+        f"# {name.rpartition('/')[2]}\n",
         "Open-vocabulary segmentation: name anything in words, get it segmented. A "
         "[Talk2DINO](https://arxiv.org/abs/2411.19331) model, written by talk2dino "
         f"{talk2dino.__version__}.\n",
     ]
     if config.segmenter.projection_weights.startswith(PREFIX):
         parts.append("**The projection is untrained: what it segments means nothing.**\n")
-    parts += [_USE.format(origin=title), _models(config), _training(config.training)]
+    parts += [_USE.format(name=name), _models(config), _training(config.training)]
     parts += [_numbers(results), _LICENCES]
     return "\n".join(part for part in parts if part)
+
+
+def _licence(config: FolderConfig) -> str:
+    """The front matter's lines: the projection's licence, or that of a backbone in the folder."""
+    vision = config.segmenter.vision_model
+    if config.segmenter.vision_weights != INCLUDED or vision == TOY or "dinov2" in vision:
+        return "license: apache-2.0"
+    return _DINOV3_LICENCE if "dinov3" in vision else "license: unknown"
 
 
 def _models(config: FolderConfig) -> str:

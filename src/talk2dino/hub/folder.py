@@ -62,7 +62,9 @@ def find_weights(folder: Path) -> Path:
             f"{WEIGHTS}."
         )
     there = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-    partial = [path.name for path in folder.rglob("*.incomplete")]
+    # Beside the file, or where the Hub's client keeps it; below lie folders of other things.
+    unfinished = (folder, folder / ".cache" / "huggingface" / "download")
+    partial = [path.name for place in unfinished for path in place.glob("*.incomplete")]
     if partial:
         raise FileNotFoundError(
             f"{folder} holds no {WEIGHTS}, but an unfinished download ({partial[0]}). "

@@ -50,6 +50,8 @@ from talk2dino.vision import load_vision, vision_from_state
 logger = logging.getLogger(__name__)
 
 _REPO = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_ADDRESS = re.compile(rf"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/({_REPO.pattern})")
+_NAMES = ", ".join([TOY, *PUBLISHED])
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,11 @@ def find_model(
     name_or_path: str, config: str | Path | None = None, fetch: FetchOptions | None = None
 ) -> FoundModel:
     """What `load_model` would load; a model of the Hub is downloaded if it is not there yet."""
+    if not name_or_path.strip():
+        raise ValueError(
+            f"the model's name is empty: {name_or_path!r}. Give a folder, a file, a repository "
+            f"(owner/name), or one of {_NAMES}."
+        )
     fetch, path = fetch or FetchOptions(), Path(name_or_path)
     if config is not None and not path.is_file():
         raise ValueError(f"config= belongs to the file of a projection, not to {name_or_path!r}.")
@@ -140,13 +147,18 @@ def find_model(
         return _find_folder(path)
     if path.is_file():
         return _find_file(path, config)
+    if address := _ADDRESS.match(name_or_path):
+        raise ValueError(
+            f"a repository is given as owner/name, not by its address {name_or_path}: "
+            f"from_pretrained({address[1]!r})."
+        )
     if is_repository(name_or_path):
         folder = fetch_folder(name_or_path, fetch, _advice_for_repo(name_or_path))
         return dataclasses.replace(_find_folder(folder), origin=name_or_path)
     if "/" in name_or_path or "\\" in name_or_path or path.suffix in FILE_SUFFIXES:
         raise FileNotFoundError(
             f"there is no file or folder {name_or_path}. Give one, a repository (owner/name), or "
-            f"one of {', '.join([TOY, *PUBLISHED])}."
+            f"one of {_NAMES}."
         )
     known = [TOY, *PUBLISHED]
     check_name("model", name_or_path, [*known, "or a folder, a file, owner/name"], similar=known)

@@ -36,8 +36,12 @@ class SaveOptions:
     """Replace the files of an earlier save."""
 
 
-def save_model(loaded: LoadedModel, folder: str | Path, options: SaveOptions) -> Path:
+def save_model(
+    loaded: LoadedModel, folder: str | Path, options: SaveOptions, repo: str | None = None
+) -> Path:
     """Write `model.safetensors`, `config.json` and the model card; returns the folder.
+
+    The card calls the model by its repository, or by the folder's name if there is none.
 
     Raises:
         FileExistsError: one of them is there already and `overwrite` is false.
@@ -54,7 +58,8 @@ def save_model(loaded: LoadedModel, folder: str | Path, options: SaveOptions) ->
     results = read_results(options.results) if options.results is not None else []
     config = _saved_config(loaded, options.projection_only)
     tensors = _tensors(loaded, options.projection_only)
-    card = model_card(config, loaded.origin, results)
+    # A path, because a name alone may be that of another model: a folder called toy.
+    card = model_card(config, repo or f"./{folder.resolve().name}", results)
     folder.mkdir(parents=True, exist_ok=True)
     # The weights last: a folder that holds them is complete.
     _write_text(folder / CONFIG, json.dumps(config.as_json(), indent=2, ensure_ascii=False) + "\n")
@@ -79,7 +84,7 @@ def push_model(
     """
     validate_repo_id(repo)
     with tempfile.TemporaryDirectory() as folder:
-        save_model(loaded, folder, options)
+        save_model(loaded, folder, options, repo)
         try:
             api.create_repo(repo, private=private, exist_ok=True)
             api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message)

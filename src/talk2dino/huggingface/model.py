@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -61,8 +61,7 @@ class Talk2DinoModel(Talk2DINO, PreTrainedModel):  # type: ignore[misc]  # ours 
         fetch = FetchOptions(**{name: settings.pop(name) for name in _FETCH if name in settings})
         device = settings.pop("device_map", None) or "cpu"
         for name in ("dtype", "torch_dtype"):
-            if (found := settings.pop(name, None)) not in _FLOAT32:
-                raise ValueError(f"{name}={found} is not supported: weights are float32.")
+            _check_dtype(settings.pop(name, None), name)
         if not isinstance(device, str | torch.device) or device in ("auto", "balanced"):
             raise ValueError(f"device_map={device!r} is not supported: name one device.")
         unknown = [k for k in settings if not k.startswith("_") and k not in _WITHOUT_EFFECT]
@@ -71,6 +70,84 @@ class Talk2DinoModel(Talk2DINO, PreTrainedModel):  # type: ignore[misc]  # ours 
         loaded = load_model(str(name_or_path), device, fetch=fetch)
         return cls(config or Talk2DinoConfig(), loaded).eval()
 
+    def to(  # type: ignore[override]
+        self,
+        device: str | torch.device | torch.dtype | Tensor | None = None,
+        dtype: torch.dtype | None = None,
+        non_blocking: bool = False,
+    ) -> Talk2DinoModel:
+        """Move the model; returns the model itself.
+
+        Args:
+            device: a device, a tensor that is there, or a dtype in its place.
+            dtype: float32.
+            non_blocking: without effect.
+
+        Raises:
+            ValueError: another dtype, or an unknown device.
+        """
+        if isinstance(device, Tensor):
+            dtype, device = device.dtype, device.device
+        elif isinstance(device, torch.dtype):
+            device, dtype = None, device
+        _check_dtype(dtype)
+        return self if device is None else Talk2DINO.to(self, device)
+
+    def half(self, *_: Any) -> NoReturn:
+        """Refused: texts and patches are compared in float32."""
+        _refuse_dtype("float16")
+
+    def bfloat16(self) -> NoReturn:
+        """Refused as `half`."""
+        _refuse_dtype("bfloat16")
+
+    def double(self) -> NoReturn:
+        """Refused as `half`."""
+        _refuse_dtype("float64")
+
+    def save_pretrained(  # type: ignore[override]
+        self,
+        folder: str | Path,
+        *,
+        projection_only: bool = False,
+        results: str | Path | None = None,
+        overwrite: bool = False,
+        safe_serialization: bool = True,
+    ) -> Path:
+        """As `Talk2DINO.save_pretrained`.
+
+        Unlike transformers' models, an earlier save is kept unless `overwrite` is true: its model
+        card may have been written by hand.
+
+        Args:
+            folder: made if it is not there.
+            projection_only: leave out the frozen models.
+            results: folder of `evaluate --output`, for the table in the card.
+            overwrite: replace the files of an earlier save.
+            safe_serialization: only true is supported: weights are written as safetensors.
+
+        Raises:
+            ValueError: `safe_serialization` is false; otherwise as `Talk2DINO.save_pretrained`.
+            FileExistsError: the folder holds such files and `overwrite` is false.
+        """
+        if not safe_serialization:
+            raise ValueError(
+                f"safe_serialization={safe_serialization} is not supported: weights are written "
+                "as safetensors. Leave it out."
+            )
+        return Talk2DINO.save_pretrained(
+            self, folder, projection_only=projection_only, results=results, overwrite=overwrite
+        )
+
     def forward(self, windows: Tensor, classes: Tensor, background: float | None = None) -> Tensor:
         """Scores of windows (B, 3, h, w), RGB in [0, 255]; see `Segmenter.window_scores`."""
         return self.segmenter.window_scores(windows, classes, background)
+
+
+def _check_dtype(dtype: Any, name: str = "dtype") -> None:
+    if dtype not in _FLOAT32:
+        _refuse_dtype(dtype, name)
+
+
+def _refuse_dtype(dtype: Any, name: str = "dtype") -> NoReturn:
+    raise ValueError(f"{name}={dtype} is not supported: weights are float32.")
