@@ -12,6 +12,7 @@ import threading
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -78,6 +79,33 @@ def check_folder_writable(folder: str | Path) -> None:
     except OSError as error:
         reason = error.strerror or error
         raise PermissionError(f"cannot write in the folder {nearest} ({reason})") from error
+
+
+def weights_identity(weights: str | Path) -> str:
+    """Weights as results name them: `pretrained` and `seeded:<n>` stay, files by their content."""
+    path = Path(weights)
+    if not path.exists():
+        return str(weights)
+    if path.is_file():
+        return f"sha256:{file_sha256(path)}"
+    files = sorted(p for p in path.rglob("*") if p.is_file())
+    listing = "".join(f"{p.relative_to(path).as_posix()} {file_sha256(p)}\n" for p in files)
+    return f"sha256:{hashlib.sha256(listing.encode()).hexdigest()}"
+
+
+def file_sha256(path: str | Path) -> str:
+    """The SHA-256 of a whole file, in hexadecimal; of several gigabytes it is computed once."""
+    path = Path(path)
+    return _sha256(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _sha256(path: Path, _modified: int) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def content_digest(path: str | Path | None) -> str:

@@ -72,9 +72,10 @@ def test_parts_that_others_cannot_get_are_not_left_out(toy, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-def test_the_card_tells_training_and_numbers(trained, tmp_path):
+def test_the_card_tells_training_and_its_own_numbers(trained, tmp_path, caplog):
     results = tmp_path / "results"
     results.mkdir()
+    own = trained.segmenter.config.projection_weights
     run = {
         "format": 1,
         "benchmark": "voc20",
@@ -87,9 +88,12 @@ def test_the_card_tells_training_and_numbers(trained, tmp_path):
         "num_images": 1449,
         "published": 88.5,
         "timing": None,
+        "settings": {"segmenter": {"projection_weights": own}},
     }
     (results / "voc20_pamr.json").write_text(json.dumps(run))
     (results / "notes.json").write_text("[]")
+    other = {**run, "mIoU": 3.16, "settings": {"segmenter": {"projection_weights": "seeded:9"}}}
+    (results / "voc20_untrained.json").write_text(json.dumps(other))
     folder = trained.save_pretrained(tmp_path / "m", projection_only=True, results=results)
     card = (folder / "README.md").read_text()
     assert "\nlibrary_name: talk2dino\n" in card
@@ -104,6 +108,16 @@ def test_the_card_tells_training_and_numbers(trained, tmp_path):
     ):
         assert part in card
     assert "best epoch" not in card and "Without PAMR" not in card
+    assert "3.16" not in card and "mean" not in card
+    assert "left out of the card: mine on voc20, of other weights" in caplog.text
+    (results / "voc20_pamr_2.json").write_text(json.dumps(run))
+    with pytest.raises(ValueError, match="two results of this model on voc20"):
+        trained.save_pretrained(tmp_path / "n", projection_only=True, results=results)
+    for path in results.glob("voc20_pamr*"):
+        path.unlink()
+    with pytest.raises(ValueError, match=r"other weights only: mine on voc20\. Evaluate what is"):
+        trained.save_pretrained(tmp_path / "n", projection_only=True, results=results)
+    assert not (tmp_path / "n").exists()
 
 
 def test_a_folder_without_results_is_named(tmp_path):

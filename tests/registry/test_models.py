@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from talk2dino.benchmarks.table import BENCHMARKS, DRAWN_WORLD, STUFF_BACKGROUND, published_miou
+from talk2dino.files import weights_identity
 from talk2dino.registry.models import (
     MODEL_NAMES,
     find_method,
@@ -14,7 +15,7 @@ from talk2dino.registry.models import (
     split_weights,
     unused_options,
 )
-from talk2dino.registry.options import ModelOptions, weights_identity
+from talk2dino.registry.options import ModelOptions
 from talk2dino.registry.ovsegmentor import OVSegmentorMethod
 from talk2dino.registry.talk2dino import Talk2DinoMethod
 

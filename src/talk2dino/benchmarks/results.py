@@ -228,7 +228,8 @@ def _models(results: Sequence[Mapping[str, Any]]) -> list[str]:
 def _rows(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     rows = [_row(result) for result in results]
     pairs = [(r["mIoU"], r["published"]) for r in results]
-    if len(results) > 1 and all(ours is not None for ours, _ in pairs):
+    once = len({result["benchmark"] for result in results}) == len(results)
+    if len(results) > 1 and once and all(ours is not None for ours, _ in pairs):
         mean = sum(ours for ours, _ in pairs) / len(pairs)
         papers = [paper for _, paper in pairs if paper is not None]
         paper = sum(papers) / len(papers) if len(papers) == len(pairs) else None

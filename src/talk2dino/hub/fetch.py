@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from talk2dino.files import file_sha256
 from talk2dino.hub.published import HUB_FILES
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -117,15 +117,6 @@ def check_blob(path: Path) -> None:
             f"{path} is damaged: its SHA-256 is {found[:12]}..., published is {blob.name[:12]}.... "
             f"Delete {blob} and load again."
         )
-
-
-def file_sha256(path: Path) -> str:
-    """The SHA-256 of a whole file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _by_hand(repo: str, why: str, advice: str) -> str:

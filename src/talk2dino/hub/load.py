@@ -14,8 +14,8 @@ import torch
 
 from talk2dino.checkpoints import read_state_dict
 from talk2dino.config import ProjectionConfig, build, check_name
-from talk2dino.files import find_in_checkout
-from talk2dino.hub.fetch import FetchOptions, fetch_folder, file_sha256
+from talk2dino.files import file_sha256, find_in_checkout
+from talk2dino.hub.fetch import FetchOptions, fetch_folder
 from talk2dino.hub.folder import (
     FILE_SUFFIXES,
     FolderConfig,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,20 @@ from huggingface_hub import HfApi
 from huggingface_hub.utils import validate_repo_id
 from torch import Tensor, nn
 
-from talk2dino.files import atomic_path, check_folder_writable, save_safetensors
+from talk2dino.files import (
+    atomic_path,
+    check_folder_writable,
+    save_safetensors,
+    weights_identity,
+)
 from talk2dino.hub.card import model_card, read_results
-from talk2dino.hub.folder import CONFIG, INCLUDED, WEIGHTS, FolderConfig
+from talk2dino.hub.folder import CONFIG, INCLUDED, WEIGHTS, FolderConfig, find_weights
 from talk2dino.hub.layout import PROJECTION, TEXT, VISION
 from talk2dino.hub.load import LoadedModel
 from talk2dino.seeded import PREFIX
 from talk2dino.text import PRETRAINED, TextEncoder, default_weights
+
+logger = logging.getLogger(__name__)
 
 CARD = "README.md"
 
@@ -55,7 +63,7 @@ def save_model(
             "overwrite=True."
         )
     check_folder_writable(folder)
-    results = read_results(options.results) if options.results is not None else []
+    results = _own_results(loaded, options.results) if options.results is not None else []
     config = _saved_config(loaded, options.projection_only)
     tensors = _tensors(loaded, options.projection_only)
     # A path, because a name alone may be that of another model: a folder called toy.
@@ -95,6 +103,36 @@ def push_model(
                 "and the token (hf auth login), or upload what save_pretrained writes by hand."
             ) from error
     return f"https://huggingface.co/{repo}"
+
+
+def _own_results(loaded: LoadedModel, folder: str | Path) -> list[dict[str, Any]]:
+    """The results of this model's weights; others are left out, and named.
+
+    Raises:
+        FileNotFoundError, ValueError: there are none, or a benchmark has two.
+    """
+    weights = Path(loaded.segmenter.config.projection_weights)
+    own = weights_identity(find_weights(weights) if weights.is_dir() else weights)
+    kept, others = {}, []
+    for result in read_results(folder):
+        if result["settings"]["segmenter"].get("projection_weights") != own:
+            others.append(f"{result['model']} on {result['benchmark']}")
+            continue
+        key = (result["benchmark"], bool(result["pamr"]))
+        if key in kept:
+            raise ValueError(
+                f"{folder} holds two results of this model on {result['benchmark']}. Keep the one "
+                "for the card in a folder of its own."
+            )
+        kept[key] = result
+    if not kept:
+        raise ValueError(
+            f"{folder} holds results of other weights only: {', '.join(others)}. Evaluate what is "
+            f"saved: python -m talk2dino evaluate --model {loaded.origin}"
+        )
+    if others:
+        logger.warning("left out of the card: %s, of other weights", ", ".join(others))
+    return list(kept.values())
 
 
 def _saved_config(loaded: LoadedModel, projection_only: bool) -> FolderConfig:

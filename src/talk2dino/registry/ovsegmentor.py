@@ -10,12 +10,12 @@ import torch
 
 from talk2dino.benchmarks.method import DemoRules
 from talk2dino.benchmarks.table import BENCHMARKS, STUFF_BACKGROUND, Benchmark
-from talk2dino.files import find_in_checkout
+from talk2dino.files import find_in_checkout, weights_identity
 from talk2dino.ovsegmentor import classes
 from talk2dino.ovsegmentor.checkpoints import check_source
 from talk2dino.ovsegmentor.config import PRESETS
 from talk2dino.ovsegmentor.segmenter import OVSegmentorSegmenter, build_ovsegmentor
-from talk2dino.registry.options import ModelOptions, weights_identity
+from talk2dino.registry.options import ModelOptions
 from talk2dino.segmenter import Segmenter
 from talk2dino.templates import ALIASES, get_templates
 

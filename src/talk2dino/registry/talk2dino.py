@@ -14,10 +14,10 @@ import torch
 from talk2dino import text, vision
 from talk2dino.benchmarks.method import DemoRules
 from talk2dino.benchmarks.table import BENCHMARKS, MODELS, Benchmark
-from talk2dino.files import find_in_checkout
+from talk2dino.files import find_in_checkout, weights_identity
 from talk2dino.hub.load import FoundModel, find_model, is_whole_model, load_segmenter
 from talk2dino.hub.published import PUBLISHED, demo_threshold
-from talk2dino.registry.options import ModelOptions, weights_identity
+from talk2dino.registry.options import ModelOptions
 from talk2dino.segmenter import Segmenter, Talk2DinoSegmenter
 from talk2dino.segmenter_config import SegmenterConfig, read_segmenter_config
 from talk2dino.templates import ALIASES
