@@ -121,8 +121,8 @@ def check_source(source: str | Path) -> None:
     if not path.is_dir():
         raise FileNotFoundError(
             f"{path}: no OVSegmentor weights there. Give a folder made by `python -m talk2dino "
-            "convert ovsegmentor <published.pth> <folder>` or by `pretrain`, the published .pth, "
-            "or seeded:<n>."
+            "convert ovsegmentor <published.pth> <folder>` or by `pretrain`, the published .pth "
+            "(weights/README.md says where it is), or seeded:<n>."
         )
     for file in (WEIGHTS_FILE, CONFIG_FILE):
         if (path / file).is_file():
