@@ -151,6 +151,11 @@ def test_an_unknown_name_lists_the_known_ones():
         Talk2DINO.from_pretrained("vitbb", device="cpu")
 
 
+def test_the_other_method_is_said_to_be_elsewhere():
+    with pytest.raises(ValueError, match="is no Talk2DINO. OVSegmentor is on the command line"):
+        Talk2DINO.from_pretrained("ovsegmentor_toy")
+
+
 def test_published_methods_keep_their_meaning(model, coffee):
     tokens = model.build_dataset_class_tokens("sub_imagenet_template", NAMES)
     assert tokens.shape == (3, 7, 77)

@@ -61,7 +61,7 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: str | Pa
             numbers where the module computes with fractions.
     """
     check_fit(state, state_shapes(module), f"{source} does not fit this {type(module).__name__}")
-    _check_not_quantised(state, module, source)
+    check_not_quantised(state, module, source)
     module.load_state_dict(dict(state))
 
 
@@ -98,9 +98,7 @@ def _is_finite(value: Tensor) -> bool:
     return value.is_meta or bool(value.isfinite().all())
 
 
-def _check_not_quantised(
-    state: Mapping[str, Tensor], module: nn.Module, source: str | Path
-) -> None:
+def check_not_quantised(state: Mapping[str, Tensor], module: nn.Module, source: str | Path) -> None:
     """Raise ValueError if tensors of `state` would be copied without their scales."""
     whole = [
         name

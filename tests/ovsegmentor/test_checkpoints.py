@@ -161,6 +161,14 @@ def test_folders_without_weights_say_what_is_missing(tmp_path):
     check_source("seeded:0")
 
 
+def test_an_unfinished_pretraining_is_called_one(tmp_path):
+    (tmp_path / "unfinished.pth").touch()
+    with pytest.raises(
+        FileNotFoundError, match=r"is not finished. Go on with `pretrain .*--resume"
+    ):
+        check_source(tmp_path)
+
+
 def test_a_damaged_configuration_is_named(tmp_path, toy):
     save_model(toy, tmp_path / "toy", "a test")
     for content, message in (("{", "not valid JSON"), ("[]", "no section 'model'")):
@@ -213,3 +221,9 @@ def test_loading_into_a_part_reports_the_rest(toy):
     state = {f"{name}": value for name, value in toy.img_encoder.state_dict().items()}
     report = load_state(toy.img_encoder, state | {"extra": torch.ones(1)}, "a file")
     assert report.unexpected == ("extra",) and report.training_only == ()
+
+
+def test_weights_of_whole_numbers_are_refused(toy):
+    state = {name: value.to(torch.int8) for name, value in toy.img_encoder.state_dict().items()}
+    with pytest.raises(ValueError, match="a file looks quantised: int8"):
+        load_state(toy.img_encoder, state, "a file")

@@ -160,6 +160,11 @@ def find_model(
             f"there is no file or folder {name_or_path}. Give one, a repository (owner/name), or "
             f"one of {_NAMES}."
         )
+    if name_or_path.startswith("ovsegmentor"):
+        raise ValueError(
+            f"{name_or_path} is no Talk2DINO. OVSegmentor is on the command line (python -m "
+            "talk2dino segment, evaluate) and in the page (app)."
+        )
     known = [TOY, *PUBLISHED]
     check_name("model", name_or_path, [*known, "or a folder, a file, owner/name"], similar=known)
     raise AssertionError("check_name accepts only what was handled above")

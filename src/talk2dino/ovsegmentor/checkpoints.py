@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from talk2dino.checkpoints import check_fit, read_state_dict, state_shapes
+from talk2dino.checkpoints import check_fit, check_not_quantised, read_state_dict, state_shapes
 from talk2dino.ovsegmentor.config import (
     PRESETS,
     OVSegmentorConfig,
@@ -169,6 +169,7 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> Lo
     shapes = state_shapes(model)
     needed = {name: state[name] for name in state if name in shapes}
     check_fit(needed, shapes, f"{source} does not fit this {type(model).__name__}")
+    check_not_quantised(needed, model, source)
     model.load_state_dict(needed)
     rest = [name for name in state if name not in shapes]
     report = LoadReport(
