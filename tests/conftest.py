@@ -1,5 +1,6 @@
 """What all tests share: no network, few threads, and the photographs."""
 
+import multiprocessing
 import os
 from pathlib import Path
 
@@ -12,11 +13,27 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
+PRELOADED = [
+    *("pytest", "torch.distributed", "talk2dino.cli.train", "talk2dino.training.job"),
+    *("talk2dino.cli.extract", "talk2dino.cli.extract_text"),
+    *("talk2dino.features.extract", "talk2dino.features.text"),
+]
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _few_threads() -> None:
     torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+@pytest.fixture(scope="session")
+def fork_server():
+    """Starts processes that have everything imported, so that one costs milliseconds.
+
+    There is one such server per test process: what it has imported is decided here, once.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
 
 
 @pytest.fixture(scope="session")

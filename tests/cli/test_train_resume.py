@@ -1,6 +1,5 @@
 """`train.py` stopped, killed, gone on with, and run by two processes."""
 
-import multiprocessing
 import os
 import random
 import signal
@@ -90,19 +89,17 @@ def saved_at(path):
     return path.stat().st_mtime_ns if path.exists() else None
 
 
-def test_killed_at_random_moments_and_resumed_the_result_is_the_same(folder):
+def test_killed_at_random_moments_and_resumed_the_result_is_the_same(folder, fork_server):
     train = {"num_epochs": 25, "batch_size": 2, "lr": 0.001, "save_best_model": True}
     write_recipe(folder / "recipe.yaml", train=train)
     flags = ["--model", "recipe.yaml", "--train_dataset", "train.pth", "--val_dataset", "val.pth"]
     flags += ["--device", "cpu", "--checkpoint_seconds", "0", "--save_head_activations"]
     assert main([*flags, "--out", "calm/w.pth"]) == 0
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["talk2dino.cli.train", "talk2dino.training.job"])
     unfinished = folder / "killed/w.resume.pth"
     moments, steps_at_death = random.Random(0), []
     for seconds in [*(moments.uniform(0.0, 0.2) for _ in range(8)), None]:
         arguments = ([*flags, "--out", "killed/w.pth"], unfinished, seconds)
-        process = context.Process(target=run_and_die, args=arguments)
+        process = fork_server.Process(target=run_and_die, args=arguments)
         process.start()
         process.join()
         if process.exitcode != -signal.SIGKILL:

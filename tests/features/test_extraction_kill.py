@@ -3,7 +3,6 @@
 Kills come from a fork server that has imported everything, so a process costs milliseconds.
 """
 
-import multiprocessing
 import os
 import random
 import shutil
@@ -26,14 +25,6 @@ if not hasattr(os, "fork"):
     pytest.skip("needs POSIX processes", allow_module_level=True)
 
 IMAGES = 24
-PRELOADED = ["talk2dino.cli.extract", "talk2dino.cli.extract_text"]
-
-
-@pytest.fixture(scope="module")
-def processes():
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    return context
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +92,8 @@ def dies_in_removal(main, arguments, fatal):
     run_command(main, arguments)
 
 
-def start(processes, target, *arguments):
-    process = processes.Process(target=target, args=arguments)
+def start(fork_server, target, *arguments):
+    process = fork_server.Process(target=target, args=arguments)
     process.start()
     return process
 
@@ -113,18 +104,18 @@ def finish(process):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(processes, images, tmp_path_factory):
+def undisturbed(fork_server, images, tmp_path_factory):
     path = tmp_path_factory.mktemp("undisturbed") / "val.pth"
-    finish(start(processes, run_command, extract.main, image_arguments(images, path)))
+    finish(start(fork_server, run_command, extract.main, image_arguments(images, path)))
     return path.read_bytes()
 
 
-def test_kills_at_random_moments(processes, images, undisturbed, tmp_path):
+def test_kills_at_random_moments(fork_server, images, undisturbed, tmp_path):
     out = tmp_path / "val.pth"
     arguments = image_arguments(images, out)
     moments, kills = random.Random(0), 0
     while kills < 10:
-        process = start(processes, run_command, extract.main, arguments)
+        process = start(fork_server, run_command, extract.main, arguments)
         process.join(moments.uniform(0.05, 0.4))
         if process.is_alive():
             process.kill()
@@ -133,18 +124,18 @@ def test_kills_at_random_moments(processes, images, undisturbed, tmp_path):
         if kills < 10 and out.exists() and not out.with_name("val.pth.parts").exists():
             assert out.read_bytes() == undisturbed
             out.unlink()  # done before it was killed: once more from the start
-    finish(start(processes, run_command, extract.main, [*arguments, "--overwrite"]))
+    finish(start(fork_server, run_command, extract.main, [*arguments, "--overwrite"]))
     assert out.read_bytes() == undisturbed
     assert [path.name for path in tmp_path.iterdir()] == ["val.pth"]
 
 
-def test_kills_in_the_middle_of_writes(processes, images, undisturbed, tmp_path):
+def test_kills_in_the_middle_of_writes(fork_server, images, undisturbed, tmp_path):
     """Every run dies in its 5th write (a batch is three), leaving half of it behind."""
     out = tmp_path / "val.pth"
     arguments = image_arguments(images, out)
     kills, stops = 0, []
     while True:
-        process = start(processes, dies_in_write, extract.main, arguments, 5)
+        process = start(fork_server, dies_in_write, extract.main, arguments, 5)
         process.join()
         if process.exitcode == 0:
             break
@@ -159,39 +150,39 @@ def test_kills_in_the_middle_of_writes(processes, images, undisturbed, tmp_path)
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("fatal", [1, 2, 3, 4])
-def test_kills_around_every_renaming(processes, images, undisturbed, tmp_path, fatal, after):
+def test_kills_around_every_renaming(fork_server, images, undisturbed, tmp_path, fatal, after):
     """Renamed are: the settings, the unfinished file, the result, the note that it is done."""
     out = tmp_path / "val.pth"
     arguments = image_arguments(images, out)
-    process = start(processes, dies_in_replace, extract.main, arguments, fatal, after)
+    process = start(fork_server, dies_in_replace, extract.main, arguments, fatal, after)
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    finish(start(processes, run_command, extract.main, arguments))
+    finish(start(fork_server, run_command, extract.main, arguments))
     assert out.read_bytes() == undisturbed
     assert [path.name for path in tmp_path.iterdir()] == ["val.pth"]
 
 
-def test_kills_while_the_work_folder_is_removed(processes, images, undisturbed, tmp_path):
+def test_kills_while_the_work_folder_is_removed(fork_server, images, undisturbed, tmp_path):
     """Removed are the rows, then, after the settings, the folder: only that last kill is final."""
     out, folder = tmp_path / "val.pth", tmp_path / "val.pth.parts"
     arguments = image_arguments(images, out)
-    start(processes, dies_in_removal, extract.main, arguments, 1).join()
+    start(fork_server, dies_in_removal, extract.main, arguments, 1).join()
     assert (folder / "settings.json").exists()
-    finish(start(processes, run_command, extract.main, arguments))
+    finish(start(fork_server, run_command, extract.main, arguments))
     assert not folder.exists()
-    start(processes, dies_in_removal, extract.main, [*arguments, "--overwrite"], 2).join()
+    start(fork_server, dies_in_removal, extract.main, [*arguments, "--overwrite"], 2).join()
     assert folder.exists()
     assert not (folder / "settings.json").exists()
     assert out.read_bytes() == undisturbed
     assert extract.main(arguments) == 2  # the file exists: nothing is computed again unasked
-    finish(start(processes, run_command, extract.main, [*arguments, "--overwrite"]))
+    finish(start(fork_server, run_command, extract.main, [*arguments, "--overwrite"]))
     assert out.read_bytes() == undisturbed
     assert not folder.exists()
 
 
-def test_finished_batches_are_not_computed_again(processes, images, tmp_path, monkeypatch):
+def test_finished_batches_are_not_computed_again(fork_server, images, tmp_path, monkeypatch):
     arguments = image_arguments(images, tmp_path / "val.pth")
-    start(processes, dies_in_write, extract.main, arguments, 3 * 8 + 1).join()
+    start(fork_server, dies_in_write, extract.main, arguments, 3 * 8 + 1).join()
     computed = []
 
     def counted(backbone, pixels, *rest):
@@ -203,10 +194,10 @@ def test_finished_batches_are_not_computed_again(processes, images, tmp_path, mo
     assert computed == [2] * 4  # eight of twelve batches were finished
 
 
-def test_the_rest_can_be_done_with_another_batch_size(processes, images, undisturbed, tmp_path):
+def test_the_rest_can_be_done_with_another_batch_size(fork_server, images, undisturbed, tmp_path):
     """As after running out of memory; equal up to the order of floating point sums."""
     out = tmp_path / "val.pth"
-    start(processes, dies_in_write, extract.main, image_arguments(images, out), 14).join()
+    start(fork_server, dies_in_write, extract.main, image_arguments(images, out), 14).join()
     assert extract.main(image_arguments(images, out, "--batch_size", "5")) == 0
     (tmp_path / "whole.pth").write_bytes(undisturbed)
     torch.testing.assert_close(
@@ -217,13 +208,13 @@ def test_the_rest_can_be_done_with_another_batch_size(processes, images, undistu
     )
 
 
-def test_a_failure_before_the_kill_is_still_reported(processes, images, tmp_path, capsys):
+def test_a_failure_before_the_kill_is_still_reported(fork_server, images, tmp_path, capsys):
     folder = tmp_path / "coco"
     shutil.copytree(images.folder, folder)
     (folder / "001.jpg").write_bytes(b"")
     more = ["--data_dir", str(folder)]
     arguments = image_arguments(images, tmp_path / "a.pth", *more)
-    process = start(processes, dies_in_write, extract.main, arguments, 10)
+    process = start(fork_server, dies_in_write, extract.main, arguments, 10)
     process.join()
     assert extract.main(arguments) == 1
     assert "image 101 (001.jpg)" in capsys.readouterr().err
@@ -231,16 +222,16 @@ def test_a_failure_before_the_kill_is_still_reported(processes, images, tmp_path
     assert (tmp_path / "a.pth").read_bytes() == (tmp_path / "b.pth").read_bytes()
 
 
-def test_shards_are_the_same_after_a_kill(processes, images, tmp_path):
+def test_shards_are_the_same_after_a_kill(fork_server, images, tmp_path):
     flags = ["--write_as_wds", "--n_shards", "2", "--n_in_splits", "2"]
     arguments = image_arguments(images, tmp_path / "a", *flags)
-    finish(start(processes, run_command, extract.main, arguments))
+    finish(start(fork_server, run_command, extract.main, arguments))
     arguments = image_arguments(images, tmp_path / "b", *flags)
     for fatal in (4, 30):
-        start(processes, dies_in_write, extract.main, arguments, fatal).join()
+        start(fork_server, dies_in_write, extract.main, arguments, fatal).join()
     for fatal in (1, 2, 3):
-        start(processes, dies_in_replace, extract.main, arguments, fatal, True).join()
-    finish(start(processes, run_command, extract.main, arguments))
+        start(fork_server, dies_in_replace, extract.main, arguments, fatal, True).join()
+    finish(start(fork_server, run_command, extract.main, arguments))
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert names == [f"shard0000{number}.tar" for number in range(4)]
     assert sorted(path.name for path in (tmp_path / "b").iterdir()) == names
@@ -249,7 +240,7 @@ def test_shards_are_the_same_after_a_kill(processes, images, tmp_path):
 
 
 def test_the_text_command_completes_its_input_in_spite_of_kills(
-    processes, images, undisturbed, tmp_path
+    fork_server, images, undisturbed, tmp_path
 ):
     arguments = {}
     for name in ("a.pth", "b.pth"):
@@ -257,14 +248,14 @@ def test_the_text_command_completes_its_input_in_spite_of_kills(
         path = str(tmp_path / name)
         arguments[name] = ["--ann_path", path, "--model", "toy", "--device", "cpu"]
         arguments[name] += ["--batch_size", "8"]
-    finish(start(processes, run_command, extract_text.main, arguments["a.pth"]))
+    finish(start(fork_server, run_command, extract_text.main, arguments["a.pth"]))
     for fatal in (3, 4, 3):
-        start(processes, dies_in_write, extract_text.main, arguments["b.pth"], fatal).join()
+        start(fork_server, dies_in_write, extract_text.main, arguments["b.pth"], fatal).join()
         assert (tmp_path / "b.pth").read_bytes() == undisturbed
     for fatal, after in ((1, False), (2, False), (2, True)):  # the last is after the result
         replace = (extract_text.main, arguments["b.pth"], fatal, after)
-        start(processes, dies_in_replace, *replace).join()
-    finish(start(processes, run_command, extract_text.main, arguments["b.pth"]))
+        start(fork_server, dies_in_replace, *replace).join()
+    finish(start(fork_server, run_command, extract_text.main, arguments["b.pth"]))
     assert (tmp_path / "a.pth").read_bytes() == (tmp_path / "b.pth").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pth", "b.pth"]
 

@@ -1,7 +1,6 @@
 """Several processes on one extraction, connected by gloo as `torch.distributed.run` does it."""
 
 import errno
-import multiprocessing
 import os
 import signal
 import socket
@@ -22,15 +21,6 @@ from talk2dino.processes import Processes
 
 if not hasattr(os, "fork"):
     pytest.skip("needs POSIX processes", allow_module_level=True)
-
-PRELOADED = ["talk2dino.cli.extract", "talk2dino.cli.extract_text", "torch.distributed"]
-
-
-@pytest.fixture(scope="module")
-def processes():
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    return context
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +75,7 @@ def rank_of(main, arguments, environment, log, disturb):
     sys.exit(main(arguments))
 
 
-def run_ranks(processes, main, arguments, count, logs, disturbed=None):
+def run_ranks(fork_server, main, arguments, count, logs, disturbed=None):
     """Exit codes and what was written on stderr, by rank."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -96,7 +86,7 @@ def run_ranks(processes, main, arguments, count, logs, disturbed=None):
         environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"}
         disturb = disturbed if rank == 1 else None
         target = (main, arguments, environment, logs / f"rank{rank}.txt", disturb)
-        started.append(processes.Process(target=rank_of, args=target))
+        started.append(fork_server.Process(target=rank_of, args=target))
         started[-1].start()
     for process in started:
         process.join()
@@ -125,9 +115,13 @@ def files(folder):
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_several_processes_write_the_bytes_of_one(processes, images, alone, tmp_path, logs, count):
+def test_several_processes_write_the_bytes_of_one(
+def test_several_processes_write_the_bytes_of_one(
+    fork_server, images, alone, tmp_path, logs, count
+):
+):
     arguments = image_arguments(images, tmp_path / "val.pth")
-    codes, said = run_ranks(processes, extract.main, arguments, count, logs)
+    codes, said = run_ranks(fork_server, extract.main, arguments, count, logs)
     assert codes == [0] * count
     assert (tmp_path / "val.pth").read_bytes() == alone
     assert "image 114 (014.jpg)" in said[0]
@@ -135,13 +129,13 @@ def test_several_processes_write_the_bytes_of_one(processes, images, alone, tmp_
     assert files(tmp_path) == ["val.pth", "val.pth.failed.txt"]
 
 
-def test_captions_sorted_by_length_are_divided_too(processes, images, alone, tmp_path, logs):
+def test_captions_sorted_by_length_are_divided_too(fork_server, images, alone, tmp_path, logs):
     arguments = {}
     for name in ("a.pth", "b.pth"):
         (tmp_path / name).write_bytes(alone)
         arguments[name] = ["--ann_path", str(tmp_path / name), "--model", "toy"]
         arguments[name] += ["--device", "cpu", "--batch_size", "8"]
-    codes, _ = run_ranks(processes, extract_text.main, arguments["a.pth"], 2, logs)
+    codes, _ = run_ranks(fork_server, extract_text.main, arguments["a.pth"], 2, logs)
     assert codes == [0, 0]
     torch.set_num_threads(1)
     assert extract_text.main(arguments["b.pth"]) == 0
@@ -149,19 +143,19 @@ def test_captions_sorted_by_length_are_divided_too(processes, images, alone, tmp
     assert read_features(tmp_path / "a.pth").caption_features["ann_feats"].shape == (43, 512)
 
 
-def test_too_many_failures_are_the_first_process_s_to_report(processes, images, tmp_path, logs):
+def test_too_many_failures_are_the_first_process_s_to_report(fork_server, images, tmp_path, logs):
     # torch.distributed.run ends all processes as soon as one exits with an error.
     arguments = image_arguments(images, tmp_path / "val.pth", "--max_failures", "0")
-    codes, said = run_ranks(processes, extract.main, arguments, 2, logs)
+    codes, said = run_ranks(fork_server, extract.main, arguments, 2, logs)
     assert codes == [1, 0]
     assert "1 failures are more than --max_failures 0" in said[0]
     assert said[1] == ""
 
 
-def test_an_error_of_one_process_ends_all_with_its_message(processes, images, tmp_path, logs):
+def test_an_error_of_one_process_ends_all_with_its_message(fork_server, images, tmp_path, logs):
     arguments = image_arguments(images, tmp_path / "val.pth")
     disturbed = (fails_in_write, 3)
-    codes, said = run_ranks(processes, extract.main, arguments, 2, logs, disturbed)
+    codes, said = run_ranks(fork_server, extract.main, arguments, 2, logs, disturbed)
     assert codes == [1, 1]
     assert "could not write (No space left on device)" in said[1]
     assert "error: process 1 of 2 failed: " in said[0]
@@ -169,15 +163,15 @@ def test_an_error_of_one_process_ends_all_with_its_message(processes, images, tm
     assert files(tmp_path) == ["val.pth.parts"]
 
 
-def test_after_a_kill_any_number_of_processes_goes_on(processes, images, alone, tmp_path, logs):
+def test_after_a_kill_any_number_of_processes_goes_on(fork_server, images, alone, tmp_path, logs):
     arguments = image_arguments(images, tmp_path / "val.pth")
-    codes, said = run_ranks(processes, extract.main, arguments, 2, logs, (dies_in_write, 6))
+    codes, said = run_ranks(fork_server, extract.main, arguments, 2, logs, (dies_in_write, 6))
     assert codes == [1, -signal.SIGKILL]
     assert "another process of this extraction has ended" in said[0]
     assert "run the same command again to go on" in said[0]
     journals = sorted((tmp_path / "val.pth.parts").glob(f"split*/{JOURNAL}"))
     assert [len(path.read_text().splitlines()) for path in journals] == [6, 2]
-    codes, _ = run_ranks(processes, extract.main, arguments, 3, logs, (dies_in_write, 2))
+    codes, _ = run_ranks(fork_server, extract.main, arguments, 3, logs, (dies_in_write, 2))
     assert codes == [1, -signal.SIGKILL, 1]
     assert extract.main(arguments) == 0
     assert (tmp_path / "val.pth").read_bytes() == alone

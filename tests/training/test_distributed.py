@@ -1,6 +1,5 @@
 """Two processes that share every batch end with the weights of one process."""
 
-import multiprocessing
 import os
 import socket
 import traceback
@@ -63,17 +62,15 @@ def one_of_two(rank, port, features, path):
 
 
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory):
+def two_processes(tmp_path_factory, fork_server):
     from tests.training.conftest import make_tiny_features
 
     features, path = make_tiny_features(), tmp_path_factory.mktemp("two")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
     workers = [
-        context.Process(target=one_of_two, args=(rank, port, features, path)) for rank in (0, 1)
+        fork_server.Process(target=one_of_two, args=(rank, port, features, path)) for rank in (0, 1)
     ]
     for worker in workers:
         worker.start()
