@@ -7,11 +7,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 pytest.importorskip("mmseg")
@@ -128,15 +129,33 @@ def test_a_lower_precision_is_another_run_and_full_precision_is_not(voc20, tmp_p
     assert sorted(content.get("precision", "") for content in settings) == ["", "bf16"]
 
 
-def test_a_run_killed_at_random_goes_on(root, voc20, tmp_path):
-    command = script_command(root, tmp_path)
-    chance = random.Random(3)
-    for _ in range(3):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(chance.uniform(3, 9))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert subprocess.run(command, capture_output=True).returncode == 0
+def run_and_die(words, output, seconds):
+    """Run the published command, and SIGKILL it some seconds after its next image is counted."""
+    torch.set_num_threads(1)
+
+    def counted():
+        return sum(path.stat().st_size for path in output.rglob("*.counts"))
+
+    def die():
+        pause, before = threading.Event(), counted()
+        while counted() == before:
+            pause.wait(0.001)
+        pause.wait(seconds)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if seconds is not None:
+        threading.Thread(target=die, daemon=True).start()
+    sys.exit(published_main(words))
+
+
+def test_a_run_killed_at_random_goes_on(root, voc20, tmp_path, fork_server):
+    words, chance, codes = script_command(root, tmp_path)[2:], random.Random(3), []
+    for seconds in (0, chance.uniform(0, 0.2), chance.uniform(0, 0.2), None):
+        process = fork_server.Process(target=run_and_die, args=(words, tmp_path, seconds))
+        process.start()
+        process.join()
+        codes.append(process.exitcode)
+    assert codes[0] == -signal.SIGKILL and codes[-1] == 0
     assert_same(only_counts(tmp_path), only_counts(voc20))
 
 

@@ -14,6 +14,7 @@ import torch
 from talk2dino.cli import train as train_command
 from talk2dino.cli.train import main
 from talk2dino.features.store import write_features
+from tests.ranks import run_ranks
 
 from .small_training import features, train, write_recipe
 
@@ -139,7 +140,9 @@ def test_resuming_on_a_dataset_that_was_replaced_is_refused(folder, capsys):
     assert "train_dataset_digest" in capsys.readouterr().err
 
 
-def test_two_processes_go_on_to_what_one_would_write(folder, root, monkeypatch):
+def test_two_processes_go_on_to_what_one_would_write(
+    folder, monkeypatch, fork_server, tmp_path_factory
+):
     write_recipe(folder / "recipe.yaml", train={"num_epochs": 3, "batch_size": 7})
     flags = ["--val_dataset", "val.pth", "--test_dataset", "val.pth", "--save_head_activations"]
     assert train("--out", "one/w.pth", *flags) == 0
@@ -147,21 +150,15 @@ def test_two_processes_go_on_to_what_one_would_write(folder, root, monkeypatch):
         patch.setattr(train_command, "step_bar", interrupting_bar(epoch=2))
         assert train("--out", "two/w.pth", *flags) == 130
 
-    def together(*more):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += ["--nproc_per_node", "2", str(root / "train.py"), "--model", "recipe.yaml"]
-        command += ["--train_dataset", "train.pth", "--device", "cpu", "--out", "two/w.pth"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.run(
-            [*command, *flags, *more], capture_output=True, text=True, env=environment
-        )
-
-    stopped = together("--resume", "--seed", "5")  # the first process finds it out
-    assert stopped.returncode != 0
-    assert "seed was 123, now 5" in stopped.stderr
-    done = together("--resume")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("epoch 3/3") == 1  # only one process prints
+    flags += ["--model", "recipe.yaml", "--train_dataset", "train.pth", "--device", "cpu"]
+    flags += ["--out", "two/w.pth", "--resume"]
+    logs = [tmp_path_factory.mktemp(name) for name in ("stopped", "done")]
+    codes, said = run_ranks(fork_server, main, [*flags, "--seed", "5"], 2, logs[0])
+    assert all(codes)
+    assert "seed was 123, now 5" in said[0]  # the first process finds it out
+    codes, said = run_ranks(fork_server, main, flags, 2, logs[1])
+    assert codes == [0, 0], said
+    assert said[0].count("epoch 3/3") == 1 and "epoch" not in said[1]  # only one prints
     one, two = ({p.name for p in (folder / name).iterdir()} for name in ("one", "two"))
     assert one == two
     weights, theirs = (torch.load(f"{name}/w.pth") for name in ("one", "two"))

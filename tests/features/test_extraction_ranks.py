@@ -3,8 +3,6 @@
 import errno
 import os
 import signal
-import socket
-import sys
 
 import pytest
 import torch
@@ -18,6 +16,7 @@ from talk2dino.features.ranges import Range, divided
 from talk2dino.features.store import read_features
 from talk2dino.features.work import Work, collected
 from talk2dino.processes import Processes
+from tests.ranks import run_ranks
 
 if not hasattr(os, "fork"):
     pytest.skip("needs POSIX processes", allow_module_level=True)
@@ -66,34 +65,6 @@ def dies_in_write(fatal):
     parts._write_at = write
 
 
-def rank_of(main, arguments, environment, log, disturb):
-    os.environ.update(environment)
-    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-    torch.set_num_threads(1)
-    if disturb:
-        disturb[0](disturb[1])
-    sys.exit(main(arguments))
-
-
-def run_ranks(fork_server, main, arguments, count, logs, disturbed=None):
-    """Exit codes and what was written on stderr, by rank."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    started = []
-    for rank in range(count):
-        environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count)}
-        environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"}
-        disturb = disturbed if rank == 1 else None
-        target = (main, arguments, environment, logs / f"rank{rank}.txt", disturb)
-        started.append(fork_server.Process(target=rank_of, args=target))
-        started[-1].start()
-    for process in started:
-        process.join()
-    said = [(logs / f"rank{rank}.txt").read_text() for rank in range(count)]
-    return [process.exitcode for process in started], said
-
-
 @pytest.fixture
 def logs(tmp_path):
     folder = tmp_path / "logs"
@@ -116,9 +87,7 @@ def files(folder):
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_several_processes_write_the_bytes_of_one(
-def test_several_processes_write_the_bytes_of_one(
     fork_server, images, alone, tmp_path, logs, count
-):
 ):
     arguments = image_arguments(images, tmp_path / "val.pth")
     codes, said = run_ranks(fork_server, extract.main, arguments, count, logs)
