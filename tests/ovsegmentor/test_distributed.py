@@ -1,16 +1,12 @@
 """Two processes train like one with the batches of both: loss, gradients, running statistics."""
 
 import dataclasses
-import subprocess
-import sys
-from pathlib import Path
 
 import torch
 
 from talk2dino.ovsegmentor.text import Tokenizer, Tokens, toy_tokenizer
 from tests.ovsegmentor.conftest import make_batch, seeded_toy
-
-LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+from tests.ranks import run_ranks
 
 
 def prepared_model():
@@ -62,18 +58,13 @@ def train_one_part(folder):
             dist.all_reduce(value)
             values[name] = value / 2
     if rank == 0:
-        torch.save({name: v.detach() for name, v in values.items()}, Path(folder) / "two.pth")
+        torch.save({name: v.detach() for name, v in values.items()}, folder / "two.pth")
     dist.destroy_process_group()
 
 
-def test_two_processes_equal_one_with_both_batches(root, tmp_path):
-    script = tmp_path / "worker.py"
-    script.write_text(
-        f"import sys\nsys.path[:0] = [{str(root)!r}, {str(root / 'src')!r}]\n"
-        "from tests.ovsegmentor.test_distributed import train_one_part\n"
-        f"train_one_part({str(tmp_path)!r})\n"
-    )
-    subprocess.run([sys.executable, *LAUNCHER, str(script)], check=True, capture_output=True)
+def test_two_processes_equal_one_with_both_batches(fork_server, tmp_path):
+    codes, said = run_ranks(fork_server, train_one_part, tmp_path, 2, tmp_path)
+    assert codes == [0, 0], said
     together = torch.load(tmp_path / "two.pth", weights_only=True)
 
     model = prepared_model()

@@ -1,14 +1,14 @@
 """Whole runs: both stages, interruption, selection, and what stops one."""
 
 import json
+import os
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from talk2dino import files
 from talk2dino.cli.pretrain import main
 from talk2dino.ovsegmentor.checkpoints import read_checkpoint
 from talk2dino.ovsegmentor.pretraining import loop
@@ -86,37 +86,33 @@ def test_stage_2_goes_on_from_stage_1(stage1, write_recipe, tmp_path, capsys):
     assert words.read_bytes() == (stage1 / "tokenizer" / "tokenizer.json").read_bytes()
 
 
-KILLED = """
-import os, signal, sys
-sys.path[:0] = {paths!r}
-import torch
-torch.set_num_threads({threads})
-from talk2dino import files
-from talk2dino.cli.pretrain import main
-replace, count = os.replace, 0
-def replacing(source, target):
-    global count
-    count += str(target).endswith("unfinished.pth")
-    if count == {fatal}:
-        os.kill(os.getpid(), signal.SIGKILL)
-    replace(source, target)
-files.os.replace = replacing
-main({arguments!r})
-"""
+def dies_in_save(arguments, threads, fatal):
+    """Run, and be killed before the `fatal`-th state takes its place."""
+    torch.set_num_threads(threads)
+    replace, count = os.replace, 0
+
+    def replacing(source, target):
+        nonlocal count
+        count += str(target).endswith("unfinished.pth")
+        if count == fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+
+    files.os.replace = replacing
+    main(arguments)
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes(root, write_recipe, tmp_path):
+def test_a_killed_run_goes_on_to_the_same_bytes(fork_server, write_recipe, tmp_path):
     recipe = write_recipe(train={"accumulate": 2, "batch_size": 2, "amp": "bfloat16"})
     out = tmp_path / "killed"
     arguments = ["--config", str(recipe), "--out", str(out), *FLAGS, "--checkpoint_seconds", "0"]
-    script = KILLED.format(
-        paths=[str(root / "src")],
-        threads=torch.get_num_threads(),
-        fatal=6,  # the second step of epoch 2 is about to be saved
-        arguments=arguments,
+    fatal = 6  # the second step of epoch 2 is about to be saved
+    killed = fork_server.Process(
+        target=dies_in_save, args=(arguments, torch.get_num_threads(), fatal)
     )
-    killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    killed.start()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
     snapshot = load_snapshot(out / "unfinished.pth")
     assert (snapshot.progress[0].epoch, snapshot.progress[0].step) == (1, 1)
     assert main([*arguments, "--resume"]) == 0

@@ -1,10 +1,5 @@
 """Two processes take one process's step, and go on after an interruption to the same weights."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -12,7 +7,8 @@ from talk2dino.ovsegmentor.pretraining.config import load_pretraining_recipe
 from talk2dino.ovsegmentor.pretraining.optimizer import make_optimizer
 from talk2dino.ovsegmentor.pretraining.state import load_snapshot
 from talk2dino.ovsegmentor.pretraining.step import PretrainingStep
-from tests.ovsegmentor.test_distributed import LAUNCHER, prepared_model, rows, whole_batch
+from tests.ovsegmentor.test_distributed import prepared_model, rows, whole_batch
+from tests.ranks import run_ranks
 
 
 def one_step(recipe, part):
@@ -61,7 +57,6 @@ def work(folder):
     from talk2dino.processes import joined_processes
 
     torch.set_num_threads(1)
-    folder = Path(folder)
     recipe = load_pretraining_recipe(folder / "tiny.yaml")
     with joined_processes() as processes:
         rank = processes.rank
@@ -73,20 +68,13 @@ def work(folder):
         run_and_stop(recipe, folder, processes)
 
 
-def test_two_processes_step_like_one_and_resume_exactly(root, write_recipe, captions, tmp_path):
+def test_two_processes_step_like_one_and_resume_exactly(
+    fork_server, write_recipe, captions, tmp_path
+):
     held_out = {"metafile": str(captions), "images": str(captions.parent)}
     recipe = write_recipe(train={"batch_size": 2, "epochs": 1}, selection=held_out)
-    script = tmp_path / "worker.py"
-    script.write_text(
-        f"import sys\nsys.path[:0] = [{str(root)!r}, {str(root / 'src')!r}]\n"
-        "from tests.ovsegmentor.pretraining.test_several_processes import work\n"
-        f"work({str(tmp_path)!r})\n"
-    )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *LAUNCHER, str(script)], capture_output=True, text=True, env=environment
-    )
-    assert done.returncode == 0, done.stderr
+    codes, said = run_ranks(fork_server, work, tmp_path, 2, tmp_path)
+    assert codes == [0, 0], said
     together = torch.load(tmp_path / "two.pth", weights_only=True)
     alone = one_step(load_pretraining_recipe(recipe), slice(None))
     assert together.keys() == alone.keys()
