@@ -39,8 +39,10 @@ class ServerConfig:
 
 
 @contextmanager
-def serve(models: Models, limits: Limits, opening: Opening, config: ServerConfig) -> Iterator[str]:
-    """Run the server inside a `with` block; yields its local address.
+def serve(
+    models: Models, limits: Limits, opening: Opening, config: ServerConfig
+) -> Iterator[gr.Blocks]:
+    """Run the server inside a `with` block; yields the page, whose `local_url` is its address.
 
     Uploads, drawn pictures and downloads live in a temporary folder that is removed at the end.
 
@@ -51,7 +53,7 @@ def serve(models: Models, limits: Limits, opening: Opening, config: ServerConfig
         results = Results(Path(folder) / "results")
         blocks = Page(Service(models, results, limits), opening).build()
         blocks.queue(max_size=config.max_queue, default_concurrency_limit=1)
-        _, address, _ = blocks.launch(
+        blocks.launch(
             server_name=config.name,
             server_port=config.port,
             share=config.share,
@@ -69,7 +71,7 @@ def serve(models: Models, limits: Limits, opening: Opening, config: ServerConfig
             quiet=True,
         )
         try:
-            yield address
+            yield blocks
         finally:
             blocks.close(verbose=False)
 
