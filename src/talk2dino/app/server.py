@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,6 +53,7 @@ def serve(
     with tempfile.TemporaryDirectory(prefix="talk2dino-app-") as folder, _environment(folder):
         results = Results(Path(folder) / "results")
         blocks = Page(Service(models, results, limits), opening).build()
+        _check_port(config.port)
         blocks.queue(max_size=config.max_queue, default_concurrency_limit=1)
         blocks.launch(
             server_name=config.name,
@@ -74,6 +76,21 @@ def serve(
             yield blocks
         finally:
             blocks.close(verbose=False)
+
+
+def _check_port(port: int | None) -> None:
+    """Raise OSError if a port that was asked for cannot be listened at; Gradio looks likewise."""
+    if port is None:
+        return
+    with socket.socket() as attempt:
+        attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            attempt.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise OSError(
+                f"port {port} cannot be used ({error.strerror}). Choose another --server_port, or "
+                "leave it out for the first free one from 7860."
+            ) from error
 
 
 def _theme() -> gr.themes.Base:
