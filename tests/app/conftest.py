@@ -10,12 +10,14 @@ pytest.importorskip("gradio", reason="the page needs Gradio: pip install -r requ
 import torch
 from PIL import Image
 
+from talk2dino.app.entries import find_entry, named_entry
 from talk2dino.app.inputs import Limits, Upload
-from talk2dino.app.models import ModelEntry, Models, find_entry, named_entry
+from talk2dino.app.models import Facts, Loaded, ModelEntry, Models
 from talk2dino.app.page import Opening
 from talk2dino.app.server import ServerConfig, serve
 
 CPU = torch.device("cpu")
+MAX_UPLOAD_MB = 2
 LIMITS = Limits(max_pixels=4_000_000, max_side=320, max_categories=20)
 
 
@@ -27,12 +29,12 @@ class Gate:
 
     def entry(self):
         toy = named_entry("toy", CPU)
-        return ModelEntry("slow", lambda: self._load(toy), toy.threshold)
+        return ModelEntry("slow", lambda: self._load(toy), Facts(toy.facts.threshold))
 
     def _load(self, toy):
         self.entered.set()
         self.opened.wait(timeout=60)
-        return toy.load()
+        return Loaded(toy.load().segmenter, Facts(toy.facts.threshold))
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +45,20 @@ def gate():
 @pytest.fixture(scope="session")
 def models(gate):
     groups = find_entry("ovsegmentor_toy=seeded:0", CPU)
-    return Models([named_entry("toy", CPU), gate.entry(), groups], CPU)
+    return Models([named_entry("toy", CPU), gate.entry(), groups, late_entry()], CPU)
+
+
+def late_entry():
+    """A model of which nothing is known before it is loaded; then its threshold is 0.61."""
+    toy = named_entry("toy", CPU)
+    facts = Facts(0.61, "Only its weights tell this.")
+    return ModelEntry("late", lambda: Loaded(toy.load().segmenter, facts))
+
+
+@pytest.fixture
+def late():
+    """That model, not loaded yet."""
+    return Models([late_entry()], CPU)
 
 
 @pytest.fixture
@@ -67,8 +82,8 @@ def connections():
 
 
 @pytest.fixture(scope="session")
-def address(models, photos, connections):
-    """Address of a served page."""
+def page(models, photos, connections):
+    """A served page."""
     connect = socket.socket.connect
 
     def noted(self, target):
@@ -78,5 +93,12 @@ def address(models, photos, connections):
     examples = [(photos / "chelsea.png", "cat, nose"), (photos / "coffee.png", "cup, spoon")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", noted)
-        with serve(models, LIMITS, Opening(examples), ServerConfig()) as address:
-            yield address
+        config = ServerConfig(max_upload_mb=MAX_UPLOAD_MB)
+        with serve(models, LIMITS, Opening(examples), config) as page:
+            yield page
+
+
+@pytest.fixture(scope="session")
+def address(page):
+    """Address of the served page."""
+    return page.local_url

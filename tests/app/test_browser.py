@@ -225,6 +225,23 @@ def test_choosing_another_model_leaves_the_result_as_it_is(visitor, photos):
     assert page.locator("#areas li").all_inner_texts() == before
 
 
+def test_the_page_says_of_a_model_what_only_loading_it_tells(visitor, small_photo):
+    page = visitor.page
+    page.check("#background input")
+    page.click("#model input")
+    page.get_by_role("option", name="late").click()
+    expect(page.locator("#notice")).to_contain_text("can be said once it is loaded")
+    visitor.upload(small_photo.path)
+    visitor.name("cup, spoon")
+    visitor.segment()
+    expect(page.locator("#notice")).to_contain_text("Only its weights tell this.")
+    expect(page.locator("#threshold input[type=number]")).to_have_value("0.61")
+    page.fill("#threshold input[type=number]", "0.8")
+    page.keyboard.press("Tab")
+    visitor.segment()
+    expect(page.locator("#threshold input[type=number]")).to_have_value("0.8")
+
+
 def test_a_phone_shows_the_page_without_scrolling_sideways(visitor, photos, artifacts):
     page = visitor.page
     page.set_viewport_size({"width": 390, "height": 844})
@@ -263,19 +280,24 @@ def test_the_keyboard_alone_is_enough(visitor):
     visitor.tab_to("#opacity")
 
 
-def test_visitors_at_once_see_their_own_results(visit_many, photos):
-    visitors = visit_many(4)  # ten requests at once, without the time of ten pages: test_endpoints
-    names = ["astronaut.png", "chelsea.png", "coffee.png"]
+def test_ten_visitors_at_once_see_their_own_results(visit_many, photos, tmp_path):
+    visitors = visit_many(10)
     for number, visitor in enumerate(visitors):
-        visitor.upload(photos / names[number % 3])
+        picture = tmp_path / f"picture {number}.png"
+        with Image.open(photos / "chelsea.png") as image:
+            image.convert("RGB").resize((60 + number, 40)).save(picture)
+        visitor.upload(picture)
+        visitor.page.uncheck("#refine input")
         visitor.name(f"thing {number}, other {number}")
     for visitor in visitors:
         visitor.page.click("#run")
     for number, visitor in enumerate(visitors):
-        visitor.ended()
+        assert f"{60 + number} × 40 pixels" in visitor.ended()
         assert sorted(visitor.legend()) == [f"other {number}", f"thing {number}"]
-        _, name = visitor.download(lambda page=visitor.page: page.click("#overlay-file"))
-        assert name == names[number % 3].replace(".png", "_overlay.png")
+        path, name = visitor.download(lambda page=visitor.page: page.click("#mask-file"))
+        assert name == f"picture_{number}_mask.png"
+        with Image.open(path) as mask:
+            assert mask.width == 60 + number
 
 
 def test_stopped_requests_leave_the_queue_to_the_others(visit_many, photos, gate):

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -34,6 +35,10 @@ def refused(capsys, *flags):
         (["--model", "toy", "--server_port", "70000"], "between 1 and 65535, got 70000"),
         (["--model", "toy", "--examples", "nowhere"], "no folder nowhere"),
         (["--model", "toy", "--device", "abacus"], "abacus"),
+        (["--model", "nope"], "unknown model 'nope'"),
+        (["--model", "toy", "vitbb"], "unknown model 'vitbb'"),
+        (["--model", "toy", "mine.pth"], "no file or folder mine.pth"),
+        (["--model", "toy", "ovsegmentor_vitb=nowhere"], "no OVSegmentor weights"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--config", "configs/toy.yaml", "--weights", "none.pth"], "no projection weights"),
     ],
@@ -80,12 +85,51 @@ def test_examples_come_from_the_given_folder_or_the_checkout(tmp_path):
     assert all(words for _, words in own.examples)
 
 
-def test_without_weights_it_says_what_works_without(monkeypatch, tmp_path, capsys):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert main(["--model", str(tmp_path / "no" / "model.pth"), "--device", "cpu"]) == 1
+def test_a_taken_port_is_named_with_the_flag_that_chooses_another(capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert main(["--model", "toy", "--device", "cpu", "--server_port", str(port)]) == 1
+    message = capsys.readouterr().err
+    assert f"error: port {port} " in message
+    assert "--server_port" in message
+    assert "GRADIO" not in message
+
+
+def test_the_help_names_every_flag_with_its_meaning_and_a_command_that_works(capsys):
+    assert main(["--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    flags = shown.partition(" options: ")[2]
+    for flag, meaning in (
+        ("--model", "models to choose from, the first at once"),
+        ("--config", "recipe of configs/"),
+        ("--weights", "a file or seeded:<n>"),
+        ("--vision_weights", "pretrained, a file, or seeded:<n>"),
+        ("--text_weights", "pretrained, a file, or seeded:<n>"),
+        ("--device", "auto, cpu, cuda"),
+        ("--categories", "what the field starts with"),
+        ("--examples", "folder whose first 8 pictures are examples"),
+        ("--max_pixels", "of a picture (default: 50000000)"),
+        ("--max_side", "pictures are segmented at (default: 1024)"),
+        ("--max_categories", "in one request (default: 64)"),
+        ("--max_upload_mb", "of one file (default: 50)"),
+        ("--max_queue", "requests that may wait (default: 32)"),
+        ("--server_name", "0.0.0.0 for the whole network (default: 127.0.0.1)"),
+        ("--server_port", "the first free from 7860"),
+        ("--share", "public link"),
+    ):
+        assert meaning in flags.partition(f" {flag} ")[2][:200], flag
+    assert shown.endswith("example: python app.py --model toy")
+    example = COMMAND.example.split()[2:]
+    COMMAND.check(parsed(*example))
+
+
+def test_without_weights_it_says_what_works_without(capsys):
+    assert main(["--model", "nobody/nothing", "--device", "cpu"]) == 1  # tests have no network
     captured = capsys.readouterr()
     assert "--model toy" in captured.out
-    assert "model.pth" in captured.err
+    assert "could not download nobody/nothing" in captured.err
 
 
 def test_a_failing_server_leaves_the_environment_as_it_was(monkeypatch, models):

@@ -40,7 +40,7 @@ class Client:
 
     def segment(self, picture, words="cup, spoon"):
         """The last event of a request without refinement."""
-        data = [picture, words, "toy", False, 0.5, False, 0.5, None]
+        data = [picture, words, "toy", False, 0.5, False, 0.5, None, None]
         request = {"fn_index": self.run, "data": data, "session_hash": self.session}
         self.http.post("gradio_api/queue/join", json=request).raise_for_status()
         with self.http.stream(

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import torch
 
+from talk2dino.app.entries import find_entry, named_entry
 from talk2dino.app.handlers import Handlers, Service
 from talk2dino.app.inputs import Limits
-from talk2dino.app.models import Models, find_entry, named_entry
+from talk2dino.app.models import Models
 from talk2dino.app.results import Results
 from talk2dino.app.view import Look, heat_of, look_at
 from talk2dino.app.work import Request, segment
@@ -62,23 +63,23 @@ def test_the_page_shows_groups_where_there_are_some(small_photo, both, tmp_path,
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(small_photo.path.parent))
     handlers = Handlers(Service(both, Results(tmp_path / "results"), LIMITS))
     payload = {"path": str(small_photo.path), "orig_name": small_photo.name}
-    *busy, last = handlers.on_run(payload, "cup", NAME, False, 0.5, True, 0.5, None)
+    *busy, last = handlers.on_run(payload, "cup", NAME, False, 0.5, True, 0.5, None, True)
     assert all(update[GROUPS] == gr.skip() == update[GROUPS_TAB] for update in busy)
     assert last[GROUPS_TAB].visible
     assert [caption for _, caption in last[GROUPS]] == ["stage 1"]
-    *_, last = handlers.on_run(payload, "cup", "toy", False, 0.5, False, 0.5, None)
+    *_, last = handlers.on_run(payload, "cup", "toy", False, 0.5, False, 0.5, None, True)
     assert not last[GROUPS_TAB].visible
     assert last[GROUPS] == []
 
 
 def test_choosing_it_offers_what_it_can(both, tmp_path):
     handlers = Handlers(Service(both, Results(tmp_path), LIMITS))
-    notice, threshold, refine = handlers.on_model(NAME)
+    notice, threshold, refine, _ = handlers.on_model(NAME)
     assert "untrained" in notice
     assert (threshold.minimum, threshold.maximum, threshold.value) == (0, 1, 0.95)
     assert "Press Segment" in threshold.info
     assert not refine.interactive
-    _, threshold, refine = handlers.on_model("toy")
+    _, threshold, refine, _ = handlers.on_model("toy")
     assert (threshold.minimum, threshold.maximum, threshold.info) == (0.3, 0.8, None)
     assert refine.interactive
 
@@ -103,8 +104,11 @@ def test_two_weights_of_one_model_are_two_entries():
 
 def test_a_trained_toy_says_what_it_has_seen(monkeypatch):
     monkeypatch.setattr(OVSegmentorMethod, "check", lambda self: None)
-    assert "nothing but drawn pictures of apple" in find_entry("ovsegmentor_toy=folder", CPU).notice
-    assert find_entry("ovsegmentor_vitb", CPU).notice is None
+    assert (
+        "nothing but drawn pictures of apple"
+        in find_entry("ovsegmentor_toy=folder", CPU).facts.notice
+    )
+    assert find_entry("ovsegmentor_vitb", CPU).facts.notice is None
 
 
 class Corner:

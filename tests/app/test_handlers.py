@@ -5,7 +5,7 @@ import pytest
 
 from talk2dino.app.handlers import BUG, Handlers, Service, on_failure, on_stop, read_upload
 from talk2dino.app.inputs import Limits
-from talk2dino.app.models import ModelEntry, Models
+from talk2dino.app.models import GUESSED_THRESHOLD, Facts, ModelEntry, Models
 from talk2dino.app.results import Results
 
 OVERLAY, LEGEND, PIXEL, MASK_FILE, OVERLAY_FILE = range(5)
@@ -27,7 +27,8 @@ def handlers(models, tmp_path):
 def ask(handlers, upload, categories="cup, spoon", model="toy", background=False, old_key=None):
     """All updates of one request without refinement."""
     payload = {"path": str(upload.path), "orig_name": upload.name} if upload else None
-    return list(handlers.on_run(payload, categories, model, background, 0.5, False, 0.5, old_key))
+    values = (payload, categories, model, background, 0.5, False, 0.5, old_key, True)
+    return list(handlers.on_run(*values))
 
 
 def is_unchanged(value):
@@ -61,7 +62,7 @@ def test_a_wrong_request_says_why_and_keeps_what_is_shown(handlers):
 
 
 def test_an_unexpected_error_is_logged_and_ends_in_a_sentence(small_photo, tmp_path, caplog):
-    models = Models([ModelEntry("broken", lambda: {}["secret"], 0.5)], "cpu")
+    models = Models([ModelEntry("broken", lambda: {}["secret"], Facts(0.5))], "cpu")
     handlers = Handlers(Service(models, Results(tmp_path), Limits()))
     *_, update = ask(handlers, small_photo, model="broken")
     assert BUG in update[STATUS]
@@ -73,7 +74,7 @@ def test_a_model_that_cannot_be_loaded_says_so(small_photo, tmp_path):
     def load():
         raise FileNotFoundError("there are no weights at weights/vitb.pth")
 
-    models = Models([ModelEntry("vitb", load, 0.5)], "cpu")
+    models = Models([ModelEntry("vitb", load, Facts(0.5))], "cpu")
     handlers = Handlers(Service(models, Results(tmp_path), Limits()))
     *_, update = ask(handlers, small_photo, model="vitb")
     assert "no weights at weights/vitb.pth" in update[STATUS]
@@ -107,15 +108,46 @@ def test_sliders_after_a_result_made_room_say_so(handlers):
 
 
 def test_choosing_a_model_brings_its_notice_and_threshold(handlers):
-    notice, threshold, refine = handlers.on_model("toy")
+    notice, threshold, refine, known = handlers.on_model("toy")
     assert "untrained" in notice
-    assert threshold.value == handlers.service.models.entry("toy").threshold
+    assert threshold.value == handlers.service.models.threshold("toy")
+    assert known
     assert refine.interactive
     notice, *_ = handlers.on_model("slow")
     assert notice == ""
     notice, *others = handlers.on_model("<b>other")
     assert "no model “&lt;b&gt;other”" in notice
     assert all(is_unchanged(value) for value in others)
+
+
+def test_what_loading_tells_is_used_at_once_and_shown_afterwards(late, small_photo, tmp_path):
+    handlers = Handlers(Service(late, Results(tmp_path / "results"), Limits()))
+    notice, slider, _, known = handlers.on_model("late")
+    assert "once it is loaded" in notice
+    assert (slider.value, known) == (GUESSED_THRESHOLD, False)
+    assert all(is_unchanged(value) for value in handlers.on_loaded(False, slider.value, "late"))
+
+    payload = {"path": str(small_photo.path), "orig_name": small_photo.name}
+    values = (payload, "cup, spoon", "late", True, slider.value, False, 0.5, None, known)
+    *_, update = handlers.on_run(*values)
+    assert handlers.service.results.get(update[KEY]).segmentation.background == 0.61
+    notice, slider, known = handlers.on_loaded(False, slider.value, "late")
+    assert "Only its weights tell this." in notice
+    assert (slider.value, known) == (0.61, True)
+    assert all(is_unchanged(value) for value in handlers.on_loaded(True, 0.7, "late"))
+    assert "Only its weights" in handlers.on_model("late")[0]
+
+
+def test_a_threshold_that_was_chosen_counts_also_for_an_unknown_model(late, small_photo, tmp_path):
+    handlers = Handlers(Service(late, Results(tmp_path / "results"), Limits()))
+    payload = {"path": str(small_photo.path), "orig_name": small_photo.name}
+    values = (payload, "cup, spoon", "late", True, 0.4, False, 0.5, None, False)
+    *_, update = handlers.on_run(*values)
+    assert handlers.service.results.get(update[KEY]).segmentation.background == 0.4
+    notice, slider, known = handlers.on_loaded(False, 0.4, "late")
+    assert "Only its weights" in notice
+    assert is_unchanged(slider)
+    assert known
 
 
 @pytest.mark.parametrize("payload", [None, {}, {"path": None}])
@@ -136,7 +168,7 @@ def test_a_file_outside_the_folder_of_uploads_is_refused(handlers, photos, tmp_p
         "behind a link": tmp_path / "link.png",
         "above": f"{tmp_path}/../x.png",
     }
-    update = next(handlers.on_run({"path": str(paths[place])}, "cat", "toy", *[0] * 5))
+    update = next(handlers.on_run({"path": str(paths[place])}, "cat", "toy", *[0] * 6))
     assert "not uploaded" in update[STATUS]
 
 

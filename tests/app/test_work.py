@@ -2,11 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from talk2dino import Talk2DINO
+from talk2dino.app.entries import config_entry, named_entry
 from talk2dino.app.inputs import Limits
-from talk2dino.app.models import Models, config_entry, named_entry
+from talk2dino.app.models import Models
 from talk2dino.app.work import Outcome, Progress, Request, segment
-from talk2dino.hub.published import TOY_THRESHOLD
 from talk2dino.images import read_rgb, rgb_tensor
 from talk2dino.inference import ClassQuery, whole_image_scores
 from talk2dino.segmenter_config import read_segmenter_config
@@ -64,7 +63,7 @@ def test_loading_is_announced_once(small_photo):
         ({"model": "other"}, "no model “other” here, only toy, slow, ovsegmentor_toy"),
         ({"threshold": 1.5}, "threshold must lie between 0 and 1, got 1.5"),
         ({"threshold": float("nan")}, "threshold must lie"),
-        ({"threshold": None}, "threshold must lie"),
+        ({"threshold": "0.5"}, "threshold must lie"),
         ({"categories": ""}, "at least one category"),
         ({"upload": None}, "Choose a picture"),
     ],
@@ -73,29 +72,6 @@ def test_a_wrong_request_is_refused_before_a_model_is_used(changes, message, sma
     values = {"upload": small_photo, "categories": "cup", "model": "toy", **changes}
     with pytest.raises(ValueError, match=message):
         next(segment(Request(**values), models, LIMITS))
-
-
-def test_models_say_what_their_colours_are_worth(root):
-    recipe = root / "configs" / "toy.yaml"
-    config = read_segmenter_config(recipe, projection_weights="seeded:0")
-    assert "untrained" in config_entry("mine", config, CPU).notice
-    assert "untrained" in named_entry("toy", CPU).notice
-    trained = read_segmenter_config(recipe, projection_weights="somewhere/toy.pth")
-    assert "drawn pictures of apple" in config_entry("mine", trained, CPU).notice
-    assert named_entry("vitb", CPU).notice is None
-    assert named_entry("vitl", CPU).threshold == 0.54
-    assert named_entry("lorebianchi98/Talk2DINO-ViTL", CPU).threshold == 0.54
-    assert named_entry("a/folder", CPU).threshold == 0.55
-    large = read_segmenter_config(root / "configs" / "vitl_mlp_infonce.yaml")
-    assert config_entry("mine", large, CPU).notice is None
-    assert config_entry("mine", large, CPU).threshold == 0.54
-
-
-def test_a_folder_brings_its_threshold_and_says_if_it_is_untrained(tmp_path):
-    folder = Talk2DINO.from_pretrained("toy", device="cpu").save_pretrained(tmp_path / "toy")
-    entry = named_entry(str(folder), CPU)
-    assert entry.threshold == TOY_THRESHOLD
-    assert "untrained" in entry.notice
 
 
 def test_a_configured_model_is_loaded_as_configured(root):

@@ -14,7 +14,7 @@ from PIL import Image
 
 from talk2dino.app import markup
 from talk2dino.app.inputs import Limits, Upload
-from talk2dino.app.models import ModelEntry, Models
+from talk2dino.app.models import GUESSED_THRESHOLD, ModelEntry, Models
 from talk2dino.app.pictures import enlargement
 from talk2dino.app.results import Results
 from talk2dino.app.view import Heat, Look, View, heat_of, look_at
@@ -49,15 +49,17 @@ class Handlers:
 
     def on_run(self, *values: Any) -> Iterator[list[Any]]:
         """Segment; shows what is being done, then the result or what was wrong."""
-        picture, *asked, opacity, old_key = values
+        picture, words, model, background, threshold, refine, opacity, old_key, known = values
         service = self.service
+        if not known and threshold == GUESSED_THRESHOLD:
+            threshold = None
         try:
-            request = Request(read_upload(picture), *asked)
+            request = Request(read_upload(picture), words, model, background, threshold, refine)
             for step in segment(request, service.models, service.limits):
                 if isinstance(step, Progress):
                     yield self._update(status=markup.status(step.text, "busy"), busy=True)
                     continue
-                yield self._finished(step, request, opacity, old_key)
+                yield self._finished(step, opacity, old_key)
         except USER_ERRORS as error:
             yield self._update(status=markup.status(sentence(error), "error"), busy=False)
         except Exception:
@@ -103,19 +105,29 @@ class Handlers:
 
     def on_model(self, name: str) -> list[Any]:
         """Say what there is to know about the chosen model, and offer what it can."""
+        models = self.service.models
         try:
-            entry = self.service.models.entry(name)
+            entry = models.entry(name)
         except ValueError as error:
-            return [markup.notice(str(error)), gr.skip(), gr.skip()]
+            return [markup.notice(str(error)), *[gr.skip()] * 3]
+        slider = gr.Slider(**threshold_of(models, entry))
         refine = gr.Checkbox(**refinement_of(entry))
-        return [markup.notice(entry.notice), gr.Slider(**threshold_of(entry)), refine]
+        known = models.facts(name) is not None
+        return [markup.notice(models.notice(name)), slider, refine, known]
 
-    def _finished(
-        self, outcome: Outcome, request: Request, opacity: float, old_key: str | None
-    ) -> list[Any]:
+    def on_loaded(self, known: bool, threshold: float, model: str) -> list[Any]:
+        """Say what loading the chosen model has told, if the page could not say it before."""
+        models = self.service.models
+        if known or model not in models.entries or models.facts(model) is None:
+            return [gr.skip()] * 3
+        moved = threshold != GUESSED_THRESHOLD
+        slider = gr.skip() if moved else gr.Slider(value=models.threshold(model))
+        return [markup.notice(models.notice(model)), slider, True]
+
+    def _finished(self, outcome: Outcome, opacity: float, old_key: str | None) -> list[Any]:
         results = self.service.results
         key = results.put(outcome.result)
-        view = look_at(results, key, Look(request.threshold, opacity))
+        view = look_at(results, key, Look(opacity=opacity))
         results.discard(old_key)
         text = markup.status(outcome.text, "done")
         groups = [
@@ -147,11 +159,12 @@ class Handlers:
         ]
 
 
-def threshold_of(entry: ModelEntry) -> dict[str, Any]:
+def threshold_of(models: Models, entry: ModelEntry) -> dict[str, Any]:
     """The slider of background thresholds as a model needs it."""
     lowest, highest = entry.abilities.thresholds
     info = None if entry.abilities.redraw else "Press Segment to apply it"
-    return {"minimum": lowest, "maximum": highest, "value": entry.threshold, "info": info}
+    value = models.threshold(entry.name)
+    return {"minimum": lowest, "maximum": highest, "value": value, "info": info}
 
 
 def refinement_of(entry: ModelEntry) -> dict[str, Any]:

@@ -6,28 +6,18 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 
-from talk2dino.config import check_name
-from talk2dino.hub.folder import read_folder_config
-from talk2dino.hub.load import load_model
-from talk2dino.hub.published import PUBLISHED, TOY, TOY_THRESHOLD, default_threshold
 from talk2dino.inference import BenchmarkWindows, WindowScorer
-from talk2dino.registry.models import MODEL_NAMES, find_method
-from talk2dino.registry.options import ModelOptions
-from talk2dino.registry.talk2dino import Talk2DinoMethod
-from talk2dino.seeded import PREFIX
-from talk2dino.segmenter import Segmenter, Talk2DinoSegmenter, build_segmenter
-from talk2dino.segmenter_config import SegmenterConfig
-from talk2dino.toy.scene import CLASS_NAMES
+from talk2dino.segmenter import Segmenter, Talk2DinoSegmenter
 
-UNTRAINED = (
-    "“{}” has random, untrained weights: everything works as with a real model, but the colours "
-    "mean nothing."
+GUESSED_THRESHOLD = 0.55
+"""Where the slider stands while a model's own threshold is not known: most published models'."""
+UNKNOWN = (
+    "What “{}” was trained on, and its background threshold, can be said once it is loaded. The "
+    "first request loads it."
 )
-DRAWN_WORLD = "“{}” has seen nothing but drawn pictures of {}."
 
 
 @dataclass(frozen=True)
@@ -49,17 +39,35 @@ class Abilities:
 
 
 @dataclass(frozen=True)
+class Facts:
+    """What the page says about a model, and where its slider starts."""
+
+    threshold: float
+    """The model's own background threshold."""
+    notice: str | None = None
+    """What a visitor must know to read the result."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that is ready to use."""
+
+    segmenter: Segmenter
+    """The model."""
+    facts: Facts
+    """As its weights and their configuration tell."""
+
+
+@dataclass(frozen=True)
 class ModelEntry:
     """A model that can be chosen."""
 
     name: str
     """As shown to visitors."""
-    load: Callable[[], Segmenter]
+    load: Callable[[], Loaded]
     """Reads the weights; takes seconds."""
-    threshold: float
-    """Background threshold that the slider starts with."""
-    notice: str | None = None
-    """What a visitor must know to read the result."""
+    facts: Facts | None = None
+    """As far as they are known before it is loaded."""
     abilities: Abilities = field(default_factory=Abilities)
     """What the page offers with it."""
 
@@ -71,71 +79,6 @@ def scorer_of(
     if isinstance(segmenter, Talk2DinoSegmenter):
         return segmenter.variant(pamr=refine, clean_background=background)
     return BenchmarkWindows(segmenter) if entry.abilities.windows else segmenter
-
-
-def find_entry(name: str, device: torch.device) -> ModelEntry:
-    """A model by its name on the command line.
-
-    Args:
-        name: what `named_entry` takes, or a model of another method of the registry: its name, or
-            `<name>=<folder, file or seeded:<n>>`.
-        device: where it runs.
-
-    Raises:
-        ValueError, FileNotFoundError: there are no such weights of another method.
-    """
-    others = [known for known in MODEL_NAMES if known not in Talk2DinoMethod.NAMES]
-    model, equals, weights = name.partition("=")
-    if equals and not Path(name).exists():
-        check_name("model with weights (<name>=<weights>)", model, others)
-    if model not in others:
-        return named_entry(name, device)
-    method = find_method(model, ModelOptions(weights=weights if equals else None))
-    method.check()
-    notice = None
-    if weights.startswith(PREFIX):
-        notice = UNTRAINED.format(model)
-    elif model.endswith(f"_{TOY}"):
-        notice = DRAWN_WORLD.format(model, ", ".join(CLASS_NAMES))
-    abilities = Abilities(
-        refine=False,
-        windows=method.demo.windows,
-        groups=method.demo.groups,
-        redraw=False,  # the mean of several windows' backgrounds does not tell the scores
-        thresholds=(0.0, 1.0),
-        scores="class scores",
-    )
-    return ModelEntry(name, lambda: method.load(device), method.demo.threshold, notice, abilities)
-
-
-def named_entry(name: str, device: torch.device) -> ModelEntry:
-    """A model by its short name, folder, file or repository; see `Talk2DINO.from_pretrained`."""
-    published = [m for short, m in PUBLISHED.items() if name in (short, m.repo)]
-    threshold = published[0].background_threshold if published else 0.55
-    notice = None
-    if name == TOY:
-        threshold, notice = TOY_THRESHOLD, UNTRAINED.format(name)
-    elif not published and Path(name).is_dir() and (config := read_folder_config(Path(name))):
-        threshold = config.background_threshold
-        notice = _notice(name, config.segmenter)
-    return ModelEntry(name, lambda: load_model(name, device).segmenter, threshold, notice)
-
-
-def config_entry(name: str, config: SegmenterConfig, device: torch.device) -> ModelEntry:
-    """A model by its configuration, as `demo.py --config` takes it."""
-    threshold, notice = default_threshold(config.projection.dino_embed_dim), _notice(name, config)
-    if config.projection_weights.startswith(PREFIX):
-        threshold = TOY_THRESHOLD
-    return ModelEntry(name, lambda: build_segmenter(config, device), threshold, notice)
-
-
-def _notice(name: str, config: SegmenterConfig) -> str | None:
-    """What the colours of a model are worth, if they mean little."""
-    if config.projection_weights.startswith(PREFIX):
-        return UNTRAINED.format(name)
-    if config.vision_model == TOY:
-        return DRAWN_WORLD.format(name, ", ".join(CLASS_NAMES))
-    return None
 
 
 class Models:
@@ -151,7 +94,7 @@ class Models:
         if len(self.entries) < len(entries):
             raise ValueError(f"a model is offered twice: {', '.join(e.name for e in entries)}.")
         self.device = device
-        self._loaded: dict[str, Segmenter] = {}
+        self._loaded: dict[str, Loaded] = {}
         self._lock = threading.Lock()
 
     def entry(self, name: str) -> ModelEntry:
@@ -163,6 +106,21 @@ class Models:
         if name not in self.entries:
             raise ValueError(f"There is no model “{name}” here, only {', '.join(self.entries)}.")
         return self.entries[name]
+
+    def facts(self, name: str) -> Facts | None:
+        """What is known of a model; what was loaded counts more than what was expected."""
+        loaded = self._loaded.get(name)
+        return loaded.facts if loaded is not None else self.entry(name).facts
+
+    def notice(self, name: str) -> str | None:
+        """What a visitor must know of a model by now."""
+        facts = self.facts(name)
+        return UNKNOWN.format(name) if facts is None else facts.notice
+
+    def threshold(self, name: str) -> float:
+        """The background threshold of a model, as far as it is known by now."""
+        facts = self.facts(name)
+        return GUESSED_THRESHOLD if facts is None else facts.threshold
 
     def is_loaded(self, name: str) -> bool:
         """Whether the next use starts at once."""
@@ -179,4 +137,4 @@ class Models:
         with self._lock:
             if name not in self._loaded:
                 self._loaded[name] = entry.load()
-            yield self._loaded[name]
+            yield self._loaded[name].segmenter

@@ -68,8 +68,9 @@ class Page:
         )
         with blocks:
             gr.HTML(markup.header(str(self.service.models.device)))
-            first = next(iter(self.service.models.entries.values()))
-            self.notice = gr.HTML(markup.notice(first.notice), elem_id="notice")
+            models = self.service.models
+            first = next(iter(models.entries))
+            self.notice = gr.HTML(markup.notice(models.notice(first)), elem_id="notice")
             with gr.Row(elem_id="columns"):
                 with gr.Column(scale=4, min_width=320, elem_id="ask"):
                     self._build_inputs()
@@ -78,6 +79,8 @@ class Page:
                 with gr.Column(scale=4, min_width=320, elem_id="choose"):
                     self._build_options()
             self.key = gr.State(None, delete_callback=self.service.results.discard)
+            # Whether notice and slider are those of the chosen model, which may not be loaded yet.
+            self.known = gr.State(models.facts(first) is not None)
             self._connect()
         return blocks
 
@@ -135,7 +138,7 @@ class Page:
                 elem_id="background",
             )
             self.threshold = gr.Slider(
-                **threshold_of(first),
+                **threshold_of(self.service.models, first),
                 step=0.005,
                 label="Background threshold",
                 visible=False,
@@ -220,7 +223,7 @@ class Page:
             self.handlers.on_run,
             [
                 *(self.picture, self.categories, self.model, self.background),
-                *(self.threshold, self.refine, self.opacity, self.key),
+                *(self.threshold, self.refine, self.opacity, self.key, self.known),
             ],
             [
                 *(*shown, self.heat, self.scale, self.position, self.key),
@@ -231,6 +234,12 @@ class Page:
             show_progress_on=self.overlay,
             concurrency_limit=1,
             trigger_mode="once",
+        )
+        running.then(
+            self.handlers.on_loaded,
+            [self.known, self.threshold, self.model],
+            [self.notice, self.threshold, self.known],
+            **light,
         )
         running.failure(on_failure, self.status, buttons, queue=False, **hidden)
         self.stop.click(on_stop, None, buttons, cancels=[running], queue=False, **hidden)
@@ -254,7 +263,7 @@ class Page:
         self.model.change(
             self.handlers.on_model,
             self.model,
-            [self.notice, self.threshold, self.refine],
+            [self.notice, self.threshold, self.refine, self.known],
             **light,
         )
         self.background.change(

@@ -14,6 +14,7 @@ import torch
 
 from talk2dino.app.inputs import Picture
 from talk2dino.app.models import Abilities
+from talk2dino.inference import score_labels
 from talk2dino.segmentation import Segmentation
 
 
@@ -44,7 +45,7 @@ class Result:
             return found
         scores = torch.cat([torch.full_like(found.scores[:1], threshold), found.scores[1:]])
         return dataclasses.replace(
-            found, scores=scores, labels=scores.argmax(dim=0), background=threshold
+            found, scores=scores, labels=score_labels(scores), background=threshold
         )
 
 

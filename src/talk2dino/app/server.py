@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,8 +40,10 @@ class ServerConfig:
 
 
 @contextmanager
-def serve(models: Models, limits: Limits, opening: Opening, config: ServerConfig) -> Iterator[str]:
-    """Run the server inside a `with` block; yields its local address.
+def serve(
+    models: Models, limits: Limits, opening: Opening, config: ServerConfig
+) -> Iterator[gr.Blocks]:
+    """Run the server inside a `with` block; yields the page, whose `local_url` is its address.
 
     Uploads, drawn pictures and downloads live in a temporary folder that is removed at the end.
 
@@ -50,8 +53,9 @@ def serve(models: Models, limits: Limits, opening: Opening, config: ServerConfig
     with tempfile.TemporaryDirectory(prefix="talk2dino-app-") as folder, _environment(folder):
         results = Results(Path(folder) / "results")
         blocks = Page(Service(models, results, limits), opening).build()
+        _check_port(config.port)
         blocks.queue(max_size=config.max_queue, default_concurrency_limit=1)
-        _, address, _ = blocks.launch(
+        blocks.launch(
             server_name=config.name,
             server_port=config.port,
             share=config.share,
@@ -69,9 +73,24 @@ def serve(models: Models, limits: Limits, opening: Opening, config: ServerConfig
             quiet=True,
         )
         try:
-            yield address
+            yield blocks
         finally:
             blocks.close(verbose=False)
+
+
+def _check_port(port: int | None) -> None:
+    """Raise OSError if a port that was asked for cannot be listened at; Gradio looks likewise."""
+    if port is None:
+        return
+    with socket.socket() as attempt:
+        attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            attempt.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise OSError(
+                f"port {port} cannot be used ({error.strerror}). Choose another --server_port, or "
+                "leave it out for the first free one from 7860."
+            ) from error
 
 
 def _theme() -> gr.themes.Base:

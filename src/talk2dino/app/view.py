@@ -23,8 +23,8 @@ GONE = "This result is no longer kept: others came after it. Press Segment again
 class Look:
     """How a visitor wants to see a result, unchecked."""
 
-    threshold: float = 0.55
-    """Of the background, if the result has one."""
+    threshold: float | None = None
+    """Of the background, if the result has one; None for that of the request."""
     opacity: float = 0.5
     """Of the colours, 0 to 1."""
     position: str = ""
@@ -66,9 +66,11 @@ def look_at(results: Results, key: str | None, look: Look) -> View:
     result = results.get(key)
     if result is None or key is None:
         raise ValueError(GONE)
-    check_share("threshold", look.threshold)
     check_share("opacity", look.opacity)
-    found = result.at(look.threshold)
+    found = result.segmentation
+    if look.threshold is not None:
+        check_share("threshold", look.threshold)
+        found = result.at(look.threshold)
     pixel = chosen_pixel(result, look.position)
     try:
         mask_file, overlay_file = save_files(

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from talk2dino.app.inputs import Limits, Upload, read_names, read_picture
-from talk2dino.app.models import Models, scorer_of
+from talk2dino.app.models import GUESSED_THRESHOLD, Models, scorer_of
 from talk2dino.app.results import Result
 from talk2dino.group_maps import draw_groups
 from talk2dino.images import rgb_tensor
@@ -31,8 +31,8 @@ class Request:
     """Name of a model on offer."""
     background: bool = False
     """Whether pixels may belong to no category."""
-    threshold: float = 0.55
-    """Of the background, on sigmoid(cosine)."""
+    threshold: float | None = GUESSED_THRESHOLD
+    """Of the background; None for the model's own, where the page did not know it."""
     refine: bool = True
     """Whether scores follow the edges of the picture."""
 
@@ -66,7 +66,8 @@ def segment(request: Request, models: Models, limits: Limits) -> Iterator[Progre
     """
     started = time.perf_counter()
     entry = models.entry(request.model)
-    check_share("threshold", request.threshold)
+    if request.threshold is not None:
+        check_share("threshold", request.threshold)
     names = read_names(request.categories, request.background, limits)
     picture = read_picture(request.upload, limits)
     if not models.is_loaded(request.model):
@@ -78,7 +79,9 @@ def segment(request: Request, models: Models, limits: Limits) -> Iterator[Progre
     refine = request.refine and entry.abilities.refine
     with models.use(request.model) as segmenter:
         scorer = scorer_of(entry, segmenter, refine, request.background)
-        threshold = request.threshold if request.background else None
+        own = models.threshold(request.model)
+        wanted = own if request.threshold is None else request.threshold
+        threshold = wanted if request.background else None
         query = ClassQuery(classes, threshold)
         scores = whole_image_scores(scorer, rgb_tensor(picture.image), query).float().cpu()
         pixels = np.asarray(picture.image)

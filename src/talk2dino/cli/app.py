@@ -120,16 +120,17 @@ def run(args: argparse.Namespace) -> int:
 
     device = resolve_device(args.device)
     models = Models(_entries(args, device), device)
-    first = next(iter(models.entries.values()))
-    print(f"loading {first.name} on {device}")
+    first = next(iter(models.entries))
+    print(f"loading {first} on {device}")
     try:
-        with models.use(first.name):
+        with models.use(first):
             pass  # what is wrong with it is said here, not to the first visitor
     except (OSError, RuntimeError):
         print("note: --model toy shows the page without any weights")
         raise
-    if first.notice is not None:
-        print(f"note: {first.notice}")
+    notice = models.notice(first)
+    if notice is not None:
+        print(f"note: {notice}")
     limits = Limits(args.max_pixels, args.max_side, args.max_categories)
     config = ServerConfig(
         name=args.server_name,
@@ -140,8 +141,8 @@ def run(args: argparse.Namespace) -> int:
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that files are removed then, too
     try:
-        with serve(models, limits, _opening(args), config) as address:
-            print(f"open {address} in a browser; Ctrl-C ends it", flush=True)
+        with serve(models, limits, _opening(args), config) as page:
+            print(f"open {page.local_url} in a browser; Ctrl-C ends it", flush=True)
             threading.Event().wait()
     except KeyboardInterrupt:
         print("stopped")
@@ -150,7 +151,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _entries(args: argparse.Namespace, device: torch.device) -> list[ModelEntry]:
     """The models of the flags, the first one first."""
-    from talk2dino.app.models import config_entry, find_entry
+    from talk2dino.app.entries import config_entry, find_entry
     from talk2dino.files import find_in_checkout
     from talk2dino.segmenter_config import read_segmenter_config
 

@@ -1,0 +1,163 @@
+"""What the page says of a model: the same as the Python API, which loads it."""
+
+import shutil
+
+import pytest
+import torch
+
+from talk2dino import Talk2DINO
+from talk2dino.app.entries import config_entry, find_entry, named_entry
+from talk2dino.app.models import Facts
+from talk2dino.hub.fetch import FetchOptions, file_sha256
+from talk2dino.hub.load import load_model
+from talk2dino.hub.published import TOY_THRESHOLD
+from talk2dino.segmenter_config import read_segmenter_config
+
+CPU = torch.device("cpu")
+REPO = "someone/a-model"
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory):
+    """The folder of a saved toy model."""
+    folder = tmp_path_factory.mktemp("saved") / "toy"
+    return Talk2DINO.from_pretrained("toy", device="cpu").save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The file of a projection as if trained with the toy pair, with its summary."""
+    folder = tmp_path_factory.mktemp("trained")
+    torch.save(load_model("toy").segmenter.projection.state_dict(), folder / "mine.pth")
+    models = '"features": {"vision_model": "toy", "text_model": "toy"}'
+    settings = ", ".join(
+        f'"model.{key}": {value}'
+        for key, value in (("hidden_layer", "true"), ("dino_embed_dim", 192), ("num_attn_head", 3))
+    )
+    (folder / "mine.json").write_text(f'{{"settings": {{{settings}}}, {models}}}')
+    return folder / "mine.pth"
+
+
+@pytest.fixture
+def cache(untrained, tmp_path):
+    """The cache of the Hub after a download of `someone/a-model`."""
+    repo = tmp_path / "models--someone--a-model"
+    snapshot = repo / "snapshots" / ("0" * 40)
+    for folder in (repo / "refs", repo / "blobs", snapshot):
+        folder.mkdir(parents=True)
+    (repo / "refs" / "main").write_text(snapshot.name)
+    for source in untrained.iterdir():
+        blob = repo / "blobs" / file_sha256(source)
+        shutil.copy(source, blob)
+        (snapshot / source.name).symlink_to(blob)
+    return FetchOptions(cache_dir=tmp_path)
+
+
+def test_an_untrained_model_of_the_hub_is_shown_as_one(cache):
+    entry = named_entry(REPO, CPU, cache)
+    assert entry.facts.threshold == load_model(REPO, fetch=cache).background_threshold
+    assert "untrained" in entry.facts.notice
+    assert entry.load().facts == entry.facts
+
+
+def test_of_a_model_that_is_not_downloaded_yet_nothing_is_claimed(tmp_path):
+    assert named_entry(REPO, CPU, FetchOptions(cache_dir=tmp_path)).facts is None
+
+
+def test_a_folder_brings_its_threshold_and_says_if_it_is_untrained(untrained):
+    entry = named_entry(str(untrained), CPU)
+    assert entry.facts.threshold == TOY_THRESHOLD
+    assert "untrained" in entry.facts.notice
+    assert entry.load().facts == entry.facts
+
+
+def test_a_folder_without_our_configuration_tells_when_it_is_loaded(untrained, tmp_path):
+    shutil.copy(untrained / "model.safetensors", tmp_path)
+    entry = named_entry(str(tmp_path), CPU)
+    assert entry.facts is None
+    facts = entry.load().facts
+    assert facts.threshold == load_model(str(tmp_path)).background_threshold
+    assert "drawn pictures of apple" in facts.notice
+
+
+def test_a_file_says_what_its_folder_would_say_when_it_is_loaded(trained, tmp_path):
+    entry = named_entry(str(trained), CPU)
+    assert entry.facts is None
+    facts = entry.load().facts
+    assert facts.threshold == load_model(str(trained)).background_threshold
+    assert "drawn pictures of apple" in facts.notice
+    folder = Talk2DINO.from_pretrained(str(trained)).save_pretrained(tmp_path / "mine")
+    saved = named_entry(str(folder), CPU).facts
+    assert saved.threshold == facts.threshold
+    assert "drawn pictures of apple" in saved.notice
+
+
+@pytest.mark.parametrize(
+    ("name", "threshold"),
+    [("vitb", 0.55), ("vitl", 0.54), ("lorebianchi98/Talk2DINO-ViTL", 0.54)],
+)
+def test_published_models_have_their_published_thresholds(name, threshold):
+    assert named_entry(name, CPU).facts == Facts(threshold)
+
+
+def test_a_folder_in_weights_speaks_for_a_short_name(untrained, tmp_path, monkeypatch):
+    shutil.copytree(untrained, tmp_path / "weights" / "vitl")
+    monkeypatch.chdir(tmp_path)
+    facts = named_entry("vitl", CPU).facts
+    assert facts.threshold == load_model("vitl").background_threshold == 0.54
+    assert "untrained" in facts.notice
+
+
+def test_configured_models_say_what_their_colours_are_worth(root):
+    recipe = root / "configs" / "toy.yaml"
+    config = read_segmenter_config(recipe, projection_weights="seeded:0")
+    assert "untrained" in config_entry("mine", config, CPU).facts.notice
+    trained = read_segmenter_config(recipe, projection_weights="somewhere/toy.pth")
+    assert "drawn pictures of apple" in config_entry("mine", trained, CPU).facts.notice
+    large = read_segmenter_config(root / "configs" / "vitl_mlp_infonce.yaml")
+    assert config_entry("mine", large, CPU).facts == Facts(0.54)
+
+
+def test_what_a_configured_model_says_does_not_change_when_it_is_loaded(root):
+    recipe = root / "configs" / "toy.yaml"
+    config = read_segmenter_config(recipe, projection_weights="seeded:0")
+    entry = config_entry("mine", config, CPU)
+    assert entry.load().facts == entry.facts
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("vitbb", "unknown model 'vitbb'.*Did you mean 'vitb'"),
+        ("ovsegmentor_vitbb", "Did you mean 'ovsegmentor_vitb'"),
+        ("no/such/model", "no file or folder no/such/model"),
+        ("mine.pth", "no file or folder mine.pth"),
+        ("two words/model", "no file or folder two words/model"),
+        ("{}", "holds no model.safetensors"),
+        ("{}/notes.pth", "notes.pth is not a torch file"),
+        ("{}/torn/", "model.safetensors is damaged, cut short"),
+        ("{}/odd/", "config.json is no valid JSON"),
+        ("{}/unknown/", "unknown vision model 'dinov9'"),
+    ],
+)
+def test_a_model_that_cannot_be_loaded_is_refused_before(name, message, untrained, tmp_path):
+    (tmp_path / "notes.pth").write_text("no weights")
+    for folder in ("torn", "odd", "unknown"):
+        shutil.copytree(untrained, tmp_path / folder)
+    (tmp_path / "torn" / "model.safetensors").write_bytes(b"\0" * 100)
+    (tmp_path / "odd" / "config.json").write_text("{")
+    config = tmp_path / "unknown" / "config.json"
+    changed = config.read_text().replace('"vision_model": "toy"', '"vision_model": "dinov9"')
+    config.write_text(changed)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        find_entry(name.format(tmp_path), CPU)
+
+
+@pytest.mark.parametrize("file", ["vitb_mlp_infonce.pth", "vitb/readme.txt"])
+def test_wrong_weights_under_a_published_name_are_refused(file, tmp_path, monkeypatch):
+    path = tmp_path / "weights" / file
+    path.parent.mkdir(parents=True)
+    path.write_text("no weights")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((ValueError, FileNotFoundError), match=r"not the published|holds no model"):
+        find_entry("vitb", CPU)
