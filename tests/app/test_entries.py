@@ -71,19 +71,19 @@ def test_a_folder_brings_its_threshold_and_says_if_it_is_untrained(untrained):
     assert entry.load().facts == entry.facts
 
 
-def test_a_folder_without_our_configuration_tells_when_it_is_loaded(untrained, tmp_path):
+def test_a_folder_without_our_configuration_tells_by_its_tensors(untrained, tmp_path):
     shutil.copy(untrained / "model.safetensors", tmp_path)
     entry = named_entry(str(tmp_path), CPU)
-    assert entry.facts is None
-    facts = entry.load().facts
+    facts = entry.facts
+    assert facts == entry.load().facts
     assert facts.threshold == load_model(str(tmp_path)).background_threshold
     assert "drawn pictures of apple" in facts.notice
 
 
-def test_a_file_says_what_its_folder_would_say_when_it_is_loaded(trained, tmp_path):
+def test_a_file_says_what_its_folder_would_say(trained, tmp_path):
     entry = named_entry(str(trained), CPU)
-    assert entry.facts is None
-    facts = entry.load().facts
+    facts = entry.facts
+    assert facts == entry.load().facts
     assert facts.threshold == load_model(str(trained)).background_threshold
     assert "drawn pictures of apple" in facts.notice
     folder = Talk2DINO.from_pretrained(str(trained)).save_pretrained(tmp_path / "mine")

@@ -43,9 +43,9 @@ from talk2dino.hub.published import (
 from talk2dino.projection import projection_from_state
 from talk2dino.segmenter import Talk2DinoSegmenter, build_segmenter
 from talk2dino.segmenter_config import SegmenterConfig, read_segmenter_config
-from talk2dino.text import load_text, text_from_state
+from talk2dino.text import check_text, load_text, text_from_state
 from talk2dino.training.outputs import read_summary
-from talk2dino.vision import load_vision, vision_from_state
+from talk2dino.vision import check_vision, load_vision, vision_from_state
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +83,14 @@ class FoundModel:
     whole: Path | None = None
     """The file with the weights of its models; None where `config` names them."""
 
+    def check(self) -> None:
+        """Raise for unknown models and for files that are missing or damaged; loads nothing.
+
+        Raises:
+            ValueError, FileNotFoundError: what is wrong, and what to do.
+        """
+        check_segmenter(self.config, self.whole)
+
     def load(self, device: str | torch.device = "cpu") -> LoadedModel:
         """Read the weights.
 
@@ -116,6 +124,21 @@ def load_model(
         fetch: how to reach the Hub.
     """
     return find_model(name_or_path, config, fetch).load(device)
+
+
+def check_segmenter(config: SegmenterConfig, whole: Path | None) -> None:
+    """See `FoundModel.check`."""
+    if whole is None:
+        config.check()
+        return
+    read_state_dict(whole)  # of safetensors, the tensors stay on the disk
+    included = (str(whole), str(whole.parent))
+    vision, text = (
+        None if weights in included else weights
+        for weights in (config.vision_weights, config.text_weights)
+    )
+    check_vision(config.vision_model, vision)
+    check_text(config.text_model, text)
 
 
 def load_segmenter(

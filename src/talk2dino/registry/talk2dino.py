@@ -15,7 +15,13 @@ from talk2dino import text, vision
 from talk2dino.benchmarks.method import DemoRules
 from talk2dino.benchmarks.table import BENCHMARKS, MODELS, Benchmark
 from talk2dino.files import find_in_checkout, weights_identity
-from talk2dino.hub.load import FoundModel, find_model, is_whole_model, load_segmenter
+from talk2dino.hub.load import (
+    FoundModel,
+    check_segmenter,
+    find_model,
+    is_whole_model,
+    load_segmenter,
+)
 from talk2dino.hub.published import PUBLISHED, demo_threshold
 from talk2dino.registry.options import ModelOptions
 from talk2dino.segmenter import Segmenter, Talk2DinoSegmenter
@@ -129,9 +135,8 @@ class Talk2DinoMethod:
         return list(names)
 
     def check(self) -> None:
-        """See `SegmenterConfig.check`; a whole model was looked at when it was found."""
-        if self.whole is None:
-            self.config.check()
+        """See `hub.load.FoundModel.check`."""
+        check_segmenter(self.config, self.whole)
 
     def settings(self) -> dict[str, Any]:
         """The configuration as plain data."""
