@@ -1,12 +1,15 @@
 """A page with the toy model, served once for all tests of this folder."""
 
+import json
 import socket
 import threading
+import uuid
 
 import pytest
 
 pytest.importorskip("gradio", reason="the page needs Gradio: pip install -r requirements-app.txt")
 
+import httpx
 import torch
 from PIL import Image
 
@@ -18,7 +21,47 @@ from talk2dino.app.server import ServerConfig, serve
 
 CPU = torch.device("cpu")
 MAX_UPLOAD_MB = 2
+FILE = {"meta": {"_type": "gradio.FileData"}}
 LIMITS = Limits(max_pixels=4_000_000, max_side=320, max_categories=20)
+
+
+class Client:
+    """One visitor's session, without a browser."""
+
+    def __init__(self, address):
+        self.http = httpx.Client(base_url=address, timeout=60, trust_env=False)
+        self.session = uuid.uuid4().hex
+        config = self.http.get("config").json()
+        ids = {part["props"].get("elem_id"): part["id"] for part in config["components"]}
+        self.run = next(
+            number["id"]
+            for number in config["dependencies"]
+            if number["inputs"] and number["inputs"][0] == ids["picture"]
+        )
+
+    def upload(self, path, name):
+        """The server's path of an upload."""
+        with path.open("rb") as file:
+            answer = self.http.post("gradio_api/upload", files={"files": (name, file)})
+        return answer.json()[0]
+
+    def join(self, picture, words="cup, spoon", model="toy"):
+        """The answer to asking for a turn with a request without refinement."""
+        data = [picture, words, model, False, 0.5, False, 0.5, None, None]
+        request = {"fn_index": self.run, "data": data, "session_hash": self.session}
+        return self.http.post("gradio_api/queue/join", json=request)
+
+    def segment(self, picture, words="cup, spoon"):
+        """The last event of a request."""
+        self.join(picture, words).raise_for_status()
+        with self.http.stream(
+            "GET", "gradio_api/queue/data", params={"session_hash": self.session}
+        ) as events:
+            for line in events.iter_lines():
+                event = json.loads(line.removeprefix("data: ")) if line else {}
+                if event.get("msg") == "process_completed":
+                    return event
+        raise AssertionError("the server has not answered")
 
 
 class Gate:

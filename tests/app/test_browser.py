@@ -3,6 +3,7 @@
 Screenshots are kept in build/app, or in the folder that TALK2DINO_ARTIFACTS names.
 """
 
+import contextlib
 import os
 import re
 import shutil
@@ -12,6 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
+from talk2dino.app.models import Models
+from talk2dino.app.page import Opening
+from talk2dino.app.server import ServerConfig, serve
+from tests.app.conftest import CPU, FILE, LIMITS, Client, Gate
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 expect = sync_api.expect
@@ -324,6 +330,27 @@ def test_stopped_requests_leave_the_queue_to_the_others(visit_many, photos, gate
         expect(visitor.page.locator("#status")).to_contain_text("Stopped")
         assert visitor.legend() == []
         expect(visitor.page.locator(".toast-body")).to_have_count(0)
+
+
+def test_a_full_queue_says_so(browser, photos, small_photo):
+    gate = Gate()
+    config = ServerConfig(max_queue=1)
+    with contextlib.ExitStack() as stack:
+        served = stack.enter_context(serve(Models([gate.entry()], CPU), LIMITS, Opening(), config))
+        clients = [Client(served.local_url) for _ in range(2)]
+        for client in clients:
+            stack.callback(client.http.close)
+        stack.callback(gate.opened.set)
+        refused = Visitor(browser, served.local_url)
+        stack.callback(refused.context.close)
+        refused.upload(photos / "coffee.png")
+        refused.name("cup, spoon")
+        for client in clients:
+            picture = {"path": client.upload(small_photo.path, "cup.png"), **FILE}
+            assert client.join(picture, model="slow").status_code == 200
+            assert gate.entered.wait(timeout=20)  # the first has its turn, the second waits
+        assert "Too many requests are waiting" in refused.segment("error")
+        expect(refused.page.locator("#run")).to_be_enabled()
 
 
 def test_bad_input_is_answered_in_words(visitor, tmp_path, photos):

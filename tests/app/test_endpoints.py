@@ -1,56 +1,22 @@
 """The page's HTTP endpoints, used as by somebody who does not use the page."""
 
 import contextlib
+import datetime
 import json
 import threading
-import uuid
+from types import SimpleNamespace
 
-import httpx
 import pytest
+from gradio import route_utils, state_holder
 from PIL import Image
 
 from talk2dino.app.page import has_address
+from tests.app.conftest import FILE, MAX_UPLOAD_MB, Client
 
 # Gradio asks pandas for things that pandas will drop.
 pytestmark = pytest.mark.filterwarnings("ignore:::gradio")
 
-FILE = {"meta": {"_type": "gradio.FileData"}}
 LEGEND, OVERLAY_FILE, STATUS = 1, 4, 9
-
-
-class Client:
-    """One visitor's session."""
-
-    def __init__(self, address):
-        self.http = httpx.Client(base_url=address, timeout=60, trust_env=False)
-        self.session = uuid.uuid4().hex
-        config = self.http.get("config").json()
-        ids = {part["props"].get("elem_id"): part["id"] for part in config["components"]}
-        self.run = next(
-            number["id"]
-            for number in config["dependencies"]
-            if number["inputs"] and number["inputs"][0] == ids["picture"]
-        )
-
-    def upload(self, path, name):
-        """The server's path of an upload."""
-        with path.open("rb") as file:
-            answer = self.http.post("gradio_api/upload", files={"files": (name, file)})
-        return answer.json()[0]
-
-    def segment(self, picture, words="cup, spoon"):
-        """The last event of a request without refinement."""
-        data = [picture, words, "toy", False, 0.5, False, 0.5, None, None]
-        request = {"fn_index": self.run, "data": data, "session_hash": self.session}
-        self.http.post("gradio_api/queue/join", json=request).raise_for_status()
-        with self.http.stream(
-            "GET", "gradio_api/queue/data", params={"session_hash": self.session}
-        ) as events:
-            for line in events.iter_lines():
-                event = json.loads(line.removeprefix("data: ")) if line else {}
-                if event.get("msg") == "process_completed":
-                    return event
-        raise AssertionError("the server has not answered")
 
 
 @pytest.fixture
@@ -103,6 +69,48 @@ def test_an_upload_keeps_its_name_out_of_the_paths(client, small_photo):
     saved = event["output"]["data"][OVERLAY_FILE]["value"]["path"]
     assert saved.endswith("/b_overlay.png")
     assert ".." not in saved
+
+
+def test_a_file_above_the_limit_is_refused(client, tmp_path):
+    for size, code in ((MAX_UPLOAD_MB * 2**20, 200), (MAX_UPLOAD_MB * 2**20 + 1, 413)):
+        (tmp_path / "x.png").write_bytes(bytes(size))
+        with (tmp_path / "x.png").open("rb") as file:
+            answer = client.http.post("gradio_api/upload", files={"files": ("x.png", file)})
+        assert answer.status_code == code, answer.text
+
+
+class Later(datetime.datetime):
+    """A clock that is more than an hour ahead."""
+
+    @classmethod
+    def now(cls, tz=None):
+        return super().now(tz) + datetime.timedelta(minutes=61)
+
+
+def test_an_upload_is_deleted_after_an_hour(client, page, small_photo, monkeypatch):
+    upload = client.upload(small_photo.path, "holiday.png")
+    interval, age = page.delete_cache
+    assert interval <= 3600
+    route_utils.delete_files_created_by_app(page, age)
+    assert client.http.get(f"gradio_api/file={upload}").status_code == 200
+    monkeypatch.setattr(route_utils, "datetime", Later)
+    route_utils.delete_files_created_by_app(page, age)
+    assert client.http.get(f"gradio_api/file={upload}").status_code in (403, 404)
+
+
+def test_the_result_of_a_closed_page_is_deleted_after_an_hour(
+    client, page, small_photo, monkeypatch
+):
+    path = client.upload(small_photo.path, "holiday.png")
+    event = client.segment({"path": path, **FILE})
+    result = event["output"]["data"][OVERLAY_FILE]["value"]["path"]
+    sessions = page.app.state_holder
+    sessions.session_data[client.session].is_closed = True
+    sessions.delete_all_expired_state()
+    assert client.http.get(f"gradio_api/file={result}").status_code == 200
+    monkeypatch.setattr(state_holder, "datetime", SimpleNamespace(datetime=Later))
+    sessions.delete_all_expired_state()
+    assert client.http.get(f"gradio_api/file={result}").status_code in (403, 404)
 
 
 def test_ten_requests_at_once_each_get_their_own_result(address, small_photo):

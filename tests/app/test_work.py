@@ -1,3 +1,6 @@
+import contextlib
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -80,6 +83,22 @@ def test_a_configured_model_is_loaded_as_configured(root):
     with models.use("mine") as model:
         assert model.config.projection_weights == "seeded:3"
     assert models.is_loaded("mine")
+
+
+def test_two_requests_never_meet_inside_a_model(models):
+    both = threading.Barrier(2)
+    met = []
+
+    def enter():
+        with models.use("toy"), contextlib.suppress(threading.BrokenBarrierError):
+            met.append(both.wait(timeout=1))  # alone it waits in vain, and the barrier breaks
+
+    threads = [threading.Thread(target=enter) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert met == []
 
 
 def test_two_models_of_one_name_are_refused():

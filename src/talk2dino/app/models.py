@@ -130,6 +130,9 @@ class Models:
     def use(self, name: str) -> Iterator[Segmenter]:
         """A model for one request alone: reading attention hooks into it, which is not shared.
 
+        The queue gives one turn at a time, but a step that was stopped goes on to its end while
+        the next request has its turn already.
+
         Raises:
             ValueError, OSError, RuntimeError: it is not offered, or cannot be loaded.
         """
