@@ -213,6 +213,19 @@ def test_groups_are_shown_where_the_model_has_them(visitor, photos, artifacts):
     page.screenshot(path=artifacts / "groups.png", full_page=True)
 
 
+def test_no_tab_changes_the_width_of_the_page(visitor, small_photo):
+    page = visitor.page
+    page.click("#model input")
+    page.get_by_role("option", name="ovsegmentor_toy").click()
+    visitor.upload(small_photo.path)
+    visitor.name("cup")
+    visitor.segment()
+    for tab in ("Overlay", "Heat maps", "Groups"):
+        page.get_by_role("tab", name=tab).click()
+        expect(page.get_by_role("tab", name=tab)).to_have_attribute("aria-selected", "true")
+        assert page.locator(".gradio-container").bounding_box()["width"] == 1240
+
+
 def test_choosing_another_model_leaves_the_result_as_it_is(visitor, photos):
     page = visitor.page
     page.check("#background input")
@@ -262,6 +275,18 @@ def test_a_phone_shows_the_page_without_scrolling_sideways(visitor, photos, arti
     assert box["x"] >= 0
     assert box["x"] + box["width"] <= 390
     page.screenshot(path=artifacts / "phone.png", full_page=True)
+
+
+def test_examples_are_buttons_with_a_name_and_a_picture(visitor):
+    examples = visitor.page.locator("#examples")
+    for name, words in (("coffee", "cup, spoon"), ("chelsea", "cat, nose")):
+        button = examples.get_by_role("button", name=name)
+        button.locator("img").scroll_into_view_if_needed()
+        assert button.locator("img").evaluate("image => image.naturalWidth") > 0
+        button.click()
+        expect(visitor.page.locator("#categories textarea")).to_have_value(words)
+        shown = visitor.page.locator("#picture img[src*='gradio_api/file']")
+        expect(shown).to_have_attribute("src", re.compile(f"/{name}[.]png$"))
 
 
 def test_the_keyboard_alone_is_enough(visitor):

@@ -87,8 +87,10 @@ class Later(datetime.datetime):
         return super().now(tz) + datetime.timedelta(minutes=61)
 
 
-def test_an_upload_is_deleted_after_an_hour(client, page, small_photo, monkeypatch):
+def test_an_upload_is_deleted_after_an_hour_but_no_example(client, page, small_photo, monkeypatch):
     upload = client.upload(small_photo.path, "holiday.png")
+    parts = client.http.get("config").json()["components"]
+    (example, *_) = [part["props"]["icon"]["path"] for part in parts if part["props"].get("icon")]
     interval, age = page.delete_cache
     assert interval <= 3600
     route_utils.delete_files_created_by_app(page, age)
@@ -96,6 +98,7 @@ def test_an_upload_is_deleted_after_an_hour(client, page, small_photo, monkeypat
     monkeypatch.setattr(route_utils, "datetime", Later)
     route_utils.delete_files_created_by_app(page, age)
     assert client.http.get(f"gradio_api/file={upload}").status_code in (403, 404)
+    assert client.http.get(f"gradio_api/file={example}").status_code == 200
 
 
 def test_the_result_of_a_closed_page_is_deleted_after_an_hour(

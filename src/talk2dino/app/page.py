@@ -105,19 +105,30 @@ class Page:
             render=False,
         )
         if self.opening.examples:
-            gr.Examples(
-                [[str(path), words] for path, words in self.opening.examples],
-                [self.picture, self.categories],
-                label="Examples",
-                elem_id="examples",
-                visible_columns=[0],
-                api_visibility="private",
-            )
+            gr.HTML('<p class="t2d-hint">Examples</p>')
+            with gr.Row(elem_id="examples"):
+                for path, words in self.opening.examples:
+                    self._build_example(path, words)
         self.categories.render()
         with gr.Row(elem_id="buttons"):
             self.run = gr.Button("Segment", variant="primary", scale=3, elem_id="run")
             self.stop = gr.Button("Stop", scale=1, min_width=80, interactive=False, elem_id="stop")
         self.status = gr.HTML(markup.NOTHING_YET, elem_id="status")
+
+    def _build_example(self, path: Path, words: str) -> None:
+        """A picture to press; gr.Examples has buttons that a screen reader cannot name."""
+        example = gr.Button(path.stem, icon=path, scale=0, min_width=0, size="sm")
+        kept = example.icon["path"] if example.icon else str(path)
+        example.keep_in_cache.add(kept)  # uploads are deleted after a while, this is not
+        example.click(
+            lambda: [kept, words],
+            None,
+            [self.picture, self.categories],
+            api_visibility="private",
+            show_progress="hidden",
+            concurrency_id="light",
+            concurrency_limit=4,
+        )
 
     def _build_options(self) -> None:
         entries = self.service.models.entries
