@@ -142,13 +142,16 @@ def test_what_a_configured_model_says_does_not_change_when_it_is_loaded(root):
 )
 def test_a_model_that_cannot_be_loaded_is_refused_before(name, message, untrained, tmp_path):
     (tmp_path / "notes.pth").write_text("no weights")
-    for folder in ("torn", "odd", "unknown"):
-        shutil.copytree(untrained, tmp_path / folder)
-    (tmp_path / "torn" / "model.safetensors").write_bytes(b"\0" * 100)
-    (tmp_path / "odd" / "config.json").write_text("{")
-    config = tmp_path / "unknown" / "config.json"
-    changed = config.read_text().replace('"vision_model": "toy"', '"vision_model": "dinov9"')
-    config.write_text(changed)
+    config = (untrained / "config.json").read_text()
+    unknown = config.replace('"vision_model": "toy"', '"vision_model": "dinov9"')
+    for folder, text in (("torn", config), ("odd", "{"), ("unknown", unknown)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "config.json").write_text(text)
+        weights = tmp_path / folder / "model.safetensors"
+        weights.symlink_to(untrained / "model.safetensors")
+    weights = tmp_path / "torn" / "model.safetensors"
+    weights.unlink()
+    weights.write_bytes(b"\0" * 100)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         find_entry(name.format(tmp_path), CPU)
 
