@@ -11,7 +11,7 @@ from talk2dino.app.models import Abilities, Facts, Loaded, ModelEntry
 from talk2dino.config import check_name
 from talk2dino.hub.fetch import FetchOptions
 from talk2dino.hub.load import FoundModel, find_model
-from talk2dino.hub.published import PUBLISHED, TOY, demo_threshold
+from talk2dino.hub.published import PUBLISHED, TOY, demo_threshold, short_name
 from talk2dino.registry.models import MODEL_NAMES, find_method
 from talk2dino.registry.options import ModelOptions
 from talk2dino.registry.talk2dino import Talk2DinoMethod
@@ -77,8 +77,8 @@ def named_entry(name: str, device: torch.device, fetch: FetchOptions | None = No
     try:
         found = find_model(name, fetch=dataclasses.replace(fetch, local_files_only=True))
     except RuntimeError:  # one of the Hub that is not here yet: downloaded when it is chosen
-        published = [m for short, m in PUBLISHED.items() if name in (short, m.repo)]
-        facts = Facts(published[0].background_threshold) if published else None
+        published = PUBLISHED.get(short_name(name) or name)
+        facts = Facts(published.background_threshold) if published else None
         return ModelEntry(name, lambda: _load(name, find_model(name, fetch=fetch), device), facts)
     found.check()
     return ModelEntry(name, lambda: _load(name, found, device), _facts(name, found))

@@ -38,6 +38,7 @@ from talk2dino.hub.published import (
     PublishedModel,
     default_threshold,
     demo_threshold,
+    short_name,
     toy_config,
 )
 from talk2dino.projection import projection_from_state
@@ -361,8 +362,8 @@ def _advice(name: str) -> str:
 
 
 def _advice_for_repo(repo: str) -> str:
-    names = [name for name, model in PUBLISHED.items() if model.repo == repo]
-    if names:
-        return _advice(names[0])
+    name = short_name(repo)
+    if name is not None:
+        return _advice(name)
     published = ", ".join(model.repo for model in PUBLISHED.values())
     return f"There is no local folder of that name either. Published models: {published}."

@@ -91,6 +91,11 @@ PUBLISHED = {
 """Short name -> model."""
 
 
+def short_name(repo: str) -> str | None:
+    """The short name of one of the authors' repositories; None for any other."""
+    return next((name for name, model in PUBLISHED.items() if model.repo == repo), None)
+
+
 def toy_config() -> SegmenterConfig:
     """The toy pair with an untrained projection: needs no file, and knows nothing."""
     return SegmenterConfig(

@@ -22,7 +22,7 @@ from talk2dino.hub.load import (
     is_whole_model,
     load_segmenter,
 )
-from talk2dino.hub.published import PUBLISHED, demo_threshold
+from talk2dino.hub.published import demo_threshold, short_name
 from talk2dino.registry.options import ModelOptions
 from talk2dino.segmenter import Segmenter, Talk2DinoSegmenter
 from talk2dino.segmenter_config import SegmenterConfig, read_segmenter_config
@@ -86,8 +86,7 @@ class Talk2DinoMethod:
                 "Leave one of them out."
             )
         label = Path(name).resolve().stem if Path(name).is_file() else Path(name).resolve().name
-        published = [short for short, model in PUBLISHED.items() if model.repo == name]
-        return cls._found(find_model(name), (published or [label])[0], changes)
+        return cls._found(find_model(name), short_name(name) or label, changes)
 
     @classmethod
     def _found(cls, found: FoundModel, label: str, changes: Mapping[str, Any]) -> Talk2DinoMethod:
