@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def check(args: argparse.Namespace) -> None:
     """Raise for wrong arguments and unreadable pictures, before any model is loaded."""
-    method, vocabulary = read_model(args)
+    args.chosen = method, vocabulary = read_model(args)
     _check_numbers(args)
     if wants_modes(args):
         plan_modes(args, method, vocabulary, background_of(args, method))
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     """Segment every picture; one that fails is named and does not stop the others."""
     from talk2dino.devices import resolve_device
 
-    method, vocabulary = read_model(args)
+    method, vocabulary = args.chosen  # found once: a model may have come from the Hub
     device = resolve_device(args.device)
     if args.cfg is not None:
         print("note: --cfg is not read: the weights say what they are")
