@@ -42,8 +42,8 @@ def _evaluations(work: Work, folder: Path, device: str) -> list[tuple[Any, Any]]
     from talk2dino.benchmarks.scoring import Task
     from talk2dino.benchmarks.table import BENCHMARKS
     from talk2dino.inference import ClassQuery
+    from talk2dino.methods.talk2dino.config import read_segmenter_config
     from talk2dino.segmenter import build_segmenter
-    from talk2dino.segmenter_config import read_segmenter_config
 
     recipe = ROOT / "configs" / "toy.yaml"
     base = build_segmenter(read_segmenter_config(recipe, projection_weights="seeded:0"), device)
@@ -162,8 +162,8 @@ def _first(count: int, prepare: Work) -> Prepare:
 
 def _windows(device: str, folder: Path) -> Step:
     """Windows that are on the device already, to scores; all weights are seeded."""
+    from talk2dino.methods.talk2dino.config import read_segmenter_config
     from talk2dino.segmenter import build_segmenter
-    from talk2dino.segmenter_config import read_segmenter_config
 
     seeded = dict.fromkeys(("projection_weights", "vision_weights", "text_weights"), "seeded:0")
     recipe = ROOT / "configs" / "vitb_mlp_infonce.yaml"

@@ -64,8 +64,8 @@ def _shipped(device: str, folder: Path) -> Step:
 
 
 def _literal(device: str, folder: Path) -> Step:
-    from talk2dino.seeded import seeded_state
-    from talk2dino.vision import load_vision, official_shapes
+    from talk2dino.backbones.seeded import seeded_state
+    from talk2dino.backbones.vision import load_vision, official_shapes
     from tests.literal.extraction import extract
 
     shapes = official_shapes(load_vision(MODEL, WEIGHTS).model)
@@ -81,8 +81,8 @@ def _literal(device: str, folder: Path) -> Step:
 
 def _bare(device: str, folder: Path) -> Step:
     """timm's own forward pass over pixels that are decoded and normalised already."""
+    from talk2dino.backbones.vision import load_vision
     from talk2dino.features.extract import CPU_BATCH
-    from talk2dino.vision import load_vision
 
     backbone = load_vision(MODEL, WEIGHTS, device)
     transform = backbone.image_transform(SIDE, SIDE)
@@ -100,8 +100,8 @@ def _bare(device: str, folder: Path) -> Step:
 
 def _decoded(amp: str, device: str, folder: Path) -> Step:
     """The backbone and the pooling over pixels that are on the device already."""
+    from talk2dino.backbones.vision import load_vision
     from talk2dino.features.extract import image_features
-    from talk2dino.vision import load_vision
 
     backbone = load_vision(MODEL, WEIGHTS, device)
     generator = torch.Generator().manual_seed(0)

@@ -19,7 +19,7 @@ def _problem(classes: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _shipped(classes: int, device: str, folder: Path) -> Step:
-    from talk2dino.pamr import pamr
+    from talk2dino.refine.pamr import pamr
 
     images, masks = _problem(classes, device)
     return lambda: pamr(images, masks)

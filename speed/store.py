@@ -88,7 +88,7 @@ def _captions() -> torch.Tensor:
 
 def _shipped(device: str, folder: Path) -> Step:
     from talk2dino.features.store import read_features
-    from talk2dino.training.dataset import FeatureChoice, StoredPairs
+    from talk2dino.methods.talk2dino.training.dataset import FeatureChoice, StoredPairs
 
     path, captions = folder / "columnar.pth", _captions()
 

@@ -69,7 +69,7 @@ def _shipped(model: str, device: str, folder: Path) -> Step:
 
 
 def _literal(model: str, device: str, folder: Path) -> Step:
-    from talk2dino.text import TextEncoder, load_text
+    from talk2dino.backbones.text import TextEncoder, load_text
     from tests.literal.text import extract
 
     content = json.loads((folder / "captions.json").read_text())

@@ -46,9 +46,9 @@ def _shipped(memory_bytes: int) -> Prepare:
     def prepare(device: str, folder: Path) -> Step:
         from talk2dino.config import ProjectionConfig, TrainConfig
         from talk2dino.features.store import read_features
-        from talk2dino.projection import ProjectionLayer
-        from talk2dino.training.dataset import StoredPairs, choose_features
-        from talk2dino.training.loop import Hooks, LoopSettings, TrainingRun
+        from talk2dino.methods.talk2dino.projection import ProjectionLayer
+        from talk2dino.methods.talk2dino.training.dataset import StoredPairs, choose_features
+        from talk2dino.methods.talk2dino.training.loop import Hooks, LoopSettings, TrainingRun
 
         config = ProjectionConfig(dino_embed_dim=PATCH_DIM, hidden_layer=True)
         path, weights = folder / "features.pth", torch.load(folder / "weights.pth")

@@ -14,10 +14,15 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 PRELOADED = [
-    *("pytest", "torch.distributed", "talk2dino.cli.train", "talk2dino.training.job"),
+    *(
+        "pytest",
+        "torch.distributed",
+        "talk2dino.cli.train",
+        "talk2dino.methods.talk2dino.training.job",
+    ),
     *("talk2dino.cli.extract", "talk2dino.cli.extract_text"),
     *("talk2dino.features.extract", "talk2dino.features.text"),
-    *("talk2dino.cli.pretrain", "talk2dino.ovsegmentor.pretraining.job"),
+    *("talk2dino.cli.pretrain", "talk2dino.methods.ovsegmentor.pretraining.job"),
     *("talk2dino.cli.evaluate_published", "talk2dino.benchmarks.evaluate", "mmseg.datasets"),
 ]
 

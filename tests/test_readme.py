@@ -12,7 +12,7 @@ import torch
 from talk2dino.__main__ import COMMANDS, _load
 from talk2dino.cli.evaluate_published import COMMAND as EVALUATE_PUBLISHED
 from talk2dino.features.store import read_features
-from talk2dino.projection import load_projection
+from talk2dino.methods.talk2dino.projection import load_projection
 
 README = Path(__file__).parents[1] / "README.md"
 PAGES = [README, *(README.parent / "docs").glob("*.md"), README.parent / "weights" / "README.md"]

@@ -6,12 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from talk2dino.backbones.templates import get_templates
 from talk2dino.config import ProjectionConfig
-from talk2dino.pamr import pamr
-from talk2dino.projection import load_projection
+from talk2dino.methods.talk2dino.config import SegmenterConfig
+from talk2dino.methods.talk2dino.projection import load_projection
+from talk2dino.refine.pamr import pamr
 from talk2dino.segmenter import Talk2DinoSegmenter, build_segmenter, patch_cosines
-from talk2dino.segmenter_config import SegmenterConfig
-from talk2dino.templates import get_templates
 
 CONFIG = SegmenterConfig(
     projection=ProjectionConfig(hidden_layer=True, dino_embed_dim=192, num_attn_head=3),

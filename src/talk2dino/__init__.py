@@ -1,30 +1,31 @@
 """Talk2DINO: open-vocabulary segmentation by mapping CLIP text into DINO's patch space.
 
 Public names are loaded when they are first used, so importing the package costs nothing.
-transformers, if it is or comes to be imported, then knows our models; see talk2dino.autoload.
+transformers, if it is or comes to be imported, then knows our models; see
+talk2dino.methods.talk2dino.autoload.
 """
 
 from importlib import import_module
 from typing import Any
 
-from talk2dino.autoload import register_with_transformers
+from talk2dino.methods.talk2dino.autoload import register_with_transformers
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
     "ClassQuery": "talk2dino.inference",
-    "ProjectionLayer": "talk2dino.projection",
-    "Segmentation": "talk2dino.segmentation",
+    "ProjectionLayer": "talk2dino.methods.talk2dino.projection",
+    "Segmentation": "talk2dino.pictures.segmentation",
     "Segmenter": "talk2dino.segmenter",
-    "Talk2DINO": "talk2dino.api",
+    "Talk2DINO": "talk2dino.methods.talk2dino.api",
     "Talk2DinoSegmenter": "talk2dino.segmenter",
     "build_segmenter": "talk2dino.segmenter",
-    "load_projection": "talk2dino.projection",
-    "load_text": "talk2dino.text",
-    "load_vision": "talk2dino.vision",
+    "load_projection": "talk2dino.methods.talk2dino.projection",
+    "load_text": "talk2dino.backbones.text",
+    "load_vision": "talk2dino.backbones.vision",
     "read_features": "talk2dino.features.store",
-    "read_rgb": "talk2dino.images",
-    "read_segmenter_config": "talk2dino.segmenter_config",
+    "read_rgb": "talk2dino.pictures.images",
+    "read_segmenter_config": "talk2dino.methods.talk2dino.config",
 }
 
 __all__ = ["__version__", *_PUBLIC]

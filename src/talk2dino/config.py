@@ -71,7 +71,7 @@ class ProjectionConfig:
     weight_attn_heads: str | None = None
     """Learn how much each head counts: null, static, or conditioned (on the CLS token)."""
     alignment_strategy: str = "max_score"
-    """How per-head image embeddings meet a text; see talk2dino.alignment."""
+    """How per-head image embeddings meet a text; see talk2dino.methods.talk2dino.alignment."""
     alpha: float = 0.6
     """Share of the score mass that nucleus-sampling keeps."""
     keep_cls: bool = False
@@ -143,11 +143,11 @@ class FeatureConfig:
     """The `features:` section: the two frozen models a projection is trained between."""
 
     vision_model: str = "dinov2_vitb14_reg"
-    """Vision backbone; see talk2dino.vision."""
+    """Vision backbone; see talk2dino.backbones.vision."""
     vision_weights: str | None = None
     """`pretrained`, a path, or `seeded:<n>`; null means the model's default."""
     text_model: str = "ViT-B/16"
-    """Text encoder; see talk2dino.text."""
+    """Text encoder; see talk2dino.backbones.text."""
     text_weights: str | None = None
     """`pretrained`, a path, or `seeded:<n>`; null means the model's default."""
     resize_dim: int = 448

@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from talk2dino.background import clean_background
+from talk2dino.backbones.templates import check_names, get_templates
+from talk2dino.backbones.text import BertEncoder, TextEncoder, TextFeatures, load_text, trimmed
+from talk2dino.backbones.vision import PatchFeatures, VisionBackbone, load_vision
 from talk2dino.devices import mixed_precision
-from talk2dino.pamr import pamr
-from talk2dino.projection import CLIPLastLayer, Projection, load_projection
-from talk2dino.segmenter_config import PRECISIONS, SegmenterConfig
-from talk2dino.templates import check_names, get_templates
-from talk2dino.text import BertEncoder, TextEncoder, TextFeatures, load_text, trimmed
-from talk2dino.vision import PatchFeatures, VisionBackbone, load_vision
+from talk2dino.methods.talk2dino.background import clean_background
+from talk2dino.methods.talk2dino.config import PRECISIONS, SegmenterConfig
+from talk2dino.methods.talk2dino.projection import CLIPLastLayer, Projection, load_projection
+from talk2dino.refine.pamr import pamr
 
 _EPS = 1e-6  # of the normalisations in the published inference code
 _PROMPT_BATCH = 256

@@ -8,10 +8,10 @@ import torch
 from talk2dino import Talk2DINO
 from talk2dino.app.entries import config_entry, find_entry, named_entry
 from talk2dino.app.models import Facts
-from talk2dino.hub.fetch import FetchOptions, file_sha256
-from talk2dino.hub.load import load_model
-from talk2dino.hub.published import TOY_THRESHOLD
-from talk2dino.segmenter_config import read_segmenter_config
+from talk2dino.methods.talk2dino.config import read_segmenter_config
+from talk2dino.methods.talk2dino.hub.fetch import FetchOptions, file_sha256
+from talk2dino.methods.talk2dino.hub.load import load_model
+from talk2dino.methods.talk2dino.hub.published import TOY_THRESHOLD
 
 CPU = torch.device("cpu")
 REPO = "someone/a-model"

@@ -12,11 +12,11 @@ from talk2dino.app.models import Models
 from talk2dino.app.results import Results
 from talk2dino.app.view import Look, heat_of, look_at
 from talk2dino.app.work import Request, segment
-from talk2dino.group_maps import draw_groups
-from talk2dino.images import read_rgb, rgb_tensor
 from talk2dino.inference import BenchmarkWindows, ClassQuery, whole_image_scores
-from talk2dino.registry.ovsegmentor import OVSegmentorMethod
-from talk2dino.vocabularies import group_colours
+from talk2dino.methods.ovsegmentor.method import OVSegmentorMethod
+from talk2dino.pictures.group_maps import draw_groups
+from talk2dino.pictures.images import read_rgb, rgb_tensor
+from talk2dino.pictures.vocabularies import group_colours
 
 CPU = torch.device("cpu")
 NAME = "ovsegmentor_toy=seeded:0"

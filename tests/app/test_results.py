@@ -4,7 +4,7 @@ from PIL import Image
 
 from talk2dino.app.inputs import Picture
 from talk2dino.app.results import Result, Results
-from talk2dino.segmentation import Segmentation
+from talk2dino.pictures.segmentation import Segmentation
 
 
 def result(background=None, side=4):

@@ -9,9 +9,9 @@ from talk2dino.app.entries import config_entry, named_entry
 from talk2dino.app.inputs import Limits
 from talk2dino.app.models import Models
 from talk2dino.app.work import Outcome, Progress, Request, segment
-from talk2dino.images import read_rgb, rgb_tensor
 from talk2dino.inference import ClassQuery, whole_image_scores
-from talk2dino.segmenter_config import read_segmenter_config
+from talk2dino.methods.talk2dino.config import read_segmenter_config
+from talk2dino.pictures.images import read_rgb, rgb_tensor
 
 CPU = torch.device("cpu")
 LIMITS = Limits(max_side=320)

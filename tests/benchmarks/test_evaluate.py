@@ -23,15 +23,15 @@ from talk2dino.benchmarks.counts import (
 )
 from talk2dino.benchmarks.datasets import EvaluationSet
 from talk2dino.benchmarks.evaluate import Run, Share, evaluate_group, group_runs
+from talk2dino.benchmarks.metrics import confusion_counts
 from talk2dino.benchmarks.pictures import PictureFolders
 from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
 from talk2dino.benchmarks.table import BENCHMARKS, Protocol
 from talk2dino.inference import ClassQuery
-from talk2dino.metrics import confusion_counts
+from talk2dino.methods.talk2dino.config import read_segmenter_config
+from talk2dino.methods.talk2dino.projection import load_projection
 from talk2dino.processes import Processes
-from talk2dino.projection import load_projection
 from talk2dino.segmenter import Talk2DinoSegmenter, build_segmenter
-from talk2dino.segmenter_config import read_segmenter_config
 
 SMALL = Protocol(short_side=40, long_side=200, window=32, stride=16)
 

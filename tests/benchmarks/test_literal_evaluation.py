@@ -13,8 +13,8 @@ from talk2dino.benchmarks.evaluate import Run, evaluate_group
 from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
 from talk2dino.benchmarks.table import BENCHMARKS, Protocol
 from talk2dino.inference import ClassQuery
+from talk2dino.methods.talk2dino.config import read_segmenter_config
 from talk2dino.segmenter import build_segmenter
-from talk2dino.segmenter_config import read_segmenter_config
 from tests.literal import evaluation as literal
 
 from .conftest import MINIATURES

@@ -16,8 +16,8 @@ from talk2dino.inference import (
     score_labels,
     sliding_window_scores,
 )
+from talk2dino.methods.talk2dino.config import read_segmenter_config
 from talk2dino.segmenter import FeatureSharing, PatchScoring, build_segmenter
-from talk2dino.segmenter_config import read_segmenter_config
 
 CPU = torch.device("cpu")
 PROTOCOL = Protocol(window=64, stride=32)

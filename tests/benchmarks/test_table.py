@@ -2,7 +2,6 @@
 
 import pytest
 
-from talk2dino.benchmarks.published import read_published
 from talk2dino.benchmarks.table import (
     BENCHMARKS,
     DRAWN_WORLD,
@@ -14,6 +13,7 @@ from talk2dino.benchmarks.table import (
 from talk2dino.cli.evaluate_published import evaluations_of
 from talk2dino.config import load_recipe
 from talk2dino.files import find_in_checkout
+from talk2dino.methods.talk2dino.published_yaml import read_published
 
 FOLDERS = ("ade", "cityscapes", "voc", "voc_bg", "context", "context_bg", "stuff", "coco_object")
 TASKS = (

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from talk2dino.__main__ import main
-from talk2dino.ovsegmentor.checkpoints import read_checkpoint, seeded_weights
-from talk2dino.ovsegmentor.config import get_preset
+from talk2dino.methods.ovsegmentor.checkpoints import read_checkpoint, seeded_weights
+from talk2dino.methods.ovsegmentor.config import get_preset
 
 
 @pytest.fixture

@@ -11,16 +11,16 @@ pytest.importorskip("mmseg")
 from talk2dino import Talk2DINO
 from talk2dino.benchmarks import scoring
 from talk2dino.benchmarks.datasets import EvaluationSet
-from talk2dino.benchmarks.report_panels import _read_truth
-from talk2dino.benchmarks.report_runs import find_runs
 from talk2dino.benchmarks.results import read_counts, read_result
 from talk2dino.benchmarks.table import BENCHMARKS, STUFF_BACKGROUND
 from talk2dino.cli.data import main as data_main
 from talk2dino.cli.evaluate import main
 from talk2dino.cli.report import main as report_main
-from talk2dino.ovsegmentor.segmenter import OVSegmentorSegmenter
-from talk2dino.registry.ovsegmentor import OVSegmentorMethod
-from talk2dino.registry.talk2dino import Talk2DinoMethod
+from talk2dino.methods.ovsegmentor.method import OVSegmentorMethod
+from talk2dino.methods.ovsegmentor.segmenter import OVSegmentorSegmenter
+from talk2dino.methods.talk2dino.method import Talk2DinoMethod
+from talk2dino.report.examples import _read_truth
+from talk2dino.report.runs import find_runs
 from talk2dino.segmenter import Talk2DinoSegmenter
 
 MINIATURES = Path(__file__).parents[1] / "parity" / "data" / "seg" / "data"

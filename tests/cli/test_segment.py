@@ -10,8 +10,8 @@ from PIL import Image
 from talk2dino.cli.segment import COMMAND, main, parse_categories
 from talk2dino.cli.segment_model import method_of
 from talk2dino.config import load_recipe
-from talk2dino.drawing import class_colours
-from talk2dino.projection import build_projection
+from talk2dino.methods.talk2dino.projection import build_projection
+from talk2dino.pictures.drawing import class_colours
 
 TOY = """
 model: {dino_embed_dim: 192, hidden_layer: true, num_attn_head: 3}

@@ -14,10 +14,10 @@ from talk2dino.cli.segment_job import (
     scoring_bytes,
 )
 from talk2dino.config import ProjectionConfig
-from talk2dino.drawing import class_colours
 from talk2dino.inference import scoring_size
+from talk2dino.methods.talk2dino.config import SegmenterConfig
+from talk2dino.pictures.drawing import class_colours
 from talk2dino.segmenter import build_segmenter
-from talk2dino.segmenter_config import SegmenterConfig
 
 CPU = torch.device("cpu")
 

@@ -14,9 +14,9 @@ from PIL import Image
 from talk2dino.cli.modes import ModesJob, ModesOptions, write_names
 from talk2dino.cli.segment import main
 from talk2dino.cli.segment_modes import MODES
-from talk2dino.drawing import blend
 from talk2dino.inference import BenchmarkWindows, ClassQuery, benchmark_size, resize_for_benchmark
-from talk2dino.vocabularies import find_vocabulary, group_colours
+from talk2dino.pictures.drawing import blend
+from talk2dino.pictures.vocabularies import find_vocabulary, group_colours
 
 OVS = ["--model", "ovsegmentor_toy", "--weights", "seeded:0", "--device", "cpu"]
 TOY = ["--model", "toy", "--weights", "seeded:0", "--device", "cpu"]
@@ -316,7 +316,7 @@ def test_names_stand_at_the_centre_of_their_class():
 
 def test_class_lists_and_colours_are_those_of_the_benchmarks():
     pytest.importorskip("mmseg")
-    from talk2dino.benchmarks.openmmlab import load_openmmlab
+    from talk2dino.benchmarks.mmseg import load_openmmlab
 
     datasets = load_openmmlab().datasets
     stuff, ade, voc = (

@@ -10,7 +10,7 @@ from PIL import Image
 
 from talk2dino.cli.train import main
 from talk2dino.features.store import read_features, write_features
-from talk2dino.projection import load_projection
+from talk2dino.methods.talk2dino.projection import load_projection
 
 from .small_training import features, train, write_recipe
 

@@ -8,8 +8,8 @@ from PIL import Image
 
 from talk2dino import Talk2DINO
 from talk2dino.cli.segment import main as segment_main
-from talk2dino.registry.models import find_method
-from talk2dino.registry.options import ModelOptions
+from talk2dino.methods.options import ModelOptions
+from talk2dino.methods.registry import find_method
 
 CLASSES = ["cup", "table"]
 
@@ -104,7 +104,7 @@ def test_results_know_a_folder_by_its_weights_not_by_its_card(saved, tmp_path):
 
 def test_a_projection_by_its_file_takes_the_models_of_its_training(tmp_path, saved, photo):
     from talk2dino.files import save_torch
-    from talk2dino.hub.load import load_model
+    from talk2dino.methods.talk2dino.hub.load import load_model
 
     projection = load_model("toy").segmenter.projection
     save_torch(projection.state_dict(), "mine.pth")

@@ -8,15 +8,15 @@ import pytest
 import torch
 from PIL import Image
 
-from talk2dino.attention import average_attention, head_embeddings
+from talk2dino.backbones.attention import average_attention, head_embeddings
+from talk2dino.backbones.seeded import seeded_state
+from talk2dino.backbones.vision import load_vision, official_shapes
 from talk2dino.cli.extract import COMMAND, main
 from talk2dino.features import extract as stage
 from talk2dino.features.extract import image_features
 from talk2dino.features.job import Job
 from talk2dino.features.keys import IMAGE_KEYS
 from talk2dino.features.store import FeatureFile, read_features, write_features
-from talk2dino.seeded import seeded_state
-from talk2dino.vision import load_vision, official_shapes
 from tests.literal import extraction as literal
 
 ALL_KEYS = list(IMAGE_KEYS.values())

@@ -11,11 +11,11 @@ from talk2dino.cli import extract, extract_text
 from talk2dino.features import parts
 from talk2dino.features.job import Division, Job, plan_outputs
 from talk2dino.features.parts import JOURNAL, Batch, Parts
-from talk2dino.features.progress import silent
 from talk2dino.features.ranges import Range, divided
 from talk2dino.features.store import read_features
 from talk2dino.features.work import Work, collected
 from talk2dino.processes import Processes
+from talk2dino.progress import silent
 from tests.ranks import run_ranks
 
 if not hasattr(os, "fork"):

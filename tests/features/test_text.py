@@ -7,6 +7,7 @@ import tarfile
 import pytest
 import torch
 
+from talk2dino.backbones.text import load_text
 from talk2dino.cli.extract import main as extract_images
 from talk2dino.cli.extract_text import COMMAND, main
 from talk2dino.features import text
@@ -21,7 +22,6 @@ from talk2dino.features.text import (
     caption_features,
     token_features,
 )
-from talk2dino.text import load_text
 
 
 @pytest.fixture(autouse=True)

@@ -4,8 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from talk2dino.benchmarks.convert import OBJECT_SUFFIX, STUFF_SUFFIX, plan_coco, run_conversions
-from talk2dino.benchmarks.labels import read_labels
+from talk2dino.benchmarks.data.convert import (
+    OBJECT_SUFFIX,
+    STUFF_SUFFIX,
+    plan_coco,
+    run_conversions,
+)
+from talk2dino.benchmarks.data.labels import read_labels
 
 RECORDED = Path(__file__).parent / "data" / "seg" / "data" / "coco_stuff164k"
 

@@ -3,11 +3,17 @@
 import pytest
 import torch
 
-from talk2dino.attention import average_attention, head_embeddings
-from talk2dino.checkpoints import load_strict
-from talk2dino.images import read_rgb
-from talk2dino.seeded import seeded_state, seeded_tensor
-from talk2dino.vision import as_backbone, create_toy, load_vision, official_shapes, to_timm
+from talk2dino.backbones.attention import average_attention, head_embeddings
+from talk2dino.backbones.checkpoints import load_strict
+from talk2dino.backbones.seeded import seeded_state, seeded_tensor
+from talk2dino.backbones.vision import (
+    as_backbone,
+    create_toy,
+    load_vision,
+    official_shapes,
+    to_timm,
+)
+from talk2dino.pictures.images import read_rgb
 
 from .conftest import TENSOR_TOLERANCE
 

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
 from talk2dino.benchmarks.table import Protocol
 from talk2dino.inference import ClassQuery, resize_scores, sliding_window_scores
-from talk2dino.ovsegmentor.grouping import affinity
-from talk2dino.ovsegmentor.losses import (
+from talk2dino.methods.ovsegmentor.grouping import affinity
+from talk2dino.methods.ovsegmentor.losses import (
     MaskLossConfig,
     binary_targets,
     infonce,
@@ -21,10 +21,10 @@ from talk2dino.ovsegmentor.losses import (
     similarity_scale,
     unit_range,
 )
-from talk2dino.ovsegmentor.scoring import group_class_scores, upsample_groups
-from talk2dino.ovsegmentor.segmenter import OVSegmentorSegmenter
-from talk2dino.ovsegmentor.text import Tokenizer, toy_tokenizer
-from tests.ovsegmentor.fill import recorded_input, recorded_model, uniform
+from talk2dino.methods.ovsegmentor.scoring import group_class_scores, upsample_groups
+from talk2dino.methods.ovsegmentor.segmenter import OVSegmentorSegmenter
+from talk2dino.methods.ovsegmentor.text import Tokenizer, toy_tokenizer
+from tests.methods.ovsegmentor.fill import recorded_input, recorded_model, uniform
 
 TOLERANCE = 1e-4
 GROUPING = "layers.0.downsample"

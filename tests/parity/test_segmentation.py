@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from talk2dino.config import ProjectionConfig
-from talk2dino.pamr import pamr
+from talk2dino.refine.pamr import pamr
 from talk2dino.segmenter import SegmenterConfig, build_segmenter, patch_cosines
 
 from .conftest import MASK_TOLERANCE

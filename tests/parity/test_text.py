@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from talk2dino.text import load_text
+from talk2dino.backbones.text import load_text
 
 from .conftest import TENSOR_TOLERANCE
 

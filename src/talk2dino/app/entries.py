@@ -8,16 +8,16 @@ from pathlib import Path
 import torch
 
 from talk2dino.app.models import Abilities, Facts, Loaded, ModelEntry
+from talk2dino.backbones.seeded import PREFIX
 from talk2dino.config import check_name
-from talk2dino.hub.fetch import FetchOptions
-from talk2dino.hub.load import FoundModel, find_model
-from talk2dino.hub.published import PUBLISHED, TOY, demo_threshold, short_name
-from talk2dino.registry.models import MODEL_NAMES, find_method
-from talk2dino.registry.options import ModelOptions
-from talk2dino.registry.talk2dino import Talk2DinoMethod
-from talk2dino.seeded import PREFIX
+from talk2dino.methods.options import ModelOptions
+from talk2dino.methods.registry import MODEL_NAMES, find_method
+from talk2dino.methods.talk2dino.config import SegmenterConfig
+from talk2dino.methods.talk2dino.hub.fetch import FetchOptions
+from talk2dino.methods.talk2dino.hub.load import FoundModel, find_model
+from talk2dino.methods.talk2dino.hub.published import PUBLISHED, TOY, demo_threshold, short_name
+from talk2dino.methods.talk2dino.method import Talk2DinoMethod
 from talk2dino.segmenter import build_segmenter
-from talk2dino.segmenter_config import SegmenterConfig
 from talk2dino.toy.scene import CLASS_NAMES
 
 UNTRAINED = (

@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 
 from talk2dino.app.pictures import HEAT_COLOURS
-from talk2dino.segmentation import Segmentation
+from talk2dino.pictures.segmentation import Segmentation
 
 PIXEL_ROWS = 8
 """Scores that are shown for a pixel."""

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from talk2dino.app.inputs import Picture
-from talk2dino.segmentation import Segmentation, save_picture
+from talk2dino.pictures.segmentation import Segmentation, save_picture
 
 HEAT_COLOURS = "viridis"
 HEAT_SIDE = 480

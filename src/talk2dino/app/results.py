@@ -15,7 +15,7 @@ import torch
 from talk2dino.app.inputs import Picture
 from talk2dino.app.models import Abilities
 from talk2dino.inference import score_labels
-from talk2dino.segmentation import Segmentation
+from talk2dino.pictures.segmentation import Segmentation
 
 
 @dataclass(frozen=True)

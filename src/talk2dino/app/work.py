@@ -13,10 +13,10 @@ from PIL import Image
 from talk2dino.app.inputs import Limits, Upload, read_names, read_picture
 from talk2dino.app.models import GUESSED_THRESHOLD, Models, scorer_of
 from talk2dino.app.results import Result
-from talk2dino.group_maps import draw_groups
-from talk2dino.images import rgb_tensor
 from talk2dino.inference import ClassQuery, score_labels, whole_image_scores
-from talk2dino.segmentation import BACKGROUND, Segmentation
+from talk2dino.pictures.group_maps import draw_groups
+from talk2dino.pictures.images import rgb_tensor
+from talk2dino.pictures.segmentation import BACKGROUND, Segmentation
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from talk2dino.metrics import confusion_counts, pair_counts
+from talk2dino.benchmarks.metrics import confusion_counts, pair_counts
 
 SUFFIX = ".counts"
 _HEAD = struct.Struct("<4sIII")  # magic, image, number of pairs, checksum of the pairs

@@ -14,11 +14,11 @@ from typing import Any
 import cv2
 import numpy as np
 
-from talk2dino.benchmarks.openmmlab import load_openmmlab
-from talk2dino.benchmarks.sources import check_data_root
+from talk2dino.benchmarks.data.sources import check_data_root
+from talk2dino.benchmarks.metrics import IGNORED
+from talk2dino.benchmarks.mmseg import load_openmmlab
 from talk2dino.benchmarks.table import Benchmark
-from talk2dino.drawing import class_colours
-from talk2dino.metrics import IGNORED
+from talk2dino.pictures.drawing import class_colours
 
 BACKGROUND = "background"
 _ONE_LESS = np.array([IGNORED, *range(IGNORED - 1), IGNORED], np.uint8)

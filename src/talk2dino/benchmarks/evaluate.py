@@ -23,8 +23,8 @@ from talk2dino.benchmarks.counts import (
 from talk2dino.benchmarks.datasets import EvaluationSet
 from talk2dino.benchmarks.pictures import PictureFolders
 from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
-from talk2dino.features.progress import Progress, silent
 from talk2dino.processes import Processes
+from talk2dino.progress import Progress, silent
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,10 +21,10 @@ from talk2dino.benchmarks.pictures import PictureFolders
 from talk2dino.benchmarks.results import Timing, make_result, read_result, write_result
 from talk2dino.benchmarks.scoring import Task
 from talk2dino.benchmarks.table import Benchmark
-from talk2dino.features.progress import Progress, silent
 from talk2dino.files import check_folder_writable, load_torch, save_torch
 from talk2dino.inference import ClassQuery
 from talk2dino.processes import Processes
+from talk2dino.progress import Progress, silent
 from talk2dino.segmenter import Segmenter
 
 logger = logging.getLogger(__name__)

@@ -27,7 +27,7 @@ class DemoRules:
 
 
 class Method(Protocol):
-    """A model with its weights and options chosen, but not loaded; talk2dino.registry makes them.
+    """A model with its weights and options chosen, but not loaded; talk2dino.methods makes them.
 
     Two of them that are equal score alike.
     """

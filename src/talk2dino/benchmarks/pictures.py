@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from talk2dino.benchmarks.metrics import IGNORED
 from talk2dino.files import atomic_path, check_folder_writable
-from talk2dino.metrics import IGNORED
 
 OWNER = ".talk2dino-run"
 """A file in a folder of label maps that names the run they belong to."""

@@ -21,10 +21,10 @@ import torch
 import talk2dino
 from talk2dino.benchmarks.counts import ImageCounts, stacked_areas
 from talk2dino.benchmarks.evaluate import Run
-from talk2dino.benchmarks.openmmlab import load_openmmlab
+from talk2dino.benchmarks.metrics import segmentation_scores
+from talk2dino.benchmarks.mmseg import load_openmmlab
 from talk2dino.benchmarks.table import published_miou
 from talk2dino.files import atomic_path
-from talk2dino.metrics import segmentation_scores
 
 FORMAT = 1
 _RESAMPLES = 1000

@@ -211,7 +211,7 @@ MODELS = {
     "dinov3_vitl": "configs/dinov3_vitl_mlp_infonce.yaml",
     "toy": "configs/toy.yaml",
 }
-"""Name of a Talk2DINO -> its recipe; talk2dino.registry knows the models of all methods."""
+"""Name of a Talk2DINO -> its recipe; talk2dino.methods knows the models of all methods."""
 
 
 def published_miou(benchmark: Benchmark, model: str, pamr: bool) -> float | None:

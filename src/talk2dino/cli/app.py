@@ -153,7 +153,7 @@ def _entries(args: argparse.Namespace, device: torch.device) -> list[ModelEntry]
     """The models of the flags, the first one first."""
     from talk2dino.app.entries import config_entry, find_entry
     from talk2dino.files import find_in_checkout
-    from talk2dino.segmenter_config import read_segmenter_config
+    from talk2dino.methods.talk2dino.config import read_segmenter_config
 
     entries = []
     if args.config is not None:
@@ -176,7 +176,7 @@ def _opening(args: argparse.Namespace) -> Opening:
     """Examples and words that the page starts with."""
     from talk2dino.app.page import Opening
     from talk2dino.files import find_in_checkout
-    from talk2dino.images import list_images
+    from talk2dino.pictures.images import list_images
 
     if args.examples is None:
         found = [(find_in_checkout(path), words) for path, words in EXAMPLES.items()]

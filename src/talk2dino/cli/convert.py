@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from talk2dino.benchmarks.convert import (
+from talk2dino.benchmarks.data.convert import (
     OBJECT_SUFFIX,
     STUFF_SUFFIX,
     Outcome,
@@ -19,8 +19,8 @@ from talk2dino.benchmarks.convert import (
     summarise,
 )
 from talk2dino.cli.entry import DONE, FAILED, Command, run_command
-from talk2dino.features.progress import Bar
 from talk2dino.files import check_folder_writable
+from talk2dino.progress import Bar
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Raise for wrong arguments."""
-    from talk2dino.ovsegmentor.convert import check_folder
+    from talk2dino.methods.ovsegmentor.convert import check_folder
 
     if not args.checkpoint.is_file():
         raise FileNotFoundError(f"{args.checkpoint}: no such checkpoint file")
@@ -43,8 +43,8 @@ def check(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert."""
-    from talk2dino.ovsegmentor.checkpoints import stage_of
-    from talk2dino.ovsegmentor.convert import convert_checkpoint
+    from talk2dino.methods.ovsegmentor.checkpoints import stage_of
+    from talk2dino.methods.ovsegmentor.convert import convert_checkpoint
 
     checkpoint, report = convert_checkpoint(
         args.checkpoint, args.out, args.overwrite, args.num_heads

@@ -9,23 +9,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from talk2dino.benchmarks.context import find_context_json, plan_context, write_lists
-from talk2dino.benchmarks.convert import (
+from talk2dino.benchmarks.data.context import find_context_json, plan_context, write_lists
+from talk2dino.benchmarks.data.convert import (
     OBJECT_SUFFIX,
     STUFF_SUFFIX,
     plan_cityscapes,
     plan_coco,
     run_conversions,
 )
-from talk2dino.benchmarks.sources import check_data_root
+from talk2dino.benchmarks.data.sources import check_data_root
+from talk2dino.benchmarks.metrics import IGNORED
 from talk2dino.benchmarks.table import BENCHMARKS, STUFF_BACKGROUND, Benchmark, find_benchmarks
 from talk2dino.cli.convert import check_workers, file_bar, report_outcome
 from talk2dino.cli.entry import DONE, FAILED, Command, run_command
-from talk2dino.metrics import IGNORED
 
 if TYPE_CHECKING:
-    from talk2dino.benchmarks.data_check import DataReport
-    from talk2dino.benchmarks.label_sample import LabelSample
+    from talk2dino.benchmarks.data.check import DataReport
+    from talk2dino.benchmarks.data.label_sample import LabelSample
 
 _SHOWN_SHARES = 5
 _WIDTH = 100
@@ -95,7 +95,7 @@ def _rows(args: argparse.Namespace) -> list[Benchmark]:
 
 def check_data(args: argparse.Namespace, rows: Sequence[Benchmark]) -> int:
     """Print what was found of every benchmark; FAILED if one cannot be evaluated."""
-    from talk2dino.benchmarks.data_check import check_benchmark
+    from talk2dino.benchmarks.data.check import check_benchmark
 
     reports = [check_benchmark(row, args.data_root, args.sample) for row in rows]
     for report in reports:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from talk2dino.benchmarks.sources import check_data_root
+from talk2dino.benchmarks.data.sources import check_data_root
 from talk2dino.benchmarks.table import find_benchmarks
 from talk2dino.cli.entry import DONE, Command, run_command
 from talk2dino.cli.evaluation import (
@@ -95,13 +95,13 @@ def prepared(args: argparse.Namespace) -> tuple[Job, list[Run]]:
 
 def _methods(args: argparse.Namespace) -> list[Method]:
     """The models of the flags; a flag that only some of them have is mentioned."""
-    from talk2dino.registry.models import (
+    from talk2dino.methods.options import ModelOptions
+    from talk2dino.methods.registry import (
         find_method,
         split_models,
         split_weights,
         unused_options,
     )
-    from talk2dino.registry.options import ModelOptions
 
     names = split_models(args.model)
     weights = split_weights(args.weights, names)

@@ -20,7 +20,7 @@ from talk2dino.cli.evaluation import (
 if TYPE_CHECKING:
     from talk2dino.benchmarks.evaluate import Run
     from talk2dino.benchmarks.job import Evaluation, Job, Outcome
-    from talk2dino.benchmarks.published import PublishedEvaluation
+    from talk2dino.methods.talk2dino.published_yaml import PublishedEvaluation
 
 _CONFIGS = "src/open_vocabulary_segmentation/configs"
 
@@ -82,8 +82,8 @@ def run(args: argparse.Namespace) -> int:
 def prepared(args: argparse.Namespace) -> tuple[Job, list[Run]]:
     """The job of the flags and its runs; made once."""
     from talk2dino.benchmarks.job import Job, prepare
-    from talk2dino.benchmarks.published import read_published
     from talk2dino.devices import resolve_device
+    from talk2dino.methods.talk2dino.published_yaml import read_published
 
     if getattr(args, "prepared", None) is None:
         read = read_published(args.eval_cfg, args.eval_base_cfg, args.opts)
@@ -109,7 +109,7 @@ def prepared(args: argparse.Namespace) -> tuple[Job, list[Run]]:
 def evaluations_of(read: PublishedEvaluation, precision: str = "fp32") -> list[Evaluation]:
     """The evaluations that the published files describe."""
     from talk2dino.benchmarks.job import Evaluation
-    from talk2dino.registry.talk2dino import Talk2DinoMethod
+    from talk2dino.methods.talk2dino.method import Talk2DinoMethod
 
     section = read.evaluate
     config = dataclasses.replace(

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from talk2dino.benchmarks.evaluate import Run, Share
     from talk2dino.benchmarks.job import Job, Outcome
     from talk2dino.benchmarks.pictures import PictureFolders
-    from talk2dino.features.progress import Bar
     from talk2dino.processes import Processes
+    from talk2dino.progress import Bar
 
 _GPU_BATCH, _CPU_BATCH = 32, 4
 _SCORE_MIB = 256

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Raise for missing packages and an output that cannot be written; loads no model."""
-    from talk2dino.export import check_installed
+    from talk2dino.methods.talk2dino.export import check_installed
 
     check_installed()
     folder = Path(args.output)
@@ -47,8 +47,8 @@ def check(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Load, export and compare."""
-    from talk2dino.export import export_onnx
-    from talk2dino.hub.load import load_model
+    from talk2dino.methods.talk2dino.export import export_onnx
+    from talk2dino.methods.talk2dino.hub.load import load_model
 
     print(f"loading {args.model}", flush=True)
     loaded = load_model(args.model, "cpu", args.config)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from talk2dino.devices import AMP_TYPES, DTYPES
 from talk2dino.features.keys import LAYOUTS
-from talk2dino.features.progress import Bar, Progress, silent
+from talk2dino.progress import Bar, Progress, silent
 
 if TYPE_CHECKING:
     from talk2dino.features.job import Division, Job

@@ -10,9 +10,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from talk2dino.drawing import blend, indexed_mask, legend_font
-from talk2dino.group_maps import draw_groups
-from talk2dino.images import read_rgb, rgb_tensor
 from talk2dino.inference import (
     BenchmarkWindows,
     ClassQuery,
@@ -21,7 +18,10 @@ from talk2dino.inference import (
     score_labels,
     whole_image_scores,
 )
-from talk2dino.segmentation import save_picture
+from talk2dino.pictures.drawing import blend, indexed_mask, legend_font
+from talk2dino.pictures.group_maps import draw_groups
+from talk2dino.pictures.images import read_rgb, rgb_tensor
+from talk2dino.pictures.segmentation import save_picture
 from talk2dino.segmenter import Segmenter
 
 SUFFIXES = {

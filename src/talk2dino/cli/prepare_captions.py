@@ -11,19 +11,19 @@ from pathlib import Path
 from tqdm import tqdm
 
 from talk2dino.cli.entry import DONE, FAILED, Command
-from talk2dino.features.progress import Bar
 from talk2dino.files import atomic_path, check_folder_writable, check_writable, hold_lock
-from talk2dino.ovsegmentor.data.filter import (
+from talk2dino.methods.ovsegmentor.data.filter import (
     DAMAGED,
     KEPT,
     FilterCounts,
     FilterSettings,
     filter_captions,
 )
-from talk2dino.ovsegmentor.data.lemmas import AUTO, LEMMAS, find_lemmas
-from talk2dino.ovsegmentor.data.merge import MERGED, json_to_csv, list_parts, merge
-from talk2dino.ovsegmentor.data.metafile import ENTITY, HEADERS, open_table
-from talk2dino.ovsegmentor.data.pairs import make_pairs
+from talk2dino.methods.ovsegmentor.data.lemmas import AUTO, LEMMAS, find_lemmas
+from talk2dino.methods.ovsegmentor.data.merge import MERGED, json_to_csv, list_parts, merge
+from talk2dino.methods.ovsegmentor.data.metafile import ENTITY, HEADERS, open_table
+from talk2dino.methods.ovsegmentor.data.pairs import make_pairs
+from talk2dino.progress import Bar
 
 MODES = ("filter", "merge", "makepair", "json2csv")
 _LOCK = ".prepare-captions.lock"

@@ -62,16 +62,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Raise for wrong arguments; see `check_job`."""
-    from talk2dino.ovsegmentor.pretraining.job import check_job
+    from talk2dino.methods.ovsegmentor.pretraining.job import check_job
 
     check_job(_job(args))
 
 
 def run(args: argparse.Namespace) -> int:
     """Pretrain, and say what was written."""
-    from talk2dino.ovsegmentor.pretraining.job import collective_backend, pretrain
-    from talk2dino.ovsegmentor.pretraining.loop import Hooks
-    from talk2dino.ovsegmentor.pretraining.state import EpochRecord
+    from talk2dino.methods.ovsegmentor.pretraining.job import collective_backend, pretrain
+    from talk2dino.methods.ovsegmentor.pretraining.loop import Hooks
+    from talk2dino.methods.ovsegmentor.pretraining.state import EpochRecord
     from talk2dino.processes import is_first_process, joined_processes
 
     job = _job(args)
@@ -122,8 +122,8 @@ def step_lines(seconds: float = LINE_SECONDS) -> Callable[[Mapping[str, float], 
 
 
 def _job(args: argparse.Namespace):  # type: ignore[no-untyped-def]  # torch stays unimported
-    from talk2dino.ovsegmentor.pretraining.config import load_pretraining_recipe
-    from talk2dino.ovsegmentor.pretraining.job import PretrainingJob
+    from talk2dino.methods.ovsegmentor.pretraining.config import load_pretraining_recipe
+    from talk2dino.methods.ovsegmentor.pretraining.job import PretrainingJob
 
     return PretrainingJob(
         recipe=load_pretraining_recipe(args.config, args.changes),

@@ -80,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Refuse wrong arguments before anything is drawn."""
-    from talk2dino.benchmarks.openmmlab import load_openmmlab
+    from talk2dino.benchmarks.mmseg import load_openmmlab
     from talk2dino.devices import resolve_device
 
     for flag, value, least in (
@@ -215,7 +215,7 @@ def _run_step(step: Step, record: Record, device: str) -> int:
 def _continued(step: Step) -> Step:
     """The step with the flag it needs after an interruption that left its output unrecorded."""
     from talk2dino.features.store import read_features
-    from talk2dino.training.outputs import Outputs
+    from talk2dino.methods.talk2dino.training.outputs import Outputs
 
     if step.script == EVALUATE:
         return step  # it goes on where it was

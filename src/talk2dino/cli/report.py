@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from talk2dino.cli.entry import DONE, Command, run_command
-from talk2dino.features.progress import Bar
 from talk2dino.files import check_writable
+from talk2dino.progress import Bar
 
 if TYPE_CHECKING:
-    from talk2dino.benchmarks.report import ReportOptions
+    from talk2dino.report.report import ReportOptions
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +51,7 @@ def check(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the report."""
-    from talk2dino.benchmarks.report import write_report
+    from talk2dino.report.report import write_report
 
     written, notes = write_report(args.results, _options(args), _benchmark_bar)
     for note in notes:
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _options(args: argparse.Namespace) -> ReportOptions:
-    from talk2dino.benchmarks.report import ReportOptions
+    from talk2dino.report.report import ReportOptions
 
     first = args.results[0]
     folder = first if first.is_dir() else first.parent

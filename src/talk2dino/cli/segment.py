@@ -21,8 +21,8 @@ from talk2dino.cli.segment_model import (
     vocabulary_of,
 )
 from talk2dino.cli.segment_modes import load_job, plan_modes, wants_modes
-from talk2dino.drawing import class_colours
-from talk2dino.vocabularies import BACKGROUND, Vocabulary, named_classes
+from talk2dino.pictures.drawing import class_colours
+from talk2dino.pictures.vocabularies import BACKGROUND, Vocabulary, named_classes
 
 if TYPE_CHECKING:
     from talk2dino.benchmarks.method import Method
@@ -50,7 +50,7 @@ def check(args: argparse.Namespace) -> None:
 
     from talk2dino.cli.segment_job import check_count, check_picture
     from talk2dino.devices import resolve_device
-    from talk2dino.images import read_rgb
+    from talk2dino.pictures.images import read_rgb
 
     options, problems = job_options(args, method, vocabulary), []
     check_count(len(options.names), args.save_mask is not None)
@@ -114,7 +114,7 @@ def _run_all(jobs: Mapping[Path, Callable[[], str]]) -> int:
 def _announce(args: argparse.Namespace, method: Method, device: object) -> None:
     """Say what is about to be loaded, and what is odd about it."""
     from talk2dino.cli.segment_job import differences_from_training
-    from talk2dino.registry.talk2dino import Talk2DinoMethod
+    from talk2dino.methods.talk2dino.method import Talk2DinoMethod
 
     if not isinstance(method, Talk2DinoMethod):
         print(f"loading {method.model} on {device}")
@@ -187,7 +187,7 @@ def parse_categories(text: str, with_background: bool = False) -> list[str]:
 def job_options(args: argparse.Namespace, method: Method, vocabulary: Vocabulary) -> JobOptions:
     """The flags that concern single pictures."""
     from talk2dino.cli.segment_job import JobOptions
-    from talk2dino.registry.talk2dino import Talk2DinoMethod
+    from talk2dino.methods.talk2dino.method import Talk2DinoMethod
 
     background = background_of(args, method)
     return JobOptions(

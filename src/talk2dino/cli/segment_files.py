@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from talk2dino.files import check_folder_writable, check_writable
-from talk2dino.images import IMAGE_SUFFIXES, PICTURE_FORMATS, list_images
+from talk2dino.pictures.images import IMAGE_SUFFIXES, PICTURE_FORMATS, list_images
 
 BESIDE_OVERLAY = ""
 """Value of --save_mask and --save_scores without a path."""

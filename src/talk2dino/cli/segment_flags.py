@@ -7,7 +7,7 @@ import argparse
 from talk2dino.cli.segment_files import BESIDE_OVERLAY
 from talk2dino.cli.segment_model import DEFAULT_MODEL, add_published_flags
 from talk2dino.cli.segment_modes import add_modes_flags
-from talk2dino.vocabularies import VOCABULARIES
+from talk2dino.pictures.vocabularies import VOCABULARIES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

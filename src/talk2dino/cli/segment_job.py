@@ -16,15 +16,6 @@ from torch import Tensor
 
 from talk2dino.cli.segment_files import Task
 from talk2dino.config import FeatureConfig
-from talk2dino.drawing import (
-    MAX_INDEXED,
-    LegendStyle,
-    class_colours,
-    draw_overlay,
-    indexed_mask,
-)
-from talk2dino.features.provenance import feature_differences
-from talk2dino.images import check_image, read_rgb, rgb_tensor
 from talk2dino.inference import (
     ClassQuery,
     WindowScorer,
@@ -34,9 +25,18 @@ from talk2dino.inference import (
     scoring_size,
     whole_image_scores,
 )
-from talk2dino.segmentation import save_picture, save_scores
-from talk2dino.segmenter_config import SegmenterConfig
-from talk2dino.training.outputs import read_summary
+from talk2dino.methods.talk2dino.config import SegmenterConfig
+from talk2dino.methods.talk2dino.provenance import feature_differences
+from talk2dino.methods.talk2dino.training.outputs import read_summary
+from talk2dino.pictures.drawing import (
+    MAX_INDEXED,
+    LegendStyle,
+    class_colours,
+    draw_overlay,
+    indexed_mask,
+)
+from talk2dino.pictures.images import check_image, read_rgb, rgb_tensor
+from talk2dino.pictures.segmentation import save_picture, save_scores
 
 _GIB = 2**30
 _SLOW_PIXELS = 5_000_000  # from here on, refinement takes tens of seconds on a laptop

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from talk2dino.vocabularies import Vocabulary, find_vocabulary
+from talk2dino.pictures.vocabularies import Vocabulary, find_vocabulary
 
 if TYPE_CHECKING:
     from talk2dino.benchmarks.method import Method
@@ -61,9 +61,9 @@ def method_of(args: argparse.Namespace) -> Method:
         ValueError: an unknown model, or a flag that means nothing for it.
         FileNotFoundError: a recipe that is not there.
     """
-    from talk2dino.registry.models import find_method, unused_options
-    from talk2dino.registry.options import ModelOptions
-    from talk2dino.registry.talk2dino import Talk2DinoMethod
+    from talk2dino.methods.options import ModelOptions
+    from talk2dino.methods.registry import find_method, unused_options
+    from talk2dino.methods.talk2dino.method import Talk2DinoMethod
 
     if args.config is not None and args.model is not None:
         raise ValueError("--config and --model both choose a model. Give one of them.")

@@ -13,16 +13,16 @@ import numpy as np
 
 from talk2dino.cli.segment_files import find_sources
 from talk2dino.config import check_name
-from talk2dino.drawing import BACKGROUND_COLOUR
 from talk2dino.files import check_folder_writable, check_writable
-from talk2dino.vocabularies import BACKGROUND
+from talk2dino.pictures.drawing import BACKGROUND_COLOUR
+from talk2dino.pictures.vocabularies import BACKGROUND
 
 if TYPE_CHECKING:
     import torch
 
     from talk2dino.benchmarks.method import Method
     from talk2dino.cli.modes import ModesJob
-    from talk2dino.vocabularies import Vocabulary
+    from talk2dino.pictures.vocabularies import Vocabulary
 
 MODES = (
     *("input", "pred", "input_pred", "input_pred_label", "mask"),

@@ -134,7 +134,7 @@ def _half_of_the_memory_gb() -> float:
 
 def check(args: argparse.Namespace) -> None:
     """Raise for wrong arguments; see `check_job`."""
-    from talk2dino.training.job import check_job
+    from talk2dino.methods.talk2dino.training.job import check_job
 
     if args.use_wandb and args.logger not in ("none", "wandb"):
         raise ValueError(f"--use_wandb contradicts --logger {args.logger}: pass one of them")
@@ -143,12 +143,12 @@ def check(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, and say what was written."""
-    from talk2dino.features.progress import silent as silent_progress
+    from talk2dino.methods.talk2dino.training.job import train_projection
+    from talk2dino.methods.talk2dino.training.loop import Hooks
+    from talk2dino.methods.talk2dino.training.outputs import Outputs
     from talk2dino.processes import is_first_process, joined_processes
+    from talk2dino.progress import silent as silent_progress
     from talk2dino.training.history import EpochRecord
-    from talk2dino.training.job import train_projection
-    from talk2dino.training.loop import Hooks
-    from talk2dino.training.outputs import Outputs
 
     job = _job(args)
     silent = not is_first_process()
@@ -182,10 +182,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _job(args: argparse.Namespace):  # type: ignore[no-untyped-def]  # torch stays unimported
-    from talk2dino.training.encoding import ImageOptions
-    from talk2dino.training.job import TrainJob
-    from talk2dino.training.loop import LoopSettings
-    from talk2dino.training.outputs import default_weights
+    from talk2dino.methods.talk2dino.training.encoding import ImageOptions
+    from talk2dino.methods.talk2dino.training.job import TrainJob
+    from talk2dino.methods.talk2dino.training.loop import LoopSettings
+    from talk2dino.methods.talk2dino.training.outputs import default_weights
 
     recipe = load_recipe(args.model)
     overrides = {

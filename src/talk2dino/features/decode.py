@@ -10,9 +10,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from talk2dino.backbones.vision import ImageTransform
 from talk2dino.features.sources import ImageSource
-from talk2dino.images import MAX_PIXELS
-from talk2dino.vision import ImageTransform
+from talk2dino.pictures.images import MAX_PIXELS
 
 
 @dataclass

@@ -11,7 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from talk2dino.attention import average_attention, head_embeddings
+from talk2dino.backbones.attention import average_attention, head_embeddings
+from talk2dino.backbones.vision import (
+    VisionBackbone,
+    check_vision,
+    default_weights,
+    load_vision,
+    patch_size,
+)
 from talk2dino.config import check_name
 from talk2dino.devices import (
     AMP_TYPES,
@@ -26,14 +33,13 @@ from talk2dino.features.decode import DecodedBatch, Decoding, decoded_batches
 from talk2dino.features.job import Job, Output, fingerprint
 from talk2dino.features.keys import IMAGE_KEYS
 from talk2dino.features.parts import Batch, Parts
-from talk2dino.features.progress import Progress, silent
 from talk2dino.features.ranges import Range
 from talk2dino.features.recaption import Captioner, recaptioned
 from talk2dino.features.sources import check_any_exists
 from talk2dino.features.store import FeatureFile
 from talk2dino.features.transfer import fetched_behind, sent_ahead
 from talk2dino.features.work import Work, collected, equal_costs
-from talk2dino.vision import VisionBackbone, check_vision, default_weights, load_vision, patch_size
+from talk2dino.progress import Progress, silent
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +52,7 @@ class ImageSettings:
     """What is extracted from images, and how."""
 
     model: str = "dinov2_vitl14_reg"
-    """Vision backbone; see talk2dino.vision."""
+    """Vision backbone; see talk2dino.backbones.vision."""
     weights: str | None = None
     """`pretrained`, a path, or `seeded:<n>`; None means the model's default."""
     resize_dim: int = 518

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from PIL import Image
 
-from talk2dino.images import decode_rgb, read_rgb
+from talk2dino.pictures.images import decode_rgb, read_rgb
 
 TIMEOUT = 20.0
 """Seconds without an answer after which a download counts as failed."""

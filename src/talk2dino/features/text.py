@@ -12,6 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from talk2dino.backbones.text import (
+    BertEncoder,
+    TextEncoder,
+    check_text,
+    default_weights,
+    is_bert,
+    load_text,
+    trimmed,
+)
 from talk2dino.config import check_name
 from talk2dino.devices import (
     AMP_TYPES,
@@ -25,20 +34,11 @@ from talk2dino.features.captions import CaptionInput
 from talk2dino.features.job import Job, Output, fingerprint
 from talk2dino.features.keys import CAPTION_KEYS
 from talk2dino.features.parts import Batch
-from talk2dino.features.progress import Progress, silent
 from talk2dino.features.ranges import Range
 from talk2dino.features.store import FeatureFile
 from talk2dino.features.transfer import fetched_behind
 from talk2dino.features.work import Work, collected
-from talk2dino.text import (
-    BertEncoder,
-    TextEncoder,
-    check_text,
-    default_weights,
-    is_bert,
-    load_text,
-    trimmed,
-)
+from talk2dino.progress import Progress, silent
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class TextSettings:
     """What is extracted from captions, and how."""
 
     model: str = "ViT-B/16"
-    """Text encoder; see talk2dino.text. A name with `bert` in it loads that BERT."""
+    """Text encoder; see talk2dino.backbones.text. A name with `bert` in it loads that BERT."""
     weights: str | None = None
     """`pretrained`, a path, or `seeded:<n>`; None means the model's default."""
     dense: bool = False

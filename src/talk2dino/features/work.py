@@ -11,8 +11,8 @@ from torch import Tensor
 
 from talk2dino.features.job import Job, Output
 from talk2dino.features.parts import Batch, Parts
-from talk2dino.features.progress import Progress
 from talk2dino.features.ranges import Range, divided
+from talk2dino.progress import Progress
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from talk2dino.images import read_rgb, rgb_tensor
+from talk2dino.pictures.images import read_rgb, rgb_tensor
 
 
 @dataclass(frozen=True)

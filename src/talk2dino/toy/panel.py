@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from talk2dino.drawing import draw_legend, legend_font
+from talk2dino.pictures.drawing import draw_legend, legend_font
 from talk2dino.toy.examples import Example
 
 ROW_TITLES = ("picture", "ground truth", "prediction", "untrained")

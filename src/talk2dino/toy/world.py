@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from talk2dino.drawing import indexed_mask
 from talk2dino.files import check_folder_writable
+from talk2dino.pictures.drawing import indexed_mask
 from talk2dino.toy.captions import write_captions
 from talk2dino.toy.scene import CLASS_NAMES, SMALLEST, Scene, class_palette, draw_scene
 

@@ -1,0 +1,1 @@
+"""Frozen models: vision, CLIP's two towers, and what loads their weights."""

@@ -1,0 +1,309 @@
+"""Text encoders: CLIP through open_clip, BERT through transformers, and the toy encoder."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import open_clip
+import torch
+from open_clip.transformer import QuickGELU, ResidualAttentionBlock, TextTransformer
+from torch import Tensor, nn
+
+from talk2dino.backbones.checkpoints import load_strict, read_state_dict, state_shapes
+from talk2dino.backbones.seeded import parse_seeded, seeded_state
+from talk2dino.config import check_name
+
+TOY = "toy"
+PRETRAINED = "pretrained"
+CLIP_MODELS = {
+    "ViT-B/16": "ViT-B-16-quickgelu",
+    "ViT-B/32": "ViT-B-32-quickgelu",
+    "ViT-L/14": "ViT-L-14-quickgelu",
+    "ViT-L/14@336px": "ViT-L-14-336-quickgelu",
+}
+"""OpenAI's model name -> open_clip's name for the same architecture (QuickGELU)."""
+
+
+@dataclass(frozen=True)
+class TextFeatures:
+    """What a CLIP text encoder says of a batch of captions."""
+
+    pooled: Tensor
+    """(B, E) the projected end-of-text vector; not normalised."""
+    mask: Tensor
+    """(B, T) bool: the token id is above 0."""
+    end_positions: Tensor
+    """(B,) position of the end-of-text token."""
+    tokens: Tensor | None = None
+    """(B, T, E) every position after the final norm and the projection, if asked for."""
+    penultimate: Tensor | None = None
+    """(B, T, width) output of the second-to-last block, if asked for."""
+
+
+class TextEncoder(nn.Module):
+    """CLIP's frozen text tower with its tokeniser.
+
+    Args:
+        model: an open_clip text tower with a causal mask.
+        name: what the user calls it.
+        weights: where the weights came from.
+    """
+
+    def __init__(self, model: TextTransformer, name: str, weights: str) -> None:
+        super().__init__()
+        self.model = model
+        self.name = name
+        self.weights = weights
+        self.embed_dim: int = model.output_dim
+        self.context_length: int = model.context_length
+        self._tokenizer = open_clip.SimpleTokenizer(context_length=model.context_length)
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Texts to (B, 77) int64 token ids; a long text keeps its end-of-text token, last."""
+        return self._tokenizer(list(texts))
+
+    def forward(
+        self, tokens: Tensor, dense: bool = False, penultimate: bool = False
+    ) -> TextFeatures:
+        """Encode token ids.
+
+        Args:
+            tokens: (B, T) token ids; T is 77, or less for captions that end before: attention is
+                causal, so positions after a caption's end cannot change its vector (see `trimmed`).
+            dense: also return every position.
+            penultimate: also return the second-to-last block's output.
+        """
+        model = self.model
+        end_positions = tokens.argmax(dim=-1)  # the end-of-text token has the highest id
+        length = tokens.shape[1]
+        x = model.token_embedding(tokens) + model.positional_embedding[:length]
+        assert model.attn_mask is not None
+        causal = model.attn_mask[:length, :length]
+        *blocks, last = model.transformer.resblocks
+        for block in blocks:
+            x = block(x, attn_mask=causal)
+        second_last = x
+        if dense:
+            x = model.ln_final(last(x, attn_mask=causal))  # (B, length, width)
+            end = at_positions(x, end_positions)
+        else:
+            end = model.ln_final(block_at_ends(last, x, end_positions))
+        return TextFeatures(
+            pooled=end @ model.text_projection,
+            mask=tokens > 0,
+            end_positions=end_positions,
+            tokens=x @ model.text_projection if dense else None,
+            penultimate=second_last if penultimate else None,
+        )
+
+    def encode(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+        """Texts to (N, E) float32, on the encoder's device, without gradients."""
+        device = self.model.positional_embedding.device
+        with torch.no_grad():
+            batches = [
+                self(trimmed(self.tokenize(texts[i : i + batch_size])).to(device)).pooled.float()
+                for i in range(0, len(texts), batch_size)
+            ]
+        return torch.cat(batches) if batches else torch.empty(0, self.embed_dim, device=device)
+
+
+def trimmed(tokens: Tensor) -> Tensor:
+    """(B, 77) token ids without the positions behind the longest caption's end.
+
+    Best done before the ids go to a GPU, which would have to be waited for.
+    """
+    return tokens[:, : int(tokens.argmax(dim=-1).max()) + 1]
+
+
+def at_positions(x: Tensor, positions: Tensor) -> Tensor:
+    """The vector at one position of each sequence: (B, T, width) and (B,) to (B, width)."""
+    # `gather`, because indexing with a range fixes the batch in an ONNX export.
+    return x.gather(1, positions[:, None, None].expand(-1, 1, x.shape[-1])).squeeze(1)
+
+
+def block_at_ends(block: ResidualAttentionBlock, x: Tensor, end_positions: Tensor) -> Tensor:
+    """What a causal block gives at one position of each caption, without computing the others.
+
+    Only keys and values are needed of every position; after the last block nothing else is read.
+
+    Args:
+        block: open_clip's.
+        x: (B, T, width) its input.
+        end_positions: (B,) the position asked for.
+
+    Returns:
+        (B, width)
+    """
+    later = torch.arange(x.shape[1], device=x.device) > end_positions.unsqueeze(1)  # (B, T)
+    normed = block.ln_1(x)
+    query = at_positions(normed, end_positions).unsqueeze(1)
+    mixed = block.attn(query, normed, normed, key_padding_mask=later, need_weights=False)[0]
+    end = at_positions(x, end_positions) + block.ls_1(mixed.squeeze(1))
+    return end + block.ls_2(block.mlp(block.ln_2(end)))
+
+
+class BertEncoder(nn.Module):
+    """A Hugging Face BERT; its pooler output stands for a caption.
+
+    Args:
+        name: a model id or a local folder; loads transformers.
+
+    Raises:
+        ImportError: transformers is not installed.
+        RuntimeError: the model could not be loaded or downloaded.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        try:
+            from transformers import AutoModel, AutoTokenizer
+        except ImportError as error:
+            raise ImportError(
+                "BERT text features need transformers: pip install transformers"
+            ) from (error)
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(name)
+            self.model = AutoModel.from_pretrained(name, add_pooling_layer=True)
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise RuntimeError(
+                f"could not load the BERT model {name!r} ({reason}). "
+                "Give the path of a local folder that holds it."
+            ) from error
+        self.name = name
+        self.weights = PRETRAINED
+        self.embed_dim: int = self.model.config.hidden_size
+
+    def encode(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+        """Texts to (N, E) float32 pooler outputs, without gradients."""
+        pooled = [
+            self._pooled(list(texts[i : i + batch_size])) for i in range(0, len(texts), batch_size)
+        ]
+        return torch.cat(pooled) if pooled else torch.empty(0, self.embed_dim)
+
+    @torch.no_grad()
+    def _pooled(self, texts: list[str]) -> Tensor:
+        limit = self.model.config.max_position_embeddings
+        tokens = self._tokenizer(
+            texts, padding=True, truncation=True, max_length=limit, return_tensors="pt"
+        )
+        return self.model(**tokens.to(self.model.device)).pooler_output.float()
+
+
+def is_bert(name: str) -> bool:
+    """Whether a model name means a Hugging Face BERT: its last part contains `bert`."""
+    return "bert" in Path(name).name.lower()
+
+
+def check_text(name: str, weights: str | None = None) -> None:
+    """Raise for a text encoder that cannot be loaded; loads nothing."""
+    if is_bert(name):
+        if weights not in (None, PRETRAINED):
+            raise ValueError(f"BERT loads by its name or folder; weights {weights!r} are not used")
+        return
+    known = [TOY, *CLIP_MODELS]
+    check_name("text model", name, [*known, "or a BERT model, as bert-base-uncased"])
+    weights = weights or default_weights(name)
+    if weights == PRETRAINED:
+        if name == TOY:
+            raise ValueError("the toy text encoder has no pretrained weights. Use seeded:<n>.")
+    elif parse_seeded(weights) is None and not Path(weights).is_file():
+        raise FileNotFoundError(
+            f"no text weights at {weights!r}. Give a file, 'pretrained' or 'seeded:<n>'."
+        )
+
+
+def default_weights(name: str) -> str:
+    """`pretrained`, or `seeded:0` for the toy encoder."""
+    return "seeded:0" if name == TOY else PRETRAINED
+
+
+def load_text(
+    name: str = "ViT-B/16", weights: str | None = None, device: str | torch.device = "cpu"
+) -> TextEncoder | BertEncoder:
+    """Load a frozen text encoder.
+
+    Args:
+        name: `toy`, a name of `CLIP_MODELS`, or a Hugging Face name or folder containing `bert`.
+        weights: `pretrained` (open_clip's download of OpenAI's weights), a file (OpenAI's `.pt`,
+            an open_clip state dict, safetensors) or `seeded:<n>`. Default: pretrained, for toy
+            seeded:0.
+        device: where to put it.
+
+    Raises:
+        ValueError: unknown name, or weights that do not fit.
+        FileNotFoundError: no such weights file.
+        RuntimeError: the weights could not be downloaded.
+    """
+    check_text(name, weights)
+    if is_bert(name):
+        return BertEncoder(name).eval().requires_grad_(False).to(device)
+    weights = weights or default_weights(name)
+    seed = parse_seeded(weights)
+    if weights == PRETRAINED:
+        state = _download(name)
+    elif seed is not None:  # named as in OpenAI's checkpoints
+        state = seeded_state(seed, state_shapes(create_text_tower(name)))
+    else:
+        state = read_state_dict(weights)
+    return text_from_state(name, state, weights).to(device)
+
+
+def text_from_state(name: str, state: dict[str, Tensor], weights: str) -> TextEncoder:
+    """A frozen CLIP text encoder from a whole CLIP's state dict or its text part.
+
+    Args:
+        name: `toy` or a name of `CLIP_MODELS`.
+        state: OpenAI's or open_clip's names; any floating type, used as float32.
+        weights: where the state dict came from.
+
+    Raises:
+        ValueError: weights that do not fit.
+    """
+    model = create_text_tower(name)
+    load_strict(model, _text_part(state), weights)
+    return TextEncoder(model, name, weights).eval().requires_grad_(False)
+
+
+def create_text_tower(name: str) -> TextTransformer:
+    """CLIP's text tower without weights; `toy` has 3 blocks of width 512."""
+    if name == TOY:
+        shape = {"width": 512, "heads": 8, "layers": 3, "output_dim": 512}
+    else:
+        config = open_clip.get_model_config(CLIP_MODELS[name])
+        assert config is not None
+        text = config["text_cfg"]
+        shape = {key: text[key] for key in ("width", "heads", "layers")}
+        shape["output_dim"] = config["embed_dim"]
+    return TextTransformer(act_layer=QuickGELU, **shape)
+
+
+def _text_part(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The text tower's tensors of a whole CLIP state dict (OpenAI's or open_clip's)."""
+    state = {name.removeprefix("text."): value for name, value in state.items()}
+    other = ("visual.", "logit_", "input_resolution", "context_length", "vocab_size", "attn_mask")
+    return {name: value for name, value in state.items() if not name.startswith(other)}
+
+
+def _address(name: str) -> str:
+    """Where a browser finds OpenAI's weights."""
+    entry = open_clip.get_pretrained_cfg(CLIP_MODELS[name], "openai")
+    return str(entry.get("url") or f"https://huggingface.co/{entry.get('hf_hub')}")
+
+
+def _download(name: str) -> dict[str, Tensor]:
+    """OpenAI's weights through open_clip, which keeps them in the Hugging Face cache."""
+    logging.getLogger(__name__).info("loading the weights of CLIP %s", name)
+    try:
+        clip = open_clip.create_model(CLIP_MODELS[name], pretrained="openai")
+    except Exception as error:  # open_clip raises what its network libraries raise
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise RuntimeError(
+            f"could not download the weights of CLIP {name} ({type(error).__name__}: {reason}). "
+            "Give a local file instead (--text_weights FILE): OpenAI's .pt or open_clip's "
+            f"({_address(name)}). Or seeded:0 for a trial run without weights."
+        ) from error
+    return dict(clip.state_dict())

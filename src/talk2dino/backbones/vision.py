@@ -1,0 +1,387 @@
+"""Vision backbones: images in; CLS, patches and the CLS token's attention to the patches out."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from timm.models import eva, get_pretrained_cfg, vision_transformer
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as TF
+
+from talk2dino.backbones.checkpoints import check_fit, load_strict, read_state_dict, state_shapes
+from talk2dino.backbones.seeded import parse_seeded, seeded_state
+from talk2dino.config import check_name
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+TOY = "toy"
+PRETRAINED = "pretrained"
+_SIZES = {"s": "small", "b": "base", "l": "large", "g": "giant"}
+# The names users type, and the timm models behind them.
+SHORT_NAMES = {
+    **{f"dinov2_vit{s}14": f"vit_{n}_patch14_dinov2.lvd142m" for s, n in _SIZES.items()},
+    **{f"dinov2_vit{s}14_reg": f"vit_{n}_patch14_reg4_dinov2.lvd142m" for s, n in _SIZES.items()},
+    **{f"dinov3_vit{s}16": f"vit_{_SIZES[s]}_patch16_dinov3.lvd1689m" for s in "sbl"},
+}
+"""Official hub name -> timm name with its weights tag."""
+TIMM_MODULES = ("vision_transformer", "eva", "deit")
+"""Parts of timm whose models are plain ViTs."""
+
+
+@dataclass(frozen=True)
+class PatchFeatures:
+    """What a backbone says of a batch of images."""
+
+    cls: Tensor
+    """(B, D) CLS token after the final LayerNorm."""
+    patches: Tensor
+    """(B, P, D) patch embeddings after the final LayerNorm; rows of the image come first."""
+    attention_logits: Tensor
+    """(B, H, P) last block, CLS towards every patch, before softmax, scaled by 1/sqrt(64)."""
+    penultimate_cls: Tensor
+    """(B, D) CLS token after the second-to-last block, before the final norm."""
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """PIL image to the pixels a backbone sees; can be sent to worker processes."""
+
+    resize_dim: int
+    """Short side after resizing (bicubic, antialiased, PIL), in pixels."""
+    crop_dim: int
+    """Side of the central crop, in pixels."""
+
+    def __call__(self, image_rgb: Image.Image) -> Tensor:
+        """An RGB image of any size to (3, crop_dim, crop_dim) uint8."""
+        resized = TF.resize(image_rgb, [self.resize_dim], InterpolationMode.BICUBIC)
+        return TF.pil_to_tensor(TF.center_crop(resized, [self.crop_dim, self.crop_dim]))
+
+
+class VisionBackbone(nn.Module):
+    """A frozen vision transformer with its preprocessing.
+
+    Args:
+        model: a timm `VisionTransformer` or `Eva` (DINOv3) with a CLS token.
+        name: what the user calls it.
+        weights: where the weights came from.
+        offset_positions: interpolate position embeddings the way DINOv2 without registers does.
+    """
+
+    def __init__(
+        self, model: VisionTransformer | Eva, name: str, weights: str, offset_positions: bool
+    ) -> None:
+        super().__init__()
+        timm_model: Any = model  # timm's two classes share the attributes used here, not a type
+        self.model = timm_model
+        self.name = name
+        self.weights = weights
+        self.offset_positions = offset_positions
+        self.embed_dim: int = model.embed_dim
+        self.num_heads: int = timm_model.blocks[-1].attn.num_heads
+        self.patch_size: int = timm_model.patch_embed.patch_size[0]
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+
+    def image_transform(self, resize_dim: int, crop_dim: int) -> ImageTransform:
+        """The transform from PIL images for this backbone.
+
+        Raises:
+            ValueError: `crop_dim` does not divide into whole patches.
+        """
+        self.check_size(crop_dim, crop_dim)
+        return ImageTransform(resize_dim, crop_dim)
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise ValueError unless an image of that size divides into whole patches."""
+        size = self.patch_size
+        for side in (height, width):
+            if side < size or side % size:
+                fitting = max(round(side / size), 1) * size
+                raise ValueError(
+                    f"an image side of {side} px does not divide into the {size}-pixel patches "
+                    f"of {self.name}. Use {fitting} (for example --resize_dim and --crop_dim)."
+                )
+
+    def normalise(self, images_rgb: Tensor) -> Tensor:
+        """(B, 3, h, w) RGB in [0, 255], uint8 or float, to zero mean and unit ImageNet std."""
+        return (images_rgb.to(self.mean.dtype) / 255 - self.mean) / self.std
+
+    def forward(self, images: Tensor) -> PatchFeatures:
+        """Run the backbone.
+
+        Args:
+            images: (B, 3, h, w), normalised; h and w multiples of the patch size.
+        """
+        self.check_size(*images.shape[-2:])
+        tokens, rope = self._embed(images)
+        *blocks, last = self.model.blocks
+        for block in blocks:
+            tokens = block(tokens, **rope)
+        penultimate_cls = tokens[:, 0]
+        prefix = self.model.num_prefix_tokens
+        logits = cls_attention_logits(last.attn, last.norm1(tokens), prefix)
+        tokens = self.model.norm(last(tokens, **rope))
+        return PatchFeatures(tokens[:, 0], tokens[:, prefix:], logits, penultimate_cls)
+
+    def _embed(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Tokens with positions (B, prefix + P, D), and the rotary embedding for the blocks."""
+        grid = self.model.patch_embed(images)  # (B, gh, gw, D)
+        rope = {}
+        if self.offset_positions:
+            tokens = self._add_offset_positions(grid)
+        elif isinstance(self.model, Eva):
+            tokens, rotary = self.model._pos_embed(grid)
+            rope = {} if rotary is None else {"rope": rotary}
+        else:
+            tokens = self.model._pos_embed(grid)
+        return self.model.norm_pre(tokens), rope
+
+    def _add_offset_positions(self, grid: Tensor) -> Tensor:
+        """Positions of DINOv2 without registers: no antialias, and 0.1 added to the grid.
+
+        The official code added 0.1 against rounding errors; published weights and numbers keep it.
+        """
+        batch, height, width, dim = grid.shape
+        positions = self.model.pos_embed
+        assert isinstance(positions, Tensor)
+        cls_position, patch_positions = positions[:, :1], positions[:, 1:]
+        side = self.model.patch_embed.grid_size[0]
+        if (height, width) != (side, side):
+            square = patch_positions.reshape(1, side, side, dim).permute(0, 3, 1, 2)
+            scale = ((height + 0.1) / side, (width + 0.1) / side)
+            resized = F.interpolate(square, scale_factor=scale, mode="bicubic")
+            patch_positions = resized.permute(0, 2, 3, 1).reshape(1, height * width, dim)
+        cls = (self.model.cls_token + cls_position).expand(batch, -1, -1)
+        return torch.cat([cls, grid.flatten(1, 2) + patch_positions], dim=1)
+
+
+def cls_attention_logits(attention: nn.Module, tokens: Tensor, num_prefix: int) -> Tensor:
+    """The CLS row of an attention, without forming the P x P matrix.
+
+    For DINOv3 queries and keys are taken before the rotary embedding, as in the published
+    projections' training.
+
+    Args:
+        attention: timm's `Attention` or `EvaAttention`.
+        tokens: (B, N, D) its input: CLS, registers, then the patches.
+        num_prefix: tokens before the first patch.
+
+    Returns:
+        (B, H, P) logits q_cls . k_patch / sqrt(head width).
+    """
+    attn: Any = attention
+    if attn.qkv is not None:
+        weight_q, weight_k, _ = attn.qkv.weight.chunk(3)
+        bias_q, bias_k = _query_key_bias(attn)
+    else:
+        weight_q, weight_k = attn.q_proj.weight, attn.k_proj.weight
+        bias_q, bias_k = attn.q_proj.bias, attn.k_proj.bias
+    heads = attn.num_heads
+    queries = F.linear(tokens[:, 0], weight_q, bias_q).unflatten(-1, (heads, -1))  # (B, H, d)
+    keys = F.linear(tokens[:, num_prefix:], weight_k, bias_k).unflatten(-1, (heads, -1))
+    queries, keys = attn.q_norm(queries), attn.k_norm(keys)  # (B, H, d), (B, P, H, d)
+    return torch.einsum("bhd,bphd->bhp", queries, keys) * attn.scale
+
+
+def _query_key_bias(attn: Any) -> tuple[Tensor | None, Tensor | None]:
+    if attn.qkv.bias is not None:
+        bias_q, bias_k, _ = attn.qkv.bias.chunk(3)
+        return bias_q, bias_k
+    if getattr(attn, "q_bias", None) is not None:
+        return attn.q_bias, attn.k_bias
+    return None, None
+
+
+def check_vision(name: str, weights: str | None = None) -> None:
+    """Raise ValueError or FileNotFoundError for a backbone that cannot be loaded; loads nothing."""
+    if name != TOY and name not in SHORT_NAMES:
+        architecture = name.partition(".")[0]
+        timm_names = [m for module in TIMM_MODULES for m in timm.list_models(module=module)]
+        if architecture not in timm_names:
+            known = [TOY, *SHORT_NAMES, "or any timm ViT name"]
+            check_name("vision model", name, known, similar=[*known, *timm_names])
+    weights = weights or default_weights(name)
+    if weights == PRETRAINED:
+        if name == TOY:
+            raise ValueError("the toy model has no pretrained weights. Use seeded:<n>.")
+    elif parse_seeded(weights) is None and not Path(weights).is_file():
+        raise FileNotFoundError(
+            f"no vision weights at {weights!r}. Give a file, 'pretrained' or 'seeded:<n>'."
+        )
+
+
+def patch_size(name: str) -> int:
+    """Side of a backbone's patches in pixels; builds it without memory and loads nothing."""
+    with torch.device("meta"):
+        return _create(name, pretrained=False).patch_embed.patch_size[0]
+
+
+def default_weights(name: str) -> str:
+    """`pretrained`, or `seeded:0` for the toy model."""
+    return "seeded:0" if name == TOY else PRETRAINED
+
+
+def load_vision(
+    name: str, weights: str | None = None, device: str | torch.device = "cpu"
+) -> VisionBackbone:
+    """Load a frozen backbone.
+
+    Args:
+        name: `toy`, a name of `SHORT_NAMES`, or any timm ViT (`vit_base_patch16_dinov3.lvd1689m`).
+        weights: `pretrained` (timm's download), a file (official DINOv2/DINOv3 `.pth`, timm state
+            dict, safetensors) or `seeded:<n>`. Default: pretrained, for toy seeded:0.
+        device: where to put it.
+
+    Raises:
+        ValueError: unknown name, no CLS token, weights that do not fit.
+        FileNotFoundError: no such weights file.
+        RuntimeError: the weights could not be downloaded.
+    """
+    check_vision(name, weights)
+    weights = weights or default_weights(name)
+    seed = parse_seeded(weights)
+    if weights == PRETRAINED:
+        backbone = as_backbone(_create(name, pretrained=True), name, weights)
+    elif seed is None:
+        backbone = vision_from_state(name, read_state_dict(weights), weights)
+    else:
+        shapes = official_shapes(_create(name, pretrained=False))
+        backbone = vision_from_state(name, seeded_state(seed, shapes), weights)
+    return backbone.to(device)
+
+
+def vision_from_state(name: str, state: dict[str, Tensor], weights: str) -> VisionBackbone:
+    """A frozen backbone from a state dict, official or timm's.
+
+    Args:
+        name: as in `load_vision`.
+        state: name -> tensor.
+        weights: where the state dict came from.
+
+    Raises:
+        ValueError: unknown name, or weights that do not fit.
+    """
+    model = _create(name, pretrained=False)
+    if "mask_token" in state and _is_dinov2(model):
+        complaint = f"{weights} is not the official checkpoint of {name}"
+        check_fit(state, official_shapes(model), complaint)
+    load_strict(model, to_timm(state, model), weights)
+    return as_backbone(model, name, weights)
+
+
+def as_backbone(model: VisionTransformer | Eva, name: str, weights: str) -> VisionBackbone:
+    """Wrap a timm model, frozen and in evaluation mode."""
+    offset = _is_dinov2(model) and model.num_prefix_tokens == 1
+    return VisionBackbone(model, name, weights, offset).eval().requires_grad_(False)
+
+
+def create_toy(num_registers: int = 4) -> VisionTransformer:
+    """The toy architecture: DINOv2's, 4 blocks of width 192 with 3 heads."""
+    return VisionTransformer(
+        img_size=518,
+        patch_size=14,
+        embed_dim=192,
+        depth=4,
+        num_heads=3,
+        init_values=1e-5,
+        reg_tokens=num_registers,
+        no_embed_class=num_registers > 0,
+        num_classes=0,
+        global_pool="token",
+        dynamic_img_size=True,
+    )
+
+
+def official_shapes(model: VisionTransformer | Eva) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the model's official checkpoint.
+
+    DINOv2 (a 37 x 37 position grid and LayerScale) is named as in `dinov2_*_pretrain.pth`,
+    where the CLS token has a position of its own; every other model as in timm.
+    """
+    shapes = state_shapes(model)
+    if not _is_dinov2(model):
+        return shapes
+    dim = model.embed_dim
+    mlp: Any = model.blocks[0].mlp
+    swiglu = mlp.fc1.out_features != mlp.fc2.in_features  # the giant model's feed-forward
+    official: dict[str, tuple[int, ...]] = {"mask_token": (1, dim)}
+    for name, shape in shapes.items():
+        if name == "pos_embed":
+            shape = (1, model.patch_embed.num_patches + 1, dim)
+        name = name.replace("reg_token", "register_tokens")
+        if swiglu:
+            name = name.replace("mlp.fc1", "mlp.w12").replace("mlp.fc2", "mlp.w3")
+        official[name] = shape
+    return official
+
+
+def _addresses(timm_name: str) -> str:
+    """Where a browser finds a backbone's weights."""
+    entry = get_pretrained_cfg(timm_name)
+    if entry is None:
+        return "the official .pth or timm's safetensors"
+    places = [f"https://huggingface.co/{entry.hf_hub_id}"] if entry.hf_hub_id else []
+    places += [str(entry.url)] if entry.url else []
+    return f"the official .pth or timm's model.safetensors ({' or '.join(places)})"
+
+
+def _create(name: str, pretrained: bool) -> VisionTransformer | Eva:
+    if name == TOY:
+        return create_toy()
+    timm_name = SHORT_NAMES.get(name, name)
+    settings: dict[str, Any] = {"num_classes": 0, "global_pool": "token", "dynamic_img_size": True}
+    if "patch14_dinov2" in timm_name or "patch14_reg4_dinov2" in timm_name:
+        settings["img_size"] = 518
+    try:
+        model = timm.create_model(timm_name, pretrained=pretrained, **settings)
+    except Exception as error:  # timm and the hub raise what their network libraries raise
+        if not pretrained:
+            raise ValueError(f"timm cannot build {timm_name!r} as a plain ViT: {error}") from error
+        raise RuntimeError(
+            f"could not download the weights of {timm_name} ({_first_line(error)}). Give a local "
+            f"file instead (--vision_weights FILE): {_addresses(timm_name)}. Or seeded:0 for a "
+            "trial run without weights."
+        ) from error
+    if not isinstance(model, VisionTransformer | Eva) or model.cls_token is None:
+        raise ValueError(f"{name} is not a ViT with a CLS token, which Talk2DINO needs")
+    if getattr(model, "rope_mixed", False):
+        raise ValueError(f"{name} uses mixed rotary embeddings, which are not supported")
+    return model
+
+
+def _is_dinov2(model: VisionTransformer | Eva) -> bool:
+    if isinstance(model, Eva) or model.pos_embed is None or model.patch_embed.patch_size[0] != 14:
+        return False
+    return model.patch_embed.grid_size == (37, 37) and hasattr(model.blocks[0].ls1, "gamma")
+
+
+def to_timm(state: dict[str, Tensor], model: VisionTransformer | Eva) -> dict[str, Tensor]:
+    """An official or timm state dict under timm's names; a classifier head is dropped.
+
+    Raises:
+        ValueError: it belongs to another architecture.
+    """
+    convert = eva if isinstance(model, Eva) else vision_transformer
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # timm prints while it probes for biases
+            converted = convert.checkpoint_filter_fn(dict(state), model)
+    except (RuntimeError, LookupError, AttributeError) as error:
+        raise ValueError(f"the weights are of another architecture ({error})") from error
+    return {name: value for name, value in converted.items() if not name.startswith("head.")}
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"

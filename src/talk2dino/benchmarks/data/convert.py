@@ -1,0 +1,216 @@
+"""Convert published label files to the ones the benchmarks read: in parallel, one file at a time.
+
+A file is written beside its final name and renamed, so what exists is complete: a conversion that
+was interrupted goes on where it stopped when it is started again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from talk2dino.benchmarks.data.labels import (
+    LabelTable,
+    cityscapes_table,
+    coco_object_table,
+    coco_stuff_table,
+    read_labels,
+)
+from talk2dino.files import atomic_path
+from talk2dino.progress import Progress, silent
+
+COCO_SPLITS = ("train2017", "val2017")
+CITYSCAPES_SPLITS = ("train", "val")
+
+OBJECT_SUFFIX = "_instanceTrainIds"
+STUFF_SUFFIX = "_labelTrainIds"
+CITYSCAPES_RAW = "_gtFine_labelIds.png"
+CITYSCAPES_CONVERTED = "_gtFine_labelTrainIds.png"
+
+_LEFTOVER_SECONDS = 60
+
+_COCO_TABLES = {OBJECT_SUFFIX: coco_object_table, STUFF_SUFFIX: coco_stuff_table}
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """One label file to write."""
+
+    source: Path
+    """What it is made from, for messages."""
+    target: Path
+    """The file to write."""
+    convert: Callable[[], tuple[np.ndarray, Sequence[int]]]
+    """Reads and converts: the new labels (H, W) uint8, and values that were not understood."""
+
+
+@dataclass
+class Outcome:
+    """What a run of conversions did."""
+
+    written: int = 0
+    """Files made now."""
+    present: int = 0
+    """Files that were there already and were left alone."""
+    failures: list[str] = field(default_factory=list)
+    """One line per file that could not be converted."""
+    unknown: list[str] = field(default_factory=list)
+    """One line per file with values that the data set does not define."""
+
+
+def plan_coco(coco: str | Path, out: str | Path, suffix: str) -> list[Conversion]:
+    """Every raw COCO-Stuff label below `<coco>/annotations`, and where its conversion goes.
+
+    Args:
+        coco: folder with `annotations/train2017` and/or `annotations/val2017`.
+        out: folder that receives the same tree; usually `coco` itself.
+        suffix: OBJECT_SUFFIX (81 classes) or STUFF_SUFFIX (171 classes).
+
+    Raises:
+        FileNotFoundError: no split is there, or it holds no raw label.
+    """
+    annotations = Path(coco) / "annotations"
+    splits = [split for split in COCO_SPLITS if (annotations / split).is_dir()]
+    if not splits:
+        raise FileNotFoundError(
+            f"{annotations} holds neither {' nor '.join(COCO_SPLITS)}. Unpack "
+            "stuffthingmaps_trainval2017.zip there (https://github.com/nightrome/cocostuff)."
+        )
+    table = _COCO_TABLES[suffix]()
+    plan = []
+    for split in splits:
+        for source in sorted((annotations / split).glob("*.png")):
+            if source.name.startswith(".") or source.stem.endswith("TrainIds"):
+                continue
+            target = Path(out) / "annotations" / split / f"{source.stem}{suffix}.png"
+            plan.append(Conversion(source, target, partial(_renumber, source, table)))
+    if not plan:
+        raise FileNotFoundError(
+            f"{annotations} holds no raw label files in {' or '.join(splits)} "
+            "(000000000139.png, ...). Unpack stuffthingmaps_trainval2017.zip there."
+        )
+    return plan
+
+
+def plan_cityscapes(cityscapes: str | Path) -> list[Conversion]:
+    """Every `*_gtFine_labelIds.png` of train and val, converted beside itself.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    folder = Path(cityscapes) / "gtFine"
+    table = cityscapes_table()
+    plan = []
+    for split in CITYSCAPES_SPLITS:
+        for source in sorted((folder / split).glob(f"*/*{CITYSCAPES_RAW}")):
+            name = source.name.removesuffix(CITYSCAPES_RAW) + CITYSCAPES_CONVERTED
+            target = source.with_name(name)
+            plan.append(Conversion(source, target, partial(_renumber, source, table)))
+    if not plan:
+        raise FileNotFoundError(
+            f"{folder} holds no <split>/<city>/*{CITYSCAPES_RAW}. Unpack gtFine_trainvaltest.zip "
+            f"in {folder.parent} (https://www.cityscapes-dataset.com/downloads/)."
+        )
+    return plan
+
+
+def run_conversions(
+    plan: Sequence[Conversion],
+    workers: int,
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> Outcome:
+    """Write every file of the plan that is not there yet.
+
+    Args:
+        plan: what to write.
+        workers: files converted at the same time. Threads: decoding, lookup and PNG compression
+            all run outside of Python's lock.
+        overwrite: convert files again that are there.
+
+    Returns:
+        Counts; a file that fails does not stop the others.
+
+    Raises:
+        OSError: nothing can be written (a full disk, no permission).
+    """
+    if workers < 1:
+        raise ValueError(f"the number of workers must be at least 1, got {workers}")
+    todo = list(plan) if overwrite else _missing(plan)
+    outcome = Outcome(present=len(plan) - len(todo))
+    with progress(len(plan), outcome.present) as bar, ThreadPoolExecutor(workers) as pool:
+        try:
+            for conversion, result in zip(todo, pool.map(_run_one, todo), strict=True):
+                _count(conversion, result, outcome)
+                bar.update(1)
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    _remove_leftovers(plan)
+    return outcome
+
+
+def _missing(plan: Sequence[Conversion]) -> list[Conversion]:
+    """Conversions whose file is absent; one listing per folder, as there are 120,000 in COCO."""
+    present: dict[Path, set[str]] = {}
+    for folder in {conversion.target.parent for conversion in plan}:
+        present[folder] = set(os.listdir(folder)) if folder.is_dir() else set()
+    return [c for c in plan if c.target.name not in present[c.target.parent]]
+
+
+def _remove_leftovers(plan: Sequence[Conversion]) -> None:
+    """Remove unfinished files of a run that was killed; none takes a minute to write."""
+    for folder in {conversion.target.parent for conversion in plan}:
+        for path in folder.glob(".*.png.tmp-*") if folder.is_dir() else ():
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > _LEFTOVER_SECONDS:
+                    path.unlink()
+
+
+def _run_one(conversion: Conversion) -> Sequence[int] | ValueError:
+    """Write one file; returns the values that were not understood, or why it failed."""
+    try:
+        labels, unknown = conversion.convert()
+    except (ValueError, FileNotFoundError) as error:
+        return ValueError(str(error))
+    save_labels(labels, conversion.target)
+    return unknown
+
+
+def save_labels(labels: np.ndarray, path: Path) -> None:
+    """Write (H, W) uint8 labels as a grey PNG, atomically."""
+    with atomic_path(path) as temporary:
+        Image.fromarray(labels).save(temporary, format="PNG")
+
+
+def _count(conversion: Conversion, result: Sequence[int] | ValueError, outcome: Outcome) -> None:
+    if isinstance(result, ValueError):
+        outcome.failures.append(str(result))
+        return
+    outcome.written += 1
+    if result:
+        values = ", ".join(map(str, result))
+        outcome.unknown.append(f"{conversion.source}: {values}")
+
+
+def _renumber(source: Path, table: LabelTable) -> tuple[np.ndarray, list[int]]:
+    raw = read_labels(source)
+    return table.apply(raw), table.unknown_values(raw)
+
+
+def summarise(values: Iterable[str], shown: int = 5) -> str:
+    """The first few lines, indented, and how many more there are."""
+    lines = list(values)
+    text = [f"  {line}" for line in lines[:shown]]
+    if len(lines) > shown:
+        text.append(f"  ... and {len(lines) - shown} more")
+    return "\n".join(text)

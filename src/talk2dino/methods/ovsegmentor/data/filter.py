@@ -1,0 +1,194 @@
+"""Keep the captions that name an entity (the paper's CC12M to CC4M): one csv per part.
+
+A part that is there is complete, so an interrupted run goes on with the missing ones. Memory does
+not depend on the file: every process holds one row.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from talk2dino.files import atomic_path, content_digest
+from talk2dino.methods.ovsegmentor.data.jobs import run_jobs
+from talk2dino.methods.ovsegmentor.data.lemmas import get_lemma
+from talk2dino.methods.ovsegmentor.data.metafile import (
+    CAPTION,
+    ENTITY,
+    IMAGE,
+    Table,
+    TableWriter,
+    open_table,
+)
+from talk2dino.methods.ovsegmentor.data.words import NO_ENTITY, CaptionReader
+from talk2dino.progress import Progress, silent
+
+KEPT, DAMAGED, UNNAMED = "kept", "damaged", "without an image"
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class FilterSettings:
+    """What decides the content of the parts, besides the input."""
+
+    parts: int = 8
+    """Contiguous parts the input is cut into; each is filtered by one process at a time."""
+    compat: bool = False
+    """Match words exactly and in their letter case, as the published program does."""
+    lemmas: str = "lemminflect"
+    """Source of lemmas, as `find_lemmas` returned it; not used under `compat`."""
+    header: str = "auto"
+    """Whether the input has a header: auto, yes or no."""
+
+    def __post_init__(self) -> None:
+        if self.parts < 1:
+            raise ValueError(f"there must be at least 1 part, got {self.parts}")
+
+
+@dataclass
+class FilterCounts:
+    """What happened to the rows of the input."""
+
+    rows: Counter[str] = field(default_factory=Counter)
+    """KEPT, or why a row was left out, -> number of rows."""
+    damaged: list[str] = field(default_factory=list)
+    """The first damaged rows, and why."""
+
+    def add(self, other: FilterCounts) -> None:
+        """Count what another part did."""
+        self.rows.update(other.rows)
+        self.damaged = (self.damaged + other.damaged)[:_SHOWN]
+
+
+def filter_captions(
+    metafile: str | Path,
+    folder: str | Path,
+    settings: FilterSettings,
+    processes: int = 1,
+    progress: Progress = silent,
+) -> FilterCounts:
+    """Write `cc12m_<i>.csv` with the columns image_id, caption and entity for every part.
+
+    `entity` holds the words of the filter list that occur, each once, joined by commas. Beside each
+    part, `cc12m_<i>.csv.json` says what it was made from, and how many rows were left out.
+
+    Args:
+        metafile: a csv or tsv of images and captions, with or without a header.
+        folder: receives the parts.
+        settings: see there.
+        processes: parts filtered at the same time.
+        progress: a bar that counts parts.
+
+    Raises:
+        ValueError: the input cannot be read, or a part there was made in another way.
+    """
+    table = open_table(metafile, settings.header)
+    made_from = {"input": content_digest(table.path), **asdict(settings)}
+    folder = Path(folder)
+    todo = [_Part(folder / f"cc12m_{i}.csv", i, made_from, table) for i in range(settings.parts)]
+    missing = [part for part in todo if not _is_done(part)]
+    for leftover in folder.glob(".cc12m_*.tmp-*"):  # of a process that was killed
+        leftover.unlink()
+    if missing:
+        bounds = _boundaries(table, settings.parts)
+        run_jobs(_filter_part, [_bounded(part, bounds) for part in missing], processes, progress)
+    counts = FilterCounts()
+    for part in todo:
+        record = json.loads(_record_path(part.path).read_text())
+        counts.add(FilterCounts(Counter(record["rows"]), record["damaged"]))
+    return counts
+
+
+def read_record(part: Path) -> dict[str, Any] | None:
+    """What a part says it was made from, or None for a csv of other origin."""
+    path = _record_path(part)
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+@dataclass(frozen=True)
+class _Part:
+    path: Path
+    number: int
+    made_from: dict[str, Any]
+    table: Table
+    start: int = 0
+    stop: int = 0
+    first_row: int = 0
+
+
+def _is_done(part: _Part) -> bool:
+    """Raises ValueError for a file that is not this part."""
+    if not part.path.is_file():
+        return False
+    record = read_record(part.path)
+    if record is None or record["made_from"] != part.made_from:
+        raise ValueError(
+            f"{part.path} was made from another input or with other settings. "
+            "Choose another --dstdir, or remove the old parts."
+        )
+    return True
+
+
+def _boundaries(table: Table, parts: int) -> list[tuple[int, int]]:
+    """(byte, row) where each part begins, and the end: parts of nearly the same size in bytes."""
+    size = table.path.stat().st_size
+    bounds = [(table.start, 0)]
+    row = 0
+    for record in table.records():
+        while len(bounds) < parts and record.offset >= table.start + (
+            (size - table.start) * len(bounds) // parts
+        ):
+            bounds.append((record.offset, row))
+        row += 1
+    return bounds + [(size, row)] * (parts + 1 - len(bounds))
+
+
+def _bounded(part: _Part, bounds: list[tuple[int, int]]) -> _Part:
+    (start, row), (stop, _) = bounds[part.number], bounds[part.number + 1]
+    return replace(part, start=start, stop=stop, first_row=row)
+
+
+def _filter_part(part: _Part) -> None:
+    settings = part.made_from
+    reader = CaptionReader(get_lemma(settings["lemmas"]), settings["compat"])
+    counts = FilterCounts()
+    with atomic_path(part.path) as temporary:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            writer = TableWriter(file)
+            writer.write((IMAGE, CAPTION, ENTITY))
+            _write_rows(part, reader, writer, counts)
+        record = {
+            "made_from": part.made_from,
+            "part": part.number,
+            "rows": dict(counts.rows),
+            "damaged": counts.damaged,
+        }
+        with atomic_path(_record_path(part.path)) as path:  # before the part, which says: complete
+            path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _write_rows(
+    part: _Part, reader: CaptionReader, writer: TableWriter, counts: FilterCounts
+) -> None:
+    table = part.table
+    image_column, caption_column = table.column(IMAGE), table.column(CAPTION)
+    for row, record in enumerate(table.records(part.start, part.stop), start=part.first_row):
+        try:
+            fields = table.fields(record)
+        except ValueError as error:
+            counts.rows[DAMAGED] += 1
+            counts.damaged = [*counts.damaged, f"row {row} {error}"][:_SHOWN]
+            continue
+        image, caption = fields[image_column].strip(), fields[caption_column].strip()
+        problem = reader.problem(caption, need_entity=False) if image else UNNAMED
+        entities = [] if problem else reader.entities(caption)
+        counts.rows[problem or (KEPT if entities else NO_ENTITY)] += 1
+        if entities:
+            writer.write((image, caption, ",".join(entities)))
+
+
+def _record_path(part: Path) -> Path:
+    return part.with_name(part.name + ".json")

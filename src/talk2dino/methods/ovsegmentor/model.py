@@ -1,0 +1,244 @@
+"""OVSegmentor as a whole: encoders and projectors; decoder and teacher when it is trained."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from talk2dino.config import check_name
+from talk2dino.methods.ovsegmentor.config import STAGES, OVSegmentorConfig
+from talk2dino.methods.ovsegmentor.entity import EntityDecoder
+from talk2dino.methods.ovsegmentor.grouping import affinity
+from talk2dino.methods.ovsegmentor.losses import (
+    MaskLossConfig,
+    infonce,
+    least_similar_groups,
+    mask_consistency,
+    similarity_scale,
+    stop_gradient_of,
+)
+from talk2dino.methods.ovsegmentor.projection import Projector
+from talk2dino.methods.ovsegmentor.text import TextEncoder, Tokens
+from talk2dino.methods.ovsegmentor.vision import GroupFeatures, ImageEncoder
+
+TEACHER = "img_encoder_momentum"
+EMA_DECAY = 0.99
+
+
+@dataclass(frozen=True)
+class EncodedImages:
+    """Images in the joint space; nothing is of unit length."""
+
+    embedding: Tensor
+    """(B, D) projected mean of the groups."""
+    groups: Tensor
+    """(B, G, D) projected groups."""
+    features: GroupFeatures
+    """Before the projection."""
+
+
+@dataclass(frozen=True)
+class EncodedTexts:
+    """Texts in the joint space."""
+
+    embedding: Tensor
+    """(B, D) projected first token, not of unit length."""
+    tokens: Tensor
+    """(B, T, E) all tokens of the last layer, before the projection."""
+
+
+@dataclass(frozen=True)
+class PretrainingBatch:
+    """One step's samples; images are normalised RGB of the training size."""
+
+    images: Tensor
+    """(B, 3, H, W)."""
+    captions: Tokens
+    """The captions."""
+    questions: Tokens
+    """The captions with [MASK] for every entity."""
+    answers: Tokens
+    """A prompt with the entities."""
+    paired_images: Tensor | None = None
+    """(B, 3, H, W) other images that share an entity; stage 2."""
+    paired_entities: Tokens | None = None
+    """`A photo of ` and the shared entity; stage 2."""
+
+    def to(self, device: str | torch.device) -> PretrainingBatch:
+        """The same on another device."""
+        moved: dict[str, Any] = {}
+        for name in self.__dataclass_fields__:
+            value = getattr(self, name)
+            moved[name] = None if value is None else value.to(device)
+        return PretrainingBatch(**moved)
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What one step costs."""
+
+    total: Tensor
+    """matching + entity + 0.1 mask."""
+    matching: Tensor
+    """InfoNCE of images and captions."""
+    entity: Tensor
+    """InfoNCE of completed captions and answers."""
+    mask: Tensor | None = None
+    """Consistency of the masks of paired images; stage 2."""
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """How the losses are added up."""
+
+    entity: float = 1.0
+    """Weight of the masked entity completion."""
+    mask: float = 0.1
+    """Weight of the mask consistency."""
+
+
+class OVSegmentor(nn.Module):
+    """Image and text encoders with projectors; its state dict has the published names.
+
+    Args:
+        config: the architecture.
+        stage: `evaluation`, `stage1` (also the entity decoder) or `stage2` (also the teacher).
+        weights: of the losses.
+        mask_loss: how masks are compared in stage 2.
+    """
+
+    def __init__(
+        self,
+        config: OVSegmentorConfig,
+        stage: str = "evaluation",
+        weights: LossWeights | None = None,
+        mask_loss: MaskLossConfig | None = None,
+    ) -> None:
+        super().__init__()
+        check_name("stage", stage, STAGES)
+        self.config = config
+        self.stage = stage
+        self.weights = weights or LossWeights()
+        self.mask_loss = mask_loss or MaskLossConfig()
+        hidden, joint = config.projector_width, config.joint_width
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.img_encoder = ImageEncoder(config.vision)
+        self.text_encoder = TextEncoder(config.text)
+        self.img_projector = Projector(config.vision.width, hidden, joint)
+        self.text_projector = Projector(config.text.width, hidden, joint)
+        if stage != "evaluation":
+            width = config.decoder_width
+            self.align_proj_img = _narrow(config.vision.width, width)
+            self.align_proj_text = _narrow(config.text.width, width)
+            self.multimodal_groupingblock = EntityDecoder(width, config.vision.cross_heads)
+            self.bridge_projector = Projector(width, hidden, joint, shared=False)
+        if stage == "stage2":
+            self.logit_scale_mask = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # never read
+            self.img_encoder_momentum = ImageEncoder(config.vision).requires_grad_(False)
+            self.copy_teacher()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.logit_scale.device
+
+    @property
+    def scale(self) -> Tensor:
+        """The factor on cosines."""
+        return similarity_scale(self.logit_scale)
+
+    def encode_images(self, images: Tensor) -> EncodedImages:
+        """Normalised RGB images (B, 3, h, w) to groups in the joint space."""
+        features = self.img_encoder(images)
+        # In training both calls move the projector's running statistics, as published.
+        embedding = self.img_projector(features.mean)
+        return EncodedImages(embedding, self.img_projector(features.groups), features)
+
+    def encode_texts(self, tokens: Tokens) -> EncodedTexts:
+        """Token ids (B, T) to the joint space.
+
+        In training every token is projected as well, padding included: nothing reads the result,
+        but it moves the projector's running statistics, with which the published model is used.
+        """
+        encoded = self.text_encoder(tokens)
+        embedding = self.text_projector(encoded[:, 0])
+        if self.training:
+            with torch.no_grad():
+                self.text_projector(encoded)
+        return EncodedTexts(embedding, encoded)
+
+    def forward(self, batch: PretrainingBatch) -> Losses:
+        """The losses of one step (see `losses`); every process gives batches of equal size.
+
+        Raises:
+            ValueError: stage 2 without paired images.
+            RuntimeError: the model was built for evaluation.
+        """
+        if self.stage == "evaluation":
+            raise RuntimeError("this OVSegmentor was built for evaluation; it has no losses")
+        captions = self.encode_texts(batch.captions)
+        images = self.encode_images(batch.images)
+        questions = self.encode_texts(batch.questions)
+        answers = self.encode_texts(batch.answers)
+        completed = self.complete(images.features.groups, questions.tokens)
+        matching = infonce(images.embedding, captions.embedding, self.scale)
+        entity = infonce(completed, answers.embedding, self.scale)
+        total = matching + self.weights.entity * entity
+        if self.stage == "stage1":
+            return Losses(total, matching, entity)
+        mask = self._mask_loss(batch, images)
+        return Losses(total + self.weights.mask * mask, matching, entity, mask)
+
+    def complete(self, groups: Tensor, question: Tensor) -> Tensor:
+        """Groups (B, G, C) and question tokens (B, T, E) to completed captions (B, D)."""
+        decoded = self.multimodal_groupingblock(
+            self.align_proj_img(groups), self.align_proj_text(question)
+        )
+        return self.bridge_projector(decoded)
+
+    @torch.no_grad()
+    def copy_teacher(self) -> None:
+        """Make the teacher equal to the image encoder."""
+        self.img_encoder_momentum.load_state_dict(self.img_encoder.state_dict())
+
+    @torch.no_grad()
+    def update_teacher(self, decay: float = EMA_DECAY) -> None:
+        """Move the teacher towards the image encoder; called after every optimiser step."""
+        students = self.img_encoder.parameters()
+        for teacher, student in zip(self.img_encoder_momentum.parameters(), students, strict=True):
+            teacher.mul_(decay).add_(student, alpha=1 - decay)
+
+    def _mask_loss(self, batch: PretrainingBatch, images: EncodedImages) -> Tensor:
+        if batch.paired_images is None or batch.paired_entities is None:
+            raise ValueError("stage 2 needs paired_images and paired_entities in its batches")
+        with torch.no_grad():
+            # As published the teacher runs in the student's mode, drop path included.
+            paired = self.img_encoder_momentum(batch.paired_images)
+            if self.training:  # unused as well, but it moves the running statistics
+                self.img_projector(paired.mean)
+                self.img_projector(paired.groups)
+            entities = self.encode_texts(batch.paired_entities).embedding
+        queries = images.features.assignment.queries
+        keys = paired.assignment.keys
+        with torch.autocast(queries.device.type, enabled=False):
+            student = affinity(queries.float(), keys.float())  # (B, G, P)
+            teacher = affinity(paired.assignment.queries.float(), keys.float())
+            ignored = least_similar_groups(images.groups, entities, self.mask_loss.group_ratio)
+            student = stop_gradient_of(student, ignored)
+            grid = paired.grid_hw
+            height, width = batch.paired_images.shape[-2:]
+            return mask_consistency(
+                student.unflatten(-1, grid),
+                teacher.unflatten(-1, grid),
+                (height, width),
+                self.mask_loss,
+            )
+
+
+def _narrow(width: int, decoder_width: int) -> nn.Module:
+    """The wider encoder is mapped to the decoder's width; the other one is taken as it is."""
+    return nn.Identity() if width == decoder_width else nn.Linear(width, decoder_width)

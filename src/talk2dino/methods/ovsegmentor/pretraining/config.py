@@ -1,0 +1,274 @@
+"""A pretraining recipe: one YAML file of `configs/ovsegmentor_*.yaml`, read strictly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from talk2dino.config import build, check_name, read_yaml
+from talk2dino.devices import AMP_TYPES
+from talk2dino.methods.ovsegmentor.config import OVSegmentorConfig, get_preset
+from talk2dino.methods.ovsegmentor.data.augment import AugmentConfig
+from talk2dino.methods.ovsegmentor.data.batches import PretrainingData
+from talk2dino.methods.ovsegmentor.losses import PUBLISHED_BATCH, MaskLossConfig
+from talk2dino.methods.ovsegmentor.model import EMA_DECAY, LossWeights
+
+LR_BATCH = 4096
+"""Learning rates in recipes are for this many samples per step."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The `train:` section: optimiser, schedule and batches (defaults: published stage 1)."""
+
+    epochs: int = 30
+    """Passes over the captions."""
+    batch_size: int = 256
+    """Samples per process and micro-batch. Negatives come from all processes' micro-batches."""
+    accumulate: int = 1
+    """Micro-batches per optimiser step, whose gradients are averaged."""
+    base_lr: float = 6.4e-4
+    """Highest learning rate, for 4096 samples per step; it is scaled to the actual number."""
+    min_lr: float = 1.6e-4
+    """The cosine's last value, scaled alike."""
+    warmup_lr: float = 1.6e-5
+    """The warm-up's first value, scaled alike."""
+    warmup_epochs: int = 2
+    """Epochs of linear rise; 0 for none."""
+    weight_decay: float = 0.05
+    """Of AdamW; biases and other vectors have none."""
+    clip_grad: float = 5.0
+    """Largest norm of all gradients together, once per optimiser step."""
+    freeze_text: bool = False
+    """Keep the language model's weights (stage 2); its dropout stays active, as published."""
+    amp: str | None = None
+    """Mixed precision: auto, bfloat16 or float16; null for float32. Losses stay in float32."""
+    text_length: int = 77
+    """Tokens of a text, padded and cut."""
+    log_every: int = 50
+    """Steps between looks at the losses, entries in the log, and chances to save the state."""
+    seed: int = 0
+    """Of the first weights, orders, augmentation, noise and dropout."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate", "text_length", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("warmup_epochs", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("base_lr", "clip_grad"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
+        for name in ("min_lr", "warmup_lr", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be finite and not negative: {getattr(self, name)}")
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs {self.warmup_epochs} leave nothing of {self.epochs}")
+        if self.amp is not None:
+            check_name("amp", self.amp, AMP_TYPES)
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The `losses:` section (section 3 of the paper)."""
+
+    entity: float = 1.0
+    """Weight of the masked entity completion."""
+    mask: float = 0.1
+    """Weight of the mask consistency; stage 2."""
+    threshold: float = 0.6
+    """Share of a map's maximum from which on a pixel counts; stage 2."""
+    group_ratio: float = 0.5
+    """Share of the groups, those least like the entity, that learn nothing; stage 2."""
+    ema: float = EMA_DECAY
+    """How much of itself the teacher keeps at every optimiser step; stage 2."""
+
+    def __post_init__(self) -> None:
+        for name in ("entity", "mask"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be finite and not negative: {getattr(self, name)}")
+        if not 0 <= self.ema <= 1:
+            raise ValueError(f"ema must lie in [0, 1], got {self.ema}")
+
+
+@dataclass(frozen=True)
+class StartConfig:
+    """The `start:` section: the weights a run begins with."""
+
+    dino: str | None = None
+    """Stage 1: a file of DINO weights, `pretrained` (downloaded by timm), or null for none."""
+    text: str | None = None
+    """Stage 1: `pretrained` (the model's own), an id or a folder of transformers, or null."""
+    stage1: str | None = None
+    """Stage 2: a folder that stage 1 wrote, or a published file."""
+
+
+@dataclass(frozen=True)
+class SelectionConfig:
+    """The `selection:` section: captions that choose the epoch and are neither trained on nor
+    reported. Without a metafile the last epoch's weights are kept."""
+
+    metafile: str | None = None
+    """Metafile, COCO captions or tars, as in the data section."""
+    images: str = ""
+    """Folder of their images."""
+    batch_size: int = 256
+    """Images and captions that are told apart at once, per process."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 2:
+            raise ValueError(f"batch_size must be at least 2, got {self.batch_size}")
+
+
+SECTIONS = {
+    "data": PretrainingData,
+    "augment": AugmentConfig,
+    "train": TrainConfig,
+    "losses": LossConfig,
+    "start": StartConfig,
+    "selection": SelectionConfig,
+}
+_KEYS = ("model", "stage", "compat", *SECTIONS)
+
+
+@dataclass(frozen=True)
+class PretrainingRecipe:
+    """Everything that the final weights depend on, apart from the number of processes."""
+
+    model: str
+    """Name of the architecture; see talk2dino.methods.ovsegmentor.config."""
+    stage: int
+    """1 or 2."""
+    data: PretrainingData
+    """Captions and images."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """How images are changed."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Optimiser, schedule, batches."""
+    losses: LossConfig = field(default_factory=LossConfig)
+    """Weights and constants of the losses."""
+    start: StartConfig = field(default_factory=StartConfig)
+    """First weights."""
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    """Held-out captions."""
+    compat: bool = False
+    """Do what the published training does where this one is corrected: questions and answers of
+    its loader, and a mask loss that is a sum over the images of a process."""
+    path: Path = Path()
+    """Where it was read from."""
+
+    def __post_init__(self) -> None:
+        config = self.config
+        if self.stage not in (1, 2):
+            raise ValueError(f"stage must be 1 or 2, got {self.stage}")
+        if self.augment.size != config.vision.image_size:
+            raise ValueError(
+                f"augment: size {self.augment.size} is not the {config.vision.image_size} pixels "
+                f"that {self.model} is trained at"
+            )
+        if self.train.text_length > config.text.positions:
+            raise ValueError(
+                f"train: text_length {self.train.text_length} is more than the "
+                f"{config.text.positions} positions of {self.model}"
+            )
+        if self.stage == 2 and not self.start.stage1:
+            raise ValueError("stage 2 goes on from stage 1: give its folder as start: stage1:")
+        if self.stage == 2 and (self.start.dino or self.start.text):
+            raise ValueError("stage 2 starts from stage 1 alone: leave out start: dino and text")
+        if self.stage == 1 and self.start.stage1:
+            raise ValueError("start: stage1 is for stage 2; stage 1 starts from dino and text")
+
+    @property
+    def config(self) -> OVSegmentorConfig:
+        """The architecture."""
+        return get_preset(self.model)
+
+    @property
+    def weights(self) -> LossWeights:
+        """Of the losses."""
+        return LossWeights(self.losses.entity, self.losses.mask)
+
+    @property
+    def mask_loss(self) -> MaskLossConfig:
+        """How masks are compared; under `compat` their loss is the plain sum."""
+        batch = None if self.compat else PUBLISHED_BATCH
+        return MaskLossConfig(self.losses.threshold, self.losses.group_ratio, batch)
+
+
+def load_pretraining_recipe(path: str | Path, changes: Sequence[str] = ()) -> PretrainingRecipe:
+    """Read a recipe.
+
+    Args:
+        path: the YAML file.
+        changes: `section.key=value` or `key=value`, which replace what the file says.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: an unknown section or key, a wrong value, or one that contradicts another.
+    """
+    path = Path(path)
+    content = dict(read_yaml(path))
+    for name in content:
+        check_name(f"key of {path.name}", str(name), _KEYS)
+    for change in changes:
+        _apply(content, change)
+    if missing := [key for key in ("model", "stage", "data") if content.get(key) is None]:
+        raise ValueError(f"{path.name}: '{missing[0]}:' is missing")
+    compat = _compat(content, path.name)
+    sections: dict[str, Any] = {
+        name: build(cls, content.get(name) or {}, f"{path.name}: {name}")
+        for name, cls in SECTIONS.items()
+        if name != "data"
+    }
+    data = _data(content["data"], f"{path.name}: data")
+    try:
+        return PretrainingRecipe(
+            model=str(content["model"]),
+            stage=content["stage"],
+            data=replace(data, compat=compat),
+            compat=compat,
+            path=path,
+            **sections,
+        )
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from error
+
+
+def _compat(content: Mapping[str, Any], name: str) -> bool:
+    compat = content.get("compat", False)
+    if not isinstance(compat, bool):
+        raise ValueError(f"{name}: compat must be true or false, got {compat!r}")
+    return compat
+
+
+def _data(values: Any, where: str) -> PretrainingData:
+    if not isinstance(values, Mapping) or not values.get("metafile"):
+        raise ValueError(f"{where}: 'metafile:' is missing")
+    if "compat" in values:
+        raise ValueError(f"{where}: compat stands at the top of the recipe, for all sections")
+    return build(PretrainingData, values, where)
+
+
+def _apply(content: dict[str, Any], change: str) -> None:
+    """Replace one value, as `--set` has it."""
+    name, equals, text = change.partition("=")
+    section, dot, key = name.partition(".")
+    if not equals:
+        raise ValueError(f"--set {change}: write section.key=value")
+    check_name("key in --set", section, _KEYS)
+    if (section in SECTIONS) != bool(dot):
+        raise ValueError(f"--set {change}: write section.key=value, or one of model, stage, compat")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"--set {change}: {text!r} is no YAML value") from error
+    if dot:
+        content[section] = {**(content.get(section) or {}), key: value}
+    else:
+        content[section] = value

@@ -1,0 +1,138 @@
+"""One optimiser step: micro-batches, gradients of all processes, clipping, and the teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from talk2dino.devices import mixed_precision
+from talk2dino.methods.ovsegmentor.gather import num_processes
+from talk2dino.methods.ovsegmentor.model import Losses, OVSegmentor, PretrainingBatch
+from talk2dino.methods.ovsegmentor.pretraining.config import PretrainingRecipe
+
+VALUES = ("loss", "matching", "entity", "mask", "gradient_norm")
+"""What a step returns, in this order."""
+_BUCKET = 2**25  # gradients sent at once
+
+
+class PretrainingStep:
+    """Takes optimiser steps on a model; it stays in the mode it is in.
+
+    Args:
+        model: of stage 1 or 2, on its device.
+        optimizer: over its trained parameters.
+        recipe: accumulation, clipping, number type, EMA.
+    """
+
+    def __init__(
+        self, model: OVSegmentor, optimizer: torch.optim.Optimizer, recipe: PretrainingRecipe
+    ) -> None:
+        self.model, self.optimizer, self.recipe = model, optimizer, recipe
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        # float16's small gradients vanish unless the loss is scaled up.
+        self.scaler = torch.amp.GradScaler(model.device.type, enabled=recipe.train.amp == "float16")
+
+    def __call__(
+        self, batches: Sequence[PretrainingBatch], seeds: Sequence[int], rate: float
+    ) -> Tensor:
+        """Update the model once.
+
+        The gradient is the mean of the micro-batches' gradients, each of which is that of the
+        losses over this micro-batch of all processes. It is clipped, and the teacher is moved,
+        once.
+
+        Args:
+            batches: this process's micro-batches, on the model's device.
+            seeds: of the noise and the dropout of each.
+            rate: the learning rate.
+
+        Returns:
+            (5,) float32, on the device: `VALUES`, of this process. Without masks their loss is 0;
+            so is the norm of a step that float16 left out.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        values = torch.stack(
+            [
+                self._backward(batch, seed, len(batches))
+                for batch, seed in zip(batches, seeds, strict=True)
+            ]
+        ).mean(dim=0)
+        average_gradients(self.parameters)
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.train.clip_grad)
+        if self.scaler.is_enabled():  # leaves out steps whose gradients overflow
+            norm = norm.where(norm.isfinite(), 0.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.model.stage == "stage2":
+            self.model.update_teacher(self.recipe.losses.ema)
+        return torch.cat([values, norm.detach().float().view(1)])
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs besides the model."""
+        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+
+    def _backward(self, batch: PretrainingBatch, seed: int, count: int) -> Tensor:
+        """Add a micro-batch's share of the gradient; returns its losses (4,)."""
+        device = self.model.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            with mixed_precision(self.recipe.train.amp or "", device):
+                losses = self.model(batch)
+            self.scaler.scale(losses.total / count).backward()
+        return _values(losses)
+
+
+def step_seed(seed: int, epoch: int, step: int, micro: int, rank: int) -> int:
+    """The seed of the noise of one micro-batch: of its place in the run alone."""
+    sequence = np.random.SeedSequence([seed, epoch, step, micro, rank])
+    return int(sequence.generate_state(1)[0])
+
+
+def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Replace gradients by their means over all processes.
+
+    A parameter without a gradient has none in any process: they compute the same losses.
+    """
+    world = num_processes()
+    if world == 1:
+        return
+    for gradients in _buckets([p.grad for p in parameters if p.grad is not None]):
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= world
+        for gradient, mean in zip(
+            gradients, flat.split([g.numel() for g in gradients]), strict=True
+        ):
+            gradient.copy_(mean.view_as(gradient))
+
+
+def _buckets(gradients: Sequence[Tensor]) -> list[list[Tensor]]:
+    buckets: list[list[Tensor]] = []
+    size = _BUCKET
+    for gradient in gradients:
+        if size >= _BUCKET:
+            buckets.append([])
+            size = 0
+        buckets[-1].append(gradient)
+        size += gradient.numel()
+    return buckets
+
+
+def _values(losses: Losses) -> Tensor:
+    mask = losses.total.new_zeros(()) if losses.mask is None else losses.mask
+    parts = (losses.total, losses.matching, losses.entity, mask)
+    return torch.stack([part.detach().float() for part in parts])

@@ -1,0 +1,161 @@
+"""OVSegmentor behind the seam that evaluation, demo and app use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from talk2dino.backbones.templates import check_names, get_templates
+from talk2dino.backbones.vision import IMAGENET_MEAN, IMAGENET_STD
+from talk2dino.methods.ovsegmentor import classes as published
+from talk2dino.methods.ovsegmentor.checkpoints import load_model, read_checkpoint
+from talk2dino.methods.ovsegmentor.model import OVSegmentor
+from talk2dino.methods.ovsegmentor.projection import unit_rows
+from talk2dino.methods.ovsegmentor.scoring import (
+    WindowFeatures,
+    group_class_scores,
+    paint_scores,
+    upsample_groups,
+)
+from talk2dino.methods.ovsegmentor.text import Tokenizer, load_tokenizer
+
+_PROMPT_BATCH = 256
+
+
+class OVSegmentorSegmenter:
+    """A `talk2dino.segmenter.Segmenter` that scores the groups of a window.
+
+    Args:
+        model: with its weights; it is put into evaluation mode.
+        tokenizer: of its text encoder.
+        template: name of the prompt set; see talk2dino.backbones.templates.
+    """
+
+    def __init__(self, model: OVSegmentor, tokenizer: Tokenizer, template: str = "simple") -> None:
+        get_templates(template)
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.template = template
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.device
+
+    def class_names(self, benchmark: str, names: Sequence[str]) -> list[str]:
+        """The published prompt names of a benchmark's classes; see `classes.class_names`."""
+        return published.class_names(benchmark, names)
+
+    def background_threshold(self, benchmark: str) -> float | None:
+        """The published threshold of a benchmark; see `classes.background_threshold`."""
+        return published.background_threshold(benchmark)
+
+    @torch.no_grad()
+    def embed_classes(self, names: Sequence[str]) -> Tensor:
+        """Embed class names (C, D): mean of the prompts' projected vectors, then of unit length.
+
+        Raises:
+            ValueError: no name, or an empty one.
+        """
+        check_names(names)
+        templates = get_templates(self.template)
+        # Only the placeholder is replaced: names may hold braces, quotes, commas, any script.
+        prompts = [template.replace("{}", name) for name in names for template in templates]
+        embedded = [
+            self.model.encode_texts(
+                self.tokenizer(prompts[start : start + _PROMPT_BATCH]).to(self.device)
+            ).embedding.float()
+            for start in range(0, len(prompts), _PROMPT_BATCH)
+        ]
+        per_class = torch.cat(embedded).unflatten(0, (len(names), len(templates)))
+        return unit_rows(per_class.mean(dim=1))
+
+    @torch.no_grad()
+    def window_scores(self, windows: Tensor, classes: Tensor, background: float | None) -> Tensor:
+        """See `Segmenter.window_scores`; scores are in [0, 1], one value per group and class.
+
+        The background's score is 0 or 1; its threshold is on the groups' scores.
+        """
+        return self.score_features(self.patch_features(windows), windows, classes, background)
+
+    @torch.no_grad()
+    def score_features(
+        self, features: WindowFeatures, windows: Tensor, classes: Tensor, background: float | None
+    ) -> Tensor:
+        """`window_scores` of windows whose `patch_features` are there already."""
+        height, width = windows.shape[-2:]
+        labels = upsample_groups(features.soft, features.grid_hw, (height, width)).argmax(dim=1)
+        scores = group_class_scores(features, classes, self.model.scale)
+        return paint_scores(labels, scores, background)
+
+    @torch.no_grad()
+    def patch_features(self, windows: Tensor) -> WindowFeatures:
+        """What class scores of windows (B, 3, h, w), RGB float in [0, 255], are computed from."""
+        return self.normalised_features(normalise(windows))
+
+    @torch.no_grad()
+    def normalised_features(self, images: Tensor) -> WindowFeatures:
+        """`patch_features` of images (B, 3, h, w) that are normalised already."""
+        encoded = self.model.encode_images(images)
+        features = encoded.features
+        return WindowFeatures(
+            soft=features.assignment.soft.float(),
+            grid_hw=features.grid_hw,
+            embedding=encoded.embedding,
+            groups=encoded.groups,
+        )
+
+    def shares_features(self, other: object) -> bool:
+        """Whether `other` computes the same `patch_features`."""
+        return isinstance(other, OVSegmentorSegmenter) and self.model is other.model
+
+    @torch.no_grad()
+    def group_maps(self, windows: Tensor) -> list[Tensor]:
+        """How much each pixel belongs to each group, per grouping stage (here there is one).
+
+        Args:
+            windows: (B, 3, h, w) RGB float in [0, 255].
+
+        Returns:
+            One (B, G, h, w) per stage; it sums to 1 over the groups.
+        """
+        features = self.patch_features(windows)
+        height, width = windows.shape[-2:]
+        return [upsample_groups(features.soft, features.grid_hw, (height, width))]
+
+
+def build_ovsegmentor(
+    weights: str | Path,
+    name: str | None = None,
+    device: str | torch.device = "cpu",
+    template: str = "simple",
+) -> OVSegmentorSegmenter:
+    """Load a model with its tokeniser.
+
+    Args:
+        weights: a converted folder, a published file, or `seeded:<n>`.
+        name: `ovsegmentor_vitb`, `ovsegmentor_vits` or `ovsegmentor_toy`: what the weights have to
+            be; with a folder or file it may be left out.
+        device: where to put it.
+        template: name of the prompt set.
+
+    Raises:
+        ValueError, FileNotFoundError: see `checkpoints.read_checkpoint` and `load_model`.
+        RuntimeError: the tokeniser could not be loaded or downloaded.
+    """
+    checkpoint = read_checkpoint(weights, name)
+    tokenizer = load_tokenizer(checkpoint.config.text, checkpoint.tokenizer)
+    model, _ = load_model(checkpoint)
+    return OVSegmentorSegmenter(model.requires_grad_(False).to(device), tokenizer, template)
+
+
+def normalise(windows: Tensor) -> Tensor:
+    """RGB float (B, 3, h, w) in [0, 255] to ImageNet's mean 0 and standard deviation 1."""
+    if windows.ndim != 4 or windows.shape[1] != 3:
+        raise ValueError(f"windows must be (B, 3, h, w), found {tuple(windows.shape)}.")
+    mean = windows.new_tensor(IMAGENET_MEAN)[:, None, None] * 255
+    std = windows.new_tensor(IMAGENET_STD)[:, None, None] * 255
+    return (windows - mean) / std

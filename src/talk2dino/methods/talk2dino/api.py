@@ -1,0 +1,305 @@
+"""The Python API: load a model by name, ask it about pictures and words."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from talk2dino.devices import resolve_device
+from talk2dino.inference import resize_pixels, resize_scores, score_labels, scoring_size
+from talk2dino.methods.talk2dino.hub.load import LoadedModel
+from talk2dino.methods.talk2dino.hub.methods import HubMethods
+from talk2dino.methods.talk2dino.published_methods import PublishedMethods
+from talk2dino.pictures.images import ImageInput, as_rgb, rgb_tensor
+from talk2dino.pictures.segmentation import BACKGROUND, Segmentation
+from talk2dino.segmenter import Talk2DinoSegmenter
+
+T = TypeVar("T", bound="Talk2DINO")
+Images = Sequence[ImageInput] | np.ndarray | Tensor
+_IMAGE_BATCH = 8
+
+
+class Talk2DINO(HubMethods, PublishedMethods):
+    """A model that segments pictures by words. Pictures are RGB everywhere but `generate_masks`.
+
+    A picture is a path, a PIL image, an (H, W, 3) uint8 array or a (3, H, W) uint8 tensor.
+
+    Args:
+        loaded: the models; `from_pretrained` makes it.
+    """
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        super().__init__(loaded)
+        self.segmenter: Talk2DinoSegmenter = loaded.segmenter
+
+    def __repr__(self) -> str:
+        config = self.segmenter.config
+        return f"<Talk2DINO {self.loaded.origin}: {config.vision_model}, on {self.device}>"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the models are."""
+        return self.segmenter.device
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the projection was trained; with a seeded one, results mean nothing."""
+        return not self.segmenter.config.projection_weights.startswith("seeded:")
+
+    def to(self: T, device: str | torch.device) -> T:
+        """Move the models; returns the model itself.
+
+        Raises:
+            ValueError: an unknown device, or one that this machine does not have.
+        """
+        self.segmenter.to(resolve_device(str(device)))
+        return self
+
+    def encode_text(self, texts: str | Sequence[str]) -> Tensor:
+        """Texts as they are, without prompt templates, in the space of the patches.
+
+        Args:
+            texts: one text or several.
+
+        Returns:
+            (N, D) float32 on the model's device, not normalised.
+
+        Raises:
+            ValueError: no text, or something that is none.
+        """
+        return self.segmenter.embed_texts(_as_texts(texts))
+
+    @torch.no_grad()
+    def encode_image(self, images: ImageInput | Images) -> Tensor:
+        """Patch embeddings of one picture or several of any sizes.
+
+        Every picture is resized to the model's square input (448 x 448: 32 x 32 patches of a
+        DINOv2 model), so the aspect ratio is lost.
+
+        Args:
+            images: one picture, several, or a (B, 3, H, W) tensor.
+
+        Returns:
+            (B, P, D) float32 on the model's device, rows of the picture first, not normalised.
+
+        Raises:
+            ValueError: no picture, or one that cannot be read or has another form.
+            FileNotFoundError: a path that is not there.
+        """
+        pictures, _ = _as_list(images)
+        patches = []
+        for batch in _batches(pictures):
+            windows = [self._window(image) for image in batch]
+            patches.append(self._features(windows).patches)
+        return torch.cat(patches)
+
+    @overload
+    def segment(  # type: ignore[overload-overlap]  # a str is a sequence of str, and one path
+        self,
+        images: str | Path | Image.Image,
+        names: str | Sequence[str],
+        background: bool | float = ...,
+        refine: bool = ...,
+        *,
+        clean_background: bool | None = ...,
+        max_side: int | None = ...,
+    ) -> Segmentation: ...
+
+    @overload
+    def segment(
+        self,
+        images: Sequence[ImageInput],
+        names: str | Sequence[str],
+        background: bool | float = ...,
+        refine: bool = ...,
+        *,
+        clean_background: bool | None = ...,
+        max_side: int | None = ...,
+    ) -> list[Segmentation]: ...
+
+    @overload
+    def segment(
+        self,
+        images: np.ndarray | Tensor,
+        names: str | Sequence[str],
+        background: bool | float = ...,
+        refine: bool = ...,
+        *,
+        clean_background: bool | None = ...,
+        max_side: int | None = ...,
+    ) -> Any: ...
+
+    @torch.no_grad()
+    def segment(
+        self,
+        images: ImageInput | Images,
+        names: str | Sequence[str],
+        background: bool | float = False,
+        refine: bool = True,
+        *,
+        clean_background: bool | None = None,
+        max_side: int | None = None,
+    ) -> Any:
+        """Find the best of the named classes for every pixel.
+
+        Args:
+            images: one picture, or several of any sizes.
+            names: class names, in any words; prompt templates are put around them.
+            background: pixels where no class exceeds a threshold become `background`: a number is
+                the threshold on sigmoid(cosine) (lower finds more), True the model's own.
+            refine: follow the edges of the picture (PAMR).
+            clean_background: raise scores where the attention heads agree; None: with a
+                background only, as in the published benchmarks.
+            max_side: score larger pictures at this long side in pixels, to save time and memory;
+                the result has the picture's own size in any case.
+
+        Returns:
+            A `Segmentation`, or a list of them for several pictures.
+
+        Raises:
+            ValueError: no names, an empty or repeated one; a threshold outside 0 to 1; a picture
+                that cannot be read.
+            FileNotFoundError: a path that is not there.
+        """
+        threshold = self._threshold(background)
+        classes = _class_names(names, threshold is not None)
+        whole: object = max_side  # what callers give is not what the signature promises
+        if whole is not None and (not isinstance(whole, int | np.integer) or whole < 1):
+            raise ValueError(f"max_side is a number of pixels from 1, found {max_side!r}.")
+        clean = threshold is not None if clean_background is None else clean_background
+        query = _Query(
+            self.segmenter.variant(pamr=refine, clean_background=clean),
+            self.segmenter.embed_classes(classes),
+            ((BACKGROUND, *classes) if threshold is not None else tuple(classes)),
+            threshold,
+            max_side,
+            {"model": self.loaded.origin, "refine": refine, "clean_background": clean},
+        )
+        pictures, single = _as_list(images)
+        results = [r for batch in _batches(pictures) for r in self._segment_batch(batch, query)]
+        return results[0] if single else results
+
+    def _segment_batch(self, images: Sequence[Image.Image], query: _Query) -> list[Segmentation]:
+        """One pass of the backbone; every picture is then scored at its own size."""
+        windows = [self._window(image, query.max_side) for image in images]
+        features = self._features(windows)
+        return [
+            self._scored(image, window, _row(features, index), query)
+            for index, (image, window) in enumerate(zip(images, windows, strict=True))
+        ]
+
+    def _scored(
+        self, image: Image.Image, window: Tensor, features: Any, query: _Query
+    ) -> Segmentation:
+        scores = query.method.score_features(features, window, query.classes, query.threshold)[0]
+        scores = resize_scores(scores, (image.height, image.width))
+        return Segmentation(
+            image,
+            score_labels(scores).cpu(),
+            scores.cpu(),
+            query.names,
+            query.threshold,
+            query.settings,
+        )
+
+    def _window(self, image: Image.Image, max_side: int | None = None) -> Tensor:
+        """(1, 3, h, w) RGB float in [0, 255], on the device."""
+        size = scoring_size(image.height, image.width, max_side)
+        if size != (image.height, image.width):
+            image = Image.fromarray(resize_pixels(np.asarray(image), size))
+        return rgb_tensor(image)[None].to(self.device, torch.float32)
+
+    def _features(self, windows: Sequence[Tensor]) -> Any:
+        squares = torch.cat([self.segmenter.resize_windows(window) for window in windows])
+        return self.segmenter.patch_features(squares)
+
+    def _threshold(self, background: bool | float) -> float | None:
+        if isinstance(background, bool | np.bool_):
+            return self.loaded.background_threshold if background else None
+        number: object = background  # what callers give is not what the signature promises
+        if not isinstance(number, int | float | np.number) or not 0 <= number <= 1:
+            raise ValueError(
+                f"background is true, false or a threshold between 0 and 1, found {background!r}."
+            )
+        return float(number)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Query:
+    """What is looked for, and how, in every picture of one call."""
+
+    method: Talk2DinoSegmenter
+    classes: Tensor
+    names: tuple[str, ...]
+    threshold: float | None
+    max_side: int | None
+    settings: dict[str, Any]
+
+
+def _class_names(names: str | Sequence[str], background: bool) -> list[str]:
+    """Stripped names. Raises ValueError for none, an empty, or a repeated one."""
+    given = _as_texts(names)
+    if not given:
+        raise ValueError("no class names given. At least one is needed.")
+    seen: set[str] = set()
+    for name in given:
+        if not name.strip():
+            raise ValueError(f"{name!r} is no class name: an empty one in {given}.")
+        key = " ".join(name.lower().split())  # CLIP reads lower case only
+        if key in seen:
+            raise ValueError(f"{name!r} is named twice. Every class may appear once.")
+        if background and key == BACKGROUND:
+            raise ValueError("'background' is added by background=True. Leave one of them out.")
+        seen.add(key)
+    return [" ".join(name.split()) for name in given]
+
+
+def _as_texts(texts: str | Sequence[str]) -> list[str]:
+    given = [texts] if isinstance(texts, str) or not isinstance(texts, Iterable) else list(texts)
+    for text in given:
+        if not isinstance(text, str):
+            raise ValueError(f"texts are given as 'cat' or ['cat', 'dog'], found {text!r}.")
+    return given
+
+
+def _as_list(images: ImageInput | Images) -> tuple[list[ImageInput], bool]:
+    """Pictures, and whether there was a single one that is no list."""
+    if isinstance(images, np.ndarray | Tensor) and images.ndim == 4 and len(images):
+        return list(images), False
+    if isinstance(images, str | Path | Image.Image | np.ndarray | Tensor):
+        return [images], True
+    if not isinstance(images, Iterable):
+        raise ValueError(
+            f"an image is a path, a PIL image, an array or a tensor, found {type(images).__name__}."
+        )
+    pictures = list(images)
+    if not pictures:
+        raise ValueError("no images given. At least one is needed.")
+    return pictures, False
+
+
+def _batches(pictures: list[ImageInput]) -> Iterator[list[Image.Image]]:
+    """RGB pictures, decoded when their batch comes; errors say which of several it is."""
+    for start in range(0, len(pictures), _IMAGE_BATCH):
+        batch = []
+        for place, picture in enumerate(pictures[start : start + _IMAGE_BATCH], start):
+            try:
+                batch.append(as_rgb(picture))
+            except ValueError as error:
+                if len(pictures) == 1 or isinstance(picture, str | Path):
+                    raise
+                raise ValueError(f"images[{place}]: {error}") from error
+        yield batch
+
+
+def _row(features: Any, index: int) -> Any:
+    """The features of one picture of a batch."""
+    fields = dataclasses.fields(features)
+    return type(features)(*(getattr(features, f.name)[index : index + 1] for f in fields))

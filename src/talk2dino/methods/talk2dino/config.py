@@ -1,0 +1,189 @@
+"""What defines a Talk2DINO segmenter, read from a training recipe or from a model YAML."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from talk2dino.backbones.seeded import parse_seeded
+from talk2dino.backbones.templates import get_templates
+from talk2dino.backbones.text import check_text, is_bert
+from talk2dino.backbones.vision import check_vision
+from talk2dino.config import ProjectionConfig, Recipe, build, check_name, load_recipe, read_yaml
+from talk2dino.files import find_in_checkout
+
+PRETRAINED = "pretrained"
+PRECISIONS = {"fp32": "", "bf16": "bfloat16", "fp16": "float16"}
+"""Name -> number type of the backbone's matrix products; see `devices.mixed_precision`."""
+
+
+@dataclass(frozen=True)
+class SegmenterConfig:
+    """The frozen models, the projection between them, and the options of inference."""
+
+    projection: ProjectionConfig
+    """Architecture of the projection."""
+    projection_weights: str
+    """A file, or `seeded:<n>`."""
+    vision_model: str = "dinov2_vitb14_reg"
+    """Vision backbone; see talk2dino.backbones.vision."""
+    vision_weights: str | None = None
+    """`pretrained`, a file, or `seeded:<n>`; None means the model's default."""
+    text_model: str = "ViT-B/16"
+    """Text encoder; see talk2dino.backbones.text."""
+    text_weights: str | None = None
+    """`pretrained`, a file, or `seeded:<n>`; None means the model's default."""
+    input_size: int = 448
+    """Side in pixels of the square every window is resized to for the backbone."""
+    template: str = "subset"
+    """Name of the prompt set; see talk2dino.backbones.templates."""
+    pamr: bool = False
+    """Refine the scores along the edges of the window."""
+    clean_background: bool = False
+    """Raise scores where the backbone's attention heads agree with a class."""
+    average_tokens: bool = False
+    """Embed a class by the mean of its prompts' tokens instead of their end-of-text vectors."""
+    keep_cls: bool = False
+    """With `average_tokens`, keep position 0."""
+    keep_end_seq: bool = False
+    """With `average_tokens`, keep the end-of-text position."""
+    precision: str = "fp32"
+    """Of the vision backbone: `fp32`, `bf16` or `fp16`. Text and scores are always float32."""
+
+    def __post_init__(self) -> None:
+        get_templates(self.template)
+        check_name("precision", self.precision, PRECISIONS)
+        if self.input_size < 1:
+            raise ValueError(f"input_size must be positive, got {self.input_size}")
+        if self.average_tokens and self.projection.model_class == "CLIPLastLayer":
+            raise ValueError("use_avg_text_token does not work with CLIPLastLayer")
+        needs_clip = self.average_tokens or self.projection.model_class == "CLIPLastLayer"
+        if needs_clip and is_bert(self.text_model):
+            raise ValueError(f"{self.text_model} has no CLIP tokens, which this model needs")
+
+    def check(self) -> None:
+        """Raise for unknown models and missing weight files; loads nothing.
+
+        Raises:
+            ValueError: an unknown name.
+            FileNotFoundError: weights that are not there; says where to get them.
+        """
+        check_vision(self.vision_model, self.vision_weights)
+        check_text(self.text_model, self.text_weights)
+        weights = self.projection_weights
+        if parse_seeded(weights) is None and not Path(weights).is_file():
+            raise FileNotFoundError(
+                f"there are no projection weights at {weights}. weights/README.md says where the "
+                "published files are, and train.py makes your own. To try the command without any "
+                "download: --config configs/toy.yaml --weights seeded:0."
+            )
+
+
+@dataclass(frozen=True)
+class ModelSection:
+    """The `model:` section of an evaluation's model YAML, as published."""
+
+    type: str
+    """DINOText, the published name of the method."""
+    model_name: str
+    """Vision backbone."""
+    proj_class: str
+    """Name of a file of `configs/`, without its suffix: the projection's architecture."""
+    proj_name: str
+    """Name of a file of `weights/`, without its suffix."""
+    clip_model_name: str = "ViT-B/16"
+    """Text encoder."""
+    resize_dim: int = 448
+    """Side of the backbone's square input in pixels."""
+    proj_model: str = "ProjectionLayer"
+    """Class of the projection."""
+    with_bg_clean: bool = False
+    """Background cleaning."""
+    use_avg_text_token: bool = False
+    """Average the text tokens instead of taking the end-of-text vector."""
+    keep_cls: bool = False
+    """When averaging, keep position 0."""
+    keep_end_seq: bool = False
+    """When averaging, keep the end-of-text position."""
+    vision_weights: str | None = None
+    """`pretrained`, a file, or `seeded:<n>`."""
+    text_weights: str | None = None
+    """`pretrained`, a file, or `seeded:<n>`."""
+    projection_weights: str | None = None
+    """`pretrained` (weights/<proj_name>.pth), a file, or `seeded:<n>`."""
+
+    def __post_init__(self) -> None:
+        check_name("model type", self.type, ["DINOText"])
+
+
+def read_segmenter_config(path: str | Path, **changes: Any) -> SegmenterConfig:
+    """Read a recipe of `configs/` or a model YAML of an evaluation.
+
+    Args:
+        path: the YAML file; a model YAML has `type: DINOText` in its `model:` section.
+        changes: fields of SegmenterConfig which replace what the file says.
+
+    Raises:
+        FileNotFoundError: the file, or the recipe it names, is not there.
+        ValueError: unknown keys or values.
+    """
+    path = Path(path)
+    model = read_yaml(path).get("model")
+    if isinstance(model, Mapping) and "type" in model:
+        unknown = [name for name in read_yaml(path) if name != "model"]
+        if unknown:
+            raise ValueError(f"{path.name}: unknown section {unknown[0]!r}. Known: model.")
+        config = config_from_model_section(model, path.name)
+    else:
+        config = config_from_recipe(load_recipe(path))
+    return dataclasses.replace(config, **changes)
+
+
+def config_from_recipe(recipe: Recipe) -> SegmenterConfig:
+    """The segmenter a recipe trains; its weights are `weights/<recipe name>.pth`."""
+    features = recipe.features
+    return SegmenterConfig(
+        projection=recipe.model,
+        projection_weights=_weights_file(recipe.path.stem),
+        vision_model=features.vision_model,
+        vision_weights=features.vision_weights,
+        text_model=features.text_model,
+        text_weights=features.text_weights,
+    )
+
+
+def config_from_model_section(model: Mapping[str, Any], source: str) -> SegmenterConfig:
+    """The segmenter of an evaluation's `model:` section.
+
+    Args:
+        model: the section's keys and values.
+        source: file name for messages.
+    """
+    missing = [key for key in ("model_name", "proj_class", "proj_name") if key not in model]
+    if missing:
+        raise ValueError(f"{source}: the model section lacks {', '.join(missing)}.")
+    section = build(ModelSection, model, source)
+    recipe = load_recipe(find_in_checkout(f"configs/{section.proj_class}.yaml"))
+    weights = section.projection_weights
+    if weights is None or weights == PRETRAINED:
+        weights = _weights_file(section.proj_name)
+    return SegmenterConfig(
+        projection=dataclasses.replace(recipe.model, model_class=section.proj_model),
+        projection_weights=weights,
+        vision_model=section.model_name,
+        vision_weights=section.vision_weights,
+        text_model=section.clip_model_name,
+        text_weights=section.text_weights,
+        input_size=section.resize_dim,
+        clean_background=section.with_bg_clean,
+        average_tokens=section.use_avg_text_token,
+        keep_cls=section.keep_cls,
+        keep_end_seq=section.keep_end_seq,
+    )
+
+
+def _weights_file(name: str) -> str:
+    return str(find_in_checkout(Path("weights") / f"{name.removesuffix('.pth')}.pth"))

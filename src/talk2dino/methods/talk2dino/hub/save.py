@@ -1,0 +1,183 @@
+"""Write a model as a folder in Hugging Face's layout, and upload it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+from huggingface_hub.utils import validate_repo_id
+from torch import Tensor, nn
+
+from talk2dino.backbones.seeded import PREFIX
+from talk2dino.backbones.text import PRETRAINED, TextEncoder, default_weights
+from talk2dino.files import (
+    atomic_path,
+    check_folder_writable,
+    save_safetensors,
+    weights_identity,
+)
+from talk2dino.methods.talk2dino.hub.card import model_card, read_results
+from talk2dino.methods.talk2dino.hub.folder import (
+    CONFIG,
+    INCLUDED,
+    WEIGHTS,
+    FolderConfig,
+    find_weights,
+)
+from talk2dino.methods.talk2dino.hub.layout import PROJECTION, TEXT, VISION
+from talk2dino.methods.talk2dino.hub.load import LoadedModel
+
+logger = logging.getLogger(__name__)
+
+CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class SaveOptions:
+    """What goes into the folder."""
+
+    projection_only: bool = False
+    """Leave out the frozen models, which are then downloaded when the folder is loaded."""
+    results: str | Path | None = None
+    """Folder of `evaluate --output`, for the model card's table."""
+    overwrite: bool = False
+    """Replace the files of an earlier save."""
+
+
+def save_model(
+    loaded: LoadedModel, folder: str | Path, options: SaveOptions, repo: str | None = None
+) -> Path:
+    """Write `model.safetensors`, `config.json` and the model card; returns the folder.
+
+    The card calls the model by its repository, or by the folder's name if there is none.
+
+    Raises:
+        FileExistsError: one of them is there already and `overwrite` is false.
+        ValueError: a part that cannot be saved, or results that cannot be read.
+    """
+    folder = Path(folder)
+    existing = [name for name in (WEIGHTS, CONFIG, CARD) if (folder / name).exists()]
+    if existing and not options.overwrite:
+        raise FileExistsError(
+            f"{folder} holds {', '.join(existing)} already. Choose another folder or pass "
+            "overwrite=True."
+        )
+    check_folder_writable(folder)
+    results = _own_results(loaded, options.results) if options.results is not None else []
+    config = _saved_config(loaded, options.projection_only)
+    tensors = _tensors(loaded, options.projection_only)
+    # A path, because a name alone may be that of another model: a folder called toy.
+    card = model_card(config, repo or f"./{folder.resolve().name}", results)
+    folder.mkdir(parents=True, exist_ok=True)
+    # The weights last: a folder that holds them is complete.
+    _write_text(folder / CONFIG, json.dumps(config.as_json(), indent=2, ensure_ascii=False) + "\n")
+    _write_text(folder / CARD, card)
+    save_safetensors(tensors, folder / WEIGHTS)
+    return folder
+
+
+def push_model(
+    loaded: LoadedModel,
+    repo: str,
+    options: SaveOptions,
+    message: str,
+    private: bool | None,
+    api: HfApi,
+) -> str:
+    """Create the repository if need be and upload the three files; returns its address.
+
+    Raises:
+        ValueError: no name of a repository; otherwise as `save_model`.
+        RuntimeError: the Hub was not reached, or refused.
+    """
+    validate_repo_id(repo)
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(loaded, folder, options, repo)
+        try:
+            api.create_repo(repo, private=private, exist_ok=True)
+            api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message)
+        except Exception as error:  # the network libraries raise what they raise
+            reason = (str(error).strip().splitlines() or [""])[0]
+            raise RuntimeError(
+                f"could not upload to {repo} ({type(error).__name__}: {reason}). Check the network "
+                "and the token (hf auth login), or upload what save_pretrained writes by hand."
+            ) from error
+    return f"https://huggingface.co/{repo}"
+
+
+def _own_results(loaded: LoadedModel, folder: str | Path) -> list[dict[str, Any]]:
+    """The results of this model's weights; others are left out, and named.
+
+    Raises:
+        FileNotFoundError, ValueError: there are none, or a benchmark has two.
+    """
+    weights = Path(loaded.segmenter.config.projection_weights)
+    own = weights_identity(find_weights(weights) if weights.is_dir() else weights)
+    kept, others = {}, []
+    for result in read_results(folder):
+        if result["settings"]["segmenter"].get("projection_weights") != own:
+            others.append(f"{result['model']} on {result['benchmark']}")
+            continue
+        key = (result["benchmark"], bool(result["pamr"]))
+        if key in kept:
+            raise ValueError(
+                f"{folder} holds two results of this model on {result['benchmark']}. Keep the one "
+                "for the card in a folder of its own."
+            )
+        kept[key] = result
+    if not kept:
+        raise ValueError(
+            f"{folder} holds results of other weights only: {', '.join(others)}. Evaluate what is "
+            f"saved: python -m talk2dino evaluate --model {loaded.origin}"
+        )
+    if others:
+        logger.warning("left out of the card: %s, of other weights", ", ".join(others))
+    return list(kept.values())
+
+
+def _saved_config(loaded: LoadedModel, projection_only: bool) -> FolderConfig:
+    """The configuration, whose weights are in the folder or can be had by name."""
+    config = loaded.segmenter.config
+    if not projection_only and not isinstance(loaded.segmenter.text, TextEncoder):
+        raise ValueError(
+            f"{config.text_model} is no CLIP text encoder, and cannot be saved with the model. "
+            "Pass projection_only=True."
+        )
+    changes: dict[str, Any] = {"pamr": False, "clean_background": False}
+    if not config.projection_weights.startswith(PREFIX):
+        changes["projection_weights"] = INCLUDED
+    for side in ("vision", "text"):
+        name = f"{side}_weights"
+        weights = getattr(config, name) or default_weights(getattr(config, f"{side}_model"))
+        by_name = weights == PRETRAINED or weights.startswith(PREFIX)
+        if projection_only and not by_name:
+            raise ValueError(
+                f"the {side} model's weights come from {weights}, which others do not have. Save "
+                "the whole model."
+            )
+        changes[name] = weights if projection_only else INCLUDED
+    segmenter = dataclasses.replace(config, **changes)
+    return FolderConfig(segmenter, loaded.background_threshold, loaded.training)
+
+
+def _tensors(loaded: LoadedModel, projection_only: bool) -> dict[str, Tensor]:
+    segmenter = loaded.segmenter
+    parts: list[tuple[str, nn.Module]] = [(PROJECTION, segmenter.projection)]
+    if not projection_only:
+        parts += [(VISION, segmenter.vision.model), (TEXT, segmenter.text.model)]
+    return {
+        prefix + name: value.detach().cpu()
+        for prefix, module in parts
+        for name, value in module.state_dict().items()
+    }
+
+
+def _write_text(path: Path, text: str) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -1,0 +1,153 @@
+"""`Talk2DINO` as a model of transformers: what `AutoModel.from_pretrained` returns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from transformers.modeling_utils import PreTrainedModel
+
+from talk2dino.methods.talk2dino.api import Talk2DINO
+from talk2dino.methods.talk2dino.auto import Talk2DinoConfig
+from talk2dino.methods.talk2dino.hub.fetch import FetchOptions
+from talk2dino.methods.talk2dino.hub.load import LoadedModel, load_model
+
+_FETCH = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+# What transformers passes or users set by habit, and what is accepted of it.
+_FLOAT32 = (None, "auto", "float32", torch.float32)
+_WITHOUT_EFFECT = (
+    *("adapter_kwargs", "trust_remote_code", "proxies"),
+    *("resume_download", "low_cpu_mem_usage"),
+)
+
+
+class Talk2DinoModel(Talk2DINO, PreTrainedModel):  # type: ignore[misc]  # ours come first
+    """All methods of `Talk2DINO`, in a `PreTrainedModel` and so an `nn.Module`.
+
+    Args:
+        config: from `config.json`.
+        loaded: the models; `from_pretrained` makes it.
+    """
+
+    config_class = Talk2DinoConfig
+    base_model_prefix = ""
+    main_input_name = "windows"
+
+    def __init__(self, config: Talk2DinoConfig, loaded: LoadedModel) -> None:
+        PreTrainedModel.__init__(self, config)
+        self.loaded = loaded
+        self.segmenter = loaded.segmenter
+        self.vision = loaded.segmenter.vision
+        self.text = loaded.segmenter.text
+        self.projection = loaded.segmenter.projection
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, name_or_path: str | Path, *, config: Talk2DinoConfig | None = None, **settings: Any
+    ) -> Talk2DinoModel:
+        """Load as `Talk2DINO.from_pretrained` does, on the CPU unless `device_map` names a device.
+
+        Args:
+            name_or_path: a folder, a repository, or a name.
+            config: what `AutoConfig` read; by default it is made from the loaded model.
+            settings: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`,
+                `device_map`; `dtype` float32. Weights are float32.
+
+        Raises:
+            ValueError: another setting or dtype; otherwise as `Talk2DINO.from_pretrained`.
+        """
+        fetch = FetchOptions(**{name: settings.pop(name) for name in _FETCH if name in settings})
+        device = settings.pop("device_map", None) or "cpu"
+        for name in ("dtype", "torch_dtype"):
+            _check_dtype(settings.pop(name, None), name)
+        if not isinstance(device, str | torch.device) or device in ("auto", "balanced"):
+            raise ValueError(f"device_map={device!r} is not supported: name one device.")
+        unknown = [k for k in settings if not k.startswith("_") and k not in _WITHOUT_EFFECT]
+        if unknown:
+            raise ValueError(f"{cls.__name__} does not know {', '.join(unknown)}.")
+        loaded = load_model(str(name_or_path), device, fetch=fetch)
+        return cls(config or Talk2DinoConfig(), loaded).eval()
+
+    def to(  # type: ignore[override]
+        self,
+        device: str | torch.device | torch.dtype | Tensor | None = None,
+        dtype: torch.dtype | None = None,
+        non_blocking: bool = False,
+    ) -> Talk2DinoModel:
+        """Move the model; returns the model itself.
+
+        Args:
+            device: a device, a tensor that is there, or a dtype in its place.
+            dtype: float32.
+            non_blocking: without effect.
+
+        Raises:
+            ValueError: another dtype, or an unknown device.
+        """
+        if isinstance(device, Tensor):
+            dtype, device = device.dtype, device.device
+        elif isinstance(device, torch.dtype):
+            device, dtype = None, device
+        _check_dtype(dtype)
+        return self if device is None else Talk2DINO.to(self, device)
+
+    def half(self, *_: Any) -> NoReturn:
+        """Refused: texts and patches are compared in float32."""
+        _refuse_dtype("float16")
+
+    def bfloat16(self) -> NoReturn:
+        """Refused as `half`."""
+        _refuse_dtype("bfloat16")
+
+    def double(self) -> NoReturn:
+        """Refused as `half`."""
+        _refuse_dtype("float64")
+
+    def save_pretrained(  # type: ignore[override]
+        self,
+        folder: str | Path,
+        *,
+        projection_only: bool = False,
+        results: str | Path | None = None,
+        overwrite: bool = False,
+        safe_serialization: bool = True,
+    ) -> Path:
+        """As `Talk2DINO.save_pretrained`.
+
+        Unlike transformers' models, an earlier save is kept unless `overwrite` is true: its model
+        card may have been written by hand.
+
+        Args:
+            folder: made if it is not there.
+            projection_only: leave out the frozen models.
+            results: folder of `evaluate --output`, for the table in the card.
+            overwrite: replace the files of an earlier save.
+            safe_serialization: only true is supported: weights are written as safetensors.
+
+        Raises:
+            ValueError: `safe_serialization` is false; otherwise as `Talk2DINO.save_pretrained`.
+            FileExistsError: the folder holds such files and `overwrite` is false.
+        """
+        if not safe_serialization:
+            raise ValueError(
+                f"safe_serialization={safe_serialization} is not supported: weights are written "
+                "as safetensors. Leave it out."
+            )
+        return Talk2DINO.save_pretrained(
+            self, folder, projection_only=projection_only, results=results, overwrite=overwrite
+        )
+
+    def forward(self, windows: Tensor, classes: Tensor, background: float | None = None) -> Tensor:
+        """Scores of windows (B, 3, h, w), RGB in [0, 255]; see `Segmenter.window_scores`."""
+        return self.segmenter.window_scores(windows, classes, background)
+
+
+def _check_dtype(dtype: Any, name: str = "dtype") -> None:
+    if dtype not in _FLOAT32:
+        _refuse_dtype(dtype, name)
+
+
+def _refuse_dtype(dtype: Any, name: str = "dtype") -> NoReturn:
+    raise ValueError(f"{name}={dtype} is not supported: weights are float32.")

@@ -1,0 +1,345 @@
+"""The trained map between CLIP's text space and DINO's patch space, and its variants."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from talk2dino.backbones.checkpoints import load_strict, read_state_dict, state_shapes
+from talk2dino.backbones.seeded import parse_seeded, seeded_state
+from talk2dino.config import ProjectionConfig, build, check_name, load_recipe
+from talk2dino.methods.talk2dino.alignment import align
+
+NORM_EPS = 1e-12
+M = TypeVar("M", bound="Projection")
+
+
+class Projection(nn.Module):
+    """What the trainable classes share: the scores of a batch of image-caption pairs."""
+
+    def __init__(self, config: ProjectionConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    @classmethod
+    def from_config(cls: type[M], config: str | Path | Mapping[str, Any] | ProjectionConfig) -> M:
+        """Make an untrained model.
+
+        Args:
+            config: a file of `configs/`, its `model:` section as a dict, or the dataclass.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: an unknown key or value.
+        """
+        if isinstance(config, str | Path):
+            config = load_recipe(config).model
+        elif not isinstance(config, ProjectionConfig):
+            config = build(ProjectionConfig, config, "model configuration")
+        return cls(config)
+
+    def project_clip_txt(self, text: Tensor, text_argmax: Tensor | None = None) -> Tensor:
+        """Text features of CLIP (..., E) to the space where they meet images."""
+        return text
+
+    def project_visual(self, visual: Tensor) -> Tensor:
+        """Image features of DINO (..., D) to the space where they meet texts."""
+        return visual
+
+    def forward(
+        self,
+        visual: Tensor,
+        text: Tensor,
+        *,
+        self_attn_maps: Tensor | None = None,
+        cls: Tensor | None = None,
+        text_input_mask: Tensor | None = None,
+        text_argmax: Tensor | None = None,
+        visual_is_unit: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Scores of all pairs of a batch.
+
+        Args:
+            visual: (B, D), (B, H, D), or (B, P, D) patches when heads are weighted.
+            text: (B, E) captions, or (B, T, E) their tokens.
+            self_attn_maps: (B, H, P) attention logits, when heads are weighted.
+            cls: (B, D) CLS tokens, when heads are weighted conditionally.
+            text_input_mask: (B, T) bool, the tokens that exist.
+            text_argmax: (B,) position of each end-of-text token.
+            visual_is_unit: the visual vectors have length 1 already; see `images_stay`.
+            generator: randomness of `sampled_attn_map`.
+
+        Returns:
+            (B, B), diagonal = true pairs; orientation as in `alignment.align`.
+        """
+        visual, text = self.embed(
+            visual,
+            text,
+            self_attn_maps=self_attn_maps,
+            cls=cls,
+            text_argmax=text_argmax,
+            visual_is_unit=visual_is_unit,
+        )
+        token_mask = None
+        if text.ndim == 3:
+            token_mask = self.token_mask(text, text_input_mask, text_argmax)
+        return align(
+            visual,
+            text,
+            self.config.alignment_strategy,
+            self.config.alpha,
+            token_mask,
+            generator,
+        )
+
+    def embed(
+        self,
+        visual: Tensor,
+        text: Tensor,
+        *,
+        self_attn_maps: Tensor | None = None,
+        cls: Tensor | None = None,
+        text_argmax: Tensor | None = None,
+        visual_is_unit: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Both sides in their common space, L2-normalised if `cosine`; arguments as in forward."""
+        if self.config.weight_attn_heads:
+            visual = self._pool_weighted_heads(visual, self_attn_maps, cls)
+        visual = self.project_visual(visual)
+        text = self.project_clip_txt(text, text_argmax)
+        if self.config.cosine:
+            visual = visual if visual_is_unit else unit(visual)
+            text = unit(text)
+        return visual, text
+
+    def _pool_weighted_heads(
+        self, patches: Tensor, maps: Tensor | None, cls: Tensor | None
+    ) -> Tensor:
+        raise ValueError(f"{type(self).__name__} has no head weights")
+
+    def token_mask(self, text: Tensor, mask: Tensor | None, end: Tensor | None) -> Tensor:
+        """(B, T) bool: the tokens that count; CLS and end-of-text positions as configured."""
+        kept = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
+        if mask is not None:
+            kept &= mask.bool()
+        if not self.config.keep_end_seq:
+            if end is None:
+                end = kept.sum(dim=1) - 1  # the last token that exists
+            kept = kept.scatter(1, end.unsqueeze(1), False)
+        if not self.config.keep_cls:
+            kept[:, 0] = False
+        return kept
+
+
+class ProjectionLayer(Projection):
+    """Talk2DINO's map: CLIP text features into DINO's patch space (paper section 3.2).
+
+    Linear(E to D), then per hidden layer an activation and Linear(D to D).
+    """
+
+    def __init__(self, config: ProjectionConfig) -> None:
+        super().__init__(config)
+        dim = config.dino_embed_dim
+        self.linear_layer = nn.Linear(config.clip_embed_dim, dim)
+        self.hidden_layers = nn.ModuleList(
+            nn.Linear(dim, dim) for _ in range(config.num_hidden_layers)
+        )
+        self.act = _activation(config.act)
+        if config.weight_attn_heads == "static":
+            self.attn_weights = nn.Parameter(torch.rand(config.num_attn_head))
+        elif config.weight_attn_heads == "conditioned":
+            self.weight_layer1 = nn.Linear(dim, dim)
+            self.weight_layer2 = nn.Linear(dim, config.num_attn_head)
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """As in `nn.Module`; also reads older files, which say `linear_layer2`."""
+        return super().load_state_dict(self.rename_keys(state_dict), strict, assign)
+
+    def rename_keys(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """`state` with the first hidden layer under its present name."""
+        if not self.hidden_layers:
+            return dict(state)
+        old, new = "linear_layer2.", "hidden_layers.0."
+        return {
+            new + name[len(old) :] if name.startswith(old) else name: value
+            for name, value in state.items()
+        }
+
+    def project_clip_txt(self, text: Tensor, text_argmax: Tensor | None = None) -> Tensor:
+        """CLIP text features (..., E), not normalised, to DINO's space (..., D), in float32."""
+        return _mlp(text.float(), self.linear_layer, self.hidden_layers, self.act)
+
+    def _pool_weighted_heads(
+        self, patches: Tensor, maps: Tensor | None, cls: Tensor | None
+    ) -> Tensor:
+        """(B, P, D) patches and (B, H, P) logits to (B, D), with learned weights of the heads."""
+        if maps is None:
+            raise ValueError("weight_attn_heads needs self_attn_maps besides patch_tokens")
+        if self.config.weight_attn_heads == "static":
+            weights = self.attn_weights.softmax(dim=-1).expand(len(maps), -1)
+        elif cls is None:
+            raise ValueError("weight_attn_heads: conditioned needs the CLS token (dino_features)")
+        else:
+            hidden = self.act(self.weight_layer1(cls))
+            weights = self.weight_layer2(hidden).softmax(dim=-1)  # (B, H)
+        average = (weights.unsqueeze(-1) * maps).mean(dim=1).softmax(dim=-1)  # (B, P)
+        return (average.unsqueeze(-1) * patches).mean(dim=1)
+
+
+class VisualProjectionLayer(Projection):
+    """The map on the image side instead: DINO features into CLIP's space; text stays as it is."""
+
+    def __init__(self, config: ProjectionConfig) -> None:
+        super().__init__(config)
+        text_dim = config.clip_embed_dim
+        hidden_dim = config.hidden_embed_dim or text_dim
+        self.linear_layer = nn.Linear(config.dino_embed_dim, hidden_dim)
+        self.linear_layer2 = nn.Linear(hidden_dim, text_dim)
+        self.act = _activation(config.act)
+
+    def project_visual(self, visual: Tensor) -> Tensor:
+        """DINO features (..., D) to CLIP's space (..., E), in float32."""
+        return self.linear_layer2(self.act(self.linear_layer(visual.float())))
+
+
+class DoubleMLP(ProjectionLayer):
+    """A map on both sides: text as in ProjectionLayer, and an MLP of width D on the images."""
+
+    def __init__(self, config: ProjectionConfig) -> None:
+        super().__init__(config)
+        dim = config.dino_embed_dim
+        self.visual_linear = nn.Linear(dim, dim)
+        self.visual_hidden_layers = nn.ModuleList(
+            nn.Linear(dim, dim) for _ in range(config.num_hidden_layers)
+        )
+
+    def project_visual(self, visual: Tensor) -> Tensor:
+        """DINO features (..., D) to the common space (..., D), in float32."""
+        return _mlp(visual.float(), self.visual_linear, self.visual_hidden_layers, self.act)
+
+
+class CLIPLastLayer(ProjectionLayer):
+    """ProjectionLayer on top of CLIP's last text block, final norm and projection, all trained.
+
+    Its text input is `clip_second_last_out` (B, 77, E) with `text_argmax`. The block starts
+    untrained; `copy_from` takes CLIP's own.
+    """
+
+    def __init__(self, config: ProjectionConfig) -> None:
+        # Only this class needs it: 5 s to import and 250 MB.
+        from open_clip.transformer import LayerNorm, QuickGELU, ResidualAttentionBlock
+
+        super().__init__(config)
+        width = config.clip_embed_dim  # equal to the tower's width in every OpenAI model
+        self.last_block = ResidualAttentionBlock(width, width // 64, act_layer=QuickGELU)
+        self.ln_final = LayerNorm(width)
+        self.text_projection = nn.Parameter(torch.randn(width, width) * width**-0.5)
+
+    def copy_from(self, text_tower: Any) -> None:
+        """Start from the last block, norm and projection of a CLIP text tower (open_clip's)."""
+        self.last_block.load_state_dict(text_tower.transformer.resblocks[-1].state_dict())
+        self.ln_final.load_state_dict(text_tower.ln_final.state_dict())
+        with torch.no_grad():
+            self.text_projection.copy_(text_tower.text_projection)
+
+    def project_clip_txt(self, text: Tensor, text_argmax: Tensor | None = None) -> Tensor:
+        """(B, 77, E) second-to-last outputs to (B, D); (..., E) final text features as they are.
+
+        Raises:
+            ValueError: second-to-last outputs without `text_argmax`.
+        """
+        if text.ndim < 3:
+            return super().project_clip_txt(text)
+        if text_argmax is None:
+            raise ValueError("CLIPLastLayer needs text_argmax besides clip_second_last_out")
+        length = text.shape[1]
+        causal = torch.full((length, length), -torch.inf, device=text.device).triu(1)
+        x = self.ln_final(self.last_block(text.float(), attn_mask=causal))
+        end = x[torch.arange(len(x), device=x.device), text_argmax]  # (B, E)
+        return super().project_clip_txt(end @ self.text_projection)
+
+
+MODEL_CLASSES: dict[str, type[Projection]] = {
+    cls.__name__: cls for cls in (ProjectionLayer, VisualProjectionLayer, DoubleMLP, CLIPLastLayer)
+}
+
+
+def build_projection(config: ProjectionConfig) -> Projection:
+    """An untrained model of the class that the configuration names."""
+    return MODEL_CLASSES[check_name("model_class", config.model_class, MODEL_CLASSES)](config)
+
+
+def load_projection(
+    config: ProjectionConfig | str | Path,
+    weights: str | Path,
+    device: str | torch.device = "cpu",
+) -> Projection:
+    """A trained model, in evaluation mode.
+
+    Args:
+        config: its configuration, or a file of `configs/`.
+        weights: a file (`.pth` or safetensors; older files say `linear_layer2` for the first
+            hidden layer) or `seeded:<n>`.
+        device: where to put it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: keys or shapes that do not fit, all named.
+    """
+    if not isinstance(config, ProjectionConfig):
+        config = load_recipe(config).model
+    seed = parse_seeded(str(weights))
+    if seed is not None:
+        state = seeded_state(seed, state_shapes(build_projection(config)))
+    else:
+        state = read_state_dict(weights)
+    return projection_from_state(config, state, weights).to(device)
+
+
+def projection_from_state(
+    config: ProjectionConfig, state: Mapping[str, Tensor], weights: str | Path
+) -> Projection:
+    """A model in evaluation mode from a state dict; `weights` is where that came from.
+
+    Raises:
+        ValueError: keys or shapes that do not fit, all named.
+    """
+    model = build_projection(config)
+    if isinstance(model, ProjectionLayer):
+        state = model.rename_keys(state)
+    load_strict(model, state, weights)
+    return model.eval()
+
+
+def images_stay(config: ProjectionConfig) -> bool:
+    """Whether a model does no more to image features than give them length 1.
+
+    Then that can be done once, before training, instead of in every step.
+    """
+    stays = MODEL_CLASSES[config.model_class].project_visual is Projection.project_visual
+    return config.cosine and config.weight_attn_heads is None and stays
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """(..., D) scaled to length 1; zeros stay zeros."""
+    return F.normalize(vectors, dim=-1, eps=NORM_EPS)
+
+
+def _activation(name: str | None) -> nn.Module:
+    known = {"tanh": nn.Tanh, "relu": nn.ReLU, "sigmoid": nn.Sigmoid}
+    return known[name]() if name else nn.Identity()
+
+
+def _mlp(x: Tensor, first: nn.Linear, hidden: nn.ModuleList, act: nn.Module) -> Tensor:
+    x = first(x)
+    for layer in hidden:
+        x = layer(act(x))
+    return x

@@ -1,0 +1,52 @@
+"""What features were made with, compared with what somebody believes they were made with."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from talk2dino.backbones import text, vision
+from talk2dino.config import FeatureConfig
+
+
+class Difference(NamedTuple):
+    """One setting that is not as expected."""
+
+    what: str
+    """For example `vision weights`."""
+    found: Any
+    """What the features say."""
+    expected: Any
+    """What was believed."""
+
+
+def feature_differences(
+    settings: dict[str, Any], expected: FeatureConfig, sizes: bool = True
+) -> list[Difference]:
+    """Compare the settings of a feature file with a recipe's `features` section.
+
+    Args:
+        settings: of a `FeatureFile`; what is not recorded there is not compared.
+        expected: model names, weights and sizes.
+        sizes: also compare the size of the images.
+    """
+    wanted = {
+        ("vision", "model"): _full_name(expected.vision_model),
+        ("vision", "weights"): expected.vision_weights
+        or vision.default_weights(expected.vision_model),
+        ("text", "model"): expected.text_model,
+        ("text", "weights"): expected.text_weights or text.default_weights(expected.text_model),
+    }
+    if sizes:
+        wanted["vision", "resize_dim"] = expected.resize_dim
+        wanted["vision", "crop_dim"] = expected.crop_dim
+    found = {key: settings.get(key[0], {}).get(key[1]) for key in wanted}
+    found["vision", "model"] = _full_name(found["vision", "model"])
+    return [
+        Difference(" ".join(key), found[key], value)
+        for key, value in wanted.items()
+        if found[key] not in (None, value)
+    ]
+
+
+def _full_name(name: Any) -> Any:
+    return vision.SHORT_NAMES.get(name, name)

@@ -1,0 +1,297 @@
+"""Pairs of a caption and its image's features, gathered batch by batch from whole tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from talk2dino.config import ProjectionConfig, check_name
+from talk2dino.features.store import FeatureFile
+from talk2dino.methods.talk2dino.alignment import PAIRWISE_STRATEGIES
+from talk2dino.methods.talk2dino.projection import images_stay, unit
+from talk2dino.methods.talk2dino.training.columns import ColumnChoice, place_columns
+
+VISUAL_FEATURES = (
+    "disentangled_self_attn",
+    "avg_self_attn_out",
+    "dino_features",
+    "second_last_out",
+    "patch_tokens",
+)
+DENSE_TEXT = "clip_txt_out_tokens"
+AVERAGED_TEXT = "clip_txt_out_tokens_avg"
+LAST_LAYER_TEXT = "clip_second_last_out"
+TEXT_FEATURES = ("ann_feats", DENSE_TEXT, AVERAGED_TEXT, LAST_LAYER_TEXT, "bert-base_features")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a projection's forward takes for B pairs."""
+
+    visual: Tensor
+    """(B, D), or (B, H, D) per head, or (B, P, D) per patch; float32."""
+    text: Tensor
+    """(B, E), or (B, T, E) per token; float32."""
+    extras: dict[str, Tensor] = field(default_factory=dict)
+    """Keyword arguments of forward: self_attn_maps, cls, text_input_mask, text_argmax."""
+    visual_is_unit: bool = False
+    """Whether the visual vectors have length 1."""
+
+
+class Pairs(Protocol):
+    """A set of captions, each with its image: stored features, or images encoded as they come."""
+
+    choice: FeatureChoice
+    features: FeatureFile
+    """The records, and with stored features also those."""
+    caption_rows: Tensor
+    """(M,) the image of each caption."""
+    num_images: int
+
+    def __len__(self) -> int:
+        """Number of captions."""
+
+    def widths(self) -> dict[str, int]:
+        """The sizes that a projection must fit: dino_embed_dim, clip_embed_dim, num_attn_head."""
+
+    def batches(self, indices: Sequence[Tensor]) -> Iterator[Batch]:
+        """One batch for each (B,) tensor of caption numbers, in that order."""
+
+
+@dataclass(frozen=True)
+class FeatureChoice:
+    """Which stored features a training uses; see `choose_features`."""
+
+    visual: str = "disentangled_self_attn"
+    """One of VISUAL_FEATURES."""
+    text: str = "ann_feats"
+    """One of TEXT_FEATURES."""
+    with_maps: bool = False
+    """Also the attention logits (H, P), for learned head weights."""
+    with_cls: bool = False
+    """Also the CLS embedding, for head weights conditioned on it."""
+    keep_cls: bool = False
+    """Averaged text: count position 0."""
+    keep_end_seq: bool = False
+    """Averaged text: count the end-of-text position."""
+    unit_visual: bool = False
+    """Scale the visual vectors to length 1: all that the model would do to them."""
+
+    @property
+    def image_keys(self) -> tuple[str, ...]:
+        """Keys needed per image."""
+        maps = ("self_attn_maps",) if self.with_maps else ()
+        return (self.visual, *maps, *(("dino_features",) if self.with_cls else ()))
+
+    @property
+    def caption_keys(self) -> tuple[str, ...]:
+        """Keys needed per caption."""
+        if self.text in (DENSE_TEXT, AVERAGED_TEXT):
+            return (DENSE_TEXT, "text_input_mask")
+        if self.text == LAST_LAYER_TEXT:
+            return (LAST_LAYER_TEXT, "text_argmax")
+        return (self.text,)
+
+    def for_validation(self) -> FeatureChoice:
+        """Validation pairs a caption with the average map's vector, not with one per head."""
+        if self.visual == "disentangled_self_attn":
+            return replace(self, visual="avg_self_attn_out")
+        return self
+
+
+def choose_features(
+    config: ProjectionConfig, visual: str | None = None, text: str | None = None
+) -> FeatureChoice:
+    """The features a projection is trained on.
+
+    Args:
+        config: the recipe's model section.
+        visual: `--feature_name`; None takes what the model needs.
+        text: `--text_features`; None takes what the model needs.
+
+    Raises:
+        ValueError: a name is unknown, or does not go with the model.
+    """
+    last_layer = config.model_class == "CLIPLastLayer"
+    weighted = config.weight_attn_heads is not None
+    visual = visual or ("patch_tokens" if weighted else "disentangled_self_attn")
+    text = text or (LAST_LAYER_TEXT if last_layer else "ann_feats")
+    check_name("image feature (--feature_name)", visual, VISUAL_FEATURES)
+    check_name("text feature (--text_features)", text, TEXT_FEATURES)
+    if weighted and visual != "patch_tokens":
+        raise ValueError(
+            f"weight_attn_heads: {config.weight_attn_heads} learns from every patch: "
+            f"it needs --feature_name patch_tokens, not {visual}"
+        )
+    if last_layer != (text == LAST_LAYER_TEXT):
+        raise ValueError(
+            f"--text_features {text} does not go with model_class {config.model_class}: "
+            f"CLIPLastLayer is the one that is trained on {LAST_LAYER_TEXT}"
+        )
+    if text == DENSE_TEXT and config.alignment_strategy not in PAIRWISE_STRATEGIES:
+        raise ValueError(
+            f"--text_features {text} has a vector per token, which alignment_strategy "
+            f"{config.alignment_strategy} cannot use. Choose one of "
+            f"{', '.join(PAIRWISE_STRATEGIES)}, or --text_features {AVERAGED_TEXT}."
+        )
+    return FeatureChoice(
+        visual,
+        text,
+        with_maps=weighted,
+        with_cls=config.weight_attn_heads == "conditioned",
+        keep_cls=config.keep_cls,
+        keep_end_seq=config.keep_end_seq,
+        unit_visual=images_stay(config),
+    )
+
+
+class StoredPairs:
+    """Pairs from a feature file: one tensor per key, indexed once per batch.
+
+    Args:
+        features: a feature file, mapped from disk or in memory.
+        choice: which of its columns to use.
+        path: the file, for messages.
+        device: where the batches are needed.
+        memory_bytes: columns that are mapped from disk are read whole if they take no more than
+            this as float32; else their rows are read from disk batch by batch.
+
+    Raises:
+        ValueError: a column is missing, or there are no captions.
+    """
+
+    def __init__(
+        self,
+        features: FeatureFile,
+        choice: FeatureChoice,
+        path: str | Path,
+        device: torch.device | str = "cpu",
+        memory_bytes: int = 8 << 30,
+    ) -> None:
+        for key in (*choice.image_keys, *choice.caption_keys):
+            features.require(key, path)
+        self.choice = choice
+        self.features = features
+        self.caption_rows = features.caption_rows.clone()
+        self.num_images = features.num_images
+        if not len(self.caption_rows):
+            raise ValueError(f"{path} holds no captions")
+        self.device = torch.device(device)
+        unit_key = choice.visual if choice.unit_visual else None
+        columns = ColumnChoice(choice.image_keys, choice.caption_keys, unit_key)
+        self.columns = place_columns(features, columns, self.device, memory_bytes)
+
+    def __len__(self) -> int:
+        """Number of captions."""
+        return len(self.caption_rows)
+
+    def widths(self) -> dict[str, int]:
+        """The sizes that a projection must fit."""
+        return feature_widths(
+            self.choice, self.features.image_features, self.features.caption_features
+        )
+
+    def batches(self, indices: Sequence[Tensor]) -> Iterator[Batch]:
+        """One batch for each (B,) tensor of caption numbers."""
+        if not indices:
+            return
+        order = torch.cat(list(indices))
+        sizes = [len(index) for index in indices]
+        for images, captions in self.columns.read(self.caption_rows[order], order, sizes):
+            yield make_batch(self.choice, images, captions, self.columns.unit_done)
+
+
+def make_batch(
+    choice: FeatureChoice,
+    images: dict[str, Tensor],
+    captions: dict[str, Tensor],
+    unit_done: bool = False,
+) -> Batch:
+    """Arrange the gathered features of B pairs as forward takes them.
+
+    Args:
+        choice: which features to use.
+        images: image key -> (B, ...).
+        captions: caption key -> (B, ...).
+        unit_done: whether the visual vectors have length 1 already.
+    """
+    extras = {}
+    if choice.with_maps:
+        extras["self_attn_maps"] = images["self_attn_maps"].float()
+    if choice.with_cls:
+        extras["cls"] = images["dino_features"].float()
+    text = captions[choice.caption_keys[0]].float()
+    if choice.text == AVERAGED_TEXT:
+        mask = captions["text_input_mask"].bool()
+        text = average_tokens(text, mask, choice.keep_cls, choice.keep_end_seq)
+    elif choice.text == DENSE_TEXT:
+        extras["text_input_mask"] = captions["text_input_mask"].bool()
+        extras["text_argmax"] = end_positions(extras["text_input_mask"])
+    elif choice.text == LAST_LAYER_TEXT:
+        extras["text_argmax"] = captions["text_argmax"].long()
+    visual = images[choice.visual].float()
+    if choice.unit_visual and not unit_done:
+        visual = unit(visual)
+    return Batch(visual, text, extras, choice.unit_visual)
+
+
+def average_tokens(
+    tokens: Tensor, mask: Tensor, keep_cls: bool = False, keep_end_seq: bool = False
+) -> Tensor:
+    """Mean of a caption's token vectors, by default without the first and end-of-text positions.
+
+    Args:
+        tokens: (B, T, E).
+        mask: (B, T) bool, true for the caption's own positions.
+        keep_cls: count position 0 too.
+        keep_end_seq: count the end-of-text position too.
+
+    Returns:
+        (B, E); zeros for a caption with nothing between the two.
+    """
+    counted = mask.clone()
+    if not keep_end_seq:
+        counted.scatter_(1, end_positions(mask)[:, None], False)
+    if not keep_cls:
+        counted[:, 0] = False
+    number = counted.sum(dim=1, keepdim=True).clamp(min=1)
+    return torch.einsum("bte,bt->be", tokens, counted.to(tokens.dtype)) / number
+
+
+def end_positions(mask: Tensor) -> Tensor:
+    """(B,) last true position of each row of a (B, T) mask.
+
+    The mask is `token id > 0`, and the word "!" has id 0: counting the true values would miss.
+    """
+    positions = torch.arange(mask.shape[1], device=mask.device)
+    return (mask * positions).argmax(dim=1)
+
+
+def feature_widths(
+    choice: FeatureChoice, images: dict[str, Tensor], captions: dict[str, Tensor]
+) -> dict[str, int]:
+    """Recipe key -> the size that these features have."""
+    widths = {
+        "dino_embed_dim": images[choice.visual].shape[-1],
+        "clip_embed_dim": captions[choice.caption_keys[0]].shape[-1],
+    }
+    if choice.with_maps:
+        widths["num_attn_head"] = images["self_attn_maps"].shape[-2]
+    return widths
+
+
+def check_widths(pairs: Pairs, config: ProjectionConfig, path: str | Path, recipe: str) -> None:
+    """Raise ValueError unless the features fit the recipe; the message has both numbers."""
+    for key, found in pairs.widths().items():
+        if found != getattr(config, key):
+            what = {"dino_embed_dim": "image", "clip_embed_dim": "text"}.get(key, "attention map")
+            raise ValueError(
+                f"{recipe} says {key}: {getattr(config, key)}, but the {what} features in {path} "
+                f"({pairs.choice.visual}, {pairs.choice.text}) have {found}. "
+                "Choose the recipe of the backbone that the features were extracted with."
+            )

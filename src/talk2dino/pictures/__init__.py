@@ -1,0 +1,1 @@
+"""Pictures, drawing, and what is found in a picture."""

@@ -1,0 +1,170 @@
+"""Text encoders: trimming is exact, local files load, wrong names are answered."""
+
+import pytest
+import torch
+from torch import nn
+
+from talk2dino.backbones import text as text_module
+from talk2dino.backbones.text import (
+    CLIP_MODELS,
+    BertEncoder,
+    check_text,
+    create_text_tower,
+    is_bert,
+    load_text,
+    trimmed,
+)
+from tests.literal import text as literal
+
+CAPTIONS = ["a cat", "two dogs play with a red frisbee in the park", ""]
+
+
+@pytest.fixture(scope="module")
+def toy():
+    return load_text("toy")
+
+
+def test_the_last_block_at_the_ends_alone_gives_the_vectors_of_the_whole_block(toy):
+    tokens = toy.tokenize(CAPTIONS)
+    at_ends, whole = toy(tokens).pooled, toy(tokens, dense=True).pooled
+    torch.testing.assert_close(at_ends, whole, rtol=1e-4, atol=1e-5)
+
+
+def test_vectors_are_those_of_the_literal_tower_at_77_positions(toy):
+    found = literal.extract(CAPTIONS, dict(toy.model.state_dict()), heads=8, batch_size=2)
+    expected = torch.stack([annotation["ann_feats"] for annotation in found])
+    torch.testing.assert_close(toy.encode(CAPTIONS), expected, rtol=1e-4, atol=1e-5)
+    untrimmed = toy(toy.tokenize(CAPTIONS)).pooled
+    torch.testing.assert_close(untrimmed, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_token_ids_are_cut_behind_the_longest_caption(toy):
+    assert trimmed(toy.tokenize(["a cat", ""])).tolist() == [
+        [49406, 320, 2368, 49407],
+        [49406, 49407, 0, 0],
+    ]
+
+
+def test_outputs_are_only_made_when_asked_for(toy):
+    tokens = toy.tokenize(CAPTIONS)
+    assert toy(tokens).tokens is None
+    assert toy(tokens).penultimate is None
+    features = toy(tokens, dense=True, penultimate=True)
+    assert features.tokens.shape == features.penultimate.shape == (3, 77, 512)
+
+
+def test_a_long_caption_keeps_its_end_of_text_token(toy):
+    tokens = toy.tokenize(["word " * 200])
+    assert int(tokens[0, -1]) == 49407
+    assert int(toy(tokens).end_positions[0]) == 76
+
+
+def test_batches_are_put_together_and_no_text_gives_no_rows(toy):
+    assert torch.allclose(toy.encode(CAPTIONS, batch_size=2), toy.encode(CAPTIONS), atol=1e-5)
+    assert toy.encode([]).shape == (0, 512)
+
+
+class OpenAILike(nn.Module):
+    """A module with the names of OpenAI's whole CLIP, in half precision."""
+
+    def __init__(self, tower):
+        super().__init__()
+        for name, child in tower.named_children():
+            self.add_module(name, child)
+        self.positional_embedding = tower.positional_embedding
+        self.text_projection = tower.text_projection
+        self.logit_scale = nn.Parameter(torch.zeros(()))
+        self.visual = nn.Linear(2, 2)
+        self.register_buffer("input_resolution", torch.tensor(224))
+
+
+@pytest.mark.parametrize("kind", ["OpenAI", "open_clip", "open_clip custom"])
+def test_local_files_hold_the_same_weights_under_several_namings(tmp_path, toy, kind):
+    state = OpenAILike(load_text("toy").model).half().state_dict()
+    if kind == "open_clip":
+        state["attn_mask"] = torch.zeros(77, 77)
+    if kind == "open_clip custom":
+        state = {f"text.{k}": v for k, v in toy.model.state_dict().items()}
+        state["visual.x"] = torch.zeros(1)
+    torch.save(state, tmp_path / "clip.pt")
+    encoder = load_text("toy", str(tmp_path / "clip.pt"))
+    assert encoder.model.text_projection.dtype == torch.float32
+    assert torch.allclose(encoder.encode(CAPTIONS), toy.encode(CAPTIONS), rtol=1e-2, atol=1e-2)
+
+
+def test_a_file_of_another_size_is_refused(tmp_path, toy):
+    torch.save(toy.model.state_dict(), tmp_path / "clip.pt")
+    with pytest.raises(ValueError, match=r"clip.pt does not fit .* missing keys: .*resblocks.3"):
+        load_text("ViT-B/16", str(tmp_path / "clip.pt"))
+
+
+def test_every_known_clip_model_can_be_built():
+    widths = {name: create_text_tower(name).output_dim for name in CLIP_MODELS}
+    assert widths["ViT-B/16"] == 512
+    assert widths["ViT-L/14"] == 768
+
+
+def test_seeded_weights_depend_on_the_seed(toy):
+    other = load_text("toy", "seeded:1")
+    assert not torch.allclose(other.encode(["a cat"]), toy.encode(["a cat"]))
+
+
+def test_a_misspelt_model_is_answered_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"unknown text model 'ViT-B16'. Known: toy, ViT-B/16"):
+        check_text("ViT-B16")
+
+
+def test_missing_weights_are_refused():
+    with pytest.raises(FileNotFoundError, match=r"no text weights at 'absent.pt'"):
+        check_text("ViT-B/16", "absent.pt")
+    with pytest.raises(ValueError, match="no pretrained weights"):
+        check_text("toy", "pretrained")
+    with pytest.raises(ValueError, match="weights 'a.pt' are not used"):
+        check_text("bert-base-uncased", "a.pt")
+
+
+def test_without_network_the_message_says_what_to_do():
+    with pytest.raises(
+        RuntimeError, match=r"could not download .*--text_weights FILE.*https://.*ViT-B"
+    ):
+        load_text("ViT-B/16", "pretrained")
+    with pytest.raises(RuntimeError, match="could not load the BERT model 'bert-none'"):
+        load_text("bert-none")
+
+
+def test_pretrained_weights_come_from_open_clip(monkeypatch, toy):
+    made = []
+
+    def create_model(name, pretrained):
+        made.append((name, pretrained))
+        return OpenAILike(create_text_tower("ViT-B/16"))
+
+    monkeypatch.setattr(text_module.open_clip, "create_model", create_model)
+    assert load_text("ViT-B/16").weights == "pretrained"
+    assert made == [("ViT-B-16-quickgelu", "openai")]
+
+
+def test_a_folder_with_bert_in_its_name_is_a_bert(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path / "tiny-bert"
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat", "dog"]
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("\n".join(words))
+    transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    config = transformers.BertConfig(
+        vocab_size=8,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=12,
+    )
+    transformers.BertModel(config).save_pretrained(folder)
+    encoder = load_text(str(folder))
+    assert isinstance(encoder, BertEncoder)
+    assert is_bert(str(folder))
+    assert encoder.embed_dim == 16
+    vectors = encoder.encode(["a cat", "a dog " * 50, "a"], batch_size=2)
+    assert vectors.shape == (3, 16)
+    torch.testing.assert_close(vectors[0], encoder.encode(["a cat"])[0], rtol=1e-4, atol=1e-5)
+    assert encoder.encode([]).shape == (0, 16)

@@ -1,0 +1,182 @@
+"""`data check` on small data sets with the mistakes that people make."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from talk2dino.benchmarks.data.check import check_benchmark
+from talk2dino.benchmarks.data.sources import SOURCES
+from talk2dino.benchmarks.table import BENCHMARKS
+from talk2dino.cli.data import main
+
+
+def save(path, labels=((0, 1), (2, 255))):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(labels, dtype=np.uint8)).save(path)
+
+
+def put(root, key, stems, labels=((1, 1), (2, 255))):
+    """Write `stems` of one benchmark: images, labels, and the list if it has one."""
+    row = BENCHMARKS[key]
+    for stem in stems:
+        save(root / row.images / f"{stem}{row.image_suffix}", np.zeros((2, 2, 3)))
+        save(root / row.labels / f"{stem}{row.label_suffix}", labels)
+    if row.split is not None:
+        (root / row.split).parent.mkdir(parents=True, exist_ok=True)
+        (root / row.split).write_text("".join(f"{stem}\n" for stem in stems))
+    return row
+
+
+def look(root, key):
+    report = check_benchmark(BENCHMARKS[key], root, sample_size=5)
+    return report, " | ".join(report.problems)
+
+
+@pytest.mark.parametrize("key", BENCHMARKS)
+def test_everything_there_but_the_number(key, tmp_path, monkeypatch):
+    stems = ["ulm/ulm_0", "ulm/ulm_1"] if key == "cityscapes" else ["a", "b"]
+    put(tmp_path, key, stems)
+    report, problems = look(tmp_path, key)
+    assert (report.state, problems) == ("differs", "")
+    assert (report.num_images, report.num_labels) == (2, 2)
+    assert "2 images, officially" in report.warnings[0]
+    assert report.sample.shares() == {1: 0.5, 2: 0.25, 255: 0.25}
+    for texts in SOURCES[key].__dict__.values():
+        if isinstance(texts, str):
+            texts.format(root="data", key=key)  # no stray braces
+
+
+def test_the_official_number_is_complete(tmp_path):
+    put(tmp_path, "cityscapes", [f"ulm/ulm_{i}" for i in range(500)])
+    assert look(tmp_path, "cityscapes")[0].state == "complete"
+
+
+def test_nothing_there_says_where_to_get_it(tmp_path):
+    for key in BENCHMARKS:
+        report, problems = look(tmp_path, key)
+        assert report.state == "missing"
+        assert "no folder" in problems and "http" in problems, key
+
+
+def test_labels_that_were_not_converted(tmp_path):
+    row = put(tmp_path, "cityscapes", ["ulm/ulm_0"])
+    city = tmp_path / row.labels / "ulm"
+    (city / "ulm_0_gtFine_labelTrainIds.png").rename(city / "ulm_0_gtFine_labelIds.png")
+    assert "1 of 1 labels are not converted to TrainIds" in look(tmp_path, "cityscapes")[1]
+    row = put(tmp_path, "coco_object", ["000000000139"])
+    (tmp_path / row.labels / "000000000139_instanceTrainIds.png").unlink()
+    save(tmp_path / row.labels / "000000000139.png")
+    _, problems = look(tmp_path, "coco_object")
+    assert "data convert" in problems and "--benchmarks coco_object" in problems
+
+
+def test_converted_names_with_raw_content(tmp_path):
+    put(tmp_path, "cityscapes", ["ulm/ulm_0"], labels=((7, 33), (26, 26)))
+    assert "these are labelIds under the name of TrainIds" in look(tmp_path, "cityscapes")[1]
+    put(tmp_path, "coco_stuff", ["1"], labels=((0, 181), (3, 3)))
+    assert "raw COCO-Stuff ids" in look(tmp_path, "coco_stuff")[1]
+
+
+def test_context_without_masks_and_list(tmp_path):
+    row = BENCHMARKS["context"]
+    save(tmp_path / row.images / "2008_000002.jpg", np.zeros((2, 2, 3)))
+    _, problems = look(tmp_path, "context")
+    assert "no list" in problems and "Get trainval_merged.json, http" in problems
+    (tmp_path / "VOCdevkit" / "VOC2010" / "trainval_merged.json").write_text("{}")
+    assert "trainval_merged.json is there: run python -m" in look(tmp_path, "context")[1]
+
+
+@pytest.mark.parametrize(
+    ("stems", "said"),
+    [
+        ([f"{i}" for i in range(1464)], "that is ImageSets/Segmentation/train.txt"),
+        (["2007_000033.jpg"], "wrong split file"),
+        ([], "wrong split file"),
+    ],
+)
+def test_the_wrong_list(stems, said, tmp_path):
+    row = put(tmp_path, "voc", ["2007_000033"])
+    (tmp_path / row.split).write_text("\n".join(stems))
+    assert said in look(tmp_path, "voc")[1]
+
+
+def test_archives_that_were_not_unpacked(tmp_path):
+    folder = tmp_path / "cityscapes"
+    folder.mkdir()
+    (folder / "leftImg8bit_trainvaltest.zip").touch()
+    _, problems = look(tmp_path, "cityscapes")
+    assert "these archives are not unpacked" in problems
+    assert "leftImg8bit_trainvaltest.zip" in problems
+
+
+def test_a_folder_one_level_too_deep(tmp_path):
+    found = tmp_path / "ade" / "ADEChallengeData2016" / "ADEChallengeData2016"
+    save(found / "images" / "validation" / "ADE_val_00000001.jpg", np.zeros((2, 2, 3)))
+    assert f"but {found / 'images' / 'validation'} is there" in look(tmp_path, "ade20k")[1]
+
+
+def test_colours_in_place_of_labels_and_other_sizes(tmp_path):
+    row = put(tmp_path, "voc", ["a", "b", "c"])
+    save(tmp_path / row.labels / "a.png", np.zeros((2, 2, 3)))
+    save(tmp_path / row.labels / "b.png", np.zeros((3, 2)))
+    (tmp_path / row.labels / "c.png").write_bytes(b"\x89PNG")
+    _, problems = look(tmp_path, "voc")
+    assert "a.png holds RGB colours" in problems
+    assert "b.png is 2 x 3 pixels, its image 2 x 2" in problems
+    assert "c.png is empty, damaged" in problems
+
+
+def test_missing_images_and_labels_are_counted_and_named(tmp_path):
+    row = put(tmp_path, "voc", ["a", "b", "c"])
+    (tmp_path / row.images / "b.jpg").unlink()
+    (tmp_path / row.labels / "c.png").unlink()
+    report, problems = look(tmp_path, "voc")
+    assert (report.num_images, report.num_labels, report.state) == (2, 2, "incomplete")
+    assert "1 of 3 images are not in" in problems and "b.jpg" in problems
+    assert "1 of 3 labels are not in" in problems and "c.png" in problems
+
+
+def test_labels_without_any_class_look_wrong(tmp_path):
+    put(tmp_path, "ade20k", ["a"], labels=((0, 0), (0, 0)))
+    report, _ = look(tmp_path, "ade20k")
+    assert any("hold only 0: no class at all" in text for text in report.warnings)
+
+
+def test_the_command_checks_converts_and_checks_again(tmp_path, capsys):
+    row = put(tmp_path, "cityscapes", ["ulm/ulm_0"])
+    city = tmp_path / row.labels / "ulm"
+    (city / "ulm_0_gtFine_labelTrainIds.png").unlink()
+    save(city / "ulm_0_gtFine_labelIds.png", ((7, 8), (26, 0)))
+    flags = ["--data_root", str(tmp_path), "--benchmarks", "cityscapes"]
+    assert main(["check", *flags]) == 1
+    assert "not converted to TrainIds" in capsys.readouterr().out.replace("\n    ", " ")
+    assert main(["convert", *flags]) == 0
+    assert "1 written" in capsys.readouterr().out
+    assert main(["check", *flags]) == 0
+    shown = capsys.readouterr().out
+    assert "1 of 1 benchmarks can be evaluated" in shown
+    assert "1 labels, 4 values: 0" in shown
+
+
+def test_converting_all_skips_what_is_not_there(tmp_path, capsys):
+    assert main(["convert", "--data_root", str(tmp_path)]) == 0
+    assert capsys.readouterr().err.count("skipped") == 4
+    assert main(["convert", "--data_root", str(tmp_path), "--benchmarks", "stuff"]) == 1
+    assert "stuffthingmaps_trainval2017.zip" in capsys.readouterr().err
+
+
+def test_wrong_arguments_are_refused(tmp_path, capsys):
+    assert main(["check", "--data_root", str(tmp_path), "--benchmarks", "vok"]) == 2
+    assert "Did you mean 'voc'" in capsys.readouterr().err
+    assert main(["check", "--data_root", str(tmp_path), "--benchmarks", "toy"]) == 2
+    assert "nothing to check" in capsys.readouterr().err
+
+
+def test_without_a_data_folder_everything_is_missing_and_nothing_can_be_converted(tmp_path, capsys):
+    root = tmp_path / "data"
+    assert main(["check", "--data_root", str(root)]) == 1
+    shown = capsys.readouterr().out
+    assert shown.count(" missing ") == len(BENCHMARKS) and str(root / "VOCdevkit") in shown
+    assert main(["convert", "--data_root", str(root)]) == 2
+    message = capsys.readouterr().err
+    assert f"there is no data folder {root}" in message and "data check" in message

@@ -1,0 +1,84 @@
+"""Training samples from COCO captions, and entities of one's own."""
+
+import json
+
+import numpy as np
+import pytest
+
+from talk2dino.methods.ovsegmentor.data.lemmas import dictionary_lemma
+from talk2dino.methods.ovsegmentor.data.sources import open_rows
+from talk2dino.methods.ovsegmentor.data.words import CaptionReader, EntityTable
+
+from .conftest import save_image
+
+table = EntityTable.of(["heart", "snow", "Lemon"])
+reader = CaptionReader(dictionary_lemma, table=table)
+CAPTIONS = ["Two hearts.", "a heart in the snow", "a dog", "", "lemons"]
+
+
+@pytest.fixture
+def coco(tmp_path):
+    images = [{"id": 10 * n, "file_name": f"{n}.png"} for n in range(3)]
+    annotations = [
+        {"id": n, "image_id": 10 * (n % 3), "caption": text} for n, text in enumerate(CAPTIONS)
+    ]
+    for n in range(3):
+        save_image(tmp_path / "images" / f"{n}.png", n)
+    path = tmp_path / "captions.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations}))
+    return path
+
+
+def test_own_entities_replace_the_published_ones():
+    assert reader.entities("Hearts, a dog and a LEMON") == ["heart", "Lemon"]
+    assert reader.read("a lemon's heart").classes == ("Lemon", "heart")
+    assert reader.read("a lemon's heart").question == "a [MASK]'s [MASK]"
+    assert CaptionReader(dictionary_lemma).entities("Hearts, a dog") == ["dog"]
+
+
+@pytest.mark.parametrize(("words", "named"), [([], "nothing"), (["a b"], "a b"), (["x", ""], "''")])
+def test_entities_are_single_words(words, named):
+    with pytest.raises(ValueError, match=f"entities must be single words, got .*{named}"):
+        EntityTable.of(words)
+
+
+def test_every_caption_with_an_entity_is_a_row(coco):
+    rows = open_rows(coco, coco.parent / "images", reader)
+    assert rows.usable.tolist() == [0, 1, 4]
+    assert rows.refused.reasons == {"without an entity": 1, "empty": 1}
+    assert (rows.caption(4), rows.name(4)) == ("lemons", "1.png")
+    assert rows.source(0).read().size == rows.source(4).read().size
+    with pytest.raises(RuntimeError, match="opened without pairs"):
+        rows.partner(0, np.random.default_rng(0))
+
+
+def test_partners_share_an_entity(coco):
+    rows = open_rows(coco, coco.parent / "images", reader, pairs=True)
+    random = np.random.default_rng(0)
+    partners = [rows.partner(1, random) for _ in range(40)]
+    assert {(p.row, p.entity) for p in partners} == {(0, "heart"), (1, "heart"), (1, "snow")}
+    assert rows.partner(4, random).row == 4
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[]", "{", '{"images": []}', '{"images": [], "annotations": [{"caption": "x"}]}'],
+)
+def test_what_is_no_coco_captions_is_refused(coco, content):
+    coco.write_text(content)
+    with pytest.raises(ValueError, match=r"captions.json holds no COCO captions"):
+        open_rows(coco, coco.parent / "images", reader)
+
+
+def test_absent_captions_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="none.json: no such file of captions"):
+        open_rows(tmp_path / "none.json", tmp_path, reader)
+
+
+def test_under_compat_captions_without_an_entity_stay_but_have_no_partner(coco):
+    published = CaptionReader(dictionary_lemma, compat=True)
+    rows = open_rows(coco, coco.parent / "images", published)
+    assert rows.usable.tolist() == [0, 1, 2, 4]
+    rows = open_rows(coco, coco.parent / "images", published, pairs=True)
+    assert rows.usable.tolist() == [2]
+    assert rows.refused.reasons["without a partner"] == 3

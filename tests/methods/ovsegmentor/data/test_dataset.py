@@ -1,0 +1,251 @@
+"""Samples and batches: reproducible, complete, and loud about images that cannot be read."""
+
+import itertools
+import pickle
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from talk2dino.methods.ovsegmentor.data.augment import (
+    AugmentConfig,
+    seeded_globals,
+    training_transform,
+)
+from talk2dino.methods.ovsegmentor.data.batches import (
+    EpochBatches,
+    FailureLog,
+    PretrainingData,
+    make_loader,
+    open_samples,
+)
+from talk2dino.methods.ovsegmentor.data.dataset import Collate, ImageFailure, SampleOptions
+from tests.methods.ovsegmentor.data.conftest import ROWS, write_rows
+
+SMALL = AugmentConfig(deit=False, smallest_crop=0.4, size=16)
+
+
+@pytest.fixture
+def data(metafile, images):
+    return PretrainingData(str(metafile), str(images), lemmas="lemminflect")
+
+
+@pytest.fixture
+def samples(data, tokenizer):
+    return open_samples(data, SMALL, SampleOptions(pairs=True), tokenizer)
+
+
+def assert_equal(first, second):
+    assert first.rows.tolist() == second.rows.tolist() and first.failures == second.failures
+    for name in ("images", "paired_images"):
+        assert torch.equal(getattr(first.inputs, name), getattr(second.inputs, name))
+    for name in ("captions", "questions", "answers", "paired_entities"):
+        assert torch.equal(getattr(first.inputs, name).ids, getattr(second.inputs, name).ids)
+
+
+def test_a_sample_holds_two_images_and_four_texts(samples):
+    assert len(samples) == 4
+    sample = samples[0, 0]
+    assert sample.image.shape == sample.pair.image.shape == (3, 16, 16)
+    assert (sample.row, sample.caption) == (0, "A dog, on a sofa.")
+    assert sample.question == "A [MASK], on a [MASK]."
+    assert "dog and sofa" in sample.answer and "{}" not in sample.answer
+    assert sample.pair.prompt in ("A photo of dog", "A photo of sofa")
+    assert sample.failures == ()
+
+
+def test_a_sample_depends_on_seed_epoch_and_number_only(data, samples, tokenizer):
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    first = samples[3, 1]
+    random.seed(2), np.random.seed(2), torch.manual_seed(2)
+    again = samples[3, 1]
+    assert torch.equal(first.image, again.image) and first.answer == again.answer
+    assert torch.equal(first.pair.image, again.pair.image)
+    other = open_samples(data, SMALL, SampleOptions(seed=1, pairs=True), tokenizer)
+    for changed in (samples[4, 1], samples[3, 0], other[3, 1]):
+        assert not torch.equal(first.image, changed.image)
+    assert len({samples[epoch, 0].answer for epoch in range(20)}) > 10
+
+
+def test_the_global_generators_are_left_alone(samples):
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    samples[0, 0]
+    after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    assert before == after
+
+
+def test_stage_1_has_one_image_and_no_need_of_pairs(data, tokenizer):
+    samples = open_samples(data, SMALL, SampleOptions(), tokenizer)
+    batch = Collate(tokenizer)([samples[0, 0], samples[0, 1]])
+    assert samples[0, 0].pair is None
+    assert batch.inputs.paired_images is None and batch.inputs.paired_entities is None
+
+
+def test_a_batch_is_what_the_model_takes(samples, tokenizer):
+    batch = Collate(tokenizer)([samples[0, number] for number in range(4)])
+    inputs = batch.inputs.to("cpu")
+    assert inputs.images.shape == inputs.paired_images.shape == (4, 3, 16, 16)
+    for tokens in (inputs.captions, inputs.questions, inputs.answers, inputs.paired_entities):
+        assert tokens.ids.shape == tokens.mask.shape == (4, 77)
+    mask = tokenizer.tokenizer.mask_token_id
+    assert (inputs.questions.ids == mask).sum(1).tolist() == [2, 1, 1, 1]
+    assert batch.rows.tolist() == [0, 1, 2, 4]
+
+
+def test_as_published_the_answer_ends_with_the_names(data, tokenizer):
+    published = PretrainingData(**{**vars(data), "compat": True})
+    samples = open_samples(published, SMALL, SampleOptions(), tokenizer)
+    assert samples[0, 0].question == "A dog, on a ofa."
+    assert samples[0, 1].question == "Two [MASK]" and samples[0, 1].answer.endswith(" dog")
+
+
+def test_a_tokeniser_without_a_mask_token_is_refused(data, tokenizer):
+    class Other:
+        tokenizer = type("Plain", (), {"mask_token": None})()
+
+    with pytest.raises(ValueError, match="no mask token"):
+        open_samples(data, SMALL, SampleOptions(), Other())
+
+
+def test_an_image_that_cannot_be_read_is_replaced_and_named(samples, images, tokenizer):
+    (images / "b.png").write_bytes(b"no image")
+    (images / "sub" / "e.png").unlink()
+    samples.options = SampleOptions(pairs=True, attempts=40)
+    batch = Collate(tokenizer)([samples[0, number] for number in range(4)])
+    assert set(batch.rows.tolist()) <= {0, 2} and len(batch.rows) == 4
+    assert {failure.row for failure in batch.failures} == {1, 4}
+    reasons = {failure.name: failure.reason for failure in batch.failures}
+    assert "not an image" in reasons["b.png"] and "not found" in reasons["sub/e.png"]
+    again = Collate(tokenizer)([samples[0, number] for number in range(4)])
+    assert_equal(batch, again)
+
+
+def test_attempts_are_bounded_and_all_failures_named(samples, images):
+    for name in ("a.png", "b.png", "c.png", "sub/e.png"):
+        (images / name).unlink()
+    with pytest.raises(RuntimeError, match=r"8 images in a row(.|\n)*row 0, a\.png: not found"):
+        samples[0, 0]
+
+
+def test_a_partner_that_cannot_be_read_replaces_the_sample(samples, images):
+    (images / "a.png").unlink()
+    made = [samples[epoch, 1] for epoch in range(12)]  # row 1: partners 0 and 1
+    failed = [sample for sample in made if sample.failures]
+    assert failed and len(failed) < len(made)
+    assert all(failure.name == "a.png" for sample in failed for failure in sample.failures)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_loader_resumes_exactly_with_any_number_of_workers(samples, tokenizer, workers):
+    batches = EpochBatches(len(samples), 1)
+    loader = make_loader(samples, batches, Collate(tokenizer), workers)
+    state = torch.get_rng_state()
+    whole = []
+    for epoch in (0, 1):
+        batches.start_at(epoch)
+        whole += list(loader)
+    assert torch.equal(state, torch.get_rng_state())
+    reference = EpochBatches(len(samples), 1)
+    reference.start_at(1, 2)
+    resumed = list(make_loader(samples, reference, Collate(tokenizer)))
+    assert len(resumed) == len(reference) == 2
+    for first, second in zip(whole[6:], resumed, strict=True):
+        assert_equal(first, second)
+    assert sorted(batch.rows.item() for batch in whole[:4]) == [0, 1, 2, 4]
+    assert [b.rows.item() for b in whole[:4]] != [b.rows.item() for b in whole[4:]]
+
+
+def test_processes_together_see_the_large_batches_of_one():
+    one = list(EpochBatches(23, 6, seed=5))
+    parts = [list(EpochBatches(23, 2, seed=5, rank=rank, world=3)) for rank in range(3)]
+    assert [[*itertools.chain(*step)] for step in zip(*parts, strict=True)] == one and len(one) == 3
+    assert len({key for batch in one for key in batch}) == 18
+
+
+def test_wrong_batches_are_refused():
+    with pytest.raises(ValueError, match=r"3 samples are fewer than one step takes \(2 x 2\)"):
+        EpochBatches(3, 2, world=2)
+    with pytest.raises(ValueError, match="batch size must be at least 1"):
+        EpochBatches(3, 0)
+    for step in (-1, 4):
+        with pytest.raises(ValueError, match="not in an epoch of 3 steps"):
+            EpochBatches(3, 1).start_at(0, step)
+
+
+@pytest.mark.parametrize("options", [{"seed": -1}, {"attempts": 0}])
+def test_wrong_options_are_refused(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        SampleOptions(**options)
+
+
+@pytest.mark.parametrize("config", [{"smallest_crop": 0}, {"smallest_crop": 1.5}, {"size": 0}])
+def test_wrong_augmentations_are_refused(config):
+    with pytest.raises(ValueError, match=next(iter(config))):
+        AugmentConfig(**config)
+
+
+def test_many_lost_images_end_the_run(caplog):
+    log = FailureLog(limit=0.1, free=2)
+    log.add([], 8)
+    assert log.summary() == ""
+    log.add([ImageFailure(0, "a.png", "not found")] * 2, 8)
+    assert log.summary() == "2 images of 16 samples could not be read (a.png)"
+    assert caplog.text.count("a.png: not found; another sample stands in") == 1
+    log.add([], 8)
+    with pytest.raises(RuntimeError, match=r"3 images of 26 samples .*More than 10\.0% are too"):
+        log.add([ImageFailure(1, "b.png", "not found")], 2)
+
+
+def test_deit_augmentation_is_the_papers():
+    transform = training_transform(AugmentConfig())
+    names = [type(step).__name__ for step in transform.transforms]
+    assert names[:3] == ["RandomResizedCropAndInterpolation", "RandomHorizontalFlip", "RandAugment"]
+    assert names[-2:] == ["Normalize", "RandomErasing"]
+    crop, _, rand, *_, erase = transform.transforms
+    assert (crop.scale, crop.ratio, crop.size) == ((0.08, 1.0), (3 / 4, 4 / 3), (224, 224))
+    assert rand.num_layers == 2 and {op.magnitude for op in rand.ops} == {9}
+    parameters = rand.ops[0].hparams
+    assert parameters["translate_const"] == 100 and parameters["img_mean"] == (124, 116, 104)
+    assert (erase.probability, erase.min_count, erase.rand_color) == (0.25, 1, False)
+
+
+@pytest.mark.parametrize("deit", [True, False])
+def test_augmentation_follows_its_seed(deit):
+    transform = training_transform(AugmentConfig(deit=deit, size=32))
+    noise = np.random.default_rng(0).integers(0, 256, (50, 60, 3), np.uint8)
+    image = Image.fromarray(noise)
+
+    def made(seed):
+        random.random(), np.random.random(), torch.rand(1)  # whatever was drawn before
+        with seeded_globals(seed):
+            return transform(image)
+
+    results = [made(seed) for seed in range(6)]
+    assert all(torch.equal(result, made(seed)) for seed, result in enumerate(results))
+    assert all(not torch.equal(results[0], other) for other in results[1:])
+    assert results[0].shape == (3, 32, 32) and results[0].dtype == torch.float32
+
+
+def test_samples_can_be_sent_to_worker_processes(samples):
+    copy = pickle.loads(pickle.dumps(samples))
+    assert torch.equal(copy[0, 0].image, samples[0, 0].image)
+
+
+def test_pinned_batches_keep_everything(samples, tokenizer, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor.clone())
+    for options in (SampleOptions(), SampleOptions(pairs=True)):
+        samples.options = options
+        batch = Collate(tokenizer)([samples[0, 0]])
+        pinned = batch.pin_memory()
+        assert torch.equal(pinned.inputs.questions.ids, batch.inputs.questions.ids)
+        assert (pinned.inputs.paired_images is None) == (not options.pairs)
+
+
+@pytest.mark.parametrize("word", ["couch", "kid's"])
+def test_raw_entity_words_name_the_pair(tmp_path, images, tokenizer, word):
+    path = write_rows(tmp_path / "one.csv", [(*ROWS[0][:3], [0], [word])])
+    data = PretrainingData(str(path), str(images), lemmas="lemminflect")
+    samples = open_samples(data, SMALL, SampleOptions(pairs=True), tokenizer)
+    assert samples[0, 0].pair.prompt == f"A photo of {word}"

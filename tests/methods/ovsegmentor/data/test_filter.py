@@ -1,0 +1,256 @@
+"""Filtering, merging and pairing captions through the command."""
+
+import ast
+import csv
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from talk2dino.__main__ import main
+from talk2dino.methods.ovsegmentor.data import pairs as pairs_module
+from talk2dino.methods.ovsegmentor.data.entity_index import EntityIndex
+from talk2dino.methods.ovsegmentor.data.filter import FilterSettings, filter_captions
+from talk2dino.methods.ovsegmentor.data.jobs import run_jobs
+
+CAPTIONS = [
+    ("0.jpg", "Two dogs, and a Cat"),
+    ("1.jpg", "sunset"),
+    ("2,x.jpg", 'a "cat"\nin a box'),
+    ("3.jpg", ""),
+    ("4.jpg", "一只猫 cat"),
+    ("", "a cat"),
+    ("6.jpg", "a dog"),
+    ("7.jpg", "кошка"),
+]
+
+
+def prepare(*arguments):
+    return main(["prepare-captions", *map(str, arguments)])
+
+
+@pytest.fixture
+def captions(tmp_path):
+    path = tmp_path / "cc.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("image_id", "caption"), *CAPTIONS])
+    return path
+
+
+def read(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))
+
+
+def test_filter_keeps_the_captions_that_name_an_entity(captions, tmp_path, capsys):
+    assert prepare("filter", "--metafile", captions, "--processors", 1) == 0
+    assert read(tmp_path / "subsets" / "cc12m_0.csv") == [
+        ["image_id", "caption", "entity"],
+        ["0.jpg", "Two dogs, and a Cat", "dog,cat"],
+        ["2,x.jpg", 'a "cat"\nin a box', "cat,box"],
+        ["6.jpg", "a dog", "dog"],
+    ]
+    assert capsys.readouterr().out == (
+        f"{tmp_path / 'subsets'}: kept 3 of 8 captions (left out: 1 empty; 2 in another script; "
+        "1 without an entity; 1 without an image)\n"
+    )
+
+
+def test_the_published_filter_wants_the_very_words(captions, tmp_path):
+    prepare("filter", "--metafile", captions, "--processors", 1, "--compat")
+    rows = read(tmp_path / "subsets" / "cc12m_0.csv")
+    assert [row[0] for row in rows] == ["image_id", "2,x.jpg", "6.jpg"]
+
+
+def test_damaged_rows_are_counted_and_named(tmp_path, capsys):
+    path = tmp_path / "cc.tsv"
+    path.write_bytes(b"0.jpg\ta cat\n1.jpg\ta\tcat\n2.jpg\t\xff cat\n")
+    assert prepare("filter", "--metafile", path, "--processors", 1) == 0
+    printed = capsys.readouterr()
+    assert "kept 1 of 3 captions (left out: 2 damaged)" in printed.out
+    assert "2 rows are damaged" in printed.err
+    assert "row 1 has 3 fields instead of 2" in printed.err
+    assert "row 2 is not UTF-8" in printed.err
+
+
+def test_nothing_kept_is_a_failure(tmp_path, capsys):
+    path = tmp_path / "cc.tsv"
+    path.write_text("0.jpg\tnothing of it\n")
+    assert prepare("filter", "--metafile", path, "--processors", 1) == 1
+    assert "no caption names an entity of the list" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 20])
+def test_parts_joined_are_the_whole_whatever_their_number(captions, tmp_path, parts):
+    filter_captions(captions, tmp_path / "whole", FilterSettings(1))
+    filter_captions(captions, tmp_path / "parts", FilterSettings(parts))
+    assert prepare("merge", "--dstdir", tmp_path / "parts", "--delete_parts") == 0
+    whole = (tmp_path / "whole" / "cc12m_0.csv").read_bytes()
+    left = {path.name for path in (tmp_path / "parts").iterdir()}
+    assert left == {"cc12m_filtered_subset.csv", "cc12m_filtered_subset.csv.made.json"}
+    assert (tmp_path / "parts" / "cc12m_filtered_subset.csv").read_bytes() == whole
+
+
+def test_rows_of_damaged_lines_count_from_the_file_in_every_part(tmp_path):
+    path = tmp_path / "cc.tsv"
+    path.write_text("".join(f"{i}.jpg\ta cat\n" for i in range(9)) + "9.jpg\n")
+    counts = filter_captions(path, tmp_path / "parts", FilterSettings(parts=3))
+    assert counts.damaged == ["row 9 has 1 fields instead of 2"] and counts.rows["kept"] == 9
+
+
+def test_parts_of_other_settings_are_not_mixed(captions, tmp_path, capsys):
+    arguments = ("filter", "--metafile", captions, "--processors", 1)
+    assert prepare(*arguments) == 0
+    assert prepare(*arguments, "--compat") == 1
+    assert "made from another input or with other settings" in capsys.readouterr().err
+    assert prepare(*arguments, "--compat", "--overwrite") == 0
+    captions.write_text("1.jpg,a dog\n")
+    assert prepare(*arguments, "--compat") == 1
+    (tmp_path / "subsets" / "cc12m_0.csv.json").unlink()
+    assert prepare(*arguments, "--compat") == 1
+
+
+def test_merge_wants_all_parts_of_one_run(captions, tmp_path, capsys):
+    folder = tmp_path / "parts"
+    filter_captions(captions, folder, FilterSettings(parts=2))
+    (folder / "cc12m_1.csv").rename(tmp_path / "cc12m_1.csv")
+    assert prepare("merge", "--dstdir", folder) == 2
+    assert "1 of 2 parts; missing: cc12m_1.csv" in capsys.readouterr().err
+    (tmp_path / "cc12m_1.csv").rename(folder / "cc12m_1.csv")
+    record = json.loads((folder / "cc12m_1.csv.json").read_text())
+    record["made_from"]["compat"] = True
+    (folder / "cc12m_1.csv.json").write_text(json.dumps(record))
+    assert prepare("merge", "--dstdir", folder) == 2
+    assert "parts of different filter runs" in capsys.readouterr().err
+
+
+def test_merge_joins_csv_files_of_other_origin_by_number(tmp_path, capsys):
+    for number in (10, 2, 1):
+        (tmp_path / f"cc12m_{number}.csv").write_text(f"image_id,caption\n{number},a cat")
+    assert prepare("merge", "--dstdir", tmp_path) == 0
+    merged = tmp_path / "cc12m_filtered_subset.csv"
+    assert merged.read_text() == "image_id,caption\n1,a cat\n2,a cat\n10,a cat\n"
+    assert prepare("merge", "--dstdir", tmp_path) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    (tmp_path / "cc12m_2.csv").write_text("image_id,words\n2,a cat\n")
+    assert prepare("merge", "--dstdir", tmp_path, "--overwrite") == 1
+    assert "has the columns 'image_id,words'" in capsys.readouterr().err
+    assert merged.read_text().count("\n") == 4
+
+
+def test_makepair_draws_partners_that_share_the_entity(captions, tmp_path, capsys):
+    metafile = tmp_path / "meta.csv"
+    names = ["dog", "cat", "dog,cat", "box, dog,", "it's"]
+    rows = [(f"{i}.jpg", "words", names[i % 5]) for i in range(60)]
+    with metafile.open("w", newline="") as file:
+        csv.writer(file).writerows([("image_id", "caption", "entity"), *rows])
+    assert prepare("makepair", "--metafile", metafile, "--processors", 1) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'meta_pair.csv'}: 60 rows\n"
+    header, *written = read(tmp_path / "meta_pair.csv")
+    assert header == ["image_id", "caption", "entity", "pairindex", "pairentity"]
+    owners = [set(pairs_module.split_entities(row[2])) for row in rows]
+    for row, fields in enumerate(written):
+        partners, entities = map(ast.literal_eval, fields[3:])
+        assert len(partners) == len(entities) == 10
+        for partner, entity in zip(partners, entities, strict=True):
+            assert entity in owners[row] and entity in owners[partner]
+    everything = Counter(p for fields in written for p in ast.literal_eval(fields[3]))
+    assert len(everything) > 50 and max(everything.values()) < 40
+    assert [path.name for path in tmp_path.glob(".meta*")] == []
+    record = json.loads((tmp_path / "meta_pair.csv.made.json").read_text())
+    assert record == {"metafile": str(metafile), "seed": 0, "rows": 60}
+
+
+def test_the_seed_and_nothing_else_decides_the_pairs(tmp_path, monkeypatch):
+    metafile = tmp_path / "meta.csv"
+    metafile.write_text("image_id,caption,entity\n" + "1.jpg,c,dog\n2.jpg,c,cat\n" * 20)
+    monkeypatch.setattr(pairs_module, "ROWS_PER_PART", 7)
+
+    def pairs(seed, name):
+        pairs_module.make_pairs(metafile, tmp_path / name, seed)
+        return (tmp_path / name).read_bytes()
+
+    assert pairs(0, "a.csv") == pairs(0, "b.csv") != pairs(1, "c.csv")
+
+
+def test_unfinished_pairs_of_another_seed_are_thrown_away(tmp_path):
+    metafile, out = tmp_path / "meta.csv", tmp_path / "out.csv"
+    metafile.write_text("image_id,caption,entity\n1.jpg,c,dog\n")
+    work = tmp_path / ".out.csv.parts"
+    work.mkdir()
+    (work / "000000000000.csv").write_text("of another seed")
+    (work / "settings.json").write_text('{"seed": 9}')
+    assert pairs_module.make_pairs(metafile, out) == 1
+    assert "another" not in out.read_text()
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("image_id,caption\n1.jpg,c\n", "no column 'entity'"),
+        ("image_id,caption,entity\n1,c,dog\n2,c,\n", "row 1, column 'entity': names no entity"),
+        ("image_id,caption,entity\n1,c\n", "row 0 has 2 fields instead of 3"),
+        ("image_id,caption,entity\n", "holds no rows"),
+        ("image_id,caption,entity,pairindex\n", "has pairs already"),
+    ],
+)
+def test_makepair_names_the_row_and_column_of_a_problem(tmp_path, capsys, content, problem):
+    (tmp_path / "meta.csv").write_text(content)
+    assert prepare("makepair", "--metafile", tmp_path / "meta.csv") in (1, 2)
+    assert problem in capsys.readouterr().err
+    assert not (tmp_path / "meta_pair.csv").exists()
+
+
+def test_draws_are_uniform_over_entities_then_over_rows():
+    index = EntityIndex.build([["a"], ["a", "b"], [], ["b"], ["b"]])
+    codes, partners = index.draw(np.random.default_rng(0), np.array([1]), 30_000)
+    shares = np.bincount(partners[0], minlength=5) / 30_000
+    np.testing.assert_allclose(shares, [1 / 4, 1 / 4 + 1 / 6, 0, 1 / 6, 1 / 6], atol=0.01)
+    np.testing.assert_allclose((codes == index.names.index("b")).mean(), 0.5, atol=0.01)
+
+
+def test_json_lines_become_a_csv(tmp_path, capsys):
+    path = tmp_path / "cc4m.json"
+    path.write_text(
+        '{"filename": "a.jpg", "caption": "a, b"}\n\n{"image_id": "c", "caption": ""}\n'
+    )
+    assert prepare("json2csv", "--metafile", path) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'cc4m.csv'}: 2 rows\n"
+    assert read(tmp_path / "cc4m.csv") == [["image_id", "caption"], ["a.jpg", "a, b"], ["c", ""]]
+
+
+@pytest.mark.parametrize(
+    "line", ["{", "[1]", '{"filename": "a"}', '{"filename": 1, "caption": ""}']
+)
+def test_a_line_that_is_no_caption_is_named(tmp_path, capsys, line):
+    path = tmp_path / "cc4m.json"
+    path.write_text('{"filename": "a.jpg", "caption": "b"}\n' + line)
+    assert prepare("json2csv", "--metafile", path) == 1
+    assert "cc4m.json: line 2 is" in capsys.readouterr().err
+    assert not (tmp_path / "cc4m.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("filter",), "filter needs --metafile"),
+        (("merge",), "merge needs --dstdir"),
+        (("merge", "--dstdir", "nowhere"), "nowhere: no such folder"),
+        (("merge", "--dstdir", "."), "holds no .csv files to merge"),
+        (("filter", "--metafile", "nowhere.csv"), "nowhere.csv: no such file"),
+        (("json2csv", "--metafile", "nowhere.json"), "nowhere.json: no such file"),
+        (("filter", "--metafile", "x.csv", "--processors", "0"), "--processors must be at least 1"),
+        (("makepair", "--metafile", "x.csv", "--seed", "-1"), "--seed must not be negative"),
+    ],
+)
+def test_wrong_arguments_are_refused_at_once(tmp_path, monkeypatch, capsys, arguments, problem):
+    monkeypatch.chdir(tmp_path)
+    assert prepare(*arguments) == 2
+    assert problem in capsys.readouterr().err
+
+
+def test_a_failing_job_ends_the_run_with_its_error():
+    with pytest.raises(ValueError, match="invalid literal"):
+        run_jobs(int, ["1", "x", "3"], processes=1)
+    assert run_jobs(int, [], processes=4) == []

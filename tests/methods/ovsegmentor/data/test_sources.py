@@ -1,0 +1,169 @@
+"""Rows of metafiles and tars, with their images and partners."""
+
+import io
+import json
+import logging
+import pickle
+import tarfile
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from talk2dino.methods.ovsegmentor.data.lemmas import dictionary_lemma
+from talk2dino.methods.ovsegmentor.data.sources import open_rows
+from talk2dino.methods.ovsegmentor.data.words import CaptionReader
+from tests.methods.ovsegmentor.data.conftest import HEADER, ROWS, save_image, write_rows
+
+reader = CaptionReader(dictionary_lemma)
+published = CaptionReader(dictionary_lemma, compat=True)
+
+
+def draws(rows, row, count=200):
+    random = np.random.default_rng(0)
+    return Counter(rows.partner(row, random) for _ in range(count))
+
+
+def test_rows_give_captions_images_and_names(metafile, images, caplog):
+    with caplog.at_level(logging.WARNING):
+        rows = open_rows(metafile, images, reader)
+    assert rows.usable.tolist() == [0, 1, 2, 4]
+    assert rows.caption(4) == "three knives" and rows.name(4) == "sub/e.png"
+    assert rows.source(4).read().size == (30, 40)
+    assert rows.refused.reasons == {"without an entity": 1, "empty": 1}
+    assert "left out 2 captions: 1 without an entity; 1 empty" in caplog.text
+    assert "row 3 (d.png) is without an entity; row 5 (f.png) is empty" in caplog.text
+
+
+def test_as_published_captions_without_an_entity_stay(metafile, images):
+    assert open_rows(metafile, images, published).usable.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_two_columns_are_enough_for_stage_1(tmp_path, images):
+    plain = write_rows(tmp_path / "plain.csv", [row[:2] for row in ROWS], HEADER[:2])
+    assert open_rows(plain, images, reader).usable.tolist() == [0, 1, 2, 4]
+    with pytest.raises(ValueError, match="no column 'pairindex'.*prepare-captions makepair"):
+        open_rows(plain, images, reader, pairs=True)
+
+
+def test_partners_are_drawn_uniformly_from_the_stored_pairs(metafile, images):
+    rows = pickle.loads(pickle.dumps(open_rows(metafile, images, reader, pairs=True)))
+    counts = {(p.row, p.entity): n for p, n in draws(rows, 0).items()}
+    assert set(counts) == {(1, "dog"), (2, "sofa")} and min(counts.values()) > 70
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "problem"),
+    [
+        (0, " ", "column 'image_id': is empty"),
+        (0, "https://x.org/a.jpg", "column 'image_id': https://x.org/a.jpg is an address"),
+        (3, [0, 6], "column 'pairindex': 6 is no row of this file"),
+        (3, [0, -1], "column 'pairindex': -1 is no row of this file"),
+        (3, [], "column 'pairindex': '\\[\\]' is no list of row numbers"),
+        (3, [0.5, 1], "column 'pairindex': .* is no list of row numbers"),
+        (3, "0 1", "column 'pairindex': '0 1' is no list of row numbers"),
+        (4, ["dog"], "column 'pairentity': has 1 words for 2 pairs"),
+        (4, "print(1)", "column 'pairentity': .* is no list of words"),
+        (4, [1, 2], "column 'pairentity': .* is no list of words"),
+    ],
+)
+def test_a_bad_field_is_named_with_its_row_and_column(tmp_path, images, column, value, problem):
+    rows = [list(row) for row in ROWS]
+    rows[1][column] = value
+    path = write_rows(tmp_path / "bad.csv", rows)
+    with pytest.raises(ValueError, match=f"bad.csv: row 1, {problem}"):
+        open_rows(path, images, reader, pairs=True)
+
+
+def test_a_damaged_row_is_named(tmp_path, images):
+    path = write_rows(tmp_path / "bad.csv", [*ROWS, ("g.png", "a dog")])
+    with pytest.raises(ValueError, match=r"bad\.csv: row 6 has 2 fields instead of 5"):
+        open_rows(path, images, reader)
+
+
+def test_images_that_are_all_missing_are_noticed_at_once(metafile, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        open_rows(metafile, tmp_path / "nowhere", reader)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="none of the 4 images exists"):
+        open_rows(metafile, tmp_path / "empty", reader)
+
+
+def test_a_file_without_a_usable_caption_says_why(tmp_path, images):
+    path = write_rows(tmp_path / "bad.csv", ROWS[3:4])
+    with pytest.raises(ValueError, match="no caption that can be used .1 without an entity"):
+        open_rows(path, images, reader)
+
+
+def write_tar(path, members):
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+@pytest.fixture
+def tars(tmp_path):
+    image = save_image(tmp_path / "x.png", 0).read_bytes()
+    folder = tmp_path / "tars"
+    folder.mkdir()
+    described = json.dumps({"caption": " a dog ", "key": "0"}).encode()
+    write_tar(
+        folder / "0.tar",
+        [
+            *(("s/0.png", image), ("s/0.json", described), ("s/0.txt", b"other")),
+            *(("s/1.jpg", image), ("s/1.txt", b"a cat and a dog\n")),
+            ("s/2.jpg", image),
+            ("s/3.txt", b"a dog"),
+            *(("s/4.png", image), ("s/4.json", b"{}")),
+            *(("s/5.png", image), ("s/5.txt", b"\xff")),
+        ],
+    )
+    write_tar(folder / "1.tar", [("a.jpg", image), ("a.text", b"cats"), ("b.jpg", image)])
+    return folder
+
+
+def test_tars_give_captions_and_images(tars):
+    rows = pickle.loads(pickle.dumps(open_rows(tars, "", reader)))
+    assert rows.usable.tolist() == [0, 1, 6]
+    assert [rows.caption(row) for row in (0, 1, 6)] == ["a dog", "a cat and a dog", "cats"]
+    assert rows.source(1).read().size == (30, 40)
+    assert rows.name(6) == f"{tars / '1.tar'} (image at byte 512)"
+    assert rows.refused.reasons == {
+        "without a caption": 2,
+        "without an image": 1,
+        "without a readable caption": 2,
+    }
+    assert rows.refused.examples[0] == f"sample s/2 of {tars / '0.tar'} is without a caption"
+
+
+def test_partners_among_tars_share_an_entity(tars):
+    rows = open_rows(tars, "", reader, pairs=True)
+    assert {(p.row, p.entity) for p in draws(rows, 1)} == {
+        *((0, "dog"), (1, "dog"), (1, "cat"), (6, "cat"))
+    }
+    with pytest.raises(RuntimeError, match="without pairs"):
+        open_rows(tars, "", reader).partner(0, np.random.default_rng(0))
+
+
+def test_a_sample_that_can_have_no_partner_is_left_out(tmp_path):
+    image = save_image(tmp_path / "x.png", 0).read_bytes()
+    members = [("0.png", image), ("0.txt", b"a dog"), ("1.png", image), ("1.txt", b"sunset")]
+    path = write_tar(tmp_path / "a.tar", members)
+    rows = open_rows(path, "", published, pairs=True)
+    assert rows.usable.tolist() == [0] and rows.refused.reasons == {"without a partner": 1}
+
+
+def test_a_caption_without_end_in_a_tar_is_not_read(tmp_path):
+    image = save_image(tmp_path / "x.png", 0).read_bytes()
+    members = [("0.png", image), ("0.txt", b"a dog " * 2**18), ("1.png", image), ("1.txt", b"dog")]
+    rows = open_rows(write_tar(tmp_path / "a.tar", members), "", reader)
+    assert rows.refused.reasons == {"without a readable caption": 1}
+
+
+def test_a_damaged_tar_is_named(tmp_path):
+    (tmp_path / "a.tar").write_bytes(b"x" * 1024)
+    with pytest.raises(ValueError, match=r"a\.tar is damaged"):
+        open_rows(tmp_path / "a.tar", "", reader)

@@ -1,0 +1,229 @@
+"""Whole runs: both stages, interruption, selection, and what stops one."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from talk2dino import files
+from talk2dino.cli.pretrain import main
+from talk2dino.methods.ovsegmentor.checkpoints import read_checkpoint
+from talk2dino.methods.ovsegmentor.pretraining import loop
+from talk2dino.methods.ovsegmentor.pretraining.config import load_pretraining_recipe
+from talk2dino.methods.ovsegmentor.pretraining.job import PretrainingJob, pretrain
+from talk2dino.methods.ovsegmentor.pretraining.loop import Hooks
+from talk2dino.methods.ovsegmentor.pretraining.state import load_snapshot
+from talk2dino.methods.ovsegmentor.segmenter import build_ovsegmentor
+
+from .conftest import interrupted, write_captions
+
+FLAGS = ("--device", "cpu", "--workers", "0")
+
+
+def run_main(recipe, out, *flags):
+    return main(["--config", str(recipe), "--out", str(out), *FLAGS, *flags])
+
+
+@pytest.fixture(scope="module")
+def stage1(tmp_path_factory, captions):
+    """A finished stage 1, with held-out captions."""
+    import yaml
+
+    from .conftest import recipe_values
+
+    folder = tmp_path_factory.mktemp("runs")
+    held_out = write_captions(folder / "held_out", 6)
+    values = recipe_values(captions)
+    values["selection"] = {"metafile": str(held_out), "images": str(held_out.parent)}
+    (folder / "one.yaml").write_text(yaml.safe_dump(values))
+    assert run_main(folder / "one.yaml", folder / "one") == 0
+    return folder / "one"
+
+
+def test_stage_1_writes_a_folder_that_segments(stage1, capsys):
+    segmenter = build_ovsegmentor(stage1, "ovsegmentor_toy")
+    assert "cat" in segmenter.tokenizer.tokenizer.get_vocab()
+    classes = segmenter.embed_classes(["cat", "frog"])
+    scores = segmenter.window_scores(torch.zeros(1, 3, 64, 64), classes, None)
+    assert scores.isfinite().all()
+    names = {path.name for path in stage1.iterdir()}
+    assert names == {
+        *("model.safetensors", "config.json", "tokenizer"),
+        *("pretraining.json", "losses.csv", "losses.png"),
+    }
+
+
+def test_the_epoch_of_the_lowest_held_out_loss_is_kept(stage1):
+    summary = json.loads((stage1 / "pretraining.json").read_text())
+    table = [line.split(",") for line in (stage1 / "losses.csv").read_text().splitlines()]
+    column = table[0].index("held_out")
+    held_out = [float(row[column]) for row in table[1:]]
+    assert summary["best_epoch"] == held_out.index(min(held_out)) + 1
+    assert "held_out" in summary["selected_by"]
+    assert summary["command"].startswith("python -m talk2dino pretrain --config")
+
+
+def test_stage_2_goes_on_from_stage_1(stage1, write_recipe, tmp_path, capsys):
+    recipe = write_recipe(
+        2, train={"epochs": 1, "freeze_text": True}, start={"stage1": str(stage1)}
+    )
+    assert run_main(recipe, tmp_path / "two", "--logger", "tensorboard") == 0
+    shown = capsys.readouterr().out
+    assert "mask" in shown
+    before, after = (load_file(f / "model.safetensors") for f in (stage1, tmp_path / "two"))
+    assert "img_encoder_momentum.pos_embed" in after
+    student, teacher = (after[f"{n}.pos_embed"] for n in ("img_encoder", "img_encoder_momentum"))
+    assert not torch.equal(student, teacher)
+    assert not torch.equal(before["img_encoder.pos_embed"], teacher)  # where the teacher began
+    frozen = [name for name in before if name.startswith("text_encoder.transformer.")]
+    assert frozen
+    assert all(torch.equal(before[name], after[name]) for name in frozen)
+    assert list((tmp_path / "two" / "two.tensorboard").iterdir())
+    words = read_checkpoint(tmp_path / "two").tokenizer / "tokenizer.json"
+    assert words.read_bytes() == (stage1 / "tokenizer" / "tokenizer.json").read_bytes()
+
+
+def dies_in_save(arguments, threads, fatal):
+    """Run, and be killed before the `fatal`-th state takes its place."""
+    torch.set_num_threads(threads)
+    replace, count = os.replace, 0
+
+    def replacing(source, target):
+        nonlocal count
+        count += str(target).endswith("unfinished.pth")
+        if count == fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+
+    files.os.replace = replacing
+    main(arguments)
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(fork_server, write_recipe, tmp_path):
+    recipe = write_recipe(train={"accumulate": 2, "batch_size": 2, "amp": "bfloat16"})
+    out = tmp_path / "killed"
+    arguments = ["--config", str(recipe), "--out", str(out), *FLAGS, "--checkpoint_seconds", "0"]
+    fatal = 6  # the second step of epoch 2 is about to be saved
+    killed = fork_server.Process(
+        target=dies_in_save, args=(arguments, torch.get_num_threads(), fatal)
+    )
+    killed.start()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
+    snapshot = load_snapshot(out / "unfinished.pth")
+    assert (snapshot.progress[0].epoch, snapshot.progress[0].step) == (1, 1)
+    assert main([*arguments, "--resume"]) == 0
+    assert run_main(recipe, tmp_path / "undisturbed") == 0
+    for name in ("model.safetensors", "losses.csv", "config.json"):
+        assert (out / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
+    assert not list(out.glob(".*"))
+
+
+def test_an_interrupted_stage_2_goes_on_in_the_middle_of_an_epoch(stage1, make_recipe, tmp_path):
+    recipe = make_recipe(2, start={"stage1": str(stage1)})
+    interrupted(recipe, tmp_path / "stopped", 2)
+    snapshot = load_snapshot(tmp_path / "stopped" / "unfinished.pth")
+    assert (snapshot.progress[0].epoch, snapshot.progress[0].step) == (1, 2)
+    result = pretrain(PretrainingJob(recipe, tmp_path / "stopped", "cpu", resume=True))
+    undisturbed = pretrain(PretrainingJob(recipe, tmp_path / "whole", "cpu"))
+    assert result == undisturbed
+    one, other = (tmp_path / name / "model.safetensors" for name in ("stopped", "whole"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_resuming_refuses_other_settings_and_knows_a_complete_run(
+    stage1, write_recipe, tmp_path, capsys
+):
+    recipe = load_pretraining_recipe(stage1.parent / "one.yaml")
+    assert pretrain(PretrainingJob(recipe, stage1, "cpu", resume=True)) is None
+    assert run_main(stage1.parent / "one.yaml", stage1, "--resume") == 0
+    assert "nothing to resume" in capsys.readouterr().out
+    code = run_main(stage1.parent / "one.yaml", stage1, "--resume", "--set", "train.seed=9")
+    assert code == 1
+    assert "train.seed was 0, now 9" in capsys.readouterr().err
+    assert run_main(stage1.parent / "one.yaml", stage1) == 2
+    assert "holds a model already" in capsys.readouterr().err
+    tiny = load_pretraining_recipe(write_recipe())
+    interrupted(tiny, tmp_path / "new", 0)
+    assert run_main(write_recipe(), tmp_path / "new") == 2
+    assert "unfinished pretraining" in capsys.readouterr().err
+    assert run_main(write_recipe(), tmp_path / "new", "--resume", "--overwrite") == 2
+    assert run_main(write_recipe(), tmp_path / "new", "--overwrite") == 0
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(
+    make_recipe, tmp_path, monkeypatch
+):
+    recipe = make_recipe()
+    real, calls = loop.PretrainingStep.__call__, []
+
+    def step(self, batches, seeds, rate):
+        calls.append(rate)
+        values = real(self, batches, seeds, rate)
+        return values * float("nan") if len(calls) == 5 else values
+
+    monkeypatch.setattr(loop.PretrainingStep, "__call__", step)
+    message = "epoch 2, step 2 of 3: loss: nan.*Try a lower base_lr.*unfinished.pth"
+    with pytest.raises(RuntimeError, match=message):
+        pretrain(PretrainingJob(recipe, tmp_path / "out", "cpu"))
+    assert load_snapshot(tmp_path / "out" / "unfinished.pth").progress[0].epoch == 1
+
+
+def test_a_weight_that_is_not_finite_is_never_saved(make_recipe, tmp_path, monkeypatch):
+    real, calls = loop.PretrainingStep.__call__, []
+
+    def step(self, batches, seeds, rate):
+        calls.append(rate)
+        values = real(self, batches, seeds, rate)
+        if len(calls) == 3:  # the last step of the epoch, whose losses are still good
+            self.parameters[0].data.fill_(float("inf"))
+        return values
+
+    monkeypatch.setattr(loop.PretrainingStep, "__call__", step)
+    with pytest.raises(RuntimeError, match="a weight became infinite"):
+        pretrain(PretrainingJob(make_recipe(train={"epochs": 1}), tmp_path / "out", "cpu"))
+
+
+def test_values_are_shown_with_the_steps_so_far(make_recipe, tmp_path):
+    seen = []
+    hooks = Hooks(on_values=lambda values, step: seen.append((step, values)))
+    recipe = make_recipe(train={"log_every": 2, "warmup_epochs": 1})
+    pretrain(PretrainingJob(recipe, tmp_path / "out", "cpu"), hooks)
+    assert [step for step, _ in seen] == [2, 3, 5, 6]
+    assert "train/mask" not in seen[0][1]
+    factor = 4 / 4096
+    assert seen[0][1]["learning_rate"] == pytest.approx(0.1 * factor)
+    assert seen[1][1]["learning_rate"] == pytest.approx((0.1 + 0.4 / 3) * factor)
+
+
+def test_too_few_samples_for_one_step_are_refused(make_recipe, tmp_path):
+    recipe = make_recipe(train={"accumulate": 4})
+    with pytest.raises(ValueError, match="12 samples are fewer than one step takes"):
+        pretrain(PretrainingJob(recipe, tmp_path / "out", "cpu"))
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"data": {"metafile": "none.csv"}}, "data: metafile: none.csv: no such file"),
+        ({"selection": {"metafile": "none.json"}}, "selection: metafile: none.json: no such"),
+        ({"start": {"dino": "none.pth"}}, "start: dino: none.pth: no such file"),
+        ({"start": {"dino": "pretrained"}}, "no pretrained DINO weights for ovsegmentor_toy"),
+        ({"start": {"text": "pretrained"}}, "ovsegmentor_toy has no pretrained weights"),
+        ({"stage": 2, "start": {"stage1": "none"}}, "none: no OVSegmentor weights there"),
+    ],
+)
+def test_what_is_not_there_is_said_before_anything_starts(
+    write_recipe, tmp_path, capsys, sections, message
+):
+    assert run_main(write_recipe(**sections), tmp_path / "out") == 2
+    assert message in capsys.readouterr().err
+
+
+def test_another_file_is_no_state(tmp_path):
+    torch.save({"kind": "other"}, tmp_path / "unfinished.pth")
+    with pytest.raises(ValueError, match="not the state of an unfinished pretraining"):
+        load_snapshot(tmp_path / "unfinished.pth")

@@ -1,0 +1,90 @@
+"""Two processes take one process's step, and go on after an interruption to the same weights."""
+
+import pytest
+import torch
+
+from talk2dino.methods.ovsegmentor.pretraining.config import load_pretraining_recipe
+from talk2dino.methods.ovsegmentor.pretraining.optimizer import make_optimizer
+from talk2dino.methods.ovsegmentor.pretraining.state import load_snapshot
+from talk2dino.methods.ovsegmentor.pretraining.step import PretrainingStep
+from tests.methods.ovsegmentor.test_distributed import prepared_model, rows, whole_batch
+from tests.ranks import run_ranks
+
+
+def one_step(recipe, part):
+    """The values, gradients and weights of an optimiser step on some rows of the batch."""
+    step = PretrainingStep(model := prepared_model(), make_optimizer(model, recipe.train), recipe)
+    values = step([rows(whole_batch(), part)], [0], rate=1e-3)
+    found = {f"gradient {n}": p.grad for n, p in model.named_parameters() if p.grad is not None}
+    teacher = {f"teacher {n}": p for n, p in model.img_encoder_momentum.named_parameters()}
+    return {"values": values, **found, **teacher}
+
+
+class Stop(Exception):
+    pass
+
+
+def run_and_stop(recipe, folder, processes):
+    """An undisturbed run, and one that is stopped before its last step and goes on."""
+    from talk2dino.methods.ovsegmentor.pretraining import loop
+    from talk2dino.methods.ovsegmentor.pretraining.job import PretrainingJob, pretrain
+
+    pretrain(PretrainingJob(recipe, folder / "whole", "cpu"), processes=processes)
+    real, calls = PretrainingStep.__call__, []
+
+    def step(self, *arguments):
+        calls.append(None)
+        if len(calls) == 3:
+            raise Stop
+        return real(self, *arguments)
+
+    loop.PretrainingStep.__call__ = step
+    stopped = PretrainingJob(recipe, folder / "stopped", "cpu", checkpoint_seconds=0)
+    with pytest.raises(Stop):
+        pretrain(stopped, processes=processes)
+    if processes.rank == 0:  # the bridge's statistics are each process's own, and all are kept
+        own = load_snapshot(folder / "stopped" / "unfinished.pth").own
+        means = [buffers["bridge_projector.linear_hidden.1.running_mean"] for buffers in own]
+        assert not torch.equal(*means)
+    result = pretrain(
+        PretrainingJob(recipe, folder / "stopped", "cpu", resume=True), processes=processes
+    )
+    assert processes.gather(len(result.records)) == [1, 1]
+
+
+def work(folder):
+    """What each process does."""
+    from talk2dino.processes import joined_processes
+
+    torch.set_num_threads(1)
+    recipe = load_pretraining_recipe(folder / "tiny.yaml")
+    with joined_processes() as processes:
+        rank = processes.rank
+        found = one_step(recipe, slice(3 * rank, 3 * rank + 3))
+        every = processes.gather(found["values"].tolist())
+        if rank == 0:
+            found["values"] = torch.tensor(every).mean(dim=0)
+            torch.save({n: v.detach() for n, v in found.items()}, folder / "two.pth")
+        run_and_stop(recipe, folder, processes)
+
+
+def test_two_processes_step_like_one_and_resume_exactly(
+    fork_server, write_recipe, captions, tmp_path
+):
+    held_out = {"metafile": str(captions), "images": str(captions.parent)}
+    recipe = write_recipe(train={"batch_size": 2, "epochs": 1}, selection=held_out)
+    codes, said = run_ranks(fork_server, work, tmp_path, 2, tmp_path)
+    assert codes == [0, 0], said
+    together = torch.load(tmp_path / "two.pth", weights_only=True)
+    alone = one_step(load_pretraining_recipe(recipe), slice(None))
+    assert together.keys() == alone.keys()
+    gradients = [name for name in alone if name.startswith("gradient")]
+    largest = max(float(alone[name].abs().max()) for name in gradients)
+    for name, value in alone.items():
+        atol = 1e-4 * largest if name in gradients else 1e-5
+        torch.testing.assert_close(
+            together[name], value.detach(), rtol=1e-3, atol=atol, msg=lambda m, n=name: f"{n}: {m}"
+        )
+    for name in ("model.safetensors", "losses.csv"):
+        whole, stopped = (tmp_path / run / name for run in ("whole", "stopped"))
+        assert whole.read_bytes() == stopped.read_bytes()

@@ -1,0 +1,30 @@
+"""What is said where the library of the text encoders is missing."""
+
+import importlib.util
+
+import pytest
+
+from talk2dino.cli import pretrain
+from talk2dino.methods.ovsegmentor import text
+
+
+def test_without_transformers_a_pretraining_ends_before_it_begins(
+    root, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(text, "find_spec", lambda name: None)
+    assert importlib.util.find_spec("transformers") is not None  # only hidden
+    recipe = root / "configs" / "ovsegmentor_toy_stage1.yaml"
+    assert pretrain.main(["--config", str(recipe)]) != 0
+    assert "OVSegmentor needs transformers: pip install transformers" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_with_transformers_nothing_is_said():
+    text.require_transformers()
+    with (
+        pytest.raises(ImportError, match="pip install transformers"),
+        pytest.MonkeyPatch.context() as m,
+    ):
+        m.setattr(text, "find_spec", lambda name: None)
+        text.require_transformers()

@@ -1,0 +1,144 @@
+"""Which model a file holds, from its tensors alone."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from talk2dino.backbones.text import create_text_tower
+from talk2dino.backbones.vision import SHORT_NAMES, create_toy, official_shapes
+from talk2dino.methods.talk2dino.hub.layout import (
+    identify_projection,
+    identify_text,
+    identify_vision,
+    looks_like,
+    split_parts,
+)
+from talk2dino.methods.talk2dino.hub.load import _identified
+from talk2dino.methods.talk2dino.hub.published import PUBLISHED
+from talk2dino.methods.talk2dino.projection import build_projection
+
+from .conftest import prefixed, projection_state
+
+
+def vision_shapes(name):
+    """A backbone's tensors without their memory: DINOv2's in hub naming, others in timm's."""
+    with torch.device("meta"):
+        settings = {"img_size": 518} if "dinov2" in name else {}
+        timm_name = SHORT_NAMES.get(name, name)
+        model = timm.create_model(timm_name, num_classes=0, pretrained=False, **settings)
+        shapes = official_shapes(model) if "dinov2" in name else None
+        return (
+            {key: torch.empty(shape) for key, shape in shapes.items()}
+            if shapes
+            else dict(model.state_dict())
+        )
+
+
+@pytest.mark.parametrize("short", PUBLISHED)
+def test_the_published_models_are_known_by_their_tensors(short):
+    model = PUBLISHED[short]
+    vision = vision_shapes(model.vision_model)
+    with torch.device("meta"):
+        text = create_text_tower("ViT-B/16").state_dict()
+        projection = build_projection(model.projection).state_dict()
+    state = prefixed("model.", vision) | prefixed("clip_model.", text)
+    parts = split_parts(state | prefixed("proj.", projection), "model.safetensors")
+    assert identify_vision(parts.vision, "f") == model.vision_model
+    assert identify_text(parts.text, "f") == "ViT-B/16"
+    found = identify_projection(parts.projection, "f")
+    assert (found.dino_embed_dim, found.num_hidden_layers) == (model.width, 1)
+    assert found.num_attn_head == model.num_heads
+    assert _identified(parts, Path("f")).background_threshold == model.background_threshold
+
+
+def test_registers_and_sizes_are_told_apart():
+    assert identify_vision(vision_shapes("dinov2_vits14"), "f") == "dinov2_vits14"
+    assert identify_vision(vision_shapes("dinov2_vits14_reg"), "f") == "dinov2_vits14_reg"
+    shapes = {name: torch.empty(shape, device="meta") for name, shape in official_toy().items()}
+    assert identify_vision(shapes, "f") == "toy"
+    with pytest.raises(ValueError, match="no known backbone has patches of 32 pixels and width 7"):
+        identify_vision({"patch_embed.proj.weight": torch.empty(7, 3, 32, 32)}, "f")
+    with pytest.raises(ValueError, match="no known CLIP text encoder has 0 blocks of width 7"):
+        identify_text({"token_embedding.weight": torch.empty(3, 7)}, "f")
+
+
+def official_toy():
+    return official_shapes(create_toy())
+
+
+def test_layer_scales_that_were_renamed_get_their_name_back():
+    state = {
+        "model.patch_embed.proj.weight": torch.zeros(1, 3, 14, 14),
+        "model.blocks.0.ls1.weight": torch.zeros(1),
+        "model.blocks.0.weight_2": torch.zeros(1),
+        "model.blocks.0.norm1.weight": torch.zeros(1),
+        "clip_model.token_embedding.weight": torch.zeros(1, 1),
+        "proj.linear_layer.weight": torch.zeros(1, 1),
+    }
+    names = set(split_parts(state, "f").vision)
+    assert {"blocks.0.ls1.gamma", "blocks.0.gamma_2", "blocks.0.norm1.weight"} < names
+
+
+def test_older_and_deeper_projections_are_recognised():
+    old = projection_state(192, hidden="linear_layer2")
+    assert identify_projection(old, "f").num_hidden_layers == 1
+    flat = {name: value for name, value in old.items() if "layer2" not in name}
+    assert identify_projection(flat, "f").num_hidden_layers == 0
+    with pytest.raises(ValueError, match=r"another projection than ProjectionLayer"):
+        identify_projection({"visual_linear.weight": torch.zeros(2, 2)} | flat, "f")
+    many = {f"layer{number}": torch.zeros(1) for number in range(8)}
+    with pytest.raises(ValueError, match=r"\(layer0, .*layer5 and 2 more\)"):
+        identify_projection(many, "f")
+
+
+def test_a_file_of_another_model_given_as_a_projection_is_recognised():
+    state = {"blocks.0.attn.qkv.weight": torch.zeros(1), "patch_embed.proj.weight": torch.zeros(1)}
+    with pytest.raises(ValueError, match="f is no Talk2DINO.*it looks like a vision transformer"):
+        identify_projection(state, "f")
+
+
+def test_tensors_of_another_number_of_dimensions_are_named():
+    with pytest.raises(ValueError, match=r"must have 4 dimensions, found \(3,\)"):
+        identify_vision({"patch_embed.proj.weight": torch.zeros(3)}, "f")
+    with pytest.raises(ValueError, match=r"must have 2 dimensions, found \(3,\)"):
+        identify_text({"token_embedding.weight": torch.zeros(3)}, "f")
+
+
+@pytest.mark.parametrize(
+    ("names", "kind"),
+    [
+        (["text_model.encoder.layers.0.x", "vision_model.encoder.layers.0.x"], "CLIP model of tr"),
+        (["visual.conv1.weight", "token_embedding.weight"], "CLIP model of OpenAI"),
+        (["token_embedding.weight"], "text tower"),
+        (["blocks.0.attn.qkv.weight", "patch_embed.proj.weight"], "DINO or timm"),
+        (["encoder.layer.0.x", "embeddings.patch_embeddings.projection.weight"], "of transformers"),
+        (["bert.encoder.layer.0.x", "bert.embeddings.word_embeddings.weight"], "BERT"),
+        (["linear_layer.weight"], "projection alone"),
+        (["model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.gate_proj.weight"], "lang"),
+        (["layer1.0.conv1.weight"], "ResNet"),
+        (["base.lora_A.weight"], "LoRA"),
+        (["down_blocks.0.x"], "diffusion"),
+    ],
+)
+def test_the_file_of_another_model_is_recognised(names, kind):
+    assert kind in looks_like(names)
+    state = {name: torch.zeros(1) for name in names}
+    with pytest.raises(ValueError, match=f"no Talk2DINO model.*it looks like.*{kind}"):
+        split_parts(state, "other.safetensors")
+
+
+def test_an_unknown_file_shows_its_first_names():
+    assert looks_like(["some.weight"]) is None
+    with pytest.raises(ValueError, match="it begins with some.weight"):
+        split_parts({"some.weight": torch.zeros(1)}, "f")
+
+
+def test_a_model_that_lacks_a_part_or_has_one_too_many_is_refused():
+    projection = prefixed("proj.", projection_state(192))
+    clip = {"clip_model.token_embedding.weight": torch.zeros(1, 1)}
+    with pytest.raises(ValueError, match=r"no model\.\*"):
+        split_parts(projection | clip, "f")
+    with pytest.raises(ValueError, match="unexpected decoder.weight"):
+        split_parts(projection | {"decoder.weight": torch.zeros(1)}, "f")

@@ -1,0 +1,318 @@
+"""Loading from names, folders, files and the Hub's cache, and what is said when that fails."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+import timm
+import torch
+
+from talk2dino import Talk2DINO
+from talk2dino.backbones.checkpoints import state_shapes
+from talk2dino.backbones.seeded import seeded_state
+from talk2dino.files import find_in_checkout
+from talk2dino.methods.talk2dino.hub import load
+from talk2dino.methods.talk2dino.hub.fetch import FetchOptions
+from talk2dino.methods.talk2dino.hub.folder import read_folder_config
+from talk2dino.methods.talk2dino.hub.load import check_projection, find_model, load_model
+from talk2dino.methods.talk2dino.hub.published import PUBLISHED
+
+from .conftest import projection_state, published_layout, save
+
+NAMES = ["cup", "silver spoon"]
+REPO = "someone/a-model"
+
+
+def same_model(one, other, tolerance=1e-6):
+    picture = torch.arange(3 * 56 * 56, dtype=torch.int64).remainder(256).to(torch.uint8)
+    pictures = picture.reshape(3, 56, 56)
+    torch.testing.assert_close(
+        one.encode_image(pictures), other.encode_image(pictures), rtol=1e-4, atol=1e-4
+    )
+    ours, theirs = (model.segmenter.embed_classes(NAMES) for model in (one, other))
+    assert float((ours - theirs).norm() / theirs.norm()) <= tolerance
+
+
+def test_the_published_layout_loads_with_fp16_clip(toy, toy_folder):
+    model = Talk2DINO.from_pretrained(toy_folder, device="cpu")
+    same_model(model, toy, tolerance=2e-3)  # CLIP is stored in half precision
+    assert model.segmenter.text.model.text_projection.dtype == torch.float32
+    assert model.is_trained and model.loaded.background_threshold == 0.55
+
+
+def test_a_single_file_of_a_whole_model_loads_too(toy, toy_folder):
+    model = Talk2DINO.from_pretrained(toy_folder / "model.safetensors", device="cpu")
+    assert model.segmenter.config.vision_model == "toy"
+    assert torch.equal(
+        model.encode_text("a cup"), Talk2DINO.from_pretrained(toy_folder).encode_text("a cup")
+    )
+
+
+def test_dinov3_in_timm_naming_loads_with_renamed_layer_scales(toy_text, tmp_path):
+    name = "vit_small_patch16_dinov3.lvd1689m"
+    settings = {"num_classes": 0, "global_pool": "token", "dynamic_img_size": True}
+    backbone = timm.create_model(name, pretrained=False, **settings)
+    state = seeded_state(0, state_shapes(backbone))
+    backbone.load_state_dict(state)
+    renamed = {key.replace(".gamma_", ".weight_"): value for key, value in state.items()}
+    assert set(renamed) != set(state)
+    save(published_layout(renamed, toy_text, 384), tmp_path / "model.safetensors")
+    model = Talk2DINO.from_pretrained(tmp_path, device="cpu")
+    assert model.segmenter.config.vision_model == name
+    loaded = model.segmenter.vision.model.state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in backbone.state_dict().items())
+    assert model.encode_image(torch.zeros(3, 32, 32, dtype=torch.uint8)).shape == (1, 784, 384)
+
+
+def test_a_trained_projection_loads_by_its_summary(tmp_path):
+    path = tmp_path / "mine.pth"
+    torch.save(projection_state(192), path)
+    summary = {
+        "command": "python train.py --model configs/toy.yaml",
+        "features": {"vision_model": "dinov2_vitb14", "text_model": "toy", "resize_dim": 224},
+        "trained_on": {"vision": {"model": "toy", "weights": "seeded:0"}},
+        "settings": {"model.hidden_layer": True, "model.dino_embed_dim": 192, "lr": 1},
+    }
+    path.with_suffix(".json").write_text(json.dumps(summary))
+    model = Talk2DINO.from_pretrained(path, device="cpu")
+    assert model.segmenter.config.vision_model == "toy"
+    assert model.loaded.training["command"].startswith("python train.py")
+    assert model.is_trained
+
+
+def test_a_projection_without_a_summary_needs_its_recipe(toy, root, tmp_path):
+    path = tmp_path / "mine.pth"
+    torch.save(projection_state(192, hidden="linear_layer2"), path)
+    with pytest.raises(ValueError, match="projection into 192 dimensions.*pass config="):
+        load_model(str(path))
+    model = Talk2DINO.from_pretrained(path, device="cpu", config=root / "configs" / "toy.yaml")
+    same_model(model, toy)
+    with pytest.raises(ValueError, match="config= belongs to the file of a projection"):
+        load_model("toy", config="configs/toy.yaml")
+
+
+@pytest.mark.parametrize("short", PUBLISHED)
+def test_a_published_projection_is_known_by_its_name(short, tmp_path, caplog):
+    model = PUBLISHED[short]
+    path = tmp_path / model.projection_file
+    torch.save(projection_state(model.width), path)
+    assert load._published_projection(path) is model
+    assert ("another content" in caplog.text) == (model.projection_sha256 is not None)
+    config = model.config(str(path))
+    assert config.projection.dino_embed_dim == model.width
+    assert find_model(str(path)).background_threshold == model.background_threshold
+
+
+def test_published_files_are_known_by_their_content(tmp_path):
+    shared = find_in_checkout("../shared/parity/published_weights/vitb_mlp_infonce.pth")
+    if not shared.is_file():
+        pytest.skip("the published file is not here")
+    shutil.copy(shared, tmp_path / "renamed.pth")
+    assert load._published_projection(tmp_path / "renamed.pth") is PUBLISHED["vitb"]
+    check_projection(tmp_path / "renamed.pth", PUBLISHED["vitb"])
+
+
+def test_a_file_with_another_checksum_is_not_taken_for_the_published_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights").mkdir()
+    torch.save(projection_state(768), tmp_path / "weights" / "vitb_mlp_infonce.pth")
+    with pytest.raises(ValueError, match="not the published file.*load it by its path"):
+        load_model("vitb")
+    torch.save(projection_state(768), tmp_path / "weights" / "vitl_mlp_infonce.pth")
+    with pytest.raises(ValueError, match="wrong shapes"):
+        load_model("vitl")  # no checksum is recorded; the shapes tell
+
+
+def test_backbones_that_cannot_be_downloaded_point_to_the_whole_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = {"vision_model": "dinov2_vits14_reg", "width": 384, "num_heads": 6}
+    monkeypatch.setitem(PUBLISHED, "vitl", dataclasses.replace(PUBLISHED["vitl"], **small))
+    (tmp_path / "weights").mkdir()
+    torch.save(projection_state(384), tmp_path / "weights" / "vitl_mlp_infonce.pth")
+    with pytest.raises(RuntimeError, match=r"could not download.*Talk2DINO-ViTL/tree/main"):
+        load_model("vitl")
+
+
+def test_a_short_name_takes_the_folder_in_weights(tmp_path, monkeypatch, toy_folder):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(toy_folder, tmp_path / "weights" / "vitl")
+    loaded = load_model("vitl")
+    assert loaded.origin == "vitl" and loaded.background_threshold == 0.54
+
+
+@pytest.fixture
+def cache(tmp_path, toy_folder):
+    """The Hugging Face cache after a download of `someone/a-model`."""
+    repo = tmp_path / "models--someone--a-model"
+    commit = "0" * 40
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text(commit)
+    (repo / "blobs").mkdir()
+    snapshot = repo / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        source = toy_folder / name
+        digest = load.file_sha256(source)
+        shutil.copy(source, repo / "blobs" / digest)
+        (snapshot / name).symlink_to(repo / "blobs" / digest)
+    return tmp_path
+
+
+def test_a_cached_repository_loads_without_network(cache):
+    model = Talk2DINO.from_pretrained(REPO, device="cpu", cache_dir=cache)
+    assert model.loaded.origin == REPO
+
+
+FETCH = {
+    "revision": "v1",
+    "token": "secret",
+    "cache_dir": "/somewhere",
+    "local_files_only": True,
+    "force_download": True,
+}
+
+
+def test_every_option_reaches_the_download(toy_folder, monkeypatch):
+    asked = []
+
+    def fetch_folder(repo, options, advice):
+        asked.append((repo, options))
+        return toy_folder
+
+    monkeypatch.setattr(load, "fetch_folder", fetch_folder)
+    Talk2DINO.from_pretrained(REPO, device="cpu", **FETCH)
+    Talk2DINO.from_pretrained("vitb", device="cpu", **FETCH)
+    options = FetchOptions(**FETCH)
+    assert asked == [(REPO, options), (PUBLISHED["vitb"].repo, options)]
+
+
+def test_a_damaged_file_of_the_cache_is_named(cache):
+    blob = next((cache / "models--someone--a-model" / "snapshots").rglob("*.safetensors")).resolve()
+    with blob.open("r+b") as file:
+        file.seek(-4, 2)
+        file.write(b"\1\2\3\4")
+    with pytest.raises(ValueError, match="damaged: its SHA-256 is .* Delete .* and load again"):
+        Talk2DINO.from_pretrained(REPO, device="cpu", cache_dir=cache)
+
+
+def test_without_network_it_says_what_to_download_and_where_to_put_it(tmp_path):
+    with pytest.raises(RuntimeError) as error:
+        Talk2DINO.from_pretrained("dinov3_vitl", device="cpu", cache_dir=tmp_path)
+    for part in (
+        "https://huggingface.co/lorebianchi98/Talk2DINOv3-ViTL/tree/main",
+        "model.safetensors and config.json",
+        "weights/dinov3_vitl/",
+        "dinov3_vitl_mlp_infonce.pth",
+    ):
+        assert part in str(error.value)
+    with pytest.raises(RuntimeError, match="weights/vitb/"):
+        Talk2DINO.from_pretrained("lorebianchi98/Talk2DINO-ViTB", cache_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("./nowhere", "no file or folder ./nowhere"), ("a/b/c", "a/b/c"), ("weights/x.pth", "x.pth")],
+)
+def test_a_path_that_is_not_there_is_named(name, message):
+    with pytest.raises(FileNotFoundError, match=message):
+        load_model(name)
+
+
+def test_a_folder_without_weights_says_what_is_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no model.safetensors, but nothing"):
+        load_model(str(tmp_path))
+    (tmp_path / "model.safetensors.incomplete").touch()
+    with pytest.raises(FileNotFoundError, match="an unfinished download"):
+        load_model(str(tmp_path))
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="in several files"):
+        load_model(str(tmp_path))
+
+
+def test_an_unfinished_download_is_the_folders_own(tmp_path):
+    strangers = tmp_path / "other" / "model"
+    strangers.mkdir(parents=True)
+    (strangers / "theirs.incomplete").touch()
+    with pytest.raises(FileNotFoundError, match=r"holds no model.safetensors, but other\.$"):
+        load_model(str(tmp_path))
+    kept = tmp_path / ".cache" / "huggingface" / "download"
+    kept.mkdir(parents=True)
+    (kept / "ours.incomplete").touch()
+    with pytest.raises(FileNotFoundError, match=r"an unfinished download \(ours.incomplete\)"):
+        load_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_is_not_the_current_folder(name):
+    with pytest.raises(ValueError, match="the model's name is empty.*one of toy, vitb"):
+        Talk2DINO.from_pretrained(name, device="cpu")
+
+
+@pytest.mark.parametrize("start", ["https://huggingface.co/", "huggingface.co/", "https://hf.co/"])
+@pytest.mark.parametrize("end", ["", "/", "/tree/main", "?library=x"])
+def test_the_address_of_a_repository_is_answered_with_its_name(start, end):
+    with pytest.raises(ValueError, match=r"not by its address.*from_pretrained\('me/mine-1.5'\)"):
+        load_model(f"{start}me/mine-1.5{end}")
+
+
+def test_a_half_downloaded_file_is_recognised(tmp_path, toy_folder):
+    whole = (toy_folder / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=rf"cut short: {len(whole) // 2} of {len(whole)} bytes"):
+        load_model(str(tmp_path))
+
+
+def test_a_pickle_is_refused_unless_it_holds_tensors_only(tmp_path, toy_state, toy):
+    path = tmp_path / "pytorch_model.bin"
+    torch.save({"model.x": print}, path)
+    with pytest.raises(ValueError, match="pickled code"):
+        load_model(str(tmp_path))
+    torch.save(toy_state, path)
+    assert load_model(str(tmp_path)).segmenter.config.text_model == "toy"
+
+
+@pytest.mark.parametrize("part", ["model.", "clip_model.", "proj."])
+def test_a_quantised_part_is_refused(part, tmp_path, toy_state):
+    whole = {
+        name: value.to(torch.int8) for name, value in toy_state.items() if name.startswith(part)
+    }
+    save(toy_state | whole, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"model.safetensors looks quantised: int8 .*float32"):
+        load_model(str(tmp_path))
+
+
+def test_a_damaged_configuration_is_named(tmp_path, toy_folder):
+    shutil.copytree(toy_folder, tmp_path, dirs_exist_ok=True)
+    for text, message in (("{", "no valid JSON"), ("[]", "but a list")):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            load_model(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"segmenter": 5}, "segmenter must hold names and values, found 5"),
+        ({"segmenter": {"colour": 1}}, "unknown key 'colour'"),
+        ({"segmenter": {}}, "not as save_pretrained writes it.*projection_weights"),
+        ({"segmenter": {"projection": [1]}}, r"found \[1\]"),
+        ({"segmenter": {"projection_weights": 5}}, "projection_weights must be str, got 5"),
+        ({"segmenter": {"input_size": "448"}}, "input_size must be int, got '448'"),
+        ({"background_threshold": None}, "background_threshold must be a number from 0 to 1"),
+        ({"background_threshold": 7}, "background_threshold must be a number.*found 7"),
+        ({"training": [1]}, r"training must hold names and values, found \[1\]"),
+    ],
+)
+def test_a_changed_configuration_is_refused_with_what_was_found(changes, message, tmp_path):
+    content = {"segmenter": {"projection_weights": "seeded:0"}, "background_threshold": 0.5}
+    (tmp_path / "config.json").write_text(json.dumps({**content, **changes}))
+    with pytest.raises(ValueError, match=f"config.json.*{message}"):
+        read_folder_config(tmp_path)
+
+
+def test_a_projection_alone_needs_our_configuration(tmp_path):
+    state = {f"proj.{name}": value for name, value in projection_state(192).items()}
+    save(state, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="holds the projection only"):
+        load_model(str(tmp_path))

@@ -1,0 +1,223 @@
+"""A saved model is the same model, and its card says where it comes from."""
+
+import dataclasses
+import json
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import HfApi
+
+from talk2dino import Talk2DINO
+from talk2dino.methods.talk2dino.hub import save
+from talk2dino.methods.talk2dino.hub.card import model_card, read_results
+from talk2dino.methods.talk2dino.hub.load import LoadedModel
+from talk2dino.methods.talk2dino.hub.save import SaveOptions, _saved_config, push_model, save_model
+
+from .test_load import same_model
+
+TRAINING = {
+    "command": "python train.py --model configs/toy.yaml",
+    "recipe": "configs/toy.yaml",
+    "settings": {"train_dataset": "../coco/train.pth", "captions": 566747},
+    "epochs": 100,
+    "best_epoch": None,
+    "train_loss": 0.25,
+}
+
+
+@pytest.fixture(scope="module")
+def trained(toy):
+    """The toy model as if `train.py` had trained it."""
+    config = dataclasses.replace(toy.segmenter.config, projection_weights="weights/mine.pth")
+    segmenter = toy.segmenter.variant()
+    segmenter.config = config
+    return Talk2DINO(LoadedModel(segmenter, 0.5, "weights/mine.pth", TRAINING))
+
+
+@pytest.fixture(scope="module")
+def saved(trained, tmp_path_factory):
+    return trained.save_pretrained(tmp_path_factory.mktemp("saved") / "mine")
+
+
+def test_a_saved_model_is_the_same_model(trained, saved):
+    model = Talk2DINO.from_pretrained(saved, device="cpu")
+    same_model(model, trained)
+    assert model.loaded.background_threshold == 0.5
+    assert model.loaded.training == TRAINING and model.is_trained
+
+
+def test_nothing_of_an_earlier_save_is_overwritten_unasked(trained, saved):
+    with pytest.raises(FileExistsError, match="holds model.safetensors, config.json, README.md"):
+        trained.save_pretrained(saved)
+    trained.save_pretrained(saved, overwrite=True)
+
+
+def test_the_projection_can_be_saved_alone(toy, tmp_path):
+    folder = toy.save_pretrained(tmp_path / "small", projection_only=True)
+    assert (folder / "model.safetensors").stat().st_size < 2_000_000
+    model = Talk2DINO.from_pretrained(folder, device="cpu")
+    same_model(model, toy)
+    assert not model.is_trained
+    assert "untrained: what it segments means nothing" in (folder / "README.md").read_text()
+    assert model.loaded.background_threshold == 0.52
+
+
+def test_parts_that_others_cannot_get_are_not_left_out(toy, tmp_path):
+    segmenter = toy.segmenter.variant(vision_weights="/home/me/dino.pth")
+    mine = LoadedModel(segmenter, 0.5, "mine")
+    with pytest.raises(ValueError, match="come from /home/me/dino.pth, which others do not have"):
+        save_model(mine, tmp_path / "x", SaveOptions(projection_only=True))
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_card_tells_training_and_its_own_numbers(trained, tmp_path, caplog):
+    results = tmp_path / "results"
+    results.mkdir()
+    own = trained.segmenter.config.projection_weights
+    run = {
+        "format": 1,
+        "benchmark": "voc20",
+        "model": "mine",
+        "pamr": True,
+        "mIoU": 84.25,
+        "mIoU_interval": [83.0, 85.0],
+        "mAcc": 90.0,
+        "aAcc": 95.0,
+        "num_images": 1449,
+        "published": 88.5,
+        "timing": None,
+        "settings": {"segmenter": {"projection_weights": own}},
+    }
+    (results / "voc20_pamr.json").write_text(json.dumps(run))
+    (results / "notes.json").write_text("[]")
+    other = {**run, "mIoU": 3.16, "settings": {"segmenter": {"projection_weights": "seeded:9"}}}
+    (results / "voc20_untrained.json").write_text(json.dumps(other))
+    folder = trained.save_pretrained(tmp_path / "m", projection_only=True, results=results)
+    card = (folder / "README.md").read_text()
+    assert "\nlibrary_name: talk2dino\n" in card
+    for part in (
+        TRAINING["command"],
+        "* training data: ../coco/train.pth",
+        "* captions: 566747",
+        "background threshold: 0.5.",
+        "With PAMR:",
+        "84.25",
+        "1449",
+    ):
+        assert part in card
+    assert "best epoch" not in card and "Without PAMR" not in card
+    assert "3.16" not in card and "mean" not in card
+    assert "left out of the card: mine on voc20, of other weights" in caplog.text
+    (results / "voc20_pamr_2.json").write_text(json.dumps(run))
+    with pytest.raises(ValueError, match="two results of this model on voc20"):
+        trained.save_pretrained(tmp_path / "n", projection_only=True, results=results)
+    for path in results.glob("voc20_pamr*"):
+        path.unlink()
+    with pytest.raises(ValueError, match=r"other weights only: mine on voc20\. Evaluate what is"):
+        trained.save_pretrained(tmp_path / "n", projection_only=True, results=results)
+    assert not (tmp_path / "n").exists()
+
+
+def test_a_folder_without_results_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no results of an evaluation"):
+        read_results(tmp_path)
+
+
+def test_a_damaged_file_among_the_results_is_named(tmp_path):
+    (tmp_path / "voc20.json").write_text("{")
+    with pytest.raises(ValueError, match=r"voc20.json is no valid JSON .*evaluate again"):
+        read_results(tmp_path)
+
+
+def test_a_folder_that_holds_the_weights_is_complete(toy, tmp_path, monkeypatch):
+    there = []
+
+    def write_weights(tensors, path):
+        there.extend(sorted(p.name for p in path.parent.iterdir()))
+
+    monkeypatch.setattr(save, "save_safetensors", write_weights)
+    toy.save_pretrained(tmp_path / "m", projection_only=True)
+    assert there == ["README.md", "config.json"]
+
+
+class RecordingApi(HfApi):
+    """Keeps what would be uploaded."""
+
+    def create_repo(self, repo_id, **settings):
+        self.created = (repo_id, settings)
+
+    def upload_folder(self, *, repo_id, folder_path, commit_message, **settings):
+        self.uploaded = (repo_id, sorted(p.name for p in Path(folder_path).iterdir()))
+        self.message = commit_message
+        self.card = (Path(folder_path) / "README.md").read_text()
+
+
+def test_pushing_uploads_the_three_files(toy):
+    api = RecordingApi()
+    options = SaveOptions(projection_only=True)
+    address = push_model(toy.loaded, "me/mine", options, "First", True, api)
+    assert address == "https://huggingface.co/me/mine"
+    assert api.created == ("me/mine", {"private": True, "exist_ok": True})
+    assert api.uploaded == ("me/mine", ["README.md", "config.json", "model.safetensors"])
+    assert api.message == "First"
+
+
+def test_pushing_without_network_says_what_to_do_and_leaves_nothing(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(RuntimeError, match="could not upload to me/mine .*(?i:offline).*by hand"):
+        toy.push_to_hub("me/mine", projection_only=True, token=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_repository_is_refused_before_anything_is_written(toy):
+    with pytest.raises(ValueError, match="my model!"):
+        push_model(toy.loaded, "my model!", SaveOptions(results="nowhere"), "", None, None)
+
+
+def test_the_card_of_a_folder_is_called_like_the_folder(toy, tmp_path):
+    card = (toy.save_pretrained(tmp_path / "toy", projection_only=True) / "README.md").read_text()
+    assert "# toy\n" in card
+    assert 'from_pretrained("./toy")' in card  # "toy" alone is a model of the package
+
+
+def test_the_card_of_a_repository_is_called_like_the_repository(trained):
+    api = RecordingApi()
+    push_model(trained.loaded, "me/great-1.5", SaveOptions(projection_only=False), "", None, api)
+    assert "# great-1.5\n" in api.card
+    assert 'from_pretrained("me/great-1.5")' in api.card
+    assert "weights/mine" not in api.card
+
+
+@pytest.mark.parametrize(
+    ("vision", "projection_only", "licence"),
+    [
+        ("dinov2_vitb14_reg", False, "license: apache-2.0\n"),
+        ("vit_base_patch14_dinov2.lvd142m", False, "license: apache-2.0\n"),
+        ("vit_base_patch16_dinov3.lvd1689m", True, "license: apache-2.0\n"),
+        (
+            "dinov3_vitb16",
+            False,
+            "license: other\nlicense_name: dinov3-license\nlicense_link: http",
+        ),
+        ("vit_base_patch16_224.mae", False, "license: unknown\n"),
+    ],
+)
+def test_the_licence_is_that_of_the_projection_or_of_a_backbone_in_the_folder(
+    toy, vision, projection_only, licence
+):
+    segmenter = toy.segmenter.variant(vision_model=vision)
+    config = _saved_config(LoadedModel(segmenter, 0.5, "x"), projection_only)
+    card = model_card(config, "me/mine", [])
+    assert card.startswith(f"---\n{licence}")
+    assert "## Licences\n\nThe projection and the code are Apache-2.0." in card
+    assert "DINOv3 the DINOv3 licence, OpenAI's CLIP MIT." in card
+
+
+def test_a_saved_folder_has_no_paths_of_its_maker(saved):
+    config = json.loads((saved / "config.json").read_text())
+    assert config["model_type"] == "talk2dino"
+    weights = {k: v for k, v in config["segmenter"].items() if k.endswith("_weights")}
+    assert set(weights.values()) == {"included"}
+    assert torch.is_tensor(Talk2DINO.from_pretrained(saved).encode_text("x"))

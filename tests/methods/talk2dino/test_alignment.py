@@ -1,0 +1,112 @@
+"""Alignment strategies on numbers small enough to check by hand."""
+
+import math
+
+import pytest
+import torch
+
+from talk2dino.backbones.attention import average_attention, head_embeddings
+from talk2dino.methods.talk2dino.alignment import align, head_choice, selected_heads
+from talk2dino.methods.talk2dino.losses import TEMPERATURE, infonce, infonce_and_gradient, triplet
+from tests.literal.training import infonce as literal_infonce
+
+TEXT = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+HEADS = torch.tensor([[[0.1, 0.9], [0.7, 0.2]], [[0.6, 0.5], [0.9, 0.4]]])  # (image, head, D)
+
+
+def test_each_image_is_represented_by_the_head_closest_to_its_own_caption():
+    assert selected_heads(HEADS, TEXT).tolist() == [1, 0]
+    scores = align(HEADS, TEXT, "max_score")
+    assert torch.allclose(scores, torch.tensor([[0.7, 0.6], [0.2, 0.5]]))
+
+
+def test_sampling_draws_heads_by_their_softmax_and_repeats_with_its_generator():
+    def draw(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return head_choice(HEADS, TEXT * 100, "sampled_attn_map", generator)
+
+    assert torch.equal(draw(0), draw(0))
+    assert torch.equal(draw(1), torch.stack([HEADS[0, 1], HEADS[1, 0]]))  # softmax of 60 apart
+
+
+def test_weighted_average_is_the_mean_of_weight_times_head():
+    weights = torch.tensor([0.1, 0.7]).softmax(0)
+    expected = (weights[:, None] * HEADS[0]).sum(0) / 2
+    assert torch.allclose(head_choice(HEADS, TEXT, "weighted_avg")[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "expected"),
+    [("sum", 0.8), ("mean", 0.4), ("max-row_sum", 0.7), ("nucleus-sampling", 0.7)],
+)
+def test_pairwise_strategies_score_images_by_texts(strategy, expected):
+    assert float(align(HEADS, TEXT, strategy)[0, 0]) == pytest.approx(expected)
+
+
+def test_nucleus_keeps_the_shortest_prefix_whose_mass_exceeds_alpha():
+    image = torch.tensor([[[1.0, 0.0]]])
+    tokens = torch.tensor([[[0.5, 0.0], [0.1, 0.0], [0.3, 0.0], [0.2, 0.0]]])
+    # sorted .5 .3 .2 .1; minus .1 over .7: .57 .29 .14 0
+    assert float(align(image, tokens, "nucleus-sampling", alpha=0.5)) == pytest.approx(0.5)
+    assert float(align(image, tokens, "nucleus-sampling", alpha=0.6)) == pytest.approx(0.8)
+    assert float(align(image, tokens, "nucleus-sampling", alpha=0.9)) == pytest.approx(1.0)
+
+
+def test_masked_tokens_do_not_count():
+    tokens = torch.tensor([[[1.0, 0.0], [9.0, 9.0]]])
+    mask = torch.tensor([[True, False]])
+    assert float(align(torch.ones(1, 2), tokens, "sum", token_mask=mask)) == 1.0
+
+
+def test_one_vector_on_each_side_is_a_dot_product_whatever_the_strategy():
+    visual = torch.tensor([[2.0, 3.0], [4.0, 5.0]])
+    for strategy in ("max_score", "sum"):
+        assert torch.equal(align(visual, TEXT, strategy), TEXT @ visual.T)
+
+
+def test_token_level_text_needs_a_pairwise_strategy():
+    with pytest.raises(
+        ValueError, match="'max_score' needs one vector per caption.*Use one of: sum"
+    ):
+        align(HEADS, torch.ones(2, 3, 2), "max_score")
+
+
+def test_an_unknown_strategy_lists_the_known_ones():
+    with pytest.raises(ValueError, match=r"unknown alignment_strategy 'max'. Known: max_score"):
+        align(HEADS, TEXT, "max")
+
+
+def test_uniform_attention_gives_the_mean_patch_over_p():
+    patches = torch.randn(2, 5, 4)
+    mean = patches.mean(dim=1) / 5  # the published factor 1/P
+    torch.testing.assert_close(head_embeddings(torch.zeros(2, 3, 5), patches)[:, 1], mean)
+    torch.testing.assert_close(average_attention(torch.zeros(2, 3, 5), patches), mean)
+
+
+def test_infonce_of_equal_scores_is_the_log_of_the_batch_over_its_square():
+    scores = torch.zeros(4, 4)
+    assert float(infonce(scores)) == pytest.approx(math.log(4) / 16)
+    confident = infonce(torch.eye(2))
+    expected = math.log1p(math.exp(-1 / TEMPERATURE)) / 4
+    assert float(confident) == pytest.approx(expected, abs=1e-7)
+
+
+def test_infonce_and_its_gradient_are_those_of_two_cross_entropies():
+    random = torch.Generator().manual_seed(0)
+    for scale in (1.0, 100.0):  # scores need not be cosines
+        scores = (torch.randn(5, 5, generator=random) * scale).requires_grad_()
+        (expected,) = torch.autograd.grad(literal_infonce(scores), scores)
+        loss, gradient = infonce_and_gradient(scores.detach())
+        torch.testing.assert_close(infonce(scores), literal_infonce(scores))
+        torch.testing.assert_close(loss, literal_infonce(scores.detach()))
+        torch.testing.assert_close(gradient, expected)
+
+
+def test_triplet_by_hand():
+    scores = torch.tensor([[0.9, 0.8, 0.0], [0.3, 0.5, 0.4], [0.0, 0.0, 1.0]])
+    # margin .2: rows  0: .1 | 1: 0, .1 | 2: -   columns 0: - | 1: .5 | 2: -
+    assert float(triplet(scores, 0.2, max_violation=False)) == pytest.approx((0.2 + 0.5) / 9)
+    assert float(triplet(scores, 0.2, max_violation=True)) == pytest.approx((0.2 + 0.5) / 9)
+    scores[0, 2] = 0.75
+    assert float(triplet(scores, 0.2, max_violation=False)) == pytest.approx((0.25 + 0.5) / 9)
+    assert float(triplet(scores, 0.2, max_violation=True)) == pytest.approx((0.2 + 0.5) / 9)

@@ -1,0 +1,224 @@
+"""The Python API on the toy pair."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from talk2dino import Segmentation, Talk2DINO, read_rgb
+from talk2dino.inference import ClassQuery, whole_image_scores
+from talk2dino.pictures.images import rgb_tensor
+
+NAMES = ["cup", "table", "silver spoon"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Talk2DINO.from_pretrained("toy", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def coffee(photos):
+    return read_rgb(photos / "coffee.png").resize((150, 100))
+
+
+@pytest.fixture(scope="module")
+def result(model, coffee):
+    return model.segment(coffee, NAMES)
+
+
+def test_texts_become_rows_in_the_space_of_the_patches(model):
+    one, two = model.encode_text("a cup"), model.encode_text(["a cup", "a spoon"])
+    assert one.shape == (1, 192) and two.shape == (2, 192)
+    torch.testing.assert_close(one[0], two[0], rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="no texts given"):
+        model.encode_text([])
+    with pytest.raises(ValueError, match="texts are given as .*found 7"):
+        model.encode_text(["a cup", 7])
+
+
+@pytest.mark.parametrize("kind", ["path", "pil", "array", "tensor"])
+def test_every_form_of_a_picture_gives_the_same_patches(model, photos, kind):
+    path = photos / "chelsea.png"
+    picture = read_rgb(path)
+    forms = {
+        "path": str(path),
+        "pil": picture,
+        "array": np.asarray(picture),
+        "tensor": rgb_tensor(picture),
+    }
+    patches = model.encode_image(forms[kind])
+    assert patches.shape == (1, 1024, 192)
+    torch.testing.assert_close(patches, model.encode_image([picture]))
+
+
+def test_a_batch_tensor_counts_as_several_pictures(model, coffee):
+    batch = torch.stack([rgb_tensor(coffee), rgb_tensor(coffee.rotate(180))])
+    assert model.encode_image(batch).shape == (2, 1024, 192)
+    assert [type(r) for r in model.segment(batch, NAMES, refine=False)] == [Segmentation] * 2
+
+
+def test_segmenting_gives_what_the_segmenter_gives(model, coffee, result):
+    method = model.segmenter.variant(pamr=True)
+    query = ClassQuery(method.embed_classes(NAMES))
+    expected = whole_image_scores(method, rgb_tensor(coffee), query)
+    torch.testing.assert_close(result.scores, expected)
+    assert result.labels.shape == (100, 150) and result.labels.dtype == torch.int64
+    assert torch.equal(result.labels, expected.argmax(0))
+    assert result.names == tuple(NAMES) and result.background is None
+
+
+def test_pictures_of_different_sizes_are_segmented_together_as_alone(model, coffee, result):
+    small = coffee.resize((40, 60))
+    pictures = [small] * 8 + [coffee]  # more than one batch of the backbone
+    together = model.segment(pictures, NAMES)
+    assert [tuple(r.labels.shape) for r in together] == [(60, 40)] * 8 + [(100, 150)]
+    torch.testing.assert_close(together[-1].scores, result.scores, rtol=1e-4, atol=1e-5)
+
+
+def test_a_background_comes_first_and_its_score_is_the_threshold(model, coffee):
+    own = model.segment(coffee, NAMES, background=True, refine=False)
+    assert own.names == ("background", *NAMES) and own.scores.shape == (4, 100, 150)
+    assert own.background == 0.52 and torch.all(own.scores[0] == 0.52)
+    everything = model.segment(coffee, NAMES, background=1.0, refine=False)
+    assert everything.areas()["background"] == 100
+    nothing = model.segment(coffee, NAMES, background=0, refine=False)
+    assert nothing.areas()["background"] == 0
+    assert model.segment(coffee, NAMES, background=np.False_, refine=False).background is None
+
+
+def test_a_large_picture_can_be_scored_smaller_and_keeps_its_size(model, coffee):
+    scored = model.segment(coffee, NAMES, max_side=50)
+    assert scored.labels.shape == (100, 150)
+    with pytest.raises(ValueError, match="max_side is a number of pixels from 1, found 0"):
+        model.segment(coffee, NAMES, max_side=0)
+
+
+@pytest.mark.parametrize(
+    ("names", "settings", "message"),
+    [
+        ([], {}, "no class names"),
+        (["cup", " "], {}, "an empty one"),
+        (["cup", None], {}, "texts are given as .*found None"),
+        (["Cup", "cup "], {}, "named twice"),
+        (["background"], {"background": True}, "added by background=True"),
+        (None, {}, "texts are given as .*found None"),
+        (["cup"], {"background": 1.5}, "between 0 and 1"),
+        (["cup"], {"background": "0.5"}, "between 0 and 1, found '0.5'"),
+        (["cup"], {"background": None}, "between 0 and 1, found None"),
+        (["cup"], {"background": float("nan")}, "between 0 and 1"),
+    ],
+)
+def test_wrong_questions_are_refused(model, coffee, names, settings, message):
+    with pytest.raises(ValueError, match=message):
+        model.segment(coffee, names, **settings)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((4, 4, 3), np.float32), r"\(H, W, 3\) uint8 RGB, found \(4, 4, 3\) float32"),
+        (torch.zeros(4, 4, 3, dtype=torch.uint8), r"\(3, H, W\) uint8 RGB, found \(4, 4, 3\)"),
+        (np.zeros((4, 4), np.uint8), "found \\(4, 4\\) uint8"),
+        ([], "no images given"),
+        ([7], "found int"),
+        (None, "found NoneType"),
+        (torch.zeros(0, 3, 4, 4, dtype=torch.uint8), r"found \(0, 3, 4, 4\)"),
+    ],
+)
+def test_what_is_no_picture_is_refused(model, image, message):
+    with pytest.raises(ValueError, match=message):
+        model.segment(image, NAMES)
+
+
+def test_a_missing_picture_is_named(model):
+    with pytest.raises(FileNotFoundError, match="nowhere.png"):
+        model.segment("nowhere.png", NAMES)
+
+
+def test_a_picture_with_transparency_is_laid_on_white(model):
+    clear = model.encode_image(Image.new("RGBA", (20, 20), (255, 0, 0, 0)))
+    torch.testing.assert_close(clear, model.encode_image(Image.new("RGB", (20, 20), "white")))
+
+
+def test_the_toy_model_says_that_it_is_untrained(model):
+    assert not model.is_trained
+    assert model.to("cpu") is model and model.device == torch.device("cpu")
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(ValueError, match="Did you mean 'vitb'"):
+        Talk2DINO.from_pretrained("vitbb", device="cpu")
+
+
+def test_the_other_method_is_said_to_be_elsewhere():
+    with pytest.raises(ValueError, match="is no Talk2DINO. OVSegmentor is on the command line"):
+        Talk2DINO.from_pretrained("ovsegmentor_toy")
+
+
+def test_published_methods_keep_their_meaning(model, coffee):
+    tokens = model.build_dataset_class_tokens("sub_imagenet_template", NAMES)
+    assert tokens.shape == (3, 7, 77)
+    classes = model.build_text_embedding(tokens)
+    torch.testing.assert_close(classes, model.segmenter.embed_classes(NAMES))
+    rgb = rgb_tensor(coffee)[None].float()
+    masks, cosines = model.generate_masks(rgb.flip(1), None, classes, NAMES, apply_pamr=True)
+    assert cosines.shape == (1, 3, 32, 32)
+    method = model.segmenter.variant(pamr=True)
+    torch.testing.assert_close(masks, method.window_scores(rgb, classes, None))
+
+
+def test_published_options_that_change_the_method_are_refused(model, coffee):
+    image, classes = rgb_tensor(coffee)[None].float(), model.segmenter.embed_classes(NAMES)
+    with pytest.raises(ValueError, match="text_is_token=True is not supported"):
+        model.generate_masks(image, None, classes, text_is_token=True)
+    with pytest.raises(ValueError, match="2 class names, but 3 embeddings"):
+        model.generate_masks(image, None, classes, ["cup", "table"])
+    with pytest.raises(ValueError, match=r"tokens must be \(C, T, 77\)"):
+        model.build_text_embedding(torch.zeros(3, 77, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"\(B, 3, H, W\) BGR, found \(3, 100, 150\)"):
+        model.generate_masks(image[0], None, classes)
+    with pytest.raises(ValueError, match=r"text_emb must be \(C, 192\), found \(3, 7\)"):
+        model.generate_masks(image, None, torch.zeros(3, 7))
+
+
+@pytest.mark.parametrize("names", ["cat", []])
+def test_class_names_of_the_published_methods_are_a_list(model, names):
+    with pytest.raises(ValueError, match="class names are a list, as .*found"):
+        model.build_dataset_class_tokens("subset", names)
+
+
+def test_the_options_of_a_call_are_those_of_the_segmenter(model, coffee):
+    plain = model.segment(coffee, NAMES, refine=False)
+    smaller = model.segment(coffee, NAMES, refine=False, max_side=60)
+    assert smaller.labels.shape == plain.labels.shape
+    assert not torch.equal(smaller.scores, plain.scores)
+    # With a background the scores are cleaned, unless that is refused.
+    cleaned, raw = (
+        model.segment(coffee, NAMES, 0.5, refine=False, clean_background=clean).scores[1:]
+        for clean in (None, False)
+    )
+    torch.testing.assert_close(raw, plain.scores)
+    assert not torch.allclose(cleaned, raw, atol=1e-4)
+    assert plain.settings == {"model": "toy", "refine": False, "clean_background": False}
+
+
+def test_nothing_is_remembered_for_gradients(model, coffee):
+    assert not model.encode_image(coffee).requires_grad
+    assert not model.segment(coffee, NAMES).scores.requires_grad
+
+
+def test_an_error_says_which_of_several_pictures_it_is(model, coffee):
+    with pytest.raises(ValueError, match=r"images\[1\]: .*found \(4, 4\) uint8"):
+        model.encode_image([coffee, np.zeros((4, 4), np.uint8)])
+    many = [coffee] * 9 + [Image.new("RGB", (0, 5))]
+    with pytest.raises(ValueError, match=r"images\[9\]: the image has no pixels: 0 x 5"):
+        model.encode_image(many)
+    with pytest.raises(ValueError, match=r"^the image has no pixels"):
+        model.encode_image(Image.new("I;16", (3, 0)))
+
+
+def test_models_and_results_describe_themselves_in_a_line(model, result):
+    assert repr(model) == "<Talk2DINO toy: toy, on cpu>"
+    assert repr(result).startswith("<Segmentation of 150 x 100 pixels: cup ")
+    assert "tensor" not in repr(result)

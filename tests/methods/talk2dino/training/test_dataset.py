@@ -1,0 +1,156 @@
+import pytest
+import torch
+
+from talk2dino.config import ProjectionConfig
+from talk2dino.methods.talk2dino.training.dataset import (
+    FeatureChoice,
+    StoredPairs,
+    average_tokens,
+    check_widths,
+    choose_features,
+    end_positions,
+)
+
+
+def only_batch(pairs, index):
+    return next(pairs.batches([torch.tensor(index)]))
+
+
+def test_a_caption_comes_with_the_features_of_its_own_image(tiny_features):
+    features = tiny_features(images=4, per_image=2)
+    pairs = StoredPairs(features, FeatureChoice(), "f.pth")
+    batch = only_batch(pairs, [7, 0, 3])
+    assert torch.equal(batch.visual, features.image_features["disentangled_self_attn"][[3, 0, 1]])
+    assert torch.equal(batch.text, features.caption_features["ann_feats"][[7, 0, 3]])
+    assert batch.extras == {}
+    assert len(pairs) == 8
+    assert pairs.features.annotations[7]["id"] == 1007
+    assert pairs.features.annotations[7]["image_id"] == 103
+
+
+def test_features_stored_in_half_precision_are_used_in_float32(tiny_features):
+    features = tiny_features()
+    for columns in (features.image_features, features.caption_features):
+        columns.update({k: v.half() for k, v in columns.items() if v.is_floating_point()})
+    batch = only_batch(StoredPairs(features, FeatureChoice(), "f.pth"), [0, 1])
+    assert batch.visual.dtype == batch.text.dtype == torch.float32
+
+
+def test_validation_uses_one_vector_per_image_where_training_uses_one_per_head():
+    assert FeatureChoice().for_validation().visual == "avg_self_attn_out"
+    assert FeatureChoice("dino_features").for_validation().visual == "dino_features"
+    assert FeatureChoice("patch_tokens", with_maps=True).for_validation().with_maps
+
+
+def test_learned_head_weights_take_patches_maps_and_cls(tiny_features):
+    features = tiny_features()
+    choice = choose_features(ProjectionConfig(weight_attn_heads="conditioned"))
+    batch = only_batch(StoredPairs(features, choice, "f.pth"), [4])
+    assert torch.equal(batch.visual, features.image_features["patch_tokens"][[1]])
+    assert torch.equal(
+        batch.extras["self_attn_maps"], features.image_features["self_attn_maps"][[1]]
+    )
+    assert torch.equal(batch.extras["cls"], features.image_features["dino_features"][[1]])
+    static = choose_features(ProjectionConfig(weight_attn_heads="static"))
+    assert "cls" not in only_batch(StoredPairs(features, static, "f.pth"), [4]).extras
+
+
+def test_token_level_text_comes_with_its_mask_and_end_positions(tiny_features):
+    features = tiny_features()
+    config = ProjectionConfig(alignment_strategy="sum")
+    choice = choose_features(config, text="clip_txt_out_tokens")
+    batch = only_batch(StoredPairs(features, choice, "f.pth"), [2, 5])
+    mask = features.caption_features["text_input_mask"][[2, 5]]
+    assert batch.text.shape == (2, 7, 64)
+    assert torch.equal(batch.extras["text_input_mask"], mask)
+    assert torch.equal(batch.extras["text_argmax"], mask.sum(dim=1) - 1)
+
+
+def test_the_last_layer_is_trained_on_the_output_of_the_one_before(tiny_features):
+    features = tiny_features()
+    choice = choose_features(ProjectionConfig(model_class="CLIPLastLayer"))
+    batch = only_batch(StoredPairs(features, choice, "f.pth"), [2])
+    assert torch.equal(batch.text, features.caption_features["clip_second_last_out"][[2]])
+    assert torch.equal(batch.extras["text_argmax"], features.caption_features["text_argmax"][[2]])
+
+
+def test_the_average_leaves_out_the_first_and_the_end_of_text_position():
+    tokens = torch.tensor([[[100.0], [1.0], [3.0], [200.0], [400.0]]])
+    mask = torch.tensor([[True, True, True, True, False]])
+    assert average_tokens(tokens, mask).item() == 2
+    assert average_tokens(tokens, mask, keep_cls=True).item() == pytest.approx(104 / 3)
+    assert average_tokens(tokens, mask, keep_end_seq=True).item() == 68
+    assert mask.sum() == 4  # the input is not modified
+
+
+def test_the_average_of_an_empty_caption_is_zero_not_nan():
+    mask = torch.tensor([[True, True, False]])
+    assert torch.equal(average_tokens(torch.ones(1, 3, 2), mask), torch.zeros(1, 2))
+
+
+def test_an_exclamation_mark_inside_a_caption_does_not_move_its_end():
+    ids = torch.tensor([[49406, 320, 0, 320, 49407, 0, 0]])  # "!" is token 0, like the padding
+    assert end_positions(ids > 0).tolist() == [4]
+
+
+def test_averaged_tokens_are_one_vector_per_caption(tiny_features):
+    features = tiny_features()
+    choice = choose_features(ProjectionConfig(), text="clip_txt_out_tokens_avg")
+    batch = only_batch(StoredPairs(features, choice, "f.pth"), [1])
+    length = int(features.caption_features["text_input_mask"][1].sum())
+    expected = features.caption_features["clip_txt_out_tokens"][1, 1 : length - 1].mean(dim=0)
+    torch.testing.assert_close(batch.text[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("key", "command"),
+    [
+        ("ann_feats", r"python text_features_extraction.py --ann_path f.pth"),
+        ("disentangled_self_attn", r"python dino_extraction_v2.py .*--extract_disentangled"),
+    ],
+)
+def test_a_missing_key_names_the_command_that_adds_it(tiny_features, key, command):
+    features = tiny_features()
+    features.image_features.pop(key, None)
+    features.caption_features.pop(key, None)
+    with pytest.raises(ValueError, match=f"f.pth holds no '{key}'.*{command}"):
+        StoredPairs(features, FeatureChoice(), "f.pth")
+
+
+def test_a_file_without_captions_is_refused(tiny_features):
+    with pytest.raises(ValueError, match=r"f\.pth holds no captions"):
+        StoredPairs(tiny_features(per_image=0), FeatureChoice(), "f.pth")
+
+
+@pytest.mark.parametrize(
+    ("config", "visual", "text", "message"),
+    [
+        ({}, "disentangeld_self_attn", None, "unknown image feature.*'disentangled_self_attn'"),
+        ({}, None, "ann_feat", "unknown text feature.*Did you mean 'ann_feats'"),
+        ({}, None, "clip_second_last_out", "CLIPLastLayer is the one"),
+        ({}, None, "clip_txt_out_tokens", "max_score cannot use. Choose one of sum, mean"),
+        ({"model_class": "CLIPLastLayer"}, None, "ann_feats", "does not go with"),
+        ({"weight_attn_heads": "static"}, "dino_features", None, "needs --feature_name patch_tok"),
+    ],
+)
+def test_features_that_do_not_go_with_the_model_are_refused(config, visual, text, message):
+    with pytest.raises(ValueError, match=message):
+        choose_features(ProjectionConfig(**config), visual, text)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"dino_embed_dim": 768, "clip_embed_dim": 64}, "dino_embed_dim: 768.* image .*have 6"),
+        ({"dino_embed_dim": 6}, "clip_embed_dim: 512, but the text .*have 64"),
+        (
+            {"dino_embed_dim": 6, "clip_embed_dim": 64, "weight_attn_heads": "static"},
+            "num_attn_head: 16, but the attention map .*have 3",
+        ),
+    ],
+)
+def test_features_of_another_width_than_the_recipe_are_refused(tiny_features, config, message):
+    config = ProjectionConfig(**config)
+    pairs = StoredPairs(tiny_features(), choose_features(config), "f.pth")
+    with pytest.raises(ValueError, match=message):
+        check_widths(pairs, config, "f.pth", "vitb.yaml")

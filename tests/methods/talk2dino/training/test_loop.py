@@ -1,0 +1,262 @@
+import math
+
+import pytest
+import torch
+
+from talk2dino.config import ALIGNMENT_STRATEGIES, ProjectionConfig, TrainConfig
+from talk2dino.methods.talk2dino.projection import build_projection
+from talk2dino.methods.talk2dino.training.dataset import StoredPairs, choose_features
+from talk2dino.methods.talk2dino.training.loop import (
+    Hooks,
+    LoopSettings,
+    StateFile,
+    TrainingRun,
+    epoch_order,
+)
+from talk2dino.methods.talk2dino.training.state import check_same_settings, load_checkpoint
+
+TINY = {"dino_embed_dim": 6, "clip_embed_dim": 64, "num_attn_head": 3, "hidden_layer": True}
+FAST = {"lr": 0.01, "num_epochs": 4, "batch_size": 8, "save_best_model": False}
+
+
+def make_run(features, model=None, train=None, text=None, validation=None, **loop):
+    config = ProjectionConfig(**{**TINY, **(model or {})})
+    choice = choose_features(config, text=text)
+    torch.manual_seed(0)
+    projection = build_projection(config)
+    held_out = validation and StoredPairs(validation, choice.for_validation(), "val.pth")
+    settings = LoopSettings(TrainConfig(**{**FAST, **(train or {})}), **loop)
+    return TrainingRun(projection, StoredPairs(features, choice, "f.pth"), held_out, settings)
+
+
+def train_losses(run):
+    return [record.train_loss for record in run.state.records]
+
+
+@pytest.mark.parametrize("strategy", ALIGNMENT_STRATEGIES)
+@pytest.mark.parametrize("loss", ["infonce", "triplet"])
+def test_every_alignment_trains_with_both_losses(tiny_features, strategy, loss):
+    run = make_run(tiny_features(), {"alignment_strategy": strategy}, {"ltype": loss})
+    run.run(Hooks())
+    losses = train_losses(run)
+    assert all(map(math.isfinite, losses))
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(
+    ("model", "text"),
+    [
+        ({"model_class": "VisualProjectionLayer"}, None),
+        ({"model_class": "DoubleMLP"}, None),
+        ({"model_class": "CLIPLastLayer"}, None),
+        ({"weight_attn_heads": "static"}, None),
+        ({"weight_attn_heads": "conditioned"}, None),
+        ({"hidden_layer": 2, "act": "relu"}, "clip_txt_out_tokens_avg"),
+        ({"alignment_strategy": "mean"}, "clip_txt_out_tokens"),
+        ({"alignment_strategy": "nucleus-sampling"}, "clip_txt_out_tokens"),
+        ({"alignment_strategy": "max-row_sum", "keep_cls": True}, "clip_txt_out_tokens"),
+        ({"act": None, "cosine": False}, "bert-base_features"),
+    ],
+)
+def test_every_model_class_and_text_trains_and_reloads(tiny_features, model, text):
+    run = make_run(tiny_features(), model, text=text, validation=tiny_features(seed=1))
+    before = {name: value.clone() for name, value in run.model.state_dict().items()}
+    weights = run.run(Hooks())
+    losses = train_losses(run)
+    assert losses[-1] < losses[0]
+    assert all(math.isfinite(record.val_loss) for record in run.state.records)
+    assert any(not torch.equal(before[name], value) for name, value in weights.items())
+    build_projection(run.model.config).load_state_dict(weights, strict=True)
+
+
+@pytest.mark.parametrize("scheduler", ["linear", "cosine"])
+@pytest.mark.parametrize("optimizer", ["Adam", "AdamW"])
+def test_both_optimisers_follow_both_schedules(tiny_features, scheduler, optimizer):
+    run = make_run(tiny_features(), scheduler=scheduler, optimizer=optimizer, warmup=2)
+    run.run(Hooks())
+    rates = [record.learning_rate for record in run.state.records]
+    if scheduler == "linear":
+        assert rates == [0.01] * 4
+    else:
+        assert rates == sorted(rates, reverse=True)
+        assert rates[-1] < 0.001
+    assert train_losses(run)[-1] < train_losses(run)[0]
+
+
+def test_every_step_is_taken_with_the_scheduled_learning_rate(tiny_features):
+    run = make_run(tiny_features(), scheduler="cosine", warmup=2)
+    rates = []
+
+    def watch(steps, epoch, total):
+        for step in steps:
+            yield step
+            rates.append(run.optimizer.param_groups[0]["lr"])
+
+    run.run(Hooks(progress=watch))
+    assert rates == [run.schedule.learning_rate(step) for step in range(12)]
+
+
+def test_every_step_draws_from_its_own_generator(tiny_features):
+    run, seeds = make_run(tiny_features(), {"alignment_strategy": "sampled_attn_map"}), []
+    for run.state.epoch in (0, 1):
+        seeds += [run._seeded(step).initial_seed() for step in range(3)]
+    assert len(set(seeds)) == len(seeds) == 6
+
+
+def test_weight_decay_pulls_adamw_but_not_adam(tiny_features):
+    norms = {}
+    for optimizer, decay in (("Adam", 0.0), ("Adam", 9.0), ("AdamW", 0.0), ("AdamW", 9.0)):
+        weights = make_run(tiny_features(), optimizer=optimizer, weight_decay=decay).run(Hooks())
+        norms[optimizer, decay] = weights["linear_layer.weight"].norm().item()
+    assert norms["Adam", 0.0] == norms["Adam", 9.0] == norms["AdamW", 0.0]
+    assert norms["AdamW", 9.0] < norms["AdamW", 0.0]
+
+
+def test_the_recorded_loss_is_the_mean_over_batches_with_a_smaller_last_one(tiny_features):
+    run = make_run(tiny_features(), train={"batch_size": 10, "num_epochs": 1})
+    assert run.steps_per_epoch == 3  # 10, 10 and 4 of 24 captions
+    steps = []
+
+    def watch(numbers, epoch, total):
+        assert (epoch, total) == (1, 3)
+        for number in numbers:
+            yield number
+            run.collect_losses()
+            steps.append(run.state.losses[-1])
+
+    run.run(Hooks(progress=watch))
+    assert len(steps) == 3
+    assert train_losses(run) == [pytest.approx(sum(steps) / 3)]
+
+
+def test_the_order_of_an_epoch_depends_on_the_seed_and_the_epoch_only():
+    order = epoch_order(50, seed=3, epoch=2)
+    assert torch.equal(order, epoch_order(50, seed=3, epoch=2))
+    assert not torch.equal(order, epoch_order(50, seed=3, epoch=1))
+    assert not torch.equal(order, epoch_order(50, seed=2, epoch=2))
+    assert torch.equal(order.sort().values, torch.arange(50))
+    assert torch.equal(epoch_order(5, 3, 2, shuffle=False), torch.arange(5))
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_one_does_not(tiny_features):
+    first, second = (make_run(tiny_features(), seed=5).run(Hooks()) for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    other = make_run(tiny_features(), seed=6).run(Hooks())
+    assert not torch.equal(first["linear_layer.weight"], other["linear_layer.weight"])
+
+
+def test_the_best_model_is_the_one_with_the_lowest_validation_loss(tiny_features):
+    validation = tiny_features(seed=1)
+    texts = validation.caption_features["ann_feats"]
+    validation.caption_features["ann_feats"] = texts.roll(12, dims=0)  # of other images: gets worse
+    train = {"save_best_model": True, "lr": 0.05, "num_epochs": 6}
+    seen = []
+    run = make_run(tiny_features(), train=train, validation=validation)
+    weights = run.run(
+        Hooks(on_epoch=lambda _: seen.append(run.model.linear_layer.weight.detach().clone()))
+    )
+    losses = [record.val_loss for record in run.state.records]
+    best = losses.index(min(losses))
+    assert run.state.best_epoch == best + 1 != 6
+    assert torch.equal(weights["linear_layer.weight"], seen[best])
+
+
+def test_choosing_the_best_model_needs_a_validation_set(tiny_features):
+    with pytest.raises(ValueError, match="pass --val_dataset"):
+        make_run(tiny_features(), train={"save_best_model": True})
+
+
+def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_state(tiny_features, tmp_path):
+    run = make_run(tiny_features(), train={"num_epochs": 3})
+
+    def spoil_the_second_epoch(steps, epoch, total):
+        for step in steps:
+            if (epoch, step) == (2, 1):
+                with torch.no_grad():
+                    run.model.linear_layer.bias.fill_(float("nan"))
+            yield step
+
+    checkpoint = StateFile(tmp_path / "w.resume.pth", {})
+    with pytest.raises(RuntimeError, match=r"epoch 2, step 2 of 3: the loss is nan"):
+        run.run(Hooks(progress=spoil_the_second_epoch), checkpoint)
+    kept = load_checkpoint(tmp_path / "w.resume.pth")
+    assert (kept.state.epoch, kept.state.step) == (1, 0)
+    assert all(bool(value.isfinite().all()) for value in kept.weights.values())
+
+
+def test_infinite_features_stop_the_training_before_a_bad_state_is_kept(tiny_features, tmp_path):
+    features = tiny_features()
+    features.caption_features["ann_feats"][0] = float("inf")
+    run = make_run(features)
+    with pytest.raises(RuntimeError, match=r"epoch 1, step \d of 3: the loss is nan"):
+        run.run(Hooks(), StateFile(tmp_path / "s.pth", {}, seconds=0))
+    assert load_checkpoint(tmp_path / "s.pth").state.epoch == 0
+
+
+def test_a_validation_loss_that_is_not_a_number_is_named(tiny_features):
+    validation = tiny_features(seed=1)
+    validation.caption_features["ann_feats"][0] = float("nan")
+    run = make_run(tiny_features(), validation=validation)
+    with pytest.raises(RuntimeError, match="epoch 1, step 3 of 3: the validation loss is nan"):
+        run.run(Hooks())
+
+
+@pytest.mark.parametrize("strategy", ["max_score", "sampled_attn_map"])
+def test_continuing_from_any_step_reaches_the_same_weights(tiny_features, tmp_path, strategy):
+    model, train = {"alignment_strategy": strategy}, {"batch_size": 5, "save_best_model": True}
+    validation = tiny_features(seed=1)
+
+    def new_run():
+        return make_run(tiny_features(), model, train, validation=validation, scheduler="cosine")
+
+    class Killed(Exception):
+        pass
+
+    undisturbed = new_run()
+    expected = undisturbed.run(Hooks())
+    path = tmp_path / "s.pth"
+    for last in (0, 3, 4, 5, 12, 19):
+        steps_done = 0
+
+        def die(steps, epoch, total, last=last):
+            nonlocal steps_done
+            for step in steps:
+                if steps_done == last:
+                    raise Killed
+                steps_done += 1
+                yield step
+
+        with pytest.raises(Killed):
+            new_run().run(Hooks(progress=die), StateFile(path, {}, seconds=0))
+        resumed = new_run()
+        resumed.restore(load_checkpoint(path))
+        weights = resumed.run(Hooks())
+        assert all(torch.equal(weights[name], expected[name]) for name in expected)
+        assert resumed.state.records == undisturbed.state.records
+        assert resumed.state.best_epoch == undisturbed.state.best_epoch
+
+
+def test_other_settings_are_named_when_resuming(tmp_path):
+    with pytest.raises(ValueError, match=r"other settings: lr was 1, now 2; seed was None, now 3"):
+        check_same_settings({"lr": 1, "act": "tanh"}, {"lr": 2, "act": "tanh", "seed": 3}, tmp_path)
+
+
+def test_a_file_of_another_kind_is_not_resumed_from(tmp_path):
+    torch.save({"linear_layer.weight": torch.ones(1)}, tmp_path / "s.pth")
+    with pytest.raises(ValueError, match="not the state of an unfinished training"):
+        load_checkpoint(tmp_path / "s.pth")
+
+
+@pytest.mark.parametrize(
+    ("loop", "message"),
+    [
+        ({"optimizer": "adam"}, "unknown optimizer 'adam'.*Known: Adam, AdamW.*Did you mean 'Adam"),
+        ({"scheduler": "cosinus"}, "unknown scheduler 'cosinus'"),
+        ({"weight_decay": -1.0}, "--weight_decay must not be negative"),
+        ({"seed": -1}, "--seed must not be negative"),
+        ({"warmup": -1}, "--warmup must not be negative"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(loop, message):
+    with pytest.raises(ValueError, match=message):
+        LoopSettings(**loop)

@@ -1,0 +1,160 @@
+"""Names of models to methods, and what each method says of itself before it is loaded."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from talk2dino.benchmarks.table import BENCHMARKS, DRAWN_WORLD, STUFF_BACKGROUND, published_miou
+from talk2dino.files import weights_identity
+from talk2dino.methods.options import ModelOptions
+from talk2dino.methods.ovsegmentor.method import OVSegmentorMethod
+from talk2dino.methods.registry import (
+    MODEL_NAMES,
+    find_method,
+    split_models,
+    split_weights,
+    unused_options,
+)
+from talk2dino.methods.talk2dino.method import Talk2DinoMethod
+
+SEEDED = ModelOptions(weights="seeded:0")
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_every_name_has_a_method_that_can_be_described_as_json(name):
+    method = find_method(name, SEEDED)
+    assert method.model == name
+    method.check()
+    assert json.loads(json.dumps(method.settings())) == method.settings()
+    assert set(method.text_settings(method.settings())) <= set(method.settings())
+
+
+def test_an_unknown_name_lists_all_models_of_all_methods():
+    with pytest.raises(ValueError, match="unknown model 'ovsegmentor_vitl'.*vitb.*ovsegmentor_toy"):
+        find_method("ovsegmentor_vitl")
+
+
+def test_a_recipe_gives_the_model_that_is_named_after_it(root):
+    assert find_method(str(root / "configs" / "toy.yaml"), SEEDED).model == "toy"
+
+
+def test_talk2dino_is_published_on_eight_benchmarks_and_ovsegmentor_on_five():
+    ours, other = find_method("toy", SEEDED), find_method("ovsegmentor_toy", SEEDED)
+    assert list(ours.published_on) == list(BENCHMARKS.values())
+    keys = [row.key for row in other.published_on]
+    assert keys == ["voc", "context", "coco_object", "coco_stuff_bg", "ade20k"]
+
+
+def test_ovsegmentor_has_its_own_thresholds_and_names():
+    method = find_method("ovsegmentor_vitb", SEEDED)
+    thresholds = [method.threshold(row) for row in method.published_on]
+    assert thresholds == [0.95, 0.35, 0.9, 0.95, None]
+    assert method.benchmark(BENCHMARKS["coco_stuff"]) is STUFF_BACKGROUND
+    assert method.class_names(BENCHMARKS["voc"], ["tvmonitor", "cat"]) == ["monitor", "cat"]
+    assert method.class_names(BENCHMARKS["ade20k"], ["bed "]) == ["bed "]
+    assert method.settings()["template"] == "simple"
+    other = dataclasses.replace(DRAWN_WORLD, background=True)
+    assert method.threshold(other) == 0.95  # the demo's, where nothing was published
+
+
+def test_talk2dino_keeps_names_and_cleans_where_published():
+    method = find_method("vitl", SEEDED)
+    assert method.class_names(BENCHMARKS["voc"], ["tvmonitor"]) == ["tvmonitor"]
+    assert method.threshold(BENCHMARKS["voc"]) == 0.54
+    assert method.benchmark(BENCHMARKS["coco_stuff"]) is BENCHMARKS["coco_stuff"]
+    assert method.threshold(STUFF_BACKGROUND) == 0.54  # nothing was published on 172 classes
+    assert method.on(BENCHMARKS["voc"]).settings()["clean_background"] is True
+    assert method.on(BENCHMARKS["context"]).settings()["clean_background"] is False
+
+
+@pytest.mark.parametrize(
+    ("model", "key", "miou"),
+    [
+        ("ovsegmentor_vitb", "voc", 53.8),
+        ("ovsegmentor_vitb", "ade20k", 5.6),
+        ("ovsegmentor_vits", "context", 18.3),
+        ("ovsegmentor_vits", "coco_object", 19.0),
+        ("ovsegmentor_vitb", "voc20", None),
+        ("ovsegmentor_toy", "voc", None),
+    ],
+)
+def test_published_numbers_of_ovsegmentor(model, key, miou):
+    assert published_miou(BENCHMARKS[key], model, False) == miou
+    assert published_miou(STUFF_BACKGROUND, model, False) is None
+
+
+def test_missing_weights_say_what_to_give(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"ovsegmentor_vitb.pth.*convert ovsegmentor"):
+        find_method("ovsegmentor_vitb").check()
+
+
+def test_a_converted_folder_is_found_by_name_and_known_by_content(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights" / "ovsegmentor_toy").mkdir(parents=True)
+    method = find_method("ovsegmentor_toy")
+    assert isinstance(method, OVSegmentorMethod)
+    assert method.weights == "weights/ovsegmentor_toy"
+    (tmp_path / "weights" / "ovsegmentor_toy" / "model.safetensors").write_bytes(b"one")
+    first = weights_identity(method.weights)
+    assert first.startswith("sha256:")
+    moved = (tmp_path / "weights" / "ovsegmentor_toy").rename(tmp_path / "elsewhere")
+    assert weights_identity(moved) == first
+    (moved / "model.safetensors").write_bytes(b"three")
+    assert weights_identity(moved) != first
+
+
+def test_options_of_the_other_method_are_named():
+    options = ModelOptions(weights="seeded:0", pamr=True, precision="bf16", template="full")
+    assert unused_options("toy", options) == []
+    assert unused_options("ovsegmentor_toy", options) == ["pamr", "precision"]
+
+
+def test_loaded_weights_are_used_again():
+    for name in ("toy", "ovsegmentor_toy"):
+        method = find_method(name, SEEDED)
+        first = method.load(CPU)
+        changed = find_method(name, ModelOptions(weights="seeded:0", template="identity"))
+        second = changed.load(CPU, first)
+        assert second.shares_features(first)
+        one, other = (segmenter.embed_classes(["cat"]) for segmenter in (first, second))
+        assert not torch.equal(one, other)
+
+
+def test_a_file_is_read_once_however_often_it_is_asked_for(tmp_path, monkeypatch):
+    path = tmp_path / "a.pth"
+    path.write_bytes(b"content")
+    first = weights_identity(path)
+    monkeypatch.setattr("builtins.open", pytest.fail)
+    assert weights_identity(path) == first
+    assert weights_identity("pretrained") == "pretrained"
+
+
+def test_models_are_split_at_commas_unless_a_file_has_them_in_its_name(tmp_path):
+    assert split_models("toy, ovsegmentor_toy,toy") == ["toy", "ovsegmentor_toy"]
+    path = tmp_path / "a,b.yaml"
+    path.touch()
+    assert split_models(str(path)) == [str(path)]
+    with pytest.raises(ValueError, match="no model named. Known: vitb"):
+        split_models(" , ")
+
+
+def test_weights_belong_to_the_model_they_name():
+    both = ["toy", "ovsegmentor_toy"]
+    assert split_weights(None, both) == {}
+    assert split_weights(["seeded:0"], both) == {"toy": "seeded:0", "ovsegmentor_toy": "seeded:0"}
+    assert split_weights(["a=b.pth"], ["toy"]) == {"toy": "a=b.pth"}
+    given = split_weights(["seeded:0", "ovsegmentor_toy=folder"], both)
+    assert given == {"toy": "seeded:0", "ovsegmentor_toy": "folder"}
+    with pytest.raises(ValueError, match="Say whose they are: --weights toy=a.pth"):
+        split_weights(["a.pth"], both)
+    with pytest.raises(ValueError, match="vitb is none of --model toy,ovsegmentor_toy"):
+        split_weights(["vitb=a.pth"], both)
+
+
+def test_methods_are_equal_when_they_score_alike():
+    assert find_method("toy", SEEDED) == find_method("toy", SEEDED)
+    assert isinstance(find_method("toy", SEEDED), Talk2DinoMethod)

@@ -1,0 +1,143 @@
+"""Colours, indexed masks, overlays and legends."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from talk2dino.pictures.drawing import (
+    LegendStyle,
+    class_colours,
+    colour_pixels,
+    draw_legend,
+    draw_overlay,
+    indexed_mask,
+    legend_font,
+    legend_font_size,
+    wrap_text,
+)
+
+
+def present(image, colour):
+    return bool((np.asarray(image) == np.array(colour)).all(axis=-1).any())
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 21, 171, 256, 300, 5000])
+@pytest.mark.parametrize("background", [False, True])
+def test_colours_never_repeat_and_are_always_the_same(count, background):
+    colours = class_colours(count, background)
+    assert colours.shape == (count, 3) and colours.dtype == np.uint8
+    assert len({tuple(colour) for colour in colours.tolist()}) == count
+    assert np.array_equal(colours, class_colours(count, background))
+
+
+def test_a_class_keeps_its_colour_when_others_are_added():
+    assert np.array_equal(class_colours(5), class_colours(300)[:5])
+    assert np.array_equal(class_colours(6, background=True)[1:], class_colours(5))
+
+
+def test_few_classes_get_clearly_different_colours_and_none_looks_like_background():
+    colours = class_colours(20, background=True).astype(int)
+    gaps = np.abs(colours[:, None] - colours[None]).sum(axis=-1)
+    assert colours[0].tolist() == [0, 0, 0]
+    assert gaps[~np.eye(20, dtype=bool)].min() > 80
+
+
+def test_more_colours_than_exist_are_refused():
+    with pytest.raises(ValueError, match="there are no 16777217 different"):
+        class_colours(2**24 + 1)
+
+
+def test_an_indexed_mask_holds_labels_and_shows_colours(tmp_path):
+    labels = np.array([[0, 1], [2, 255]])
+    colours = class_colours(256, background=True)
+    indexed_mask(labels, colours).save(tmp_path / "mask.png")
+    with Image.open(tmp_path / "mask.png") as mask:
+        assert mask.mode == "P" and np.asarray(mask).tolist() == labels.tolist()
+        assert np.array_equal(np.asarray(mask.convert("RGB")), colours[labels])
+
+
+def test_an_indexed_mask_of_too_many_classes_is_refused():
+    with pytest.raises(ValueError, match="at most 256 classes, found 257"):
+        indexed_mask(np.zeros((2, 2), int), class_colours(257))
+
+
+def test_pixels_are_mixed_by_opacity():
+    pixels = np.full((4, 4, 3), 200, dtype=np.uint8)
+    labels = np.zeros((4, 4), int)
+    colours = np.array([[100, 0, 250]], dtype=np.uint8)
+    assert colour_pixels(pixels, labels, colours, 0.0).tolist() == pixels.tolist()
+    assert colour_pixels(pixels, labels, colours, 1.0)[0, 0].tolist() == [100, 0, 250]
+    assert colour_pixels(pixels, labels, colours, 0.5)[0, 0].tolist() == [150, 100, 225]
+
+
+def test_borders_between_classes_have_the_full_colour():
+    labels = np.zeros((3, 4), int)
+    labels[:, 2:] = 1
+    colours = class_colours(2)
+    mixed = colour_pixels(np.zeros((3, 4, 3), np.uint8), labels, colours, 0.5)
+    assert mixed[1, 1].tolist() == colours[0].tolist()
+    assert mixed[1, 0].tolist() == (colours[0] // 2).tolist()
+
+
+@pytest.mark.parametrize("size", [(640, 480), (7, 5), (3000, 40)])
+def test_the_overlay_keeps_every_pixel_in_place_and_names_every_class(size):
+    width, height = size
+    labels = np.zeros((height, width), int)
+    labels[:, width // 2 :] = 1
+    picture = Image.new("RGB", size, (10, 20, 30))
+    colours = class_colours(3)
+    overlay = draw_overlay(picture, labels, ["left", "right", "nowhere"], colours)
+    assert overlay.width >= width and overlay.height > height
+    expected = colour_pixels(np.asarray(picture), labels, colours, 0.5)
+    assert np.array_equal(np.asarray(overlay)[:height, :width], expected)
+    legend = overlay.crop((0, height, overlay.width, overlay.height))
+    assert all(present(legend, colour) for colour in colours)
+
+
+def test_the_opacity_of_the_style_is_used():
+    picture = Image.new("RGB", (30, 30))
+    overlay = draw_overlay(
+        picture, np.zeros((30, 30), int), ["a"], class_colours(1), LegendStyle(opacity=1.0)
+    )
+    assert overlay.getpixel((5, 5)) == tuple(class_colours(1)[0])
+
+
+def test_many_and_long_names_grow_downwards_and_stay_inside():
+    names = [f"class {i}" for i in range(171)] + ["a name of many words " * 5, "x" * 300]
+    legend = draw_legend(names, class_colours(len(names)), 400, 14)
+    assert legend.width == 400 and legend.height > 500
+    edge = np.asarray(legend)[:, -4:]
+    assert (edge == 255).all()  # nothing is cut off at the right
+    assert all(present(legend, colour) for colour in class_colours(len(names)))
+
+
+def test_no_names_need_no_legend():
+    assert draw_legend([], class_colours(0), 100, 14).height == 0
+
+
+def test_text_is_broken_at_spaces_and_inside_words_only_if_it_must():
+    font = legend_font(14)
+    assert wrap_text("cat", font, 100) == ["cat"]
+    assert wrap_text("polar bear", font, font.getlength("polar be")) == ["polar", "bear"]
+    pieces = wrap_text("x" * 50, font, 100)
+    assert len(pieces) > 1 and "".join(pieces) == "x" * 50
+    assert all(font.getlength(piece) <= 100 for piece in pieces)
+    assert wrap_text("ab", font, 0) == ["a", "b"]
+
+
+def test_text_grows_with_the_picture():
+    assert legend_font_size(20, 20) == 14
+    assert legend_font_size(4000, 3000) > 80
+    assert legend_font_size(30_000, 100) == 160
+
+
+def test_what_does_not_fit_together_is_refused():
+    picture = Image.new("RGB", (4, 3))
+    with pytest.raises(ValueError, match="differ in size"):
+        draw_overlay(picture, np.zeros((4, 3), int), ["a"], class_colours(1))
+    with pytest.raises(ValueError, match="2 names, but 1 colours"):
+        draw_overlay(picture, np.zeros((3, 4), int), ["a", "b"], class_colours(1))
+    with pytest.raises(ValueError, match=r"opacity must lie between 0 and 1, found 1\.5"):
+        LegendStyle(opacity=1.5)
+    with pytest.raises(ValueError, match="font_size must be positive"):
+        LegendStyle(font_size=0)

@@ -1,0 +1,249 @@
+"""The report: from result files as the evaluation writes them to one page and its plots."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from talk2dino.benchmarks.metrics import IGNORED
+from talk2dino.cli.report import main
+from talk2dino.report.examples import make_example
+from talk2dino.report.plots import draw_class_bars, figure_svg, shown_classes
+from talk2dino.report.runs import find_runs, methods, pick_examples, top_confusions
+
+CLASSES = ["background", "cat & <dog>", "sofa", "tree"]
+NUM_IMAGES = 7
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Seven images of 8 x 6 with labels; sofa is right, cat depends on the run, tree is nowhere."""
+    root = tmp_path / "data"
+    for folder in ("images", "labels"):
+        (root / folder).mkdir(parents=True)
+    for number in range(NUM_IMAGES):
+        labels = np.zeros((6, 8), np.uint8)
+        labels[:, 4:] = 1 + number % 2
+        labels[0, 0] = IGNORED
+        Image.fromarray(labels).save(root / "labels" / f"{number}.png")
+        pixels = np.full((6, 8, 3), 40 * number, np.uint8)
+        Image.fromarray(pixels).save(root / "images" / f"{number}.png")
+    return root
+
+
+def write_run(root, folder, name="voc_toy_11111111", *, wrong=1, kept=True, **changes):
+    """A result whose image k has k * `wrong` background pixels predicted as cat."""
+    confusion = np.zeros((4, 4), np.int64)
+    areas = {key: np.zeros((NUM_IMAGES, 4), np.int64) for key in ("intersect", "union")}
+    for number in range(NUM_IMAGES):
+        labels = np.asarray(Image.open(root / "labels" / f"{number}.png"))
+        guess = np.where(labels == IGNORED, 0, labels)
+        guess.ravel()[1 : 1 + number * wrong] = 1
+        counted = labels != IGNORED
+        np.add.at(confusion, (labels[counted], guess[counted]), 1)
+        for label in range(4):
+            both = (labels == label) & (guess == label)
+            areas["intersect"][number, label] = both[counted].sum()
+            any_of = ((labels == label) | (guess == label))[counted].sum()
+            areas["union"][number, label] = any_of
+        if kept:
+            path = folder / "predictions" / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(guess).save(path)
+    hits, union = areas["intersect"].sum(0), areas["union"].sum(0)
+    iou = [100 * h / u if u else None for h, u in zip(hits.tolist(), union.tolist(), strict=True)]
+    mean = float(np.mean([value for value in iou if value is not None]))
+    result = {
+        "format": 1,
+        "benchmark": "voc",
+        "title": "VOC",
+        "model": "toy",
+        "pamr": False,
+        "bg_thresh": 0.55,
+        "num_images": NUM_IMAGES,
+        "mIoU": mean,
+        "mAcc": 80.0,
+        "aAcc": 90.0,
+        "mIoU_interval": [mean - 2, mean + 2],
+        "published": 61.5,
+        "per_class": dict(zip(CLASSES, iou, strict=True)),
+        "data_root": str(root),
+        "predictions": str(folder / "predictions" / name) if kept else None,
+    } | changes
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(result))
+    files = {
+        "images": np.array([f"images/{number}.png" for number in range(NUM_IMAGES)]),
+        "labels": np.array([f"labels/{number}.png" for number in range(NUM_IMAGES)]),
+    }
+    np.savez(folder / f"{name}.npz", confusion=confusion, **areas, **files)
+    return folder
+
+
+@pytest.fixture
+def results(data, tmp_path):
+    """Two runs of one benchmark, and one of another."""
+    folder = write_run(data, tmp_path / "results")
+    write_run(data, folder, "voc_toy_pamr_22222222", wrong=0, pamr=True)
+    write_run(data, folder, "ade20k_toy_33333333", benchmark="ade20k", title="ADE20K")
+    return folder
+
+
+def test_one_page_without_network_and_plots_beside_it(results, capsys):
+    assert main([str(results)]) == 0
+    page = (results / "report.html").read_text()
+    links = re.findall(r"(?:src|href)=['\"]([^'\"]+)", page)
+    assert links and all(link.startswith(("data:", "#")) for link in links)
+    assert "<script" not in page and "@import" not in page
+    assert "cat &amp; &lt;dog&gt;" in page and "<dog>" not in page
+    assert page.count("data:image/jpeg") == 6 * 4 + 6 * 3  # image, truth and one per run
+    plots = sorted(path.name for path in (results / "report_plots").iterdir())
+    assert plots == [
+        "ade20k_classes.png",
+        "ade20k_examples.png",
+        "ade20k_toy_33333333_confusion.png",
+        "overview.png",
+        "voc_classes.png",
+        "voc_examples.png",
+        "voc_toy_11111111_confusion.png",
+        "voc_toy_pamr_22222222_confusion.png",
+    ]
+    assert "and 8 plots" in capsys.readouterr().out
+
+
+def test_a_report_is_not_overwritten_unasked(results, capsys):
+    assert main([str(results), "--examples", "0"]) == 0
+    assert main([str(results)]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert main([str(results), "--examples", "0", "--overwrite"]) == 0
+
+
+def test_best_median_and_worst_are_ranked_by_the_image(results):
+    runs, _ = find_runs([results / "voc_toy_11111111.json"])
+    scores = runs[0].image_scores
+    assert scores["images/0.png"] == 100 and scores["images/5.png"] == min(scores.values())
+    picked = pick_examples(runs, 1)
+    assert picked["best"] == ["images/0.png"] and picked["worst"] == ["images/5.png"]
+    median = sorted(scores.values())[NUM_IMAGES // 2]
+    assert scores[picked["median"][0]] == median
+    names = [name for names in pick_examples(runs, 3).values() for name in names]
+    assert len(names) == len(set(names)) == 6
+
+
+def test_an_image_without_labelled_pixels_is_not_ranked(results):
+    path = results / "voc_toy_11111111.npz"
+    arrays = dict(np.load(path))
+    arrays["union"][3] = arrays["intersect"][3] = 0
+    np.savez(path, **arrays)
+    runs, _ = find_runs([path.with_suffix(".json")])
+    assert "images/3.png" not in runs[0].image_scores
+
+
+def test_the_largest_mistakes_are_named(results):
+    runs, _ = find_runs([results / "voc_toy_11111111.json"])
+    wrong = sum(min(number, 3) for number in range(NUM_IMAGES))  # of the first row's background
+    ((true, predicted, share), *_) = top_confusions(runs[0], 5)
+    assert (true, predicted) == ("background", "cat & <dog>")
+    assert share == pytest.approx(100 * wrong / (NUM_IMAGES * 47))
+
+
+def test_runs_of_one_name_are_told_apart(results, data, tmp_path):
+    write_run(data, results, "voc_toy_44444444", bg_thresh=0.6)
+    write_run(data, tmp_path / "other")
+    runs, _ = find_runs([results, tmp_path / "other"])
+    labels = [run.label for run in runs if run.benchmark == "voc"]
+    assert len(set(labels)) == len(labels) == 4
+    assert "toy, threshold 0.6" in labels and "toy + PAMR" in labels
+    assert [run.benchmark for run in runs] == ["voc"] * 4 + ["ade20k"]  # the paper's order
+    assert len(methods(runs)) == 4  # ADE20K shares a label with VOC
+
+
+def test_a_method_has_one_name_on_all_benchmarks(data, tmp_path):
+    folder = tmp_path / "results"
+    for place, weights in enumerate(("seeded:3", "sha256:0123456789abcdef")):
+        for key, threshold in (("voc", 0.55 - place / 100), ("voc20", None)):
+            segmenter = {"projection_weights": weights, "clean_background": key == "voc"}
+            changes = {"benchmark": key, "bg_thresh": threshold}
+            name = f"{key}_toy_{place}{len(key)}"
+            write_run(data, folder, name, settings={"segmenter": segmenter}, **changes)
+    runs = find_runs([folder])[0]
+    assert methods(runs) == ["toy, weights 01234567", "toy, weights seeded:3"]
+    assert len(runs) == 4
+
+
+def test_a_class_without_any_pixel_is_left_out_and_one_of_a_run_is_a_dash(results):
+    path = results / "voc_toy_pamr_22222222.json"
+    content = json.loads(path.read_text())
+    content["per_class"]["sofa"] = None
+    path.write_text(json.dumps(content))
+    runs, _ = find_runs([results / "voc_toy_11111111.json", path])
+    assert "tree" not in shown_classes(runs) and "sofa" in shown_classes(runs)
+    svg = figure_svg(draw_class_bars(runs, [0, 1]))
+    assert svg == figure_svg(draw_class_bars(runs, [0, 1]))  # the same bytes each time
+
+
+def test_the_ground_truth_of_zero_based_labels_is_shifted(results, data):
+    path = results / "voc_toy_11111111.json"
+    content = json.loads(path.read_text()) | {"reduce_zero_label": True}
+    path.write_text(json.dumps(content))
+    runs, _ = find_runs([path])
+    example = make_example("images/0.png", runs, None)
+    assert [entry.name for entry in example.legend][-1] == "not labelled"
+    assert example.trouble == []
+
+
+def test_without_counts_or_predictions_or_data_the_rest_is_shown(results, data, tmp_path):
+    folder = write_run(data, tmp_path / "bare", kept=False)
+    assert main([str(folder)]) == 0
+    page = (folder / "report.html").read_text()
+    assert "--save_predictions DIR" in page and "not kept" in page
+    (data / "images" / "0.png").unlink()
+    (folder / "voc_toy_11111111.npz").rename(folder / "counts.npz")
+    assert main([str(folder), "--overwrite"]) == 0
+    page = (folder / "report.html").read_text()
+    assert "counts per image (.npz) are not beside" in page
+    (folder / "counts.npz").rename(folder / "voc_toy_11111111.npz")
+    assert main([str(folder), "--overwrite"]) == 0
+    assert "There is no image at" in (folder / "report.html").read_text()
+
+
+def test_examples_need_the_counts_of_one_run_only(results, data):
+    write_run(data, results, "voc_toy_22222222")
+    runs = find_runs([results])[0]
+    runs[0].path.with_suffix(".npz").unlink()
+    picked = pick_examples(runs, 1)
+    example = make_example(picked["best"][0], runs, None)
+    assert example.truth is not None
+    assert example.scores[0] is None and example.scores[1] is not None
+
+
+def test_a_run_without_any_labelled_pixel_is_shown_as_such(data, tmp_path):
+    nothing = {"mIoU": None, "mAcc": None, "aAcc": None, "mIoU_interval": [None, None]}
+    nothing["per_class"] = dict.fromkeys(CLASSES)
+    folder = write_run(data, tmp_path / "none", **nothing)
+    assert main([str(folder), "--examples", "0"]) == 0
+    assert "nan" in (folder / "report.html").read_text()
+
+
+def test_other_files_are_named_and_left_out(results, capsys):
+    (results / "notes.json").write_text("[]")
+    (results / "damaged.json").write_text("{")
+    assert main([str(results), "--examples", "0"]) == 0
+    err = capsys.readouterr().err
+    assert "notes.json is no result" in err and "damaged.json is damaged" in err
+    assert main([str(results / "notes.json"), "--output", str(results / "x.html")]) == 1
+
+
+def test_wrong_arguments_are_refused(tmp_path, results, capsys):
+    assert main([str(tmp_path / "no")]) == 2
+    assert main([str(results), "--output", str(results / "page.pdf")]) == 2
+    assert main([str(results), "--data_root", str(tmp_path / "no")]) == 2
+    assert main([str(results), "--examples", "-1"]) == 2
+    (tmp_path / "empty").mkdir()
+    assert main([str(tmp_path / "empty")]) == 1
+    assert "evaluate" in capsys.readouterr().err
+    (results / "voc_toy_11111111.npz").write_bytes(b"PK")
+    assert main([str(results)]) == 1
+    assert "voc_toy_11111111.npz is damaged" in capsys.readouterr().err
