@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +23,12 @@ CLIP_MODELS = {
     "ViT-B/32": "ViT-B-32-quickgelu",
     "ViT-L/14": "ViT-L-14-quickgelu",
     "ViT-L/14@336px": "ViT-L-14-336-quickgelu",
+    "ViT-B/16-laion": "ViT-B-16",
+    "ViT-H/14-laion": "ViT-H-14",
 }
-"""OpenAI's model name -> open_clip's name for the same architecture (QuickGELU)."""
+"""OpenAI's model name, or that of a size from LAION -> open_clip's name of the architecture."""
+LAION_TAGS = {"ViT-B/16-laion": "laion2b_s34b_b88k", "ViT-H/14-laion": "laion2b_s32b_b79k"}
+"""open_clip's tag of LAION's weights; all other models have OpenAI's."""
 
 
 @dataclass(frozen=True)
@@ -206,19 +210,24 @@ def check_text(name: str, weights: str | None = None) -> None:
         return
     known = [TOY, *CLIP_MODELS]
     check_name("text model", name, [*known, "or a BERT model, as bert-base-uncased"])
+    check_weights("text", name, weights)
+
+
+def check_weights(kind: str, name: str, weights: str | None) -> None:
+    """Raise for weights of a model that cannot be there; `kind` is what messages call it."""
     weights = weights or default_weights(name)
     if weights == PRETRAINED:
-        if name == TOY:
-            raise ValueError("the toy text encoder has no pretrained weights. Use seeded:<n>.")
+        if name.startswith(TOY):
+            raise ValueError(f"the toy {kind} encoder has no pretrained weights. Use seeded:<n>.")
     elif parse_seeded(weights) is None and not Path(weights).is_file():
         raise FileNotFoundError(
-            f"no text weights at {weights!r}. Give a file, 'pretrained' or 'seeded:<n>'."
+            f"no {kind} weights at {weights!r}. Give a file, 'pretrained' or 'seeded:<n>'."
         )
 
 
 def default_weights(name: str) -> str:
-    """`pretrained`, or `seeded:0` for the toy encoder."""
-    return "seeded:0" if name == TOY else PRETRAINED
+    """`pretrained`, or `seeded:0` for a toy."""
+    return "seeded:0" if name.startswith(TOY) else PRETRAINED
 
 
 def load_text(
@@ -242,14 +251,29 @@ def load_text(
     if is_bert(name):
         return BertEncoder(name).eval().requires_grad_(False).to(device)
     weights = weights or default_weights(name)
+    state = clip_state(name, weights, {"": create_text_tower(name)})
+    return text_from_state(name, state, weights).to(device)
+
+
+def clip_state(name: str, weights: str, towers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """A CLIP's tensors under OpenAI's names.
+
+    Args:
+        name: of `CLIP_MODELS`, or of a toy.
+        weights: as for `load_text`.
+        towers: what `seeded:<n>` is drawn for: prefix of the names -> tower.
+    """
     seed = parse_seeded(weights)
     if weights == PRETRAINED:
-        state = _download(name)
-    elif seed is not None:  # named as in OpenAI's checkpoints
-        state = seeded_state(seed, state_shapes(create_text_tower(name)))
-    else:
-        state = read_state_dict(weights)
-    return text_from_state(name, state, weights).to(device)
+        return _download(name)
+    if seed is None:
+        return read_state_dict(weights)
+    shapes = {
+        prefix + key: shape
+        for prefix, tower in towers.items()
+        for key, shape in state_shapes(tower).items()
+    }
+    return seeded_state(seed, shapes)
 
 
 def text_from_state(name: str, state: dict[str, Tensor], weights: str) -> TextEncoder:
@@ -269,8 +293,8 @@ def text_from_state(name: str, state: dict[str, Tensor], weights: str) -> TextEn
 
 
 def create_text_tower(name: str) -> TextTransformer:
-    """CLIP's text tower without weights; `toy` has 3 blocks of width 512."""
-    if name == TOY:
+    """CLIP's text tower without weights; `toy` has 3 blocks of width 512, as has `toy-laion`."""
+    if name.startswith(TOY):
         shape = {"width": 512, "heads": 8, "layers": 3, "output_dim": 512}
     else:
         config = open_clip.get_model_config(CLIP_MODELS[name])
@@ -278,7 +302,12 @@ def create_text_tower(name: str) -> TextTransformer:
         text = config["text_cfg"]
         shape = {key: text[key] for key in ("width", "heads", "layers")}
         shape["output_dim"] = config["embed_dim"]
-    return TextTransformer(act_layer=QuickGELU, **shape)
+    return TextTransformer(act_layer=activation_of(name), **shape)
+
+
+def activation_of(name: str) -> type[nn.Module]:
+    """What a CLIP's feed-forward layers use: OpenAI's has QuickGELU, LAION's the exact GELU."""
+    return nn.GELU if name.endswith("-laion") else QuickGELU
 
 
 def _text_part(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -289,16 +318,16 @@ def _text_part(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _address(name: str) -> str:
-    """Where a browser finds OpenAI's weights."""
-    entry = open_clip.get_pretrained_cfg(CLIP_MODELS[name], "openai")
+    """Where a browser finds the weights."""
+    entry = open_clip.get_pretrained_cfg(CLIP_MODELS[name], LAION_TAGS.get(name, "openai"))
     return str(entry.get("url") or f"https://huggingface.co/{entry.get('hf_hub')}")
 
 
 def _download(name: str) -> dict[str, Tensor]:
-    """OpenAI's weights through open_clip, which keeps them in the Hugging Face cache."""
+    """The weights through open_clip, which keeps them in the Hugging Face cache."""
     logging.getLogger(__name__).info("loading the weights of CLIP %s", name)
     try:
-        clip = open_clip.create_model(CLIP_MODELS[name], pretrained="openai")
+        clip = open_clip.create_model(CLIP_MODELS[name], pretrained=LAION_TAGS.get(name, "openai"))
     except Exception as error:  # open_clip raises what its network libraries raise
         reason = (str(error).strip().splitlines() or [""])[0]
         raise RuntimeError(

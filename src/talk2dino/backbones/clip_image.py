@@ -1,0 +1,194 @@
+"""CLIP's image tower with its blocks exposed, for methods that change what a block does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import VisionTransformer
+from torch import Tensor, nn
+
+from talk2dino.backbones.checkpoints import load_strict
+from talk2dino.backbones.text import (
+    CLIP_MODELS,
+    TextEncoder,
+    activation_of,
+    check_weights,
+    clip_state,
+    create_text_tower,
+    default_weights,
+    text_from_state,
+)
+from talk2dino.config import check_name
+
+_TOY: dict[str, Any] = {"image_size": 224, "patch_size": 16, "width": 192, "heads": 3, "layers": 3}
+TOYS: dict[str, dict[str, Any]] = {
+    "toy": _TOY,
+    "toy14": {**_TOY, "patch_size": 14},
+    "toy-laion": {**_TOY, "layers": 4},
+}
+"""Name -> shape of a small tower; each has E = 512 and the toy text encoder beside it."""
+PREFIX = "visual."
+"""What the names of the image tower begin with in a whole CLIP's checkpoint."""
+
+Positions = Callable[[Tensor, tuple[int, int]], Tensor]
+"""A rule: position table (1, D, side, side) and grid (h, w) to positions (1, D, h, w)."""
+
+
+def offset_positions(table: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Bicubic without antialias, with 0.1 added to the grid, as the official DINO code does."""
+    side = table.shape[-1]
+    scale = ((grid[0] + 0.1) / side, (grid[1] + 0.1) / side)
+    return F.interpolate(table, scale_factor=scale, mode="bicubic")
+
+
+def exact_positions(table: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Bicubic without antialias, to the exact grid."""
+    return F.interpolate(table, size=grid, mode="bicubic")
+
+
+class ClipImage(nn.Module):
+    """CLIP's frozen image tower.
+
+    Args:
+        model: open_clip's.
+        name: what the user calls it.
+        weights: where the weights came from.
+    """
+
+    def __init__(self, model: VisionTransformer, name: str, weights: str) -> None:
+        super().__init__()
+        self.model = model
+        self.name = name
+        self.weights = weights
+        self.patch_size: int = model.patch_size[0]
+        self.num_heads: int = model.transformer.resblocks[0].attn.num_heads
+        self.embed_dim: int = model.output_dim
+        self.blocks: Any = model.transformer.resblocks
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.model.proj.device
+
+    def normalise(self, images_rgb: Tensor, digits: int = 10) -> Tensor:
+        """(B, 3, h, w) RGB in [0, 255] to CLIP's zero mean and unit deviation.
+
+        Args:
+            images_rgb: whole or fractional values.
+            digits: to which mean and deviation of [0, 255] are rounded; some methods keep 3.
+        """
+        mean, std = (
+            self.model.proj.new_tensor([round(value * 255, digits) for value in values])
+            for values in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+        )
+        return (images_rgb - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+
+    def tokens(self, images: Tensor, positions: Positions) -> tuple[Tensor, tuple[int, int]]:
+        """What enters the first block; pixels behind the last whole patch are left out.
+
+        Args:
+            images: (B, 3, H, W), normalised.
+            positions: how the position table is resized for other grids than its own.
+
+        Returns:
+            tokens (B, 1 + h*w, D), the CLS token first, rows before columns, and the grid (h, w).
+        """
+        if min(images.shape[-2:]) < self.patch_size:
+            high, wide = images.shape[-2:]
+            raise ValueError(
+                f"a window of {wide} x {high} px is smaller than the {self.patch_size}-pixel "
+                f"patches of CLIP {self.name}. Give a larger picture."
+            )
+        patches = self.model.conv1(images)  # (B, D, h, w)
+        grid = (patches.shape[2], patches.shape[3])
+        cls_position, table = self.model.positional_embedding.tensor_split([1])
+        if grid != self.model.grid_size:  # and not the number of patches: 7 x 28 is not 14 x 14
+            square = table.T.unflatten(1, self.model.grid_size)[None]
+            table = positions(square, grid)[0].flatten(1).T
+        cls = (self.model.class_embedding + cls_position).expand(len(images), 1, -1)
+        return self.model.ln_pre(
+            torch.cat([cls, patches.flatten(2).transpose(1, 2) + table], dim=1)
+        ), grid
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """(..., D) after the last block to the space of the text (..., E)."""
+        return self.model.ln_post(tokens) @ self.model.proj
+
+
+def queries_keys_values(block: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What a block's attention makes of its input (B, N, D): three (B, N, D), heads side by side."""
+    block_: Any = block
+    attention = block_.attn
+    normed = block_.ln_1(tokens)
+    query, key, value = F.linear(normed, attention.in_proj_weight, attention.in_proj_bias).chunk(
+        3, dim=-1
+    )
+    return query, key, value
+
+
+def check_clip(name: str, weights: str | None = None) -> None:
+    """Raise ValueError or FileNotFoundError for a CLIP that cannot be loaded; loads nothing."""
+    check_name("CLIP model", name, [*TOYS, *CLIP_MODELS])
+    check_weights("CLIP", name, weights)
+
+
+def load_clip(
+    name: str = "ViT-B/16", weights: str | None = None, device: str | torch.device = "cpu"
+) -> tuple[ClipImage, TextEncoder]:
+    """Load both frozen towers of one CLIP.
+
+    Args:
+        name: of `CLIP_MODELS` or `TOYS`.
+        weights: `pretrained` (OpenAI's or LAION's, through open_clip), a file in OpenAI's or
+            open_clip's layout with both towers, or `seeded:<n>`.
+        device: where to put them.
+
+    Raises:
+        ValueError: unknown name, or weights that do not fit.
+        FileNotFoundError: no such weights file.
+        RuntimeError: the weights could not be downloaded.
+    """
+    check_clip(name, weights)
+    weights = weights or default_weights(name)
+    model = create_image_tower(name)
+    state = clip_state(name, weights, {PREFIX: model, "": create_text_tower(name)})
+    own = {k.removeprefix(PREFIX): value for k, value in state.items() if k.startswith(PREFIX)}
+    load_strict(model, own, weights)
+    image = ClipImage(model, name, weights).eval().requires_grad_(False)
+    return image.to(device), text_from_state(name, state, weights).to(device)
+
+
+def create_image_tower(name: str) -> VisionTransformer:
+    """CLIP's image tower without weights."""
+    if name in TOYS:
+        shape, embed_dim = TOYS[name], 512
+    else:
+        config = open_clip.get_model_config(CLIP_MODELS[name])
+        assert config is not None
+        shape, embed_dim = dict(config["vision_cfg"]), config["embed_dim"]
+        shape["heads"] = shape["width"] // shape.pop("head_width", 64)
+    return VisionTransformer(
+        mlp_ratio=4.0, output_dim=embed_dim, act_layer=activation_of(name), **shape
+    )
+
+
+def margins(length: int, multiple: int) -> tuple[int, int]:
+    """Pixels to put before and behind a side so that it becomes a multiple."""
+    missing = -length % multiple
+    return missing // 2, missing - missing // 2
+
+
+def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
+    """Zeros around images (B, C, H, W) until both sides are multiples."""
+    (top, bottom), (left, right) = (margins(side, multiple) for side in images.shape[-2:])
+    return F.pad(images, (left, right, top, bottom))
+
+
+def crop_margins(scores: Tensor, size_hw: tuple[int, int], multiple: int) -> Tensor:
+    """The inverse of `pad_to_multiple`: (..., H, W) of padded images to (..., *size_hw)."""
+    (high, wide), (top, left) = size_hw, (margins(side, multiple)[0] for side in size_hw)
+    return scores[..., top : top + high, left : left + wide]
