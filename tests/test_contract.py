@@ -22,7 +22,7 @@ LAYERS = {
 }
 """Each may import itself and what is below it; a method imports no other method."""
 LAYER_OF = {name: place for place, names in enumerate(LAYERS.values()) for name in names}
-SHARED_BY_METHODS = {"base", "dense", "options"}
+SHARED_BY_METHODS = {"base", "clip_words", "dense", "options"}
 _PRETRAINING, _TRAINING = "methods.ovsegmentor.pretraining", "methods.talk2dino.training"
 LEFT = {
     *((f"{_PRETRAINING}.job", f"{_TRAINING}.{name}") for name in ("outputs", "state")),

@@ -74,18 +74,23 @@ class ClipImage(nn.Module):
         """Where it is."""
         return self.model.proj.device
 
-    def normalise(self, images_rgb: Tensor, digits: int = 10) -> Tensor:
-        """(B, 3, h, w) RGB in [0, 255] to CLIP's zero mean and unit deviation.
-
-        Args:
-            images_rgb: whole or fractional values.
-            digits: to which mean and deviation of [0, 255] are rounded; some methods keep 3.
-        """
+    def colour_statistics(self, digits: int = 10) -> tuple[Tensor, Tensor]:
+        """CLIP's mean and deviation of RGB in [0, 255], (3, 1, 1), rounded to so many digits."""
         mean, std = (
             self.model.proj.new_tensor([round(value * 255, digits) for value in values])
             for values in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
         )
-        return (images_rgb - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+        return mean.view(3, 1, 1), std.view(3, 1, 1)
+
+    def normalise(self, images_rgb: Tensor, digits: int = 10) -> Tensor:
+        """(B, 3, h, w) RGB in [0, 255] to zero mean and unit deviation.
+
+        Args:
+            images_rgb: whole or fractional values.
+            digits: of mean and deviation; some methods keep 3.
+        """
+        mean, std = self.colour_statistics(digits)
+        return (images_rgb - mean) / std
 
     def tokens(self, images: Tensor, positions: Positions) -> tuple[Tensor, tuple[int, int]]:
         """What enters the first block; pixels behind the last whole patch are left out.
@@ -120,10 +125,9 @@ class ClipImage(nn.Module):
 
 
 def queries_keys_values(block: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What a block's attention makes of its input (B, N, D): three (B, N, D), heads side by side."""
-    block_: Any = block
-    attention = block_.attn
-    normed = block_.ln_1(tokens)
+    """What a block's attention compares and mixes: three (B, N, D), heads side by side."""
+    untyped: Any = block
+    attention, normed = untyped.attn, untyped.ln_1(tokens)
     query, key, value = F.linear(normed, attention.in_proj_weight, attention.in_proj_bias).chunk(
         3, dim=-1
     )
@@ -182,10 +186,14 @@ def margins(length: int, multiple: int) -> tuple[int, int]:
     return missing // 2, missing - missing // 2
 
 
-def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
-    """Zeros around images (B, C, H, W) until both sides are multiples."""
-    (top, bottom), (left, right) = (margins(side, multiple) for side in images.shape[-2:])
-    return F.pad(images, (left, right, top, bottom))
+def pad_to_multiple(images: Tensor, multiple: int, colour: Tensor | float = 0.0) -> Tensor:
+    """One colour (C, 1, 1) around images (B, C, H, W) until both sides are multiples."""
+    (batch, channels, *size_hw) = images.shape
+    padded = [side + sum(margins(side, multiple)) for side in size_hw]
+    canvas = images.new_empty(batch, channels, *padded)
+    canvas[:] = colour
+    crop_margins(canvas, (size_hw[0], size_hw[1]), multiple).copy_(images)
+    return canvas
 
 
 def crop_margins(scores: Tensor, size_hw: tuple[int, int], multiple: int) -> Tensor:

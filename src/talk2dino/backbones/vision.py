@@ -26,12 +26,15 @@ from talk2dino.config import check_name
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 TOY = "toy"
+DINO_TOY = "dino_toy"
 PRETRAINED = "pretrained"
 _SIZES = {"s": "small", "b": "base", "l": "large", "g": "giant"}
 # The names users type, and the timm models behind them.
 SHORT_NAMES = {
     **{f"dinov2_vit{s}14": f"vit_{n}_patch14_dinov2.lvd142m" for s, n in _SIZES.items()},
     **{f"dinov2_vit{s}14_reg": f"vit_{n}_patch14_reg4_dinov2.lvd142m" for s, n in _SIZES.items()},
+    "dino_vits8": "vit_small_patch8_224.dino",
+    "dino_vitb8": "vit_base_patch8_224.dino",
     **{f"dinov3_vit{s}16": f"vit_{_SIZES[s]}_patch16_dinov3.lvd1689m" for s in "sbl"},
 }
 """Official hub name -> timm name with its weights tag."""
@@ -75,7 +78,8 @@ class VisionBackbone(nn.Module):
         model: a timm `VisionTransformer` or `Eva` (DINOv3) with a CLS token.
         name: what the user calls it.
         weights: where the weights came from.
-        offset_positions: interpolate position embeddings the way DINOv2 without registers does.
+        offset_positions: interpolate position embeddings the way DINO and DINOv2 without registers
+            do.
     """
 
     def __init__(
@@ -150,7 +154,7 @@ class VisionBackbone(nn.Module):
         return self.model.norm_pre(tokens), rope
 
     def _add_offset_positions(self, grid: Tensor) -> Tensor:
-        """Positions of DINOv2 without registers: no antialias, and 0.1 added to the grid.
+        """Positions of DINO and DINOv2 without registers: no antialias, and 0.1 added to the grid.
 
         The official code added 0.1 against rounding errors; published weights and numbers keep it.
         """
@@ -207,7 +211,7 @@ def _query_key_bias(attn: Any) -> tuple[Tensor | None, Tensor | None]:
 
 def check_vision(name: str, weights: str | None = None) -> None:
     """Raise ValueError or FileNotFoundError for a backbone that cannot be loaded; loads nothing."""
-    if name != TOY and name not in SHORT_NAMES:
+    if name not in (TOY, DINO_TOY, *SHORT_NAMES):
         architecture = name.partition(".")[0]
         timm_names = [m for module in TIMM_MODULES for m in timm.list_models(module=module)]
         if architecture not in timm_names:
@@ -215,7 +219,7 @@ def check_vision(name: str, weights: str | None = None) -> None:
             check_name("vision model", name, known, similar=[*known, *timm_names])
     weights = weights or default_weights(name)
     if weights == PRETRAINED:
-        if name == TOY:
+        if name in (TOY, DINO_TOY):
             raise ValueError("the toy model has no pretrained weights. Use seeded:<n>.")
     elif parse_seeded(weights) is None and not Path(weights).is_file():
         raise FileNotFoundError(
@@ -230,8 +234,8 @@ def patch_size(name: str) -> int:
 
 
 def default_weights(name: str) -> str:
-    """`pretrained`, or `seeded:0` for the toy model."""
-    return "seeded:0" if name == TOY else PRETRAINED
+    """`pretrained`, or `seeded:0` for a toy."""
+    return "seeded:0" if name in (TOY, DINO_TOY) else PRETRAINED
 
 
 def load_vision(
@@ -278,13 +282,14 @@ def vision_from_state(name: str, state: dict[str, Tensor], weights: str) -> Visi
     if "mask_token" in state and _is_dinov2(model):
         complaint = f"{weights} is not the official checkpoint of {name}"
         check_fit(state, official_shapes(model), complaint)
-    load_strict(model, to_timm(state, model), weights)
+    load_strict(model, to_timm(state, model, weights), weights)
     return as_backbone(model, name, weights)
 
 
 def as_backbone(model: VisionTransformer | Eva, name: str, weights: str) -> VisionBackbone:
     """Wrap a timm model, frozen and in evaluation mode."""
-    offset = _is_dinov2(model) and model.num_prefix_tokens == 1
+    # Timm's own name of a DINO keeps timm's interpolation, the official name has the official one.
+    offset = name.startswith("dino_") or (_is_dinov2(model) and model.num_prefix_tokens == 1)
     return VisionBackbone(model, name, weights, offset).eval().requires_grad_(False)
 
 
@@ -299,6 +304,20 @@ def create_toy(num_registers: int = 4) -> VisionTransformer:
         init_values=1e-5,
         reg_tokens=num_registers,
         no_embed_class=num_registers > 0,
+        num_classes=0,
+        global_pool="token",
+        dynamic_img_size=True,
+    )
+
+
+def create_dino_toy() -> VisionTransformer:
+    """DINO's architecture, 3 blocks of width 192 with 3 heads and patches of 8 pixels."""
+    return VisionTransformer(
+        img_size=224,
+        patch_size=8,
+        embed_dim=192,
+        depth=3,
+        num_heads=3,
         num_classes=0,
         global_pool="token",
         dynamic_img_size=True,
@@ -341,6 +360,8 @@ def _addresses(timm_name: str) -> str:
 def _create(name: str, pretrained: bool) -> VisionTransformer | Eva:
     if name == TOY:
         return create_toy()
+    if name == DINO_TOY:
+        return create_dino_toy()
     timm_name = SHORT_NAMES.get(name, name)
     settings: dict[str, Any] = {"num_classes": 0, "global_pool": "token", "dynamic_img_size": True}
     if "patch14_dinov2" in timm_name or "patch14_reg4_dinov2" in timm_name:
@@ -368,7 +389,9 @@ def _is_dinov2(model: VisionTransformer | Eva) -> bool:
     return model.patch_embed.grid_size == (37, 37) and hasattr(model.blocks[0].ls1, "gamma")
 
 
-def to_timm(state: dict[str, Tensor], model: VisionTransformer | Eva) -> dict[str, Tensor]:
+def to_timm(
+    state: dict[str, Tensor], model: VisionTransformer | Eva, source: str = "state dict"
+) -> dict[str, Tensor]:
     """An official or timm state dict under timm's names; a classifier head is dropped.
 
     Raises:
@@ -379,7 +402,7 @@ def to_timm(state: dict[str, Tensor], model: VisionTransformer | Eva) -> dict[st
         with contextlib.redirect_stdout(io.StringIO()):  # timm prints while it probes for biases
             converted = convert.checkpoint_filter_fn(dict(state), model)
     except (RuntimeError, LookupError, AttributeError) as error:
-        raise ValueError(f"the weights are of another architecture ({error})") from error
+        raise ValueError(f"{source}: the weights are of another architecture ({error})") from error
     return {name: value for name, value in converted.items() if not name.startswith("head.")}
 
 

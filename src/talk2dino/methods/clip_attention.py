@@ -1,0 +1,296 @@
+"""MaskCLIP, SCLIP, ClearCLIP and NACLIP: CLIP as a segmenter, by another attention at its end.
+
+MaskCLIP (Zhou, Loy, Dai, 2022), SCLIP (Wang, Mei, Yuille, 2024), ClearCLIP (Lan et al., 2024) and
+NACLIP (Hajimiri, Ben Ayed, Dolz, 2025) train nothing. Everything before the last block is CLIP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from talk2dino.backbones.clip_image import (
+    ClipImage,
+    load_clip,
+    offset_positions,
+    pad_to_multiple,
+    queries_keys_values,
+)
+from talk2dino.backbones.text import TextEncoder
+from talk2dino.config import check_name
+from talk2dino.inference import Protocol
+from talk2dino.methods.clip_words import (
+    WITHOUT_BACKGROUND,
+    ClipWordSegmenter,
+    class_words,
+)
+from talk2dino.refine.refinement import PAMR, Refinement
+from talk2dino.segmenter import ClassQuery
+
+Grid = tuple[int, int]
+"""Rows and columns of patches."""
+Attention = Callable[[Tensor, Tensor, Tensor, Grid], Tensor]
+"""Queries, keys, values (B, H, N, d), the CLS token first, and the grid to new values."""
+
+SIGMA = 5.0
+"""How far NACLIP's neighbourhood reaches, in patches."""
+
+
+def values_alone(query: Tensor, key: Tensor, value: Tensor, grid: Grid) -> Tensor:
+    """MaskCLIP: every token attends to itself."""
+    return value
+
+
+def self_correlation(query: Tensor, key: Tensor, value: Tensor, grid: Grid) -> Tensor:
+    """SCLIP: queries with queries plus keys with keys; the weights of a row sum to two."""
+    attend = F.scaled_dot_product_attention
+    return attend(query, query, value) + attend(key, key, value)
+
+
+def query_query(query: Tensor, key: Tensor, value: Tensor, grid: Grid) -> Tensor:
+    """ClearCLIP: queries with queries."""
+    return F.scaled_dot_product_attention(query, query, value)
+
+
+def neighbour_aware(query: Tensor, key: Tensor, value: Tensor, grid: Grid) -> Tensor:
+    """NACLIP: keys with keys, and a Gaussian around every patch added to the scaled logits."""
+    near = F.pad(neighbourhood(grid, SIGMA), (1, 0, 1, 0)).to(key)  # nothing for the CLS token
+    return F.scaled_dot_product_attention(key, key, value, attn_mask=near)
+
+
+def as_trained(query: Tensor, key: Tensor, value: Tensor, grid: Grid) -> Tensor:
+    """CLIP: queries with keys."""
+    return F.scaled_dot_product_attention(query, key, value)
+
+
+def neighbourhood(grid: Grid, sigma: float) -> Tensor:
+    """exp(-d^2 / (2 sigma^2)) for the distance d of each two of P patches: (P, P)."""
+    rows, columns = (
+        torch.exp(-((torch.arange(n)[:, None] - torch.arange(n)) ** 2) / (2 * sigma**2))
+        for n in grid
+    )
+    return torch.kron(rows, columns)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How a method is run on a benchmark."""
+
+    protocol: Protocol
+    """Size and windows."""
+    logit_scale: float = 40.0
+    """Of cosines, before the softmax over the words."""
+    threshold: float = 0.1
+    """A best class less probable than this is background, where there is one."""
+    area: float = 0.0
+    """A foreground class with at most this share of the foreground pixels is dropped."""
+
+
+_SMALL = Protocol(short_side=336, window=224, stride=112)
+_WHOLE = Protocol(short_side=336, window=None)
+ANY = "any"
+"""In tables of rules: all other benchmarks, and pictures of a user."""
+
+_SCLIP = {
+    ANY: Rules(_SMALL),
+    "voc": Rules(_SMALL, logit_scale=65.0, area=0.1),
+    "context": Rules(_SMALL, logit_scale=50.0),
+    "coco_object": Rules(_SMALL, logit_scale=50.0),
+    "coco_stuff": Rules(replace(_SMALL, short_side=448)),
+    "cityscapes": Rules(replace(_SMALL, short_side=560)),
+}
+_NACLIP = {
+    ANY: Rules(_SMALL),
+    "voc": Rules(_WHOLE),
+    "voc20": Rules(_WHOLE),
+    "cityscapes": Rules(replace(_SMALL, short_side=560)),
+}
+_CLEARCLIP = {
+    ANY: Rules(Protocol(), 50.0, threshold=0.5),
+    "context": Rules(Protocol(), 50.0, threshold=0.15),
+    "coco_object": Rules(Protocol(), 50.0, threshold=0.4),
+    "cityscapes": Rules(Protocol(window=224, stride=224), 50.0),
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What distinguishes a method."""
+
+    attention: Attention
+    """Of the last block."""
+    residual: bool
+    """Whether the last block keeps its residual connections and feed-forward layer."""
+    rules: Mapping[str, Rules]
+    """By benchmark."""
+    pads: bool = True
+    """Whether windows are padded to whole patches; else what fills none is dropped and the scores
+    are stretched over the whole window, as published."""
+    expands: bool = False
+    """Whether people, screens and backgrounds are looked for by several words."""
+    pamr: bool = False
+    """Whether averaged cosines are refined."""
+
+
+def _miou(*numbers: float) -> dict[str, float]:
+    """Eight numbers, or five of the benchmarks without background, by benchmark."""
+    keys = ("voc", "context", "coco_object", *WITHOUT_BACKGROUND)[-len(numbers) :]
+    return dict(zip(keys, numbers, strict=True))
+
+
+METHODS: dict[str, Variant] = {
+    "maskclip": Variant(values_alone, True, _CLEARCLIP),
+    "maskclip_reduced": Variant(values_alone, False, _CLEARCLIP),
+    "sclip": Variant(self_correlation, True, _SCLIP, pads=False, expands=True),
+    "clearclip": Variant(query_query, False, _CLEARCLIP),
+    "naclip": Variant(neighbour_aware, False, _NACLIP, pads=False, expands=True, pamr=True),
+    "clip": Variant(as_trained, True, {**_CLEARCLIP, ANY: Rules(Protocol(), 50.0, threshold=0.2)}),
+}
+PUBLISHED = {
+    "maskclip": _miou(74.9, 26.4, 16.4, 12.6, 9.8),  # this and the next from ClearCLIP's figure
+    "maskclip_reduced": _miou(61.4, 28.3, 18.4, 24.7, 13.6),
+    "sclip": _miou(59.63, 31.74, 33.52, 81.54, 34.46, 22.77, 32.34, 16.45),
+    "clearclip": _miou(51.8, 32.6, 33.0, 80.9, 35.9, 23.9, 30.0, 16.7),  # as printed by others
+    "naclip": _miou(58.9, 32.2, 33.2, 79.7, 35.2, 23.3, 35.5, 17.4),  # as printed by others
+    "naclip_pamr": _miou(64.07, 34.99, 36.19, 83.03, 38.35, 25.69, 38.27, 19.05),
+    "clip": _miou(41.8, 9.2, 4.4, 5.5, 2.1),  # from ClearCLIP's figure
+}
+"""mIoU in percent by benchmark."""
+SIZES = {"vitb": "ViT-B/16", "toy": "toy"}
+"""What the name of a model ends with -> its CLIP."""
+NAMES = tuple(f"{method}_{size}" for method in METHODS for size in SIZES)
+"""Of models."""
+
+
+class Tokens(NamedTuple):
+    """Windows before the last block."""
+
+    tokens: Tensor
+    """(B, 1 + h*w, D), the CLS token first."""
+    grid: Grid
+    """(h, w)."""
+
+
+class ClipAttentionSegmenter(ClipWordSegmenter):
+    """CLIP with another last block.
+
+    Args:
+        image: CLIP's image tower.
+        text: its text tower.
+        method: of METHODS.
+        benchmark: whose rules and words are used; None for pictures of a user.
+        refinements: None for the method's own.
+    """
+
+    def __init__(
+        self,
+        image: ClipImage,
+        text: TextEncoder,
+        method: str,
+        benchmark: str | None = None,
+        refinements: Sequence[Refinement] | None = None,
+    ) -> None:
+        self.variant = METHODS[check_name("method", method, METHODS)]
+        self.rules = rules = self.variant.rules.get(benchmark or ANY, self.variant.rules[ANY])
+        if refinements is None:
+            refinements = [PAMR(dilations=(8, 16))] if self.variant.pamr else []
+        super().__init__(image, text, benchmark, rules.logit_scale, refinements)
+        self.words = class_words(benchmark, self.variant.expands)
+        self.protocol = rules.protocol
+        self.multiple = image.patch_size if self.variant.pads else 1
+
+    def shares_features(self, other: object) -> bool:
+        """Whether `other` computes the same `patch_features`: the whole family does."""
+        return (
+            isinstance(other, ClipAttentionSegmenter)
+            and (self.image.name, self.image.weights) == (other.image.name, other.image.weights)
+            and self.multiple == other.multiple
+        )
+
+    @torch.no_grad()
+    def patch_features(self, windows: Tensor) -> Tokens:
+        """Windows (B, 3, h, w) to the input of the last block."""
+        images = pad_to_multiple(self.image.normalise(windows, digits=3), self.multiple)
+        tokens, grid = self.image.tokens(images, offset_positions)
+        for block in self.image.blocks[:-1]:
+            tokens = block(tokens)
+        return Tokens(tokens, grid)
+
+    @torch.no_grad()
+    def patch_scores(self, features: Tokens, query: ClassQuery) -> Tensor:
+        """Cosines (B, Q, h, w) of the patches with the words."""
+        return self.cosines(self.dense_features(features), features.grid, query)
+
+    @torch.no_grad()
+    def dense_features(self, features: Tokens) -> Tensor:
+        """(B, h*w, E) after the last block and CLIP's projection, not normalised."""
+        last, tokens = self.image.blocks[-1], features.tokens
+        query, key, value = (
+            part.unflatten(-1, (self.image.num_heads, -1)).transpose(1, 2)  # (B, H, N, d)
+            for part in queries_keys_values(last, tokens)
+        )
+        mixed = self.variant.attention(query, key, value, features.grid)
+        mixed = last.attn.out_proj(mixed.transpose(1, 2).flatten(2))
+        if self.variant.residual:
+            tokens = tokens + mixed
+            mixed = tokens + last.mlp(last.ln_2(tokens))
+        return self.image.project(mixed[:, 1:])
+
+    @property
+    def pixelwise(self) -> bool:
+        """Whether `finalise` may be called for strips of rows: the area rule counts all pixels."""
+        return super().pixelwise and not self.rules.area
+
+    def probabilities(self, scores: Tensor, query: ClassQuery) -> Tensor:
+        """Of the classes (C, H, W), after the area rule."""
+        probabilities = super().probabilities(scores, query)
+        if self.rules.area and query.background is not None:
+            found = probabilities.max(dim=0).indices.flatten()
+            pixels = torch.bincount(found, minlength=len(probabilities))[1:]
+            small = pixels / pixels.sum().clamp(min=1) <= self.rules.area
+            probabilities[1:][small] = 0.0
+        return probabilities
+
+    def settings(self) -> dict[str, Any]:
+        """All but the weights that decides its scores, as plain data."""
+        return {
+            "attention": self.variant.attention.__name__,
+            "residual": self.variant.residual,
+            "sigma": SIGMA,
+            "pads": self.variant.pads,
+            "several_words": self.variant.expands,
+            "logit_scale": self.rules.logit_scale,
+            "area": self.rules.area,
+            **asdict(self.protocol),
+            "refinements": [refinement.name for refinement in self.refinements],
+        }
+
+
+def load(
+    model: str,
+    weights: str | None = None,
+    *,
+    benchmark: str | None = None,
+    device: str | torch.device = "cpu",
+    pamr: bool | None = None,
+) -> ClipAttentionSegmenter:
+    """Load a model.
+
+    Args:
+        model: of NAMES.
+        weights: as for `load_clip`.
+        benchmark: key of the one whose rules and words are used; None for pictures of a user.
+        device: where to put it.
+        pamr: refine averaged cosines; None for the method's own choice.
+
+    Raises: as `load_clip`.
+    """
+    method, _, size = check_name("model", model, NAMES).rpartition("_")
+    image, text = load_clip(SIZES[size], weights, device)
+    refinements = None if pamr is None else [PAMR(dilations=(8, 16))] if pamr else []
+    return ClipAttentionSegmenter(image, text, method, benchmark, refinements)

@@ -1,0 +1,268 @@
+"""ProxyCLIP (Lan et al., 2024): which patches attend to each other is decided by another backbone.
+
+Two frozen towers. In place of the attention of CLIP's last block, patches are mixed by the
+similarity of a vision foundation model's features: DINO's or DINOv2's. Nothing is learned.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from talk2dino.backbones.clip_image import (
+    ClipImage,
+    load_clip,
+    offset_positions,
+    pad_to_multiple,
+    queries_keys_values,
+)
+from talk2dino.backbones.seeded import parse_seeded
+from talk2dino.backbones.text import TextEncoder
+from talk2dino.backbones.vision import VisionBackbone, load_vision
+from talk2dino.config import check_name
+from talk2dino.inference import Protocol
+from talk2dino.methods.clip_words import (
+    BACKGROUND_WORDS,
+    WITHOUT_BACKGROUND,
+    ClipWordSegmenter,
+    benchmark_word,
+)
+from talk2dino.refine.refinement import Refinement
+from talk2dino.segmenter import BACKGROUND, ClassQuery, ClassWords
+
+# -- From DINO's features to CLIP's --
+
+
+def proxy_attention(
+    features: Tensor, gamma: float = 3.0, beta: float = 1.2
+) -> tuple[Tensor, float]:
+    """How much each patch of one window counts for each other.
+
+    Args:
+        features: (P, D) of the foundation model.
+        gamma: makes differences of similarity larger.
+        beta: similarities below this multiple of their mean do not count.
+
+    Returns:
+        (P, P) with rows that sum to one, and the mean similarity. A patch always counts for itself:
+        where everything resembles everything, with a mean above 1 / beta, it is the only one.
+    """
+    unit = F.normalize(features, dim=-1)
+    similarity = unit @ unit.T
+    mean = similarity.mean()
+    own = gamma * (similarity.diagonal() - beta * mean)
+    logits = similarity.sub_(beta * mean).mul_(gamma)
+    logits.masked_fill_(logits < 0, -torch.inf)
+    logits.diagonal().copy_(own)
+    return logits.softmax(dim=-1), float(mean)
+
+
+def mix_by_proxy(features: Tensor, values: Tensor) -> tuple[Tensor, float]:
+    """Values (P, D) of CLIP mixed by `proxy_attention`, one matrix for all heads."""
+    attention, mean = proxy_attention(features)
+    return attention @ values, mean
+
+
+# -- Names, protocols, words --
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How it is run on a benchmark."""
+
+    protocol: Protocol
+    """Size and windows."""
+    threshold: float = 0.0
+    """A best class less probable than this is background, where there is one."""
+
+
+_NATIVE = Protocol(short_side=336, window=336, stride=112)
+ANY = "any"
+"""In tables of rules: all other benchmarks, and pictures of a user."""
+RULES = {
+    ANY: Rules(_NATIVE, 0.2),
+    "context": Rules(_NATIVE, 0.15),
+    "coco_object": Rules(_NATIVE, 0.25),
+    "ade20k": Rules(Protocol(short_side=448, window=336, stride=112)),
+    "cityscapes": Rules(Protocol(short_side=448, window=224, stride=112)),
+}
+"""By benchmark."""
+MODELS = {
+    "proxyclip_vitb": ("ViT-B/16", "dino_vitb8"),
+    "proxyclip_vitl": ("ViT-L/14", "dino_vitb8"),
+    "proxyclip_vith": ("ViT-H/14-laion", "dino_vitb8"),
+    "proxyclip_vitb_dinov2": ("ViT-B/16", "dinov2_vitb14_reg"),
+    "proxyclip_toy": ("toy", "dino_toy"),
+    "proxyclip_toy_dinov2": ("toy", "toy"),
+}
+"""Name -> CLIP and foundation model."""
+_REPORTED = {
+    "proxyclip_vitb": (61.3, 35.3, 37.5, 80.3, 39.1, 26.5, 38.1, 20.2),
+    "proxyclip_vitb_pamr": (60.8, 35.3, 37.2, 80.3, 39.4, 26.9, 38.6, 20.2),
+    "proxyclip_vitb_dinov2": (58.6, 33.8, 37.4, 83.0, 37.2, 25.4, 33.9, 19.7),
+    "proxyclip_vitb_dinov2_pamr": (62.0, 35.2, 38.7, 83.1, 38.9, 26.6, 35.4, 20.3),
+    "proxyclip_vitl": (60.6, 34.5, 39.2, 83.2, 37.7, 25.6, 40.1, 22.6),
+    "proxyclip_vitl_pamr": (60.7, 34.7, 39.4, 83.2, 38.0, 26.2, 41.0, 22.6),
+    "proxyclip_vith": (65.0, 35.4, 38.6, 83.3, 39.6, 26.8, 42.0, 24.2),
+}
+_ON = ("voc", "context", "coco_object", *WITHOUT_BACKGROUND)
+PUBLISHED = {name: dict(zip(_ON, row, strict=True)) for name, row in _REPORTED.items()}
+"""mIoU in percent by benchmark, as tables of other papers report it; PAMR is not the authors'."""
+_OBJECTS_BACKGROUND = tuple(
+    word
+    for word in BACKGROUND_WORDS
+    if word
+    not in ("lamp", "door", "window", "wardrobe", "ceiling", "shelf", "curtain", "stair", "fence")
+)
+
+
+def class_words(benchmark: str | None) -> ClassWords:
+    """One word per class of a benchmark, and several for the background."""
+    several = {"context": (BACKGROUND,), "coco_object": _OBJECTS_BACKGROUND}
+    return ClassWords(
+        of=lambda name: (benchmark_word(benchmark, name),),
+        background=several.get(benchmark or ANY, BACKGROUND_WORDS),
+    )
+
+
+# -- The segmenter --
+
+
+class ProxyFeatures(NamedTuple):
+    """What is known of windows before any class."""
+
+    patches: Tensor
+    """(B, P, E) in the space of the text, not normalised."""
+    grid: tuple[int, int]
+    """Of the foundation model's patches."""
+    mean_similarities: tuple[float, ...]
+    """Per window."""
+
+
+class ProxyClipSegmenter(ClipWordSegmenter):
+    """CLIP whose last block mixes patches by another backbone's similarities.
+
+    Args:
+        image: CLIP's image tower.
+        text: its text tower.
+        vision: the foundation model.
+        benchmark: whose rules and words are used; None for pictures of a user.
+        refinements: applied to averaged cosines; the authors have none.
+        compat: keep a background word that is a class's, too: it then hides the class, as "bed"
+            of COCO-Object is hidden in the published runs.
+    """
+
+    def __init__(
+        self,
+        image: ClipImage,
+        text: TextEncoder,
+        vision: VisionBackbone,
+        benchmark: str | None = None,
+        refinements: Sequence[Refinement] = (),
+        compat: bool = False,
+    ) -> None:
+        super().__init__(image, text, benchmark, 40.0, refinements)
+        self.vision = vision
+        self.compat = compat
+        self.rules = RULES.get(benchmark or ANY, RULES[ANY])
+        self.words = class_words(benchmark)
+        self.protocol = self.rules.protocol
+        self.multiple = math.lcm(image.patch_size, vision.patch_size)
+
+    def shares_features(self, other: object) -> bool:
+        """Whether `other` computes the same `patch_features`."""
+        return isinstance(other, ProxyClipSegmenter) and all(
+            (mine.name, mine.weights) == (its.name, its.weights)
+            for mine, its in ((self.image, other.image), (self.vision, other.vision))
+        )
+
+    @torch.no_grad()
+    def patch_features(self, windows: Tensor) -> ProxyFeatures:
+        """Windows (B, 3, h, w) to patches in the space of the text, on the finer model's grid."""
+        mean_colour, _ = self.image.colour_statistics(digits=3)
+        windows = pad_to_multiple(windows, self.multiple, mean_colour)
+        proxies = self.vision(self.vision.normalise(windows)).patches
+        high, wide = (side // self.vision.patch_size for side in windows.shape[-2:])
+        values = self.last_values(windows, (high, wide))
+        # One after the other: P * P similarities of a window take 12 MB at 336 pixels.
+        mixed, means = zip(*map(mix_by_proxy, proxies, values), strict=True)
+        patches = self.image.blocks[-1].attn.out_proj(torch.stack(mixed))
+        return ProxyFeatures(self.image.project(patches), (high, wide), means)
+
+    def last_values(self, windows: Tensor, grid: tuple[int, int]) -> Tensor:
+        """The values of CLIP's last block, without the CLS token's, at a grid: (B, P, D)."""
+        tokens, own_grid = self.image.tokens(
+            self.image.normalise(windows, digits=3), offset_positions
+        )
+        *blocks, last = self.image.blocks
+        for block in blocks:
+            tokens = block(tokens)
+        values = queries_keys_values(last, tokens)[2][:, 1:]
+        values = values.transpose(1, 2).unflatten(-1, own_grid)  # (B, D, gh, gw)
+        return F.interpolate(values, grid, mode="bilinear").flatten(2).transpose(1, 2)
+
+    @torch.no_grad()
+    def patch_scores(self, features: ProxyFeatures, query: ClassQuery) -> Tensor:
+        """Cosines (B, Q, h, w); -1 for words of the background that are a class's, too."""
+        cosines = self.cosines(features.patches, features.grid, query)
+        if not self.compat:
+            cosines[:, shared_words(query)] = -1.0
+        return cosines
+
+    def settings(self) -> dict[str, Any]:
+        """All but the weights that decides its scores, as plain data."""
+        return {
+            "clip": self.image.name,
+            "vision": self.vision.name,
+            "logit_scale": self.logit_scale,
+            "compat": self.compat,
+            **asdict(self.protocol),
+            "refinements": [refinement.name for refinement in self.refinements],
+        }
+
+
+def shared_words(query: ClassQuery) -> Tensor:
+    """(Q,) bool: words of a background whose vector is also one of a class's words."""
+    places = torch.arange(len(query.rows), device=query.rows.device)
+    if query.background is None:
+        return places < 0
+    owner = places if query.owner is None else query.owner
+    # Equal words may differ in their last digits: prompts are embedded in batches.
+    distances = torch.cdist(query.rows, query.rows[owner > 0])
+    return (owner == 0) & (distances < 1e-4).any(dim=1)
+
+
+def load(
+    model: str,
+    weights: str | None = None,
+    vision_weights: str | None = None,
+    *,
+    benchmark: str | None = None,
+    device: str | torch.device = "cpu",
+    refinements: Sequence[Refinement] = (),
+    compat: bool = False,
+) -> ProxyClipSegmenter:
+    """Load a model.
+
+    Args:
+        model: of MODELS.
+        weights: CLIP's, as for `load_clip`; `seeded:<n>` holds for the foundation model, too.
+        vision_weights: the foundation model's, as for `load_vision`.
+        benchmark, refinements, compat: see `ProxyClipSegmenter`.
+        device: where to put it.
+
+    Raises: as `load_clip` and `load_vision`.
+    """
+    clip, vision = MODELS[check_name("model", model, MODELS)]
+    if vision_weights is None and parse_seeded(weights) is not None:
+        vision_weights = weights
+    proxy = load_vision(vision, vision_weights, device)
+    return ProxyClipSegmenter(
+        *load_clip(clip, weights, device), proxy, benchmark, refinements, compat
+    )
