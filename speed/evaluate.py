@@ -41,9 +41,9 @@ def _evaluations(work: Work, folder: Path, device: str) -> list[tuple[Any, Any]]
     from talk2dino.benchmarks.evaluate import Run
     from talk2dino.benchmarks.scoring import Task
     from talk2dino.benchmarks.table import BENCHMARKS
-    from talk2dino.inference import ClassQuery
     from talk2dino.methods.talk2dino.config import read_segmenter_config
-    from talk2dino.segmenter import build_segmenter
+    from talk2dino.methods.talk2dino.segmenter import build_segmenter
+    from talk2dino.segmenter import ClassQuery
 
     recipe = ROOT / "configs" / "toy.yaml"
     base = build_segmenter(read_segmenter_config(recipe, projection_weights="seeded:0"), device)
@@ -54,7 +54,7 @@ def _evaluations(work: Work, folder: Path, device: str) -> list[tuple[Any, Any]]
         segmenter = base.variant(pamr=work.pamr, clean_background=row.clean_background)
         run = Run(key, {"benchmark": key}, EvaluationSet(row, root))
         classes = segmenter.embed_classes(run.dataset.prompted_classes)
-        found.append((run, Task(segmenter, ClassQuery(classes, _threshold(row)))))
+        found.append((run, Task(segmenter, ClassQuery.of_rows(classes, _threshold(row)))))
     return found
 
 
@@ -163,18 +163,20 @@ def _first(count: int, prepare: Work) -> Prepare:
 def _windows(device: str, folder: Path) -> Step:
     """Windows that are on the device already, to scores; all weights are seeded."""
     from talk2dino.methods.talk2dino.config import read_segmenter_config
-    from talk2dino.segmenter import build_segmenter
+    from talk2dino.methods.talk2dino.segmenter import build_segmenter
 
     seeded = dict.fromkeys(("projection_weights", "vision_weights", "text_weights"), "seeded:0")
     recipe = ROOT / "configs" / "vitb_mlp_infonce.yaml"
     segmenter = build_segmenter(read_segmenter_config(recipe, pamr=True, **seeded), device)
+    from talk2dino.segmenter import ClassQuery
+
     classes = segmenter.embed_classes([f"class {number}" for number in range(21)])
     generator = torch.Generator().manual_seed(0)
     pixels = torch.rand(WINDOWS, 3, 448, 448, generator=generator).mul(255).to(device)
 
     def step() -> Any:
         with torch.inference_mode():
-            return segmenter.window_scores(pixels, classes, None)
+            return segmenter.window_scores(pixels, ClassQuery.of_rows(classes))
 
     return step
 

@@ -5,18 +5,19 @@ import pytest
 import torch
 
 from talk2dino.inference import (
-    ClassQuery,
-    SlidingWindows,
+    WHOLE,
+    Protocol,
     WindowMean,
     benchmark_size,
+    picture_scores,
     resize_pixels,
     resize_scores,
     score_labels,
     sliding_window_scores,
-    whole_image_scores,
     window_corners,
     window_starts,
 )
+from talk2dino.segmenter import ClassQuery
 
 
 class ColourSegmenter:
@@ -28,7 +29,8 @@ class ColourSegmenter:
     def embed_classes(self, names):
         return torch.eye(3)[[("red", "green", "blue").index(name) for name in names]]
 
-    def window_scores(self, windows, classes, background):
+    def window_scores(self, windows, query):
+        classes, background = query.rows, query.background
         assert windows.dtype == torch.float32
         self.seen.append(tuple(windows.shape))
         scores = torch.einsum("bkhw,ck->bchw", windows / 255, classes)
@@ -40,7 +42,7 @@ class ColourSegmenter:
 class PositionSegmenter(ColourSegmenter):
     """Scores depend on the place inside the window, so averaging shows."""
 
-    def window_scores(self, windows, classes, background):
+    def window_scores(self, windows, query):
         ramp = torch.arange(windows.shape[-1], dtype=torch.float32)
         return ramp.expand(len(windows), 1, *windows.shape[-2:]).clone()
 
@@ -67,8 +69,8 @@ def test_a_whole_image_is_one_window_and_integers_become_float():
     segmenter = ColourSegmenter()
     image = torch.zeros(3, 5, 7, dtype=torch.uint8)
     image[2] = 255
-    query = ClassQuery(segmenter.embed_classes(["red", "blue"]), background=0.5)
-    scores = whole_image_scores(segmenter, image, query)
+    query = ClassQuery.of_rows(segmenter.embed_classes(["red", "blue"]), background=0.5)
+    scores = picture_scores(segmenter, image, query, WHOLE)
     assert segmenter.seen == [(1, 3, 5, 7)]
     assert scores.shape == (3, 5, 7) and score_labels(scores).unique().tolist() == [2]
 
@@ -76,17 +78,18 @@ def test_a_whole_image_is_one_window_and_integers_become_float():
 def test_sliding_windows_equal_the_whole_image_for_a_segmenter_without_context():
     segmenter = ColourSegmenter()
     image = torch.randint(0, 256, (3, 45, 31), generator=torch.Generator().manual_seed(0))
-    query = ClassQuery(segmenter.embed_classes(["red", "green", "blue"]), background=0.3)
-    whole = whole_image_scores(segmenter, image, query)
+    query = ClassQuery.of_rows(segmenter.embed_classes(["red", "green", "blue"]), background=0.3)
+    whole = picture_scores(segmenter, image, query, WHOLE)
     for batch_size in (1, 4, 100):
-        windows = SlidingWindows(size=16, stride=7, batch_size=batch_size)
-        torch.testing.assert_close(sliding_window_scores(segmenter, image, query, windows), whole)
+        windows = Protocol(window=16, stride=7)
+        scores = sliding_window_scores(segmenter, image, query, windows, batch_size)
+        torch.testing.assert_close(scores, whole)
 
 
 def test_overlapping_windows_are_averaged():
-    query = ClassQuery(torch.eye(1, 3))
+    query = ClassQuery.of_rows(torch.eye(1, 3))
     scores = sliding_window_scores(
-        PositionSegmenter(), torch.zeros(3, 4, 6), query, SlidingWindows(size=4, stride=2)
+        PositionSegmenter(), torch.zeros(3, 4, 6), query, Protocol(window=4, stride=2)
     )
     assert scores[0, 0].tolist() == [0, 1, (2 + 0) / 2, (3 + 1) / 2, 2, 3]
 
@@ -94,8 +97,8 @@ def test_overlapping_windows_are_averaged():
 def test_a_mean_of_no_windows_is_refused_and_corners_go_row_by_row():
     with pytest.raises(RuntimeError, match="no window"):
         WindowMean((4, 6)).scores()
-    assert window_corners(4, 6, size=4, stride=2) == [(0, 0), (0, 2)]
-    assert window_corners(6, 4, size=4, stride=2) == [(0, 0), (2, 0)]
+    assert window_corners(4, 6, Protocol(window=4, stride=2)) == [(0, 0), (0, 2)]
+    assert window_corners(6, 4, Protocol(window=4, stride=2)) == [(0, 0), (2, 0)]
 
 
 def test_labels_are_the_first_best_classes():
@@ -106,7 +109,7 @@ def test_labels_are_the_first_best_classes():
 
 def test_a_side_shorter_than_the_window_is_used_whole():
     segmenter = ColourSegmenter()
-    query = ClassQuery(segmenter.embed_classes(["red"]))
+    query = ClassQuery.of_rows(segmenter.embed_classes(["red"]))
     scores = sliding_window_scores(segmenter, torch.zeros(3, 100, 500), query)
     assert scores.shape == (1, 100, 500) and segmenter.seen == [(2, 3, 100, 448)]
 
@@ -130,13 +133,13 @@ def test_pixels_and_scores_are_resized_to_height_by_width():
 
 
 def test_impossible_input_is_refused():
-    query = ClassQuery(torch.eye(3))
+    query = ClassQuery.of_rows(torch.eye(3))
     for image in (torch.zeros(5, 5), torch.zeros(1, 5, 5), torch.zeros(3, 0, 5)):
         with pytest.raises(ValueError, match=r"an image must be \(3, H, W\) RGB"):
-            whole_image_scores(ColourSegmenter(), image, query)
-    with pytest.raises(ValueError, match=r"classes must be \(C, D\)"):
-        whole_image_scores(ColourSegmenter(), torch.zeros(3, 5, 5), ClassQuery(torch.zeros(3)))
+            picture_scores(ColourSegmenter(), image, query, WHOLE)
+    with pytest.raises(ValueError, match=r"rows must be \(Q, D\)"):
+        ClassQuery.of_rows(torch.zeros(3))
     with pytest.raises(ValueError, match="leaves gaps"):
-        SlidingWindows(size=4, stride=5)
+        Protocol(window=4, stride=5)
     with pytest.raises(ValueError, match="must be positive"):
-        SlidingWindows(batch_size=0)
+        Protocol(stride=0)

@@ -13,14 +13,17 @@ from talk2dino.methods.talk2dino.autoload import register_with_transformers
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "ClassQuery": "talk2dino.inference",
+    "ClassQuery": "talk2dino.segmenter",
     "ProjectionLayer": "talk2dino.methods.talk2dino.projection",
     "Segmentation": "talk2dino.pictures.segmentation",
     "Segmenter": "talk2dino.segmenter",
     "Talk2DINO": "talk2dino.methods.talk2dino.api",
-    "Talk2DinoSegmenter": "talk2dino.segmenter",
-    "build_segmenter": "talk2dino.segmenter",
+    "Talk2DinoSegmenter": "talk2dino.methods.talk2dino.segmenter",
+    "build_segmenter": "talk2dino.methods.talk2dino.segmenter",
+    "label_map": "talk2dino.predict",
+    "load_model": "talk2dino.methods.registry",
     "load_projection": "talk2dino.methods.talk2dino.projection",
+    "load_segmenter": "talk2dino.methods.registry",
     "load_text": "talk2dino.backbones.text",
     "load_vision": "talk2dino.backbones.vision",
     "read_features": "talk2dino.features.store",

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
+import inspect
+import itertools
 import math
+import textwrap
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -281,3 +285,19 @@ def _at_least(smallest: int, **values: int) -> None:
     for name, value in values.items():
         if value < smallest:
             raise ValueError(f"{name} must be at least {smallest}, got {value}")
+
+
+def field_docs(kind: type) -> dict[str, str]:
+    """The strings under the fields of a dataclass, those of its bases included."""
+    found: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        if not dataclasses.is_dataclass(base):
+            continue
+        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for entry, text in itertools.pairwise(body.body):
+            if isinstance(entry, ast.AnnAssign) and isinstance(entry.target, ast.Name):
+                value = text.value if isinstance(text, ast.Expr) else None
+                if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                    found[entry.target.id] = " ".join(value.value.split())
+    return found

@@ -1,9 +1,8 @@
-"""From images to labels with any segmenter: whole images, sliding windows, resizing, argmax."""
+"""From images to scores with any segmenter: sizes, windows, averaging, resizing, finalising."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import cv2
 import numpy as np
@@ -11,100 +10,132 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-class WindowScorer(Protocol):
-    """The part of a segmenter that is needed once the classes are embedded."""
-
-    def window_scores(self, windows: Tensor, classes: Tensor, background: float | None) -> Tensor:
-        """(B, 3, h, w) RGB float in [0, 255] to (B, C, h, w), or C+1 with background first."""
+from talk2dino.segmenter import ClassQuery, Finalising, Segmenter
 
 
 @dataclass(frozen=True)
-class ClassQuery:
-    """What is looked for in an image."""
+class Protocol:
+    """How large a picture and its windows are; the defaults are those of all eight benchmarks."""
 
-    classes: Tensor
-    """(C, D) embeddings from the segmenter that scores the windows."""
-    background: float | None = None
-    """Threshold of the background channel, or None for no such channel."""
-
-
-@dataclass(frozen=True)
-class SlidingWindows:
-    """How a large image is covered; the defaults are the benchmarks' protocol."""
-
-    size: int = 448
-    """Side of a window in pixels; a shorter side of the image is used whole."""
+    short_side: int | None = 448
+    """The image is resized to this short side in pixels; None: it keeps its size ..."""
+    long_side: int = 2048
+    """... unless its long side would exceed this."""
+    window: int | None = 448
+    """Side of a window in pixels; a shorter side of the image is used whole. None: one window."""
     stride: int = 224
     """Distance between neighbouring windows in pixels; the last one is shifted back inside."""
-    batch_size: int = 8
-    """Windows scored at once."""
 
     def __post_init__(self) -> None:
-        if min(self.size, self.stride, self.batch_size) < 1:
-            raise ValueError(f"size, stride and batch_size must be positive, found {self}.")
-        if self.stride > self.size:
+        given = [
+            n for n in (self.short_side, self.long_side, self.window, self.stride) if n is not None
+        ]
+        if min(given) < 1:
+            raise ValueError(f"sizes, windows and strides must be positive, found {self}.")
+        if self.window is not None and self.stride > self.window:
             raise ValueError(
-                f"a stride of {self.stride} leaves gaps between windows of {self.size} pixels."
+                f"a stride of {self.stride} leaves gaps between windows of {self.window} pixels."
             )
 
+    def scored_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) at which an image is scored."""
+        if self.short_side is None:
+            return height, width
+        return benchmark_size(height, width, self.short_side, self.long_side)
 
-@torch.inference_mode()
-def whole_image_scores(segmenter: WindowScorer, image: Tensor, query: ClassQuery) -> Tensor:
-    """Score an image as one window.
+    def window_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of every window of an image that is scored at this size."""
+        if self.window is None:
+            return height, width
+        return min(self.window, height), min(self.window, width)
 
-    Args:
-        image: (3, H, W) RGB in [0, 255], uint8 or float.
+    def starts(self, length: int) -> list[int]:
+        """First pixel of every window along a side of the image."""
+        return [0] if self.window is None else window_starts(length, self.window, self.stride)
 
-    Returns:
-        (C, H, W), or (C+1, H, W) with the background first.
-    """
-    window = _as_windows(image, query)[None]
-    return segmenter.window_scores(window, query.classes, query.background)[0]
+
+WHOLE = Protocol(short_side=None, window=None)
+"""A picture at its own size, as one window."""
 
 
 @torch.inference_mode()
 def sliding_window_scores(
-    segmenter: WindowScorer,
+    segmenter: Segmenter,
     image: Tensor,
     query: ClassQuery,
-    windows: SlidingWindows | None = None,
+    protocol: Protocol | None = None,
+    batch_size: int = 8,
 ) -> Tensor:
-    """Score overlapping windows and average them per pixel; shapes as `whole_image_scores`."""
-    windows = windows or SlidingWindows()
-    image = _as_windows(image, query)
+    """Score overlapping windows of an image at its own size and average them per pixel.
+
+    Args:
+        segmenter: any method.
+        image: (3, H, W) RGB in [0, 255], uint8 or float.
+        query: what is looked for.
+        protocol: of which only window and stride are used; None for the benchmarks'.
+        batch_size: windows scored at once.
+
+    Returns:
+        (K, H, W) as `Segmenter.window_scores`; see `final_scores`.
+    """
+    protocol = protocol or Protocol()
+    if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
+        raise ValueError(f"an image must be (3, H, W) RGB, found {tuple(image.shape)}.")
+    image = image.to(query.rows.device, torch.float32)
     height, width = image.shape[-2:]
-    high, wide = min(windows.size, height), min(windows.size, width)
-    corners = window_corners(height, width, windows.size, windows.stride)
+    high, wide = protocol.window_size(height, width)
+    corners = window_corners(height, width, protocol)
     mean = WindowMean((height, width))
-    for start in range(0, len(corners), windows.batch_size):
-        chunk = corners[start : start + windows.batch_size]
+    for start in range(0, len(corners), batch_size):
+        chunk = corners[start : start + batch_size]
         crops = torch.stack([image[:, y : y + high, x : x + wide] for y, x in chunk])
-        scores = segmenter.window_scores(crops, query.classes, query.background)
-        for corner, window in zip(chunk, scores, strict=True):
+        for corner, window in zip(chunk, segmenter.window_scores(crops, query), strict=True):
             mean.add(corner, window)
     return mean.scores()
 
 
-class BenchmarkWindows:
-    """Scores whole pictures as benchmarks do: resized, in windows, and resized back.
+@torch.inference_mode()
+def picture_scores(
+    segmenter: Segmenter,
+    image: Tensor,
+    query: ClassQuery,
+    protocol: Protocol | None = None,
+    batch_size: int = 8,
+) -> Tensor:
+    """Score a picture as a protocol says: resized, in windows, resized back, finalised.
 
     Args:
         segmenter: any method.
+        image: (3, H, W) RGB in [0, 255], uint8 or float.
+        query: what is looked for.
+        protocol: sizes and windows; None for the benchmarks'.
+        batch_size: windows scored at once.
+
+    Returns:
+        (C, H, W), one channel per name of the query; the best of them is the label.
     """
+    protocol = protocol or Protocol()
+    size_hw = (image.shape[-2], image.shape[-1])
+    small = resize_picture(image, protocol.scored_size(*size_hw))
+    scores = sliding_window_scores(segmenter, small, query, protocol, batch_size)
+    return final_scores(segmenter, resize_scores(scores, size_hw), small, query)
 
-    def __init__(self, segmenter: WindowScorer) -> None:
-        self._segmenter = segmenter
 
-    def window_scores(self, windows: Tensor, classes: Tensor, background: float | None) -> Tensor:
-        """As `WindowScorer.window_scores`, for whole pictures in place of windows."""
-        query = ClassQuery(classes, background)
-        size_hw = (windows.shape[-2], windows.shape[-1])
-        scores = [
-            sliding_window_scores(self._segmenter, resize_for_benchmark(picture), query)
-            for picture in windows
-        ]
-        return torch.stack([resize_scores(of_one, size_hw) for of_one in scores])
+def final_scores(segmenter: object, scores: Tensor, picture: Tensor, query: ClassQuery) -> Tensor:
+    """Averaged scores (K, H, W) at the size of the labels to final ones (C, H, W).
+
+    Args:
+        segmenter: any method; most have nothing to finalise.
+        scores: at the size of the labels.
+        picture: (3, h, w) as it was scored.
+        query: what was looked for.
+    """
+    if not isinstance(segmenter, Finalising):
+        return scores
+    seen = resize_scores(
+        picture.to(scores.device, torch.float32), (scores.shape[-2], scores.shape[-1])
+    )
+    return segmenter.finalise(scores, seen, query)
 
 
 class WindowMean:
@@ -136,12 +167,10 @@ class WindowMean:
         return total.div_(self._hits)
 
 
-def window_corners(
-    height: int, width: int, size: int = 448, stride: int = 224
-) -> list[tuple[int, int]]:
+def window_corners(height: int, width: int, protocol: Protocol) -> list[tuple[int, int]]:
     """Top left pixel (y, x) of every window, row by row."""
-    lefts = window_starts(width, size, stride)
-    return [(top, left) for top in window_starts(height, size, stride) for left in lefts]
+    lefts = protocol.starts(width)
+    return [(top, left) for top in protocol.starts(height) for left in lefts]
 
 
 def window_starts(length: int, size: int = 448, stride: int = 224) -> list[int]:
@@ -179,21 +208,15 @@ def resize_scores(scores: Tensor, size_hw: tuple[int, int]) -> Tensor:
     return F.interpolate(scores[None], size_hw, mode="bilinear", align_corners=False)[0]
 
 
-def resize_for_benchmark(picture: Tensor) -> Tensor:
-    """A picture (3, H, W) RGB in [0, 255] at the size at which benchmarks score it, uint8."""
+def resize_picture(picture: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """A picture (3, H, W) RGB in [0, 255] at another size: uint8, as benchmarks are resized."""
+    if picture.shape[-2:] == tuple(size_hw):
+        return picture
     pixels = picture.round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-    small = resize_pixels(np.ascontiguousarray(pixels), benchmark_size(*pixels.shape[:2]))
+    small = resize_pixels(np.ascontiguousarray(pixels), size_hw)
     return torch.from_numpy(small).permute(2, 0, 1).to(picture.device)
 
 
 def score_labels(scores: Tensor) -> Tensor:
     """The best class per pixel: (C, H, W) scores to (H, W) int64; the first one wins a tie."""
     return scores.max(dim=0).indices  # as argmax, whose loop over classes is slow on a CPU
-
-
-def _as_windows(image: Tensor, query: ClassQuery) -> Tensor:
-    if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
-        raise ValueError(f"an image must be (3, H, W) RGB, found {tuple(image.shape)}.")
-    if query.classes.ndim != 2:
-        raise ValueError(f"classes must be (C, D), found {tuple(query.classes.shape)}.")
-    return image.to(query.classes.device, torch.float32)

@@ -1,44 +1,95 @@
-"""The seam between methods and everything around them, and Talk2DINO behind it."""
+"""The seam between methods and everything around them."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from talk2dino.backbones.templates import check_names, get_templates
-from talk2dino.backbones.text import BertEncoder, TextEncoder, TextFeatures, load_text, trimmed
-from talk2dino.backbones.vision import PatchFeatures, VisionBackbone, load_vision
-from talk2dino.devices import mixed_precision
-from talk2dino.methods.talk2dino.background import clean_background
-from talk2dino.methods.talk2dino.config import PRECISIONS, SegmenterConfig
-from talk2dino.methods.talk2dino.projection import CLIPLastLayer, Projection, load_projection
-from talk2dino.refine.pamr import pamr
+BACKGROUND = "background"
+Words = Sequence[Sequence[str]]
+"""Per class, the words it is looked for by."""
 
-_EPS = 1e-6  # of the normalisations in the published inference code
-_PROMPT_BATCH = 256
+
+@dataclass(frozen=True, eq=False)
+class ClassQuery:
+    """What is looked for in a picture."""
+
+    names: tuple[str, ...]
+    """Of the labels in results; the background first if there is one."""
+    rows: Tensor
+    """(Q, D), one per query word. What a row means belongs to the method that made it."""
+    owner: Tensor | None = None
+    """(Q,) int64: the place in `names` of the class that each word belongs to. None: one word per
+    class, in the order of `names`, in which a background without a row is passed over."""
+    background: float | None = None
+    """Threshold of the background on the method's own scale; None for no background."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", tuple(self.names))
+        count = len(self.rows)
+        if self.rows.ndim != 2:
+            raise ValueError(f"rows must be (Q, D), found {tuple(self.rows.shape)}.")
+        if self.owner is None:
+            fits = count in (len(self.names), len(self.names) - (self.background is not None))
+        else:
+            fits = self.owner.shape == (count,)
+        if not fits:
+            raise ValueError(
+                f"{count} rows do not fit {len(self.names)} names"
+                + ("." if self.owner is None else f" with owners {tuple(self.owner.shape)}.")
+            )
+
+    @classmethod
+    def of_rows(cls, rows: Tensor, background: float | None = None) -> ClassQuery:
+        """Rows (C, D) of classes that are called by their numbers."""
+        names = tuple(map(str, range(len(rows))))
+        return cls(names if background is None else (BACKGROUND, *names), rows, None, background)
+
+    def to(self, device: torch.device | str) -> ClassQuery:
+        """The same on another device."""
+        owner = None if self.owner is None else self.owner.to(device)
+        return ClassQuery(self.names, self.rows.to(device), owner, self.background)
+
+    @property
+    def first(self) -> int:
+        """The place in `names` of the first class that has a row: 0, or 1 after a background."""
+        if self.owner is not None:
+            return int(self.owner.min())
+        return len(self.names) - len(self.rows)
 
 
 class Segmenter(Protocol):
     """What the evaluator and the demo need of a method; background rules stay inside it."""
 
-    def embed_classes(self, names: Sequence[str]) -> Tensor:
-        """(C, D), one unit-length row per class; the method owns its templates."""
+    def query(
+        self, names: Sequence[str], background: float | None = None, words: Words | None = None
+    ) -> ClassQuery:
+        """What to look for.
 
-    def window_scores(self, windows: Tensor, classes: Tensor, background: float | None) -> Tensor:
+        Args:
+            names: of the classes. With a threshold the background is put in front, unless it is
+                there.
+            background: threshold of the background; None for no background.
+            words: per name, the words it is looked for by; None for the vocabulary of the method.
+
+        Raises:
+            ValueError: no name, an empty one; words that do not fit the names.
+        """
+
+    def window_scores(self, windows: Tensor, query: ClassQuery) -> Tensor:
         """Score every pixel of every window.
 
         Args:
             windows: (B, 3, h, w) RGB float in [0, 255].
-            classes: (C, D) from `embed_classes`.
-            background: threshold of the background, or None for no background channel.
+            query: from `query`.
 
         Returns:
-            (B, C, h, w), or (B, C+1, h, w) with channel 0 = background.
+            (B, K, h, w): what is averaged over windows. One channel per name of the query, unless
+            the method is `Finalising`.
         """
 
 
@@ -52,9 +103,7 @@ class FeatureSharing(Protocol):
     def patch_features(self, windows: Tensor) -> Any:
         """What `score_features` needs of windows (B, 3, h, w)."""
 
-    def score_features(
-        self, features: Any, windows: Tensor, classes: Tensor, background: float | None
-    ) -> Tensor:
+    def score_features(self, features: Any, windows: Tensor, query: ClassQuery) -> Tensor:
         """As `Segmenter.window_scores`, from `patch_features` of the same windows."""
 
 
@@ -62,18 +111,44 @@ class FeatureSharing(Protocol):
 class PatchScoring(FeatureSharing, Protocol):
     """A segmenter that scores patches and spreads these scores over the pixels, class by class.
 
-    Its background, if any, is a constant channel; so nobody has to hold all classes at all pixels.
+    So nobody has to hold all classes at all pixels.
     """
 
-    def patch_scores(self, features: Any, classes: Tensor) -> Tensor:
-        """Scores (B, C, gh, gw) of the patches, from `patch_features`, without a background."""
+    aligned_corners: bool
+    """How `pixel_scores` interpolates between patches."""
+
+    def patch_scores(self, features: Any, query: ClassQuery) -> Tensor:
+        """Scores (B, K, gh, gw) of the patches, from `patch_features`.
+
+        K classes as in `window_scores`, but for a background that is the threshold itself.
+        """
 
     def pixel_scores(self, scores: Tensor, windows: Tensor) -> Tensor:
         """Any classes' `patch_scores` (B, c, gh, gw) over windows (B, 3, h, w): (B, c, h, w)."""
 
     @property
     def follows_edges(self) -> bool:
-        """Whether `pixel_scores` is more than bilinear interpolation with aligned corners."""
+        """Whether `pixel_scores` is more than bilinear interpolation."""
+
+
+@runtime_checkable
+class Finalising(Protocol):
+    """A segmenter whose scores are final only after windows are averaged and resized."""
+
+    pixelwise: bool
+    """Whether `finalise` may be called for strips of rows, one after the other."""
+
+    def finalise(self, scores: Tensor, image: Tensor, query: ClassQuery) -> Tensor:
+        """From averaged scores to those whose best is the label.
+
+        Args:
+            scores: (K, H, W) averaged over windows, at the size of the labels.
+            image: (3, H, W) RGB float in [0, 255]: the resized picture brought to that size.
+            query: what was looked for.
+
+        Returns:
+            (C, H, W), one channel per name of the query.
+        """
 
 
 @runtime_checkable
@@ -98,232 +173,111 @@ def require_groups(segmenter: object) -> Grouping:
         return segmenter
     raise ValueError(
         f"{type(segmenter).__name__} has no groups, so there are no group maps of it. They exist "
-        "for methods with group tokens, such as ovsegmentor_vitb."
+        "for methods with group tokens."
     )
 
 
-class Talk2DinoSegmenter:
-    """Open-vocabulary segmentation by the cosine of DINO patches and projected class names.
+@dataclass(frozen=True)
+class ClassWords:
+    """By which words a method looks for classes."""
+
+    of: Callable[[str], tuple[str, ...]] = lambda name: (name,)
+    """From the name of a class to its words."""
+    background: tuple[str, ...] = ()
+    """Of a background that has a threshold; none: it is the threshold alone."""
+
+    def lists(
+        self, names: Sequence[str], background: float | None, words: Words | None = None
+    ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """The names of the labels, and per label its words.
+
+        Args:
+            names: with or without the background in front, if there is a threshold.
+            background: threshold, or None.
+            words: per name, in place of these.
+
+        Raises:
+            ValueError: no name, an empty one, or lists of words that do not fit the names.
+        """
+        if isinstance(names, str) or not names or not all(name.strip() for name in names):
+            raise ValueError(f"class names are a list without empty ones, found {names!r}.")
+        if words is not None and len(words) != len(names):
+            raise ValueError(f"there are words for {len(words)} classes, and {len(names)} names.")
+        found = [self.of(name) for name in names] if words is None else [tuple(w) for w in words]
+        labels = tuple(names)
+        if background is not None:
+            given = labels[0].strip().lower() == BACKGROUND
+            labels = labels if given else (BACKGROUND, *labels)
+            if not given:
+                found = [self.background, *found]
+            elif words is None:
+                found[0] = self.background
+        if empty := [n for n, w in zip(labels, found, strict=True) if not all(map(str.strip, w))]:
+            raise ValueError(f"an empty word for {empty[0]!r}.")
+        if without := [n for n, w in zip(labels[1:], found[1:], strict=True) if not w]:
+            raise ValueError(f"no word for {without[0]!r}.")
+        return labels, found
+
+
+def make_query(
+    names: Sequence[str],
+    background: float | None,
+    words: Words,
+    embed: Callable[[list[str]], Tensor],
+) -> ClassQuery:
+    """A query from the words of its labels.
 
     Args:
-        vision: frozen backbone.
-        text: frozen text encoder.
-        projection: trained map between the two.
-        config: templates, input size and refinements; the models are those above.
+        names: of the labels, and
+        background: the threshold, and
+        words: per label, from `ClassWords.lists`.
+        embed: words to rows (Q, D).
     """
-
-    def __init__(
-        self,
-        vision: VisionBackbone,
-        text: TextEncoder | BertEncoder,
-        projection: Projection,
-        config: SegmenterConfig,
-    ) -> None:
-        for side, width, expected in (
-            ("text", text.embed_dim, config.projection.clip_embed_dim),
-            ("vision", vision.embed_dim, config.projection.dino_embed_dim),
-        ):
-            if width != expected:
-                raise ValueError(
-                    f"the {side} model gives vectors of width {width}, but the projection expects "
-                    f"{expected}. Choose the {side} model that the projection was trained with."
-                )
-        vision.check_size(config.input_size, config.input_size)
-        self.vision = vision
-        self.text = text
-        self.projection = projection
-        self.config = config
-
-    @property
-    def device(self) -> torch.device:
-        """Where the models are."""
-        return self.vision.mean.device
-
-    def to(self, device: str | torch.device) -> Talk2DinoSegmenter:
-        """Move the models; returns the segmenter itself."""
-        for part in (self.vision, self.text, self.projection):
-            part.to(device)
-        return self
-
-    @torch.no_grad()
-    def embed_classes(self, names: Sequence[str]) -> Tensor:
-        """Embed class names: mean of the prompts' text vectors, projected, of unit length.
-
-        Raises:
-            ValueError: no name, or an empty one.
-        """
-        check_names(names)
-        templates = get_templates(self.config.template)
-        prompts = [template.format(name) for name in names for template in templates]
-        embeddings = self._embed_prompts(prompts)
-        return self._class_embeddings(embeddings.unflatten(0, (len(names), len(templates))))
-
-    @torch.no_grad()
-    def embed_class_tokens(self, tokens: Tensor) -> Tensor:
-        """As `embed_classes`, from CLIP's token ids (C, T, 77) of every class's T prompts."""
-        embeddings = self._embed_tokens(tokens.flatten(0, 1))
-        return self._class_embeddings(embeddings.unflatten(0, tuple(tokens.shape[:2])))
-
-    @torch.no_grad()
-    def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Texts as they are, without templates: (N, D) in the space of the patches, unnormalised.
-
-        Raises:
-            ValueError: no text at all.
-        """
-        if not texts:
-            raise ValueError("no texts given. At least one is needed.")
-        return self._project(self._embed_prompts(texts))
-
-    @torch.no_grad()
-    def window_scores(self, windows: Tensor, classes: Tensor, background: float | None) -> Tensor:
-        """See `Segmenter.window_scores`; scores are sigmoid(cosine), refined as configured.
-
-        The background's score is the threshold itself, everywhere: 0.55 is cosine 0.2007.
-        """
-        if windows.ndim != 4 or windows.shape[1] != 3:
-            raise ValueError(f"windows must be (B, 3, h, w), found {tuple(windows.shape)}.")
-        return self.score_features(self.patch_features(windows), windows, classes, background)
-
-    @torch.no_grad()
-    def score_features(
-        self,
-        features: PatchFeatures,
-        windows: Tensor,
-        classes: Tensor,
-        background: float | None,
-    ) -> Tensor:
-        """`window_scores` of windows whose `patch_features` are there already."""
-        scores = self.pixel_scores(self.patch_scores(features, classes), windows)
-        if background is None:
-            return scores
-        constant = torch.full_like(scores[:, :1], background)
-        return torch.cat([constant, scores], dim=1)
-
-    @torch.no_grad()
-    def patch_scores(self, features: PatchFeatures, classes: Tensor) -> Tensor:
-        """Scores (B, C, gh, gw) of the patches: sigmoid(cosine), cleaned as configured."""
-        masks = patch_cosines(features.patches, classes).sigmoid()
-        if self.config.clean_background:
-            masks = clean_background(masks, features.patches, features.attention_logits, classes)
-        side = self.config.input_size // self.vision.patch_size
-        return masks.unflatten(-1, (side, side))
-
-    @torch.no_grad()
-    def pixel_scores(self, scores: Tensor, windows: Tensor) -> Tensor:
-        """Spread `patch_scores` (B, c, gh, gw) over windows (B, 3, h, w); classes do not interact.
-
-        Returns:
-            (B, c, h, w), refined as configured.
-        """
-        spread = F.interpolate(scores, size=windows.shape[-2:], mode="bilinear", align_corners=True)
-        return pamr(windows, spread) if self.config.pamr else spread
-
-    @property
-    def follows_edges(self) -> bool:
-        """Whether `pixel_scores` is more than bilinear interpolation with aligned corners."""
-        return self.config.pamr
-
-    @torch.no_grad()
-    def patch_features(self, windows: Tensor) -> PatchFeatures:
-        """Backbone features of windows (B, 3, h, w), with patches in the space of the classes."""
-        with mixed_precision(PRECISIONS[self.config.precision], windows.device):
-            features = self.vision(self.vision.normalise(self.resize_windows(windows)))
-        return PatchFeatures(
-            cls=features.cls.float(),
-            patches=self.projection.project_visual(features.patches.float()),
-            attention_logits=features.attention_logits.float(),
-            penultimate_cls=features.penultimate_cls.float(),
-        )
-
-    def resize_windows(self, windows: Tensor) -> Tensor:
-        """Windows (B, 3, h, w) to the backbone's input (B, 3, side, side); the ratio is lost."""
-        side = self.config.input_size
-        if windows.shape[-2:] == (side, side):
-            return windows
-        return F.interpolate(
-            windows, size=(side, side), mode="bilinear", antialias=True, align_corners=False
-        )
-
-    def variant(self, **changes: Any) -> Talk2DinoSegmenter:
-        """The same models with other options of inference, such as `pamr=True`."""
-        config = dataclasses.replace(self.config, **changes)
-        return Talk2DinoSegmenter(self.vision, self.text, self.projection, config)
-
-    def shares_features(self, other: object) -> bool:
-        """Whether `other` computes the same `patch_features`."""
-        return (
-            isinstance(other, Talk2DinoSegmenter)
-            and self.vision is other.vision
-            and self.projection is other.projection
-            and self.config.input_size == other.config.input_size
-            and self.config.precision == other.config.precision
-        )
-
-    def _class_embeddings(self, prompts: Tensor) -> Tensor:
-        """Text vectors (C, T, E) of every class's prompts to unit-length classes (C, D)."""
-        # As published, CLIP's vectors are averaged without normalising them first.
-        return F.normalize(self._project(prompts.mean(dim=1)), dim=-1, eps=_EPS)
-
-    def _project(self, embeddings: Tensor) -> Tensor:
-        """What `_embed_prompts` returns, to the space of the patches (..., D)."""
-        if isinstance(self.projection, CLIPLastLayer):  # which has projected every prompt
-            return embeddings
-        return self.projection.project_clip_txt(embeddings)
-
-    def _embed_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """Prompts (N,) to text vectors (N, E), or (N, D) where the projection holds CLIP's end."""
-        if isinstance(self.text, TextEncoder):
-            return self._embed_tokens(trimmed(self.text.tokenize(prompts)))
-        if isinstance(self.projection, CLIPLastLayer) or self.config.average_tokens:
-            raise ValueError(f"{self.text.name} is no CLIP text encoder, which this model needs")
-        return self.text.encode(prompts)
-
-    def _embed_tokens(self, tokens: Tensor) -> Tensor:
-        """As `_embed_prompts`, from CLIP's token ids (N, T)."""
-        assert isinstance(self.text, TextEncoder)
-        embedded = []
-        for batch in tokens.to(self.device).split(_PROMPT_BATCH):
-            if isinstance(self.projection, CLIPLastLayer):
-                features = self.text(batch, penultimate=True)
-                embedded.append(
-                    self.projection.project_clip_txt(features.penultimate, features.end_positions)
-                )
-            elif self.config.average_tokens:
-                embedded.append(self._average_tokens(self.text(batch, dense=True)))
-            else:
-                embedded.append(self.text(batch).pooled.float())
-        return torch.cat(embedded)
-
-    def _average_tokens(self, features: TextFeatures) -> Tensor:
-        """Dense text features to (B, E): the mean over each prompt's own tokens."""
-        assert features.tokens is not None
-        kept = features.mask.clone()
-        if not self.config.keep_cls:
-            kept[:, 0] = False
-        if not self.config.keep_end_seq:
-            kept.scatter_(1, features.end_positions[:, None], False)
-        total = (features.tokens * kept[..., None]).sum(dim=1)
-        return total / kept.sum(dim=1, keepdim=True).clamp(min=1)
+    counts = [len(of_class) for of_class in words]
+    rows = embed([word for of_class in words for word in of_class])
+    if max(counts) == 1 and sum(counts) >= len(names) - (background is not None):
+        return ClassQuery(tuple(names), rows, None, background)
+    owner = torch.arange(len(names)).repeat_interleave(torch.tensor(counts))
+    return ClassQuery(tuple(names), rows, owner.to(rows.device), background)
 
 
-def patch_cosines(patches: Tensor, classes: Tensor) -> Tensor:
-    """Cosines (B, C, P) of patches (B, P, D) with unit-length classes (C, D)."""
-    return torch.einsum("bpd,cd->bcp", F.normalize(patches, dim=-1, eps=_EPS), classes)
+def pool_words(scores: Tensor, query: ClassQuery, dim: int = 1) -> Tensor:
+    """The best word of every class: scores of Q words to those of K classes.
 
-
-def build_segmenter(
-    config: SegmenterConfig, device: str | torch.device = "cpu"
-) -> Talk2DinoSegmenter:
-    """Load everything a configuration names.
-
-    Raises:
-        ValueError, FileNotFoundError: see `SegmenterConfig.check`; also weights that do not fit.
-        RuntimeError: weights could not be downloaded.
+    The classes start with the query's first one that has words; without owners nothing changes.
     """
-    config.check()
-    # The projection first: it is the one whose file most often does not fit, and loads at once.
-    projection = load_projection(config.projection, config.projection_weights, device)
-    vision = load_vision(config.vision_model, config.vision_weights, device)
-    text = load_text(config.text_model, config.text_weights, device)
-    return Talk2DinoSegmenter(vision, text, projection, config)
+    if query.owner is None:
+        return scores
+    owner = query.owner.to(scores.device) - query.first
+    shape = list(scores.shape)
+    shape[dim] = len(query.names) - query.first
+    index = owner.view([-1 if d == dim else 1 for d in range(scores.ndim)]).expand_as(scores)
+    empty = scores.new_full(shape, -torch.inf)
+    return empty.scatter_reduce(dim, index, scores, "amax")
+
+
+def with_background(scores: Tensor, query: ClassQuery, dim: int = 0) -> Tensor:
+    """Scores with the background's threshold: a channel of its own in front, or, where the
+    background has words, the least that their channel can be."""
+    if query.background is None:
+        return scores
+    first = scores.narrow(dim, 0, 1)
+    if scores.shape[dim] < len(query.names):
+        return torch.cat([torch.full_like(first, query.background), scores], dim=dim)
+    rest = scores.narrow(dim, 1, scores.shape[dim] - 1)
+    return torch.cat([first.clamp(min=query.background), rest], dim=dim)
+
+
+@runtime_checkable
+class Adjustable(Protocol):
+    """A segmenter with options for a user's pictures."""
+
+    def adjusted(self, refine: bool, background: bool) -> Segmenter:
+        """Itself with or without its refinement, for pictures with or without a background."""
+
+
+def adjusted(segmenter: Segmenter, refine: bool, background: bool) -> Segmenter:
+    """See `Adjustable`; other segmenters stay as they are."""
+    if isinstance(segmenter, Adjustable):
+        return segmenter.adjusted(refine, background)
+    return segmenter

@@ -12,11 +12,12 @@ from talk2dino.app.models import Models
 from talk2dino.app.results import Results
 from talk2dino.app.view import Look, heat_of, look_at
 from talk2dino.app.work import Request, segment
-from talk2dino.inference import BenchmarkWindows, ClassQuery, whole_image_scores
+from talk2dino.inference import picture_scores
 from talk2dino.methods.ovsegmentor.method import OVSegmentorMethod
 from talk2dino.pictures.group_maps import draw_groups
 from talk2dino.pictures.images import read_rgb, rgb_tensor
 from talk2dino.pictures.vocabularies import group_colours
+from talk2dino.segmenter import ClassQuery
 
 CPU = torch.device("cpu")
 NAME = "ovsegmentor_toy=seeded:0"
@@ -41,8 +42,8 @@ def test_scores_and_groups_are_those_of_the_demo(small_photo, both):
     result = outcome.result
     pixels = read_rgb(small_photo.path)
     with both.use(NAME) as segmenter:
-        query = ClassQuery(segmenter.embed_classes(["cup", "spoon"]), 0.4)
-        scores = whole_image_scores(BenchmarkWindows(segmenter), rgb_tensor(pixels), query)
+        query = ClassQuery.of_rows(segmenter.embed_classes(["cup", "spoon"]), 0.4)
+        scores = picture_scores(segmenter, rgb_tensor(pixels), query)
         (groups,) = draw_groups(segmenter, np.asarray(pixels), CPU)
     assert result.segmentation.scores.equal(scores)
     assert result.segmentation.names == ("background", "cup", "spoon")

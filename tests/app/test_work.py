@@ -9,9 +9,10 @@ from talk2dino.app.entries import config_entry, named_entry
 from talk2dino.app.inputs import Limits
 from talk2dino.app.models import Models
 from talk2dino.app.work import Outcome, Progress, Request, segment
-from talk2dino.inference import ClassQuery, whole_image_scores
+from talk2dino.inference import WHOLE, picture_scores
 from talk2dino.methods.talk2dino.config import read_segmenter_config
 from talk2dino.pictures.images import read_rgb, rgb_tensor
+from talk2dino.segmenter import ClassQuery
 
 CPU = torch.device("cpu")
 LIMITS = Limits(max_side=320)
@@ -29,8 +30,8 @@ def test_a_request_gives_the_scores_of_the_segmenter(photo, models):
     found = outcome(request, models, Limits()).result.segmentation
     with models.use("toy") as model:
         segmenter = model.variant(pamr=True, clean_background=True)
-        query = ClassQuery(segmenter.embed_classes(["cat", "blanket"]), 0.51)
-        expected = whole_image_scores(segmenter, rgb_tensor(read_rgb(photo.path)), query)
+        query = ClassQuery.of_rows(segmenter.embed_classes(["cat", "blanket"]), 0.51)
+        expected = picture_scores(segmenter, rgb_tensor(read_rgb(photo.path)), query, WHOLE)
     torch.testing.assert_close(found.scores, expected)
     assert found.names == ("background", "cat", "blanket")
     assert found.background == 0.51

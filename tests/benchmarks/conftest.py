@@ -17,7 +17,8 @@ class ByColour:
     def embed_classes(self, names):
         return torch.arange(len(names), dtype=torch.float32)[:, None] * 12
 
-    def window_scores(self, windows, classes, background):
+    def window_scores(self, windows, query):
+        classes, background = query.rows, query.background
         grey = windows.mean(dim=1, keepdim=True)
         scores = 1 / (1 + (grey - classes[None, :, :, None]).abs())
         if background is None:

@@ -27,11 +27,11 @@ from talk2dino.benchmarks.metrics import confusion_counts
 from talk2dino.benchmarks.pictures import PictureFolders
 from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
 from talk2dino.benchmarks.table import BENCHMARKS, Protocol
-from talk2dino.inference import ClassQuery
 from talk2dino.methods.talk2dino.config import read_segmenter_config
 from talk2dino.methods.talk2dino.projection import load_projection
+from talk2dino.methods.talk2dino.segmenter import Talk2DinoSegmenter, build_segmenter
 from talk2dino.processes import Processes
-from talk2dino.segmenter import Talk2DinoSegmenter, build_segmenter
+from talk2dino.segmenter import ClassQuery
 
 SMALL = Protocol(short_side=40, long_side=200, window=32, stride=16)
 
@@ -48,7 +48,7 @@ def tasks_of(segmenter, calls=None):
         return [
             Task(
                 segmenter,
-                ClassQuery(
+                ClassQuery.of_rows(
                     segmenter.embed_classes(run.dataset.prompted_classes),
                     0.01 if run.dataset.benchmark.background else None,
                 ),
@@ -209,7 +209,7 @@ def test_the_backbone_runs_once_for_two_benchmarks(miniatures, tmp_path, monkeyp
     def make(runs):
         both = [segmenter.variant(clean_background=True), segmenter]
         return [
-            Task(one, ClassQuery(one.embed_classes(["cat", "dog"]), threshold))
+            Task(one, ClassQuery.of_rows(one.embed_classes(["cat", "dog"]), threshold))
             for one, threshold in zip(both, (0.52, None), strict=True)
         ]
 
@@ -231,7 +231,7 @@ def test_an_image_does_not_depend_on_its_neighbours(across_images, clean):
         "configs/toy.yaml", projection_weights="seeded:0", clean_background=clean, input_size=112
     )
     segmenter = build_segmenter(config)
-    query = ClassQuery(segmenter.embed_classes(["cat", "dog", "tree"]), 0.52)
+    query = ClassQuery.of_rows(segmenter.embed_classes(["cat", "dog", "tree"]), 0.52)
     task = Task(segmenter, query)
     protocol = Protocol(window=64, stride=32)
     generator = torch.Generator().manual_seed(0)

@@ -12,9 +12,9 @@ from talk2dino.benchmarks.datasets import EvaluationSet
 from talk2dino.benchmarks.evaluate import Run, evaluate_group
 from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
 from talk2dino.benchmarks.table import BENCHMARKS, Protocol
-from talk2dino.inference import ClassQuery
 from talk2dino.methods.talk2dino.config import read_segmenter_config
-from talk2dino.segmenter import build_segmenter
+from talk2dino.methods.talk2dino.segmenter import build_segmenter
+from talk2dino.segmenter import ClassQuery
 from tests.literal import evaluation as literal
 
 from .conftest import MINIATURES
@@ -32,7 +32,7 @@ def score_as_published(segmenter, query):
     return lambda window: literal.window_scores(
         segmenter.vision.model,
         window,
-        query.classes,
+        query.rows,
         query.background,
         config.clean_background,
         config.pamr,
@@ -45,7 +45,7 @@ def test_areas_of_a_benchmark_are_the_literal_ones(base, key, tmp_path):
     run = Run(key, {}, EvaluationSet(row, MINIATURES))
     segmenter = base.variant(clean_background=row.clean_background)
     classes = segmenter.embed_classes(run.dataset.prompted_classes)
-    query = ClassQuery(classes, 0.52 if row.background else None)
+    query = ClassQuery.of_rows(classes, 0.52 if row.background else None)
     found = evaluate_group([run], lambda runs: [Task(segmenter, query)], tmp_path).counts[key]
     ours = stacked_areas((found[index] for index in range(3)), row.num_classes)
     files = [
@@ -63,7 +63,7 @@ def test_areas_of_a_benchmark_are_the_literal_ones(base, key, tmp_path):
 
 def test_labels_with_pamr_cleaning_and_background_are_the_literal_ones(base):
     segmenter = base.variant(clean_background=True, pamr=True)
-    query = ClassQuery(segmenter.embed_classes(["cat", "dog", "sky", "tree"]), 0.5)
+    query = ClassQuery.of_rows(segmenter.embed_classes(["cat", "dog", "sky", "tree"]), 0.5)
     colours = torch.rand(1, 3, 4, 5, generator=torch.Generator().manual_seed(0)) * 255
     image = F.interpolate(colours, (64, 90), mode="bilinear")[0].byte()
     picture = Picture(image, (70, 99), [Task(segmenter, query)])

@@ -8,16 +8,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
 from talk2dino.benchmarks.spreading import Layout, resized_labels, spread_labels, spreading_matrix
-from talk2dino.benchmarks.table import Protocol
 from talk2dino.inference import (
-    ClassQuery,
-    SlidingWindows,
+    Protocol,
     resize_scores,
     score_labels,
     sliding_window_scores,
 )
 from talk2dino.methods.talk2dino.config import read_segmenter_config
-from talk2dino.segmenter import FeatureSharing, PatchScoring, build_segmenter
+from talk2dino.methods.talk2dino.segmenter import build_segmenter
+from talk2dino.segmenter import ClassQuery, FeatureSharing, PatchScoring
 
 CPU = torch.device("cpu")
 PROTOCOL = Protocol(window=64, stride=32)
@@ -40,8 +39,7 @@ def image(height, width):
 
 def step_by_step(segmenter, pixels, size_hw, query):
     """The plain way, which a reader meets first."""
-    windows = SlidingWindows(PROTOCOL.window, PROTOCOL.stride)
-    scores = sliding_window_scores(segmenter, pixels, query, windows)
+    scores = sliding_window_scores(segmenter, pixels, query, PROTOCOL)
     return score_labels(resize_scores(scores, size_hw))
 
 
@@ -80,7 +78,7 @@ class SharingWindows(WholeWindows):
 )
 def test_labels_are_those_of_the_plain_steps(base, wrap, options, background, scored, size_hw):
     segmenter = wrap(base.variant(**options))
-    query = ClassQuery(base.embed_classes(["cat", "dog", "sky", "tree", "car"]), background)
+    query = ClassQuery.of_rows(base.embed_classes(["cat", "dog", "sky", "tree", "car"]), background)
     pixels = image(*scored)
     expected = step_by_step(base.variant(**options), pixels, size_hw, query)
     for score_bytes in (MIB, 1):  # one byte: a row or a class at a time
@@ -114,19 +112,23 @@ def test_many_classes_are_compared_in_parts(most_bytes):
     scores = torch.rand(13, 20, 30, generator=torch.Generator().manual_seed(0))
     scores[7] = scores[3]  # a tie everywhere: the first one wins
     whole = score_labels(resize_scores(scores, (31, 47)))
-    assert torch.equal(resized_labels(scores, (31, 47), most_bytes), whole)
+    query = ClassQuery.of_rows(torch.eye(13))
+    pixels = torch.zeros(3, 20, 30)
+    labels = resized_labels(None, scores, pixels, (31, 47), query, most_bytes)
+    assert torch.equal(labels, whole)
     assert not (whole == 7).any()
 
 
 @pytest.mark.parametrize("pamr", [False, True])
 def test_the_first_label_wins_a_tie(base, pamr):
     layout = Layout((64, 64), (64, 64), PROTOCOL)
-    scores = torch.full((1, 4, 8, 8), 0.5)
+    scores, rows = torch.full((1, 4, 8, 8), 0.5), torch.eye(4)
     pixels = image(64, 64).float()
     segmenter = base.variant(pamr=pamr)
     for most_bytes in (1, MIB):
         for background, label in ((None, 0), (0.4, 1), (0.6, 0)):
-            labels = spread_labels(segmenter, scores, pixels, layout, background, most_bytes)
+            query = ClassQuery.of_rows(rows, background)
+            labels = spread_labels(segmenter, scores, pixels, layout, query, most_bytes)
             if not pamr or background is not None:  # PAMR's sums of equal scores may round
                 assert labels.unique().tolist() == [label]
 
@@ -169,11 +171,12 @@ def test_171_classes_stay_within_the_memory_that_is_set(base, pamr):
         len(layout.corners), classes, 8, 8, generator=torch.Generator().manual_seed(0)
     )
     segmenter, pixels = base.variant(pamr=pamr), image(*scored).float()
-    unlimited = spread_labels(segmenter, scores, pixels, layout, None, 1 << 40)
+    query = ClassQuery.of_rows(torch.eye(classes))
+    unlimited = spread_labels(segmenter, scores, pixels, layout, query, 1 << 40)
     peaks = []
     for budget in (MIB, 4 * MIB, 1 << 40):
         with LiveBytes() as memory:
-            labels = spread_labels(segmenter, scores, pixels, layout, None, budget)
+            labels = spread_labels(segmenter, scores, pixels, layout, query, budget)
         assert (labels == unlimited).float().mean() >= 0.999
         peaks.append(memory.peak)
         # Beside the scores: labels and best scores, scores spread along one axis, and of PAMR

@@ -19,9 +19,9 @@ from talk2dino.cli.report import main as report_main
 from talk2dino.methods.ovsegmentor.method import OVSegmentorMethod
 from talk2dino.methods.ovsegmentor.segmenter import OVSegmentorSegmenter
 from talk2dino.methods.talk2dino.method import Talk2DinoMethod
+from talk2dino.methods.talk2dino.segmenter import Talk2DinoSegmenter
 from talk2dino.report.examples import _read_truth
 from talk2dino.report.runs import find_runs
-from talk2dino.segmenter import Talk2DinoSegmenter
 
 MINIATURES = Path(__file__).parents[1] / "parity" / "data" / "seg" / "data"
 BOTH = "toy,ovsegmentor_toy"

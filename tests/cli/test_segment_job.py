@@ -14,10 +14,11 @@ from talk2dino.cli.segment_job import (
     scoring_bytes,
 )
 from talk2dino.config import ProjectionConfig
-from talk2dino.inference import scoring_size
+from talk2dino.inference import WHOLE, scoring_size
 from talk2dino.methods.talk2dino.config import SegmenterConfig
+from talk2dino.methods.talk2dino.segmenter import build_segmenter
 from talk2dino.pictures.drawing import class_colours
-from talk2dino.segmenter import build_segmenter
+from talk2dino.segmenter import ClassQuery
 
 CPU = torch.device("cpu")
 
@@ -28,12 +29,18 @@ class ColourSegmenter:
     def embed_classes(self, names):
         return torch.eye(3)[: len(names)]
 
-    def window_scores(self, windows, classes, background):
+    def window_scores(self, windows, query):
+        classes, background = query.rows, query.background
         self.windows = windows
         scores = torch.einsum("bkhw,ck->bchw", windows / 255, classes)
         if background is None:
             return scores
         return torch.cat([torch.full_like(scores[:, :1], background), scores], dim=1)
+
+
+def make_job(segmenter, rows, options):
+    query = ClassQuery(tuple(options.names), rows, None, options.background)
+    return SegmentJob(segmenter, query, WHOLE, options)
 
 
 def task(tmp_path, image, **outputs):
@@ -58,7 +65,7 @@ def test_a_red_picture_is_red_for_the_backbone_and_in_the_overlay(tmp_path):
     seen = []
     segmenter.vision.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     options = JobOptions(names=["rose"], opacity=0.25)
-    job = SegmentJob(segmenter, segmenter.embed_classes(["rose"]), options)
+    job = make_job(segmenter, segmenter.embed_classes(["rose"]), options)
     job.segment(task(tmp_path, Image.new("RGB", (50, 30), (255, 0, 0))))
     pixels = (seen[0] * segmenter.vision.std + segmenter.vision.mean) * 255
     assert pixels[0].mean(dim=(1, 2)).tolist() == pytest.approx([255, 0, 0], abs=1e-3)
@@ -73,7 +80,7 @@ def test_red_green_and_blue_get_the_labels_of_their_classes(tmp_path):
     for index, colour in enumerate([(255, 0, 0), (0, 255, 0)]):
         image.paste(colour, (10 * index, 0, 10 * index + 10, 10))
     options = JobOptions(names=["background", "red", "green", "blue"], background=0.5)
-    job = SegmentJob(ColourSegmenter(), torch.eye(3), options)
+    job = make_job(ColourSegmenter(), torch.eye(3), options)
     line = job.segment(task(tmp_path, image, mask=tmp_path / "mask.png"))
     with Image.open(tmp_path / "mask.png") as mask:
         labels = np.asarray(mask)
@@ -84,7 +91,7 @@ def test_red_green_and_blue_get_the_labels_of_their_classes(tmp_path):
 def test_a_class_of_few_pixels_is_not_said_to_have_none(tmp_path):
     image = Image.new("RGB", (50, 40), (255, 0, 0))
     image.putpixel((3, 3), (0, 255, 0))
-    job = SegmentJob(ColourSegmenter(), torch.eye(3), JobOptions(names=["red", "green", "blue"]))
+    job = make_job(ColourSegmenter(), torch.eye(3), JobOptions(names=["red", "green", "blue"]))
     assert job.segment(task(tmp_path, image)).endswith("red 100%, green <1%")
 
 
@@ -93,7 +100,7 @@ def test_exif_orientation_reaches_every_file(tmp_path):
     exif[0x0112] = 6
     work = task(tmp_path, Image.new("RGB", (40, 20)), scores=tmp_path / "s.npz")
     Image.new("RGB", (40, 20)).save(work.source, exif=exif)
-    SegmentJob(ColourSegmenter(), torch.eye(3), JobOptions(names=["a", "b", "c"])).segment(work)
+    make_job(ColourSegmenter(), torch.eye(3), JobOptions(names=["a", "b", "c"])).segment(work)
     with np.load(tmp_path / "s.npz") as saved:
         assert saved["scores"].shape == (3, 40, 20)
 
@@ -101,7 +108,7 @@ def test_exif_orientation_reaches_every_file(tmp_path):
 def test_a_larger_picture_is_scored_at_max_side(tmp_path):
     segmenter = ColourSegmenter()
     options = JobOptions(names=["a", "b", "c"], max_side=30)
-    SegmentJob(segmenter, torch.eye(3), options).segment(task(tmp_path, Image.new("RGB", (60, 20))))
+    make_job(segmenter, torch.eye(3), options).segment(task(tmp_path, Image.new("RGB", (60, 20))))
     assert segmenter.windows.shape == (1, 3, 10, 30)
     assert scoring_size(20, 60, None) == scoring_size(20, 60, 60) == (20, 60)
     assert scoring_size(1, 1000, 10) == (1, 10)
@@ -115,19 +122,20 @@ def test_a_picture_that_takes_long_comes_with_advice(tmp_path, capsys):
         (JobOptions(names=["a"], pamr=False), False),
     ]:
         work = task(tmp_path, image)
-        SegmentJob(ColourSegmenter(), torch.eye(1, 3), options).segment(work)
+        make_job(ColourSegmenter(), torch.eye(1, 3), options).segment(work)
         assert ("5 megapixels; --max_side 2048" in capsys.readouterr().out) == advice
 
 
 def test_the_line_names_the_five_largest_classes(tmp_path):
     class Stripes:
-        def window_scores(self, windows, classes, background):
+        def window_scores(self, windows, query):
+            classes = query.rows
             width = windows.shape[-1]
             labels = (torch.arange(width) * len(classes) // width).expand(windows.shape[-2:])
             return torch.nn.functional.one_hot(labels, len(classes)).permute(2, 0, 1)[None].float()
 
     options = JobOptions(names=list("abcdefg"))
-    line = SegmentJob(Stripes(), torch.eye(7), options).segment(
+    line = make_job(Stripes(), torch.eye(7), options).segment(
         task(tmp_path, Image.new("RGB", (70, 5)))
     )
     assert line.endswith("a 14%, b 14%, c 14%, d 14%, e 14%, ...")
@@ -136,7 +144,7 @@ def test_the_line_names_the_five_largest_classes(tmp_path):
 def test_a_failing_write_leaves_no_file_behind(tmp_path):
     work = task(tmp_path, Image.new("RGB", (40, 20)))
     work.overlay.mkdir()  # in the way
-    job = SegmentJob(ColourSegmenter(), torch.eye(3), JobOptions(names=["a", "b", "c"]))
+    job = make_job(ColourSegmenter(), torch.eye(3), JobOptions(names=["a", "b", "c"]))
     with pytest.raises(OSError, match="overlay"):
         job.segment(work)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["overlay.png", "source.png"]

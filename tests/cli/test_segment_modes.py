@@ -14,9 +14,10 @@ from PIL import Image
 from talk2dino.cli.modes import ModesJob, ModesOptions, write_names
 from talk2dino.cli.segment import main
 from talk2dino.cli.segment_modes import MODES
-from talk2dino.inference import BenchmarkWindows, ClassQuery, benchmark_size, resize_for_benchmark
+from talk2dino.inference import Protocol, picture_scores
 from talk2dino.pictures.drawing import blend
 from talk2dino.pictures.vocabularies import find_vocabulary, group_colours
+from talk2dino.segmenter import ClassQuery, with_background
 
 OVS = ["--model", "ovsegmentor_toy", "--weights", "seeded:0", "--device", "cpu"]
 TOY = ["--model", "toy", "--weights", "seeded:0", "--device", "cpu"]
@@ -195,7 +196,7 @@ def test_a_named_talk2dino_is_its_recipe(folder):
         (["--image_folder", "none"], "--image_folder none: there is no such file or folder"),
         (["--image_folder", "in/a.png"], "in/a.png is a file. Use --input"),
         (["--textual_categories", "cat"], "--textual_categories or with --vocab, one of them"),
-        (["--pamr"], "unrecognized arguments: --pamr"),
+        (["--pamr"], "--pamr means nothing for ovsegmentor_toy"),
         (["--vision_weights", "x"], "--vision_weights means nothing for ovsegmentor_toy"),
         (["--clean_background"], "--clean_background means nothing for ovsegmentor_toy"),
         (["--config", "x.yaml"], "--config and --model both choose a model"),
@@ -255,12 +256,12 @@ def test_output_or_its_folder_is_needed(folder, capsys):
 class Stages:
     """Two stages of groups: left and right, then upper, lower and never."""
 
-    def window_scores(self, windows, classes, background):
+    def window_scores(self, windows, query):
         self.window = windows
         left = torch.zeros(len(windows), 2, *windows.shape[-2:])
         left[:, 0, :, : windows.shape[-1] // 2] = 1
         left[:, 1, :, windows.shape[-1] // 2 :] = 1
-        return left if background is None else torch.cat([left[:, :1] * 0 + 0.5, left], dim=1)
+        return with_background(left, query, dim=1)
 
     def embed_classes(self, names):
         return torch.eye(2)
@@ -270,13 +271,13 @@ class Stages:
         half = windows.shape[-2] // 2
         maps[:, 0, :half] = 1
         maps[:, 1, half:] = 1
-        return [self.window_scores(windows, None, None), maps]
+        return [self.window_scores(windows, ClassQuery.of_rows(torch.eye(2))), maps]
 
 
 def test_every_stage_of_groups_is_drawn_in_colours_of_its_own(tmp_path):
     Image.new("RGB", (80, 60)).save(tmp_path / "a.png")
-    query = ClassQuery(torch.eye(2))
-    job = ModesJob(Stages(), ModesOptions(["x", "y"], group_colours(2), query, windows=True))
+    query = ClassQuery.of_rows(torch.eye(2))
+    job = ModesJob(Stages(), ModesOptions(["x", "y"], group_colours(2), query, Protocol()))
     outputs = {mode: tmp_path / mode / "a.png" for mode in MODES if "group" in mode}
     job.segment(tmp_path / "a.png", outputs)
     stages = [read(tmp_path / "all_groups" / f"a_layer{index}.png") for index in (0, 1)]
@@ -289,10 +290,10 @@ def test_every_stage_of_groups_is_drawn_in_colours_of_its_own(tmp_path):
 
 def test_pictures_are_scored_at_the_benchmarks_size_and_back(tmp_path):
     segmenter = Stages()
-    scores = BenchmarkWindows(segmenter).window_scores(torch.zeros(1, 3, 60, 80), torch.eye(2), 0.5)
-    assert scores.shape == (1, 3, 60, 80)
+    query = ClassQuery.of_rows(torch.eye(2), 0.5)
+    scores = picture_scores(segmenter, torch.zeros(3, 60, 80), query)
+    assert scores.shape == (3, 60, 80)
     assert segmenter.window.shape[-2:] == (448, 448)
-    assert resize_for_benchmark(torch.zeros(3, 60, 80)).shape[-2:] == benchmark_size(60, 80)
 
 
 def test_half_the_colour_is_blended_and_the_background_is_left():

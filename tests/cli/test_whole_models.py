@@ -8,7 +8,6 @@ from PIL import Image
 
 from talk2dino import Talk2DINO
 from talk2dino.cli.segment import main as segment_main
-from talk2dino.methods.options import ModelOptions
 from talk2dino.methods.registry import find_method
 
 CLASSES = ["cup", "table"]
@@ -66,7 +65,7 @@ def test_one_threshold_for_a_model_wherever_it_is_used(toy, saved):
     python = toy.loaded.background_threshold
     for name in ("toy", str(saved)):
         assert find_method(name).demo.threshold == python
-    large = find_method("vitl", ModelOptions(weights="large.pth"))
+    large = find_method("vitl", {"weights": "large.pth"})
     assert large.demo.threshold == 0.54
 
 
@@ -128,7 +127,7 @@ def test_a_projection_by_its_file_takes_the_models_of_its_training(tmp_path, sav
 )
 def test_what_cannot_be_meant_is_refused(saved, name, options, message):
     with pytest.raises(ValueError, match=message):
-        find_method(name.format(saved), ModelOptions(**options))
+        find_method(name.format(saved), options)
 
 
 def test_a_folder_of_the_other_method_asks_for_its_size(tmp_path):

@@ -8,18 +8,16 @@ import torch
 
 from talk2dino.benchmarks.table import BENCHMARKS, DRAWN_WORLD, STUFF_BACKGROUND, published_miou
 from talk2dino.files import weights_identity
-from talk2dino.methods.options import ModelOptions
 from talk2dino.methods.ovsegmentor.method import OVSegmentorMethod
 from talk2dino.methods.registry import (
     MODEL_NAMES,
     find_method,
     split_models,
     split_weights,
-    unused_options,
 )
 from talk2dino.methods.talk2dino.method import Talk2DinoMethod
 
-SEEDED = ModelOptions(weights="seeded:0")
+SEEDED = {"weights": "seeded:0"}
 CPU = torch.device("cpu")
 
 
@@ -53,8 +51,8 @@ def test_ovsegmentor_has_its_own_thresholds_and_names():
     thresholds = [method.threshold(row) for row in method.published_on]
     assert thresholds == [0.95, 0.35, 0.9, 0.95, None]
     assert method.benchmark(BENCHMARKS["coco_stuff"]) is STUFF_BACKGROUND
-    assert method.class_names(BENCHMARKS["voc"], ["tvmonitor", "cat"]) == ["monitor", "cat"]
-    assert method.class_names(BENCHMARKS["ade20k"], ["bed "]) == ["bed "]
+    assert method.words(BENCHMARKS["voc"]).of("tvmonitor") == ("monitor",)
+    assert method.words(BENCHMARKS["ade20k"]).of("bed ") == ("bed ",)
     assert method.settings()["template"] == "simple"
     other = dataclasses.replace(DRAWN_WORLD, background=True)
     assert method.threshold(other) == 0.95  # the demo's, where nothing was published
@@ -62,7 +60,7 @@ def test_ovsegmentor_has_its_own_thresholds_and_names():
 
 def test_talk2dino_keeps_names_and_cleans_where_published():
     method = find_method("vitl", SEEDED)
-    assert method.class_names(BENCHMARKS["voc"], ["tvmonitor"]) == ["tvmonitor"]
+    assert method.words(BENCHMARKS["voc"]).of("tvmonitor") == ("tvmonitor",)
     assert method.threshold(BENCHMARKS["voc"]) == 0.54
     assert method.benchmark(BENCHMARKS["coco_stuff"]) is BENCHMARKS["coco_stuff"]
     assert method.threshold(STUFF_BACKGROUND) == 0.54  # nothing was published on 172 classes
@@ -108,16 +106,17 @@ def test_a_converted_folder_is_found_by_name_and_known_by_content(tmp_path, monk
 
 
 def test_options_of_the_other_method_are_named():
-    options = ModelOptions(weights="seeded:0", pamr=True, precision="bf16", template="full")
-    assert unused_options("toy", options) == []
-    assert unused_options("ovsegmentor_toy", options) == ["pamr", "precision"]
+    options = {"weights": "seeded:0", "pamr": True, "template": "full"}
+    assert find_method("toy", options).settings()["pamr"] is True
+    with pytest.raises(ValueError, match="pamr means nothing for ovsegmentor_toy.*vitb, vitl"):
+        find_method("ovsegmentor_toy", options)
 
 
 def test_loaded_weights_are_used_again():
     for name in ("toy", "ovsegmentor_toy"):
         method = find_method(name, SEEDED)
         first = method.load(CPU)
-        changed = find_method(name, ModelOptions(weights="seeded:0", template="identity"))
+        changed = find_method(name, {"weights": "seeded:0", "template": "identity"})
         second = changed.load(CPU, first)
         assert second.shares_features(first)
         one, other = (segmenter.embed_classes(["cat"]) for segmenter in (first, second))

@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
-from talk2dino.benchmarks.table import Protocol
-from talk2dino.inference import ClassQuery, resize_scores, sliding_window_scores
+from talk2dino.inference import Protocol, resize_scores, sliding_window_scores
 from talk2dino.methods.ovsegmentor.grouping import affinity
 from talk2dino.methods.ovsegmentor.losses import (
     MaskLossConfig,
@@ -24,6 +23,7 @@ from talk2dino.methods.ovsegmentor.losses import (
 from talk2dino.methods.ovsegmentor.scoring import group_class_scores, upsample_groups
 from talk2dino.methods.ovsegmentor.segmenter import OVSegmentorSegmenter
 from talk2dino.methods.ovsegmentor.text import Tokenizer, toy_tokenizer
+from talk2dino.segmenter import ClassQuery
 from tests.methods.ovsegmentor.fill import recorded_input, recorded_model, uniform
 
 TOLERANCE = 1e-4
@@ -264,7 +264,7 @@ def set_scale(model):
 def test_window_scores_agree(scorer, class_rows, set_scale, scale, background, total, labels):
     set_scale(math.log(scale))
     window = recorded_input("image448", (2, 3, 448, 448), 2)[:1]
-    scores = scorer.window_scores(window, class_rows, background)
+    scores = scorer.window_scores(window, ClassQuery.of_rows(class_rows, background))
     assert histogram(scores[0].argmax(dim=0)) == labels
     if total is not None:
         assert float(scores.double().sum()) == pytest.approx(total, rel=TOLERANCE)
@@ -291,7 +291,7 @@ def test_scores_of_groups_agree(scorer, class_rows, scale, best):
 def test_sliding_windows_and_the_resized_result_agree(scorer, class_rows, set_scale):
     set_scale(math.log(100))
     image = recorded_input("imageR", (1, 3, 448, 560), 2)[0]
-    scores = sliding_window_scores(scorer, image, ClassQuery(class_rows, 0.35))
+    scores = sliding_window_scores(scorer, image, ClassQuery.of_rows(class_rows, 0.35))
     check(scores, 163361.2046, 306.7848)
     expected = {0: 12050, 3: 112071, 15: 388, 19: 4513, 20: 121858}
     assert histogram(scores.argmax(dim=0)) == expected
@@ -304,7 +304,7 @@ def test_sliding_windows_and_the_resized_result_agree(scorer, class_rows, set_sc
 def test_the_evaluator_gives_the_recorded_labels(scorer, class_rows, set_scale, score_bytes):
     set_scale(math.log(100))
     image = recorded_input("imageR", (1, 3, 448, 560), 2)[0]
-    picture = Picture(image, (375, 469), [Task(scorer, ClassQuery(class_rows, 0.35))])
+    picture = Picture(image, (375, 469), [Task(scorer, ClassQuery.of_rows(class_rows, 0.35))])
     batching = Batching(2, score_bytes=score_bytes)
     ((_, (labels,)),) = label_pictures([picture], Protocol(), batching, torch.device("cpu"))
     assert histogram(labels) == {0: 8253, 3: 78875, 15: 260, 19: 3087, 20: 85400}

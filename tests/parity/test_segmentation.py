@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from talk2dino.config import ProjectionConfig
+from talk2dino.methods.talk2dino.config import SegmenterConfig
+from talk2dino.methods.talk2dino.segmenter import build_segmenter, patch_cosines
 from talk2dino.refine.pamr import pamr
-from talk2dino.segmenter import SegmenterConfig, build_segmenter, patch_cosines
+from talk2dino.segmenter import ClassQuery
 
 from .conftest import MASK_TOLERANCE
 
@@ -75,5 +77,5 @@ def test_soft_masks(segmenter, window, classes, masks, clean, refine):
     )
     expected = masks[f"masks_bgclean{clean}_pamr{refine}"]
     step = 448 // expected.shape[-1]
-    scores = segmenter.window_scores(window, classes, None)[..., ::step, ::step]
+    scores = segmenter.window_scores(window, ClassQuery.of_rows(classes))[..., ::step, ::step]
     assert largest_difference(scores, expected) <= MASK_TOLERANCE

@@ -28,7 +28,7 @@ import json
 import torch
 from talk2dino.refine.pamr_triton import pamr_in_kernels
 from tests.literal.pamr import pamr as literal_pamr
-from tests.test_pamr_triton import PROBLEMS, problem
+from tests.refine.test_pamr_triton import PROBLEMS, problem
 
 found = {}
 for name, (*shape, iterations, dilations) in PROBLEMS.items():

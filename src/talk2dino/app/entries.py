@@ -10,14 +10,13 @@ import torch
 from talk2dino.app.models import Abilities, Facts, Loaded, ModelEntry
 from talk2dino.backbones.seeded import PREFIX
 from talk2dino.config import check_name
-from talk2dino.methods.options import ModelOptions
 from talk2dino.methods.registry import MODEL_NAMES, find_method
 from talk2dino.methods.talk2dino.config import SegmenterConfig
 from talk2dino.methods.talk2dino.hub.fetch import FetchOptions
 from talk2dino.methods.talk2dino.hub.load import FoundModel, find_model
 from talk2dino.methods.talk2dino.hub.published import PUBLISHED, TOY, demo_threshold, short_name
 from talk2dino.methods.talk2dino.method import Talk2DinoMethod
-from talk2dino.segmenter import build_segmenter
+from talk2dino.methods.talk2dino.segmenter import build_segmenter
 from talk2dino.toy.scene import CLASS_NAMES
 
 UNTRAINED = (
@@ -48,7 +47,7 @@ def find_entry(name: str, device: torch.device) -> ModelEntry:
         if model.startswith(_OTHERS[0].partition("_")[0]):
             check_name("model", model, _OTHERS)
         return named_entry(name, device)
-    method = find_method(model, ModelOptions(weights=weights if equals else None))
+    method = find_method(model, {"weights": weights} if equals else {})
     method.check()
     notice = None
     if weights.startswith(PREFIX):
@@ -58,7 +57,7 @@ def find_entry(name: str, device: torch.device) -> ModelEntry:
     facts = Facts(method.demo.threshold, notice)
     abilities = Abilities(
         refine=False,
-        windows=method.demo.windows,
+        protocol=method.demo.protocol,
         groups=method.demo.groups,
         redraw=False,  # the mean of several windows' backgrounds does not tell the scores
         thresholds=(0.0, 1.0),

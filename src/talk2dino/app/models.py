@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from talk2dino.inference import BenchmarkWindows, WindowScorer
-from talk2dino.segmenter import Segmenter, Talk2DinoSegmenter
+from talk2dino.inference import WHOLE, Protocol
+from talk2dino.segmenter import Segmenter
 
 GUESSED_THRESHOLD = 0.55
 """Where the slider stands while a model's own threshold is not known: most published models'."""
@@ -26,8 +26,8 @@ class Abilities:
 
     refine: bool = True
     """Whether scores can follow the edges of the picture."""
-    windows: bool = False
-    """Whether pictures are scored at a benchmark's size in its windows."""
+    protocol: Protocol = WHOLE
+    """Size and windows of pictures."""
     groups: bool = False
     """Whether there are pictures of its groups."""
     redraw: bool = True
@@ -70,15 +70,6 @@ class ModelEntry:
     """As far as they are known before it is loaded."""
     abilities: Abilities = field(default_factory=Abilities)
     """What the page offers with it."""
-
-
-def scorer_of(
-    entry: ModelEntry, segmenter: Segmenter, refine: bool, background: bool
-) -> WindowScorer:
-    """What scores whole pictures, as a visitor wants them."""
-    if isinstance(segmenter, Talk2DinoSegmenter):
-        return segmenter.variant(pamr=refine, clean_background=background)
-    return BenchmarkWindows(segmenter) if entry.abilities.windows else segmenter
 
 
 class Models:

@@ -11,12 +11,12 @@ import numpy as np
 from PIL import Image
 
 from talk2dino.app.inputs import Limits, Upload, read_names, read_picture
-from talk2dino.app.models import GUESSED_THRESHOLD, Models, scorer_of
+from talk2dino.app.models import GUESSED_THRESHOLD, Models
 from talk2dino.app.results import Result
-from talk2dino.inference import ClassQuery, score_labels, whole_image_scores
 from talk2dino.pictures.group_maps import draw_groups
-from talk2dino.pictures.images import rgb_tensor
-from talk2dino.pictures.segmentation import BACKGROUND, Segmentation
+from talk2dino.pictures.segmentation import Segmentation
+from talk2dino.predict import segment_picture
+from talk2dino.segmenter import adjusted
 
 
 @dataclass(frozen=True)
@@ -72,28 +72,21 @@ def segment(request: Request, models: Models, limits: Limits) -> Iterator[Progre
     picture = read_picture(request.upload, limits)
     if not models.is_loaded(request.model):
         yield Progress(f"Loading {request.model}; this happens once.")
-    with models.use(request.model) as segmenter:
-        classes = segmenter.embed_classes(names)
+    with models.use(request.model):
+        pass
     count = f"{len(names)} categories" if len(names) > 1 else names[0]
     yield Progress(f"Looking for {count} …")
     refine = request.refine and entry.abilities.refine
     with models.use(request.model) as segmenter:
-        scorer = scorer_of(entry, segmenter, refine, request.background)
+        segmenter = adjusted(segmenter, refine, request.background)
         own = models.threshold(request.model)
         wanted = own if request.threshold is None else request.threshold
-        threshold = wanted if request.background else None
-        query = ClassQuery(classes, threshold)
-        scores = whole_image_scores(scorer, rgb_tensor(picture.image), query).float().cpu()
+        query = segmenter.query(names, wanted if request.background else None)
+        settings = {"model": request.model, "refine": refine, "image": picture.stem}
+        protocol = entry.abilities.protocol
+        found = segment_picture(segmenter, picture.image, query, protocol, settings=settings)
         pixels = np.asarray(picture.image)
         groups = draw_groups(segmenter, pixels, models.device) if entry.abilities.groups else []
-    found = Segmentation(
-        image=picture.image,
-        labels=score_labels(scores),
-        scores=scores,
-        names=(BACKGROUND, *names) if request.background else tuple(names),
-        background=threshold,
-        settings={"model": request.model, "refine": refine, "image": picture.stem},
-    )
     seconds = time.perf_counter() - started
     result = Result(picture, found, entry.abilities)
     yield Outcome(result, _summary(found, picture.full_hw, seconds), groups)

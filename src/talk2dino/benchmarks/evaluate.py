@@ -179,7 +179,7 @@ def _results(
     for run in runs:
         run.folders.claim(run.name)
     palettes = [run.dataset.palette for run in runs]
-    device = tasks[0].query.classes.device
+    device = tasks[0].query.rows.device
     protocol = runs[0].dataset.benchmark.protocol
     pictures = _read_ahead(runs, tasks, indices, share.readers)
     num_classes = [len(run.dataset.classes) for run in runs]
@@ -198,7 +198,7 @@ def _read_ahead(
 ) -> Iterator[Picture]:
     """Read images and labels in threads, a few ahead of the model and never more."""
     waiting: deque[Future[Picture]] = deque()
-    pin = tasks[0].query.classes.device.type == "cuda"
+    pin = tasks[0].query.rows.device.type == "cuda"
     with ThreadPoolExecutor(readers) as pool:
         try:
             for index in indices:

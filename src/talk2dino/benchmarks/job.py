@@ -22,10 +22,9 @@ from talk2dino.benchmarks.results import Timing, make_result, read_result, write
 from talk2dino.benchmarks.scoring import Task
 from talk2dino.benchmarks.table import Benchmark
 from talk2dino.files import check_folder_writable, load_torch, save_torch
-from talk2dino.inference import ClassQuery
 from talk2dino.processes import Processes
 from talk2dino.progress import Progress, silent
-from talk2dino.segmenter import Segmenter
+from talk2dino.segmenter import ClassQuery, Segmenter
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +168,10 @@ def run_settings(evaluation: Evaluation, dataset: EvaluationSet) -> dict[str, An
         "classes": dataset.classes,
         "data": fingerprint(dataset),
     }
-    prompted = _prompted(evaluation.method, dataset)
+    labels, words = _words(evaluation, dataset)
+    prompted = ["; ".join(of_label) for of_label in words]
+    if len(labels) > len(dataset.prompted_classes) and not words[0]:
+        prompted = prompted[1:]  # the background is its threshold
     if prompted != dataset.prompted_classes:
         settings["prompted"] = prompted
     content: dict[str, Any] = json.loads(json.dumps(settings))
@@ -183,9 +185,12 @@ def run_name(evaluation: Evaluation, settings: dict[str, Any]) -> str:
     return "_".join([*words, _digest(settings)[:8]])
 
 
-def _prompted(method: Method, dataset: EvaluationSet) -> list[str]:
-    """The names that are embedded for a data set's classes."""
-    return method.class_names(dataset.benchmark, dataset.prompted_classes)
+def _words(
+    evaluation: Evaluation, dataset: EvaluationSet
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The names of a data set's labels, and by which words they are looked for."""
+    words = evaluation.method.words(dataset.benchmark)
+    return words.lists(dataset.prompted_classes, evaluation.bg_thresh)
 
 
 def _digest(content: Any) -> str:
@@ -200,7 +205,7 @@ class _Models:
         names = [run.name for run in runs]
         self._evaluations = dict(zip(names, job.evaluations, strict=True))
         self._base: tuple[str, Segmenter] | None = None
-        self._embeddings: dict[str, torch.Tensor] = {}
+        self._queries: dict[str, ClassQuery] = {}
 
     def tasks(self, runs: Sequence[Run]) -> list[Task]:
         """One task per run; segmenters of one model share all weights."""
@@ -214,24 +219,24 @@ class _Models:
         loaded = None if self._base is None else self._base[1]
         segmenter = method.load(self._job.device, loaded)
         self._base = (method.model, segmenter)
-        classes = self._embed(method, segmenter, run)
-        return Task(segmenter, ClassQuery(classes, evaluation.bg_thresh))
+        return Task(segmenter, self._query(evaluation, segmenter, run))
 
-    def _embed(self, method: Method, segmenter: Segmenter, run: Run) -> torch.Tensor:
-        """Class embeddings (C, D), from memory or from the results folder if they are there."""
-        names = _prompted(method, run.dataset)
-        deciding = method.text_settings(run.settings["segmenter"])
-        key = _digest([names, deciding])[:16]
+    def _query(self, evaluation: Evaluation, segmenter: Segmenter, run: Run) -> ClassQuery:
+        """What is looked for, from memory or from the results folder if its rows are there."""
+        labels, words = _words(evaluation, run.dataset)
+        deciding = evaluation.method.text_settings(run.settings["segmenter"])
+        key = _digest([labels, words, deciding])[:16]
         path = self._job.output / "embeddings" / f"{key}.pth"
-        if key not in self._embeddings and path.is_file():
+        if key not in self._queries and path.is_file():
             try:
                 saved = load_torch(path)
-                if saved["names"] == names:
-                    self._embeddings[key] = saved["embeddings"].to(self._job.device)
-            except (ValueError, KeyError, TypeError) as error:
+                found = ClassQuery(labels, saved["rows"], saved["owner"], evaluation.bg_thresh)
+                self._queries[key] = found.to(self._job.device)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 logger.warning("%s is not used: %s", path, error)
-        if key not in self._embeddings:
-            embeddings = segmenter.embed_classes(names)
-            self._embeddings[key] = embeddings
-            save_torch({"names": names, "embeddings": embeddings.cpu()}, path)
-        return self._embeddings[key]
+        if key not in self._queries:
+            query = segmenter.query(labels, evaluation.bg_thresh, words)
+            self._queries[key] = query
+            owner = None if query.owner is None else query.owner.cpu()
+            save_torch({"names": list(labels), "rows": query.rows.cpu(), "owner": owner}, path)
+        return dataclasses.replace(self._queries[key], background=evaluation.bg_thresh)

@@ -1,87 +1,33 @@
-"""What the evaluator needs of a method before, and besides, its loaded `Segmenter`."""
+"""What the evaluator needs of a method; methods/base.py has all of it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
 
 from talk2dino.benchmarks.table import Benchmark
-from talk2dino.segmenter import Segmenter
-
-
-@dataclass(frozen=True)
-class DemoRules:
-    """How a method segments pictures that belong to no benchmark."""
-
-    threshold: float
-    """Of the background."""
-    always_background: bool
-    """Whether there is a background unless it is refused."""
-    windows: bool
-    """At the size and in the windows of a benchmark; else the picture as one window."""
-    groups: bool
-    """Whether there are group maps to show."""
+from talk2dino.segmenter import ClassWords, Segmenter
 
 
 class Method(Protocol):
-    """A model with its weights and options chosen, but not loaded; talk2dino.methods makes them.
-
-    Two of them that are equal score alike.
-    """
+    """A model with its options, not loaded. See `talk2dino.methods.base.Method`."""
 
     @property
-    def model(self) -> str:
-        """What results call it."""
+    def model(self) -> str: ...
 
     @property
-    def demo(self) -> DemoRules:
-        """Its rules for a user's pictures."""
+    def threshold_meaning(self) -> str: ...
 
-    @property
-    def published_on(self) -> Sequence[Benchmark]:
-        """The benchmarks that `all` means."""
+    def words(self, row: Benchmark | None = None) -> ClassWords: ...
 
-    @property
-    def threshold_meaning(self) -> str:
-        """What a background threshold is compared with, for messages."""
+    def published(self, row: Benchmark) -> float | None: ...
 
-    def benchmark(self, row: Benchmark) -> Benchmark:
-        """The row that this method is evaluated on where `row` is asked for."""
+    def check(self) -> None: ...
 
-    def on(self, row: Benchmark) -> Method:
-        """The method with the options of inference that its publication uses on a benchmark."""
+    def settings(self) -> dict[str, Any]: ...
 
-    def threshold(self, row: Benchmark) -> float | None:
-        """Its background threshold on a benchmark; None where that has no background."""
+    def text_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]: ...
 
-    def class_names(self, row: Benchmark, names: Sequence[str]) -> list[str]:
-        """What it calls the classes of a benchmark, in prompts.
-
-        Args:
-            row: the benchmark.
-            names: MMSegmentation's names, without the background.
-        """
-
-    def check(self) -> None:
-        """Raise for unknown names and missing files; loads nothing.
-
-        Raises:
-            ValueError, FileNotFoundError: what is wrong, and what to do.
-        """
-
-    def settings(self) -> dict[str, Any]:
-        """All that decides its scores, as plain JSON data; weights by their content."""
-
-    def text_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """The part of what `settings` returned that decides the embeddings of classes."""
-
-    def load(self, device: torch.device, loaded: Segmenter | None = None) -> Segmenter:
-        """Load the weights.
-
-        Args:
-            device: where to put them.
-            loaded: what `load` of an equally named model returned, whose weights are used again.
-        """
+    def load(self, device: torch.device, loaded: Segmenter | None = None) -> Segmenter: ...

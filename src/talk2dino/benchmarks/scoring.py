@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from talk2dino.benchmarks.spreading import MOST_BYTES, Layout, resized_labels, spread_labels
-from talk2dino.benchmarks.table import Protocol
-from talk2dino.inference import ClassQuery, WindowMean
-from talk2dino.segmenter import FeatureSharing, PatchScoring, Segmenter
+from talk2dino.inference import Protocol, WindowMean
+from talk2dino.segmenter import ClassQuery, FeatureSharing, PatchScoring, Segmenter
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +75,7 @@ def label_pictures(
 ) -> Iterator[tuple[Picture, list[Tensor]]]:
     """Segment pictures with sliding windows, in order.
 
-    The labels are those of `inference.sliding_window_scores`, resized and compared.
+    The labels are those of the best of `inference.picture_scores`.
 
     Yields:
         each picture with one label map (H, W) int64 per task, at the original size; with a
@@ -150,11 +149,11 @@ def _task_scores(tasks: Sequence[Task], windows: Tensor) -> Iterator[Tensor]:
         ):
             owner, features = segmenter, segmenter.patch_features(windows)
         if isinstance(segmenter, PatchScoring):
-            yield segmenter.patch_scores(features, query.classes)
+            yield segmenter.patch_scores(features, query)
         elif isinstance(segmenter, FeatureSharing):
-            yield segmenter.score_features(features, windows, query.classes, query.background)
+            yield segmenter.score_features(features, windows, query)
         else:
-            yield segmenter.window_scores(windows, query.classes, query.background)
+            yield segmenter.window_scores(windows, query)
 
 
 def _finish(progress: _Progress, batching: Batching) -> tuple[Picture, list[Tensor]]:
@@ -162,13 +161,12 @@ def _finish(progress: _Progress, batching: Batching) -> tuple[Picture, list[Tens
     picture, layout, budget = progress.picture, progress.layout, batching.score_bytes
     maps = []
     for task, found in zip(picture.tasks, progress.found, strict=True):
+        segmenter, query, pixels = task.segmenter, task.query, progress.pixels
         if isinstance(found, WindowMean):
-            maps.append(resized_labels(found.scores(), picture.size_hw, budget))
+            size_hw = picture.size_hw
+            maps.append(resized_labels(segmenter, found.scores(), pixels, size_hw, query, budget))
             continue
-        assert isinstance(task.segmenter, PatchScoring)  # or it would have no list
+        assert isinstance(segmenter, PatchScoring)  # or it would have no list
         patches = torch.stack(found)
-        background = task.query.background
-        maps.append(
-            spread_labels(task.segmenter, patches, progress.pixels, layout, background, budget)
-        )
+        maps.append(spread_labels(segmenter, patches, pixels, layout, query, budget))
     return picture, maps

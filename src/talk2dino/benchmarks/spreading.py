@@ -9,9 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from talk2dino.benchmarks.table import Protocol
-from talk2dino.inference import WindowMean, resize_scores, window_corners, window_starts
-from talk2dino.segmenter import PatchScoring
+from talk2dino.inference import (
+    Protocol,
+    WindowMean,
+    final_scores,
+    resize_scores,
+    window_corners,
+)
+from talk2dino.segmenter import ClassQuery, Finalising, PatchScoring, Segmenter
 
 MOST_BYTES = 1 << 28
 """Memory for the upsampled scores of a picture, unless one says otherwise: 256 MiB."""
@@ -34,13 +39,12 @@ class Layout:
     @property
     def corners(self) -> list[tuple[int, int]]:
         """Top left pixel of every window, row by row."""
-        return window_corners(*self.scored_hw, self.protocol.window, self.protocol.stride)
+        return window_corners(*self.scored_hw, self.protocol)
 
     @property
     def window_hw(self) -> tuple[int, int]:
         """Size of every window in pixels."""
-        height, width = self.scored_hw
-        return min(self.protocol.window, height), min(self.protocol.window, width)
+        return self.protocol.window_size(*self.scored_hw)
 
 
 def spread_labels(
@@ -48,7 +52,7 @@ def spread_labels(
     patches: Tensor,
     pixels: Tensor,
     layout: Layout,
-    background: float | None = None,
+    query: ClassQuery,
     most_bytes: int = MOST_BYTES,
 ) -> Tensor:
     """Labels of a picture: windows are upsampled and averaged, their mean is resized and compared.
@@ -57,96 +61,145 @@ def spread_labels(
 
     Args:
         segmenter: made the scores; says whether they follow the edges of the image.
-        patches: (N, C, gh, gw) scores of the patches of the N windows of `layout`.
+        patches: (N, K, gh, gw) scores of the patches of the N windows of `layout`.
         pixels: (3, h, w) RGB in [0, 255], at the size that is scored.
         layout: sizes and windows.
-        background: threshold of label 0, or None if label 0 is the first class.
+        query: what was looked for.
         most_bytes: for upsampled scores; less than one row or one class at a time is impossible.
 
     Returns:
         (H, W) int64; the first label wins a tie.
     """
-    if segmenter.follows_edges:
+    final = isinstance(segmenter, Finalising)
+    if segmenter.follows_edges or (final and not _pixelwise(segmenter)):
         parts = _scores_by_class(segmenter, patches, pixels, layout, most_bytes)
-        best, labels = _best_of(parts)
-        return labels if background is None else _with_background(best, labels, background)
-    return _labels_by_rows(patches, layout, background, most_bytes)
+        if final:
+            scores = torch.cat(list(parts))
+            return final_scores(segmenter, scores, pixels, query).max(dim=0).indices
+        return _with_background(*_best_of(parts), query, patches.shape[1])
+    down = len(layout.protocol.starts(layout.scored_hw[0]))
+    grid = patches.unflatten(0, (down, -1)).permute(2, 0, 3, 1, 4)  # (K, down, gh, across, gw)
+    rows, columns = _matrices(segmenter, patches, layout)
+    wide = grid.flatten(3).flatten(1, 2) @ columns.T  # (K, down * gh, W)
+    return _labels_by_rows(segmenter, wide, rows, pixels, query, most_bytes)
 
 
-def resized_labels(scores: Tensor, size_hw: tuple[int, int], most_bytes: int) -> Tensor:
-    """`score_labels(resize_scores(scores, size_hw))`, some classes at a time.
+def resized_labels(
+    segmenter: Segmenter,
+    scores: Tensor,
+    pixels: Tensor,
+    size_hw: tuple[int, int],
+    query: ClassQuery,
+    most_bytes: int,
+) -> Tensor:
+    """Labels from mean scores: resized and compared, some classes or some rows at a time.
 
     Args:
-        scores: (C, h, w).
+        segmenter: made the scores; finalises them if it is `Finalising`.
+        scores: (K, h, w).
+        pixels: (3, h, w) RGB in [0, 255].
         size_hw: of the labels.
+        query: what was looked for.
         most_bytes: for resized scores.
     """
-    step = max(most_bytes // (4 * size_hw[0] * size_hw[1]), 1)
-    return _best_of(resize_scores(part, size_hw) for part in scores.split(step))[1]
+    if not isinstance(segmenter, Finalising):
+        step = max(most_bytes // (4 * size_hw[0] * size_hw[1]), 1)
+        return _best_of(resize_scores(part, size_hw) for part in scores.split(step))[1]
+    if not segmenter.pixelwise:
+        scores = resize_scores(scores, size_hw)
+        return final_scores(segmenter, scores, pixels, query).max(dim=0).indices
+    sides = zip(scores.shape[-2:], size_hw, strict=True)
+    rows, columns = (_resizing_matrix(torch.eye(old), new).T.to(scores) for old, new in sides)
+    return _labels_by_rows(segmenter, scores @ columns.T, rows, pixels, query, most_bytes)
 
 
 def spreading_matrix(
-    original: int, scored: int, window: int, starts: Sequence[int], cells: int
+    original: int,
+    scored: int,
+    window: int,
+    starts: Sequence[int],
+    cells: int,
+    aligned_corners: bool = True,
 ) -> Tensor:
     """What one axis of all windows' patches contributes to each pixel of the original.
 
-    Upsampling (aligned corners), the mean over windows and resizing are linear and separable:
+    Upsampling, the mean over windows and resizing are linear and separable:
     together they are one matrix per axis, made here by doing them to unit vectors.
 
     Args:
         original, scored, window: lengths in pixels.
         starts: first pixel of every window along the axis.
         cells: patches of a window along the axis.
+        aligned_corners: of the upsampling.
 
     Returns:
         (original, len(starts) * cells); every row sums to one.
     """
     upsampled = F.interpolate(
-        torch.eye(cells)[None], size=window, mode="linear", align_corners=True
+        torch.eye(cells)[None], size=window, mode="linear", align_corners=aligned_corners
     )[0]
     mean = torch.zeros(len(starts), cells, scored)
     hits = torch.zeros(scored)
     for index, start in enumerate(starts):
         mean[index, :, start : start + window] = upsampled
         hits[start : start + window] += 1
-    mean = (mean / hits).flatten(0, 1)
-    if scored != original:
-        mean = F.interpolate(mean[None], size=original, mode="linear", align_corners=False)[0]
-    return mean.T
+    return _resizing_matrix((mean / hits).flatten(0, 1), original).T
+
+
+def _resizing_matrix(signals: Tensor, length: int) -> Tensor:
+    """Signals (N, n) at another length, (N, length): bilinear, corners not aligned."""
+    if signals.shape[1] == length:
+        return signals
+    return F.interpolate(signals[None], size=length, mode="linear", align_corners=False)[0]
+
+
+def _pixelwise(segmenter: object) -> bool:
+    return isinstance(segmenter, Finalising) and segmenter.pixelwise
 
 
 def _labels_by_rows(
-    patches: Tensor, layout: Layout, background: float | None, most_bytes: int
+    segmenter: object,
+    wide: Tensor,
+    rows: Tensor,
+    pixels: Tensor,
+    query: ClassQuery,
+    most_bytes: int,
 ) -> Tensor:
-    """Labels without PAMR: all classes of some rows at a time, as products of matrices."""
-    rows, columns = _matrices(patches, layout)
-    classes, (height, width) = patches.shape[1], layout.original_hw
-    down = len(window_starts(layout.scored_hw[0], layout.protocol.window, layout.protocol.stride))
-    grid = patches.unflatten(0, (down, -1)).permute(2, 0, 3, 1, 4)  # (C, down, gh, across, gw)
-    wide = grid.flatten(3).flatten(1, 2) @ columns.T  # (C, down * gh, W)
-    if patches.device.type == "cpu":
+    """Labels of scores (K, a, W) that rows (H, a) spread: all classes of some rows at a time."""
+    classes, height, width = wide.shape[0], len(rows), wide.shape[2]
+    if wide.device.type == "cpu":
         most_bytes = min(most_bytes, _CACHED_BYTES)
-    labels = torch.empty(height, width, dtype=torch.int64, device=patches.device)
+    finalising = isinstance(segmenter, Finalising)
+    seen = resize_scores(pixels.float(), (height, width)) if finalising else pixels
+    labels = torch.empty(height, width, dtype=torch.int64, device=wide.device)
     step = max(most_bytes // (4 * classes * width), 1)
     for top in range(0, height, step):
-        best, found = torch.matmul(rows[top : top + step], wide).max(dim=0)
-        if background is not None:
-            found = _with_background(best, found, background)
-        labels[top : top + step] = found
+        scores = torch.matmul(rows[top : top + step], wide)
+        if isinstance(segmenter, Finalising):
+            final = segmenter.finalise(scores, seen[:, top : top + step], query)
+            labels[top : top + step] = final.max(dim=0).indices
+        else:
+            labels[top : top + step] = _with_background(*scores.max(dim=0), query, classes)
+        del scores  # or two strips are held at once
     return labels
 
 
-def _matrices(patches: Tensor, layout: Layout) -> list[Tensor]:
+def _matrices(segmenter: PatchScoring, patches: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
     """The spreading matrices of rows and columns, where the patches are."""
-    protocol = layout.protocol
-    return [
+    rows, columns = (
         spreading_matrix(
-            original, scored, window, window_starts(scored, protocol.window, protocol.stride), cells
+            original,
+            scored,
+            window,
+            layout.protocol.starts(scored),
+            cells,
+            segmenter.aligned_corners,
         ).to(patches)
         for original, scored, window, cells in zip(
             layout.original_hw, layout.scored_hw, layout.window_hw, patches.shape[-2:], strict=True
         )
-    ]
+    )
+    return rows, columns
 
 
 def _scores_by_class(
@@ -179,6 +232,9 @@ def _best_of(parts: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
     return best, labels
 
 
-def _with_background(best: Tensor, labels: Tensor, threshold: float) -> Tensor:
-    """Labels with the background in front: it has every pixel that is not above the threshold."""
-    return torch.where(best > threshold, labels + 1, 0)
+def _with_background(best: Tensor, labels: Tensor, query: ClassQuery, classes: int) -> Tensor:
+    """Labels of the best of so many scored classes, with the background's threshold if any."""
+    if query.background is None:
+        return labels
+    first = len(query.names) - classes  # 0 where the background has words of its own
+    return torch.where(best > query.background, labels + first, 0)

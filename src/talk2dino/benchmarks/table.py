@@ -3,24 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from talk2dino.config import check_name
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How large an image and its windows are; the defaults are those of all eight benchmarks."""
-
-    short_side: int = 448
-    """The image is resized to this short side in pixels ..."""
-    long_side: int = 2048
-    """... unless its long side would exceed this."""
-    window: int = 448
-    """Side of a window in pixels."""
-    stride: int = 224
-    """Distance between neighbouring windows in pixels."""
+from talk2dino.inference import Protocol
 
 
 @dataclass(frozen=True)
@@ -55,7 +42,7 @@ class Benchmark:
     """Class 0 is the background, found by threshold."""
     clean_background: bool = False
     """Background cleaning is part of the published protocol."""
-    protocol: Protocol = Protocol()
+    protocol: Protocol = field(default_factory=Protocol)
     """Sizes."""
 
     def threshold(self, large: bool) -> float | None:

@@ -40,11 +40,20 @@ class Command:
     """Raises ValueError or OSError for wrong arguments, before anything expensive starts."""
     run: Callable[[argparse.Namespace], int]
     """Does the work; returns the exit code."""
+    add_more: Callable[[argparse.ArgumentParser, Sequence[str] | None], None] | None = None
+    """Declares the flags that depend on the command line."""
     after_interrupt: str = "run the same command again to go on"
     """What a user can do after Ctrl-C."""
 
-    def parser(self, prog: str | None = None) -> argparse.ArgumentParser:
-        """The command's parser; long flags are never abbreviated."""
+    def parser(
+        self, prog: str | None = None, argv: Sequence[str] | None = None
+    ) -> argparse.ArgumentParser:
+        """The command's parser; long flags are never abbreviated.
+
+        Args:
+            prog: what the command is called.
+            argv: the command line, on which some flags depend.
+        """
         parser = _Parser(
             prog=prog,
             description=self.summary,
@@ -53,6 +62,8 @@ class Command:
             allow_abbrev=False,
         )
         self.add_arguments(parser)
+        if self.add_more is not None:
+            self.add_more(parser, argv)
         parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
         parser.add_argument("--verbose", action="store_true", help="print what is going on inside")
         return parser
@@ -77,7 +88,7 @@ def typed_command(
         but: flags that do not change the result, and are left out.
     """
     words = ["python", script]
-    for action in command.parser()._actions:
+    for action in command.parser(argv=getattr(args, "typed", None))._actions:
         value = getattr(args, action.dest, None)
         if value == action.default or action.dest in ("help", "debug", "verbose", *but):
             continue
@@ -93,9 +104,10 @@ def run_command(
     command: Command, argv: Sequence[str] | None = None, prog: str | None = None
 ) -> int:
     """Parse, check and run; turns errors into one line on stderr and an exit code."""
-    parser = command.parser(prog)
+    argv = sys.argv[1:] if argv is None else list(argv)
+    parser = command.parser(prog, argv)
     try:
-        args = parser.parse_args(argv)
+        args = parser.parse_args(argv, argparse.Namespace(typed=argv))
     except SystemExit as stop:  # argparse: 0 after --help, 2 after a wrong flag
         return stop.code if isinstance(stop.code, int) else WRONG_ARGUMENTS
     _set_up_logging(args.verbose)

@@ -16,11 +16,13 @@ from talk2dino.cli.evaluation import (
     run_and_report,
     share_of,
 )
+from talk2dino.cli.method_flags import add_method_flags, options_of
+from talk2dino.methods.registry import MODEL_NAMES
 
 if TYPE_CHECKING:
     from talk2dino.benchmarks.evaluate import Run
     from talk2dino.benchmarks.job import Evaluation, Job
-    from talk2dino.benchmarks.method import Method
+    from talk2dino.methods.base import Method
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,25 +35,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         required=True,
-        help="names with commas: toy, vitb, vitl, dinov3_vitb, dinov3_vitl, ovsegmentor_toy, "
-        "ovsegmentor_vitb, ovsegmentor_vits; or a config, a folder of save_pretrained, owner/name",
+        help=f"names with commas: {', '.join(MODEL_NAMES)}; or a config, a folder of "
+        "save_pretrained, owner/name",
     )
     parser.add_argument(
         "--benchmarks",
         default="all",
         help="all of a model's publication, or names with commas: voc,ade20k,...",
     )
-    parser.add_argument("--pamr", action="store_true", help="refine the masks with PAMR")
     parser.add_argument(
         "--weights",
         nargs="+",
         metavar="W",
-        help="of Talk2DINO's projection or the whole OVSegmentor: a file, a folder or seeded:<n>; "
-        "with several models <model>=<file>",
+        help="a file, a folder or seeded:<n>; with several models <model>=<file>",
     )
-    parser.add_argument("--vision_weights", help="pretrained, a file, or seeded:<n>")
-    parser.add_argument("--text_weights", help="pretrained, a file, or seeded:<n>")
-    parser.add_argument("--template", help="prompt set (default: the config's)")
+    parser.add_argument("--refine", metavar="NAMES", help="refinements with commas: pamr")
     parser.add_argument(
         "--bg_thresh", type=float, help="background threshold (default: the published one)"
     )
@@ -94,35 +92,16 @@ def prepared(args: argparse.Namespace) -> tuple[Job, list[Run]]:
 
 
 def _methods(args: argparse.Namespace) -> list[Method]:
-    """The models of the flags; a flag that only some of them have is mentioned."""
-    from talk2dino.methods.options import ModelOptions
-    from talk2dino.methods.registry import (
-        find_method,
-        split_models,
-        split_weights,
-        unused_options,
-    )
+    """The models of the flags."""
+    from talk2dino.methods.registry import find_method, split_models, split_weights
 
     names = split_models(args.model)
     weights = split_weights(args.weights, names)
-    methods: list[Method] = []
-    unused: dict[str, list[str]] = {}
-    for name in names:
-        options = ModelOptions(
-            weights=weights.get(name),
-            vision_weights=args.vision_weights,
-            text_weights=args.text_weights,
-            template=args.template,
-            pamr=args.pamr,
-            precision=args.precision,
-        )
-        for option in unused_options(name, options):
-            unused.setdefault(option, []).append(name)
-        methods.append(find_method(name, options))
-    for option, without in unused.items():
-        if len(without) == len(names):
-            raise ValueError(f"--{option} means nothing for {', '.join(without)}. Leave it out.")
-        _warn(f"--{option} means nothing for {', '.join(without)}")
+    methods = []
+    for name, chosen in options_of(args, names).items():
+        if name in weights:
+            chosen["weights"] = weights[name]
+        methods.append(find_method(name, chosen))
     return methods
 
 
@@ -156,6 +135,7 @@ COMMAND = Command(
     summary="Evaluate models on the benchmarks and compare with the papers.",
     example="python -m talk2dino evaluate --model vitb --benchmarks all --pamr --data_root data",
     add_arguments=add_arguments,
+    add_more=add_method_flags,
     check=check,
     run=run,
 )

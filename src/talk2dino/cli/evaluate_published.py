@@ -52,6 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wandb_name", help="name of the run there (default: the result's)")
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     add_run_flags(parser)
+    parser.add_argument(
+        "--precision", default="fp32", help="of the vision backbone: fp32, bf16 or fp16"
+    )
 
 
 def check(args: argparse.Namespace) -> None:
@@ -109,7 +112,7 @@ def prepared(args: argparse.Namespace) -> tuple[Job, list[Run]]:
 def evaluations_of(read: PublishedEvaluation, precision: str = "fp32") -> list[Evaluation]:
     """The evaluations that the published files describe."""
     from talk2dino.benchmarks.job import Evaluation
-    from talk2dino.methods.talk2dino.method import Talk2DinoMethod
+    from talk2dino.methods.talk2dino.method import Talk2DinoMethod, Talk2DinoOptions
 
     section = read.evaluate
     config = dataclasses.replace(
@@ -122,7 +125,7 @@ def evaluations_of(read: PublishedEvaluation, precision: str = "fp32") -> list[E
             "no background class there",
             file=sys.stderr,
         )
-    method = Talk2DinoMethod(read.model_name, config)
+    method = Talk2DinoMethod(read.model_name, Talk2DinoOptions(), config)
     return [
         Evaluation(row, method, section.bg_thresh if row.background else None)
         for row in read.benchmarks

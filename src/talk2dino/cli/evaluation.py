@@ -44,9 +44,6 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         "--batch_size", type=int, help="windows per pass (default: 32 on a GPU, else 4)"
     )
     work.add_argument(
-        "--precision", default="fp32", help="of the vision backbone: fp32, bf16 or fp16"
-    )
-    work.add_argument(
         "--score_memory",
         type=int,
         default=_SCORE_MIB,

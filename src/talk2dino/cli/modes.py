@@ -10,19 +10,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from talk2dino.inference import (
-    BenchmarkWindows,
-    ClassQuery,
-    benchmark_size,
-    resize_pixels,
-    score_labels,
-    whole_image_scores,
-)
+from talk2dino.inference import Protocol, resize_pixels
 from talk2dino.pictures.drawing import blend, indexed_mask, legend_font
 from talk2dino.pictures.group_maps import draw_groups
-from talk2dino.pictures.images import read_rgb, rgb_tensor
+from talk2dino.pictures.images import read_rgb
 from talk2dino.pictures.segmentation import save_picture
-from talk2dino.segmenter import Segmenter
+from talk2dino.predict import segment_picture
+from talk2dino.segmenter import ClassQuery, Segmenter
 
 SUFFIXES = {
     "input": ".jpg",
@@ -51,8 +45,8 @@ class ModesOptions:
     """(C, 3) uint8 RGB of the labels."""
     query: ClassQuery
     """Embedded classes and the background's threshold."""
-    windows: bool
-    """Score at a benchmark's size in its windows; else the whole picture as one window."""
+    protocol: Protocol
+    """Size and windows."""
     record: str = ""
     """What made the files; stored in those that are PNG."""
 
@@ -83,7 +77,7 @@ class ModesJob:
         image = np.asarray(read_rgb(source))
         pictures: dict[Path, Image.Image] = {}
         if any(mode in outputs for mode in GROUP_MODES):
-            groups = draw_groups(self.segmenter, image, self.options.query.classes.device)
+            groups = draw_groups(self.segmenter, image, self.options.query.rows.device)
             for index, picture in enumerate(groups):
                 if "all_groups" in outputs:
                     pictures[layer_path(outputs["all_groups"], index)] = picture
@@ -101,16 +95,15 @@ class ModesJob:
         return f"{source} -> {len(pictures)} files ({time.perf_counter() - started:.1f} s)"
 
     def _labels(self, image: np.ndarray) -> np.ndarray:
-        scorer = BenchmarkWindows(self.segmenter) if self.options.windows else self.segmenter
-        tensor = rgb_tensor(Image.fromarray(image))
-        return score_labels(whole_image_scores(scorer, tensor, self.options.query)).cpu().numpy()
+        picture, options = Image.fromarray(image), self.options
+        found = segment_picture(self.segmenter, picture, options.query, options.protocol)
+        return found.labels.numpy()
 
     def _seen(self, image: np.ndarray) -> np.ndarray:
         """(H, W, 3) the image as the model saw it, at its own size again."""
-        if not self.options.windows:
-            return image
-        small = resize_pixels(image, benchmark_size(*image.shape[:2]))
-        return resize_pixels(small, (image.shape[0], image.shape[1]))
+        size_hw = (image.shape[0], image.shape[1])
+        small = resize_pixels(image, self.options.protocol.scored_size(*size_hw))
+        return resize_pixels(small, size_hw)
 
     def _draw(self, mode: str, image: np.ndarray, labels: np.ndarray) -> Image.Image:
         options = self.options

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from talk2dino.cli.entry import DONE, FAILED, Command, run_command, typed_command
+from talk2dino.cli.method_flags import add_method_flags
 from talk2dino.cli.segment_files import plan_tasks
 from talk2dino.cli.segment_flags import add_arguments
 from talk2dino.cli.segment_model import (
@@ -25,8 +25,8 @@ from talk2dino.pictures.drawing import class_colours
 from talk2dino.pictures.vocabularies import BACKGROUND, Vocabulary, named_classes
 
 if TYPE_CHECKING:
-    from talk2dino.benchmarks.method import Method
     from talk2dino.cli.segment_job import JobOptions
+    from talk2dino.methods.base import Method
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     device = resolve_device(args.device)
     if args.cfg is not None:
         print("note: --cfg is not read: the weights say what they are")
-    _announce(args, method, device)
+    _announce(method, device)
     if wants_modes(args):
         plan = plan_modes(args, method, vocabulary, background_of(args, method))
         command = typed_command(COMMAND, "demo.py", args, but=("overwrite",))
@@ -84,12 +84,11 @@ def run(args: argparse.Namespace) -> int:
         return _run_all({s: partial(modes.segment, s, files) for s, files in plan.outputs.items()})
 
     from talk2dino.cli.segment_job import SegmentJob
-    from talk2dino.inference import BenchmarkWindows
 
     segmenter = method.load(device)
-    classes = segmenter.embed_classes(vocabulary.names)
-    scorer = BenchmarkWindows(segmenter) if method.demo.windows else segmenter
-    job = SegmentJob(scorer, classes, job_options(args, method, vocabulary))
+    options = job_options(args, method, vocabulary)
+    query = method.query(segmenter, options.names, options.background)
+    job = SegmentJob(segmenter, query, method.demo.protocol, options)
     return _run_all({task.source: partial(job.segment, task) for task in plan_tasks(args)})
 
 
@@ -111,26 +110,12 @@ def _run_all(jobs: Mapping[Path, Callable[[], str]]) -> int:
     return FAILED if failures else DONE
 
 
-def _announce(args: argparse.Namespace, method: Method, device: object) -> None:
+def _announce(method: Method, device: object) -> None:
     """Say what is about to be loaded, and what is odd about it."""
-    from talk2dino.cli.segment_job import differences_from_training
-    from talk2dino.methods.talk2dino.method import Talk2DinoMethod
-
-    if not isinstance(method, Talk2DinoMethod):
-        print(f"loading {method.model} on {device}")
-        if (args.weights or "").startswith("seeded:"):
-            print("note: this model is untrained; the colours will mean nothing")
-        return
-    config = method.config
-    models = f"{config.vision_model} and {config.text_model}"
-    if method.whole is not None:
-        print(f"loading {models} on {device}, from {method.whole.parent}")
-    else:
-        print(f"loading {models} on {device}, projection {config.projection_weights}")
-    if config.projection_weights.startswith("seeded:"):
-        print("note: this projection is untrained; the colours will mean nothing")
-    for difference in differences_from_training(config):
-        print(f"note: {difference}")
+    models, notes = method.describe()
+    print(f"loading {models}, on {device}")
+    for note in notes:
+        print(f"note: {note}")
 
 
 def read_model(args: argparse.Namespace) -> tuple[Method, Vocabulary]:
@@ -186,8 +171,7 @@ def parse_categories(text: str, with_background: bool = False) -> list[str]:
 
 def job_options(args: argparse.Namespace, method: Method, vocabulary: Vocabulary) -> JobOptions:
     """The flags that concern single pictures."""
-    from talk2dino.cli.segment_job import JobOptions
-    from talk2dino.methods.talk2dino.method import Talk2DinoMethod
+    from talk2dino.cli.segment_job import JobOptions, refines
 
     background = background_of(args, method)
     return JobOptions(
@@ -195,14 +179,10 @@ def job_options(args: argparse.Namespace, method: Method, vocabulary: Vocabulary
         background=background,
         opacity=args.opacity,
         max_side=args.max_side,
-        pamr=isinstance(method, Talk2DinoMethod) and method.config.pamr,
+        pamr=refines(method),
         settings={
             "command": typed_command(COMMAND, "demo.py", args, but=("overwrite",)),
-            "segmenter": (
-                dataclasses.asdict(method.config)
-                if isinstance(method, Talk2DinoMethod)
-                else method.settings()
-            ),
+            "segmenter": method.settings(),
         },
     )
 
@@ -221,6 +201,7 @@ COMMAND = Command(
     example="python demo.py --input assets/coffee.png --output coffee_seg.png --with_background "
     "--textual_categories cup,table,spoon",
     add_arguments=add_arguments,
+    add_more=add_method_flags,
     check=check,
     run=run,
     after_interrupt="finished pictures are kept; --overwrite makes them again",

@@ -7,6 +7,7 @@ import argparse
 from talk2dino.cli.segment_files import BESIDE_OVERLAY
 from talk2dino.cli.segment_model import DEFAULT_MODEL, add_published_flags
 from talk2dino.cli.segment_modes import add_modes_flags
+from talk2dino.methods.registry import MODEL_NAMES
 from talk2dino.pictures.vocabularies import VOCABULARIES
 
 
@@ -41,26 +42,13 @@ def _add_model_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--model",
         metavar="NAME",
-        help="toy, vitb, vitl, dinov3_vitb, dinov3_vitl, ovsegmentor_toy, ovsegmentor_vitb or "
-        f"ovsegmentor_vits (default: {DEFAULT_MODEL})",
+        help=f"{', '.join(MODEL_NAMES)} (default: {DEFAULT_MODEL})",
     )
     group.add_argument(
         "--config",
         metavar="YAML",
         help="in its place a recipe of configs/, or the model YAML of an evaluation",
     )
-    group.add_argument(
-        "--weights",
-        metavar="W",
-        help="Talk2DINO's projection, or a whole model: a file, a folder or seeded:<n> "
-        "(default: weights/<recipe>.pth or weights/<model>, else downloaded)",
-    )
-    for side in ("vision", "text"):
-        group.add_argument(
-            f"--{side}_weights",
-            metavar="W",
-            help="pretrained, a file, or seeded:<n> (default: what the config says)",
-        )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<i> or mps")
 
 
@@ -78,25 +66,7 @@ def _add_method_flags(group: argparse._ArgumentGroup) -> None:
         help="threshold of the background; lower finds more (default: 0.55 on sigmoid(cosine); "
         "OVSegmentor: 0.95 on its groups' scores)",
     )
-    group.add_argument("--no_pamr", action="store_true", help="no refinement along image edges")
-    cleaning = group.add_mutually_exclusive_group()
-    cleaning.add_argument(
-        "--clean_background",
-        dest="clean_background",
-        action="store_true",
-        default=None,
-        help="raise scores where attention agrees (default: with --with_background)",
-    )
-    cleaning.add_argument(
-        "--no_clean_background",
-        dest="clean_background",
-        action="store_false",
-        default=None,
-        help="do not, even with --with_background",
-    )
-    group.add_argument(
-        "--template", metavar="NAME", help="set of prompts (default: subset; OVSegmentor: simple)"
-    )
+    group.add_argument("--refine", metavar="NAMES", help="refinements with commas: pamr")
     group.add_argument(
         "--max_side",
         type=int,

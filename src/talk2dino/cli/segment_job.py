@@ -7,7 +7,7 @@ import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,19 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from talk2dino.cli.segment_files import Task
-from talk2dino.config import FeatureConfig
-from talk2dino.inference import (
-    ClassQuery,
-    WindowScorer,
-    resize_pixels,
-    resize_scores,
-    score_labels,
-    scoring_size,
-    whole_image_scores,
-)
-from talk2dino.methods.talk2dino.config import SegmenterConfig
-from talk2dino.methods.talk2dino.provenance import feature_differences
-from talk2dino.methods.talk2dino.training.outputs import read_summary
+from talk2dino.inference import Protocol, scoring_size
 from talk2dino.pictures.drawing import (
     MAX_INDEXED,
     LegendStyle,
@@ -35,8 +23,13 @@ from talk2dino.pictures.drawing import (
     draw_overlay,
     indexed_mask,
 )
-from talk2dino.pictures.images import check_image, read_rgb, rgb_tensor
-from talk2dino.pictures.segmentation import save_picture, save_scores
+from talk2dino.pictures.images import check_image, read_rgb
+from talk2dino.pictures.segmentation import Segmentation, save_picture, save_scores
+from talk2dino.predict import segment_picture
+from talk2dino.segmenter import ClassQuery, Segmenter
+
+if TYPE_CHECKING:
+    from talk2dino.methods.base import Method
 
 _GIB = 2**30
 _SLOW_PIXELS = 5_000_000  # from here on, refinement takes tens of seconds on a laptop
@@ -68,13 +61,17 @@ class SegmentJob:
 
     Args:
         segmenter: any method.
-        classes: (C, D) embeddings of the names, without the background.
+        query: the names and the background's threshold.
+        protocol: size and windows.
         options: see `JobOptions`.
     """
 
-    def __init__(self, segmenter: WindowScorer, classes: Tensor, options: JobOptions) -> None:
+    def __init__(
+        self, segmenter: Segmenter, query: ClassQuery, protocol: Protocol, options: JobOptions
+    ) -> None:
         self.segmenter = segmenter
-        self.query = ClassQuery(classes, options.background)
+        self.query = query
+        self.protocol = protocol
         self.options = options
         self.colours = class_colours(len(options.names), options.background is not None)
 
@@ -86,10 +83,10 @@ class SegmentJob:
             RuntimeError: not enough memory on the device.
         """
         started = time.perf_counter()
-        check_picture(task.source, self.options, self.query.classes.device)
+        check_picture(task.source, self.options, self.query.rows.device)
         image = read_rgb(task.source)
-        scores = self._scores(image, task.source)
-        labels = score_labels(scores).cpu().numpy()
+        found = self._found(image, task.source)
+        labels, scores = found.labels.numpy(), found.scores
         if task.mask is not None:
             save_picture(indexed_mask(labels, self.colours), task.mask, self._record(task))
         if task.scores is not None:
@@ -98,8 +95,8 @@ class SegmentJob:
         overlay = draw_overlay(image, labels, self.options.names, self.colours, style)
         save_picture(overlay, task.overlay, self._record(task))
         seconds = time.perf_counter() - started
-        found = self._shares(labels) + self._why_only_background(scores, labels)
-        return f"{task.source} -> {task.overlay} ({seconds:.1f} s): {found}"
+        shares = self._shares(labels) + self._why_only_background(scores, labels)
+        return f"{task.source} -> {task.overlay} ({seconds:.1f} s): {shares}"
 
     def _why_only_background(self, scores: Tensor, labels: np.ndarray) -> str:
         """What to do when hardly a pixel belongs to a class."""
@@ -109,18 +106,13 @@ class SegmentJob:
         best = scores[1:].max().item()
         return f"; the highest score is {best:.3f}, --bg_thresh {threshold:g}: lower it"
 
-    def _scores(self, image: Image.Image, path: Path) -> Tensor:
-        """(C, H, W) scores at the picture's own size."""
-        height, width = image.height, image.width
-        size = scoring_size(height, width, self.options.max_side)
-        if self.options.pamr and size[0] * size[1] > _SLOW_PIXELS:
-            megapixels = size[0] * size[1] / 1e6
+    def _found(self, image: Image.Image, path: Path) -> Segmentation:
+        height, width = scoring_size(image.height, image.width, self.options.max_side)
+        if self.options.pamr and height * width > _SLOW_PIXELS:
+            megapixels = height * width / 1e6
             print(f"note: {path} has {megapixels:.0f} megapixels; --max_side 2048 is faster")
-        if size == (height, width):
-            return whole_image_scores(self.segmenter, rgb_tensor(image), self.query)
-        smaller = Image.fromarray(resize_pixels(np.asarray(image), size))
-        scores = whole_image_scores(self.segmenter, rgb_tensor(smaller), self.query)
-        return resize_scores(scores, (height, width))
+        most = self.options.max_side
+        return segment_picture(self.segmenter, image, self.query, self.protocol, most)
 
     def _record(self, task: Task) -> str:
         """JSON of what made a file."""
@@ -144,21 +136,9 @@ class SegmentJob:
         return ", ".join(shown) + (", ..." if len(order) > 5 else "")
 
 
-def differences_from_training(config: SegmenterConfig) -> list[str]:
-    """Sentences about models other than the projection was trained with.
-
-    Read from the JSON file that a training writes beside its weights; none if it is not there.
-    """
-    summary = read_summary(Path(config.projection_weights).with_suffix(".json"))
-    models = FeatureConfig(
-        config.vision_model, config.vision_weights, config.text_model, config.text_weights
-    )
-    return [
-        f"the projection was trained on {what} {found}, and meets {expected} now"
-        for what, found, expected in feature_differences(
-            summary.get("trained_on", {}), models, sizes=False
-        )
-    ]
+def refines(method: Method) -> bool:
+    """Whether whole pictures are refined, which takes time and memory."""
+    return bool(method.settings().get("pamr")) and method.demo.protocol.window is None
 
 
 def check_count(count: int, save_mask: bool, flag: str = "--save_mask") -> None:

@@ -6,10 +6,11 @@ import argparse
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from talk2dino.cli.method_flags import options_of
 from talk2dino.pictures.vocabularies import Vocabulary, find_vocabulary
 
 if TYPE_CHECKING:
-    from talk2dino.benchmarks.method import Method
+    from talk2dino.methods.base import Method
 
 DEFAULT_MODEL = "vitb"
 PUBLISHED_MODEL = "ovsegmentor_vitb"
@@ -41,7 +42,7 @@ def read_published_flags(args: argparse.Namespace) -> None:
     if args.resume is not None:
         if args.weights not in (None, args.resume):
             raise ValueError("--resume and --weights are the same. Give one of them.")
-        args.weights = args.resume
+        _choose(args, "weights", args.resume)
         if args.model is None:
             args.model = PUBLISHED_MODEL
     for option in args.opts or []:
@@ -49,45 +50,33 @@ def read_published_flags(args: argparse.Namespace) -> None:
         if not equals or key not in _OPTIONS:
             raise ValueError(f"--opts {option}: unknown. Known: {', '.join(_OPTIONS)}.")
         try:
-            setattr(args, _OPTIONS[key], float(value) if key.endswith("thresh") else value)
+            if key.endswith("thresh"):
+                args.bg_thresh = float(value)
+            else:
+                _choose(args, _OPTIONS[key], value)
         except ValueError as error:
             raise ValueError(f"--opts {option}: {value!r} is no number.") from error
 
 
+def _choose(args: argparse.Namespace, option: str, value: str) -> None:
+    """As if the option of a method had been typed."""
+    setattr(args, option, value)
+    args.method_options = {**(getattr(args, "method_options", None) or {}), option: value}
+
+
 def method_of(args: argparse.Namespace) -> Method:
-    """The model of the flags, with the options of Talk2DINO's published demo.
+    """The model of the flags, with the options of its published demo.
 
     Raises:
         ValueError: an unknown model, or a flag that means nothing for it.
         FileNotFoundError: a recipe that is not there.
     """
-    from talk2dino.methods.options import ModelOptions
-    from talk2dino.methods.registry import find_method, unused_options
-    from talk2dino.methods.talk2dino.method import Talk2DinoMethod
+    from talk2dino.methods.registry import find_method
 
     if args.config is not None and args.model is not None:
         raise ValueError("--config and --model both choose a model. Give one of them.")
     name = args.config or args.model or DEFAULT_MODEL
-    options = ModelOptions(
-        weights=args.weights,
-        vision_weights=args.vision_weights,
-        text_weights=args.text_weights,
-        template=args.template,
-        clean_background=args.clean_background or None,
-    )
-    method = find_method(name, options)
-    if unused := unused_options(name, options):
-        raise ValueError(f"--{unused[0]} means nothing for {name}. Leave it out.")
-    if not isinstance(method, Talk2DinoMethod):
-        return method
-    clean = args.with_background if args.clean_background is None else args.clean_background
-    config = replace(
-        method.config,
-        pamr=not args.no_pamr,
-        clean_background=clean,
-        template=args.template or method.config.template,
-    )
-    return replace(method, config=config)
+    return find_method(name, options_of(args, [name])[name]).for_pictures(args.with_background)
 
 
 def background_of(args: argparse.Namespace, method: Method) -> float | None:
@@ -115,5 +104,5 @@ def vocabulary_of(args: argparse.Namespace, method: Method) -> Vocabulary:
     found = find_vocabulary(args.vocab)
     if found.benchmark is None:
         return found
-    names = method.class_names(BENCHMARKS[found.benchmark], found.names)
-    return replace(found, names=tuple(names))
+    words = method.words(BENCHMARKS[found.benchmark])
+    return replace(found, names=tuple(words.of(name)[0] for name in found.names))

@@ -20,8 +20,8 @@ from talk2dino.pictures.vocabularies import BACKGROUND
 if TYPE_CHECKING:
     import torch
 
-    from talk2dino.benchmarks.method import Method
     from talk2dino.cli.modes import ModesJob
+    from talk2dino.methods.base import Method
     from talk2dino.pictures.vocabularies import Vocabulary
 
 MODES = (
@@ -79,7 +79,7 @@ def plan_modes(
     Raises:
         ValueError, OSError: what is wrong, and what to do.
     """
-    from talk2dino.cli.segment_job import JobOptions, check_count, check_picture
+    from talk2dino.cli.segment_job import JobOptions, check_count, check_picture, refines
     from talk2dino.devices import resolve_device
 
     if args.output_folder is None:
@@ -96,9 +96,7 @@ def plan_modes(
     plan = Plan(outputs, method, vocabulary, background, resolve_device(args.device))
     check_count(len(plan.names), "mask" in modes or "pred" in modes, "--vis mask and pred")
     method.check()
-    options = JobOptions(
-        names=plan.names, background=background, pamr=not args.no_pamr and not method.demo.windows
-    )
+    options = JobOptions(names=plan.names, background=background, pamr=refines(method))
     problems = []
     for source in sources:
         try:
@@ -119,7 +117,6 @@ def load_job(plan: Plan, command: str) -> ModesJob:
         command: what was typed; kept in the PNG files.
     """
     from talk2dino.cli.modes import ModesJob, ModesOptions
-    from talk2dino.inference import ClassQuery
 
     segmenter = plan.method.load(plan.device)
     colours = plan.vocabulary.colours
@@ -134,8 +131,8 @@ def load_job(plan: Plan, command: str) -> ModesJob:
     options = ModesOptions(
         names=plan.names,
         colours=colours,
-        query=ClassQuery(segmenter.embed_classes(plan.vocabulary.names), plan.background),
-        windows=plan.method.demo.windows,
+        query=plan.method.query(segmenter, plan.names, plan.background),
+        protocol=plan.method.demo.protocol,
         record=json.dumps(record, ensure_ascii=False),
     )
     return ModesJob(segmenter, options)

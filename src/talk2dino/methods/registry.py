@@ -1,47 +1,159 @@
-"""From names of models to methods; a new method is one more entry of METHODS."""
+"""From names of models to methods; a new method is one more line of METHODS."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Iterable, Mapping
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from talk2dino.benchmarks.method import Method
 from talk2dino.config import check_name
-from talk2dino.methods.options import ModelOptions
-from talk2dino.methods.ovsegmentor.checkpoints import is_converted
-from talk2dino.methods.ovsegmentor.method import OVSegmentorMethod
-from talk2dino.methods.talk2dino.hub.folder import FILE_SUFFIXES
-from talk2dino.methods.talk2dino.hub.load import is_repository
-from talk2dino.methods.talk2dino.method import RECIPE_SUFFIXES, Talk2DinoMethod
 
-METHODS: tuple[type[Talk2DinoMethod] | type[OVSegmentorMethod], ...] = (
-    Talk2DinoMethod,
-    OVSegmentorMethod,
-)
-"""Each with NAMES, OPTIONS and `from_options`; see docs/extending.md."""
+if TYPE_CHECKING:
+    import torch
 
-MODEL_NAMES = tuple(name for method in METHODS for name in method.NAMES)
+    from talk2dino.methods.base import Method
+    from talk2dino.predict import Model
+    from talk2dino.segmenter import Segmenter
+
+METHODS = {
+    "talk2dino.method:Talk2DinoMethod": ("vitb", "vitl", "dinov3_vitb", "dinov3_vitl", "toy"),
+    "ovsegmentor.method:OVSegmentorMethod": tuple(
+        f"ovsegmentor_{size}" for size in ("toy", "vitb", "vits")
+    ),
+}
+"""Class below talk2dino.methods -> the names of its models. Naming one imports its method only."""
+
+MODEL_NAMES = tuple(name for names in METHODS.values() for name in names)
 """All models that have a name."""
 
 
-def find_method(name: str, options: ModelOptions | None = None) -> Method:
+def load_segmenter(
+    name: str,
+    weights: str | None = None,
+    *,
+    benchmark: str | None = None,
+    device: str | torch.device = "cpu",
+    **settings: Any,
+) -> Segmenter:
+    """Load any method by the name of a model.
+
+    Args:
+        name: one of MODEL_NAMES, or a recipe, folder, file or repository of Talk2DINO.
+        weights: a file, a folder or `seeded:<n>`; None for the model's own.
+        benchmark: key of a benchmark, whose options, vocabulary and protocol the segmenter then
+            has; None for those of a user's pictures.
+        device: where to put it.
+        settings: options of the method, such as `pamr=False`; see `--help` of `evaluate`.
+
+    Returns:
+        A segmenter with `query`, for `talk2dino.label_map`.
+
+    Raises:
+        ValueError: an unknown name, benchmark or setting, or weights of another model.
+        FileNotFoundError, RuntimeError: weights that are missing, or cannot be downloaded.
+    """
+    from talk2dino.benchmarks.table import find_benchmark
+    from talk2dino.devices import resolve_device
+
+    if weights is not None:
+        settings["weights"] = weights
+    method = find_method(name, settings)
+    row = None if benchmark is None else method.benchmark(find_benchmark(benchmark))
+    method = method.for_pictures(background=False) if row is None else method.on(row)
+    method.check()
+    segmenter: Any = method.load(resolve_device(str(device)))
+    segmenter.words = method.words(row)
+    segmenter.protocol = method.demo.protocol if row is None else row.protocol
+    return segmenter  # type: ignore[no-any-return]
+
+
+def load_model(
+    name: str,
+    weights: str | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    **settings: Any,
+) -> Model:
+    """A model of any method that segments pictures by words; see `talk2dino.predict.Model`.
+
+    Args:
+        name, weights, device, settings: as in `load_segmenter`.
+    """
+    from talk2dino.predict import Model
+
+    if weights is not None:
+        settings["weights"] = weights
+    method = find_method(name, settings)
+    segmenter = load_segmenter(name, device=device, **settings)
+    return Model(segmenter, method.demo.threshold, method.model)
+
+
+def find_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
     """The method of a model with its options; nothing is loaded, but what the Hub has is fetched.
 
     Args:
         name: one of MODEL_NAMES, the path of a Talk2DINO recipe or model YAML, or what
             `Talk2DINO.from_pretrained` takes: a folder, a file, a repository.
-        options: those that mean nothing for this method are ignored; see `unused_options`.
+        settings: options of the method that are not at their default.
 
     Raises:
-        ValueError: an unknown name; the known ones are listed.
+        ValueError: an unknown name, or an option that does not belong to the method.
         FileNotFoundError: the YAML file is not there.
     """
-    return _kind(name).from_options(name, options or ModelOptions())
+    kind = method_class(name)
+    settings = dict(settings or {})
+    known = option_names(kind)
+    for option in settings:
+        if option not in known:
+            raise ValueError(
+                f"{option} means nothing for {name}, whose options are {', '.join(known)}. "
+                f"{owners_of(option)}"
+            )
+    return kind.from_options(name, kind.Options(**settings))
 
 
-def unused_options(name: str, options: ModelOptions) -> list[str]:
-    """The given options that mean nothing for a model."""
-    return [option for option in options.given() if option not in _kind(name).OPTIONS]
+def option_names(kind: type[Method]) -> list[str]:
+    """The names of a method's options."""
+    return [entry.name for entry in dataclasses.fields(kind.Options)]
+
+
+def method_classes(names: Iterable[str]) -> list[type[Method]]:
+    """The methods of models, each once, in the order of METHODS."""
+    found = {method_class(name) for name in names}
+    return [kind for place in METHODS if (kind := _load(place)) in found]
+
+
+def method_class(name: str) -> type[Method]:
+    """The method of a model's name, or of a path.
+
+    Raises:
+        ValueError: no method has a model of this name.
+    """
+    for place, names in METHODS.items():
+        if name in names:
+            return _load(place)
+    for place in reversed(METHODS):  # a path: every method looks at it, Talk2DINO last
+        if (kind := _load(place)).claims(name):
+            return kind
+    known = [*MODEL_NAMES, "or a folder, a file, owner/name"]
+    check_name("model", name, known, similar=list(MODEL_NAMES))
+    raise AssertionError("check_name accepts only what was handled above")
+
+
+def _load(place: str) -> type[Method]:
+    module, _, name = place.partition(":")
+    kind: type[Method] = getattr(import_module(f"talk2dino.methods.{module}"), name)
+    return kind
+
+
+def owners_of(option: str) -> str:
+    """Which models have an option, as a sentence."""
+    owners = [
+        n for place, names in METHODS.items() if option in option_names(_load(place)) for n in names
+    ]
+    return f"It is an option of {', '.join(owners)}." if owners else "No method has such an option."
 
 
 def split_models(text: str) -> list[str]:
@@ -83,21 +195,3 @@ def split_weights(values: list[str] | None, models: list[str]) -> Mapping[str, s
         else:
             found |= dict.fromkeys(models, value)
     return found
-
-
-def _kind(name: str) -> type[Talk2DinoMethod] | type[OVSegmentorMethod]:
-    for method in METHODS:
-        if name in method.NAMES:
-            return method
-    path = Path(name)
-    if is_converted(path):
-        raise ValueError(
-            f"{name} holds an OVSegmentor. Name its size: --model "
-            f"{'|'.join(OVSegmentorMethod.NAMES)} --weights {name}"
-        )
-    suffixes = (*RECIPE_SUFFIXES, *FILE_SUFFIXES)
-    if path.exists() or path.suffix.lower() in suffixes or is_repository(name):
-        return Talk2DinoMethod
-    known = [*MODEL_NAMES, "or a folder, a file, owner/name"]
-    check_name("model", name, known, similar=list(MODEL_NAMES))
-    raise AssertionError("check_name accepts only what was handled above")

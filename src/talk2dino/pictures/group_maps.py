@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from talk2dino.inference import resize_for_benchmark, resize_scores, score_labels
+from talk2dino.inference import Protocol, resize_picture, resize_scores, score_labels
 from talk2dino.pictures.drawing import blend
 from talk2dino.pictures.images import rgb_tensor
 from talk2dino.pictures.vocabularies import group_colours
@@ -28,9 +28,9 @@ def draw_groups(segmenter: Segmenter, image: np.ndarray, device: torch.device) -
         ValueError: the segmenter has no groups.
     """
     grouping = require_groups(segmenter)
-    window = resize_for_benchmark(rgb_tensor(Image.fromarray(image))).to(device, torch.float32)[
-        None
-    ]
+    size_hw = Protocol().scored_size(image.shape[0], image.shape[1])
+    window = resize_picture(rgb_tensor(Image.fromarray(image)), size_hw)[None]
+    window = window.to(device, torch.float32)
     pictures, first = [], 0
     for maps in grouping.group_maps(window):
         colours = group_colours(first + maps.shape[1])[first:]

@@ -6,8 +6,9 @@ import torch
 from PIL import Image
 
 from talk2dino import Segmentation, Talk2DINO, read_rgb
-from talk2dino.inference import ClassQuery, whole_image_scores
+from talk2dino.inference import WHOLE, picture_scores
 from talk2dino.pictures.images import rgb_tensor
+from talk2dino.segmenter import ClassQuery
 
 NAMES = ["cup", "table", "silver spoon"]
 
@@ -60,8 +61,8 @@ def test_a_batch_tensor_counts_as_several_pictures(model, coffee):
 
 def test_segmenting_gives_what_the_segmenter_gives(model, coffee, result):
     method = model.segmenter.variant(pamr=True)
-    query = ClassQuery(method.embed_classes(NAMES))
-    expected = whole_image_scores(method, rgb_tensor(coffee), query)
+    query = ClassQuery.of_rows(method.embed_classes(NAMES))
+    expected = picture_scores(method, rgb_tensor(coffee), query, WHOLE)
     torch.testing.assert_close(result.scores, expected)
     assert result.labels.shape == (100, 150) and result.labels.dtype == torch.int64
     assert torch.equal(result.labels, expected.argmax(0))
@@ -165,7 +166,7 @@ def test_published_methods_keep_their_meaning(model, coffee):
     masks, cosines = model.generate_masks(rgb.flip(1), None, classes, NAMES, apply_pamr=True)
     assert cosines.shape == (1, 3, 32, 32)
     method = model.segmenter.variant(pamr=True)
-    torch.testing.assert_close(masks, method.window_scores(rgb, classes, None))
+    torch.testing.assert_close(masks, method.window_scores(rgb, ClassQuery.of_rows(classes)))
 
 
 def test_published_options_that_change_the_method_are_refused(model, coffee):

@@ -18,7 +18,7 @@ from talk2dino.methods.talk2dino import export
 from talk2dino.methods.talk2dino.export import FixedSizeBackbone, check_exportable, export_onnx
 from talk2dino.methods.talk2dino.hub.load import LoadedModel
 from talk2dino.methods.talk2dino.hub.published import TOY_THRESHOLD, toy_config
-from talk2dino.segmenter import build_segmenter
+from talk2dino.methods.talk2dino.segmenter import build_segmenter
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="the export extra is not installed")
 pytest.importorskip("onnxscript", reason="the export extra is not installed")

@@ -6,7 +6,7 @@ import torch
 
 from talk2dino import Talk2DINO
 from talk2dino.methods.talk2dino.hub.published import toy_config
-from talk2dino.segmenter import build_segmenter
+from talk2dino.methods.talk2dino.segmenter import build_segmenter
 
 NAMES = ["cup", "silver spoon"]
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from talk2dino.backbones.templates import check_names, get_templates
 from talk2dino.backbones.vision import IMAGENET_MEAN, IMAGENET_STD
+from talk2dino.inference import Protocol
 from talk2dino.methods.ovsegmentor import classes as published
 from talk2dino.methods.ovsegmentor.checkpoints import load_model, read_checkpoint
 from talk2dino.methods.ovsegmentor.model import OVSegmentor
@@ -21,6 +22,7 @@ from talk2dino.methods.ovsegmentor.scoring import (
     upsample_groups,
 )
 from talk2dino.methods.ovsegmentor.text import Tokenizer, load_tokenizer
+from talk2dino.segmenter import ClassQuery, ClassWords, Words, make_query, pool_words
 
 _PROMPT_BATCH = 256
 
@@ -39,6 +41,10 @@ class OVSegmentorSegmenter:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.template = template
+        self.words = ClassWords()
+        """By which words classes are looked for, unless a query says it."""
+        self.protocol = Protocol()
+        """Sizes and windows of `label_map`."""
 
     @property
     def device(self) -> torch.device:
@@ -73,23 +79,35 @@ class OVSegmentorSegmenter:
         per_class = torch.cat(embedded).unflatten(0, (len(names), len(templates)))
         return unit_rows(per_class.mean(dim=1))
 
+    def query(
+        self, names: Sequence[str], background: float | None = None, words: Words | None = None
+    ) -> ClassQuery:
+        """See `Segmenter.query`."""
+        labels, of_labels = self.words.lists(names, background, words)
+        return make_query(labels, background, of_labels, self.embed_classes)
+
     @torch.no_grad()
-    def window_scores(self, windows: Tensor, classes: Tensor, background: float | None) -> Tensor:
+    def window_scores(self, windows: Tensor, query: ClassQuery) -> Tensor:
         """See `Segmenter.window_scores`; scores are in [0, 1], one value per group and class.
 
         The background's score is 0 or 1; its threshold is on the groups' scores.
         """
-        return self.score_features(self.patch_features(windows), windows, classes, background)
+        return self.score_features(self.patch_features(windows), windows, query)
 
     @torch.no_grad()
     def score_features(
-        self, features: WindowFeatures, windows: Tensor, classes: Tensor, background: float | None
+        self, features: WindowFeatures, windows: Tensor, query: ClassQuery
     ) -> Tensor:
         """`window_scores` of windows whose `patch_features` are there already."""
         height, width = windows.shape[-2:]
         labels = upsample_groups(features.soft, features.grid_hw, (height, width)).argmax(dim=1)
-        scores = group_class_scores(features, classes, self.model.scale)
-        return paint_scores(labels, scores, background)
+        scores = group_class_scores(features, query.rows, self.model.scale)  # (B, G, Q)
+        scores = pool_words(scores, query, dim=2)
+        if query.background is None or scores.shape[2] < len(query.names):
+            return paint_scores(labels, scores, query.background)
+        painted = paint_scores(labels, scores[..., 1:], query.background)
+        words = paint_scores(labels, scores[..., :1], None)
+        return torch.cat([torch.maximum(painted[:, :1], words), painted[:, 1:]], dim=1)
 
     @torch.no_grad()
     def patch_features(self, windows: Tensor) -> WindowFeatures:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -13,13 +12,14 @@ from PIL import Image
 from torch import Tensor
 
 from talk2dino.devices import resolve_device
-from talk2dino.inference import resize_pixels, resize_scores, score_labels, scoring_size
+from talk2dino.inference import WHOLE
 from talk2dino.methods.talk2dino.hub.load import LoadedModel
 from talk2dino.methods.talk2dino.hub.methods import HubMethods
 from talk2dino.methods.talk2dino.published_methods import PublishedMethods
+from talk2dino.methods.talk2dino.segmenter import Talk2DinoSegmenter
 from talk2dino.pictures.images import ImageInput, as_rgb, rgb_tensor
-from talk2dino.pictures.segmentation import BACKGROUND, Segmentation
-from talk2dino.segmenter import Talk2DinoSegmenter
+from talk2dino.pictures.segmentation import Segmentation
+from talk2dino.predict import as_texts, class_names, class_threshold, segment_picture
 
 T = TypeVar("T", bound="Talk2DINO")
 Images = Sequence[ImageInput] | np.ndarray | Tensor
@@ -74,7 +74,7 @@ class Talk2DINO(HubMethods, PublishedMethods):
         Raises:
             ValueError: no text, or something that is none.
         """
-        return self.segmenter.embed_texts(_as_texts(texts))
+        return self.segmenter.embed_texts(as_texts(texts))
 
     @torch.no_grad()
     def encode_image(self, images: ImageInput | Images) -> Tensor:
@@ -168,105 +168,30 @@ class Talk2DINO(HubMethods, PublishedMethods):
                 that cannot be read.
             FileNotFoundError: a path that is not there.
         """
-        threshold = self._threshold(background)
-        classes = _class_names(names, threshold is not None)
+        threshold = class_threshold(background, self.loaded.background_threshold)
+        classes = class_names(names, threshold is not None)
         whole: object = max_side  # what callers give is not what the signature promises
         if whole is not None and (not isinstance(whole, int | np.integer) or whole < 1):
             raise ValueError(f"max_side is a number of pixels from 1, found {max_side!r}.")
         clean = threshold is not None if clean_background is None else clean_background
-        query = _Query(
-            self.segmenter.variant(pamr=refine, clean_background=clean),
-            self.segmenter.embed_classes(classes),
-            ((BACKGROUND, *classes) if threshold is not None else tuple(classes)),
-            threshold,
-            max_side,
-            {"model": self.loaded.origin, "refine": refine, "clean_background": clean},
-        )
+        segmenter = self.segmenter.variant(pamr=refine, clean_background=clean)
+        query = segmenter.query(classes, threshold)
+        settings = {"model": self.loaded.origin, "refine": refine, "clean_background": clean}
         pictures, single = _as_list(images)
-        results = [r for batch in _batches(pictures) for r in self._segment_batch(batch, query)]
+        results = [
+            segment_picture(segmenter, image, query, WHOLE, max_side, settings)
+            for batch in _batches(pictures)
+            for image in batch
+        ]
         return results[0] if single else results
 
-    def _segment_batch(self, images: Sequence[Image.Image], query: _Query) -> list[Segmentation]:
-        """One pass of the backbone; every picture is then scored at its own size."""
-        windows = [self._window(image, query.max_side) for image in images]
-        features = self._features(windows)
-        return [
-            self._scored(image, window, _row(features, index), query)
-            for index, (image, window) in enumerate(zip(images, windows, strict=True))
-        ]
-
-    def _scored(
-        self, image: Image.Image, window: Tensor, features: Any, query: _Query
-    ) -> Segmentation:
-        scores = query.method.score_features(features, window, query.classes, query.threshold)[0]
-        scores = resize_scores(scores, (image.height, image.width))
-        return Segmentation(
-            image,
-            score_labels(scores).cpu(),
-            scores.cpu(),
-            query.names,
-            query.threshold,
-            query.settings,
-        )
-
-    def _window(self, image: Image.Image, max_side: int | None = None) -> Tensor:
+    def _window(self, image: Image.Image) -> Tensor:
         """(1, 3, h, w) RGB float in [0, 255], on the device."""
-        size = scoring_size(image.height, image.width, max_side)
-        if size != (image.height, image.width):
-            image = Image.fromarray(resize_pixels(np.asarray(image), size))
         return rgb_tensor(image)[None].to(self.device, torch.float32)
 
     def _features(self, windows: Sequence[Tensor]) -> Any:
         squares = torch.cat([self.segmenter.resize_windows(window) for window in windows])
         return self.segmenter.patch_features(squares)
-
-    def _threshold(self, background: bool | float) -> float | None:
-        if isinstance(background, bool | np.bool_):
-            return self.loaded.background_threshold if background else None
-        number: object = background  # what callers give is not what the signature promises
-        if not isinstance(number, int | float | np.number) or not 0 <= number <= 1:
-            raise ValueError(
-                f"background is true, false or a threshold between 0 and 1, found {background!r}."
-            )
-        return float(number)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Query:
-    """What is looked for, and how, in every picture of one call."""
-
-    method: Talk2DinoSegmenter
-    classes: Tensor
-    names: tuple[str, ...]
-    threshold: float | None
-    max_side: int | None
-    settings: dict[str, Any]
-
-
-def _class_names(names: str | Sequence[str], background: bool) -> list[str]:
-    """Stripped names. Raises ValueError for none, an empty, or a repeated one."""
-    given = _as_texts(names)
-    if not given:
-        raise ValueError("no class names given. At least one is needed.")
-    seen: set[str] = set()
-    for name in given:
-        if not name.strip():
-            raise ValueError(f"{name!r} is no class name: an empty one in {given}.")
-        key = " ".join(name.lower().split())  # CLIP reads lower case only
-        if key in seen:
-            raise ValueError(f"{name!r} is named twice. Every class may appear once.")
-        if background and key == BACKGROUND:
-            raise ValueError("'background' is added by background=True. Leave one of them out.")
-        seen.add(key)
-    return [" ".join(name.split()) for name in given]
-
-
-def _as_texts(texts: str | Sequence[str]) -> list[str]:
-    given = [texts] if isinstance(texts, str) or not isinstance(texts, Iterable) else list(texts)
-    for text in given:
-        if not isinstance(text, str):
-            raise ValueError(f"texts are given as 'cat' or ['cat', 'dog'], found {text!r}.")
-    return given
 
 
 def _as_list(images: ImageInput | Images) -> tuple[list[ImageInput], bool]:
@@ -297,9 +222,3 @@ def _batches(pictures: list[ImageInput]) -> Iterator[list[Image.Image]]:
                     raise
                 raise ValueError(f"images[{place}]: {error}") from error
         yield batch
-
-
-def _row(features: Any, index: int) -> Any:
-    """The features of one picture of a batch."""
-    fields = dataclasses.fields(features)
-    return type(features)(*(getattr(features, f.name)[index : index + 1] for f in fields))

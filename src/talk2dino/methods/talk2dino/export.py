@@ -23,7 +23,7 @@ from talk2dino.backbones.vision import VisionBackbone
 from talk2dino.files import atomic_path, check_writable
 from talk2dino.methods.talk2dino.hub.load import LoadedModel
 from talk2dino.methods.talk2dino.projection import CLIPLastLayer
-from talk2dino.segmenter import Talk2DinoSegmenter
+from talk2dino.methods.talk2dino.segmenter import Talk2DinoSegmenter
 
 IMAGE_FILE, TEXT_FILE, DESCRIPTION = "image.onnx", "text.onnx", "talk2dino.json"
 OPSET = 18

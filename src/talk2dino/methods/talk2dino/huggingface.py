@@ -13,6 +13,7 @@ from talk2dino.methods.talk2dino.api import Talk2DINO
 from talk2dino.methods.talk2dino.auto import Talk2DinoConfig
 from talk2dino.methods.talk2dino.hub.fetch import FetchOptions
 from talk2dino.methods.talk2dino.hub.load import LoadedModel, load_model
+from talk2dino.segmenter import ClassQuery
 
 _FETCH = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 # What transformers passes or users set by habit, and what is accepted of it.
@@ -140,8 +141,8 @@ class Talk2DinoModel(Talk2DINO, PreTrainedModel):  # type: ignore[misc]  # ours 
         )
 
     def forward(self, windows: Tensor, classes: Tensor, background: float | None = None) -> Tensor:
-        """Scores of windows (B, 3, h, w), RGB in [0, 255]; see `Segmenter.window_scores`."""
-        return self.segmenter.window_scores(windows, classes, background)
+        """Scores of windows (B, 3, h, w), RGB in [0, 255], for rows (C, D) of `embed_classes`."""
+        return self.segmenter.window_scores(windows, ClassQuery.of_rows(classes, background))
 
 
 def _check_dtype(dtype: Any, name: str = "dtype") -> None:

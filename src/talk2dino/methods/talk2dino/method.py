@@ -1,10 +1,10 @@
-"""Talk2DINO for the evaluator and the demo."""
+"""Talk2DINO as a method: its models, options, thresholds and published numbers."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,20 +13,23 @@ import torch
 
 from talk2dino.backbones import text, vision
 from talk2dino.backbones.templates import ALIASES
-from talk2dino.benchmarks.method import DemoRules
-from talk2dino.benchmarks.table import BENCHMARKS, MODELS, Benchmark
+from talk2dino.benchmarks.table import MODELS, Benchmark
 from talk2dino.files import find_in_checkout, weights_identity
-from talk2dino.methods.options import ModelOptions
+from talk2dino.methods.base import Method, MethodOptions, PictureRules
 from talk2dino.methods.talk2dino.config import SegmenterConfig, read_segmenter_config
+from talk2dino.methods.talk2dino.hub.folder import FILE_SUFFIXES
 from talk2dino.methods.talk2dino.hub.load import (
     FoundModel,
     check_segmenter,
     find_model,
+    is_repository,
     is_whole_model,
     load_segmenter,
 )
 from talk2dino.methods.talk2dino.hub.published import demo_threshold, short_name
-from talk2dino.segmenter import Segmenter, Talk2DinoSegmenter
+from talk2dino.methods.talk2dino.provenance import differences_from_training
+from talk2dino.methods.talk2dino.segmenter import Talk2DinoSegmenter
+from talk2dino.segmenter import Segmenter
 
 RECIPE_SUFFIXES = (".yaml", ".yml")
 BACKBONE_WEIGHTS = ("vision_weights", "text_weights")
@@ -38,26 +41,42 @@ _NOT_OF_TEXT = (
 
 
 @dataclass(frozen=True)
-class Talk2DinoMethod:
-    """A `talk2dino.benchmarks.method.Method`."""
+class Talk2DinoOptions(MethodOptions):
+    """Choices beside a model's name."""
 
-    model: str
-    """What results call it."""
+    weights: str | None = None
+    """Projection, or a whole model: a file, a folder or seeded:<n>."""
+    vision_weights: str | None = None
+    """Of DINO: pretrained, a file, or seeded:<n>."""
+    text_weights: str | None = None
+    """Of CLIP: pretrained, a file, or seeded:<n>."""
+    template: str | None = None
+    """Prompt set."""
+    pamr: bool | None = None
+    """Refine the scores along the edges of the image with PAMR."""
+    clean_background: bool | None = None
+    """Raise scores where attention agrees with a class."""
+    precision: str = "fp32"
+    """Of the vision backbone: fp32, bf16 or fp16."""
+
+
+@dataclass(frozen=True)
+class Talk2DinoMethod(Method):
+    """Talk2DINO (ICCV 2025)."""
+
     config: SegmenterConfig
     """Models and options of inference."""
-
     whole: Path | None = None
     """The file with the weights of its models; None where `config` names them."""
     background_threshold: float | None = None
     """Of pictures that belong to no benchmark; None for the published one."""
 
-    OPTIONS = frozenset(entry.name for entry in dataclasses.fields(ModelOptions))
-    """The choices that mean something for it."""
     NAMES = tuple(MODELS)
-    """Its models."""
+    Options = Talk2DinoOptions
+    threshold_meaning = "sigmoid(cosine), which is 0.27 to 0.73; 0.55 is cosine 0.20"
 
     @classmethod
-    def from_options(cls, name: str, options: ModelOptions) -> Talk2DinoMethod:
+    def from_options(cls, name: str, options: MethodOptions) -> Talk2DinoMethod:
         """A model by its name, its YAML file (a recipe or an evaluation's), or as a whole.
 
         A projection of that name in weights/ comes first, with the recipe's backbones. Without it,
@@ -68,70 +87,65 @@ class Talk2DinoMethod:
             FileNotFoundError, ValueError: see `read_segmenter_config` and `hub.load.find_model`.
             RuntimeError: a model of the Hub could not be downloaded.
         """
-        changes = {key: getattr(options, key) for key in options.given() if key != "weights"}
+        changes = options.given()
+        weights = changes.pop("weights", None)
         if name in MODELS or Path(name).suffix.lower() in RECIPE_SUFFIXES:
             path, label = _recipe(name)
-            if options.weights is not None and is_whole_model(options.weights):
-                return cls._found(find_model(options.weights), label, changes)
-            if options.weights is not None:
-                changes["projection_weights"] = options.weights
+            if weights is not None and is_whole_model(weights):
+                return cls._found(find_model(weights), label, options, changes)
+            if weights is not None:
+                changes["projection_weights"] = weights
             config = read_segmenter_config(path, **changes)
             chosen = {"weights", *BACKBONE_WEIGHTS} & set(options.given())
             if name in MODELS and not chosen and not Path(config.projection_weights).is_file():
-                return cls._found(find_model(name), name, changes)
-            return cls(label, config)
-        if options.weights is not None:
+                return cls._found(find_model(name), name, options, changes)
+            return cls(label, options, config)
+        if weights is not None:
             raise ValueError(
-                f"{name} has its own weights, so --weights {options.weights} has no place. "
+                f"{name} has its own weights, so --weights {weights} has no place. "
                 "Leave one of them out."
             )
         label = Path(name).resolve().stem if Path(name).is_file() else Path(name).resolve().name
-        return cls._found(find_model(name), short_name(name) or label, changes)
+        return cls._found(find_model(name), short_name(name) or label, options, changes)
 
     @classmethod
-    def _found(cls, found: FoundModel, label: str, changes: Mapping[str, Any]) -> Talk2DinoMethod:
+    def claims(cls, place: str) -> bool:
+        """Paths, recipes and repositories are ours, unless another method knows them."""
+        path = Path(place)
+        suffixes = (*RECIPE_SUFFIXES, *FILE_SUFFIXES)
+        return path.exists() or path.suffix.lower() in suffixes or is_repository(place)
+
+    @classmethod
+    def _found(
+        cls, found: FoundModel, label: str, options: MethodOptions, changes: Mapping[str, Any]
+    ) -> Talk2DinoMethod:
         replaced = sorted(set(BACKBONE_WEIGHTS) & set(changes))
         if found.whole is not None and replaced:
             raise ValueError(
                 f"{found.origin} holds the weights of its backbones. Leave out --{replaced[0]}."
             )
         config = dataclasses.replace(found.config, **changes)
-        return cls(label, config, found.whole, found.background_threshold)
+        return cls(label, options, config, found.whole, found.background_threshold)
 
     @property
-    def demo(self) -> DemoRules:
+    def demo(self) -> PictureRules:
         """As its published demo."""
         threshold = self.background_threshold
-        if threshold is None:
-            threshold = demo_threshold(self.config)
-        return DemoRules(threshold, always_background=False, windows=False, groups=False)
-
-    @property
-    def published_on(self) -> Sequence[Benchmark]:
-        """All eight."""
-        return list(BENCHMARKS.values())
-
-    @property
-    def threshold_meaning(self) -> str:
-        """See `Method`."""
-        return "sigmoid(cosine), which is 0.27 to 0.73; 0.55 is cosine 0.20"
-
-    def benchmark(self, row: Benchmark) -> Benchmark:
-        """The row itself."""
-        return row
+        return PictureRules(demo_threshold(self.config) if threshold is None else threshold)
 
     def on(self, row: Benchmark) -> Talk2DinoMethod:
         """With background cleaning where it was published so."""
-        config = dataclasses.replace(self.config, clean_background=row.clean_background)
-        return dataclasses.replace(self, config=config)
+        return self._with(clean_background=row.clean_background)
+
+    def for_pictures(self, background: bool) -> Talk2DinoMethod:
+        """Refined, and cleaned where there is a background, unless it was chosen otherwise."""
+        given = self.options.given()
+        changes = {"pamr": True, "clean_background": background}
+        return self._with(**{key: given.get(key, value) for key, value in changes.items()})
 
     def threshold(self, row: Benchmark) -> float | None:
         """The published one."""
         return row.threshold(large=self.config.projection.dino_embed_dim >= _LARGE)
-
-    def class_names(self, row: Benchmark, names: Sequence[str]) -> list[str]:
-        """MMSegmentation's, as they are."""
-        return list(names)
 
     def check(self) -> None:
         """See `hub.load.FoundModel.check`."""
@@ -162,6 +176,17 @@ class Talk2DinoMethod:
         """All that does not concern images alone."""
         return {key: value for key, value in settings.items() if key not in _NOT_OF_TEXT}
 
+    def describe(self) -> tuple[str, list[str]]:
+        """Its backbones and its projection; notes on models it was not trained with."""
+        config = self.config
+        source = f"projection {config.projection_weights}"
+        if self.whole is not None:
+            source = f"from {self.whole.parent}"
+        notes = differences_from_training(config)
+        if config.projection_weights.startswith("seeded:"):
+            notes = ["this projection is untrained; the colours will mean nothing", *notes]
+        return f"{config.vision_model} and {config.text_model}, {source}", notes
+
     def load(self, device: torch.device, loaded: Segmenter | None = None) -> Talk2DinoSegmenter:
         """See `hub.load.load_segmenter`."""
         if not isinstance(loaded, Talk2DinoSegmenter):
@@ -173,6 +198,9 @@ class Talk2DinoMethod:
             template=config.template,
             precision=config.precision,
         )
+
+    def _with(self, **changes: Any) -> Talk2DinoMethod:
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, **changes))
 
 
 def _recipe(name: str) -> tuple[Path, str]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from talk2dino.backbones import text, vision
 from talk2dino.config import FeatureConfig
+from talk2dino.methods.talk2dino.config import SegmenterConfig
+from talk2dino.methods.talk2dino.training.outputs import read_summary
 
 
 class Difference(NamedTuple):
@@ -45,6 +48,23 @@ def feature_differences(
         Difference(" ".join(key), found[key], value)
         for key, value in wanted.items()
         if found[key] not in (None, value)
+    ]
+
+
+def differences_from_training(config: SegmenterConfig) -> list[str]:
+    """Sentences about models other than the projection was trained with.
+
+    Read from the JSON file that a training writes beside its weights; none if it is not there.
+    """
+    summary = read_summary(Path(config.projection_weights).with_suffix(".json"))
+    models = FeatureConfig(
+        config.vision_model, config.vision_weights, config.text_model, config.text_weights
+    )
+    return [
+        f"the projection was trained on {what} {found}, and meets {expected} now"
+        for what, found, expected in feature_differences(
+            summary.get("trained_on", {}), models, sizes=False
+        )
     ]
 
 

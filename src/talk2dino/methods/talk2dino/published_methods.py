@@ -14,7 +14,8 @@ from torch import Tensor
 
 from talk2dino.backbones.templates import check_names, get_templates
 from talk2dino.backbones.text import TextEncoder
-from talk2dino.segmenter import Talk2DinoSegmenter, patch_cosines
+from talk2dino.methods.talk2dino.segmenter import Talk2DinoSegmenter, patch_cosines
+from talk2dino.segmenter import ClassQuery
 
 BACKGROUND_FUNCTION = "weighted_average_sigmoid"
 LAMBDA = 0.2
@@ -105,7 +106,7 @@ class PublishedMethods:
             raise ValueError(f"text_emb must be (C, {width}), found {tuple(text_emb.shape)}.")
         cosines = patch_cosines(features.patches, text_emb)
         side = method.config.input_size // method.vision.patch_size
-        masks = method.score_features(features, windows, text_emb, background=None)
+        masks = method.score_features(features, windows, ClassQuery.of_rows(text_emb))
         return masks, cosines.unflatten(-1, (side, side))
 
     def _check_published(

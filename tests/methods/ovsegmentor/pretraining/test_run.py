@@ -17,6 +17,7 @@ from talk2dino.methods.ovsegmentor.pretraining.job import PretrainingJob, pretra
 from talk2dino.methods.ovsegmentor.pretraining.loop import Hooks
 from talk2dino.methods.ovsegmentor.pretraining.state import load_snapshot
 from talk2dino.methods.ovsegmentor.segmenter import build_ovsegmentor
+from talk2dino.segmenter import ClassQuery
 
 from .conftest import interrupted, write_captions
 
@@ -47,7 +48,7 @@ def test_stage_1_writes_a_folder_that_segments(stage1, capsys):
     segmenter = build_ovsegmentor(stage1, "ovsegmentor_toy")
     assert "cat" in segmenter.tokenizer.tokenizer.get_vocab()
     classes = segmenter.embed_classes(["cat", "frog"])
-    scores = segmenter.window_scores(torch.zeros(1, 3, 64, 64), classes, None)
+    scores = segmenter.window_scores(torch.zeros(1, 3, 64, 64), ClassQuery.of_rows(classes))
     assert scores.isfinite().all()
     names = {path.name for path in stage1.iterdir()}
     assert names == {

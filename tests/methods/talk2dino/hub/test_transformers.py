@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from talk2dino.methods.talk2dino.hub.fetch import FetchOptions
+from talk2dino.segmenter import ClassQuery
 
 from .test_load import FETCH, REPO, same_model
 
@@ -66,7 +67,7 @@ def test_the_model_of_transformers_is_the_same_model(auto, toy, tmp_path):
     window = torch.zeros(1, 3, 56, 56)
     classes = toy.segmenter.embed_classes(["cup"])
     torch.testing.assert_close(
-        auto(window, classes), toy.segmenter.window_scores(window, classes, None)
+        auto(window, classes), toy.segmenter.window_scores(window, ClassQuery.of_rows(classes))
     )
     again = auto.save_pretrained(tmp_path / "again", projection_only=True)
     assert (again / "config.json").is_file()

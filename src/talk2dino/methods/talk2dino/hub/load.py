@@ -45,8 +45,8 @@ from talk2dino.methods.talk2dino.hub.published import (
     toy_config,
 )
 from talk2dino.methods.talk2dino.projection import projection_from_state
+from talk2dino.methods.talk2dino.segmenter import Talk2DinoSegmenter, build_segmenter
 from talk2dino.methods.talk2dino.training.outputs import read_summary
-from talk2dino.segmenter import Talk2DinoSegmenter, build_segmenter
 
 logger = logging.getLogger(__name__)
 

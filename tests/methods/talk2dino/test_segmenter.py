@@ -10,8 +10,9 @@ from talk2dino.backbones.templates import get_templates
 from talk2dino.config import ProjectionConfig
 from talk2dino.methods.talk2dino.config import SegmenterConfig
 from talk2dino.methods.talk2dino.projection import load_projection
+from talk2dino.methods.talk2dino.segmenter import Talk2DinoSegmenter, build_segmenter, patch_cosines
 from talk2dino.refine.pamr import pamr
-from talk2dino.segmenter import Talk2DinoSegmenter, build_segmenter, patch_cosines
+from talk2dino.segmenter import ClassQuery
 
 CONFIG = SegmenterConfig(
     projection=ProjectionConfig(hidden_layer=True, dino_embed_dim=192, num_attn_head=3),
@@ -72,7 +73,7 @@ def test_scores_are_sigmoids_of_cosines_spread_between_aligned_corners(models):
     method = segmenter(models)
     classes = method.embed_classes(["cat", "dog", "sky"])
     batch = windows(height=7 * 9 + 1, width=7 * 13 + 1)  # 8 x 8 patches, 9 and 13 pixels apart
-    scores = method.window_scores(batch, classes, None)
+    scores = method.window_scores(batch, ClassQuery.of_rows(classes))
     assert scores.shape == (2, 3, 64, 92) and not scores.requires_grad
     with torch.no_grad():
         cosines = patch_cosines(method.patch_features(batch).patches, classes)
@@ -85,15 +86,16 @@ def test_a_batch_scores_as_its_windows_one_by_one(models, options):
     method = segmenter(models, **options)
     classes = method.embed_classes(["cat", "dog"])
     batch = windows()
-    together = method.window_scores(batch, classes, 0.5)
-    alone = torch.cat([method.window_scores(window[None], classes, 0.5) for window in batch])
+    together = method.window_scores(batch, ClassQuery.of_rows(classes, 0.5))
+    query = ClassQuery.of_rows(classes, 0.5)
+    alone = torch.cat([method.window_scores(window[None], query) for window in batch])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
 def test_the_background_is_a_constant_first_channel(models):
     method = segmenter(models, pamr=True)
     classes = method.embed_classes(["cat"])
-    scores = method.window_scores(windows(), classes, 0.52)
+    scores = method.window_scores(windows(), ClassQuery.of_rows(classes, 0.52))
     assert scores.shape == (2, 2, 60, 90)
     assert scores[:, 0].unique().tolist() == pytest.approx([0.52])
 
@@ -102,8 +104,8 @@ def test_pamr_follows_the_window_itself(models):
     plain, refined = segmenter(models), segmenter(models, pamr=True)
     classes = plain.embed_classes(["cat", "dog"])
     batch = windows()
-    expected = pamr(batch, plain.window_scores(batch, classes, None))
-    torch.testing.assert_close(refined.window_scores(batch, classes, None), expected)
+    expected = pamr(batch, plain.window_scores(batch, ClassQuery.of_rows(classes)))
+    torch.testing.assert_close(refined.window_scores(batch, ClassQuery.of_rows(classes)), expected)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -122,8 +124,10 @@ def test_a_lower_precision_is_close_and_returns_float32(models, precision):
 
 def test_cleaning_changes_the_scores(models):
     classes = segmenter(models).embed_classes(["cat", "dog"])
-    plain = segmenter(models).window_scores(windows(), classes, None)
-    cleaned = segmenter(models, clean_background=True).window_scores(windows(), classes, None)
+    plain = segmenter(models).window_scores(windows(), ClassQuery.of_rows(classes))
+    cleaned = segmenter(models, clean_background=True).window_scores(
+        windows(), ClassQuery.of_rows(classes)
+    )
     assert not torch.allclose(plain, cleaned, atol=1e-3)
 
 
@@ -135,7 +139,7 @@ def test_red_reaches_the_backbone_as_red(models):
         red = torch.zeros(1, 3, 50, 70)
         red[:, 0] = 255
         method = segmenter(models)
-        method.window_scores(red, method.embed_classes(["cat"]), None)
+        method.window_scores(red, ClassQuery.of_rows(method.embed_classes(["cat"])))
     finally:
         handle.remove()
     pixels = (seen[0] * vision.std + vision.mean) * 255
@@ -148,7 +152,9 @@ def test_red_reaches_the_backbone_as_red(models):
 @pytest.mark.parametrize("size", [(1, 1), (3, 200), (112, 112)])
 def test_windows_of_any_size_are_scored(models, size):
     method = segmenter(models, pamr=True, clean_background=True)
-    scores = method.window_scores(windows(1, *size), method.embed_classes(["cat"]), 0.5)
+    scores = method.window_scores(
+        windows(1, *size), ClassQuery.of_rows(method.embed_classes(["cat"]), 0.5)
+    )
     assert scores.shape == (1, 2, *size) and scores.isfinite().all()
 
 
@@ -159,7 +165,7 @@ def test_projections_of_the_image_side_are_applied_to_the_patches(models, model_
     width = 512 if model_class == "VisualProjectionLayer" else 192
     assert classes.shape == (2, width)
     assert method.patch_features(windows()).patches.shape == (2, 64, width)
-    assert method.window_scores(windows(), classes, None).shape == (2, 2, 60, 90)
+    assert method.window_scores(windows(), ClassQuery.of_rows(classes)).shape == (2, 2, 60, 90)
 
 
 def test_a_trained_last_text_layer_projects_every_prompt(models):
@@ -206,7 +212,7 @@ def test_impossible_input_is_refused(models):
     with pytest.raises(ValueError, match="an empty class name"):
         method.embed_classes(["cat", " "])
     with pytest.raises(ValueError, match=r"windows must be \(B, 3, h, w\), found \(3, 8, 8\)"):
-        method.window_scores(torch.zeros(3, 8, 8), torch.zeros(1, 192), None)
+        method.window_scores(torch.zeros(3, 8, 8), ClassQuery.of_rows(torch.zeros(1, 192)))
 
 
 def test_braces_in_a_class_name_are_letters(models):

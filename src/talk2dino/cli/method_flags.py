@@ -1,0 +1,149 @@
+"""The flags of methods: they come from the options class of every method that is named."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from talk2dino.config import check_name, field_docs
+
+if TYPE_CHECKING:
+    from talk2dino.methods.base import Method
+
+_SWITCH = {"on": True, "off": False}
+
+
+def add_method_flags(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None, default: str = "vitb"
+) -> None:
+    """Declare the options of the methods that a command line names.
+
+    Args:
+        parser: with the command's own flags.
+        argv: the command line; None for the flags of the default model.
+        default: the model where none is named.
+    """
+    from talk2dino.methods.registry import MODEL_NAMES, method_classes
+
+    group = parser.add_argument_group(
+        "method", "options of the named models' methods; --model <name> --help lists another's"
+    )
+    taken = {action.dest for action in parser._actions}
+    named = method_classes(_named_models(argv or [], default))
+    words = {word.partition("=")[0] for word in argv or [] if word.startswith("--")}
+    others: list[type[Method]] = []
+    for kind in itertools.chain(named, others):
+        docs = field_docs(kind.Options)
+        for entry in dataclasses.fields(kind.Options):
+            if entry.name not in taken:
+                taken.add(entry.name)
+                text = docs.get(entry.name, "") if kind in named else argparse.SUPPRESS
+                _add_flag(group, entry, text)
+        if kind is named[-1] and words - set(parser._option_string_actions):
+            others += method_classes(MODEL_NAMES)  # to say whose option it is
+
+
+def given_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of methods that were typed, by their names; `--refine pamr` is `--pamr`.
+
+    Raises:
+        ValueError: an unknown refinement.
+    """
+    from talk2dino.refine.refinement import REFINEMENTS
+
+    words = [word.strip() for word in (getattr(args, "refine", None) or "").split(",")]
+    refined = {check_name("refinement", word, REFINEMENTS): True for word in words if word}
+    return refined | dict(getattr(args, "method_options", None) or {})
+
+
+def options_of(args: argparse.Namespace, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Per model, the options of its method that were typed.
+
+    An option that only some of the models have is mentioned on stderr.
+
+    Raises:
+        ValueError: an unknown model, or an option that none of the models has.
+    """
+    from talk2dino.methods.registry import method_class, option_names, owners_of
+
+    given = given_options(args)
+    known = {name: option_names(method_class(name)) for name in names}
+    for option in given:
+        without = [name for name in names if option not in known[name]]
+        if len(without) == len(names):
+            raise ValueError(
+                f"--{option} means nothing for {', '.join(without)}. Leave it out. "
+                f"{owners_of(option)}"
+            )
+        if without:
+            text = f"--{option} means nothing for {', '.join(without)}"
+            print(f"warning: {text}", file=sys.stderr)
+    return {name: {o: v for o, v in given.items() if o in known[name]} for name in names}
+
+
+def _named_models(argv: Sequence[str], default: str) -> list[str]:
+    """The models of a command line, unchecked: a wrong name is said when everything is parsed."""
+    from talk2dino.methods.registry import MODEL_NAMES, method_class
+
+    scan = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    scan.add_argument("--model", nargs="*", default=[])
+    scan.add_argument("--resume", nargs="*")
+    try:
+        found, _ = scan.parse_known_args(list(argv))
+    except argparse.ArgumentError:
+        return [default]
+    words = [word.strip() for text in found.model for word in text.split(",")]
+    names = [word.partition("=")[0] for word in words]
+    known = [name for name in names if name in MODEL_NAMES]
+    for place in (name for name in names if name and name not in MODEL_NAMES):
+        try:
+            method_class(place)
+            known.append(place)
+        except ValueError:
+            continue
+    return known or [default]
+
+
+class _Given(argparse.Action):
+    """Keeps an option where only those that were typed are."""
+
+    def __call__(self, parser, namespace, values, option_string=None):  # type: ignore[no-untyped-def]
+        value = self.const if values in (None, []) else values
+        if option_string is not None and option_string.startswith("--no_"):
+            value = not value
+        chosen = dict(getattr(namespace, "method_options", None) or {})
+        if isinstance(value, bool) and chosen.get(self.dest, value) != value:
+            parser.error(f"{option_string}: not allowed with argument --{self.dest}'s other value")
+        chosen[self.dest] = value
+        namespace.method_options = chosen
+        setattr(namespace, self.dest, value)
+
+
+def _add_flag(group: argparse._ArgumentGroup, entry: dataclasses.Field[Any], text: str) -> None:
+    flag = f"--{entry.name}"
+    kinds = [kind.strip() for kind in str(entry.type).split("|")]
+    shared: dict[str, Any] = {"action": _Given, "dest": entry.name, "default": entry.default}
+    if "bool" in kinds:
+        group.add_argument(
+            *(flag, f"--no_{entry.name}"),
+            **shared,
+            nargs="?",
+            const=True,
+            type=_switch,
+            metavar="on|off",
+            help=text,
+        )
+        return
+    number = {"int": int, "float": float}
+    kind = next((number[name] for name in kinds if name in number), str)
+    group.add_argument(flag, **shared, type=kind, metavar=entry.name.upper()[:1], help=text)
+
+
+def _switch(word: str) -> bool:
+    if word not in _SWITCH:
+        raise argparse.ArgumentTypeError(f"{word!r} is neither on nor off")
+    return _SWITCH[word]

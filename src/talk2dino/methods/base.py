@@ -1,0 +1,164 @@
+"""What every method has: a model with its options chosen but not loaded, and sensible defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from talk2dino.benchmarks.table import BENCHMARKS, Benchmark
+from talk2dino.files import weights_identity
+from talk2dino.inference import WHOLE, Protocol
+from talk2dino.segmenter import ClassQuery, ClassWords, Segmenter
+
+
+@dataclass(frozen=True)
+class MethodOptions:
+    """Choices beside a model's name; a method's own class has its own. They become flags."""
+
+    weights: str | None = None
+    """A file, a folder, or seeded:<n>; None for the published ones."""
+
+    def given(self) -> dict[str, Any]:
+        """The choices that were made."""
+        values = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
+        return {n: v for n, v in values.items() if v != type(self).__dataclass_fields__[n].default}
+
+
+@dataclass(frozen=True)
+class PictureRules:
+    """How a method segments pictures that belong to no benchmark."""
+
+    threshold: float
+    """Of the background."""
+    always_background: bool = False
+    """Whether there is a background unless it is refused."""
+    protocol: Protocol = WHOLE
+    """Size and windows; the default is the picture as one window."""
+    groups: bool = False
+    """Whether there are group maps to show."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A model with its options, not loaded. Two of them that are equal score alike.
+
+    A method of the registry is a subclass with NAMES, `load`, `demo` and, where it has more than
+    weights to choose, `Options`; the rest has defaults. See docs/extending.md.
+    """
+
+    model: str
+    """What results call it; one of NAMES, or the stem of a file."""
+    options: MethodOptions
+    """What was chosen."""
+
+    NAMES: ClassVar[tuple[str, ...]] = ()
+    """Its models."""
+    Options: ClassVar[type[MethodOptions]] = MethodOptions
+    """The class of its options: flags of the commands, settings of `load_segmenter`."""
+    PUBLISHED: ClassVar[Mapping[str, Mapping[str, float]]] = {}
+    """Name of a model -> key of a benchmark -> mIoU in percent, as its publication prints it; with
+    `_pamr` behind the name, refined."""
+    threshold_meaning: ClassVar[str] = "the scores of the classes"
+    """What a background threshold is compared with, for messages."""
+
+    @classmethod
+    def from_options(cls, name: str, options: MethodOptions) -> Method:
+        """The model of a name with its options; nothing is loaded."""
+        return cls(name, options)
+
+    @classmethod
+    def claims(cls, place: str) -> bool:
+        """Whether a file, folder or repository is a model of this method.
+
+        Raises:
+            ValueError: it is, but has to be named differently.
+        """
+        return False
+
+    @property
+    def demo(self) -> PictureRules:
+        """Its rules for a user's pictures."""
+        raise NotImplementedError
+
+    @property
+    def published_on(self) -> Sequence[Benchmark]:
+        """The benchmarks that `all` means."""
+        return [self.benchmark(row) for row in BENCHMARKS.values()]
+
+    def published(self, row: Benchmark) -> float | None:
+        """The mIoU in percent that was published for these options, or None."""
+        return self.PUBLISHED.get(self.model, {}).get(row.key)
+
+    def benchmark(self, row: Benchmark) -> Benchmark:
+        """The row that this method is evaluated on where `row` is asked for, with its protocol."""
+        return row
+
+    def on(self, row: Benchmark) -> Method:
+        """The method with the options of inference that its publication uses on a benchmark."""
+        return self
+
+    def for_pictures(self, background: bool) -> Method:
+        """The method with the options of inference for pictures that belong to no benchmark."""
+        return self
+
+    def threshold(self, row: Benchmark) -> float | None:
+        """Its background threshold on a benchmark; None where that has no background."""
+        return self.demo.threshold if row.background else None
+
+    def words(self, row: Benchmark | None = None) -> ClassWords:
+        """By which words it looks for the classes of a benchmark, or of a user's picture."""
+        return ClassWords()
+
+    def check(self) -> None:
+        """Raise for unknown names and missing files; loads nothing.
+
+        Raises:
+            ValueError, FileNotFoundError: what is wrong, and what to do.
+        """
+
+    def settings(self) -> dict[str, Any]:
+        """All that decides its scores, as plain JSON data; weights by their content."""
+        return {"model": self.model, "weights": weights_identity(str(self.options.weights))}
+
+    def text_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The part of what `settings` returned that decides the rows of classes."""
+        return dict(settings)
+
+    def query(
+        self,
+        segmenter: Segmenter,
+        names: Sequence[str],
+        background: float | None,
+        row: Benchmark | None = None,
+    ) -> ClassQuery:
+        """What to look for in the pictures of a benchmark, or of a user, by this method's words."""
+        labels, words = self.words(row).lists(names, background)
+        return segmenter.query(labels, background, words)
+
+    def describe(self) -> tuple[str, list[str]]:
+        """What is loaded, in words, and notes on what is odd about it."""
+        seeded = (self.options.weights or "").startswith("seeded:")
+        note = "this model is untrained; the colours will mean nothing"
+        return self.model, [note] if seeded else []
+
+    def load(self, device: torch.device, loaded: Segmenter | None = None) -> Segmenter:
+        """Load the weights.
+
+        Args:
+            device: where to put them.
+            loaded: what `load` of an equally named model returned, whose weights are used again.
+        """
+        raise NotImplementedError
+
+
+def in_checkout(name: str) -> str:
+    """Where the weights of a name are by default: weights/<name>, a folder or a .pth file."""
+    from talk2dino.files import find_in_checkout
+
+    folder = find_in_checkout(Path("weights") / name)
+    return str(folder if folder.is_dir() else find_in_checkout(f"weights/{name}.pth"))

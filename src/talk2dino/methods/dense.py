@@ -1,0 +1,96 @@
+"""What methods share that compare every patch of a window with every word."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from talk2dino.inference import Protocol
+from talk2dino.refine.refinement import Refinement, changes
+from talk2dino.segmenter import ClassQuery, ClassWords, Words, make_query, with_background
+
+
+class DenseSegmenter:
+    """A `PatchScoring` segmenter, but for `embed_classes`, `patch_features` and `patch_scores`."""
+
+    aligned_corners = True
+    """How scores are interpolated between patches."""
+
+    def __init__(self) -> None:
+        self.words = ClassWords()
+        """By which words classes are looked for, unless a query says it."""
+        self.protocol = Protocol()
+        """Sizes and windows of `label_map`."""
+
+    @property
+    def refinements(self) -> tuple[Refinement, ...]:
+        """Of features, patch scores and pixel scores, each in its place."""
+        return ()
+
+    def embed_classes(self, names: Sequence[str]) -> Tensor:
+        """(Q, D), one row per word; the method owns its templates."""
+        raise NotImplementedError
+
+    def patch_features(self, windows: Tensor) -> Any:
+        """See `FeatureSharing.patch_features`."""
+        raise NotImplementedError
+
+    def patch_scores(self, features: Any, query: ClassQuery) -> Tensor:
+        """See `PatchScoring.patch_scores`."""
+        raise NotImplementedError
+
+    def query(
+        self, names: Sequence[str], background: float | None = None, words: Words | None = None
+    ) -> ClassQuery:
+        """See `Segmenter.query`."""
+        labels, of_labels = self.words.lists(names, background, words)
+        return make_query(labels, background, of_labels, self.embed_classes)
+
+    @torch.no_grad()
+    def window_scores(self, windows: Tensor, query: ClassQuery) -> Tensor:
+        """See `Segmenter.window_scores`."""
+        if windows.ndim != 4 or windows.shape[1] != 3:
+            raise ValueError(f"windows must be (B, 3, h, w), found {tuple(windows.shape)}.")
+        return self.score_features(self.patch_features(windows), windows, query)
+
+    @torch.no_grad()
+    def score_features(self, features: Any, windows: Tensor, query: ClassQuery) -> Tensor:
+        """`window_scores` of windows whose `patch_features` are there already."""
+        scores = self.pixel_scores(self.patch_scores(features, query), windows)
+        return with_background(scores, query, dim=1)
+
+    @torch.no_grad()
+    def pixel_scores(self, scores: Tensor, windows: Tensor) -> Tensor:
+        """Spread `patch_scores` (B, c, gh, gw) over windows (B, 3, h, w); classes do not interact.
+
+        Returns:
+            (B, c, h, w), refined as configured.
+        """
+        size_hw = windows.shape[-2:]
+        spread = F.interpolate(
+            scores, size=size_hw, mode="bilinear", align_corners=self.aligned_corners
+        )
+        for refinement in self.refinements:
+            spread = refinement.pixels(spread, windows)
+        return spread
+
+    @property
+    def follows_edges(self) -> bool:
+        """Whether `pixel_scores` is more than bilinear interpolation."""
+        return bool(changes(self.refinements, "pixels"))
+
+    def refine_features(self, patches: Tensor, windows: Tensor) -> Tensor:
+        """Patch features (B, P, D) as they are compared."""
+        for refinement in self.refinements:
+            patches = refinement.features(patches, windows)
+        return patches
+
+    def refine_patches(self, scores: Tensor, patches: Tensor) -> Tensor:
+        """Raw patch scores (B, C, P) with features (B, P, D)."""
+        for refinement in self.refinements:
+            scores = refinement.patches(scores, patches)
+        return scores

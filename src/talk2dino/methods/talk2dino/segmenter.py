@@ -1,0 +1,229 @@
+"""Talk2DINO behind the seam: patches of a window against projected class names."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from talk2dino.backbones.templates import check_names, get_templates
+from talk2dino.backbones.text import BertEncoder, TextEncoder, TextFeatures, load_text, trimmed
+from talk2dino.backbones.vision import PatchFeatures, VisionBackbone, load_vision
+from talk2dino.devices import mixed_precision
+from talk2dino.methods.dense import DenseSegmenter
+from talk2dino.methods.talk2dino.background import clean_background
+from talk2dino.methods.talk2dino.config import PRECISIONS, SegmenterConfig
+from talk2dino.methods.talk2dino.projection import CLIPLastLayer, Projection, load_projection
+from talk2dino.refine.refinement import Refinement, changes, make_refinements
+from talk2dino.segmenter import ClassQuery, pool_words
+
+_EPS = 1e-6  # of the normalisations in the published inference code
+_PROMPT_BATCH = 256
+
+
+class Talk2DinoSegmenter(DenseSegmenter):
+    """Open-vocabulary segmentation by the cosine of DINO patches and projected class names.
+
+    Args:
+        vision: frozen backbone.
+        text: frozen text encoder.
+        projection: trained map between the two.
+        config: templates, input size and refinements; the models are those above.
+    """
+
+    def __init__(
+        self,
+        vision: VisionBackbone,
+        text: TextEncoder | BertEncoder,
+        projection: Projection,
+        config: SegmenterConfig,
+    ) -> None:
+        for side, width, expected in (
+            ("text", text.embed_dim, config.projection.clip_embed_dim),
+            ("vision", vision.embed_dim, config.projection.dino_embed_dim),
+        ):
+            if width != expected:
+                raise ValueError(
+                    f"the {side} model gives vectors of width {width}, but the projection expects "
+                    f"{expected}. Choose the {side} model that the projection was trained with."
+                )
+        vision.check_size(config.input_size, config.input_size)
+        super().__init__()
+        self.vision = vision
+        self.text = text
+        self.projection = projection
+        self.config = config
+
+    @property
+    def refinements(self) -> tuple[Refinement, ...]:
+        """As configured."""
+        return make_refinements(["pamr"] if self.config.pamr else [])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the models are."""
+        return self.vision.mean.device
+
+    def to(self, device: str | torch.device) -> Talk2DinoSegmenter:
+        """Move the models; returns the segmenter itself."""
+        for part in (self.vision, self.text, self.projection):
+            part.to(device)
+        return self
+
+    @torch.no_grad()
+    def embed_classes(self, names: Sequence[str]) -> Tensor:
+        """Embed class names: mean of the prompts' text vectors, projected, of unit length.
+
+        Raises:
+            ValueError: no name, or an empty one.
+        """
+        check_names(names)
+        templates = get_templates(self.config.template)
+        prompts = [template.format(name) for name in names for template in templates]
+        embeddings = self._embed_prompts(prompts)
+        return self._class_embeddings(embeddings.unflatten(0, (len(names), len(templates))))
+
+    @torch.no_grad()
+    def embed_class_tokens(self, tokens: Tensor) -> Tensor:
+        """As `embed_classes`, from CLIP's token ids (C, T, 77) of every class's T prompts."""
+        embeddings = self._embed_tokens(tokens.flatten(0, 1))
+        return self._class_embeddings(embeddings.unflatten(0, tuple(tokens.shape[:2])))
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Texts as they are, without templates: (N, D) in the space of the patches, unnormalised.
+
+        Raises:
+            ValueError: no text at all.
+        """
+        if not texts:
+            raise ValueError("no texts given. At least one is needed.")
+        return self._project(self._embed_prompts(texts))
+
+    @torch.no_grad()
+    def patch_scores(self, features: PatchFeatures, query: ClassQuery) -> Tensor:
+        """Scores (B, K, gh, gw) of the patches: sigmoid(cosine), cleaned as configured.
+
+        The background's score is its threshold, everywhere: 0.55 is cosine 0.2007.
+        """
+        cosines = self.refine_patches(patch_cosines(features.patches, query.rows), features.patches)
+        masks = cosines.sigmoid()
+        if self.config.clean_background:
+            masks = clean_background(masks, features.patches, features.attention_logits, query.rows)
+        side = self.config.input_size // self.vision.patch_size
+        return pool_words(masks, query).unflatten(-1, (side, side))
+
+    @torch.no_grad()
+    def patch_features(self, windows: Tensor) -> PatchFeatures:
+        """Backbone features of windows (B, 3, h, w), with patches in the space of the classes."""
+        with mixed_precision(PRECISIONS[self.config.precision], windows.device):
+            features = self.vision(self.vision.normalise(self.resize_windows(windows)))
+        return PatchFeatures(
+            cls=features.cls.float(),
+            patches=self.refine_features(
+                self.projection.project_visual(features.patches.float()), windows
+            ),
+            attention_logits=features.attention_logits.float(),
+            penultimate_cls=features.penultimate_cls.float(),
+        )
+
+    def resize_windows(self, windows: Tensor) -> Tensor:
+        """Windows (B, 3, h, w) to the backbone's input (B, 3, side, side); the ratio is lost."""
+        side = self.config.input_size
+        if windows.shape[-2:] == (side, side):
+            return windows
+        return F.interpolate(
+            windows, size=(side, side), mode="bilinear", antialias=True, align_corners=False
+        )
+
+    def variant(self, **changes: Any) -> Talk2DinoSegmenter:
+        """The same models with other options of inference, such as `pamr=True`."""
+        config = dataclasses.replace(self.config, **changes)
+        return Talk2DinoSegmenter(self.vision, self.text, self.projection, config)
+
+    def adjusted(self, refine: bool, background: bool) -> Talk2DinoSegmenter:
+        """With PAMR or without; with a background, cleaned as in the published benchmarks."""
+        return self.variant(pamr=refine, clean_background=background)
+
+    def shares_features(self, other: object) -> bool:
+        """Whether `other` computes the same `patch_features`."""
+        return (
+            isinstance(other, Talk2DinoSegmenter)
+            and self.vision is other.vision
+            and self.projection is other.projection
+            and self.config.input_size == other.config.input_size
+            and self.config.precision == other.config.precision
+            and changes(self.refinements, "features") == changes(other.refinements, "features")
+        )
+
+    def _class_embeddings(self, prompts: Tensor) -> Tensor:
+        """Text vectors (C, T, E) of every class's prompts to unit-length classes (C, D)."""
+        # As published, CLIP's vectors are averaged without normalising them first.
+        return F.normalize(self._project(prompts.mean(dim=1)), dim=-1, eps=_EPS)
+
+    def _project(self, embeddings: Tensor) -> Tensor:
+        """What `_embed_prompts` returns, to the space of the patches (..., D)."""
+        if isinstance(self.projection, CLIPLastLayer):  # which has projected every prompt
+            return embeddings
+        return self.projection.project_clip_txt(embeddings)
+
+    def _embed_prompts(self, prompts: Sequence[str]) -> Tensor:
+        """Prompts (N,) to text vectors (N, E), or (N, D) where the projection holds CLIP's end."""
+        if isinstance(self.text, TextEncoder):
+            return self._embed_tokens(trimmed(self.text.tokenize(prompts)))
+        if isinstance(self.projection, CLIPLastLayer) or self.config.average_tokens:
+            raise ValueError(f"{self.text.name} is no CLIP text encoder, which this model needs")
+        return self.text.encode(prompts)
+
+    def _embed_tokens(self, tokens: Tensor) -> Tensor:
+        """As `_embed_prompts`, from CLIP's token ids (N, T)."""
+        assert isinstance(self.text, TextEncoder)
+        embedded = []
+        for batch in tokens.to(self.device).split(_PROMPT_BATCH):
+            if isinstance(self.projection, CLIPLastLayer):
+                features = self.text(batch, penultimate=True)
+                embedded.append(
+                    self.projection.project_clip_txt(features.penultimate, features.end_positions)
+                )
+            elif self.config.average_tokens:
+                embedded.append(self._average_tokens(self.text(batch, dense=True)))
+            else:
+                embedded.append(self.text(batch).pooled.float())
+        return torch.cat(embedded)
+
+    def _average_tokens(self, features: TextFeatures) -> Tensor:
+        """Dense text features to (B, E): the mean over each prompt's own tokens."""
+        assert features.tokens is not None
+        kept = features.mask.clone()
+        if not self.config.keep_cls:
+            kept[:, 0] = False
+        if not self.config.keep_end_seq:
+            kept.scatter_(1, features.end_positions[:, None], False)
+        total = (features.tokens * kept[..., None]).sum(dim=1)
+        return total / kept.sum(dim=1, keepdim=True).clamp(min=1)
+
+
+def patch_cosines(patches: Tensor, classes: Tensor) -> Tensor:
+    """Cosines (B, C, P) of patches (B, P, D) with unit-length classes (C, D)."""
+    return torch.einsum("bpd,cd->bcp", F.normalize(patches, dim=-1, eps=_EPS), classes)
+
+
+def build_segmenter(
+    config: SegmenterConfig, device: str | torch.device = "cpu"
+) -> Talk2DinoSegmenter:
+    """Load everything a configuration names.
+
+    Raises:
+        ValueError, FileNotFoundError: see `SegmenterConfig.check`; also weights that do not fit.
+        RuntimeError: weights could not be downloaded.
+    """
+    config.check()
+    # The projection first: it is the one whose file most often does not fit, and loads at once.
+    projection = load_projection(config.projection, config.projection_weights, device)
+    vision = load_vision(config.vision_model, config.vision_weights, device)
+    text = load_text(config.text_model, config.text_weights, device)
+    return Talk2DinoSegmenter(vision, text, projection, config)

@@ -1,0 +1,163 @@
+"""One way from a picture and words to a segmentation: Python, the commands and the page use it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
+from talk2dino.inference import (
+    Protocol,
+    picture_scores,
+    resize_pixels,
+    resize_scores,
+    score_labels,
+    scoring_size,
+)
+from talk2dino.pictures.images import ImageInput, as_rgb, rgb_tensor
+from talk2dino.pictures.segmentation import BACKGROUND, Segmentation
+from talk2dino.segmenter import ClassQuery, Segmenter
+
+
+@torch.inference_mode()
+def segment_picture(
+    segmenter: Segmenter,
+    image: Image.Image,
+    query: ClassQuery,
+    protocol: Protocol,
+    max_side: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Segmentation:
+    """Find the best of the queried classes for every pixel.
+
+    Args:
+        segmenter: any method.
+        image: RGB.
+        query: from `segmenter.query`.
+        protocol: size and windows; `inference.WHOLE` is the picture as one window.
+        max_side: score a larger picture at this long side in pixels; the result has its own size.
+        settings: what made it, for the result.
+    """
+    size = scoring_size(image.height, image.width, max_side)
+    pixels = rgb_tensor(image)
+    if size != (image.height, image.width):
+        pixels = rgb_tensor(Image.fromarray(resize_pixels(np.asarray(image), size)))
+    scores = picture_scores(segmenter, pixels, query, protocol).float()
+    scores = resize_scores(scores, (image.height, image.width))
+    labels = score_labels(scores).cpu()
+    return Segmentation(image, labels, scores.cpu(), query.names, query.background, settings or {})
+
+
+def label_map(segmenter: Segmenter, image_rgb: np.ndarray, query: ClassQuery) -> np.ndarray:
+    """Segment an image as `evaluate` does: resize, windows, averaging, finalising, argmax.
+
+    Args:
+        segmenter: from `load_segmenter`, which sets its protocol.
+        image_rgb: (H, W, 3) uint8 RGB.
+        query: from `segmenter.query`.
+
+    Returns:
+        (H, W) int64: per pixel the index into `query.names`.
+
+    Raises:
+        ValueError: an image of another form.
+    """
+    pixels = np.asarray(image_rgb)
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or not pixels.size:
+        raise ValueError(f"an image is (H, W, 3) uint8 RGB, found {pixels.shape} {pixels.dtype}.")
+    protocol: Protocol = getattr(segmenter, "protocol", None) or Protocol()
+    size_hw = (pixels.shape[0], pixels.shape[1])
+    resized = np.ascontiguousarray(resize_pixels(pixels, protocol.scored_size(*size_hw)))
+    image = torch.from_numpy(resized.copy()).permute(2, 0, 1)
+    picture = Picture(image, size_hw, [Task(segmenter, query)])
+    found = label_pictures([picture], protocol, Batching(), query.rows.device)
+    ((_, maps),) = found
+    labels: np.ndarray = maps[0].cpu().numpy()
+    return labels
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of any method; `talk2dino.load_model` makes it."""
+
+    segmenter: Segmenter
+    """Any method."""
+    threshold: float
+    """Of the background, that `background=True` stands for."""
+    name: str
+    """Of the model."""
+
+    def segment(
+        self,
+        image: ImageInput,
+        words: str | Sequence[str],
+        background: bool | float = False,
+        *,
+        max_side: int | None = None,
+    ) -> Segmentation:
+        """Find the best of the named classes for every pixel.
+
+        Args:
+            image: a path, a PIL image, an (H, W, 3) uint8 array or a (3, H, W) uint8 tensor; RGB.
+            words: class names.
+            background: whether pixels may belong to no class; a number is the threshold.
+            max_side: score larger pictures at this long side in pixels.
+
+        Raises:
+            ValueError: no names, an empty or repeated one; an image that cannot be read.
+            FileNotFoundError: a path that is not there.
+        """
+        threshold = class_threshold(background, self.threshold)
+        names = class_names(words, threshold is not None)
+        query = self.segmenter.query(names, threshold)
+        protocol = getattr(self.segmenter, "protocol", None) or Protocol()
+        settings = {"model": self.name}
+        return segment_picture(self.segmenter, as_rgb(image), query, protocol, max_side, settings)
+
+
+def class_threshold(background: bool | float, own: float) -> float | None:
+    """The threshold that is meant by true, false or a number.
+
+    Raises:
+        ValueError: something else, or a number outside 0 to 1.
+    """
+    if isinstance(background, bool | np.bool_):
+        return own if background else None
+    number: object = background  # what callers give is not what the signature promises
+    if not isinstance(number, int | float | np.number) or not 0 <= number <= 1:
+        raise ValueError(
+            f"background is true, false or a threshold between 0 and 1, found {background!r}."
+        )
+    return float(number)
+
+
+def class_names(names: str | Sequence[str], background: bool) -> list[str]:
+    """Stripped names. Raises ValueError for none, an empty, or a repeated one."""
+    given = as_texts(names)
+    if not given:
+        raise ValueError("no class names given. At least one is needed.")
+    seen: set[str] = set()
+    for name in given:
+        if not name.strip():
+            raise ValueError(f"{name!r} is no class name: an empty one in {given}.")
+        key = " ".join(name.lower().split())  # CLIP reads lower case only
+        if key in seen:
+            raise ValueError(f"{name!r} is named twice. Every class may appear once.")
+        if background and key == BACKGROUND:
+            raise ValueError("'background' is added by background=True. Leave one of them out.")
+        seen.add(key)
+    return [" ".join(name.split()) for name in given]
+
+
+def as_texts(texts: str | Sequence[str]) -> list[str]:
+    """Texts as a list. Raises ValueError for anything else."""
+    given = [texts] if isinstance(texts, str) or not isinstance(texts, Iterable) else list(texts)
+    for text in given:
+        if not isinstance(text, str):
+            raise ValueError(f"texts are given as 'cat' or ['cat', 'dog'], found {text!r}.")
+    return given
