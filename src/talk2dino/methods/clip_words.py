@@ -91,13 +91,19 @@ class ClipWordSegmenter(DenseSegmenter):
         logit_scale: float,
         refinements: Sequence[Refinement] = (),
     ) -> None:
-        super().__init__(refinements)
+        super().__init__()
+        self._refinements = tuple(refinements)
         self.image = image
         self.text = text
         self.benchmark = benchmark
         self.logit_scale = logit_scale
         self.multiple = 1
         """Of pixels, to which windows are padded."""
+
+    @property
+    def refinements(self) -> tuple[Refinement, ...]:
+        """Of the whole picture's averaged cosines; those of patches in their place."""
+        return self._refinements
 
     @property
     def device(self) -> torch.device:
