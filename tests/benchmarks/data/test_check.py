@@ -123,7 +123,7 @@ def test_colours_in_place_of_labels_and_other_sizes(tmp_path):
     _, problems = look(tmp_path, "voc")
     assert "a.png holds RGB colours" in problems
     assert "b.png is 2 x 3 pixels, its image 2 x 2" in problems
-    assert "c.png is empty, damaged" in problems
+    assert "c.png is not an image" in problems
 
 
 def test_missing_images_and_labels_are_counted_and_named(tmp_path):

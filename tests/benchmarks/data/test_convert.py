@@ -88,7 +88,7 @@ def test_a_damaged_and_a_coloured_label_are_named_and_the_others_converted(coco,
     assert main([str(coco)]) == 1
     shown = capsys.readouterr()
     assert "3 written" in shown.out
-    assert "000000000004.png is empty, damaged" in shown.err
+    assert "000000000004.png is empty (0 bytes)" in shown.err
     assert "000000000005.png holds RGB colours" in shown.err
     assert not list(folder.glob(f"00000000000[45]{OBJECT_SUFFIX}.png"))
 
