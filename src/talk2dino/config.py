@@ -8,6 +8,7 @@ import difflib
 import inspect
 import itertools
 import math
+import re
 import textwrap
 import types
 import typing
@@ -52,6 +53,11 @@ def check_name(
     raise ValueError(
         f"unknown {kind} {name!r}. Known: {', '.join(known)}.{_suggestion(name, similar or known)}"
     )
+
+
+def split_names(text: str) -> list[str]:
+    """The parts between commas, also those of Chinese, Japanese and Arabic keyboards."""
+    return re.split("[,\uff0c\u3001\u060c\ufe50\ufe51\uff64]", text)
 
 
 @dataclass(frozen=True)

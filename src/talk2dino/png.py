@@ -34,7 +34,7 @@ def pixels_of_png(file: BinaryIO, max_pixels: int) -> BinaryIO | None:
         return None
     kept, missing, stream = io.BytesIO(), 0, zlib.decompressobj()
     kept.write(SIGNATURE)
-    found = set()
+    found, wanted = set(), {b"IHDR", b"IDAT"}
     while b"IEND" not in found and len(head := file.read(8)) == 8:
         size, kind = struct.unpack(">I4s", head)
         if kind[:1].islower() and kind not in (b"tRNS", b"eXIf"):
@@ -52,11 +52,11 @@ def pixels_of_png(file: BinaryIO, max_pixels: int) -> BinaryIO | None:
             if width * height > max_pixels:
                 return None
             missing = _num_bytes(width, height, depth * _CHANNELS.get(colour, 0), interlaced)
-            wanted = {b"IHDR", b"IDAT"} | ({b"PLTE"} if colour == 3 else set())
+            wanted |= {b"PLTE"} if colour == 3 else set()
         while kind == b"IDAT" and body and missing > 0 and not stream.eof:
             missing -= len(stream.decompress(body, 2**20))
             body = stream.unconsumed_tail
-    if b"IHDR" not in found or wanted - found or missing > 0:
+    if wanted - found or missing > 0:
         raise ValueError("the file ends before its last pixel")
     kept.seek(0)
     return kept

@@ -62,7 +62,7 @@ def fingerprint(dataset: EvaluationSet) -> str:
     digest = hashlib.sha256()
     for sample in dataset.samples:
         size = (dataset.data_root / sample.image).stat().st_size
-        digest.update(f"{sample.image}\0{size}\n{sample.label}\n".encode())
+        digest.update(f"{sample.image}\0{size}\n{sample.label}\n".encode(errors="surrogateescape"))
         digest.update((dataset.data_root / sample.label).read_bytes())
     return digest.hexdigest()[:16]
 

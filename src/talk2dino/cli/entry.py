@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import logging
 import os
 import shlex
@@ -106,6 +107,9 @@ def run_command(
     """Parse, check and run; turns errors into one line on stderr and an exit code."""
     argv = sys.argv[1:] if argv is None else list(argv)
     parser = command.parser(prog, argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files need not be UTF-8
+            stream.reconfigure(errors="backslashreplace")
     try:
         args = parser.parse_args(argv, argparse.Namespace(typed=argv))
     except SystemExit as stop:  # argparse: 0 after --help, 2 after a wrong flag

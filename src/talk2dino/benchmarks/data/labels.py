@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from talk2dino.benchmarks.metrics import IGNORED
 from talk2dino.pictures.images import UnsupportedPixels, use_picture
@@ -100,7 +101,7 @@ def _use_labels(path: str | Path, use: Callable[[Image.Image], T], header_only: 
 
 def _no_labels(image: Image.Image) -> str | None:
     """Why a picture cannot be a label map, if so."""
-    if image.format != "PNG":
+    if not isinstance(image, PngImageFile):
         return (
             f"is no lossless PNG but {image.format}, which may have changed its class numbers: "
             "use the official file."
