@@ -265,9 +265,11 @@ def _letters(path: str) -> frozenset[int]:
     """Code points that a font can draw; none of a font that cannot be drawn at any size."""
     try:
         ImageFont.truetype(path, 10)
-        return frozenset(FT2Font(path).get_charmap())
+        letters = frozenset(FT2Font(path).get_charmap())
     except (OSError, RuntimeError):
         return frozenset()
+    # What has more than the 65,535 glyphs of a font stands in for letters, all with one box.
+    return letters if len(letters) < 100_000 else frozenset()
 
 
 def _borders(labels: np.ndarray) -> np.ndarray:
