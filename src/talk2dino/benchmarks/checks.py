@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from talk2dino.benchmarks.data.check import pictures_left_out
 from talk2dino.benchmarks.data.labels import label_size
 from talk2dino.benchmarks.datasets import EvaluationSet
 from talk2dino.pictures.images import check_image
+
+logger = logging.getLogger(__name__)
 
 _SHOWN = 3
 _SAMPLED = 16  # labels decoded ahead: enough for mistakes that are in every file
@@ -41,6 +45,10 @@ def check_files(dataset: EvaluationSet) -> None:
     ]
     if problems:
         raise ValueError(f"{key}: {len(problems)} files cannot be used: {_some(problems)}.")
+    images = root / dataset.benchmark.images
+    suffix = dataset.benchmark.image_suffix
+    if dataset.benchmark.split is None and (left := pictures_left_out(images, suffix)):
+        logger.warning("%s: pictures of %s do not end in %s: %s", key, images, suffix, left)
     for index in range(min(_SAMPLED, len(dataset.samples))):
         dataset.read_label(index)
 

@@ -180,7 +180,8 @@ def _check_file(path: Path) -> None:
 def _is_picture(path: Path) -> bool:
     if path.name.startswith(".") or not path.is_file():
         return False
-    if (mimetypes.guess_type(path.name)[0] or "").startswith("image/"):
+    kind = mimetypes.guess_type(path.name)[0] or ""
+    if kind.startswith("image/") or path.suffix.lower() in (".heic", ".heif"):
         return True
     try:
         return bool(check_image(path))
@@ -213,13 +214,15 @@ def _plain_png(file: BinaryIO, name: str) -> BinaryIO | None:
 
 def _use(file: BinaryIO, name: str, use: Callable[[Image.Image], T]) -> T:
     file.seek(0)
-    with _open(file, name) as image:
-        try:
-            return use(image)
-        except (MemoryError, UnsupportedPixels):
-            raise
-        except Exception as error:  # Pillow's decoders raise a dozen kinds on a damaged file
-            raise _damaged(name, error) from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's: on damage, and at half of MAX_PIXELS
+        with _open(file, name) as image:
+            try:
+                return use(image)
+            except (MemoryError, UnsupportedPixels):
+                raise
+            except Exception as error:  # Pillow's decoders raise a dozen kinds on a damaged file
+                raise _damaged(name, error) from error
 
 
 def _damaged(name: str, reason: Exception) -> ValueError:
@@ -229,10 +232,7 @@ def _damaged(name: str, reason: Exception) -> ValueError:
 def _open(file: BinaryIO, name: str) -> Image.Image:
     """Open without decoding. Raises ValueError for what is no image and for a huge one."""
     try:
-        with warnings.catch_warnings():
-            # Pillow warns at half of MAX_PIXELS; the limit below is the one that counts.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(file)
+        image = Image.open(file)
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name} is too large: {error} Make it smaller first.") from error
     except UnidentifiedImageError as error:

@@ -1,7 +1,9 @@
 """Conversion of published labels: the tables, and what happens around the files."""
 
 import os
+import struct
 import threading
+import zlib
 
 import numpy as np
 import pytest
@@ -79,6 +81,25 @@ def test_another_output_folder_gets_the_same_tree(coco, tmp_path):
     assert main([str(coco), "-o", str(tmp_path / "out")]) == 0
     assert len(list((tmp_path / "out" / "annotations").glob("*/*.png"))) == 3
     assert len(list(coco.rglob("*.png"))) == 3
+
+
+@pytest.mark.parametrize("format", ["JPEG", "WEBP", "GIF"])
+def test_a_label_in_another_format_is_named_and_not_converted(coco, capsys, format):
+    path = coco / "annotations" / "val2017" / "000000000001.png"
+    Image.open(path).convert("RGB" if format == "WEBP" else "L").save(path, format=format)
+    assert main([str(coco)]) == 1
+    assert f"000000000001.png is no lossless PNG but {format}" in capsys.readouterr().err
+
+
+def test_grey_of_four_bits_is_refused_as_it_would_be_stretched(tmp_path):
+    header = struct.pack(">IIBBBBB", 2, 1, 4, 0, 0, 0, 0)
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(b"\0\x12")), (b"IEND", b""))
+    chunks = [
+        struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in parts
+    ]
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    with pytest.raises(ValueError, match="a.png has pixels of mode L;4"):
+        read_labels(tmp_path / "a.png")
 
 
 def test_a_damaged_and_a_coloured_label_are_named_and_the_others_converted(coco, capsys):
