@@ -17,9 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from talk2dino.features.keys import IMAGE_KEYS, first_few
-from talk2dino.features.store import FeatureFile
-from talk2dino.files import atomic_path
+from talk2dino.features.keys import CAPTION_KEYS, IMAGE_KEYS, first_few
+from talk2dino.features.published import check_tensor
+from talk2dino.features.store import FeatureFile, check_id
+from talk2dino.features.tars import read_members
+from talk2dino.files import atomic_path, check_archive
 
 
 def shard_paths(folder: str | Path, count: int, first: int = 0) -> list[Path]:
@@ -96,22 +98,30 @@ def _member(features: FeatureFile, row: int) -> bytes:
 
 
 def _read_members(tar: Path) -> list[dict[str, Any]]:
-    try:
-        with tarfile.open(tar, "r:") as archive:
-            files = [info for info in archive if info.isfile()]
-            return [_load(archive.extractfile(info), f"{info.name} of {tar}") for info in files]
-    except tarfile.TarError as error:
-        raise ValueError(f"{tar} is damaged or is not an uncompressed tar ({error})") from error
+    found = []
+    with tar.open("rb") as file:
+        for member in read_members(tar):
+            file.seek(member.offset)
+            found.append(_load(file.read(member.size), f"{member.name} of {tar}"))
+    return found
 
 
-def _load(file: Any, name: str) -> dict[str, Any]:
+def _load(data: bytes, name: str) -> dict[str, Any]:
     try:
-        member = torch.load(io.BytesIO(file.read()), map_location="cpu", weights_only=True)
+        check_archive(io.BytesIO(data))
+        member = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # the loader raises a dozen kinds on rubbish
         raise ValueError(f"{name} is damaged or holds more than tensors and plain data") from error
+    if not isinstance(member, dict):
+        raise ValueError(f"{name} is not a caption of a feature shard, but no dict")
     missing = [k for k in ("id", "image_id", "caption", "image") if k not in member]
     if missing:
         raise ValueError(f"{name} is not a caption of a feature shard: it has no {missing[0]!r}")
+    if not isinstance(member["image"], dict):
+        raise ValueError(f"{name}: its 'image' is a {type(member['image']).__name__}, not a record")
+    check_id(member["image_id"], f"{name} has the 'image_id'")
+    for key in member.keys() & (IMAGE_KEYS.keys() | CAPTION_KEYS.keys()):
+        check_tensor(member[key], f"{name}: {key!r}")
     return member
 
 

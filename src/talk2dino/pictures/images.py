@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, BinaryIO, TypeAlias, TypeVar
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from talk2dino.files import check_file
 from talk2dino.png import pixels_of_png
 
 if TYPE_CHECKING:
@@ -169,10 +170,7 @@ def rgb_tensor(image: Image.Image) -> Tensor:
 def _check_file(path: Path) -> None:
     if not path.exists():
         raise FileNotFoundError(f"There is no image at {path}.")
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; an image file was expected.")
-    if not path.is_file():
-        raise ValueError(f"{path} is a pipe or a device; an image file was expected.")
+    check_file(path)
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty (0 bytes): not an image.")
 

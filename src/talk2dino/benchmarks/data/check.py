@@ -13,6 +13,7 @@ from talk2dino.benchmarks.data.context import find_context_json
 from talk2dino.benchmarks.data.label_sample import LabelSample, sample_labels
 from talk2dino.benchmarks.data.sources import SOURCES, Source
 from talk2dino.benchmarks.table import Benchmark
+from talk2dino.files import listed
 from talk2dino.pictures.images import other_pictures
 
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz")
@@ -189,7 +190,7 @@ def _explain_missing(folder: Path, root: Path) -> str:
         path
         for place in (root, top, *folder.parents)
         if place.is_dir() and place.is_relative_to(root)
-        for path in sorted(place.iterdir())
+        for path in listed(place, "*")
         if path.suffix in ARCHIVES
     ]
     tail = folder.parts[-2:]
