@@ -303,3 +303,10 @@ def test_the_size_is_that_of_the_upright_picture(tmp_path):
 
 def test_premultiplied_grey_is_laid_on_white_too():
     assert as_rgb(Image.new("LA", (1, 1), (0, 128)).convert("La")).getpixel((0, 0)) == (127,) * 3
+
+
+def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    for read in (read_rgb, check_image):
+        with pytest.raises(ValueError, match=r"a\.png is a named pipe or a device"):
+            read(tmp_path / "a.png")

@@ -65,9 +65,10 @@ def unpack(stored: dict[str, Any], path: str | Path) -> Unpacked:
         )
     known = ("images", "annotations", SETTINGS)
     extra = {key: value for key, value in stored.items() if key not in known}
-    settings = json.loads(stored.get(SETTINGS, "{}"))
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path}: its {SETTINGS} are no dict but {settings!r}")
+    try:
+        settings = dict(json.loads(stored.get(SETTINGS, "{}")))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path}: its {SETTINGS!r} are damaged ({error})") from error
     return Unpacked(images, annotations, image_features, caption_features, extra, settings)
 
 

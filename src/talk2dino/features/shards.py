@@ -60,8 +60,9 @@ def read_shards(tars: Sequence[Path]) -> FeatureFile:
     for member in members:
         if {key for key, value in member.items() if isinstance(value, Tensor)} != tensors:
             raise ValueError(
-                f"the shards differ in their features: caption {members[0]['id']} holds "
-                f"{first_few(sorted(tensors), 9)}, caption {member['id']} does not"
+                f"{first_few(tars)}: the shards differ in their features: caption "
+                f"{members[0]['id']} holds {first_few(sorted(tensors), 9)}, caption "
+                f"{member['id']} does not"
             )
     first_of_image: dict[Any, dict[str, Any]] = {}
     for member in members:
@@ -74,8 +75,8 @@ def read_shards(tars: Sequence[Path]) -> FeatureFile:
             {k: v for k, v in member.items() if k not in tensors and k not in ("image", "settings")}
             for member in members
         ],
-        {key: _stack(owners, key) for key in image_keys},
-        {key: _stack(members, key) for key in sorted(tensors - IMAGE_KEYS.keys())},
+        {key: _stack(owners, key, tars) for key in image_keys},
+        {key: _stack(members, key, tars) for key in sorted(tensors - IMAGE_KEYS.keys())},
         members[0].get("settings"),
     )
 
@@ -120,13 +121,15 @@ def _load(data: bytes, name: str) -> dict[str, Any]:
     if not isinstance(member["image"], dict):
         raise ValueError(f"{name}: its 'image' is a {type(member['image']).__name__}, not a record")
     check_id(member["image_id"], f"{name} has the 'image_id'")
-    for key in member.keys() & (IMAGE_KEYS.keys() | CAPTION_KEYS.keys()):
-        check_tensor(member[key], f"{name}: {key!r}")
+    for key, value in member.items():
+        if isinstance(value, Tensor) or key in IMAGE_KEYS or key in CAPTION_KEYS:
+            check_tensor(value, f"{name}: {key!r}")
     return member
 
 
-def _stack(members: list[dict[str, Any]], key: str) -> Tensor:
+def _stack(members: list[dict[str, Any]], key: str, tars: Sequence[Path]) -> Tensor:
     shapes = Counter(tuple(member[key].shape) for member in members)
     if len(shapes) > 1:
-        raise ValueError(f"the shards differ in the shape of {key!r}: {first_few(shapes)}")
+        where = first_few(tars)
+        raise ValueError(f"{where}: the shards differ in the shape of {key!r}: {first_few(shapes)}")
     return torch.stack([member[key] for member in members])

@@ -254,7 +254,7 @@ def _check(features: FeatureFile, path: str | Path) -> None:
         rows = features.caption_rows
     except KeyError as error:
         raise ValueError(f"{path}: a record has no {error}") from error
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
     if rows.dtype != torch.int64 or rows.ndim != 1:
         raise ValueError(f"{path}: 'caption_rows' are {rows.dtype}, {rows.ndim}-D, not 1-D int64")

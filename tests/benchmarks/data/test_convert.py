@@ -172,3 +172,12 @@ def test_unfinished_files_of_a_killed_run_are_removed_once_they_are_old(coco):
     os.utime(old, (0, 0))
     run_conversions(plan_coco(coco, coco, OBJECT_SUFFIX), workers=1)
     assert not old.exists() and new.exists()  # another process may be writing the new one
+
+
+def test_hidden_companions_are_no_labels(tmp_path):
+    label = save(tmp_path / "annotations/val2017/1.png", [[0]])
+    raw = save(tmp_path / "gtFine/val/bonn/a_gtFine_labelIds.png", [[0]])
+    for path in (label, raw):
+        path.with_name(f"._{path.name}").write_bytes(b"metadata")
+    found = plan_coco(tmp_path, tmp_path, STUFF_SUFFIX) + plan_cityscapes(tmp_path)
+    assert [conversion.source for conversion in found] == [label, raw]
