@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import zipfile
 
 import pytest
 import torch
@@ -13,11 +14,14 @@ from safetensors.torch import load_file
 
 from talk2dino.files import (
     atomic_path,
+    check_archive,
+    check_file,
     check_folder_writable,
     check_writable,
     content_digest,
     find_in_checkout,
     hold_lock,
+    listed,
     load_torch,
     save_safetensors,
     save_torch,
@@ -202,3 +206,30 @@ def test_safetensors_can_be_read_by_whoever_can_read_other_files(tmp_path):
     assert modes[0] == modes[1]
     stored = load_file(tmp_path / "w.safetensors")
     assert torch.equal(stored["weight"], torch.arange(6.0).reshape(2, 3).T)
+
+
+def test_what_is_no_file_is_named_for_what_it_is(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path, kind in ((tmp_path, "a folder"), (tmp_path / "pipe", "a named pipe or a device")):
+        with pytest.raises(ValueError, match=f"{path} is {kind}, not a file"):
+            check_file(path)
+    with pytest.raises(FileNotFoundError, match="no such thing"):
+        check_file(tmp_path / "none", "thing")
+    with pytest.raises(ValueError, match="pipe is a named pipe"):
+        load_torch(tmp_path / "pipe")
+
+
+def test_hidden_companions_are_not_listed(tmp_path):
+    for name in ("b.json", "a.json", "._a.json", "c.txt"):
+        (tmp_path / name).touch()
+    assert [path.name for path in listed(tmp_path, "*.json")] == ["a.json", "b.json"]
+
+
+def test_an_archive_whose_parts_would_fill_the_memory_is_not_unpacked(tmp_path):
+    path = tmp_path / "a.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", bytes(10**6))
+    with pytest.raises(ValueError, match="claim 1000000 bytes"):
+        check_archive(path)
+    with pytest.raises(ValueError, match=r"a\.pth is damaged"):
+        load_torch(path)

@@ -8,6 +8,8 @@ import difflib
 import inspect
 import itertools
 import math
+import os
+import re
 import textwrap
 import types
 import typing
@@ -52,6 +54,11 @@ def check_name(
     raise ValueError(
         f"unknown {kind} {name!r}. Known: {', '.join(known)}.{_suggestion(name, similar or known)}"
     )
+
+
+def split_names(text: str) -> list[str]:
+    """The parts between commas, also those of Chinese, Japanese and Arabic keyboards."""
+    return re.split("[,\uff0c\u3001\u060c\ufe50\ufe51\uff64]", text)
 
 
 @dataclass(frozen=True)
@@ -251,6 +258,21 @@ def build(cls: type[T], values: Mapping[str, Any], source: str) -> T:
         return cls(**checked)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
+
+
+def environment_number(name: str, default: int, least: int = 0) -> int:
+    """The whole number in an environment variable; `default` if it is not set, or empty.
+
+    Raises:
+        ValueError: it holds something else, or less than `least`; the message names it.
+    """
+    text = os.environ.get(name, "").strip()
+    if text and (not text.isdecimal() or len(text) > 9 or int(text) < least):
+        raise ValueError(
+            f"the environment variable {name} is {text!r}, not a whole number from {least} on. "
+            "Unset it, or start with python -m torch.distributed.run."
+        )
+    return int(text or default)
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,6 +79,29 @@ def check_folder_writable(folder: str | Path) -> None:
     except OSError as error:
         reason = error.strerror or error
         raise PermissionError(f"cannot write in the folder {nearest} ({reason})") from error
+
+
+def check_file(path: str | Path, what: str = "file") -> None:
+    """Raise unless `path` is a file: reading from a named pipe or a device may never end.
+
+    Raises:
+        FileNotFoundError: there is nothing; `what` says what was looked for.
+        ValueError: it is something else.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such {what}")
+    if not path.is_file():
+        kind = "a folder" if path.is_dir() else "a named pipe or a device"
+        raise ValueError(f"{path} is {kind}, not a file")
+
+
+def listed(folder: str | Path, pattern: str) -> list[Path]:
+    """What matches in `folder`, in the order of the names, without hidden files.
+
+    Where a disk is used with macOS, a hidden `._<name>` of metadata lies beside every file.
+    """
+    return sorted(path for path in Path(folder).glob(pattern) if not path.name.startswith("."))
 
 
 def weights_identity(weights: str | Path) -> str:
@@ -202,12 +225,12 @@ def load_torch(path: str | Path, mmap: bool = False) -> Any:
     import torch
 
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+    check_file(path)
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty (0 bytes)")
     mmap = mmap and zipfile.is_zipfile(path)  # torch's format before 1.6 cannot be mapped
     try:
+        check_archive(path)
         return torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
     except pickle.UnpicklingError as error:
         with path.open("rb") as file:
@@ -222,8 +245,22 @@ def load_torch(path: str | Path, mmap: bool = False) -> Any:
         ) from error
     except PermissionError:
         raise
-    except (RuntimeError, EOFError, LookupError, AttributeError, ValueError, OSError) as error:
+    except Exception as error:  # the loader raises a dozen kinds on rubbish
         raise ValueError(f"{path} is damaged, cut short, or is not a torch file") from error
+
+
+def check_archive(file: str | Path | BinaryIO) -> None:
+    """Raise ValueError for a zip archive whose parts say to be larger than itself.
+
+    `torch.save` compresses nothing, and reading takes the memory that the parts claim.
+    """
+    if not zipfile.is_zipfile(file):
+        return
+    with zipfile.ZipFile(file) as archive:
+        assert archive.fp is not None
+        size, claimed = archive.fp.seek(0, os.SEEK_END), sum(p.file_size for p in archive.filelist)
+    if claimed > size:
+        raise ValueError(f"the parts of an archive of {size} bytes claim {claimed} bytes")
 
 
 def find_in_checkout(relative: str | Path) -> Path:

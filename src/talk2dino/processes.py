@@ -13,6 +13,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from talk2dino.config import environment_number
+
 # A rank waits for the slowest one; an evaluation or an extraction takes hours.
 _PATIENCE = timedelta(days=7)
 
@@ -72,13 +74,21 @@ def joined_processes(backend: str = "gloo") -> Iterator[Processes]:
     Args:
         backend: of the default group, which collectives within a model use; objects go by gloo.
     """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+    count, local = environment_number("WORLD_SIZE", 1, least=1), environment_number("LOCAL_RANK", 0)
     if count == 1:
         yield Processes()
         return
+    environment_number("MASTER_PORT", 0)
+    unset = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if unset or environment_number("RANK", 0) >= count:  # else torch would wait, for half an hour
+        what = f"{unset[0]} is not set" if unset else f"RANK is {os.environ['RANK']}"
+        raise ValueError(
+            f"the environment variable WORLD_SIZE is {count}, but {what}. Unset WORLD_SIZE, or "
+            "start with python -m torch.distributed.run."
+        )
     dist.init_process_group(backend)
     try:
-        rank, local = dist.get_rank(), int(os.environ.get("LOCAL_RANK", "0"))
+        rank = dist.get_rank()
         group = dist.new_group(timeout=_PATIENCE, backend="gloo")
         yield Processes(rank, dist.get_world_size(), local, group)
     except RuntimeError as error:
@@ -94,4 +104,4 @@ def joined_processes(backend: str = "gloo") -> Iterator[Processes]:
 
 def is_first_process() -> bool:
     """Whether this process is the one that prints, before or after it joined the others."""
-    return os.environ.get("RANK", "0") == "0"
+    return environment_number("RANK", 0) == 0

@@ -21,6 +21,7 @@ from talk2dino.app.server import ServerConfig, serve
 
 CPU = torch.device("cpu")
 MAX_UPLOAD_MB = 2
+MAX_UPLOADS_MB = 5
 FILE = {"meta": {"_type": "gradio.FileData"}}
 LIMITS = Limits(max_pixels=4_000_000, max_side=320, max_categories=20)
 
@@ -136,7 +137,7 @@ def page(models, photos, connections):
     examples = [(photos / "chelsea.png", "cat, nose"), (photos / "coffee.png", "cup, spoon")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", noted)
-        config = ServerConfig(max_upload_mb=MAX_UPLOAD_MB)
+        config = ServerConfig(max_upload_mb=MAX_UPLOAD_MB, max_uploads_mb=MAX_UPLOADS_MB)
         with serve(models, LIMITS, Opening(examples), config) as page:
             yield page
 

@@ -31,6 +31,7 @@ def refused(capsys, *flags):
         (["--model", "toy", "--weights", "seeded:0"], "--weights belongs to --config"),
         (["--model", "toy", "--max_queue", "0"], "--max_queue must be at least 1"),
         (["--model", "toy", "--max_upload_mb", "-1"], "--max_upload_mb must be at least 1"),
+        (["--model", "toy", "--max_uploads_mb", "50"], "more than --max_upload_mb (50), got 50"),
         (["--model", "toy", "--max_pixels", "0"], "--max_pixels must be at least 1"),
         (["--model", "toy", "--server_port", "70000"], "between 1 and 65535, got 70000"),
         (["--model", "toy", "--examples", "nowhere"], "no folder nowhere"),

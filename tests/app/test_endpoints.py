@@ -3,7 +3,9 @@
 import contextlib
 import datetime
 import json
+import os
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +13,7 @@ from gradio import route_utils, state_holder
 from PIL import Image
 
 from talk2dino.app.page import has_address
-from tests.app.conftest import FILE, MAX_UPLOAD_MB, Client
+from tests.app.conftest import FILE, MAX_UPLOAD_MB, MAX_UPLOADS_MB, Client
 
 # Gradio asks pandas for things that pandas will drop.
 pytestmark = pytest.mark.filterwarnings("ignore:::gradio")
@@ -77,6 +79,35 @@ def test_a_file_above_the_limit_is_refused(client, tmp_path):
         with (tmp_path / "x.png").open("rb") as file:
             answer = client.http.post("gradio_api/upload", files={"files": ("x.png", file)})
         assert answer.status_code == code, answer.text
+
+
+def test_the_oldest_uploads_make_room_for_the_newest(client, tmp_path):
+    paths = []
+    for number in range(4):
+        (tmp_path / "x.png").write_bytes(bytes([number]) * MAX_UPLOAD_MB * 2**20)
+        paths.append(Path(client.upload(tmp_path / "x.png", "x.png")))
+    kept = [path for path in paths if path.exists()]
+    assert kept == paths[-len(kept) :] and 1 <= len(kept) < 4
+    folder = paths[0].parents[1]
+    sizes = [path.stat().st_size for path in folder.rglob("x.png")]
+    assert sum(sizes) <= MAX_UPLOADS_MB * 2**20
+
+
+def test_what_is_left_of_a_broken_upload_goes_first(client, tmp_path):
+    (tmp_path / "x.png").write_bytes(bytes(MAX_UPLOAD_MB * 2**20))
+    path = Path(client.upload(tmp_path / "x.png", "x.png"))
+    left = path.parents[1] / "tmp_broken_off"
+    left.write_bytes(bytes(MAX_UPLOADS_MB * 2**20))
+    os.utime(left, (0, 0))
+    client.upload(tmp_path / "x.png", "y.png")
+    assert path.exists() and not left.exists()
+
+
+def test_more_than_all_uploads_may_have_is_told_to_come_back(client):
+    answer = client.http.post("gradio_api/upload", content=bytes(MAX_UPLOADS_MB * 2**20 + 1))
+    assert (answer.status_code, "again" in answer.text) == (503, True)
+    unknown_length = client.http.post("gradio_api/upload", content=iter([b"x"]))
+    assert unknown_length.status_code == 411
 
 
 class Later(datetime.datetime):

@@ -15,6 +15,7 @@ LIMITS = Limits(max_pixels=10_000, max_side=50, max_categories=3)
         ("cat", ["cat"]),
         (" cat ,polar_bear\nsofa,", ["cat", "polar bear", "sofa"]),
         ("Cat, cat, CAT", ["Cat"]),
+        ("cup\uff0ctable\u3001cat", ["cup", "table", "cat"]),
         ("red\tcar, été", ["red car", "été"]),
         ("<b>cat</b>\u202e", ["<b>cat</b>"]),
         ("background", ["background"]),

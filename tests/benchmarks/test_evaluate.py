@@ -1,6 +1,7 @@
 """The loop with a segmenter whose result is known: counts, sharing, slices, resuming, memory."""
 
 import dataclasses
+import logging
 import os
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from PIL import Image
 pytest.importorskip("mmseg")
 
 from talk2dino.benchmarks import evaluate
-from talk2dino.benchmarks.checks import fingerprint
+from talk2dino.benchmarks.checks import check_files, fingerprint
 from talk2dino.benchmarks.counts import (
     CountsWriter,
     count_image,
@@ -24,6 +25,7 @@ from talk2dino.benchmarks.counts import (
 from talk2dino.benchmarks.datasets import EvaluationSet
 from talk2dino.benchmarks.evaluate import Run, Share, evaluate_group, group_runs
 from talk2dino.benchmarks.metrics import confusion_counts
+from talk2dino.benchmarks.mmseg import load_openmmlab
 from talk2dino.benchmarks.pictures import PictureFolders
 from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
 from talk2dino.benchmarks.table import BENCHMARKS, Protocol
@@ -68,6 +70,32 @@ def areas(done, run):
 def assert_equal(ours, theirs):
     for key, value in theirs.items():
         assert np.array_equal(ours[key], value), key
+
+
+def test_pictures_that_a_benchmark_passes_over_are_named(tmp_path, caplog):
+    row = BENCHMARKS["ade20k"]
+    for folder, names in ((row.images, ["a.jpg", "b.JPEG"]), (row.labels, ["a.png"])):
+        (tmp_path / folder).mkdir(parents=True)
+        for name in names:
+            Image.new("L", (4, 4), 1).save(tmp_path / folder / name)
+    check_files(EvaluationSet(row, tmp_path))
+    assert "do not end in .jpg: 'b.JPEG'" in caplog.text
+
+
+def test_importing_mmcv_silences_no_warning(monkeypatch):
+    handler = logging.StreamHandler()
+    monkeypatch.setattr(logging.root, "handlers", [handler])
+    monkeypatch.setattr("mmcv.utils.logging.logger_initialized", {})  # as in a new process
+    load_openmmlab.__wrapped__()
+    assert handler.level == logging.NOTSET
+
+
+def test_a_damaged_picture_is_never_scored_in_part(make_voc):
+    dataset = EvaluationSet(BENCHMARKS["voc"], make_voc(1))
+    path = dataset.data_root / dataset.samples[0].image
+    path.write_bytes(path.read_bytes()[:-100])  # OpenCV shows what is left
+    with pytest.raises(ValueError, match=f"{path.name} is truncated or damaged"):
+        dataset.read_image(0)
 
 
 def test_relabelled_files_of_equal_size_are_other_data(make_voc):

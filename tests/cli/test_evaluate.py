@@ -249,6 +249,16 @@ def wrong_label(data):
     Image.fromarray(labels).save(path)
 
 
+def jpeg_label(data):
+    path = data / PASCAL / "SegmentationClass/2007_000002.png"
+    Image.open(path).convert("L").save(path, format="JPEG")
+
+
+def cut_label(data):
+    path = data / PASCAL / "SegmentationClass/2007_000000.png"
+    path.write_bytes(path.read_bytes()[:-60])
+
+
 def damaged_image(data):
     (data / PASCAL / "JPEGImages/2007_000001.jpg").write_bytes(b"not an image")
 
@@ -262,9 +272,11 @@ def damaged_image(data):
         (remove_images, "3 of 3 image files are missing"),
         (remove_a_label, "1 of 3 label files are missing"),
         (small_label, "is 8x9 pixels, but its image is 333x500"),
-        (coloured_label, "holds RGB pixels (colours or wide numbers), not 8-bit class ids"),
+        (coloured_label, "holds RGB colours, not class numbers"),
         (wrong_label, "6 pixels with label 21; voc20 has the labels 1 to 20"),
-        (damaged_image, "2007_000001.jpg is empty, damaged, or no image"),
+        (jpeg_label, "2007_000002.png is no lossless PNG but JPEG"),
+        (cut_label, "2007_000000.png is truncated or damaged"),
+        (damaged_image, "2007_000001.jpg is not an image"),
     ],
 )
 def test_unusable_data_is_named_before_weights_are_loaded(data, tmp_path, capsys, spoil, message):

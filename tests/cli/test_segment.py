@@ -1,6 +1,8 @@
 """The segment command as a user runs it, with the toy models."""
 
+import io
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -173,7 +175,7 @@ def test_missing_and_unreadable_pictures_are_refused(folder, capsys):
     assert "--input empty holds no image files" in refused(capsys, source=["empty"], output="o")
     (folder / "a.png").touch()
     message = refused(capsys, source=["a.png", "text.png"], output="o")
-    assert "a.png is empty (0 bytes)" in message and "And so for 1 more" in message
+    assert "a.png is empty (0 bytes)" in message and message.count("\n") == 2
 
 
 def test_a_single_truncated_picture_is_found_before_anything_is_loaded(folder, capsys):
@@ -245,3 +247,42 @@ def test_other_models_than_those_of_the_training_are_noted(folder, capsys):
     assert "text" not in said.split("note:", 1)[1].splitlines()[0]
     assert segment("--weights", "mine.pth", "--vision_weights", "seeded:3", "--overwrite") == 0
     assert "note:" not in capsys.readouterr().out
+
+
+COMMAS = ["cup\uff0ctable", "cup\u3001table", "cup\u060ctable", "cup,table"]
+
+
+@pytest.mark.parametrize("text", COMMAS)
+def test_commas_of_other_keyboards_separate_names(text):
+    assert parse_categories(text) == ["cup", "table"]
+
+
+def test_a_picture_whose_name_is_not_utf_8_is_segmented_with_the_others(folder, capsys):
+    (folder / "in").mkdir()
+    picture("in/plain.png")
+    picture("in/caf\udce9.png")  # the byte E9, as Latin-1 has it
+    assert segment("--save_mask", "--save_scores", source=["in"], output="out") == 0
+    assert "caf\\udce9.png" in capsys.readouterr().out
+    assert len(list((folder / "out").iterdir())) == 6
+    with Image.open("out/caf\udce9.png") as overlay:
+        assert json.loads(overlay.text["talk2dino"])["image"] == "in/caf\udce9.png"
+    with np.load("out/caf\udce9_scores.npz") as scores:
+        assert json.loads(str(scores["settings"]))["image"] == "in/caf\udce9.png"
+
+
+def test_any_output_is_printed_by_a_strict_terminal(folder, monkeypatch):
+    picture("caf\udce9.png")
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="strict")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert segment(source=["caf\udce9.png"]) == 0
+    terminal.flush()
+    assert b"caf\\udce9.png" in terminal.buffer.getvalue()
+
+
+def test_pictures_with_other_suffixes_are_read_or_named(folder, caplog):
+    (folder / "in").mkdir()
+    for name in ("a.jfif", "b.bak"):
+        Image.new("RGB", (20, 20)).save(f"in/{name}", format="JPEG")
+    assert segment(source=["in"], output="out") == 0
+    assert [path.name for path in (folder / "out").iterdir()] == ["a.png"]
+    assert caplog.text.count("'b.bak'") == 1

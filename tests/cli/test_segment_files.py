@@ -91,3 +91,11 @@ def test_a_folder_in_place_of_an_output_file_is_refused():
     Path("dir.png/b.png").mkdir()
     with pytest.raises(IsADirectoryError, match=r"dir\.png/b\.png is a folder"):
         plan("in/b.jpg", output="dir.png")
+
+
+def test_names_too_long_for_their_outputs_are_shortened_and_stay_apart():
+    for ending in ("a.jpg", "b.jpg", "é.jpg"):
+        Path("in", "é" * 122 + ending).touch()  # 249 and 250 bytes
+    tasks = plan("in", mask="", scores="")
+    names = [path.name for task in tasks for path in task.outputs]
+    assert len(set(names)) == 15 and max(len(name.encode()) for name in names) <= 255

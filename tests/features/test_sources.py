@@ -1,6 +1,7 @@
 """Where images are looked for, on disk and over (loopback) HTTP."""
 
 import io
+import os
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -139,3 +140,16 @@ def test_a_problem_that_is_known_is_raised_on_reading():
     assert not source.exists()
     with pytest.raises(ValueError, match="sample 3 has no image"):
         source.read()
+
+
+def test_the_folder_of_the_images_is_no_advice_about_tars():
+    sources = [ImageSource(("a.tar",), problem=f"sample {n} of a.tar has no json") for n in "xy"]
+    with pytest.raises(FileNotFoundError, match="of the 2 images exists: sample y") as caught:
+        check_any_exists(sources, "")
+    assert "--data_dir" not in str(caught.value)
+
+
+def test_a_named_pipe_is_no_image(tmp_path):
+    os.mkfifo(tmp_path / "a.jpg")
+    with pytest.raises(FileNotFoundError, match=r"not found; looked for .*a\.jpg"):
+        image_source({"file_name": "a.jpg"}, tmp_path).read()

@@ -10,6 +10,7 @@ from talk2dino.pictures.drawing import (
     colour_pixels,
     draw_legend,
     draw_overlay,
+    drawn_name,
     indexed_mask,
     legend_font,
     legend_font_size,
@@ -141,3 +142,25 @@ def test_what_does_not_fit_together_is_refused():
         LegendStyle(opacity=1.5)
     with pytest.raises(ValueError, match="font_size must be positive"):
         LegendStyle(font_size=0)
+
+
+def test_a_name_is_drawn_in_a_font_that_has_its_letters():
+    assert drawn_name("ночь", 0) == ("ночь", legend_font(10).path)
+    text, path = drawn_name("\ue0fa", 0)  # only in a mathematical font of matplotlib's
+    assert text == "\ue0fa" and "STIX" in path
+
+
+def test_names_that_no_font_has_are_said_and_told_apart(caplog):
+    no_letters = ["\U000e0f1b", "\U000e0f1c", "cat \U000e0f1b"]
+    assert [drawn_name(name, i)[0] for i, name in enumerate(no_letters)] == ["#0", "#1", "#2 cat"]
+    for name in no_letters:
+        assert repr(name) in caplog.text
+    colours = class_colours(3)
+    pictures = [draw_legend([name] * 3, colours, 200, 20).tobytes() for name in no_letters[:2]]
+    assert pictures[0] == pictures[1]  # three numbers each, not three boxes
+    legend = np.asarray(draw_legend(no_letters[:2], colours[:2], 400, 20))
+    assert not np.array_equal(legend[:, 30:60], legend[:, 90:120])
+
+
+def test_blanks_and_joiners_need_no_letter():
+    assert drawn_name("a\u200d\u00a0b\u3000c", 5)[0] == "a\u200d\u00a0b\u3000c"

@@ -1,5 +1,6 @@
 """Reading every odd kind of image file."""
 
+import os
 import struct
 import warnings
 import zlib
@@ -8,9 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from talk2dino.benchmarks.data.labels import read_labels
 from talk2dino.pictures.images import (
     as_rgb,
     check_image,
+    check_whole,
     decode_rgb,
     list_images,
     read_rgb,
@@ -64,12 +67,31 @@ def test_sixteen_bit_grey_keeps_its_high_byte(tmp_path, name):
 
 
 def test_thirty_two_bit_and_float_pixels_are_refused_with_a_way_out(tmp_path):
-    wide = save(tmp_path, Image.fromarray(np.array([[0, 70000]], dtype=np.int32)), "i.tif")
-    with pytest.raises(ValueError, match=r"i\.tif holds 32-bit pixels .*8 or 16 bits"):
-        read_rgb(wide)
+    for top in (255, 70000):
+        wide = Image.fromarray(np.array([[0, top]], dtype=np.int32))
+        with pytest.raises(ValueError, match=rf"i\.tif holds 32-bit .* to {top}.*8 or 16 bits"):
+            read_rgb(save(tmp_path, wide, "i.tif"))
+        with pytest.raises(ValueError, match="the image holds 32-bit pixels"):
+            as_rgb(wide)
     real = save(tmp_path, Image.fromarray(np.array([[0.5]], dtype=np.float32)), "f.tif")
     with pytest.raises(ValueError, match=r"f\.tif holds floating point pixels"):
         read_rgb(real)
+
+
+def test_sixteen_bit_grey_of_a_pgm_keeps_its_high_byte(tmp_path):
+    (tmp_path / "a.pgm").write_bytes(b"P5 2 1 65535\n" + bytes([1, 0, 255, 255]))
+    assert np.asarray(read_rgb(tmp_path / "a.pgm"))[..., 0].tolist() == [[1, 255]]
+
+
+def test_twelve_bit_grey_is_not_nearly_black(tmp_path):
+    tags = {256: 2, 257: 1, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: 3}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    pixels = bytes([0x80, 0x0F, 0xFF])  # 2048 and 4095
+    start = b"II*\0" + struct.pack("<I", 12) + pixels + b"\0"
+    (tmp_path / "a.tif").write_bytes(
+        start + struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0)
+    )
+    assert np.asarray(read_rgb(tmp_path / "a.tif"))[..., 0].tolist() == [[128, 255]]
 
 
 def test_a_palette_is_resolved(tmp_path):
@@ -143,13 +165,72 @@ def test_a_truncated_file_is_an_error_and_never_half_a_picture(tmp_path, name):
             read_rgb(path)
 
 
+def chunk(kind, data, wrong=0):
+    """A chunk of a PNG; `wrong` spoils its checksum."""
+    body = kind + data
+    return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body) ^ wrong)
+
+
+def put_into(data, place, *chunks):
+    """A PNG with more chunks: before its pixels, or at its end."""
+    at = data.index(place) - 4
+    return data[:at] + b"".join(chunks) + data[at:]
+
+
+EXTRA = {
+    "large text": chunk(b"zTXt", b"history\0\0" + zlib.compress(bytes(2 * 2**20))),
+    "large profile": chunk(b"iCCP", b"profile\0\0" + zlib.compress(bytes(2 * 2**20))),
+    "spoiled EXIF": chunk(b"eXIf", b"MM\0*", wrong=1),
+    "spoiled text": chunk(b"tEXt", b"a\0b", wrong=1),
+    "spoiled density": chunk(b"pHYs", bytes(9), wrong=1),
+}
+
+
+@pytest.mark.parametrize("place", [b"IDAT", b"IEND"])
+@pytest.mark.parametrize("extra", EXTRA)
+def test_chunks_that_no_pixel_needs_cost_no_png(tmp_path, extra, place):
+    image = photo().convert("P")
+    path = save(tmp_path, image, "a.png", transparency=bytes([0, 128, 255] * 80))
+    whole = read_rgb(path).tobytes()
+    path.write_bytes(put_into(path.read_bytes(), place, EXTRA[extra]))
+    assert check_image(path) == (30, 40)
+    check_whole(path)
+    assert read_rgb(path).tobytes() == decode_rgb(path.read_bytes(), "member").tobytes() == whole
+    assert read_labels(path).tolist() == np.asarray(image).tolist()
+
+
+@pytest.mark.parametrize("kind", [b"IHDR", b"PLTE", b"tRNS", b"IDAT"])
+def test_a_chunk_that_pixels_need_is_named_when_it_is_damaged(tmp_path, kind):
+    path = save(tmp_path, photo().convert("P"), "a.png", transparency=b"\0")
+    data = bytearray(path.read_bytes())
+    data[data.index(kind) + 4] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(
+        ValueError, match=f"a.png is truncated or damaged: its chunk b'{kind.decode()}"
+    ):
+        read_rgb(path)
+
+
+@pytest.mark.parametrize("interlaced", [0, 1])
+@pytest.mark.parametrize("missing", [0, 1])
+def test_a_png_whose_pixels_end_early_is_not_black_below(tmp_path, interlaced, missing):
+    side = 8
+    # The 8 x 8 pixels of interlaced grey come in passes of 1, 1, 2, 4, 8, 16 and 32, in 15 rows.
+    rows = side * side + (15 if interlaced else side)
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, interlaced)
+    pixels = zlib.compress(bytes(rows - missing))  # an intact stream, with intact checksums
+    data = chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+    for read in (read_rgb, read_labels, check_whole):
+        if missing:
+            with pytest.raises(ValueError, match="a.png is truncated or damaged: .*last pixel"):
+                read(tmp_path / "a.png")
+        else:
+            read(tmp_path / "a.png")
+
+
 def huge_png(path, width, height):
     """A PNG whose header promises width x height pixels and holds none of them."""
-
-    def chunk(kind, data):
-        body = kind + data
-        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
-
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     path.write_bytes(
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
@@ -195,5 +276,37 @@ def test_a_folder_lists_its_images_in_order(tmp_path):
     assert [path.name for path in list_images(tmp_path)] == ["a.png", "b.JPG"]
 
 
+def test_pictures_that_a_folder_leaves_out_are_named(tmp_path, caplog):
+    photo().save(tmp_path / "a.jfif", format="JPEG")
+    photo().save(tmp_path / "no_suffix", format="PNG")
+    photo().save(tmp_path / "b.png_original", format="PNG")
+    for name in ("c.heic", "d.svg", "notes.txt", "._x.heic"):
+        (tmp_path / name).write_text("x")
+    os.mkfifo(tmp_path / "pipe")
+    assert [path.name for path in list_images(tmp_path)] == ["a.jfif"]
+    for name in ("no_suffix", "b.png_original", "c.heic", "d.svg"):
+        assert repr(name) in caplog.text
+    assert not any(name in caplog.text for name in ("notes", "._x", "pipe"))
+
+
+def test_a_pipe_is_refused_without_waiting_for_it(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="a.png is a pipe or a device"):
+        read_rgb(tmp_path / "a.png")
+
+
+def test_the_size_is_that_of_the_upright_picture(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert check_image(save(tmp_path, photo(), "a.jpg", exif=exif)) == (40, 30)
+
+
 def test_premultiplied_grey_is_laid_on_white_too():
     assert as_rgb(Image.new("LA", (1, 1), (0, 128)).convert("La")).getpixel((0, 0)) == (127,) * 3
+
+
+def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    for read in (read_rgb, check_image):
+        with pytest.raises(ValueError, match=r"a\.png is a named pipe or a device"):
+            read(tmp_path / "a.png")

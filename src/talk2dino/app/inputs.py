@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from talk2dino.config import split_names
 from talk2dino.inference import scoring_size
 from talk2dino.pictures.images import check_image, read_rgb
 from talk2dino.pictures.segmentation import BACKGROUND
@@ -72,7 +73,7 @@ def read_names(text: str | None, background: bool, limits: Limits) -> list[str]:
         ValueError: none, too many, a very long one, or one called like the background.
     """
     names: dict[str, str] = {}
-    for part in (text or "").replace("\n", ",").split(","):
+    for part in split_names((text or "").replace("\n", ",")):
         visible = "".join(c if c.isprintable() else " " for c in part.replace("_", " "))
         name = " ".join(visible.split())
         if name:

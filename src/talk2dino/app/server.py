@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from talk2dino.app.handlers import Service
 from talk2dino.app.inputs import Limits
 from talk2dino.app.models import Models
 from talk2dino.app.page import Opening, Page
 from talk2dino.app.results import Results
+from talk2dino.app.uploads import UploadBound
 
 _SYSTEM_FONTS = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "sans-serif")
 _MONOSPACE = ("ui-monospace", "SFMono-Regular", "Menlo", "monospace")
@@ -37,6 +39,8 @@ class ServerConfig:
     """Requests that may wait; more are told to come back."""
     max_upload_mb: int = 50
     """Size of one uploaded file."""
+    max_uploads_mb: int = 1000
+    """Size of all uploaded files together; the oldest make room."""
 
 
 @contextmanager
@@ -54,12 +58,15 @@ def serve(
         results = Results(Path(folder) / "results")
         blocks = Page(Service(models, results, limits), opening).build()
         _check_port(config.port)
+        max_bytes = config.max_uploads_mb * 2**20
+        bound = Middleware(UploadBound, blocks=blocks, folder=Path(folder), max_bytes=max_bytes)
         blocks.queue(max_size=config.max_queue, default_concurrency_limit=1)
         blocks.launch(
             server_name=config.name,
             server_port=config.port,
             share=config.share,
             max_file_size=config.max_upload_mb * 2**20,
+            app_kwargs={"middleware": [bound]},
             theme=_theme(),
             css=(Path(__file__).parent / "style.css").read_text(encoding="utf-8"),
             footer_links=[],

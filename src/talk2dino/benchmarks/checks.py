@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
-
+from talk2dino.benchmarks.data.check import pictures_left_out
+from talk2dino.benchmarks.data.labels import label_size
 from talk2dino.benchmarks.datasets import EvaluationSet
+from talk2dino.pictures.images import check_image
+
+logger = logging.getLogger(__name__)
 
 _SHOWN = 3
 _SAMPLED = 16  # labels decoded ahead: enough for mistakes that are in every file
-_ROTATED = {5, 6, 7, 8}  # EXIF orientations that swap the sides
-_LABEL_MODES = {"P", "L", "1"}
 
 
 def check_files(dataset: EvaluationSet) -> None:
@@ -43,6 +45,10 @@ def check_files(dataset: EvaluationSet) -> None:
     ]
     if problems:
         raise ValueError(f"{key}: {len(problems)} files cannot be used: {_some(problems)}.")
+    images = root / dataset.benchmark.images
+    suffix = dataset.benchmark.image_suffix
+    if dataset.benchmark.split is None and (left := pictures_left_out(images, suffix)):
+        logger.warning("%s: pictures of %s do not end in %s: %s", key, images, suffix, left)
     for index in range(min(_SAMPLED, len(dataset.samples))):
         dataset.read_label(index)
 
@@ -64,40 +70,19 @@ def fingerprint(dataset: EvaluationSet) -> str:
     digest = hashlib.sha256()
     for sample in dataset.samples:
         size = (dataset.data_root / sample.image).stat().st_size
-        digest.update(f"{sample.image}\0{size}\n{sample.label}\n".encode())
+        digest.update(f"{sample.image}\0{size}\n{sample.label}\n".encode(errors="surrogateescape"))
         digest.update((dataset.data_root / sample.label).read_bytes())
     return digest.hexdigest()[:16]
 
 
 def _pair_problem(image: Path, label: Path) -> str | None:
-    sizes = []
-    for path, allowed in ((image, None), (label, _LABEL_MODES)):
-        try:
-            sizes.append(_size(path, allowed))
-        except (UnidentifiedImageError, OSError, SyntaxError):
-            return f"{path} is empty, damaged, or no image"
-        except ValueError as error:
-            return str(error)
-    if sizes[0] != sizes[1]:
-        width, height = sizes[0]
-        return f"{label} is {sizes[1][0]}x{sizes[1][1]} pixels, but its image is {width}x{height}"
+    try:
+        (height, width), labels = check_image(image), label_size(label)
+    except (ValueError, OSError) as error:
+        return str(error).rstrip(".")
+    if (height, width) != labels:
+        return f"{label} is {labels[1]}x{labels[0]} pixels, but its image is {width}x{height}"
     return None
-
-
-def _size(path: Path, modes: set[str] | None) -> tuple[int, int]:
-    """(width, height) upright, from the header."""
-    with Image.open(path) as image:
-        if modes and image.mode not in modes:
-            raise ValueError(
-                f"{path} holds {image.mode} pixels (colours or wide numbers), not 8-bit class ids"
-            )
-        width, height = image.size
-        turned = modes is None and _orientation(image) in _ROTATED
-    return (height, width) if turned else (width, height)
-
-
-def _orientation(image: Image.Image) -> int | None:
-    return image.getexif().get(0x0112) if "exif" in image.info else None
 
 
 def _some(items: Sequence[str], show: Callable[[str], str] = str) -> str:

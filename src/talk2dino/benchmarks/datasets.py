@@ -14,11 +14,13 @@ from typing import Any
 import cv2
 import numpy as np
 
+from talk2dino.benchmarks.data.labels import read_labels
 from talk2dino.benchmarks.data.sources import check_data_root
 from talk2dino.benchmarks.metrics import IGNORED
 from talk2dino.benchmarks.mmseg import load_openmmlab
 from talk2dino.benchmarks.table import Benchmark
 from talk2dino.pictures.drawing import class_colours
+from talk2dino.pictures.images import check_whole
 
 BACKGROUND = "background"
 _ONE_LESS = np.array([IGNORED, *range(IGNORED - 1), IGNORED], np.uint8)
@@ -97,11 +99,12 @@ class EvaluationSet:
         """
         results: dict[str, Any] = {"img_info": self._dataset.img_infos[index]}
         self._dataset.pre_pipeline(results)
+        path = self.data_root / self.samples[index].image
+        check_whole(path)
         try:
             results = self._load_image(results)
         except AttributeError as error:  # OpenCV's None for a file it cannot read
-            path = self.data_root / self.samples[index].image
-            raise ValueError(f"{path} is damaged or is no image. Replace the file.") from error
+            raise ValueError(f"{path} is no image that OpenCV can read. Save it anew.") from error
         original = results["ori_shape"]
         resized = self._resize(results)["img"]
         return cv2.cvtColor(resized, cv2.COLOR_BGR2RGB), (original[0], original[1])
@@ -120,17 +123,7 @@ class EvaluationSet:
         Raises:
             ValueError: not one label per pixel.
         """
-        path = self.data_root / self.samples[index].label
-        try:
-            labels = self._dataset.get_gt_seg_map_by_idx(index)
-        except OSError as error:
-            raise ValueError(f"{path} is damaged or is no PNG of labels. Replace it.") from error
-        if labels.ndim != 2:
-            raise ValueError(
-                f"{path} holds {labels.shape[-1]} values per pixel (colours), not class ids. Use "
-                "the label files as they are published, with a palette or in grey."
-            )
-        return labels
+        return read_labels(self.data_root / self.samples[index].label)
 
     def class_ids(self, index: int, values: np.ndarray) -> np.ndarray:
         """What the values (H, W) of an image's label file mean for this benchmark, as `read_label`.

@@ -39,6 +39,7 @@ def load_openmmlab() -> OpenMMLab:
     torch_logger = logging.getLogger("torch.utils.cpp_extension")
     level = torch_logger.level
     torch_logger.setLevel(logging.ERROR)  # "No CUDA runtime is found": nothing is compiled here
+    levels = {handler: handler.level for handler in logging.root.handlers}
     try:
         with warnings.catch_warnings():
             # mmcv announces its version 2; libraries of 2022 use names deprecated since.
@@ -57,6 +58,8 @@ def load_openmmlab() -> OpenMMLab:
         raise ImportError(f"mmcv and mmsegmentation do not fit: {error}. {INSTALL}") from error
     finally:
         torch_logger.setLevel(level)
+        for handler, level in levels.items():  # mmcv silences the warnings of all others
+            handler.setLevel(level)
     return OpenMMLab(
         mmcv, datasets, pipelines, {"mmcv": mmcv.__version__, "mmseg": mmseg.__version__}
     )

@@ -24,7 +24,7 @@ from talk2dino.benchmarks.evaluate import Run
 from talk2dino.benchmarks.metrics import segmentation_scores
 from talk2dino.benchmarks.mmseg import load_openmmlab
 from talk2dino.benchmarks.table import published_miou
-from talk2dino.files import atomic_path
+from talk2dino.files import atomic_path, check_file
 
 FORMAT = 1
 _RESAMPLES = 1000
@@ -141,6 +141,7 @@ def read_result(path: str | Path) -> dict[str, Any]:
         ValueError: it is damaged or no result of an evaluation.
     """
     path = Path(path)
+    check_file(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

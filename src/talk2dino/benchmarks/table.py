@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from talk2dino.config import check_name
+from talk2dino.config import check_name, split_names
 from talk2dino.inference import Protocol
 
 
@@ -232,7 +232,7 @@ def find_benchmarks(names: str | Sequence[str]) -> list[Benchmark]:
     Raises:
         ValueError: an unknown name, or no name at all.
     """
-    words = names.split(",") if isinstance(names, str) else names
+    words = split_names(names) if isinstance(names, str) else names
     found: dict[str, Benchmark] = {}
     for word in (word.strip() for word in words):
         if word == "all":

@@ -77,6 +77,9 @@ def _add_page_flags(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--max_categories", type=int, default=64, help="in one request")
     group.add_argument("--max_upload_mb", type=int, default=50, help="of one file")
+    group.add_argument(
+        "--max_uploads_mb", type=int, default=1000, help="of all uploads; the oldest make room"
+    )
 
 
 def _add_server_flags(group: argparse._ArgumentGroup) -> None:
@@ -100,6 +103,11 @@ def check(args: argparse.Namespace) -> None:
     for flag in ("max_queue", "max_upload_mb"):
         if getattr(args, flag) < 1:
             raise ValueError(f"--{flag} must be at least 1, got {getattr(args, flag)}.")
+    if args.max_uploads_mb <= args.max_upload_mb:
+        raise ValueError(
+            f"--max_uploads_mb must be more than --max_upload_mb ({args.max_upload_mb}), got "
+            f"{args.max_uploads_mb}."
+        )
     if args.server_port is not None and not 1 <= args.server_port <= 65535:
         raise ValueError(f"--server_port must lie between 1 and 65535, got {args.server_port}.")
 
@@ -138,6 +146,7 @@ def run(args: argparse.Namespace) -> int:
         share=args.share,
         max_queue=args.max_queue,
         max_upload_mb=args.max_upload_mb,
+        max_uploads_mb=args.max_uploads_mb,
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that files are removed then, too
     try:

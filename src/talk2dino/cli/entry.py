@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import logging
 import os
 import shlex
@@ -17,6 +18,8 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from huggingface_hub.utils import logging as hub_logging
+
+from talk2dino.config import environment_number
 
 DONE, FAILED, WRONG_ARGUMENTS, INTERRUPTED = 0, 1, 2, 130
 
@@ -105,11 +108,16 @@ def run_command(
 ) -> int:
     """Parse, check and run; turns errors into one line on stderr and an exit code."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    parser = command.parser(prog, argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files need not be UTF-8
+            stream.reconfigure(errors="backslashreplace")
     try:
+        parser = command.parser(prog, argv)
         args = parser.parse_args(argv, argparse.Namespace(typed=argv))
     except SystemExit as stop:  # argparse: 0 after --help, 2 after a wrong flag
         return stop.code if isinstance(stop.code, int) else WRONG_ARGUMENTS
+    except ValueError as error:  # of a default that depends on the environment
+        return _report(error, WRONG_ARGUMENTS, debug=False)
     _set_up_logging(args.verbose)
     code = WRONG_ARGUMENTS
     try:
@@ -170,7 +178,7 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefa
 
 def local_processes() -> int:
     """How many processes of this job share the machine; `torch.distributed.run` says it."""
-    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
+    return environment_number("LOCAL_WORLD_SIZE", 1, least=1)
 
 
 def core_share() -> int:

@@ -146,7 +146,8 @@ def report_failures(failures: Sequence[str], path: Path) -> None:
     if not failures:
         path.unlink(missing_ok=True)
         return
-    path.write_text("".join(f"{line}\n" for line in failures), encoding="utf-8")
+    text = "".join(f"{line}\n" for line in failures)
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
     print(f"{len(failures)} images failed and were left out:", file=sys.stderr)
     for line in failures[:SHOWN_FAILURES]:
         print(f"  {line}", file=sys.stderr)

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from talk2dino.inference import Protocol, resize_pixels
-from talk2dino.pictures.drawing import blend, indexed_mask, legend_font
+from talk2dino.pictures.drawing import blend, drawn_name, indexed_mask, legend_font
 from talk2dino.pictures.group_maps import draw_groups
 from talk2dino.pictures.images import read_rgb
 from talk2dino.pictures.segmentation import save_picture
@@ -136,12 +136,12 @@ def write_names(
     """
     layer = Image.new("RGBA", picture.size)
     pen = ImageDraw.Draw(layer)
-    font = legend_font(_LABEL_SIZE)
     for label in np.unique(labels):
         if label == left_out:
             continue
         rows, columns = np.nonzero(labels == label)
-        name = names[label].strip()
+        name, path = drawn_name(names[label].strip(), int(label))
+        font = legend_font(_LABEL_SIZE, path)
         left, top, right, bottom = font.getbbox(name)
         # The text begins at the centre, but ends inside the picture where it can.
         x = max(min(columns.mean(), picture.width - right), 0)

@@ -21,6 +21,7 @@ from talk2dino.cli.segment_model import (
     vocabulary_of,
 )
 from talk2dino.cli.segment_modes import load_job, plan_modes, wants_modes
+from talk2dino.config import split_names
 from talk2dino.pictures.drawing import class_colours
 from talk2dino.pictures.vocabularies import BACKGROUND, Vocabulary, named_classes
 
@@ -39,33 +40,26 @@ def check(args: argparse.Namespace) -> None:
     args.chosen = method, vocabulary = read_model(args)
     _check_numbers(args)
     if wants_modes(args):
-        plan_modes(args, method, vocabulary, background_of(args, method))
+        args.plan = plan_modes(args, method, vocabulary, background_of(args, method))
         return
     for flag in ("input", "output"):
         if getattr(args, flag) is None:
             raise ValueError(
                 f"--{flag} is missing; --image_folder and --output_folder take its place."
             )
-    tasks = plan_tasks(args)
+    args.plan = tasks = plan_tasks(args)
 
-    from talk2dino.cli.segment_job import check_count, check_picture
+    from talk2dino.cli.segment_job import check_count, check_pictures
     from talk2dino.devices import resolve_device
     from talk2dino.pictures.images import read_rgb
 
-    options, problems = job_options(args, method, vocabulary), []
+    options = job_options(args, method, vocabulary)
     check_count(len(options.names), args.save_mask is not None)
     device = resolve_device(args.device)
     method.check()
-    for task in tasks:
-        try:
-            check_picture(task.source, options, device)
-        except (ValueError, OSError) as error:
-            problems.append(str(error))
-    if len(tasks) == 1 and not problems:
+    check_pictures([task.source for task in tasks], options, device)
+    if len(tasks) == 1:
         read_rgb(tasks[0].source)  # a single picture is decoded at once; of many, only the headers
-    if len(problems) == len(tasks):
-        more = f" And so for {len(problems) - 1} more." if len(problems) > 1 else ""
-        raise ValueError(problems[0] + more)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -78,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         print("note: --cfg is not read: the weights say what they are")
     _announce(method, device)
     if wants_modes(args):
-        plan = plan_modes(args, method, vocabulary, background_of(args, method))
+        plan = args.plan
         command = typed_command(COMMAND, "demo.py", args, but=("overwrite",))
         modes = load_job(plan, command)
         return _run_all({s: partial(modes.segment, s, files) for s, files in plan.outputs.items()})
@@ -89,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     options = job_options(args, method, vocabulary)
     query = method.query(segmenter, options.names, options.background)
     job = SegmentJob(segmenter, query, method.demo.protocol, options)
-    return _run_all({task.source: partial(job.segment, task) for task in plan_tasks(args)})
+    return _run_all({task.source: partial(job.segment, task) for task in args.plan})
 
 
 def _run_all(jobs: Mapping[Path, Callable[[], str]]) -> int:
@@ -144,7 +138,7 @@ def parse_categories(text: str, with_background: bool = False) -> list[str]:
     Raises:
         ValueError: none at all, an empty or a repeated one, or one called like the background.
     """
-    names = [" ".join(part.replace("_", " ").split()) for part in text.split(",")]
+    names = [" ".join(part.replace("_", " ").split()) for part in split_names(text)]
     if not any(names):
         raise ValueError(
             f"--textual_categories {text!r} names no class. Give at least one, as in cat,polar_bear"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +15,9 @@ from talk2dino.pictures.images import IMAGE_SUFFIXES, PICTURE_FORMATS, list_imag
 
 BESIDE_OVERLAY = ""
 """Value of --save_mask and --save_scores without a path."""
+
+
+_LONGEST_NAME = 255 - len("_scores.npz")  # bytes
 
 
 @dataclass(frozen=True)
@@ -97,11 +102,8 @@ def _tasks_in_folders(sources: list[Path], args: argparse.Namespace, several: bo
         folders.append(folder if beside else Path(value))
         if several and not beside and Path(value).suffix.lower() in (".png", ".npz"):
             raise ValueError(f"{flag} {value} is one file, but there are several inputs: a folder.")
-    shared_stems = Counter(source.stem for source in sources)
     tasks = []
-    for source in sources:
-        # photo.jpg and photo.png in one folder: keep the suffix to tell them apart
-        name = source.stem if shared_stems[source.stem] == 1 else source.name
+    for source, name in output_names(sources).items():
         overlay = folder / f"{name}.png"
         if several:
             mask = None if args.save_mask is None else folders[1] / f"{name}_mask.png"
@@ -111,6 +113,21 @@ def _tasks_in_folders(sources: list[Path], args: argparse.Namespace, several: bo
             scores = _side_file(args.save_scores, overlay, "_scores.npz", "--save_scores")
         tasks.append(Task(source, overlay, mask, scores))
     return tasks
+
+
+def output_names(sources: Sequence[Path]) -> dict[Path, str]:
+    """What files are named after: photo.jpg and photo.png keep their suffix to differ."""
+    stems = Counter(source.stem for source in sources)
+    return {s: _short(s.stem if stems[s.stem] == 1 else s.name) for s in sources}
+
+
+def _short(name: str) -> str:
+    """A name to which every ending of an output can be added; digits keep cut names apart."""
+    encoded = os.fsencode(name)
+    if len(encoded) <= _LONGEST_NAME:
+        return name
+    digits = hashlib.sha256(encoded).hexdigest()[:8]
+    return encoded[: _LONGEST_NAME - 9].decode("utf-8", "ignore") + f"-{digits}"
 
 
 def _side_file(value: str | None, overlay: Path, ending: str, flag: str) -> Path | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -148,6 +149,18 @@ def check_count(count: int, save_mask: bool, flag: str = "--save_mask") -> None:
             f"{flag}: an indexed PNG holds at most {MAX_INDEXED} classes, there are {count}. "
             "Use fewer classes, or --save_scores with --output."
         )
+
+
+def check_pictures(sources: Sequence[Path], options: JobOptions, device: torch.device) -> None:
+    """Raise ValueError if `check_picture` refuses all of them; a single one does not stop a run."""
+    problems = []
+    for source in sources:
+        try:
+            check_picture(source, options, device)
+        except (ValueError, OSError) as error:
+            problems.append(str(error))
+    if len(problems) == len(sources):
+        raise ValueError("\n".join(problems))
 
 
 def check_picture(path: Path, options: JobOptions, device: torch.device) -> None:

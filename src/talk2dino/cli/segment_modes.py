@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from talk2dino.cli.segment_files import find_sources
+from talk2dino.cli.segment_files import find_sources, output_names
 from talk2dino.config import check_name
 from talk2dino.files import check_folder_writable, check_writable
 from talk2dino.pictures.drawing import BACKGROUND_COLOUR
@@ -79,7 +79,7 @@ def plan_modes(
     Raises:
         ValueError, OSError: what is wrong, and what to do.
     """
-    from talk2dino.cli.segment_job import JobOptions, check_count, check_picture, refines
+    from talk2dino.cli.segment_job import JobOptions, check_count, check_pictures, refines
     from talk2dino.devices import resolve_device
 
     if args.output_folder is None:
@@ -97,15 +97,7 @@ def plan_modes(
     check_count(len(plan.names), "mask" in modes or "pred" in modes, "--vis mask and pred")
     method.check()
     options = JobOptions(names=plan.names, background=background, pamr=refines(method))
-    problems = []
-    for source in sources:
-        try:
-            check_picture(source, options, plan.device)
-        except (ValueError, OSError) as error:
-            problems.append(str(error))
-    if len(problems) == len(sources):
-        more = f" And so for {len(problems) - 1} more." if len(problems) > 1 else ""
-        raise ValueError(problems[0] + more)
+    check_pictures(sources, options, plan.device)
     return plan
 
 
@@ -177,15 +169,12 @@ def _check_outside(folder: Path, sources: list[Path]) -> None:
 
 
 def _outputs(sources: list[Path], folder: Path, modes: list[str]) -> dict[Path, dict[str, Path]]:
-    """Files named after their pictures; photo.jpg and photo.png keep their suffix to differ."""
     from talk2dino.cli.modes import SUFFIXES
 
-    stems = Counter(source.stem for source in sources)
-    outputs = {}
-    for source in sources:
-        name = source.stem if stems[source.stem] == 1 else source.name
-        outputs[source] = {mode: folder / mode / f"{name}{SUFFIXES[mode]}" for mode in modes}
-    return outputs
+    return {
+        source: {mode: folder / mode / f"{name}{SUFFIXES[mode]}" for mode in modes}
+        for source, name in output_names(sources).items()
+    }
 
 
 def _check_files(paths: list[Path], overwrite: bool) -> None:

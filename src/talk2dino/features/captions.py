@@ -20,8 +20,9 @@ import torch
 from talk2dino.features.keys import first_few
 from talk2dino.features.shards import read_shards
 from talk2dino.features.sources import ImageSource, image_source
-from talk2dino.features.store import FeatureFile, read_features
+from talk2dino.features.store import FeatureFile, check_finite, check_id, read_features
 from talk2dino.features.tars import hold_features, is_tar_input, list_tars, read_web_samples
+from talk2dino.files import check_file
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +57,8 @@ class CaptionInput:
         self.path, self.data_dir, self.need_images = Path(path), data_dir, need_images
         self.tars = list_tars(path) if is_tar_input(path) else []
         self._whole: FeatureFile | None = None
-        if not self.tars and not self.path.is_file():
-            raise FileNotFoundError(f"{path}: no such file or folder")
+        if not self.tars:
+            check_file(path, "file or folder")
 
     def split(self, number: int, count: int) -> Collection:
         """Split `number` of `count`; (0, 1) is everything.
@@ -66,7 +67,12 @@ class CaptionInput:
             ValueError: the input is damaged, empty or contradicts itself.
         """
         features, sources = (self._tars if self.tars else self._rows)(number, count)
-        _check(features, self.path)
+        lone = features.num_images - len(features.caption_rows.unique())
+        lone -= sum(source.problem is not None for source in sources or [])  # named elsewhere
+        if lone:
+            logger.warning(
+                "%s: %d of %d images have no caption", self.path, lone, features.num_images
+            )
         if sources is None and self.need_images:
             sources = [image_source(image, self.data_dir) for image in features.images]
         return Collection(features, sources or [])
@@ -74,6 +80,7 @@ class CaptionInput:
     def _rows(self, number: int, count: int) -> tuple[FeatureFile, None]:
         if self._whole is None:
             self._whole = _read_file(self.path)
+            _check(self._whole, self.path)
         whole = self._whole
         start, stop = _bounds(number, count, whole.num_images, f"images of {self.path}")
         return whole.select(torch.arange(start, stop)) if count > 1 else whole, None
@@ -81,10 +88,17 @@ class CaptionInput:
     def _tars(self, number: int, count: int) -> tuple[FeatureFile, list[ImageSource] | None]:
         start, stop = _bounds(number, count, len(self.tars), f"tars of {self.path}")
         if hold_features(self.tars):
-            return read_shards(self.tars[start:stop]), None
+            shards = read_shards(self.tars[start:stop])
+            _check(shards, self.path)
+            return shards, None
         samples = read_web_samples(list(enumerate(self.tars))[start:stop])
         if not samples.images:
             raise ValueError(f"{self.path}: the tars hold no samples")
+        problems = [source.problem for source in samples.sources if source.problem]
+        if samples.damaged and not self.need_images:
+            raise ValueError(first_few(samples.damaged))
+        if problems and not self.need_images:  # else each is an image that could not be read
+            logger.warning("samples left out: %s", first_few(problems))
         return FeatureFile(samples.images, samples.annotations), samples.sources
 
 
@@ -131,9 +145,13 @@ def _bounds(number: int, count: int, total: int, what: str) -> tuple[int, int]:
 
 
 def _check(features: FeatureFile, path: Path) -> None:
-    """Every record usable, every annotation with its image; lone images are counted."""
-    _check_records(features.images, ("id",), f"{path}: image")
-    _check_records(features.annotations, ("id", "image_id", "caption"), f"{path}: annotation")
+    """Every record usable, every annotation with its image, every number finite."""
+    try:
+        _check_records(features.images, ("id",), "image")
+        _check_records(features.annotations, ("id", "image_id", "caption"), "annotation")
+        features.check_rows()
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     ids = Counter(annotation["id"] for annotation in features.annotations)
     if len(ids) < len(features.annotations):
         twice = first_few(name for name, count in ids.items() if count > 1)
@@ -144,13 +162,8 @@ def _check(features: FeatureFile, path: Path) -> None:
                 f"{path}: the caption of annotation {annotation['id']} is "
                 f"{annotation['caption']!r}, not text"
             )
-    try:
-        rows = features.caption_rows
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    lone = features.num_images - len(rows.unique())
-    if lone:
-        logger.warning("%s: %d of %d images have no caption", path, lone, features.num_images)
+    for key, column in {**features.image_features, **features.caption_features}.items():
+        check_finite(column, key, path)
 
 
 def _check_records(records: list[Any], keys: tuple[str, ...], where: str) -> None:
@@ -161,7 +174,5 @@ def _check_records(records: list[Any], keys: tuple[str, ...], where: str) -> Non
             if key not in record:
                 hint = " Is this a captions file?" if key == "caption" else ""
                 raise ValueError(f"{where} {record.get('id', row)} has no {key!r}.{hint}")
-            if key != "caption" and not isinstance(record[key], int | float | str):
-                raise ValueError(
-                    f"{where} {row} has the {key!r} {record[key]!r}, not a number or text"
-                )
+            if key != "caption":
+                check_id(record[key], f"{where} {row} has the {key!r}")

@@ -26,6 +26,13 @@ CAPTION_KEYS = {
 }
 """Key of a caption feature -> the flags of text_features_extraction.py that store it."""
 
+DIMENSIONS = dict.fromkeys([*IMAGE_KEYS, *CAPTION_KEYS], 2) | {
+    **dict.fromkeys(("disentangled_self_attn", "self_attn_maps", "patch_tokens"), 3),
+    **dict.fromkeys(("clip_txt_out_tokens", "clip_second_last_out"), 3),
+    "text_argmax": 1,
+}
+"""Key -> axes of its column; the first one is that of the images or captions."""
+
 LAYOUTS = ("columnar", "coco")
 """Of a feature file: ours (features/store.py), and the published one."""
 

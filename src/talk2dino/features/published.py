@@ -65,8 +65,31 @@ def unpack(stored: dict[str, Any], path: str | Path) -> Unpacked:
         )
     known = ("images", "annotations", SETTINGS)
     extra = {key: value for key, value in stored.items() if key not in known}
-    settings = json.loads(stored.get(SETTINGS, "{}"))
+    try:
+        settings = dict(json.loads(stored.get(SETTINGS, "{}")))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path}: its {SETTINGS!r} are damaged ({error})") from error
     return Unpacked(images, annotations, image_features, caption_features, extra, settings)
+
+
+def check_tensor(value: Any, what: str) -> Tensor:
+    """`value`, if it is a tensor of real numbers that are all there.
+
+    A tensor of a few bytes can say to be terabytes (as `expand` makes them): that is seen here,
+    not when it is used.
+
+    Raises:
+        ValueError: it is not; the message begins with `what`.
+    """
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{what} is a {type(value).__name__}, not a tensor")
+    plain = value.layout == torch.strided and value.device.type == "cpu"
+    if not plain or value.is_nested or value.is_quantized or value.is_complex():
+        kind = str(value.dtype).removeprefix("torch.")
+        raise ValueError(f"{what} is no plain tensor of real numbers but {kind}, {value.layout}")
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        raise ValueError(f"{what} says to have the shape {tuple(value.shape)} but repeats its data")
+    return value
 
 
 def pack(content: Unpacked) -> dict[str, Any]:
@@ -86,6 +109,13 @@ def _with_rows(records: list[Record], columns: dict[str, Tensor]) -> list[Record
     ]
 
 
+def _as_tensor(value: Any, what: str) -> Tensor:
+    try:
+        return check_tensor(torch.as_tensor(value), what)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"{what} is a {type(value).__name__}, not a tensor") from error
+
+
 def _stack(
     records: list[Any], known: Iterable[str], where: str
 ) -> tuple[list[Record], dict[str, Tensor], list[int]]:
@@ -102,7 +132,7 @@ def _stack(
         without = [record.get("id") for record in kept if key not in record]
         if without:
             raise ValueError(f"{where}s without {key!r} while others have it: {first_few(without)}")
-        rows = [torch.as_tensor(record[key]) for record in kept]
+        rows = [_as_tensor(record[key], f"{where} {record.get('id')}: {key!r}") for record in kept]
         shapes = Counter(tuple(row.shape) for row in rows)
         if len(shapes) > 1:
             raise ValueError(f"{where}s differ in the shape of {key!r}: {first_few(shapes)}")

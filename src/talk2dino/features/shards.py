@@ -17,9 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from talk2dino.features.keys import IMAGE_KEYS, first_few
-from talk2dino.features.store import FeatureFile
-from talk2dino.files import atomic_path
+from talk2dino.features.keys import CAPTION_KEYS, IMAGE_KEYS, first_few
+from talk2dino.features.published import check_tensor
+from talk2dino.features.store import FeatureFile, check_id
+from talk2dino.features.tars import read_members
+from talk2dino.files import atomic_path, check_archive
 
 
 def shard_paths(folder: str | Path, count: int, first: int = 0) -> list[Path]:
@@ -58,8 +60,9 @@ def read_shards(tars: Sequence[Path]) -> FeatureFile:
     for member in members:
         if {key for key, value in member.items() if isinstance(value, Tensor)} != tensors:
             raise ValueError(
-                f"the shards differ in their features: caption {members[0]['id']} holds "
-                f"{first_few(sorted(tensors), 9)}, caption {member['id']} does not"
+                f"{first_few(tars)}: the shards differ in their features: caption "
+                f"{members[0]['id']} holds {first_few(sorted(tensors), 9)}, caption "
+                f"{member['id']} does not"
             )
     first_of_image: dict[Any, dict[str, Any]] = {}
     for member in members:
@@ -72,8 +75,8 @@ def read_shards(tars: Sequence[Path]) -> FeatureFile:
             {k: v for k, v in member.items() if k not in tensors and k not in ("image", "settings")}
             for member in members
         ],
-        {key: _stack(owners, key) for key in image_keys},
-        {key: _stack(members, key) for key in sorted(tensors - IMAGE_KEYS.keys())},
+        {key: _stack(owners, key, tars) for key in image_keys},
+        {key: _stack(members, key, tars) for key in sorted(tensors - IMAGE_KEYS.keys())},
         members[0].get("settings"),
     )
 
@@ -96,27 +99,37 @@ def _member(features: FeatureFile, row: int) -> bytes:
 
 
 def _read_members(tar: Path) -> list[dict[str, Any]]:
-    try:
-        with tarfile.open(tar, "r:") as archive:
-            files = [info for info in archive if info.isfile()]
-            return [_load(archive.extractfile(info), f"{info.name} of {tar}") for info in files]
-    except tarfile.TarError as error:
-        raise ValueError(f"{tar} is damaged or is not an uncompressed tar ({error})") from error
+    found = []
+    with tar.open("rb") as file:
+        for member in read_members(tar):
+            file.seek(member.offset)
+            found.append(_load(file.read(member.size), f"{member.name} of {tar}"))
+    return found
 
 
-def _load(file: Any, name: str) -> dict[str, Any]:
+def _load(data: bytes, name: str) -> dict[str, Any]:
     try:
-        member = torch.load(io.BytesIO(file.read()), map_location="cpu", weights_only=True)
+        check_archive(io.BytesIO(data))
+        member = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # the loader raises a dozen kinds on rubbish
         raise ValueError(f"{name} is damaged or holds more than tensors and plain data") from error
+    if not isinstance(member, dict):
+        raise ValueError(f"{name} is not a caption of a feature shard, but no dict")
     missing = [k for k in ("id", "image_id", "caption", "image") if k not in member]
     if missing:
         raise ValueError(f"{name} is not a caption of a feature shard: it has no {missing[0]!r}")
+    if not isinstance(member["image"], dict):
+        raise ValueError(f"{name}: its 'image' is a {type(member['image']).__name__}, not a record")
+    check_id(member["image_id"], f"{name} has the 'image_id'")
+    for key, value in member.items():
+        if isinstance(value, Tensor) or key in IMAGE_KEYS or key in CAPTION_KEYS:
+            check_tensor(value, f"{name}: {key!r}")
     return member
 
 
-def _stack(members: list[dict[str, Any]], key: str) -> Tensor:
+def _stack(members: list[dict[str, Any]], key: str, tars: Sequence[Path]) -> Tensor:
     shapes = Counter(tuple(member[key].shape) for member in members)
     if len(shapes) > 1:
-        raise ValueError(f"the shards differ in the shape of {key!r}: {first_few(shapes)}")
+        where = first_few(tars)
+        raise ValueError(f"{where}: the shards differ in the shape of {key!r}: {first_few(shapes)}")
     return torch.stack([member[key] for member in members])

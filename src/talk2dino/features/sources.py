@@ -101,10 +101,12 @@ def check_any_exists(sources: Sequence[ImageSource], data_dir: str | Path) -> No
     """
     if any(source.exists() for source in sources):
         return
-    first = sources[0]
-    looked = first.problem or f"the first was looked for at {' and '.join(first.places)}"
+    problems = [source.problem for source in sources if source.problem]
+    if problems:  # the last one, as what is wrong with a whole tar is said behind its samples
+        raise FileNotFoundError(f"none of the {len(sources)} images exists: {problems[-1]}")
     raise FileNotFoundError(
-        f"none of the {len(sources)} images exists: {looked}. "
+        f"none of the {len(sources)} images exists: the first was looked for at "
+        f"{' and '.join(sources[0].places)}. "
         f"--data_dir is {str(data_dir)!r}: is it the folder with the images?"
     )
 

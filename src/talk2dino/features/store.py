@@ -31,11 +31,12 @@ from torch import Tensor
 
 from talk2dino.config import check_name
 from talk2dino.features.keys import LAYOUTS, adding_command, first_few
-from talk2dino.features.published import Unpacked, pack, unpack
+from talk2dino.features.published import Unpacked, check_tensor, pack, unpack
 from talk2dino.files import load_torch, save_torch
 
 FORMAT = "talk2dino-features"
 VERSION = 1
+_CHECKED_BYTES = 2**24
 
 Record = dict[str, Any]
 
@@ -82,7 +83,16 @@ class FeatureFile:
     @cached_property
     def caption_rows(self) -> Tensor:
         """(M,) int64: the row in `images` of each annotation's image."""
-        return _caption_rows(self.images, self.annotations)
+        return caption_rows(self.images, self.annotations)
+
+    def check_rows(self) -> None:
+        """Raise ValueError unless `num_images` and `caption_rows` are those of the records."""
+        rows = caption_rows(self.images, self.annotations)
+        if len(self.images) != self.num_images or not torch.equal(rows, self.caption_rows):
+            raise ValueError(
+                "'num_images' or 'caption_rows' contradict the records: captions would be used "
+                "with images that they do not describe. Extract the features again."
+            )
 
     @cached_property
     def num_images(self) -> int:
@@ -181,11 +191,48 @@ def json_bytes(value: Any) -> Tensor:
     return torch.frombuffer(bytearray(text.encode("ascii")), dtype=torch.uint8)
 
 
+def check_id(value: Any, what: str) -> None:
+    """Raise ValueError, beginning with `what`, unless `value` can be an id."""
+    if not isinstance(value, int | float | str):
+        raise ValueError(f"{what} {value!r}, not a number or text")
+
+
+def check_records(features: FeatureFile, path: str | Path) -> None:
+    """`check_rows`, naming the file; the records are parsed for it, and not kept."""
+    apart = FeatureFile(features._images, features._annotations)
+    apart.num_images, apart.caption_rows = features.num_images, features.caption_rows
+    try:
+        apart.check_rows()
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} holds damaged records: {error}") from error
+
+
+def check_finite(column: Tensor, key: str, path: str | Path) -> None:
+    """Raise ValueError, naming file and column, if one of the numbers is none.
+
+    Args:
+        column: all rows of it, or some.
+    """
+    rows = max(1, _CHECKED_BYTES // max(1, column[:1].nbytes))
+    if column.is_floating_point() and not all(p.isfinite().all() for p in column.split(rows)):
+        raise ValueError(f"{path}: {key!r} holds numbers that are not finite. Extract it again.")
+
+
 def _records(value: Sequence[Record] | Tensor) -> list[Record]:
-    return json.loads(value.numpy().tobytes()) if isinstance(value, Tensor) else list(value)
+    if not isinstance(value, Tensor):
+        return list(value)
+    records = _parse(value)
+    if not isinstance(records, list):
+        raise ValueError(f"the records are no list but a {type(records).__name__}")
+    return records
 
 
-def _caption_rows(images: list[Record], annotations: list[Record]) -> Tensor:
+def caption_rows(images: Sequence[Record], annotations: Sequence[Record]) -> Tensor:
+    """(M,) int64: the row in `images` of each annotation's image.
+
+    Raises:
+        ValueError: an image id occurs twice, or an annotation names none of them.
+    """
     row_of = {image["id"]: row for row, image in enumerate(images)}
     if len(row_of) < len(images):
         counts = Counter(image["id"] for image in images)
@@ -193,9 +240,11 @@ def _caption_rows(images: list[Record], annotations: list[Record]) -> Tensor:
         raise ValueError(f"image ids that occur more than once: {twice}")
     dangling = [a["image_id"] for a in annotations if a["image_id"] not in row_of]
     if dangling:
+        wanted, there = dict.fromkeys(map(repr, dangling)), (repr(image["id"]) for image in images)
         raise ValueError(
             f"{len(dangling)} of {len(annotations)} annotations name images that are not listed "
-            f"(image_id {first_few(dict.fromkeys(dangling))})"
+            f"(image_id {first_few(wanted)}; the ids of the images are {first_few(there)}, "
+            "where a number in quotes is a text)"
         )
     return torch.tensor([row_of[a["image_id"]] for a in annotations], dtype=torch.int64)
 
@@ -205,8 +254,10 @@ def _check(features: FeatureFile, path: str | Path) -> None:
         rows = features.caption_rows
     except KeyError as error:
         raise ValueError(f"{path}: a record has no {error}") from error
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
+    if rows.dtype != torch.int64 or rows.ndim != 1:
+        raise ValueError(f"{path}: 'caption_rows' are {rows.dtype}, {rows.ndim}-D, not 1-D int64")
     if len(rows) and (rows.min() < 0 or rows.max() >= features.num_images):
         raise ValueError(f"{path}: captions name images beyond the {features.num_images} listed")
     for columns, count, kind in (
@@ -214,6 +265,7 @@ def _check(features: FeatureFile, path: str | Path) -> None:
         (features.caption_features, len(rows), "captions"),
     ):
         for key, column in columns.items():
+            check_tensor(column, f"{path}: {key!r}")
             if column.ndim == 0 or len(column) != count:
                 shape = tuple(column.shape)
                 raise ValueError(
@@ -257,24 +309,38 @@ def _read_columnar(stored: dict[str, Any], path: str | Path) -> FeatureFile:
         )
     try:
         features = FeatureFile(
-            stored["images"],
-            stored["annotations"],
+            _json(stored, "images"),
+            _json(stored, "annotations"),
             stored["image_features"],
             stored["caption_features"],
-            _parse(stored["settings"]),
+            _parse(_json(stored, "settings")),
         )
-        features.extra = _parse(stored["extra"])
+        features.extra = dict(_parse(_json(stored, "extra")))
         features.layout = "columnar"
         features.num_images = int(stored["num_images"])
-        features.caption_rows = stored["caption_rows"]
+        features.caption_rows = check_tensor(stored["caption_rows"], "'caption_rows'")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path} is an incomplete feature file ({error!r})") from error
+        found = error if isinstance(error, ValueError) else repr(error)
+        raise ValueError(f"{path} is an incomplete or damaged feature file: {found}") from error
     _check(features, path)
+    for key, column in {**features.image_features, **features.caption_features}.items():
+        if not column.is_contiguous():
+            raise ValueError(f"{path}: {key!r} is not stored row by row. Extract it again.")
     return features
 
 
-def _parse(value: Tensor) -> dict[str, Any]:
-    return json.loads(value.numpy().tobytes())
+def _json(stored: dict[str, Any], name: str) -> Tensor:
+    text = check_tensor(stored[name], repr(name))
+    if text.dtype != torch.uint8 or text.ndim != 1:
+        raise ValueError(f"{name!r} is {text.dtype}, {text.ndim}-D; a row of bytes is needed")
+    return text
+
+
+def _parse(value: Tensor) -> Any:
+    try:
+        return json.loads(value.numpy().tobytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"it holds damaged JSON ({error})") from error
 
 
 def _unpacked(features: FeatureFile) -> Unpacked:

@@ -4,22 +4,39 @@ first dot. Headers are read once; the samples' bytes stay where they are until a
 from __future__ import annotations
 
 import glob
-import itertools
 import json
+import logging
+import os
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from talk2dino.features.sources import ImageSource
+from talk2dino.files import check_file, listed
+
+logger = logging.getLogger(__name__)
 
 IDS_PER_TAR = 1_000_000
 """Ids given to web samples: position of their tar among the tars x this + position in the tar."""
 
-_IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp")
+IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp")
+"""Suffixes of a sample's image."""
+
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_RECORD = re.compile(rb"(\d{1,7}) ([^=\n]{1,255})=")  # its length, and its key
+_BLOCK = 512
+_END, _LONGEST_END = 2 * _BLOCK, 22 * _BLOCK  # up to 20 blocks more fill the last record
+_LARGEST_EXTENSION = 2**20  # bytes of a long name or of extended attributes
+_EXTENSIONS = (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE)
+_WITHOUT_NAME = (tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK)
+_WITHOUT_DATA = (
+    *(tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE),
+    *(tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE),
+)
 
 
 def is_tar_input(path: str | Path) -> bool:
@@ -35,29 +52,135 @@ def list_tars(path: str | Path) -> list[Path]:
 
     Raises:
         FileNotFoundError: nothing matches, or a numbered tar of the range is missing.
+        ValueError: one of them is no file, but a folder, a named pipe or a device.
     """
+    tars = []
     if Path(path).is_dir():
-        tars = sorted(Path(path).glob("*.tar"))
+        tars = listed(path, "*.tar")
         if not tars:
             raise FileNotFoundError(f"the folder {path} holds no .tar files")
-        return tars
-    names = list(_expand(str(path)))
-    tars = []
-    for name in names:
-        matches = [name] if Path(name).is_file() else sorted(glob.glob(name))
-        if not matches:
-            raise FileNotFoundError(f"no such tar: {name}")
-        tars.extend(map(Path, matches))
+    else:
+        for name in _expand(str(path)):  # as it goes: a range may have any number of digits
+            matches = [name] if Path(name).exists() else sorted(glob.glob(name))
+            if not matches:
+                raise FileNotFoundError(f"no such tar: {name}")
+            tars.extend(map(Path, matches))
+        if not tars:
+            raise FileNotFoundError(f"{path}: the range is empty; write the lower number first")
+    for tar in tars:
+        check_file(tar)
     return tars
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file in a tar."""
+
+    name: str
+    """With its folders."""
+    offset: int
+    """Where its bytes begin."""
+    size: int
+    """How many there are."""
+
+    @property
+    def sample(self) -> str:
+        """The name of its sample: all before the first dot behind the folders."""
+        folder, slash, name = self.name.rpartition("/")
+        return folder + slash + name.partition(".")[0]
+
+    @property
+    def suffix(self) -> str:
+        """All behind that dot, in lower case."""
+        return self.name.rpartition("/")[2].partition(".")[2].lower()
+
+
+def read_members(tar: Path) -> Iterator[Member]:
+    """The files of a tar, in order. Hidden ones, such as macOS's `._<name>`, are passed over.
+
+    Whatever the bytes are, headers are read only forward, and no more than 1 MiB at once.
+
+    Raises:
+        ValueError: it is no tar, a header is damaged, or what follows the last member is not the
+            end mark, all of it and alone. The members before that have been given out.
+    """
+    with tar.open("rb") as file:
+        total, position = os.fstat(file.fileno()).st_size, 0
+        extended: dict[str, str] = {}
+        while any(block := _read(file, position, _BLOCK)):
+            try:
+                header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+            except tarfile.TarError as error:
+                raise _damaged(tar, f"{error} at byte {position}") from error
+            name, start = extended.get("path", header.name), position + _BLOCK
+            size = 0 if header.type in _WITHOUT_DATA else _size(extended, header)
+            if not 0 <= size <= total - start:
+                raise _damaged(tar, f"unexpected end of data in {name}")
+            position = start + -(-size // _BLOCK) * _BLOCK
+            if header.type in _EXTENSIONS:
+                if size > _LARGEST_EXTENSION:
+                    raise _damaged(tar, f"a name of {size} bytes at byte {start}")
+                extended |= _extension(header.type, _read(file, start, size))
+                continue
+            if header.type in _WITHOUT_NAME:
+                continue
+            if header.type == tarfile.GNUTYPE_SPARSE or "GNU.sparse.major" in extended:
+                raise ValueError(f"{tar}: {name} is a sparse file. Pack it without --sparse.")
+            extended = {}
+            if header.isreg():
+                if not name.rpartition("/")[2].startswith("."):
+                    yield Member(name, start, size)
+            elif not header.isdir():
+                logger.warning("%s: %s is no file (a link or a device) and is left out", tar, name)
+        end = _read(file, position, _LONGEST_END + 1)
+        if len(end) < _END:
+            raise _damaged(tar, "unexpected end: it is cut short, without its end mark")
+        if any(end) or len(end) > _LONGEST_END:
+            what = "other data" if any(end) else "zeros"
+            raise _damaged(tar, f"{what} in place of a member, or behind the end, at {position}")
+
+
+def read_samples(tar: Path) -> Iterator[tuple[str, dict[str, Member]]]:
+    """(name, members by suffix) of every sample of a tar.
+
+    Raises:
+        ValueError: the tar is damaged, or holds a sample in several places. The samples before
+            that have been given out.
+    """
+    seen: set[str] = set()
+    sample, content = "", dict[str, Member]()
+    try:
+        for member in read_members(tar):
+            if content and member.sample != sample:
+                yield sample, content
+                seen.add(sample)
+                content = {}
+            sample = member.sample
+            if sample in seen or member.suffix in content:
+                raise ValueError(
+                    f"{tar}: the members of the sample {sample} are not next to each other, or "
+                    f"{member.name} is there twice. Pack it again with tar --sort=name"
+                )
+            content[member.suffix] = member
+    except ValueError:
+        if content:
+            yield sample, content
+        raise
+    if content:
+        yield sample, content
 
 
 def hold_features(tars: Sequence[Path]) -> bool:
     """Whether tars are our feature shards rather than web samples, by their first member.
 
-    Empty tars say nothing: there are some wherever there are more shards than captions.
+    Empty tars say nothing: there are some wherever there are more shards than captions. Neither
+    do damaged ones, which are named when they are read.
     """
-    suffixes = (suffix for tar in tars for _, suffix, _ in _members(tar))
-    return next(suffixes, "") == "pth"
+    for tar in tars:
+        with suppress(ValueError):
+            for member in read_members(tar):
+                return member.suffix == "pth"
+    return False
 
 
 @dataclass
@@ -67,62 +190,64 @@ class WebSamples:
     images: list[dict[str, Any]] = field(default_factory=list)
     annotations: list[dict[str, Any]] = field(default_factory=list)
     sources: list[ImageSource] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+    """What is wrong with tars that could not be read to their end."""
 
 
 def read_web_samples(tars: list[tuple[int, Path]]) -> WebSamples:
     """Index tars of `jpg` + `json{key,caption,url,height,width}` samples (CC3M, CC12M).
 
     A sample without image or caption is kept as an image that cannot be read, so that it is
-    counted and named with the others.
+    counted and named with the others; and so is what is missing of a damaged tar.
 
     Args:
         tars: (number, path); ids depend on the number and on the place in the tar only.
-
-    Raises:
-        ValueError: a tar is damaged.
     """
     samples = WebSamples()
     for number, tar in tars:
-        with tar.open("rb") as file:
-            grouped = itertools.groupby(_members(tar), key=lambda member: member[0])
-            for position, (name, members) in enumerate(grouped):
-                content = {suffix: info for _, suffix, info in members}
-                record, source = _web_sample(file, tar, name, content)
-                record["id"] = number * IDS_PER_TAR + position
-                caption = record.pop("caption", None)
-                samples.images.append(record)
-                samples.sources.append(source)
-                if source.problem is None:
-                    samples.annotations.append(
-                        {"id": record["id"], "image_id": record["id"], "caption": caption}
-                    )
+        found = []
+        try:
+            with tar.open("rb") as file:
+                for name, content in read_samples(tar):
+                    found.append(_web_sample(file, tar, name, content))
+        except ValueError as error:
+            found.append(({"file_name": tar.name}, ImageSource((str(tar),), problem=str(error))))
+            samples.damaged.append(str(error))
+        for position, (record, source) in enumerate(found):
+            record["id"] = number * IDS_PER_TAR + position
+            caption = record.pop("caption", None)
+            samples.images.append(record)
+            samples.sources.append(source)
+            if source.problem is None:
+                samples.annotations.append(
+                    {"id": record["id"], "image_id": record["id"], "caption": caption}
+                )
     return samples
 
 
 def _web_sample(
-    file: Any, tar: Path, name: str, content: dict[str, tarfile.TarInfo]
+    file: BinaryIO, tar: Path, name: str, content: dict[str, Member]
 ) -> tuple[dict[str, Any], ImageSource]:
     """(record with `caption`, source) of one sample."""
     record: dict[str, Any] = {"file_name": f"{tar.name}/{name}", "key": Path(name).name}
-    image = next((content[s] for s in _IMAGE_MEMBERS if s in content), None)
+    image = next((content[s] for s in IMAGE_MEMBERS if s in content), None)
     try:
         if image is None:
-            raise ValueError(f"has no image ({', '.join(_IMAGE_MEMBERS)})")
+            raise ValueError(f"has no image ({', '.join(IMAGE_MEMBERS)})")
         record["file_name"] = f"{tar.name}/{image.name}"
         record |= _description(file, content)
     except ValueError as error:
         return record, ImageSource((str(tar),), problem=f"sample {name} of {tar} {error}")
-    return record, ImageSource((str(tar),), member=(image.offset_data, image.size))
+    return record, ImageSource((str(tar),), member=(image.offset, image.size))
 
 
-def _description(file: Any, content: dict[str, tarfile.TarInfo]) -> dict[str, Any]:
+def _description(file: BinaryIO, content: dict[str, Member]) -> dict[str, Any]:
     if "json" not in content:
         raise ValueError("has no json")
-    file.seek(content["json"].offset_data)
     try:
-        described = json.loads(file.read(content["json"].size))
+        described = json.loads(_read(file, content["json"].offset, content["json"].size))
         caption = described["caption"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ValueError("has no json with a 'caption'") from None
     if not isinstance(caption, str):
         raise ValueError(f"has the caption {caption!r}")
@@ -130,17 +255,33 @@ def _description(file: Any, content: dict[str, tarfile.TarInfo]) -> dict[str, An
     return {key: described[key] for key in kept if described.get(key) is not None}
 
 
-def _members(tar: Path) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
-    """(sample name, lower-case suffix, header) of every file in a tar."""
-    try:
-        with tarfile.open(tar, "r:") as archive:
-            for info in archive:
-                if info.isfile():
-                    folder, _, name = info.name.rpartition("/")
-                    stem, _, suffix = name.partition(".")
-                    yield f"{folder}/{stem}" if folder else stem, suffix.lower(), info
-    except tarfile.TarError as error:
-        raise ValueError(f"{tar} is damaged or is not an uncompressed tar ({error})") from error
+def _read(file: BinaryIO, position: int, count: int) -> bytes:
+    file.seek(position)
+    return file.read(count)
+
+
+def _damaged(tar: Path, what: str) -> ValueError:
+    return ValueError(f"{tar} is damaged or is not an uncompressed tar ({what})")
+
+
+def _size(extended: dict[str, str], header: tarfile.TarInfo) -> int:
+    """Bytes of a member; -1 if they are told by something that is no number."""
+    if header.type in (*_EXTENSIONS, *_WITHOUT_NAME):
+        return header.size
+    size = extended.get("size", str(header.size))
+    return int(size) if len(size) < 20 and size.isdecimal() else -1
+
+
+def _extension(kind: bytes, content: bytes) -> dict[str, str]:
+    """What a long name, or extended attributes, say of the next member."""
+    if kind == tarfile.GNUTYPE_LONGNAME:
+        return {"path": content.rstrip(b"\0").decode("utf-8", "surrogateescape")}
+    found, start = {}, 0
+    while match := _RECORD.match(content, start):
+        start = max(start + int(match[1]), match.end())
+        value = content[match.end() : start - 1]
+        found[match[2].decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
+    return found
 
 
 def _expand(pattern: str) -> Iterator[str]:

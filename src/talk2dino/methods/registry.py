@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from talk2dino.config import check_name
+from talk2dino.config import check_name, split_names
 
 if TYPE_CHECKING:
     import torch
@@ -162,7 +162,7 @@ def split_models(text: str) -> list[str]:
     Raises:
         ValueError: no name at all.
     """
-    names = [text] if Path(text).exists() else [word.strip() for word in text.split(",")]
+    names = [text] if Path(text).exists() else [word.strip() for word in split_names(text)]
     found = list(dict.fromkeys(name for name in names if name))
     if not found:
         raise ValueError(f"no model named. Known: {', '.join(MODEL_NAMES)}.")

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import unicodedata
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
+from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
+from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
+
+if TYPE_CHECKING:
+    from matplotlib.font_manager import FontEntry
+
+logger = logging.getLogger(__name__)
 
 BACKGROUND_COLOUR = (0, 0, 0)
 """Black, as in Pascal VOC: under a half transparent overlay the background is dimmed."""
@@ -149,7 +159,7 @@ def draw_legend(
     """A white strip of entries, a coloured square with a name each, wrapped into lines.
 
     Args:
-        names: one per entry; a name too long for a line is broken.
+        names: one per entry, see `drawn_name`; one too long for a line is broken.
         colours: (C, 3) uint8 RGB.
         width: the width to fill; a narrow picture gets a wider legend.
         font_size: height of the text in pixels.
@@ -157,15 +167,17 @@ def draw_legend(
     Returns:
         An RGB picture at least `width` wide, of height 0 without names.
     """
-    font = legend_font(font_size)
+    shown = [drawn_name(name, number) for number, name in enumerate(names)]
+    fonts = [legend_font(font_size, path) for _, path in shown]
     width = max(width, 18 * font_size)
     gap = font_size // 2
     line_height = round(font_size * 1.5)
     text_left = gap + font_size + font_size // 3  # from an entry's left edge: margin, square, space
-    entries = [wrap_text(name, font, width - text_left - gap) for name in names]
+    room = width - text_left - gap
+    entries = [wrap_text(text, font, room) for (text, _), font in zip(shown, fonts, strict=True)]
 
     places, x, y, row_height = [], 0, gap, 0
-    for lines in entries:
+    for lines, font in zip(entries, fonts, strict=True):
         entry_width = text_left + round(max(font.getlength(line) for line in lines)) + gap
         if x and x + entry_width > width:
             x, y, row_height = 0, y + row_height, 0
@@ -175,7 +187,7 @@ def draw_legend(
 
     strip = Image.new("RGB", (width, y + row_height + gap if names else 0), "white")
     draw = ImageDraw.Draw(strip)
-    for (x, y), lines, colour in zip(places, entries, colours, strict=True):
+    for (x, y), lines, font, colour in zip(places, entries, fonts, colours, strict=True):
         left, top = x + gap, y + (line_height - font_size) // 2
         box = (left, top, left + font_size - 1, top + font_size - 1)
         draw.rectangle(box, fill=tuple(int(c) for c in colour), outline=(90, 90, 90))
@@ -204,10 +216,60 @@ def wrap_text(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str
     return [*lines, line]
 
 
-def legend_font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib: Latin, Greek, Cyrillic and more."""
-    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-    return ImageFont.truetype(str(path), size)
+def legend_font(size: int, path: str | None = None) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which comes with matplotlib: Latin, Greek, Cyrillic and more; or another."""
+    return ImageFont.truetype(path or _dejavu(), size)
+
+
+@cache
+def drawn_name(name: str, number: int) -> tuple[str, str]:
+    """What a legend shows for a name, and the file of a font that has the letters for it.
+
+    Where no font of this system has them, the name becomes its number, and a warning says so.
+
+    Args:
+        name: of a label.
+        number: position of the label, from 0.
+    """
+    blank = ("Zs", "Zl", "Zp", "Cc", "Cf")  # categories of what draws nothing
+    letters = {ord(c) for c in name if unicodedata.category(c) not in blank}
+    for path in chain([_dejavu()], _system_fonts()):
+        if letters <= _letters(path):
+            return name, path
+    shown = "".join(c for c in name if ord(c) in _letters(_dejavu()))
+    logger.warning(
+        "no font of this system has the letters of %r: it is drawn as #%d. Install one that has "
+        "them, such as Noto.",
+        name,
+        number,
+    )
+    return f"#{number} {shown}".strip(), _dejavu()
+
+
+def _dejavu() -> str:
+    return str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
+
+
+def _system_fonts() -> Iterator[str]:
+    """Files of all fonts, upright ones of usual weight first."""
+    from matplotlib.font_manager import fontManager  # looks for fonts when it is imported
+
+    def order(font: FontEntry) -> tuple[bool, bool, str]:
+        return font.style != "normal", font.weight not in (400, "normal", "regular"), font.fname
+
+    yield from (font.fname for font in sorted(fontManager.ttflist, key=order))
+
+
+@cache
+def _letters(path: str) -> frozenset[int]:
+    """Code points that a font can draw; none of a font that cannot be drawn at any size."""
+    try:
+        ImageFont.truetype(path, 10)
+        letters = frozenset(FT2Font(path).get_charmap())
+    except (OSError, RuntimeError):
+        return frozenset()
+    # What has more than the 65,535 glyphs of a font stands in for letters, all with one box.
+    return letters if len(letters) < 100_000 else frozenset()
 
 
 def _borders(labels: np.ndarray) -> np.ndarray:

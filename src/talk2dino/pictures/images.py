@@ -7,12 +7,19 @@ from __future__ import annotations
 
 import io
 import logging
+import mimetypes
+import struct
 import warnings
+import zlib
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias, TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+
+from talk2dino.files import check_file
+from talk2dino.png import pixels_of_png
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +29,9 @@ logger = logging.getLogger(__name__)
 MAX_PIXELS = 178_956_970
 """Largest picture that is decoded: the limit where Pillow suspects a decompression bomb."""
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"})
+IMAGE_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif")
+)
 """File names taken from a folder; a file that is named explicitly may have any name."""
 
 PICTURE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -31,6 +40,9 @@ PICTURE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEB
 ImageInput: TypeAlias = "str | Path | Image.Image | np.ndarray | Tensor"
 """What the Python API takes as one picture; see `as_rgb`."""
 
+T = TypeVar("T")
+
+_BITS_PER_SAMPLE = 0x0102  # a tag of TIFF
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -46,31 +58,29 @@ _UPRIGHT = {
 def read_rgb(path: str | Path) -> Image.Image:
     """Read an image file as an upright 8-bit RGB picture.
 
-    EXIF orientation is applied; 16-bit grey keeps its high byte (as Pillow does for 16-bit
-    colour); transparent pixels are laid on white; the first frame of an animation is taken.
+    EXIF orientation is applied; 12-bit and 16-bit grey keep their highest 8 bits (as Pillow does
+    for 16-bit colour); transparent pixels are laid on white; the first frame of an animation is
+    taken.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: empty, truncated, too large, or not an image that can be shown as RGB.
     """
-    path = Path(path)
-    _check_file(path)
-    with path.open("rb") as file:
-        return _decode(file, str(path))
+    return use_picture(path, lambda image: _to_rgb(image, str(path)))
 
 
 def decode_rgb(data: bytes, name: str) -> Image.Image:
     """`read_rgb` for an encoded image in memory; `name` is what errors call it."""
     if not data:
         raise ValueError(f"{name} is empty (0 bytes): not an image.")
-    return _decode(io.BytesIO(data), name)
+    return _use_whole(io.BytesIO(data), name, lambda image: _to_rgb(image, name))
 
 
 def as_rgb(image: ImageInput) -> Image.Image:
     """One picture in any usual form as an upright 8-bit RGB picture.
 
     Args:
-        image: a path, a PIL image of any mode but F, an (H, W, 3) uint8 array or a (3, H, W)
+        image: a path, a PIL image of any mode but F and I, an (H, W, 3) uint8 array or a (3, H, W)
             uint8 tensor, both RGB.
 
     Raises:
@@ -83,7 +93,7 @@ def as_rgb(image: ImageInput) -> Image.Image:
     if isinstance(image, Image.Image):
         if 0 in image.size:
             raise ValueError(f"the image has no pixels: {image.width} x {image.height}.")
-        return _to_rgb(_upright(image), "the image")
+        return _to_rgb(image, "the image")
     if not isinstance(image, np.ndarray | Tensor):
         raise ValueError(
             f"an image is a path, a PIL image, an array or a tensor, found {type(image).__name__}."
@@ -104,25 +114,49 @@ def check_image(path: str | Path) -> tuple[int, int]:
     """Check what the header of an image file can tell, without decoding it.
 
     Returns:
-        (height, width) as stored, before EXIF orientation.
+        (height, width) upright.
 
     Raises: as `read_rgb`, except for damage behind the header.
     """
+    return use_picture(path, _upright_size, header_only=True)
+
+
+def check_whole(path: str | Path) -> None:
+    """Raise as `read_rgb` for a damaged picture: OpenCV shows the part that is left."""
+    use_picture(path, _load_roughly)
+
+
+def use_picture(path: str | Path, use: Callable[[Image.Image], T], header_only: bool = False) -> T:
+    """What `use` makes of an opened picture of which no part is missing.
+
+    Args:
+        path: an image file.
+        use: takes what is wanted from it; an error in it is damage, but for UnsupportedPixels.
+        header_only: `use` needs no pixels, so they may be missing.
+
+    Raises: as `read_rgb`.
+    """
     path = Path(path)
     _check_file(path)
-    with path.open("rb") as file, _open(file, str(path)) as image:
-        return image.height, image.width
+    with path.open("rb") as file:
+        return _use_whole(file, str(path), use, header_only)
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """The image files directly in `folder`, by suffix, in the order of their names."""
-    return sorted(
-        path
-        for path in Path(folder).iterdir()
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and not path.name.startswith(".")
-        and not path.is_dir()
-    )
+    """The image files directly in `folder`, by suffix, in the order of their names.
+
+    A warning names pictures that have another suffix.
+    """
+    files = [p for p in Path(folder).iterdir() if not p.name.startswith(".") and not p.is_dir()]
+    taken = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    if other := other_pictures(set(files).difference(taken)):
+        logger.warning("%s: left out for their suffix, to be named one by one: %s", folder, other)
+    return sorted(taken)
+
+
+def other_pictures(files: Iterable[Path]) -> str:
+    """The names of those `files` that are pictures by name or content, for a message."""
+    return ", ".join(repr(path.name) for path in sorted(files) if _is_picture(path))
 
 
 def rgb_tensor(image: Image.Image) -> Tensor:
@@ -136,32 +170,67 @@ def rgb_tensor(image: Image.Image) -> Tensor:
 def _check_file(path: Path) -> None:
     if not path.exists():
         raise FileNotFoundError(f"There is no image at {path}.")
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; an image file was expected.")
-    if path.is_file() and path.stat().st_size == 0:
+    check_file(path)
+    if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty (0 bytes): not an image.")
 
 
-def _decode(file: BinaryIO, name: str) -> Image.Image:
-    with _open(file, name) as image:
-        try:
-            image.load()
-            return _to_rgb(_upright(image), name)
-        except (MemoryError, _UnsupportedPixels):
+def _is_picture(path: Path) -> bool:
+    if path.name.startswith(".") or not path.is_file():
+        return False
+    kind = mimetypes.guess_type(path.name)[0] or ""
+    if kind.startswith("image/") or path.suffix.lower() in (".heic", ".heif"):
+        return True
+    try:
+        return bool(check_image(path))
+    except (ValueError, OSError):
+        return False
+
+
+def _use_whole(
+    file: BinaryIO, name: str, use: Callable[[Image.Image], T], header_only: bool = False
+) -> T:
+    """Also where Pillow refuses an intact PNG for chunks that no pixel needs."""
+    plain = None if header_only else _plain_png(file, name)
+    try:
+        return _use(file, name, use)
+    except UnsupportedPixels:
+        raise
+    except ValueError:
+        plain = plain or _plain_png(file, name)
+        if plain is None:
             raise
-        except Exception as error:  # Pillow's decoders raise a dozen kinds on a damaged file
-            raise ValueError(
-                f"{name} is truncated or damaged: {error}. Replace the file."
-            ) from error
+        return _use(plain, name, use)
+
+
+def _plain_png(file: BinaryIO, name: str) -> BinaryIO | None:
+    try:
+        return pixels_of_png(file, MAX_PIXELS)
+    except (ValueError, struct.error, zlib.error) as error:
+        raise _damaged(name, error) from error
+
+
+def _use(file: BinaryIO, name: str, use: Callable[[Image.Image], T]) -> T:
+    file.seek(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's: on damage, and at half of MAX_PIXELS
+        with _open(file, name) as image:
+            try:
+                return use(image)
+            except (MemoryError, UnsupportedPixels):
+                raise
+            except Exception as error:  # Pillow's decoders raise a dozen kinds on a damaged file
+                raise _damaged(name, error) from error
+
+
+def _damaged(name: str, reason: Exception) -> ValueError:
+    return ValueError(f"{name} is truncated or damaged: {reason}. Replace the file.")
 
 
 def _open(file: BinaryIO, name: str) -> Image.Image:
     """Open without decoding. Raises ValueError for what is no image and for a huge one."""
     try:
-        with warnings.catch_warnings():
-            # Pillow warns at half of MAX_PIXELS; the limit below is the one that counts.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(file)
+        image = Image.open(file)
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name} is too large: {error} Make it smaller first.") from error
     except UnidentifiedImageError as error:
@@ -180,24 +249,40 @@ def _open(file: BinaryIO, name: str) -> Image.Image:
     return image
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation. Unreadable EXIF data counts as upright."""
+def _load_roughly(image: Image.Image) -> None:
+    if image.format != "PNG":  # known to be whole already
+        image.draft(None, (1, 1))  # a JPEG is read to its end, and drawn at an eighth of its size
+        image.load()
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    # For a PNG without EXIF data Pillow would look for it behind the pixels, and decode them.
+    turned = "exif" in image.info and _orientation(image) in (5, 6, 7, 8)
+    return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def _orientation(image: Image.Image) -> int | None:
+    """As in the EXIF data; None if that is unreadable, which counts as upright."""
     try:
-        orientation = image.getexif().get(_EXIF_ORIENTATION)
+        return image.getexif().get(_EXIF_ORIENTATION)
     except Exception as error:  # any damage; it must not cost the picture
         logger.warning("EXIF data ignored: %s", error)
-        return image
-    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+        return None
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    if image.mode.startswith("I;16") or image.mode == "I":
-        return _grey16_to_rgb(image, name)
+    image.load()
     if image.mode == "F":
-        raise _UnsupportedPixels(
+        raise UnsupportedPixels(
             f"{name} holds floating point pixels, whose range is not defined. "
             "Save it with 8 or 16 bits per channel."
         )
+    bits = _grey_bits(image)
+    orientation = _orientation(image)
+    if orientation in _UPRIGHT:
+        image = image.transpose(_UPRIGHT[orientation])
+    if image.mode.startswith("I"):
+        return _grey_to_rgb(np.asarray(image), bits, name)
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
         layer = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
@@ -205,15 +290,21 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     return image.convert("RGB")
 
 
-def _grey16_to_rgb(image: Image.Image, name: str) -> Image.Image:
-    values = np.asarray(image)
-    if values.min() < 0 or values.max() > 65535:
-        raise _UnsupportedPixels(
-            f"{name} holds 32-bit pixels ({values.min()} to {values.max()}). "
-            "Save it with 8 or 16 bits per channel."
+def _grey_to_rgb(values: np.ndarray, bits: int, name: str) -> Image.Image:
+    if bits > 16 or values.min() < 0:
+        raise UnsupportedPixels(
+            f"{name} holds {bits}-bit pixels from {values.min()} to {values.max()}, whose range is "
+            "not defined. Save it with 8 or 16 bits per channel."
         )
-    return Image.fromarray((values // 256).astype(np.uint8)).convert("RGB")
+    return Image.fromarray((values >> bits - 8).astype(np.uint8)).convert("RGB")
 
 
-class _UnsupportedPixels(ValueError):
-    """An intact file whose pixels have no meaning as 8-bit RGB."""
+def _grey_bits(image: Image.Image) -> int:
+    """Of a grey value in one of Pillow's modes I; they are known of files, not of copies."""
+    if hasattr(image, "tag_v2"):
+        return int(image.tag_v2.get(_BITS_PER_SAMPLE, (16,))[0])
+    return 32 if image.mode == "I" and image.format != "PPM" else 16
+
+
+class UnsupportedPixels(ValueError):
+    """An intact file whose pixels have no meaning as what is asked for."""

@@ -195,7 +195,7 @@ def save_picture(picture: Image.Image, path: Path, record: str) -> None:
     options: dict[str, Any] = {}
     if path.suffix.lower() == ".png":
         info = PngInfo()
-        info.add_itxt("talk2dino", record)
+        info.add_itxt("talk2dino", _printable(record))
         options["pnginfo"] = info
     else:
         options["quality"] = 95
@@ -210,5 +210,10 @@ def save_scores(scores: Tensor, names: Sequence[str], path: Path, record: str) -
             file,
             scores=scores.float().cpu().numpy(),
             classes=np.array(list(names)),
-            settings=np.array(record),
+            settings=np.array(_printable(record)),
         )
+
+
+def _printable(record: str) -> str:
+    """The same JSON, with names of files that are not UTF-8 in its own notation."""
+    return record.encode("utf-8", "backslashreplace").decode("utf-8")

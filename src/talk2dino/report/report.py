@@ -83,7 +83,7 @@ def write_report(
             bar.update(1)
     page = build_page(runs, figure_svg(overview), sections, notes)
     with atomic_path(options.output) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
     return written, notes
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from talk2dino.benchmarks.results import read_counts, read_result
 from talk2dino.benchmarks.table import BENCHMARKS
+from talk2dino.files import listed
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def find_runs(places: Sequence[str | Path]) -> tuple[list[EvaluatedRun], list[st
         if place.is_file():
             found[place.resolve()] = _read(place)
             continue
-        for path in sorted(place.glob("*.json")):
+        for path in listed(place, "*.json"):
             try:
                 found[path.resolve()] = _read(path)
             except ValueError as error:

@@ -51,6 +51,20 @@ def test_the_official_number_is_complete(tmp_path):
     assert look(tmp_path, "cityscapes")[0].state == "complete"
 
 
+def test_pictures_that_end_differently_are_named(tmp_path):
+    row = put(tmp_path, "ade20k", ["a"])
+    for name in ("b.JPG", "c.jpeg"):
+        save(tmp_path / row.images / name, np.zeros((2, 2, 3)))
+    warnings = " ".join(look(tmp_path, "ade20k")[0].warnings)
+    assert "do not end in .jpg: 'b.JPG', 'c.jpeg'" in warnings
+
+
+def test_a_label_that_is_a_jpeg_is_no_lossless_png(tmp_path):
+    row = put(tmp_path, "voc", ["a"])
+    Image.new("L", (2, 2)).save(tmp_path / row.labels / "a.png", format="JPEG")
+    assert "a.png is no lossless PNG but JPEG" in look(tmp_path, "voc")[1]
+
+
 def test_nothing_there_says_where_to_get_it(tmp_path):
     for key in BENCHMARKS:
         report, problems = look(tmp_path, key)
@@ -123,7 +137,7 @@ def test_colours_in_place_of_labels_and_other_sizes(tmp_path):
     _, problems = look(tmp_path, "voc")
     assert "a.png holds RGB colours" in problems
     assert "b.png is 2 x 3 pixels, its image 2 x 2" in problems
-    assert "c.png is empty, damaged" in problems
+    assert "c.png is not an image" in problems
 
 
 def test_missing_images_and_labels_are_counted_and_named(tmp_path):

@@ -1,7 +1,9 @@
 """Conversion of published labels: the tables, and what happens around the files."""
 
 import os
+import struct
 import threading
+import zlib
 
 import numpy as np
 import pytest
@@ -81,6 +83,25 @@ def test_another_output_folder_gets_the_same_tree(coco, tmp_path):
     assert len(list(coco.rglob("*.png"))) == 3
 
 
+@pytest.mark.parametrize("format", ["JPEG", "WEBP", "GIF"])
+def test_a_label_in_another_format_is_named_and_not_converted(coco, capsys, format):
+    path = coco / "annotations" / "val2017" / "000000000001.png"
+    Image.open(path).convert("RGB" if format == "WEBP" else "L").save(path, format=format)
+    assert main([str(coco)]) == 1
+    assert f"000000000001.png is no lossless PNG but {format}" in capsys.readouterr().err
+
+
+def test_grey_of_four_bits_is_refused_as_it_would_be_stretched(tmp_path):
+    header = struct.pack(">IIBBBBB", 2, 1, 4, 0, 0, 0, 0)
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(b"\0\x12")), (b"IEND", b""))
+    chunks = [
+        struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in parts
+    ]
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    with pytest.raises(ValueError, match="a.png has pixels of mode L;4"):
+        read_labels(tmp_path / "a.png")
+
+
 def test_a_damaged_and_a_coloured_label_are_named_and_the_others_converted(coco, capsys):
     folder = coco / "annotations" / "val2017"
     (folder / "000000000004.png").write_bytes(b"")
@@ -88,7 +109,7 @@ def test_a_damaged_and_a_coloured_label_are_named_and_the_others_converted(coco,
     assert main([str(coco)]) == 1
     shown = capsys.readouterr()
     assert "3 written" in shown.out
-    assert "000000000004.png is empty, damaged" in shown.err
+    assert "000000000004.png is empty (0 bytes)" in shown.err
     assert "000000000005.png holds RGB colours" in shown.err
     assert not list(folder.glob(f"00000000000[45]{OBJECT_SUFFIX}.png"))
 
@@ -151,3 +172,12 @@ def test_unfinished_files_of_a_killed_run_are_removed_once_they_are_old(coco):
     os.utime(old, (0, 0))
     run_conversions(plan_coco(coco, coco, OBJECT_SUFFIX), workers=1)
     assert not old.exists() and new.exists()  # another process may be writing the new one
+
+
+def test_hidden_companions_are_no_labels(tmp_path):
+    label = save(tmp_path / "annotations/val2017/1.png", [[0]])
+    raw = save(tmp_path / "gtFine/val/bonn/a_gtFine_labelIds.png", [[0]])
+    for path in (label, raw):
+        path.with_name(f"._{path.name}").write_bytes(b"metadata")
+    found = plan_coco(tmp_path, tmp_path, STUFF_SUFFIX) + plan_cityscapes(tmp_path)
+    assert [conversion.source for conversion in found] == [label, raw]

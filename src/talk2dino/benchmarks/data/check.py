@@ -13,6 +13,8 @@ from talk2dino.benchmarks.data.context import find_context_json
 from talk2dino.benchmarks.data.label_sample import LabelSample, sample_labels
 from talk2dino.benchmarks.data.sources import SOURCES, Source
 from talk2dino.benchmarks.table import Benchmark
+from talk2dino.files import listed
+from talk2dino.pictures.images import other_pictures
 
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz")
 
@@ -99,6 +101,8 @@ def _listed_stems(
                 f"{folder} holds no *{suffix} (found: {other}){_explain_missing(folder, root)}. "
                 f"{get_images}"
             )
+        elif left := pictures_left_out(folder, suffix):
+            report.warnings.append(f"{folder}: pictures that do not end in {suffix}: {left}")
         return stems or None
     path = root / benchmark.split
     if not path.is_file():
@@ -186,7 +190,7 @@ def _explain_missing(folder: Path, root: Path) -> str:
         path
         for place in (root, top, *folder.parents)
         if place.is_dir() and place.is_relative_to(root)
-        for path in sorted(place.iterdir())
+        for path in listed(place, "*")
         if path.suffix in ARCHIVES
     ]
     tail = folder.parts[-2:]
@@ -210,6 +214,12 @@ def _files_below(folder: Path, suffix: str) -> list[str]:
         for name in names
         if name.endswith(suffix) and not name.startswith(".")
     ]
+
+
+def pictures_left_out(folder: Path, suffix: str) -> str:
+    """Names of the pictures below a benchmark's folder that it passes over; empty if none."""
+    paths = (Path(place, name) for place, _, names in os.walk(folder) for name in names)
+    return other_pictures(path for path in paths if not path.name.endswith(suffix))
 
 
 def _spread(items: Sequence[str], count: int) -> list[str]:

@@ -25,7 +25,7 @@ from talk2dino.benchmarks.data.labels import (
     coco_stuff_table,
     read_labels,
 )
-from talk2dino.files import atomic_path
+from talk2dino.files import atomic_path, listed
 from talk2dino.progress import Progress, silent
 
 COCO_SPLITS = ("train2017", "val2017")
@@ -88,8 +88,8 @@ def plan_coco(coco: str | Path, out: str | Path, suffix: str) -> list[Conversion
     table = _COCO_TABLES[suffix]()
     plan = []
     for split in splits:
-        for source in sorted((annotations / split).glob("*.png")):
-            if source.name.startswith(".") or source.stem.endswith("TrainIds"):
+        for source in listed(annotations / split, "*.png"):
+            if source.stem.endswith("TrainIds"):
                 continue
             target = Path(out) / "annotations" / split / f"{source.stem}{suffix}.png"
             plan.append(Conversion(source, target, partial(_renumber, source, table)))
@@ -111,7 +111,7 @@ def plan_cityscapes(cityscapes: str | Path) -> list[Conversion]:
     table = cityscapes_table()
     plan = []
     for split in CITYSCAPES_SPLITS:
-        for source in sorted((folder / split).glob(f"*/*{CITYSCAPES_RAW}")):
+        for source in listed(folder / split, f"*/*{CITYSCAPES_RAW}"):
             name = source.name.removesuffix(CITYSCAPES_RAW) + CITYSCAPES_CONVERTED
             target = source.with_name(name)
             plan.append(Conversion(source, target, partial(_renumber, source, table)))

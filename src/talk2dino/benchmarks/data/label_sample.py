@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from talk2dino.benchmarks.data.labels import CITYSCAPES_LAST_ID, WrongLabelMode, read_labels
 from talk2dino.benchmarks.metrics import IGNORED
 from talk2dino.benchmarks.table import Benchmark
+from talk2dino.pictures.images import check_image
 
 
 @dataclass
@@ -84,10 +84,9 @@ def _outside(benchmark: Benchmark) -> slice:
 def _size_mismatch(image: Path, label: Path, labels: np.ndarray) -> str | None:
     """A sentence if the image's header gives another size; images are checked elsewhere."""
     try:
-        with Image.open(image) as opened:
-            width, height = opened.size
-    except OSError:
-        return f"{image} is missing, empty or no image"
+        height, width = check_image(image)
+    except (ValueError, OSError) as error:
+        return str(error)
     if (height, width) == labels.shape:
         return None
     return (

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from talk2dino.benchmarks.metrics import IGNORED
+from talk2dino.pictures.images import UnsupportedPixels, use_picture
+
+T = TypeVar("T")
 
 COCO_STUFF_UNUSED = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)
 """Raw ids below 182 that COCO and COCO-Stuff never use."""
@@ -68,35 +73,50 @@ def read_labels(path: str | Path) -> np.ndarray:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or holds colours instead of class numbers.
+        ValueError: it is damaged, no PNG, or holds colours instead of class numbers.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such label file")
-    try:
-        with Image.open(path) as image:
-            if image.mode not in ("L", "P"):
-                raise WrongLabelMode(_wrong_mode(path, image.mode))
-            return np.asarray(image, dtype=np.uint8)
-    except (WrongLabelMode, MemoryError):
-        raise
-    except Exception as error:  # Pillow's decoders raise a dozen kinds on a damaged file
-        raise ValueError(
-            f"{path} is empty, damaged or no image ({error}). Unpack it again."
-        ) from error
+    return _use_labels(path, lambda image: np.array(image, dtype=np.uint8))
 
 
-class WrongLabelMode(ValueError):
+def label_size(path: str | Path) -> tuple[int, int]:
+    """(height, width) of a label file, from its header.
+
+    Raises: as `read_labels`, except for damage behind the header.
+    """
+    return _use_labels(path, lambda image: (image.height, image.width), header_only=True)
+
+
+class WrongLabelMode(UnsupportedPixels):
     """An intact picture that holds no 8-bit class numbers."""
 
 
-def _wrong_mode(path: Path, mode: str) -> str:
-    if mode in ("RGB", "RGBA", "LA", "PA", "CMYK"):
+def _use_labels(path: str | Path, use: Callable[[Image.Image], T], header_only: bool = False) -> T:
+    def checked(image: Image.Image) -> T:
+        if (problem := _no_labels(image)) is not None:
+            raise WrongLabelMode(f"{path} {problem}")
+        return use(image)
+
+    return use_picture(path, checked, header_only)
+
+
+def _no_labels(image: Image.Image) -> str | None:
+    """Why a picture cannot be a label map, if so."""
+    if not isinstance(image, PngImageFile):
         return (
-            f"{path} holds {mode} colours, not class numbers. It was probably re-saved by a "
+            f"is no lossless PNG but {image.format}, which may have changed its class numbers: "
+            "use the official file."
+        )
+    if image.mode in ("RGB", "RGBA", "LA", "PA"):
+        return (
+            f"holds {image.mode} colours, not class numbers. It was probably re-saved by a "
             "program that flattens palettes, or is a colour visualisation: use the official file."
         )
-    return f"{path} has pixels of mode {mode}; labels must be 8-bit grey or palette indices."
+    # Grey of 2 or 4 bits is stretched to 0 to 255 by every reader.
+    if image.mode not in ("1", "L", "P") or image.tile[0][3] in ("L;2", "L;4"):
+        return (
+            f"has pixels of mode {image.tile[0][3]}; labels must be 8-bit grey or palette indices."
+        )
+    return None
 
 
 def _table(ids: Iterable[int], first: int, other: int, unlabelled: Iterable[int]) -> LabelTable:

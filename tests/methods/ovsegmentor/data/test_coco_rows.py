@@ -82,3 +82,12 @@ def test_under_compat_captions_without_an_entity_stay_but_have_no_partner(coco):
     rows = open_rows(coco, coco.parent / "images", published, pairs=True)
     assert rows.usable.tolist() == [2]
     assert rows.refused.reasons["without a partner"] == 3
+
+
+def test_ids_that_are_text_on_one_side_and_numbers_on_the_other_are_named(coco):
+    content = json.loads(coco.read_text())
+    for image in content["images"]:
+        image["id"] = str(image["id"])
+    coco.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"image_id 0, 10, 20; the ids of the images are '0'"):
+        open_rows(coco, coco.parent / "images", reader)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from talk2dino.config import split_names
 from talk2dino.methods.ovsegmentor.data.augment import AugmentConfig, training_transform
 from talk2dino.methods.ovsegmentor.data.dataset import (
     Collate,
@@ -54,7 +55,7 @@ class PretrainingData:
     @property
     def entity_words(self) -> list[str]:
         """The words of `entities`."""
-        return [word.strip() for word in self.entities.split(",")] if self.entities else []
+        return [word.strip() for word in split_names(self.entities)] if self.entities else []
 
 
 def open_samples(

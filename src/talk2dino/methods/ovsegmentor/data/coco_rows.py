@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from talk2dino.features.sources import ImageSource, check_any_exists
+from talk2dino.features.store import caption_rows
+from talk2dino.files import check_file
 from talk2dino.methods.ovsegmentor.data.entity_index import EntityIndex
 from talk2dino.methods.ovsegmentor.data.sources import Partner, Refused, Rows
 from talk2dino.methods.ovsegmentor.data.words import CaptionReader
@@ -69,16 +70,17 @@ def _read(path: Path) -> tuple[list[str], list[str]]:
         FileNotFoundError: there is no such file.
         ValueError: it holds no COCO captions.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file of captions")
+    check_file(path, "file of captions")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        names = {image["id"]: str(image["file_name"]) for image in content["images"]}
-        annotations: list[Mapping[str, Any]] = content["annotations"]
+        names = [str(image["file_name"]) for image in content["images"]]
+        annotations: list[dict[str, Any]] = content["annotations"]
+        rows = caption_rows(content["images"], annotations)
         captions = [str(annotation["caption"]).strip() for annotation in annotations]
-        return captions, [names[annotation["image_id"]] for annotation in annotations]
+        return captions, [names[row] for row in rows.tolist()]
     except (ValueError, KeyError, TypeError) as error:
+        missing = "no " if isinstance(error, KeyError) else ""
         raise ValueError(
-            f"{path} holds no COCO captions ({type(error).__name__}: {error}); it needs images "
+            f"{path} holds no COCO captions ({missing}{error}); it needs images "
             "with id and file_name, and annotations with image_id and caption"
         ) from error

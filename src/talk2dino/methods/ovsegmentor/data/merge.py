@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from talk2dino.files import atomic_path
+from talk2dino.files import atomic_path, check_file, listed
 from talk2dino.methods.ovsegmentor.data.filter import read_record
 from talk2dino.methods.ovsegmentor.data.metafile import CAPTION, IMAGE, TableWriter
 
@@ -27,8 +27,9 @@ def list_parts(folder: str | Path, out: Path) -> list[Path]:
     """
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
-    parts = [path for path in Path(folder).glob("*.csv") if path.name != out.name]
-    parts = [path for path in parts if not path.name.startswith(".")]
+    parts = [path for path in listed(folder, "*.csv") if path.name != out.name]
+    for part in parts:
+        check_file(part)
     if not parts:
         raise FileNotFoundError(f"{folder} holds no .csv files to merge. Filter captions first.")
     parts.sort(key=_natural)

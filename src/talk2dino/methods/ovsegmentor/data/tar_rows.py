@@ -6,9 +6,7 @@ are read once; in memory are 61 bytes per sample, and 8 per entity of a sample w
 
 from __future__ import annotations
 
-import itertools
 import json
-import tarfile
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,12 +15,11 @@ from typing import BinaryIO
 import numpy as np
 
 from talk2dino.features.sources import ImageSource
-from talk2dino.features.tars import list_tars
+from talk2dino.features.tars import IMAGE_MEMBERS, Member, list_tars, read_samples
 from talk2dino.methods.ovsegmentor.data.entity_index import EntityIndex
 from talk2dino.methods.ovsegmentor.data.sources import Partner, Refused, Rows
 from talk2dino.methods.ovsegmentor.data.words import CaptionReader
 
-_IMAGES = ("jpg", "jpeg", "png", "webp")
 _TEXTS = ("json", "txt", "text")
 _MAX_CAPTION = 2**20  # bytes
 
@@ -53,8 +50,10 @@ class TarRows(Rows):
         """Note every sample; yields the entities of its caption if pairs are wanted."""
         for number, tar in enumerate(self.tars):
             with tar.open("rb") as file:
-                for name, image, text in _samples(tar):
-                    is_json = text is not None and text.name.lower().endswith(".json")
+                for name, content in read_samples(tar):
+                    image = next((content[s] for s in IMAGE_MEMBERS if s in content), None)
+                    text = next((content[s] for s in _TEXTS if s in content), None)
+                    is_json = text is not None and text.suffix == "json"
                     places.extend((number, *_place(image), *_place(text)))
                     self._is_json.append(is_json)
                     caption, missing = _caption(file, image, text, is_json)
@@ -88,35 +87,13 @@ class TarRows(Rows):
         return Partner(int(rows[0, 0]), self._index.names[codes[0, 0]])
 
 
-_Member = tarfile.TarInfo | None
+def _place(member: Member | None) -> tuple[int, int]:
+    return (member.offset, member.size) if member else (-1, 0)
 
 
-def _samples(tar: Path) -> Iterator[tuple[str, _Member, _Member]]:
-    """(name, image, caption) of every sample; members of one sample follow each other."""
-    try:
-        with tarfile.open(tar, "r:") as archive:
-            files = (member for member in archive if member.isfile())
-            for name, members in itertools.groupby(files, key=lambda member: _split(member)[0]):
-                by_suffix = {_split(member)[1]: member for member in members}
-                image = next((by_suffix[s] for s in _IMAGES if s in by_suffix), None)
-                text = next((by_suffix[s] for s in _TEXTS if s in by_suffix), None)
-                yield name, image, text
-                archive.members = []  # type: ignore[attr-defined]  # it keeps every header otherwise
-    except tarfile.TarError as error:
-        raise ValueError(f"{tar} is damaged or is not an uncompressed tar ({error})") from error
-
-
-def _split(member: tarfile.TarInfo) -> tuple[str, str]:
-    folder, slash, name = member.name.rpartition("/")
-    stem, _, suffix = name.partition(".")
-    return folder + slash + stem, suffix.lower()
-
-
-def _place(member: _Member) -> tuple[int, int]:
-    return (member.offset_data, member.size) if member else (-1, 0)
-
-
-def _caption(file: BinaryIO, image: _Member, text: _Member, is_json: bool) -> tuple[str, str]:
+def _caption(
+    file: BinaryIO, image: Member | None, text: Member | None, is_json: bool
+) -> tuple[str, str]:
     """The caption, or why there is none."""
     if image is None:
         return "", "without an image"

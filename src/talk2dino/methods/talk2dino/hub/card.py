@@ -10,6 +10,7 @@ from typing import Any
 import talk2dino
 from talk2dino.backbones.seeded import PREFIX
 from talk2dino.benchmarks.results import markdown_table, read_result
+from talk2dino.files import check_file, listed
 from talk2dino.methods.talk2dino.hub.folder import INCLUDED, FolderConfig
 from talk2dino.methods.talk2dino.hub.published import TOY
 
@@ -55,7 +56,8 @@ def read_results(folder: str | Path) -> list[dict[str, Any]]:
         ValueError: a damaged file.
     """
     results = []
-    for path in sorted(Path(folder).glob("*.json")):
+    for path in listed(folder, "*.json"):
+        check_file(path)
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:

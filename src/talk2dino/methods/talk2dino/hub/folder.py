@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from talk2dino.config import ProjectionConfig, build
+from talk2dino.files import listed
 from talk2dino.methods.talk2dino.config import SegmenterConfig
 from talk2dino.methods.talk2dino.hub.published import HUB_FILES
 
@@ -56,7 +57,7 @@ def find_weights(folder: Path) -> Path:
     for name in (WEIGHTS, _OLD_WEIGHTS):
         if (folder / name).is_file():
             return folder / name
-    if list(folder.glob("*.index.json")):
+    if listed(folder, "*.index.json"):
         raise FileNotFoundError(
             f"{folder} holds weights in several files, which are not read. Save them as one "
             f"{WEIGHTS}."

@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from talk2dino.features.store import FeatureFile
+from talk2dino.features.store import FeatureFile, check_finite
 from talk2dino.methods.talk2dino.projection import unit
 from talk2dino.methods.talk2dino.training.rows import Rows
 
@@ -151,9 +151,14 @@ class StoredColumns:
 
     def _read_batch(self, rows: Tensor, captions: Tensor) -> tuple[Gathered, Gathered]:
         return (
-            {key: self._rows.take(key, rows) for key in self._choice.image_keys},
-            {key: self._rows.take(key, captions) for key in self._choice.caption_keys},
+            {key: self._take(key, rows) for key in self._choice.image_keys},
+            {key: self._take(key, captions) for key in self._choice.caption_keys},
         )
+
+    def _take(self, key: str, index: Tensor) -> Tensor:
+        values = self._rows.take(key, index)
+        check_finite(values, key, self._rows.path)
+        return values
 
     def _to_device(self, gathered: Gathered) -> Gathered:
         if self._device.type != "cuda":
@@ -178,6 +183,7 @@ def _read_whole(
         for start in range(0, len(column), count):
             stop = min(start + count, len(column))
             values = rows.block(key, start, stop) if rows else column[start:stop]
+            check_finite(values, key, features.mapped_from or "the features")
             values = values.to(place)
             held[key][start:stop] = unit(values.float()) if key == choice.unit_key else values
     return HeldColumns(held, choice, device, unit_done=choice.unit_key is not None)

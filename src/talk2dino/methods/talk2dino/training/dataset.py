@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from talk2dino.config import ProjectionConfig, check_name
+from talk2dino.features.keys import DIMENSIONS
 from talk2dino.features.store import FeatureFile
 from talk2dino.methods.talk2dino.alignment import PAIRWISE_STRATEGIES
 from talk2dino.methods.talk2dino.projection import images_stay, unit
@@ -174,7 +175,9 @@ class StoredPairs:
         memory_bytes: int = 8 << 30,
     ) -> None:
         for key in (*choice.image_keys, *choice.caption_keys):
-            features.require(key, path)
+            _check_column(features.require(key, path), key, path)
+        if choice.text == LAST_LAYER_TEXT:
+            _check_positions(features, path)
         self.choice = choice
         self.features = features
         self.caption_rows = features.caption_rows.clone()
@@ -270,6 +273,27 @@ def end_positions(mask: Tensor) -> Tensor:
     """
     positions = torch.arange(mask.shape[1], device=mask.device)
     return (mask * positions).argmax(dim=1)
+
+
+def _check_column(column: Tensor, key: str, path: str | Path) -> None:
+    """Raise ValueError unless a column has the axes and the kind of numbers that its key has."""
+    kind, found = str(column.dtype).removeprefix("torch."), tuple(column.shape)
+    whole = key in ("text_input_mask", "text_argmax")
+    if column.ndim != DIMENSIONS[key] or column.is_floating_point() == whole:
+        raise ValueError(
+            f"{path}: {key!r} has the shape {found} of {kind}; it needs {DIMENSIONS[key]} axes of "
+            f"{'whole numbers' if whole else 'fractions'}. Extract it again."
+        )
+
+
+def _check_positions(features: FeatureFile, path: str | Path) -> None:
+    """Raise ValueError where the end of a text is behind its last position, or before the first."""
+    ends = features.caption_features["text_argmax"]
+    length = features.caption_features[LAST_LAYER_TEXT].shape[1]
+    if len(ends) and not 0 <= int(ends.min()) <= int(ends.max()) < length:
+        raise ValueError(
+            f"{path}: 'text_argmax' is {ends.min()} to {ends.max()}, of {length} positions"
+        )
 
 
 def feature_widths(

@@ -222,11 +222,13 @@ def check_all_exist(collection: Collection) -> None:
     ]
     if missing:
         names = first_few(image.get("file_name", image["id"]) for image, _ in missing)
-        first = missing[0][1]
-        why = first.problem or f"the first was looked for at {' and '.join(first.places)}"
+        problems = [source.problem for _, source in missing if source.problem]
+        places = " and ".join(missing[0][1].places)
+        why = f"the first was looked for at {places}. Is --data_dir right?"
+        why = f"{problems[-1]}." if problems else why
         raise FileNotFoundError(
-            f"{len(missing)} of {len(collection.sources)} images are missing: {names}; {why}. "
-            "Is --data_dir right? dino_extraction_v2.py leaves such images out."
+            f"{len(missing)} of {len(collection.sources)} images are missing: {names}; {why} "
+            "dino_extraction_v2.py leaves such images out."
         )
 
 

@@ -116,7 +116,7 @@ def write_summary(values: Mapping[str, Any], path: Path) -> None:
     """Write JSON with one line per entry, atomically."""
     text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def read_summary(path: Path) -> dict[str, Any]:

@@ -32,8 +32,8 @@ class Rows:
     def __init__(self, features: FeatureFile, keys: tuple[str, ...]) -> None:
         assert features.mapped_from is not None
         self._columns = {key: features.require(key, features.mapped_from) for key in keys}
-        self._path = features.mapped_from
-        self._file = os.open(self._path, os.O_RDONLY)
+        self.path = features.mapped_from
+        self._file = os.open(self.path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._file)
         self._starts = column_starts(features.mapped_from, self._columns)
 
@@ -64,7 +64,7 @@ class Rows:
         while done < len(place):
             count = os.preadv(self._file, [place[done:]], position + done)
             if not count:
-                raise RuntimeError(f"{self._path} became shorter while it was read")
+                raise RuntimeError(f"{self.path} became shorter while it was read")
             done += count
 
 

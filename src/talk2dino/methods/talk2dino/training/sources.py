@@ -8,8 +8,9 @@ from pathlib import Path
 
 from talk2dino.config import FeatureConfig
 from talk2dino.features.captions import CaptionInput
-from talk2dino.features.store import read_features
+from talk2dino.features.store import check_records, read_features
 from talk2dino.features.tars import hold_features, is_tar_input, list_tars
+from talk2dino.files import listed
 from talk2dino.methods.talk2dino.provenance import feature_differences
 from talk2dino.methods.talk2dino.training.dataset import FeatureChoice, Pairs, StoredPairs
 from talk2dino.methods.talk2dino.training.encoding import EncodedPairs, Encoders, ImageOptions
@@ -46,6 +47,7 @@ def open_pairs(path: str, choice: FeatureChoice, encoders: Encoders) -> Pairs:
     place, options = _located(path, encoders.options)
     if Path(place).suffix in FEATURE_SUFFIXES:
         stored = read_features(place)
+        check_records(stored, place)
         return StoredPairs(stored, choice, path, encoders.device, options.cache_bytes)
     collection = CaptionInput(place, options.data_dir).split(0, 1)
     if holds_features(place):
@@ -84,20 +86,19 @@ def warn_of_other_models(pairs: Pairs, recipe: FeatureConfig, path: str) -> None
 
 def holds_features(path: str) -> bool:
     """Whether a dataset holds features, rather than images."""
-    place = Path(path)
-    if place.is_dir() and not any(place.glob("*.tar")):
+    if Path(path).is_dir() and not listed(path, "*.tar"):
         return False
     if is_tar_input(path):
         return hold_features(list_tars(path))
-    return place.suffix in FEATURE_SUFFIXES
+    return Path(path).suffix in FEATURE_SUFFIXES
 
 
 def _located(path: str, options: ImageOptions) -> tuple[str, ImageOptions]:
     """The dataset itself: a folder of images stands for the only JSON in it."""
     folder = Path(path)
-    if not folder.is_dir() or any(folder.glob("*.tar")):
+    if not folder.is_dir() or listed(folder, "*.tar"):
         return path, options
-    found = sorted(folder.glob("*.json"))
+    found = listed(folder, "*.json")
     if len(found) != 1:
         raise ValueError(
             f"{path} is a folder with neither .tar files nor exactly one captions .json "

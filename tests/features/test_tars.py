@@ -1,0 +1,199 @@
+"""One reader of all tars: what it gives out, and what it says of a tar that is not whole."""
+
+import io
+import json
+import os
+import tarfile
+
+import pytest
+
+from talk2dino.features.captions import CaptionInput
+from talk2dino.features.shards import read_shards
+from talk2dino.features.tars import list_tars, read_members, read_samples, read_web_samples
+from talk2dino.methods.ovsegmentor.data.lemmas import dictionary_lemma
+from talk2dino.methods.ovsegmentor.data.sources import open_rows
+from talk2dino.methods.ovsegmentor.data.words import CaptionReader
+from talk2dino.methods.talk2dino.training.sources import holds_features
+
+BLOCK = 512
+
+
+def write_tar(path, members, kind=tarfile.GNU_FORMAT, **attributes):
+    with tarfile.open(path, "w", format=kind) as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size, info.pax_headers = len(data), attributes
+            tar.addfile(info, io.BytesIO(data))
+
+
+def samples(*names):
+    return [
+        (f"{name}.{suffix}", data)
+        for name in names
+        for suffix, data in (
+            ("jpg", b"j" * 700),
+            ("json", json.dumps({"caption": f"a cat {name}"}).encode()),
+        )
+    ]
+
+
+@pytest.fixture
+def tar(tmp_path):
+    write_tar(tmp_path / "0.tar", samples("a", "b", "c", "d"))
+    return tmp_path / "0.tar"
+
+
+@pytest.fixture
+def third(tar):
+    """Where the third sample's image begins, with its header."""
+    return list(read_members(tar))[4].offset - BLOCK
+
+
+def flip_a_header(data, at):
+    return data[: at + 3] + bytes([data[at + 3] ^ 4]) + data[at + 4 :]
+
+
+DAMAGE = {
+    "a bit of a header": flip_a_header,
+    "zeros in place of a header": lambda data, at: data[:at] + bytes(BLOCK) + data[at + BLOCK :],
+    "zeros to the end": lambda data, at: data[:at] + bytes(40_000),
+    "cut before a member": lambda data, at: data[:at],
+    "cut within a header": lambda data, at: data[: at + 100],
+    "cut within a member": lambda data, at: data[: at + BLOCK + 100],
+    "one block of the end mark": lambda data, at: data[:at] + bytes(BLOCK),
+    "another tar behind the end": lambda data, at: data[:at] + bytes(10_240) + data,
+}
+
+
+@pytest.fixture(params=DAMAGE)
+def damaged(request, tar, third):
+    """A tar of which two samples of four can be read."""
+    tar.write_bytes(DAMAGE[request.param](tar.read_bytes(), third))
+    return tar
+
+
+def test_the_samples_before_the_damage_are_read_and_the_tar_counts_as_a_failure(damaged):
+    found = CaptionInput(damaged.parent).split(0, 1)
+    assert [a["caption"] for a in found.features.annotations] == ["a cat a", "a cat b"]
+    assert [image["id"] for image in found.features.images] == [0, 1, 2]
+    assert "0.tar is damaged or is not an uncompressed tar" in found.sources[2].problem
+
+
+def test_captions_alone_of_a_damaged_tar_are_refused(damaged):
+    with pytest.raises(ValueError, match=r"0\.tar is damaged"):
+        CaptionInput(damaged.parent, need_images=False).split(0, 1)
+
+
+def test_the_pretraining_refuses_a_damaged_tar(damaged):
+    with pytest.raises(ValueError, match=r"0\.tar is damaged"):
+        open_rows(damaged, "", CaptionReader(dictionary_lemma))
+
+
+def test_shards_are_refused_when_damaged(damaged):
+    with pytest.raises(ValueError, match=r"(jpg|json) of .*0\.tar is damaged|0\.tar is damaged"):
+        read_shards([damaged])
+
+
+def test_a_damaged_tar_does_not_hide_what_the_others_hold(tmp_path):
+    (tmp_path / "0.tar").write_bytes(b"rubbish" * 200)
+    write_tar(tmp_path / "1.tar", [("7.pth", b"")])
+    assert holds_features(str(tmp_path))
+
+
+def test_what_is_no_tar_is_a_failure_too(tmp_path):
+    (tmp_path / "0.tar").write_bytes(b"rubbish" * 200)
+    [source] = read_web_samples([(0, tmp_path / "0.tar")]).sources
+    assert "0.tar is damaged or is not an uncompressed tar" in source.problem
+
+
+@pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_every_format_gives_the_members_that_tarfile_gives(tmp_path, kind):
+    long = "f" * 60 + "/" + "n" * 60
+    names = ["a.jpg", "./b.c.JPG", f"{long}.jpg", "sub/d.json"]
+    if kind != tarfile.USTAR_FORMAT:
+        names += ["é" * 120 + ".jpg"]
+    write_tar(tmp_path / "0.tar", [(name, name.encode() * 90) for name in names], kind)
+    with tarfile.open(tmp_path / "0.tar", "a") as tar:
+        tar.addfile(tarfile.TarInfo("folder/"))
+    with tarfile.open(tmp_path / "0.tar") as tar:
+        wanted = [(i.name, i.offset_data, i.size) for i in tar if i.isfile() and i.size]
+    found = [m for m in read_members(tmp_path / "0.tar") if m.size]
+    assert [(m.name, m.offset, m.size) for m in found] == wanted
+
+
+def test_extended_attributes_may_hold_line_ends_and_sizes(tmp_path):
+    attributes = {"SCHILY.xattr.note": "two\nlines 12 size=9", "size": "5"}
+    write_tar(tmp_path / "0.tar", [("a.txt", b"12345")], tarfile.PAX_FORMAT, **attributes)
+    assert [(m.name, m.size) for m in read_members(tmp_path / "0.tar")] == [("a.txt", 5)]
+
+
+@pytest.mark.parametrize("size", [-1, 10**15])
+def test_a_size_that_the_file_has_not_is_refused(tmp_path, size):
+    info = tarfile.TarInfo("a.jpg")
+    info.size = size
+    header = info.tobuf(tarfile.GNU_FORMAT)
+    (tmp_path / "0.tar").write_bytes(header + bytes(2 * BLOCK))
+    with pytest.raises(ValueError, match=r"0\.tar is damaged.*unexpected end of data in a\.jpg"):
+        list(read_members(tmp_path / "0.tar"))
+
+
+def test_links_are_named_and_left_out(tmp_path, caplog):
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        info = tarfile.TarInfo("a.jpg")
+        info.type, info.linkname = tarfile.SYMTYPE, "b.jpg"
+        tar.addfile(info)
+    assert not list(read_members(tmp_path / "0.tar"))
+    assert "a.jpg is no file" in caplog.text
+
+
+@pytest.mark.parametrize("companion", ["._{}", "sub/._{}", ".DS_Store"])
+def test_hidden_members_belong_to_no_sample(tmp_path, companion):
+    members = [
+        pair
+        for name, data in samples("a", "b")
+        for pair in ((companion.format(name), b"meta"), (name, data))
+    ]
+    write_tar(tmp_path / "0.tar", members)
+    assert [name for name, _ in read_samples(tmp_path / "0.tar")] == ["a", "b"]
+    assert len(open_rows(tmp_path / "0.tar", "", CaptionReader(dictionary_lemma)).usable) == 2
+
+
+def test_hidden_tars_are_not_among_those_of_a_folder(tar):
+    (tar.parent / "._0.tar").write_bytes(b"\0\5\x16\7metadata")
+    assert list_tars(tar.parent) == [tar]
+    tar.unlink()
+    with pytest.raises(FileNotFoundError, match=r"holds no \.tar files"):
+        list_tars(tar.parent)
+    assert not holds_features(str(tar.parent))
+
+
+def test_members_of_a_sample_that_are_apart_are_said_to_be(tmp_path):
+    write_tar(tmp_path / "0.tar", sorted(samples("a", "b"), key=lambda pair: pair[0][1:]))
+    problem = read_web_samples([(0, tmp_path / "0.tar")]).sources[-1].problem
+    assert "sample a are not next to each other" in problem
+    assert "tar --sort=name" in problem
+    with pytest.raises(ValueError, match="sort=name"):
+        open_rows(tmp_path / "0.tar", "", CaptionReader(dictionary_lemma))
+
+
+def test_a_member_that_is_there_twice_is_named(tmp_path):
+    write_tar(tmp_path / "0.tar", [*samples("a"), ("a.json", b"{}")])
+    with pytest.raises(ValueError, match=r"a\.json is there twice"):
+        list(read_samples(tmp_path / "0.tar"))
+
+
+def test_a_range_is_not_written_out_before_it_is_looked_for(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no such tar: .*shard0\.tar"):
+        list_tars(tmp_path / "shard{0..99999999999}.tar")
+    (tmp_path / "s00.tar").touch()
+    with pytest.raises(FileNotFoundError, match=r"no such tar: .*s01\.tar"):
+        list_tars(tmp_path / "s{0..9}{0..99999999999}.tar")
+    with pytest.raises(FileNotFoundError, match="the range is empty"):
+        list_tars(tmp_path / "s{09..01}.tar")
+
+
+@pytest.mark.parametrize("name", ["", "0.tar", "*.tar", "{0..0}.tar"])
+def test_a_named_pipe_among_the_tars_is_named(tmp_path, name):
+    os.mkfifo(tmp_path / "0.tar")
+    with pytest.raises(ValueError, match=r"0\.tar is a named pipe or a device"):
+        list_tars(tmp_path / name)
