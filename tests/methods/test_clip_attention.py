@@ -3,19 +3,20 @@ import torch
 from torch import nn
 
 from talk2dino.backbones.clip_image import load_clip
+from talk2dino.benchmarks.table import BENCHMARKS
 from talk2dino.inference import Protocol, picture_scores
 from talk2dino.methods.clip_attention import (
     METHODS,
     NAMES,
     PUBLISHED,
     ClipAttentionSegmenter,
-    load,
     neighbour_aware,
     neighbourhood,
     query_query,
     self_correlation,
 )
 from talk2dino.methods.clip_words import WITHOUT_BACKGROUND, class_words
+from talk2dino.methods.registry import find_method, load_segmenter
 from talk2dino.pictures.vocabularies import find_vocabulary
 from talk2dino.segmenter import ClassQuery
 
@@ -109,7 +110,7 @@ def test_one_pass_of_the_tower_serves_every_method_with_its_padding(build, tower
         torch.testing.assert_close(
             other.score_features(features, windows, query), other.window_scores(windows, query)
         )
-    assert not one.shares_features(load("maskclip_toy", "seeded:1"))
+    assert not one.shares_features(load_segmenter("maskclip_toy", "seeded:1"))
     assert not one.shares_features(object())
 
 
@@ -240,24 +241,42 @@ def test_protocols_are_the_published_ones(build):
     }
 
 
-def test_settings_are_plain_and_tell_the_methods_apart(build):
-    settings = [str(build(method, "context59", None).settings()) for method in METHODS]
-    assert len(set(settings)) == len(METHODS)
-    assert build("naclip", refinements=None).settings()["refinements"] == ["pamr"]
+def test_naclip_refines_unless_it_is_refused_and_others_if_asked():
+    refines = {m: find_method(f"{m}_toy").settings()["pamr"] for m in METHODS}
+    assert refines == {m: m == "naclip" for m in METHODS}
+    assert find_method("sclip_toy", {"pamr": True}).settings()["pamr"]
+    assert not find_method("naclip_toy", {"pamr": False}).settings()["pamr"]
+
+
+def test_rules_are_those_of_the_benchmark():
+    method, voc = find_method("sclip_vitb"), BENCHMARKS["voc"]
+    assert method.benchmark(voc).protocol.short_side == 336
+    assert method.benchmark(method.benchmark(voc)) == method.benchmark(voc)
+    assert method.threshold(voc) == 0.1 and method.threshold(BENCHMARKS["voc20"]) is None
+    assert method.on(voc).settings()["area"] == 0.1 and method.settings()["area"] == 0
+    assert method.published(voc) == 59.63
+    naclip = find_method("naclip_vitb")
+    assert (naclip.published(voc), naclip.demo.threshold) == (64.07, 0.1)
+    assert find_method("naclip_vitb", {"pamr": False}).published(voc) == 58.9
+    keys = [row.key for row in find_method("maskclip_toy").published_on]
+    assert keys == list(WITHOUT_BACKGROUND)
+    assert len(method.published_on) == 8
 
 
 def test_models_are_loaded_by_name():
     assert len(NAMES) == 12 and {"clip_vitb", "maskclip_reduced_toy"} <= set(NAMES)
-    segmenter = load("naclip_toy", benchmark="voc", pamr=False)
+    segmenter = load_segmenter("naclip_toy", "seeded:0", benchmark="voc", pamr=False)
     assert segmenter.variant is METHODS["naclip"] and not segmenter.refinements
     picture = torch.rand(3, 40, 60) * 255
     query = random_query(56, owner=[*[0] * 26, *range(1, 31)], background=0.1)
     assert picture_scores(segmenter, picture, query, segmenter.protocol).shape == (31, 40, 60)
     with pytest.raises(ValueError, match="unknown model 'naclp_toy'.*Did you mean 'naclip_toy'"):
-        load("naclp_toy")
+        load_segmenter("naclp_toy")
 
 
 def test_published_numbers_are_keyed_by_benchmark():
-    assert PUBLISHED["naclip_pamr"]["voc"] == 64.07 and PUBLISHED["sclip"]["ade20k"] == 16.45
-    assert set(PUBLISHED["maskclip"]) == set(WITHOUT_BACKGROUND)
-    assert PUBLISHED["maskclip"]["voc20"] == 74.9
+    assert (
+        PUBLISHED["naclip_vitb_pamr"]["voc"] == 64.07 and PUBLISHED["sclip_vitb"]["ade20k"] == 16.45
+    )
+    assert set(PUBLISHED["maskclip_vitb"]) == set(WITHOUT_BACKGROUND)
+    assert PUBLISHED["maskclip_vitb"]["voc20"] == 74.9

@@ -3,23 +3,24 @@ import torch
 from torch import nn
 
 from talk2dino.backbones.vision import load_vision
+from talk2dino.benchmarks.table import BENCHMARKS
 from talk2dino.inference import Protocol
 from talk2dino.methods.proxyclip import (
     MODELS,
     PUBLISHED,
     ProxyClipSegmenter,
     class_words,
-    load,
     proxy_attention,
     shared_words,
 )
+from talk2dino.methods.registry import find_method, load_segmenter
 from talk2dino.pictures.vocabularies import find_vocabulary
 from talk2dino.segmenter import ClassQuery
 
 
 @pytest.fixture(scope="module")
 def toy():
-    return load("proxyclip_toy", "seeded:0")
+    return load_segmenter("proxyclip_toy", "seeded:0")
 
 
 def query_of(rows, owner=None, background=None):
@@ -164,14 +165,17 @@ def test_protocols_are_the_published_ones(toy):
     assert thresholds == [0.2, 0.15, 0.25]
     with pytest.raises(ValueError, match="voc20 has no background"):
         of("voc20").query(["cat"], 0.2)
-    assert of("voc20").settings()["window"] == 336
+    method = find_method("proxyclip_toy", {"weights": "seeded:3"})
+    assert method.benchmark(BENCHMARKS["cityscapes"]).protocol == of("cityscapes").protocol
+    assert method.settings()["vision_weights"] == "seeded:3"
+    assert method.threshold(BENCHMARKS["coco_object"]) == 0.25
 
 
 def test_models_have_published_numbers_or_are_toys():
     assert set(MODELS) - set(PUBLISHED) == {"proxyclip_toy", "proxyclip_toy_dinov2"}
     assert PUBLISHED["proxyclip_vith"]["ade20k"] == 24.2
     with pytest.raises(ValueError, match="unknown model 'proxyclip'"):
-        load("proxyclip")
+        load_segmenter("proxyclip")
 
 
 def test_dino_has_its_official_positions_under_its_official_name_only():

@@ -6,7 +6,8 @@ import torch
 
 from talk2dino.inference import Protocol, picture_scores, resize_picture, sliding_window_scores
 from talk2dino.methods.clip_words import word_rows
-from talk2dino.methods.proxyclip import ProxyClipSegmenter, load, proxy_attention
+from talk2dino.methods.proxyclip import ProxyClipSegmenter, proxy_attention
+from talk2dino.methods.registry import load_segmenter
 from talk2dino.segmenter import ClassQuery
 
 from .conftest import TENSOR_TOLERANCE
@@ -27,7 +28,7 @@ def pictures(recorded):
 
 @pytest.fixture(scope="module")
 def segmenter():
-    return load("proxyclip_toy", "seeded:0")
+    return load_segmenter("proxyclip_toy", "seeded:0")
 
 
 @pytest.fixture(scope="module")
@@ -140,14 +141,14 @@ def test_labels(segmenter, arrays, pictures, photograph, resized, relative_error
 def test_dinov2(recorded, resized, relative_error):
     arrays = recorded("peers/proxyclip_toy_dinov2.npz")
     window = resized(str(arrays["image"]))[:, :336, :336]
-    segmenter = load("proxyclip_toy_dinov2", "seeded:0")
+    segmenter = load_segmenter("proxyclip_toy_dinov2", "seeded:0")
     assert segmenter.multiple == 112
     check_window(segmenter, window, arrays, "", relative_error, TENSOR_TOLERANCE, step=7)
 
 
 def test_the_full_size(recorded, resized, relative_error):
     arrays = recorded("peers/proxyclip_base.npz")
-    segmenter = load("proxyclip_vitb", "seeded:0")
+    segmenter = load_segmenter("proxyclip_vitb", "seeded:0")
     rows = word_rows(segmenter.text, [str(name) for name in arrays["text_names"]])
     assert relative_error(rows, arrays["text_embeddings"]) < TENSOR_TOLERANCE
     window = resized(str(arrays["image"]))[:, :336, :336]

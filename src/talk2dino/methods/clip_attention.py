@@ -7,8 +7,8 @@ NACLIP (Hajimiri, Ben Ayed, Dolz, 2025) train nothing. Everything before the las
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,21 +22,27 @@ from talk2dino.backbones.clip_image import (
     queries_keys_values,
 )
 from talk2dino.backbones.text import TextEncoder
+from talk2dino.benchmarks.table import BENCHMARKS, Benchmark
 from talk2dino.config import check_name
 from talk2dino.inference import Protocol
 from talk2dino.methods.clip_words import (
+    ANY,
     WITHOUT_BACKGROUND,
+    ClipWordMethod,
     ClipWordSegmenter,
+    Rules,
     class_words,
 )
 from talk2dino.refine.refinement import PAMR, Refinement
-from talk2dino.segmenter import ClassQuery
+from talk2dino.segmenter import ClassQuery, ClassWords, Segmenter
 
 Grid = tuple[int, int]
 """Rows and columns of patches."""
 Attention = Callable[[Tensor, Tensor, Tensor, Grid], Tensor]
 """Queries, keys, values (B, H, N, d), the CLS token first, and the grid to new values."""
 
+DILATIONS = (8, 16)
+"""Distances of PAMR's neighbours, as NACLIP has them."""
 SIGMA = 5.0
 """How far NACLIP's neighbourhood reaches, in patches."""
 
@@ -77,24 +83,8 @@ def neighbourhood(grid: Grid, sigma: float) -> Tensor:
     return torch.kron(rows, columns)
 
 
-@dataclass(frozen=True)
-class Rules:
-    """How a method is run on a benchmark."""
-
-    protocol: Protocol
-    """Size and windows."""
-    logit_scale: float = 40.0
-    """Of cosines, before the softmax over the words."""
-    threshold: float = 0.1
-    """A best class less probable than this is background, where there is one."""
-    area: float = 0.0
-    """A foreground class with at most this share of the foreground pixels is dropped."""
-
-
 _SMALL = Protocol(short_side=336, window=224, stride=112)
 _WHOLE = Protocol(short_side=336, window=None)
-ANY = "any"
-"""In tables of rules: all other benchmarks, and pictures of a user."""
 
 _SCLIP = {
     ANY: Rules(_SMALL),
@@ -152,13 +142,13 @@ METHODS: dict[str, Variant] = {
     "clip": Variant(as_trained, True, {**_CLEARCLIP, ANY: Rules(Protocol(), 50.0, threshold=0.2)}),
 }
 PUBLISHED = {
-    "maskclip": _miou(74.9, 26.4, 16.4, 12.6, 9.8),  # this and the next from ClearCLIP's figure
-    "maskclip_reduced": _miou(61.4, 28.3, 18.4, 24.7, 13.6),
-    "sclip": _miou(59.63, 31.74, 33.52, 81.54, 34.46, 22.77, 32.34, 16.45),
-    "clearclip": _miou(51.8, 32.6, 33.0, 80.9, 35.9, 23.9, 30.0, 16.7),  # as printed by others
-    "naclip": _miou(58.9, 32.2, 33.2, 79.7, 35.2, 23.3, 35.5, 17.4),  # as printed by others
-    "naclip_pamr": _miou(64.07, 34.99, 36.19, 83.03, 38.35, 25.69, 38.27, 19.05),
-    "clip": _miou(41.8, 9.2, 4.4, 5.5, 2.1),  # from ClearCLIP's figure
+    "maskclip_vitb": _miou(74.9, 26.4, 16.4, 12.6, 9.8),  # from ClearCLIP's figure
+    "maskclip_reduced_vitb": _miou(61.4, 28.3, 18.4, 24.7, 13.6),
+    "sclip_vitb": _miou(59.63, 31.74, 33.52, 81.54, 34.46, 22.77, 32.34, 16.45),
+    "clearclip_vitb": _miou(51.8, 32.6, 33.0, 80.9, 35.9, 23.9, 30.0, 16.7),  # as printed by others
+    "naclip_vitb": _miou(58.9, 32.2, 33.2, 79.7, 35.2, 23.3, 35.5, 17.4),  # as printed by others
+    "naclip_vitb_pamr": _miou(64.07, 34.99, 36.19, 83.03, 38.35, 25.69, 38.27, 19.05),
+    "clip_vitb": _miou(41.8, 9.2, 4.4, 5.5, 2.1),  # from ClearCLIP's figure
 }
 """mIoU in percent by benchmark."""
 SIZES = {"vitb": "ViT-B/16", "toy": "toy"}
@@ -198,7 +188,7 @@ class ClipAttentionSegmenter(ClipWordSegmenter):
         self.variant = METHODS[check_name("method", method, METHODS)]
         self.rules = rules = self.variant.rules.get(benchmark or ANY, self.variant.rules[ANY])
         if refinements is None:
-            refinements = [PAMR(dilations=(8, 16))] if self.variant.pamr else []
+            refinements = [PAMR(dilations=DILATIONS)] if self.variant.pamr else []
         super().__init__(image, text, benchmark, rules.logit_scale, refinements)
         self.words = class_words(benchmark, self.variant.expands)
         self.protocol = rules.protocol
@@ -256,41 +246,50 @@ class ClipAttentionSegmenter(ClipWordSegmenter):
             probabilities[1:][small] = 0.0
         return probabilities
 
-    def settings(self) -> dict[str, Any]:
-        """All but the weights that decides its scores, as plain data."""
-        return {
-            "attention": self.variant.attention.__name__,
-            "residual": self.variant.residual,
-            "sigma": SIGMA,
-            "pads": self.variant.pads,
-            "several_words": self.variant.expands,
-            "logit_scale": self.rules.logit_scale,
-            "area": self.rules.area,
-            **asdict(self.protocol),
-            "refinements": [refinement.name for refinement in self.refinements],
-        }
 
+@dataclass(frozen=True)
+class ClipAttentionMethod(ClipWordMethod):
+    """MaskCLIP, SCLIP, ClearCLIP, NACLIP or CLIP itself."""
 
-def load(
-    model: str,
-    weights: str | None = None,
-    *,
-    benchmark: str | None = None,
-    device: str | torch.device = "cpu",
-    pamr: bool | None = None,
-) -> ClipAttentionSegmenter:
-    """Load a model.
+    NAMES = NAMES
+    PUBLISHED = PUBLISHED
 
-    Args:
-        model: of NAMES.
-        weights: as for `load_clip`.
-        benchmark: key of the one whose rules and words are used; None for pictures of a user.
-        device: where to put it.
-        pamr: refine averaged cosines; None for the method's own choice.
+    @property
+    def method(self) -> str:
+        """Of METHODS."""
+        return self.model.rpartition("_")[0]
 
-    Raises: as `load_clip`.
-    """
-    method, _, size = check_name("model", model, NAMES).rpartition("_")
-    image, text = load_clip(SIZES[size], weights, device)
-    refinements = None if pamr is None else [PAMR(dilations=(8, 16))] if pamr else []
-    return ClipAttentionSegmenter(image, text, method, benchmark, refinements)
+    @property
+    def clip(self) -> str:
+        """Name of its CLIP."""
+        return SIZES[self.model.rpartition("_")[2]]
+
+    @property
+    def table(self) -> Mapping[str, Rules]:
+        """Its rules by benchmark."""
+        return METHODS[self.method].rules
+
+    @property
+    def published_on(self) -> Sequence[Benchmark]:
+        """MaskCLIP and CLIP have no published thresholds, so no benchmark with background."""
+        known = self.PUBLISHED[f"{self.method}_vitb"]
+        return [self.benchmark(row) for key, row in BENCHMARKS.items() if key in known]
+
+    @property
+    def refines(self) -> bool:
+        """NACLIP does, unless it is refused."""
+        own = METHODS[self.method].pamr
+        return own if self.options.pamr is None else self.options.pamr
+
+    def words(self, row: Benchmark | None = None) -> ClassWords:
+        """Those of the published lists."""
+        return class_words(row.key if row else None, METHODS[self.method].expands)
+
+    def load(self, device: torch.device, loaded: Segmenter | None = None) -> ClipAttentionSegmenter:
+        """See `load_clip`."""
+        if isinstance(loaded, ClipAttentionSegmenter):
+            towers = (loaded.image, loaded.text)
+        else:
+            towers = load_clip(self.clip, self.options.weights, device)
+        refinements = [PAMR(dilations=DILATIONS)] if self.refines else []
+        return ClipAttentionSegmenter(*towers, self.method, self.key, refinements)

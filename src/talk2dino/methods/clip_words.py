@@ -6,15 +6,22 @@ every class, and the background where no class is probable enough.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from talk2dino.backbones.clip_image import ClipImage, crop_margins, margins
+from talk2dino.backbones.clip_image import ClipImage, check_clip, crop_margins, margins
 from talk2dino.backbones.templates import check_names, get_templates
-from talk2dino.backbones.text import TextEncoder
+from talk2dino.backbones.text import TextEncoder, default_weights
+from talk2dino.benchmarks.table import BENCHMARKS, Benchmark
+from talk2dino.files import weights_identity
+from talk2dino.inference import Protocol
+from talk2dino.methods.base import Method, MethodOptions, PictureRules
 from talk2dino.methods.dense import DenseSegmenter
 from talk2dino.refine.refinement import Refinement
 from talk2dino.segmenter import BACKGROUND, ClassQuery, ClassWords, Words, pool_words
@@ -68,6 +75,104 @@ def word_rows(text: TextEncoder, words: Sequence[str]) -> Tensor:
     prompts = text.encode([template.format(word) for word in words for template in templates])
     means = F.normalize(prompts, dim=-1).unflatten(0, (len(words), len(templates))).mean(dim=1)
     return F.normalize(means, dim=-1)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How a method is run on a benchmark."""
+
+    protocol: Protocol
+    """Size and windows."""
+    logit_scale: float = 40.0
+    """Of cosines, before the softmax over the words."""
+    threshold: float = 0.1
+    """A best class less probable than this is background, where there is one."""
+    area: float = 0.0
+    """A foreground class with at most this share of the foreground pixels is dropped."""
+
+
+ANY = "any"
+"""In tables of rules: all other benchmarks, and pictures of a user."""
+
+
+@dataclass(frozen=True)
+class ClipOptions(MethodOptions):
+    """Choices beside a model's name."""
+
+    weights: str | None = None
+    """CLIP's: pretrained, a file with both towers, or seeded:<n>."""
+    pamr: bool | None = None
+    """Refine the scores along the edges of the image with PAMR."""
+
+
+@dataclass(frozen=True)
+class ClipWordMethod(Method):
+    """A model with its options, but for `clip`, `table`, `words` and `load`."""
+
+    options: ClipOptions
+    key: str | None = None
+    """Of the benchmark whose rules are used; None for a user's pictures."""
+
+    Options = ClipOptions
+    threshold_meaning = "the probability of the best class; the published ones are 0.1 to 0.5"
+
+    @property
+    def clip(self) -> str:
+        """Name of its CLIP."""
+        raise NotImplementedError
+
+    @property
+    def table(self) -> Mapping[str, Rules]:
+        """Its rules by benchmark."""
+        raise NotImplementedError
+
+    @property
+    def rules(self) -> Rules:
+        """Those of its benchmark."""
+        return self.table.get(self.key or ANY, self.table[ANY])
+
+    @property
+    def demo(self) -> PictureRules:
+        """Its own windows, and no background unless it is asked for."""
+        return PictureRules(self.table[ANY].threshold, protocol=self.table[ANY].protocol)
+
+    def benchmark(self, row: Benchmark) -> Benchmark:
+        """The row with the method's own size and windows."""
+        if row.key not in BENCHMARKS:
+            return row
+        return dataclasses.replace(row, protocol=self.on(row).rules.protocol)
+
+    def on(self, row: Benchmark) -> ClipWordMethod:
+        """With the rules for a benchmark."""
+        return dataclasses.replace(self, key=row.key)
+
+    def threshold(self, row: Benchmark) -> float | None:
+        """The published one."""
+        return self.on(row).rules.threshold if row.background else None
+
+    def published(self, row: Benchmark) -> float | None:
+        """As printed by the authors or by others."""
+        name = f"{self.model}_pamr" if self.refines else self.model
+        return self.PUBLISHED.get(name, {}).get(row.key)
+
+    @property
+    def refines(self) -> bool:
+        """Whether averaged cosines are refined."""
+        return bool(self.options.pamr)
+
+    def check(self) -> None:
+        """See `check_clip`."""
+        check_clip(self.clip, self.options.weights)
+
+    def settings(self) -> dict[str, Any]:
+        """Model, weights and rules."""
+        return {
+            "model": self.model,
+            "weights": weights_identity(self.options.weights or default_weights(self.clip)),
+            "logit_scale": self.rules.logit_scale,
+            "area": self.rules.area,
+            "pamr": self.refines,
+        }
 
 
 class ClipWordSegmenter(DenseSegmenter):

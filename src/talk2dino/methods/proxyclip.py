@@ -7,8 +7,8 @@ similarity of a vision foundation model's features: DINO's or DINOv2's. Nothing 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -24,17 +24,22 @@ from talk2dino.backbones.clip_image import (
 )
 from talk2dino.backbones.seeded import parse_seeded
 from talk2dino.backbones.text import TextEncoder
-from talk2dino.backbones.vision import VisionBackbone, load_vision
-from talk2dino.config import check_name
+from talk2dino.backbones.vision import VisionBackbone, check_vision, default_weights, load_vision
+from talk2dino.benchmarks.table import Benchmark
+from talk2dino.files import weights_identity
 from talk2dino.inference import Protocol
 from talk2dino.methods.clip_words import (
+    ANY,
     BACKGROUND_WORDS,
     WITHOUT_BACKGROUND,
+    ClipOptions,
+    ClipWordMethod,
     ClipWordSegmenter,
+    Rules,
     benchmark_word,
 )
-from talk2dino.refine.refinement import Refinement
-from talk2dino.segmenter import BACKGROUND, ClassQuery, ClassWords
+from talk2dino.refine.refinement import PAMR, Refinement
+from talk2dino.segmenter import BACKGROUND, ClassQuery, ClassWords, Segmenter
 
 # -- From DINO's features to CLIP's --
 
@@ -72,23 +77,11 @@ def mix_by_proxy(features: Tensor, values: Tensor) -> tuple[Tensor, float]:
 # -- Names, protocols, words --
 
 
-@dataclass(frozen=True)
-class Rules:
-    """How it is run on a benchmark."""
-
-    protocol: Protocol
-    """Size and windows."""
-    threshold: float = 0.0
-    """A best class less probable than this is background, where there is one."""
-
-
 _NATIVE = Protocol(short_side=336, window=336, stride=112)
-ANY = "any"
-"""In tables of rules: all other benchmarks, and pictures of a user."""
 RULES = {
-    ANY: Rules(_NATIVE, 0.2),
-    "context": Rules(_NATIVE, 0.15),
-    "coco_object": Rules(_NATIVE, 0.25),
+    ANY: Rules(_NATIVE, threshold=0.2),
+    "context": Rules(_NATIVE, threshold=0.15),
+    "coco_object": Rules(_NATIVE, threshold=0.25),
     "ade20k": Rules(Protocol(short_side=448, window=336, stride=112)),
     "cityscapes": Rules(Protocol(short_side=448, window=224, stride=112)),
 }
@@ -215,17 +208,6 @@ class ProxyClipSegmenter(ClipWordSegmenter):
             cosines[:, shared_words(query)] = -1.0
         return cosines
 
-    def settings(self) -> dict[str, Any]:
-        """All but the weights that decides its scores, as plain data."""
-        return {
-            "clip": self.image.name,
-            "vision": self.vision.name,
-            "logit_scale": self.logit_scale,
-            "compat": self.compat,
-            **asdict(self.protocol),
-            "refinements": [refinement.name for refinement in self.refinements],
-        }
-
 
 def shared_words(query: ClassQuery) -> Tensor:
     """(Q,) bool: words of a background whose vector is also one of a class's words."""
@@ -238,31 +220,67 @@ def shared_words(query: ClassQuery) -> Tensor:
     return (owner == 0) & (distances < 1e-4).any(dim=1)
 
 
-def load(
-    model: str,
-    weights: str | None = None,
-    vision_weights: str | None = None,
-    *,
-    benchmark: str | None = None,
-    device: str | torch.device = "cpu",
-    refinements: Sequence[Refinement] = (),
-    compat: bool = False,
-) -> ProxyClipSegmenter:
-    """Load a model.
+@dataclass(frozen=True)
+class ProxyClipOptions(ClipOptions):
+    """Choices beside a model's name."""
 
-    Args:
-        model: of MODELS.
-        weights: CLIP's, as for `load_clip`; `seeded:<n>` holds for the foundation model, too.
-        vision_weights: the foundation model's, as for `load_vision`.
-        benchmark, refinements, compat: see `ProxyClipSegmenter`.
-        device: where to put it.
+    weights: str | None = None
+    """CLIP's: pretrained, a file with both towers, or seeded:<n> for both models."""
+    vision_weights: str | None = None
+    """Of DINO: pretrained, a file, or seeded:<n>."""
+    compat: bool = False
+    """Let words of the background hide classes of the same name, as published."""
 
-    Raises: as `load_clip` and `load_vision`.
-    """
-    clip, vision = MODELS[check_name("model", model, MODELS)]
-    if vision_weights is None and parse_seeded(weights) is not None:
-        vision_weights = weights
-    proxy = load_vision(vision, vision_weights, device)
-    return ProxyClipSegmenter(
-        *load_clip(clip, weights, device), proxy, benchmark, refinements, compat
-    )
+
+@dataclass(frozen=True)
+class ProxyClipMethod(ClipWordMethod):
+    """ProxyCLIP (ECCV 2024)."""
+
+    options: ProxyClipOptions
+
+    NAMES = tuple(MODELS)
+    Options = ProxyClipOptions
+    PUBLISHED = PUBLISHED
+
+    @property
+    def clip(self) -> str:
+        """Name of its CLIP."""
+        return MODELS[self.model][0]
+
+    @property
+    def table(self) -> Mapping[str, Rules]:
+        """Its rules by benchmark."""
+        return RULES
+
+    @property
+    def vision_weights(self) -> str:
+        """Of the foundation model."""
+        chosen, weights = self.options.vision_weights, self.options.weights
+        if chosen is None and weights is not None and parse_seeded(weights) is not None:
+            return weights
+        return chosen or default_weights(MODELS[self.model][1])
+
+    def words(self, row: Benchmark | None = None) -> ClassWords:
+        """Those of the published lists."""
+        return class_words(row.key if row else None)
+
+    def check(self) -> None:
+        """See `check_clip` and `check_vision`."""
+        super().check()
+        check_vision(MODELS[self.model][1], self.vision_weights)
+
+    def settings(self) -> dict[str, Any]:
+        """Model, weights and rules."""
+        vision = weights_identity(self.vision_weights)
+        return {**super().settings(), "vision_weights": vision, "compat": self.options.compat}
+
+    def load(self, device: torch.device, loaded: Segmenter | None = None) -> ProxyClipSegmenter:
+        """See `load_clip` and `load_vision`."""
+        clip, vision = MODELS[self.model]
+        if isinstance(loaded, ProxyClipSegmenter):
+            models = (loaded.image, loaded.text, loaded.vision)
+        else:
+            towers = load_clip(clip, self.options.weights, device)
+            models = (*towers, load_vision(vision, self.vision_weights, device))
+        refinements = [PAMR()] if self.refines else []
+        return ProxyClipSegmenter(*models, self.key, refinements, self.options.compat)

@@ -22,6 +22,15 @@ METHODS = {
     "ovsegmentor.method:OVSegmentorMethod": tuple(
         f"ovsegmentor_{size}" for size in ("toy", "vitb", "vits")
     ),
+    "clip_attention:ClipAttentionMethod": tuple(
+        f"{method}_{size}"
+        for method in ("maskclip", "maskclip_reduced", "sclip", "clearclip", "naclip", "clip")
+        for size in ("vitb", "toy")
+    ),
+    "proxyclip:ProxyClipMethod": (
+        *("proxyclip_vitb", "proxyclip_vitl", "proxyclip_vith", "proxyclip_vitb_dinov2"),
+        *("proxyclip_toy", "proxyclip_toy_dinov2"),
+    ),
 }
 """Class below talk2dino.methods -> the names of its models. Naming one imports its method only."""
 
