@@ -78,7 +78,12 @@ def with_words(tokenizer: Tokenizer, config: OVSegmentorConfig, rows: Rows) -> T
 
 def saved_tokenizer(config: OVSegmentorConfig, tokenizer: Tokenizer) -> Any:
     """What is saved beside the weights: only a tokeniser that has no name elsewhere."""
-    return tokenizer.tokenizer if config.text.name == TOY else None
+    if config.text.name != TOY:
+        return None
+    fast = tokenizer.tokenizer.backend_tokenizer
+    fast.no_truncation()  # as the last batch left them: a run that is resumed at its end has none
+    fast.no_padding()
+    return tokenizer.tokenizer
 
 
 def _stage1(recipe: PretrainingRecipe) -> OVSegmentor:
