@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import torch
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock, TextTransformer
 from torch import Tensor, nn
 
-from talk2dino.backbones.checkpoints import load_strict, read_state_dict, state_shapes
+from talk2dino.backbones.checkpoints import check_layout, load_strict, read_state_dict, state_shapes
 from talk2dino.backbones.seeded import parse_seeded, seeded_state
 from talk2dino.config import check_name
 
@@ -25,6 +26,11 @@ CLIP_MODELS = {
     "ViT-L/14@336px": "ViT-L-14-336-quickgelu",
 }
 """OpenAI's model name -> open_clip's name for the same architecture (QuickGELU)."""
+GELU = "-gelu"
+"""Behind a name of `CLIP_MODELS`: with the activation of most of open_clip's own trainings."""
+_BESIDE = "open_clip_config.json"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -165,8 +171,10 @@ class BertEncoder(nn.Module):
                 "BERT text features need transformers: pip install transformers"
             ) from (error)
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(name)
-            self.model = AutoModel.from_pretrained(name, add_pooling_layer=True)
+            self._tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            self.model = AutoModel.from_pretrained(
+                name, add_pooling_layer=True, trust_remote_code=False
+            )
         except (OSError, ValueError, RuntimeError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise RuntimeError(
@@ -205,9 +213,14 @@ def check_text(name: str, weights: str | None = None) -> None:
             raise ValueError(f"BERT loads by its name or folder; weights {weights!r} are not used")
         return
     known = [TOY, *CLIP_MODELS]
-    check_name("text model", name, [*known, "or a BERT model, as bert-base-uncased"])
+    if name.removesuffix(GELU) not in CLIP_MODELS:
+        check_name("text model", name, [*known, "or a BERT model, as bert-base-uncased"])
     weights = weights or default_weights(name)
     if weights == PRETRAINED:
+        if name.endswith(GELU):
+            raise ValueError(
+                f"{name} has no weights of OpenAI, whose activation is QuickGELU. Give a file."
+            )
         if name == TOY:
             raise ValueError("the toy text encoder has no pretrained weights. Use seeded:<n>.")
     elif parse_seeded(weights) is None and not Path(weights).is_file():
@@ -227,7 +240,8 @@ def load_text(
     """Load a frozen text encoder.
 
     Args:
-        name: `toy`, a name of `CLIP_MODELS`, or a Hugging Face name or folder containing `bert`.
+        name: `toy`, a name of `CLIP_MODELS` (with `-gelu` behind it for weights of that
+            activation), or a Hugging Face name or folder containing `bert`.
         weights: `pretrained` (open_clip's download of OpenAI's weights), a file (OpenAI's `.pt`,
             an open_clip state dict, safetensors) or `seeded:<n>`. Default: pretrained, for toy
             seeded:0.
@@ -249,6 +263,7 @@ def load_text(
         state = seeded_state(seed, state_shapes(create_text_tower(name)))
     else:
         state = read_state_dict(weights)
+        name = _with_activation(name, state, Path(weights))
     return text_from_state(name, state, weights).to(device)
 
 
@@ -256,13 +271,15 @@ def text_from_state(name: str, state: dict[str, Tensor], weights: str) -> TextEn
     """A frozen CLIP text encoder from a whole CLIP's state dict or its text part.
 
     Args:
-        name: `toy` or a name of `CLIP_MODELS`.
+        name: `toy` or a name of `CLIP_MODELS`, maybe with `-gelu`.
         state: OpenAI's or open_clip's names; any floating type, used as float32.
         weights: where the state dict came from.
 
     Raises:
         ValueError: weights that do not fit.
     """
+    needed = f"OpenAI's .pt or open_clip's file ({_address(name)})"
+    check_layout(state, weights, needed)
     model = create_text_tower(name)
     load_strict(model, _text_part(state), weights)
     return TextEncoder(model, name, weights).eval().requires_grad_(False)
@@ -273,12 +290,39 @@ def create_text_tower(name: str) -> TextTransformer:
     if name == TOY:
         shape = {"width": 512, "heads": 8, "layers": 3, "output_dim": 512}
     else:
-        config = open_clip.get_model_config(CLIP_MODELS[name])
+        config = open_clip.get_model_config(CLIP_MODELS[name.removesuffix(GELU)])
         assert config is not None
         text = config["text_cfg"]
         shape = {key: text[key] for key in ("width", "heads", "layers")}
         shape["output_dim"] = config["embed_dim"]
-    return TextTransformer(act_layer=QuickGELU, **shape)
+    return TextTransformer(act_layer=nn.GELU if name.endswith(GELU) else QuickGELU, **shape)
+
+
+def _with_activation(name: str, state: dict[str, Tensor], path: Path) -> str:
+    """The model's name with the activation of a file, which its tensors cannot show.
+
+    Raises:
+        ValueError: the configuration beside the file cannot be read, or says another one than
+            the name.
+    """
+    beside = path.with_name(_BESIDE)
+    if beside.is_file():
+        try:
+            content = json.loads(beside.read_text(encoding="utf-8"))
+            quick = bool(content.get("model_cfg", content).get("quick_gelu", False))
+        except (ValueError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{beside} is no configuration of open_clip ({error})") from error
+        if quick and name.endswith(GELU):
+            raise ValueError(f"{beside} says QuickGELU. Name the model {name.removesuffix(GELU)}.")
+        return name if quick or name == TOY or name.endswith(GELU) else name + GELU
+    openai = "input_resolution" in state  # their archives say it; open_clip's files do not
+    if name in CLIP_MODELS and not openai:
+        logger.warning(
+            "%s does not say its activation: QuickGELU is assumed, as in OpenAI's CLIP. If it was "
+            "trained with GELU, as most of open_clip's own models, name the model %s.",
+            *(path, name + GELU),
+        )
+    return name
 
 
 def _text_part(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -290,15 +334,17 @@ def _text_part(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _address(name: str) -> str:
     """Where a browser finds OpenAI's weights."""
-    entry = open_clip.get_pretrained_cfg(CLIP_MODELS[name], "openai")
+    model = CLIP_MODELS.get(name.removesuffix(GELU), "ViT-B-16-quickgelu")
+    entry = open_clip.get_pretrained_cfg(model, "openai")
     return str(entry.get("url") or f"https://huggingface.co/{entry.get('hf_hub')}")
 
 
 def _download(name: str) -> dict[str, Tensor]:
-    """OpenAI's weights through open_clip, which keeps them in the Hugging Face cache."""
-    logging.getLogger(__name__).info("loading the weights of CLIP %s", name)
+    """OpenAI's weights, downloaded by open_clip to the Hugging Face cache, but read by us."""
+    logger.info("loading the weights of CLIP %s", name)
     try:
-        clip = open_clip.create_model(CLIP_MODELS[name], pretrained="openai")
+        entry = open_clip.get_pretrained_cfg(CLIP_MODELS[name], "openai")
+        path = open_clip.download_pretrained(entry)
     except Exception as error:  # open_clip raises what its network libraries raise
         reason = (str(error).strip().splitlines() or [""])[0]
         raise RuntimeError(
@@ -306,4 +352,4 @@ def _download(name: str) -> dict[str, Tensor]:
             "Give a local file instead (--text_weights FILE): OpenAI's .pt or open_clip's "
             f"({_address(name)}). Or seeded:0 for a trial run without weights."
         ) from error
-    return dict(clip.state_dict())
+    return read_state_dict(path)

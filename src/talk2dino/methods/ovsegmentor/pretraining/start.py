@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from talk2dino.backbones.checkpoints import read_state_dict
+from talk2dino.backbones.checkpoints import check_layout, read_state_dict
 from talk2dino.methods.ovsegmentor.checkpoints import (
     TOKENIZER_FOLDER,
     check_source,
@@ -106,7 +106,9 @@ def _stage2(recipe: PretrainingRecipe) -> OVSegmentor:
 
 def _dino(source: str, width: int) -> dict[str, Tensor]:
     if source != PRETRAINED:
-        return read_state_dict(source)
+        state = read_state_dict(source)
+        check_layout(state, source, "DINO's own dino_*_pretrain.pth, or timm's file")
+        return state
     import timm
 
     name = _DINO_MODELS[width]
