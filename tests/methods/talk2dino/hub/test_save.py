@@ -78,6 +78,10 @@ def test_the_card_tells_training_and_its_own_numbers(trained, tmp_path, caplog):
     run = {
         "format": 1,
         "benchmark": "voc20",
+        "title": "VOC20",
+        "bg_thresh": None,
+        "per_class": {"cat": 84.25},
+        "data_root": "data",
         "model": "mine",
         "pamr": True,
         "mIoU": 84.25,
@@ -126,7 +130,7 @@ def test_a_folder_without_results_is_named(tmp_path):
 
 def test_a_damaged_file_among_the_results_is_named(tmp_path):
     (tmp_path / "voc20.json").write_text("{")
-    with pytest.raises(ValueError, match=r"voc20.json is no valid JSON .*evaluate again"):
+    with pytest.raises(ValueError, match=r"voc20.json is damaged, no valid JSON .*evaluate again"):
         read_results(tmp_path)
 
 

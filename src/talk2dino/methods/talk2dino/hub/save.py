@@ -117,7 +117,8 @@ def _own_results(loaded: LoadedModel, folder: str | Path) -> list[dict[str, Any]
     own = weights_identity(find_weights(weights) if weights.is_dir() else weights)
     kept, others = {}, []
     for result in read_results(folder):
-        if result["settings"]["segmenter"].get("projection_weights") != own:
+        segmenter = (result["settings"] or {}).get("segmenter", {})
+        if segmenter.get("projection_weights") != own:
             others.append(f"{result['model']} on {result['benchmark']}")
             continue
         key = (result["benchmark"], bool(result["pamr"]))
