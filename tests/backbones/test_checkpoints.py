@@ -201,6 +201,26 @@ def test_the_program_of_a_torchscript_archive_does_not_run(tmp_path, monkeypatch
     assert os.listdir() == ["a.pth"]
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["archive", "checkpoint"])
+def test_a_file_with_changed_bytes_is_read_or_refused_with_its_name(tmp_path, kind):
+    path, random = tmp_path / "a.pth", np.random.default_rng(0)
+    if kind == "archive":
+        torch.jit.save(torch.jit.script(Net()), path)
+    else:
+        torch.save({"model": Net().state_dict(), "best": np.float64(1)}, path)
+    whole = np.frombuffer(path.read_bytes(), np.uint8)
+    for _ in range(100):
+        changed = whole[: random.choice([len(whole), random.integers(len(whole))])].copy()
+        places = random.integers(len(whole), size=random.integers(1, 30))
+        changed[places[places < len(changed)]] = random.integers(256)
+        path.write_bytes(changed.tobytes())
+        try:
+            read_state_dict(path)
+        except ValueError as error:
+            assert "a.pth" in str(error)
+
+
 def test_no_line_of_the_package_loads_anything_that_can_run():
     source = Path(__file__).parents[1] / "src"
     runs = r"jit\.load|pickle\.loads?\(|Unpickler\(|weights_only=F|allow_pickle=T|trust_\w+=T"

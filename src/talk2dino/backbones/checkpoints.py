@@ -9,6 +9,7 @@ import pickle
 import pickletools
 import re
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -288,7 +289,7 @@ def _read_torchscript(path: Path) -> dict[str, Tensor]:
             model = torch.load(view, map_location="cpu", weights_only=True)
     except (
         *(zipfile.BadZipFile, RuntimeError, EOFError, OSError, ValueError, LookupError),
-        *(AttributeError, TypeError, pickle.UnpicklingError),
+        *(AttributeError, TypeError, pickle.UnpicklingError, zlib.error),
     ) as error:
         raise ValueError(f"{path} is a damaged TorchScript archive") from error
     state: dict[str, Tensor] = {}

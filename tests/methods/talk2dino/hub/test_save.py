@@ -123,6 +123,23 @@ def test_the_card_tells_training_and_its_own_numbers(trained, tmp_path, caplog):
     assert not (tmp_path / "n").exists()
 
 
+def test_what_a_training_says_of_itself_is_text_in_the_card(trained):
+    bad = "<script>alert(1)</script>\n# Title"
+    training = {"command": "train.py\n```\n# Title", "recipe": bad, "settings": {"captions": bad}}
+    config = save._saved_config(dataclasses.replace(trained.loaded, training=training), True)
+    card = model_card(config, "./m", [])
+    assert "<script" not in card and "\n# Title" not in card and "\n```\n#" not in card
+    assert "* recipe: &lt;script&gt;alert(1)&lt;/script&gt; # Title" in card
+    assert "    train.py\n    ```\n    # Title" in card
+
+
+def test_a_result_with_a_wrong_field_is_no_row_of_the_card(tmp_path):
+    content = {"format": 1, "benchmark": "voc20", "mIoU": "84"}
+    (tmp_path / "voc20.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"voc20.json is no result of an.*: title is missing"):
+        read_results(tmp_path)
+
+
 def test_a_folder_without_results_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no results of an evaluation"):
         read_results(tmp_path)

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from textwrap import indent
 from typing import Any
+
+from markupsafe import escape
 
 import talk2dino
 from talk2dino.backbones.seeded import PREFIX
@@ -129,7 +132,7 @@ def _training(training: Mapping[str, Any]) -> str:
     settings = training.get("settings") or {}
     lines = ["## Training", ""]
     if training.get("command"):
-        lines += ["```bash", str(training["command"]), "```", ""]
+        lines += [indent(str(training["command"]), "    "), ""]  # no fence that it could end
     facts = {
         "recipe": training.get("recipe"),
         "training data": settings.get("train_dataset"),
@@ -141,7 +144,11 @@ def _training(training: Mapping[str, Any]) -> str:
         "train loss": training.get("train_loss"),
         "validation loss": training.get("val_loss"),
     }
-    lines += [f"* {name}: {value}" for name, value in facts.items() if value is not None]
+    lines += [
+        f"* {name}: {escape(' '.join(str(value).split()))}"
+        for name, value in facts.items()
+        if value is not None
+    ]
     return "\n".join([*lines, ""])
 
 
@@ -153,5 +160,6 @@ def _numbers(results: Sequence[Mapping[str, Any]]) -> str:
     for refined in (False, True):
         rows = [result for result in results if bool(result["pamr"]) is refined]
         if rows:
-            lines += ["With PAMR:" if refined else "Without PAMR:", "", markdown_table(rows)]
+            heading = "With PAMR:" if refined else "Without PAMR:"
+            lines += [heading, "", escape(markdown_table(rows))]
     return "\n".join(lines)
