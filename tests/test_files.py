@@ -1,5 +1,6 @@
 """Files are either complete or absent, and damaged ones are named."""
 
+import contextlib
 import errno
 import os
 import pickle
@@ -12,15 +13,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from talk2dino import files
 from talk2dino.files import (
+    atomic_files,
     atomic_path,
     check_archive,
     check_file,
     check_folder_writable,
+    check_not_inputs,
     check_writable,
     content_digest,
     find_in_checkout,
     hold_lock,
+    is_unfinished,
     listed,
     load_torch,
     save_safetensors,
@@ -233,3 +238,125 @@ def test_an_archive_whose_parts_would_fill_the_memory_is_not_unpacked(tmp_path):
         check_archive(path)
     with pytest.raises(ValueError, match=r"a\.pth is damaged"):
         load_torch(path)
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("last", ["b.json", "b.html"])
+def test_several_files_are_the_old_ones_the_new_ones_or_known_as_unfinished(
+    tmp_path, monkeypatch, last
+):
+    replace, names, calls = os.replace, ("a.txt", last), []
+
+    def write(text):
+        with atomic_files(tmp_path, *names) as folder:
+            for name in names:
+                (folder / name).write_text(f'"{text}"')
+
+    def dying(source, target):
+        calls.append(target)
+        if len(calls) == fatal:
+            raise Killed
+        replace(source, target)
+
+    for fatal in range(1, 6):  # noqa: B007  read by `dying`
+        write("old")
+        calls.clear()
+        with monkeypatch.context() as patch, contextlib.suppress(Killed):
+            patch.setattr(os, "replace", dying)
+            write("new")
+        there = [(tmp_path / name).read_text() for name in names if (tmp_path / name).exists()]
+        complete = there in (['"old"', '"old"'], ['"new"', '"new"'])
+        assert complete or is_unfinished(tmp_path / last) or not (tmp_path / last).exists()
+    assert len(calls) < 5, "every renaming was tried"
+    write("new")
+    assert [(tmp_path / name).read_text() for name in names] == ['"new"', '"new"']
+
+
+def test_what_the_new_files_lack_does_not_stay_of_the_old_ones(tmp_path):
+    for names in (("words/list", "b.json"), ("b.json",)):
+        with atomic_files(tmp_path, "words", "b.json") as folder:
+            for name in names:
+                (folder / name).parent.mkdir(exist_ok=True)
+                (folder / name).write_text("{}")
+    assert [path.name for path in tmp_path.iterdir()] == ["b.json"]
+
+
+def leave_unfinished(path):
+    with atomic_path(path) as temporary:
+        temporary.write_text("half")
+        os._exit(0)
+
+
+def test_what_a_killed_process_left_goes_with_the_next_write(tmp_path, fork_server):
+    process = fork_server.Process(target=leave_unfinished, args=(tmp_path / "a.txt",))
+    process.start()
+    process.join()
+    assert len(list(tmp_path.glob(".a.txt.tmp-*"))) == 1
+    (tmp_path / ".mine.tmp-1").touch()  # somebody else's
+    with atomic_path(tmp_path / "b.txt") as temporary:
+        temporary.write_text("whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".mine.tmp-1", "b.txt"]
+
+
+def test_what_another_process_is_writing_stays(tmp_path, fork_server):
+    with atomic_path(tmp_path / "a.txt") as temporary:
+        temporary.write_text("whole")
+        process = fork_server.Process(target=check_folder_writable, args=(tmp_path,))
+        process.start()
+        process.join()
+        assert process.exitcode == 0
+    assert (tmp_path / "a.txt").read_text() == "whole"
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "é" * 127])
+def test_the_longest_names_can_be_written(tmp_path, name):
+    with atomic_path(tmp_path / name) as temporary:
+        temporary.write_text("whole")
+    assert (tmp_path / name).read_text() == "whole"
+
+
+def test_an_output_that_is_an_input_is_refused_under_any_name(tmp_path):
+    (tmp_path / "link.pth").symlink_to(tmp_path / "a.pth")
+    check_not_inputs([tmp_path / "b.pth"], [None, tmp_path / "a.pth"])
+    with pytest.raises(ValueError, match=r"link.pth is an input"):
+        check_not_inputs([tmp_path / "link.pth"], [None, tmp_path / "a.pth"])
+
+
+@pytest.mark.parametrize("size", [5 << 20, 70 << 20])
+def test_a_change_in_the_middle_of_a_file_changes_its_digest(tmp_path, monkeypatch, size):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = tmp_path / "large"
+    with path.open("wb") as file:
+        file.truncate(size)
+    before = content_digest(path)
+    with path.open("r+b") as file:
+        file.seek(size // 2)
+        file.write(b"x")
+    assert content_digest(path) != before
+
+
+def test_the_digest_of_a_large_file_is_computed_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(files, "_LARGE", 1)
+    path = tmp_path / "large"
+    path.write_bytes(b"x")
+    before = content_digest(path)
+    (kept,) = (tmp_path / "cache" / "talk2dino" / "digests").iterdir()
+    kept.write_text(kept.read_text().replace(before.removeprefix("sha256:"), "0" * 64))
+    files._sha256.cache_clear()
+    assert content_digest(path) == "sha256:" + "0" * 64
+    os.utime(path)
+    assert content_digest(path) == before
+
+
+def test_a_disk_that_is_full_under_safetensors_is_an_error_of_the_system(tmp_path):
+    with (
+        pytest.raises(OSError, match=r"could not write the file .*m.safetensors"),
+        atomic_files(tmp_path, "m.safetensors", "config.json") as folder,
+    ):
+        (folder / "m.safetensors").mkdir()  # the library cannot write there either
+        save_safetensors({"x": torch.zeros(2)}, folder / "m.safetensors")
+    assert not list(tmp_path.iterdir())

@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import pickle
+import re
+import secrets
+import shutil
 import stat
 import tempfile
-import threading
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from functools import lru_cache
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_SAMPLE = 2**20
+_LEFTOVER = re.compile(r"\.[^/]{1,40}\.tmp-[0-9a-f]{16}/?")
+_MARK = "talk2dino_unfinished"
+_FAILED = "could not write the file"
+_LARGE = 1 << 26  # bytes of a file whose digest is kept: a tenth of a second to compute
 
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; renamed on success, removed on any error.
+    """A temporary path for a file or a folder; renamed to `path` on success, else removed.
 
     Processes and threads that write the same file do not disturb each other; the last one wins.
 
@@ -32,20 +38,125 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         OSError: nothing could be written; the message names `path`, which is left as it was.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}-{threading.get_ident()}")
-    try:
+    with _unfinished(path) as folder:
+        temporary = folder / path.name
         yield temporary
+        if path.is_dir() and temporary.is_dir():
+            os.replace(path, folder / "replaced folder")
         os.replace(temporary, path)
+
+
+@contextmanager
+def atomic_files(folder: str | Path, *names: str) -> Iterator[Path]:
+    """A temporary folder for files that are valid together; they move to `folder` on success.
+
+    While they move, the last one says that they are unfinished if it is a JSON file, and is absent
+    if it is not. Of the `names` that are not written, older ones are removed.
+
+    Raises:
+        OSError: nothing could be written; the message names the file.
+    """
+    folder = Path(folder)
+    with _unfinished(folder / names[-1]) as written:
+        yield written
+        last = folder / names[-1]
+        if last.suffix == ".json":
+            (written / "unfinished").write_text(json.dumps({_MARK: "run the same command again"}))
+            os.replace(written / "unfinished", last)
+        else:
+            last.unlink(missing_ok=True)
+        for name in names:
+            if name != names[-1] and (folder / name).exists():
+                (written / "replaced" / name).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(folder / name, written / "replaced" / name)
+            if (written / name).exists():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(written / name, folder / name)
+
+
+def is_unfinished(last: str | Path) -> bool:
+    """Whether `atomic_files` was killed while it moved the files that `last` makes valid."""
+    try:
+        content = json.loads(Path(last).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and _MARK in content
+
+
+def check_finished(last: str | Path) -> None:
+    """Raise ValueError if the files that `last` belongs to are a mixture of old and new ones."""
+    if is_unfinished(last):
+        raise ValueError(f"{last}: writing was interrupted. Run the command that wrote it again.")
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder with everything in it; a kill leaves all of it, or none."""
+    with _unfinished(folder) as removed:
+        os.replace(folder, removed / folder.name)
+
+
+@contextmanager
+def _unfinished(path: Path) -> Iterator[Path]:
+    """A hidden folder beside `path`, for what is not complete; its lock says that it is in use."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent)
+    # 40 characters: a name of 255 bytes could not be made longer.
+    folder = path.with_name(f".{path.name[:40]}.tmp-{secrets.token_hex(8)}")
+    lock = None
+    try:
+        while not folder.exists():  # again if another process has just taken it for a leftover
+            folder.mkdir()
+            lock = _lock_folder(folder, wait=True)
+        yield folder
     except OSError as error:
-        if error.filename and Path(error.filename) not in (temporary, path):
+        found = str(error.filename or path)
+        if error.filename and Path(found) != path and f".tmp-{folder.name[-16:]}" not in found:
             raise
-        reason = error.strerror or error
+        found = str(path) if Path(found) == folder else _LEFTOVER.sub("", found)
+        reason = error.strerror or str(error)
+        if reason.startswith(_FAILED):
+            raise type(error)(error.errno, reason, found) from error
         if error.errno is None:  # Pillow's
-            raise OSError(f"{path}: could not write the file ({reason})") from error
-        raise type(error)(error.errno, f"could not write the file ({reason})", str(path)) from error
+            raise OSError(f"{path}: {_FAILED} ({reason})") from error
+        raise type(error)(error.errno, f"{_FAILED} ({reason})", found) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Remove what killed processes left unfinished in a folder, which is looked at once."""
+    _remove_leftovers(os.path.abspath(folder))
+
+
+@cache
+def _remove_leftovers(folder: str) -> None:
+    try:
+        names = [name for name in os.listdir(folder) if _LEFTOVER.fullmatch(name)]
+    except OSError:  # nothing there, or nothing that may be seen
+        return
+    for path in (os.path.join(folder, name) for name in names):
+        lock = _lock_folder(path)
+        if lock is not None:
+            shutil.rmtree(path, ignore_errors=True)
+            os.close(lock)
+
+
+def _lock_folder(folder: str | Path, wait: bool = False) -> int | None:
+    """Hold a folder until the number is closed; None: another process does, or nobody can."""
+    try:
+        import fcntl
+
+        number = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):  # Windows; or it is gone
+        return None
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        os.close(number)
+        return None
+    return number
 
 
 def check_writable(path: str | Path, overwrite: bool = False) -> None:
@@ -65,6 +176,21 @@ def check_writable(path: str | Path, overwrite: bool = False) -> None:
     check_folder_writable(path.parent)
 
 
+def check_replaceable(folder: str | Path, names: Sequence[str], overwrite: bool = False) -> None:
+    """`check_writable` for files of `atomic_files`; unfinished ones can always be replaced."""
+    overwrite = overwrite or is_unfinished(Path(folder) / names[-1])
+    for name in names:
+        check_writable(Path(folder) / name, overwrite)
+
+
+def check_not_inputs(outputs: Iterable[Path], inputs: Iterable[str | Path | None]) -> None:
+    """Raise ValueError if a file or folder is to be written that is read, too."""
+    read = {Path(path).resolve() for path in inputs if path}
+    for path in outputs:
+        if path.resolve() in read:
+            raise ValueError(f"{path} is an input. Choose another place for the output.")
+
+
 def check_folder_writable(folder: str | Path) -> None:
     """Raise unless files can be made in `folder`, which need not exist yet."""
     folder = Path(folder)
@@ -73,6 +199,7 @@ def check_folder_writable(folder: str | Path) -> None:
         nearest = nearest.parent
     if not nearest.is_dir():
         raise NotADirectoryError(f"{nearest} is a file, so the folder {folder} cannot be made")
+    remove_leftovers(nearest)
     try:
         with tempfile.TemporaryFile(dir=nearest):
             pass
@@ -117,41 +244,37 @@ def weights_identity(weights: str | Path) -> str:
 
 
 def file_sha256(path: str | Path) -> str:
-    """The SHA-256 of a whole file, in hexadecimal; of several gigabytes it is computed once."""
-    path = Path(path)
-    return _sha256(path, path.stat().st_mtime_ns)
+    """The SHA-256 of a whole file, in hexadecimal.
+
+    Of a large file it is computed once, and kept beside its size and times in the user's cache.
+    """
+    path = Path(path).resolve()
+    state = path.stat()
+    return _sha256(str(path), state.st_size, state.st_mtime_ns, state.st_ctime_ns)
 
 
-@lru_cache(maxsize=64)
-def _sha256(path: Path, _modified: int) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+@lru_cache(maxsize=1024)
+def _sha256(*file: str | int) -> str:
+    path, size = Path(str(file[0])), int(file[1])
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "talk2dino"
+    kept = cache / "digests" / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
+    with suppress(OSError, ValueError):
+        *same, digest = json.loads(kept.read_text())
+        if same == list(file):
+            return str(digest)
+    computed = hashlib.sha256()
+    with open(path, "rb") as opened:
+        while block := opened.read(1 << 20):
+            computed.update(block)
+    if size >= _LARGE:
+        with suppress(OSError), atomic_path(kept) as temporary:
+            temporary.write_text(json.dumps([*file, computed.hexdigest()]))
+    return computed.hexdigest()
 
 
 def content_digest(path: str | Path | None) -> str:
-    """A short text that differs between files of different content, without reading it all.
-
-    Of a file its size, first and last megabyte count; of a folder the names and sizes in it.
-    What is no path (None, `pretrained`, a pattern) stands for itself.
-    """
-    path = Path(str(path))
-    digest = hashlib.sha256()
-    if path.is_dir():
-        for entry in sorted(path.rglob("*")):
-            digest.update(f"{entry.name} {entry.stat().st_size}\n".encode())
-    elif path.is_file():
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            digest.update(str(size).encode())
-            for start in (0, max(size - _SAMPLE, 0)):
-                file.seek(start)
-                digest.update(file.read(_SAMPLE))
-    else:
-        return str(path)
-    return digest.hexdigest()[:16]
+    """`weights_identity` of any input; what is no path (None, `pretrained`) stands for itself."""
+    return weights_identity(str(path))
 
 
 def hold_lock(path: str | Path) -> TextIO | None:
@@ -199,16 +322,23 @@ def save_torch(value: Any, path: str | Path) -> None:
         os.fsync(file.fileno())
 
 
-def save_safetensors(tensors: Mapping[str, Tensor], path: str | Path) -> None:
-    """A safetensors file of PyTorch tensors, atomically, with the usual permissions of a file."""
+def save_safetensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """A safetensors file of PyTorch tensors, for `atomic_files`: the library leaves leftovers.
+
+    Raises:
+        OSError: it could not be written; the library itself has an exception of its own.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    with atomic_path(path) as temporary:
-        temporary.touch()
-        permissions = stat.S_IMODE(temporary.stat().st_mode)
-        contiguous = {name: value.contiguous() for name, value in tensors.items()}
-        save_file(contiguous, temporary, metadata={"format": "pt"})
-        temporary.chmod(permissions)  # the library lets nobody but the owner read
+    path.touch()
+    permissions = stat.S_IMODE(path.stat().st_mode)
+    contiguous = {name: value.contiguous() for name, value in tensors.items()}
+    try:
+        save_file(contiguous, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(errno.EIO, str(error), str(path)) from error
+    path.chmod(permissions)  # the library lets nobody but the owner read
 
 
 def load_torch(path: str | Path, mmap: bool = False) -> Any:

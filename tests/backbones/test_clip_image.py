@@ -97,24 +97,24 @@ def test_a_window_smaller_than_a_patch_is_refused(toy):
         toy[0].tokens(torch.zeros(1, 3, 15, 40), offset_positions)
 
 
-@pytest.mark.parametrize("name", [*CLIP_MODELS, *TOYS])
+@pytest.mark.parametrize("name", [*CLIP_MODELS, "ViT-H/14-gelu", *TOYS])
 def test_every_known_tower_can_be_built(name):
     with torch.device("meta"):
         tower = create_image_tower(name)
     activation = tower.transformer.resblocks[0].mlp.gelu
-    assert isinstance(activation, nn.GELU if name.endswith("laion") else QuickGELU)
+    assert isinstance(activation, nn.GELU if name.endswith("-gelu") else QuickGELU)
 
 
 def test_the_largest_tower_has_heads_of_80():
     with torch.device("meta"):
-        tower = create_image_tower("ViT-H/14-laion")
+        tower = create_image_tower("ViT-H/14-gelu")
     assert tower.transformer.resblocks[0].attn.num_heads == 16
     assert (tower.output_dim, len(tower.transformer.resblocks)) == (1024, 32)
 
 
 def test_the_toy_of_laion_has_the_exact_gelu_in_its_text_too(toy):
     with torch.device("meta"):
-        activations = {type(m) for m in create_text_tower("toy-laion").modules()}
+        activations = {type(m) for m in create_text_tower("toy-gelu").modules()}
     assert nn.GELU in activations and QuickGELU not in activations
 
 

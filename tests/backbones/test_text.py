@@ -1,5 +1,9 @@
 """Text encoders: trimming is exact, local files load, wrong names are answered."""
 
+import json
+import shutil
+
+import open_clip
 import pytest
 import torch
 from torch import nn
@@ -133,16 +137,75 @@ def test_without_network_the_message_says_what_to_do():
         load_text("bert-none")
 
 
-def test_pretrained_weights_come_from_open_clip(monkeypatch, toy):
-    made = []
+def test_pretrained_weights_are_downloaded_by_open_clip_and_read_by_us(monkeypatch, tmp_path):
+    torch.save(create_text_tower("ViT-B/16").state_dict(), tmp_path / "clip.pt")
+    asked = []
 
-    def create_model(name, pretrained):
-        made.append((name, pretrained))
-        return OpenAILike(create_text_tower("ViT-B/16"))
+    def download(entry):
+        asked.append(entry["hf_hub"])
+        return str(tmp_path / "clip.pt")
 
-    monkeypatch.setattr(text_module.open_clip, "create_model", create_model)
+    monkeypatch.setattr(text_module.open_clip, "download_pretrained", download)
     assert load_text("ViT-B/16").weights == "pretrained"
-    assert made == [("ViT-B-16-quickgelu", "openai")]
+    assert asked == ["timm/vit_base_patch16_clip_224.openai/"]
+
+
+@pytest.fixture(scope="module")
+def gelu_file(tmp_path_factory):
+    """A text tower of open_clip, whose tensors do not say that its activation is GELU."""
+    path = tmp_path_factory.mktemp("clip") / "gelu.pt"
+    torch.manual_seed(0)
+    model = create_text_tower("ViT-B/32-gelu").eval()
+    torch.save(model.state_dict(), path)
+    with torch.no_grad():
+        return path, model(open_clip.get_tokenizer("ViT-B-32")(CAPTIONS))
+
+
+def test_an_activation_that_a_file_does_not_say_is_assumed_aloud_or_chosen(gelu_file, caplog):
+    path, theirs = gelu_file
+    assumed = load_text("ViT-B/32", str(path)).encode(CAPTIONS)
+    assert not torch.allclose(assumed, theirs, atol=1e-4)
+    assert "QuickGELU is assumed" in caplog.text and "ViT-B/32-gelu" in caplog.text
+    caplog.clear()
+    chosen = load_text("ViT-B/32-gelu", str(path)).encode(CAPTIONS)
+    torch.testing.assert_close(chosen, theirs, atol=1e-4, rtol=0)
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("quick", [None, False, True])
+def test_the_configuration_of_open_clip_beside_a_file_says_the_activation(
+    gelu_file, tmp_path, caplog, quick
+):
+    model = {"embed_dim": 512} | ({} if quick is None else {"quick_gelu": quick})
+    shutil.copy(gelu_file[0], tmp_path)
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": model}))
+    encoder = load_text("ViT-B/32", str(tmp_path / "gelu.pt"))
+    assert encoder.name == ("ViT-B/32" if quick else "ViT-B/32-gelu")
+    assert not caplog.text
+    if quick:
+        with pytest.raises(ValueError, match="says QuickGELU. Name the model ViT-B/32"):
+            load_text("ViT-B/32-gelu", str(tmp_path / "gelu.pt"))
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"model_cfg": 3}'])
+def test_a_damaged_configuration_beside_a_file_is_named(gelu_file, tmp_path, content):
+    shutil.copy(gelu_file[0], tmp_path)
+    (tmp_path / "open_clip_config.json").write_text(content)
+    with pytest.raises(ValueError, match="open_clip_config.json is no configuration of open_clip"):
+        load_text("ViT-B/32", str(tmp_path / "gelu.pt"))
+
+
+def test_openai_has_no_weights_of_the_other_activation():
+    with pytest.raises(ValueError, match="has no weights of OpenAI"):
+        check_text("ViT-B/32-gelu")
+
+
+def test_a_clip_of_transformers_is_refused_with_the_file_that_is_needed(tmp_path):
+    for prefix in ("text_model.", ""):
+        names = ("embeddings.token_embedding.weight", "encoder.layers.0.mlp.fc1.weight")
+        torch.save({prefix + name: torch.ones(1) for name in names}, tmp_path / "a.pt")
+        with pytest.raises(ValueError, match=r"transformers library.*Needed is OpenAI's .*B-32"):
+            load_text("ViT-B/32", str(tmp_path / "a.pt"))
 
 
 def test_a_folder_with_bert_in_its_name_is_a_bert(tmp_path):

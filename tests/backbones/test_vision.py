@@ -19,6 +19,7 @@ from talk2dino.backbones.vision import (
     load_vision,
     official_shapes,
     to_timm,
+    vision_from_state,
 )
 from talk2dino.features.extract import image_features
 from talk2dino.features.keys import IMAGE_KEYS
@@ -280,3 +281,12 @@ def test_models_without_a_cls_token_are_refused(name):
         ValueError, match="not a ViT with a CLS token|unknown vision model|plain ViT"
     ):
         load_vision(name, "seeded:0")
+
+
+@pytest.mark.parametrize("layers", ["encoder.layer", "layer"])
+@pytest.mark.parametrize("name", ["dinov3_vits16", "dinov2_vits14", "vit_tiny_patch16_224"])
+def test_a_backbone_of_transformers_is_refused_with_the_file_that_is_needed(layers, name):
+    names = (f"{layers}.0.attention.q_proj.weight", "embeddings.patch_embeddings.weight")
+    needed = r"x.safetensors has .* transformers library.*Needed is the official .pth or timm"
+    with pytest.raises(ValueError, match=needed):
+        vision_from_state(name, {name: torch.ones(1) for name in names}, "x.safetensors")

@@ -370,3 +370,15 @@ def test_a_missing_data_folder_is_named_before_a_model_is_looked_for(tmp_path, c
     assert main(command) == 2
     error = capsys.readouterr().err
     assert "there is no data folder" in error and "data check" in error
+
+
+def test_counts_of_another_batch_size_or_of_other_pictures_are_not_mixed_in(tmp_path, capsys):
+    data = shutil.copytree(MINIATURES, tmp_path / "data")
+    assert evaluate(tmp_path / "results", data=data) == 0
+    assert evaluate(tmp_path / "results", "--batch_size", 3, data=data) == 1
+    picture = sorted((data / PASCAL / "JPEGImages").glob("*.jpg"))[0]
+    content = bytearray(picture.read_bytes())
+    content[-3] ^= 1
+    picture.write_bytes(content)
+    assert evaluate(tmp_path / "results", data=data) == 1
+    assert "another --batch_size or pictures" in capsys.readouterr().err

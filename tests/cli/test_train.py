@@ -238,3 +238,18 @@ def test_the_batch_size_can_be_given(folder, capsys):
     assert summary["settings"]["train.batch_size"] == 24
     assert train("--out", "w.pth", "--batch_size", "0") == 2
     assert "batch_size" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("out", "data"),
+    [("train.pth", "train.pth"), ("captions.pth", "captions.json"), ("link.pth", "train.pth")],
+    ids=["the features", "the captions, by the summary", "by another name"],
+)
+def test_no_output_is_an_input(folder, capsys, out, data):
+    (folder / "captions.json").write_text('{"images": [{"id": 1}], "annotations": [{"id": 1}]}')
+    (folder / "link.pth").symlink_to(folder / "train.pth")
+    before = (folder / data).read_bytes()
+    flags = ["--model", "recipe.yaml", "--train_dataset", data, "--val_dataset", "train.pth"]
+    assert main([*flags, "--device", "cpu", "--out", out, "--overwrite"]) == 2
+    assert "is an input. Choose another place" in capsys.readouterr().err
+    assert (folder / data).read_bytes() == before

@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import signal
 import tarfile
 
 import pytest
@@ -16,6 +18,7 @@ from talk2dino.features import extract as stage
 from talk2dino.features.extract import image_features
 from talk2dino.features.job import Job
 from talk2dino.features.keys import IMAGE_KEYS
+from talk2dino.features.sources import ImageSource
 from talk2dino.features.store import FeatureFile, read_features, write_features
 from tests.literal import extraction as literal
 
@@ -440,3 +443,12 @@ def test_asking_for_a_key_twice_gives_equal_tensors():
         one["disentangled_self_attn"], two["disentangled_self_attn"], rtol=0, atol=0
     )
     assert all(column.dtype == torch.float32 for column in two.values())
+
+
+def test_a_process_that_reads_images_and_dies_is_one_sentence(coco, tmp_path, monkeypatch, capsys):
+    def die(source):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(ImageSource, "read", die)
+    assert main(coco.arguments(tmp_path / "x.pth", "--workers", "1")) == 1
+    assert "a process that reads images has ended (DataLoader worker" in capsys.readouterr().err

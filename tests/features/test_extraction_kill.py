@@ -4,7 +4,6 @@ Kills come from a fork server that has imported everything, so a process costs m
 """
 
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -14,12 +13,11 @@ import time
 import pytest
 import torch
 
-from talk2dino.cli import extract, extract_text
+from talk2dino.cli import extract
 from talk2dino.features import extract as stage
-from talk2dino.features import job, parts
+from talk2dino.features import parts
 from talk2dino.features.extract import image_features
 from talk2dino.features.parts import JOURNAL
-from talk2dino.features.store import read_features
 
 if not hasattr(os, "fork"):
     pytest.skip("needs POSIX processes", allow_module_level=True)
@@ -60,38 +58,6 @@ def dies_in_write(main, arguments, fatal):
     run_command(main, arguments)
 
 
-def dies_in_replace(main, arguments, fatal, after):
-    """Run, and be killed just before or after the `fatal`-th renaming of the job."""
-    real_replace, count = os.replace, 0
-
-    def replace(source, target):
-        nonlocal count
-        count += 1
-        if count == fatal and not after:
-            os.kill(os.getpid(), signal.SIGKILL)
-        real_replace(source, target)
-        if count == fatal:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    job.os.replace = replace
-    run_command(main, arguments)
-
-
-def dies_in_removal(main, arguments, fatal):
-    """Run, and be killed just before the `fatal`-th removal of a folder."""
-    real_rmtree, count = shutil.rmtree, 0
-
-    def rmtree(folder):
-        nonlocal count
-        count += 1
-        if count == fatal:
-            os.kill(os.getpid(), signal.SIGKILL)
-        real_rmtree(folder)
-
-    job.shutil.rmtree = rmtree
-    run_command(main, arguments)
-
-
 def start(fork_server, target, *arguments):
     process = fork_server.Process(target=target, args=arguments)
     process.start()
@@ -108,25 +74,6 @@ def undisturbed(fork_server, images, tmp_path_factory):
     path = tmp_path_factory.mktemp("undisturbed") / "val.pth"
     finish(start(fork_server, run_command, extract.main, image_arguments(images, path)))
     return path.read_bytes()
-
-
-def test_kills_at_random_moments(fork_server, images, undisturbed, tmp_path):
-    out = tmp_path / "val.pth"
-    arguments = image_arguments(images, out)
-    moments, kills = random.Random(0), 0
-    while kills < 10:
-        process = start(fork_server, run_command, extract.main, arguments)
-        process.join(moments.uniform(0.05, 0.4))
-        if process.is_alive():
-            process.kill()
-            kills += 1
-        process.join()
-        if kills < 10 and out.exists() and not out.with_name("val.pth.parts").exists():
-            assert out.read_bytes() == undisturbed
-            out.unlink()  # done before it was killed: once more from the start
-    finish(start(fork_server, run_command, extract.main, [*arguments, "--overwrite"]))
-    assert out.read_bytes() == undisturbed
-    assert [path.name for path in tmp_path.iterdir()] == ["val.pth"]
 
 
 def test_kills_in_the_middle_of_writes(fork_server, images, undisturbed, tmp_path):
@@ -148,38 +95,6 @@ def test_kills_in_the_middle_of_writes(fork_server, images, undisturbed, tmp_pat
     assert out.read_bytes() == undisturbed
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("fatal", [1, 2, 3, 4])
-def test_kills_around_every_renaming(fork_server, images, undisturbed, tmp_path, fatal, after):
-    """Renamed are: the settings, the unfinished file, the result, the note that it is done."""
-    out = tmp_path / "val.pth"
-    arguments = image_arguments(images, out)
-    process = start(fork_server, dies_in_replace, extract.main, arguments, fatal, after)
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
-    finish(start(fork_server, run_command, extract.main, arguments))
-    assert out.read_bytes() == undisturbed
-    assert [path.name for path in tmp_path.iterdir()] == ["val.pth"]
-
-
-def test_kills_while_the_work_folder_is_removed(fork_server, images, undisturbed, tmp_path):
-    """Removed are the rows, then, after the settings, the folder: only that last kill is final."""
-    out, folder = tmp_path / "val.pth", tmp_path / "val.pth.parts"
-    arguments = image_arguments(images, out)
-    start(fork_server, dies_in_removal, extract.main, arguments, 1).join()
-    assert (folder / "settings.json").exists()
-    finish(start(fork_server, run_command, extract.main, arguments))
-    assert not folder.exists()
-    start(fork_server, dies_in_removal, extract.main, [*arguments, "--overwrite"], 2).join()
-    assert folder.exists()
-    assert not (folder / "settings.json").exists()
-    assert out.read_bytes() == undisturbed
-    assert extract.main(arguments) == 2  # the file exists: nothing is computed again unasked
-    finish(start(fork_server, run_command, extract.main, [*arguments, "--overwrite"]))
-    assert out.read_bytes() == undisturbed
-    assert not folder.exists()
-
-
 def test_finished_batches_are_not_computed_again(fork_server, images, tmp_path, monkeypatch):
     arguments = image_arguments(images, tmp_path / "val.pth")
     start(fork_server, dies_in_write, extract.main, arguments, 3 * 8 + 1).join()
@@ -194,18 +109,22 @@ def test_finished_batches_are_not_computed_again(fork_server, images, tmp_path, 
     assert computed == [2] * 4  # eight of twelve batches were finished
 
 
-def test_the_rest_can_be_done_with_another_batch_size(fork_server, images, undisturbed, tmp_path):
-    """As after running out of memory; equal up to the order of floating point sums."""
+def test_another_batch_size_is_not_mixed_in(fork_server, images, tmp_path, capsys):
     out = tmp_path / "val.pth"
     start(fork_server, dies_in_write, extract.main, image_arguments(images, out), 14).join()
-    assert extract.main(image_arguments(images, out, "--batch_size", "5")) == 0
-    (tmp_path / "whole.pth").write_bytes(undisturbed)
-    torch.testing.assert_close(
-        read_features(out).image_features,
-        read_features(tmp_path / "whole.pth").image_features,
-        rtol=1e-4,
-        atol=1e-6,
-    )
+    assert extract.main(image_arguments(images, out, "--batch_size", "4")) == 2
+    assert "batch_size: 2 there, 4 asked for" in capsys.readouterr().err
+
+
+def test_a_picture_that_changed_since_the_kill_is_not_mixed_in(
+    fork_server, images, tmp_path, capsys
+):
+    folder = shutil.copytree(images.folder, tmp_path / "coco")
+    arguments = image_arguments(images, tmp_path / "val.pth", "--data_dir", str(folder))
+    start(fork_server, dies_in_write, extract.main, arguments, 14).join()
+    os.utime(folder / "001.jpg", (0, 0))
+    assert extract.main(arguments) == 1
+    assert "another input (other images or captions)" in capsys.readouterr().err
 
 
 def test_a_failure_before_the_kill_is_still_reported(fork_server, images, tmp_path, capsys):
@@ -220,44 +139,6 @@ def test_a_failure_before_the_kill_is_still_reported(fork_server, images, tmp_pa
     assert "image 101 (001.jpg)" in capsys.readouterr().err
     assert extract.main(image_arguments(images, tmp_path / "b.pth", *more)) == 1
     assert (tmp_path / "a.pth").read_bytes() == (tmp_path / "b.pth").read_bytes()
-
-
-def test_shards_are_the_same_after_a_kill(fork_server, images, tmp_path):
-    flags = ["--write_as_wds", "--n_shards", "2", "--n_in_splits", "2"]
-    arguments = image_arguments(images, tmp_path / "a", *flags)
-    finish(start(fork_server, run_command, extract.main, arguments))
-    arguments = image_arguments(images, tmp_path / "b", *flags)
-    for fatal in (4, 30):
-        start(fork_server, dies_in_write, extract.main, arguments, fatal).join()
-    for fatal in (1, 2, 3):
-        start(fork_server, dies_in_replace, extract.main, arguments, fatal, True).join()
-    finish(start(fork_server, run_command, extract.main, arguments))
-    names = sorted(path.name for path in (tmp_path / "a").iterdir())
-    assert names == [f"shard0000{number}.tar" for number in range(4)]
-    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == names
-    for name in names:
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-
-
-def test_the_text_command_completes_its_input_in_spite_of_kills(
-    fork_server, images, undisturbed, tmp_path
-):
-    arguments = {}
-    for name in ("a.pth", "b.pth"):
-        (tmp_path / name).write_bytes(undisturbed)
-        path = str(tmp_path / name)
-        arguments[name] = ["--ann_path", path, "--model", "toy", "--device", "cpu"]
-        arguments[name] += ["--batch_size", "8"]
-    finish(start(fork_server, run_command, extract_text.main, arguments["a.pth"]))
-    for fatal in (3, 4, 3):
-        start(fork_server, dies_in_write, extract_text.main, arguments["b.pth"], fatal).join()
-        assert (tmp_path / "b.pth").read_bytes() == undisturbed
-    for fatal, after in ((1, False), (2, False), (2, True)):  # the last is after the result
-        replace = (extract_text.main, arguments["b.pth"], fatal, after)
-        start(fork_server, dies_in_replace, *replace).join()
-    finish(start(fork_server, run_command, extract_text.main, arguments["b.pth"]))
-    assert (tmp_path / "a.pth").read_bytes() == (tmp_path / "b.pth").read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pth", "b.pth"]
 
 
 def test_the_real_command_with_workers_is_killed_and_run_again(images, undisturbed, tmp_path):

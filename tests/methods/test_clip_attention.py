@@ -3,8 +3,9 @@ import torch
 from torch import nn
 
 from talk2dino.backbones.clip_image import load_clip
+from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
 from talk2dino.benchmarks.table import BENCHMARKS
-from talk2dino.inference import Protocol, picture_scores
+from talk2dino.inference import Protocol, picture_scores, resize_picture
 from talk2dino.methods.clip_attention import (
     METHODS,
     NAMES,
@@ -280,3 +281,18 @@ def test_published_numbers_are_keyed_by_benchmark():
     )
     assert set(PUBLISHED["maskclip_vitb"]) == set(WITHOUT_BACKGROUND)
     assert PUBLISHED["maskclip_vitb"]["voc20"] == 74.9
+
+
+@pytest.mark.parametrize("method", ["clearclip", "sclip", "naclip"])
+@pytest.mark.parametrize("size_hw", [(150, 235), (70, 330)])
+def test_evaluation_labels_pictures_as_the_plain_way_does(build, method, size_hw):
+    # Sides that are no multiples of a patch, in windows that are.
+    segmenter, protocol = build(method), Protocol(64, 2048, window=96, stride=48)
+    picture = (torch.rand(3, *size_hw) * 255).to(torch.uint8)
+    small = resize_picture(picture, protocol.scored_size(*size_hw))
+    query = random_query(6, background=0.2)
+    expected = picture_scores(segmenter, picture, query, protocol).argmax(dim=0)
+    given = Picture(small, size_hw, [Task(segmenter, query)])
+    [(_, [labels])] = label_pictures([given], protocol, Batching(), torch.device("cpu"))
+    assert (labels == expected).float().mean() >= 0.999
+    assert expected.unique().numel() > 2

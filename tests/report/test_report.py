@@ -247,3 +247,92 @@ def test_wrong_arguments_are_refused(tmp_path, results, capsys):
     (results / "voc_toy_11111111.npz").write_bytes(b"PK")
     assert main([str(results)]) == 1
     assert "voc_toy_11111111.npz is damaged" in capsys.readouterr().err
+
+
+def changed(data, folder, **changes):
+    """A folder with a run that has other fields; `...` takes one out."""
+    write_run(data, folder)
+    path = folder / "voc_toy_11111111.json"
+    content = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({k: v for k, v in content.items() if v is not Ellipsis}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("benchmark", "../../outside", "benchmark must be a name, no path"),
+        ("benchmark", "/tmp/outside", "benchmark must be a name, no path"),
+        ("num_images", "<script>alert(1)</script>", "num_images must be a whole number"),
+        ("num_images", True, "num_images must be a whole number"),
+        ("mIoU", "84", "mIoU must be a number"),
+        ("aAcc", float("inf"), "aAcc must be a finite number"),
+        ("mIoU_interval", [1], "mIoU_interval must be a list of 2"),
+        ("per_class", CLASSES, "per_class must be an object"),
+        ("per_class", {"cat": [1]}, r"per_class\.cat must be a number"),
+        ("per_class", {"\ud800": 1}, "a name in per_class must be text"),
+        ("title", {}, "title must be text"),
+        ("palette", [[1, 2]], r"palette\[0\] must be a list of 3"),
+        ("palette", [[1, 2, 300]], "palette must be at most 256 colours"),
+        ("predictions", 3, "predictions must be text"),
+        ("timing", {"images_per_second": "fast"}, r"timing\.images_per_second must be a number"),
+        ("settings", {"segmenter": []}, r"settings\.segmenter must be an object"),
+    ],
+)
+def test_a_field_of_another_type_is_named_and_nothing_is_written(
+    data, tmp_path, capsys, field, value, message
+):
+    folder = changed(data, tmp_path / "results", **{field: value})
+    assert main([str(folder), "--output", str(tmp_path / "p" / "q" / "r.html")]) == 1
+    assert re.search(f"voc_toy_11111111.json is no result.*{message}", capsys.readouterr().err)
+    assert not (tmp_path / "p").exists()
+
+
+@pytest.mark.parametrize("field", ["data_root", "mAcc", "title", "published"])
+def test_a_field_that_is_missing_is_named(data, tmp_path, capsys, field):
+    folder = changed(data, tmp_path / "results", **{field: ...})
+    assert main([str(folder)]) == 1
+    assert f"voc_toy_11111111.json is no result of an evaluation: {field} is missing" in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("images", np.array(["../secret.png"] * NUM_IMAGES)),
+        ("labels", np.array(["/etc/secret.png"] * NUM_IMAGES)),
+        ("images", np.array(["a.png"])),
+        ("union", np.zeros((NUM_IMAGES, 3), np.int64)),
+        ("confusion", np.zeros((4, 4), complex)),
+    ],
+)
+def test_counts_that_do_not_belong_to_the_result_are_named(results, capsys, name, value):
+    path = results / "voc_toy_11111111.npz"
+    np.savez(path, **{**np.load(path), name: value})
+    assert main([str(results)]) == 1
+    assert "voc_toy_11111111.npz is damaged" in capsys.readouterr().err
+
+
+def test_every_text_of_a_result_is_text_in_the_page(data, tmp_path):
+    bad = "\"'><script>alert(1)</script>"
+    texts = dict.fromkeys(("title", "model", "finished", "data_root", "readme_name"), bad)
+    others = {
+        "per_class": {bad: 1.0} | dict.fromkeys(CLASSES[1:], 2.0),
+        "settings": {"segmenter": {"projection_weights": bad}},
+        "command": [bad],
+        "timing": {"device": bad, "images_per_second": 1.0},
+    }
+    folder = changed(data, tmp_path / "results", **texts, **others)
+    (folder / "<script>.json").write_text("[]")  # named in a note
+    assert main([str(folder)]) == 0
+    page = (folder / "report.html").read_text()
+    assert "<script" not in page and "&lt;script&gt;alert(1)" in page and "'><" not in page
+
+
+@pytest.mark.parametrize("name", ["a$^$b", "$\\frac$", "100 $ or $"])
+def test_a_dollar_in_a_name_is_text_in_the_plots(data, tmp_path, name):
+    per_class = {name: 1.0} | dict.fromkeys(CLASSES[1:], 2.0)
+    folder = changed(data, tmp_path / "results", per_class=per_class, title=name, model=name)
+    assert main([str(folder), "--examples", "0"]) == 0
+    assert name in (folder / "report.html").read_text()

@@ -1,11 +1,10 @@
-"""The pieces of the page that are written as HTML; every word of a visitor is escaped here."""
+"""The pieces of the page that are written as HTML; `Markup` escapes every value put in."""
 
 from __future__ import annotations
 
-from html import escape
-
 import matplotlib
 import numpy as np
+from markupsafe import Markup
 
 from talk2dino.app.pictures import HEAT_COLOURS
 from talk2dino.pictures.segmentation import Segmentation
@@ -25,22 +24,22 @@ PIXEL_HINT = '<p class="t2d-hint">No pixel chosen.</p>'
 
 def header(device: str) -> str:
     """Title, one sentence, and where the models run."""
-    return (
+    return Markup(
         '<header class="t2d-header"><div><h1>Talk2DINO</h1>'
         "<p>Name anything in words; get it segmented in your picture.</p></div>"
-        f'<span class="t2d-chip">runs on {escape(device)}</span></header>'
-    )
+        '<span class="t2d-chip">runs on {}</span></header>'
+    ).format(device)
 
 
 def notice(text: str | None) -> str:
     """A line about the chosen model that nobody may miss; empty without one."""
-    return f'<div class="t2d-notice">{escape(text)}</div>' if text else ""
+    return Markup('<div class="t2d-notice">{}</div>').format(text) if text else ""
 
 
 def status(text: str, kind: str = "info") -> str:
     """What is going on; `kind` is info, busy, done or error."""
     role = "alert" if kind == "error" else "status"
-    return f'<p class="t2d-status t2d-{kind}" role="{role}">{escape(text)}</p>'
+    return Markup('<p class="t2d-status t2d-{}" role="{}">{}</p>').format(kind, role, text)
 
 
 def legend(found: Segmentation) -> str:
@@ -51,7 +50,7 @@ def legend(found: Segmentation) -> str:
         _row(name, colours[name], area, _percent(area), "" if area else "t2d-absent")
         for name, area in areas
     ]
-    return f'<ul class="t2d-legend" aria-label="Area of each category">{"".join(rows)}</ul>'
+    return _list("Area of each category", rows)
 
 
 def pixel_scores(found: Segmentation, x: int, y: int) -> str:
@@ -66,31 +65,32 @@ def pixel_scores(found: Segmentation, x: int, y: int) -> str:
         kind = "t2d-winner" if place == 0 else ""
         rows.append(_row(name, colours[name], length, f"{score:.3f}", kind))
     more = len(scores) - len(shown)
-    return (
-        f'<ul class="t2d-legend" aria-label="Scores at column {x}, row {y}">{"".join(rows)}</ul>'
-        + (f'<p class="t2d-hint">and {more} lower ones</p>' if more else "")
-    )
+    rest = Markup('<p class="t2d-hint">and {} lower ones</p>').format(more) if more else ""
+    return _list(f"Scores at column {x}, row {y}", rows) + rest
 
 
 def heat_scale(low: float, high: float, scores: str) -> str:
     """The colour bar that all heat maps share; `scores` says what is shown."""
     colours = matplotlib.colormaps[HEAT_COLOURS](np.linspace(0, 1, 9), bytes=True)[:, :3]
-    stops = ",".join(_css(colour) for colour in colours)
-    return (
-        f'<div class="t2d-scale"><em>{low:.3f}</em>'
-        f'<span style="background:linear-gradient(to right,{stops})"></span><em>{high:.3f}</em>'
-        f"<small>{escape(scores)}, one scale for all</small></div>"
+    return Markup(
+        '<div class="t2d-scale"><em>{:.3f}</em>'
+        '<span style="background:linear-gradient(to right,{})"></span><em>{:.3f}</em>'
+        "<small>{}, one scale for all</small></div>"
+    ).format(low, ",".join(map(_css, colours)), high, scores)
+
+
+def _list(label: str, rows: list[Markup]) -> Markup:
+    return Markup('<ul class="t2d-legend" aria-label="{}">{}</ul>').format(
+        label, Markup("").join(rows)
     )
 
 
-def _row(name: str, colour: np.ndarray, length: float, value: str, kind: str) -> str:
+def _row(name: str, colour: np.ndarray, length: float, value: str, kind: str) -> Markup:
     """A line of a legend: colour, name, a bar of `length` percent, and a value."""
-    return (
-        f'<li class="{kind}"><i style="background:{_css(colour)}"></i>'
-        f"<span>{escape(name)}</span>"
-        f'<b><u style="width:{length:.1f}%;background:{_css(colour)}"></u></b>'
-        f"<em>{escape(value)}</em></li>"
-    )
+    return Markup(
+        '<li class="{}"><i style="background:{}"></i><span>{}</span>'
+        '<b><u style="width:{:.1f}%;background:{}"></u></b><em>{}</em></li>'
+    ).format(kind, _css(colour), name, length, _css(colour), value)
 
 
 def _percent(area: float) -> str:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
-import warnings
+import logging
+import mmap
+import pickle
+import pickletools
+import re
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -14,16 +20,44 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from talk2dino.files import load_torch
+from talk2dino.stand_ins import ARGUMENTS, CONFIGURATION, NUMBERS, Ignored, stand_ins
 
-# Where training scripts of the field put the state dict inside their checkpoints.
-WRAPPERS = ("state_dict", "model", "teacher")
+logger = logging.getLogger(__name__)
+
+# Where training scripts of the field put the state dict inside their checkpoints; averages first.
+WRAPPERS = (
+    *("state_dict_ema", "ema_state_dict", "model_ema", "ema_model", "ema"),
+    *("state_dict", "model_state_dict", "model", "teacher", "module", "net", "network"),
+)
+_WRAPPING_MODULES = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+"""What DataParallel, torch.compile and others put into names, at any place."""
+_PARTS = ("teacher.", "model_ema.", "ema_model.", "ema.", "backbone.")
+"""Parts of a training that are the weights alone, without the student and the heads."""
+_KEPT_PREFIX = "proj."
+"""Of our own files with a projection alone, whose prefix says what they are."""
+
+# What a file may be whose names are others: names that it has, and what to call it.
+KNOWN_MODELS = (
+    (("linear_layer.weight",), "a Talk2DINO projection alone"),
+    (("encoder.layers.0.",), "a CLIP model of transformers"),
+    (("visual.", "token_embedding.weight"), "a CLIP model of OpenAI or open_clip, alone"),
+    (("token_embedding.weight",), "a CLIP text tower, alone"),
+    (("blocks.", "patch_embed."), "a vision transformer (DINO or timm), alone"),
+    (("layer.", "patch_embeddings."), "a vision transformer of transformers"),
+    (("encoder.layer.", "word_embeddings."), "a BERT model"),
+    (("lora_",), "a LoRA adapter"),
+    (("down_blocks.",), "a diffusion model"),
+    (("self_attn.q_proj.", "mlp.gate_proj."), "a large language model"),
+    (("layer1.0.conv1.",), "a ResNet"),
+)
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Read a checkpoint: `.pth`/`.pt` (tensors only), TorchScript archive or safetensors.
 
-    Wrappers (`state_dict`, `model`, `teacher`) and a `module.` prefix are taken off. A
-    TorchScript archive, the format of OpenAI's CLIP files, is read for its tensors.
+    What trainings wrap around the weights (`state_dict`, `teacher.backbone.`, `module.`) is taken
+    off, and what is left out is said. A TorchScript archive, the format of OpenAI's CLIP files, is
+    read for its tensors; nothing of it is run.
 
     Returns:
         name -> tensor on the CPU.
@@ -36,21 +70,63 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such weights file")
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+        return unwrapped(_read_safetensors(path), path)
     if _is_safetensors(path):
         raise ValueError(f"{path} is a safetensors file. Rename it to {path.stem}.safetensors.")
-    content = _read_torchscript(path) if _is_torchscript(path) else load_torch(path)
-    for wrapper in WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
+    if _is_torchscript(path):
+        return unwrapped(_read_torchscript(path), path)
+    with stand_ins((*NUMBERS, *CONFIGURATION, *ARGUMENTS)):
+        content = load_torch(path)
+    for _ in WRAPPERS:  # they may be in each other
+        content = _unwrapped_once(content)
     if not isinstance(content, Mapping) or not content:
         raise ValueError(f"{path} holds no state dict, but a {type(content).__name__}")
     state = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
     if not state:
-        raise ValueError(f"{path} holds no tensors. Its keys: {_listed(map(str, content))}")
-    if all(name.startswith("module.") for name in state):
-        state = {name[len("module.") :]: value for name, value in state.items()}
-    return state
+        raise ValueError(f"{path} holds no tensors. Its keys: {listed(map(str, content))}")
+    return unwrapped(state, path)
+
+
+def unwrapped(state: Mapping[str, Tensor], source: str | Path) -> dict[str, Tensor]:
+    """A state dict under the names of the model itself, as before it was wrapped for training.
+
+    Raises:
+        ValueError: two tensors would have one name.
+    """
+    names = {name: _without_wrapping_modules(name) for name in state if name != "n_averaged"}
+    for part in _PARTS:
+        if inside := {name: short for name, short in names.items() if short.startswith(part)}:
+            if left := [name for name in names if name not in inside]:
+                logger.warning("%s: %s* is used; left out: %s", source, part, listed(left, 4))
+            names = {name: short[len(part) :] for name, short in inside.items()}
+    # Lightning: one name before all, which is not that of a layer with its `weight` and `bias`.
+    while any(short.count(".") > 1 for short in names.values()):
+        first = next(iter(names.values())).partition(".")[0] + "."
+        if first == _KEPT_PREFIX or not all(short.startswith(first) for short in names.values()):
+            break
+        names = {name: short[len(first) :] for name, short in names.items()}
+    if len(set(names.values())) < len(names):
+        raise ValueError(f"{source} holds two models: some names occur with and without a prefix")
+    return {short: state[name] for name, short in names.items()}
+
+
+def looks_like(names: Iterable[str]) -> str | None:
+    """What a checkpoint with these names probably is, or None."""
+    names = list(names)
+    for marks, kind in KNOWN_MODELS:
+        if all(any(mark in name for name in names) for mark in marks):
+            return kind
+    return None
+
+
+def check_layout(state: Mapping[str, Tensor], source: str | Path, needed: str) -> None:
+    """Raise ValueError, naming the file that is `needed`, for the names of transformers."""
+    kind = looks_like(state)
+    if kind is not None and kind.endswith("of transformers"):
+        raise ValueError(
+            f"{source} has the names of the transformers library: it looks like {kind}. Needed is "
+            f"{needed}."
+        )
 
 
 def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
@@ -76,18 +152,18 @@ def check_fit(
     """Raise ValueError, beginning with `complaint`, unless `state` has these shapes, all finite."""
     problems = []
     if missing := [name for name in shapes if name not in state]:
-        problems.append(f"missing keys: {_listed(missing)}")
+        problems.append(f"missing keys: {listed(missing)}")
     if unexpected := [name for name in state if name not in shapes]:
-        problems.append(f"unexpected keys: {_listed(unexpected)}")
+        problems.append(f"unexpected keys: {listed(unexpected)}")
     wrong = [
         f"{name} is {tuple(state[name].shape)}, expected {shape}"
         for name, shape in shapes.items()
         if name in state and tuple(state[name].shape) != shape
     ]
     if wrong:
-        problems.append(f"wrong shapes: {_listed(wrong)}")
+        problems.append(f"wrong shapes: {listed(wrong)}")
     if damaged := [name for name in shapes if name in state and not _is_finite(state[name])]:
-        problems.append(f"values that are infinite or not a number, in: {_listed(damaged)}")
+        problems.append(f"values that are infinite or not a number, in: {listed(damaged)}")
     if problems:
         raise ValueError(f"{complaint}: {'; '.join(problems)}")
 
@@ -108,7 +184,7 @@ def check_not_quantised(state: Mapping[str, Tensor], module: nn.Module, source: 
     if whole:
         kind = str(state[whole[0]].dtype).removeprefix("torch.")
         raise ValueError(
-            f"{source} looks quantised: {kind} in place of fractions, in {_listed(whole)}. Get the "
+            f"{source} looks quantised: {kind} in place of fractions, in {listed(whole)}. Get the "
             "weights as float32, float16 or bfloat16."
         )
 
@@ -147,6 +223,22 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is damaged, cut short, or no safetensors file ({e})") from e
 
 
+def _unwrapped_once(content: Any) -> Any:
+    """The first entry of a checkpoint that is called as weights are and holds tensors."""
+    if isinstance(content, Mapping):
+        for name in WRAPPERS:
+            inner = content.get(name)
+            if isinstance(inner, Mapping) and any(
+                isinstance(value, Tensor | Mapping) for value in inner.values()
+            ):
+                return inner
+    return content
+
+
+def _without_wrapping_modules(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in _WRAPPING_MODULES)
+
+
 def _is_safetensors(path: Path) -> bool:
     """Whether a file begins with the length of a header and the brace that opens it."""
     with path.open("rb") as file:
@@ -164,17 +256,59 @@ def _is_torchscript(path: Path) -> bool:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 
+class _Part(Ignored):
+    """A module of a TorchScript archive: what it holds, by name."""
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, dict):
+            self.__dict__.update(state)
+
+
 def _read_torchscript(path: Path) -> dict[str, Tensor]:
-    """The tensors of a TorchScript archive; at most TorchScript runs, which cannot call Python."""
+    """The parameters and buffers of a TorchScript archive, without running its program.
+
+    PyTorch's restricted reader refuses such archives by one member's name; in a private view of
+    the file, that member has another.
+    """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # TorchScript is deprecated; OpenAI's files stay it
-            return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
-    except RuntimeError as error:
+        with zipfile.ZipFile(path) as archive:
+            members = {name.partition("/")[2]: name for name in archive.namelist()}
+            program = [name for name in members.values() if "/code/" in name and name[-3:] == ".py"]
+            code = "".join(archive.read(name).decode() for name in program)
+            objects = pickletools.genops(archive.read(members["data.pkl"]))
+            found = {str(arg).replace(" ", ".") for op, arg, _ in objects if op.name == "GLOBAL"}
+        lists = re.findall(r"^  __(?:parameters|buffers)__ = \[(.*)\]$", code, re.MULTILINE)
+        kept = {name for line in lists for name in re.findall(r'"([^"]+)"', line)}
+        known = [name for name in found if name.startswith(("__torch__.", "torch.jit._pickle."))]
+        with path.open("rb") as file:
+            view: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        with view, stand_ins(known, _Part):
+            place = -1
+            while (place := view.find(b"/constants.pkl", place + 1)) >= 0:
+                view[place : place + 10] = b"/unusednow"
+            model = torch.load(view, map_location="cpu", weights_only=True)
+    except (
+        *(zipfile.BadZipFile, RuntimeError, EOFError, OSError, ValueError, LookupError),
+        *(AttributeError, TypeError, pickle.UnpicklingError, zlib.error),
+    ) as error:
         raise ValueError(f"{path} is a damaged TorchScript archive") from error
+    state: dict[str, Tensor] = {}
+    waiting, seen = [("", model)], set()
+    while waiting:
+        prefix, part = waiting.pop()
+        if not isinstance(part, _Part) or id(part) in seen:
+            continue
+        seen.add(id(part))
+        for name, value in vars(part).items():
+            if isinstance(value, Tensor) and name in kept:
+                state[prefix + name] = value
+            waiting.append((f"{prefix}{name}.", value))
+    if not state:
+        raise ValueError(f"{path} is a TorchScript archive without weights that can be read")
+    return state
 
 
-def _listed(names: Iterable[str], most: int = 8) -> str:
+def listed(names: Iterable[str], most: int = 8) -> str:
     names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

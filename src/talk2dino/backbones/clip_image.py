@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from talk2dino.backbones.checkpoints import load_strict
 from talk2dino.backbones.text import (
     CLIP_MODELS,
+    GELU,
     TextEncoder,
     activation_of,
     check_weights,
@@ -28,7 +29,7 @@ _TOY: dict[str, Any] = {"image_size": 224, "patch_size": 16, "width": 192, "head
 TOYS: dict[str, dict[str, Any]] = {
     "toy": _TOY,
     "toy14": {**_TOY, "patch_size": 14},
-    "toy-laion": {**_TOY, "layers": 4},
+    "toy-gelu": {**_TOY, "layers": 4},
 }
 """Name -> shape of a small tower; each has E = 512 and the toy text encoder beside it."""
 PREFIX = "visual."
@@ -136,7 +137,8 @@ def queries_keys_values(block: nn.Module, tokens: Tensor) -> tuple[Tensor, Tenso
 
 def check_clip(name: str, weights: str | None = None) -> None:
     """Raise ValueError or FileNotFoundError for a CLIP that cannot be loaded; loads nothing."""
-    check_name("CLIP model", name, [*TOYS, *CLIP_MODELS])
+    if name.removesuffix(GELU) not in CLIP_MODELS:
+        check_name("CLIP model", name, [*TOYS, *CLIP_MODELS])
     check_weights("CLIP", name, weights)
 
 
@@ -146,7 +148,7 @@ def load_clip(
     """Load both frozen towers of one CLIP.
 
     Args:
-        name: of `CLIP_MODELS` or `TOYS`.
+        name: of `CLIP_MODELS` (with `-gelu` for weights of that activation) or of `TOYS`.
         weights: `pretrained` (OpenAI's or LAION's, through open_clip), a file in OpenAI's or
             open_clip's layout with both towers, or `seeded:<n>`.
         device: where to put them.
@@ -158,8 +160,10 @@ def load_clip(
     """
     check_clip(name, weights)
     weights = weights or default_weights(name)
+    with torch.device("meta"):
+        towers = {PREFIX: create_image_tower(name), "": create_text_tower(name)}
+    name, state = clip_state(name, weights, towers)
     model = create_image_tower(name)
-    state = clip_state(name, weights, {PREFIX: model, "": create_text_tower(name)})
     own = {k.removeprefix(PREFIX): value for k, value in state.items() if k.startswith(PREFIX)}
     load_strict(model, own, weights)
     image = ClipImage(model, name, weights).eval().requires_grad_(False)
@@ -171,7 +175,7 @@ def create_image_tower(name: str) -> VisionTransformer:
     if name in TOYS:
         shape, embed_dim = TOYS[name], 512
     else:
-        config = open_clip.get_model_config(CLIP_MODELS[name])
+        config = open_clip.get_model_config(CLIP_MODELS[name.removesuffix(GELU)])
         assert config is not None
         shape, embed_dim = dict(config["vision_cfg"]), config["embed_dim"]
         shape["heads"] = shape["width"] // shape.pop("head_width", 64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import torch
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock, TextTransformer
 from torch import Tensor, nn
 
-from talk2dino.backbones.checkpoints import load_strict, read_state_dict, state_shapes
+from talk2dino.backbones.checkpoints import check_layout, load_strict, read_state_dict, state_shapes
 from talk2dino.backbones.seeded import parse_seeded, seeded_state
 from talk2dino.config import check_name
 
@@ -23,12 +24,20 @@ CLIP_MODELS = {
     "ViT-B/32": "ViT-B-32-quickgelu",
     "ViT-L/14": "ViT-L-14-quickgelu",
     "ViT-L/14@336px": "ViT-L-14-336-quickgelu",
-    "ViT-B/16-laion": "ViT-B-16",
-    "ViT-H/14-laion": "ViT-H-14",
+    "ViT-H/14": "ViT-H-14-quickgelu",
 }
-"""OpenAI's model name, or that of a size from LAION -> open_clip's name of the architecture."""
-LAION_TAGS = {"ViT-B/16-laion": "laion2b_s34b_b88k", "ViT-H/14-laion": "laion2b_s32b_b79k"}
-"""open_clip's tag of LAION's weights; all other models have OpenAI's."""
+"""OpenAI's model name -> open_clip's name for the same architecture (QuickGELU)."""
+GELU = "-gelu"
+"""Behind a name of `CLIP_MODELS`: with the activation of most of open_clip's own trainings."""
+PUBLISHED = {
+    **{n: (model, "openai") for n, model in CLIP_MODELS.items() if n != "ViT-H/14"},
+    "ViT-B/16-gelu": ("ViT-B-16", "laion2b_s34b_b88k"),
+    "ViT-H/14-gelu": ("ViT-H-14", "laion2b_s32b_b79k"),
+}
+"""Name -> open_clip's name and tag of the weights that are meant by `pretrained`."""
+_BESIDE = "open_clip_config.json"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -169,8 +178,10 @@ class BertEncoder(nn.Module):
                 "BERT text features need transformers: pip install transformers"
             ) from (error)
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(name)
-            self.model = AutoModel.from_pretrained(name, add_pooling_layer=True)
+            self._tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            self.model = AutoModel.from_pretrained(
+                name, add_pooling_layer=True, trust_remote_code=False
+            )
         except (OSError, ValueError, RuntimeError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise RuntimeError(
@@ -209,7 +220,8 @@ def check_text(name: str, weights: str | None = None) -> None:
             raise ValueError(f"BERT loads by its name or folder; weights {weights!r} are not used")
         return
     known = [TOY, *CLIP_MODELS]
-    check_name("text model", name, [*known, "or a BERT model, as bert-base-uncased"])
+    if name.removesuffix(GELU) not in CLIP_MODELS:
+        check_name("text model", name, [*known, "or a BERT model, as bert-base-uncased"])
     check_weights("text", name, weights)
 
 
@@ -219,6 +231,10 @@ def check_weights(kind: str, name: str, weights: str | None) -> None:
     if weights == PRETRAINED:
         if name.startswith(TOY):
             raise ValueError(f"the toy {kind} encoder has no pretrained weights. Use seeded:<n>.")
+        if name not in PUBLISHED:
+            raise ValueError(
+                f"{name} has no weights of OpenAI, whose activation is QuickGELU. Give a file."
+            )
     elif parse_seeded(weights) is None and not Path(weights).is_file():
         raise FileNotFoundError(
             f"no {kind} weights at {weights!r}. Give a file, 'pretrained' or 'seeded:<n>'."
@@ -236,7 +252,8 @@ def load_text(
     """Load a frozen text encoder.
 
     Args:
-        name: `toy`, a name of `CLIP_MODELS`, or a Hugging Face name or folder containing `bert`.
+        name: `toy`, a name of `CLIP_MODELS` (with `-gelu` behind it for weights of that
+            activation), or a Hugging Face name or folder containing `bert`.
         weights: `pretrained` (open_clip's download of OpenAI's weights), a file (OpenAI's `.pt`,
             an open_clip state dict, safetensors) or `seeded:<n>`. Default: pretrained, for toy
             seeded:0.
@@ -251,53 +268,60 @@ def load_text(
     if is_bert(name):
         return BertEncoder(name).eval().requires_grad_(False).to(device)
     weights = weights or default_weights(name)
-    state = clip_state(name, weights, {"": create_text_tower(name)})
+    with torch.device("meta"):
+        tower = create_text_tower(name)
+    name, state = clip_state(name, weights, {"": tower})
     return text_from_state(name, state, weights).to(device)
 
 
-def clip_state(name: str, weights: str, towers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """A CLIP's tensors under OpenAI's names.
+def clip_state(
+    name: str, weights: str, towers: Mapping[str, nn.Module]
+) -> tuple[str, dict[str, Tensor]]:
+    """A CLIP's tensors under OpenAI's names, and its name with the activation of its file.
 
     Args:
-        name: of `CLIP_MODELS`, or of a toy.
-        weights: as for `load_text`.
-        towers: what `seeded:<n>` is drawn for: prefix of the names -> tower.
+        name: as for `load_text`, but for BERT.
+        weights: `pretrained`, a file or `seeded:<n>`.
+        towers: what `seeded:<n>` is drawn for: beginning of the names -> tower.
     """
     seed = parse_seeded(weights)
     if weights == PRETRAINED:
-        return _download(name)
+        return name, _download(name)
     if seed is None:
-        return read_state_dict(weights)
+        state = read_state_dict(weights)
+        return _with_activation(name, state, Path(weights)), state
     shapes = {
-        prefix + key: shape
-        for prefix, tower in towers.items()
+        beginning + key: shape
+        for beginning, tower in towers.items()
         for key, shape in state_shapes(tower).items()
     }
-    return seeded_state(seed, shapes)
+    return name, seeded_state(seed, shapes)
 
 
 def text_from_state(name: str, state: dict[str, Tensor], weights: str) -> TextEncoder:
     """A frozen CLIP text encoder from a whole CLIP's state dict or its text part.
 
     Args:
-        name: `toy` or a name of `CLIP_MODELS`.
+        name: `toy` or a name of `CLIP_MODELS`, maybe with `-gelu`.
         state: OpenAI's or open_clip's names; any floating type, used as float32.
         weights: where the state dict came from.
 
     Raises:
         ValueError: weights that do not fit.
     """
+    needed = f"OpenAI's .pt or open_clip's file ({_address(name)})"
+    check_layout(state, weights, needed)
     model = create_text_tower(name)
     load_strict(model, _text_part(state), weights)
     return TextEncoder(model, name, weights).eval().requires_grad_(False)
 
 
 def create_text_tower(name: str) -> TextTransformer:
-    """CLIP's text tower without weights; `toy` has 3 blocks of width 512, as has `toy-laion`."""
+    """CLIP's text tower without weights; `toy` has 3 blocks of width 512."""
     if name.startswith(TOY):
         shape = {"width": 512, "heads": 8, "layers": 3, "output_dim": 512}
     else:
-        config = open_clip.get_model_config(CLIP_MODELS[name])
+        config = open_clip.get_model_config(CLIP_MODELS[name.removesuffix(GELU)])
         assert config is not None
         text = config["text_cfg"]
         shape = {key: text[key] for key in ("width", "heads", "layers")}
@@ -306,8 +330,35 @@ def create_text_tower(name: str) -> TextTransformer:
 
 
 def activation_of(name: str) -> type[nn.Module]:
-    """What a CLIP's feed-forward layers use: OpenAI's has QuickGELU, LAION's the exact GELU."""
-    return nn.GELU if name.endswith("-laion") else QuickGELU
+    """Of the feed-forward layers of both towers of a CLIP."""
+    return nn.GELU if name.endswith(GELU) else QuickGELU
+
+
+def _with_activation(name: str, state: dict[str, Tensor], path: Path) -> str:
+    """The model's name with the activation of a file, which its tensors cannot show.
+
+    Raises:
+        ValueError: the configuration beside the file cannot be read, or says another one than
+            the name.
+    """
+    beside = path.with_name(_BESIDE)
+    if beside.is_file():
+        try:
+            content = json.loads(beside.read_text(encoding="utf-8"))
+            quick = bool(content.get("model_cfg", content).get("quick_gelu", False))
+        except (ValueError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{beside} is no configuration of open_clip ({error})") from error
+        if quick and name.endswith(GELU):
+            raise ValueError(f"{beside} says QuickGELU. Name the model {name.removesuffix(GELU)}.")
+        return name if quick or name.startswith(TOY) or name.endswith(GELU) else name + GELU
+    openai = "input_resolution" in state  # their archives say it; open_clip's files do not
+    if name in CLIP_MODELS and not openai:
+        logger.warning(
+            "%s does not say its activation: QuickGELU is assumed, as in OpenAI's CLIP. If it was "
+            "trained with GELU, as most of open_clip's own models, name the model %s.",
+            *(path, name + GELU),
+        )
+    return name
 
 
 def _text_part(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -319,15 +370,17 @@ def _text_part(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _address(name: str) -> str:
     """Where a browser finds the weights."""
-    entry = open_clip.get_pretrained_cfg(CLIP_MODELS[name], LAION_TAGS.get(name, "openai"))
+    default = PUBLISHED.get(name.removesuffix(GELU), PUBLISHED["ViT-B/16"])
+    entry = open_clip.get_pretrained_cfg(*PUBLISHED.get(name, default))
     return str(entry.get("url") or f"https://huggingface.co/{entry.get('hf_hub')}")
 
 
 def _download(name: str) -> dict[str, Tensor]:
-    """The weights through open_clip, which keeps them in the Hugging Face cache."""
-    logging.getLogger(__name__).info("loading the weights of CLIP %s", name)
+    """Published weights, downloaded by open_clip to the Hugging Face cache, but read by us."""
+    logger.info("loading the weights of CLIP %s", name)
     try:
-        clip = open_clip.create_model(CLIP_MODELS[name], pretrained=LAION_TAGS.get(name, "openai"))
+        entry = open_clip.get_pretrained_cfg(*PUBLISHED[name])
+        path = open_clip.download_pretrained(entry)
     except Exception as error:  # open_clip raises what its network libraries raise
         reason = (str(error).strip().splitlines() or [""])[0]
         raise RuntimeError(
@@ -335,4 +388,4 @@ def _download(name: str) -> dict[str, Tensor]:
             "Give a local file instead (--text_weights FILE): OpenAI's .pt or open_clip's "
             f"({_address(name)}). Or seeded:0 for a trial run without weights."
         ) from error
-    return dict(clip.state_dict())
+    return read_state_dict(path)

@@ -19,7 +19,13 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
-from talk2dino.backbones.checkpoints import check_fit, load_strict, read_state_dict, state_shapes
+from talk2dino.backbones.checkpoints import (
+    check_fit,
+    check_layout,
+    load_strict,
+    read_state_dict,
+    state_shapes,
+)
 from talk2dino.backbones.seeded import parse_seeded, seeded_state
 from talk2dino.config import check_name
 
@@ -279,6 +285,7 @@ def vision_from_state(name: str, state: dict[str, Tensor], weights: str) -> Visi
         ValueError: unknown name, or weights that do not fit.
     """
     model = _create(name, pretrained=False)
+    check_layout(state, weights, _addresses(SHORT_NAMES.get(name, name)))
     if "mask_token" in state and _is_dinov2(model):
         complaint = f"{weights} is not the official checkpoint of {name}"
         check_fit(state, official_shapes(model), complaint)

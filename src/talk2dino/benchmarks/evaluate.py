@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from talk2dino.benchmarks.counts import (
 from talk2dino.benchmarks.datasets import EvaluationSet
 from talk2dino.benchmarks.pictures import PictureFolders
 from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
+from talk2dino.files import file_sha256
 from talk2dino.processes import Processes
 from talk2dino.progress import Progress, silent
 
@@ -33,7 +35,7 @@ class Run:
 
     name: str
     """Of its files: differs between runs with different settings."""
-    settings: Mapping[str, Any]
+    settings: dict[str, Any]
     """Everything that decides the counts, as plain JSON data."""
     dataset: EvaluationSet
     """Images and ground truth."""
@@ -114,7 +116,8 @@ def evaluate_group(
     """
     share, processes = share or Share(), processes or Processes()
     started = time.perf_counter()
-    counts = _gathered(runs, [_counted(run, output) for run in runs], processes)
+    settings = [run.settings | _count_settings(run, share) for run in runs]
+    counts = _gathered(runs, _counted(runs, output, settings), processes)
     # All ranks divide the same list, whichever disk a label map is on and whoever starts first.
     unfinished = processes.gather(_unfinished(runs, counts, share))
     todo = sorted(set(unfinished[0]).intersection(*unfinished[1:]))
@@ -124,8 +127,8 @@ def evaluate_group(
         started = time.perf_counter()  # models are loaded and text is embedded
         part = f"job{share.job_id}of{share.num_jobs}-rank{processes.rank}of{processes.count}"
         writers = [
-            CountsWriter(run.counts_folder(output) / f"{part}{SUFFIX}", run.settings)
-            for run in runs
+            CountsWriter(run.counts_folder(output) / f"{part}{SUFFIX}", deciding)
+            for run, deciding in zip(runs, settings, strict=True)
         ]
         try:
             with progress(len(mine), 0) as bar:
@@ -139,13 +142,25 @@ def evaluate_group(
             for writer in writers:
                 writer.close()
     if todo:  # other jobs have gone on meanwhile: the last one sees the work of all
-        found = [counts[run.name] | _counted(run, output) for run in runs]
-        counts = _gathered(runs, found, processes)
+        later = zip(runs, _counted(runs, output, settings), strict=True)
+        counts = _gathered(runs, [counts[run.name] | found for run, found in later], processes)
     return Done(counts, len(todo), time.perf_counter() - started)
 
 
-def _counted(run: Run, output: Path) -> dict[int, ImageCounts]:
-    return read_counts_folder(run.counts_folder(output), run.settings)
+def _count_settings(run: Run, share: Share) -> dict[str, Any]:
+    """What may move a count beside the settings that name a run; see docs/evaluation.md."""
+    images = [run.dataset.data_root / sample.image for sample in run.dataset.samples]
+    pictures = hashlib.sha256("".join(map(file_sha256, images)).encode()).hexdigest()
+    return {"pictures": pictures, "batch_size": share.batching.size}
+
+
+def _counted(
+    runs: Sequence[Run], output: Path, settings: Sequence[Mapping[str, Any]]
+) -> list[dict[int, ImageCounts]]:
+    return [
+        read_counts_folder(run.counts_folder(output), deciding)
+        for run, deciding in zip(runs, settings, strict=True)
+    ]
 
 
 def _gathered(

@@ -21,7 +21,7 @@ from talk2dino.benchmarks.pictures import PictureFolders
 from talk2dino.benchmarks.results import Timing, make_result, read_result, write_result
 from talk2dino.benchmarks.scoring import Task
 from talk2dino.benchmarks.table import Benchmark
-from talk2dino.files import check_folder_writable, load_torch, save_torch
+from talk2dino.files import check_folder_writable, load_torch, remove_leftovers, save_torch
 from talk2dino.processes import Processes
 from talk2dino.progress import Progress, silent
 from talk2dino.segmenter import ClassQuery, Segmenter
@@ -98,6 +98,7 @@ def prepare(job: Job) -> list[Run]:
         ImportError, FileNotFoundError, FileExistsError, ValueError: what is wrong, and what to do.
     """
     check_folder_writable(job.output)
+    remove_leftovers(job.output / "embeddings")  # written by no one once they are there
     for evaluation in job.evaluations:
         evaluation.method.check()
     runs = []

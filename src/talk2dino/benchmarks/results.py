@@ -23,6 +23,7 @@ from talk2dino.benchmarks.counts import ImageCounts, stacked_areas
 from talk2dino.benchmarks.evaluate import Run
 from talk2dino.benchmarks.metrics import segmentation_scores
 from talk2dino.benchmarks.mmseg import load_openmmlab
+from talk2dino.benchmarks.result_schema import check_fields
 from talk2dino.benchmarks.table import published_miou
 from talk2dino.files import atomic_path, check_file
 
@@ -134,23 +135,31 @@ def write_result(
     return path
 
 
+class NoResult(ValueError):
+    """A JSON file of something else."""
+
+
 def read_result(path: str | Path) -> dict[str, Any]:
-    """The content of a result JSON.
+    """The content of a result JSON, in the types of `result_schema.Result`.
 
     Raises:
-        ValueError: it is damaged or no result of an evaluation.
+        NoResult: it is something else.
+        WrongField: a field is missing or has another type.
+        ValueError: it is damaged.
     """
     path = Path(path)
     check_file(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged. Delete it and evaluate again.") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is damaged, no valid JSON ({error}). Delete it and evaluate again."
+        ) from error
     if not isinstance(content, dict) or not {"format", "benchmark", "mIoU"} <= content.keys():
-        raise ValueError(f"{path} is no result of an evaluation.")
+        raise NoResult(f"{path} is no result of an evaluation.")
     if content["format"] != FORMAT:
-        raise ValueError(f"{path} has format {content['format']}; this version reads {FORMAT}.")
-    return content
+        raise NoResult(f"{path} has format {content['format']!r}; this version reads {FORMAT}.")
+    return check_fields(content, str(path))
 
 
 def read_counts(path: str | Path) -> dict[str, np.ndarray]:
@@ -273,7 +282,7 @@ def _row(result: Mapping[str, Any]) -> tuple[str, ...]:
     ours, paper = result["mIoU"], result["published"]
     difference = None if ours is None or paper is None else ours - paper
     interval = "-".join(_number(value, ".1f") for value in result["mIoU_interval"])
-    speed = result["timing"] and result["timing"]["images_per_second"]
+    speed = (result["timing"] or {}).get("images_per_second")
     return (
         result["benchmark"],
         _number(ours),

@@ -118,27 +118,22 @@ def spreading_matrix(
     scored: int,
     window: int,
     starts: Sequence[int],
-    cells: int,
-    aligned_corners: bool = True,
+    upsampled: Tensor,
 ) -> Tensor:
     """What one axis of all windows' patches contributes to each pixel of the original.
 
     Upsampling, the mean over windows and resizing are linear and separable:
-    together they are one matrix per axis, made here by doing them to unit vectors.
+    together they are one matrix per axis, made by doing them to unit vectors.
 
     Args:
         original, scored, window: lengths in pixels.
         starts: first pixel of every window along the axis.
-        cells: patches of a window along the axis.
-        aligned_corners: of the upsampling.
+        upsampled: (cells, window) what each patch of a window gives to each of its pixels.
 
     Returns:
         (original, len(starts) * cells); every row sums to one.
     """
-    upsampled = F.interpolate(
-        torch.eye(cells)[None], size=window, mode="linear", align_corners=aligned_corners
-    )[0]
-    mean = torch.zeros(len(starts), cells, scored)
+    mean = torch.zeros(len(starts), len(upsampled), scored)
     hits = torch.zeros(scored)
     for index, start in enumerate(starts):
         mean[index, :, start : start + window] = upsampled
@@ -192,14 +187,19 @@ def _matrices(segmenter: PatchScoring, patches: Tensor, layout: Layout) -> tuple
             scored,
             window,
             layout.protocol.starts(scored),
-            cells,
-            segmenter.aligned_corners,
+            _upsampling(segmenter, cells, window),
         ).to(patches)
         for original, scored, window, cells in zip(
             layout.original_hw, layout.scored_hw, layout.window_hw, patches.shape[-2:], strict=True
         )
     )
     return rows, columns
+
+
+def _upsampling(segmenter: PatchScoring, cells: int, window: int) -> Tensor:
+    """(cells, window): unit vectors, spread by the segmenter itself in a window of one column."""
+    units = torch.eye(cells).view(1, cells, cells, 1)
+    return segmenter.pixel_scores(units, torch.zeros(1, 3, window, 1))[0, :, :, 0]
 
 
 def _scores_by_class(

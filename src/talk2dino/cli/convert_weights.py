@@ -38,7 +38,7 @@ def check(args: argparse.Namespace) -> None:
         raise FileNotFoundError(f"{args.checkpoint}: no such checkpoint file")
     if args.num_heads is not None and args.num_heads < 1:
         raise ValueError(f"--num_heads must be at least 1, got {args.num_heads}")
-    check_folder(args.out, args.overwrite)
+    check_folder(args.out, args.overwrite, args.checkpoint)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from talk2dino.cli.entry import DONE, Command, run_command
-from talk2dino.files import check_folder_writable, check_writable
+from talk2dino.files import check_replaceable
 
 FORMATS = ("onnx",)
 FILES = ("image.onnx", "text.onnx", "talk2dino.json")
@@ -39,10 +38,7 @@ def check(args: argparse.Namespace) -> None:
     from talk2dino.methods.talk2dino.export import check_installed
 
     check_installed()
-    folder = Path(args.output)
-    check_folder_writable(folder)
-    for name in FILES:
-        check_writable(folder / name, args.overwrite)
+    check_replaceable(args.output, FILES, args.overwrite)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -19,7 +19,7 @@ from talk2dino.cli.extraction import (
     report_written,
 )
 from talk2dino.features.keys import IMAGE_KEYS
-from talk2dino.files import content_digest
+from talk2dino.files import check_not_inputs, content_digest
 
 if TYPE_CHECKING:
     from talk2dino.features.extract import ImageSettings
@@ -90,9 +90,12 @@ def check(args: argparse.Namespace) -> None:
         "keys": sorted(settings.keys),
         "blip_model": args.blip_model,
         "device": args.models.device.type,
+        "batch_size": args.models.batch_size,
         "layout": args.layout,
         **vars(division_),
     }
+    written = [path for output in outputs for path in output.files]
+    check_not_inputs(written, [settings.weights, *args.data.tars])
     args.job = Job(outputs, decisive, args.overwrite, leads=is_first_process())
 
 
@@ -115,9 +118,10 @@ def run(args: argparse.Namespace) -> int:
             if features is not None:
                 report_written(features, output.files, args.models.settings.keys)
         failures = job.failures()
+        if job.leads:  # before the job is over: a kill must not lose the list
+            report_failures(failures, args.out_path.with_name(f"{args.out_path.name}.failed.txt"))
     if not job.leads:
         return DONE
-    report_failures(failures, args.out_path.with_name(f"{args.out_path.name}.failed.txt"))
     if len(failures) <= args.max_failures:
         return DONE
     print(

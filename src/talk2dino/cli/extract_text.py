@@ -15,7 +15,7 @@ from talk2dino.cli.extraction import (
     progress_bar,
     report_written,
 )
-from talk2dino.files import content_digest
+from talk2dino.files import check_not_inputs, content_digest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,9 +77,12 @@ def check(args: argparse.Namespace) -> None:
         "weights_digest": content_digest(settings.weights),
         "keys": sorted(settings.keys),
         "device": args.encoder.device.type,
+        "batch_size": args.encoder.batch_size,
         "layout": args.layout,
         **vars(division_),
     }
+    written = [path for output in outputs for path in output.files]
+    check_not_inputs(written, [settings.weights, *args.data.tars])
     in_place = args.data.path.resolve() == outputs[0].files[0].resolve()
     args.job = Job(outputs, decisive, args.overwrite, in_place, leads=is_first_process())
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from talk2dino.devices import AMP_TYPES, DTYPES
 from talk2dino.features.keys import LAYOUTS
+from talk2dino.files import atomic_path
 from talk2dino.progress import Bar, Progress, silent
 
 if TYPE_CHECKING:
@@ -146,8 +147,9 @@ def report_failures(failures: Sequence[str], path: Path) -> None:
     if not failures:
         path.unlink(missing_ok=True)
         return
-    text = "".join(f"{line}\n" for line in failures)
-    path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    with atomic_path(path) as temporary:
+        text = "".join(f"{line}\n" for line in failures)
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     print(f"{len(failures)} images failed and were left out:", file=sys.stderr)
     for line in failures[:SHOWN_FAILURES]:
         print(f"  {line}", file=sys.stderr)

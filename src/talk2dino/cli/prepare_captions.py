@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -11,16 +10,23 @@ from pathlib import Path
 from tqdm import tqdm
 
 from talk2dino.cli.entry import DONE, FAILED, Command
-from talk2dino.files import atomic_path, check_folder_writable, check_writable, hold_lock
+from talk2dino.files import (
+    check_folder_writable,
+    check_not_inputs,
+    check_writable,
+    hold_lock,
+    is_unfinished,
+)
 from talk2dino.methods.ovsegmentor.data.filter import (
     DAMAGED,
     KEPT,
     FilterCounts,
     FilterSettings,
     filter_captions,
+    part_paths,
 )
 from talk2dino.methods.ovsegmentor.data.lemmas import AUTO, LEMMAS, find_lemmas
-from talk2dino.methods.ovsegmentor.data.merge import MERGED, json_to_csv, list_parts, merge
+from talk2dino.methods.ovsegmentor.data.merge import MERGED, json_to_csv, list_parts, made, merge
 from talk2dino.methods.ovsegmentor.data.metafile import ENTITY, HEADERS, open_table
 from talk2dino.methods.ovsegmentor.data.pairs import make_pairs
 from talk2dino.progress import Bar
@@ -78,7 +84,6 @@ def check(args: argparse.Namespace) -> None:
     if args.mode == "merge":
         if args.dstdir is None:
             raise ValueError("merge needs --dstdir, the folder with the parts")
-        list_parts(args.dstdir, _out(args))
     elif args.metafile is None:
         raise ValueError(f"{args.mode} needs --metafile")
     elif args.mode == "json2csv":
@@ -90,9 +95,14 @@ def check(args: argparse.Namespace) -> None:
             table.column(ENTITY)
     if args.mode == "filter":
         find_lemmas(args.lemmas)
+        check_not_inputs(part_paths(_folder(args), args.processors), [args.metafile])
         check_folder_writable(_folder(args))
     else:
-        check_writable(_out(args), args.overwrite)
+        out, inputs = _out(args), [args.metafile]
+        if args.mode == "merge":
+            inputs = list_parts(args.dstdir)
+        check_not_inputs([out, made(out)], inputs)
+        check_writable(out, args.overwrite or is_unfinished(made(out)))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -112,12 +122,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _filter(args: argparse.Namespace) -> int:
     folder = _folder(args)
-    if args.overwrite:
-        for part in folder.glob("cc12m_*.csv"):
-            part.unlink()
     lemmas = find_lemmas(args.lemmas)
     settings = FilterSettings(args.processors, args.compat, lemmas, args.header)
-    counts = filter_captions(args.metafile, folder, settings, args.processors, _part_bar)
+    counts = filter_captions(
+        args.metafile, folder, settings, args.processors, _part_bar, args.overwrite
+    )
     print(_filter_report(counts, folder))
     if counts.damaged:
         print(
@@ -141,9 +150,8 @@ def _filter_report(counts: FilterCounts, folder: Path) -> str:
 
 def _merge(args: argparse.Namespace) -> int:
     out = _out(args)
-    parts = list_parts(args.dstdir, out)
+    parts = list_parts(args.dstdir)
     merge(parts, out, args.delete_parts)
-    _record(out, parts=[part.name for part in parts])
     print(f"{out}: {len(parts)} parts")
     return DONE
 
@@ -151,7 +159,6 @@ def _merge(args: argparse.Namespace) -> int:
 def _pair(args: argparse.Namespace) -> int:
     out = _out(args)
     rows = make_pairs(args.metafile, out, args.seed, args.processors, _part_bar)
-    _record(out, metafile=str(args.metafile), seed=args.seed, rows=rows)
     print(f"{out}: {rows} rows")
     return DONE
 
@@ -159,15 +166,8 @@ def _pair(args: argparse.Namespace) -> int:
 def _json(args: argparse.Namespace) -> int:
     out = _out(args)
     rows = json_to_csv(args.metafile, out)
-    _record(out, metafile=str(args.metafile), rows=rows)
     print(f"{out}: {rows} rows")
     return DONE
-
-
-def _record(out: Path, **made_from: object) -> None:
-    """Write beside a result what it was made from."""
-    with atomic_path(out.with_name(f"{out.name}.made.json")) as temporary:
-        temporary.write_text(json.dumps(made_from, indent=1) + "\n", encoding="utf-8")
 
 
 def _folder(args: argparse.Namespace) -> Path:

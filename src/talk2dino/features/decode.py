@@ -65,7 +65,15 @@ def decoded_batches(
         collate_fn=_collate,
         pin_memory=pin_memory,
     )
-    yield from loader
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise RuntimeError(
+            f"a process that reads images has ended ({error}). If memory is short, pass fewer "
+            "--workers; run the same command again to go on."
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -170,7 +170,10 @@ def extract_split(
         models.load()
 
     work = Work(
-        fingerprint((i["id"], _name(i)) for i in collection.features.images),
+        fingerprint(
+            (image["id"], _name(image), source.state())
+            for image, source in zip(collection.features.images, collection.sources, strict=True)
+        ),
         equal_costs(total),
         models.batch_size,
         prepare,

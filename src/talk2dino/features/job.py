@@ -22,7 +22,7 @@ from talk2dino.features.parts import JOURNAL, Parts
 from talk2dino.features.ranges import Range
 from talk2dino.features.shards import shard_paths, write_shards
 from talk2dino.features.store import FeatureFile, write_features
-from talk2dino.files import check_folder_writable, hold_lock
+from talk2dino.files import atomic_path, check_folder_writable, hold_lock, remove_folder
 from talk2dino.processes import Processes
 
 SETTINGS = "settings.json"
@@ -201,9 +201,7 @@ class Job:
         self.resumed = known is not None and not differing and self._holds_work()
         if known is None or differing:
             self._clear()
-            unfinished = self.folder / f"{SETTINGS}.tmp"
-            unfinished.write_text(json.dumps(settings, indent=1))
-            os.replace(unfinished, self.folder / SETTINGS)
+            _write(self.folder / SETTINGS, json.dumps(settings, indent=1))
         (self.folder / _FAILED).unlink(missing_ok=True)
 
     def join(self, processes: Processes) -> None:
@@ -284,15 +282,12 @@ class Job:
     def keep_ranges(self, output: Output, fingerprint: str, ranges: Sequence[Range]) -> None:
         """Note how `output` is divided."""
         pairs = [[whole.start, whole.stop] for whole in ranges]
-        unfinished = self.folder / "ranges.tmp"
-        unfinished.write_text(json.dumps({"fingerprint": fingerprint, "ranges": pairs}))
-        os.replace(unfinished, self._ranges_file(output))
+        content = json.dumps({"fingerprint": fingerprint, "ranges": pairs})
+        _write(self._ranges_file(output), content)
 
     def finish(self, output: Output, parts: Parts, failures: Sequence[str] = ()) -> None:
         """Note that `output` is written and what it lacks, and drop its rows."""
-        unfinished = self.folder / "done.tmp"
-        unfinished.write_text(json.dumps(list(failures)))
-        os.replace(unfinished, self._done(output))
+        _write(self._done(output), json.dumps(list(failures)))
         parts.remove()
 
     def failures(self) -> list[str]:
@@ -314,12 +309,7 @@ class Job:
             return
         # After an error, others may still be about to see it there.
         if kind is None or (self.processes.count == 1 and not self._holds_work()):
-            # The settings go last: a kill before that leaves a job that is known to be done.
-            # Not glob("split*/"): before Python 3.11 that finds the .done files too.
-            for folder in filter(Path.is_dir, self.folder.glob("split*")):
-                shutil.rmtree(folder)
-            (self.folder / SETTINGS).unlink()
-            shutil.rmtree(self.folder)
+            remove_folder(self.folder)  # a kill before that leaves a job that is known to be done
         if self._lock:
             self._lock.close()
 
@@ -351,6 +341,11 @@ class Job:
 
 def _name(output: Output) -> str:
     return f"split{output.split:05d}"
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(text)
 
 
 def _read_settings(path: Path) -> dict[str, Any] | None:

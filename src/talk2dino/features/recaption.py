@@ -48,9 +48,9 @@ class Captioner:
         import transformers
 
         try:
-            kind = transformers.AutoConfig.from_pretrained(name).model_type
+            kind = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False).model_type
             check_name(f"kind of captioning model in {name}", kind, MODEL_CLASSES)
-            processor = transformers.AutoProcessor.from_pretrained(name)
+            processor = transformers.AutoProcessor.from_pretrained(name, trust_remote_code=False)
             model = getattr(transformers, MODEL_CLASSES[kind]).from_pretrained(name)
         except OSError as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -44,6 +44,14 @@ class ImageSource:
             return False
         return any(_is_url(place) or os.path.isfile(place) for place in self.places)
 
+    def state(self) -> tuple[int, ...]:
+        """What changes when the file does: size and time, and the place within it."""
+        for place in self.places:
+            if os.path.isfile(place):
+                found = os.stat(place)
+                return found.st_size, found.st_mtime_ns, *(self.member or ())
+        return ()
+
     def read(self) -> Image.Image:
         """Read and decode as RGB.
 

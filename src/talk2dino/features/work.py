@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -43,6 +43,8 @@ def collected(job: Job, output: Output, work: Work, progress: Progress) -> Parts
     Raises:
         RuntimeError: rows could not be written, or another process failed.
     """
+    # That of the first process: times and places of the same pictures may differ elsewhere.
+    work = replace(work, fingerprint=_gather(job, work.fingerprint)[0])
     ranges = _agreed_ranges(job, output, work)
     problem: Exception | None = None
     word = ""

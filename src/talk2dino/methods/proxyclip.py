@@ -89,7 +89,7 @@ RULES = {
 MODELS = {
     "proxyclip_vitb": ("ViT-B/16", "dino_vitb8"),
     "proxyclip_vitl": ("ViT-L/14", "dino_vitb8"),
-    "proxyclip_vith": ("ViT-H/14-laion", "dino_vitb8"),
+    "proxyclip_vith": ("ViT-H/14-gelu", "dino_vitb8"),
     "proxyclip_vitb_dinov2": ("ViT-B/16", "dinov2_vitb14_reg"),
     "proxyclip_toy": ("toy", "dino_toy"),
     "proxyclip_toy_dinov2": ("toy", "toy"),

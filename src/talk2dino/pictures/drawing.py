@@ -243,7 +243,7 @@ def drawn_name(name: str, number: int) -> tuple[str, str]:
         name,
         number,
     )
-    return f"#{number} {shown}".strip(), _dejavu()
+    return " ".join(f"#{number} {shown}".split()), _dejavu()
 
 
 def _dejavu() -> str:

@@ -90,7 +90,7 @@ def make_example(name: str, runs: Sequence[EvaluatedRun], data_root: Path | None
 
 def has_predictions(run: EvaluatedRun) -> bool:
     """Whether the run's predictions were saved and are still there."""
-    folder = run.result.get("predictions")
+    folder = run.result["predictions"]
     return folder is not None and Path(folder).is_dir()
 
 
@@ -108,9 +108,9 @@ def _read_truth(run: EvaluatedRun, root: Path, name: str) -> np.ndarray:
     assert run.counts is not None
     index = run.counts["images"].tolist().index(name)
     labels = read_labels(root / str(run.counts["labels"][index]))
-    if run.result.get("reduce_zero_label"):
+    if run.result["reduce_zero_label"]:
         labels = np.where((labels == 0) | (labels == IGNORED), IGNORED, labels - 1)
-    if run.result.get("unlabelled_background"):
+    if run.result["unlabelled_background"]:
         labels = np.where(labels == IGNORED, 0, labels + 1)
     return labels.astype(np.uint8)
 
@@ -124,9 +124,9 @@ def _read_prediction(run: EvaluatedRun, name: str) -> np.ndarray | None:
 def _palette(run: EvaluatedRun) -> np.ndarray:
     """(256, 3) uint8: the data set's colours, or ours; labels without a class are white."""
     colours = np.full((256, 3), 255, dtype=np.uint8)
-    known = run.result.get("palette")
+    known = run.result["palette"]
     if known is None:
-        background = bool(run.result.get("has_background"))
+        background = bool(run.result["has_background"])
         known = class_colours(len(run.classes), background=background)
     colours[: len(known)] = np.asarray(known, dtype=np.uint8)
     return colours

@@ -31,6 +31,8 @@ _GRID = "#dddddd"
 _MOST_LABELLED = 60
 """More classes than this are not named along a confusion matrix."""
 _PNG_DPI = 160
+# A `$` in a name is no formula; equal figures give equal bytes.
+_drawing = matplotlib.rc_context({"text.parse_math": False, "svg.hashsalt": "talk2dino"})
 
 
 def method_colour(index: int) -> str:
@@ -38,6 +40,7 @@ def method_colour(index: int) -> str:
     return COLOURS[index % len(COLOURS)]
 
 
+@_drawing
 def draw_overview(runs: Sequence[EvaluatedRun]) -> Figure:
     """mIoU of every method on every benchmark, with intervals, and the published values."""
     groups, names = by_benchmark(runs), methods(runs)
@@ -53,15 +56,15 @@ def draw_overview(runs: Sequence[EvaluatedRun]) -> Figure:
             index = names.index(run.label)
             x = place + (index - (len(names) - 1) / 2) * width
             axes.bar(x, value, width * 0.92, color=method_colour(index))
-            low, high = run.result.get("mIoU_interval") or (None, None)
+            low, high = run.result["mIoU_interval"]
             if low is not None and high is not None:
                 errors = [[max(value - low, 0)], [max(high - value, 0)]]
                 axes.errorbar(x, value, errors, color=_INK, linewidth=0.8, capsize=2)
-            if (paper := run.result.get("published")) is not None:
+            if (paper := run.result["published"]) is not None:
                 ends = (x - width / 2, x + width / 2)
                 axes.plot(ends, (paper, paper), color=_INK, linewidth=1.6)
                 has_paper = True
-    axes.set_xticks(range(len(groups)), [_title(group[0]) for group in groups.values()])
+    axes.set_xticks(range(len(groups)), [group[0].title for group in groups.values()])
     axes.set_ylabel("mIoU [%]")
     axes.set_xlim(-0.6, len(groups) - 0.4)
     handles: list[Artist] = [
@@ -74,6 +77,7 @@ def draw_overview(runs: Sequence[EvaluatedRun]) -> Figure:
     return figure
 
 
+@_drawing
 def draw_class_bars(runs: Sequence[EvaluatedRun], places: Sequence[int]) -> Figure:
     """IoU per class, the best first; a run without any pixel of a class has a dash for its bar.
 
@@ -120,6 +124,7 @@ def shown_classes(runs: Sequence[EvaluatedRun]) -> list[str]:
     return sorted(occurring, key=lambda n: (first.get(n) is None, -(first.get(n) or 0)))
 
 
+@_drawing
 def draw_confusion(run: EvaluatedRun) -> Figure:
     """Which class (column) the pixels of each class (row) were given, in percent of the row."""
     assert run.counts is not None
@@ -147,14 +152,15 @@ def draw_confusion(run: EvaluatedRun) -> Figure:
     return figure
 
 
+@_drawing
 def figure_svg(figure: Figure) -> bytes:
     """The figure as SVG, text as outlines; equal figures give equal bytes."""
     buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "talk2dino"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()
 
 
+@_drawing
 def save_png(figure: Figure, path: Path) -> None:
     """Write the figure as PNG, atomically."""
     with atomic_path(path) as temporary:
@@ -166,10 +172,6 @@ def _figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
-
-
-def _title(run: EvaluatedRun) -> str:
-    return str(run.result.get("title", run.benchmark))
 
 
 def _style(axes: Axes, grid: str) -> None:

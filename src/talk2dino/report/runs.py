@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from talk2dino.benchmarks.result_schema import WrongField, check_counts
 from talk2dino.benchmarks.results import read_counts, read_result
 from talk2dino.benchmarks.table import BENCHMARKS
 from talk2dino.files import listed
@@ -35,6 +36,11 @@ class EvaluatedRun:
         return str(self.result["benchmark"])
 
     @property
+    def title(self) -> str:
+        """Name of the benchmark."""
+        return str(self.result["title"])
+
+    @property
     def classes(self) -> list[str]:
         """Names by id."""
         return list(self.result["per_class"])
@@ -44,15 +50,19 @@ class EvaluatedRun:
         """The counts per image, or None if their file is gone.
 
         Raises:
-            ValueError: the file is damaged.
+            ValueError: the file is damaged, or does not belong to the result.
         """
         path = self.path.with_suffix(".npz")
         if not path.is_file():
             return None
         try:
-            return read_counts(path)
+            counts = read_counts(path)
+            check_counts(counts, self.result)
         except (zipfile.BadZipFile, EOFError, ValueError) as error:
-            raise ValueError(f"{path} is damaged. Delete it to report without it.") from error
+            raise ValueError(
+                f"{path} is damaged ({error}). Delete it to report without it."
+            ) from error
+        return counts
 
     @cached_property
     def image_scores(self) -> dict[str, float]:
@@ -83,7 +93,7 @@ def find_runs(places: Sequence[str | Path]) -> tuple[list[EvaluatedRun], list[st
 
     Raises:
         FileNotFoundError: a place is not there, or no result is in any.
-        ValueError: a result that was named is none.
+        ValueError: a result that was named is none, or any has a wrong field.
     """
     found: dict[Path, Mapping[str, Any]] = {}
     skipped = []
@@ -91,17 +101,19 @@ def find_runs(places: Sequence[str | Path]) -> tuple[list[EvaluatedRun], list[st
         if not place.exists():
             raise FileNotFoundError(f"{place}: no such file or folder of results")
         if place.is_file():
-            found[place.resolve()] = _read(place)
+            found[place.resolve()] = read_result(place)
             continue
         for path in listed(place, "*.json"):
             try:
-                found[path.resolve()] = _read(path)
+                found[path.resolve()] = read_result(path)
+            except WrongField:
+                raise
             except ValueError as error:
                 skipped.append(str(error))
     if not found:
         raise FileNotFoundError(
-            f"{', '.join(map(str, places))} holds no results. Make some: python -m talk2dino "
-            "evaluate --model vitb --benchmarks all --output results/"
+            f"{', '.join(map(str, places))} holds no results{_because(skipped)}. Make some: python "
+            "-m talk2dino evaluate --model vitb --benchmarks all --output results/"
         )
     runs = [EvaluatedRun(path, result, _method(result)) for path, result in found.items()]
     order = {key: place for place, key in enumerate(BENCHMARKS)}
@@ -160,13 +172,8 @@ def top_confusions(run: EvaluatedRun, count: int) -> list[tuple[str, str, float]
     return [(names[t], names[p], 100 * wrong[t, p] / total) for t, p in pairs if wrong[t, p]]
 
 
-def _read(path: Path) -> Mapping[str, Any]:
-    result = read_result(path)
-    needed = ("model", "pamr", "bg_thresh", "num_images", "mAcc", "aAcc", "per_class")
-    missing = [key for key in needed if key not in result]
-    if missing:
-        raise ValueError(f"{path} is no complete result: {', '.join(missing)} missing.")
-    return result
+def _because(skipped: Sequence[str]) -> str:
+    return f" ({'; '.join(skipped[:3])})" if skipped else ""
 
 
 def _method(result: Mapping[str, Any]) -> str:

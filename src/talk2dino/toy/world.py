@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from talk2dino.files import check_folder_writable
+from talk2dino.files import atomic_path, check_folder_writable
 from talk2dino.pictures.drawing import indexed_mask
 from talk2dino.toy.captions import write_captions
 from talk2dino.toy.scene import CLASS_NAMES, SMALLEST, Scene, class_palette, draw_scene
@@ -105,8 +103,8 @@ def write_world(
     world = World(Path(folder))
     if check_world(world.folder, config, overwrite):
         return world
-    building = World(world.folder.with_name(f".{world.folder.name}.tmp-{os.getpid()}"))
-    try:
+    with atomic_path(world.folder) as temporary:
+        building = World(temporary)
         for split, count, write in (
             ("train", config.train_images, _write_coco),
             ("val", config.val_images, _write_coco),
@@ -115,11 +113,6 @@ def write_world(
             write(building, split, _scenes(config, split, count, on_picture), config)
         settings = json.dumps(_settings(config), indent=2) + "\n"
         (building.folder / "world.json").write_text(settings, encoding="utf-8")
-        if world.folder.exists():
-            shutil.rmtree(world.folder)
-        os.replace(building.folder, world.folder)
-    finally:
-        shutil.rmtree(building.folder, ignore_errors=True)
     return world
 
 

@@ -6,9 +6,7 @@ was interrupted goes on where it stopped when it is started again.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -155,7 +153,6 @@ def run_conversions(
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-    _remove_leftovers(plan)
     return outcome
 
 
@@ -165,15 +162,6 @@ def _missing(plan: Sequence[Conversion]) -> list[Conversion]:
     for folder in {conversion.target.parent for conversion in plan}:
         present[folder] = set(os.listdir(folder)) if folder.is_dir() else set()
     return [c for c in plan if c.target.name not in present[c.target.parent]]
-
-
-def _remove_leftovers(plan: Sequence[Conversion]) -> None:
-    """Remove unfinished files of a run that was killed; none takes a minute to write."""
-    for folder in {conversion.target.parent for conversion in plan}:
-        for path in folder.glob(".*.png.tmp-*") if folder.is_dir() else ():
-            with contextlib.suppress(FileNotFoundError):
-                if time.time() - path.stat().st_mtime > _LEFTOVER_SECONDS:
-                    path.unlink()
 
 
 def _run_one(conversion: Conversion) -> Sequence[int] | ValueError:

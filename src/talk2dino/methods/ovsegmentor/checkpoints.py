@@ -25,6 +25,7 @@ from talk2dino.backbones.checkpoints import (
     state_shapes,
 )
 from talk2dino.backbones.seeded import parse_seeded, seeded_state
+from talk2dino.files import check_finished
 from talk2dino.methods.ovsegmentor.config import (
     PRESETS,
     OVSegmentorConfig,
@@ -39,6 +40,8 @@ CONFIG_FILE = "config.json"
 UNFINISHED_FILE = "unfinished.pth"
 """Instead of the weights, while a pretraining is not complete."""
 TOKENIZER_FOLDER = "tokenizer"
+MODEL_FILES = (TOKENIZER_FOLDER, WEIGHTS_FILE, CONFIG_FILE)
+"""Of a model; the last one makes the others valid."""
 TRAINING_ONLY = (
     "multimodal_groupingblock.",
     "bridge_projector.",
@@ -129,6 +132,7 @@ def check_source(source: str | Path) -> None:
             "convert ovsegmentor <published.pth> <folder>` or by `pretrain`, the published .pth "
             "(weights/README.md says where it is), or seeded:<n>."
         )
+    check_finished(path / CONFIG_FILE)
     for file in (WEIGHTS_FILE, CONFIG_FILE):
         if (path / file).is_file():
             continue

@@ -12,9 +12,15 @@ import torch
 from torch import Tensor
 
 from talk2dino.backbones.checkpoints import check_fit, state_shapes
-from talk2dino.files import atomic_path, check_writable, save_safetensors
+from talk2dino.files import (
+    atomic_files,
+    check_not_inputs,
+    check_replaceable,
+    save_safetensors,
+)
 from talk2dino.methods.ovsegmentor.checkpoints import (
     CONFIG_FILE,
+    MODEL_FILES,
     TOKENIZER_FOLDER,
     WEIGHTS_FILE,
     Checkpoint,
@@ -44,7 +50,7 @@ def convert_checkpoint(
         FileNotFoundError, ValueError: see `read_checkpoint`; also tensors that are missing.
     """
     folder = Path(folder)
-    check_folder(folder, overwrite)
+    check_folder(folder, overwrite, source)
     if not Path(source).is_file():
         raise FileNotFoundError(f"{source}: no such checkpoint file")
     checkpoint = read_checkpoint(source, num_heads=num_heads)
@@ -54,36 +60,43 @@ def convert_checkpoint(
     kept = {name: value for name, value in checkpoint.state.items() if name in shapes}
     check_fit(kept, shapes, f"{source} is no complete {checkpoint.config.name}")
     rest = tuple(name for name in checkpoint.state if name not in shapes)
-    _write(checkpoint.config, kept, folder, str(Path(source).name))
+    with atomic_files(folder, *MODEL_FILES) as written:
+        write_model(checkpoint.config, kept, written, str(Path(source).name))
     return dataclasses.replace(checkpoint, state=kept), LoadReport((), rest)
 
 
 def save_model(model: OVSegmentor, folder: str | Path, source: str, tokenizer: Any = None) -> None:
-    """Write a model as a folder that `read_checkpoint` reads.
+    """Write a model of any stage as a folder; what is there is replaced. See `write_model`."""
+    with atomic_files(folder, *MODEL_FILES) as written:
+        write_model(model.config, model.state_dict(), written, source, tokenizer)
+
+
+def write_model(
+    config: OVSegmentorConfig,
+    state: Mapping[str, Tensor],
+    folder: Path,
+    source: str,
+    tokenizer: Any = None,
+) -> None:
+    """Write MODEL_FILES, which `read_checkpoint` reads.
 
     Args:
-        model: any stage.
-        folder: is made if need be; what is there is replaced.
+        config: of the model.
+        state: its tensors.
+        folder: that of `atomic_files`.
         source: what made it, kept in its configuration.
         tokenizer: of the transformers library, if it is not the one `config.text.name` says.
     """
-    folder = Path(folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(str(folder / TOKENIZER_FOLDER))
-    _write(model.config, model.state_dict(), folder, source)
-
-
-def check_folder(folder: str | Path, overwrite: bool = False) -> None:
-    """Raise unless weights can be written into a folder, which need not exist yet."""
-    for file in (WEIGHTS_FILE, CONFIG_FILE):
-        check_writable(Path(folder) / file, overwrite)
-
-
-def _write(
-    config: OVSegmentorConfig, state: Mapping[str, Tensor], folder: Path, source: str
-) -> None:
-    """The configuration last: a folder with it is complete."""
     save_safetensors(state, folder / WEIGHTS_FILE)
     content = {"method": "ovsegmentor", "source": source, "model": config_to_dict(config)}
-    with atomic_path(folder / CONFIG_FILE) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def check_folder(
+    folder: str | Path, overwrite: bool = False, source: str | Path | None = None
+) -> None:
+    """Raise unless weights can be written into a folder, which need not exist yet."""
+    check_not_inputs((Path(folder) / name for name in MODEL_FILES), [source])
+    check_replaceable(folder, (WEIGHTS_FILE, CONFIG_FILE), overwrite)

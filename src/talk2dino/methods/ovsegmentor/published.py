@@ -7,32 +7,16 @@ configuration object. Only the tensors are read; the rest becomes empty stand-in
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
+from talk2dino.backbones.checkpoints import unwrapped
 from talk2dino.files import load_torch
+from talk2dino.stand_ins import CONFIGURATION, NUMBERS, stand_ins
 
 MODEL_KEY = "model"
-
-_CONFIGURATION = (
-    *(f"omegaconf.base.{name}" for name in ("ContainerMetadata", "Metadata", "SCMode")),
-    *("omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig"),
-    *(
-        f"omegaconf.nodes.{kind}Node"
-        for kind in ("Any", "Boolean", "Bytes", "Enum", "Float", "Integer", "Path", "String")
-    ),
-    *("omegaconf.nodes.InterpolationResultNode", "omegaconf.nodes.UnionNode"),
-    *(f"typing.{name}" for name in ("Any", "Dict", "List", "Optional", "Tuple", "Union")),
-    *(f"builtins.{name}" for name in ("bool", "dict", "float", "int", "list", "str", "tuple")),
-)
-# Metrics may be numpy numbers.
-_NUMBERS = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype")
-_EMPTY_DICTS = ("collections.defaultdict",)
 
 
 def read_published(path: str | Path) -> dict[str, Tensor]:
@@ -47,7 +31,7 @@ def read_published(path: str | Path) -> dict[str, Tensor]:
             is run), or has no `model` entry of tensors.
     """
     path = Path(path)
-    with _stand_ins():
+    with stand_ins((*CONFIGURATION, *NUMBERS)):
         try:
             content = load_torch(path, mmap=True)
         except ValueError as error:
@@ -69,44 +53,4 @@ def read_published(path: str | Path) -> dict[str, Tensor]:
     if strange or not state:
         what = f"{strange[0]!r} is no tensor" if strange else "it is empty"
         raise ValueError(f"{path}: the entry {MODEL_KEY!r} holds no state dict: {what}")
-    return state
-
-
-class _Ignored:
-    """Takes the place of an object that is not needed; it keeps nothing and does nothing."""
-
-    def __new__(cls, *args: Any) -> _Ignored:
-        return super().__new__(cls)
-
-    def __init__(self, *args: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
-@contextmanager
-def _stand_ins() -> Iterator[None]:
-    """Let torch's restricted reader meet the listed names; none of them is imported."""
-    before = torch.serialization.get_safe_globals()
-    stand_ins = [_class_called(name) for name in (*_CONFIGURATION, *_NUMBERS)]
-    torch.serialization.add_safe_globals([*stand_ins, *map(_function_called, _EMPTY_DICTS)])
-    try:
-        yield
-    finally:
-        torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(before)
-
-
-def _class_called(full_name: str) -> type[_Ignored]:
-    module, _, name = full_name.rpartition(".")
-    return type(name, (_Ignored,), {"__module__": module})
-
-
-def _function_called(full_name: str) -> Callable[..., dict[Any, Any]]:
-    def empty(*args: Any) -> dict[Any, Any]:
-        return {}
-
-    empty.__module__, _, empty.__qualname__ = full_name.rpartition(".")
-    empty.__name__ = empty.__qualname__
-    return empty
+    return unwrapped(state, path)

@@ -6,7 +6,7 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,12 +20,13 @@ import talk2dino
 from talk2dino.backbones.templates import get_templates
 from talk2dino.backbones.text import TextEncoder
 from talk2dino.backbones.vision import VisionBackbone
-from talk2dino.files import atomic_path, check_writable
+from talk2dino.files import atomic_files, check_replaceable
 from talk2dino.methods.talk2dino.hub.load import LoadedModel
 from talk2dino.methods.talk2dino.projection import CLIPLastLayer
 from talk2dino.methods.talk2dino.segmenter import Talk2DinoSegmenter
 
 IMAGE_FILE, TEXT_FILE, DESCRIPTION = "image.onnx", "text.onnx", "talk2dino.json"
+FILES = (IMAGE_FILE, TEXT_FILE, DESCRIPTION)
 OPSET = 18
 TOLERANCE = 1e-4
 """Largest accepted relative error of onnxruntime against PyTorch, over a whole output."""
@@ -121,8 +122,7 @@ def export_onnx(loaded: LoadedModel, folder: str | Path, overwrite: bool = False
     """
     folder, segmenter = Path(folder), loaded.segmenter
     check_exportable(segmenter)
-    for name in (IMAGE_FILE, TEXT_FILE, DESCRIPTION):
-        check_writable(folder / name, overwrite)
+    check_replaceable(folder, FILES, overwrite)
     size, templates = segmenter.config.input_size, get_templates(segmenter.config.template)
     assert isinstance(segmenter.text, TextEncoder)
     random = torch.Generator().manual_seed(0)
@@ -131,16 +131,12 @@ def export_onnx(loaded: LoadedModel, folder: str | Path, overwrite: bool = False
     tokens = torch.stack([segmenter.text.tokenize(texts) for texts in prompts])
     image = _Graph(ImageSide(segmenter), pixels, "pixels", ["patches", "attention_logits"])
     text = _Graph(TextSide(segmenter), tokens, "tokens", ["classes"])
-    files = tuple(folder / name for name in (IMAGE_FILE, TEXT_FILE, DESCRIPTION))
-    with ExitStack() as unfinished:
-        image_file, text_file, description = (
-            unfinished.enter_context(atomic_path(path)) for path in files
-        )
-        errors = _write_graph(image, image_file, {0: "batch"})
-        errors |= _write_graph(text, text_file, {0: "classes", 1: "prompts"})
+    with atomic_files(folder, *FILES) as written:
+        errors = _write_graph(image, written / IMAGE_FILE, {0: "batch"})
+        errors |= _write_graph(text, written / TEXT_FILE, {0: "classes", 1: "prompts"})
         content = json.dumps(_description(loaded, errors), indent=2, ensure_ascii=False) + "\n"
-        description.write_text(content, encoding="utf-8")
-    return Exported(files, errors)
+        (written / DESCRIPTION).write_text(content, encoding="utf-8")
+    return Exported(tuple(folder / name for name in FILES), errors)
 
 
 def check_exportable(segmenter: Talk2DinoSegmenter) -> None:

@@ -244,8 +244,15 @@ class CLIPLastLayer(ProjectionLayer):
         self.text_projection = nn.Parameter(torch.randn(width, width) * width**-0.5)
 
     def copy_from(self, text_tower: Any) -> None:
-        """Start from the last block, norm and projection of a CLIP text tower (open_clip's)."""
-        self.last_block.load_state_dict(text_tower.transformer.resblocks[-1].state_dict())
+        """Start from the last block, norm and projection of a CLIP text tower (open_clip's).
+
+        Raises:
+            ValueError: the tower has another activation.
+        """
+        block = text_tower.transformer.resblocks[-1]
+        if type(block.mlp.gelu) is not type(self.last_block.mlp.gelu):
+            raise ValueError("CLIPLastLayer has QuickGELU; this text encoder has GELU")
+        self.last_block.load_state_dict(block.state_dict())
         self.ln_final.load_state_dict(text_tower.ln_final.state_dict())
         with torch.no_grad():
             self.text_projection.copy_(text_tower.text_projection)

@@ -226,4 +226,5 @@ def build_segmenter(
     projection = load_projection(config.projection, config.projection_weights, device)
     vision = load_vision(config.vision_model, config.vision_weights, device)
     text = load_text(config.text_model, config.text_weights, device)
+    config = dataclasses.replace(config, text_model=text.name)  # with its activation
     return Talk2DinoSegmenter(vision, text, projection, config)

@@ -254,3 +254,56 @@ def test_a_failing_job_ends_the_run_with_its_error():
     with pytest.raises(ValueError, match="invalid literal"):
         run_jobs(int, ["1", "x", "3"], processes=1)
     assert run_jobs(int, [], processes=4) == []
+
+
+@pytest.fixture
+def filtered(tmp_path):
+    """Two parts beside their input, which is called like a part."""
+    metafile = tmp_path / "cc12m_all.csv"
+    metafile.write_text("".join(f"{n}.jpg,a dog and number {n}\n" for n in range(100)))
+    flags = ("--metafile", metafile, "--dstdir", tmp_path, "--lemmas", "lemminflect")
+    return flags
+
+
+def test_overwrite_removes_parts_only_and_not_before_the_new_ones(filtered, tmp_path, capsys):
+    assert prepare("filter", *filtered, "--processors", 3) == 0
+    (tmp_path / "cc12m_mine.csv").write_text("mine")
+    assert prepare("filter", *filtered, "--processors", 2) == 1  # made with other settings
+    assert prepare("filter", *filtered, "--processors", 2, "--overwrite") == 0
+    assert "kept 100 of 100" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.glob("*.csv")) == [
+        *("cc12m_0.csv", "cc12m_1.csv", "cc12m_all.csv", "cc12m_mine.csv"),
+    ]
+
+
+def test_a_filter_does_not_replace_its_input_or_a_table_that_is_no_part(filtered, tmp_path, capsys):
+    (tmp_path / "cc12m_all.csv").rename(tmp_path / "cc12m_0.csv")
+    flags = ("--dstdir", tmp_path, "--processors", 1, "--overwrite", "--metafile")
+    assert prepare("filter", *flags, tmp_path / "cc12m_0.csv") == 2
+    assert "cc12m_0.csv is an input" in capsys.readouterr().err
+    (tmp_path / "other.tsv").write_text("1.jpg\ta dog\n")
+    assert prepare("filter", *flags, tmp_path / "other.tsv") == 1
+    assert len((tmp_path / "cc12m_0.csv").read_text().splitlines()) == 100
+
+
+def test_a_merge_takes_no_result_for_a_part(filtered, tmp_path, capsys):
+    parts = tmp_path / "parts"
+    assert prepare("filter", *filtered, "--dstdir", parts, "--processors", 2) == 0
+    assert prepare("merge", "--dstdir", parts) == 0
+    assert prepare("merge", "--dstdir", parts, "--out", parts / "all.csv") == 0
+    assert "all.csv: 2 parts" in capsys.readouterr().out
+    assert len((parts / "all.csv").read_text().splitlines()) == 101
+    assert prepare("merge", "--dstdir", parts, "--out", parts / "cc12m_0.csv", "--overwrite") == 2
+    assert "cc12m_0.csv is an input" in capsys.readouterr().err
+    assert prepare("merge", "--dstdir", parts, "--out", tmp_path / "cc12m_0.csv") == 0
+    (parts / "more.csv").write_text("image_id,caption,entity\n")
+    assert prepare("merge", "--dstdir", parts, "--overwrite") == 2
+    assert "more.csv is no part of the filter run" in capsys.readouterr().err
+
+
+def test_pairs_are_not_written_over_their_metafile(filtered, tmp_path, capsys):
+    parts = tmp_path / "parts"
+    assert prepare("filter", *filtered, "--dstdir", parts, "--processors", 1) == 0
+    path = parts / "cc12m_0.csv"
+    assert prepare("makepair", "--metafile", path, "--out", path, "--overwrite") == 2
+    assert "cc12m_0.csv is an input" in capsys.readouterr().err

@@ -55,6 +55,13 @@ def test_stage_1_starts_from_dino(make_recipe, tmp_path):
     assert model.training
 
 
+def test_a_dino_of_transformers_is_refused_with_the_file_that_is_needed(make_recipe, tmp_path):
+    names = ("encoder.layer.0.norm1.weight", "embeddings.patch_embeddings.projection.weight")
+    torch.save({name: torch.ones(1) for name in names}, tmp_path / "dino.pth")
+    with pytest.raises(ValueError, match=r"transformers library.*Needed is DINO's own dino_"):
+        first_model(make_recipe(start={"dino": str(tmp_path / "dino.pth")}))
+
+
 def test_stage_2_starts_from_a_published_file_with_a_teacher_like_its_student(make_recipe, publish):
     state = seeded_weights(TOY, 0, "stage1")
     model = first_model(make_recipe(2, start={"stage1": str(publish(state))}))

@@ -10,7 +10,6 @@ import torch
 from huggingface_hub import HfApi
 
 from talk2dino import Talk2DINO
-from talk2dino.methods.talk2dino.hub import save
 from talk2dino.methods.talk2dino.hub.card import model_card, read_results
 from talk2dino.methods.talk2dino.hub.load import LoadedModel
 from talk2dino.methods.talk2dino.hub.save import SaveOptions, _saved_config, push_model, save_model
@@ -49,7 +48,7 @@ def test_a_saved_model_is_the_same_model(trained, saved):
 
 
 def test_nothing_of_an_earlier_save_is_overwritten_unasked(trained, saved):
-    with pytest.raises(FileExistsError, match="holds model.safetensors, config.json, README.md"):
+    with pytest.raises(FileExistsError, match="model.safetensors exists already"):
         trained.save_pretrained(saved)
     trained.save_pretrained(saved, overwrite=True)
 
@@ -79,6 +78,10 @@ def test_the_card_tells_training_and_its_own_numbers(trained, tmp_path, caplog):
     run = {
         "format": 1,
         "benchmark": "voc20",
+        "title": "VOC20",
+        "bg_thresh": None,
+        "per_class": {"cat": 84.25},
+        "data_root": "data",
         "model": "mine",
         "pamr": True,
         "mIoU": 84.25,
@@ -120,6 +123,23 @@ def test_the_card_tells_training_and_its_own_numbers(trained, tmp_path, caplog):
     assert not (tmp_path / "n").exists()
 
 
+def test_what_a_training_says_of_itself_is_text_in_the_card(trained):
+    bad = "<script>alert(1)</script>\n# Title"
+    training = {"command": "train.py\n```\n# Title", "recipe": bad, "settings": {"captions": bad}}
+    config = save._saved_config(dataclasses.replace(trained.loaded, training=training), True)
+    card = model_card(config, "./m", [])
+    assert "<script" not in card and "\n# Title" not in card and "\n```\n#" not in card
+    assert "* recipe: &lt;script&gt;alert(1)&lt;/script&gt; # Title" in card
+    assert "    train.py\n    ```\n    # Title" in card
+
+
+def test_a_result_with_a_wrong_field_is_no_row_of_the_card(tmp_path):
+    content = {"format": 1, "benchmark": "voc20", "mIoU": "84"}
+    (tmp_path / "voc20.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"voc20.json is no result of an.*: title is missing"):
+        read_results(tmp_path)
+
+
 def test_a_folder_without_results_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no results of an evaluation"):
         read_results(tmp_path)
@@ -127,19 +147,17 @@ def test_a_folder_without_results_is_named(tmp_path):
 
 def test_a_damaged_file_among_the_results_is_named(tmp_path):
     (tmp_path / "voc20.json").write_text("{")
-    with pytest.raises(ValueError, match=r"voc20.json is no valid JSON .*evaluate again"):
+    with pytest.raises(ValueError, match=r"voc20.json is damaged, no valid JSON .*evaluate again"):
         read_results(tmp_path)
 
 
-def test_a_folder_that_holds_the_weights_is_complete(toy, tmp_path, monkeypatch):
-    there = []
-
-    def write_weights(tensors, path):
-        there.extend(sorted(p.name for p in path.parent.iterdir()))
-
-    monkeypatch.setattr(save, "save_safetensors", write_weights)
-    toy.save_pretrained(tmp_path / "m", projection_only=True)
-    assert there == ["README.md", "config.json"]
+def test_a_mixture_of_two_saves_is_refused_until_it_is_saved_again(toy, tmp_path):
+    folder = toy.save_pretrained(tmp_path / "m", projection_only=True)
+    (folder / "config.json").write_text('{"talk2dino_unfinished": "x"}')  # killed while they move
+    with pytest.raises(ValueError, match=r"config.json: writing was interrupted"):
+        Talk2DINO.from_pretrained(folder, device="cpu")
+    toy.save_pretrained(folder, projection_only=True)
+    same_model(Talk2DINO.from_pretrained(folder, device="cpu"), toy)
 
 
 class RecordingApi(HfApi):

@@ -155,7 +155,7 @@ def test_another_number_type_is_refused_and_changes_nothing(auto, name, change):
 
 def test_saving_takes_the_habitual_option_and_keeps_an_earlier_save(auto, tmp_path):
     auto.save_pretrained(tmp_path, projection_only=True, safe_serialization=True)
-    with pytest.raises(FileExistsError, match="pass overwrite=True"):
+    with pytest.raises(FileExistsError, match="overwrite=True"):
         auto.save_pretrained(tmp_path, projection_only=True)
     auto.save_pretrained(tmp_path, projection_only=True, overwrite=True)
     with pytest.raises(ValueError, match="safe_serialization=False is not supported"):

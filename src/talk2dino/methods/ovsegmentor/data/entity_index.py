@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -69,9 +70,11 @@ class EntityIndex:
 
     def save(self, folder: Path) -> None:
         """Write the arrays, which processes can then share."""
-        for name in _ARRAYS:
-            np.save(folder / f"{name}.npy", getattr(self, name))
-        np.save(folder / "names.npy", np.array(self.names, dtype=np.str_))
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        for name, values in (arrays | {"names": np.array(self.names, dtype=np.str_)}).items():
+            content = io.BytesIO()  # np.save to a file says nothing of a full disk
+            np.save(content, values)
+            (folder / f"{name}.npy").write_bytes(content.getbuffer())
 
     @classmethod
     def load(cls, folder: Path) -> EntityIndex:

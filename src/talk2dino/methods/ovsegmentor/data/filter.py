@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from talk2dino.files import atomic_path, content_digest
+from talk2dino.files import atomic_files, check_not_inputs, content_digest, is_unfinished
 from talk2dino.methods.ovsegmentor.data.jobs import run_jobs
 from talk2dino.methods.ovsegmentor.data.lemmas import get_lemma
 from talk2dino.methods.ovsegmentor.data.metafile import (
@@ -69,6 +69,7 @@ def filter_captions(
     settings: FilterSettings,
     processes: int = 1,
     progress: Progress = silent,
+    overwrite: bool = False,
 ) -> FilterCounts:
     """Write `cc12m_<i>.csv` with the columns image_id, caption and entity for every part.
 
@@ -81,6 +82,7 @@ def filter_captions(
         settings: see there.
         processes: parts filtered at the same time.
         progress: a bar that counts parts.
+        overwrite: make parts again that are there; those too many go when all are made.
 
     Raises:
         ValueError: the input cannot be read, or a part there was made in another way.
@@ -88,13 +90,15 @@ def filter_captions(
     table = open_table(metafile, settings.header)
     made_from = {"input": content_digest(table.path), **asdict(settings)}
     folder = Path(folder)
-    todo = [_Part(folder / f"cc12m_{i}.csv", i, made_from, table) for i in range(settings.parts)]
-    missing = [part for part in todo if not _is_done(part)]
-    for leftover in folder.glob(".cc12m_*.tmp-*"):  # of a process that was killed
-        leftover.unlink()
+    paths = part_paths(folder, settings.parts)
+    check_not_inputs(paths, [metafile])
+    todo = [_Part(path, i, made_from, table) for i, path in enumerate(paths)]
+    missing = [part for part in todo if not _is_done(part, overwrite)]
     if missing:
         bounds = _boundaries(table, settings.parts)
         run_jobs(_filter_part, [_bounded(part, bounds) for part in missing], processes, progress)
+    if overwrite:
+        _remove_surplus(folder, {*paths, Path(metafile)})
     counts = FilterCounts()
     for part in todo:
         record = json.loads(_record_path(part.path).read_text())
@@ -102,10 +106,16 @@ def filter_captions(
     return counts
 
 
+def part_paths(folder: Path, parts: int) -> list[Path]:
+    """The files that a filter writes, beside their records."""
+    return [folder / f"cc12m_{i}.csv" for i in range(parts)]
+
+
 def read_record(part: Path) -> dict[str, Any] | None:
     """What a part says it was made from, or None for a csv of other origin."""
     path = _record_path(part)
-    return json.loads(path.read_text()) if path.is_file() else None
+    record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return record if isinstance(record, dict) and "made_from" in record else None
 
 
 @dataclass(frozen=True)
@@ -119,17 +129,27 @@ class _Part:
     first_row: int = 0
 
 
-def _is_done(part: _Part) -> bool:
+def _is_done(part: _Part, overwrite: bool) -> bool:
     """Raises ValueError for a file that is not this part."""
-    if not part.path.is_file():
+    if not part.path.is_file() or is_unfinished(_record_path(part.path)):
         return False
     record = read_record(part.path)
+    if record is not None and overwrite:
+        return False
     if record is None or record["made_from"] != part.made_from:
         raise ValueError(
             f"{part.path} was made from another input or with other settings. "
             "Choose another --dstdir, or remove the old parts."
         )
     return True
+
+
+def _remove_surplus(folder: Path, kept: set[Path]) -> None:
+    """Remove the parts of an earlier run that had more of them."""
+    for path in folder.glob("cc12m_*.csv"):
+        if path not in kept and read_record(path) is not None:
+            path.unlink()
+            _record_path(path).unlink()
 
 
 def _boundaries(table: Table, parts: int) -> list[tuple[int, int]]:
@@ -155,8 +175,9 @@ def _filter_part(part: _Part) -> None:
     settings = part.made_from
     reader = CaptionReader(get_lemma(settings["lemmas"]), settings["compat"])
     counts = FilterCounts()
-    with atomic_path(part.path) as temporary:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
+    record_path = _record_path(part.path)
+    with atomic_files(part.path.parent, part.path.name, record_path.name) as folder:
+        with (folder / part.path.name).open("w", encoding="utf-8", newline="") as file:
             writer = TableWriter(file)
             writer.write((IMAGE, CAPTION, ENTITY))
             _write_rows(part, reader, writer, counts)
@@ -166,8 +187,8 @@ def _filter_part(part: _Part) -> None:
             "rows": dict(counts.rows),
             "damaged": counts.damaged,
         }
-        with atomic_path(_record_path(part.path)) as path:  # before the part, which says: complete
-            path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+        (folder / record_path.name).write_text(text, "utf-8")
 
 
 def _write_rows(

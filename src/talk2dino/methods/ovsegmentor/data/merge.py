@@ -6,11 +6,12 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from talk2dino.files import atomic_path, check_file, listed
+from talk2dino.files import atomic_files, check_file, is_unfinished, listed
 from talk2dino.methods.ovsegmentor.data.filter import read_record
 from talk2dino.methods.ovsegmentor.data.metafile import CAPTION, IMAGE, TableWriter
 
@@ -18,16 +19,16 @@ MERGED = "cc12m_filtered_subset.csv"
 """Name of the joined metafile."""
 
 
-def list_parts(folder: str | Path, out: Path) -> list[Path]:
-    """The csv files of a folder, but `out`, in the order of the numbers in their names.
+def list_parts(folder: str | Path) -> list[Path]:
+    """The csv files of a folder, but results, in the order of the numbers in their names.
 
     Raises:
         FileNotFoundError: there is no folder, or no csv file in it.
-        ValueError: parts of one filter run are missing.
+        ValueError: parts of one filter run are missing, unfinished, or among other files.
     """
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
-    parts = [path for path in listed(folder, "*.csv") if path.name != out.name]
+    parts = [path for path in listed(folder, "*.csv") if not made(path).exists()]
     for part in parts:
         check_file(part)
     if not parts:
@@ -35,6 +36,20 @@ def list_parts(folder: str | Path, out: Path) -> list[Path]:
     parts.sort(key=_natural)
     _check_complete(parts)
     return parts
+
+
+def made(out: Path) -> Path:
+    """The file beside a result that says what it was made from."""
+    return out.with_name(f"{out.name}.made.json")
+
+
+@contextmanager
+def result(out: Path, made_from: dict[str, Any]) -> Iterator[Path]:
+    """Where to write `out`; with what it was made from, which may be completed meanwhile."""
+    with atomic_files(out.parent, out.name, made(out).name) as folder:
+        yield folder / out.name
+        text = json.dumps(made_from, indent=1) + "\n"
+        (folder / made(out).name).write_text(text, encoding="utf-8")
 
 
 def merge(parts: Sequence[Path], out: Path, delete: bool = False) -> None:
@@ -48,7 +63,8 @@ def merge(parts: Sequence[Path], out: Path, delete: bool = False) -> None:
     Raises:
         ValueError: two parts have different headers.
     """
-    with atomic_path(out) as temporary, temporary.open("wb") as target:
+    made_from = {"parts": [part.name for part in parts]}
+    with result(out, made_from) as temporary, temporary.open("wb") as target:
         header = b""
         for part in parts:
             with part.open("rb") as source:
@@ -81,9 +97,10 @@ def json_to_csv(source: Path, out: Path) -> int:
         ValueError: a line is no such object; the message names it.
     """
     rows = 0
+    made_from: dict[str, Any] = {"metafile": str(source)}
     with (
         source.open("rb") as lines,
-        atomic_path(out) as temporary,
+        result(out, made_from) as temporary,
         temporary.open("w", encoding="utf-8", newline="") as file,
     ):
         writer = TableWriter(file)
@@ -92,6 +109,7 @@ def json_to_csv(source: Path, out: Path) -> int:
             if line.strip():
                 writer.write(_json_fields(line, f"{source}: line {number}"))
                 rows += 1
+        made_from["rows"] = rows
     return rows
 
 
@@ -116,6 +134,11 @@ def _natural(path: Path) -> list[tuple[int, str]]:
 def _check_complete(parts: Sequence[Path]) -> None:
     """Parts that know which of how many they are must all be there, from one input."""
     records = [record for part in parts if (record := read_record(part))]
+    for part in parts:
+        if is_unfinished(part.with_name(part.name + ".json")):
+            raise ValueError(f"{part} is unfinished. Run the filter again to finish it.")
+        if records and read_record(part) is None:
+            raise ValueError(f"{part} is no part of the filter run beside it. Move it elsewhere.")
     if not records:
         return
     made_from = records[0]["made_from"]

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from talk2dino.files import atomic_path, content_digest
+from talk2dino.files import atomic_path, content_digest, remove_folder
 from talk2dino.methods.ovsegmentor.data.entity_index import EntityIndex
 from talk2dino.methods.ovsegmentor.data.jobs import run_jobs
+from talk2dino.methods.ovsegmentor.data.merge import result
 from talk2dino.methods.ovsegmentor.data.metafile import (
     ENTITY,
     PAIR_ENTITIES,
@@ -72,11 +73,12 @@ def make_pairs(
         for start in range(0, rows, ROWS_PER_PART)
     ]
     run_jobs(_write_part, [p for p in parts if not p.path.is_file()], processes, progress)
-    with atomic_path(out) as temporary, temporary.open("w+b") as target:
+    made_from = {"metafile": str(metafile), "seed": seed, "rows": rows}
+    with result(out, made_from) as temporary, temporary.open("w+b") as target:
         for part in parts:
             with part.path.open("rb") as source:
                 shutil.copyfileobj(source, target)
-    shutil.rmtree(work)
+        remove_folder(work)  # before the result is there, so that a kill leaves none of it
     return rows
 
 
@@ -102,7 +104,7 @@ def _work_folder(out: Path, settings: dict[str, object]) -> Path:
     work = out.with_name(f".{out.name}.parts")
     record = work / "settings.json"
     if work.is_dir() and not (record.is_file() and json.loads(record.read_text()) == settings):
-        shutil.rmtree(work)
+        remove_folder(work)
     work.mkdir(parents=True, exist_ok=True)
     with atomic_path(record) as temporary:
         temporary.write_text(json.dumps(settings))

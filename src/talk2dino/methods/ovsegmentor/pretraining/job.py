@@ -11,9 +11,15 @@ from typing import Any
 import torch
 
 from talk2dino.devices import resolve_device
-from talk2dino.files import content_digest, hold_lock, load_torch
+from talk2dino.files import (
+    atomic_files,
+    check_not_inputs,
+    content_digest,
+    hold_lock,
+    load_torch,
+)
 from talk2dino.methods.ovsegmentor.checkpoints import WEIGHTS_FILE
-from talk2dino.methods.ovsegmentor.convert import save_model
+from talk2dino.methods.ovsegmentor.convert import write_model
 from talk2dino.methods.ovsegmentor.data.batches import open_samples
 from talk2dino.methods.ovsegmentor.data.dataset import Collate, SampleOptions
 from talk2dino.methods.ovsegmentor.data.lemmas import find_lemmas
@@ -88,6 +94,9 @@ def check_job(job: PretrainingJob) -> None:
     resolve_device(job.device)
     check_logger(job.logger)
     check_folder(job.outputs, job.overwrite, job.resume)
+    recipe, written = job.recipe, [job.out / name for name in job.outputs.results]
+    read = (recipe.path, recipe.data.metafile, recipe.selection.metafile, recipe.start.dino)
+    check_not_inputs([job.out, *written], [*read, recipe.start.stage1, recipe.start.text])
     check_start(job.recipe)
     if job.workers < 0:
         raise ValueError(f"--workers must not be negative, got {job.workers}")
@@ -184,7 +193,7 @@ def _pretrain_together(
     keeper = None
     if processes.rank == 0:
         if job.overwrite:
-            _remove_old(outputs)
+            outputs.remove_state()
         keeper = StateFile(outputs.unfinished, outputs.best, settings, job.checkpoint_seconds)
     _train(job, run, hooks, keeper)
     lost = "; ".join(line for line in processes.gather(run.lost.summary()) if line)
@@ -240,12 +249,6 @@ def _snapshot(job: PretrainingJob, settings: Mapping[str, Any]) -> Snapshot:
     return snapshot
 
 
-def _remove_old(outputs: PretrainingOutputs) -> None:
-    outputs.complete.unlink(missing_ok=True)
-    for path in (outputs.unfinished, outputs.best):
-        path.unlink(missing_ok=True)
-
-
 def _train(
     job: PretrainingJob, run: PretrainingRun, hooks: Hooks, keeper: StateFile | None
 ) -> None:
@@ -261,7 +264,8 @@ def _train(
             hooks.on_values(values, step)
 
     def on_epoch(record: EpochRecord) -> None:
-        write_losses(run.state.records, job.outputs.losses, EpochRecord)
+        if not job.outputs.complete.exists():  # else the table belongs to that model
+            write_losses(run.state.records, job.outputs.losses, EpochRecord)
         if record.held_out is not None:
             log.log({"held_out/matching": record.held_out}, run.steps_done)
         if hooks.on_epoch is not None:
@@ -289,8 +293,6 @@ def _write(
     outputs = job.outputs
     if result.best_epoch is not None:
         run.model.load_state_dict(load_torch(outputs.best))
-    write_losses(result.records, outputs.losses, EpochRecord)
-    plot_records(result.records, outputs)
     summary = {
         "command": job.command,
         "recipe": str(job.recipe.path),
@@ -302,9 +304,14 @@ def _write(
         "last": asdict(result.records[-1]),
         "lost": result.lost,
     }
-    write_summary(summary, outputs.summary)
     source = f"pretraining, stage {job.recipe.stage}"
-    save_model(run.model, job.out, source, saved_tokenizer(run.model.config, tokenizer))
+    with atomic_files(job.out, *outputs.results) as folder:
+        written = PretrainingOutputs(folder)
+        write_losses(result.records, written.losses, EpochRecord)
+        plot_records(result.records, written)
+        write_summary(summary, written.summary)
+        kept = saved_tokenizer(run.model.config, tokenizer)
+        write_model(run.model.config, run.model.state_dict(), folder, source, kept)
     outputs.remove_unfinished()
 
 

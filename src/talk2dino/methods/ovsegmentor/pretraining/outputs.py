@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from talk2dino.methods.ovsegmentor.checkpoints import CONFIG_FILE, UNFINISHED_FILE
+from talk2dino.methods.ovsegmentor.checkpoints import CONFIG_FILE, MODEL_FILES, UNFINISHED_FILE
 from talk2dino.methods.ovsegmentor.pretraining.state import EpochRecord
 from talk2dino.methods.talk2dino.training.outputs import check_destroys
 from talk2dino.training.history import EpochRecord as PlottedRecord
@@ -51,6 +51,11 @@ class PretrainingOutputs:
         return self.folder / "losses.png"
 
     @property
+    def results(self) -> tuple[str, ...]:
+        """Names of what a complete run leaves; the last one makes the others valid."""
+        return (self.summary.name, self.losses.name, self.plot.name, *MODEL_FILES)
+
+    @property
     def log(self) -> Path:
         """Names the logs: TensorBoard writes to `<this>.tensorboard`."""
         return self.folder / self.folder.name
@@ -60,12 +65,15 @@ class PretrainingOutputs:
         """Held while a run writes these files."""
         return self.folder / "lock"
 
-    def remove_unfinished(self) -> None:
-        """Remove the state of a run that is complete, and what kills left half written."""
-        for leftover in self.folder.glob(".*.tmp-*"):
-            leftover.unlink(missing_ok=True)
-        for path in (self.unfinished, self.best, self.lock):
+    def remove_state(self) -> None:
+        """Remove what a run goes on from."""
+        for path in (self.unfinished, self.best):
             path.unlink(missing_ok=True)
+
+    def remove_unfinished(self) -> None:
+        """Remove the state of a run that is complete."""
+        self.remove_state()
+        self.lock.unlink(missing_ok=True)
 
 
 def check_folder(outputs: PretrainingOutputs, overwrite: bool, resume: bool) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from talk2dino.backbones.checkpoints import read_state_dict
+from talk2dino.backbones.checkpoints import check_layout, read_state_dict
 from talk2dino.methods.ovsegmentor.checkpoints import (
     TOKENIZER_FOLDER,
     check_source,
@@ -78,7 +78,12 @@ def with_words(tokenizer: Tokenizer, config: OVSegmentorConfig, rows: Rows) -> T
 
 def saved_tokenizer(config: OVSegmentorConfig, tokenizer: Tokenizer) -> Any:
     """What is saved beside the weights: only a tokeniser that has no name elsewhere."""
-    return tokenizer.tokenizer if config.text.name == TOY else None
+    if config.text.name != TOY:
+        return None
+    fast = tokenizer.tokenizer.backend_tokenizer
+    fast.no_truncation()  # as the last batch left them: a run that is resumed at its end has none
+    fast.no_padding()
+    return tokenizer.tokenizer
 
 
 def _stage1(recipe: PretrainingRecipe) -> OVSegmentor:
@@ -101,7 +106,9 @@ def _stage2(recipe: PretrainingRecipe) -> OVSegmentor:
 
 def _dino(source: str, width: int) -> dict[str, Tensor]:
     if source != PRETRAINED:
-        return read_state_dict(source)
+        state = read_state_dict(source)
+        check_layout(state, source, "DINO's own dino_*_pretrain.pth, or timm's file")
+        return state
     import timm
 
     name = _DINO_MODELS[width]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from textwrap import indent
 from typing import Any
+
+from markupsafe import escape
 
 import talk2dino
 from talk2dino.backbones.seeded import PREFIX
-from talk2dino.benchmarks.results import markdown_table, read_result
-from talk2dino.files import check_file, listed
+from talk2dino.benchmarks.results import NoResult, markdown_table, read_result
+from talk2dino.files import listed
 from talk2dino.methods.talk2dino.hub.folder import INCLUDED, FolderConfig
 from talk2dino.methods.talk2dino.hub.published import TOY
 
@@ -53,18 +56,11 @@ def read_results(folder: str | Path) -> list[dict[str, Any]]:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: a damaged file.
+        ValueError: a damaged file, or one with a wrong field.
     """
     results = []
     for path in listed(folder, "*.json"):
-        check_file(path)
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(
-                f"{path} is no valid JSON ({error}). Delete it, or evaluate again."
-            ) from error
-        if isinstance(content, dict) and "benchmark" in content and "mIoU" in content:
+        with suppress(NoResult):  # of another command
             results.append(read_result(path))
     if not results:
         raise FileNotFoundError(f"{folder} holds no results of an evaluation (*.json).")
@@ -136,7 +132,7 @@ def _training(training: Mapping[str, Any]) -> str:
     settings = training.get("settings") or {}
     lines = ["## Training", ""]
     if training.get("command"):
-        lines += ["```bash", str(training["command"]), "```", ""]
+        lines += [indent(str(training["command"]), "    "), ""]  # no fence that it could end
     facts = {
         "recipe": training.get("recipe"),
         "training data": settings.get("train_dataset"),
@@ -148,7 +144,11 @@ def _training(training: Mapping[str, Any]) -> str:
         "train loss": training.get("train_loss"),
         "validation loss": training.get("val_loss"),
     }
-    lines += [f"* {name}: {value}" for name, value in facts.items() if value is not None]
+    lines += [
+        f"* {name}: {escape(' '.join(str(value).split()))}"
+        for name, value in facts.items()
+        if value is not None
+    ]
     return "\n".join([*lines, ""])
 
 
@@ -160,5 +160,6 @@ def _numbers(results: Sequence[Mapping[str, Any]]) -> str:
     for refined in (False, True):
         rows = [result for result in results if bool(result["pamr"]) is refined]
         if rows:
-            lines += ["With PAMR:" if refined else "Without PAMR:", "", markdown_table(rows)]
+            heading = "With PAMR:" if refined else "Without PAMR:"
+            lines += [heading, "", escape(markdown_table(rows))]
     return "\n".join(lines)

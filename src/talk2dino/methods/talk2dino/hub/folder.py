@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from talk2dino.config import ProjectionConfig, build
-from talk2dino.files import listed
+from talk2dino.files import check_finished, listed
 from talk2dino.methods.talk2dino.config import SegmenterConfig
 from talk2dino.methods.talk2dino.hub.published import HUB_FILES
 
@@ -84,6 +84,7 @@ def read_folder_config(folder: Path) -> FolderConfig | None:
         ValueError: it is damaged.
     """
     path = folder / CONFIG
+    check_finished(path)
     if not path.is_file():
         return None
     try:

@@ -7,11 +7,12 @@ projection. Architectures are read from the shapes, so they need no configuratio
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from talk2dino.backbones.checkpoints import looks_like
 from talk2dino.config import ProjectionConfig
 
 VISION, TEXT, PROJECTION = "model.", "clip_model.", "proj."
@@ -22,21 +23,6 @@ _SIZES = {384: ("s", "small"), 768: ("b", "base"), 1024: ("l", "large"), 1536: (
 _OLD_SCALES = (
     (re.compile(r"\.weight_([12])$"), r".gamma_\1"),
     (re.compile(r"\.(ls[12])\.weight$"), r".\1.gamma"),
-)
-
-# What a file that is no Talk2DINO model may be: names that it has, and what to call it.
-_KNOWN_MODELS = (
-    (("linear_layer.weight",), "a Talk2DINO projection alone"),
-    (("text_model.encoder.", "vision_model.encoder."), "a CLIP model of transformers"),
-    (("visual.", "token_embedding.weight"), "a CLIP model of OpenAI or open_clip, alone"),
-    (("token_embedding.weight",), "a CLIP text tower, alone"),
-    (("blocks.", "patch_embed."), "a vision transformer (DINO or timm), alone"),
-    (("encoder.layer.", "patch_embeddings."), "a vision transformer of transformers"),
-    (("encoder.layer.", "word_embeddings."), "a BERT model"),
-    (("lora_",), "a LoRA adapter"),
-    (("down_blocks.",), "a diffusion model"),
-    (("self_attn.q_proj.", "mlp.gate_proj."), "a large language model"),
-    (("layer1.0.conv1.",), "a ResNet"),
 )
 
 
@@ -83,15 +69,6 @@ def split_parts(state: Mapping[str, Tensor], source: str) -> ModelParts:
     if others or missing or not projection:
         raise ValueError(_complaint(state, source, others, missing, bool(projection)))
     return ModelParts(_renamed_scales(vision), text, projection)
-
-
-def looks_like(names: Iterable[str]) -> str | None:
-    """What a checkpoint with these names probably is, or None."""
-    names = list(names)
-    for marks, kind in _KNOWN_MODELS:
-        if all(any(mark in name for name in names) for mark in marks):
-            return kind
-    return None
 
 
 def identify_vision(state: Mapping[str, Tensor], source: str) -> str:

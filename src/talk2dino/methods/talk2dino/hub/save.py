@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from talk2dino.backbones.seeded import PREFIX
 from talk2dino.backbones.text import PRETRAINED, TextEncoder, default_weights
 from talk2dino.files import (
-    atomic_path,
-    check_folder_writable,
+    atomic_files,
+    check_replaceable,
     save_safetensors,
     weights_identity,
 )
@@ -36,6 +36,8 @@ from talk2dino.methods.talk2dino.hub.load import LoadedModel
 logger = logging.getLogger(__name__)
 
 CARD = "README.md"
+FILES = (WEIGHTS, CARD, CONFIG)
+"""Of a saved model; the last one makes the others valid."""
 
 
 @dataclass(frozen=True)
@@ -62,23 +64,17 @@ def save_model(
         ValueError: a part that cannot be saved, or results that cannot be read.
     """
     folder = Path(folder)
-    existing = [name for name in (WEIGHTS, CONFIG, CARD) if (folder / name).exists()]
-    if existing and not options.overwrite:
-        raise FileExistsError(
-            f"{folder} holds {', '.join(existing)} already. Choose another folder or pass "
-            "overwrite=True."
-        )
-    check_folder_writable(folder)
+    check_replaceable(folder, FILES, options.overwrite)
     results = _own_results(loaded, options.results) if options.results is not None else []
     config = _saved_config(loaded, options.projection_only)
     tensors = _tensors(loaded, options.projection_only)
     # A path, because a name alone may be that of another model: a folder called toy.
     card = model_card(config, repo or f"./{folder.resolve().name}", results)
-    folder.mkdir(parents=True, exist_ok=True)
-    # The weights last: a folder that holds them is complete.
-    _write_text(folder / CONFIG, json.dumps(config.as_json(), indent=2, ensure_ascii=False) + "\n")
-    _write_text(folder / CARD, card)
-    save_safetensors(tensors, folder / WEIGHTS)
+    text = json.dumps(config.as_json(), indent=2, ensure_ascii=False) + "\n"
+    with atomic_files(folder, *FILES) as written:
+        save_safetensors(tensors, written / WEIGHTS)
+        (written / CARD).write_text(card, encoding="utf-8")
+        (written / CONFIG).write_text(text, encoding="utf-8")
     return folder
 
 
@@ -121,7 +117,8 @@ def _own_results(loaded: LoadedModel, folder: str | Path) -> list[dict[str, Any]
     own = weights_identity(find_weights(weights) if weights.is_dir() else weights)
     kept, others = {}, []
     for result in read_results(folder):
-        if result["settings"]["segmenter"].get("projection_weights") != own:
+        segmenter = (result["settings"] or {}).get("segmenter", {})
+        if segmenter.get("projection_weights") != own:
             others.append(f"{result['model']} on {result['benchmark']}")
             continue
         key = (result["benchmark"], bool(result["pamr"]))
@@ -176,8 +173,3 @@ def _tensors(loaded: LoadedModel, projection_only: bool) -> dict[str, Tensor]:
         for prefix, module in parts
         for name, value in module.state_dict().items()
     }
-
-
-def _write_text(path: Path, text: str) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")

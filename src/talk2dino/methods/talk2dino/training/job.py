@@ -15,7 +15,14 @@ from torch import Tensor
 from talk2dino.backbones.text import check_text, is_bert, load_text
 from talk2dino.config import FeatureConfig, ProjectionConfig, Recipe
 from talk2dino.devices import resolve_device
-from talk2dino.files import atomic_path, content_digest, hold_lock, save_torch
+from talk2dino.files import (
+    atomic_files,
+    atomic_path,
+    check_not_inputs,
+    content_digest,
+    hold_lock,
+    save_torch,
+)
 from talk2dino.methods.talk2dino.projection import (
     CLIPLastLayer,
     Projection,
@@ -126,7 +133,11 @@ def check_job(job: TrainJob) -> None:
     choice = job.choice
     resolve_device(job.device)
     check_logger(job.logger)
-    check_outputs(Outputs(job.out), job.overwrite, job.resume)
+    outputs, start = Outputs(job.out), job.recipe.model.starting_checkpoint
+    check_outputs(outputs, job.overwrite, job.resume)
+    encoders = (job.images.features.vision_weights, job.images.features.text_weights)
+    read = (job.train_dataset, job.val_dataset, job.test_dataset, job.recipe.path, start, *encoders)
+    check_not_inputs([*outputs.results, outputs.unfinished], read)
     if job.save_heads:
         check_heads_recorded(job.recipe.model, choice)
     for path in (job.train_dataset, job.val_dataset, job.test_dataset):
@@ -222,12 +233,14 @@ def _train_together(
     model.load_state_dict(weights)
     ranks = retrieval(*embed_pairs(model.eval(), test)) if test is not None else None
     result = TrainResult(run.state.records, run.state.best_epoch, ranks)
-    if run.state.heads is not None:
-        write_heads(run.state.heads, pairs, outputs.heads)
-    save_torch(weights, outputs.weights)
-    write_losses(result.records, outputs.losses)
-    plot_losses(result.records, outputs.plot, job.out.stem)
-    write_summary(_summary(job, settings, _made_with(job, pairs), result), outputs.summary)
+    with atomic_files(job.out.parent, *(path.name for path in outputs.results)) as folder:
+        written = Outputs(folder / job.out.name)
+        if run.state.heads is not None:
+            write_heads(run.state.heads, pairs, written.heads)
+        save_torch(weights, written.weights)
+        write_losses(result.records, written.losses)
+        plot_losses(result.records, written.plot, job.out.stem)
+        write_summary(_summary(job, settings, _made_with(job, pairs), result), written.summary)
     outputs.remove_unfinished()
     processes.gather(None)
     return result
@@ -336,7 +349,8 @@ def _train(job: TrainJob, run: TrainingRun, keeper: StateFile, hooks: Hooks) -> 
     logger = open_logger(job.logger, job.out, keeper.settings, start_epoch=run.state.epoch)
 
     def on_epoch(record: EpochRecord) -> None:
-        write_losses(run.state.records, outputs.losses)
+        if not outputs.weights.exists():  # else the table belongs to those
+            write_losses(run.state.records, outputs.losses)
         values = {"loss/train": record.train_loss, "learning_rate": record.learning_rate}
         if record.val_loss is not None:
             values["loss/validation"] = record.val_loss

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import glob
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from talk2dino.files import atomic_path, check_writable
+from talk2dino.files import atomic_path, check_finished, check_writable
 
 SUFFIX = ".pth"
 
@@ -55,12 +54,13 @@ class Outputs:
         """Held while a training writes these files, removed when it is complete."""
         return self.weights.with_suffix(".lock")
 
+    @property
+    def results(self) -> list[Path]:
+        """What a complete training leaves; the last one makes the others valid."""
+        return [self.heads, self.losses, self.plot, self.weights, self.summary]
+
     def remove_unfinished(self) -> None:
-        """Remove the state of a training that is complete, and what kills left half written."""
-        written = (self.weights, self.summary, self.losses, self.plot, self.heads, self.unfinished)
-        for path in written:
-            for leftover in path.parent.glob(f".{glob.escape(path.name)}.tmp-*"):
-                leftover.unlink(missing_ok=True)
+        """Remove the state of a training that is complete."""
         self.unfinished.unlink(missing_ok=True)
         self.lock.unlink(missing_ok=True)
 
@@ -120,7 +120,12 @@ def write_summary(values: Mapping[str, Any], path: Path) -> None:
 
 
 def read_summary(path: Path) -> dict[str, Any]:
-    """The summary of a finished training; empty if there is none that can be read."""
+    """The summary of a finished training; empty if there is none that can be read.
+
+    Raises:
+        ValueError: the training was killed while it wrote its files.
+    """
+    check_finished(path)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
