@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
+from talk2dino.textfiles import read_yaml
 
 ACTIVATIONS = ("tanh", "relu", "sigmoid")
 HEAD_WEIGHTINGS = ("static", "conditioned")
@@ -210,27 +210,6 @@ def load_recipe(path: str | Path) -> Recipe:
     )
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a YAML file whose top level is a mapping.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not YAML, is empty, or is not a mapping.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such configuration file")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        place = " ".join(str(error).split())
-        raise ValueError(f"{path} is not valid YAML: {place}") from error
-    if not isinstance(content, dict):
-        found = "nothing" if content is None else f"a {type(content).__name__}"
-        raise ValueError(f"{path} must hold 'key: value' lines at its top level, found {found}")
-    return content
-
-
 def build(cls: type[T], values: Mapping[str, Any], source: str) -> T:
     """Make the dataclass `cls` from a mapping, strictly.
 
@@ -290,7 +269,7 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     elif float in allowed and isinstance(value, int | float | str):
         try:
             return float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
     elif str in allowed and isinstance(value, str):
         return value

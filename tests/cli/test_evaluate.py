@@ -293,7 +293,7 @@ def test_unusable_data_is_named_before_weights_are_loaded(data, tmp_path, capsys
     [
         (["--benchmarks", "voc,adee"], "unknown benchmark 'adee'"),
         (["--model", "vit"], "unknown model 'vit'"),
-        (["--model", "absent.yaml"], "absent.yaml: no such configuration file"),
+        (["--model", "absent.yaml"], "absent.yaml: no such file"),
         (["--weights", "absent.pth"], "there are no projection weights at absent.pth"),
         (["--template", "all"], "unknown template 'all'"),
         (["--bg_thresh", "55", "--benchmarks", "voc"], "bg_thresh must lie in [0, 1], got 55.0"),
@@ -330,7 +330,7 @@ def test_a_damaged_result_is_named(voc20, tmp_path, capsys):
     output = shutil.copytree(voc20, tmp_path / "results")
     files_below(output)[0].write_text("{")
     assert evaluate(output) == 1
-    assert "is damaged. Delete it" in capsys.readouterr().err
+    assert "Delete it and evaluate again" in capsys.readouterr().err
 
 
 def test_the_published_command_needs_eval(root, tmp_path, capsys):

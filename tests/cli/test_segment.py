@@ -137,7 +137,7 @@ def test_a_class_called_background_beside_the_background_is_refused(folder, caps
         (["--max_side", "0"], "--max_side must be at least 1"),
         (["--template", "subzet"], "unknown template 'subzet'"),
         (["--device", "tpu"], "unknown device 'tpu'"),
-        (["--config", "nowhere.yaml"], "nowhere.yaml: no such configuration file"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml: no such file"),
         (["--weights", "nowhere.pth"], "there are no projection weights at nowhere.pth"),
         (["--weights", "seeded:x"], "an integer >= 0 must follow 'seeded:'"),
         (["--vision_weights", "nowhere.pth"], "no vision weights at 'nowhere.pth'"),

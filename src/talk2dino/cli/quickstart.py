@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from talk2dino.cli.entry import DONE, INTERRUPTED, Command, run_command
-from talk2dino.config import Recipe, load_recipe, read_yaml
+from talk2dino.config import Recipe, load_recipe
 from talk2dino.files import (
     atomic_path,
     check_folder_writable,
     content_digest,
     find_in_checkout,
 )
+from talk2dino.textfiles import read_json, read_yaml
 from talk2dino.toy.plan import (
     EVALUATE,
     REPORT,
@@ -126,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
     code = _run_step(demo_step(files, recipe, _demo_picture(files)), record, args.device)
     if code != DONE:
         return code
-    _print_table(json.loads(files.results.read_text(encoding="utf-8")))
+    _print_table(read_json(files.results))
     print(f"\npictures: {files.panel} and {files.demo}; numbers: {files.results}")
     print(f"report: {files.report}")
     print(f"everything took {time.perf_counter() - started:.0f} s")

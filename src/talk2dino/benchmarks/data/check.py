@@ -15,6 +15,7 @@ from talk2dino.benchmarks.data.sources import SOURCES, Source
 from talk2dino.benchmarks.table import Benchmark
 from talk2dino.files import listed
 from talk2dino.pictures.images import other_pictures
+from talk2dino.textfiles import read_names
 
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz")
 
@@ -113,10 +114,10 @@ def _listed_stems(
             text += get_images
         report.problems.append(text)
         return None
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    stems = [line for line in lines if line]
-    if not stems:
-        report.problems.append(f"{path} is empty: wrong split file. {get_images}")
+    try:
+        stems = read_names(path)
+    except ValueError as error:
+        report.problems.append(f"wrong split file: {error} {get_images}")
         return None
     wrong = [stem for stem in stems if " " in stem or stem.endswith((".jpg", ".png"))]
     if wrong:

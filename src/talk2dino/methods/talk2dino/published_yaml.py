@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from talk2dino.backbones.templates import get_templates
 from talk2dino.benchmarks.table import MODELS, Benchmark, find_benchmarks
-from talk2dino.config import build, check_name, read_yaml
+from talk2dino.config import build, check_name
 from talk2dino.methods.talk2dino.config import SegmenterConfig, config_from_model_section
+from talk2dino.textfiles import parse_yaml, read_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -145,10 +144,8 @@ def _parse_options(options: Sequence[str]) -> dict[str, dict[str, Any]]:
         section, dot, key = name.partition(".")
         if not (equals and dot and section and key):
             raise ValueError(f"--opts {option}: expected section.key=value.")
-        try:
-            content.setdefault(section, {})[key] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ValueError(f"--opts {option}: the value is not valid YAML.") from error
+        value = parse_yaml(text, f"--opts {option[:200]}: the value")
+        content.setdefault(section, {})[key] = value
     return content
 
 

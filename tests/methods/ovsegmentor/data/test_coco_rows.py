@@ -61,17 +61,31 @@ def test_partners_share_an_entity(coco):
 
 
 @pytest.mark.parametrize(
-    "content",
-    ["[]", "{", '{"images": []}', '{"images": [], "annotations": [{"caption": "x"}]}'],
-)
-def test_what_is_no_coco_captions_is_refused(coco, content):
+    ("content", "message"),
+    [
+        ("[]", "is no COCO captions file: it holds a list"),
+        ("{", "is not JSON"),
+        ('{"images": [{"id": 1}]}', "it has no list 'annotations'"),
+        ('{"images": [{"id": 1}], "annotations": [{"image_id": 1, "caption": "x"}]}', "neither"),
+        ('{"images": [{"id": 1}], "annotations": [{"image_id": 1, "caption": null}]}',
+         "the caption of annotation 0 is None, not text"),
+        ('{"images": [{"id": 1, "file_name": null}], '
+         '"annotations": [{"image_id": 1, "caption": "x"}]}', "neither a 'file_name' nor"),
+        ('{"images": [{"id": "0"}], "annotations": [{"image_id": 0, "caption": "x"}]}',
+         "Some ids are text and others numbers: an image has the id '0'"),
+        ('{"images": [{"id": 0, "file_name": "HTTP://x/a.jpg"}], '
+         '"annotations": [{"image_id": 0, "caption": "x"}]}', "is an address, not a file"),
+        ('{"images": [], "images": []}', "'images' is given twice"),
+    ],
+)  # fmt: skip
+def test_what_is_no_coco_captions_is_refused(coco, content, message):
     coco.write_text(content)
-    with pytest.raises(ValueError, match=r"captions.json holds no COCO captions"):
+    with pytest.raises(ValueError, match=rf"captions.json.*{message}|{message}"):
         open_rows(coco, coco.parent / "images", reader)
 
 
 def test_absent_captions_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="none.json: no such file of captions"):
+    with pytest.raises(FileNotFoundError, match="none.json: no such file"):
         open_rows(tmp_path / "none.json", tmp_path, reader)
 
 

@@ -10,6 +10,7 @@ import torch
 from huggingface_hub import HfApi
 
 from talk2dino import Talk2DINO
+from talk2dino.methods.talk2dino.hub import save
 from talk2dino.methods.talk2dino.hub.card import model_card, read_results
 from talk2dino.methods.talk2dino.hub.load import LoadedModel
 from talk2dino.methods.talk2dino.hub.save import SaveOptions, _saved_config, push_model, save_model
@@ -147,7 +148,7 @@ def test_a_folder_without_results_is_named(tmp_path):
 
 def test_a_damaged_file_among_the_results_is_named(tmp_path):
     (tmp_path / "voc20.json").write_text("{")
-    with pytest.raises(ValueError, match=r"voc20.json is damaged, no valid JSON .*evaluate again"):
+    with pytest.raises(ValueError, match=r"voc20.json is not JSON .*evaluate again"):
         read_results(tmp_path)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from talk2dino.config import ProjectionConfig, build
 from talk2dino.files import check_finished, listed
 from talk2dino.methods.talk2dino.config import SegmenterConfig
 from talk2dino.methods.talk2dino.hub.published import HUB_FILES
+from talk2dino.textfiles import read_json
 
 WEIGHTS, CONFIG = HUB_FILES
 MODEL_TYPE = "talk2dino"
@@ -87,10 +87,7 @@ def read_folder_config(folder: Path) -> FolderConfig | None:
     check_finished(path)
     if not path.is_file():
         return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no valid JSON ({error}). Get it again.") from error
+    content = read_json(path, "Get it again.")
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no configuration, but a {type(content).__name__}.")
     if "segmenter" not in content:
