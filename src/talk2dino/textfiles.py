@@ -18,13 +18,14 @@ from typing import Any
 
 import yaml
 
-MAX_YAML = 2**17
+MAX_YAML = 2**16
 """Bytes; the recipes of this project have less than 4,000."""
 MAX_YAML_VALUES = 10_000
 """Values of a YAML text, those that aliases repeat included."""
 
+_DEEPEST = 50
 _GZIP = b"\x1f\x8b"
-_RATIO = 100  # text that shrinks to less than a hundredth is no text, but small files may
+_SMALL, _RATIO = 2**24, 100  # no text shrinks to less than a hundredth, but for small ones
 
 
 def read_text(path: str | Path, limit: int | None = None) -> str:
@@ -99,8 +100,10 @@ def parse_yaml(text: str, source: str) -> Any:
     Raises:
         ValueError: not YAML, a key given twice, nested too deeply, or more than MAX_YAML_VALUES.
     """
+    if len(text) > MAX_YAML:
+        raise ValueError(f"{source} has {len(text)} characters; at most {MAX_YAML} are read")
     try:
-        loader = yaml.SafeLoader(text)
+        loader = _Loader(text)
         node = loader.get_single_node()
         _check_nodes(node)
         return None if node is None else loader.construct_document(node)
@@ -153,6 +156,15 @@ def refuse_packed(path: str | Path) -> None:
             raise ValueError(f"{path} is packed with gzip. Unpack it first: gunzip {path}")
 
 
+class _Loader(yaml.SafeLoader):
+    """Stops at brackets within brackets early: the library takes time by the square of them."""
+
+    def fetch_flow_collection_start(self, TokenClass: Any) -> None:
+        if self.flow_level > _DEEPEST:
+            raise RecursionError
+        super().fetch_flow_collection_start(TokenClass)
+
+
 class _Twice(ValueError):
     """A key is given twice."""
 
@@ -169,7 +181,7 @@ def decode_text(data: bytes) -> str:
 
 
 def _unpacked(data: bytes) -> bytes:
-    limit = 2**24 + _RATIO * len(data)
+    limit = _SMALL + _RATIO * len(data)
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
             text = file.read(limit + 1)
