@@ -224,6 +224,13 @@ def empty_split(data):
     (data / PASCAL / "ImageSets/Segmentation/val.txt").write_text("\n")
 
 
+def repeated_split(data):
+    split = data / PASCAL / "ImageSets/Segmentation/val.txt"
+    split.write_bytes(
+        b"\xef\xbb\xbf2007_000001\r\n2007_000000\r\n2007_000001\r\n2007_000000\r\n2007_000001"
+    )
+
+
 def remove_images(data):
     for path in (data / PASCAL / "JPEGImages").glob("*.jpg"):
         path.unlink()
@@ -268,7 +275,8 @@ def damaged_image(data):
     [
         (remove_all, "there is no data folder"),
         (remove_split, "val.txt, which lists the images"),
-        (empty_split, "no images in"),
+        (empty_split, "val.txt is empty: it lists no names"),
+        (repeated_split, "val.txt lists more than once: 2007_000001 (3 times), 2007_000000 (2"),
         (remove_images, "3 of 3 image files are missing"),
         (remove_a_label, "1 of 3 label files are missing"),
         (small_label, "is 8x9 pixels, but its image is 333x500"),

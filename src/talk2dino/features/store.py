@@ -33,6 +33,7 @@ from talk2dino.config import check_name
 from talk2dino.features.keys import LAYOUTS, adding_command, first_few
 from talk2dino.features.published import Unpacked, check_tensor, pack, unpack
 from talk2dino.files import load_torch, save_torch
+from talk2dino.textfiles import parse_json
 
 FORMAT = "talk2dino-features"
 VERSION = 1
@@ -343,10 +344,7 @@ def _json(stored: dict[str, Any], name: str) -> Tensor:
 
 
 def _parse(value: Tensor) -> Any:
-    try:
-        return json.loads(value.numpy().tobytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"it holds damaged JSON ({error})") from error
+    return parse_json(value.numpy().tobytes(), "an entry")
 
 
 def _unpacked(features: FeatureFile) -> Unpacked:

@@ -106,6 +106,7 @@ def test_context_without_masks_and_list(tmp_path):
         ([f"{i}" for i in range(1464)], "that is ImageSets/Segmentation/train.txt"),
         (["2007_000033.jpg"], "wrong split file"),
         ([], "wrong split file"),
+        (["2007_000033", "2007_000033"], "lists more than once: 2007_000033 (2 times)"),
     ],
 )
 def test_the_wrong_list(stems, said, tmp_path):

@@ -1,5 +1,6 @@
 """Training samples from COCO captions, and entities of one's own."""
 
+import gzip
 import json
 
 import numpy as np
@@ -103,5 +104,51 @@ def test_ids_that_are_text_on_one_side_and_numbers_on_the_other_are_named(coco):
     for image in content["images"]:
         image["id"] = str(image["id"])
     coco.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"image_id 0, 10, 20; the ids of the images are '0'"):
+    with pytest.raises(ValueError, match=r"Some ids are text and others numbers"):
         open_rows(coco, coco.parent / "images", reader)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("name", ["captions.json", "captions.JSON.gz"])
+def test_a_mark_and_packing_do_not_matter(coco, encoding, name):
+    data = coco.read_text().encode(encoding)
+    path = coco.with_name(name)
+    path.write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    assert open_rows(path, coco.parent / "images", reader).usable.tolist() == [0, 1, 4]
+
+
+@pytest.mark.parametrize(
+    ("record", "folder"),
+    [
+        ({"file_name": "COCO_val2014_01.png"}, "val2014"),
+        ({"file_name": "01.png", "coco_url": "http://images.cocodataset.org/train2017/01.png"},
+         "train2017"),
+        ({"coco_url": "http://images.cocodataset.org/train2017/01.png"}, "train2017"),
+        ({"file_name": "val2014/01.png"}, "."),
+    ],
+)  # fmt: skip
+def test_images_may_lie_in_the_folders_of_coco(tmp_path, record, folder):
+    name = record.get("file_name") or "01.png"
+    save_image(tmp_path / folder / name, 0)
+    path = tmp_path / "captions.json"
+    annotations = [{"image_id": 1, "caption": "a heart"}]
+    path.write_text(json.dumps({"images": [{"id": 1, **record}], "annotations": annotations}))
+    assert open_rows(path, tmp_path, reader).source(0).read().size == (30, 40)
+    if "coco_url" not in record:  # a table has the names only
+        table = tmp_path / "table.csv"
+        table.write_text(f"image_id,caption\n{name},a heart\n")
+        assert open_rows(table, tmp_path, reader).source(0).read().size == (30, 40)
+
+
+def test_annotations_have_ids_or_none_has(coco):
+    content = json.loads(coco.read_text())
+    for annotation in content["annotations"]:
+        del annotation["id"]
+    coco.write_text(json.dumps(content))
+    assert len(open_rows(coco, coco.parent / "images", reader).usable) == 3
+    for ids, message in (((1,), "has no 'id'"), ((1, 1, 2, 3, 4), "more than once: 1")):
+        for annotation, number in zip(content["annotations"], ids, strict=False):
+            annotation["id"] = number
+        coco.write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=message):
+            open_rows(coco, coco.parent / "images", reader)

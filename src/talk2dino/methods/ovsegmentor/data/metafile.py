@@ -265,7 +265,7 @@ def _known_columns(path: Path, names: Sequence[str], header: str, first: bytes) 
             columns[found[0]] = target
     if header == "yes" and len(names) == 2 and not {IMAGE, CAPTION} <= set(columns):
         columns = list(_two_columns(path, first))
-    check_once([name for name in columns if name], f"{path}: the header")
+    check_once([name.lower() for name in names if name], f"{path}: the header")
     table = Table(path, tuple(columns), 0)
     for name in (IMAGE, CAPTION):
         table.column(name)
