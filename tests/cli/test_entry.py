@@ -33,6 +33,12 @@ def fail(error):
     return act
 
 
+def test_a_message_that_repeats_a_damaged_file_is_shortened(capsys):
+    assert run_command(command(run=fail(ValueError("a" * 50_000 + " Replace it."))), []) == 1
+    error = capsys.readouterr().err
+    assert len(error) < 5000 and " [...] aaa" in error and error.endswith(" Replace it.\n")
+
+
 def test_the_exit_code_of_the_work_is_returned():
     assert run_command(command(), []) == 0
     assert run_command(command(run=lambda args: args.number), ["--number", "1"]) == 1
