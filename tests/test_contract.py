@@ -1,6 +1,7 @@
 """What the project promises as a whole: layers, silent import, public names, published code."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -139,3 +140,16 @@ def test_recipes_open_with_their_command_hardware_time_and_number(root):
         command = "pretrain --config" if path.name.startswith("ovsegmentor") else "train.py"
         for word in (command, "hardware", "time", "expect"):
             assert word in opening, f"{path.name} does not say its {word}"
+
+
+@pytest.mark.parametrize("package", ["tests", "speed"])
+def test_tests_and_measurements_use_the_package_beside_them(package, root, tmp_path):
+    (tmp_path / "talk2dino").mkdir()
+    (tmp_path / "talk2dino" / "__init__.py").touch()  # as an installation of another checkout
+    again = "subprocess.check_output([sys.executable, '-c', 'import talk2dino as t; print(t)'])"
+    code = f"import {package}, subprocess, sys, talk2dino as t; print(t, {again})"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, env=environment
+    )
+    assert done.stdout.count(str(root / "src" / "talk2dino")) == 2, done.stderr

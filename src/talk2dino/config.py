@@ -16,7 +16,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from talk2dino.textfiles import read_yaml
 
@@ -275,6 +275,22 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
         return value
     wanted = " or ".join("null" if t is types.NoneType else t.__name__ for t in allowed)
     raise ValueError(f"{where} must be {wanted}, got {value!r}")
+
+
+def as_texts(
+    texts: str | Iterable[str], form: str = "texts are given as 'cat' or ['cat', 'dog']"
+) -> list[str]:
+    """One text or several, as a list: a string is never taken for its letters.
+
+    Raises:
+        ValueError: something among them that is no text; begins with `form`.
+    """
+    several = isinstance(texts, Iterable) and not isinstance(texts, str | bytes)
+    given = list(texts) if several else [cast(str, texts)]
+    for text in given:
+        if not isinstance(text, str):
+            raise ValueError(f"{form}, found {text!r}{' in it' if several else ''}.")
+    return given
 
 
 def _suggestion(name: str, known: Iterable[str]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
+from huggingface_hub.constants import ENDPOINT
 from PIL import Image
 from timm.models import eva, get_pretrained_cfg, vision_transformer
 from timm.models.eva import Eva
@@ -28,6 +29,7 @@ from talk2dino.backbones.checkpoints import (
 )
 from talk2dino.backbones.seeded import parse_seeded, seeded_state
 from talk2dino.config import check_name
+from talk2dino.devices import float32_by_default, keep_float32
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -45,7 +47,7 @@ TIMM_MODULES = ("vision_transformer", "eva", "deit")
 """Parts of timm whose models are plain ViTs."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PatchFeatures:
     """What a backbone says of a batch of images."""
 
@@ -84,6 +86,8 @@ class VisionBackbone(nn.Module):
         offset_positions: interpolate position embeddings the way DINOv2 without registers does.
     """
 
+    _apply = keep_float32
+
     def __init__(
         self, model: VisionTransformer | Eva, name: str, weights: str, offset_positions: bool
     ) -> None:
@@ -98,8 +102,9 @@ class VisionBackbone(nn.Module):
         self.patch_size: int = timm_model.patch_embed.patch_size[0]
         self.mean: Tensor
         self.std: Tensor
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+        for key, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+            constant = torch.tensor(values, dtype=torch.float32).view(3, 1, 1)
+            self.register_buffer(key, constant, persistent=False)
 
     def image_transform(self, resize_dim: int, crop_dim: int) -> ImageTransform:
         """The transform from PIL images for this backbone.
@@ -340,11 +345,12 @@ def _addresses(timm_name: str) -> str:
     entry = get_pretrained_cfg(timm_name)
     if entry is None:
         return "the official .pth or timm's safetensors"
-    places = [f"https://huggingface.co/{entry.hf_hub_id}"] if entry.hf_hub_id else []
+    places = [f"{ENDPOINT}/{entry.hf_hub_id}"] if entry.hf_hub_id else []
     places += [str(entry.url)] if entry.url else []
     return f"the official .pth or timm's model.safetensors ({' or '.join(places)})"
 
 
+@float32_by_default()
 def _create(name: str, pretrained: bool) -> VisionTransformer | Eva:
     if name == TOY:
         return create_toy()

@@ -28,7 +28,7 @@ _MAGIC = b"IMG\n"
 _PAIR = np.dtype([("true", "u1"), ("predicted", "u1"), ("pixels", "<u4")])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ImageCounts:
     """The non-zero entries of one image's confusion matrix."""
 

@@ -24,7 +24,7 @@ SETTINGS = "talk2dino_settings"
 Record = dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Unpacked:
     """The content of a published file, records and columns apart."""
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from talk2dino.config import as_texts
 from talk2dino.pictures.drawing import class_colours
 from talk2dino.textfiles import read_names
 
@@ -39,6 +40,7 @@ def find_vocabulary(words: Sequence[str]) -> Vocabulary:
             name of a class list but is none.
         FileNotFoundError: the text file is not there.
     """
+    words = as_texts(words)
     if len(words) == 1 and words[0] in VOCABULARIES:
         benchmark, names, colours = VOCABULARIES[words[0]]
         return Vocabulary(tuple(names.split(", ")), _colours(colours), benchmark)
@@ -58,6 +60,7 @@ def named_classes(words: Sequence[str]) -> Vocabulary:
     Raises:
         ValueError: an empty or repeated name, or none at all.
     """
+    words = as_texts(words)
     names = list(words[1:] if words and words[0].strip().lower() == BACKGROUND else words)
     if not names:
         raise ValueError("no class names given. At least one is needed.")

@@ -15,7 +15,7 @@ from talk2dino.pictures.images import read_rgb, rgb_tensor
 from talk2dino.textfiles import read_names
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Example:
     """One picture with its ground truth."""
 

@@ -24,6 +24,7 @@ from talk2dino.backbones.checkpoints import (
     state_shapes,
 )
 from talk2dino.backbones.seeded import parse_seeded, seeded_state
+from talk2dino.devices import float32_by_default
 from talk2dino.files import check_finished
 from talk2dino.methods.ovsegmentor.config import (
     PRESETS,
@@ -64,7 +65,7 @@ class LoadReport:
     """Names that no OVSegmentor has."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Checkpoint:
     """Weights with their architecture."""
 
@@ -152,6 +153,7 @@ def is_converted(folder: str | Path) -> bool:
     return isinstance(values, dict) and values.get("method") == "ovsegmentor"
 
 
+@float32_by_default()
 def load_model(
     checkpoint: Checkpoint, stage: str = "evaluation", **options: Any
 ) -> tuple[OVSegmentor, LoadReport]:

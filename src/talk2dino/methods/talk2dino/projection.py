@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from talk2dino.backbones.checkpoints import load_strict, read_state_dict, state_shapes
 from talk2dino.backbones.seeded import parse_seeded, seeded_state
 from talk2dino.config import ProjectionConfig, build, check_name, load_recipe
+from talk2dino.devices import float32_by_default, keep_float32
 from talk2dino.methods.talk2dino.alignment import align
 
 NORM_EPS = 1e-12
@@ -21,6 +22,8 @@ M = TypeVar("M", bound="Projection")
 
 class Projection(nn.Module):
     """What the trainable classes share: the scores of a batch of image-caption pairs."""
+
+    _apply = keep_float32
 
     def __init__(self, config: ProjectionConfig) -> None:
         super().__init__()
@@ -268,7 +271,7 @@ class CLIPLastLayer(ProjectionLayer):
         if text_argmax is None:
             raise ValueError("CLIPLastLayer needs text_argmax besides clip_second_last_out")
         length = text.shape[1]
-        causal = torch.full((length, length), -torch.inf, device=text.device).triu(1)
+        causal = text.new_full((length, length), -torch.inf, dtype=torch.float32).triu(1)
         x = self.ln_final(self.last_block(text.float(), attn_mask=causal))
         end = x[torch.arange(len(x), device=x.device), text_argmax]  # (B, E)
         return super().project_clip_txt(end @ self.text_projection)
@@ -279,6 +282,7 @@ MODEL_CLASSES: dict[str, type[Projection]] = {
 }
 
 
+@float32_by_default()
 def build_projection(config: ProjectionConfig) -> Projection:
     """An untrained model of the class that the configuration names."""
     return MODEL_CLASSES[check_name("model_class", config.model_class, MODEL_CLASSES)](config)

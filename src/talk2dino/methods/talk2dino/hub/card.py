@@ -149,6 +149,8 @@ def _training(training: Mapping[str, Any]) -> str:
         for name, value in facts.items()
         if value is not None
     ]
+    if training.get("changed_later"):
+        lines.append("* The projection was changed in Python afterwards.")
     return "\n".join([*lines, ""])
 
 

@@ -23,7 +23,8 @@ FILE_SUFFIXES = (".pth", ".pt", ".safetensors", ".bin")
 """Of files with weights."""
 
 _OLD_WEIGHTS = "pytorch_model.bin"
-_WEIGHT_FIELDS = ("projection_weights", "vision_weights", "text_weights")
+WEIGHT_FIELDS = ("projection_weights", "vision_weights", "text_weights")
+"""Of a `SegmenterConfig`."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def parse_folder_config(content: Mapping[str, Any], source: str, folder: str) ->
                 f"{source}: {name} must hold names and values, found {section!r}. Save the model "
                 "again."
             )
-    included = {name: folder for name in _WEIGHT_FIELDS if values.get(name) == INCLUDED}
+    included = {name: folder for name in WEIGHT_FIELDS if values.get(name) == INCLUDED}
     projection = build(ProjectionConfig, values.get("projection", {}), source)
     try:
         segmenter = build(SegmenterConfig, {**values, **included, "projection": projection}, source)

@@ -30,7 +30,7 @@ LAST_LAYER_TEXT = "clip_second_last_out"
 TEXT_FEATURES = ("ann_feats", DENSE_TEXT, AVERAGED_TEXT, LAST_LAYER_TEXT, "bert-base_features")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
     """What a projection's forward takes for B pairs."""
 

@@ -346,15 +346,13 @@ def _choose_heads(job: TrainJob, run: TrainingRun) -> Callable[[Batch], Tensor] 
 def _train(job: TrainJob, run: TrainingRun, keeper: StateFile, hooks: Hooks) -> dict[str, Tensor]:
     """Run the loop with its table, logger and state file."""
     outputs = Outputs(job.out)
-    logger = open_logger(job.logger, job.out, keeper.settings, start_epoch=run.state.epoch)
+    history = [(record.logged(), record.epoch) for record in run.state.records]
+    logger = open_logger(job.logger, job.out, keeper.settings, run.state.epoch, history)
 
     def on_epoch(record: EpochRecord) -> None:
         if not outputs.weights.exists():  # else the table belongs to those
             write_losses(run.state.records, outputs.losses)
-        values = {"loss/train": record.train_loss, "learning_rate": record.learning_rate}
-        if record.val_loss is not None:
-            values["loss/validation"] = record.val_loss
-        logger.log(values, record.epoch)
+        logger.log(record.logged(), record.epoch)
         if hooks.on_epoch is not None:
             hooks.on_epoch(record)
 

@@ -137,10 +137,10 @@ class TrainingRun:
         while self.state.epoch < self.settings.train.num_epochs:
             self._epoch(hooks, checkpoint)
             self._close_epoch()
+            if hooks.on_epoch:  # first: a resumed run shows again what is not in the state
+                hooks.on_epoch(self.state.records[-1])
             if checkpoint:
                 checkpoint.save(self)
-            if hooks.on_epoch:
-                hooks.on_epoch(self.state.records[-1])
         if self.settings.train.save_best_model and self.state.best_weights is not None:
             return self.state.best_weights
         return weights_on_cpu(self.model)

@@ -15,7 +15,7 @@ from talk2dino.training.history import EpochRecord
 KIND = "talk2dino unfinished training"
 
 
-@dataclass
+@dataclass(eq=False)
 class TrainingState:
     """Where a training stands. Randomness is no part: it is a function of (seed, epoch, step)."""
 
@@ -35,7 +35,7 @@ class TrainingState:
     """(M,) head chosen for each caption in the last epoch, -1 where not chosen yet."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Checkpoint:
     """What the file holds."""
 
