@@ -17,7 +17,7 @@ LAYERS = {
     "engines": {"features", "benchmarks", "report", "training", "predict", "toy"},
     "parts": {"backbones", "refine", "pictures"},
     "ground": {
-        *("segmenter", "inference", "config", "files"),
+        *("segmenter", "inference", "config", "files", "textfiles"),
         *("devices", "processes", "progress"),
     },
 }
@@ -29,12 +29,8 @@ LEFT = {
     *((f"{_PRETRAINING}.job", f"{_TRAINING}.{name}") for name in ("outputs", "state")),
     (f"{_PRETRAINING}.loop", f"{_TRAINING}.loop"),
     (f"{_PRETRAINING}.outputs", f"{_TRAINING}.outputs"),
-    *(("segmenter", f"backbones.{name}") for name in ("templates", "text", "vision")),
-    *(("segmenter", f"methods.talk2dino.{name}") for name in ("background", "config")),
-    ("segmenter", "methods.talk2dino.projection"),
-    ("segmenter", "refine.pamr"),
 }
-"""Imports that still break the rule: Talk2DINO's segmenter and what the trainings share."""
+"""Imports that still break the rule: what the trainings share."""
 
 
 def imports_of(root: Path) -> dict[str, set[str]]:

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from talk2dino.files import check_file
-from talk2dino.png import pixels_of_png
+from talk2dino.pictures.png import pixels_of_png
 
 if TYPE_CHECKING:
     from torch import Tensor
