@@ -8,7 +8,6 @@ import shutil
 import pytest
 
 from talk2dino.benchmarks.results import read_result
-from talk2dino.config import ProjectionConfig, load_recipe
 from talk2dino.features.captions import CaptionInput
 from talk2dino.methods.ovsegmentor.checkpoints import _read_folder
 from talk2dino.methods.ovsegmentor.config import config_to_dict, get_preset
@@ -21,7 +20,9 @@ from talk2dino.methods.ovsegmentor.data.words import CaptionReader
 from talk2dino.methods.ovsegmentor.pretraining.config import load_pretraining_recipe
 from talk2dino.methods.talk2dino.config import SegmenterConfig, read_segmenter_config
 from talk2dino.methods.talk2dino.hub.folder import FolderConfig, read_folder_config
+from talk2dino.methods.talk2dino.projection import ProjectionConfig
 from talk2dino.methods.talk2dino.published_yaml import read_published
+from talk2dino.methods.talk2dino.recipe import load_recipe
 from talk2dino.textfiles import read_names
 
 CAPTIONS = {

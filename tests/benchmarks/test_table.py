@@ -11,9 +11,9 @@ from talk2dino.benchmarks.table import (
     published_miou,
 )
 from talk2dino.cli.evaluate_published import evaluations_of
-from talk2dino.config import load_recipe
 from talk2dino.files import find_in_checkout
 from talk2dino.methods.talk2dino.published_yaml import read_published
+from talk2dino.methods.talk2dino.recipe import load_recipe
 
 FOLDERS = ("ade", "cityscapes", "voc", "voc_bg", "context", "context_bg", "stuff", "coco_object")
 TASKS = (

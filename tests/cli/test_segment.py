@@ -11,8 +11,8 @@ from PIL import Image
 
 from talk2dino.cli.segment import COMMAND, main, parse_categories
 from talk2dino.cli.segment_model import method_of
-from talk2dino.config import load_recipe
 from talk2dino.methods.talk2dino.projection import build_projection
+from talk2dino.methods.talk2dino.recipe import load_recipe
 from talk2dino.pictures.drawing import class_colours
 
 TOY = """

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from talk2dino.cli.entry import DONE, INTERRUPTED, Command, run_command
-from talk2dino.config import Recipe, load_recipe
 from talk2dino.files import (
     atomic_path,
     check_folder_writable,
     content_digest,
     find_in_checkout,
 )
+from talk2dino.methods.talk2dino.recipe import Recipe, load_recipe
 from talk2dino.textfiles import read_json, read_yaml
 from talk2dino.toy.plan import (
     EVALUATE,
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import Tensor
+
+    from talk2dino.methods.talk2dino.recipe import Recipe
 
 RECIPE = "configs/toy.yaml"
 MAINS = {
@@ -92,6 +94,7 @@ def check(args: argparse.Namespace) -> None:
         if value is not None and value < least:
             raise ValueError(f"{flag} must be at least {least}, got {value}")
     resolve_device(args.device)
+
     load_recipe(find_in_checkout(RECIPE))
     load_openmmlab()
     files = Files(args.output)
@@ -166,6 +169,7 @@ def _remove_results(files: Files) -> None:
 
 def _recipe(files: Files, epochs: int | None) -> Recipe:
     """The shipped recipe, or a copy of it with another number of epochs."""
+
     recipe = load_recipe(find_in_checkout(RECIPE))
     if epochs is None or epochs == recipe.train.num_epochs:
         return recipe

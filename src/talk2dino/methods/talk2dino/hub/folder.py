@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from talk2dino.config import ProjectionConfig, build
+from talk2dino.config import build
 from talk2dino.files import check_finished, listed
 from talk2dino.methods.talk2dino.config import SegmenterConfig
 from talk2dino.methods.talk2dino.hub.published import HUB_FILES
+from talk2dino.methods.talk2dino.projection import ProjectionConfig
 from talk2dino.textfiles import read_json
 
 WEIGHTS, CONFIG = HUB_FILES

@@ -14,7 +14,7 @@ from pathlib import Path
 from torch import Tensor
 
 from talk2dino.backbones.checkpoints import looks_like, read_state_dict
-from talk2dino.config import ProjectionConfig
+from talk2dino.methods.talk2dino.projection import ProjectionConfig
 
 VISION, TEXT, PROJECTION = "model.", "clip_model.", "proj."
 UNUSED = ("pamr.", "logit_scale", "clip_model.logit_scale")

@@ -17,7 +17,7 @@ from torch import nn
 from talk2dino.backbones.seeded import PREFIX
 from talk2dino.backbones.text import check_text, load_text, text_from_state
 from talk2dino.backbones.vision import check_vision, load_vision, vision_from_state
-from talk2dino.config import ProjectionConfig, build, check_name
+from talk2dino.config import build, check_name
 from talk2dino.files import file_sha256, find_in_checkout
 from talk2dino.methods.talk2dino.config import SegmenterConfig, read_segmenter_config
 from talk2dino.methods.talk2dino.hub.fetch import FetchOptions, fetch_folder, hub_address
@@ -47,7 +47,7 @@ from talk2dino.methods.talk2dino.hub.published import (
     short_name,
     toy_config,
 )
-from talk2dino.methods.talk2dino.projection import projection_from_state
+from talk2dino.methods.talk2dino.projection import ProjectionConfig, projection_from_state
 from talk2dino.methods.talk2dino.segmenter import PARTS, Talk2DinoSegmenter, build_segmenter
 from talk2dino.methods.talk2dino.training.outputs import read_summary
 

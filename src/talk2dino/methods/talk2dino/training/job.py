@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from talk2dino.backbones.text import check_text, is_bert, load_text
-from talk2dino.config import FeatureConfig, ProjectionConfig, Recipe
+from talk2dino.config import FeatureConfig
 from talk2dino.devices import resolve_device
 from talk2dino.files import (
     atomic_files,
@@ -26,9 +26,11 @@ from talk2dino.files import (
 from talk2dino.methods.talk2dino.projection import (
     CLIPLastLayer,
     Projection,
+    ProjectionConfig,
     build_projection,
     load_projection,
 )
+from talk2dino.methods.talk2dino.recipe import Recipe
 from talk2dino.methods.talk2dino.training.dataset import (
     Batch,
     FeatureChoice,
@@ -260,7 +262,7 @@ def open_datasets(job: TrainJob, encoders: Encoders) -> tuple[Pairs, Pairs | Non
             opened.append(None)
             continue
         pairs = open_pairs(path, features, encoders)
-        check_widths(pairs, recipe.model, path, recipe.path.name)
+        check_widths(pairs, recipe, path)
         warn_of_other_models(pairs, recipe.features, path)
         opened.append((pairs, path))
     # Images are encoded only now, when everything is known to fit.
@@ -288,10 +290,10 @@ def first_model(config: ProjectionConfig, seed: int, text: FeatureConfig) -> Pro
 def run_settings(job: TrainJob) -> dict[str, Any]:
     """Everything that the final weights depend on, flat: what `--resume` compares."""
     loop = asdict(job.loop)
-    train = loop.pop("train")
+    del loop["train"]
     settings = {
         **{f"model.{key}": value for key, value in asdict(job.recipe.model).items()},
-        **{f"train.{key}": value for key, value in train.items()},
+        **{f"train.{key}": value for key, value in job.loop.train.as_dict().items()},
         **loop,
         "train_dataset": job.train_dataset,
         "train_dataset_digest": content_digest(job.train_dataset),
