@@ -102,7 +102,8 @@ class VisionBackbone(nn.Module):
         self.patch_size: int = timm_model.patch_embed.patch_size[0]
         self.mean: Tensor
         self.std: Tensor
-        for key, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+        mean, std = normalisation(name)
+        for key, values in (("mean", mean), ("std", std)):
             constant = torch.tensor(values, dtype=torch.float32).view(3, 1, 1)
             self.register_buffer(key, constant, persistent=False)
 
@@ -127,7 +128,7 @@ class VisionBackbone(nn.Module):
                 )
 
     def normalise(self, images_rgb: Tensor) -> Tensor:
-        """(B, 3, h, w) RGB in [0, 255], uint8 or float, to zero mean and unit ImageNet std."""
+        """(B, 3, h, w) RGB in [0, 255], uint8 or float, to zero mean and unit std."""
         return (images_rgb.to(self.mean.dtype) / 255 - self.mean) / self.std
 
     def forward(self, images: Tensor) -> PatchFeatures:
@@ -232,6 +233,23 @@ def check_vision(name: str, weights: str | None = None) -> None:
         raise FileNotFoundError(
             f"no vision weights at {weights!r}. Give a file, 'pretrained' or 'seeded:<n>'."
         )
+
+
+def normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std of RGB in [0, 1] that a backbone was trained with, from timm's configuration."""
+    found = None if name == TOY else get_pretrained_cfg(SHORT_NAMES.get(name, name))
+    return (IMAGENET_MEAN, IMAGENET_STD) if found is None else (found.mean, found.std)
+
+
+def recorded_normalisation(name: str) -> dict[str, list[float]]:
+    """`mean` and `std` for settings that are stored; nothing stands for ImageNet's.
+
+    Until backbones had their own, everything was made with ImageNet's, and settings had neither.
+    """
+    mean, std = normalisation(name)
+    if (mean, std) == (IMAGENET_MEAN, IMAGENET_STD):
+        return {}
+    return {"mean": list(mean), "std": list(std)}
 
 
 def patch_size(name: str) -> int:

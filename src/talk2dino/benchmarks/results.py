@@ -24,7 +24,6 @@ from talk2dino.benchmarks.evaluate import Run
 from talk2dino.benchmarks.metrics import segmentation_scores
 from talk2dino.benchmarks.mmseg import load_openmmlab
 from talk2dino.benchmarks.result_schema import check_fields
-from talk2dino.benchmarks.table import published_miou
 from talk2dino.files import atomic_path
 from talk2dino.textfiles import read_json
 
@@ -98,7 +97,7 @@ def make_result(
         "mAcc": _percent(scores.mean_accuracy),
         "aAcc": _percent(scores.all_accuracy),
         "mIoU_interval": [_percent(low), _percent(high)],
-        "published": published_miou(benchmark, run.model, pamr),
+        "published": run.published,
         "per_class": dict(zip(names, map(_percent, scores.iou.tolist()), strict=True)),
         "per_class_accuracy": dict(
             zip(names, map(_percent, scores.accuracy.tolist()), strict=True)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from talk2dino.backbones.text import check_text, is_bert, load_text
+from talk2dino.backbones.vision import recorded_normalisation
 from talk2dino.config import FeatureConfig
 from talk2dino.devices import resolve_device
 from talk2dino.files import (
@@ -376,7 +377,11 @@ def _made_with(job: TrainJob, pairs: Pairs) -> dict[str, Any]:
         return pairs.features.settings
     models = job.images.features
     return {
-        "vision": {"model": models.vision_model, "weights": models.vision_weights},
+        "vision": {
+            "model": models.vision_model,
+            "weights": models.vision_weights,
+            **recorded_normalisation(models.vision_model),
+        },
         "text": {"model": models.text_model, "weights": models.text_weights},
     }
 
