@@ -213,3 +213,8 @@ def test_processes_of_one_machine_share_its_cores_and_its_memory(monkeypatch):
     assert core_share() == 1
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "")
     assert core_share() == 8
+
+
+def test_the_module_of_a_command_has_its_name():
+    for name, module in COMMANDS.items():
+        assert module == f"talk2dino.cli.{name.replace('-', '_')}"

@@ -20,7 +20,7 @@ from talk2dino.benchmarks.data.convert import (
 from talk2dino.benchmarks.data.sources import check_data_root
 from talk2dino.benchmarks.metrics import IGNORED
 from talk2dino.benchmarks.table import BENCHMARKS, STUFF_BACKGROUND, Benchmark, find_benchmarks
-from talk2dino.cli.convert import check_workers, file_bar, report_outcome
+from talk2dino.cli.convert_coco import check_workers, file_bar, report_outcome
 from talk2dino.cli.entry import DONE, FAILED, Command, run_command
 
 if TYPE_CHECKING:
