@@ -75,7 +75,7 @@ CASES = {
         "extract-text --ann_path out/x.pth --model toy --device cpu", EXTRACT + "/x.pth"
     ),
     "train": Case(TRAIN, again="--resume"),
-    "train over weights": Case(TRAIN + " --seed 2", before=TRAIN, again="--resume", slow=True),
+    "train over weights": Case(TRAIN + " --seed 2 --overwrite", before=TRAIN, slow=True),
     "evaluate": Case(EVALUATE + " --save_predictions out/p --gt_qual_path out/t"),
     "report": Case("report out --output out/r.html --overwrite", EVALUATE),
     "segment": Case(SEGMENT + " --output out/ --save_mask --save_scores --overwrite"),

@@ -389,4 +389,4 @@ def test_counts_of_another_batch_size_or_of_other_pictures_are_not_mixed_in(tmp_
     content[-3] ^= 1
     picture.write_bytes(content)
     assert evaluate(tmp_path / "results", data=data) == 1
-    assert "another --batch_size or pictures" in capsys.readouterr().err
+    assert "other settings, --batch_size or pictures" in capsys.readouterr().err

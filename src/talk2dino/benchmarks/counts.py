@@ -187,7 +187,7 @@ def _read(path: Path, settings: Mapping[str, Any]) -> tuple[list[ImageCounts], i
         if b"\n" not in data and line.startswith(data):
             return [], 0  # killed within the first line
         raise ValueError(
-            f"{path} was made with another --batch_size or pictures, or is no file of counts. "
+            f"{path} was made with other settings, --batch_size or pictures, or is no file. "
             "Choose another --output, or delete its folder."
         )
     position, found = len(line), []
