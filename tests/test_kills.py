@@ -114,7 +114,10 @@ def save(weights, folder, *flags):
     if weights != "seeded:0":
         with torch.no_grad():
             model.loaded.segmenter.projection.linear_layer.weight.add_(1)
-    model.save_pretrained(folder, overwrite="--overwrite" in flags)
+    try:
+        model.save_pretrained(folder, overwrite="--overwrite" in flags)
+    except FileExistsError:
+        return 2
     return 0
 
 
@@ -270,6 +273,7 @@ def without_room(folder, words, log, limit):
     reader, writer = os.pipe()
     os.dup2(writer, 1)
     os.dup2(writer, 2)
+    os.write(writer, b"said: ")  # a pipe with nothing in it cannot be read below
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     try:
         code = run(words)

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from talk2dino.files import atomic_path, check_folder_writable
+from talk2dino.files import atomic_path, check_folder_writable, remove_leftovers
 from talk2dino.pictures.drawing import indexed_mask
 from talk2dino.textfiles import read_json, read_names
 from talk2dino.toy.captions import write_captions
@@ -120,6 +120,7 @@ def write_world(
 def check_world(folder: str | Path, config: WorldConfig, overwrite: bool = False) -> bool:
     """Whether this very world is in `folder` already; raises as `write_world` does."""
     folder = Path(folder)
+    remove_leftovers(folder.parent)
     check_folder_writable(folder)
     if not folder.is_dir() or not any(folder.iterdir()):
         return False

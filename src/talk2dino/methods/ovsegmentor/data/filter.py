@@ -147,10 +147,11 @@ def _is_done(part: _Part, overwrite: bool) -> bool:
 
 def _remove_surplus(folder: Path, kept: set[Path]) -> None:
     """Remove the parts of an earlier run that had more of them."""
-    for path in folder.glob("cc12m_*.csv"):
+    for record in folder.glob("cc12m_*.csv.json"):
+        path = record.with_suffix("")
         if path not in kept and read_record(path) is not None:
-            path.unlink()
-            _record_path(path).unlink()
+            path.unlink(missing_ok=True)  # the record last: a kill before that is seen
+            record.unlink()
 
 
 def _boundaries(table: Table, parts: int) -> list[tuple[int, int]]:
