@@ -35,7 +35,7 @@ if not hasattr(os, "fork"):
 
 KILLS = int(os.environ.get("TALK2DINO_KILLS", "1"))
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.link"}
-VOLATILE = {"timing", "finished", "command", "predictions"}
+VOLATILE = {"timing", "finished", "command", "predictions", "data_root"}
 
 
 @dataclass(frozen=True)
