@@ -1,1 +1,9 @@
-"""Ratios of the shipped code against paper-literal versions; run `python speed/run.py`."""
+import os
+import sys
+from pathlib import Path
+
+# Before any installed package, here and in every process that is started: an environment may hold
+# another checkout's.
+_SOURCES = str(Path(__file__).resolve().parents[1] / "src")
+sys.path.insert(0, _SOURCES)
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_SOURCES, os.environ.get("PYTHONPATH")]))

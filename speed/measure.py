@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import statistics
 import subprocess
@@ -113,13 +112,11 @@ class Worker:
     def __init__(
         self, registry: str, name: str, side: str, device: str, folder: Path, threads: int
     ) -> None:
-        paths = [str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]
         arguments = [registry, name, side, device, str(folder), str(threads)]
         self._what = f"{name}, {side}"
         self._process = subprocess.Popen(
             [sys.executable, "-m", "speed.worker", *arguments],
             cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

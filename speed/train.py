@@ -44,9 +44,9 @@ def _order() -> Tensor:
 
 def _shipped(memory_bytes: int) -> Prepare:
     def prepare(device: str, folder: Path) -> Step:
-        from talk2dino.config import ProjectionConfig, TrainConfig
         from talk2dino.features.store import read_features
-        from talk2dino.methods.talk2dino.projection import ProjectionLayer
+        from talk2dino.methods.talk2dino.projection import ProjectionConfig, ProjectionLayer
+        from talk2dino.methods.talk2dino.recipe import TrainConfig
         from talk2dino.methods.talk2dino.training.dataset import StoredPairs, choose_features
         from talk2dino.methods.talk2dino.training.loop import Hooks, LoopSettings, TrainingRun
 

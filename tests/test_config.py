@@ -2,15 +2,10 @@
 
 import pytest
 
-from talk2dino.config import (
-    FeatureConfig,
-    ProjectionConfig,
-    TrainConfig,
-    build,
-    check_name,
-    load_recipe,
-    read_yaml,
-)
+from talk2dino.config import FeatureConfig, build, check_name
+from talk2dino.methods.talk2dino.projection import ProjectionConfig
+from talk2dino.methods.talk2dino.recipe import TrainConfig, load_recipe
+from talk2dino.textfiles import read_yaml
 
 
 def write(tmp_path, text):
@@ -66,8 +61,6 @@ def test_numbers_written_as_yaml_reads_them_are_understood():
         (TrainConfig, "lr", True, "lr must be float, got True"),
         (TrainConfig, "lr", 0, "lr must be positive"),
         (TrainConfig, "lr", "inf", "lr must be positive and finite"),
-        (TrainConfig, "margin", -1, "margin must be finite and not negative"),
-        (TrainConfig, "margin", "nan", "margin must be finite"),
         (TrainConfig, "batch_size", 0, "batch_size must be at least 1"),
         (TrainConfig, "batch_size", 1.5, "batch_size must be int"),
         (TrainConfig, "ltype", "infonse", "unknown loss .* Did you mean 'infonce'"),
@@ -85,6 +78,47 @@ def test_numbers_written_as_yaml_reads_them_are_understood():
 def test_a_wrong_value_is_named_with_its_file(cls, key, value, message):
     with pytest.raises(ValueError, match=f"x.yaml.*{message}"):
         build(cls, {key: value}, "x.yaml")
+
+
+@pytest.mark.parametrize(
+    ("model", "train", "message"),
+    [
+        ("", "margin: 0.3", "margin has no effect with ltype: infonce, it belongs to triplet"),
+        ("", "ltype: infonce, max_violation: true", "max_violation has no effect"),
+        ("", "ltype: triplet, temperature: 0.1", "temperature has no effect .* to infonce"),
+        ("", "loss: 3", "unknown key 'loss'.*Known: lr, .*temperature"),
+        ("", "temprature: 0.1", "unknown key 'temprature'. Did you mean 'temperature'"),
+        ("", "temperature: warm", "temperature must be float"),
+        ("", "temperature: 0", "temperature must be positive and finite, got 0"),
+        ("", "ltype: triplet, margin: -1", "margin must be finite and not negative"),
+        ("", "ltype: triplet, margin: .nan", "margin must be finite"),
+        ("", "ltype: triplet, max_violation: 2", "max_violation must be bool"),
+        ("", "ltype: infonse", "unknown loss .* Did you mean 'infonce'"),
+        ("alpha: 0.5", "", "alpha has no effect with alignment_strategy: max_score"),
+        ("hidden_embed_dim: 5", "", "hidden_embed_dim has no effect with model_class: Projection"),
+        ("hidden_layer: 2, model_class: VisualProjectionLayer", "", "hidden_layer has no effect"),
+    ],
+)
+def test_a_key_without_effect_and_a_wrong_one_of_the_loss_are_refused(
+    tmp_path, model, train, message
+):
+    path = write(tmp_path, f"model: {{{model}}}\ntrain: {{{train}}}")
+    with pytest.raises(ValueError, match=f"vitb.yaml: .*{message}"):
+        load_recipe(path)
+
+
+def test_keys_of_the_chosen_loss_and_strategy_are_read(tmp_path):
+    path = write(
+        tmp_path,
+        "model: {alignment_strategy: nucleus-sampling, alpha: 0.5}\ntrain: {temperature: 1e-1}",
+    )
+    recipe = load_recipe(path)
+    assert recipe.model.alpha == 0.5
+    assert recipe.train.loss_settings == {"temperature": 0.1}
+    assert recipe.train.as_dict()["temperature"] == 0.1
+    path = write(tmp_path, "model: {}\ntrain: {ltype: triplet, margin: 1}")
+    assert load_recipe(path).train.loss_settings == {"margin": 1.0, "max_violation": True}
+    assert TrainConfig().as_dict()["temperature"] == 0.07
 
 
 def test_rules_across_fields():
@@ -108,13 +142,13 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path, text, message):
 
 def test_a_file_that_is_no_text_is_refused(tmp_path):
     path = tmp_path / "binary.yaml"
-    path.write_bytes(b"\xff\xfe\x00\x80")
-    with pytest.raises(ValueError, match="is not valid YAML"):
+    path.write_bytes(b"\x80\x81")
+    with pytest.raises(ValueError, match="is no text in UTF-8"):
         read_yaml(path)
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"absent.yaml: no such configuration file"):
+    with pytest.raises(FileNotFoundError, match=r"absent.yaml: no such file"):
         read_yaml(tmp_path / "absent.yaml")
 
 

@@ -7,32 +7,17 @@ import dataclasses
 import difflib
 import inspect
 import itertools
-import math
 import os
 import re
 import textwrap
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-import yaml
-
-ACTIVATIONS = ("tanh", "relu", "sigmoid")
-HEAD_WEIGHTINGS = ("static", "conditioned")
-MODEL_CLASS_NAMES = ("ProjectionLayer", "VisualProjectionLayer", "DoubleMLP", "CLIPLastLayer")
-ALIGNMENT_STRATEGIES = (
-    "max_score",
-    "sampled_attn_map",
-    "weighted_avg",
-    "sum",
-    "mean",
-    "max-row_sum",
-    "nucleus-sampling",
-)
-LOSS_NAMES = ("infonce", "triplet")
+from talk2dino.textfiles import read_yaml
 
 T = TypeVar("T")
 
@@ -62,94 +47,6 @@ def split_names(text: str) -> list[str]:
 
 
 @dataclass(frozen=True)
-class ProjectionConfig:
-    """The `model:` section: the trained map between the two spaces (paper section 3.2)."""
-
-    act: str | None = "tanh"
-    """Activation between the linear layers: tanh, relu, sigmoid, or null for none."""
-    hidden_layer: bool | int = False
-    """Number of hidden layers; true means 1."""
-    cosine: bool = True
-    """L2-normalise both sides before the scores."""
-    dino_embed_dim: int = 1024
-    """Width D of the patch embeddings: 768 for ViT-B, 1024 for ViT-L."""
-    clip_embed_dim: int = 512
-    """Width E of the text embeddings."""
-    hidden_embed_dim: int | None = None
-    """Width of VisualProjectionLayer's hidden layer; null means clip_embed_dim."""
-    num_attn_head: int = 16
-    """Number H of attention heads of the backbone: 12 for ViT-B, 16 for ViT-L."""
-    weight_attn_heads: str | None = None
-    """Learn how much each head counts: null, static, or conditioned (on the CLS token)."""
-    alignment_strategy: str = "max_score"
-    """How per-head image embeddings meet a text; see talk2dino.methods.talk2dino.alignment."""
-    alpha: float = 0.6
-    """Share of the score mass that nucleus-sampling keeps."""
-    keep_cls: bool = False
-    """With token-level text, keep position 0."""
-    keep_end_seq: bool = False
-    """With token-level text, keep the end-of-text position."""
-    starting_checkpoint: str | None = None
-    """Weights to start the training from."""
-    model_class: str = "ProjectionLayer"
-    """ProjectionLayer, VisualProjectionLayer, DoubleMLP or CLIPLastLayer."""
-
-    def __post_init__(self) -> None:
-        if self.act is not None:
-            check_name("activation (act)", self.act, ACTIVATIONS)
-        if self.weight_attn_heads is not None:
-            check_name("weight_attn_heads", self.weight_attn_heads, HEAD_WEIGHTINGS)
-        check_name("alignment_strategy", self.alignment_strategy, ALIGNMENT_STRATEGIES)
-        check_name("model_class", self.model_class, MODEL_CLASS_NAMES)
-        _at_least(1, dino_embed_dim=self.dino_embed_dim, clip_embed_dim=self.clip_embed_dim)
-        _at_least(1, num_attn_head=self.num_attn_head)
-        _at_least(0, hidden_layer=int(self.hidden_layer))
-        if self.hidden_embed_dim is not None:
-            _at_least(1, hidden_embed_dim=self.hidden_embed_dim)
-        if not 0 < self.alpha <= 1:
-            raise ValueError(f"alpha must lie in (0, 1], got {self.alpha}")
-        if self.weight_attn_heads and self.model_class != "ProjectionLayer":
-            raise ValueError(
-                f"weight_attn_heads works with ProjectionLayer, not {self.model_class}"
-            )
-
-    @property
-    def num_hidden_layers(self) -> int:
-        """Number of (activation, linear) pairs after the first linear layer."""
-        return int(self.hidden_layer)
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """The `train:` section. The published recipe is lr 1e-4, infonce, 100 epochs of batch 128."""
-
-    lr: float = 1e-4
-    """Learning rate."""
-    ltype: str = "infonce"
-    """Loss: infonce or triplet."""
-    num_epochs: int = 100
-    """Passes over the captions."""
-    batch_size: int = 128
-    """Captions per step."""
-    margin: float = 0.2
-    """Margin of the triplet loss."""
-    max_violation: bool = True
-    """Triplet loss: only the hardest negative of each row and column counts."""
-    shuffle: bool = True
-    """Draw a new order of the captions every epoch."""
-    save_best_model: bool = True
-    """Keep the weights of the epoch with the lowest validation loss instead of the last ones."""
-
-    def __post_init__(self) -> None:
-        check_name("loss (ltype)", self.ltype, LOSS_NAMES)
-        _at_least(1, num_epochs=self.num_epochs, batch_size=self.batch_size)
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"lr must be positive and finite, got {self.lr}")
-        if not 0 <= self.margin < math.inf:
-            raise ValueError(f"margin must be finite and not negative, got {self.margin}")
-
-
-@dataclass(frozen=True)
 class FeatureConfig:
     """The `features:` section: the two frozen models a projection is trained between."""
 
@@ -167,29 +64,15 @@ class FeatureConfig:
     """Side of the central square that is kept, in pixels."""
 
     def __post_init__(self) -> None:
-        _at_least(1, resize_dim=self.resize_dim, crop_dim=self.crop_dim)
+        check_at_least(1, resize_dim=self.resize_dim, crop_dim=self.crop_dim)
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """One file of `configs/`: everything that defines a trained projection."""
-
-    model: ProjectionConfig
-    """The map and its alignment."""
-    train: TrainConfig = field(default_factory=TrainConfig)
-    """How it is trained."""
-    features: FeatureConfig = field(default_factory=FeatureConfig)
-    """What it is trained on."""
-    path: Path = Path()
-    """Where the recipe was read from."""
-
-
-def load_recipe(path: str | Path) -> Recipe:
-    """Read a file of `configs/`: sections `model` (required), `train` and `features`.
+def read_sections(path: str | Path) -> dict[str, Any]:
+    """The sections of a file of `configs/`: `model` (required), `train` and `features`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not YAML, or a section or key is unknown or has a wrong value.
+        ValueError: it is not YAML, or a section is unknown or missing.
     """
     path = Path(path)
     sections = read_yaml(path)
@@ -202,33 +85,7 @@ def load_recipe(path: str | Path) -> Recipe:
             )
     if "model" not in sections:
         raise ValueError(f"{path.name}: the section 'model:' is missing")
-    return Recipe(
-        model=build(ProjectionConfig, sections["model"], path.name),
-        train=build(TrainConfig, sections.get("train") or {}, path.name),
-        features=build(FeatureConfig, sections.get("features") or {}, path.name),
-        path=path,
-    )
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a YAML file whose top level is a mapping.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not YAML, is empty, or is not a mapping.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such configuration file")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        place = " ".join(str(error).split())
-        raise ValueError(f"{path} is not valid YAML: {place}") from error
-    if not isinstance(content, dict):
-        found = "nothing" if content is None else f"a {type(content).__name__}"
-        raise ValueError(f"{path} must hold 'key: value' lines at its top level, found {found}")
-    return content
+    return sections
 
 
 def build(cls: type[T], values: Mapping[str, Any], source: str) -> T:
@@ -290,7 +147,7 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     elif float in allowed and isinstance(value, int | float | str):
         try:
             return float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
     elif str in allowed and isinstance(value, str):
         return value
@@ -298,12 +155,29 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     raise ValueError(f"{where} must be {wanted}, got {value!r}")
 
 
+def as_texts(
+    texts: str | Iterable[str], form: str = "texts are given as 'cat' or ['cat', 'dog']"
+) -> list[str]:
+    """One text or several, as a list: a string is never taken for its letters.
+
+    Raises:
+        ValueError: something among them that is no text; begins with `form`.
+    """
+    several = isinstance(texts, Iterable) and not isinstance(texts, str | bytes)
+    given = list(texts) if several else [cast(str, texts)]
+    for text in given:
+        if not isinstance(text, str):
+            raise ValueError(f"{form}, found {text!r}{' in it' if several else ''}.")
+    return given
+
+
 def _suggestion(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def _at_least(smallest: int, **values: int) -> None:
+def check_at_least(smallest: int, **values: int) -> None:
+    """Raise ValueError for a value below the smallest that can work, by its name."""
     for name, value in values.items():
         if value < smallest:
             raise ValueError(f"{name} must be at least {smallest}, got {value}")

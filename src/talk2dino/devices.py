@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from talk2dino.config import check_name
 
@@ -19,6 +20,7 @@ AMP_TYPES = ("auto", "bfloat16", "float16")
 """Number types of mixed precision; `auto` is bfloat16, on MPS float16."""
 
 _Result = TypeVar("_Result")
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 def resolve_device(name: str = "auto") -> torch.device:
@@ -57,17 +59,55 @@ def resolve_dtype(name: str) -> torch.dtype:
 
 
 def mixed_precision(amp: str, device: torch.device) -> AbstractContextManager[object]:
-    """Autocast to a name of `AMP_TYPES`; without one, float32 throughout.
+    """Autocast to a name of `AMP_TYPES`; without one, float32 throughout, whatever is around it.
 
     Matrix products and attention run in that type; norms, softmax and sums stay in float32.
     """
     import torch
 
     if not amp:
-        return nullcontext()
+        around = torch.is_autocast_enabled(device.type)
+        return torch.autocast(device.type, enabled=False) if around else nullcontext()
     automatic = "float16" if device.type == "mps" else "bfloat16"
     dtype = resolve_dtype(automatic if amp == "auto" else check_name("amp", amp, AMP_TYPES))
     return torch.autocast(device.type, dtype=dtype)
+
+
+def in_float32(method: _Method) -> _Method:
+    """A method without gradients, and without its caller's autocast; needs `self.device`."""
+
+    @functools.wraps(method)
+    def run(self: Any, *args: Any, **settings: Any) -> Any:
+        import torch
+
+        with torch.no_grad(), mixed_precision("", self.device):
+            return method(self, *args, **settings)
+
+    return cast(_Method, run)
+
+
+@contextmanager
+def float32_by_default() -> Iterator[None]:
+    """New tensors are float32 in here, also for a caller of `torch.set_default_dtype`."""
+    import torch
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def keep_float32(
+    self: Any, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True
+) -> Any:
+    """As `_apply` of a module: it can be moved, but half(), double(), type() and to() refuse."""
+    import torch
+
+    if (dtype := fn(torch.zeros(1, dtype=torch.float32)).dtype) is not torch.float32:
+        raise ValueError(f"dtype={dtype} is not supported: weights are float32.")
+    return torch.nn.Module._apply(self, fn, recurse)
 
 
 class MemoryFit:

@@ -167,6 +167,7 @@ def check_writable(path: str | Path, overwrite: bool = False) -> None:
         IsADirectoryError, PermissionError, NotADirectoryError: it can never be written.
     """
     path = Path(path)
+    remove_leftovers(path.parent)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; a file name is needed")
     if path.exists() and not overwrite:

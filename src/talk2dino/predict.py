@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
+from talk2dino.config import as_texts
 from talk2dino.inference import (
     Protocol,
     picture_scores,
@@ -126,12 +127,14 @@ def class_threshold(background: bool | float, own: float) -> float | None:
     Raises:
         ValueError: something else, or a number outside 0 to 1.
     """
-    if isinstance(background, bool | np.bool_):
-        return own if background else None
     number: object = background  # what callers give is not what the signature promises
+    if isinstance(number, bool | np.bool_):
+        if not number:
+            return None
+        number = own
     if not isinstance(number, int | float | np.number) or not 0 <= number <= 1:
         raise ValueError(
-            f"background is true, false or a threshold between 0 and 1, found {background!r}."
+            f"background is true, false or a threshold between 0 and 1, found {number!r}."
         )
     return float(number)
 
@@ -152,12 +155,3 @@ def class_names(names: str | Sequence[str], background: bool) -> list[str]:
             raise ValueError("'background' is added by background=True. Leave one of them out.")
         seen.add(key)
     return [" ".join(name.split()) for name in given]
-
-
-def as_texts(texts: str | Sequence[str]) -> list[str]:
-    """Texts as a list. Raises ValueError for anything else."""
-    given = [texts] if isinstance(texts, str) or not isinstance(texts, Iterable) else list(texts)
-    for text in given:
-        if not isinstance(text, str):
-            raise ValueError(f"texts are given as 'cat' or ['cat', 'dog'], found {text!r}.")
-    return given

@@ -136,7 +136,7 @@ def test_what_a_configured_model_says_does_not_change_when_it_is_loaded(root):
         ("{}", "holds no model.safetensors"),
         ("{}/notes.pth", "notes.pth is not a torch file"),
         ("{}/torn/", "model.safetensors is damaged, cut short"),
-        ("{}/odd/", "config.json is no valid JSON"),
+        ("{}/odd/", "config.json is not JSON"),
         ("{}/unknown/", "unknown vision model 'dinov9'"),
     ],
 )

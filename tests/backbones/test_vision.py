@@ -17,7 +17,9 @@ from talk2dino.backbones.vision import (
     cls_attention_logits,
     create_toy,
     load_vision,
+    normalisation,
     official_shapes,
+    recorded_normalisation,
     to_timm,
     vision_from_state,
 )
@@ -101,6 +103,40 @@ def test_bytes_and_floats_are_normalised_alike(toy):
     expected = (1 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
     for images in (pixels, pixels.float()):
         torch.testing.assert_close(toy.normalise(images)[0, :, 0, 0], expected)
+
+
+CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+GOOGLE = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("toy", IMAGENET),
+        ("dinov2_vitb14_reg", IMAGENET),
+        ("dinov3_vitl16", IMAGENET),
+        ("vit_base_patch16_dinov3.lvd1689m", IMAGENET),
+        ("vit_base_patch16_224.dino", IMAGENET),
+        ("vit_base_patch16_clip_224.openai", CLIP),
+        ("vit_large_patch14_clip_336.openai", CLIP),
+        ("vit_base_patch16_224.augreg_in21k", GOOGLE),
+        ("vit_base_patch16_224", GOOGLE),
+    ],
+)
+def test_every_backbone_has_the_mean_and_std_it_was_trained_with(name, expected):
+    assert normalisation(name) == expected
+    mean, std = map(list, expected)
+    recorded = {} if expected == IMAGENET else {"mean": mean, "std": std}
+    assert recorded_normalisation(name) == recorded
+
+
+def test_a_backbone_normalises_with_its_own_mean_and_std():
+    backbone = load_vision("vit_tiny_patch16_224", "seeded:0")
+    pixels = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 16, 16)
+    values = backbone.normalise(pixels)
+    assert values.min() == -1
+    assert values.max() == 1
 
 
 def test_the_transform_keeps_red_red_and_crops_the_centre():

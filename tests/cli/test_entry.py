@@ -33,6 +33,12 @@ def fail(error):
     return act
 
 
+def test_a_message_that_repeats_a_damaged_file_is_shortened(capsys):
+    assert run_command(command(run=fail(ValueError("a" * 50_000 + " Replace it."))), []) == 1
+    error = capsys.readouterr().err
+    assert len(error) < 5000 and " [...] aaa" in error and error.endswith(" Replace it.\n")
+
+
 def test_the_exit_code_of_the_work_is_returned():
     assert run_command(command(), []) == 0
     assert run_command(command(run=lambda args: args.number), ["--number", "1"]) == 1
@@ -207,3 +213,8 @@ def test_processes_of_one_machine_share_its_cores_and_its_memory(monkeypatch):
     assert core_share() == 1
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "")
     assert core_share() == 8
+
+
+def test_the_module_of_a_command_has_its_name():
+    for name, module in COMMANDS.items():
+        assert module == f"talk2dino.cli.{name.replace('-', '_')}"

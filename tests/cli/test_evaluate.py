@@ -224,6 +224,13 @@ def empty_split(data):
     (data / PASCAL / "ImageSets/Segmentation/val.txt").write_text("\n")
 
 
+def repeated_split(data):
+    split = data / PASCAL / "ImageSets/Segmentation/val.txt"
+    split.write_bytes(
+        b"\xef\xbb\xbf2007_000001\r\n2007_000000\r\n2007_000001\r\n2007_000000\r\n2007_000001"
+    )
+
+
 def remove_images(data):
     for path in (data / PASCAL / "JPEGImages").glob("*.jpg"):
         path.unlink()
@@ -268,7 +275,8 @@ def damaged_image(data):
     [
         (remove_all, "there is no data folder"),
         (remove_split, "val.txt, which lists the images"),
-        (empty_split, "no images in"),
+        (empty_split, "val.txt is empty: it lists no names"),
+        (repeated_split, "val.txt lists more than once: 2007_000001 (3 times), 2007_000000 (2"),
         (remove_images, "3 of 3 image files are missing"),
         (remove_a_label, "1 of 3 label files are missing"),
         (small_label, "is 8x9 pixels, but its image is 333x500"),
@@ -293,7 +301,7 @@ def test_unusable_data_is_named_before_weights_are_loaded(data, tmp_path, capsys
     [
         (["--benchmarks", "voc,adee"], "unknown benchmark 'adee'"),
         (["--model", "vit"], "unknown model 'vit'"),
-        (["--model", "absent.yaml"], "absent.yaml: no such configuration file"),
+        (["--model", "absent.yaml"], "absent.yaml: no such file"),
         (["--weights", "absent.pth"], "there are no projection weights at absent.pth"),
         (["--template", "all"], "unknown template 'all'"),
         (["--bg_thresh", "55", "--benchmarks", "voc"], "bg_thresh must lie in [0, 1], got 55.0"),
@@ -330,7 +338,7 @@ def test_a_damaged_result_is_named(voc20, tmp_path, capsys):
     output = shutil.copytree(voc20, tmp_path / "results")
     files_below(output)[0].write_text("{")
     assert evaluate(output) == 1
-    assert "is damaged. Delete it" in capsys.readouterr().err
+    assert "Delete it and evaluate again" in capsys.readouterr().err
 
 
 def test_the_published_command_needs_eval(root, tmp_path, capsys):
@@ -381,4 +389,4 @@ def test_counts_of_another_batch_size_or_of_other_pictures_are_not_mixed_in(tmp_
     content[-3] ^= 1
     picture.write_bytes(content)
     assert evaluate(tmp_path / "results", data=data) == 1
-    assert "another --batch_size or pictures" in capsys.readouterr().err
+    assert "other settings, --batch_size or pictures" in capsys.readouterr().err

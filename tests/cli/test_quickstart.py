@@ -158,7 +158,7 @@ def test_a_place_where_nothing_can_be_written_is_refused(tmp_path, capsys):
 def test_a_damaged_record_is_named(tmp_path, capsys):
     (tmp_path / "quickstart.json").write_text("{")
     assert main(["--output", str(tmp_path)]) == 2
-    assert "quickstart.json is damaged" in capsys.readouterr().err
+    assert "quickstart.json is not JSON" in capsys.readouterr().err
 
 
 def test_it_is_a_command_of_the_project(capsys):

@@ -11,8 +11,8 @@ from PIL import Image
 
 from talk2dino.cli.segment import COMMAND, main, parse_categories
 from talk2dino.cli.segment_model import method_of
-from talk2dino.config import load_recipe
 from talk2dino.methods.talk2dino.projection import build_projection
+from talk2dino.methods.talk2dino.recipe import load_recipe
 from talk2dino.pictures.drawing import class_colours
 
 TOY = """
@@ -137,7 +137,7 @@ def test_a_class_called_background_beside_the_background_is_refused(folder, caps
         (["--max_side", "0"], "--max_side must be at least 1"),
         (["--template", "subzet"], "unknown template 'subzet'"),
         (["--device", "tpu"], "unknown device 'tpu'"),
-        (["--config", "nowhere.yaml"], "nowhere.yaml: no such configuration file"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml: no such file"),
         (["--weights", "nowhere.pth"], "there are no projection weights at nowhere.pth"),
         (["--weights", "seeded:x"], "an integer >= 0 must follow 'seeded:'"),
         (["--vision_weights", "nowhere.pth"], "no vision weights at 'nowhere.pth'"),

@@ -180,9 +180,15 @@ def test_a_wrong_recipe_exits_2_and_names_what_is_wrong(folder, capsys, sections
     assert message in capsys.readouterr().err
 
 
+def test_a_section_given_twice_exits_2(folder, capsys):
+    (folder / "recipe.yaml").write_text("model: {act: tanh}\ntrain: {lr: 1}\ntrain: {lr: 2}\n")
+    assert train() == 2
+    assert "recipe.yaml: 'train' is given twice, in lines 2 and 3" in capsys.readouterr().err
+
+
 def test_a_recipe_or_dataset_that_is_not_there_is_named(folder, capsys):
     assert main(["--model", "no.yaml", "--train_dataset", "train.pth"]) == 2
-    assert "no.yaml: no such configuration file" in capsys.readouterr().err
+    assert "no.yaml: no such file" in capsys.readouterr().err
     assert main(["--model", "recipe.yaml", "--train_dataset", "no.pth"]) == 2
     assert "no.pth: no such file" in capsys.readouterr().err
 

@@ -1,5 +1,6 @@
 """What is to be extracted: COCO files, feature files, web tars, feature shards, and rubbish."""
 
+import gzip
 import io
 import json
 import tarfile
@@ -31,6 +32,16 @@ def test_a_coco_file_keeps_its_other_entries(coco):
     assert features.images == coco.images
     assert features.annotations == coco.annotations
     assert features.extra == {"info": {"year": 2014}, "licenses": []}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_a_mark_and_packing_do_not_matter(coco, encoding, pack):
+    data = pack(coco.path.read_text().encode(encoding))
+    for name in ("marked.json", "marked.json.gz"):
+        (coco.folder / name).write_bytes(data)
+        found = CaptionInput(coco.folder / name, coco.folder).split(0, 1)
+        assert found.features.annotations == coco.annotations
 
 
 def test_a_collection_knows_where_every_image_is(coco):
@@ -66,6 +77,16 @@ def test_a_collection_knows_where_every_image_is(coco):
          "annotation ids that occur more than once: 4"),
         ('{"images": [{"id": 1}], "annotations": [{"id": 4, "image_id": 1, "caption": ""}]}',
          "image 1 has neither a 'file_name'"),
+        ('{"images": [], "annotations": [{"id": 1}], "annotations": []}',
+         "captions.json: 'annotations' is given twice"),
+        ('{"images": [{"id": 1, "file_name": "a", "id": 2}]}', "'id' is given twice"),
+        ('{"images": ' + "[" * 100_000, "captions.json is nested too deeply"),
+        ('{"images": [{"id": true}], "annotations": [{}]}', "image 0 has the 'id' True, not a"),
+        ('{"images": [{"id": NaN}], "annotations": [{}]}', "image 0 has the 'id' nan, not a"),
+        ('{"images": [{"id": 7, "file_name": "a"}], '
+         '"annotations": [{"id": 4, "image_id": "7", "caption": ""}]}',
+         "Some ids are text and others numbers: an image has the id 7, an annotation the image_id "
+         "'7'"),
     ],
 )  # fmt: skip
 def test_what_is_no_captions_file_is_refused(tmp_path, text, message):

@@ -14,12 +14,14 @@ from talk2dino.backbones.attention import average_attention, head_embeddings
 from talk2dino.backbones.seeded import seeded_state
 from talk2dino.backbones.vision import load_vision, official_shapes
 from talk2dino.cli.extract import COMMAND, main
+from talk2dino.config import FeatureConfig
 from talk2dino.features import extract as stage
 from talk2dino.features.extract import image_features
 from talk2dino.features.job import Job
 from talk2dino.features.keys import IMAGE_KEYS
 from talk2dino.features.sources import ImageSource
 from talk2dino.features.store import FeatureFile, read_features, write_features
+from talk2dino.methods.talk2dino.provenance import feature_differences
 from tests.literal import extraction as literal
 
 ALL_KEYS = list(IMAGE_KEYS.values())
@@ -110,6 +112,30 @@ def test_the_number_type_of_mixed_precision_is_recorded(tmp_path, coco, dtype):
     assert half.settings["vision"]["amp"] == dtype
     assert main(coco.arguments(tmp_path / "c.pth", "--amp")) == 0
     assert read_features(tmp_path / "c.pth").settings["vision"]["amp"] is True
+
+
+def test_the_normalisation_of_a_backbone_is_recorded_where_it_is_not_imagenets(
+    tmp_path, coco, caplog
+):
+    model = ["--model", "vit_tiny_patch16_224", "--resize_dim", "32", "--crop_dim", "32"]
+    flags = [*model, "--vision_weights", "seeded:0"]
+    assert main(coco.arguments(tmp_path / "a.pth", *flags)) == 0
+    made = read_features(tmp_path / "a.pth", mmap=False)
+    assert made.settings["vision"]["mean"] == made.settings["vision"]["std"] == [0.5] * 3
+    expected = FeatureConfig("vit_tiny_patch16_224", "seeded:0", resize_dim=32, crop_dim=32)
+    assert feature_differences(made.settings, expected) == []
+    # As an earlier version wrote it, which normalised with ImageNet's.
+    del made.settings["vision"]["mean"], made.settings["vision"]["std"]
+    found = feature_differences(made.settings, expected)
+    assert [(what, found[0], wanted) for what, found, wanted in found] == [
+        ("vision mean", 0.485, [0.5] * 3),
+        ("vision std", 0.229, [0.5] * 3),
+    ]
+    write_features(made, tmp_path / "old.pth")
+    more = ["--ann_path", str(tmp_path / "old.pth"), "--data_dir", str(coco.folder)]
+    more += ["--out_path", str(tmp_path / "b.pth"), "--extract_patch_tokens", *flags]
+    assert main(more) == 0
+    assert "dino_features of the input were made with other or unknown settings" in caplog.text
 
 
 def test_a_smaller_batch_after_running_out_of_memory_gives_the_same_features(

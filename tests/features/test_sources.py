@@ -23,6 +23,7 @@ def server():
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
+            self.server.asked = self.path
             status, body = self.server.answers.pop(0)
             self.send_response(status)
             self.end_headers()
@@ -153,3 +154,28 @@ def test_a_named_pipe_is_no_image(tmp_path):
     os.mkfifo(tmp_path / "a.jpg")
     with pytest.raises(FileNotFoundError, match=r"not found; looked for .*a\.jpg"):
         image_source({"file_name": "a.jpg"}, tmp_path).read()
+
+
+@pytest.mark.parametrize(
+    ("typed", "asked"),
+    [
+        ("two words.jpg", "/two%20words.jpg"),
+        ("café.jpg?größe=1", "/caf%C3%A9.jpg?gr%C3%B6%C3%9Fe=1"),
+        ("caf%C3%A9 100%.jpg", "/caf%C3%A9%20100%25.jpg"),
+        ("a+b%20c;d=(1),2&e", "/a+b%20c;d=(1),2&e"),
+        ('猫|"x"\t.jpg ', "/%E7%8C%AB%7C%22x%22.jpg"),
+    ],
+)
+def test_what_an_address_cannot_hold_is_percent_encoded(server, typed, asked):
+    server.answers = [(200, picture())]
+    record = {"file_name": server.url.removesuffix("a.png").replace("http", "HTTP") + typed}
+    assert image_source(record, "").read().size == (20, 10)
+    assert server.asked == asked
+
+
+@pytest.mark.parametrize(
+    "url", ["http://[::1/a.jpg", "http://" + "ä" * 70 + "/a", "http://x/\ud800"]
+)
+def test_an_address_that_is_none_is_named(url):
+    with pytest.raises(OSError, match="could not be downloaded"):
+        download(url)

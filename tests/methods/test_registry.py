@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from talk2dino.benchmarks.table import BENCHMARKS, DRAWN_WORLD, STUFF_BACKGROUND, published_miou
+from talk2dino.benchmarks.table import BENCHMARKS, DRAWN_WORLD, STUFF_BACKGROUND
 from talk2dino.files import weights_identity
 from talk2dino.methods.ovsegmentor.method import OVSegmentorMethod
 from talk2dino.methods.registry import (
@@ -68,6 +68,31 @@ def test_talk2dino_keeps_names_and_cleans_where_published():
     assert method.on(BENCHMARKS["context"]).settings()["clean_background"] is False
 
 
+def test_settings_name_a_normalisation_other_than_imagenets():
+    toy = find_method("toy", SEEDED)
+    assert "mean" not in toy.settings()
+    config = dataclasses.replace(toy.config, vision_model="vit_base_patch16_clip_224.openai")
+    method = dataclasses.replace(toy, config=config)
+    assert method.settings()["mean"] == [0.48145466, 0.4578275, 0.40821073]
+    assert "mean" not in method.text_settings(method.settings())
+
+
+@pytest.mark.parametrize(
+    ("key", "model", "pamr", "miou"),
+    [
+        ("voc", "vitb", False, 61.5),
+        ("ade20k", "vitl", True, 22.9),
+        ("voc20", "vitl", True, 89.8),
+        ("coco_object", "vitb", True, 45.1),
+        ("context59", "dinov3_vitb", False, None),
+    ],
+)
+def test_published_numbers_of_talk2dino(key, model, pamr, miou):
+    method = find_method(model, {"weights": "seeded:0", "pamr": pamr})
+    assert method.published_miou(BENCHMARKS[key]) == miou
+    assert method.published_miou(DRAWN_WORLD) is None
+
+
 @pytest.mark.parametrize(
     ("model", "key", "miou"),
     [
@@ -80,8 +105,9 @@ def test_talk2dino_keeps_names_and_cleans_where_published():
     ],
 )
 def test_published_numbers_of_ovsegmentor(model, key, miou):
-    assert published_miou(BENCHMARKS[key], model, False) == miou
-    assert published_miou(STUFF_BACKGROUND, model, False) is None
+    method = find_method(model, SEEDED)
+    assert method.published_miou(BENCHMARKS[key]) == miou
+    assert method.published_miou(STUFF_BACKGROUND) is None
 
 
 def test_missing_weights_say_what_to_give(tmp_path, monkeypatch):

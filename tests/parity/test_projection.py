@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from talk2dino.config import ProjectionConfig
 from talk2dino.methods.talk2dino.losses import infonce, triplet
-from talk2dino.methods.talk2dino.projection import load_projection
+from talk2dino.methods.talk2dino.projection import ProjectionConfig, load_projection
 
 from .conftest import GRADIENT_TOLERANCE, TENSOR_TOLERANCE
 

@@ -8,8 +8,8 @@ import dataclasses
 import pytest
 import torch
 
-from talk2dino.config import ProjectionConfig
 from talk2dino.methods.talk2dino.config import SegmenterConfig
+from talk2dino.methods.talk2dino.projection import ProjectionConfig
 from talk2dino.methods.talk2dino.segmenter import build_segmenter, patch_cosines
 from talk2dino.refine.pamr import pamr
 from talk2dino.segmenter import ClassQuery

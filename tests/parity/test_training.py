@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from talk2dino.backbones.seeded import seeded_state
-from talk2dino.config import ProjectionConfig, TrainConfig
 from talk2dino.features.store import FeatureFile
-from talk2dino.methods.talk2dino.projection import ProjectionLayer
+from talk2dino.methods.talk2dino.projection import ProjectionConfig, ProjectionLayer
+from talk2dino.methods.talk2dino.recipe import TrainConfig
 from talk2dino.methods.talk2dino.training.dataset import FeatureChoice, StoredPairs
 from talk2dino.methods.talk2dino.training.loop import Hooks, LoopSettings, TrainingRun
 from talk2dino.training.schedules import Schedule

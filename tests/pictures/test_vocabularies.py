@@ -15,10 +15,10 @@ def test_a_text_file_names_one_class_per_line(tmp_path):
 
 
 def test_a_file_that_cannot_be_read_as_names_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"cupp\.txt: there is no such file of class names"):
+    with pytest.raises(FileNotFoundError, match=r"cupp\.txt: no such file"):
         find_vocabulary(["cupp.txt"])
     (tmp_path / "empty.txt").write_text("\n \n")
-    with pytest.raises(ValueError, match=r"empty\.txt holds no class names"):
+    with pytest.raises(ValueError, match=r"empty\.txt is empty: it lists no names"):
         find_vocabulary([str(tmp_path / "empty.txt")])
     (tmp_path / "odd.txt").write_bytes(b"caf\xe9")
     with pytest.raises(ValueError, match=r"odd\.txt is no text in UTF-8"):

@@ -232,7 +232,7 @@ def test_other_files_are_named_and_left_out(results, capsys):
     (results / "damaged.json").write_text("{")
     assert main([str(results), "--examples", "0"]) == 0
     err = capsys.readouterr().err
-    assert "notes.json is no result" in err and "damaged.json is damaged" in err
+    assert "notes.json is no result" in err and "damaged.json is not JSON" in err
     assert main([str(results / "notes.json"), "--output", str(results / "x.html")]) == 1
 
 

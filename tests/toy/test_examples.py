@@ -37,7 +37,7 @@ def test_every_listed_picture_is_read_with_its_mask(voc):
 def test_an_empty_or_missing_list_is_named(voc):
     listing = voc / "ImageSets" / "Segmentation" / "val.txt"
     listing.write_text("")
-    with pytest.raises(ValueError, match="lists no pictures"):
+    with pytest.raises(ValueError, match="lists no names"):
         list_examples(voc)
     listing.unlink()
     with pytest.raises(FileNotFoundError, match=r"val\.txt: no such file"):

@@ -70,6 +70,12 @@ def test_the_voc_layout_has_a_mask_of_class_ids_for_every_listed_picture(world):
     assert read_class_names(world.voc) == list(CLASS_NAMES)
 
 
+@pytest.mark.parametrize("text", ["a\nb\nfrog", "\ufeffa\r\nb\r\nfrog\r\n", "a\nb\nfrog\n\n"])
+def test_no_class_name_is_lost_by_how_its_file_ends(tmp_path, text):
+    (tmp_path / "class_names.txt").write_bytes(text.encode())
+    assert read_class_names(tmp_path) == ["a", "b", "frog"]
+
+
 def test_training_and_evaluation_pictures_are_different_draws(world):
     files = every_file(world)
     pictures = [content for name, content in files.items() if name.endswith(".jpg")]

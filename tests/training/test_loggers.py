@@ -3,6 +3,7 @@ import types
 
 import pytest
 
+from talk2dino.training.history import EpochRecord
 from talk2dino.training.loggers import check_logger, open_logger
 
 
@@ -63,3 +64,28 @@ def test_a_logger_whose_package_is_missing_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ValueError, match="pip install wandb"):
         check_logger("wandb")
+
+
+def test_a_resumed_run_shows_one_curve_from_the_first_epoch(tmp_path, monkeypatch):
+    calls = []
+    fake = types.ModuleType("wandb")
+    fake.__spec__ = types.SimpleNamespace()
+    log = lambda values, step: calls.append((step, values))  # noqa: E731
+    fake.init = lambda **settings: types.SimpleNamespace(log=log)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    records = [EpochRecord(1, 0.5, None, 0.1), EpochRecord(2, 0.25, 0.75, 0.1)]
+    history = [(record.logged(), record.epoch) for record in records]
+    open_logger("wandb", tmp_path / "w.pth", {}, 2, history).log({"loss/train": 0.1}, epoch=3)
+    assert [step for step, _ in calls] == [1, 2, 3]
+    assert calls[1][1] == {"loss/train": 0.25, "loss/validation": 0.75, "learning_rate": 0.1}
+
+
+def test_what_is_logged_is_on_the_disk_at_once(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger = open_logger("tensorboard", tmp_path / "w.pth", {})
+    logger.log({"loss/train": 0.5}, epoch=1)
+    events = EventAccumulator(str(tmp_path / "w.tensorboard")).Reload()  # as after a kill
+    assert [e.step for e in events.Scalars("loss/train")] == [1]
+    logger.close()

@@ -52,7 +52,7 @@ class Upload:
     """What the visitor calls it; never used as a path."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Picture:
     """A decoded upload."""
 

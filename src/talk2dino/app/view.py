@@ -31,7 +31,7 @@ class Look:
     """Column and row of the pixel that is asked for; anything else asks for none."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class View:
     """Everything that follows from a result and a look."""
 
@@ -47,7 +47,7 @@ class View:
     """Overlay with legend to download."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Heat:
     """The heat maps of a result, which no slider changes."""
 

@@ -45,7 +45,7 @@ class Progress:
     """A sentence for the visitor."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Outcome:
     """What a request ends with."""
 

@@ -19,8 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from talk2dino.backbones.stand_ins import ARGUMENTS, CONFIGURATION, NUMBERS, Ignored, stand_ins
 from talk2dino.files import load_torch
-from talk2dino.stand_ins import ARGUMENTS, CONFIGURATION, NUMBERS, Ignored, stand_ins
 
 logger = logging.getLogger(__name__)
 

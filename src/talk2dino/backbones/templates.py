@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
-from talk2dino.config import check_name
+from talk2dino.config import as_texts, check_name
 
 _SUBSET = (
     "itap of a {}.",
@@ -135,9 +135,11 @@ def get_templates(name: str) -> tuple[str, ...]:
     return TEMPLATES[check_name("template", ALIASES.get(name, name), TEMPLATES)]
 
 
-def check_names(names: Sequence[str]) -> None:
-    """Raise ValueError unless there are class names to put into prompts, none of them empty."""
-    if not names:
+def check_names(names: str | Iterable[str]) -> list[str]:
+    """The class names. Raises ValueError unless there are some, none of them empty."""
+    given = as_texts(names)
+    if not given:
         raise ValueError("no class names given. At least one is needed.")
-    if not all(name.strip() for name in names):
-        raise ValueError(f"an empty class name in {list(names)}.")
+    if not all(name.strip() for name in given):
+        raise ValueError(f"an empty class name in {given}.")
+    return given

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from talk2dino.backbones.checkpoints import check_layout, load_strict, read_state_dict, state_shapes
 from talk2dino.backbones.seeded import parse_seeded, seeded_state
-from talk2dino.config import check_name
+from talk2dino.config import as_texts, check_name
+from talk2dino.devices import float32_by_default, keep_float32
 
 TOY = "toy"
 PRETRAINED = "pretrained"
@@ -40,7 +41,7 @@ _BESIDE = "open_clip_config.json"
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TextFeatures:
     """What a CLIP text encoder says of a batch of captions."""
 
@@ -65,6 +66,8 @@ class TextEncoder(nn.Module):
         weights: where the weights came from.
     """
 
+    _apply = keep_float32
+
     def __init__(self, model: TextTransformer, name: str, weights: str) -> None:
         super().__init__()
         self.model = model
@@ -76,7 +79,7 @@ class TextEncoder(nn.Module):
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Texts to (B, 77) int64 token ids; a long text keeps its end-of-text token, last."""
-        return self._tokenizer(list(texts))
+        return self._tokenizer(as_texts(texts))
 
     def forward(
         self, tokens: Tensor, dense: bool = False, penultimate: bool = False
@@ -114,7 +117,7 @@ class TextEncoder(nn.Module):
 
     def encode(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
         """Texts to (N, E) float32, on the encoder's device, without gradients."""
-        device = self.model.positional_embedding.device
+        texts, device = as_texts(texts), self.model.positional_embedding.device
         with torch.no_grad():
             batches = [
                 self(trimmed(self.tokenize(texts[i : i + batch_size])).to(device)).pooled.float()
@@ -169,6 +172,8 @@ class BertEncoder(nn.Module):
         RuntimeError: the model could not be loaded or downloaded.
     """
 
+    _apply = keep_float32
+
     def __init__(self, name: str) -> None:
         super().__init__()
         try:
@@ -194,9 +199,8 @@ class BertEncoder(nn.Module):
 
     def encode(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
         """Texts to (N, E) float32 pooler outputs, without gradients."""
-        pooled = [
-            self._pooled(list(texts[i : i + batch_size])) for i in range(0, len(texts), batch_size)
-        ]
+        texts = as_texts(texts)
+        pooled = [self._pooled(texts[i : i + batch_size]) for i in range(0, len(texts), batch_size)]
         return torch.cat(pooled) if pooled else torch.empty(0, self.embed_dim)
 
     @torch.no_grad()
@@ -316,6 +320,7 @@ def text_from_state(name: str, state: dict[str, Tensor], weights: str) -> TextEn
     return TextEncoder(model, name, weights).eval().requires_grad_(False)
 
 
+@float32_by_default()
 def create_text_tower(name: str) -> TextTransformer:
     """CLIP's text tower without weights; `toy` has 3 blocks of width 512."""
     if name.startswith(TOY):

@@ -11,6 +11,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
+from huggingface_hub.constants import ENDPOINT
 from PIL import Image
 from timm.models import eva, get_pretrained_cfg, vision_transformer
 from timm.models.eva import Eva
@@ -28,6 +29,7 @@ from talk2dino.backbones.checkpoints import (
 )
 from talk2dino.backbones.seeded import parse_seeded, seeded_state
 from talk2dino.config import check_name
+from talk2dino.devices import float32_by_default, keep_float32
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -48,7 +50,7 @@ TIMM_MODULES = ("vision_transformer", "eva", "deit")
 """Parts of timm whose models are plain ViTs."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PatchFeatures:
     """What a backbone says of a batch of images."""
 
@@ -88,6 +90,8 @@ class VisionBackbone(nn.Module):
             do.
     """
 
+    _apply = keep_float32
+
     def __init__(
         self, model: VisionTransformer | Eva, name: str, weights: str, offset_positions: bool
     ) -> None:
@@ -102,8 +106,10 @@ class VisionBackbone(nn.Module):
         self.patch_size: int = timm_model.patch_embed.patch_size[0]
         self.mean: Tensor
         self.std: Tensor
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+        mean, std = normalisation(name)
+        for key, values in (("mean", mean), ("std", std)):
+            constant = torch.tensor(values, dtype=torch.float32).view(3, 1, 1)
+            self.register_buffer(key, constant, persistent=False)
 
     def image_transform(self, resize_dim: int, crop_dim: int) -> ImageTransform:
         """The transform from PIL images for this backbone.
@@ -126,7 +132,7 @@ class VisionBackbone(nn.Module):
                 )
 
     def normalise(self, images_rgb: Tensor) -> Tensor:
-        """(B, 3, h, w) RGB in [0, 255], uint8 or float, to zero mean and unit ImageNet std."""
+        """(B, 3, h, w) RGB in [0, 255], uint8 or float, to zero mean and unit std."""
         return (images_rgb.to(self.mean.dtype) / 255 - self.mean) / self.std
 
     def forward(self, images: Tensor) -> PatchFeatures:
@@ -231,6 +237,23 @@ def check_vision(name: str, weights: str | None = None) -> None:
         raise FileNotFoundError(
             f"no vision weights at {weights!r}. Give a file, 'pretrained' or 'seeded:<n>'."
         )
+
+
+def normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std of RGB in [0, 1] that a backbone was trained with, from timm's configuration."""
+    found = None if name == TOY else get_pretrained_cfg(SHORT_NAMES.get(name, name))
+    return (IMAGENET_MEAN, IMAGENET_STD) if found is None else (found.mean, found.std)
+
+
+def recorded_normalisation(name: str) -> dict[str, list[float]]:
+    """`mean` and `std` for settings that are stored; nothing stands for ImageNet's.
+
+    Until backbones had their own, everything was made with ImageNet's, and settings had neither.
+    """
+    mean, std = normalisation(name)
+    if (mean, std) == (IMAGENET_MEAN, IMAGENET_STD):
+        return {}
+    return {"mean": list(mean), "std": list(std)}
 
 
 def patch_size(name: str) -> int:
@@ -359,11 +382,12 @@ def _addresses(timm_name: str) -> str:
     entry = get_pretrained_cfg(timm_name)
     if entry is None:
         return "the official .pth or timm's safetensors"
-    places = [f"https://huggingface.co/{entry.hf_hub_id}"] if entry.hf_hub_id else []
+    places = [f"{ENDPOINT}/{entry.hf_hub_id}"] if entry.hf_hub_id else []
     places += [str(entry.url)] if entry.url else []
     return f"the official .pth or timm's model.safetensors ({' or '.join(places)})"
 
 
+@float32_by_default()
 def _create(name: str, pretrained: bool) -> VisionTransformer | Eva:
     if name == TOY:
         return create_toy()

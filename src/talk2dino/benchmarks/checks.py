@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from talk2dino.benchmarks.data.check import pictures_left_out
-from talk2dino.benchmarks.data.labels import label_size
+from talk2dino.benchmarks.data.labels import forbidden, label_size
 from talk2dino.benchmarks.datasets import EvaluationSet
 from talk2dino.pictures.images import check_image
 
@@ -78,6 +78,8 @@ def fingerprint(dataset: EvaluationSet) -> str:
 def _pair_problem(image: Path, label: Path) -> str | None:
     try:
         (height, width), labels = check_image(image), label_size(label)
+    except PermissionError as error:
+        return forbidden(error.filename or image)
     except (ValueError, OSError) as error:
         return str(error).rstrip(".")
     if (height, width) != labels:

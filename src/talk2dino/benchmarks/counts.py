@@ -28,7 +28,7 @@ _MAGIC = b"IMG\n"
 _PAIR = np.dtype([("true", "u1"), ("predicted", "u1"), ("pixels", "<u4")])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ImageCounts:
     """The non-zero entries of one image's confusion matrix."""
 
@@ -187,7 +187,7 @@ def _read(path: Path, settings: Mapping[str, Any]) -> tuple[list[ImageCounts], i
         if b"\n" not in data and line.startswith(data):
             return [], 0  # killed within the first line
         raise ValueError(
-            f"{path} was made with another --batch_size or pictures, or is no file of counts. "
+            f"{path} was made with other settings, --batch_size or pictures, or is no file. "
             "Choose another --output, or delete its folder."
         )
     position, found = len(line), []

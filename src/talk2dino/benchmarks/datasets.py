@@ -21,6 +21,7 @@ from talk2dino.benchmarks.mmseg import load_openmmlab
 from talk2dino.benchmarks.table import Benchmark
 from talk2dino.pictures.drawing import class_colours
 from talk2dino.pictures.images import check_whole
+from talk2dino.textfiles import read_names
 
 BACKGROUND = "background"
 _ONE_LESS = np.array([IGNORED, *range(IGNORED - 1), IGNORED], np.uint8)
@@ -176,23 +177,19 @@ def _build_dataset(benchmark: Benchmark, root: Path) -> Any:
         "ann_dir": benchmark.labels,
         "test_mode": True,
     }
+    names = None
     if benchmark.split is not None:
-        options["split"] = benchmark.split
+        names = read_names(root / benchmark.split)
+        options["split"] = os.devnull  # MMSegmentation's reader keeps marks and repeated names
     if benchmark.dataset == "DrawnWorldDataset":
-        names = _drawn_classes(root / benchmark.split) if benchmark.split else []
-        options |= {"classes": names, "palette": class_colours(len(names)).tolist()}
+        listing = (root / str(benchmark.split)).parents[2] / "class_names.txt"
+        classes = read_names(listing, numbered=True)
+        options |= {"classes": classes, "palette": class_colours(len(classes)).tolist()}
     dataset = cls(**options)
-    # A split file may end with empty lines.
-    suffix = benchmark.image_suffix
-    dataset.img_infos = [info for info in dataset.img_infos if info["filename"] != suffix]
+    for name in names or []:
+        labels = {"seg_map": name + dataset.seg_map_suffix}
+        dataset.img_infos.append({"filename": name + dataset.img_suffix, "ann": labels})
     return dataset
-
-
-def _drawn_classes(split: Path) -> list[str]:
-    path = split.parents[2] / "class_names.txt"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; it lists the classes, one per line")
-    return path.read_text(encoding="utf-8").split("\n")[:-1]
 
 
 @lru_cache(maxsize=1)

@@ -43,6 +43,8 @@ class Run:
     """Where label maps are saved."""
     model: str = ""
     """The segmenter's name in results."""
+    published: float | None = None
+    """Its authors' mIoU in percent, if there is one."""
 
     def counts_folder(self, output: Path) -> Path:
         """Where its counts are kept while it goes on."""

@@ -116,7 +116,8 @@ def prepare(job: Job) -> list[Run]:
         if folders.wanted():
             check_distinct_stems(dataset)
             folders.check(name)
-        runs.append(Run(name, settings, dataset, folders, model))
+        published = evaluation.method.published_miou(evaluation.benchmark)
+        runs.append(Run(name, settings, dataset, folders, model, published))
     return runs
 
 

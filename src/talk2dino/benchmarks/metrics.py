@@ -71,7 +71,7 @@ def _refuse(predicted: Tensor, target: Tensor, num_classes: int, ignored: int) -
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SegmentationScores:
     """Metrics of a whole set of images, as fractions in [0, 1]."""
 

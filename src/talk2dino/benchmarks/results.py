@@ -24,8 +24,8 @@ from talk2dino.benchmarks.evaluate import Run
 from talk2dino.benchmarks.metrics import segmentation_scores
 from talk2dino.benchmarks.mmseg import load_openmmlab
 from talk2dino.benchmarks.result_schema import check_fields
-from talk2dino.benchmarks.table import published_miou
-from talk2dino.files import atomic_path, check_file
+from talk2dino.files import atomic_path
+from talk2dino.textfiles import read_json
 
 FORMAT = 1
 _RESAMPLES = 1000
@@ -97,7 +97,7 @@ def make_result(
         "mAcc": _percent(scores.mean_accuracy),
         "aAcc": _percent(scores.all_accuracy),
         "mIoU_interval": [_percent(low), _percent(high)],
-        "published": published_miou(benchmark, run.model, pamr),
+        "published": run.published,
         "per_class": dict(zip(names, map(_percent, scores.iou.tolist()), strict=True)),
         "per_class_accuracy": dict(
             zip(names, map(_percent, scores.accuracy.tolist()), strict=True)
@@ -148,13 +148,7 @@ def read_result(path: str | Path) -> dict[str, Any]:
         ValueError: it is damaged.
     """
     path = Path(path)
-    check_file(path)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{path} is damaged, no valid JSON ({error}). Delete it and evaluate again."
-        ) from error
+    content = read_json(path, "Delete it and evaluate again.")
     if not isinstance(content, dict) or not {"format", "benchmark", "mIoU"} <= content.keys():
         raise NoResult(f"{path} is no result of an evaluation.")
     if content["format"] != FORMAT:

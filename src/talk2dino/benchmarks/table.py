@@ -1,4 +1,4 @@
-"""The eight benchmarks: one row each, and the published numbers to compare with."""
+"""The benchmarks: one row each. A further row is all that another one needs here."""
 
 from __future__ import annotations
 
@@ -44,12 +44,6 @@ class Benchmark:
     """Background cleaning is part of the published protocol."""
     protocol: Protocol = field(default_factory=Protocol)
     """Sizes."""
-
-    def threshold(self, large: bool) -> float | None:
-        """The published background threshold; `large` for ViT-L (width 1024)."""
-        if not self.background:
-            return None
-        return 0.54 if large else 0.55
 
 
 _VOC: dict[str, Any] = {
@@ -175,35 +169,6 @@ STUFF_BACKGROUND = Benchmark(
     **_COCO,
 )
 """COCO-Stuff where unlabelled pixels are a class, as OVSegmentor is published; the same files."""
-
-_IN_ORDER = {
-    "vitb": (61.5, 35.1, 41.0, 87.1, 39.8, 28.1, 36.6, 21.1),
-    "vitb_pamr": (65.8, 37.7, 45.1, 88.5, 42.4, 30.2, 38.1, 22.5),
-    "vitl": (60.1, 34.2, 37.6, 87.1, 39.1, 27.0, 35.8, 21.1),
-    "vitl_pamr": (66.1, 37.3, 42.3, 89.8, 42.7, 29.6, 38.4, 22.9),
-}
-# mIoU in percent, in the order of BENCHMARKS.
-
-_PUBLISHED: dict[str, dict[str, float]] = {
-    **{name: dict(zip(BENCHMARKS, row, strict=True)) for name, row in _IN_ORDER.items()},
-    # OVSegmentor's README; it has no number for COCO-Stuff. VOC also selected the checkpoint.
-    "ovsegmentor_vitb": {"voc": 53.8, "context": 20.4, "coco_object": 25.1, "ade20k": 5.6},
-    "ovsegmentor_vits": {"voc": 44.5, "context": 18.3, "coco_object": 19.0, "ade20k": 4.3},
-}
-
-MODELS = {
-    "vitb": "configs/vitb_mlp_infonce.yaml",
-    "vitl": "configs/vitl_mlp_infonce.yaml",
-    "dinov3_vitb": "configs/dinov3_vitb_mlp_infonce.yaml",
-    "dinov3_vitl": "configs/dinov3_vitl_mlp_infonce.yaml",
-    "toy": "configs/toy.yaml",
-}
-"""Name of a Talk2DINO -> its recipe; talk2dino.methods knows the models of all methods."""
-
-
-def published_miou(benchmark: Benchmark, model: str, pamr: bool) -> float | None:
-    """The authors' mIoU in percent, or None where there is none."""
-    return _PUBLISHED.get(f"{model}_pamr" if pamr else model, {}).get(benchmark.key)
 
 
 def find_benchmark(name: str) -> Benchmark:

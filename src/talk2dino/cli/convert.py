@@ -1,26 +1,15 @@
-"""`convert_dataset/convert_coco.py`: COCO-Stuff pixel maps to the labels of COCO-Object."""
+"""`python -m talk2dino convert`: published weights of other methods to safetensors."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 
-from tqdm import tqdm
+from talk2dino.cli.entry import DONE, Command, run_command
 
-from talk2dino.benchmarks.data.convert import (
-    OBJECT_SUFFIX,
-    STUFF_SUFFIX,
-    Outcome,
-    plan_coco,
-    run_conversions,
-    summarise,
-)
-from talk2dino.cli.entry import DONE, FAILED, Command, run_command
-from talk2dino.files import check_folder_writable
-from talk2dino.progress import Bar
+METHODS = ("ovsegmentor",)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,72 +19,51 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
+    parser.add_argument("method", choices=METHODS, help="whose weights they are")
+    parser.add_argument("checkpoint", type=Path, help="the published .pth file")
+    parser.add_argument("out", type=Path, help="folder for model.safetensors and config.json")
     parser.add_argument(
-        "coco", type=Path, help="the coco_stuff164k folder, with annotations/train2017 and val2017"
+        "--num_heads",
+        type=int,
+        help="attention heads of the image encoder, if not the known 8; no file says them",
     )
-    parser.add_argument("-o", "--out_dir", type=Path, help="write the same tree here (the input)")
-    parser.add_argument("--nproc", type=int, default=16, help="files converted at the same time")
-    parser.add_argument(
-        "--stuff",
-        action="store_true",
-        help=f"write the 171-class {STUFF_SUFFIX}.png of COCO-Stuff as well",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="convert again what is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
 
 
 def check(args: argparse.Namespace) -> None:
     """Raise for wrong arguments."""
-    if not args.coco.is_dir():
-        raise FileNotFoundError(f"{args.coco}: no such folder; it is to hold annotations/val2017")
-    check_workers(args.nproc)
-    check_folder_writable(args.out_dir or args.coco)
+    from talk2dino.methods.ovsegmentor.convert import check_folder
 
-
-def check_workers(workers: int) -> None:
-    """Raise unless the value of --nproc is one."""
-    if workers < 1:
-        raise ValueError(f"--nproc must be at least 1, got {workers}")
+    if not args.checkpoint.is_file():
+        raise FileNotFoundError(f"{args.checkpoint}: no such checkpoint file")
+    if args.num_heads is not None and args.num_heads < 1:
+        raise ValueError(f"--num_heads must be at least 1, got {args.num_heads}")
+    check_folder(args.out, args.overwrite, args.checkpoint)
 
 
 def run(args: argparse.Namespace) -> int:
     """Convert."""
-    code = DONE
-    for suffix in (OBJECT_SUFFIX, STUFF_SUFFIX) if args.stuff else (OBJECT_SUFFIX,):
-        plan = plan_coco(args.coco, args.out_dir or args.coco, suffix)
-        outcome = run_conversions(plan, args.nproc, args.overwrite, file_bar)
-        code = max(code, report_outcome(f"*{suffix}.png", outcome))
-    return code
+    from talk2dino.methods.ovsegmentor.checkpoints import stage_of
+    from talk2dino.methods.ovsegmentor.convert import convert_checkpoint
 
-
-def file_bar(total: int, done: int) -> AbstractContextManager[Bar]:
-    """A bar on stderr that counts files."""
-    return tqdm(total=total, initial=done, unit=" files", dynamic_ncols=True, smoothing=0.1)
-
-
-def report_outcome(what: str, outcome: Outcome) -> int:
-    """Say what was written and what went wrong; returns the exit code."""
-    print(f"{what}: {outcome.written} written, {outcome.present} were there already")
-    if outcome.unknown:
+    checkpoint, report = convert_checkpoint(
+        args.checkpoint, args.out, args.overwrite, args.num_heads
+    )
+    stage = stage_of(checkpoint.state)
+    print(f"{checkpoint.config.name}, {stage}: {len(checkpoint.state)} tensors in {args.out}")
+    if report.unexpected:
         print(
-            f"warning: {len(outcome.unknown)} files hold values that the data set does not "
-            "define; their pixels became background or are ignored. Are these the raw files?\n"
-            + summarise(outcome.unknown),
+            f"warning: {len(report.unexpected)} tensors that no {checkpoint.config.name} has were "
+            f"left out: {', '.join(report.unexpected[:8])}",
             file=sys.stderr,
         )
-    if not outcome.failures:
-        return DONE
-    print(
-        f"error: {len(outcome.failures)} files could not be converted:\n"
-        f"{summarise(outcome.failures)}\nReplace them and run the same command again.",
-        file=sys.stderr,
-    )
-    return FAILED
+    return DONE
 
 
 COMMAND = Command(
-    name="convert-coco",
-    summary="Convert COCO-Stuff pixel maps to the 81 labels of COCO-Object.",
-    example="python convert_dataset/convert_coco.py data/coco_stuff164k -o data/coco_stuff164k",
+    name="convert",
+    summary="Convert another method's published weights to safetensors.",
+    example="python -m talk2dino convert ovsegmentor best_miou.pth weights/ovsegmentor_vitb",
     add_arguments=add_arguments,
     check=check,
     run=run,

@@ -20,7 +20,7 @@ from talk2dino.benchmarks.data.convert import (
 from talk2dino.benchmarks.data.sources import check_data_root
 from talk2dino.benchmarks.metrics import IGNORED
 from talk2dino.benchmarks.table import BENCHMARKS, STUFF_BACKGROUND, Benchmark, find_benchmarks
-from talk2dino.cli.convert import check_workers, file_bar, report_outcome
+from talk2dino.cli.convert_coco import check_workers, file_bar, report_outcome
 from talk2dino.cli.entry import DONE, FAILED, Command, run_command
 
 if TYPE_CHECKING:
@@ -97,6 +97,8 @@ def check_data(args: argparse.Namespace, rows: Sequence[Benchmark]) -> int:
     """Print what was found of every benchmark; FAILED if one cannot be evaluated."""
     from talk2dino.benchmarks.data.check import check_benchmark
 
+    if not args.data_root.is_dir():
+        print(f"! there is no data folder {args.data_root}. Choose it with --data_root\n")
     reports = [check_benchmark(row, args.data_root, args.sample) for row in rows]
     for report in reports:
         print("\n".join(_describe(report, _class_names(report, args.data_root))))
@@ -162,7 +164,10 @@ def convert_data(args: argparse.Namespace, rows: Sequence[Benchmark]) -> int:
             code = max(code, _CONVERTERS[kind](args))
         except FileNotFoundError as error:
             if args.benchmarks != "all":
-                raise
+                raise FileNotFoundError(
+                    f"{error} `python -m talk2dino data check --benchmarks {kind}` says what is "
+                    "there instead."
+                ) from error
             print(f"{kind}: skipped. {error}", file=sys.stderr)
     if args.benchmarks != "all" and not set(kinds) & set(_CONVERTERS):
         print("nothing to convert: VOC and ADE20K are read as they are published")

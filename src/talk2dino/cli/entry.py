@@ -26,6 +26,8 @@ DONE, FAILED, WRONG_ARGUMENTS, INTERRUPTED = 0, 1, 2, 130
 # What a user's files and arguments can cause. Anything else is a bug and keeps its traceback.
 USER_ERRORS = (ValueError, OSError, RuntimeError, ImportError, MemoryError)
 
+_LONGEST = 4000  # characters of a message
+
 
 @dataclass(frozen=True)
 class Command:
@@ -144,6 +146,8 @@ def _report(error: BaseException, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
     message = str(error) or type(error).__name__
+    if len(message) > _LONGEST:  # of something damaged that it repeats
+        message = f"{message[: _LONGEST // 2]} [...] {message[-_LONGEST // 2 :]}"
     print(f"error: {message}", file=sys.stderr)
     return code
 

@@ -112,7 +112,11 @@ def prepared(args: argparse.Namespace) -> tuple[Job, list[Run]]:
 def evaluations_of(read: PublishedEvaluation, precision: str = "fp32") -> list[Evaluation]:
     """The evaluations that the published files describe."""
     from talk2dino.benchmarks.job import Evaluation
-    from talk2dino.methods.talk2dino.method import Talk2DinoMethod, Talk2DinoOptions
+    from talk2dino.methods.talk2dino.method import (
+        Talk2DinoMethod,
+        Talk2DinoOptions,
+        name_of_recipe,
+    )
 
     section = read.evaluate
     config = dataclasses.replace(
@@ -125,7 +129,8 @@ def evaluations_of(read: PublishedEvaluation, precision: str = "fp32") -> list[E
             "no background class there",
             file=sys.stderr,
         )
-    method = Talk2DinoMethod(read.model_name, Talk2DinoOptions(), config)
+    name = name_of_recipe(read.recipe) or read.model_file
+    method = Talk2DinoMethod(name, Talk2DinoOptions(), config)
     return [
         Evaluation(row, method, section.bg_thresh if row.background else None)
         for row in read.benchmarks

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
@@ -102,18 +103,26 @@ def check(args: argparse.Namespace) -> None:
         if args.mode == "merge":
             inputs = list_parts(args.dstdir)
         check_not_inputs([out, made(out)], inputs)
+        if (out.parent / _LOCK).exists():  # of a run that is at work, or was killed
+            with _alone(args):
+                pass
         check_writable(out, args.overwrite or is_unfinished(made(out)))
 
 
 def run(args: argparse.Namespace) -> int:
     """Do one step."""
+    modes = {"filter": _filter, "merge": _merge, "makepair": _pair, "json2csv": _json}
+    with _alone(args):
+        return modes[args.mode](args)
+
+
+@contextmanager
+def _alone(args: argparse.Namespace) -> Iterator[None]:
     folder = _folder(args) if args.mode == "filter" else _out(args).parent
     folder.mkdir(parents=True, exist_ok=True)
     lock = hold_lock(folder / _LOCK)
     try:
-        return {"filter": _filter, "merge": _merge, "makepair": _pair, "json2csv": _json}[
-            args.mode
-        ](args)
+        yield
     finally:
         if lock:
             (folder / _LOCK).unlink(missing_ok=True)

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from talk2dino.cli.entry import DONE, INTERRUPTED, Command, run_command
-from talk2dino.config import Recipe, load_recipe, read_yaml
 from talk2dino.files import (
     atomic_path,
     check_folder_writable,
     content_digest,
     find_in_checkout,
 )
+from talk2dino.methods.talk2dino.recipe import Recipe, load_recipe
+from talk2dino.textfiles import read_json, read_yaml
 from talk2dino.toy.plan import (
     EVALUATE,
     REPORT,
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import Tensor
+
+    from talk2dino.methods.talk2dino.recipe import Recipe
 
 RECIPE = "configs/toy.yaml"
 MAINS = {
@@ -91,6 +94,7 @@ def check(args: argparse.Namespace) -> None:
         if value is not None and value < least:
             raise ValueError(f"{flag} must be at least {least}, got {value}")
     resolve_device(args.device)
+
     load_recipe(find_in_checkout(RECIPE))
     load_openmmlab()
     files = Files(args.output)
@@ -126,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
     code = _run_step(demo_step(files, recipe, _demo_picture(files)), record, args.device)
     if code != DONE:
         return code
-    _print_table(json.loads(files.results.read_text(encoding="utf-8")))
+    _print_table(read_json(files.results))
     print(f"\npictures: {files.panel} and {files.demo}; numbers: {files.results}")
     print(f"report: {files.report}")
     print(f"everything took {time.perf_counter() - started:.0f} s")
@@ -165,6 +169,7 @@ def _remove_results(files: Files) -> None:
 
 def _recipe(files: Files, epochs: int | None) -> Recipe:
     """The shipped recipe, or a copy of it with another number of epochs."""
+
     recipe = load_recipe(find_in_checkout(RECIPE))
     if epochs is None or epochs == recipe.train.num_epochs:
         return recipe

@@ -19,7 +19,6 @@ from talk2dino.cli.entry import (
     step_bar,
     typed_command,
 )
-from talk2dino.config import load_recipe
 
 TEXT_CHOICES = "ann_feats, clip_txt_out_tokens[_avg], clip_second_last_out, bert-base_features"
 
@@ -182,6 +181,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _job(args: argparse.Namespace):  # type: ignore[no-untyped-def]  # torch stays unimported
+    from talk2dino.methods.talk2dino.recipe import load_recipe
     from talk2dino.methods.talk2dino.training.encoding import ImageOptions
     from talk2dino.methods.talk2dino.training.job import TrainJob
     from talk2dino.methods.talk2dino.training.loop import LoopSettings

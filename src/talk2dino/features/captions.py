@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from talk2dino.features.sources import ImageSource, image_source
 from talk2dino.features.store import FeatureFile, check_finite, check_id, read_features
 from talk2dino.features.tars import hold_features, is_tar_input, list_tars, read_web_samples
 from talk2dino.files import check_file
+from talk2dino.textfiles import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class CaptionInput:
     def _rows(self, number: int, count: int) -> tuple[FeatureFile, None]:
         if self._whole is None:
             self._whole = _read_file(self.path)
-            _check(self._whole, self.path)
+            check_captions(self._whole, self.path)
         whole = self._whole
         start, stop = _bounds(number, count, whole.num_images, f"images of {self.path}")
         return whole.select(torch.arange(start, stop)) if count > 1 else whole, None
@@ -89,7 +89,7 @@ class CaptionInput:
         start, stop = _bounds(number, count, len(self.tars), f"tars of {self.path}")
         if hold_features(self.tars):
             shards = read_shards(self.tars[start:stop])
-            _check(shards, self.path)
+            check_captions(shards, self.path)
             return shards, None
         samples = read_web_samples(list(enumerate(self.tars))[start:stop])
         if not samples.images:
@@ -108,13 +108,7 @@ def read_coco(path: str | Path) -> FeatureFile:
     Raises:
         ValueError: it is not JSON, or is no COCO captions file.
     """
-    text = Path(path).read_bytes()
-    if not text.strip():
-        raise ValueError(f"{path} is empty ({len(text)} bytes)")
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error})") from error
+    content = read_json(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} is no COCO captions file: it holds a {type(content).__name__}")
     for name in ("images", "annotations"):
@@ -144,24 +138,36 @@ def _bounds(number: int, count: int, total: int, what: str) -> tuple[int, int]:
     return total * number // count, total * (number + 1) // count
 
 
-def _check(features: FeatureFile, path: Path) -> None:
-    """Every record usable, every annotation with its image, every number finite."""
+def check_captions(features: FeatureFile, path: Path, need_ids: bool = True) -> None:
+    """Every record usable, every annotation with its image; lone images are counted.
+
+    Args:
+        features: what was read.
+        path: its file, for messages.
+        need_ids: whether annotations have ids; otherwise all of them or none.
+
+    Raises:
+        ValueError: names the first record that is not usable.
+    """
+    _check_records(features.images, ("id",), f"{path}: image")
+    texts = features.annotations
+    need_ids = need_ids or any("id" in text for text in texts if isinstance(text, dict))
+    keys = ("id", "image_id", "caption") if need_ids else ("image_id", "caption")
+    _check_records(texts, keys, f"{path}: annotation")
+    ids = Counter(text["id"] for text in texts) if need_ids else Counter()
+    twice = first_few(name for name, count in ids.items() if count > 1)
+    if twice:
+        raise ValueError(f"{path}: annotation ids that occur more than once: {twice}")
+    for row, annotation in enumerate(texts):
+        if not isinstance(annotation["caption"], str):
+            raise ValueError(
+                f"{path}: the caption of annotation {annotation.get('id', row)} is "
+                f"{annotation['caption']!r}, not text"
+            )
     try:
-        _check_records(features.images, ("id",), "image")
-        _check_records(features.annotations, ("id", "image_id", "caption"), "annotation")
         features.check_rows()
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    ids = Counter(annotation["id"] for annotation in features.annotations)
-    if len(ids) < len(features.annotations):
-        twice = first_few(name for name, count in ids.items() if count > 1)
-        raise ValueError(f"{path}: annotation ids that occur more than once: {twice}")
-    for annotation in features.annotations:
-        if not isinstance(annotation["caption"], str):
-            raise ValueError(
-                f"{path}: the caption of annotation {annotation['id']} is "
-                f"{annotation['caption']!r}, not text"
-            )
     for key, column in {**features.image_features, **features.caption_features}.items():
         check_finite(column, key, path)
 

@@ -15,7 +15,7 @@ from talk2dino.features.sources import ImageSource
 from talk2dino.pictures.images import MAX_PIXELS
 
 
-@dataclass
+@dataclass(eq=False)
 class DecodedBatch:
     """Some consecutive images of a collection."""
 
@@ -76,7 +76,7 @@ def decoded_batches(
         ) from error
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Decoded:
     position: int
     pixels: Tensor | None = None

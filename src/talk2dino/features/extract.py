@@ -18,6 +18,7 @@ from talk2dino.backbones.vision import (
     default_weights,
     load_vision,
     patch_size,
+    recorded_normalisation,
 )
 from talk2dino.config import check_name
 from talk2dino.devices import (
@@ -101,6 +102,7 @@ class ImageSettings:
             "crop_dim": self.crop_dim,
             "dtype": self.dtype,
             "amp": self.amp == "auto" or self.amp or False,
+            **recorded_normalisation(self.model),
         }
 
 

@@ -61,6 +61,8 @@ def _as_flags(recorded: dict[str, Any], weights_flag: str) -> list[str]:
     for name, value in recorded.items():
         if (name, value) in (("weights", "pretrained"), ("dtype", "float32")) or value is False:
             continue
+        if name in ("mean", "std"):  # the model's own
+            continue
         flag = weights_flag if name == "weights" else f"--{name}"
         flags.append(flag if value is True else f"{flag} {value}")
     return flags

@@ -24,7 +24,7 @@ FINGERPRINT = "input.txt"
 _GATHER_ROWS = 4096
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
     """The result of one batch of items."""
 

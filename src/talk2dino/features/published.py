@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from talk2dino.features.keys import CAPTION_KEYS, IMAGE_KEYS, first_few
+from talk2dino.textfiles import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ SETTINGS = "talk2dino_settings"
 Record = dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Unpacked:
     """The content of a published file, records and columns apart."""
 
@@ -66,8 +67,8 @@ def unpack(stored: dict[str, Any], path: str | Path) -> Unpacked:
     known = ("images", "annotations", SETTINGS)
     extra = {key: value for key, value in stored.items() if key not in known}
     try:
-        settings = dict(json.loads(stored.get(SETTINGS, "{}")))
-    except (ValueError, TypeError, RecursionError) as error:
+        settings = dict(parse_json(stored.get(SETTINGS, "{}"), f"{path}: {SETTINGS}"))
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: its {SETTINGS!r} are damaged ({error})") from error
     return Unpacked(images, annotations, image_features, caption_features, extra, settings)
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
 from PIL import Image
 
@@ -37,6 +37,11 @@ class ImageSource:
     """Offset and size in bytes inside the only place, a tar."""
     problem: str | None = None
     """Why there is no image, known before reading."""
+
+    @property
+    def is_url(self) -> bool:
+        """Whether the image is on the network."""
+        return _is_url(self.places[0])
 
     def exists(self) -> bool:
         """Whether there is something to read; addresses are believed."""
@@ -125,10 +130,10 @@ def download(url: str, timeout: float = TIMEOUT, attempts: int = ATTEMPTS) -> by
     Raises:
         OSError: not reachable, refused, too slow or too large.
     """
-    request = urllib.request.Request(url, headers={"User-Agent": "talk2dino"})
     problem: Exception | None = None
     for _ in range(attempts):
         try:
+            request = urllib.request.Request(_encoded(url), headers={"User-Agent": "talk2dino"})
             with urllib.request.urlopen(request, timeout=timeout) as answer:
                 data = answer.read(MAX_DOWNLOAD + 1)
         except urllib.error.HTTPError as error:
@@ -145,7 +150,15 @@ def download(url: str, timeout: float = TIMEOUT, attempts: int = ATTEMPTS) -> by
 
 
 def _is_url(name: str) -> bool:
-    return name.startswith(("http://", "https://"))
+    return name.lower().startswith(("http://", "https://"))
+
+
+def _encoded(url: str) -> str:
+    """The address with percent codes for what an address cannot hold; codes that are there stay."""
+    parts = urlsplit(url.strip())
+    host = parts.netloc if parts.netloc.isascii() else parts.netloc.encode("idna").decode()
+    url = re.sub("%(?![0-9A-Fa-f]{2})", "%25", urlunsplit(parts._replace(netloc=host)))
+    return quote(url, safe="%/:=&?~#+!$,;'@()*[]")
 
 
 def _last_part(url: str | None) -> str:

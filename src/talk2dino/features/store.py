@@ -33,6 +33,7 @@ from talk2dino.config import check_name
 from talk2dino.features.keys import LAYOUTS, adding_command, first_few
 from talk2dino.features.published import Unpacked, check_tensor, pack, unpack
 from talk2dino.files import load_torch, save_torch
+from talk2dino.textfiles import parse_json
 
 FORMAT = "talk2dino-features"
 VERSION = 1
@@ -193,7 +194,8 @@ def json_bytes(value: Any) -> Tensor:
 
 def check_id(value: Any, what: str) -> None:
     """Raise ValueError, beginning with `what`, unless `value` can be an id."""
-    if not isinstance(value, int | float | str):
+    usable = isinstance(value, int | float | str) and not isinstance(value, bool)
+    if not usable or value != value:  # a bool counts as 0 or 1, and NaN is never found again
         raise ValueError(f"{what} {value!r}, not a number or text")
 
 
@@ -240,11 +242,16 @@ def caption_rows(images: Sequence[Record], annotations: Sequence[Record]) -> Ten
         raise ValueError(f"image ids that occur more than once: {twice}")
     dangling = [a["image_id"] for a in annotations if a["image_id"] not in row_of]
     if dangling:
-        wanted, there = dict.fromkeys(map(repr, dangling)), (repr(image["id"]) for image in images)
+        alike = next((name for name in row_of if str(name) == str(dangling[0])), None)
         raise ValueError(
             f"{len(dangling)} of {len(annotations)} annotations name images that are not listed "
-            f"(image_id {first_few(wanted)}; the ids of the images are {first_few(there)}, "
-            "where a number in quotes is a text)"
+            f"(image_id {first_few(dict.fromkeys(dangling))})"
+            + (
+                f". Some ids are text and others numbers: an image has the id {alike!r}, an "
+                f"annotation the image_id {dangling[0]!r}. Write all in one way."
+                if alike is not None
+                else ""
+            )
         )
     return torch.tensor([row_of[a["image_id"]] for a in annotations], dtype=torch.int64)
 
@@ -337,10 +344,7 @@ def _json(stored: dict[str, Any], name: str) -> Tensor:
 
 
 def _parse(value: Tensor) -> Any:
-    try:
-        return json.loads(value.numpy().tobytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"it holds damaged JSON ({error})") from error
+    return parse_json(value.numpy().tobytes(), "an entry")
 
 
 def _unpacked(features: FeatureFile) -> Unpacked:

@@ -4,7 +4,6 @@ first dot. Headers are read once; the samples' bytes stay where they are until a
 from __future__ import annotations
 
 import glob
-import json
 import logging
 import os
 import re
@@ -17,6 +16,7 @@ from typing import Any, BinaryIO
 
 from talk2dino.features.sources import ImageSource
 from talk2dino.files import check_file, listed
+from talk2dino.textfiles import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -245,7 +245,8 @@ def _description(file: BinaryIO, content: dict[str, Member]) -> dict[str, Any]:
     if "json" not in content:
         raise ValueError("has no json")
     try:
-        described = json.loads(_read(file, content["json"].offset, content["json"].size))
+        place = content["json"]
+        described = parse_json(_read(file, place.offset, place.size), "its json")
         caption = described["caption"]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise ValueError("has no json with a 'caption'") from None

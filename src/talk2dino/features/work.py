@@ -15,7 +15,7 @@ from talk2dino.features.ranges import Range, divided
 from talk2dino.progress import Progress
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Work:
     """What is to be done on one split."""
 

@@ -61,8 +61,7 @@ class Method:
     Options: ClassVar[type[MethodOptions]] = MethodOptions
     """The class of its options: flags of the commands, settings of `load_segmenter`."""
     PUBLISHED: ClassVar[Mapping[str, Mapping[str, float]]] = {}
-    """Name of a model -> key of a benchmark -> mIoU in percent, as its publication prints it; with
-    `_pamr` behind the name, refined."""
+    """Name of a model -> key of a benchmark -> mIoU in percent, as its publication prints it."""
     threshold_meaning: ClassVar[str] = "the scores of the classes"
     """What a background threshold is compared with, for messages."""
 
@@ -90,8 +89,8 @@ class Method:
         """The benchmarks that `all` means."""
         return [self.benchmark(row) for row in BENCHMARKS.values()]
 
-    def published(self, row: Benchmark) -> float | None:
-        """The mIoU in percent that was published for these options, or None."""
+    def published_miou(self, row: Benchmark) -> float | None:
+        """Its authors' mIoU in percent with these options; None where there is none."""
         return self.PUBLISHED.get(self.model, {}).get(row.key)
 
     def benchmark(self, row: Benchmark) -> Benchmark:

@@ -5,22 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from talk2dino.devices import in_float32
 from talk2dino.inference import Protocol
 from talk2dino.refine.refinement import Refinement, changes
 from talk2dino.segmenter import ClassQuery, ClassWords, Words, make_query, with_background
 
 
-class DenseSegmenter:
+class DenseSegmenter(nn.Module):
     """A `PatchScoring` segmenter, but for `embed_classes`, `patch_features` and `patch_scores`."""
 
     aligned_corners = True
     """How scores are interpolated between patches."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.words = ClassWords()
         """By which words classes are looked for, unless a query says it."""
         self.protocol = Protocol()
@@ -50,20 +51,20 @@ class DenseSegmenter:
         labels, of_labels = self.words.lists(names, background, words)
         return make_query(labels, background, of_labels, self.embed_classes)
 
-    @torch.no_grad()
+    @in_float32
     def window_scores(self, windows: Tensor, query: ClassQuery) -> Tensor:
         """See `Segmenter.window_scores`."""
         if windows.ndim != 4 or windows.shape[1] != 3:
             raise ValueError(f"windows must be (B, 3, h, w), found {tuple(windows.shape)}.")
         return self.score_features(self.patch_features(windows), windows, query)
 
-    @torch.no_grad()
+    @in_float32
     def score_features(self, features: Any, windows: Tensor, query: ClassQuery) -> Tensor:
         """`window_scores` of windows whose `patch_features` are there already."""
         scores = self.pixel_scores(self.patch_scores(features, query), windows)
         return with_background(scores, query, dim=1)
 
-    @torch.no_grad()
+    @in_float32
     def pixel_scores(self, scores: Tensor, windows: Tensor) -> Tensor:
         """Spread `patch_scores` (B, c, gh, gw) over windows (B, 3, h, w); classes do not interact.
 

@@ -11,15 +11,15 @@ import mimetypes
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypeVar, cast
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from talk2dino.files import check_file
-from talk2dino.png import pixels_of_png
+from talk2dino.pictures.png import pixels_of_png
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +37,9 @@ IMAGE_SUFFIXES = frozenset(
 PICTURE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 """File suffix -> Pillow's name of the format a picture can be written in."""
 
-ImageInput: TypeAlias = "str | Path | Image.Image | np.ndarray | Tensor"
+ImageInput: TypeAlias = (
+    "str | Path | Image.Image | np.ndarray | Tensor | bytes | BinaryIO | Mapping[str, Any]"
+)
 """What the Python API takes as one picture; see `as_rgb`."""
 
 T = TypeVar("T")
@@ -80,23 +82,44 @@ def as_rgb(image: ImageInput) -> Image.Image:
     """One picture in any usual form as an upright 8-bit RGB picture.
 
     Args:
-        image: a path, a PIL image of any mode but F and I, an (H, W, 3) uint8 array or a (3, H, W)
-            uint8 tensor, both RGB.
+        image: a path, a PIL image of any mode but F, an (H, W, 3) uint8 array or a (3, H, W)
+            uint8 tensor, both RGB; or encoded: bytes, an open binary file, or the "bytes" or
+            "path" of a data set's column.
 
     Raises:
         FileNotFoundError, ValueError: as `read_rgb`; another shape or number type.
     """
     from torch import Tensor
 
+    if isinstance(image, Mapping):
+        image = _of_column(image)
+    if isinstance(image, str) and image.startswith(("http://", "https://", "data:")):
+        raise ValueError(f"{image[:80]} is an address. Download the picture and give its path.")
     if isinstance(image, str | Path):
         return read_rgb(image)
+    if isinstance(image, bytes | bytearray | memoryview):
+        return decode_rgb(bytes(image), "the image")
+    if isinstance(image, io.TextIOBase):
+        raise ValueError("the image is a file opened as text. Open it with mode 'rb'.")
+    if hasattr(image, "read") and not isinstance(image, Image.Image):
+        file = cast(BinaryIO, image)
+        return decode_rgb(file.read(), str(getattr(file, "name", "the image")))
     if isinstance(image, Image.Image):
         if 0 in image.size:
             raise ValueError(f"the image has no pixels: {image.width} x {image.height}.")
-        return _to_rgb(image, "the image")
+        name = getattr(image, "filename", "") or "the image"
+        try:
+            return _to_rgb(image, name)
+        except (MemoryError, UnsupportedPixels):
+            raise
+        except Exception as error:  # Pillow's decoders raise a dozen kinds on a damaged file
+            raise ValueError(
+                f"{name} is truncated or damaged: {error}. Replace the file."
+            ) from error
     if not isinstance(image, np.ndarray | Tensor):
         raise ValueError(
-            f"an image is a path, a PIL image, an array or a tensor, found {type(image).__name__}."
+            "an image is a path, a PIL image, an array, a tensor, bytes or an open file, found "
+            f"{type(image).__name__}."
         )
     shape, kind = tuple(image.shape), str(image.dtype).removeprefix("torch.")
     wanted = "(3, H, W)" if isinstance(image, Tensor) else "(H, W, 3)"
@@ -108,6 +131,14 @@ def as_rgb(image: ImageInput) -> Image.Image:
     if isinstance(image, Tensor):
         image = image.permute(1, 2, 0).cpu().numpy()
     return Image.fromarray(np.ascontiguousarray(image))
+
+
+def _of_column(row: Mapping[str, Any]) -> ImageInput:
+    """The picture of a data set's column, which keeps its bytes, its path, or both."""
+    given = next((row[key] for key in ("bytes", "path") if row.get(key) is not None), None)
+    if given is None or isinstance(given, Mapping):
+        raise ValueError(f"an image in a dict is under 'bytes' or 'path', found {list(row)[:6]}.")
+    return cast(ImageInput, given)
 
 
 def check_image(path: str | Path) -> tuple[int, int]:

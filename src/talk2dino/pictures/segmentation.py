@@ -15,7 +15,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from talk2dino.config import check_name
+from talk2dino.config import as_texts, check_name
 from talk2dino.files import atomic_path, check_writable
 from talk2dino.pictures.drawing import (
     LegendStyle,
@@ -33,9 +33,12 @@ KINDS = ("overlay", "mask", "scores")
 """What `Segmentation.save` can write."""
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Segmentation:
-    """One segmented picture. All pixels are RGB; tensors are on the CPU."""
+    """One segmented picture. All pixels are RGB; tensors are on the CPU.
+
+    Two are equal if they are the same object.
+    """
 
     image: Image.Image
     """The picture, RGB, in the size of the labels."""
@@ -52,6 +55,7 @@ class Segmentation:
     """What made it; stored in the files of `save`."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "names", tuple(as_texts(self.names)))
         expected = (len(self.names), self.image.height, self.image.width)
         if tuple(self.scores.shape) != expected or tuple(self.labels.shape) != expected[1:]:
             raise ValueError(
@@ -209,7 +213,7 @@ def save_scores(scores: Tensor, names: Sequence[str], path: Path, record: str) -
         np.savez(
             file,
             scores=scores.float().cpu().numpy(),
-            classes=np.array(list(names)),
+            classes=np.array(as_texts(names)),
             settings=np.array(_printable(record)),
         )
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from talk2dino.config import as_texts
 from talk2dino.pictures.drawing import class_colours
+from talk2dino.textfiles import read_names
 
 BACKGROUND = "background"
 
@@ -38,11 +40,12 @@ def find_vocabulary(words: Sequence[str]) -> Vocabulary:
             name of a class list but is none.
         FileNotFoundError: the text file is not there.
     """
+    words = as_texts(words)
     if len(words) == 1 and words[0] in VOCABULARIES:
         benchmark, names, colours = VOCABULARIES[words[0]]
         return Vocabulary(tuple(names.split(", ")), _colours(colours), benchmark)
     if len(words) == 1 and Path(words[0]).suffix.lower() == ".txt":
-        return named_classes(_read_names(Path(words[0])))
+        return named_classes(read_names(words[0]))
     if len(words) == 1 and _looks_like_a_list(words[0]):
         raise ValueError(
             f"unknown vocabulary {words[0]!r}. Known: {', '.join(VOCABULARIES)}, or class names. "
@@ -57,6 +60,7 @@ def named_classes(words: Sequence[str]) -> Vocabulary:
     Raises:
         ValueError: an empty or repeated name, or none at all.
     """
+    words = as_texts(words)
     names = list(words[1:] if words and words[0].strip().lower() == BACKGROUND else words)
     if not names:
         raise ValueError("no class names given. At least one is needed.")
@@ -83,19 +87,6 @@ def group_colours(count: int) -> np.ndarray:
     rows = np.concatenate([_colours(_CITYSCAPES_COLOURS), voc, ade[:25], voc, ade[25:]])
     bgr = rows[:, ::-1]  # the published file was read with its channels reversed
     return bgr[np.arange(count) % len(bgr)]
-
-
-def _read_names(path: Path) -> list[str]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such file of class names.")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8 ({error.reason}).") from error
-    names = [line.strip() for line in lines if line.strip()]
-    if not names:
-        raise ValueError(f"{path} holds no class names. Write one on each line.")
-    return names
 
 
 def _looks_like_a_list(word: str) -> bool:

@@ -34,7 +34,7 @@ class Legend:
     """RGB; None for the stripes of pixels that do not count."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Example:
     """One image with everything that is shown of it."""
 

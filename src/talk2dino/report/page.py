@@ -65,7 +65,7 @@ def build_page(
         function.__name__.lstrip("_"): function
         for function in (_data_uri, _jpeg, _css_colour, _number, _signed, _memory, _settings)
     }
-    return environment.get_template("report.html").render(
+    return environment.get_template("page.html").render(
         runs=runs,
         names=methods(runs),
         overview=overview_svg,

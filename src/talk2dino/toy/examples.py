@@ -12,9 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from talk2dino.pictures.images import read_rgb, rgb_tensor
+from talk2dino.textfiles import read_names
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Example:
     """One picture with its ground truth."""
 
@@ -40,12 +41,6 @@ def list_examples(voc: str | Path) -> list[str]:
 
     Raises:
         FileNotFoundError: there is no list.
-        ValueError: it is empty.
+        ValueError: it is empty, or lists a picture twice.
     """
-    path = Path(voc) / "ImageSets" / "Segmentation" / "val.txt"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; it lists the pictures to evaluate")
-    names = path.read_text(encoding="utf-8").split()
-    if not names:
-        raise ValueError(f"{path} lists no pictures")
-    return names
+    return read_names(Path(voc) / "ImageSets" / "Segmentation" / "val.txt")

@@ -18,7 +18,7 @@ _GAP = 6
 _FONT_SIZE = 17
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Panel:
     """One column of the panel."""
 

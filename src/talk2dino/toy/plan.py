@@ -6,10 +6,13 @@ import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from talk2dino.config import Recipe
 from talk2dino.toy.scene import CLASS_NAMES
 from talk2dino.toy.world import World
+
+if TYPE_CHECKING:
+    from talk2dino.methods.talk2dino.recipe import Recipe
 
 SPLITS = ("train", "val")
 EVALUATE = "-m talk2dino evaluate"

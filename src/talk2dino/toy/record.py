@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from talk2dino.files import atomic_path
+from talk2dino.textfiles import read_json
 
 
 class Record:
@@ -54,11 +55,9 @@ class Record:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, "Delete it, or pass --overwrite.")
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged. Delete it, or pass --overwrite.") from error
     if not isinstance(content, dict) or not {"settings", "done"} <= content.keys():
         raise ValueError(f"{path} is no record of a quickstart. Choose another --output.")
     return content

@@ -41,7 +41,7 @@ def class_palette() -> np.ndarray:
     return np.array([CLASS_COLOURS[name] for name in CLASS_NAMES], dtype=np.uint8)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scene:
     """A picture and everything that is true about it."""
 
@@ -74,7 +74,7 @@ _KINDS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Placed:
     name: str
     picture: Image.Image

@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from talk2dino.files import atomic_path, check_folder_writable
+from talk2dino.files import atomic_path, check_folder_writable, remove_leftovers
 from talk2dino.pictures.drawing import indexed_mask
+from talk2dino.textfiles import read_json, read_names
 from talk2dino.toy.captions import write_captions
 from talk2dino.toy.scene import CLASS_NAMES, SMALLEST, Scene, class_palette, draw_scene
 
@@ -119,6 +120,7 @@ def write_world(
 def check_world(folder: str | Path, config: WorldConfig, overwrite: bool = False) -> bool:
     """Whether this very world is in `folder` already; raises as `write_world` does."""
     folder = Path(folder)
+    remove_leftovers(folder.parent)
     check_folder_writable(folder)
     if not folder.is_dir() or not any(folder.iterdir()):
         return False
@@ -140,10 +142,7 @@ def check_world(folder: str | Path, config: WorldConfig, overwrite: bool = False
 
 def read_class_names(voc: str | Path) -> list[str]:
     """The class names of a VOC-layout folder, in the order of their ids."""
-    path = Path(voc) / "class_names.txt"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; it lists the classes, one per line")
-    return path.read_text(encoding="utf-8").split("\n")[:-1]
+    return read_names(Path(voc) / "class_names.txt", numbered=True)
 
 
 def _settings(config: WorldConfig) -> dict[str, Any]:
@@ -152,7 +151,7 @@ def _settings(config: WorldConfig) -> dict[str, Any]:
 
 def _read_settings(path: Path) -> dict[str, Any] | None:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (FileNotFoundError, ValueError):
         return None
     return content if isinstance(content, dict) and "drawing_version" in content else None

@@ -24,6 +24,11 @@ class EpochRecord:
     learning_rate: float
     """Of the epoch's last step."""
 
+    def logged(self) -> dict[str, float]:
+        """The row as loggers show it."""
+        values = {"loss/train": self.train_loss, "learning_rate": self.learning_rate}
+        return values if self.val_loss is None else values | {"loss/validation": self.val_loss}
+
 
 def write_losses(records: Sequence[Any], path: Path, kind: type = EpochRecord) -> None:
     """Write the table as CSV: one line per record; what is None is an empty cell.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,7 +37,13 @@ def check_logger(name: str) -> None:
         )
 
 
-def open_logger(name: str, out: Path, settings: Mapping[str, Any], start_epoch: int = 0) -> Logger:
+def open_logger(
+    name: str,
+    out: Path,
+    settings: Mapping[str, Any],
+    start_epoch: int = 0,
+    history: Iterable[tuple[Mapping[str, float], int]] = (),
+) -> Logger:
     """Make a logger for the run that writes the weights `out`.
 
     Args:
@@ -45,12 +51,16 @@ def open_logger(name: str, out: Path, settings: Mapping[str, Any], start_epoch: 
         out: the weights file; its name names the run, and logs go to a folder beside it.
         settings: what to show as the run's configuration.
         start_epoch: epochs that an interrupted run has already logged.
+        history: what it has logged, as arguments of `log`, for a logger that starts a new curve.
     """
     check_logger(name)
     if name == "tensorboard":
         return TensorBoardLogger(out, start_epoch)
     if name == "wandb":
-        return WandbLogger(out, settings)
+        wandb = WandbLogger(out, settings)
+        for values, epoch in history:
+            wandb.log(values, epoch)
+        return wandb
     return NoLogger()
 
 
@@ -77,6 +87,7 @@ class TensorBoardLogger:
         """Add one point to each curve."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, epoch)
+        self._writer.flush()  # what a kill leaves must be what the state says
 
     def close(self) -> None:
         """Write what is pending."""
@@ -84,7 +95,10 @@ class TensorBoardLogger:
 
 
 class WandbLogger:
-    """A run of the project `talk2dino`, named after the weights file."""
+    """A run of the project `talk2dino`, named after the weights file.
+
+    Of a killed one nothing may have been written, so a resumed training makes a new one.
+    """
 
     def __init__(self, out: Path, settings: Mapping[str, Any]) -> None:
         import wandb

@@ -1,9 +1,15 @@
 """`data check` on small data sets with the mistakes that people make."""
 
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from talk2dino.benchmarks.checks import _pair_problem
 from talk2dino.benchmarks.data.check import check_benchmark
 from talk2dino.benchmarks.data.sources import SOURCES
 from talk2dino.benchmarks.table import BENCHMARKS
@@ -106,6 +112,7 @@ def test_context_without_masks_and_list(tmp_path):
         ([f"{i}" for i in range(1464)], "that is ImageSets/Segmentation/train.txt"),
         (["2007_000033.jpg"], "wrong split file"),
         ([], "wrong split file"),
+        (["2007_000033", "2007_000033"], "lists more than once: 2007_000033 (2 times)"),
     ],
 )
 def test_the_wrong_list(stems, said, tmp_path):
@@ -194,3 +201,121 @@ def test_without_a_data_folder_everything_is_missing_and_nothing_can_be_converte
     assert main(["convert", "--data_root", str(root)]) == 2
     message = capsys.readouterr().err
     assert f"there is no data folder {root}" in message and "data check" in message
+
+
+def unpacked(root, key, target, stems=("a", "b", "c")):
+    """A data set whose folder (`VOCdevkit/VOC2012`) lies at another place."""
+    put(root / "made", key, stems)
+    kept = {"voc": "VOCdevkit/VOC2012", "ade20k": "ade/ADEChallengeData2016"}[key]
+    (root / target).parent.mkdir(parents=True, exist_ok=True)
+    (root / "made" / kept).rename(root / target)
+    shutil.rmtree(root / "made")
+
+
+@pytest.mark.parametrize(
+    ("key", "place"),
+    [
+        ("voc", "VOC2012_train_val/VOC2012_train_val"),
+        ("voc", "VOCtrainval_11-May-2012/VOCdevkit/VOC2012"),
+        ("ade20k", "ADEChallengeData2016"),
+        ("ade20k", "downloads/ade20k/ADEChallengeData2016"),
+    ],
+)
+def test_the_command_that_is_printed_is_enough_to_get_going(key, place, tmp_path):
+    root = tmp_path / "my data"
+    unpacked(root, key, place)
+    _, problems = look(root, key)
+    command = re.search("link it: (.*?)[.] Get ", problems)[1]
+    subprocess.run(command, shell=True, check=True)
+    report, problems = look(root, key)
+    assert (report.num_images, report.num_labels, problems) == (3, 3, "")
+
+
+def test_labels_in_a_folder_of_the_archive_are_found(tmp_path):
+    row = put(tmp_path, "coco_stuff", ["1"])
+    labels = tmp_path / row.labels
+    labels.rename(labels.parent / "kept")
+    found = labels.parent / "stuffthingmaps_trainval2017" / "val2017"
+    save(found / "1.png")
+    assert f"but {found} is there: move it, or link it: ln -s" in look(tmp_path, "coco_stuff")[1]
+    assert main(["convert", "--data_root", str(tmp_path), "--benchmarks", "stuff"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "folder", "said"),
+    [
+        ("voc", "VOCdevkit/VOC2012/SegmentationClassAug", "their numbers are not comparable"),
+        ("cityscapes", "cityscapes/gtCoarse/val", "coarse labels, which are not evaluated"),
+        ("ade20k", "ade/ADE20K_2021_17_01/images/validation", "the full release, another data"),
+    ],
+)
+def test_data_that_cannot_stand_in_are_named(key, folder, said, tmp_path):
+    if key != "ade20k":
+        row = put(tmp_path, key, ["a"])
+        shutil.rmtree(tmp_path / row.labels)
+    save(tmp_path / folder / "a.png")
+    _, problems = look(tmp_path, key)
+    assert said in problems and "link it" not in problems
+
+
+@pytest.mark.parametrize("kind", ["images", "labels"])
+def test_files_with_another_ending_are_seen(kind, tmp_path):
+    row = put(tmp_path, "voc", ["a", "b"])
+    suffix = {"images": ".jpg", "labels": ".png"}[kind]
+    for path in (tmp_path / getattr(row, kind)).iterdir():
+        path.rename(path.with_suffix(suffix.upper()))
+    _, problems = look(tmp_path, "voc")
+    assert f"but *{suffix.upper()} is there: rename the files to *{suffix}. Get " in problems
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "said"),
+    [
+        ("ade20k", (0, 149, 255), "reduced by one already"),
+        ("voc", (255, 255, 3), "reduced by one already"),
+        ("context59", (255, 255, 3), "reduced by one already"),
+        ("voc", (1, 1, 16), "are all values off by one"),
+        ("ade20k", (1, 2, 151), "all values seem one too high"),
+        ("cityscapes", (1, 2, 19), "all values seem one too high"),
+    ],
+)
+def test_labels_in_another_numbering_are_noticed(key, values, said, tmp_path):
+    put(tmp_path, key, ["a", "b", "c"], labels=((values[0], values[1]), (values[1], values[2])))
+    report, problems = look(tmp_path, key)
+    assert said in problems + " ".join(report.warnings)
+
+
+def test_official_labels_are_not_taken_for_others(tmp_path):
+    for key, last in (("ade20k", 150), ("voc", 20), ("context", 59)):
+        put(tmp_path, key, ["a", "b", "c"], labels=((0, 0), (last, 1)))
+        report, problems = look(tmp_path, key)
+        assert (problems, len(report.warnings)) == ("", 1), key
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    row = put(tmp_path, "ade20k", ["a"])
+    opened = Image.open
+
+    def forbidden(path, *args):
+        if Path(path).suffix == ".png":
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *args)
+
+    monkeypatch.setattr(Image, "open", forbidden)
+    _, problems = look(tmp_path, "ade20k")
+    assert "a.png may not be read: permission denied" in problems and "damaged" not in problems
+    pair = tmp_path / row.images / "a.jpg", tmp_path / row.labels / "a.png"
+    assert "may not be read" in _pair_problem(*pair)
+
+
+def test_commands_can_be_pasted_whatever_the_folder_is_called(tmp_path):
+    root = tmp_path / "my data"
+    root.mkdir()
+    for key in BENCHMARKS:
+        _, problems = look(root, key)
+        assert f"'{root}'" in problems and f"--data_root {root}" not in problems
+
+
+def test_a_data_root_that_is_not_there_is_said_first(tmp_path, capsys):
+    main(["check", "--data_root", str(tmp_path / "nope")])
+    assert capsys.readouterr().out.startswith(f"! there is no data folder {tmp_path / 'nope'}.")

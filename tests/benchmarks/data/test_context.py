@@ -104,3 +104,21 @@ def test_another_file_is_refused(annotations, text):
     annotations.write_text(text)
     with pytest.raises(ValueError, match="trainval_merged"):
         plan_context(annotations, annotations.parent)
+
+
+@pytest.mark.parametrize("key", ["file_name", "image_id"])
+def test_an_image_listed_twice_is_named(annotations, key):
+    content = json.loads(annotations.read_text())
+    content["images"][1][key] = content["images"][0][key]
+    annotations.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"json: {key} lists more than once: .* \\(2 times\\)"):
+        plan_context(annotations, annotations.parent)
+
+
+def test_a_list_with_a_mark_and_other_line_ends_is_the_same_list(tmp_path):
+    write_lists(tmp_path, {"val": ["a", "b"]}, overwrite=False)
+    (path,) = tmp_path.rglob("val.txt")
+    path.write_bytes(b"\xef\xbb\xbfa\r\nb")
+    write_lists(tmp_path, {"val": ["a", "b"]}, overwrite=False)
+    with pytest.raises(FileExistsError, match="lists other images"):
+        write_lists(tmp_path, {"val": ["a", "c"]}, overwrite=False)

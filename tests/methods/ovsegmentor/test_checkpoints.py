@@ -171,7 +171,7 @@ def test_an_unfinished_pretraining_is_called_one(tmp_path):
 
 def test_a_damaged_configuration_is_named(tmp_path, toy):
     save_model(toy, tmp_path / "toy", "a test")
-    for content, message in (("{", "not valid JSON"), ("[]", "no section 'model'")):
+    for content, message in (("{", "is not JSON"), ("[]", "no section 'model'")):
         (tmp_path / "toy" / "config.json").write_text(content)
         with pytest.raises(ValueError, match=message):
             read_checkpoint(tmp_path / "toy")

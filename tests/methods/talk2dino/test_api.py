@@ -1,13 +1,23 @@
 """The Python API on the toy pair."""
 
+import ast
+import copy
+import io
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import talk2dino
 from talk2dino import Segmentation, Talk2DINO, read_rgb
 from talk2dino.inference import WHOLE, picture_scores
+from talk2dino.methods.ovsegmentor.classes import class_names
+from talk2dino.methods.talk2dino.projection import build_projection
 from talk2dino.pictures.images import rgb_tensor
+from talk2dino.pictures.vocabularies import named_classes
 from talk2dino.segmenter import ClassQuery
 
 NAMES = ["cup", "table", "silver spoon"]
@@ -223,3 +233,116 @@ def test_models_and_results_describe_themselves_in_a_line(model, result):
     assert repr(model) == "<Talk2DINO toy: toy, on cpu>"
     assert repr(result).startswith("<Segmentation of 150 x 100 pixels: cup ")
     assert "tensor" not in repr(result)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_one_text_is_never_taken_for_its_letters(model, autocast):
+    text, segmenter = model.text, model.segmenter
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        for embed in (text.encode, segmenter.embed_texts, segmenter.embed_classes):
+            assert torch.equal(embed("a cup"), embed(["a cup"])), embed
+    assert torch.equal(text.tokenize("a cup"), text.tokenize(["a cup"]))
+    with pytest.raises(ValueError, match="found b'cup'"):
+        text.encode(b"cup")
+    with pytest.raises(ValueError, match="found 7 in it"):
+        text.tokenize(["cup", 7])
+
+
+def test_one_name_is_one_class_for_whoever_takes_several():
+    assert named_classes("cat").names == ("cat",)
+    assert class_names("voc", "tvmonitor") == ["monitor"]
+    one = Segmentation(Image.new("RGB", (2, 1)), torch.zeros(1, 2).long(), torch.ones(1, 1, 2), "a")
+    assert one.names == ("a",)
+
+
+def test_numbers_are_float32_within_the_caller_s_autocast(model, coffee):
+    expected = model.segment(coffee, NAMES, background=True)
+    rgb, classes = rgb_tensor(coffee)[None].float(), model.segmenter.embed_classes(NAMES)
+    masks, _ = model.generate_masks(rgb, None, classes)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = model.segment(coffee, NAMES, background=True)
+        assert torch.equal(model.generate_masks(rgb, None, classes)[0], masks)
+        assert torch.equal(model.encode_text(NAMES), model.encode_text(NAMES).float())
+    assert torch.equal(found.scores, expected.scores)
+    assert found.heat_map("cup").size == coffee.size
+
+
+def test_a_program_that_computes_in_float64_gets_the_same_numbers(model, coffee):
+    expected = model.segment(coffee, NAMES, refine=True)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = Talk2DINO.from_pretrained("toy", device="cpu").segment(coffee, NAMES, refine=True)
+        layer = build_projection(model.projection.config)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found.scores, expected.scores)
+    assert {p.dtype for p in layer.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("part", ["vision", "text", "projection", "segmenter"])
+def test_no_part_takes_another_number_type(part, model):
+    for change in ("double", "half", "bfloat16"):
+        with pytest.raises(ValueError, match="is not supported: weights are float32"):
+            getattr(getattr(model, part), change)()
+    assert {p.dtype for p in getattr(model, part).parameters()} == {torch.float32}
+
+
+def test_results_can_be_compared_and_kept_in_sets(result, coffee, model):
+    other = copy.deepcopy(result)
+    assert (result == other) is False and result in [other, result]
+    assert [other, result].index(result) == 1 and len({result, other, result}) == 2
+    query = ClassQuery.of_rows(torch.zeros(2, 3))
+    assert query == query and query != ClassQuery.of_rows(torch.zeros(2, 3)) and hash(query)
+
+
+def test_every_class_that_holds_arrays_is_compared_by_identity():
+    package = Path(talk2dino.__file__).parent
+    names = [p.relative_to(package).with_suffix("").parts for p in package.rglob("*.py")]
+    held = re.compile(r"\b(Tensor|ndarray|Image\.Image)\b")
+    for parts in names:
+        source = (package.joinpath(*parts)).with_suffix(".py").read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ClassDef):
+                made = [d for d in map(ast.unparse, node.decorator_list) if "dataclass" in d]
+                kinds = [
+                    ast.unparse(n.annotation) for n in node.body if isinstance(n, ast.AnnAssign)
+                ]
+                if made and any(held.search(k) and "Callable" not in k for k in kinds):
+                    assert "eq=False" in made[0], f"{parts}: {node.name}"
+
+
+def test_encoded_pictures_are_read_in_habitual_forms(model, photos):
+    path = photos / "chelsea.png"
+    data, expected = path.read_bytes(), model.encode_image(path)
+    with path.open("rb") as file:
+        for picture in (
+            *(data, bytearray(data), memoryview(data), io.BytesIO(data), file),
+            *({"bytes": data, "path": None}, {"bytes": None, "path": str(path)}),
+        ):
+            assert torch.equal(model.encode_image(picture), expected), type(picture)
+
+
+@pytest.mark.parametrize(
+    ("picture", "kind", "message"),
+    [
+        ("https://example.org/a.png", ValueError, "is an address. Download the picture"),
+        (b"", ValueError, r"empty \(0 bytes\)"),
+        (io.StringIO("x"), ValueError, "opened as text. Open it with mode 'rb'"),
+        ({"image": 1}, ValueError, r"'bytes' or 'path', found \['image'\]"),
+        (None, ValueError, "found NoneType"),
+        ("nowhere.png", FileNotFoundError, "nowhere.png"),
+    ],
+)
+def test_what_cannot_be_read_is_named_by_its_position(model, coffee, picture, kind, message):
+    with pytest.raises(kind, match=message):
+        model.encode_image(picture)
+    with pytest.raises(kind, match=rf"images\[1\]: .*{message}"):
+        model.segment([coffee, picture], NAMES, refine=False)
+
+
+def test_a_damaged_picture_that_was_opened_is_named_by_its_position(model, coffee):
+    data = io.BytesIO()
+    coffee.save(data, "JPEG")
+    broken = Image.open(io.BytesIO(data.getvalue()[:900]))  # fails when it is decoded
+    with pytest.raises(ValueError, match=r"images\[1\]: the image is truncated or damaged"):
+        model.segment([coffee, broken], NAMES)

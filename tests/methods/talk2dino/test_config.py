@@ -3,12 +3,12 @@
 import pytest
 import yaml
 
-from talk2dino.config import ProjectionConfig
 from talk2dino.methods.talk2dino.config import (
     SegmenterConfig,
     config_from_model_section,
     read_segmenter_config,
 )
+from talk2dino.methods.talk2dino.projection import ProjectionConfig
 
 MODEL = {
     "type": "DINOText",

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from talk2dino.backbones.text import load_text
-from talk2dino.config import ProjectionConfig
 from talk2dino.methods.talk2dino.projection import (
     MODEL_CLASSES,
     CLIPLastLayer,
     DoubleMLP,
+    ProjectionConfig,
     ProjectionLayer,
     VisualProjectionLayer,
     build_projection,

@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from talk2dino.backbones.templates import get_templates
-from talk2dino.config import ProjectionConfig
 from talk2dino.methods.talk2dino.config import SegmenterConfig
-from talk2dino.methods.talk2dino.projection import load_projection
+from talk2dino.methods.talk2dino.projection import ProjectionConfig, load_projection
 from talk2dino.methods.talk2dino.segmenter import Talk2DinoSegmenter, build_segmenter, patch_cosines
 from talk2dino.refine.pamr import pamr
 from talk2dino.segmenter import ClassQuery

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +17,10 @@ from talk2dino.benchmarks.data.sources import SOURCES, Source
 from talk2dino.benchmarks.table import Benchmark
 from talk2dino.files import listed
 from talk2dino.pictures.images import other_pictures
+from talk2dino.textfiles import read_names
 
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz")
+_DEPTH = 6  # of folders below the data root that are looked into
 
 
 @dataclass
@@ -64,10 +68,8 @@ def check_benchmark(benchmark: Benchmark, data_root: str | Path, sample_size: in
     missing = [stem for stem in stems if not (images / f"{stem}{benchmark.image_suffix}").is_file()]
     report.num_images = len(stems) - len(missing)
     if missing:
-        names = _some([f"{stem}{benchmark.image_suffix}" for stem in missing])
-        report.problems.append(
-            f"{len(missing)} of {len(stems)} images are not in {images}: {names}"
-        )
+        text = _absent_files("images", images, missing, benchmark.image_suffix, len(stems))
+        report.problems.append(f"{text}. {_get(source.images, benchmark, root)}")
     _check_count(len(stems), source, report)
     if not labels.is_dir():
         report.problems.append(_missing_labels(benchmark, root, source))
@@ -90,33 +92,34 @@ def _listed_stems(
     folder = root / benchmark.images
     get_images = _get(source.images, benchmark, root)
     if not folder.is_dir():
-        report.problems.append(f"no folder {folder}{_explain_missing(folder, root)}. {get_images}")
+        there = _explain_missing(folder, root, source, benchmark.image_suffix)
+        report.problems.append(f"no folder {folder}{there}. {get_images}")
         return None
     if benchmark.split is None:
         suffix = benchmark.image_suffix
         stems = sorted(name.removesuffix(suffix) for name in _files_below(folder, suffix))
         if not stems:
             other = _some(sorted(os.listdir(folder))) or "nothing"
+            there = _explain_missing(folder, root, source, suffix)
             report.problems.append(
-                f"{folder} holds no *{suffix} (found: {other}){_explain_missing(folder, root)}. "
-                f"{get_images}"
+                f"{folder} holds no *{suffix} (found: {other}){there}. {get_images}"
             )
         elif left := pictures_left_out(folder, suffix):
             report.warnings.append(f"{folder}: pictures that do not end in {suffix}: {left}")
         return stems or None
     path = root / benchmark.split
     if not path.is_file():
-        text = f"no list {path}. "
+        text = f"no list {path}{_explain_missing(path.parent, root, source, path.name)}. "
         if benchmark.key.startswith("context"):
             text += _context_step(root, source, benchmark)
         else:
             text += get_images
         report.problems.append(text)
         return None
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    stems = [line for line in lines if line]
-    if not stems:
-        report.problems.append(f"{path} is empty: wrong split file. {get_images}")
+    try:
+        stems = read_names(path)
+    except ValueError as error:
+        report.problems.append(f"wrong split file: {error} {get_images}")
         return None
     wrong = [stem for stem in stems if " " in stem or stem.endswith((".jpg", ".png"))]
     if wrong:
@@ -148,15 +151,19 @@ def _missing_labels(benchmark: Benchmark, root: Path, source: Source) -> str:
             root, source, benchmark
         )
     text = _get(source.labels, benchmark, root)
-    return f"no folder {folder}{_explain_missing(folder, root)}. {text}"
+    suffixes = (source.conversion or benchmark.label_suffix, benchmark.label_suffix)
+    return f"no folder {folder}{_explain_missing(folder, root, source, *suffixes)}. {text}"
 
 
 def _context_step(root: Path, source: Source, benchmark: Benchmark) -> str:
     found = find_context_json(root / "VOCdevkit" / "VOC2010")
     if found is None:
         return _get(source.labels, benchmark, root)
-    command = f"python -m talk2dino data convert --data_root {root} --benchmarks context"
-    return f"{found} is there: run {command}"
+    return f"{found} is there: run {_convert(root, 'context')}"
+
+
+def _convert(root: Path, key: str) -> str:
+    return f"python -m talk2dino data convert --data_root {_quoted(root)} --benchmarks {key}"
 
 
 def _unlabelled(
@@ -170,21 +177,46 @@ def _unlabelled(
         if raw:
             return (
                 f"{raw} of {len(stems)} labels are not converted to TrainIds "
-                f"(*{source.conversion} is there, *{benchmark.label_suffix} is not). Run: python "
-                f"-m talk2dino data convert --data_root {root} --benchmarks {benchmark.key}"
+                f"(*{source.conversion} is there, *{benchmark.label_suffix} is not). Run: "
+                + _convert(root, benchmark.key)
             )
-    names = _some([f"{stem}{benchmark.label_suffix}" for stem in missing])
-    text = _get(source.labels, benchmark, root)
-    return f"{len(missing)} of {len(stems)} labels are not in {folder}: {names}. {text}"
+    text = _absent_files("labels", folder, missing, benchmark.label_suffix, len(stems))
+    return f"{text}. {_get(source.labels, benchmark, root)}"
+
+
+def _absent_files(kind: str, folder: Path, missing: Sequence[str], suffix: str, listed: int) -> str:
+    """Which files are not there, and under which other endings they are."""
+    text = f"{len(missing)} of {listed} {kind} are not in {folder}: "
+    text += _some([f"{stem}{suffix}" for stem in missing])
+    there: dict[str, list[str]] = {}
+    for place in {(folder / stem).parent for stem in missing}:
+        if place.is_dir():
+            for path in place.iterdir():
+                there.setdefault(path.stem, []).append(path.suffix)
+    endings = sorted({e for stem in missing for e in there.get(Path(stem).name, ())})
+    if endings:
+        text += f", but *{', *'.join(endings)} is there: rename the files to *{suffix}"
+    return text
 
 
 def _get(text: str, benchmark: Benchmark, root: Path) -> str:
     """Fill in a text of SOURCES."""
-    return "Get " + text.format(root=root, key=benchmark.key)
+    return "Get " + text.format(root=_quoted(root), key=benchmark.key)
 
 
-def _explain_missing(folder: Path, root: Path) -> str:
-    """An archive that was not unpacked, or the same folder at another place, as a clause."""
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))
+
+
+def _explain_missing(folder: Path, root: Path, source: Source, *suffixes: str) -> str:
+    """What there is of a missing folder, as a clause: elsewhere, packed, or of other data.
+
+    Args:
+        folder: what is missing, or empty.
+        root: the folder of all benchmarks.
+        source: of its data set.
+        suffixes: what its files end with.
+    """
     top = root / folder.relative_to(root).parts[0]
     archives = [
         path
@@ -193,17 +225,51 @@ def _explain_missing(folder: Path, root: Path) -> str:
         for path in listed(place, "*")
         if path.suffix in ARCHIVES
     ]
-    tail = folder.parts[-2:]
+    candidates, others = [], ""
     for place, folders, _ in os.walk(root):
-        depth = len(Path(place).relative_to(root).parts)
-        candidate = Path(place, *tail)
-        if candidate.is_dir() and candidate != folder and any(candidate.iterdir()):
-            return f", but {candidate} is there: move it, or link it with ln -s"
-        folders[:] = sorted(folders) if depth < 4 else []
+        here = Path(place)
+        kinds = [what for start, what in source.lookalikes.items() if here.name.startswith(start)]
+        if kinds:
+            others += f"; {here} is there, which is {kinds[0]}"
+        elif here.name.lower() == folder.name.lower() and here != folder and _holds(here, suffixes):
+            candidates.append(here)
+        deep = len(here.relative_to(root).parts) >= _DEPTH
+        folders[:] = [] if kinds or deep else sorted(folders)
+    if candidates:
+        found = max(candidates, key=lambda other: len(_common_end(other, folder)))
+        return f", but {found} is there: move it, or link it: {_link(found, folder, root)}{others}"
     if archives:
         names = _some(list(dict.fromkeys(str(path) for path in archives)))
-        return f"; these archives are not unpacked: {names}"
-    return ""
+        return f"; these archives are not unpacked: {names}{others}"
+    return others
+
+
+def _holds(folder: Path, suffixes: Sequence[str]) -> bool:
+    """Whether such files are in a folder or, as cities are, in one below it."""
+    endings = tuple(suffix.lower() for suffix in suffixes)
+    files = itertools.chain(folder.glob("*"), folder.glob("*/*"))
+    return any(path.name.lower().endswith(endings) for path in files)
+
+
+def _common_end(one: Path, other: Path) -> list[str]:
+    """The names that two paths end with alike, the last one first."""
+    pairs = zip(reversed(one.parts), reversed(other.parts), strict=False)
+    return [name for name, same in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)]
+
+
+def _link(found: Path, wanted: Path, root: Path) -> str:
+    """The command that puts a folder in its place: with all beside it if nothing is there yet."""
+    while (
+        found.name == wanted.name
+        and not wanted.parent.exists()
+        and found.parent != root
+        and not wanted.is_relative_to(found.parent)
+    ):
+        found, wanted = found.parent, wanted.parent
+    if wanted.exists():
+        return f"mv {_quoted(found)}/* {_quoted(wanted)}"
+    made = "" if wanted.parent.exists() else f"mkdir -p {_quoted(wanted.parent)} && "
+    return f"{made}ln -s {_quoted(found.absolute())} {_quoted(wanted)}"
 
 
 def _files_below(folder: Path, suffix: str) -> list[str]:

@@ -7,7 +7,6 @@ PASCAL Context's 459 labels, of which the 59 frequent ones occur.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -18,6 +17,7 @@ import numpy as np
 
 from talk2dino.benchmarks.data.convert import Conversion
 from talk2dino.files import atomic_path
+from talk2dino.textfiles import check_once, read_json, read_names
 
 # fmt: off
 CONTEXT_IDS = {
@@ -68,6 +68,8 @@ def plan_context(
     segments: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)
     plan, lists = [], {split: list[str]() for split in SPLITS}
     try:
+        for name in ("file_name", "image_id"):
+            check_once([image[name] for image in content["images"]], f"{annotations}: {name}")
         for segment in content["annos_segmentation"]:
             segments[segment["image_id"]].append(segment)
         for image in content["images"]:
@@ -99,7 +101,7 @@ def write_lists(voc2010: str | Path, lists: Mapping[str, Sequence[str]], overwri
     for split, stems in lists.items():
         path = Path(voc2010) / LISTS / f"{split}.txt"
         if path.is_file() and not overwrite:
-            if path.read_text(encoding="utf-8").split() == list(stems):
+            if read_names(path) == list(stems):
                 continue
             raise FileExistsError(
                 f"{path} lists other images than the annotations do. Remove it or pass --overwrite."
@@ -114,11 +116,7 @@ def _read_json(path: Path) -> Any:
             f"{path}: no such file. It is at "
             "https://codalabuser.blob.core.windows.net/public/trainval_merged.json"
         )
-    try:
-        with path.open(encoding="utf-8") as file:
-            return json.load(file)
-    except ValueError as error:
-        raise ValueError(f"{path} is cut short or no JSON ({error}). Download it again.") from error
+    return read_json(path, "Is it cut short? Download it again.")
 
 
 def _draw(

@@ -23,7 +23,7 @@ from talk2dino.benchmarks.data.labels import (
     coco_stuff_table,
     read_labels,
 )
-from talk2dino.files import atomic_path, listed
+from talk2dino.files import atomic_path, listed, remove_leftovers
 from talk2dino.progress import Progress, silent
 
 COCO_SPLITS = ("train2017", "val2017")
@@ -160,6 +160,7 @@ def _missing(plan: Sequence[Conversion]) -> list[Conversion]:
     """Conversions whose file is absent; one listing per folder, as there are 120,000 in COCO."""
     present: dict[Path, set[str]] = {}
     for folder in {conversion.target.parent for conversion in plan}:
+        remove_leftovers(folder)
         present[folder] = set(os.listdir(folder)) if folder.is_dir() else set()
     return [c for c in plan if c.target.name not in present[c.target.parent]]
 

@@ -8,13 +8,21 @@ from pathlib import Path
 
 import numpy as np
 
-from talk2dino.benchmarks.data.labels import CITYSCAPES_LAST_ID, WrongLabelMode, read_labels
+from talk2dino.benchmarks.data.labels import (
+    CITYSCAPES_LAST_ID,
+    WrongLabelMode,
+    forbidden,
+    read_labels,
+)
+from talk2dino.benchmarks.data.sources import SOURCES
 from talk2dino.benchmarks.metrics import IGNORED
 from talk2dino.benchmarks.table import Benchmark
 from talk2dino.pictures.images import check_image
 
+_ENOUGH_LABELS = 3  # of which one holds a value that most labels hold
 
-@dataclass
+
+@dataclass(eq=False)
 class LabelSample:
     """What some labels hold."""
 
@@ -63,6 +71,8 @@ def sample_labels(benchmark: Benchmark, root: Path, stems: Sequence[str]) -> Lab
         sample.problems.append(_explain_outside(benchmark, sample.pixels, outside))
     elif benchmark_is_empty(benchmark, sample.pixels):
         sample.warnings.append(_explain_empty(sample))
+    elif text := _explain_shift(benchmark, sample):
+        sample.warnings.append(text)
     return sample
 
 
@@ -85,6 +95,8 @@ def _size_mismatch(image: Path, label: Path, labels: np.ndarray) -> str | None:
     """A sentence if the image's header gives another size; images are checked elsewhere."""
     try:
         height, width = check_image(image)
+    except PermissionError:
+        return forbidden(image)
     except (ValueError, OSError) as error:
         return str(error)
     if (height, width) == labels.shape:
@@ -95,6 +107,22 @@ def _size_mismatch(image: Path, label: Path, labels: np.ndarray) -> str | None:
     )
 
 
+def _explain_shift(benchmark: Benchmark, sample: LabelSample) -> str | None:
+    """A sentence if the values are probably those of the published labels less or plus one."""
+    shares = sample.shares()
+    ignored, most = shares.get(IGNORED, 0.0), SOURCES[benchmark.key].most_ignored
+    if ignored > most:
+        return (
+            f"{100 * ignored:.0f} % of the pixels are {IGNORED}, in the published labels "
+            f"{f'less than {100 * most:.0f} %' if most else 'none'}: were they reduced by one "
+            "already (0 became 255)? Then every class is off by one. Use the published files"
+        )
+    common = benchmark.background or benchmark.reduce_zero_label
+    if common and 0 not in shares and sample.num_labels >= _ENOUGH_LABELS:
+        return "no label holds 0, which most published ones do: are all values off by one?"
+    return None
+
+
 def _explain_outside(benchmark: Benchmark, pixels: np.ndarray, names: Sequence[str]) -> str:
     values = (np.flatnonzero(pixels[_outside(benchmark)]) + largest_label(benchmark) + 1).tolist()
     shown = ", ".join(map(str, values[:6])) + (", ..." if len(values) > 6 else "")
@@ -103,6 +131,8 @@ def _explain_outside(benchmark: Benchmark, pixels: np.ndarray, names: Sequence[s
         f"labels hold values that are no class ({shown}; allowed are {first} to "
         f"{largest_label(benchmark)} and {IGNORED}), for example {names[0]}"
     )
+    if values == [largest_label(benchmark) + 1] and not pixels[0]:
+        return text + ": no label holds 0, so all values seem one too high. Use the published files"
     if benchmark.key == "cityscapes" and max(values) <= CITYSCAPES_LAST_ID:
         return text + ": these are labelIds under the name of TrainIds; remove and convert them"
     if benchmark.key in ("coco_stuff", "coco_object"):

@@ -29,7 +29,7 @@ CITYSCAPES_LAST_ID = 33
 """Largest official id; the others of 0..33 are not evaluated."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LabelTable:
     """A renumbering of 8-bit labels."""
 
@@ -86,6 +86,11 @@ def label_size(path: str | Path) -> tuple[int, int]:
     return _use_labels(path, lambda image: (image.height, image.width), header_only=True)
 
 
+def forbidden(path: str | Path) -> str:
+    """What is said of a file that is there, but that the user may not read."""
+    return f"{path} may not be read: permission denied. Change its mode (chmod) or its owner."
+
+
 class WrongLabelMode(UnsupportedPixels):
     """An intact picture that holds no 8-bit class numbers."""
 
@@ -96,7 +101,10 @@ def _use_labels(path: str | Path, use: Callable[[Image.Image], T], header_only: 
             raise WrongLabelMode(f"{path} {problem}")
         return use(image)
 
-    return use_picture(path, checked, header_only)
+    try:
+        return use_picture(path, checked, header_only)
+    except PermissionError as error:
+        raise ValueError(forbidden(path)) from error
 
 
 def _no_labels(image: Image.Image) -> str | None:

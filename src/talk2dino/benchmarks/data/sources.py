@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -20,6 +21,10 @@ class Source:
     """Number of images of another list -> which list that is."""
     conversion: str | None = None
     """Ending of the raw label files that `data convert` reads, in place of `label_suffix`."""
+    lookalikes: Mapping[str, str] = field(default_factory=dict)
+    """Beginning of a folder's name -> why what is in it cannot stand in."""
+    most_ignored: float = 1.0
+    """Largest share of 255 among the labels; more, if 0 was a class and has become 255."""
 
 
 _VOC = Source(
@@ -34,6 +39,12 @@ _VOC = Source(
         10582: "the augmented training list (trainaug.txt)",
         17125: "all images of VOC2012",
     },
+    lookalikes={
+        "SegmentationClassAug": "SBD's labels, drawn by others, without the border of 255 that is "
+        "not evaluated: their numbers are not comparable",
+        "SegmentationObject": "numbers of objects, not classes",
+    },
+    most_ignored=0.5,
 )
 _CONTEXT = Source(
     counts=(5104, 5105),  # trainval_merged.json, and the list of the original annotation
@@ -50,6 +61,7 @@ _CONTEXT = Source(
         10100: "training and validation together",
         10103: "training and validation together",
     },
+    most_ignored=0.5,
 )
 _COCO = Source(
     counts=(5000,),
@@ -61,6 +73,10 @@ _COCO = Source(
     "python -m talk2dino data convert --data_root {root} --benchmarks {key}",
     other_lists={118287: "train2017", 40504: "val2014"},
     conversion=".png",
+    lookalikes={
+        "panoptic_": "panoptic labels, in colours",
+        "stuff_": "stuff alone, without objects",
+    },
 )
 
 SOURCES = {
@@ -79,6 +95,7 @@ SOURCES = {
         "python -m talk2dino data convert --data_root {root} --benchmarks cityscapes",
         other_lists={2975: "the training set", 1525: "the test set, which has no labels"},
         conversion="_gtFine_labelIds.png",
+        lookalikes={"gtCoarse": "coarse labels, which are not evaluated"},
     ),
     "ade20k": Source(
         counts=(2000,),
@@ -87,6 +104,8 @@ SOURCES = {
         "unpack it in {root}/ade",
         labels="the same ADEChallengeData2016.zip",
         other_lists={20210: "the training set"},
+        lookalikes={"ADE20K_20": "the full release, another data set than ADEChallengeData2016"},
+        most_ignored=0.0,
     ),
 }
 """Benchmark -> its source; `{root}` and `{key}` in the texts are the data root and the key."""

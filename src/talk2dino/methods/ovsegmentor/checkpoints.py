@@ -8,7 +8,6 @@ published one, `tokenizer/`.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from talk2dino.backbones.checkpoints import (
     state_shapes,
 )
 from talk2dino.backbones.seeded import parse_seeded, seeded_state
+from talk2dino.devices import float32_by_default
 from talk2dino.files import check_finished
 from talk2dino.methods.ovsegmentor.config import (
     PRESETS,
@@ -34,6 +34,7 @@ from talk2dino.methods.ovsegmentor.config import (
 )
 from talk2dino.methods.ovsegmentor.model import TEACHER, OVSegmentor
 from talk2dino.methods.ovsegmentor.published import read_published
+from talk2dino.textfiles import read_json
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -64,7 +65,7 @@ class LoadReport:
     """Names that no OVSegmentor has."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Checkpoint:
     """Weights with their architecture."""
 
@@ -146,12 +147,13 @@ def check_source(source: str | Path) -> None:
 def is_converted(folder: str | Path) -> bool:
     """Whether a folder says of itself that it holds an OVSegmentor."""
     try:
-        values = json.loads((Path(folder) / CONFIG_FILE).read_text(encoding="utf-8"))
+        values = read_json(Path(folder) / CONFIG_FILE)
     except (OSError, ValueError):
         return False
     return isinstance(values, dict) and values.get("method") == "ovsegmentor"
 
 
+@float32_by_default()
 def load_model(
     checkpoint: Checkpoint, stage: str = "evaluation", **options: Any
 ) -> tuple[OVSegmentor, LoadReport]:
@@ -289,10 +291,7 @@ def seeded_weights(
 
 def _read_folder(folder: Path) -> tuple[OVSegmentorConfig, dict[str, Tensor]]:
     path = folder / CONFIG_FILE
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    values = read_json(path)
     if not isinstance(values, dict) or not isinstance(values.get("model"), dict):
         raise ValueError(f"{path} has no section 'model' with the architecture")
     config = config_from_dict(values["model"], str(path))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from talk2dino.config import as_texts
+
 BACKGROUND = "background"
 
 _ALIASES: dict[str, dict[str, str]] = {
@@ -27,7 +29,7 @@ def class_names(benchmark: str, names: Sequence[str]) -> list[str]:
             included.
     """
     aliases = _ALIASES.get(benchmark, {})
-    return [aliases.get(name, name) for name in names]
+    return [aliases.get(name, name) for name in as_texts(names)]
 
 
 def background_threshold(benchmark: str) -> float | None:

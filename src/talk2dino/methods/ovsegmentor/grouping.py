@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from talk2dino.methods.ovsegmentor.blocks import CrossAttentionBlock, Mlp
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Assignment:
     """Which patch belongs to which group."""
 

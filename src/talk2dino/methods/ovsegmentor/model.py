@@ -29,7 +29,7 @@ TEACHER = "img_encoder_momentum"
 EMA_DECAY = 0.99
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EncodedImages:
     """Images in the joint space; nothing is of unit length."""
 
@@ -41,7 +41,7 @@ class EncodedImages:
     """Before the projection."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EncodedTexts:
     """Texts in the joint space."""
 
@@ -51,7 +51,7 @@ class EncodedTexts:
     """(B, T, E) all tokens of the last layer, before the projection."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PretrainingBatch:
     """One step's samples; images are normalised RGB of the training size."""
 
@@ -77,7 +77,7 @@ class PretrainingBatch:
         return PretrainingBatch(**moved)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Losses:
     """What one step costs."""
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from torch import Tensor
 
 from talk2dino.backbones.checkpoints import unwrapped
+from talk2dino.backbones.stand_ins import CONFIGURATION, NUMBERS, stand_ins
 from talk2dino.files import load_torch
-from talk2dino.stand_ins import CONFIGURATION, NUMBERS, stand_ins
 
 MODEL_KEY = "model"
 

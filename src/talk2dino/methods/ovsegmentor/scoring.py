@@ -14,7 +14,7 @@ MOST_CLASSES = 5
 """Classes a window may show: those its whole image embedding is most like."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class WindowFeatures:
     """What class scores are computed from, for a batch of windows."""
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from talk2dino.backbones.templates import check_names, get_templates
 from talk2dino.backbones.vision import IMAGENET_MEAN, IMAGENET_STD
+from talk2dino.devices import in_float32
 from talk2dino.inference import Protocol
 from talk2dino.methods.ovsegmentor import classes as published
 from talk2dino.methods.ovsegmentor.checkpoints import load_model, read_checkpoint
@@ -59,14 +60,14 @@ class OVSegmentorSegmenter:
         """The published threshold of a benchmark; see `classes.background_threshold`."""
         return published.background_threshold(benchmark)
 
-    @torch.no_grad()
+    @in_float32
     def embed_classes(self, names: Sequence[str]) -> Tensor:
         """Embed class names (C, D): mean of the prompts' projected vectors, then of unit length.
 
         Raises:
             ValueError: no name, or an empty one.
         """
-        check_names(names)
+        names = check_names(names)
         templates = get_templates(self.template)
         # Only the placeholder is replaced: names may hold braces, quotes, commas, any script.
         prompts = [template.replace("{}", name) for name in names for template in templates]
@@ -86,7 +87,7 @@ class OVSegmentorSegmenter:
         labels, of_labels = self.words.lists(names, background, words)
         return make_query(labels, background, of_labels, self.embed_classes)
 
-    @torch.no_grad()
+    @in_float32
     def window_scores(self, windows: Tensor, query: ClassQuery) -> Tensor:
         """See `Segmenter.window_scores`; scores are in [0, 1], one value per group and class.
 
@@ -94,7 +95,7 @@ class OVSegmentorSegmenter:
         """
         return self.score_features(self.patch_features(windows), windows, query)
 
-    @torch.no_grad()
+    @in_float32
     def score_features(
         self, features: WindowFeatures, windows: Tensor, query: ClassQuery
     ) -> Tensor:
@@ -109,12 +110,12 @@ class OVSegmentorSegmenter:
         words = paint_scores(labels, scores[..., :1], None)
         return torch.cat([torch.maximum(painted[:, :1], words), painted[:, 1:]], dim=1)
 
-    @torch.no_grad()
+    @in_float32
     def patch_features(self, windows: Tensor) -> WindowFeatures:
         """What class scores of windows (B, 3, h, w), RGB float in [0, 255], are computed from."""
         return self.normalised_features(normalise(windows))
 
-    @torch.no_grad()
+    @in_float32
     def normalised_features(self, images: Tensor) -> WindowFeatures:
         """`patch_features` of images (B, 3, h, w) that are normalised already."""
         encoded = self.model.encode_images(images)
@@ -130,7 +131,7 @@ class OVSegmentorSegmenter:
         """Whether `other` computes the same `patch_features`."""
         return isinstance(other, OVSegmentorSegmenter) and self.model is other.model
 
-    @torch.no_grad()
+    @in_float32
     def group_maps(self, windows: Tensor) -> list[Tensor]:
         """How much each pixel belongs to each group, per grouping stage (here there is one).
 

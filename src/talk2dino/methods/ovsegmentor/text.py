@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from talk2dino.backbones.checkpoints import load_strict
+from talk2dino.config import as_texts
 from talk2dino.methods.ovsegmentor.config import TextConfig
 
 TOY = "toy"
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tokens:
     """A batch of tokenised texts."""
 
@@ -92,7 +93,7 @@ class Tokenizer:
             length: pad and cut to this many tokens, as in training (77); None pads to the longest.
         """
         encoded = self.tokenizer(
-            list(texts),
+            as_texts(texts),
             padding="longest" if length is None else "max_length",
             truncation=True,
             max_length=min(length or self.positions, self.positions),
@@ -143,7 +144,12 @@ def toy_tokenizer(words: Iterable[str] = ()) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     characters = string.ascii_lowercase + string.digits + string.punctuation
-    pieces = [*SPECIAL_TOKENS, *characters, *(f"##{c}" for c in characters), *sorted(set(words))]
+    pieces = [
+        *SPECIAL_TOKENS,
+        *characters,
+        *(f"##{c}" for c in characters),
+        *sorted({*as_texts(words)}),
+    ]
     vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
     pipeline = Pipeline(models.WordPiece(vocabulary, unk_token="[UNK]"))  # type: ignore[arg-type]
     pipeline.normalizer = normalizers.BertNormalizer(lowercase=True)

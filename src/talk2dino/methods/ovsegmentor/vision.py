@@ -18,7 +18,7 @@ from talk2dino.methods.ovsegmentor.grouping import Assignment, GroupingBlock
 POSITIONS = "pos_embed"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GroupFeatures:
     """What the encoder says of a batch of images."""
 

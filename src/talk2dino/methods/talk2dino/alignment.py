@@ -1,16 +1,18 @@
-"""How the per-head embeddings of images meet the embeddings of texts: one score per pair."""
+"""How the per-head embeddings of images meet the embeddings of texts: one score per pair.
+
+A strategy is one function and its place in `PER_HEAD` or `PAIRWISE`, at the end of this file.
+"""
 
 from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from talk2dino.config import check_name
-
-PER_HEAD_STRATEGIES = ("max_score", "sampled_attn_map", "weighted_avg")
-"""Strategies that turn the heads of image i into one vector with the help of text i."""
-PAIRWISE_STRATEGIES = ("sum", "mean", "max-row_sum", "nucleus-sampling")
-"""Strategies on all products of heads and tokens; their scores are (images, texts)."""
 
 
 def align(
@@ -26,11 +28,11 @@ def align(
     Args:
         visual: (B, D) one embedding per image, or (B, H, D) one per attention head.
         text: (B, D) one embedding per caption, or (B, T, D) one per token.
-        strategy: one of `PER_HEAD_STRATEGIES` or `PAIRWISE_STRATEGIES`; not used when both
-            sides have one embedding each.
-        alpha: share of the score mass that `nucleus-sampling` keeps.
+        strategy: a name of `PER_HEAD` or `PAIRWISE`; not used when both sides have one embedding
+            each.
+        alpha: for strategies that take it; see `takes`.
         token_mask: (B, T) bool, False for tokens that must not count.
-        generator: randomness of `sampled_attn_map`.
+        generator: randomness, for strategies that take it.
 
     Returns:
         (B, B): rows are texts and columns images, except for the pairwise strategies, where rows
@@ -39,41 +41,52 @@ def align(
     Raises:
         ValueError: unknown strategy, or one that cannot use token-level text.
     """
-    check_name("alignment_strategy", strategy, PER_HEAD_STRATEGIES + PAIRWISE_STRATEGIES)
+    check_name("alignment_strategy", strategy, strategies())
     if visual.ndim == 2 and text.ndim == 2:
         return text @ visual.T
-    if strategy in PAIRWISE_STRATEGIES:
+    options: dict[str, Any] = {"alpha": alpha} if takes(strategy, "alpha") else {}
+    if strategy in PAIRWISE:
         heads = visual if visual.ndim == 3 else visual.unsqueeze(1)
         tokens = text if text.ndim == 3 else text.unsqueeze(1)
-        return _pairwise_scores(heads, tokens, strategy, alpha, token_mask)
+        products = torch.einsum("ihd,jtd->ijht", heads, tokens)
+        if token_mask is not None:
+            products = products * token_mask[None, :, None, :]
+        return PAIRWISE[strategy](products, **options)
     if text.ndim == 3:
         raise ValueError(
             f"alignment_strategy {strategy!r} needs one vector per caption, got token-level text. "
-            f"Use one of: {', '.join(PAIRWISE_STRATEGIES)}."
+            f"Use one of: {', '.join(PAIRWISE)}."
         )
-    return text @ head_choice(visual, text, strategy, generator).T
+    if takes(strategy, "generator"):
+        options["generator"] = generator
+    return text @ PER_HEAD[strategy](visual, text, **options).T
 
 
-def head_choice(
-    visual: Tensor, text: Tensor, strategy: str, generator: torch.Generator | None = None
-) -> Tensor:
-    """One vector per image, from its heads and its own caption (paper section 3.3).
+def strategies() -> list[str]:
+    """The names of all strategies."""
+    return [*PER_HEAD, *PAIRWISE]
 
-    Args:
-        visual: (B, H, D) head embeddings.
-        text: (B, D) the caption of each image.
-        strategy: one of `PER_HEAD_STRATEGIES`.
-        generator: randomness of `sampled_attn_map`.
 
-    Returns:
-        (B, D); as published, `weighted_avg` is the *mean* over heads of weight times embedding.
-    """
-    if strategy == "max_score":
-        return _take_head(visual, selected_heads(visual, text))
+def takes(strategy: str, option: str) -> bool:
+    """Whether a strategy has a use for `alpha` or `generator`: a parameter of that name."""
+    return option in inspect.signature({**PER_HEAD, **PAIRWISE}[strategy]).parameters
+
+
+def closest_head(visual: Tensor, text: Tensor) -> Tensor:
+    """The head with the largest product with its own caption (paper section 3.3)."""
+    return _take_head(visual, selected_heads(visual, text))
+
+
+def drawn_head(visual: Tensor, text: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """A head drawn from the softmax of the products with its own caption."""
     weights = own_products(visual, text).softmax(dim=-1)  # (B, H)
-    if strategy == "sampled_attn_map":
-        drawn = torch.multinomial(weights.detach(), 1, generator=generator).squeeze(1)
-        return _take_head(visual, drawn)
+    drawn = torch.multinomial(weights.detach(), 1, generator=generator).squeeze(1)
+    return _take_head(visual, drawn)
+
+
+def weighted_heads(visual: Tensor, text: Tensor) -> Tensor:
+    """As published, the *mean* over heads of softmax weight times embedding."""
+    weights = own_products(visual, text).softmax(dim=-1)  # (B, H)
     return (weights.unsqueeze(-1) * visual).mean(dim=1)
 
 
@@ -92,27 +105,25 @@ def _take_head(visual: Tensor, heads: Tensor) -> Tensor:
     return visual[torch.arange(len(visual), device=visual.device), heads]
 
 
-def _pairwise_scores(
-    heads: Tensor, tokens: Tensor, strategy: str, alpha: float, token_mask: Tensor | None
-) -> Tensor:
-    """(B, H, D) and (B, T, D) to (B images, B texts)."""
-    products = torch.einsum("ihd,jtd->ijht", heads, tokens)
-    if token_mask is not None:
-        products = products * token_mask[None, :, None, :]
-    if strategy == "sum":
-        return products.sum(dim=(2, 3))
-    if strategy == "mean":
-        return products.mean(dim=(2, 3))
-    best_head = products.amax(dim=2)  # (B, B, T)
-    if strategy == "max-row_sum":
-        return best_head.sum(dim=-1)
-    return _nucleus_sum(best_head, alpha)
-
-
-def _nucleus_sum(values: Tensor, alpha: float) -> Tensor:
-    """(..., T) to (...): the sum of the largest values that hold a share `alpha` of the mass."""
-    ordered = values.sort(dim=-1, descending=True).values
+def nucleus_sum(products: Tensor, alpha: float = 0.6) -> Tensor:
+    """The sum of the best head's largest products, which hold a share `alpha` of the mass."""
+    ordered = products.amax(dim=2).sort(dim=-1, descending=True).values
     shifted = ordered - ordered[..., -1:]
     mass = shifted / shifted.sum(dim=-1, keepdim=True).clamp_min(1e-12)
     before = mass.cumsum(dim=-1) - mass  # mass of the larger values
     return (ordered * (before <= alpha)).sum(dim=-1)
+
+
+PER_HEAD: dict[str, Callable[..., Tensor]] = {
+    "max_score": closest_head,
+    "sampled_attn_map": drawn_head,
+    "weighted_avg": weighted_heads,
+}
+"""Strategy -> (B, H, D) heads and (B, D) captions to (B, D): image i with the help of text i."""
+PAIRWISE: dict[str, Callable[..., Tensor]] = {
+    "sum": lambda products: products.sum(dim=(2, 3)),
+    "mean": lambda products: products.mean(dim=(2, 3)),
+    "max-row_sum": lambda products: products.amax(dim=2).sum(dim=-1),
+    "nucleus-sampling": nucleus_sum,
+}
+"""Strategy -> (B, B, H, T) products of heads of image i with tokens of text j to (B, B)."""

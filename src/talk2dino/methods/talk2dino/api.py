@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, cast, overload
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from talk2dino.devices import resolve_device
+from talk2dino.devices import in_float32, resolve_device
 from talk2dino.inference import WHOLE
-from talk2dino.methods.talk2dino.hub.load import LoadedModel
 from talk2dino.methods.talk2dino.hub.methods import HubMethods
 from talk2dino.methods.talk2dino.published_methods import PublishedMethods
-from talk2dino.methods.talk2dino.segmenter import Talk2DinoSegmenter
+from talk2dino.methods.talk2dino.segmenter import PARTS, Talk2DinoSegmenter
 from talk2dino.pictures.images import ImageInput, as_rgb, rgb_tensor
 from talk2dino.pictures.segmentation import Segmentation
-from talk2dino.predict import as_texts, class_names, class_threshold, segment_picture
+from talk2dino.predict import class_names, class_threshold, segment_picture
 
 T = TypeVar("T", bound="Talk2DINO")
 Images = Sequence[ImageInput] | np.ndarray | Tensor
@@ -29,15 +29,30 @@ _IMAGE_BATCH = 8
 class Talk2DINO(HubMethods, PublishedMethods):
     """A model that segments pictures by words. Pictures are RGB everywhere but `generate_masks`.
 
-    A picture is a path, a PIL image, an (H, W, 3) uint8 array or a (3, H, W) uint8 tensor.
+    A picture is a path, a PIL image, an (H, W, 3) uint8 array or a (3, H, W) uint8 tensor; an
+    encoded one is bytes, an open binary file, or {"bytes": ..., "path": ...} of a data set.
+
+    Its parts (`vision`, `text`, `projection`) are those of `segmenter`, and can be replaced.
 
     Args:
         loaded: the models; `from_pretrained` makes it.
     """
 
-    def __init__(self, loaded: LoadedModel) -> None:
-        super().__init__(loaded)
-        self.segmenter: Talk2DinoSegmenter = loaded.segmenter
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in PARTS:
+            name, value = "segmenter", self.segmenter.with_part(name, value)
+        if name == "segmenter":
+            name, value = "loaded", dataclasses.replace(self.loaded, segmenter=value)
+        super().__setattr__(name, value)
+
+    @property
+    def segmenter(self) -> Talk2DinoSegmenter:  # type: ignore[override]  # set by __setattr__
+        """The models and the options of inference; the layer below this one."""
+        return self.loaded.segmenter
+
+    vision = property(lambda self: self.segmenter.vision)
+    text = property(lambda self: self.segmenter.text)
+    projection = property(lambda self: self.segmenter.projection)
 
     def __repr__(self) -> str:
         config = self.segmenter.config
@@ -51,7 +66,7 @@ class Talk2DINO(HubMethods, PublishedMethods):
     @property
     def is_trained(self) -> bool:
         """Whether the projection was trained; with a seeded one, results mean nothing."""
-        return not self.segmenter.config.projection_weights.startswith("seeded:")
+        return not self.loaded.is_untrained
 
     def to(self: T, device: str | torch.device) -> T:
         """Move the models; returns the model itself.
@@ -74,9 +89,9 @@ class Talk2DINO(HubMethods, PublishedMethods):
         Raises:
             ValueError: no text, or something that is none.
         """
-        return self.segmenter.embed_texts(as_texts(texts))
+        return self.segmenter.embed_texts(texts)
 
-    @torch.no_grad()
+    @in_float32
     def encode_image(self, images: ImageInput | Images) -> Tensor:
         """Patch embeddings of one picture or several of any sizes.
 
@@ -93,9 +108,9 @@ class Talk2DINO(HubMethods, PublishedMethods):
             ValueError: no picture, or one that cannot be read or has another form.
             FileNotFoundError: a path that is not there.
         """
-        pictures, _ = _as_list(images)
+        pictures, single = _as_list(images)
         patches = []
-        for batch in _batches(pictures):
+        for batch in _batches(pictures, single):
             windows = [self._window(image) for image in batch]
             patches.append(self._features(windows).patches)
         return torch.cat(patches)
@@ -136,7 +151,7 @@ class Talk2DINO(HubMethods, PublishedMethods):
         max_side: int | None = ...,
     ) -> Any: ...
 
-    @torch.no_grad()
+    @in_float32
     def segment(
         self,
         images: ImageInput | Images,
@@ -180,7 +195,7 @@ class Talk2DINO(HubMethods, PublishedMethods):
         pictures, single = _as_list(images)
         results = [
             segment_picture(segmenter, image, query, WHOLE, max_side, settings)
-            for batch in _batches(pictures)
+            for batch in _batches(pictures, single)
             for image in batch
         ]
         return results[0] if single else results
@@ -198,27 +213,25 @@ def _as_list(images: ImageInput | Images) -> tuple[list[ImageInput], bool]:
     """Pictures, and whether there was a single one that is no list."""
     if isinstance(images, np.ndarray | Tensor) and images.ndim == 4 and len(images):
         return list(images), False
-    if isinstance(images, str | Path | Image.Image | np.ndarray | Tensor):
-        return [images], True
-    if not isinstance(images, Iterable):
-        raise ValueError(
-            f"an image is a path, a PIL image, an array or a tensor, found {type(images).__name__}."
-        )
+    one = (str, Path, Image.Image, np.ndarray, Tensor, bytes, bytearray, memoryview, Mapping)
+    if isinstance(images, one) or hasattr(images, "read") or not isinstance(images, Iterable):
+        return [cast(ImageInput, images)], True
     pictures = list(images)
     if not pictures:
         raise ValueError("no images given. At least one is needed.")
     return pictures, False
 
 
-def _batches(pictures: list[ImageInput]) -> Iterator[list[Image.Image]]:
-    """RGB pictures, decoded when their batch comes; errors say which of several it is."""
+def _batches(pictures: list[ImageInput], single: bool) -> Iterator[list[Image.Image]]:
+    """RGB pictures, decoded when their batch comes; errors say which of a list it is."""
     for start in range(0, len(pictures), _IMAGE_BATCH):
         batch = []
         for place, picture in enumerate(pictures[start : start + _IMAGE_BATCH], start):
             try:
                 batch.append(as_rgb(picture))
-            except ValueError as error:
-                if len(pictures) == 1 or isinstance(picture, str | Path):
+            except (ValueError, OSError) as error:
+                if single:
                     raise
-                raise ValueError(f"images[{place}]: {error}") from error
+                kind = type(error) if isinstance(error, OSError) else ValueError
+                raise kind(f"images[{place}]: {error}") from error
         yield batch

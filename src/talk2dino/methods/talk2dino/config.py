@@ -12,8 +12,11 @@ from talk2dino.backbones.seeded import parse_seeded
 from talk2dino.backbones.templates import get_templates
 from talk2dino.backbones.text import check_text, is_bert
 from talk2dino.backbones.vision import check_vision
-from talk2dino.config import ProjectionConfig, Recipe, build, check_name, load_recipe, read_yaml
+from talk2dino.config import build, check_name
 from talk2dino.files import find_in_checkout
+from talk2dino.methods.talk2dino.projection import ProjectionConfig
+from talk2dino.methods.talk2dino.recipe import Recipe, load_recipe
+from talk2dino.textfiles import read_yaml
 
 PRETRAINED = "pretrained"
 PRECISIONS = {"fp32": "", "bf16": "bfloat16", "fp16": "float16"}

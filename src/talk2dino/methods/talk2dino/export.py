@@ -165,7 +165,7 @@ def check_installed() -> None:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Graph:
     """A module with an input to trace it with."""
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from transformers.modeling_utils import PreTrainedModel
 from talk2dino.methods.talk2dino.api import Talk2DINO
 from talk2dino.methods.talk2dino.auto import Talk2DinoConfig
 from talk2dino.methods.talk2dino.hub.fetch import FetchOptions
+from talk2dino.methods.talk2dino.hub.folder import WEIGHT_FIELDS, FolderConfig, parse_folder_config
 from talk2dino.methods.talk2dino.hub.load import LoadedModel, load_model
 from talk2dino.segmenter import ClassQuery
 
@@ -38,11 +40,27 @@ class Talk2DinoModel(Talk2DINO, PreTrainedModel):  # type: ignore[misc]  # ours 
 
     def __init__(self, config: Talk2DinoConfig, loaded: LoadedModel) -> None:
         PreTrainedModel.__init__(self, config)
+        folder = FolderConfig(loaded.segmenter.config, loaded.background_threshold, loaded.training)
+        for key, value in folder.as_json().items():
+            setattr(config, key, value)
+        self._read = dict(config.segmenter)
         self.loaded = loaded
-        self.segmenter = loaded.segmenter
-        self.vision = loaded.segmenter.vision
-        self.text = loaded.segmenter.text
-        self.projection = loaded.segmenter.projection
+
+    @property
+    def loaded(self) -> LoadedModel:  # type: ignore[override]
+        """The models, with the threshold that `config` has now."""
+        if self.config.segmenter != self._read:
+            raise ValueError(
+                "config.segmenter was changed, which has no effect on a model that is loaded. Give "
+                "the changed configuration to from_pretrained as config=."
+            )
+        threshold = self.config.background_threshold
+        return dataclasses.replace(self.__dict__["_loaded"], background_threshold=threshold)
+
+    @loaded.setter
+    def loaded(self, loaded: LoadedModel) -> None:
+        self.__dict__["_loaded"] = loaded
+        self.__dict__["_modules"] = loaded.segmenter._modules  # one place for the parts
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -52,7 +70,7 @@ class Talk2DinoModel(Talk2DINO, PreTrainedModel):  # type: ignore[misc]  # ours 
 
         Args:
             name_or_path: a folder, a repository, or a name.
-            config: what `AutoConfig` read; by default it is made from the loaded model.
+            config: what `AutoConfig` read; where it differs from the folder's, it counts.
             settings: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`,
                 `device_map`; `dtype` float32. Weights are float32.
 
@@ -69,6 +87,8 @@ class Talk2DinoModel(Talk2DINO, PreTrainedModel):  # type: ignore[misc]  # ours 
         if unknown:
             raise ValueError(f"{cls.__name__} does not know {', '.join(unknown)}.")
         loaded = load_model(str(name_or_path), device, fetch=fetch)
+        if config is not None and hasattr(config, "segmenter"):
+            loaded = _configured(loaded, config)
         return cls(config or Talk2DinoConfig(), loaded).eval()
 
     def to(  # type: ignore[override]
@@ -93,18 +113,6 @@ class Talk2DinoModel(Talk2DINO, PreTrainedModel):  # type: ignore[misc]  # ours 
             device, dtype = None, device
         _check_dtype(dtype)
         return self if device is None else Talk2DINO.to(self, device)
-
-    def half(self, *_: Any) -> NoReturn:
-        """Refused: texts and patches are compared in float32."""
-        _refuse_dtype("float16")
-
-    def bfloat16(self) -> NoReturn:
-        """Refused as `half`."""
-        _refuse_dtype("bfloat16")
-
-    def double(self) -> NoReturn:
-        """Refused as `half`."""
-        _refuse_dtype("float64")
 
     def save_pretrained(  # type: ignore[override]
         self,
@@ -145,10 +153,19 @@ class Talk2DinoModel(Talk2DINO, PreTrainedModel):  # type: ignore[misc]  # ours 
         return self.segmenter.window_scores(windows, ClassQuery.of_rows(classes, background))
 
 
+def _configured(loaded: LoadedModel, config: Talk2DinoConfig) -> LoadedModel:
+    """A model with the options that a configuration says, of which it has the weights."""
+    given = parse_folder_config(config.to_dict(), "config", folder="")
+    options, ours = dict(vars(given.segmenter)), loaded.segmenter.config
+    for name in ("projection", "vision_model", "text_model"):
+        if options.pop(name) != getattr(ours, name):
+            raise ValueError(f"config.segmenter names another {name} than {loaded.origin} has.")
+    for name in WEIGHT_FIELDS:
+        del options[name]
+    segmenter, threshold = loaded.segmenter.variant(**options), given.background_threshold
+    return dataclasses.replace(loaded, segmenter=segmenter, background_threshold=threshold)
+
+
 def _check_dtype(dtype: Any, name: str = "dtype") -> None:
     if dtype not in _FLOAT32:
-        _refuse_dtype(dtype, name)
-
-
-def _refuse_dtype(dtype: Any, name: str = "dtype") -> NoReturn:
-    raise ValueError(f"{name}={dtype} is not supported: weights are float32.")
+        raise ValueError(f"{name}={dtype} is not supported: weights are float32.")

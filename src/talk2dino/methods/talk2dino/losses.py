@@ -1,16 +1,20 @@
-"""The two training losses, on a (B, B) score matrix whose diagonal holds the true pairs."""
+"""The training losses, on a (B, B) score matrix whose diagonal holds the true pairs.
+
+A loss is one function and its place in `LOSSES`. Its parameters after the scores are its own keys
+of a recipe's `train:` section, with their types and defaults; it refuses values that cannot work.
+"""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-TEMPERATURE = 0.07
-"""Constant, not trained."""
 
-
-def infonce(scores: Tensor) -> Tensor:
+def infonce(scores: Tensor, temperature: float = 0.07) -> Tensor:
     """Symmetric InfoNCE (paper section 3.3), divided by B**2.
 
     The division is part of the published training: gradients come close to Adam's eps of 1e-8,
@@ -18,8 +22,11 @@ def infonce(scores: Tensor) -> Tensor:
 
     Args:
         scores: (B, B) cosines.
+        temperature: what they are divided by; constant, not trained.
     """
-    logits = scores / TEMPERATURE
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be positive and finite, got {temperature}")
+    logits = scores / temperature
     targets = torch.arange(len(scores), device=scores.device)
     loss = (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
     return loss / len(scores) ** 2
@@ -33,6 +40,8 @@ def triplet(scores: Tensor, margin: float = 0.2, max_violation: bool = True) -> 
         margin: by how much a true pair should win.
         max_violation: only the hardest negative of each row and of each column counts.
     """
+    if not 0 <= margin < math.inf:
+        raise ValueError(f"margin must be finite and not negative, got {margin}")
     diagonal = scores.diagonal()
     true_pairs = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
     cost_rows = (margin + scores - diagonal[:, None]).relu().masked_fill(true_pairs, 0)
@@ -42,15 +51,5 @@ def triplet(scores: Tensor, margin: float = 0.2, max_violation: bool = True) -> 
     return (cost_rows.sum() + cost_columns.sum()) / len(scores) ** 2
 
 
-def infonce_and_gradient(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """`infonce` without autograd: the scalar loss, and (B, B) its gradient by the scores.
-
-    Both directions share one softmax each, for the loss and for the gradient.
-    """
-    size = len(scores)
-    logits = scores / TEMPERATURE
-    rows, columns = logits.log_softmax(dim=1), logits.log_softmax(dim=0)
-    loss = -(rows.diagonal().sum() + columns.diagonal().sum()) / (2 * size**3)
-    gradient = rows.exp_().add_(columns.exp_())
-    gradient.diagonal().sub_(2)
-    return loss, gradient.mul_(1 / (2 * size**3 * TEMPERATURE))
+LOSSES: dict[str, Callable[..., Tensor]] = {"infonce": infonce, "triplet": triplet}
+"""`ltype` of a recipe -> the loss; a further one is added here and nowhere else."""

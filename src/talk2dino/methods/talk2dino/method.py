@@ -13,7 +13,7 @@ import torch
 
 from talk2dino.backbones import text, vision
 from talk2dino.backbones.templates import ALIASES
-from talk2dino.benchmarks.table import MODELS, Benchmark
+from talk2dino.benchmarks.table import Benchmark
 from talk2dino.files import find_in_checkout, weights_identity
 from talk2dino.methods.base import Method, MethodOptions, PictureRules
 from talk2dino.methods.talk2dino.config import SegmenterConfig, read_segmenter_config
@@ -31,11 +31,42 @@ from talk2dino.methods.talk2dino.provenance import differences_from_training
 from talk2dino.methods.talk2dino.segmenter import Talk2DinoSegmenter
 from talk2dino.segmenter import Segmenter
 
+MODELS = {
+    "vitb": "configs/vitb_mlp_infonce.yaml",
+    "vitl": "configs/vitl_mlp_infonce.yaml",
+    "dinov3_vitb": "configs/dinov3_vitb_mlp_infonce.yaml",
+    "dinov3_vitl": "configs/dinov3_vitl_mlp_infonce.yaml",
+    "toy": "configs/toy.yaml",
+}
+"""Name of a Talk2DINO -> its recipe."""
+_PUBLISHED = {
+    "vitb": {
+        "voc": (61.5, 65.8),
+        "context": (35.1, 37.7),
+        "coco_object": (41.0, 45.1),
+        "voc20": (87.1, 88.5),
+        "context59": (39.8, 42.4),
+        "coco_stuff": (28.1, 30.2),
+        "cityscapes": (36.6, 38.1),
+        "ade20k": (21.1, 22.5),
+    },
+    "vitl": {
+        "voc": (60.1, 66.1),
+        "context": (34.2, 37.3),
+        "coco_object": (37.6, 42.3),
+        "voc20": (87.1, 89.8),
+        "context59": (39.1, 42.7),
+        "coco_stuff": (27.0, 29.6),
+        "cityscapes": (35.8, 38.4),
+        "ade20k": (21.1, 22.9),
+    },
+}
+"""The authors' mIoU in percent, without and with PAMR; DINOv3 has none."""
 RECIPE_SUFFIXES = (".yaml", ".yml")
 BACKBONE_WEIGHTS = ("vision_weights", "text_weights")
 _LARGE = 1024  # width of ViT-L, whose published threshold is lower
 _NOT_OF_TEXT = (
-    *("vision_model", "vision_weights", "input_size", "precision"),
+    *("vision_model", "vision_weights", "input_size", "precision", "mean", "std"),
     *("pamr", "clean_background"),
 )
 
@@ -145,7 +176,14 @@ class Talk2DinoMethod(Method):
 
     def threshold(self, row: Benchmark) -> float | None:
         """The published one."""
-        return row.threshold(large=self.config.projection.dino_embed_dim >= _LARGE)
+        if not row.background:
+            return None
+        return 0.54 if self.config.projection.dino_embed_dim >= _LARGE else 0.55
+
+    def published_miou(self, row: Benchmark) -> float | None:
+        """See `Method`."""
+        numbers = _PUBLISHED.get(self.model, {}).get(row.key)
+        return numbers and numbers[self.config.pamr]
 
     def check(self) -> None:
         """See `hub.load.FoundModel.check`."""
@@ -169,6 +207,7 @@ class Talk2DinoMethod(Method):
         settings["template"] = ALIASES.get(config.template, config.template)
         if config.precision == "fp32":  # counts keep their names from before there was a choice
             settings.pop("precision")
+        settings |= vision.recorded_normalisation(config.vision_model)
         content: dict[str, Any] = json.loads(json.dumps(settings))
         return content
 
@@ -208,5 +247,11 @@ def _recipe(name: str) -> tuple[Path, str]:
     if name in MODELS:
         return find_in_checkout(MODELS[name]), name
     path = Path(name)
-    names = {find_in_checkout(recipe).resolve(): key for key, recipe in MODELS.items()}
-    return path, names.get(path.resolve(), path.stem)
+    short = name_of_recipe(path.stem)
+    same = short is not None and find_in_checkout(MODELS[short]).resolve() == path.resolve()
+    return path, short if short is not None and same else path.stem
+
+
+def name_of_recipe(stem: str) -> str | None:
+    """The model of a file of `configs/`, whose name is given without its suffix."""
+    return next((name for name, path in MODELS.items() if Path(path).stem == stem), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,15 +13,80 @@ from torch import Tensor, nn
 
 from talk2dino.backbones.checkpoints import load_strict, read_state_dict, state_shapes
 from talk2dino.backbones.seeded import parse_seeded, seeded_state
-from talk2dino.config import ProjectionConfig, build, check_name, load_recipe
-from talk2dino.methods.talk2dino.alignment import align
+from talk2dino.config import build, check_at_least, check_name, read_sections
+from talk2dino.devices import float32_by_default, keep_float32
+from talk2dino.methods.talk2dino.alignment import align, strategies
 
 NORM_EPS = 1e-12
+ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "sigmoid": nn.Sigmoid}
+"""`act` of a recipe -> what lies between the linear layers."""
+HEAD_WEIGHTINGS = ("static", "conditioned")
+"""`weight_attn_heads` of a recipe: weights that are learned as they are, or from the CLS token."""
 M = TypeVar("M", bound="Projection")
+
+
+@dataclass(frozen=True)
+class ProjectionConfig:
+    """The `model:` section: the trained map between the two spaces (paper section 3.2)."""
+
+    act: str | None = "tanh"
+    """Activation between the linear layers, one of `ACTIVATIONS`, or null for none."""
+    hidden_layer: bool | int = False
+    """Number of hidden layers; true means 1."""
+    cosine: bool = True
+    """L2-normalise both sides before the scores."""
+    dino_embed_dim: int = 1024
+    """Width D of the patch embeddings: 768 for ViT-B, 1024 for ViT-L."""
+    clip_embed_dim: int = 512
+    """Width E of the text embeddings."""
+    hidden_embed_dim: int | None = None
+    """Width of VisualProjectionLayer's hidden layer; null means clip_embed_dim."""
+    num_attn_head: int = 16
+    """Number H of attention heads of the backbone: 12 for ViT-B, 16 for ViT-L."""
+    weight_attn_heads: str | None = None
+    """Learn how much each head counts: null, or one of `HEAD_WEIGHTINGS`."""
+    alignment_strategy: str = "max_score"
+    """How per-head image embeddings meet a text; see talk2dino.methods.talk2dino.alignment."""
+    alpha: float = 0.6
+    """Share of the score mass that a strategy keeps, if it takes one: nucleus-sampling."""
+    keep_cls: bool = False
+    """With token-level text, keep position 0."""
+    keep_end_seq: bool = False
+    """With token-level text, keep the end-of-text position."""
+    starting_checkpoint: str | None = None
+    """Weights to start the training from."""
+    model_class: str = "ProjectionLayer"
+    """The trained class, one of `MODEL_CLASSES`."""
+
+    def __post_init__(self) -> None:
+        if self.act is not None:
+            check_name("activation (act)", self.act, ACTIVATIONS)
+        if self.weight_attn_heads is not None:
+            check_name("weight_attn_heads", self.weight_attn_heads, HEAD_WEIGHTINGS)
+        check_name("alignment_strategy", self.alignment_strategy, strategies())
+        check_name("model_class", self.model_class, MODEL_CLASSES)
+        check_at_least(1, dino_embed_dim=self.dino_embed_dim, clip_embed_dim=self.clip_embed_dim)
+        check_at_least(1, num_attn_head=self.num_attn_head)
+        check_at_least(0, hidden_layer=int(self.hidden_layer))
+        if self.hidden_embed_dim is not None:
+            check_at_least(1, hidden_embed_dim=self.hidden_embed_dim)
+        if not 0 < self.alpha <= 1:
+            raise ValueError(f"alpha must lie in (0, 1], got {self.alpha}")
+        if self.weight_attn_heads and self.model_class != "ProjectionLayer":
+            raise ValueError(
+                f"weight_attn_heads works with ProjectionLayer, not {self.model_class}"
+            )
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Number of (activation, linear) pairs after the first linear layer."""
+        return int(self.hidden_layer)
 
 
 class Projection(nn.Module):
     """What the trainable classes share: the scores of a batch of image-caption pairs."""
+
+    _apply = keep_float32
 
     def __init__(self, config: ProjectionConfig) -> None:
         super().__init__()
@@ -37,11 +103,9 @@ class Projection(nn.Module):
             FileNotFoundError: there is no such file.
             ValueError: an unknown key or value.
         """
-        if isinstance(config, str | Path):
-            config = load_recipe(config).model
-        elif not isinstance(config, ProjectionConfig):
+        if isinstance(config, Mapping):
             config = build(ProjectionConfig, config, "model configuration")
-        return cls(config)
+        return cls(_read_config(config))
 
     def project_clip_txt(self, text: Tensor, text_argmax: Tensor | None = None) -> Tensor:
         """Text features of CLIP (..., E) to the space where they meet images."""
@@ -268,7 +332,7 @@ class CLIPLastLayer(ProjectionLayer):
         if text_argmax is None:
             raise ValueError("CLIPLastLayer needs text_argmax besides clip_second_last_out")
         length = text.shape[1]
-        causal = torch.full((length, length), -torch.inf, device=text.device).triu(1)
+        causal = text.new_full((length, length), -torch.inf, dtype=torch.float32).triu(1)
         x = self.ln_final(self.last_block(text.float(), attn_mask=causal))
         end = x[torch.arange(len(x), device=x.device), text_argmax]  # (B, E)
         return super().project_clip_txt(end @ self.text_projection)
@@ -279,6 +343,7 @@ MODEL_CLASSES: dict[str, type[Projection]] = {
 }
 
 
+@float32_by_default()
 def build_projection(config: ProjectionConfig) -> Projection:
     """An untrained model of the class that the configuration names."""
     return MODEL_CLASSES[check_name("model_class", config.model_class, MODEL_CLASSES)](config)
@@ -301,8 +366,7 @@ def load_projection(
         FileNotFoundError: there is no such file.
         ValueError: keys or shapes that do not fit, all named.
     """
-    if not isinstance(config, ProjectionConfig):
-        config = load_recipe(config).model
+    config = _read_config(config)
     seed = parse_seeded(str(weights))
     if seed is not None:
         state = seeded_state(seed, state_shapes(build_projection(config)))
@@ -340,9 +404,15 @@ def unit(vectors: Tensor) -> Tensor:
     return F.normalize(vectors, dim=-1, eps=NORM_EPS)
 
 
+def _read_config(config: ProjectionConfig | str | Path) -> ProjectionConfig:
+    """A configuration as it is, or the `model:` section of a file of `configs/`."""
+    if isinstance(config, ProjectionConfig):
+        return config
+    return build(ProjectionConfig, read_sections(config)["model"], Path(config).name)
+
+
 def _activation(name: str | None) -> nn.Module:
-    known = {"tanh": nn.Tanh, "relu": nn.ReLU, "sigmoid": nn.Sigmoid}
-    return known[name]() if name else nn.Identity()
+    return ACTIVATIONS[name]() if name else nn.Identity()
 
 
 def _mlp(x: Tensor, first: nn.Linear, hidden: nn.ModuleList, act: nn.Module) -> Tensor:

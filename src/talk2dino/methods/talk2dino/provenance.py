@@ -43,6 +43,12 @@ def feature_differences(
         wanted["vision", "resize_dim"] = expected.resize_dim
         wanted["vision", "crop_dim"] = expected.crop_dim
     found = {key: settings.get(key[0], {}).get(key[1]) for key in wanted}
+    if found["vision", "model"] is not None:  # nothing recorded stands for ImageNet's
+        mean, std = vision.normalisation(expected.vision_model)
+        wanted |= {("vision", "mean"): list(mean), ("vision", "std"): list(std)}
+        recorded = settings["vision"]
+        found["vision", "mean"] = list(recorded.get("mean", vision.IMAGENET_MEAN))
+        found["vision", "std"] = list(recorded.get("std", vision.IMAGENET_STD))
     found["vision", "model"] = _full_name(found["vision", "model"])
     return [
         Difference(" ".join(key), found[key], value)

@@ -6,7 +6,7 @@ They are here for code that was written against it. Unlike everything else in th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from talk2dino.backbones.templates import check_names, get_templates
 from talk2dino.backbones.text import TextEncoder
+from talk2dino.config import as_texts
+from talk2dino.devices import in_float32
 from talk2dino.methods.talk2dino.segmenter import Talk2DinoSegmenter, patch_cosines
 from talk2dino.segmenter import ClassQuery
 
@@ -43,7 +45,6 @@ class PublishedMethods:
         tokens = [text.tokenize([t.format(name) for t in templates]) for name in names]
         return torch.stack(tokens).to(self.segmenter.device)
 
-    @torch.no_grad()
     def build_text_embedding(self, text: Tensor) -> Tensor:
         """Unit-length class embeddings (C, D) of the tokens (C, T, 77) of their prompts.
 
@@ -56,7 +57,7 @@ class PublishedMethods:
         _check_tokens(text, self._clip_text())
         return self.segmenter.embed_class_tokens(text.long())
 
-    @torch.no_grad()
+    @in_float32
     def generate_masks(
         self,
         image: Tensor,
@@ -117,8 +118,9 @@ class PublishedMethods:
         background_func: str,
         lambda_bg: float,
     ) -> None:
-        if classnames is not None and len(classnames) != len(text_emb):
-            raise ValueError(f"{len(classnames)} class names, but {len(text_emb)} embeddings.")
+        count = len(text_emb) if classnames is None else len(as_texts(classnames))
+        if count != len(text_emb):
+            raise ValueError(f"{count} class names, but {len(text_emb)} embeddings.")
         unsupported = {
             "text_is_token": (text_is_token, False),
             "background_func": (background_func, BACKGROUND_FUNCTION),
@@ -137,15 +139,11 @@ class PublishedMethods:
 
 def _as_names(classnames: Sequence[str]) -> list[str]:
     """Class names as a list. Raises ValueError unless there are some, all of them words."""
-    several = isinstance(classnames, Iterable) and not isinstance(classnames, str)
-    names = list(classnames) if several else []
+    form = "class names are a list, as ['cat', 'dog']"
+    names = [] if isinstance(classnames, str) else as_texts(classnames, form)
     if not names:
-        raise ValueError(f"class names are a list, as ['cat', 'dog'], found {classnames!r}.")
-    for name in names:
-        if not isinstance(name, str):
-            raise ValueError(f"class names are a list, as ['cat', 'dog'], found {name!r} in it.")
-    check_names(names)
-    return names
+        raise ValueError(f"{form}, found {classnames!r}.")
+    return check_names(names)
 
 
 def _check_tokens(tokens: Tensor, text: TextEncoder) -> None:

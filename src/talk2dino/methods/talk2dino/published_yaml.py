@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from talk2dino.backbones.templates import get_templates
-from talk2dino.benchmarks.table import MODELS, Benchmark, find_benchmarks
-from talk2dino.config import build, check_name, read_yaml
+from talk2dino.benchmarks.table import Benchmark, find_benchmarks
+from talk2dino.config import build, check_name
 from talk2dino.methods.talk2dino.config import SegmenterConfig, config_from_model_section
+from talk2dino.textfiles import parse_yaml, read_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -67,8 +66,10 @@ class PublishedEvaluation:
     """The tasks."""
     evaluate: EvaluateSection
     """The other settings."""
-    model_name: str
-    """Short name of the model for results."""
+    recipe: str
+    """Name of the projection's recipe, without its suffix."""
+    model_file: str
+    """The same of the model file."""
 
 
 def read_published(
@@ -109,8 +110,8 @@ def read_published(
     benchmarks = _tasks(merged["evaluate"].pop("task", None), source)
     evaluate = build(EvaluateSection, merged["evaluate"], source)
     config = config_from_model_section(merged["model"], source)
-    short = _short_name(str(merged["model"]["proj_class"]), Path(model_file))
-    return PublishedEvaluation(config, benchmarks, evaluate, short)
+    recipe = str(merged["model"]["proj_class"])
+    return PublishedEvaluation(config, benchmarks, evaluate, recipe, Path(model_file).stem)
 
 
 def _sections(
@@ -145,10 +146,8 @@ def _parse_options(options: Sequence[str]) -> dict[str, dict[str, Any]]:
         section, dot, key = name.partition(".")
         if not (equals and dot and section and key):
             raise ValueError(f"--opts {option}: expected section.key=value.")
-        try:
-            content.setdefault(section, {})[key] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ValueError(f"--opts {option}: the value is not valid YAML.") from error
+        value = parse_yaml(text, f"--opts {option[:200]}: the value")
+        content.setdefault(section, {})[key] = value
     return content
 
 
@@ -158,10 +157,3 @@ def _tasks(task: Any, source: str) -> list[Benchmark]:
     if not isinstance(task, list) or not all(isinstance(name, str) for name in task):
         raise ValueError(f"{source}: evaluate.task must list benchmarks, found {task!r}.")
     return find_benchmarks(task)
-
-
-def _short_name(recipe: str, model_file: Path) -> str:
-    for name, path in MODELS.items():
-        if Path(path).stem == recipe:
-            return name
-    return model_file.stem

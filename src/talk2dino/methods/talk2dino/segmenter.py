@@ -8,18 +8,22 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from talk2dino.backbones.templates import check_names, get_templates
 from talk2dino.backbones.text import BertEncoder, TextEncoder, TextFeatures, load_text, trimmed
 from talk2dino.backbones.vision import PatchFeatures, VisionBackbone, load_vision
-from talk2dino.devices import mixed_precision
+from talk2dino.config import as_texts
+from talk2dino.devices import in_float32, mixed_precision
 from talk2dino.methods.dense import DenseSegmenter
 from talk2dino.methods.talk2dino.background import clean_background
 from talk2dino.methods.talk2dino.config import PRECISIONS, SegmenterConfig
 from talk2dino.methods.talk2dino.projection import CLIPLastLayer, Projection, load_projection
 from talk2dino.refine.refinement import Refinement, changes, make_refinements
 from talk2dino.segmenter import ClassQuery, pool_words
+
+PARTS = ("vision", "text", "projection")
+"""The models of a `Talk2DinoSegmenter`, by attribute."""
 
 _EPS = 1e-6  # of the normalisations in the published inference code
 _PROMPT_BATCH = 256
@@ -42,6 +46,7 @@ class Talk2DinoSegmenter(DenseSegmenter):
         projection: Projection,
         config: SegmenterConfig,
     ) -> None:
+        super().__init__()
         for side, width, expected in (
             ("text", text.embed_dim, config.projection.clip_embed_dim),
             ("vision", vision.embed_dim, config.projection.dino_embed_dim),
@@ -52,7 +57,6 @@ class Talk2DinoSegmenter(DenseSegmenter):
                     f"{expected}. Choose the {side} model that the projection was trained with."
                 )
         vision.check_size(config.input_size, config.input_size)
-        super().__init__()
         self.vision = vision
         self.text = text
         self.projection = projection
@@ -68,43 +72,37 @@ class Talk2DinoSegmenter(DenseSegmenter):
         """Where the models are."""
         return self.vision.mean.device
 
-    def to(self, device: str | torch.device) -> Talk2DinoSegmenter:
-        """Move the models; returns the segmenter itself."""
-        for part in (self.vision, self.text, self.projection):
-            part.to(device)
-        return self
-
-    @torch.no_grad()
+    @in_float32
     def embed_classes(self, names: Sequence[str]) -> Tensor:
         """Embed class names: mean of the prompts' text vectors, projected, of unit length.
 
         Raises:
             ValueError: no name, or an empty one.
         """
-        check_names(names)
+        names = check_names(names)
         templates = get_templates(self.config.template)
         prompts = [template.format(name) for name in names for template in templates]
         embeddings = self._embed_prompts(prompts)
         return self._class_embeddings(embeddings.unflatten(0, (len(names), len(templates))))
 
-    @torch.no_grad()
+    @in_float32
     def embed_class_tokens(self, tokens: Tensor) -> Tensor:
         """As `embed_classes`, from CLIP's token ids (C, T, 77) of every class's T prompts."""
         embeddings = self._embed_tokens(tokens.flatten(0, 1))
         return self._class_embeddings(embeddings.unflatten(0, tuple(tokens.shape[:2])))
 
-    @torch.no_grad()
-    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+    @in_float32
+    def embed_texts(self, texts: str | Sequence[str]) -> Tensor:
         """Texts as they are, without templates: (N, D) in the space of the patches, unnormalised.
 
         Raises:
             ValueError: no text at all.
         """
-        if not texts:
+        if not (given := as_texts(texts)):
             raise ValueError("no texts given. At least one is needed.")
-        return self._project(self._embed_prompts(texts))
+        return self._project(self._embed_prompts(given))
 
-    @torch.no_grad()
+    @in_float32
     def patch_scores(self, features: PatchFeatures, query: ClassQuery) -> Tensor:
         """Scores (B, K, gh, gw) of the patches: sigmoid(cosine), cleaned as configured.
 
@@ -117,7 +115,7 @@ class Talk2DinoSegmenter(DenseSegmenter):
         side = self.config.input_size // self.vision.patch_size
         return pool_words(masks, query).unflatten(-1, (side, side))
 
-    @torch.no_grad()
+    @in_float32
     def patch_features(self, windows: Tensor) -> PatchFeatures:
         """Backbone features of windows (B, 3, h, w), with patches in the space of the classes."""
         with mixed_precision(PRECISIONS[self.config.precision], windows.device):
@@ -144,6 +142,23 @@ class Talk2DinoSegmenter(DenseSegmenter):
         """The same models with other options of inference, such as `pamr=True`."""
         config = dataclasses.replace(self.config, **changes)
         return Talk2DinoSegmenter(self.vision, self.text, self.projection, config)
+
+    def with_part(self, name: str, part: nn.Module) -> Talk2DinoSegmenter:
+        """The same with another model for one of `PARTS`.
+
+        Raises:
+            ValueError: something else, or a model that does not fit the others.
+        """
+        before = getattr(self, name)
+        kinds = {"vision": VisionBackbone, "text": TextEncoder | BertEncoder}
+        if not isinstance(part, kinds.get(name, Projection)):
+            raise ValueError(
+                f"{name} is a {type(before).__name__}, found {type(part).__name__}. load_vision, "
+                "load_text and load_projection make such parts."
+            )
+        parts: dict[str, Any] = {key: getattr(self, key) for key in PARTS} | {name: part}
+        config = dataclasses.replace(self.config, projection=parts["projection"].config)
+        return Talk2DinoSegmenter(**parts, config=config)
 
     def adjusted(self, refine: bool, background: bool) -> Talk2DinoSegmenter:
         """With PAMR or without; with a background, cleaned as in the published benchmarks."""

@@ -1,5 +1,6 @@
 """Training samples from COCO captions, and entities of one's own."""
 
+import gzip
 import json
 
 import numpy as np
@@ -61,17 +62,31 @@ def test_partners_share_an_entity(coco):
 
 
 @pytest.mark.parametrize(
-    "content",
-    ["[]", "{", '{"images": []}', '{"images": [], "annotations": [{"caption": "x"}]}'],
-)
-def test_what_is_no_coco_captions_is_refused(coco, content):
+    ("content", "message"),
+    [
+        ("[]", "is no COCO captions file: it holds a list"),
+        ("{", "is not JSON"),
+        ('{"images": [{"id": 1}]}', "it has no list 'annotations'"),
+        ('{"images": [{"id": 1}], "annotations": [{"image_id": 1, "caption": "x"}]}', "neither"),
+        ('{"images": [{"id": 1}], "annotations": [{"image_id": 1, "caption": null}]}',
+         "the caption of annotation 0 is None, not text"),
+        ('{"images": [{"id": 1, "file_name": null}], '
+         '"annotations": [{"image_id": 1, "caption": "x"}]}', "neither a 'file_name' nor"),
+        ('{"images": [{"id": "0"}], "annotations": [{"image_id": 0, "caption": "x"}]}',
+         "Some ids are text and others numbers: an image has the id '0'"),
+        ('{"images": [{"id": 0, "file_name": "HTTP://x/a.jpg"}], '
+         '"annotations": [{"image_id": 0, "caption": "x"}]}', "is an address, not a file"),
+        ('{"images": [], "images": []}', "'images' is given twice"),
+    ],
+)  # fmt: skip
+def test_what_is_no_coco_captions_is_refused(coco, content, message):
     coco.write_text(content)
-    with pytest.raises(ValueError, match=r"captions.json holds no COCO captions"):
+    with pytest.raises(ValueError, match=rf"captions.json.*{message}|{message}"):
         open_rows(coco, coco.parent / "images", reader)
 
 
 def test_absent_captions_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="none.json: no such file of captions"):
+    with pytest.raises(FileNotFoundError, match="none.json: no such file"):
         open_rows(tmp_path / "none.json", tmp_path, reader)
 
 
@@ -89,5 +104,51 @@ def test_ids_that_are_text_on_one_side_and_numbers_on_the_other_are_named(coco):
     for image in content["images"]:
         image["id"] = str(image["id"])
     coco.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"image_id 0, 10, 20; the ids of the images are '0'"):
+    with pytest.raises(ValueError, match=r"Some ids are text and others numbers"):
         open_rows(coco, coco.parent / "images", reader)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("name", ["captions.json", "captions.JSON.gz"])
+def test_a_mark_and_packing_do_not_matter(coco, encoding, name):
+    data = coco.read_text().encode(encoding)
+    path = coco.with_name(name)
+    path.write_bytes(gzip.compress(data, mtime=0) if name.endswith("gz") else data)
+    assert open_rows(path, coco.parent / "images", reader).usable.tolist() == [0, 1, 4]
+
+
+@pytest.mark.parametrize(
+    ("record", "folder"),
+    [
+        ({"file_name": "COCO_val2014_01.png"}, "val2014"),
+        ({"file_name": "01.png", "coco_url": "http://images.cocodataset.org/train2017/01.png"},
+         "train2017"),
+        ({"coco_url": "http://images.cocodataset.org/train2017/01.png"}, "train2017"),
+        ({"file_name": "val2014/01.png"}, "."),
+    ],
+)  # fmt: skip
+def test_images_may_lie_in_the_folders_of_coco(tmp_path, record, folder):
+    name = record.get("file_name") or "01.png"
+    save_image(tmp_path / folder / name, 0)
+    path = tmp_path / "captions.json"
+    annotations = [{"image_id": 1, "caption": "a heart"}]
+    path.write_text(json.dumps({"images": [{"id": 1, **record}], "annotations": annotations}))
+    assert open_rows(path, tmp_path, reader).source(0).read().size == (30, 40)
+    if "coco_url" not in record:  # a table has the names only
+        table = tmp_path / "table.csv"
+        table.write_text(f"image_id,caption\n{name},a heart\n")
+        assert open_rows(table, tmp_path, reader).source(0).read().size == (30, 40)
+
+
+def test_annotations_have_ids_or_none_has(coco):
+    content = json.loads(coco.read_text())
+    for annotation in content["annotations"]:
+        del annotation["id"]
+    coco.write_text(json.dumps(content))
+    assert len(open_rows(coco, coco.parent / "images", reader).usable) == 3
+    for ids, message in (((1,), "has no 'id'"), ((1, 1, 2, 3, 4), "more than once: 1")):
+        for annotation, number in zip(content["annotations"], ids, strict=False):
+            annotation["id"] = number
+        coco.write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=message):
+            open_rows(coco, coco.parent / "images", reader)

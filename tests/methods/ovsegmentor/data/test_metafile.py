@@ -1,5 +1,7 @@
 """Tables of captions, record by record."""
 
+import gzip
+
 import pytest
 
 from talk2dino.methods.ovsegmentor.data.metafile import MAX_RECORD, open_table
@@ -73,6 +75,14 @@ def test_two_names_of_other_columns_are_no_image_and_caption(tmp_path, first):
         ("a.csv", b"\xff\xfe,b\n", "the first record is not UTF-8"),
         ("a.csv", b'1,"a"b\n', "the first record is not valid csv"),
         ("a.csv", b'1,"a\n2,b\n', "the record at byte 0 has no end"),
+        ("a.csv", b"image,caption,x,caption\n", r"a.csv: the header lists more than once: caption"),
+        ("a.csv", b"url,url,text\n", r"the header lists more than once: url \(2 times\)"),
+        (
+            "a.csv",
+            gzip.compress(b"a,b\n", mtime=0),
+            "a.csv is packed with gzip. Unpack it first: gunzip",
+        ),
+        ("a.tsv.gz", gzip.compress(b"a\tb\n", mtime=0), "a.tsv.gz is packed with gzip"),
     ],
 )
 def test_a_file_that_is_no_table_says_what_it_is(tmp_path, name, content, problem):
@@ -90,3 +100,25 @@ def test_a_quote_that_is_never_closed_does_not_fill_the_memory(tmp_path, body):
     table = open_table(write(tmp_path / "a.csv", "image_id,caption\n1,a\n2," + body))
     with pytest.raises(ValueError, match="the record at byte 21 has no end"):
         rows(table)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "header"),
+    [
+        ("a.tsv", "a cat, seen\thttp://x/1 2.jpg\na dog\thttp://x/3.jpg\n", "auto"),
+        ("b.csv", '\ufeff"a cat, seen",1.JPG\na dog,2.jpg\n', "auto"),
+        ("c.tsv", "words\tpicture\na cat, seen\thttps://x/1\na dog\thttps://x/2\n", "yes"),
+    ],
+)
+def test_a_caption_before_the_address_is_seen_and_said(tmp_path, caplog, name, content, header):
+    table = open_table(write(tmp_path / name, content), header)
+    assert table.columns == ("caption", "image_id")
+    assert [fields[0] for fields in rows(table)] == ["a cat, seen", "a dog"]
+    open_table(tmp_path / name, header)
+    (record,) = caplog.records
+    assert "the first column is taken for the caption" in record.getMessage()
+
+
+@pytest.mark.parametrize("first", ["1.jpg\t2.jpg", "http://x\thttp://y", "key 1\ta word"])
+def test_columns_stay_as_they_are_where_nothing_speaks_for_an_exchange(tmp_path, first):
+    assert open_table(write(tmp_path / "a.tsv", first)).columns == ("image_id", "caption")

@@ -70,7 +70,7 @@ def test_values_are_replaced_from_the_command_line(write_recipe):
         ("epochs=3", "unknown key in --set 'epochs'"),
         ("train=3", "write section.key=value"),
         ("stage.x=3", "write section.key=value"),
-        ("train.epochs=[", "is no YAML value"),
+        ("train.epochs=[", "is not valid YAML"),
         ("train.epohcs=3", "Did you mean 'epochs'"),
     ],
 )

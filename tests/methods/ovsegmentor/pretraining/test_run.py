@@ -228,3 +228,11 @@ def test_another_file_is_no_state(tmp_path):
     torch.save({"kind": "other"}, tmp_path / "unfinished.pth")
     with pytest.raises(ValueError, match="not the state of an unfinished pretraining"):
         load_snapshot(tmp_path / "unfinished.pth")
+
+
+def test_a_run_does_not_replace_the_stage_1_it_starts_from(stage1, write_recipe, capsys):
+    recipe = write_recipe(2, start={"stage1": str(stage1)})
+    before = (stage1 / "model.safetensors").read_bytes()
+    assert run_main(recipe, stage1, "--overwrite") == 2
+    assert "is an input. Choose another place" in capsys.readouterr().err
+    assert (stage1 / "model.safetensors").read_bytes() == before

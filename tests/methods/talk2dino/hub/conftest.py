@@ -11,8 +11,7 @@ from talk2dino.backbones.checkpoints import state_shapes
 from talk2dino.backbones.seeded import seeded_state
 from talk2dino.backbones.text import create_text_tower
 from talk2dino.backbones.vision import create_toy, official_shapes
-from talk2dino.config import ProjectionConfig
-from talk2dino.methods.talk2dino.projection import build_projection
+from talk2dino.methods.talk2dino.projection import ProjectionConfig, build_projection
 
 
 def prefixed(prefix, state):

@@ -284,7 +284,7 @@ def test_a_quantised_part_is_refused(part, tmp_path, toy_state):
 
 def test_a_damaged_configuration_is_named(tmp_path, toy_folder):
     shutil.copytree(toy_folder, tmp_path, dirs_exist_ok=True)
-    for text, message in (("{", "no valid JSON"), ("[]", "but a list")):
+    for text, message in (("{", "is not JSON"), ("[]", "but a list")):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(ValueError, match=message):
             load_model(str(tmp_path))

@@ -1,5 +1,6 @@
 """A saved model is the same model, and its card says where it comes from."""
 
+import copy
 import dataclasses
 import json
 import tempfile
@@ -10,9 +11,12 @@ import torch
 from huggingface_hub import HfApi
 
 from talk2dino import Talk2DINO
+from talk2dino.backbones.text import load_text
+from talk2dino.methods.talk2dino.hub import save
 from talk2dino.methods.talk2dino.hub.card import model_card, read_results
 from talk2dino.methods.talk2dino.hub.load import LoadedModel
 from talk2dino.methods.talk2dino.hub.save import SaveOptions, _saved_config, push_model, save_model
+from talk2dino.methods.talk2dino.projection import build_projection
 
 from .test_load import same_model
 
@@ -147,7 +151,7 @@ def test_a_folder_without_results_is_named(tmp_path):
 
 def test_a_damaged_file_among_the_results_is_named(tmp_path):
     (tmp_path / "voc20.json").write_text("{")
-    with pytest.raises(ValueError, match=r"voc20.json is damaged, no valid JSON .*evaluate again"):
+    with pytest.raises(ValueError, match=r"voc20.json is not JSON .*evaluate again"):
         read_results(tmp_path)
 
 
@@ -239,3 +243,62 @@ def test_a_saved_folder_has_no_paths_of_its_maker(saved):
     weights = {k: v for k, v in config["segmenter"].items() if k.endswith("_weights")}
     assert set(weights.values()) == {"included"}
     assert torch.is_tensor(Talk2DINO.from_pretrained(saved).encode_text("x"))
+
+
+def changed(projection):
+    """A copy that was trained further."""
+    other = copy.deepcopy(projection)
+    with torch.no_grad():
+        other.linear_layer.bias.add_(0.01)
+    return other
+
+
+@pytest.mark.parametrize("how", ["assigned", "loaded", "below"])
+def test_what_was_changed_in_python_is_used_saved_and_described(how, tmp_path):
+    model = Talk2DINO.from_pretrained("toy", device="cpu")
+    before, other = model.encode_text("a"), changed(model.projection)
+    if how == "assigned":
+        model.projection = other
+    elif how == "below":
+        model.segmenter.projection = other
+    else:
+        model.projection.load_state_dict(other.state_dict())
+    assert not torch.equal(model.encode_text("a"), before) and model.is_trained
+    folder = model.save_pretrained(tmp_path / "m", projection_only=True)
+    card = (folder / "README.md").read_text()
+    assert "untrained" not in card and "changed in Python afterwards" in card
+    again = Talk2DINO.from_pretrained(folder, device="cpu")
+    assert again.is_trained and torch.equal(again.encode_text("a"), model.encode_text("a"))
+    with pytest.raises(ValueError, match="are of the projection as it was loaded"):
+        model.save_pretrained(tmp_path / "n", results=tmp_path)
+
+
+def test_a_replaced_frozen_model_goes_with_the_whole_model_only(toy, tmp_path):
+    model = Talk2DINO(toy.loaded)
+    model.text = load_text("toy", "seeded:5")
+    assert not torch.equal(model.encode_text("a"), toy.encode_text("a"))
+    with pytest.raises(ValueError, match="text model's weights come from a change in Python"):
+        model.save_pretrained(tmp_path / "m", projection_only=True)
+    again = Talk2DINO.from_pretrained(model.save_pretrained(tmp_path / "m"), device="cpu")
+    assert torch.equal(again.encode_text("a"), model.encode_text("a"))
+
+
+def test_a_part_that_does_not_fit_is_refused(toy):
+    with pytest.raises(ValueError, match="projection is a ProjectionLayer, found Linear"):
+        toy.projection = torch.nn.Linear(2, 2)
+    narrow = dataclasses.replace(toy.projection.config, dino_embed_dim=64)
+    with pytest.raises(ValueError, match="vectors of width 192, but the projection expects 64"):
+        toy.projection = build_projection(narrow)
+
+
+def test_a_repository_without_an_owner_is_refused_before_it_is_made(toy):
+    api = RecordingApi()
+    with pytest.raises(ValueError, match="'mine' is no repository of an owner: give owner/name"):
+        push_model(toy.loaded, "mine", SaveOptions(projection_only=True), "", None, api)
+    assert not hasattr(api, "created")
+
+
+def test_the_address_after_a_push_is_that_of_the_endpoint(toy):
+    api = RecordingApi(endpoint="https://hub.example")
+    options = SaveOptions(projection_only=True)
+    assert push_model(toy.loaded, "me/m", options, "", None, api) == "https://hub.example/me/m"

@@ -1,12 +1,15 @@
 """`AutoModel` knows our folders as soon as talk2dino is imported, before or after transformers."""
 
+import copy
 import os
 import subprocess
 import sys
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from talk2dino import Talk2DINO
 from talk2dino.methods.talk2dino.hub.fetch import FetchOptions
 from talk2dino.segmenter import ClassQuery
 
@@ -176,3 +179,55 @@ def test_a_transformers_that_does_not_suit_only_causes_a_warning(caplog, monkeyp
     monkeypatch.setitem(autoload.REGISTRARS, "some.module", "register_nothing")
     autoload._register("some.module")
     assert "AutoModel will not know Talk2DINO models" in caplog.text
+
+
+def test_a_part_of_automodel_lives_in_one_place(folder, tmp_path):
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(folder)
+    for below in (False, True):
+        owner = model.segmenter if below else model
+        before, other = model.encode_text("a"), copy.deepcopy(model.projection)
+        with torch.no_grad():
+            other.linear_layer.bias.add_(0.01)
+        owner.projection = other
+        found = model.state_dict()["projection.linear_layer.bias"]
+        assert torch.equal(found, other.linear_layer.bias) and model.projection is other
+        assert not torch.equal(model.encode_text("a"), before)
+    copied = copy.deepcopy(model)
+    assert copied.segmenter.projection is copied.projection is not model.projection
+
+
+def test_the_configuration_that_is_given_is_used_or_refused(folder):
+    from transformers import AutoConfig, AutoModel
+
+    model = AutoModel.from_pretrained(folder, background_threshold=0.3)
+    picture = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    assert model.segment(picture, "cup", background=True, refine=False).background == 0.3
+    model.config.background_threshold = 0.4
+    assert model.segment(picture, "cup", background=True, refine=False).background == 0.4
+    with pytest.raises(ValueError, match="background_threshold must be a number from 0 to 1"):
+        AutoModel.from_pretrained(folder, background_threshold=3)
+    config = AutoConfig.from_pretrained(folder)
+    config.segmenter["template"] = "full"
+    assert AutoModel.from_pretrained(folder, config=config).segmenter.config.template == "full"
+    config.segmenter["vision_model"] = "dinov2_vitb14"
+    with pytest.raises(ValueError, match="names another vision_model than"):
+        AutoModel.from_pretrained(folder, config=config)
+    model.config.segmenter["template"] = "full"
+    with pytest.raises(ValueError, match="config.segmenter was changed, which has no effect"):
+        model.segment(picture, "cup")
+
+
+@pytest.mark.parametrize("name", ["state.pth", "folder/pytorch_model.bin", "m.safetensors"])
+def test_a_saved_state_dict_is_a_model_by_its_names(auto, toy, tmp_path, name):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    state = auto.state_dict() if "bin" not in name else toy.segmenter.state_dict()
+    if path.suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path)
+    place = path if path.parent == tmp_path else path.parent
+    found = Talk2DINO.from_pretrained(place, device="cpu")
+    assert torch.equal(found.encode_text("a"), auto.encode_text("a"))

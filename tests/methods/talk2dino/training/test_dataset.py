@@ -1,7 +1,10 @@
+from pathlib import Path
+
 import pytest
 import torch
 
-from talk2dino.config import ProjectionConfig
+from talk2dino.methods.talk2dino.projection import ProjectionConfig
+from talk2dino.methods.talk2dino.recipe import Recipe
 from talk2dino.methods.talk2dino.training.dataset import (
     FeatureChoice,
     StoredPairs,
@@ -147,10 +150,20 @@ def test_features_that_do_not_go_with_the_model_are_refused(config, visual, text
             {"dino_embed_dim": 6, "clip_embed_dim": 64, "weight_attn_heads": "static"},
             "num_attn_head: 16, but the attention map .*have 3",
         ),
+        (
+            {"dino_embed_dim": 6, "clip_embed_dim": 64, "num_attn_head": 12},
+            "num_attn_head: 12, but the attention map .*have 3",
+        ),
     ],
 )
 def test_features_of_another_width_than_the_recipe_are_refused(tiny_features, config, message):
-    config = ProjectionConfig(**config)
+    recipe = Recipe(ProjectionConfig(**config), path=Path("vitb.yaml"), written=tuple(config))
+    pairs = StoredPairs(tiny_features(), choose_features(recipe.model), "f.pth")
+    with pytest.raises(ValueError, match=f"vitb.yaml says {message}"):
+        check_widths(pairs, recipe, "f.pth")
+
+
+def test_a_number_of_heads_that_decides_nothing_may_be_left_out(tiny_features):
+    config = ProjectionConfig(dino_embed_dim=6, clip_embed_dim=64)
     pairs = StoredPairs(tiny_features(), choose_features(config), "f.pth")
-    with pytest.raises(ValueError, match=message):
-        check_widths(pairs, config, "f.pth", "vitb.yaml")
+    check_widths(pairs, Recipe(config), "f.pth")

@@ -7,8 +7,9 @@ import traceback
 import pytest
 import torch
 
-from talk2dino.config import ALIGNMENT_STRATEGIES, ProjectionConfig, TrainConfig
-from talk2dino.methods.talk2dino.projection import build_projection
+from talk2dino.methods.talk2dino.alignment import strategies
+from talk2dino.methods.talk2dino.projection import ProjectionConfig, build_projection
+from talk2dino.methods.talk2dino.recipe import TrainConfig
 from talk2dino.methods.talk2dino.training.dataset import StoredPairs, choose_features
 from talk2dino.methods.talk2dino.training.embed import chosen_heads
 from talk2dino.methods.talk2dino.training.loop import Hooks, LoopSettings, TrainingRun
@@ -17,7 +18,7 @@ from talk2dino.processes import joined_processes
 SIZES = {"dino_embed_dim": 6, "clip_embed_dim": 64, "num_attn_head": 3, "hidden_layer": True}
 # 24 captions: batches of 7, 7, 7 and 3; of 23 and a last one of 1, fewer than there are processes.
 CASES = [
-    *(({"alignment_strategy": name}, None, "infonce", 7) for name in ALIGNMENT_STRATEGIES),
+    *(({"alignment_strategy": name}, None, "infonce", 7) for name in strategies()),
     ({}, None, "infonce", 23),
     ({}, None, "triplet", 7),
     ({"model_class": "DoubleMLP"}, None, "infonce", 7),

@@ -3,8 +3,9 @@ import math
 import pytest
 import torch
 
-from talk2dino.config import ALIGNMENT_STRATEGIES, ProjectionConfig, TrainConfig
-from talk2dino.methods.talk2dino.projection import build_projection
+from talk2dino.methods.talk2dino.alignment import strategies
+from talk2dino.methods.talk2dino.projection import ProjectionConfig, build_projection
+from talk2dino.methods.talk2dino.recipe import TrainConfig
 from talk2dino.methods.talk2dino.training.dataset import StoredPairs, choose_features
 from talk2dino.methods.talk2dino.training.loop import (
     Hooks,
@@ -33,7 +34,7 @@ def train_losses(run):
     return [record.train_loss for record in run.state.records]
 
 
-@pytest.mark.parametrize("strategy", ALIGNMENT_STRATEGIES)
+@pytest.mark.parametrize("strategy", strategies())
 @pytest.mark.parametrize("loss", ["infonce", "triplet"])
 def test_every_alignment_trains_with_both_losses(tiny_features, strategy, loss):
     run = make_run(tiny_features(), {"alignment_strategy": strategy}, {"ltype": loss})

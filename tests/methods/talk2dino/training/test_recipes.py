@@ -6,8 +6,8 @@ import shlex
 import pytest
 
 from talk2dino.cli.train import COMMAND
-from talk2dino.config import load_recipe
 from talk2dino.methods.talk2dino.projection import build_projection
+from talk2dino.methods.talk2dino.recipe import load_recipe
 from talk2dino.methods.talk2dino.training.dataset import choose_features
 
 NAMES = {

@@ -1,16 +1,12 @@
 """One step: against the paper-literal training, and replayed as a graph."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 
-from talk2dino.config import ProjectionConfig, TrainConfig
-from talk2dino.methods.talk2dino.projection import ProjectionLayer, build_projection
-from talk2dino.methods.talk2dino.training import direct
+from talk2dino.methods.talk2dino.projection import ProjectionConfig, ProjectionLayer
+from talk2dino.methods.talk2dino.recipe import TrainConfig
 from talk2dino.methods.talk2dino.training.dataset import Batch, StoredPairs, choose_features
-from talk2dino.methods.talk2dino.training.direct import DirectStep, is_direct
 from talk2dino.methods.talk2dino.training.loop import Hooks, LoopSettings, TrainingRun
 from talk2dino.methods.talk2dino.training.step import BatchLoss
 from tests.literal.training import PairDataset, Projection, make_loader, train_epoch
@@ -37,41 +33,6 @@ def test_an_epoch_ends_with_the_weights_of_the_literal_training(tiny_features):
     assert run.state.records[0].train_loss == pytest.approx(sum(losses) / 4, rel=1e-5)
     for name, value in literal.state_dict().items():
         torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("layers", [0, 1, 3])
-@pytest.mark.parametrize("heads", [True, False])
-def test_gradients_written_out_are_those_of_autograd(layers, heads):
-    torch.manual_seed(0)
-    model = ProjectionLayer(ProjectionConfig(**{**vars(CONFIG), "hidden_layer": layers}))
-    assert is_direct(model, TRAIN)
-    step, loss = DirectStep(model), BatchLoss(model, TRAIN)
-    for size in (7, 3):
-        batch = batch_of(size)
-        batch = batch if heads else replace(batch, visual=batch.visual[:, 0])
-        value = step(batch)
-        found = [parameter.grad.clone() for parameter in model.parameters()]
-        torch.testing.assert_close(value, loss(batch, size, None).detach())
-        for ours, theirs in zip(found, gradients(loss, model, batch), strict=True):
-            # Confident scores cancel in softmax - 1: float32 leaves five digits or less.
-            assert (ours - theirs).norm() <= 1e-4 * theirs.norm()
-        step = DirectStep(model)
-
-
-@pytest.mark.parametrize(
-    ("model", "train"),
-    [
-        ({"act": "relu"}, {}),
-        ({"cosine": False}, {}),
-        ({"alignment_strategy": "weighted_avg"}, {}),
-        ({"weight_attn_heads": "static"}, {}),
-        ({"model_class": "DoubleMLP"}, {}),
-        ({}, {"ltype": "triplet"}),
-    ],
-)
-def test_other_recipes_go_through_autograd(model, train):
-    config = ProjectionConfig(**{**vars(CONFIG), **model})
-    assert not is_direct(build_projection(config), replace(TRAIN, **train))
 
 
 class FakeGraphs:
@@ -162,17 +123,3 @@ def test_nothing_is_recorded_where_heads_are_drawn(monkeypatch):
     loss = BatchLoss(model, TRAIN, capture=True)
     loss(batch_of(7), 7, torch.Generator().manual_seed(0))
     assert graphs.recorded == 0
-
-
-@pytest.mark.parametrize("onednn", [direct._ONEDNN, None])
-def test_linear_is_the_one_of_pytorch_whatever_computes_it(onednn, monkeypatch):
-    monkeypatch.setattr(direct, "_ONEDNN", onednn)
-    rows, weight, bias = torch.randn(7, 5), torch.randn(3, 5), torch.randn(3)
-    gradient = torch.randn(7, 3)
-    torch.testing.assert_close(direct.linear(rows, weight, bias), rows @ weight.T + bias)
-    torch.testing.assert_close(direct.linear(gradient.T, rows.T), gradient.T @ rows)
-
-
-def test_without_onednn_there_is_no_operator_of_it(monkeypatch):
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    assert direct._onednn_linear() is None

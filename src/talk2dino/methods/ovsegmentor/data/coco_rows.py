@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from array import array
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from talk2dino.features.sources import ImageSource, check_any_exists
-from talk2dino.features.store import caption_rows
-from talk2dino.files import check_file
+from talk2dino.features.captions import check_captions, read_coco
+from talk2dino.features.sources import ImageSource, check_any_exists, image_source
 from talk2dino.methods.ovsegmentor.data.entity_index import EntityIndex
-from talk2dino.methods.ovsegmentor.data.sources import Partner, Refused, Rows
+from talk2dino.methods.ovsegmentor.data.sources import NO_FILE, Partner, Refused, Rows
 from talk2dino.methods.ovsegmentor.data.words import CaptionReader
 
 
@@ -23,15 +20,22 @@ class CocoRows(Rows):
     Pairs need no preparation: a partner is drawn as `prepare-captions makepair` draws one.
 
     Args:
-        path: JSON with `images` (id, file_name) and `annotations` (image_id, caption).
-        images: the folder that the file names are relative to.
+        path: COCO captions, as the extraction reads them.
+        images: the folder of the images, or of COCO's `train2017` and the like.
         reader: tells which captions can be used, and their entities for the pairs.
         pairs: whether partners will be asked for.
     """
 
     def __init__(self, path: Path, images: Path, reader: CaptionReader, pairs: bool) -> None:
-        self.images, self.refused = images, Refused()
-        self._captions, self._names = _read(path)
+        self.refused = Refused()
+        features = read_coco(path)
+        check_captions(features, path, need_ids=False)
+        self._captions = [text["caption"].strip() for text in features.annotations]
+        self._rows = features.caption_rows.numpy()
+        self._sources = [image_source(image, images) for image in features.images]
+        self._names = [image.get("file_name") or image["coco_url"] for image in features.images]
+        if address := next((source.places[0] for source in self._sources if source.is_url), None):
+            raise ValueError(f"{path}: {NO_FILE.format(address)}")
         usable, entities = array("q"), []
         for row, caption in enumerate(self._captions):
             problem = reader.problem(caption, not reader.compat)
@@ -39,7 +43,7 @@ class CocoRows(Rows):
             if pairs and not problem and not found:
                 problem = "without a partner"
             if problem:
-                self.refused.add(f"caption {row} ({self._names[row]})", problem)
+                self.refused.add(f"caption {row} ({self.name(row)})", problem)
             else:
                 usable.append(row)
             entities.append(found)
@@ -51,36 +55,13 @@ class CocoRows(Rows):
         return self._captions[row]
 
     def source(self, row: int) -> ImageSource:
-        return ImageSource((str(self.images / self._names[row]),))
+        return self._sources[self._rows[row]]
 
     def name(self, row: int) -> str:
-        return self._names[row]
+        return self._names[self._rows[row]]
 
     def partner(self, row: int, random: np.random.Generator) -> Partner:
         if not self._index.names:
             raise RuntimeError("the captions were opened without pairs")
         codes, rows = self._index.draw(random, np.array([row]), 1)
         return Partner(int(rows[0, 0]), self._index.names[codes[0, 0]])
-
-
-def _read(path: Path) -> tuple[list[str], list[str]]:
-    """The caption and the image file of every annotation.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it holds no COCO captions.
-    """
-    check_file(path, "file of captions")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        names = [str(image["file_name"]) for image in content["images"]]
-        annotations: list[dict[str, Any]] = content["annotations"]
-        rows = caption_rows(content["images"], annotations)
-        captions = [str(annotation["caption"]).strip() for annotation in annotations]
-        return captions, [names[row] for row in rows.tolist()]
-    except (ValueError, KeyError, TypeError) as error:
-        missing = "no " if isinstance(error, KeyError) else ""
-        raise ValueError(
-            f"{path} holds no COCO captions ({missing}{error}); it needs images "
-            "with id and file_name, and annotations with image_id and caption"
-        ) from error

@@ -61,7 +61,7 @@ class ImageFailure:
     """Why."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pair:
     """The second image of a sample."""
 
@@ -71,7 +71,7 @@ class Pair:
     """A text that names the entity both images share."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sample:
     """One image with its texts."""
 
@@ -165,7 +165,7 @@ class PretrainingSamples(Dataset):
             return self.transform(image)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LoadedBatch:
     """One process's samples of one step."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EntityIndex:
     """Rows numbered from 0, each with some entities."""
 

@@ -25,6 +25,7 @@ from talk2dino.methods.ovsegmentor.data.metafile import (
 )
 from talk2dino.methods.ovsegmentor.data.words import NO_ENTITY, CaptionReader
 from talk2dino.progress import Progress, silent
+from talk2dino.textfiles import read_json
 
 KEPT, DAMAGED, UNNAMED = "kept", "damaged", "without an image"
 _SHOWN = 5
@@ -101,7 +102,7 @@ def filter_captions(
         _remove_surplus(folder, {*paths, Path(metafile)})
     counts = FilterCounts()
     for part in todo:
-        record = json.loads(_record_path(part.path).read_text())
+        record = read_json(_record_path(part.path))
         counts.add(FilterCounts(Counter(record["rows"]), record["damaged"]))
     return counts
 
@@ -114,7 +115,7 @@ def part_paths(folder: Path, parts: int) -> list[Path]:
 def read_record(part: Path) -> dict[str, Any] | None:
     """What a part says it was made from, or None for a csv of other origin."""
     path = _record_path(part)
-    record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    record = read_json(path) if path.is_file() else None
     return record if isinstance(record, dict) and "made_from" in record else None
 
 
@@ -146,10 +147,11 @@ def _is_done(part: _Part, overwrite: bool) -> bool:
 
 def _remove_surplus(folder: Path, kept: set[Path]) -> None:
     """Remove the parts of an earlier run that had more of them."""
-    for path in folder.glob("cc12m_*.csv"):
+    for record in folder.glob("cc12m_*.csv.json"):
+        path = record.with_suffix("")
         if path not in kept and read_record(path) is not None:
-            path.unlink()
-            _record_path(path).unlink()
+            path.unlink(missing_ok=True)  # the record last: a kill before that is seen
+            record.unlink()
 
 
 def _boundaries(table: Table, parts: int) -> list[tuple[int, int]]:

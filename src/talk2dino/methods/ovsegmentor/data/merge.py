@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from talk2dino.files import atomic_files, check_file, is_unfinished, listed
 from talk2dino.methods.ovsegmentor.data.filter import read_record
 from talk2dino.methods.ovsegmentor.data.metafile import CAPTION, IMAGE, TableWriter
+from talk2dino.textfiles import parse_json, refuse_packed
 
 MERGED = "cc12m_filtered_subset.csv"
 """Name of the joined metafile."""
@@ -68,7 +70,7 @@ def merge(parts: Sequence[Path], out: Path, delete: bool = False) -> None:
         header = b""
         for part in parts:
             with part.open("rb") as source:
-                first = source.readline().rstrip(b"\r\n")
+                first = source.readline().rstrip(b"\r\n").removeprefix(BOM_UTF8)
                 header = header or first
                 if first != header:
                     raise ValueError(
@@ -96,6 +98,7 @@ def json_to_csv(source: Path, out: Path) -> int:
     Raises:
         ValueError: a line is no such object; the message names it.
     """
+    refuse_packed(source)
     rows = 0
     made_from: dict[str, Any] = {"metafile": str(source)}
     with (
@@ -114,10 +117,7 @@ def json_to_csv(source: Path, out: Path) -> int:
 
 
 def _json_fields(line: bytes, where: str) -> tuple[str, str]:
-    try:
-        record: Any = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{where} is not JSON ({error})") from error
+    record: Any = parse_json(line, where)
     if isinstance(record, dict):
         image, caption = record.get("filename", record.get(IMAGE)), record.get(CAPTION)
         if isinstance(image, str) and isinstance(caption, str):

@@ -8,11 +8,18 @@ from __future__ import annotations
 
 import csv
 import difflib
+import logging
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, NoReturn, TextIO
+
+from talk2dino.textfiles import check_once, refuse_packed
+
+logger = logging.getLogger(__name__)
 
 IMAGE, CAPTION, ENTITY, PAIR_ROWS, PAIR_ENTITIES = (
     *("image_id", "caption", "entity"),
@@ -29,7 +36,7 @@ _ALIASES = {
     IMAGE: (IMAGE, "filename", "file_name", "filepath", "file", "path", "image", "url", "key"),
     CAPTION: (CAPTION, "text", "title", "description"),
 }
-_BOM = b"\xef\xbb\xbf"
+_IMAGE_NAME = re.compile(r"https?://.+|\S+\.(jpe?g|png|webp)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -117,12 +124,14 @@ def open_table(path: str | Path, header: str = "auto") -> Table:
         ValueError: another kind of file, an empty one, or one whose columns are not known.
     """
     path = Path(path)
-    if path.suffix.lower() not in (".csv", ".tsv"):
-        raise ValueError(f"{path} is neither a .csv nor a .tsv file")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
+    refuse_packed(path)
+    if path.suffix.lower() not in (".csv", ".tsv"):
+        raise ValueError(f"{path} is neither a .csv nor a .tsv file")
     with path.open("rb") as file:
-        first = next(_raw_records(file, path, not _is_tsv(path)), None)
+        records = _raw_records(file, path, not _is_tsv(path))
+        first, second = next(records, None), next(records, None)
     if first is None:
         raise ValueError(f"{path} is empty")
     offset, raw = first
@@ -131,7 +140,8 @@ def open_table(path: str | Path, header: str = "auto") -> Table:
     except ValueError as error:
         raise ValueError(f"{path}: the first record {error}") from error
     if header == "yes" or (header == "auto" and _is_header(names)):
-        return Table(path, _known_columns(path, names, header), offset + len(raw))
+        columns = _known_columns(path, names, header, second[1] if second else b"")
+        return Table(path, columns, offset + len(raw))
     if len(names) != 2:
         raise ValueError(
             f"{path} has no header that names an image and a caption column, but "
@@ -143,7 +153,7 @@ def open_table(path: str | Path, header: str = "auto") -> Table:
             "and a caption column. Call them image_id and caption, or say --header no if it is a "
             "caption already, --header yes if these are the image and the caption."
         )
-    return Table(path, (IMAGE, CAPTION), offset)
+    return Table(path, _two_columns(path, raw), offset)
 
 
 class TableWriter:
@@ -169,8 +179,8 @@ def _raw_records(file: BinaryIO, path: Path, quoted: bool) -> Iterator[tuple[int
     """(offset, bytes) of every record from the file's position on."""
     offset = file.tell()
     while record := _read_record(file, quoted):
-        if offset == 0 and record.startswith(_BOM):
-            offset, record = len(_BOM), record[len(_BOM) :]
+        if offset == 0 and record.startswith(BOM_UTF8):
+            offset, record = len(BOM_UTF8), record[len(BOM_UTF8) :]
         if len(record) > MAX_RECORD or (quoted and record.count(b'"') % 2):
             begin = record[:80].decode("utf-8", "replace")
             raise ValueError(
@@ -229,10 +239,23 @@ def _names_columns(names: Sequence[str]) -> bool:
     return all(re.fullmatch(r"[A-Za-z_]+", name) for name in names)
 
 
-def _known_columns(path: Path, names: Sequence[str], header: str) -> tuple[str, ...]:
+@lru_cache(maxsize=8)  # said once, though a table is opened several times
+def _two_columns(path: Path, raw: bytes) -> tuple[str, str]:
+    """Image and caption, or the other way round if only the second field names an image (CC3M)."""
+    try:
+        fields = _split(raw, _is_tsv(path))
+    except ValueError:
+        fields = []
+    if [bool(_IMAGE_NAME.fullmatch(field.strip())) for field in fields] != [False, True]:
+        return IMAGE, CAPTION
+    logger.warning("%s: the first column is taken for the caption, the second the image", path)
+    return CAPTION, IMAGE
+
+
+def _known_columns(path: Path, names: Sequence[str], header: str, first: bytes) -> tuple[str, ...]:
     """The names, with image_id and caption for whatever these are called.
 
-    Of two columns with unknown names, the first is taken for the image.
+    Of two columns with unknown names, the first record tells which is the image.
     """
     columns = list(names)
     for target, aliases in _ALIASES.items():
@@ -241,7 +264,8 @@ def _known_columns(path: Path, names: Sequence[str], header: str) -> tuple[str, 
         if found:
             columns[found[0]] = target
     if header == "yes" and len(names) == 2 and not {IMAGE, CAPTION} <= set(columns):
-        columns = [IMAGE, CAPTION]
+        columns = list(_two_columns(path, first))
+    check_once([name.lower() for name in names if name], f"{path}: the header")
     table = Table(path, tuple(columns), 0)
     for name in (IMAGE, CAPTION):
         table.column(name)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import json
 import logging
-import os
 from abc import ABC, abstractmethod
 from array import array
 from collections import Counter
@@ -19,7 +18,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from talk2dino.features.sources import ImageSource, check_any_exists
+from talk2dino.features.sources import ImageSource, check_any_exists, image_source
 from talk2dino.features.tars import is_tar_input
 from talk2dino.methods.ovsegmentor.data.metafile import (
     CAPTION,
@@ -32,10 +31,15 @@ from talk2dino.methods.ovsegmentor.data.metafile import (
     open_table,
 )
 from talk2dino.methods.ovsegmentor.data.words import CaptionReader
+from talk2dino.textfiles import parse_json
 
 logger = logging.getLogger(__name__)
 
 _SHOWN = 5
+NO_FILE = (
+    "{} is an address, not a file. Download the images; tars as img2dataset writes them can be "
+    "used directly"
+)
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,7 @@ def open_rows(
         from talk2dino.methods.ovsegmentor.data.tar_rows import TarRows
 
         return TarRows(path, reader, pairs)
-    if Path(path).suffix == ".json":
+    if Path(path).name.lower().endswith((".json", ".json.gz")):
         from talk2dino.methods.ovsegmentor.data.coco_rows import CocoRows
 
         return CocoRows(Path(path), Path(images), reader, pairs)
@@ -166,7 +170,7 @@ class TableRows(Rows):
         return self._field(row, CAPTION).strip()
 
     def source(self, row: int) -> ImageSource:
-        return ImageSource((os.path.join(self.images, self.name(row)),))
+        return image_source({"file_name": self.name(row)}, self.images)
 
     def name(self, row: int) -> str:
         return self._field(row, IMAGE).strip()
@@ -202,13 +206,8 @@ class TableRows(Rows):
         name = fields[self._columns[IMAGE]].strip()
         if not name:
             self.table.fail(row, IMAGE, "is empty")
-        if name.startswith(("http://", "https://")):
-            self.table.fail(
-                row,
-                IMAGE,
-                f"{name} is an address, not a file. Download the images; tars as img2dataset "
-                "writes them can be used directly",
-            )
+        if image_source({"file_name": name}, self.images).is_url:
+            self.table.fail(row, IMAGE, NO_FILE.format(name))
         if pairs:
             partners = self._pair_rows(row, fields[self._columns[PAIR_ROWS]])
             self._pair_entities(row, fields[self._columns[PAIR_ENTITIES]], len(partners))
@@ -222,7 +221,7 @@ class TableRows(Rows):
 
     def _pair_rows(self, row: int, text: str) -> list[int]:
         try:
-            rows = json.loads(text)
+            rows = parse_json(text, PAIR_ROWS)
         except ValueError:
             rows = None
         if not isinstance(rows, list) or not rows or not all(type(r) is int for r in rows):

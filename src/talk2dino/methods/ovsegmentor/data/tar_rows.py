@@ -6,7 +6,6 @@ are read once; in memory are 61 bytes per sample, and 8 per entity of a sample w
 
 from __future__ import annotations
 
-import json
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from talk2dino.features.tars import IMAGE_MEMBERS, Member, list_tars, read_sampl
 from talk2dino.methods.ovsegmentor.data.entity_index import EntityIndex
 from talk2dino.methods.ovsegmentor.data.sources import Partner, Refused, Rows
 from talk2dino.methods.ovsegmentor.data.words import CaptionReader
+from talk2dino.textfiles import decode_text, parse_json
 
 _TEXTS = ("json", "txt", "text")
 _MAX_CAPTION = 2**20  # bytes
@@ -110,10 +110,10 @@ def _read_caption(file: BinaryIO, offset: int, size: int, is_json: bool) -> str:
     if size > _MAX_CAPTION:
         raise ValueError(f"a caption of {size} bytes")
     file.seek(offset)
-    text = file.read(size).decode("utf-8")
+    data = file.read(size)
     if not is_json:
-        return text.strip()
-    described = json.loads(text)
+        return decode_text(data).strip()
+    described = parse_json(data, "a caption")
     caption = described.get("caption") if isinstance(described, dict) else None
     if not isinstance(caption, str):
         raise ValueError("no caption in it")

@@ -8,15 +8,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from talk2dino.config import build, check_name, read_yaml
+from talk2dino.config import build, check_name
 from talk2dino.devices import AMP_TYPES
 from talk2dino.methods.ovsegmentor.config import OVSegmentorConfig, get_preset
 from talk2dino.methods.ovsegmentor.data.augment import AugmentConfig
 from talk2dino.methods.ovsegmentor.data.batches import PretrainingData
 from talk2dino.methods.ovsegmentor.losses import PUBLISHED_BATCH, MaskLossConfig
 from talk2dino.methods.ovsegmentor.model import EMA_DECAY, LossWeights
+from talk2dino.textfiles import parse_yaml, read_yaml
 
 LR_BATCH = 4096
 """Learning rates in recipes are for this many samples per step."""
@@ -264,10 +263,7 @@ def _apply(content: dict[str, Any], change: str) -> None:
     check_name("key in --set", section, _KEYS)
     if (section in SECTIONS) != bool(dot):
         raise ValueError(f"--set {change}: write section.key=value, or one of model, stage, compat")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"--set {change}: {text!r} is no YAML value") from error
+    value = parse_yaml(text, f"--set {change[:200]}: the value")
     if dot:
         content[section] = {**(content.get(section) or {}), key: value}
     else:

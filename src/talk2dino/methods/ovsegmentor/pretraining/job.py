@@ -256,7 +256,10 @@ def _train(
     if keeper is None:
         run.run(Hooks())
         return
-    log = open_logger(job.logger, job.outputs.log, keeper.settings, start_epoch=run.steps_done)
+    history = [
+        (r.logged(job.recipe.stage), r.epoch * run.steps_per_epoch) for r in run.state.records
+    ]
+    log = open_logger(job.logger, job.outputs.log, keeper.settings, run.steps_done, history)
 
     def on_values(values: Mapping[str, float], step: int) -> None:
         log.log(values, step)

@@ -124,9 +124,9 @@ class PretrainingRun:
         while self.state.epoch < self.recipe.train.epochs:
             self._epoch(hooks, keeper)
             self._close_epoch(keeper)
-            self._save(keeper)
-            if hooks.on_epoch:
+            if hooks.on_epoch:  # first: a resumed run shows again what is not in the state
                 hooks.on_epoch(self.state.records[-1])
+            self._save(keeper)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go on from a saved state."""

@@ -38,6 +38,13 @@ class EpochRecord:
     learning_rate: float
     """Of the epoch's last step."""
 
+    def logged(self, stage: int) -> dict[str, float]:
+        """The row as loggers show it."""
+        names = VALUES if stage > 1 else [name for name in VALUES if name != "mask"]
+        values = {f"train/{name}": getattr(self, name) for name in names}
+        held_out = {} if self.held_out is None else {"held_out/matching": self.held_out}
+        return values | held_out | {"learning_rate": self.learning_rate}
+
 
 @dataclass
 class Progress:
@@ -61,7 +68,7 @@ class Progress:
     """The first few of those, name -> reason."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Snapshot:
     """What the file holds."""
 

@@ -16,6 +16,7 @@ from talk2dino.benchmarks.results import NoResult, markdown_table, read_result
 from talk2dino.files import listed
 from talk2dino.methods.talk2dino.hub.folder import INCLUDED, FolderConfig
 from talk2dino.methods.talk2dino.hub.published import TOY
+from talk2dino.methods.talk2dino.training.state import present_settings
 
 _FRONT = """---
 {licence}
@@ -129,7 +130,7 @@ def _training(training: Mapping[str, Any]) -> str:
     """The section on a training, from the summary that `train.py` writes."""
     if not training:
         return ""
-    settings = training.get("settings") or {}
+    settings = present_settings(training.get("settings") or {})
     lines = ["## Training", ""]
     if training.get("command"):
         lines += [indent(str(training["command"]), "    "), ""]  # no fence that it could end
@@ -139,6 +140,8 @@ def _training(training: Mapping[str, Any]) -> str:
         "captions": settings.get("captions"),
         "validation data": settings.get("val_dataset"),
         "features": settings.get("feature_name"),
+        "loss": settings.get("train.ltype"),
+        "temperature": settings.get("train.temperature"),
         "epochs": training.get("epochs"),
         "best epoch": training.get("best_epoch"),
         "train loss": training.get("train_loss"),
@@ -149,6 +152,8 @@ def _training(training: Mapping[str, Any]) -> str:
         for name, value in facts.items()
         if value is not None
     ]
+    if training.get("changed_later"):
+        lines.append("* The projection was changed in Python afterwards.")
     return "\n".join([*lines, ""])
 
 

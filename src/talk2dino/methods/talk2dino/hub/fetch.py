@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import huggingface_hub
+from huggingface_hub.constants import ENDPOINT
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HFValidationError,
     LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -21,6 +24,7 @@ from talk2dino.files import file_sha256
 from talk2dino.methods.talk2dino.hub.published import HUB_FILES
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -67,23 +71,35 @@ def fetch_folder(
         "local_files_only": options.local_files_only,
         "force_download": options.force_download,
     }
+    unreached: LocalEntryNotFoundError | None = None
     try:
+        known: object = None
         try:
-            download(repo, config, **settings)
-        except LocalEntryNotFoundError:
-            raise
+            known = download(repo, config, **settings)
+            settings["revision"] = _commit(str(known)) or options.revision  # of both files
+        except LocalEntryNotFoundError as error:
+            unreached, settings["local_files_only"] = error, True
         except EntryNotFoundError:
             pass  # the weights tell what is needed
         path = Path(download(repo, weights, **settings))
+        if known is None and (commit := _commit(str(path))):  # was it missing in this commit, too?
+            settings["revision"], cache = commit, options.cache_dir
+            known = huggingface_hub.try_to_load_from_cache(repo, config, cache, commit)
+            if known is None and unreached is not None:
+                raise unreached
+            if known is None:
+                with suppress(EntryNotFoundError):
+                    download(repo, config, **settings)
     except LocalEntryNotFoundError as error:
-        raise RuntimeError(
-            _by_hand(repo, "no network, or offline mode, and not in the cache", advice)
-        ) from error
+        why, cause = "not in the cache", (unreached or error).__cause__
+        unasked = cause is None or isinstance(cause, OfflineModeIsEnabled)
+        why = f"no network, or offline mode, and {why}" if unasked else f"{reason(cause)}; {why}"
+        raise RuntimeError(_by_hand(repo, why, advice)) from error
     except HFValidationError as error:
         raise ValueError(f"{repo!r} is no name of a Hub repository (owner/name).") from error
     except GatedRepoError as error:
         raise ValueError(
-            f"{repo} is gated: accept its conditions at https://huggingface.co/{repo} and pass a "
+            f"{repo} is gated: accept its conditions at {hub_address(repo)} and pass a "
             "token (or run: hf auth login)."
         ) from error
     except RepositoryNotFoundError as error:
@@ -95,9 +111,7 @@ def fetch_folder(
     except EntryNotFoundError as error:
         raise ValueError(f"{repo} holds no {weights}: it is no Talk2DINO model.") from error
     except Exception as error:  # the network libraries raise what they raise
-        reason = (str(error).strip().splitlines() or [""])[0]
-        why = f"{type(error).__name__}: {reason}"
-        raise RuntimeError(_by_hand(repo, why, advice)) from error
+        raise RuntimeError(_by_hand(repo, reason(error), advice)) from error
     check_blob(path)
     return path.parent
 
@@ -119,10 +133,26 @@ def check_blob(path: Path) -> None:
         )
 
 
+def hub_address(repo: str, endpoint: str = ENDPOINT) -> str:
+    """Where a browser finds a repository; HF_ENDPOINT names another Hub."""
+    return f"{endpoint}/{repo}"
+
+
+def _commit(path: str) -> str | None:
+    """The commit that a file in the Hugging Face cache is of: its folder is named after it."""
+    folder = Path(path).parent.name
+    return folder if _COMMIT.fullmatch(folder) else None
+
+
+def reason(error: BaseException | None) -> str:
+    """The kind of an error and the first line of what it says, in one line."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+
+
 def _by_hand(repo: str, why: str, advice: str) -> str:
     files = " and ".join(HUB_FILES)
     return (
         f"could not download {repo} ({why}). Where there is a network, download {files} from "
-        f"https://huggingface.co/{repo}/tree/main into one folder, and give that folder's path. "
+        f"{hub_address(repo)}/tree/main into one folder, and give that folder's path. "
         f"{advice}"
     ).rstrip()

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from talk2dino.config import ProjectionConfig, build
+from talk2dino.config import build
 from talk2dino.files import check_finished, listed
 from talk2dino.methods.talk2dino.config import SegmenterConfig
 from talk2dino.methods.talk2dino.hub.published import HUB_FILES
+from talk2dino.methods.talk2dino.projection import ProjectionConfig
+from talk2dino.textfiles import read_json
 
 WEIGHTS, CONFIG = HUB_FILES
 MODEL_TYPE = "talk2dino"
@@ -23,7 +24,8 @@ FILE_SUFFIXES = (".pth", ".pt", ".safetensors", ".bin")
 """Of files with weights."""
 
 _OLD_WEIGHTS = "pytorch_model.bin"
-_WEIGHT_FIELDS = ("projection_weights", "vision_weights", "text_weights")
+WEIGHT_FIELDS = ("projection_weights", "vision_weights", "text_weights")
+"""Of a `SegmenterConfig`."""
 
 
 @dataclass(frozen=True)
@@ -87,10 +89,7 @@ def read_folder_config(folder: Path) -> FolderConfig | None:
     check_finished(path)
     if not path.is_file():
         return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no valid JSON ({error}). Get it again.") from error
+    content = read_json(path, "Get it again.")
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no configuration, but a {type(content).__name__}.")
     if "segmenter" not in content:
@@ -117,7 +116,7 @@ def parse_folder_config(content: Mapping[str, Any], source: str, folder: str) ->
                 f"{source}: {name} must hold names and values, found {section!r}. Save the model "
                 "again."
             )
-    included = {name: folder for name in _WEIGHT_FIELDS if values.get(name) == INCLUDED}
+    included = {name: folder for name in WEIGHT_FIELDS if values.get(name) == INCLUDED}
     projection = build(ProjectionConfig, values.get("projection", {}), source)
     try:
         segmenter = build(SegmenterConfig, {**values, **included, "projection": projection}, source)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor
 
-from talk2dino.backbones.checkpoints import looks_like
-from talk2dino.config import ProjectionConfig
+from talk2dino.backbones.checkpoints import looks_like, read_state_dict
+from talk2dino.methods.talk2dino.projection import ProjectionConfig
 
 VISION, TEXT, PROJECTION = "model.", "clip_model.", "proj."
 UNUSED = ("pamr.", "logit_scale", "clip_model.logit_scale")
@@ -26,7 +27,7 @@ _OLD_SCALES = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ModelParts:
     """The three state dicts of a model, under their own names."""
 
@@ -36,6 +37,19 @@ class ModelParts:
     """CLIP or its text tower, in OpenAI's naming; empty likewise."""
     projection: dict[str, Tensor]
     """The projection."""
+
+
+def read_model(path: str | Path) -> dict[str, Tensor]:
+    """`read_state_dict`; a `state_dict()` of `AutoModel`'s or a segmenter gets the file's names."""
+    state = read_state_dict(path)
+    if not any(name.startswith("projection.") for name in state):
+        return state
+    own = {"vision.model.": VISION, "text.model.": TEXT, "projection.": PROJECTION}
+    renamed = {}
+    for name, value in state.items():
+        old = next((prefix for prefix in own if name.startswith(prefix)), "")
+        renamed[own.get(old, "") + name[len(old) :]] = value
+    return renamed
 
 
 def split_parts(state: Mapping[str, Tensor], source: str) -> ModelParts:

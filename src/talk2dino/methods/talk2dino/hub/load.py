@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.constants import ENDPOINT
+from torch import nn
 
-from talk2dino.backbones.checkpoints import read_state_dict
+from talk2dino.backbones.seeded import PREFIX
 from talk2dino.backbones.text import check_text, load_text, text_from_state
 from talk2dino.backbones.vision import check_vision, load_vision, vision_from_state
-from talk2dino.config import ProjectionConfig, build, check_name
+from talk2dino.config import build, check_name
 from talk2dino.files import file_sha256, find_in_checkout
 from talk2dino.methods.talk2dino.config import SegmenterConfig, read_segmenter_config
-from talk2dino.methods.talk2dino.hub.fetch import FetchOptions, fetch_folder
+from talk2dino.methods.talk2dino.hub.fetch import FetchOptions, fetch_folder, hub_address
 from talk2dino.methods.talk2dino.hub.folder import (
     FILE_SUFFIXES,
     FolderConfig,
@@ -31,6 +33,7 @@ from talk2dino.methods.talk2dino.hub.layout import (
     identify_projection,
     identify_text,
     identify_vision,
+    read_model,
     split_parts,
 )
 from talk2dino.methods.talk2dino.hub.published import (
@@ -44,18 +47,19 @@ from talk2dino.methods.talk2dino.hub.published import (
     short_name,
     toy_config,
 )
-from talk2dino.methods.talk2dino.projection import projection_from_state
-from talk2dino.methods.talk2dino.segmenter import Talk2DinoSegmenter, build_segmenter
+from talk2dino.methods.talk2dino.projection import ProjectionConfig, projection_from_state
+from talk2dino.methods.talk2dino.segmenter import PARTS, Talk2DinoSegmenter, build_segmenter
 from talk2dino.methods.talk2dino.training.outputs import read_summary
 
 logger = logging.getLogger(__name__)
 
 _REPO = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-_ADDRESS = re.compile(rf"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/({_REPO.pattern})")
+_HOSTS = rf"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)|{re.escape(ENDPOINT)}"
+_ADDRESS = re.compile(rf"(?:{_HOSTS})/({_REPO.pattern})")
 _NAMES = ", ".join([TOY, *PUBLISHED])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LoadedModel:
     """A model and where it came from."""
 
@@ -67,6 +71,32 @@ class LoadedModel:
     """The name, path or repository it was loaded from."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """Summary of its training, as `train.py` writes it; empty if there is none."""
+    as_loaded: Mapping[str, Any] = field(default_factory=dict)
+    """Part -> fingerprint of its weights when they were loaded; see `changed`."""
+
+    def __post_init__(self) -> None:
+        if not self.as_loaded:
+            prints = {part: _fingerprint(getattr(self.segmenter, part)) for part in PARTS}
+            object.__setattr__(self, "as_loaded", prints)
+
+    def changed(self, part: str) -> bool:
+        """Whether one of `PARTS` was trained, replaced or overwritten since it was loaded."""
+        return bool(_fingerprint(getattr(self.segmenter, part)) != self.as_loaded[part])
+
+    @property
+    def is_untrained(self) -> bool:
+        """Whether the projection is a drawn one, as it was drawn."""
+        drawn = self.segmenter.config.projection_weights.startswith(PREFIX)
+        return drawn and not self.changed("projection")
+
+
+def _fingerprint(part: nn.Module) -> dict[str, tuple[tuple[int, ...], int]]:
+    """Name -> shape and sum of the bits of every tensor, the same on every device."""
+    return {
+        name: (tuple(value.shape), int(value.detach().contiguous().view(torch.int32).sum()))
+        for name, value in part.state_dict().items()
+        if value.dtype is torch.float32
+    }
 
 
 @dataclass(frozen=True)
@@ -132,7 +162,7 @@ def check_segmenter(config: SegmenterConfig, whole: Path | None) -> None:
     if whole is None:
         config.check()
         return
-    read_state_dict(whole)  # of safetensors, the tensors stay on the disk
+    read_model(whole)  # of safetensors, the tensors stay on the disk
     included = (str(whole), str(whole.parent))
     vision, text = (
         None if weights in included else weights
@@ -148,7 +178,7 @@ def load_segmenter(
     """The segmenter of a configuration; `whole` is the file with its weights, if there is one."""
     if whole is None:
         return build_segmenter(config, device)
-    return _assemble(config, split_parts(read_state_dict(whole), str(whole)), whole).to(device)
+    return _assemble(config, split_parts(read_model(whole), str(whole)), whole).to(device)
 
 
 def find_model(
@@ -208,7 +238,7 @@ def is_whole_model(place: str | Path) -> bool:
     path = Path(place)
     if path.is_dir():
         return True
-    return path.is_file() and any(name.startswith(PROJECTION) for name in read_state_dict(path))
+    return path.is_file() and any(name.startswith(PROJECTION) for name in read_model(path))
 
 
 def _find_folder(folder: Path) -> FoundModel:
@@ -216,7 +246,7 @@ def _find_folder(folder: Path) -> FoundModel:
     path = find_weights(folder)
     found = read_folder_config(folder)
     if found is None:
-        found = _identified(split_parts(read_state_dict(path), str(path)), path)
+        found = _identified(split_parts(read_model(path), str(path)), path)
     return FoundModel(
         found.segmenter, found.background_threshold, str(folder), found.training, path
     )
@@ -228,7 +258,7 @@ def _find_file(path: Path, config: str | Path | None) -> FoundModel:
     Which backbones a projection belongs to is said by `config`, by the summary that `train.py`
     writes beside it, or by the file itself if it is one of the published ones.
     """
-    state = read_state_dict(path)
+    state = read_model(path)
     if config is None and any(name.startswith(PROJECTION) for name in state):
         found = _identified(split_parts(state, str(path)), path)
         return FoundModel(found.segmenter, found.background_threshold, str(path), whole=path)
@@ -349,7 +379,7 @@ def _assemble(config: SegmenterConfig, parts: ModelParts, path: Path) -> Talk2Di
 
 def _source(model: PublishedModel) -> str:
     files = " and ".join(HUB_FILES)
-    return f"{files} of https://huggingface.co/{model.repo}/tree/main, into one folder."
+    return f"{files} of {hub_address(model.repo)}/tree/main, into one folder."
 
 
 def _advice(name: str) -> str:

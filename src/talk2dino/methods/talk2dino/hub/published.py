@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from talk2dino.backbones.seeded import PREFIX
-from talk2dino.config import ProjectionConfig
 from talk2dino.methods.talk2dino.config import SegmenterConfig
+from talk2dino.methods.talk2dino.projection import ProjectionConfig
 
 HUB_FILES = ("model.safetensors", "config.json")
 """What a model's repository holds, and all that is downloaded of it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import shlex
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from talk2dino.files import (
     weights_identity,
 )
 from talk2dino.methods.talk2dino.hub.card import model_card, read_results
+from talk2dino.methods.talk2dino.hub.fetch import hub_address, reason
 from talk2dino.methods.talk2dino.hub.folder import (
     CONFIG,
     INCLUDED,
@@ -31,7 +33,7 @@ from talk2dino.methods.talk2dino.hub.folder import (
     find_weights,
 )
 from talk2dino.methods.talk2dino.hub.layout import PROJECTION, TEXT, VISION
-from talk2dino.methods.talk2dino.hub.load import LoadedModel
+from talk2dino.methods.talk2dino.hub.load import LoadedModel, is_repository
 
 logger = logging.getLogger(__name__)
 
@@ -93,18 +95,19 @@ def push_model(
         RuntimeError: the Hub was not reached, or refused.
     """
     validate_repo_id(repo)
+    if not is_repository(repo):  # the Hub would make one of the user's, and then not find it
+        raise ValueError(f"{repo!r} is no repository of an owner: give owner/name.")
     with tempfile.TemporaryDirectory() as folder:
         save_model(loaded, folder, options, repo)
         try:
             api.create_repo(repo, private=private, exist_ok=True)
             api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message)
         except Exception as error:  # the network libraries raise what they raise
-            reason = (str(error).strip().splitlines() or [""])[0]
             raise RuntimeError(
-                f"could not upload to {repo} ({type(error).__name__}: {reason}). Check the network "
+                f"could not upload to {repo} ({reason(error)}). Check the network "
                 "and the token (hf auth login), or upload what save_pretrained writes by hand."
             ) from error
-    return f"https://huggingface.co/{repo}"
+    return hub_address(repo, api.endpoint)
 
 
 def _own_results(loaded: LoadedModel, folder: str | Path) -> list[dict[str, Any]]:
@@ -113,6 +116,11 @@ def _own_results(loaded: LoadedModel, folder: str | Path) -> list[dict[str, Any]
     Raises:
         FileNotFoundError, ValueError: there are none, or a benchmark has two.
     """
+    if loaded.changed("projection"):
+        raise ValueError(
+            f"the results in {folder} are of the projection as it was loaded, and it was changed "
+            "since. Save without them, evaluate what was saved, and save that with its results."
+        )
     weights = Path(loaded.segmenter.config.projection_weights)
     own = weights_identity(find_weights(weights) if weights.is_dir() else weights)
     kept, others = {}, []
@@ -131,7 +139,7 @@ def _own_results(loaded: LoadedModel, folder: str | Path) -> list[dict[str, Any]
     if not kept:
         raise ValueError(
             f"{folder} holds results of other weights only: {', '.join(others)}. Evaluate what is "
-            f"saved: python -m talk2dino evaluate --model {loaded.origin}"
+            f"saved: python -m talk2dino evaluate --model {shlex.quote(loaded.origin)}"
         )
     if others:
         logger.warning("left out of the card: %s, of other weights", ", ".join(others))
@@ -147,11 +155,15 @@ def _saved_config(loaded: LoadedModel, projection_only: bool) -> FolderConfig:
             "Pass projection_only=True."
         )
     changes: dict[str, Any] = {"pamr": False, "clean_background": False}
-    if not config.projection_weights.startswith(PREFIX):
+    changes["projection"] = loaded.segmenter.projection.config
+    if not loaded.is_untrained:
         changes["projection_weights"] = INCLUDED
     for side in ("vision", "text"):
         name = f"{side}_weights"
         weights = getattr(config, name) or default_weights(getattr(config, f"{side}_model"))
+        if loaded.changed(side):
+            weights = "a change in Python"
+            changes[f"{side}_model"] = getattr(loaded.segmenter, side).name
         by_name = weights == PRETRAINED or weights.startswith(PREFIX)
         if projection_only and not by_name:
             raise ValueError(
@@ -160,7 +172,10 @@ def _saved_config(loaded: LoadedModel, projection_only: bool) -> FolderConfig:
             )
         changes[name] = weights if projection_only else INCLUDED
     segmenter = dataclasses.replace(config, **changes)
-    return FolderConfig(segmenter, loaded.background_threshold, loaded.training)
+    training = dict(loaded.training)
+    if loaded.changed("projection"):
+        training["changed_later"] = True
+    return FolderConfig(segmenter, loaded.background_threshold, training)
 
 
 def _tensors(loaded: LoadedModel, projection_only: bool) -> dict[str, Tensor]:

@@ -10,11 +10,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from talk2dino.config import ProjectionConfig, check_name
+from talk2dino.config import check_name
 from talk2dino.features.keys import DIMENSIONS
 from talk2dino.features.store import FeatureFile
-from talk2dino.methods.talk2dino.alignment import PAIRWISE_STRATEGIES
-from talk2dino.methods.talk2dino.projection import images_stay, unit
+from talk2dino.methods.talk2dino.alignment import PAIRWISE
+from talk2dino.methods.talk2dino.projection import ProjectionConfig, images_stay, unit
+from talk2dino.methods.talk2dino.recipe import Recipe
 from talk2dino.methods.talk2dino.training.columns import ColumnChoice, place_columns
 
 VISUAL_FEATURES = (
@@ -30,7 +31,7 @@ LAST_LAYER_TEXT = "clip_second_last_out"
 TEXT_FEATURES = ("ann_feats", DENSE_TEXT, AVERAGED_TEXT, LAST_LAYER_TEXT, "bert-base_features")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
     """What a projection's forward takes for B pairs."""
 
@@ -134,11 +135,11 @@ def choose_features(
             f"--text_features {text} does not go with model_class {config.model_class}: "
             f"CLIPLastLayer is the one that is trained on {LAST_LAYER_TEXT}"
         )
-    if text == DENSE_TEXT and config.alignment_strategy not in PAIRWISE_STRATEGIES:
+    if text == DENSE_TEXT and config.alignment_strategy not in PAIRWISE:
         raise ValueError(
             f"--text_features {text} has a vector per token, which alignment_strategy "
             f"{config.alignment_strategy} cannot use. Choose one of "
-            f"{', '.join(PAIRWISE_STRATEGIES)}, or --text_features {AVERAGED_TEXT}."
+            f"{', '.join(PAIRWISE)}, or --text_features {AVERAGED_TEXT}."
         )
     return FeatureChoice(
         visual,
@@ -304,18 +305,26 @@ def feature_widths(
         "dino_embed_dim": images[choice.visual].shape[-1],
         "clip_embed_dim": captions[choice.caption_keys[0]].shape[-1],
     }
-    if choice.with_maps:
-        widths["num_attn_head"] = images["self_attn_maps"].shape[-2]
+    per_head = images.get("self_attn_maps", images[choice.visual])
+    if choice.with_maps or choice.visual == "disentangled_self_attn":
+        widths["num_attn_head"] = per_head.shape[-2]
     return widths
 
 
-def check_widths(pairs: Pairs, config: ProjectionConfig, path: str | Path, recipe: str) -> None:
-    """Raise ValueError unless the features fit the recipe; the message has both numbers."""
+def check_widths(pairs: Pairs, recipe: Recipe, path: str | Path) -> None:
+    """Raise ValueError unless the features fit the recipe; the message has both numbers.
+
+    The number of heads decides something only where heads are weighted. Elsewhere it may be left
+    out, but it must not be wrong.
+    """
+    config = recipe.model
     for key, found in pairs.widths().items():
+        if key == "num_attn_head" and not (config.weight_attn_heads or key in recipe.written):
+            continue
         if found != getattr(config, key):
             what = {"dino_embed_dim": "image", "clip_embed_dim": "text"}.get(key, "attention map")
             raise ValueError(
-                f"{recipe} says {key}: {getattr(config, key)}, but the {what} features in {path} "
-                f"({pairs.choice.visual}, {pairs.choice.text}) have {found}. "
+                f"{recipe.path.name} says {key}: {getattr(config, key)}, but the {what} features "
+                f"in {path} ({pairs.choice.visual}, {pairs.choice.text}) have {found}. "
                 "Choose the recipe of the backbone that the features were extracted with."
             )

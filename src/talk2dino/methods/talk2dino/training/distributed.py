@@ -14,13 +14,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from talk2dino.methods.talk2dino.alignment import align, head_choice
+from talk2dino.methods.talk2dino.alignment import PER_HEAD, align, takes
 from talk2dino.methods.talk2dino.projection import Projection
 from talk2dino.methods.talk2dino.training.dataset import Batch
 from talk2dino.processes import Processes
-
-CHOSEN_LOCALLY = ("max_score", "weighted_avg")
-"""Strategies that need an image and its own caption only, and draw nothing."""
 
 
 class Share:
@@ -81,11 +78,11 @@ def shared_scores(
     if text.ndim == 3:
         mask = model.token_mask(text, extras.get("text_input_mask"), extras.get("text_argmax"))
         token_mask = gather(mask.to(torch.uint8)).bool()
-    if visual.ndim == 3 and config.alignment_strategy in CHOSEN_LOCALLY:
-        visual = head_choice(visual, text, config.alignment_strategy)  # H times less to send
-    return align(
-        gather(visual), gather(text), config.alignment_strategy, config.alpha, token_mask, generator
-    )
+    strategy = config.alignment_strategy
+    # Needs an image and its own caption only, and draws nothing.
+    if visual.ndim == 3 and strategy in PER_HEAD and not takes(strategy, "generator"):
+        visual = PER_HEAD[strategy](visual, text)  # H times less to send
+    return align(gather(visual), gather(text), strategy, config.alpha, token_mask, generator)
 
 
 class _Gather(torch.autograd.Function):

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from talk2dino.config import ProjectionConfig
 from talk2dino.methods.talk2dino.alignment import selected_heads
-from talk2dino.methods.talk2dino.projection import Projection
+from talk2dino.methods.talk2dino.projection import Projection, ProjectionConfig
 from talk2dino.methods.talk2dino.training.dataset import DENSE_TEXT, Batch, FeatureChoice, Pairs
 
 BATCH_SIZE = 256

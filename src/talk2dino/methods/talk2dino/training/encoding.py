@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from talk2dino.backbones.text import BertEncoder, TextEncoder, is_bert, load_text
-from talk2dino.backbones.vision import VisionBackbone, load_vision
+from talk2dino.backbones.vision import VisionBackbone, load_vision, recorded_normalisation
 from talk2dino.config import FeatureConfig
 from talk2dino.features.captions import Collection
 from talk2dino.features.decode import DecodedBatch, Decoding, decoded_batches
@@ -210,7 +210,8 @@ class EncodedPairs:
 def encoding_settings(options: ImageOptions) -> dict[str, Any]:
     """What the numbers depend on when images are encoded."""
     frozen = {f"features.{key}": value for key, value in asdict(options.features).items()}
-    return {**frozen, "data_dir": str(options.data_dir)}
+    own = recorded_normalisation(options.features.vision_model)
+    return {**frozen, **own, "data_dir": str(options.data_dir)}
 
 
 def check_all_exist(collection: Collection) -> None:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from talk2dino.backbones.text import check_text, is_bert, load_text
-from talk2dino.config import FeatureConfig, ProjectionConfig, Recipe
+from talk2dino.backbones.vision import recorded_normalisation
+from talk2dino.config import FeatureConfig
 from talk2dino.devices import resolve_device
 from talk2dino.files import (
     atomic_files,
@@ -26,9 +27,11 @@ from talk2dino.files import (
 from talk2dino.methods.talk2dino.projection import (
     CLIPLastLayer,
     Projection,
+    ProjectionConfig,
     build_projection,
     load_projection,
 )
+from talk2dino.methods.talk2dino.recipe import Recipe
 from talk2dino.methods.talk2dino.training.dataset import (
     Batch,
     FeatureChoice,
@@ -260,7 +263,7 @@ def open_datasets(job: TrainJob, encoders: Encoders) -> tuple[Pairs, Pairs | Non
             opened.append(None)
             continue
         pairs = open_pairs(path, features, encoders)
-        check_widths(pairs, recipe.model, path, recipe.path.name)
+        check_widths(pairs, recipe, path)
         warn_of_other_models(pairs, recipe.features, path)
         opened.append((pairs, path))
     # Images are encoded only now, when everything is known to fit.
@@ -288,10 +291,10 @@ def first_model(config: ProjectionConfig, seed: int, text: FeatureConfig) -> Pro
 def run_settings(job: TrainJob) -> dict[str, Any]:
     """Everything that the final weights depend on, flat: what `--resume` compares."""
     loop = asdict(job.loop)
-    train = loop.pop("train")
+    del loop["train"]
     settings = {
         **{f"model.{key}": value for key, value in asdict(job.recipe.model).items()},
-        **{f"train.{key}": value for key, value in train.items()},
+        **{f"train.{key}": value for key, value in job.loop.train.as_dict().items()},
         **loop,
         "train_dataset": job.train_dataset,
         "train_dataset_digest": content_digest(job.train_dataset),
@@ -346,15 +349,13 @@ def _choose_heads(job: TrainJob, run: TrainingRun) -> Callable[[Batch], Tensor] 
 def _train(job: TrainJob, run: TrainingRun, keeper: StateFile, hooks: Hooks) -> dict[str, Tensor]:
     """Run the loop with its table, logger and state file."""
     outputs = Outputs(job.out)
-    logger = open_logger(job.logger, job.out, keeper.settings, start_epoch=run.state.epoch)
+    history = [(record.logged(), record.epoch) for record in run.state.records]
+    logger = open_logger(job.logger, job.out, keeper.settings, run.state.epoch, history)
 
     def on_epoch(record: EpochRecord) -> None:
         if not outputs.weights.exists():  # else the table belongs to those
             write_losses(run.state.records, outputs.losses)
-        values = {"loss/train": record.train_loss, "learning_rate": record.learning_rate}
-        if record.val_loss is not None:
-            values["loss/validation"] = record.val_loss
-        logger.log(values, record.epoch)
+        logger.log(record.logged(), record.epoch)
         if hooks.on_epoch is not None:
             hooks.on_epoch(record)
 
@@ -376,7 +377,11 @@ def _made_with(job: TrainJob, pairs: Pairs) -> dict[str, Any]:
         return pairs.features.settings
     models = job.images.features
     return {
-        "vision": {"model": models.vision_model, "weights": models.vision_weights},
+        "vision": {
+            "model": models.vision_model,
+            "weights": models.vision_weights,
+            **recorded_normalisation(models.vision_model),
+        },
         "text": {"model": models.text_model, "weights": models.text_weights},
     }
 

@@ -8,16 +8,16 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from talk2dino.config import TrainConfig, check_name
-from talk2dino.methods.talk2dino.projection import Projection, ProjectionLayer
+from talk2dino.config import check_name
+from talk2dino.methods.talk2dino.projection import Projection
+from talk2dino.methods.talk2dino.recipe import TrainConfig
 from talk2dino.methods.talk2dino.training.dataset import Batch, Pairs
-from talk2dino.methods.talk2dino.training.direct import DirectStep, is_direct
 from talk2dino.methods.talk2dino.training.distributed import Share
 from talk2dino.methods.talk2dino.training.state import Checkpoint, TrainingState, save_checkpoint
 from talk2dino.methods.talk2dino.training.step import BatchLoss
@@ -105,10 +105,6 @@ class TrainingRun:
         several = processes is not None and processes.count > 1
         self.share = Share(processes, self.device) if processes and several else None
         self.loss = BatchLoss(model, settings.train, self.share, self.device.type == "cuda")
-        direct = (
-            self.device.type == "cpu" and self.share is None and is_direct(model, settings.train)
-        )
-        self._direct = DirectStep(cast(ProjectionLayer, model)) if direct else None
         self.optimizer = make_optimizer(self.parameters, settings)
         self.steps_per_epoch = math.ceil(len(pairs) / settings.train.batch_size)
         total_steps = self.steps_per_epoch * settings.train.num_epochs
@@ -137,10 +133,10 @@ class TrainingRun:
         while self.state.epoch < self.settings.train.num_epochs:
             self._epoch(hooks, checkpoint)
             self._close_epoch()
+            if hooks.on_epoch:  # first: a resumed run shows again what is not in the state
+                hooks.on_epoch(self.state.records[-1])
             if checkpoint:
                 checkpoint.save(self)
-            if hooks.on_epoch:
-                hooks.on_epoch(self.state.records[-1])
         if self.settings.train.save_best_model and self.state.best_weights is not None:
             return self.state.best_weights
         return weights_on_cpu(self.model)
@@ -211,12 +207,9 @@ class TrainingRun:
         rate = self.schedule.learning_rate(self.state.epoch * self.steps_per_epoch + step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        if self._direct is not None:
-            loss = self._direct(batch)
-        else:
-            loss = self.loss(batch, total, self._seeded(step))
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+        loss = self.loss(batch, total, self._seeded(step))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
         if self.share is not None:
             self.share.sum_gradients(self.parameters)
         self.optimizer.step()

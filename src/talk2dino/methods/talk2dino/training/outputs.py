@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from talk2dino.files import atomic_path, check_finished, check_writable
+from talk2dino.textfiles import read_json
 
 SUFFIX = ".pth"
 
@@ -127,7 +128,7 @@ def read_summary(path: Path) -> dict[str, Any]:
     """
     check_finished(path)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}

@@ -15,7 +15,7 @@ from talk2dino.training.history import EpochRecord
 KIND = "talk2dino unfinished training"
 
 
-@dataclass
+@dataclass(eq=False)
 class TrainingState:
     """Where a training stands. Randomness is no part: it is a function of (seed, epoch, step)."""
 
@@ -35,7 +35,7 @@ class TrainingState:
     """(M,) head chosen for each caption in the last epoch, -1 where not chosen yet."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Checkpoint:
     """What the file holds."""
 
@@ -74,8 +74,23 @@ def load_checkpoint(path: Path) -> Checkpoint:
     )
 
 
+def present_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a training as they are written now.
+
+    Earlier ones hold the keys of the triplet loss for every loss, and InfoNCE's temperature, which
+    was 0.07, for none.
+    """
+    present = dict(settings)
+    if present.get("train.ltype") == "infonce" and "train.temperature" not in present:
+        present.pop("train.margin", None)
+        present.pop("train.max_violation", None)
+        present["train.temperature"] = 0.07
+    return present
+
+
 def check_same_settings(before: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
     """Raise ValueError naming every setting that differs from the interrupted run."""
+    before = present_settings(before)
     differences = [
         f"{key} was {before.get(key)!r}, now {now.get(key)!r}"
         for key in sorted({*before, *now})

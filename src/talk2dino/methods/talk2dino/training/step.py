@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from talk2dino.config import TrainConfig
-from talk2dino.methods.talk2dino.losses import infonce, triplet
+from talk2dino.methods.talk2dino.alignment import takes
 from talk2dino.methods.talk2dino.projection import Projection
+from talk2dino.methods.talk2dino.recipe import TrainConfig
 from talk2dino.methods.talk2dino.training.dataset import Batch
 from talk2dino.methods.talk2dino.training.distributed import Share, shared_scores
 
@@ -23,7 +23,7 @@ class BatchLoss:
 
     Args:
         model: the projection.
-        train: which loss, with its margin.
+        train: which loss, with its settings.
         share: this process's part of every batch; None if it is the only one.
         capture: record forward and backward of full batches as a CUDA graph and replay it, where
             that is possible: a step is then one launch instead of some sixty.
@@ -38,7 +38,7 @@ class BatchLoss:
     ) -> None:
         self.model = model
         self.share = share
-        self.draws = model.config.alignment_strategy == "sampled_attn_map"
+        self.draws = takes(model.config.alignment_strategy, "generator")
         self._train = train
         self._capture = capture and share is None and not self.draws
         self._captured: Callable[..., Any] | None = None
@@ -49,13 +49,13 @@ class BatchLoss:
         Args:
             batch: this process's share.
             total: captions of the whole batch.
-            generator: randomness of `sampled_attn_map`.
+            generator: randomness of strategies that draw.
         """
         if self._capture and torch.is_grad_enabled() and total == self._train.batch_size:
             loss = self._replayed(batch)
             if loss is not None:
                 return loss
-        return loss_of(self._scores(batch, total, generator), self._train)
+        return self._train.loss_of(self._scores(batch, total, generator))
 
     def _scores(self, batch: Batch, total: int, generator: torch.Generator | None) -> Tensor:
         share = self.share
@@ -96,13 +96,6 @@ def scores_of(model: Projection, batch: Batch, generator: torch.Generator | None
     return scores
 
 
-def loss_of(scores: Tensor, train: TrainConfig) -> Tensor:
-    """The loss that the recipe names."""
-    if train.ltype == "triplet":
-        return triplet(scores, train.margin, train.max_violation)
-    return infonce(scores)
-
-
 class _PlainLoss(nn.Module):
     """(visual, text) to the loss: the form that CUDA graphs want."""
 
@@ -114,4 +107,4 @@ class _PlainLoss(nn.Module):
 
     def forward(self, visual: Tensor, text: Tensor) -> Any:
         batch = Batch(visual, text, visual_is_unit=self._visual_is_unit)
-        return loss_of(scores_of(self.model, batch, None), self._train)
+        return self._train.loss_of(scores_of(self.model, batch, None))

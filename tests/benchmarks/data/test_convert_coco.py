@@ -22,7 +22,7 @@ from talk2dino.benchmarks.data.labels import (
     coco_stuff_table,
     read_labels,
 )
-from talk2dino.cli.convert import main
+from talk2dino.cli.convert_coco import main
 
 
 def save(path, labels):

@@ -1,0 +1,105 @@
+"""`convert_dataset/convert_coco.py`: COCO-Stuff pixel maps to the labels of COCO-Object."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from tqdm import tqdm
+
+from talk2dino.benchmarks.data.convert import (
+    OBJECT_SUFFIX,
+    STUFF_SUFFIX,
+    Outcome,
+    plan_coco,
+    run_conversions,
+    summarise,
+)
+from talk2dino.cli.entry import DONE, FAILED, Command, run_command
+from talk2dino.files import check_folder_writable
+from talk2dino.progress import Bar
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    return run_command(COMMAND, argv)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument(
+        "coco", type=Path, help="the coco_stuff164k folder, with annotations/train2017 and val2017"
+    )
+    parser.add_argument("-o", "--out_dir", type=Path, help="write the same tree here (the input)")
+    parser.add_argument("--nproc", type=int, default=16, help="files converted at the same time")
+    parser.add_argument(
+        "--stuff",
+        action="store_true",
+        help=f"write the 171-class {STUFF_SUFFIX}.png of COCO-Stuff as well",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="convert again what is there")
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raise for wrong arguments."""
+    if not args.coco.is_dir():
+        raise FileNotFoundError(f"{args.coco}: no such folder; it is to hold annotations/val2017")
+    check_workers(args.nproc)
+    check_folder_writable(args.out_dir or args.coco)
+
+
+def check_workers(workers: int) -> None:
+    """Raise unless the value of --nproc is one."""
+    if workers < 1:
+        raise ValueError(f"--nproc must be at least 1, got {workers}")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert."""
+    code = DONE
+    for suffix in (OBJECT_SUFFIX, STUFF_SUFFIX) if args.stuff else (OBJECT_SUFFIX,):
+        plan = plan_coco(args.coco, args.out_dir or args.coco, suffix)
+        outcome = run_conversions(plan, args.nproc, args.overwrite, file_bar)
+        code = max(code, report_outcome(f"*{suffix}.png", outcome))
+    return code
+
+
+def file_bar(total: int, done: int) -> AbstractContextManager[Bar]:
+    """A bar on stderr that counts files."""
+    return tqdm(total=total, initial=done, unit=" files", dynamic_ncols=True, smoothing=0.1)
+
+
+def report_outcome(what: str, outcome: Outcome) -> int:
+    """Say what was written and what went wrong; returns the exit code."""
+    print(f"{what}: {outcome.written} written, {outcome.present} were there already")
+    if outcome.unknown:
+        print(
+            f"warning: {len(outcome.unknown)} files hold values that the data set does not "
+            "define; their pixels became background or are ignored. Are these the raw files?\n"
+            + summarise(outcome.unknown),
+            file=sys.stderr,
+        )
+    if not outcome.failures:
+        return DONE
+    print(
+        f"error: {len(outcome.failures)} files could not be converted:\n"
+        f"{summarise(outcome.failures)}\nReplace them and run the same command again.",
+        file=sys.stderr,
+    )
+    return FAILED
+
+
+COMMAND = Command(
+    name="convert-coco",
+    summary="Convert COCO-Stuff pixel maps to the 81 labels of COCO-Object.",
+    example="python convert_dataset/convert_coco.py data/coco_stuff164k -o data/coco_stuff164k",
+    add_arguments=add_arguments,
+    check=check,
+    run=run,
+)
+
+if __name__ == "__main__":
+    sys.exit(main())

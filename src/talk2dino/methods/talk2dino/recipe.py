@@ -1,0 +1,152 @@
+"""A recipe of `configs/`: the projection, how it is trained, and on what."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from talk2dino.config import FeatureConfig, build, check_at_least, check_name, read_sections
+from talk2dino.methods.talk2dino.alignment import takes
+from talk2dino.methods.talk2dino.losses import LOSSES
+from talk2dino.methods.talk2dino.projection import ProjectionConfig
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The `train:` section. The published recipe is lr 1e-4, infonce, 100 epochs of batch 128."""
+
+    lr: float = 1e-4
+    """Learning rate."""
+    ltype: str = "infonce"
+    """Loss: one of talk2dino.methods.talk2dino.losses.LOSSES."""
+    num_epochs: int = 100
+    """Passes over the captions."""
+    batch_size: int = 128
+    """Captions per step."""
+    shuffle: bool = True
+    """Draw a new order of the captions every epoch."""
+    save_best_model: bool = True
+    """Keep the weights of the epoch with the lowest validation loss instead of the last ones."""
+
+    loss: Mapping[str, Any] = field(default_factory=dict)
+    """What the recipe says of the loss's own keys, which stand among the others in the file."""
+
+    def __post_init__(self) -> None:
+        check_name("loss (ltype)", self.ltype, LOSSES)
+        check_at_least(1, num_epochs=self.num_epochs, batch_size=self.batch_size)
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr must be positive and finite, got {self.lr}")
+        self.loss_of(torch.eye(2))  # the loss refuses its own wrong values
+
+    @property
+    def loss_settings(self) -> dict[str, Any]:
+        """All keys of the loss with their values, those included that are left at their default."""
+        return {key: default.default for key, _, default in _loss_keys(self.ltype)} | dict(
+            self.loss
+        )
+
+    def loss_of(self, scores: Tensor) -> Tensor:
+        """The loss of (B, B) scores: the function that `ltype` names, with its settings."""
+        return LOSSES[self.ltype](scores, **self.loss)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every key of the section that has an effect, flat."""
+        content = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
+        content.pop("loss")
+        return content | self.loss_settings
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One file of `configs/`: everything that defines a trained projection."""
+
+    model: ProjectionConfig
+    """The map and its alignment."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """How it is trained."""
+    features: FeatureConfig = field(default_factory=FeatureConfig)
+    """What it is trained on."""
+    path: Path = Path()
+    """Where the recipe was read from."""
+    written: tuple[str, ...] = ()
+    """Keys of the `model` section that the file has; the others are at their defaults."""
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Read a file of `configs/`: sections `model` (required), `train` and `features`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not YAML, or a section or key is unknown or has a wrong value.
+    """
+    path = Path(path)
+    sections = read_sections(path)
+    model = build(ProjectionConfig, sections["model"], path.name)
+    check_used(model, sections["model"], path.name)
+    return Recipe(
+        model=model,
+        train=_build_train(sections.get("train") or {}, path.name),
+        features=build(FeatureConfig, sections.get("features") or {}, path.name),
+        path=path,
+        written=tuple(sections["model"]),
+    )
+
+
+def check_used(config: ProjectionConfig, given: Iterable[str], source: str) -> None:
+    """Raise ValueError for a key that is given but means nothing beside the others."""
+    visual = config.model_class == "VisualProjectionLayer"
+    unused = {
+        "alpha": not takes(config.alignment_strategy, "alpha"),
+        "hidden_embed_dim": not visual,
+        "hidden_layer": visual,
+    }
+    for key in given:
+        if unused.get(key):
+            other = "alignment_strategy" if key == "alpha" else "model_class"
+            raise ValueError(
+                f"{source}: {key} has no effect with {other}: {getattr(config, other)}. Remove it, "
+                f"or choose another {other}."
+            )
+
+
+def _build_train(section: Any, source: str) -> TrainConfig:
+    """The `train:` section, in which the keys of the chosen loss stand among the others."""
+    hints = typing.get_type_hints(TrainConfig)
+    hints.pop("loss")
+    general = [(key, hint, field(default=None)) for key, hint in hints.items()]
+    given = section if isinstance(section, Mapping) else {}
+    ltype = str(given.get("ltype", TrainConfig.ltype))
+    own = _loss_keys(ltype) if ltype in LOSSES else []  # TrainConfig refuses an unknown one
+    for key in given:
+        owners = [name for name in LOSSES if key in (entry[0] for entry in _loss_keys(name))]
+        if owners and ltype in LOSSES and ltype not in owners:
+            raise ValueError(
+                f"{source}: {key} has no effect with ltype: {ltype}, it belongs to "
+                f"{' and '.join(owners)}. Remove it, or choose that loss."
+            )
+    values: Any = build(dataclasses.make_dataclass("Section", [*general, *own]), section, source)
+    typed = {key: getattr(values, key) for key in given}
+    loss = {key: typed.pop(key) for key, *_ in own if key in typed}
+    try:
+        return TrainConfig(**typed, loss=loss)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+
+
+def _loss_keys(ltype: str) -> list[tuple[str, Any, Any]]:
+    """Name, type and default of the parameters of a loss after its scores."""
+    hints = typing.get_type_hints(LOSSES[ltype])
+    _, *settings = inspect.signature(LOSSES[ltype]).parameters.values()
+    return [
+        (entry.name, hints.get(entry.name, type(entry.default)), field(default=entry.default))
+        for entry in settings
+    ]
