@@ -112,7 +112,7 @@ def test_the_largest_tower_has_heads_of_80():
     assert (tower.output_dim, len(tower.transformer.resblocks)) == (1024, 32)
 
 
-def test_the_toy_of_laion_has_the_exact_gelu_in_its_text_too(toy):
+def test_a_toy_with_the_exact_gelu_has_it_in_its_text_too():
     with torch.device("meta"):
         activations = {type(m) for m in create_text_tower("toy-gelu").modules()}
     assert nn.GELU in activations and QuickGELU not in activations

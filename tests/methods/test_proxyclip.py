@@ -114,9 +114,7 @@ def test_a_single_word_of_the_background_can_be_a_class_too():
 
 
 def test_embedding_a_word_twice_gives_a_shared_word(toy):
-    query = toy.query(["bed", "cat"], 0.2, words=[["bed"], ["cat"]])
-    background = toy.embed_classes(["sky", "bed"])
-    rows = torch.cat([background, query.rows[-2:]])
+    rows = torch.cat([toy.embed_classes(words) for words in (["sky", "bed"], ["bed", "cat"])])
     found = shared_words(query_of(rows, [0, 0, 1, 2], background=0.2))
     assert found.tolist() == [False, True, False, False]
 

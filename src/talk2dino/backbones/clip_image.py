@@ -24,6 +24,7 @@ from talk2dino.backbones.text import (
     text_from_state,
 )
 from talk2dino.config import check_name
+from talk2dino.devices import float32_by_default, keep_float32
 
 _TOY: dict[str, Any] = {"image_size": 224, "patch_size": 16, "width": 192, "heads": 3, "layers": 3}
 TOYS: dict[str, dict[str, Any]] = {
@@ -69,6 +70,8 @@ class ClipImage(nn.Module):
         self.num_heads: int = model.transformer.resblocks[0].attn.num_heads
         self.embed_dim: int = model.output_dim
         self.blocks: Any = model.transformer.resblocks
+
+    _apply = keep_float32
 
     @property
     def device(self) -> torch.device:
@@ -170,6 +173,7 @@ def load_clip(
     return image.to(device), text_from_state(name, state, weights).to(device)
 
 
+@float32_by_default()
 def create_image_tower(name: str) -> VisionTransformer:
     """CLIP's image tower without weights."""
     if name in TOYS:
