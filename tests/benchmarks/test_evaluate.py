@@ -14,6 +14,7 @@ from PIL import Image
 
 pytest.importorskip("mmseg")
 
+from talk2dino.benchmarks import counts as counts_module
 from talk2dino.benchmarks import evaluate
 from talk2dino.benchmarks.checks import check_files, fingerprint
 from talk2dino.benchmarks.counts import (
@@ -307,6 +308,16 @@ def test_pixels_and_labels_for_a_gpu_are_pinned(make_voc, by_colour, monkeypatch
         picture = evaluate._read([run], tasks, 0, pin)
         assert pinned == expected
         assert picture.image.shape == (3, 40, 56)
+
+
+def test_counts_of_earlier_versions_are_read_on(tmp_path):
+    settings = {"benchmark": "voc", "pictures": "abc", "batch_size": 4}
+    writer = CountsWriter(tmp_path / "a.counts", {"benchmark": "voc"})
+    writer.add(counts_module.ImageCounts(7, np.empty(0, counts_module._PAIR)))
+    writer.close()
+    assert list(read_counts_folder(tmp_path, settings)) == [7]
+    with pytest.raises(ValueError, match="made with other settings"):
+        read_counts_folder(tmp_path, settings | {"benchmark": "ade20k"})
 
 
 def test_counts_of_an_image_are_those_of_its_benchmarks():

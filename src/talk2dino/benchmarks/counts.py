@@ -84,6 +84,9 @@ def _pairs(counts: np.ndarray, num_classes: int) -> np.ndarray:
     return pairs
 
 
+_LATER = ("pictures", "batch_size")  # of the settings; files of earlier versions lack them
+
+
 class CountsWriter:
     """Appends images to one file; one writer per file.
 
@@ -183,6 +186,9 @@ def _read(path: Path, settings: Mapping[str, Any]) -> tuple[list[ImageCounts], i
     """The intact records, and where they end in bytes."""
     data = path.read_bytes()
     line = _first_line(settings)
+    earlier = _first_line({key: settings[key] for key in settings if key not in _LATER})
+    if data.startswith(earlier):
+        line = earlier
     if not data.startswith(line):
         if b"\n" not in data and line.startswith(data):
             return [], 0  # killed within the first line
