@@ -4,11 +4,12 @@ import cv2
 import pytest
 import torch
 
-from talk2dino.inference import Protocol, picture_scores, resize_picture, sliding_window_scores
+from talk2dino.inference import picture_scores, resize_picture, sliding_window_scores
 from talk2dino.methods.clip_words import word_rows
 from talk2dino.methods.proxyclip import ProxyClipSegmenter, proxy_attention
 from talk2dino.methods.registry import load_segmenter
 from talk2dino.segmenter import ClassQuery
+from talk2dino.sizes import Protocol
 
 from .conftest import TENSOR_TOLERANCE
 

@@ -51,13 +51,14 @@ class Command:
     """What a user can do after Ctrl-C."""
 
     def parser(
-        self, prog: str | None = None, argv: Sequence[str] | None = None
+        self, prog: str | None = None, argv: Sequence[str] | None = None, more: bool = True
     ) -> argparse.ArgumentParser:
         """The command's parser; long flags are never abbreviated.
 
         Args:
             prog: what the command is called.
             argv: the command line, on which some flags depend.
+            more: declare those too, which takes a second.
         """
         parser = _Parser(
             prog=prog,
@@ -67,7 +68,7 @@ class Command:
             allow_abbrev=False,
         )
         self.add_arguments(parser)
-        if self.add_more is not None:
+        if more and self.add_more is not None:
             self.add_more(parser, argv)
         parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
         parser.add_argument("--verbose", action="store_true", help="print what is going on inside")
