@@ -100,6 +100,10 @@ def typed_command(
             continue
         if action.nargs == 0 and value != action.const:
             continue  # the other one of a pair like --x and --no_x
+        off = [flag for flag in action.option_strings if flag.startswith("--no_")]
+        if value is False and off:
+            words.append(off[0])
+            continue
         words.append(action.option_strings[0])
         if value != action.const:
             words += [str(v) for v in value] if isinstance(value, list) else [str(value)]
