@@ -17,7 +17,7 @@ LAYERS = {
     "engines": {"features", "benchmarks", "report", "training", "predict", "toy"},
     "parts": {"backbones", "refine", "pictures"},
     "ground": {
-        *("segmenter", "inference", "config", "files", "textfiles"),
+        *("segmenter", "inference", "sizes", "config", "files", "textfiles"),
         *("devices", "processes", "progress"),
     },
 }

@@ -5,19 +5,15 @@ import pytest
 import torch
 
 from talk2dino.inference import (
-    WHOLE,
-    Protocol,
     WindowMean,
-    benchmark_size,
     picture_scores,
     resize_pixels,
     resize_scores,
     score_labels,
     sliding_window_scores,
-    window_corners,
-    window_starts,
 )
 from talk2dino.segmenter import ClassQuery
+from talk2dino.sizes import WHOLE, Protocol, benchmark_size, window_corners, window_starts
 
 
 class ColourSegmenter:

@@ -63,7 +63,8 @@ def _completion() -> str:
     """A script for bash, and for zsh in its bash mode, made of the parsers' own flags."""
     cases = []
     for name in COMMANDS:
-        flags = [f for f in _load(name).parser()._option_string_actions if f.startswith("--")]
+        known = _load(name).parser(more=False)._option_string_actions
+        flags = [flag for flag in known if flag.startswith("--")]
         cases.append(f'        {name}) words="{" ".join(sorted(flags))}" ;;')
     return "\n".join(
         [

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import cv2
 import numpy as np
 import torch
@@ -11,51 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from talk2dino.segmenter import ClassQuery, Finalising, Segmenter
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How large a picture and its windows are; the defaults are those of all eight benchmarks."""
-
-    short_side: int | None = 448
-    """The image is resized to this short side in pixels; None: it keeps its size ..."""
-    long_side: int = 2048
-    """... unless its long side would exceed this."""
-    window: int | None = 448
-    """Side of a window in pixels; a shorter side of the image is used whole. None: one window."""
-    stride: int = 224
-    """Distance between neighbouring windows in pixels; the last one is shifted back inside."""
-
-    def __post_init__(self) -> None:
-        given = [
-            n for n in (self.short_side, self.long_side, self.window, self.stride) if n is not None
-        ]
-        if min(given) < 1:
-            raise ValueError(f"sizes, windows and strides must be positive, found {self}.")
-        if self.window is not None and self.stride > self.window:
-            raise ValueError(
-                f"a stride of {self.stride} leaves gaps between windows of {self.window} pixels."
-            )
-
-    def scored_size(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) at which an image is scored."""
-        if self.short_side is None:
-            return height, width
-        return benchmark_size(height, width, self.short_side, self.long_side)
-
-    def window_size(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) of every window of an image that is scored at this size."""
-        if self.window is None:
-            return height, width
-        return min(self.window, height), min(self.window, width)
-
-    def starts(self, length: int) -> list[int]:
-        """First pixel of every window along a side of the image."""
-        return [0] if self.window is None else window_starts(length, self.window, self.stride)
-
-
-WHOLE = Protocol(short_side=None, window=None)
-"""A picture at its own size, as one window."""
+from talk2dino.sizes import Protocol, window_corners
 
 
 @torch.inference_mode()
@@ -165,33 +119,6 @@ class WindowMean:
             raise RuntimeError("no window has been added yet.")
         total, self._total = self._total, None
         return total.div_(self._hits)
-
-
-def window_corners(height: int, width: int, protocol: Protocol) -> list[tuple[int, int]]:
-    """Top left pixel (y, x) of every window, row by row."""
-    lefts = protocol.starts(width)
-    return [(top, left) for top in protocol.starts(height) for left in lefts]
-
-
-def window_starts(length: int, size: int = 448, stride: int = 224) -> list[int]:
-    """First pixel of every window along one side; the last window ends at the border."""
-    count = max(length - size + stride - 1, 0) // stride + 1
-    return [max(min(index * stride, length - size), 0) for index in range(count)]
-
-
-def benchmark_size(height: int, width: int, short: int = 448, long: int = 2048) -> tuple[int, int]:
-    """(height, width) at which benchmarks score an image: short side `short`, long side at most
-    `long`, rounded as MMCV does."""
-    scale = min(long / max(height, width), short / min(height, width))
-    return int(height * scale + 0.5), int(width * scale + 0.5)
-
-
-def scoring_size(height: int, width: int, max_side: int | None) -> tuple[int, int]:
-    """(height, width) at which a picture is scored."""
-    if max_side is None or max(height, width) <= max_side:
-        return height, width
-    scale = max_side / max(height, width)
-    return max(round(height * scale), 1), max(round(width * scale), 1)
 
 
 def resize_pixels(image_rgb: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:

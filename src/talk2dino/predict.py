@@ -12,17 +12,11 @@ from PIL import Image
 
 from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
 from talk2dino.config import as_texts
-from talk2dino.inference import (
-    Protocol,
-    picture_scores,
-    resize_pixels,
-    resize_scores,
-    score_labels,
-    scoring_size,
-)
+from talk2dino.inference import picture_scores, resize_pixels, resize_scores, score_labels
 from talk2dino.pictures.images import ImageInput, as_rgb, rgb_tensor
 from talk2dino.pictures.segmentation import BACKGROUND, Segmentation
 from talk2dino.segmenter import ClassQuery, Segmenter
+from talk2dino.sizes import Protocol, scoring_size
 
 
 @torch.inference_mode()

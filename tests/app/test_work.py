@@ -9,10 +9,11 @@ from talk2dino.app.entries import config_entry, named_entry
 from talk2dino.app.inputs import Limits
 from talk2dino.app.models import Models
 from talk2dino.app.work import Outcome, Progress, Request, segment
-from talk2dino.inference import WHOLE, picture_scores
+from talk2dino.inference import picture_scores
 from talk2dino.methods.talk2dino.config import read_segmenter_config
 from talk2dino.pictures.images import read_rgb, rgb_tensor
 from talk2dino.segmenter import ClassQuery
+from talk2dino.sizes import WHOLE
 
 CPU = torch.device("cpu")
 LIMITS = Limits(max_side=320)

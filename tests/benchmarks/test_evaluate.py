@@ -29,12 +29,13 @@ from talk2dino.benchmarks.metrics import confusion_counts
 from talk2dino.benchmarks.mmseg import load_openmmlab
 from talk2dino.benchmarks.pictures import PictureFolders
 from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
-from talk2dino.benchmarks.table import BENCHMARKS, Protocol
+from talk2dino.benchmarks.table import BENCHMARKS
 from talk2dino.methods.talk2dino.config import read_segmenter_config
 from talk2dino.methods.talk2dino.projection import load_projection
 from talk2dino.methods.talk2dino.segmenter import Talk2DinoSegmenter, build_segmenter
 from talk2dino.processes import Processes
 from talk2dino.segmenter import ClassQuery
+from talk2dino.sizes import Protocol
 
 SMALL = Protocol(short_side=40, long_side=200, window=32, stride=16)
 

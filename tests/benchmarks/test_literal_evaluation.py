@@ -11,10 +11,11 @@ from talk2dino.benchmarks.counts import stacked_areas
 from talk2dino.benchmarks.datasets import EvaluationSet
 from talk2dino.benchmarks.evaluate import Run, evaluate_group
 from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
-from talk2dino.benchmarks.table import BENCHMARKS, Protocol
+from talk2dino.benchmarks.table import BENCHMARKS
 from talk2dino.methods.talk2dino.config import read_segmenter_config
 from talk2dino.methods.talk2dino.segmenter import build_segmenter
 from talk2dino.segmenter import ClassQuery
+from talk2dino.sizes import Protocol
 from tests.literal import evaluation as literal
 
 from .conftest import MINIATURES

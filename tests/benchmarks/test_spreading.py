@@ -8,15 +8,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
 from talk2dino.benchmarks.spreading import Layout, resized_labels, spread_labels, spreading_matrix
-from talk2dino.inference import (
-    Protocol,
-    resize_scores,
-    score_labels,
-    sliding_window_scores,
-)
+from talk2dino.inference import resize_scores, score_labels, sliding_window_scores
 from talk2dino.methods.talk2dino.config import read_segmenter_config
 from talk2dino.methods.talk2dino.segmenter import build_segmenter
 from talk2dino.segmenter import ClassQuery, FeatureSharing, PatchScoring
+from talk2dino.sizes import Protocol
 
 CPU = torch.device("cpu")
 PROTOCOL = Protocol(window=64, stride=32)

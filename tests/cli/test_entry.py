@@ -195,12 +195,12 @@ def test_bash_completes_commands_and_flags(capsys):
         "COMP_WORDS=({words}); COMP_CWORD={at}; _talk2dino; echo ${{COMPREPLY[*]}}; COMPREPLY=()\n"
     )
     questions = [ask.format(words="talk2dino ev", at=1)]
-    questions += [ask.format(words="talk2dino segment --no_p", at=2)]
+    questions += [ask.format(words="talk2dino segment --no_b", at=2)]
     questions += [ask.format(words="talk2dino segment photo", at=2)]
     result = subprocess.run(
         ["bash", "-c", script + "".join(questions)], capture_output=True, text=True
     )
-    assert result.stdout.splitlines() == ["evaluate", "--no_pamr", ""], result.stderr
+    assert result.stdout.splitlines() == ["evaluate", "--no_background", ""], result.stderr
 
 
 def test_processes_of_one_machine_share_its_cores_and_its_memory(monkeypatch):

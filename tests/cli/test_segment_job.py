@@ -13,12 +13,12 @@ from talk2dino.cli.segment_job import (
     physical_memory,
     scoring_bytes,
 )
-from talk2dino.inference import WHOLE, scoring_size
 from talk2dino.methods.talk2dino.config import SegmenterConfig
 from talk2dino.methods.talk2dino.projection import ProjectionConfig
 from talk2dino.methods.talk2dino.segmenter import build_segmenter
 from talk2dino.pictures.drawing import class_colours
 from talk2dino.segmenter import ClassQuery
+from talk2dino.sizes import WHOLE, scoring_size
 
 CPU = torch.device("cpu")
 

@@ -14,10 +14,11 @@ from PIL import Image
 from talk2dino.cli.modes import ModesJob, ModesOptions, write_names
 from talk2dino.cli.segment import main
 from talk2dino.cli.segment_modes import MODES
-from talk2dino.inference import Protocol, picture_scores
+from talk2dino.inference import picture_scores
 from talk2dino.pictures.drawing import blend
 from talk2dino.pictures.vocabularies import find_vocabulary, group_colours
 from talk2dino.segmenter import ClassQuery, with_background
+from talk2dino.sizes import Protocol
 
 OVS = ["--model", "ovsegmentor_toy", "--weights", "seeded:0", "--device", "cpu"]
 TOY = ["--model", "toy", "--weights", "seeded:0", "--device", "cpu"]

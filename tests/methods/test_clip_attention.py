@@ -5,7 +5,7 @@ from torch import nn
 from talk2dino.backbones.clip_image import load_clip
 from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
 from talk2dino.benchmarks.table import BENCHMARKS
-from talk2dino.inference import Protocol, picture_scores, resize_picture
+from talk2dino.inference import picture_scores, resize_picture
 from talk2dino.methods.clip_attention import (
     METHODS,
     NAMES,
@@ -20,6 +20,7 @@ from talk2dino.methods.clip_words import WITHOUT_BACKGROUND, class_words
 from talk2dino.methods.registry import find_method, load_segmenter
 from talk2dino.pictures.vocabularies import find_vocabulary
 from talk2dino.segmenter import ClassQuery
+from talk2dino.sizes import Protocol
 
 EXPANDING = [name for name, variant in METHODS.items() if variant.expands]
 

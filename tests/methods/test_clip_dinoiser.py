@@ -4,10 +4,10 @@ from torch import nn
 
 from talk2dino.backbones.text import clip_state
 from talk2dino.benchmarks.table import BENCHMARKS
-from talk2dino.inference import WHOLE, Protocol
 from talk2dino.methods.clip_dinoiser import ClipDinoiserSegmenter, class_words, load_heads, smooth
 from talk2dino.methods.registry import find_method, load_segmenter
 from talk2dino.segmenter import BACKGROUND, ClassQuery
+from talk2dino.sizes import WHOLE, Protocol
 
 
 @pytest.fixture(scope="module")

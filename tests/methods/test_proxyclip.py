@@ -4,7 +4,6 @@ from torch import nn
 
 from talk2dino.backbones.vision import load_vision
 from talk2dino.benchmarks.table import BENCHMARKS
-from talk2dino.inference import Protocol
 from talk2dino.methods.proxyclip import (
     MODELS,
     PUBLISHED,
@@ -16,6 +15,7 @@ from talk2dino.methods.proxyclip import (
 from talk2dino.methods.registry import find_method, load_segmenter
 from talk2dino.pictures.vocabularies import find_vocabulary
 from talk2dino.segmenter import ClassQuery
+from talk2dino.sizes import Protocol
 
 
 @pytest.fixture(scope="module")

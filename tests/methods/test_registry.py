@@ -8,7 +8,6 @@ import torch
 
 from talk2dino.benchmarks.table import BENCHMARKS, DRAWN_WORLD, STUFF_BACKGROUND
 from talk2dino.files import weights_identity
-from talk2dino.inference import Protocol
 from talk2dino.methods.ovsegmentor.method import OVSegmentorMethod
 from talk2dino.methods.registry import (
     MODEL_NAMES,
@@ -18,6 +17,7 @@ from talk2dino.methods.registry import (
     split_weights,
 )
 from talk2dino.methods.talk2dino.method import Talk2DinoMethod
+from talk2dino.sizes import Protocol
 
 SEEDED = {"weights": "seeded:0"}
 CPU = torch.device("cpu")

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from talk2dino.inference import Protocol, resize_picture
+from talk2dino.inference import resize_picture
+from talk2dino.sizes import Protocol
 
 CARRIED = Path(__file__).parent / "data"
 FULL = Path(__file__).parents[2].parent / "shared" / "parity"

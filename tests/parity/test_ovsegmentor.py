@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
-from talk2dino.inference import Protocol, resize_scores, sliding_window_scores
+from talk2dino.inference import resize_scores, sliding_window_scores
 from talk2dino.methods.ovsegmentor.grouping import affinity
 from talk2dino.methods.ovsegmentor.losses import (
     MaskLossConfig,
@@ -24,6 +24,7 @@ from talk2dino.methods.ovsegmentor.scoring import group_class_scores, upsample_g
 from talk2dino.methods.ovsegmentor.segmenter import OVSegmentorSegmenter
 from talk2dino.methods.ovsegmentor.text import Tokenizer, toy_tokenizer
 from talk2dino.segmenter import ClassQuery
+from talk2dino.sizes import Protocol
 from tests.methods.ovsegmentor.fill import recorded_input, recorded_model, uniform
 
 TOLERANCE = 1e-4

@@ -8,9 +8,9 @@ from pathlib import Path
 from PIL import Image
 
 from talk2dino.config import split_names
-from talk2dino.inference import scoring_size
 from talk2dino.pictures.images import check_image, read_rgb
 from talk2dino.pictures.segmentation import BACKGROUND
+from talk2dino.sizes import scoring_size
 
 MAX_NAME = 80
 """Characters in one category name."""

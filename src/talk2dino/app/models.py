@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from talk2dino.inference import WHOLE, Protocol
 from talk2dino.segmenter import Segmenter
+from talk2dino.sizes import WHOLE, Protocol
 
 GUESSED_THRESHOLD = 0.55
 """Where the slider stands while a model's own threshold is not known: most published models'."""

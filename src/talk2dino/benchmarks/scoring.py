@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from talk2dino.benchmarks.spreading import MOST_BYTES, Layout, resized_labels, spread_labels
-from talk2dino.inference import Protocol, WindowMean
+from talk2dino.inference import WindowMean
 from talk2dino.segmenter import ClassQuery, FeatureSharing, PatchScoring, Segmenter
+from talk2dino.sizes import Protocol
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,14 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from talk2dino.inference import (
-    Protocol,
-    WindowMean,
-    final_scores,
-    resize_scores,
-    window_corners,
-)
+from talk2dino.inference import WindowMean, final_scores, resize_scores
 from talk2dino.segmenter import ClassQuery, Finalising, PatchScoring, Segmenter
+from talk2dino.sizes import Protocol, window_corners
 
 MOST_BYTES = 1 << 28
 """Memory for the upsampled scores of a picture, unless one says otherwise: 256 MiB."""

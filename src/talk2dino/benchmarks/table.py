@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from talk2dino.config import check_name, split_names
-from talk2dino.inference import Protocol
+from talk2dino.sizes import Protocol
 
 
 @dataclass(frozen=True)

@@ -51,13 +51,14 @@ class Command:
     """What a user can do after Ctrl-C."""
 
     def parser(
-        self, prog: str | None = None, argv: Sequence[str] | None = None
+        self, prog: str | None = None, argv: Sequence[str] | None = None, more: bool = True
     ) -> argparse.ArgumentParser:
         """The command's parser; long flags are never abbreviated.
 
         Args:
             prog: what the command is called.
             argv: the command line, on which some flags depend.
+            more: declare those too, which takes a second.
         """
         parser = _Parser(
             prog=prog,
@@ -67,7 +68,7 @@ class Command:
             allow_abbrev=False,
         )
         self.add_arguments(parser)
-        if self.add_more is not None:
+        if more and self.add_more is not None:
             self.add_more(parser, argv)
         parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
         parser.add_argument("--verbose", action="store_true", help="print what is going on inside")
@@ -99,6 +100,10 @@ def typed_command(
             continue
         if action.nargs == 0 and value != action.const:
             continue  # the other one of a pair like --x and --no_x
+        off = [flag for flag in action.option_strings if flag.startswith("--no_")]
+        if value is False and off:
+            words.append(off[0])
+            continue
         words.append(action.option_strings[0])
         if value != action.const:
             words += [str(v) for v in value] if isinstance(value, list) else [str(value)]

@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from talk2dino.inference import Protocol, resize_pixels
+from talk2dino.inference import resize_pixels
 from talk2dino.pictures.drawing import blend, drawn_name, indexed_mask, legend_font
 from talk2dino.pictures.group_maps import draw_groups
 from talk2dino.pictures.images import read_rgb
 from talk2dino.pictures.segmentation import save_picture
 from talk2dino.predict import segment_picture
 from talk2dino.segmenter import ClassQuery, Segmenter
+from talk2dino.sizes import Protocol
 
 SUFFIXES = {
     "input": ".jpg",

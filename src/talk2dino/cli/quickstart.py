@@ -23,7 +23,6 @@ from talk2dino.files import (
     content_digest,
     find_in_checkout,
 )
-from talk2dino.methods.talk2dino.recipe import Recipe, load_recipe
 from talk2dino.textfiles import read_json, read_yaml
 from talk2dino.toy.plan import (
     EVALUATE,
@@ -94,6 +93,8 @@ def check(args: argparse.Namespace) -> None:
         if value is not None and value < least:
             raise ValueError(f"{flag} must be at least {least}, got {value}")
     resolve_device(args.device)
+
+    from talk2dino.methods.talk2dino.recipe import load_recipe
 
     load_recipe(find_in_checkout(RECIPE))
     load_openmmlab()
@@ -169,6 +170,8 @@ def _remove_results(files: Files) -> None:
 
 def _recipe(files: Files, epochs: int | None) -> Recipe:
     """The shipped recipe, or a copy of it with another number of epochs."""
+
+    from talk2dino.methods.talk2dino.recipe import load_recipe
 
     recipe = load_recipe(find_in_checkout(RECIPE))
     if epochs is None or epochs == recipe.train.num_epochs:

@@ -16,7 +16,6 @@ from PIL import Image
 from torch import Tensor
 
 from talk2dino.cli.segment_files import Task
-from talk2dino.inference import Protocol, scoring_size
 from talk2dino.pictures.drawing import (
     MAX_INDEXED,
     LegendStyle,
@@ -28,6 +27,7 @@ from talk2dino.pictures.images import check_image, read_rgb
 from talk2dino.pictures.segmentation import Segmentation, save_picture, save_scores
 from talk2dino.predict import segment_picture
 from talk2dino.segmenter import ClassQuery, Segmenter
+from talk2dino.sizes import Protocol, scoring_size
 
 if TYPE_CHECKING:
     from talk2dino.methods.base import Method

@@ -13,8 +13,8 @@ import torch
 from talk2dino.benchmarks.table import BENCHMARKS, Benchmark
 from talk2dino.config import check_name
 from talk2dino.files import weights_identity
-from talk2dino.inference import WHOLE, Protocol
 from talk2dino.segmenter import ClassQuery, ClassWords, Segmenter, Words
+from talk2dino.sizes import WHOLE, Protocol
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ from talk2dino.backbones.clip_image import (
 from talk2dino.backbones.text import TextEncoder
 from talk2dino.benchmarks.table import BENCHMARKS, Benchmark
 from talk2dino.config import check_name
-from talk2dino.inference import Protocol
 from talk2dino.methods.clip_words import (
     ANY,
     WITHOUT_BACKGROUND,
@@ -35,6 +34,7 @@ from talk2dino.methods.clip_words import (
 )
 from talk2dino.refine.refinement import PAMR, Refinement
 from talk2dino.segmenter import ClassQuery, ClassWords, Segmenter
+from talk2dino.sizes import Protocol
 
 Grid = tuple[int, int]
 """Rows and columns of patches."""

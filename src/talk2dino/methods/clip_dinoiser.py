@@ -27,7 +27,6 @@ from talk2dino.backbones.seeded import parse_seeded, seeded_state
 from talk2dino.backbones.text import TextEncoder, default_weights
 from talk2dino.benchmarks.table import Benchmark
 from talk2dino.files import find_in_checkout, weights_identity
-from talk2dino.inference import WHOLE, Protocol
 from talk2dino.methods.base import PictureRules
 from talk2dino.methods.clip_words import (
     ANY,
@@ -39,6 +38,7 @@ from talk2dino.methods.clip_words import (
 )
 from talk2dino.refine.refinement import PAMR, Refinement
 from talk2dino.segmenter import BACKGROUND, ClassQuery, ClassWords, Segmenter, pool_words
+from talk2dino.sizes import WHOLE, Protocol
 
 
 class Heads(nn.Module):

@@ -20,11 +20,11 @@ from talk2dino.backbones.templates import check_names, get_templates
 from talk2dino.backbones.text import TextEncoder, default_weights
 from talk2dino.benchmarks.table import BENCHMARKS, Benchmark
 from talk2dino.files import weights_identity
-from talk2dino.inference import Protocol
 from talk2dino.methods.base import Method, MethodOptions, PictureRules
 from talk2dino.methods.dense import DenseSegmenter
 from talk2dino.refine.refinement import Refinement
 from talk2dino.segmenter import BACKGROUND, ClassQuery, ClassWords, Words, pool_words
+from talk2dino.sizes import Protocol
 
 WITHOUT_BACKGROUND = ("voc20", "context59", "coco_stuff", "cityscapes", "ade20k")
 """Benchmarks whose every pixel has a class."""

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from talk2dino.devices import in_float32
-from talk2dino.inference import Protocol
 from talk2dino.refine.refinement import Refinement, changes
 from talk2dino.segmenter import ClassQuery, ClassWords, Words, make_query, with_background
+from talk2dino.sizes import Protocol
 
 
 class DenseSegmenter(nn.Module):

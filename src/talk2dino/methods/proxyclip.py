@@ -27,7 +27,6 @@ from talk2dino.backbones.text import TextEncoder
 from talk2dino.backbones.vision import VisionBackbone, check_vision, default_weights, load_vision
 from talk2dino.benchmarks.table import Benchmark
 from talk2dino.files import weights_identity
-from talk2dino.inference import Protocol
 from talk2dino.methods.clip_words import (
     ANY,
     BACKGROUND_WORDS,
@@ -40,6 +39,7 @@ from talk2dino.methods.clip_words import (
 )
 from talk2dino.refine.refinement import PAMR, Refinement
 from talk2dino.segmenter import BACKGROUND, ClassQuery, ClassWords, Segmenter
+from talk2dino.sizes import Protocol
 
 # -- From DINO's features to CLIP's --
 

@@ -6,11 +6,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from talk2dino.inference import Protocol, resize_picture, resize_scores, score_labels
+from talk2dino.inference import resize_picture, resize_scores, score_labels
 from talk2dino.pictures.drawing import blend
 from talk2dino.pictures.images import rgb_tensor
 from talk2dino.pictures.vocabularies import group_colours
 from talk2dino.segmenter import Segmenter, require_groups
+from talk2dino.sizes import Protocol
 
 
 @torch.inference_mode()

@@ -12,13 +12,13 @@ import torch
 from talk2dino.backbones.templates import ALIASES, get_templates
 from talk2dino.benchmarks.table import BENCHMARKS, STUFF_BACKGROUND, Benchmark
 from talk2dino.files import weights_identity
-from talk2dino.inference import Protocol
 from talk2dino.methods.base import Method, MethodOptions, PictureRules, in_checkout
 from talk2dino.methods.ovsegmentor import classes
 from talk2dino.methods.ovsegmentor.checkpoints import check_source, is_converted
 from talk2dino.methods.ovsegmentor.config import PRESETS
 from talk2dino.methods.ovsegmentor.segmenter import OVSegmentorSegmenter, build_ovsegmentor
 from talk2dino.segmenter import ClassWords, Segmenter
+from talk2dino.sizes import Protocol
 
 _PUBLISHED_ON = ("voc", "context", "coco_object", "coco_stuff", "ade20k")
 _NUMBERS = {

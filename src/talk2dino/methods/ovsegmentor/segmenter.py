@@ -11,7 +11,6 @@ from torch import Tensor
 from talk2dino.backbones.templates import check_names, get_templates
 from talk2dino.backbones.vision import IMAGENET_MEAN, IMAGENET_STD
 from talk2dino.devices import in_float32
-from talk2dino.inference import Protocol
 from talk2dino.methods.ovsegmentor import classes as published
 from talk2dino.methods.ovsegmentor.checkpoints import load_model, read_checkpoint
 from talk2dino.methods.ovsegmentor.model import OVSegmentor
@@ -24,6 +23,7 @@ from talk2dino.methods.ovsegmentor.scoring import (
 )
 from talk2dino.methods.ovsegmentor.text import Tokenizer, load_tokenizer
 from talk2dino.segmenter import ClassQuery, ClassWords, Words, make_query, pool_words
+from talk2dino.sizes import Protocol
 
 _PROMPT_BATCH = 256
 

@@ -13,13 +13,13 @@ from PIL import Image
 from torch import Tensor
 
 from talk2dino.devices import in_float32, resolve_device
-from talk2dino.inference import WHOLE
 from talk2dino.methods.talk2dino.hub.methods import HubMethods
 from talk2dino.methods.talk2dino.published_methods import PublishedMethods
 from talk2dino.methods.talk2dino.segmenter import PARTS, Talk2DinoSegmenter
 from talk2dino.pictures.images import ImageInput, as_rgb, rgb_tensor
 from talk2dino.pictures.segmentation import Segmentation
 from talk2dino.predict import class_names, class_threshold, segment_picture
+from talk2dino.sizes import WHOLE
 
 T = TypeVar("T", bound="Talk2DINO")
 Images = Sequence[ImageInput] | np.ndarray | Tensor
