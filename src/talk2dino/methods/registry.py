@@ -31,6 +31,7 @@ METHODS = {
         *("proxyclip_vitb", "proxyclip_vitl", "proxyclip_vith", "proxyclip_vitb_dinov2"),
         *("proxyclip_toy", "proxyclip_toy_dinov2"),
     ),
+    "freeda.method:FreeDAMethod": ("freeda_vitl", "freeda_toy"),
 }
 """Class below talk2dino.methods -> the names of its models. Naming one imports its method only."""
 
