@@ -43,7 +43,7 @@ def add_method_flags(
                 taken.add(entry.name)
                 text = docs.get(entry.name, "") if kind in named else argparse.SUPPRESS
                 _add_flag(group, entry, text)
-        if kind is named[-1] and words - set(parser._option_string_actions):
+        if kind is named[-1] and not others and words - set(parser._option_string_actions):
             others += method_classes(MODEL_NAMES)  # to say whose option it is
 
 

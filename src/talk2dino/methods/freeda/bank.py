@@ -106,8 +106,11 @@ def load_bank(place: str, text_width: int, vision_width: int) -> Bank:
         keys = torch.nn.functional.normalize(keys, dim=-1)
         return Bank(keys, seeded_tensor(seed, "prototypes", (100, vision_width)), METRICS[0])
     bank = read_folder(Path(place)) if Path(place).is_dir() else read_converted(Path(place))
-    found = (bank.keys.shape[1], bank.prototypes.shape[1])
-    for what, width, needed in zip(("keys", "vectors"), found, (text_width, vision_width)):
+    widths = {
+        "keys": (bank.keys.shape[1], text_width),
+        "vectors": (bank.prototypes.shape[1], vision_width),
+    }
+    for what, (width, needed) in widths.items():
         if width != needed:
             raise ValueError(
                 f"{place}: the bank's {what} have {width} numbers, and the model's {needed}. It "
