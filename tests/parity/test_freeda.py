@@ -2,23 +2,21 @@
 
 import cv2
 import numpy as np
-import open_clip
 import pytest
 import timm
 import torch
-from open_clip.transformer import VisionTransformer
+from open_clip.transformer import QuickGELU, TextTransformer, VisionTransformer
 
 from talk2dino.backbones.checkpoints import load_strict, state_shapes
 from talk2dino.backbones.clip_image import ClipImage
 from talk2dino.backbones.seeded import seeded_state
-from talk2dino.backbones.text import text_from_state
+from talk2dino.backbones.text import TextEncoder
 from talk2dino.backbones.vision import as_backbone, official_shapes, to_timm
 from talk2dino.inference import resize_picture, resize_scores, sliding_window_scores
 from talk2dino.methods.freeda.bank import Bank
 from talk2dino.methods.freeda.method import SETTINGS
 from talk2dino.methods.freeda.segmenter import FreeDASegmenter
 from talk2dino.methods.registry import load_segmenter
-from talk2dino.segmenter import ClassQuery
 from talk2dino.sizes import Protocol
 
 from .conftest import TENSOR_TOLERANCE
@@ -146,26 +144,29 @@ def test_labels(toy, arrays, recorded, photograph, resized, relative_error, benc
     assert (labels.numpy() == pictures[f"{benchmark}_labels"]).mean() >= 0.999
 
 
+def seeded(module, prefix=""):
+    """The module with weights that are drawn for its names in a whole checkpoint."""
+    shapes = {prefix + name: shape for name, shape in state_shapes(module).items()}
+    state = seeded_state(0, shapes)
+    load_strict(module, {k.removeprefix(prefix): v for k, v in state.items()}, "seeded:0")
+    return module
+
+
 def test_the_widths_of_the_published_models(recorded, resized, relative_error):
     arrays = recorded("peers/freeda_wide.npz")
-    vision = timm.create_model(
-        *("vit_large_patch14_dinov2", False), depth=4, num_classes=0, dynamic_img_size=True
-    )
+    vision = timm.create_model("vit_large_patch14_dinov2", depth=4, num_classes=0, img_size=518)
     load_strict(vision, to_timm(seeded_state(0, official_shapes(vision)), vision), "seeded:0")
+    shape = {"layers": 4, "output_dim": 768, "act_layer": QuickGELU}
     image = VisionTransformer(
-        *(224, 14, 1024, 4, 16, 4.0), output_dim=768, act_layer=open_clip.transformer.QuickGELU
+        image_size=224, patch_size=14, width=1024, heads=16, mlp_ratio=4.0, **shape
     )
-    shapes = {f"visual.{name}": shape for name, shape in state_shapes(image).items()}
-    state = seeded_state(0, shapes)
-    load_strict(image, {k.removeprefix("visual."): v for k, v in state.items()}, "seeded:0")
-    text = four_text_blocks()
+    text = TextTransformer(width=768, heads=12, **shape)
     segmenter = FreeDASegmenter(
-        ClipImage(image, "wide", "seeded:0").eval(),
-        text,
+        ClipImage(seeded(image, "visual."), "wide", "seeded:0"),
+        TextEncoder(seeded(text), "wide", "seeded:0"),
         as_backbone(vision, "dinov2_vitl14", "seeded:0"),
         None,
         superpixels=SETTINGS["coco_stuff"],
-    )
-    with_recorded_bank(segmenter, arrays)
-    with torch.no_grad():
-        check_window(segmenter, resized(arrays["image"])[:, :448, :448], arrays, relative_error)
+    ).requires_grad_(False)
+    window = resized(arrays["image"])[:, :448, :448]
+    check_window(with_recorded_bank(segmenter, arrays), window, arrays, relative_error)
