@@ -154,7 +154,9 @@ def seeded(module, prefix=""):
 
 def test_the_widths_of_the_published_models(recorded, resized, relative_error):
     arrays = recorded("peers/freeda_wide.npz")
-    vision = timm.create_model("vit_large_patch14_dinov2", depth=4, num_classes=0, img_size=518)
+    vision = timm.create_model(
+        "vit_large_patch14_dinov2", depth=4, num_classes=0, dynamic_img_size=True
+    )
     load_strict(vision, to_timm(seeded_state(0, official_shapes(vision)), vision), "seeded:0")
     shape = {"layers": 4, "output_dim": 768, "act_layer": QuickGELU}
     image = VisionTransformer(
