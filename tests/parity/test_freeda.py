@@ -103,13 +103,11 @@ def test_all_keys_but_those_of_damaged_vectors(toy, arrays, relative_error):
 def test_superpixels_of_every_setting(arrays, resized):
     settings = [SETTINGS[key] for key in ("voc20", "context59", "coco_stuff", "cityscapes")]
     assert SETTINGS["ade20k"] == SETTINGS["context59"]
-    for index, name in enumerate(("astronaut.png", "chelsea.png", "coffee.png")):
-        window = resized(name)[:, :448, :448]
-        found = [setting.of(window) for setting in settings]
-        counts = [int(labels.max()) + 1 for labels in found]
-        assert counts == list(arrays["superpixel_counts"][:, index])
-        if name == str(arrays["image"]):
-            assert (found[-1].numpy() == arrays["superpixels_city"]).all()
+    window = resized(arrays["image"])[:, :448, :448]
+    found = [setting.of(window) for setting in settings]
+    counts = [int(labels.max()) + 1 for labels in found]
+    assert counts == list(arrays["superpixel_counts"][:, 0])
+    assert (found[-1].numpy() == arrays["superpixels_city"]).all()
 
 
 def test_a_window_that_is_not_square(toy, arrays, resized, relative_error):
@@ -128,7 +126,7 @@ def test_a_window_that_is_not_square(toy, arrays, resized, relative_error):
     assert len(features.regions[0][1]) == int(arrays["small_superpixel_count"])
 
 
-@pytest.mark.parametrize("benchmark", ["voc20", "voc", "stuff"])
+@pytest.mark.parametrize("benchmark", ["voc", "stuff"])
 def test_labels(toy, arrays, recorded, photograph, resized, relative_error, benchmark):
     pictures = recorded("peers/freeda_toy_images.npz")
     setting = SETTINGS["coco_stuff" if benchmark == "stuff" else "voc20"]
@@ -137,11 +135,15 @@ def test_labels(toy, arrays, recorded, photograph, resized, relative_error, benc
     threshold = float(pictures["voc_threshold"]) if benchmark == "voc" else None
     query = segmenter.query([str(name) for name in arrays["class_names"]], threshold)
     name = str(pictures[f"{benchmark}_image"])
-    scores = sliding_window_scores(segmenter, resized(name), query)
-    expected = pictures[f"{benchmark}_mean_scores"]
-    assert relative_error(scores[:, ::12, ::12], expected) < TENSOR_TOLERANCE
-    labels = resize_scores(scores, photograph(name).shape[-2:]).argmax(dim=0)
-    assert (labels.numpy() == pictures[f"{benchmark}_labels"]).mean() >= 0.999
+    found = {benchmark: sliding_window_scores(segmenter, resized(name), query)}
+    if benchmark == "voc":  # the same without the background, which is a channel of its own
+        assert str(pictures["voc20_image"]) == name
+        found["voc20"] = found["voc"][1:]
+    for key, scores in found.items():
+        expected = pictures[f"{key}_mean_scores"]
+        assert relative_error(scores[:, ::12, ::12], expected) < TENSOR_TOLERANCE
+        labels = resize_scores(scores, photograph(name).shape[-2:]).argmax(dim=0)
+        assert (labels.numpy() == pictures[f"{key}_labels"]).mean() >= 0.999
 
 
 def seeded(module, prefix=""):
