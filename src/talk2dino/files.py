@@ -323,7 +323,9 @@ def save_torch(value: Any, path: str | Path) -> None:
         os.fsync(file.fileno())
 
 
-def save_safetensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+def save_safetensors(
+    tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
     """A safetensors file of PyTorch tensors, for `atomic_files`: the library leaves leftovers.
 
     Raises:
@@ -336,7 +338,7 @@ def save_safetensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     permissions = stat.S_IMODE(path.stat().st_mode)
     contiguous = {name: value.contiguous() for name, value in tensors.items()}
     try:
-        save_file(contiguous, path, metadata={"format": "pt"})
+        save_file(contiguous, path, metadata={"format": "pt", **(metadata or {})})
     except SafetensorError as error:
         raise OSError(errno.EIO, str(error), str(path)) from error
     path.chmod(permissions)  # the library lets nobody but the owner read

@@ -35,6 +35,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 TOY = "toy"
 DINO_TOY = "dino_toy"
+PLAIN_TOY = "toy_without_registers"
+TOYS = (TOY, DINO_TOY, PLAIN_TOY)
 PRETRAINED = "pretrained"
 _SIZES = {"s": "small", "b": "base", "l": "large", "g": "giant"}
 # The names users type, and the timm models behind them.
@@ -223,7 +225,7 @@ def _query_key_bias(attn: Any) -> tuple[Tensor | None, Tensor | None]:
 
 def check_vision(name: str, weights: str | None = None) -> None:
     """Raise ValueError or FileNotFoundError for a backbone that cannot be loaded; loads nothing."""
-    if name not in (TOY, DINO_TOY, *SHORT_NAMES):
+    if name not in (*TOYS, *SHORT_NAMES):
         architecture = name.partition(".")[0]
         timm_names = [m for module in TIMM_MODULES for m in timm.list_models(module=module)]
         if architecture not in timm_names:
@@ -231,7 +233,7 @@ def check_vision(name: str, weights: str | None = None) -> None:
             check_name("vision model", name, known, similar=[*known, *timm_names])
     weights = weights or default_weights(name)
     if weights == PRETRAINED:
-        if name in (TOY, DINO_TOY):
+        if name in TOYS:
             raise ValueError("the toy model has no pretrained weights. Use seeded:<n>.")
     elif parse_seeded(weights) is None and not Path(weights).is_file():
         raise FileNotFoundError(
@@ -264,7 +266,7 @@ def patch_size(name: str) -> int:
 
 def default_weights(name: str) -> str:
     """`pretrained`, or `seeded:0` for a toy."""
-    return "seeded:0" if name in (TOY, DINO_TOY) else PRETRAINED
+    return "seeded:0" if name in TOYS else PRETRAINED
 
 
 def load_vision(
@@ -389,8 +391,8 @@ def _addresses(timm_name: str) -> str:
 
 @float32_by_default()
 def _create(name: str, pretrained: bool) -> VisionTransformer | Eva:
-    if name == TOY:
-        return create_toy()
+    if name in (TOY, PLAIN_TOY):
+        return create_toy(4 if name == TOY else 0)
     if name == DINO_TOY:
         return create_dino_toy()
     timm_name = SHORT_NAMES.get(name, name)

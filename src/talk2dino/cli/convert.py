@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from talk2dino.cli.entry import DONE, Command, run_command
+from talk2dino.files import check_writable
 
-METHODS = ("ovsegmentor",)
+METHODS = ("ovsegmentor", "freeda")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,8 +21,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument("method", choices=METHODS, help="whose weights they are")
-    parser.add_argument("checkpoint", type=Path, help="the published .pth file")
-    parser.add_argument("out", type=Path, help="folder for model.safetensors and config.json")
+    parser.add_argument(
+        "checkpoint", type=Path, help="the published .pth file; the folder of FreeDA's bank"
+    )
+    parser.add_argument(
+        "out", type=Path, help="folder for model.safetensors and config.json; FreeDA's file"
+    )
     parser.add_argument(
         "--num_heads",
         type=int,
@@ -34,6 +39,9 @@ def check(args: argparse.Namespace) -> None:
     """Raise for wrong arguments."""
     from talk2dino.methods.ovsegmentor.convert import check_folder
 
+    if args.method == "freeda":
+        _check_bank(args)
+        return
     if not args.checkpoint.is_file():
         raise FileNotFoundError(f"{args.checkpoint}: no such checkpoint file")
     if args.num_heads is not None and args.num_heads < 1:
@@ -41,8 +49,27 @@ def check(args: argparse.Namespace) -> None:
     check_folder(args.out, args.overwrite, args.checkpoint)
 
 
+def _check_bank(args: argparse.Namespace) -> None:
+    from talk2dino.methods.freeda.bank import check_bank
+
+    if args.num_heads is not None:
+        raise ValueError("--num_heads means nothing for freeda. Leave it out.")
+    check_bank(str(args.checkpoint), "freeda")
+    if not args.checkpoint.is_dir():
+        raise ValueError(f"{args.checkpoint}: the published bank is a folder, and this is a file.")
+    if args.out.suffix != ".safetensors":
+        raise ValueError(f"{args.out}: a bank becomes one file; name it <name>.safetensors")
+    check_writable(args.out, args.overwrite)
+
+
 def run(args: argparse.Namespace) -> int:
     """Convert."""
+    if args.method == "freeda":
+        from talk2dino.methods.freeda.bank import convert_bank
+
+        bank = convert_bank(args.checkpoint, args.out)
+        print(f"{len(bank.keys)} prototypes ({bank.metric}) in {args.out}")
+        return DONE
     from talk2dino.methods.ovsegmentor.checkpoints import stage_of
     from talk2dino.methods.ovsegmentor.convert import convert_checkpoint
 

@@ -32,6 +32,7 @@ METHODS = {
         *("proxyclip_toy", "proxyclip_toy_dinov2"),
     ),
     "clip_dinoiser:ClipDinoiserMethod": ("clip_dinoiser", "clip_dinoiser_toy"),
+    "freeda.method:FreeDAMethod": ("freeda_vitl", "freeda_toy"),
 }
 """Class below talk2dino.methods -> the names of its models. Naming one imports its method only."""
 

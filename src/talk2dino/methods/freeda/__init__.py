@@ -1,0 +1,1 @@
+"""FreeDA: a bank of prototypes, superpixels, and the method."""

@@ -1,0 +1,190 @@
+"""FreeDA (Barsellotti et al., 2024): text retrieves visual prototypes, regions resemble one.
+
+A class's prototype is the mean of the bank's vectors whose text keys are nearest to its name. A
+superpixel takes the similarity of its mean feature, mixed with CLIP's opinion of the whole window.
+Nothing is learned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from talk2dino.backbones.clip_image import ClipImage, exact_positions
+from talk2dino.backbones.templates import check_names, get_templates
+from talk2dino.backbones.text import TextEncoder
+from talk2dino.backbones.vision import VisionBackbone
+from talk2dino.devices import in_float32
+from talk2dino.methods.freeda.bank import Bank
+from talk2dino.methods.freeda.superpixels import (
+    Superpixels,
+    pool_regions,
+    region_weights,
+)
+from talk2dino.segmenter import (
+    ClassQuery,
+    ClassWords,
+    Words,
+    make_query,
+    with_background,
+)
+from talk2dino.sizes import Protocol
+
+_LOCAL, _GLOBAL = 0.8, 0.2
+
+
+class FreeDAFeatures(NamedTuple):
+    """What is known of windows before any class."""
+
+    patches: Tensor
+    """(B, P, D) of DINOv2, of unit length."""
+    embeddings: Tensor
+    """(B, E) of CLIP, of unit length."""
+    regions: list[tuple[Tensor, Tensor]]
+    """Per window, labels (H, W) and mean features (R, D) of unit length, zero where a region lies
+    between the patches. Empty without superpixels."""
+
+
+class FreeDASegmenter(nn.Module):
+    """The method behind the seam; rows are (C, D + E): a prototype and a text, each a unit vector.
+
+    Args:
+        image: CLIP's image tower.
+        text: and the text tower that belongs to it.
+        vision: DINOv2.
+        bank: of prototypes.
+        neighbours: keys whose vectors are averaged for a class.
+        superpixels: None for scores of patches, spread over the pixels.
+    """
+
+    def __init__(
+        self,
+        image: ClipImage,
+        text: TextEncoder,
+        vision: VisionBackbone,
+        bank: Bank,
+        neighbours: int = 350,
+        superpixels: Superpixels | None = None,
+    ) -> None:
+        super().__init__()
+        self.image = image
+        self.text = text
+        self.vision = vision
+        self.bank = bank
+        self.neighbours = neighbours
+        self.superpixels = superpixels
+        self.words = ClassWords()
+        self.protocol = Protocol()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the models are."""
+        return self.image.device
+
+    # -- From names to prototypes --
+
+    def embed_classes(self, names: Sequence[str]) -> Tensor:
+        """(C, D + E), one row per name: its prototype and its text."""
+        texts = self.embed_texts(check_names(names))
+        found = self.bank.class_prototypes(texts, self.neighbours, names)
+        return torch.cat([F.normalize(found, eps=1e-6).to(texts.device), texts], dim=1)
+
+    def embed_texts(self, names: Sequence[str]) -> Tensor:
+        """(C, E) of unit length: the mean of a name's 7 prompts, which are not normalised."""
+        templates = get_templates("subset")
+        prompts = self.text.encode([t.format(name) for name in names for t in templates])
+        means = prompts.unflatten(0, (len(names), len(templates))).mean(dim=1)
+        return F.normalize(means, eps=1e-6)
+
+    def query(
+        self, names: Sequence[str], background: float | None = None, words: Words | None = None
+    ) -> ClassQuery:
+        """See `Segmenter.query`; the background is a constant score, the threshold."""
+        labels, of_labels = self.words.lists(names, background, words)
+        return make_query(labels, background, of_labels, self.embed_classes)
+
+    # -- From windows to scores --
+
+    def clip_input(self, windows: Tensor) -> Tensor:
+        """Windows (B, 3, h, w) as CLIP sees them: square, their aspect lost."""
+        return self.image.normalise(F.interpolate(windows, (224, 224), mode="bicubic"))
+
+    def dino_input(self, windows: Tensor) -> Tensor:
+        """Windows as DINOv2 sees them: at the size of its own positions."""
+        return self.vision.normalise(F.interpolate(windows, (518, 518), mode="bilinear"))
+
+    def embed_windows(self, windows: Tensor) -> Tensor:
+        """(B, E) of unit length."""
+        tokens, _ = self.image.tokens(self.clip_input(windows), exact_positions)
+        for block in self.image.blocks:
+            tokens = block(tokens)
+        return F.normalize(self.image.project(tokens[:, 0]), dim=-1)
+
+    def shares_features(self, other: object) -> bool:
+        """Whether `other` computes the same `patch_features`."""
+        return (
+            isinstance(other, FreeDASegmenter)
+            and self.superpixels == other.superpixels
+            and all(
+                (mine.name, mine.weights) == (its.name, its.weights)
+                for mine, its in ((self.image, other.image), (self.vision, other.vision))
+            )
+        )
+
+    @in_float32
+    def patch_features(self, windows: Tensor) -> FreeDAFeatures:
+        """Windows (B, 3, h, w) RGB in [0, 255], each on its own, to patches and regions."""
+        if windows.ndim != 4 or windows.shape[1] != 3:
+            raise ValueError(f"windows must be (B, 3, h, w), found {tuple(windows.shape)}.")
+        patches = self.vision(self.dino_input(windows)).patches
+        regions = []
+        if self.superpixels is not None:
+            side = _side(patches)
+            for window, of_window in zip(windows, patches, strict=True):
+                labels = self.superpixels.of(window)
+                weights = region_weights(labels, (side, side)).to(patches.device)
+                pooled = F.normalize(pool_regions(weights, of_window), dim=-1)
+                regions.append((labels.to(patches.device), pooled))
+        unit = F.normalize(patches, dim=-1, eps=1e-6)
+        return FreeDAFeatures(unit, self.embed_windows(windows), regions)
+
+    @in_float32
+    def window_scores(self, windows: Tensor, query: ClassQuery) -> Tensor:
+        """See `Segmenter.window_scores`."""
+        return self.score_features(self.patch_features(windows), windows, query)
+
+    @in_float32
+    def score_features(
+        self, features: FreeDAFeatures, windows: Tensor, query: ClassQuery
+    ) -> Tensor:
+        """`window_scores` of windows whose `patch_features` are there already."""
+        texts = query.rows[:, features.patches.shape[-1] :]
+        scores = self.local_scores(features, windows, query).mul_(_LOCAL)
+        scores += _GLOBAL * (features.embeddings @ texts.T)[..., None, None]
+        return with_background(scores, query, dim=1)
+
+    def dense_scores(self, features: FreeDAFeatures, query: ClassQuery) -> Tensor:
+        """How much every patch resembles every prototype, (B, C, gh, gw) in [0, 1]."""
+        prototypes = query.rows[:, : features.patches.shape[-1]]
+        scores = torch.sigmoid(prototypes @ features.patches.transpose(1, 2))
+        return scores.unflatten(-1, (_side(features.patches), -1))
+
+    def local_scores(self, features: FreeDAFeatures, windows: Tensor, query: ClassQuery) -> Tensor:
+        """(B, C, h, w) of regions, and of patches where there are none."""
+        dense = self.dense_scores(features, query)
+        size_hw = windows.shape[-2:]
+        scores = F.interpolate(dense, size_hw, mode="bilinear", align_corners=True)
+        prototypes = query.rows[:, : features.patches.shape[-1]]
+        for window, (labels, pooled) in zip(scores, features.regions, strict=False):
+            of_regions = torch.sigmoid(prototypes @ pooled.T)
+            kept = pooled.any(dim=1)[labels]
+            window[:, kept] = of_regions[:, labels[kept]]
+        return scores
+
+
+def _side(patches: Tensor) -> int:
+    return round(patches.shape[1] ** 0.5)
