@@ -24,13 +24,6 @@ LAYERS = {
 """Each may import itself and what is below it; a method imports no other method."""
 LAYER_OF = {name: place for place, names in enumerate(LAYERS.values()) for name in names}
 SHARED_BY_METHODS = {"base", "clip_words", "dense", "options"}
-_PRETRAINING, _TRAINING = "methods.ovsegmentor.pretraining", "methods.talk2dino.training"
-LEFT = {
-    *((f"{_PRETRAINING}.job", f"{_TRAINING}.{name}") for name in ("outputs", "state")),
-    (f"{_PRETRAINING}.loop", f"{_TRAINING}.loop"),
-    (f"{_PRETRAINING}.outputs", f"{_TRAINING}.outputs"),
-}
-"""Imports that still break the rule: what the trainings share."""
 
 
 def imports_of(root: Path) -> dict[str, set[str]]:
@@ -68,7 +61,7 @@ def test_modules_import_only_what_is_below_them(root):
                 and first[1] not in ("registry", *SHARED_BY_METHODS)
                 and second[1] not in (first[1], *SHARED_BY_METHODS)
             )
-            if (not below or sideways) and (importer, name) not in LEFT:
+            if not below or sideways:
                 wrong.append(f"{importer} imports {name}")
     assert not wrong, "\n".join(sorted(wrong))
 

@@ -12,9 +12,10 @@ from talk2dino.methods.talk2dino.training.loop import (
     LoopSettings,
     StateFile,
     TrainingRun,
-    epoch_order,
 )
-from talk2dino.methods.talk2dino.training.state import check_same_settings, load_checkpoint
+from talk2dino.methods.talk2dino.training.state import load_checkpoint
+from talk2dino.training.run import epoch_order
+from talk2dino.training.state import check_same_settings
 
 TINY = {"dino_embed_dim": 6, "clip_embed_dim": 64, "num_attn_head": 3, "hidden_layer": True}
 FAST = {"lr": 0.01, "num_epochs": 4, "batch_size": 8, "save_best_model": False}

@@ -40,11 +40,11 @@ from talk2dino.methods.ovsegmentor.pretraining.start import (
 )
 from talk2dino.methods.ovsegmentor.pretraining.state import EpochRecord, Snapshot, load_snapshot
 from talk2dino.methods.ovsegmentor.text import TOY, Tokenizer, require_transformers
-from talk2dino.methods.talk2dino.training.outputs import read_summary, write_summary
-from talk2dino.methods.talk2dino.training.state import check_same_settings
 from talk2dino.processes import Processes
 from talk2dino.training.history import write_losses
 from talk2dino.training.loggers import check_logger, open_logger
+from talk2dino.training.outputs import read_summary, write_summary
+from talk2dino.training.state import check_same_settings
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ from talk2dino.methods.ovsegmentor.pretraining.state import (
     save_snapshot,
 )
 from talk2dino.methods.ovsegmentor.pretraining.step import VALUES, PretrainingStep, step_seed
-from talk2dino.methods.talk2dino.training.loop import weights_on_cpu
 from talk2dino.processes import Processes
+from talk2dino.training.run import weights_on_cpu
 
 logger = logging.getLogger(__name__)
 

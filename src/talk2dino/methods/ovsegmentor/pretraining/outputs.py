@@ -8,9 +8,9 @@ from pathlib import Path
 
 from talk2dino.methods.ovsegmentor.checkpoints import CONFIG_FILE, MODEL_FILES, UNFINISHED_FILE
 from talk2dino.methods.ovsegmentor.pretraining.state import EpochRecord
-from talk2dino.methods.talk2dino.training.outputs import check_destroys
 from talk2dino.training.history import EpochRecord as PlottedRecord
 from talk2dino.training.history import plot_losses
+from talk2dino.training.outputs import check_destroys
 
 
 @dataclass(frozen=True)

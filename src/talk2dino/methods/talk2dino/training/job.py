@@ -52,13 +52,10 @@ from talk2dino.methods.talk2dino.training.loop import (
     LoopSettings,
     StateFile,
     TrainingRun,
-    weights_on_cpu,
 )
 from talk2dino.methods.talk2dino.training.outputs import (
     Outputs,
     check_outputs,
-    read_summary,
-    write_summary,
 )
 from talk2dino.methods.talk2dino.training.retrieval import Retrieval, retrieval
 from talk2dino.methods.talk2dino.training.sources import (
@@ -70,13 +67,16 @@ from talk2dino.methods.talk2dino.training.sources import (
 )
 from talk2dino.methods.talk2dino.training.state import (
     Checkpoint,
-    check_same_settings,
     load_checkpoint,
+    present_settings,
 )
 from talk2dino.processes import Processes
 from talk2dino.progress import Progress, silent
 from talk2dino.training.history import EpochRecord, plot_losses, write_losses
 from talk2dino.training.loggers import check_logger, open_logger
+from talk2dino.training.outputs import read_summary, write_summary
+from talk2dino.training.run import weights_on_cpu
+from talk2dino.training.state import check_same_settings
 
 
 @dataclass(frozen=True)
@@ -336,7 +336,7 @@ def _found_files(
     unfinished = _unfinished(job, settings, outputs)
     if not job.resume or unfinished is not None or not outputs.weights.exists():
         return False, unfinished
-    before = read_summary(outputs.summary).get("settings", {})
+    before = present_settings(read_summary(outputs.summary).get("settings", {}))
     captions = before.get("captions")
     check_same_settings(before, settings | {"captions": captions}, outputs.weights)
     return True, None

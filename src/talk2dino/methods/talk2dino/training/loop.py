@@ -23,6 +23,7 @@ from talk2dino.methods.talk2dino.training.state import Checkpoint, TrainingState
 from talk2dino.methods.talk2dino.training.step import BatchLoss
 from talk2dino.processes import Processes
 from talk2dino.training.history import EpochRecord
+from talk2dino.training.run import epoch_order, weights_on_cpu
 from talk2dino.training.schedules import Schedule
 
 OPTIMIZERS = ("Adam", "AdamW")
@@ -296,15 +297,3 @@ def make_optimizer(parameters: list[nn.Parameter], settings: LoopSettings) -> to
         decay = settings.weight_decay
         return torch.optim.AdamW(parameters, lr=settings.train.lr, weight_decay=decay, fused=fused)
     return torch.optim.Adam(parameters, lr=settings.train.lr, fused=fused)
-
-
-def epoch_order(count: int, seed: int, epoch: int, shuffle: bool = True) -> Tensor:
-    """(count,) the captions of an epoch in order: a function of the seed and the epoch alone."""
-    if not shuffle:
-        return torch.arange(count)
-    return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(count))
-
-
-def weights_on_cpu(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of the state dict."""
-    return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}

@@ -70,7 +70,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
     state = dict(content["state"])
     state["records"] = [EpochRecord(**record) for record in state["records"]]
     return Checkpoint(
-        TrainingState(**state), content["weights"], content["optimizer"], content["settings"]
+        TrainingState(**state),
+        content["weights"],
+        content["optimizer"],
+        present_settings(content["settings"]),
     )
 
 
@@ -86,18 +89,3 @@ def present_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         present.pop("train.max_violation", None)
         present["train.temperature"] = 0.07
     return present
-
-
-def check_same_settings(before: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
-    """Raise ValueError naming every setting that differs from the interrupted run."""
-    before = present_settings(before)
-    differences = [
-        f"{key} was {before.get(key)!r}, now {now.get(key)!r}"
-        for key in sorted({*before, *now})
-        if before.get(key) != now.get(key)
-    ]
-    if differences:
-        raise ValueError(
-            f"{path} was made with other settings: {'; '.join(differences)}. "
-            "Resume with the same settings, or start again with --overwrite or another --out."
-        )
