@@ -223,12 +223,12 @@ def _run_step(step: Step, record: Record, device: str) -> int:
 def _continued(step: Step) -> Step:
     """The step with the flag it needs after an interruption that left its output unrecorded."""
     from talk2dino.features.store import read_features
-    from talk2dino.methods.talk2dino.training.outputs import Outputs
+    from talk2dino.methods.talk2dino.training.outputs import projection_outputs
 
     if step.script == EVALUATE:
         return step  # it goes on where it was
     if step.script == "train.py":
-        unfinished = Outputs(step.output).unfinished.exists() or step.output.exists()
+        unfinished = projection_outputs(step.output).unfinished.exists() or step.output.exists()
         return _with(step, "--resume") if unfinished else step
     if step.script == "text_features_extraction.py":  # it completes a file that is there
         unrecorded = "ann_feats" in read_features(step.output).caption_features
