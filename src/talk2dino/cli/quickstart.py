@@ -17,14 +17,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from talk2dino.cli.entry import DONE, INTERRUPTED, Command, run_command
-from talk2dino.files import (
-    atomic_path,
-    check_folder_writable,
-    content_digest,
-    find_in_checkout,
-)
-from talk2dino.textfiles import read_json, read_yaml
-from talk2dino.toy.plan import (
+from talk2dino.cli.quickstart_plan import (
     EVALUATE,
     REPORT,
     TRAINED,
@@ -37,6 +30,13 @@ from talk2dino.toy.plan import (
     report_step,
     training_steps,
 )
+from talk2dino.files import (
+    atomic_path,
+    check_folder_writable,
+    content_digest,
+    find_in_checkout,
+)
+from talk2dino.textfiles import read_json, read_yaml
 from talk2dino.toy.record import Record
 from talk2dino.toy.world import WorldConfig, check_world, write_world
 

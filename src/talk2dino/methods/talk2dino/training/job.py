@@ -14,7 +14,6 @@ from torch import Tensor
 
 from talk2dino.backbones.text import check_text, is_bert, load_text
 from talk2dino.backbones.vision import recorded_normalisation
-from talk2dino.config import FeatureConfig
 from talk2dino.files import atomic_path, content_digest, save_torch
 from talk2dino.methods.talk2dino.projection import (
     CLIPLastLayer,
@@ -24,6 +23,7 @@ from talk2dino.methods.talk2dino.projection import (
     load_projection,
 )
 from talk2dino.methods.talk2dino.recipe import Recipe
+from talk2dino.methods.talk2dino.sections import FeatureConfig
 from talk2dino.methods.talk2dino.training.dataset import (
     FeatureChoice,
     Pairs,
