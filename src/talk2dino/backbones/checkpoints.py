@@ -38,7 +38,7 @@ _KEPT_PREFIX = "proj."
 
 # What a file may be whose names are others: names that it has, and what to call it.
 KNOWN_MODELS = (
-    (("linear_layer.weight",), "a Talk2DINO projection alone"),
+    (("linear_layer.weight",), "a projection alone"),
     (("encoder.layers.0.",), "a CLIP model of transformers"),
     (("visual.", "token_embedding.weight"), "a CLIP model of OpenAI or open_clip, alone"),
     (("token_embedding.weight",), "a CLIP text tower, alone"),
