@@ -29,7 +29,7 @@ def pixels(name="VOC2012/JPEGImages/2007_000000.jpg"):
     [
         ("toy", "voc", {}, []),
         ("toy", "voc", {"clean_background": False}, ["--clean_background", "off"]),
-        ("toy", "context59", {"pamr": True}, ["--pamr"]),
+        ("toy", "context59", {}, []),
         ("ovsegmentor_toy", "voc", {}, []),
         ("ovsegmentor_toy", "context59", {}, []),
     ],
