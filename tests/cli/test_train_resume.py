@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from talk2dino.cli import train as train_command
 from talk2dino.cli.train import main
 from talk2dino.features.store import write_features
+from talk2dino.methods.talk2dino.training import loop
 from tests.ranks import run_ranks
 
 from .small_training import features, train, write_recipe
@@ -67,6 +69,22 @@ def test_resuming_under_other_settings_is_refused_and_names_them(folder, capsys)
     assert train("--resume", "--optimizer", "AdamW") == 1
     message = capsys.readouterr().err
     assert "optimizer was 'Adam', now 'AdamW'; train.lr was 0.01, now 0.5" in message
+
+
+def test_an_epoch_that_was_shown_but_not_saved_is_in_the_curve_once(folder, monkeypatch):
+    save, flags = loop.save_checkpoint, ("--logger", "tensorboard")
+
+    def dying(checkpoint, path):
+        if checkpoint.state.epoch == 2:
+            raise KeyboardInterrupt
+        save(checkpoint, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save_checkpoint", dying)
+        assert train(*flags) == 130
+    assert train(*flags, "--resume") == 0
+    events = EventAccumulator(str(folder / "weights/recipe.tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("loss/train")] == [1, 2, 3]
 
 
 def run_and_die(flags, unfinished, seconds):
