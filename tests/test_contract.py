@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,24 +25,29 @@ LAYERS = {
 """Each may import itself and what is below it; a method imports no other method."""
 LAYER_OF = {name: place for place, names in enumerate(LAYERS.values()) for name in names}
 SHARED_BY_METHODS = {"base", "clip_words", "dense", "options"}
-_PRETRAINING, _TRAINING = "methods.ovsegmentor.pretraining", "methods.talk2dino.training"
-LEFT = {
-    *((f"{_PRETRAINING}.job", f"{_TRAINING}.{name}") for name in ("outputs", "state")),
-    (f"{_PRETRAINING}.loop", f"{_TRAINING}.loop"),
-    (f"{_PRETRAINING}.outputs", f"{_TRAINING}.outputs"),
-}
-"""Imports that still break the rule: what the trainings share."""
 
 
-def imports_of(root: Path) -> dict[str, set[str]]:
-    """Module -> the modules of the package that it imports, at any depth of its code."""
+def imports_of(root: Path, typing: bool = True) -> dict[str, set[str]]:
+    """Module -> the modules of the package that it imports, at any depth of its code.
+
+    With `typing=False` without those that only a type checker sees.
+    """
     package = root / "src" / "talk2dino"
     found: dict[str, set[str]] = {}
     for path in package.rglob("*.py"):
         parts = path.relative_to(package).with_suffix("").parts
         name = ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
         found[name] = set()
-        for node in ast.walk(ast.parse(path.read_text())):
+        tree = ast.parse(path.read_text())
+        unseen = [
+            inner
+            for node in ast.walk(tree)
+            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not typing
+            for inner in ast.walk(node)
+        ]
+        for node in ast.walk(tree):
+            if node in unseen:
+                continue
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("talk2dino"):
                 inside = (node.module or "").removeprefix("talk2dino").removeprefix(".")
                 found[name] |= {f"{inside}.{alias.name}".strip(".") for alias in node.names}
@@ -68,9 +74,37 @@ def test_modules_import_only_what_is_below_them(root):
                 and first[1] not in ("registry", *SHARED_BY_METHODS)
                 and second[1] not in (first[1], *SHARED_BY_METHODS)
             )
-            if (not below or sideways) and (importer, name) not in LEFT:
+            if not below or sideways:
                 wrong.append(f"{importer} imports {name}")
     assert not wrong, "\n".join(sorted(wrong))
+
+
+def circles(imports: dict[str, set[str]]) -> set[str]:
+    """Modules that import each other, directly or through others; none if the order exists."""
+    left = dict(imports)
+    while free := [name for name, imported in left.items() if not imported & set(left)]:
+        left = {name: imported for name, imported in left.items() if name not in free}
+    while unused := set(left) - set().union(*left.values()):
+        left = {name: imported & set(left) for name, imported in left.items() if name not in unused}
+    return set(left)
+
+
+def test_modules_do_not_import_each_other_in_a_circle(root):
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == {"b", "c"}
+    assert not circles(imports_of(root, typing=False))
+
+
+def test_only_doors_and_methods_know_a_method_by_name(root):
+    package = root / "src" / "talk2dino"
+    modules = {path.stem for path in (package / "methods").iterdir()} - SHARED_BY_METHODS
+    modules -= {"__init__", "__pycache__", "registry", "talk2dino"}
+    assert "ovsegmentor" in modules
+    for path in package.rglob("*.py"):
+        first = path.relative_to(package).parts[0].removesuffix(".py")
+        if LAYER_OF.get(first, 0) > LAYER_OF["methods"]:
+            text = path.read_text()  # `talk2dino` is the package, `Talk2DINO` the method
+            known = [name for name in modules if re.search(name, text, re.IGNORECASE)]
+            assert not known and "Talk2D" not in text, f"{path} knows of a method {known}"
 
 
 def test_nothing_imports_the_package_through_src(root):

@@ -28,7 +28,7 @@ from talk2dino.methods.ovsegmentor.config import get_preset
 from talk2dino.toy.world import WorldConfig, write_world
 
 from .cli.small_training import features, write_recipe
-from .ovsegmentor.pretraining.conftest import recipe_values, write_captions
+from .methods.ovsegmentor.pretraining.conftest import recipe_values, write_captions
 
 if not hasattr(os, "fork"):
     pytest.skip("needs POSIX processes", allow_module_level=True)

@@ -13,11 +13,7 @@ import textwrap
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar, cast
-
-from talk2dino.textfiles import read_yaml
 
 T = TypeVar("T")
 
@@ -44,48 +40,6 @@ def check_name(
 def split_names(text: str) -> list[str]:
     """The parts between commas, also those of Chinese, Japanese and Arabic keyboards."""
     return re.split("[,\uff0c\u3001\u060c\ufe50\ufe51\uff64]", text)
-
-
-@dataclass(frozen=True)
-class FeatureConfig:
-    """The `features:` section: the two frozen models a projection is trained between."""
-
-    vision_model: str = "dinov2_vitb14_reg"
-    """Vision backbone; see talk2dino.backbones.vision."""
-    vision_weights: str | None = None
-    """`pretrained`, a path, or `seeded:<n>`; null means the model's default."""
-    text_model: str = "ViT-B/16"
-    """Text encoder; see talk2dino.backbones.text."""
-    text_weights: str | None = None
-    """`pretrained`, a path, or `seeded:<n>`; null means the model's default."""
-    resize_dim: int = 448
-    """Short side of a training image, in pixels."""
-    crop_dim: int = 448
-    """Side of the central square that is kept, in pixels."""
-
-    def __post_init__(self) -> None:
-        check_at_least(1, resize_dim=self.resize_dim, crop_dim=self.crop_dim)
-
-
-def read_sections(path: str | Path) -> dict[str, Any]:
-    """The sections of a file of `configs/`: `model` (required), `train` and `features`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not YAML, or a section is unknown or missing.
-    """
-    path = Path(path)
-    sections = read_yaml(path)
-    known = ("model", "train", "features")
-    for name in sections:
-        if name not in known:
-            raise ValueError(
-                f"{path.name}: unknown section {name!r}. Known: {', '.join(known)}."
-                f"{_suggestion(str(name), known)}"
-            )
-    if "model" not in sections:
-        raise ValueError(f"{path.name}: the section 'model:' is missing")
-    return sections
 
 
 def build(cls: type[T], values: Mapping[str, Any], source: str) -> T:

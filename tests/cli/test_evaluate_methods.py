@@ -16,6 +16,7 @@ from talk2dino.benchmarks.table import BENCHMARKS, STUFF_BACKGROUND
 from talk2dino.cli.data import main as data_main
 from talk2dino.cli.evaluate import main
 from talk2dino.cli.report import main as report_main
+from talk2dino.methods import clip_words
 from talk2dino.methods.ovsegmentor.method import OVSegmentorMethod
 from talk2dino.methods.ovsegmentor.segmenter import OVSegmentorSegmenter
 from talk2dino.methods.talk2dino.method import Talk2DinoMethod
@@ -217,3 +218,94 @@ def test_a_saved_folder_scores_as_the_model_it_was_saved_from(both, tmp_path, ca
     (result,) = results_of(tmp_path / "results").items()
     assert result[0] == ("mine", "coco_stuff")
     assert result[1]["mIoU"] == results_of(both)[("toy", "coco_stuff")]["mIoU"]
+
+
+EVERY = (
+    *("toy", "proxyclip_toy", "clip_dinoiser_toy", "ovsegmentor_toy"),
+    *("maskclip_toy", "sclip_toy", "clearclip_toy", "naclip_toy"),
+)
+
+
+@pytest.fixture(scope="module")
+def compare(tmp_path_factory):
+    """Evaluate models on one small picture of VOC20; returns the folder of results."""
+    root = tmp_path_factory.mktemp("compare")
+    folder = root / "data" / "VOCdevkit" / "VOC2012"
+    for part in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (folder / part).mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)
+    Image.fromarray(pixels).save(folder / "JPEGImages" / "a.jpg")
+    Image.fromarray(pixels[..., 0] % 21).save(folder / "SegmentationClass" / "a.png")
+    (folder / "ImageSets" / "Segmentation" / "val.txt").write_text("a\n")
+
+    def run(name, models, *flags):
+        words = ["--data_root", root / "data", "--save_predictions", root / f"{name}_ids", *flags]
+        with pytest.MonkeyPatch.context() as patch:  # one prompt per word: 80 take their time
+            patch.setattr(clip_words, "get_templates", lambda _: ("a photo of a {}.",))
+            assert evaluate(root / name, *words, model=",".join(models), benchmarks="voc20") == 0
+        return root / name
+
+    return run
+
+
+def rows_of(folder):
+    (table,) = folder.glob("table_*.csv")
+    return [line.split(",") for line in table.read_text().splitlines()]
+
+
+def test_all_methods_meet_in_one_table_and_one_report(compare):
+    output = compare("native", EVERY)
+    head, *rows = rows_of(output)
+    assert [row[:2] for row in rows] == [[name, "voc20"] for name in EVERY]
+    assert head[2] == "mIoU"
+    assert all("protocol" not in r["settings"]["segmenter"] for r in results_of(output).values())
+    assert report_main([str(output), "--examples", "1"]) == 0
+    page = (output / "report.html").read_text()
+    assert all(name in page for name in EVERY) and "unified protocol" not in page
+
+
+def test_the_unified_protocol_is_named_and_what_it_changes_is_printed(compare, capsys):
+    models = ("toy", "proxyclip_toy", "clip_dinoiser_toy")
+    output = compare("unified", models, "--protocol", "unified")
+    said = capsys.readouterr().out
+    assert "- toy, voc20: nothing\n" in said
+    assert "- proxyclip_toy, voc20: short side 448 in place of 336; window 448 in" in said
+    assert "clip_dinoiser_toy, voc20: diningtable in place of dining table; potted" in said
+    (table,) = output.glob("table_*.md")
+    assert "_unified_" in table.name
+    assert "mIoU, unified" in table.read_text() and "- toy, voc20: nothing" in table.read_text()
+    for result in results_of(output).values():
+        settings = result["settings"]
+        assert settings["segmenter"]["protocol"] == "unified"
+        assert (settings["protocol"]["short_side"], settings["protocol"]["window"]) == (448, 448)
+        assert "prompted" not in settings and result["published"] is None
+    assert report_main([str(output), "--examples", "0"]) == 0
+    assert "clip_dinoiser_toy, unified protocol" in (output / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--benchmarks", "voc20,voc"], "voc has a background, but the backgrounds of methods are"),
+        (["--benchmarks", "coco_stuff_bg"], "coco_stuff_bg has a background, but"),
+        (["--benchmarks", "toy"], "toy is no published benchmark. The unified protocol is for voc"),
+        (
+            ["--benchmarks", "voc20", "--bg_thresh", "0.5"],
+            "a threshold of 0.5, but the backgrounds",
+        ),
+        (["--protocol", "unifed"], "unknown protocol 'unifed'. Known: native, unified"),
+    ],
+)
+def test_what_the_unified_protocol_is_not_for_is_refused(tmp_path, capsys, flags, message):
+    assert evaluate(tmp_path / "out", "--protocol", "unified", *flags) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_all_benchmarks_of_the_unified_protocol_are_the_five_without_background(tmp_path, capsys):
+    flags = ["--protocol", "unified", "--num_jobs", 9, "--job_id", 8]
+    assert evaluate(tmp_path, *flags, benchmarks="all") == 0
+    said = capsys.readouterr().out
+    keys = ("voc20", "context59", "coco_stuff", "cityscapes", "ade20k")
+    counted = [line.split(":")[0] for line in said.splitlines() if "images are counted" in line]
+    assert sorted(counted) == sorted(f"{model}, {key}" for model in BOTH.split(",") for key in keys)

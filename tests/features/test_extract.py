@@ -14,7 +14,6 @@ from talk2dino.backbones.attention import average_attention, head_embeddings
 from talk2dino.backbones.seeded import seeded_state
 from talk2dino.backbones.vision import load_vision, official_shapes
 from talk2dino.cli.extract import COMMAND, main
-from talk2dino.config import FeatureConfig
 from talk2dino.features import extract as stage
 from talk2dino.features.extract import image_features
 from talk2dino.features.job import Job
@@ -22,6 +21,7 @@ from talk2dino.features.keys import IMAGE_KEYS
 from talk2dino.features.sources import ImageSource
 from talk2dino.features.store import FeatureFile, read_features, write_features
 from talk2dino.methods.talk2dino.provenance import feature_differences
+from talk2dino.methods.talk2dino.sections import FeatureConfig
 from tests.literal import extraction as literal
 
 ALL_KEYS = list(IMAGE_KEYS.values())

@@ -12,10 +12,12 @@ from talk2dino.methods.ovsegmentor.method import OVSegmentorMethod
 from talk2dino.methods.registry import (
     MODEL_NAMES,
     find_method,
+    load_segmenter,
     split_models,
     split_weights,
 )
 from talk2dino.methods.talk2dino.method import Talk2DinoMethod
+from talk2dino.sizes import Protocol
 
 SEEDED = {"weights": "seeded:0"}
 CPU = torch.device("cpu")
@@ -183,3 +185,37 @@ def test_weights_belong_to_the_model_they_name():
 def test_methods_are_equal_when_they_score_alike():
     assert find_method("toy", SEEDED) == find_method("toy", SEEDED)
     assert isinstance(find_method("toy", SEEDED), Talk2DinoMethod)
+
+
+def test_the_unified_protocol_gives_every_method_the_same_sizes_and_words():
+    for name in ("ovsegmentor_toy", "proxyclip_toy"):
+        segmenter = load_segmenter(name, "seeded:0", benchmark="voc20", protocol="unified")
+        assert segmenter.protocol == Protocol()
+        assert segmenter.words.lists(["diningtable"], None) == (
+            ("diningtable",),
+            [("diningtable",)],
+        )
+        with pytest.raises(ValueError, match="a threshold of 0.3"):
+            segmenter.query(["cat"], 0.3)
+    with pytest.raises(ValueError, match="voc has a background, but .* is for voc20, context59"):
+        load_segmenter("toy", "seeded:0", benchmark="voc", protocol="unified")
+
+
+def test_settings_name_a_protocol_only_where_it_is_not_the_methods_own():
+    native, plain = (find_method("toy", SEEDED | more) for more in ({"protocol": "native"}, {}))
+    unified = find_method("toy", SEEDED | {"protocol": "unified"})
+    assert native == plain and "protocol" not in native.settings()
+    assert unified.settings() == {**native.settings(), "protocol": "unified"}
+    assert unified.text_settings(unified.settings()) == native.text_settings(native.settings())
+    with pytest.raises(ValueError, match="unknown protocol 'common'"):
+        find_method("toy", SEEDED | {"protocol": "common"})
+
+
+def test_what_the_unified_protocol_changes_is_said_in_words():
+    stuff = find_method("ovsegmentor_toy", SEEDED | {"protocol": "unified"})
+    changes = stuff.changes(BENCHMARKS["coco_stuff"], [])
+    assert changes == ["coco_stuff in place of coco_stuff_bg"]
+    naclip = find_method("naclip_toy", SEEDED | {"protocol": "unified"})
+    changes = naclip.changes(BENCHMARKS["voc20"], ["boat", "dog"])
+    assert "window 448 in place of all" in changes and changes[-1] == "boat in place of ship"
+    assert find_method("naclip_toy", SEEDED).changes(BENCHMARKS["voc20"], ["boat"]) == []

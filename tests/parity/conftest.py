@@ -3,9 +3,13 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
+
+from talk2dino.inference import resize_picture
+from talk2dino.sizes import Protocol
 
 CARRIED = Path(__file__).parent / "data"
 FULL = Path(__file__).parents[2].parent / "shared" / "parity"
@@ -63,3 +67,26 @@ def relative_error() -> Callable[..., float]:
         return float((ours - recorded).norm() / recorded.norm())
 
     return measure
+
+
+@pytest.fixture(scope="session")
+def photograph(shared_file):
+    """A photograph by its file name, (3, H, W) RGB."""
+
+    def read(name):
+        bgr = cv2.imread(str(shared_file(f"images/{name}")))
+        return torch.from_numpy(bgr[..., ::-1].copy()).permute(2, 0, 1).float()
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def resized(photograph):
+    """The same at the size at which it is scored."""
+
+    def read(name, short_side=336):
+        picture = photograph(name)
+        size_hw = Protocol(short_side=short_side).scored_size(*picture.shape[-2:])
+        return resize_picture(picture, size_hw).float()
+
+    return read

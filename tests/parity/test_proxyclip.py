@@ -1,15 +1,13 @@
 """ProxyCLIP against recordings of the published code, corrected where that is wrong."""
 
-import cv2
 import pytest
 import torch
 
-from talk2dino.inference import picture_scores, resize_picture, sliding_window_scores
+from talk2dino.inference import picture_scores, sliding_window_scores
 from talk2dino.methods.clip_words import word_rows
 from talk2dino.methods.proxyclip import ProxyClipSegmenter, proxy_attention
 from talk2dino.methods.registry import load_segmenter
 from talk2dino.segmenter import ClassQuery
-from talk2dino.sizes import Protocol
 
 from .conftest import TENSOR_TOLERANCE
 
@@ -30,29 +28,6 @@ def pictures(recorded):
 @pytest.fixture(scope="module")
 def segmenter():
     return load_segmenter("proxyclip_toy", "seeded:0")
-
-
-@pytest.fixture(scope="module")
-def photograph(shared_file):
-    """A photograph by its file name, (3, H, W) RGB."""
-
-    def read(name):
-        bgr = cv2.imread(str(shared_file(f"images/{name}")))
-        return torch.from_numpy(bgr[..., ::-1].copy()).permute(2, 0, 1).float()
-
-    return read
-
-
-@pytest.fixture(scope="module")
-def resized(photograph):
-    """The same at the size at which it is scored."""
-
-    def read(name, short_side=336):
-        picture = photograph(name)
-        size_hw = Protocol(short_side=short_side).scored_size(*picture.shape[-2:])
-        return resize_picture(picture, size_hw).float()
-
-    return read
 
 
 def query_of(rows, owner=None, background=None):

@@ -8,7 +8,8 @@ from talk2dino.features.store import FeatureFile
 from talk2dino.methods.talk2dino.projection import ProjectionConfig, ProjectionLayer
 from talk2dino.methods.talk2dino.recipe import TrainConfig
 from talk2dino.methods.talk2dino.training.dataset import FeatureChoice, StoredPairs
-from talk2dino.methods.talk2dino.training.loop import Hooks, LoopSettings, TrainingRun
+from talk2dino.methods.talk2dino.training.loop import LoopSettings, TrainingRun
+from talk2dino.training.run import Hooks
 from talk2dino.training.schedules import Schedule
 
 
@@ -51,7 +52,7 @@ def test_training_follows_the_published_trajectory(recorded):
 
     def keep_losses(steps, epoch, total):
         yield from steps
-        run.collect_losses()
+        run.collect()
         losses.extend(run.state.losses)
 
     weights = run.run(Hooks(progress=keep_losses))

@@ -291,7 +291,7 @@ def test_pictures_that_a_folder_leaves_out_are_named(tmp_path, caplog):
 
 def test_a_pipe_is_refused_without_waiting_for_it(tmp_path):
     os.mkfifo(tmp_path / "a.png")
-    with pytest.raises(ValueError, match="a.png is a pipe or a device"):
+    with pytest.raises(ValueError, match="a.png is a named pipe or a device"):
         read_rgb(tmp_path / "a.png")
 
 

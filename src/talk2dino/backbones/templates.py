@@ -116,7 +116,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     "full+maskclip": _FULL + _MASKCLIP,
     "subset+maskclip": _SUBSET + _MASKCLIP,
 }
-"""Name -> prompts. `subset` is Talk2DINO's default."""
+"""Name -> prompts. `subset` is the default."""
 
 # What the published evaluation files call the same sets.
 ALIASES = {

@@ -410,7 +410,7 @@ def _create(name: str, pretrained: bool) -> VisionTransformer | Eva:
             "trial run without weights."
         ) from error
     if not isinstance(model, VisionTransformer | Eva) or model.cls_token is None:
-        raise ValueError(f"{name} is not a ViT with a CLS token, which Talk2DINO needs")
+        raise ValueError(f"{name} is not a ViT with a CLS token, whose attention is needed")
     if getattr(model, "rope_mixed", False):
         raise ValueError(f"{name} uses mixed rotary embeddings, which are not supported")
     return model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -21,6 +21,8 @@ class Method(Protocol):
     def threshold_meaning(self) -> str: ...
 
     def words(self, row: Benchmark | None = None) -> ClassWords: ...
+
+    def changes(self, row: Benchmark, names: Sequence[str]) -> list[str]: ...
 
     def published_miou(self, row: Benchmark) -> float | None: ...
 

@@ -208,9 +208,18 @@ def versions() -> dict[str, str]:
 COLUMNS = ("benchmark", "mIoU", "95 %", "paper", "difference", "mAcc", "aAcc", "images", "images/s")
 
 
+def protocol_of(settings: Mapping[str, Any] | None) -> str | None:
+    """The protocol in the settings of a result; None for the method's own."""
+    found = ((settings or {}).get("segmenter") or {}).get("protocol")
+    return None if found is None else str(found)
+
+
 def table_columns(results: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """The heads of the table: COLUMNS, and the model where there are several."""
-    return ("model", *COLUMNS) if len(_models(results)) > 1 else COLUMNS
+    """The heads of the table: COLUMNS, the protocol, and the model where there are several."""
+    found = {protocol_of(result.get("settings")) for result in results}
+    protocols = sorted(name for name in found if name is not None)
+    columns = tuple(", ".join([n, *protocols]) if n == "mIoU" else n for n in COLUMNS)
+    return ("model", *columns) if len(_models(results)) > 1 else columns
 
 
 def table_rows(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:

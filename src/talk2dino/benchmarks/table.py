@@ -168,7 +168,7 @@ STUFF_BACKGROUND = Benchmark(
     unlabelled_background=True,
     **_COCO,
 )
-"""COCO-Stuff where unlabelled pixels are a class, as OVSegmentor is published; the same files."""
+"""COCO-Stuff where unlabelled pixels are a class; the same files."""
 
 
 def find_benchmark(name: str) -> Benchmark:

@@ -49,6 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="W",
         help="a file, a folder or seeded:<n>; with several models <model>=<file>",
     )
+    parser.add_argument(
+        "--protocol",
+        default="native",
+        help="native: as each method was published; unified: the same sizes and class names for "
+        "all, no thresholds, only the benchmarks without background",
+    )
     parser.add_argument("--refine", metavar="NAMES", help="refinements with commas: pamr")
     parser.add_argument(
         "--bg_thresh", type=float, help="background threshold (default: the published one)"
@@ -101,15 +107,18 @@ def _methods(args: argparse.Namespace) -> list[Method]:
     for name, chosen in options_of(args, names).items():
         if name in weights:
             chosen["weights"] = weights[name]
-        methods.append(find_method(name, chosen))
+        methods.append(find_method(name, {**chosen, "protocol": args.protocol}))
     return methods
 
 
 def _evaluations(args: argparse.Namespace) -> list[Evaluation]:
     """Models, their benchmarks, and the threshold as published or as asked for."""
     from talk2dino.benchmarks.job import Evaluation
+    from talk2dino.methods.base import UNIFIED, refuse_threshold
 
     evaluations, without = [], []
+    if args.protocol == UNIFIED:
+        refuse_threshold(args.bg_thresh)
     for method in _methods(args):
         asked = args.benchmarks.strip()
         rows = list(method.published_on) if asked == "all" else find_benchmarks(asked)

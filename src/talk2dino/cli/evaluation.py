@@ -121,7 +121,7 @@ def _report(job: Job, outcomes: Sequence[Outcome]) -> None:
     if not complete:
         return
     results: list[dict[str, Any]] = [o.result for o in complete if o.result is not None]
-    table = markdown_table(results)
+    table = markdown_table(results) + _changes(job, outcomes)
     path = job.output / f"{_table_name(job, complete)}.md"
     for file, text in ((path, table), (path.with_suffix(".csv"), csv_table(results))):
         with atomic_path(file) as temporary:
@@ -146,11 +146,30 @@ def _report(job: Job, outcomes: Sequence[Outcome]) -> None:
 
 def _table_name(job: Job, outcomes: Sequence[Outcome]) -> str:
     """One name per set of runs, so that tables never overwrite each other."""
+    from talk2dino.benchmarks.results import protocol_of
+
     names = "\n".join(outcome.run.name for outcome in outcomes)
     words = ["table", *job.models]
     if any(outcome.run.settings["segmenter"].get("pamr") for outcome in outcomes):
         words.append("pamr")
+    words += [name] if (name := protocol_of(outcomes[0].run.settings)) else []
     return "_".join([*words, hashlib.sha256(names.encode()).hexdigest()[:8]])
+
+
+def _changes(job: Job, outcomes: Sequence[Outcome]) -> str:
+    """Lines on what the protocol is, and on what it changes; empty for methods' own."""
+    from talk2dino.benchmarks.results import protocol_of
+    from talk2dino.methods.base import PROTOCOLS
+
+    protocol = protocol_of(outcomes[0].run.settings)
+    if protocol is None:
+        return ""
+    lines = ["", f"Protocol {protocol}: {PROTOCOLS[protocol]}. Changed:", ""]
+    for evaluation, outcome in zip(job.evaluations, outcomes, strict=True):
+        row, names = evaluation.benchmark, outcome.run.dataset.classes
+        changes = "; ".join(evaluation.method.changes(row, names)) or "nothing"
+        lines.append(f"- {evaluation.method.model}, {row.key}: {changes}")
+    return "\n".join([*lines, ""])
 
 
 def _shown(job: Job, outcome: Outcome) -> str:

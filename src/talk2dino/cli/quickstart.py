@@ -17,14 +17,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from talk2dino.cli.entry import DONE, INTERRUPTED, Command, run_command
-from talk2dino.files import (
-    atomic_path,
-    check_folder_writable,
-    content_digest,
-    find_in_checkout,
-)
-from talk2dino.textfiles import read_json, read_yaml
-from talk2dino.toy.plan import (
+from talk2dino.cli.quickstart_plan import (
     EVALUATE,
     REPORT,
     TRAINED,
@@ -37,6 +30,13 @@ from talk2dino.toy.plan import (
     report_step,
     training_steps,
 )
+from talk2dino.files import (
+    atomic_path,
+    check_folder_writable,
+    content_digest,
+    find_in_checkout,
+)
+from talk2dino.textfiles import read_json, read_yaml
 from talk2dino.toy.record import Record
 from talk2dino.toy.world import WorldConfig, check_world, write_world
 
@@ -223,12 +223,12 @@ def _run_step(step: Step, record: Record, device: str) -> int:
 def _continued(step: Step) -> Step:
     """The step with the flag it needs after an interruption that left its output unrecorded."""
     from talk2dino.features.store import read_features
-    from talk2dino.methods.talk2dino.training.outputs import Outputs
+    from talk2dino.methods.talk2dino.training.outputs import projection_outputs
 
     if step.script == EVALUATE:
         return step  # it goes on where it was
     if step.script == "train.py":
-        unfinished = Outputs(step.output).unfinished.exists() or step.output.exists()
+        unfinished = projection_outputs(step.output).unfinished.exists() or step.output.exists()
         return _with(step, "--resume") if unfinished else step
     if step.script == "text_features_extraction.py":  # it completes a file that is there
         unrecorded = "ann_feats" in read_features(step.output).caption_features

@@ -143,11 +143,10 @@ def check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train, and say what was written."""
     from talk2dino.methods.talk2dino.training.job import train_projection
-    from talk2dino.methods.talk2dino.training.loop import Hooks
-    from talk2dino.methods.talk2dino.training.outputs import Outputs
     from talk2dino.processes import is_first_process, joined_processes
     from talk2dino.progress import silent as silent_progress
     from talk2dino.training.history import EpochRecord
+    from talk2dino.training.run import Hooks
 
     job = _job(args)
     silent = not is_first_process()
@@ -160,7 +159,7 @@ def run(args: argparse.Namespace) -> int:
     encoding = silent_progress if silent else _encoding_bar
     try:
         with joined_processes() as processes:
-            hooks = Hooks(step_bar, on_epoch)
+            hooks = Hooks(step_bar, on_epoch=on_epoch)
             result = train_projection(job, hooks, encoding, processes)
     except KeyboardInterrupt:
         print("interrupted; add --resume to the same command to go on", file=sys.stderr)
@@ -175,8 +174,7 @@ def run(args: argparse.Namespace) -> int:
     if result.retrieval is not None:
         print(f"text to image: {result.retrieval.text_to_image}")
         print(f"image to text: {result.retrieval.image_to_text}")
-    outputs = Outputs(job.out)
-    print(f"weights: {outputs.weights}  losses: {outputs.losses}, {outputs.plot}")
+    print(f"weights: {job.out}  losses: {job.outputs.losses}, {job.outputs.plot}")
     return DONE
 
 

@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 import torch
 
 from talk2dino.benchmarks.table import BENCHMARKS, Benchmark
+from talk2dino.config import check_name
 from talk2dino.files import weights_identity
-from talk2dino.segmenter import ClassQuery, ClassWords, Segmenter
+from talk2dino.segmenter import ClassQuery, ClassWords, Segmenter, Words
 from talk2dino.sizes import WHOLE, Protocol
 
 
@@ -128,6 +129,10 @@ class Method:
         """The part of what `settings` returned that decides the rows of classes."""
         return dict(settings)
 
+    def changes(self, row: Benchmark, names: Sequence[str]) -> list[str]:
+        """In what its protocol differs from its publication's on a benchmark with these classes."""
+        return []
+
     def query(
         self,
         segmenter: Segmenter,
@@ -153,6 +158,124 @@ class Method:
             loaded: what `load` of an equally named model returned, whose weights are used again.
         """
         raise NotImplementedError
+
+
+NATIVE, UNIFIED = "native", "unified"
+PROTOCOLS = {
+    NATIVE: "each method's own sizes, words and thresholds",
+    UNIFIED: "448 px, windows of 448 every 224, MMSegmentation's names, no thresholds",
+}
+"""How methods are compared."""
+_WHY = "the backgrounds of methods are incomparable, so the unified protocol has none"
+
+
+class UnifiedWords(ClassWords):
+    """Every class by its name, and no background."""
+
+    def lists(
+        self, names: Sequence[str], background: float | None, words: Words | None = None
+    ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """See `ClassWords`."""
+        refuse_threshold(background)
+        return super().lists(names, background, words)
+
+
+def refuse_threshold(background: float | None) -> None:
+    """Raise ValueError for a threshold under the unified protocol."""
+    if background is not None:
+        raise ValueError(
+            f"a threshold of {background}, but {_WHY}. Leave it out, or take the native protocol."
+        )
+
+
+@dataclass(frozen=True)
+class Unified(Method):
+    """Any method with sizes and words that all share; templates and scoring stay its own."""
+
+    native: Method
+    """The method as it was published."""
+
+    @property
+    def demo(self) -> PictureRules:
+        """Sizes and windows of the benchmarks; the threshold is refused where it is used."""
+        return PictureRules(self.native.demo.threshold, protocol=Protocol())
+
+    @property
+    def published_on(self) -> Sequence[Benchmark]:
+        """The benchmarks whose every pixel has a class."""
+        return [row for row in BENCHMARKS.values() if not row.background]
+
+    def published_miou(self, row: Benchmark) -> None:
+        """Nobody has published numbers of this protocol."""
+
+    def benchmark(self, row: Benchmark) -> Benchmark:
+        """The row itself.
+
+        Raises:
+            ValueError: it is not one of those without background.
+        """
+        if row not in self.published_on:
+            known = ", ".join(known.key for known in self.published_on)
+            why = f"has a background, but {_WHY}" if row.background else "is no published benchmark"
+            raise ValueError(f"{row.key} {why}. The unified protocol is for {known}.")
+        return row
+
+    def on(self, row: Benchmark) -> Method:
+        """See `Method`."""
+        return dataclasses.replace(self, native=self.native.on(row))
+
+    def for_pictures(self, background: bool) -> Method:
+        """See `Method`."""
+        return dataclasses.replace(self, native=self.native.for_pictures(background))
+
+    def threshold(self, row: Benchmark) -> None:
+        """None."""
+
+    def words(self, row: Benchmark | None = None) -> ClassWords:
+        """The names themselves."""
+        return UnifiedWords()
+
+    def changes(self, row: Benchmark, names: Sequence[str]) -> list[str]:
+        """See `Method`."""
+        own = self.native.benchmark(row)
+        old, new = (dataclasses.asdict(found.protocol) for found in (own, row))
+        of = self.native.words(own).of
+        changes = [
+            ("", row.key, own.key),
+            *((f"{name.replace('_', ' ')} ", new[name], old[name] or "all") for name in new),
+            *(("", name, ", ".join(of(name))) for name in names),
+        ]
+        return [f"{what}{now} in place of {was}" for what, now, was in changes if now != was]
+
+    def check(self) -> None:
+        """See `Method`."""
+        self.native.check()
+
+    def settings(self) -> dict[str, Any]:
+        """Those of the method, and the protocol."""
+        return {**self.native.settings(), "protocol": UNIFIED}
+
+    def text_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of the method."""
+        return self.native.text_settings({n: v for n, v in settings.items() if n != "protocol"})
+
+    def describe(self) -> tuple[str, list[str]]:
+        """See `Method`."""
+        return self.native.describe()
+
+    def load(self, device: torch.device, loaded: Segmenter | None = None) -> Segmenter:
+        """See `Method`."""
+        return self.native.load(device, loaded)
+
+
+def under_protocol(method: Method, protocol: str) -> Method:
+    """The method under one of PROTOCOLS.
+
+    Raises:
+        ValueError: there is no such protocol.
+    """
+    unified = check_name("protocol", protocol, PROTOCOLS) == UNIFIED
+    return Unified(method.model, method.options, method) if unified else method
 
 
 def in_checkout(name: str) -> str:

@@ -150,7 +150,7 @@ class ClipWordMethod(Method):
         """The published one."""
         return self.on(row).rules.threshold if row.background else None
 
-    def published(self, row: Benchmark) -> float | None:
+    def published_miou(self, row: Benchmark) -> float | None:
         """As printed by the authors or by others."""
         name = f"{self.model}_pamr" if self.refines else self.model
         return self.PUBLISHED.get(name, {}).get(row.key)
@@ -264,13 +264,18 @@ class ClipWordSegmenter(DenseSegmenter):
 
         Where the best is below the threshold, the background's is 1.
         """
-        for refinement in self.refinements:
-            scores = refinement.pixels(scores[None], image[None])[0]
-        probabilities = self.probabilities(scores, query)
+        probabilities = self.probabilities(self.refined(scores, image), query)
         if query.background is not None:
             unsure = probabilities.amax(dim=0) < query.background
             probabilities[0].masked_fill_(unsure, 1.0)
         return probabilities
+
+    @torch.no_grad()
+    def refined(self, scores: Tensor, image: Tensor) -> Tensor:
+        """Averages (Q, H, W) of a whole picture (3, H, W) after the refinements."""
+        for refinement in self.refinements:
+            scores = refinement.pixels(scores[None], image[None])[0]
+        return scores
 
     def probabilities(self, scores: Tensor, query: ClassQuery) -> Tensor:
         """Softmax over the words (Q, H, W), and the best word of every class: (C, H, W)."""

@@ -31,6 +31,7 @@ METHODS = {
         *("proxyclip_vitb", "proxyclip_vitl", "proxyclip_vith", "proxyclip_vitb_dinov2"),
         *("proxyclip_toy", "proxyclip_toy_dinov2"),
     ),
+    "clip_dinoiser:ClipDinoiserMethod": ("clip_dinoiser", "clip_dinoiser_toy"),
     "freeda.method:FreeDAMethod": ("freeda_vitl", "freeda_toy"),
 }
 """Class below talk2dino.methods -> the names of its models. Naming one imports its method only."""
@@ -55,13 +56,15 @@ def load_segmenter(
         benchmark: key of a benchmark, whose options, vocabulary and protocol the segmenter then
             has; None for those of a user's pictures.
         device: where to put it.
-        settings: options of the method, such as `pamr=False`; see `--help` of `evaluate`.
+        settings: options of the method, such as `pamr=False`; see `--help` of `evaluate`. And
+            `protocol`: "native", or "unified" for sizes and words that all methods share.
 
     Returns:
         A segmenter with `query`, for `talk2dino.label_map`.
 
     Raises:
-        ValueError: an unknown name, benchmark or setting, or weights of another model.
+        ValueError: an unknown name, benchmark or setting, or weights of another model; a benchmark
+            that the protocol is not for.
         FileNotFoundError, RuntimeError: weights that are missing, or cannot be downloaded.
     """
     from talk2dino.benchmarks.table import find_benchmark
@@ -106,14 +109,17 @@ def find_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
     Args:
         name: one of MODEL_NAMES, the path of a Talk2DINO recipe or model YAML, or what
             `Talk2DINO.from_pretrained` takes: a folder, a file, a repository.
-        settings: options of the method that are not at their default.
+        settings: options of the method that are not at their default, and the protocol.
 
     Raises:
         ValueError: an unknown name, or an option that does not belong to the method.
         FileNotFoundError: the YAML file is not there.
     """
+    from talk2dino.methods.base import under_protocol
+
     kind = method_class(name)
     settings = dict(settings or {})
+    protocol = settings.pop("protocol", "native")
     known = option_names(kind)
     for option in settings:
         if option not in known:
@@ -121,7 +127,7 @@ def find_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
                 f"{option} means nothing for {name}, whose options are {', '.join(known)}. "
                 f"{owners_of(option)}"
             )
-    return kind.from_options(name, kind.Options(**settings))
+    return under_protocol(kind.from_options(name, kind.Options(**settings)), protocol)
 
 
 def option_names(kind: type[Method]) -> list[str]:

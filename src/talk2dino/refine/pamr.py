@@ -1,4 +1,4 @@
-"""Pixel-adaptive mask refinement (PAMR, Araslanov and Roth 2020) as Talk2DINO applies it.
+"""Pixel-adaptive mask refinement (PAMR, Araslanov and Roth 2020).
 
 Every pixel's scores are replaced, ten times, by a weighted mean over its 48 neighbours: eight
 directions at six distances. A neighbour weighs more the more its colour resembles the pixel's,

@@ -10,17 +10,59 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any, NoReturn
 
 logger = logging.getLogger(__name__)
 
+
+class AutoTalk2Dino:
+    """Stands for `Talk2DinoModel`, which is imported when the first one is loaded.
+
+    Defining that class takes the whole of this package and of transformers' models, and this may
+    run in the middle of their import: open_clip, which we need, imports `AutoModel`.
+    """
+
+    config_class: Any = None
+    """Set when it is registered."""
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str, *args: Any, **settings: Any) -> Any:
+        """See `Talk2DinoModel.from_pretrained`."""
+        from talk2dino.methods.talk2dino.huggingface import Talk2DinoModel
+
+        return Talk2DinoModel.from_pretrained(name_or_path, *args, **settings)
+
+    @classmethod
+    def _from_config(cls, config: Any, **settings: Any) -> NoReturn:
+        raise ValueError("a Talk2DINO model comes with its weights: use from_pretrained.")
+
+
+def register_config() -> None:
+    """Let `AutoConfig` read our configuration."""
+    from transformers.models.auto.configuration_auto import AutoConfig
+
+    from talk2dino.methods.talk2dino.auto import Talk2DinoConfig
+
+    AutoConfig.register(Talk2DinoConfig.model_type, Talk2DinoConfig, exist_ok=True)
+
+
+def register_model() -> None:
+    """Let `AutoModel` load our model."""
+    from transformers.models.auto.modeling_auto import AutoModel
+
+    from talk2dino.methods.talk2dino.auto import Talk2DinoConfig
+
+    AutoTalk2Dino.config_class = Talk2DinoConfig
+    AutoModel.register(Talk2DinoConfig, AutoTalk2Dino, exist_ok=True)
+
+
 REGISTRARS = {
-    "transformers.models.auto.configuration_auto": "register_config",
-    "transformers.models.auto.modeling_auto": "register_model",
+    "transformers.models.auto.configuration_auto": register_config,
+    "transformers.models.auto.modeling_auto": register_model,
 }
-"""Module of transformers -> function of methods.talk2dino.auto to call once it is imported."""
+"""Module of transformers -> what to call once it is imported."""
 
 
 class RegisterAfterImport:
@@ -58,6 +100,6 @@ def register_with_transformers() -> None:
 def _register(name: str) -> None:
     """Call our part for one module; a transformers that does not suit us must still import."""
     try:
-        getattr(import_module("talk2dino.methods.talk2dino.auto"), REGISTRARS[name])()
+        REGISTRARS[name]()
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         logger.warning("AutoModel will not know Talk2DINO models: %s", error)

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from talk2dino.backbones.checkpoints import load_strict, read_state_dict, state_shapes
 from talk2dino.backbones.seeded import parse_seeded, seeded_state
-from talk2dino.config import build, check_at_least, check_name, read_sections
+from talk2dino.config import build, check_at_least, check_name
 from talk2dino.devices import float32_by_default, keep_float32
 from talk2dino.methods.talk2dino.alignment import align, strategies
+from talk2dino.methods.talk2dino.sections import read_sections
 
 NORM_EPS = 1e-12
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "sigmoid": nn.Sigmoid}

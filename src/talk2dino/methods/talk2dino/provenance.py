@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from talk2dino.backbones import text, vision
-from talk2dino.config import FeatureConfig
 from talk2dino.methods.talk2dino.config import SegmenterConfig
-from talk2dino.methods.talk2dino.training.outputs import read_summary
+from talk2dino.methods.talk2dino.sections import FeatureConfig
+from talk2dino.training.outputs import read_summary
 
 
 class Difference(NamedTuple):

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from talk2dino.config import FeatureConfig, build, check_at_least, check_name, read_sections
+from talk2dino.config import build, check_at_least, check_name
 from talk2dino.methods.talk2dino.alignment import takes
 from talk2dino.methods.talk2dino.losses import LOSSES
 from talk2dino.methods.talk2dino.projection import ProjectionConfig
+from talk2dino.methods.talk2dino.sections import FeatureConfig, read_sections
 
 
 @dataclass(frozen=True)

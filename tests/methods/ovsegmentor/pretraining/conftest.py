@@ -9,7 +9,7 @@ from PIL import Image
 
 from talk2dino.methods.ovsegmentor.pretraining.config import load_pretraining_recipe
 from talk2dino.methods.ovsegmentor.pretraining.job import PretrainingJob, pretrain
-from talk2dino.methods.ovsegmentor.pretraining.loop import Hooks
+from talk2dino.training.run import Hooks
 
 COLOURS = {"cat": (200, 30, 30), "frog": (30, 200, 30), "whale": (30, 30, 200)}
 IMAGES = 12

@@ -5,7 +5,7 @@ from safetensors.torch import load_file
 
 from talk2dino.methods.ovsegmentor.pretraining.job import PretrainingJob, pretrain
 from talk2dino.methods.ovsegmentor.pretraining.selection import HeldOut
-from talk2dino.methods.talk2dino.training.loop import weights_on_cpu
+from talk2dino.training.run import weights_on_cpu
 
 from .conftest import write_captions
 

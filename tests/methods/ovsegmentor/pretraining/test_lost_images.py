@@ -2,7 +2,8 @@
 
 from talk2dino.methods.ovsegmentor.data.batches import EpochBatches
 from talk2dino.methods.ovsegmentor.pretraining.job import PretrainingJob, pretrain
-from talk2dino.methods.ovsegmentor.pretraining.state import load_snapshot
+from talk2dino.methods.ovsegmentor.pretraining.state import KIND
+from talk2dino.training.state import load_state
 
 from .conftest import IMAGES, interrupted, write_captions
 
@@ -15,8 +16,8 @@ def test_lost_images_are_counted_and_named_across_an_interruption(tmp_path, make
     (data.parent / f"{lost}.png").write_bytes(b"broken")
     recipe = make_recipe(data={"metafile": str(data), "images": str(data.parent)})
     interrupted(recipe, tmp_path / "out", 2)
-    (progress,) = load_snapshot(tmp_path / "out" / "unfinished.pth").progress
-    assert list(progress.lost) == [f"{lost}.png"]
+    (progress,) = load_state(tmp_path / "out" / "unfinished.pth", KIND)["progress"]
+    assert list(progress["lost"]) == [f"{lost}.png"]
     result = pretrain(PretrainingJob(recipe, tmp_path / "out", "cpu", resume=True))
     whole = pretrain(PretrainingJob(recipe, tmp_path / "whole", "cpu"))
     said = f"2 images of 24 samples could not be read ({lost}.png)"

@@ -14,10 +14,11 @@ from talk2dino.methods.ovsegmentor.checkpoints import read_checkpoint
 from talk2dino.methods.ovsegmentor.pretraining import loop
 from talk2dino.methods.ovsegmentor.pretraining.config import load_pretraining_recipe
 from talk2dino.methods.ovsegmentor.pretraining.job import PretrainingJob, pretrain
-from talk2dino.methods.ovsegmentor.pretraining.loop import Hooks
-from talk2dino.methods.ovsegmentor.pretraining.state import load_snapshot
+from talk2dino.methods.ovsegmentor.pretraining.state import KIND
 from talk2dino.methods.ovsegmentor.segmenter import build_ovsegmentor
 from talk2dino.segmenter import ClassQuery
+from talk2dino.training.run import Hooks
+from talk2dino.training.state import load_state
 
 from .conftest import interrupted, write_captions
 
@@ -114,8 +115,8 @@ def test_a_killed_run_goes_on_to_the_same_bytes(fork_server, write_recipe, tmp_p
     killed.start()
     killed.join()
     assert killed.exitcode == -signal.SIGKILL
-    snapshot = load_snapshot(out / "unfinished.pth")
-    assert (snapshot.progress[0].epoch, snapshot.progress[0].step) == (1, 1)
+    snapshot = load_state(out / "unfinished.pth", KIND)
+    assert (snapshot["progress"][0]["epoch"], snapshot["progress"][0]["step"]) == (1, 1)
     assert main([*arguments, "--resume"]) == 0
     assert run_main(recipe, tmp_path / "undisturbed") == 0
     for name in ("model.safetensors", "losses.csv", "config.json"):
@@ -126,8 +127,8 @@ def test_a_killed_run_goes_on_to_the_same_bytes(fork_server, write_recipe, tmp_p
 def test_an_interrupted_stage_2_goes_on_in_the_middle_of_an_epoch(stage1, make_recipe, tmp_path):
     recipe = make_recipe(2, start={"stage1": str(stage1)})
     interrupted(recipe, tmp_path / "stopped", 2)
-    snapshot = load_snapshot(tmp_path / "stopped" / "unfinished.pth")
-    assert (snapshot.progress[0].epoch, snapshot.progress[0].step) == (1, 2)
+    snapshot = load_state(tmp_path / "stopped" / "unfinished.pth", KIND)
+    assert (snapshot["progress"][0]["epoch"], snapshot["progress"][0]["step"]) == (1, 2)
     result = pretrain(PretrainingJob(recipe, tmp_path / "stopped", "cpu", resume=True))
     undisturbed = pretrain(PretrainingJob(recipe, tmp_path / "whole", "cpu"))
     assert result == undisturbed
@@ -170,7 +171,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(
     message = "epoch 2, step 2 of 3: loss: nan.*Try a lower base_lr.*unfinished.pth"
     with pytest.raises(RuntimeError, match=message):
         pretrain(PretrainingJob(recipe, tmp_path / "out", "cpu"))
-    assert load_snapshot(tmp_path / "out" / "unfinished.pth").progress[0].epoch == 1
+    assert load_state(tmp_path / "out" / "unfinished.pth", KIND)["progress"][0]["epoch"] == 1
 
 
 def test_a_weight_that_is_not_finite_is_never_saved(make_recipe, tmp_path, monkeypatch):
@@ -226,8 +227,8 @@ def test_what_is_not_there_is_said_before_anything_starts(
 
 def test_another_file_is_no_state(tmp_path):
     torch.save({"kind": "other"}, tmp_path / "unfinished.pth")
-    with pytest.raises(ValueError, match="not the state of an unfinished pretraining"):
-        load_snapshot(tmp_path / "unfinished.pth")
+    with pytest.raises(ValueError, match="not the state of an unfinished OVSegmentor pretraining"):
+        load_state(tmp_path / "unfinished.pth", KIND)
 
 
 def test_a_run_does_not_replace_the_stage_1_it_starts_from(stage1, write_recipe, capsys):

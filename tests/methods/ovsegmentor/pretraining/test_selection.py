@@ -35,7 +35,7 @@ def test_a_held_out_image_that_cannot_be_read_ends_the_run_before_its_first_step
     recipe = held_out(5, broken=[3])
     monkeypatch.setattr(jobs, "first_model", lambda _: pytest.fail("a model was made"))
     with pytest.raises(RuntimeError, match=r"^a held-out image: 3\.png: "):
-        pretrain(PretrainingJob(recipe, tmp_path / "out", "cpu", workers))
+        pretrain(PretrainingJob(recipe, tmp_path / "out", "cpu", workers=workers))
 
 
 def test_a_held_out_image_that_breaks_later_ends_the_run(held_out, tmp_path, monkeypatch):

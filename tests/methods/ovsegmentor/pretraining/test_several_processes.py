@@ -5,8 +5,9 @@ import torch
 
 from talk2dino.methods.ovsegmentor.pretraining.config import load_pretraining_recipe
 from talk2dino.methods.ovsegmentor.pretraining.optimizer import make_optimizer
-from talk2dino.methods.ovsegmentor.pretraining.state import load_snapshot
+from talk2dino.methods.ovsegmentor.pretraining.state import KIND
 from talk2dino.methods.ovsegmentor.pretraining.step import PretrainingStep
+from talk2dino.training.state import load_state
 from tests.methods.ovsegmentor.test_distributed import prepared_model, rows, whole_batch
 from tests.ranks import run_ranks
 
@@ -43,7 +44,7 @@ def run_and_stop(recipe, folder, processes):
     with pytest.raises(Stop):
         pretrain(stopped, processes=processes)
     if processes.rank == 0:  # the bridge's statistics are each process's own, and all are kept
-        own = load_snapshot(folder / "stopped" / "unfinished.pth").own
+        own = load_state(folder / "stopped" / "unfinished.pth", KIND)["own"]
         means = [buffers["bridge_projector.linear_hidden.1.running_mean"] for buffers in own]
         assert not torch.equal(*means)
     result = pretrain(

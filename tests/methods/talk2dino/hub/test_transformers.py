@@ -112,17 +112,17 @@ def test_our_model_takes_its_name_even_if_transformers_knows_it(monkeypatch):
     from transformers import AutoConfig, AutoModel
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    from talk2dino.methods.talk2dino import auto
+    from talk2dino.methods.talk2dino import auto, autoload
 
     models = AutoModel._model_mapping
     monkeypatch.setitem(CONFIG_MAPPING._mapping, "talk2dino", "Talk2DinoConfig")
     monkeypatch.setitem(models._reverse_config_mapping, "Talk2DinoConfig", "talk2dino")
     monkeypatch.setitem(models._model_mapping, "talk2dino", "Talk2DinoModel")
     for _ in range(2):
-        auto.register_config()
-        auto.register_model()
+        autoload.register_config()
+        autoload.register_model()
     assert type(AutoConfig.for_model("talk2dino")) is auto.Talk2DinoConfig
-    assert models[auto.Talk2DinoConfig] is auto.AutoTalk2Dino
+    assert models[auto.Talk2DinoConfig] is autoload.AutoTalk2Dino
 
 
 def test_moving_takes_what_transformers_takes_as_long_as_it_is_float32(auto):
@@ -176,7 +176,7 @@ def test_the_published_layout_loads_through_automodel_without_its_code(toy_folde
 def test_a_transformers_that_does_not_suit_only_causes_a_warning(caplog, monkeypatch):
     from talk2dino.methods.talk2dino import autoload
 
-    monkeypatch.setitem(autoload.REGISTRARS, "some.module", "register_nothing")
+    monkeypatch.setitem(autoload.REGISTRARS, "some.module", lambda: [].register())
     autoload._register("some.module")
     assert "AutoModel will not know Talk2DINO models" in caplog.text
 

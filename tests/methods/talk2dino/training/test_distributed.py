@@ -12,8 +12,9 @@ from talk2dino.methods.talk2dino.projection import ProjectionConfig, build_proje
 from talk2dino.methods.talk2dino.recipe import TrainConfig
 from talk2dino.methods.talk2dino.training.dataset import StoredPairs, choose_features
 from talk2dino.methods.talk2dino.training.embed import chosen_heads
-from talk2dino.methods.talk2dino.training.loop import Hooks, LoopSettings, TrainingRun
+from talk2dino.methods.talk2dino.training.loop import LoopSettings, TrainingRun
 from talk2dino.processes import joined_processes
+from talk2dino.training.run import Hooks
 
 SIZES = {"dino_embed_dim": 6, "clip_embed_dim": 64, "num_attn_head": 3, "hidden_layer": True}
 # 24 captions: batches of 7, 7, 7 and 3; of 23 and a last one of 1, fewer than there are processes.
@@ -42,8 +43,8 @@ def trained(features, case, processes=None):
     with_heads = config.alignment_strategy == "max_score" and choice.visual == (
         "disentangled_self_attn"
     )
-    choose = (lambda given: chosen_heads(projection, given)) if with_heads else None
-    weights = run.run(Hooks(choose_heads=choose))
+    run.choose_heads = (lambda given: chosen_heads(projection, given)) if with_heads else None
+    weights = run.run(Hooks())
     losses = [(record.train_loss, record.val_loss) for record in run.state.records]
     return weights, losses, run.state.heads
 

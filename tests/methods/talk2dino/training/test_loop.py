@@ -8,13 +8,12 @@ from talk2dino.methods.talk2dino.projection import ProjectionConfig, build_proje
 from talk2dino.methods.talk2dino.recipe import TrainConfig
 from talk2dino.methods.talk2dino.training.dataset import StoredPairs, choose_features
 from talk2dino.methods.talk2dino.training.loop import (
-    Hooks,
     LoopSettings,
-    StateFile,
     TrainingRun,
-    epoch_order,
 )
-from talk2dino.methods.talk2dino.training.state import check_same_settings, load_checkpoint
+from talk2dino.methods.talk2dino.training.state import KIND
+from talk2dino.training.run import Hooks, epoch_order
+from talk2dino.training.state import StateFile, check_same_settings, load_state
 
 TINY = {"dino_embed_dim": 6, "clip_embed_dim": 64, "num_attn_head": 3, "hidden_layer": True}
 FAST = {"lr": 0.01, "num_epochs": 4, "batch_size": 8, "save_best_model": False}
@@ -122,7 +121,7 @@ def test_the_recorded_loss_is_the_mean_over_batches_with_a_smaller_last_one(tiny
         assert (epoch, total) == (1, 3)
         for number in numbers:
             yield number
-            run.collect_losses()
+            run.collect()
             steps.append(run.state.losses[-1])
 
     run.run(Hooks(progress=watch))
@@ -180,9 +179,9 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_state(tiny_fe
     checkpoint = StateFile(tmp_path / "w.resume.pth", {})
     with pytest.raises(RuntimeError, match=r"epoch 2, step 2 of 3: the loss is nan"):
         run.run(Hooks(progress=spoil_the_second_epoch), checkpoint)
-    kept = load_checkpoint(tmp_path / "w.resume.pth")
-    assert (kept.state.epoch, kept.state.step) == (1, 0)
-    assert all(bool(value.isfinite().all()) for value in kept.weights.values())
+    kept = load_state(tmp_path / "w.resume.pth", KIND)
+    assert (kept["state"]["epoch"], kept["state"]["step"]) == (1, 0)
+    assert all(bool(value.isfinite().all()) for value in kept["weights"].values())
 
 
 def test_infinite_features_stop_the_training_before_a_bad_state_is_kept(tiny_features, tmp_path):
@@ -191,7 +190,7 @@ def test_infinite_features_stop_the_training_before_a_bad_state_is_kept(tiny_fea
     run = make_run(features)
     with pytest.raises(RuntimeError, match=r"epoch 1, step \d of 3: the loss is nan"):
         run.run(Hooks(), StateFile(tmp_path / "s.pth", {}, seconds=0))
-    assert load_checkpoint(tmp_path / "s.pth").state.epoch == 0
+    assert load_state(tmp_path / "s.pth", KIND)["state"]["epoch"] == 0
 
 
 def test_a_validation_loss_that_is_not_a_number_is_named(tiny_features):
@@ -230,7 +229,7 @@ def test_continuing_from_any_step_reaches_the_same_weights(tiny_features, tmp_pa
         with pytest.raises(Killed):
             new_run().run(Hooks(progress=die), StateFile(path, {}, seconds=0))
         resumed = new_run()
-        resumed.restore(load_checkpoint(path))
+        resumed.restore(load_state(path, KIND))
         weights = resumed.run(Hooks())
         assert all(torch.equal(weights[name], expected[name]) for name in expected)
         assert resumed.state.records == undisturbed.state.records
@@ -245,7 +244,7 @@ def test_other_settings_are_named_when_resuming(tmp_path):
 def test_a_file_of_another_kind_is_not_resumed_from(tmp_path):
     torch.save({"linear_layer.weight": torch.ones(1)}, tmp_path / "s.pth")
     with pytest.raises(ValueError, match="not the state of an unfinished training"):
-        load_checkpoint(tmp_path / "s.pth")
+        load_state(tmp_path / "s.pth", KIND)
 
 
 @pytest.mark.parametrize(

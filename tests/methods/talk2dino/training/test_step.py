@@ -7,8 +7,9 @@ import torch
 from talk2dino.methods.talk2dino.projection import ProjectionConfig, ProjectionLayer
 from talk2dino.methods.talk2dino.recipe import TrainConfig
 from talk2dino.methods.talk2dino.training.dataset import Batch, StoredPairs, choose_features
-from talk2dino.methods.talk2dino.training.loop import Hooks, LoopSettings, TrainingRun
+from talk2dino.methods.talk2dino.training.loop import LoopSettings, TrainingRun
 from talk2dino.methods.talk2dino.training.step import BatchLoss
+from talk2dino.training.run import Hooks
 from tests.literal.training import PairDataset, Projection, make_loader, train_epoch
 
 CONFIG = ProjectionConfig(dino_embed_dim=6, clip_embed_dim=64, num_attn_head=3, hidden_layer=True)

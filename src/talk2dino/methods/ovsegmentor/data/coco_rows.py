@@ -10,7 +10,7 @@ import numpy as np
 from talk2dino.features.captions import check_captions, read_coco
 from talk2dino.features.sources import ImageSource, check_any_exists, image_source
 from talk2dino.methods.ovsegmentor.data.entity_index import EntityIndex
-from talk2dino.methods.ovsegmentor.data.sources import NO_FILE, Partner, Refused, Rows
+from talk2dino.methods.ovsegmentor.data.rows import NO_FILE, Partner, Refused, Rows
 from talk2dino.methods.ovsegmentor.data.words import CaptionReader
 
 

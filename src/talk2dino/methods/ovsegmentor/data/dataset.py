@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from talk2dino.backbones.templates import get_templates
 from talk2dino.methods.ovsegmentor.data.augment import Transform, seeded_globals
-from talk2dino.methods.ovsegmentor.data.sources import Rows
+from talk2dino.methods.ovsegmentor.data.rows import Rows
 from talk2dino.methods.ovsegmentor.data.words import CaptionReader
 from talk2dino.methods.ovsegmentor.model import PretrainingBatch
 from talk2dino.methods.ovsegmentor.text import Tokenizer, Tokens

@@ -8,11 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
-import logging
-from abc import ABC, abstractmethod
 from array import array
-from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,6 +16,7 @@ import numpy as np
 
 from talk2dino.features.sources import ImageSource, check_any_exists, image_source
 from talk2dino.features.tars import is_tar_input
+from talk2dino.methods.ovsegmentor.data.coco_rows import CocoRows
 from talk2dino.methods.ovsegmentor.data.metafile import (
     CAPTION,
     ENTITY,
@@ -30,86 +27,10 @@ from talk2dino.methods.ovsegmentor.data.metafile import (
     Table,
     open_table,
 )
+from talk2dino.methods.ovsegmentor.data.rows import NO_FILE, Partner, Refused, Rows
+from talk2dino.methods.ovsegmentor.data.tar_rows import TarRows
 from talk2dino.methods.ovsegmentor.data.words import CaptionReader
 from talk2dino.textfiles import parse_json
-
-logger = logging.getLogger(__name__)
-
-_SHOWN = 5
-NO_FILE = (
-    "{} is an address, not a file. Download the images; tars as img2dataset writes them can be "
-    "used directly"
-)
-
-
-@dataclass(frozen=True)
-class Partner:
-    """An image that shares an entity with another."""
-
-    row: int
-    """Its row."""
-    entity: str
-    """The shared word, as the caption's entity list has it."""
-
-
-@dataclass
-class Refused:
-    """Captions that were left out."""
-
-    reasons: Counter[str] = field(default_factory=Counter)
-    """Why -> how many."""
-    examples: list[str] = field(default_factory=list)
-    """The first few, by name."""
-
-    def add(self, name: str, reason: str) -> None:
-        """Count one."""
-        self.reasons[reason] += 1
-        if len(self.examples) < _SHOWN:
-            self.examples.append(f"{name} is {reason}")
-
-
-class Rows(ABC):
-    """Captions with their images, by row. It can be pickled, and forks share its arrays."""
-
-    usable: np.ndarray
-    """(N,) int64 rows whose caption can be used, ascending."""
-    refused: Refused
-    """The others."""
-
-    @abstractmethod
-    def caption(self, row: int) -> str:
-        """The caption of a row."""
-
-    @abstractmethod
-    def source(self, row: int) -> ImageSource:
-        """The image of a row, not yet read."""
-
-    @abstractmethod
-    def name(self, row: int) -> str:
-        """What messages call the image of a row."""
-
-    @abstractmethod
-    def partner(self, row: int, random: np.random.Generator) -> Partner:
-        """One of the row's partners, drawn uniformly. Only for rows opened with pairs."""
-
-    def finish(self, usable: array[int], what: str) -> None:
-        """Set `usable`, and say what was refused.
-
-        Raises:
-            ValueError: nothing is left.
-        """
-        self.usable = np.asarray(usable, np.int64)
-        reasons = "; ".join(f"{count} {why}" for why, count in self.refused.reasons.items())
-        if not len(self.usable):
-            raise ValueError(f"{what} holds no caption that can be used ({reasons or 'no rows'})")
-        if reasons:
-            logger.warning(
-                "%s: left out %d captions: %s. The first: %s",
-                what,
-                self.refused.reasons.total(),
-                reasons,
-                "; ".join(self.refused.examples),
-            )
 
 
 def open_rows(
@@ -131,12 +52,8 @@ def open_rows(
             be used.
     """
     if is_tar_input(path):
-        from talk2dino.methods.ovsegmentor.data.tar_rows import TarRows
-
         return TarRows(path, reader, pairs)
     if Path(path).name.lower().endswith((".json", ".json.gz")):
-        from talk2dino.methods.ovsegmentor.data.coco_rows import CocoRows
-
         return CocoRows(Path(path), Path(images), reader, pairs)
     return TableRows(open_table(path), Path(images), reader, pairs)
 

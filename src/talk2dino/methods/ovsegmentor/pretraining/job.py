@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from talk2dino.devices import resolve_device
-from talk2dino.files import (
-    atomic_files,
-    check_not_inputs,
-    content_digest,
-    hold_lock,
-    load_torch,
-)
+from talk2dino.files import content_digest
 from talk2dino.methods.ovsegmentor.checkpoints import WEIGHTS_FILE
 from talk2dino.methods.ovsegmentor.convert import write_model
 from talk2dino.methods.ovsegmentor.data.batches import open_samples
 from talk2dino.methods.ovsegmentor.data.dataset import Collate, SampleOptions
 from talk2dino.methods.ovsegmentor.data.lemmas import find_lemmas
 from talk2dino.methods.ovsegmentor.pretraining.config import SECTIONS, PretrainingRecipe
-from talk2dino.methods.ovsegmentor.pretraining.loop import Hooks, PretrainingRun, StateFile
-from talk2dino.methods.ovsegmentor.pretraining.outputs import (
-    PretrainingOutputs,
-    check_folder,
-    plot_records,
-)
+from talk2dino.methods.ovsegmentor.pretraining.loop import PretrainingRun
+from talk2dino.methods.ovsegmentor.pretraining.outputs import pretraining_outputs
 from talk2dino.methods.ovsegmentor.pretraining.selection import HeldOut
 from talk2dino.methods.ovsegmentor.pretraining.start import (
     check_start,
@@ -38,42 +27,29 @@ from talk2dino.methods.ovsegmentor.pretraining.start import (
     saved_tokenizer,
     with_words,
 )
-from talk2dino.methods.ovsegmentor.pretraining.state import EpochRecord, Snapshot, load_snapshot
+from talk2dino.methods.ovsegmentor.pretraining.state import KIND, EpochRecord
 from talk2dino.methods.ovsegmentor.text import TOY, Tokenizer, require_transformers
-from talk2dino.methods.talk2dino.training.outputs import read_summary, write_summary
-from talk2dino.methods.talk2dino.training.state import check_same_settings
 from talk2dino.processes import Processes
-from talk2dino.training.history import write_losses
-from talk2dino.training.loggers import check_logger, open_logger
+from talk2dino.training.job import RunJob, Work, carry_out
+from talk2dino.training.outputs import RunOutputs
+from talk2dino.training.run import Hooks, Run
 
 
 @dataclass(frozen=True)
-class PretrainingJob:
+class PretrainingJob(RunJob):
     """The arguments of one pretraining; the recipe has the rest."""
 
     recipe: PretrainingRecipe
     """A file of configs/."""
-    out: Path
-    """The folder to write."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:<i> or mps."""
-    workers: int = 0
-    """Processes that read images; the result does not depend on it."""
-    logger: str = "none"
-    """none, tensorboard or wandb."""
-    overwrite: bool = False
-    """Replace the weights or the unfinished run that are there."""
-    resume: bool = False
-    """Continue an interrupted run; start if there is none."""
     checkpoint_seconds: float = 600.0
     """Time between two saves of the state within an epoch."""
-    command: str = ""
-    """What the user typed, for the record."""
+    workers: int = 0
+    """Processes that read images; the result does not depend on it."""
 
     @property
-    def outputs(self) -> PretrainingOutputs:
-        """Its files."""
-        return PretrainingOutputs(self.out)
+    def outputs(self) -> RunOutputs:
+        """Its files, in the folder `out`."""
+        return pretraining_outputs(self.out)
 
 
 @dataclass(frozen=True)
@@ -91,13 +67,15 @@ class PretrainingResult:
 def check_job(job: PretrainingJob) -> None:
     """Raise ValueError or OSError for arguments that cannot work; opens no large file."""
     require_transformers()
-    resolve_device(job.device)
-    check_logger(job.logger)
-    check_folder(job.outputs, job.overwrite, job.resume)
-    recipe, written = job.recipe, [job.out / name for name in job.outputs.results]
-    read = (recipe.path, recipe.data.metafile, recipe.selection.metafile, recipe.start.dino)
-    check_not_inputs([job.out, *written], [*read, recipe.start.stage1, recipe.start.text])
-    check_start(job.recipe)
+    recipe, start = job.recipe, job.recipe.start
+    read = (recipe.path, recipe.data.metafile, recipe.selection.metafile, start.dino)
+    job.check(
+        (*read, start.stage1, start.text),
+        begun=f"{job.out} holds an unfinished pretraining.",
+        done=f"{job.out} holds a model already. Write elsewhere with --out, or replace "
+        "it with --overwrite.",
+    )
+    check_start(recipe)
     if job.workers < 0:
         raise ValueError(f"--workers must not be negative, got {job.workers}")
     for name, path in (
@@ -117,7 +95,7 @@ def collective_backend(device: str) -> str:
 def pretrain(
     job: PretrainingJob, hooks: Hooks | None = None, processes: Processes | None = None
 ) -> PretrainingResult | None:
-    """Pretrain one stage, and write the folder that PretrainingOutputs describes.
+    """Pretrain one stage, and write the files of `pretraining_outputs`.
 
     Args:
         job: the arguments; see `check_job`.
@@ -130,21 +108,13 @@ def pretrain(
     Raises:
         ValueError, FileNotFoundError: data or first weights do not fit, or resuming would mix
             settings.
-        RuntimeError: a loss is not finite (the last good state stays on disk), too many images
-            could not be read, or another process writes to the same folder.
+        RuntimeError: too many images could not be read; otherwise see `carry_out`.
     """
-    processes = processes or Processes()
-    if processes.rank > 0:
-        return _pretrain_together(job, hooks or Hooks(), processes)
-    job.out.mkdir(parents=True, exist_ok=True)
-    lock = hold_lock(job.outputs.lock)
-    try:
-        return _pretrain_together(job, hooks or Hooks(), processes)
-    finally:
-        if lock is not None:
-            if not job.outputs.unfinished.exists():
-                job.outputs.lock.unlink(missing_ok=True)
-            lock.close()
+    work = _Pretraining(job, processes)
+    run = carry_out(job, work, hooks)
+    if run is None:
+        return None
+    return PretrainingResult(run.state.records, run.state.best_epoch, work.lost)
 
 
 def run_settings(job: PretrainingJob, world: int) -> dict[str, Any]:
@@ -173,35 +143,39 @@ def run_settings(job: PretrainingJob, world: int) -> dict[str, Any]:
     return settings
 
 
-def _pretrain_together(
-    job: PretrainingJob, hooks: Hooks, processes: Processes
-) -> PretrainingResult | None:
-    """`pretrain`, with the folder to itself and the other processes."""
-    device = processes.device(resolve_device(job.device))
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    outputs, settings = job.outputs, run_settings(job, processes.count)
-    complete, resuming = processes.broadcast(
-        _found_files(job, settings) if processes.rank == 0 else None
-    )
-    if complete:
-        outputs.lock.unlink(missing_ok=True)
-        return None
-    run, tokenizer = open_run(job, device, processes)
-    if resuming:
-        run.restore(_snapshot(job, settings))
-    keeper = None
-    if processes.rank == 0:
-        if job.overwrite:
-            outputs.remove_state()
-        keeper = StateFile(outputs.unfinished, outputs.best, settings, job.checkpoint_seconds)
-    _train(job, run, hooks, keeper)
-    lost = "; ".join(line for line in processes.gather(run.lost.summary()) if line)
-    result = PretrainingResult(run.state.records, run.state.best_epoch, lost)
-    if keeper is not None:
-        _write(job, run, tokenizer, result, settings)
-    processes.gather(None)
-    return result
+class _Pretraining(Work):
+    """One stage of pretraining."""
+
+    kind = KIND
+    title = "image-caption loss"
+
+    def __init__(self, job: PretrainingJob, processes: Processes | None) -> None:
+        super().__init__(job, processes)
+        self.job, self.lost = job, ""
+        self.settings = run_settings(job, self.processes.count)
+
+    def open(self, device: torch.device) -> PretrainingRun:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        run, self.tokenizer = open_run(self.job, device, self.processes)
+        self.failures = run.lost
+        return run
+
+    def finish(self, run: Run, weights: dict[str, Tensor]) -> None:
+        lines = self.processes.gather(self.failures.summary())
+        self.lost = "; ".join(line for line in lines if line)
+
+    def write(self, run: Run, weights: dict[str, Tensor], folder: Path) -> None:
+        config, source = self.job.recipe.config, f"pretraining, stage {self.job.recipe.stage}"
+        write_model(config, weights, folder, source, saved_tokenizer(config, self.tokenizer))
+
+    def summary(self, run: Run) -> dict[str, Any]:
+        return {
+            "steps_per_epoch": run.steps_per_epoch,
+            "selected_by": _selected_by(self.job.recipe),
+            "last": asdict(run.state.records[-1]),
+            "lost": self.lost,
+        }
 
 
 def open_run(
@@ -228,94 +202,6 @@ def open_run(
         job.workers,
     )
     return run, tokenizer
-
-
-def _found_files(job: PretrainingJob, settings: dict[str, Any]) -> tuple[bool, bool]:
-    """Whether a run to be resumed is complete, and whether there is a state to go on from."""
-    if not job.resume:
-        return False, False
-    if job.outputs.unfinished.exists():
-        return False, True
-    if not job.outputs.complete.exists():
-        return False, False
-    before = read_summary(job.outputs.summary).get("settings", {})
-    check_same_settings(before, settings, job.out)
-    return True, False
-
-
-def _snapshot(job: PretrainingJob, settings: Mapping[str, Any]) -> Snapshot:
-    snapshot = load_snapshot(job.outputs.unfinished)
-    check_same_settings(snapshot.settings, settings, job.outputs.unfinished)
-    return snapshot
-
-
-def _train(
-    job: PretrainingJob, run: PretrainingRun, hooks: Hooks, keeper: StateFile | None
-) -> None:
-    """Run the loop with its table, logger and state file; only the first process has those."""
-    if keeper is None:
-        run.run(Hooks())
-        return
-    history = [
-        (r.logged(job.recipe.stage), r.epoch * run.steps_per_epoch) for r in run.state.records
-    ]
-    log = open_logger(job.logger, job.outputs.log, keeper.settings, run.steps_done, history)
-
-    def on_values(values: Mapping[str, float], step: int) -> None:
-        log.log(values, step)
-        if hooks.on_values is not None:
-            hooks.on_values(values, step)
-
-    def on_epoch(record: EpochRecord) -> None:
-        if not job.outputs.complete.exists():  # else the table belongs to that model
-            write_losses(run.state.records, job.outputs.losses, EpochRecord)
-        if record.held_out is not None:
-            log.log({"held_out/matching": record.held_out}, run.steps_done)
-        if hooks.on_epoch is not None:
-            hooks.on_epoch(record)
-
-    try:
-        run.run(dataclasses.replace(hooks, on_values=on_values, on_epoch=on_epoch), keeper)
-    except RuntimeError as error:
-        if not keeper.path.exists():
-            raise
-        kept = f"The last good state is in {keeper.path}."
-        raise RuntimeError(f"{str(error).rstrip('.')}. {kept}") from error
-    finally:
-        log.close()
-
-
-def _write(
-    job: PretrainingJob,
-    run: PretrainingRun,
-    tokenizer: Tokenizer,
-    result: PretrainingResult,
-    settings: dict[str, Any],
-) -> None:
-    """The kept weights and what is said of them; then the state is no longer needed."""
-    outputs = job.outputs
-    if result.best_epoch is not None:
-        run.model.load_state_dict(load_torch(outputs.best))
-    summary = {
-        "command": job.command,
-        "recipe": str(job.recipe.path),
-        "settings": settings,
-        "epochs": len(result.records),
-        "steps_per_epoch": run.steps_per_epoch,
-        "best_epoch": result.best_epoch,
-        "selected_by": _selected_by(job.recipe),
-        "last": asdict(result.records[-1]),
-        "lost": result.lost,
-    }
-    source = f"pretraining, stage {job.recipe.stage}"
-    with atomic_files(job.out, *outputs.results) as folder:
-        written = PretrainingOutputs(folder)
-        write_losses(result.records, written.losses, EpochRecord)
-        plot_records(result.records, written)
-        write_summary(summary, written.summary)
-        kept = saved_tokenizer(run.model.config, tokenizer)
-        write_model(run.model.config, run.model.state_dict(), folder, source, kept)
-    outputs.remove_unfinished()
 
 
 def _selected_by(recipe: PretrainingRecipe) -> str:

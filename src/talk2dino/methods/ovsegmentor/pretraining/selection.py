@@ -13,7 +13,7 @@ from talk2dino.devices import mixed_precision
 from talk2dino.methods.ovsegmentor.data.augment import IMAGENET_MEAN, IMAGENET_STD, Transform
 from talk2dino.methods.ovsegmentor.data.batches import EpochBatches, make_loader, open_samples
 from talk2dino.methods.ovsegmentor.data.dataset import Collate, PretrainingSamples, SampleOptions
-from talk2dino.methods.ovsegmentor.data.sources import Rows
+from talk2dino.methods.ovsegmentor.data.rows import Rows
 from talk2dino.methods.ovsegmentor.losses import infonce
 from talk2dino.methods.ovsegmentor.model import OVSegmentor
 from talk2dino.methods.ovsegmentor.pretraining.config import PretrainingRecipe

@@ -18,7 +18,7 @@ from talk2dino.methods.ovsegmentor.checkpoints import (
     read_checkpoint,
 )
 from talk2dino.methods.ovsegmentor.config import OVSegmentorConfig
-from talk2dino.methods.ovsegmentor.data.sources import Rows
+from talk2dino.methods.ovsegmentor.data.rows import Rows
 from talk2dino.methods.ovsegmentor.model import OVSegmentor
 from talk2dino.methods.ovsegmentor.pretraining.config import PretrainingRecipe
 from talk2dino.methods.ovsegmentor.text import TOY, Tokenizer, load_tokenizer, toy_tokenizer

@@ -1,17 +1,14 @@
-"""The state of an unfinished pretraining on disk: enough to go on to the same weights."""
+"""What a pretraining keeps of itself while it runs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from talk2dino.files import load_torch, save_torch
 from talk2dino.methods.ovsegmentor.model import OVSegmentor
 from talk2dino.methods.ovsegmentor.pretraining.step import VALUES
+from talk2dino.training.state import RunState
 
 KIND = "talk2dino unfinished OVSegmentor pretraining"
 _OWN = "bridge_projector."
@@ -38,6 +35,16 @@ class EpochRecord:
     learning_rate: float
     """Of the epoch's last step."""
 
+    @property
+    def training(self) -> float:
+        """See talk2dino.training.history.Record."""
+        return self.matching
+
+    @property
+    def validation(self) -> float | None:
+        """See talk2dino.training.history.Record."""
+        return self.held_out
+
     def logged(self, stage: int) -> dict[str, float]:
         """The row as loggers show it."""
         names = VALUES if stage > 1 else [name for name in VALUES if name != "mask"]
@@ -47,72 +54,17 @@ class EpochRecord:
 
 
 @dataclass
-class Progress:
-    """Where a run stands. Randomness is no part: it is a function of (seed, epoch, step)."""
+class Progress(RunState):
+    """Where one process of a run stands."""
 
-    epoch: int = 0
-    """Complete epochs."""
-    step: int = 0
-    """Complete optimiser steps of the epoch under way."""
     sums: list[float] = field(default_factory=lambda: [0.0] * len(VALUES))
-    """Sums of `VALUES` over those steps."""
-    records: list[EpochRecord] = field(default_factory=list)
-    """One per complete epoch."""
-    best_epoch: int | None = None
-    """Epoch with the lowest held-out loss so far, from 1."""
+    """Sums of `VALUES` over the complete steps of the epoch under way."""
     samples: int = 0
     """Samples of this process so far, of which some images could not be read."""
     failures: int = 0
     """Images of this process that could not be read."""
     lost: dict[str, str] = field(default_factory=dict)
     """The first few of those, name -> reason."""
-
-
-@dataclass(frozen=True, eq=False)
-class Snapshot:
-    """What the file holds."""
-
-    progress: list[Progress]
-    """Of each process."""
-    weights: dict[str, Tensor]
-    """Of process 0."""
-    own: list[dict[str, Tensor]]
-    """Of each process: the statistics that are not shared."""
-    step: dict[str, Any]
-    """Optimiser and loss scale; see `PretrainingStep.state`."""
-    settings: dict[str, Any]
-    """What a run must share with this one to go on from it."""
-
-
-def save_snapshot(snapshot: Snapshot, path: Path) -> None:
-    """Write the file whole or not at all; a kill in between leaves the previous one."""
-    content = {
-        "kind": KIND,
-        "progress": [asdict(progress) for progress in snapshot.progress],
-        "weights": snapshot.weights,
-        "own": snapshot.own,
-        "step": snapshot.step,
-        "settings": snapshot.settings,
-    }
-    save_torch(content, path)
-
-
-def load_snapshot(path: Path) -> Snapshot:
-    """Read the file.
-
-    Raises:
-        FileNotFoundError, ValueError: absent, damaged, or another kind of file.
-    """
-    content = load_torch(path)
-    if not isinstance(content, Mapping) or content.get("kind") != KIND:
-        raise ValueError(f"{path} is not the state of an unfinished pretraining; move it away")
-    progress = []
-    for values in content["progress"]:
-        records = [EpochRecord(**record) for record in values["records"]]
-        progress.append(Progress(**{**values, "records": records}))
-    return Snapshot(
-        progress, content["weights"], content["own"], content["step"], content["settings"]
-    )
 
 
 def own_statistics(model: OVSegmentor) -> dict[str, Tensor]:

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from talk2dino.backbones.text import BertEncoder, TextEncoder, is_bert, load_text
 from talk2dino.backbones.vision import VisionBackbone, load_vision, recorded_normalisation
-from talk2dino.config import FeatureConfig
 from talk2dino.features.captions import Collection
 from talk2dino.features.decode import DecodedBatch, Decoding, decoded_batches
 from talk2dino.features.extract import ImageSettings, image_features
 from talk2dino.features.keys import first_few
 from talk2dino.features.store import FeatureFile
 from talk2dino.features.text import BERT_KEY, TextSettings, caption_features
+from talk2dino.methods.talk2dino.sections import FeatureConfig
 from talk2dino.methods.talk2dino.training.dataset import (
     Batch,
     FeatureChoice,

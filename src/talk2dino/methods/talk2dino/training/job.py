@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from talk2dino.backbones.text import check_text, is_bert, load_text
 from talk2dino.backbones.vision import recorded_normalisation
-from talk2dino.config import FeatureConfig
-from talk2dino.devices import resolve_device
-from talk2dino.files import (
-    atomic_files,
-    atomic_path,
-    check_not_inputs,
-    content_digest,
-    hold_lock,
-    save_torch,
-)
+from talk2dino.files import atomic_path, content_digest, save_torch
 from talk2dino.methods.talk2dino.projection import (
     CLIPLastLayer,
     Projection,
@@ -32,8 +23,8 @@ from talk2dino.methods.talk2dino.projection import (
     load_projection,
 )
 from talk2dino.methods.talk2dino.recipe import Recipe
+from talk2dino.methods.talk2dino.sections import FeatureConfig
 from talk2dino.methods.talk2dino.training.dataset import (
-    Batch,
     FeatureChoice,
     Pairs,
     StoredPairs,
@@ -47,19 +38,8 @@ from talk2dino.methods.talk2dino.training.embed import (
     embed_pairs,
 )
 from talk2dino.methods.talk2dino.training.encoding import Encoders, ImageOptions, encoding_settings
-from talk2dino.methods.talk2dino.training.loop import (
-    Hooks,
-    LoopSettings,
-    StateFile,
-    TrainingRun,
-    weights_on_cpu,
-)
-from talk2dino.methods.talk2dino.training.outputs import (
-    Outputs,
-    check_outputs,
-    read_summary,
-    write_summary,
-)
+from talk2dino.methods.talk2dino.training.loop import LoopSettings, TrainingRun
+from talk2dino.methods.talk2dino.training.outputs import HEADS_SUFFIX, projection_outputs
 from talk2dino.methods.talk2dino.training.retrieval import Retrieval, retrieval
 from talk2dino.methods.talk2dino.training.sources import (
     check_source,
@@ -68,27 +48,23 @@ from talk2dino.methods.talk2dino.training.sources import (
     open_pairs,
     warn_of_other_models,
 )
-from talk2dino.methods.talk2dino.training.state import (
-    Checkpoint,
-    check_same_settings,
-    load_checkpoint,
-)
+from talk2dino.methods.talk2dino.training.state import KIND, present_settings
 from talk2dino.processes import Processes
 from talk2dino.progress import Progress, silent
-from talk2dino.training.history import EpochRecord, plot_losses, write_losses
-from talk2dino.training.loggers import check_logger, open_logger
+from talk2dino.training.history import EpochRecord
+from talk2dino.training.job import RunJob, Work, carry_out
+from talk2dino.training.outputs import RunOutputs
+from talk2dino.training.run import Hooks, Run, weights_on_cpu
 
 
-@dataclass(frozen=True)
-class TrainJob:
+@dataclass(frozen=True, kw_only=True)
+class TrainJob(RunJob):
     """The arguments of one training; the recipe has the rest."""
 
     recipe: Recipe
     """Model, training and features sections of a file of configs/."""
     train_dataset: str
     """Feature file, feature shards, or images with captions (see training.sources)."""
-    out: Path
-    """The weights to write."""
     val_dataset: str | None = None
     """For the validation loss."""
     test_dataset: str | None = None
@@ -101,20 +77,13 @@ class TrainJob:
     """Optimiser, schedule, seed, and the recipe's train section."""
     images: ImageOptions = field(default_factory=ImageOptions)
     """How images are read when a dataset holds no features."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:<i> or mps."""
-    logger: str = "none"
-    """none, tensorboard or wandb."""
     save_heads: bool = False
     """Write the head chosen for every caption in the last epoch."""
-    overwrite: bool = False
-    """Replace weights and unfinished trainings of the same name."""
-    resume: bool = False
-    """Continue an interrupted training; start if there is none."""
-    checkpoint_seconds: float = 60.0
-    """Time between two saves of the state within an epoch."""
-    command: str = ""
-    """What the user typed, for the record."""
+
+    @property
+    def outputs(self) -> RunOutputs:
+        """Its files, beside the weights `out`."""
+        return projection_outputs(self.out)
 
     @property
     def choice(self) -> FeatureChoice:
@@ -133,14 +102,14 @@ class TrainResult:
 
 def check_job(job: TrainJob) -> None:
     """Raise ValueError or OSError for arguments that cannot work; opens no large file."""
-    choice = job.choice
-    resolve_device(job.device)
-    check_logger(job.logger)
-    outputs, start = Outputs(job.out), job.recipe.model.starting_checkpoint
-    check_outputs(outputs, job.overwrite, job.resume)
+    choice, start = job.choice, job.recipe.model.starting_checkpoint
     encoders = (job.images.features.vision_weights, job.images.features.text_weights)
-    read = (job.train_dataset, job.val_dataset, job.test_dataset, job.recipe.path, start, *encoders)
-    check_not_inputs([*outputs.results, outputs.unfinished], read)
+    job.check(
+        (job.train_dataset, job.val_dataset, job.test_dataset, job.recipe.path, start, *encoders),
+        begun=f"{job.outputs.unfinished} holds an unfinished training.",
+        done=f"{job.out} exists already. Write elsewhere with --out or --name_pedix, "
+        "or replace it with --overwrite (--resume goes on with an interrupted training).",
+    )
     if job.save_heads:
         check_heads_recorded(job.recipe.model, choice)
     for path in (job.train_dataset, job.val_dataset, job.test_dataset):
@@ -177,7 +146,7 @@ def train_projection(
     encoding: Progress = silent,
     processes: Processes | None = None,
 ) -> TrainResult | None:
-    """Train, and write the files named by Outputs.
+    """Train, and write the files of `projection_outputs`.
 
     Args:
         job: the arguments; see `check_job`.
@@ -190,63 +159,59 @@ def train_projection(
 
     Raises:
         ValueError: features are missing or do not fit the recipe, or resuming would mix settings.
-        RuntimeError: the loss is not finite (the last good state stays on disk), or another
-            process trains to the same files.
+        RuntimeError: see `carry_out`.
     """
-    outputs, processes = Outputs(job.out), processes or Processes()
-    if processes.rank > 0:
-        return _train_together(job, outputs, hooks or Hooks(), encoding, processes)
-    outputs.weights.parent.mkdir(parents=True, exist_ok=True)
-    lock = hold_lock(outputs.lock)
-    try:
-        return _train_together(job, outputs, hooks or Hooks(), encoding, processes)
-    finally:
-        if lock is not None:
-            if not outputs.unfinished.exists():
-                outputs.lock.unlink(missing_ok=True)
-            lock.close()
+    work = _Training(job, encoding, processes)
+    run = carry_out(job, work, hooks)
+    return None if run is None else TrainResult(run.state.records, run.state.best_epoch, work.ranks)
 
 
-def _train_together(
-    job: TrainJob, outputs: Outputs, hooks: Hooks, encoding: Progress, processes: Processes
-) -> TrainResult | None:
-    """`train_projection`, with the output files to itself and the other processes."""
-    device = processes.device(resolve_device(job.device))
-    settings = run_settings(job)
-    first = processes.rank == 0
-    found = _found_files(job, settings, outputs) if first else None
-    complete, unfinished = processes.broadcast(found)
-    if complete:
-        outputs.lock.unlink(missing_ok=True)
-        return None
-    pairs, validation, test = open_datasets(job, Encoders(job.images, device, encoding))
-    model = first_model(job.recipe.model, job.loop.seed, job.images.features).to(device)
-    model.load_state_dict(processes.broadcast(weights_on_cpu(model)))
-    run = TrainingRun(model, pairs, validation, job.loop, processes)
-    settings["captions"] = len(pairs)
-    if unfinished is not None:
-        check_same_settings(unfinished.settings, settings, outputs.unfinished)
-        run.restore(unfinished)
-    if not first:
-        run.run(Hooks(choose_heads=_choose_heads(job, run)))
-        processes.gather(None)  # the first one writes
-        return TrainResult(run.state.records, run.state.best_epoch, None)
-    keeper = StateFile(outputs.unfinished, settings, job.checkpoint_seconds)
-    weights = _train(job, run, keeper, hooks)
-    model.load_state_dict(weights)
-    ranks = retrieval(*embed_pairs(model.eval(), test)) if test is not None else None
-    result = TrainResult(run.state.records, run.state.best_epoch, ranks)
-    with atomic_files(job.out.parent, *(path.name for path in outputs.results)) as folder:
-        written = Outputs(folder / job.out.name)
-        if run.state.heads is not None:
-            write_heads(run.state.heads, pairs, written.heads)
-        save_torch(weights, written.weights)
-        write_losses(result.records, written.losses)
-        plot_losses(result.records, written.plot, job.out.stem)
-        write_summary(_summary(job, settings, _made_with(job, pairs), result), written.summary)
-    outputs.remove_unfinished()
-    processes.gather(None)
-    return result
+class _Training(Work):
+    """One training of a projection."""
+
+    kind = KIND
+    late = ("captions",)
+
+    def __init__(self, job: TrainJob, encoding: Progress, processes: Processes | None) -> None:
+        super().__init__(job, processes)
+        self.job, self.encoding, self.title = job, encoding, job.out.stem
+        self.settings = run_settings(job)
+        self.ranks: Retrieval | None = None
+
+    def open(self, device: torch.device) -> TrainingRun:
+        job, processes = self.job, self.processes
+        encoders = Encoders(job.images, device, self.encoding)
+        self.pairs, validation, self.test = open_datasets(job, encoders)
+        self.model = first_model(job.recipe.model, job.loop.seed, job.images.features).to(device)
+        self.model.load_state_dict(processes.broadcast(weights_on_cpu(self.model)))
+        run = TrainingRun(self.model, self.pairs, validation, job.loop, processes)
+        run.choose_heads = partial(chosen_heads, self.model) if job.save_heads else None
+        self.settings["captions"] = len(self.pairs)
+        return run
+
+    def present(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        return present_settings(settings)
+
+    def finish(self, run: Run, weights: dict[str, Tensor]) -> None:
+        if self.processes.rank == 0 and self.test is not None:
+            self.model.load_state_dict(weights)
+            self.ranks = retrieval(*embed_pairs(self.model.eval(), self.test))
+
+    def write(self, run: Run, weights: dict[str, Tensor], folder: Path) -> None:
+        heads, name = cast(TrainingRun, run).state.heads, Path(self.job.out.name)
+        if heads is not None:
+            write_heads(heads, self.pairs, folder / name.with_suffix(HEADS_SUFFIX))
+        save_torch(weights, folder / name)
+
+    def summary(self, run: Run) -> dict[str, Any]:
+        last = run.state.records[-1]
+        return {
+            "features": asdict(self.job.recipe.features),
+            "trained_on": _made_with(self.job, self.pairs),
+            "train_loss": last.train_loss,
+            "val_loss": last.val_loss,
+            "retrieval": asdict(self.ranks) if self.ranks else None,
+        }
 
 
 def open_datasets(job: TrainJob, encoders: Encoders) -> tuple[Pairs, Pairs | None, Pairs | None]:
@@ -319,58 +284,6 @@ def write_heads(heads: Tensor, pairs: Pairs, path: Path) -> None:
         temporary.write_text(json.dumps(chosen) + "\n", encoding="utf-8")
 
 
-def _unfinished(job: TrainJob, settings: dict[str, Any], outputs: Outputs) -> Checkpoint | None:
-    """The state to continue from, if asked for and there; made with the same settings."""
-    if not job.resume or not outputs.unfinished.exists():
-        return None
-    unfinished = load_checkpoint(outputs.unfinished)
-    captions = unfinished.settings.get("captions")  # compared once the dataset is open
-    check_same_settings(unfinished.settings, settings | {"captions": captions}, outputs.unfinished)
-    return unfinished
-
-
-def _found_files(
-    job: TrainJob, settings: dict[str, Any], outputs: Outputs
-) -> tuple[bool, Checkpoint | None]:
-    """Whether a training to be resumed is complete, and else the state to go on from."""
-    unfinished = _unfinished(job, settings, outputs)
-    if not job.resume or unfinished is not None or not outputs.weights.exists():
-        return False, unfinished
-    before = read_summary(outputs.summary).get("settings", {})
-    captions = before.get("captions")
-    check_same_settings(before, settings | {"captions": captions}, outputs.weights)
-    return True, None
-
-
-def _choose_heads(job: TrainJob, run: TrainingRun) -> Callable[[Batch], Tensor] | None:
-    return partial(chosen_heads, run.model) if job.save_heads else None
-
-
-def _train(job: TrainJob, run: TrainingRun, keeper: StateFile, hooks: Hooks) -> dict[str, Tensor]:
-    """Run the loop with its table, logger and state file."""
-    outputs = Outputs(job.out)
-    history = [(record.logged(), record.epoch) for record in run.state.records]
-    logger = open_logger(job.logger, job.out, keeper.settings, run.state.epoch, history)
-
-    def on_epoch(record: EpochRecord) -> None:
-        if not outputs.weights.exists():  # else the table belongs to those
-            write_losses(run.state.records, outputs.losses)
-        logger.log(record.logged(), record.epoch)
-        if hooks.on_epoch is not None:
-            hooks.on_epoch(record)
-
-    around = Hooks(hooks.progress, on_epoch, _choose_heads(job, run))
-    try:
-        return run.run(around, keeper)
-    except RuntimeError as error:
-        if not outputs.unfinished.exists():
-            raise
-        kept = f"The last good state is in {outputs.unfinished}."
-        raise RuntimeError(f"{str(error).rstrip('.')}. {kept}") from error
-    finally:
-        logger.close()
-
-
 def _made_with(job: TrainJob, pairs: Pairs) -> dict[str, Any]:
     """What made the training features, as a feature file says it."""
     if isinstance(pairs, StoredPairs):
@@ -383,22 +296,4 @@ def _made_with(job: TrainJob, pairs: Pairs) -> dict[str, Any]:
             **recorded_normalisation(models.vision_model),
         },
         "text": {"model": models.text_model, "weights": models.text_weights},
-    }
-
-
-def _summary(
-    job: TrainJob, settings: dict[str, Any], trained_on: dict[str, Any], result: TrainResult
-) -> dict[str, Any]:
-    last = result.records[-1]
-    return {
-        "command": job.command,
-        "recipe": str(job.recipe.path),
-        "features": asdict(job.recipe.features),
-        "trained_on": trained_on,
-        "settings": settings,
-        "epochs": len(result.records),
-        "best_epoch": result.best_epoch,
-        "train_loss": last.train_loss,
-        "val_loss": last.val_loss,
-        "retrieval": asdict(result.retrieval) if result.retrieval else None,
     }

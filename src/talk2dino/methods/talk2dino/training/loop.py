@@ -1,13 +1,10 @@
-"""The training loop: one projection, frozen features, one process or several."""
+"""The training loop of a projection: frozen features, one process or several."""
 
 from __future__ import annotations
 
-import logging
 import math
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,17 +16,15 @@ from talk2dino.methods.talk2dino.projection import Projection
 from talk2dino.methods.talk2dino.recipe import TrainConfig
 from talk2dino.methods.talk2dino.training.dataset import Batch, Pairs
 from talk2dino.methods.talk2dino.training.distributed import Share
-from talk2dino.methods.talk2dino.training.state import Checkpoint, TrainingState, save_checkpoint
+from talk2dino.methods.talk2dino.training.state import KIND, TrainingState
 from talk2dino.methods.talk2dino.training.step import BatchLoss
 from talk2dino.processes import Processes
 from talk2dino.training.history import EpochRecord
+from talk2dino.training.run import Hooks, Run, epoch_order, weights_on_cpu
 from talk2dino.training.schedules import Schedule
+from talk2dino.training.state import StateFile
 
 OPTIMIZERS = ("Adam", "AdamW")
-CHECK_EVERY = 50
-"""Steps between looks at the losses: each look makes a GPU wait."""
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,20 +53,8 @@ class LoopSettings:
             raise ValueError(f"--seed must not be negative, got {self.seed}")
 
 
-@dataclass
-class Hooks:
-    """What happens around the loop; by default nothing."""
-
-    progress: Callable[[Iterable[int], int, int], Iterable[int]] | None = None
-    """(steps still to do, epoch from 1, steps of an epoch) -> the same steps, shown somewhere."""
-    on_epoch: Callable[[EpochRecord], None] | None = None
-    """Called after every epoch."""
-    choose_heads: Callable[[Batch], Tensor] | None = None
-    """If given, (B,) the head of every caption, recorded in the last epoch."""
-
-
-class TrainingRun:
-    """A training that can be stopped at any step and continued to the same weights.
+class TrainingRun(Run):
+    """The training of one projection.
 
     Args:
         model: the projection; trained in place, on the device of the pairs.
@@ -79,8 +62,13 @@ class TrainingRun:
         validation: the same for the validation loss, or None.
         settings: see LoopSettings.
         processes: this process and its equals, which divide every batch; each has all pairs and
-            the same weights, and they take every step together.
+            the same weights.
     """
+
+    state: TrainingState
+    kind = KIND
+    advice = "Try a lower learning rate, or look for such values in the features."
+    look_every = 50
 
     def __init__(
         self,
@@ -95,119 +83,63 @@ class TrainingRun:
                 "save_best_model: true chooses by validation loss: pass --val_dataset, "
                 "or set save_best_model: false in the recipe"
             )
-        self.model = model
+        train = settings.train
+        steps = math.ceil(len(pairs) / train.batch_size)
+        super().__init__(model, TrainingState(), train.num_epochs, steps, processes)
         self.pairs = pairs
         self.validation = validation
         self.settings = settings
-        self.state = TrainingState()
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.keeps_best = train.save_best_model
+        self.choose_heads: Callable[[Batch], Tensor] | None = None
+        """If set, (B,) the head of every caption, recorded in the last epoch."""
         self.device = self.parameters[0].device
-        several = processes is not None and processes.count > 1
-        self.share = Share(processes, self.device) if processes and several else None
-        self.loss = BatchLoss(model, settings.train, self.share, self.device.type == "cuda")
+        several = self.processes.count > 1
+        self.share = Share(self.processes, self.device) if several else None
+        self.loss = BatchLoss(model, train, self.share, self.device.type == "cuda")
         self.optimizer = make_optimizer(self.parameters, settings)
-        self.steps_per_epoch = math.ceil(len(pairs) / settings.train.batch_size)
-        total_steps = self.steps_per_epoch * settings.train.num_epochs
-        self.schedule = Schedule(
-            settings.scheduler, settings.train.lr, settings.warmup, total_steps
-        )
+        total_steps = steps * train.num_epochs
+        self.schedule = Schedule(settings.scheduler, train.lr, settings.warmup, total_steps)
         self._generator = torch.Generator(self.device)
-        self._pending: list[Tensor] = []  # losses still on the device
 
-    def run(self, hooks: Hooks, checkpoint: StateFile | None = None) -> dict[str, Tensor]:
-        """Train to the end.
+    def keep(self, best: StateFile | None) -> None:
+        """In the state."""
+        self.state.best_weights = weights_on_cpu(self.model)
 
-        Args:
-            hooks: progress, records and head choices.
-            checkpoint: where the state is kept; None keeps none.
+    def kept(self, keeper: StateFile | None) -> dict[str, Tensor]:
+        """The final weights, or those of the best epoch with `save_best_model`, on the CPU."""
+        best = self.state.best_weights if self.keeps_best else None
+        return weights_on_cpu(self.model) if best is None else best
 
-        Returns:
-            The final weights, or those of the best epoch with `save_best_model`, on the CPU.
+    def snapshot(self) -> dict[str, Any]:
+        """All of it, of any process: they have the same."""
+        return {
+            "state": asdict(self.state),
+            "weights": dict(self.model.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+        }
 
-        Raises:
-            RuntimeError: a loss or a weight is not finite; the message names epoch and step.
-        """
-        self.model.train()
-        if checkpoint:
-            checkpoint.save(self)
-        while self.state.epoch < self.settings.train.num_epochs:
-            self._epoch(hooks, checkpoint)
-            self._close_epoch()
-            if hooks.on_epoch:  # first: a resumed run shows again what is not in the state
-                hooks.on_epoch(self.state.records[-1])
-            if checkpoint:
-                checkpoint.save(self)
-        if self.settings.train.save_best_model and self.state.best_weights is not None:
-            return self.state.best_weights
-        return weights_on_cpu(self.model)
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
+        """See Run."""
+        self.state = TrainingState.read(snapshot["state"], EpochRecord)
+        self.model.load_state_dict(snapshot["weights"])
+        self.optimizer.load_state_dict(snapshot["optimizer"])
 
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Continue from a saved state."""
-        self.state = checkpoint.state
-        self.model.load_state_dict(checkpoint.weights)
-        self.optimizer.load_state_dict(checkpoint.optimizer)
-
-    def checkpoint(self, settings: Mapping[str, Any]) -> Checkpoint:
-        """The state now, after making sure that it is a good one."""
-        self.collect_losses()
-        if not all(bool(p.isfinite().all()) for p in self.parameters):
-            raise self._failure("a weight became infinite or not a number", self.state.step)
-        weights, optimizer = self.model.state_dict(), self.optimizer.state_dict()
-        return Checkpoint(self.state, dict(weights), optimizer, dict(settings))
-
-    def collect_losses(self) -> None:
-        """Fetch the losses that are still on the device; raise if one is not finite."""
-        if not self._pending:
-            return
-        losses = torch.stack(self._pending).tolist()
-        self._pending = []
-        for loss in losses:
-            self.state.losses.append(loss)
-            if not math.isfinite(loss):
-                raise self._failure(f"the loss is {loss}", len(self.state.losses))
-
-    def _epoch(self, hooks: Hooks, checkpoint: StateFile | None) -> None:
-        """Train from the state's step to the end of the epoch under way."""
+    def batches(self) -> Iterator[tuple[Tensor, Batch]]:
+        """The captions of each batch, and this process's share of their features."""
         state, train = self.state, self.settings.train
         order = epoch_order(len(self.pairs), self.settings.seed, state.epoch, train.shuffle)
         indices = order.split(train.batch_size)[state.step :]
-        record_heads = hooks.choose_heads if state.epoch == train.num_epochs - 1 else None
-        if record_heads and state.heads is None:
-            state.heads = torch.full((len(self.pairs),), -1)
-        batches = self.pairs.batches(self._own(indices))
-        first = state.step
-        steps: Iterable[int] = range(first, self.steps_per_epoch)
-        if hooks.progress:
-            steps = hooks.progress(steps, state.epoch + 1, self.steps_per_epoch)
-        for step in steps:
-            batch = next(batches)
-            if record_heads and state.heads is not None:
-                self._record_heads(record_heads(batch), indices[step - first])
-            self._pending.append(self._update(batch, len(indices[step - first]), step))
-            state.step += 1
-            if state.step % CHECK_EVERY == 0:
-                self.collect_losses()
-            if checkpoint and checkpoint.is_due():
-                checkpoint.save(self)
-        self.collect_losses()
+        return zip(indices, self.pairs.batches(self._own(indices)), strict=True)
 
-    def _own(self, indices: Sequence[Tensor]) -> Sequence[Tensor]:
-        """What this process embeds of each batch."""
-        return indices if self.share is None else [self.share.own(index) for index in indices]
-
-    def _record_heads(self, heads: Tensor, index: Tensor) -> None:
-        """Keep the chosen heads of a batch, of all processes."""
-        if self.share is not None:
-            heads = self.share.gather(heads, len(index))
-        assert self.state.heads is not None
-        self.state.heads[index] = heads.cpu()
-
-    def _update(self, batch: Batch, total: int, step: int) -> Tensor:
-        """One optimiser step on a batch of `total` captions; returns the loss, on the device."""
-        rate = self.schedule.learning_rate(self.state.epoch * self.steps_per_epoch + step)
+    def take(self, batch: tuple[Tensor, Batch], step: int) -> Tensor:
+        """One optimiser step; returns the loss."""
+        index, own = batch
+        if self.choose_heads and self.state.epoch == self.epochs - 1:
+            self._record_heads(self.choose_heads(own), index)
+        rate = self.learning_rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss = self.loss(batch, total, self._seeded(step))
+        loss = self.loss(own, len(index), self._seeded(step))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.share is not None:
@@ -215,29 +147,14 @@ class TrainingRun:
         self.optimizer.step()
         return loss.detach()
 
-    def _seeded(self, step: int) -> torch.Generator:
-        """The generator of one step, so that a resumed run draws what the first would have."""
-        if not self.loss.draws:
-            return self._generator
-        draw = np.random.SeedSequence([self.settings.seed, self.state.epoch, step])
-        return self._generator.manual_seed(int(draw.generate_state(1)[0]))
+    def note(self, values: list[float], hooks: Hooks) -> None:
+        """Keep the losses of the epoch, for their mean."""
+        for loss in values:
+            self.state.losses.append(loss)
+            if not math.isfinite(loss):
+                raise self.failure(f"the loss is {loss}", len(self.state.losses))
 
-    def _close_epoch(self) -> None:
-        """Validate, record the epoch's means, and keep the weights if they are the best."""
-        state = self.state
-        val_loss = self._validation_loss()
-        last_step = (state.epoch + 1) * self.steps_per_epoch - 1
-        train_loss = math.fsum(state.losses) / len(state.losses)
-        rate = self.schedule.learning_rate(last_step)
-        record = EpochRecord(state.epoch + 1, train_loss, val_loss, rate)
-        if self.settings.train.save_best_model and val_loss is not None:
-            best = min((r.val_loss for r in state.records if r.val_loss is not None), default=None)
-            if best is None or val_loss < best:
-                state.best_epoch, state.best_weights = record.epoch, weights_on_cpu(self.model)
-        state.records.append(record)
-        state.epoch, state.step, state.losses = state.epoch + 1, 0, []
-
-    def _validation_loss(self) -> float | None:
+    def judge(self) -> float | None:
         """Mean loss over the validation batches, in the order of the file."""
         if self.validation is None:
             return None
@@ -249,42 +166,36 @@ class TrainingRun:
                 for step, batch in enumerate(self.validation.batches(self._own(indices)))
             ]
         self.model.train()
-        mean = math.fsum(torch.stack(losses).tolist()) / len(losses)
-        if not math.isfinite(mean):
-            raise self._failure(f"the validation loss is {mean}", self.state.step)
-        return mean
+        return math.fsum(torch.stack(losses).tolist()) / len(losses)
 
-    def _failure(self, what: str, step: int) -> RuntimeError:
-        return RuntimeError(
-            f"epoch {self.state.epoch + 1}, step {step} of {self.steps_per_epoch}: {what}. "
-            "Training stopped. Try a lower learning rate, or look for such values in the features."
-        )
+    def record(self, judged: float | None) -> EpochRecord:
+        """See Run."""
+        losses, self.state.losses = self.state.losses, []
+        rate = self.learning_rate(self.steps_per_epoch - 1)
+        return EpochRecord(self.state.epoch + 1, math.fsum(losses) / len(losses), judged, rate)
 
+    def learning_rate(self, step: int) -> float:
+        """See Run."""
+        return self.schedule.learning_rate(self.state.epoch * self.steps_per_epoch + step)
 
-class StateFile:
-    """Keeps a run's state on disk.
+    def _own(self, indices: Sequence[Tensor]) -> Sequence[Tensor]:
+        """What this process embeds of each batch."""
+        return indices if self.share is None else [self.share.own(index) for index in indices]
 
-    Args:
-        path: the file.
-        settings: what a run must share with the interrupted one to continue it.
-        seconds: time between two saves within an epoch; every epoch's end is saved anyway.
-    """
+    def _record_heads(self, heads: Tensor, index: Tensor) -> None:
+        """Keep the chosen heads of a batch, of all processes."""
+        if self.share is not None:
+            heads = self.share.gather(heads, len(index))
+        if self.state.heads is None:
+            self.state.heads = torch.full((len(self.pairs),), -1)
+        self.state.heads[index] = heads.cpu()
 
-    def __init__(self, path: Path, settings: Mapping[str, Any], seconds: float = 60.0) -> None:
-        self.path = path
-        self.settings = dict(settings)
-        self.seconds = seconds
-        self._saved_at = time.monotonic()
-
-    def is_due(self) -> bool:
-        """Whether the last save lies back far enough."""
-        return time.monotonic() - self._saved_at >= self.seconds
-
-    def save(self, run: TrainingRun) -> None:
-        """Write the state of `run`, unless it is not finite."""
-        save_checkpoint(run.checkpoint(self.settings), self.path)
-        self._saved_at = time.monotonic()
-        logger.debug("saved epoch %d, step %d", run.state.epoch, run.state.step)
+    def _seeded(self, step: int) -> torch.Generator:
+        """The generator of one step, so that a resumed run draws what the first would have."""
+        if not self.loss.draws:
+            return self._generator
+        draw = np.random.SeedSequence([self.settings.seed, self.state.epoch, step])
+        return self._generator.manual_seed(int(draw.generate_state(1)[0]))
 
 
 def make_optimizer(parameters: list[nn.Parameter], settings: LoopSettings) -> torch.optim.Optimizer:
@@ -296,15 +207,3 @@ def make_optimizer(parameters: list[nn.Parameter], settings: LoopSettings) -> to
         decay = settings.weight_decay
         return torch.optim.AdamW(parameters, lr=settings.train.lr, weight_decay=decay, fused=fused)
     return torch.optim.Adam(parameters, lr=settings.train.lr, fused=fused)
-
-
-def epoch_order(count: int, seed: int, epoch: int, shuffle: bool = True) -> Tensor:
-    """(count,) the captions of an epoch in order: a function of the seed and the epoch alone."""
-    if not shuffle:
-        return torch.arange(count)
-    return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(count))
-
-
-def weights_on_cpu(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of the state dict."""
-    return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}

@@ -6,12 +6,12 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-from talk2dino.config import FeatureConfig
 from talk2dino.features.captions import CaptionInput
 from talk2dino.features.store import check_records, read_features
 from talk2dino.features.tars import hold_features, is_tar_input, list_tars
 from talk2dino.files import listed
 from talk2dino.methods.talk2dino.provenance import feature_differences
+from talk2dino.methods.talk2dino.sections import FeatureConfig
 from talk2dino.methods.talk2dino.training.dataset import FeatureChoice, Pairs, StoredPairs
 from talk2dino.methods.talk2dino.training.encoding import EncodedPairs, Encoders, ImageOptions
 

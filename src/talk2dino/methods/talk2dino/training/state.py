@@ -1,77 +1,28 @@
-"""The state of an unfinished training on disk: enough to reach the same weights after a kill."""
+"""What a training of a projection keeps of itself while it runs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
-from talk2dino.files import load_torch, save_torch
-from talk2dino.training.history import EpochRecord
+from talk2dino.training.state import RunState
 
 KIND = "talk2dino unfinished training"
 
 
-@dataclass(eq=False)
-class TrainingState:
-    """Where a training stands. Randomness is no part: it is a function of (seed, epoch, step)."""
+@dataclass
+class TrainingState(RunState):
+    """Where a training stands."""
 
-    epoch: int = 0
-    """Complete epochs."""
-    step: int = 0
-    """Complete steps of the epoch under way."""
     losses: list[float] = field(default_factory=list)
-    """Loss of each of those steps."""
-    records: list[EpochRecord] = field(default_factory=list)
-    """One per complete epoch."""
-    best_epoch: int | None = None
-    """Epoch with the lowest validation loss so far, from 1."""
+    """Loss of each complete step of the epoch under way."""
     best_weights: dict[str, Tensor] | None = None
-    """Its weights, on the CPU."""
+    """Weights of the best epoch, on the CPU."""
     heads: Tensor | None = None
     """(M,) head chosen for each caption in the last epoch, -1 where not chosen yet."""
-
-
-@dataclass(frozen=True, eq=False)
-class Checkpoint:
-    """What the file holds."""
-
-    state: TrainingState
-    weights: dict[str, Tensor]
-    optimizer: dict[str, Any]
-    settings: dict[str, Any]
-
-
-def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    """Write the file whole or not at all; a kill in between leaves the previous one."""
-    state = asdict(checkpoint.state)
-    content = {
-        "kind": KIND,
-        "state": state,
-        "weights": checkpoint.weights,
-        "optimizer": checkpoint.optimizer,
-        "settings": checkpoint.settings,
-    }
-    save_torch(content, path)
-
-
-def load_checkpoint(path: Path) -> Checkpoint:
-    """Read the file.
-
-    Raises:
-        FileNotFoundError, ValueError: absent, damaged, or another kind of file.
-    """
-    content = load_torch(path)
-    if not isinstance(content, dict) or content.get("kind") != KIND:
-        raise ValueError(f"{path} is not the state of an unfinished training; delete or move it")
-    state = dict(content["state"])
-    state["records"] = [EpochRecord(**record) for record in state["records"]]
-    return Checkpoint(
-        TrainingState(**state), content["weights"], content["optimizer"], content["settings"]
-    )
 
 
 def present_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,18 +37,3 @@ def present_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         present.pop("train.max_violation", None)
         present["train.temperature"] = 0.07
     return present
-
-
-def check_same_settings(before: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
-    """Raise ValueError naming every setting that differs from the interrupted run."""
-    before = present_settings(before)
-    differences = [
-        f"{key} was {before.get(key)!r}, now {now.get(key)!r}"
-        for key in sorted({*before, *now})
-        if before.get(key) != now.get(key)
-    ]
-    if differences:
-        raise ValueError(
-            f"{path} was made with other settings: {'; '.join(differences)}. "
-            "Resume with the same settings, or start again with --overwrite or another --out."
-        )

@@ -1,0 +1,295 @@
+"""CLIP-DINOiser (Wysoczańska et al., 2024): CLIP alone, smoothed by what it learned of DINO.
+
+Two convolutions read one of CLIP's middle layers. The first says which patches resemble each other
+as DINO's do, and patches are averaged with those; the second says where objects are, as FOUND does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from talk2dino.backbones.checkpoints import load_strict, read_state_dict, state_shapes
+from talk2dino.backbones.clip_image import (
+    ClipImage,
+    check_clip,
+    exact_positions,
+    load_clip,
+    queries_keys_values,
+)
+from talk2dino.backbones.seeded import parse_seeded, seeded_state
+from talk2dino.backbones.text import TextEncoder, default_weights
+from talk2dino.benchmarks.table import Benchmark
+from talk2dino.files import find_in_checkout, weights_identity
+from talk2dino.methods.base import PictureRules
+from talk2dino.methods.clip_words import (
+    ANY,
+    WITHOUT_BACKGROUND,
+    ClipOptions,
+    ClipWordMethod,
+    ClipWordSegmenter,
+    Rules,
+)
+from talk2dino.refine.refinement import PAMR, Refinement
+from talk2dino.segmenter import BACKGROUND, ClassQuery, ClassWords, Segmenter, pool_words
+from talk2dino.sizes import WHOLE, Protocol
+
+
+class Heads(nn.Module):
+    """What is learned; its names are those of the published file.
+
+    Args:
+        width: of CLIP's image tower.
+        weights: where the weights came from.
+    """
+
+    def __init__(self, width: int, weights: str) -> None:
+        super().__init__()
+        self.weights = weights
+        self.obj_proj = nn.Conv2d(width, width // 3, 3, padding=1, padding_mode="replicate")
+        self.bkg_decoder = nn.Conv2d(width, 1, 1)
+
+    def alike(self, middle: Tensor) -> Tensor:
+        """Middle features (B, D, h, w) to unit vectors (B, P, D / 3) that are compared."""
+        return F.normalize(self.obj_proj(middle), dim=1).flatten(2).transpose(1, 2)
+
+    def objectness(self, middle: Tensor) -> Tensor:
+        """(B, h, w) logits of each patch belonging to an object."""
+        return self.bkg_decoder(F.normalize(middle, dim=1))[:, 0]
+
+
+def load_heads(weights: str, image: ClipImage) -> Heads:
+    """The convolutions of a file, `last.pt` or its four tensors alone, or of `seeded:<n>`.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, or one with other tensors; names them.
+    """
+    heads = Heads(image.model.conv1.out_channels, weights)
+    seed = parse_seeded(weights)
+    shapes = state_shapes(heads)
+    state = read_state_dict(weights) if seed is None else seeded_state(seed, shapes)
+    load_strict(heads, state, weights)
+    return heads.eval().requires_grad_(False).to(image.device)
+
+
+def smooth(features: Tensor, alike: Tensor, least: float = 0.2, rows: int = 1024) -> Tensor:
+    """Every patch of a window becomes the weighted mean of those that it resembles.
+
+    Args:
+        features: (B, P, E).
+        alike: (B, P, K) of unit length, whose products are the weights.
+        least: weights below this count as 0; a patch has weight 1 for itself.
+        rows: patches done at once, so that a large picture's P * P weights are never all there.
+    """
+    means = []
+    for some in alike.split(rows, dim=1):
+        weights = F.threshold(some @ alike.transpose(1, 2), least, 0.0)
+        means.append(weights @ features / (weights.sum(dim=-1, keepdim=True) + 1e-6))
+    return torch.cat(means, dim=1)
+
+
+RULES = {
+    ANY: Rules(Protocol(), logit_scale=100.0, threshold=0.99),
+    "context": Rules(Protocol(), logit_scale=100.0, threshold=0.0),
+}
+"""By benchmark. Nothing is below the threshold of Context: its background is one word of 60."""
+MODELS = {"clip_dinoiser": "ViT-B/16-gelu", "clip_dinoiser_toy": "toy-gelu"}
+"""Name -> CLIP."""
+_REPORTED = {
+    "clip_dinoiser": (62.1, 32.4, 34.8, 80.9, 35.9, 24.6, 31.1, 20.0),
+    "clip_dinoiser_pamr": (64.6, 33.5, 36.1, 81.5, 37.1, 25.3, 31.5, 20.6),
+}
+_ON = ("voc", "context", "coco_object", *WITHOUT_BACKGROUND)
+PUBLISHED = {name: dict(zip(_ON, row, strict=True)) for name, row in _REPORTED.items()}
+"""mIoU in percent by benchmark, as Talk2DINO's table reports it; PAMR is not the authors'."""
+_POTTED = {"pottedplant": "potted plant"}
+_VOC = {**_POTTED, "diningtable": "dining table"}
+_WORDS = {
+    **dict.fromkeys(("voc", "voc20"), _VOC),
+    **dict.fromkeys(("context", "context59"), _POTTED),
+    "coco_object": {"airplane": "aeroplane"},
+}
+
+
+def class_words(benchmark: str | None) -> ClassWords:
+    """One word per class of a benchmark; the background's is its name."""
+    own = _WORDS.get(benchmark or ANY, {})
+    return ClassWords(of=lambda name: (own.get(name, name),), background=(BACKGROUND,))
+
+
+class SmoothedFeatures(NamedTuple):
+    """What is known of windows before any class."""
+
+    patches: Tensor
+    """(B, P, E) in the space of the text, not normalised."""
+    objects: Tensor
+    """(B, h, w) bool: the patch belongs to an object."""
+
+
+class ClipDinoiserSegmenter(ClipWordSegmenter):
+    """CLIP whose patches are averaged with those that the heads find alike.
+
+    Probabilities are averaged over windows, and not cosines: a window decides on its background.
+
+    Args:
+        image: CLIP's image tower.
+        text: its text tower.
+        heads: the two convolutions.
+        benchmark: whose words are used; None for pictures of a user.
+        refinements: applied to averaged probabilities; the authors have none.
+    """
+
+    def __init__(
+        self,
+        image: ClipImage,
+        text: TextEncoder,
+        heads: Heads,
+        benchmark: str | None = None,
+        refinements: Sequence[Refinement] = (),
+    ) -> None:
+        super().__init__(image, text, benchmark, RULES[ANY].logit_scale, refinements)
+        self.heads = heads
+        self.words = class_words(benchmark)
+        self.protocol = WHOLE if benchmark is None else RULES[ANY].protocol
+        self.multiple = image.patch_size
+
+    @property
+    def models(self) -> tuple[str, str, str]:
+        """Which CLIP and which heads."""
+        return self.image.name, self.image.weights, self.heads.weights
+
+    def shares_features(self, other: object) -> bool:
+        """Whether `other` computes the same `patch_features`."""
+        return isinstance(other, ClipDinoiserSegmenter) and self.models == other.models
+
+    @torch.no_grad()
+    def patch_features(self, windows: Tensor) -> SmoothedFeatures:
+        """Windows (B, 3, h, w) to smoothed patches in the space of the text, and objects."""
+        dense, middle = self.dense_features(windows)
+        patches = smooth(dense, self.heads.alike(middle))
+        return SmoothedFeatures(patches, self.heads.objectness(middle) > 0)
+
+    def dense_features(self, windows: Tensor) -> tuple[Tensor, Tensor]:
+        """Patches of CLIP without its last attention (B, P, E), and the middle (B, D, h, w)."""
+        missing = [-side % self.multiple for side in windows.shape[-2:]]
+        padded = F.pad(windows, (0, missing[1], 0, missing[0]))  # black, at the right and below
+        tokens, grid = self.image.tokens(self.image.normalise(padded), exact_positions)
+        *blocks, third_last, second_last, last = self.image.blocks
+        for block in blocks:
+            tokens = block(tokens)
+        tokens = tokens + third_last.attention(third_last.ln_1(tokens))
+        middle = third_last.ln_2(tokens)
+        tokens = second_last(tokens + third_last.mlp(middle))
+        tokens = tokens + last.attn.out_proj(queries_keys_values(last, tokens)[2])
+        tokens = tokens + last.mlp(last.ln_2(tokens))
+        dense = self.image.project(tokens[:, 1:])
+        return dense, middle[:, 1:].transpose(1, 2).unflatten(-1, grid)
+
+    @torch.no_grad()
+    def patch_scores(self, features: SmoothedFeatures, query: ClassQuery) -> Tensor:
+        """Probabilities (B, C, h, w); where no class is probable and no object, the background."""
+        grid = (features.objects.shape[1], features.objects.shape[2])
+        cosines = self.cosines(features.patches, grid, query)
+        found = pool_words((self.logit_scale * cosines).softmax(dim=1), query)
+        if query.background is None:
+            return found
+        if found.shape[1] < len(query.names):  # a background without a word
+            found = F.pad(found, (0, 0, 0, 0, 1, 0))
+        unsure = (found.amax(dim=1) < query.background) & ~features.objects
+        found[:, 0].masked_fill_(unsure, 1.0)
+        return found
+
+    @torch.no_grad()
+    def pixel_scores(self, scores: Tensor, windows: Tensor) -> Tensor:
+        """Spread `patch_scores` over whole patches, and crop to the windows (B, 3, h, w)."""
+        high, wide = windows.shape[-2:]
+        padded = [side + -side % self.multiple for side in (high, wide)]
+        return F.interpolate(scores, padded, mode="bilinear")[..., :high, :wide]
+
+    def finalise(self, scores: Tensor, image: Tensor, query: ClassQuery) -> Tensor:
+        """Averaged probabilities are final; the background has its own already."""
+        return self.refined(scores, image)
+
+
+@dataclass(frozen=True)
+class ClipDinoiserOptions(ClipOptions):
+    """Choices beside a model's name."""
+
+    weights: str | None = None
+    """The convolutions: the published last.pt, or seeded:<n> for both models."""
+    clip_weights: str | None = None
+    """CLIP's: pretrained (LAION's), a file with both towers, or seeded:<n>."""
+
+
+@dataclass(frozen=True)
+class ClipDinoiserMethod(ClipWordMethod):
+    """CLIP-DINOiser (ECCV 2024)."""
+
+    options: ClipDinoiserOptions
+
+    NAMES = tuple(MODELS)
+    Options = ClipDinoiserOptions
+    PUBLISHED = PUBLISHED
+    threshold_meaning = "the probability of the best class, of patches that are no object"
+
+    @property
+    def clip(self) -> str:
+        """Name of its CLIP."""
+        return MODELS[self.model]
+
+    @property
+    def table(self) -> Mapping[str, Rules]:
+        """Its thresholds by benchmark."""
+        return RULES
+
+    @property
+    def demo(self) -> PictureRules:
+        """The whole picture as one window, as the authors' demo."""
+        return PictureRules(RULES[ANY].threshold)
+
+    @property
+    def weights(self) -> str:
+        """Of the convolutions."""
+        if self.options.weights is None and self.clip.startswith("toy"):
+            return default_weights(self.clip)
+        return self.options.weights or str(find_in_checkout(f"weights/{self.model}/last.pt"))
+
+    @property
+    def clip_weights(self) -> str:
+        """Of both towers."""
+        seeded = parse_seeded(self.weights) is not None
+        return self.options.clip_weights or (self.weights if seeded else default_weights(self.clip))
+
+    def words(self, row: Benchmark | None = None) -> ClassWords:
+        """Those of the published lists."""
+        return class_words(row.key if row else None)
+
+    def check(self) -> None:
+        """See `check_clip`; the file of the convolutions has to be there."""
+        check_clip(self.clip, self.clip_weights)
+        if parse_seeded(self.weights) is None and not Path(self.weights).is_file():
+            raise FileNotFoundError(
+                f"no weights of CLIP-DINOiser at {self.weights!r}. Put checkpoints/last.pt of its "
+                "repository there, give it as --weights FILE, or try seeded:0."
+            )
+
+    def settings(self) -> dict[str, Any]:
+        """Model, weights and rules."""
+        weights, clip = weights_identity(self.weights), weights_identity(self.clip_weights)
+        return {**super().settings(), "weights": weights, "clip_weights": clip}
+
+    def load(self, device: torch.device, loaded: Segmenter | None = None) -> ClipDinoiserSegmenter:
+        """See `load_clip` and `load_heads`."""
+        if isinstance(loaded, ClipDinoiserSegmenter):
+            models = (loaded.image, loaded.text, loaded.heads)
+        else:
+            image, text = load_clip(self.clip, self.clip_weights, device)
+            models = (image, text, load_heads(self.weights, image))
+        refinements = [PAMR()] if self.refines else []
+        return ClipDinoiserSegmenter(*models, self.key, refinements)

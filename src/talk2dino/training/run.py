@@ -1,0 +1,218 @@
+"""The frame of every training: epochs of steps, stopped at any of them and continued exactly.
+
+What a method adds is a subclass of `Run`: its batches, a step, its losses, its records.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from talk2dino.processes import Processes
+from talk2dino.training.history import Record
+from talk2dino.training.state import RunState, StateFile
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Hooks:
+    """What happens around the loop; by default nothing."""
+
+    progress: Callable[[Iterable[int], int, int], Iterable[int]] | None = None
+    """(steps still to do, epoch from 1, steps of an epoch) -> the same steps, shown somewhere."""
+    on_values: Callable[[Mapping[str, float], int], None] | None = None
+    """Called within an epoch, by trainings that do so, with named numbers and the steps so far."""
+    on_epoch: Callable[[Any], None] | None = None
+    """Called after every epoch with its record."""
+
+
+class Run(ABC):
+    """A training that can be stopped at any step and continued to the same weights.
+
+    Args:
+        model: with its first weights, on its device, the same in every process; it is trained.
+        state: where the training stands.
+        epochs: of the whole training.
+        steps_per_epoch: optimiser steps.
+        processes: this process and its equals, which take every step together.
+    """
+
+    kind: str
+    """What its state says that it is: `talk2dino unfinished <something>`."""
+    advice: str
+    """What to do when a value is not finite."""
+    judged_by = "validation"
+    """What messages call the loss that chooses the epoch."""
+    look_every = 1
+    """Steps between looks at the losses: each look makes a GPU wait."""
+    save_every = 1
+    """Steps between looks at the clock, which tells whether the state is to be saved."""
+    saves_together = False
+    """Whether every process has a part in the state."""
+    keeps_best = True
+    """Whether the epoch with the lowest loss of `judge` is kept, and not the last one."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        state: RunState,
+        epochs: int,
+        steps_per_epoch: int,
+        processes: Processes | None = None,
+    ) -> None:
+        self.model, self.state = model, state
+        self.epochs, self.steps_per_epoch = epochs, steps_per_epoch
+        self.processes = processes or Processes()
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.pending: list[Tensor] = []  # values of steps, still on the device
+
+    @abstractmethod
+    def batches(self) -> Iterator[Any]:
+        """What `take` is given, from the state's step to the end of the epoch under way."""
+
+    @abstractmethod
+    def take(self, batch: Any, step: int) -> Tensor:
+        """One optimiser step; returns its values, on the device."""
+
+    @abstractmethod
+    def note(self, values: list[Any], hooks: Hooks) -> None:
+        """Add the values of the last steps to the state; raise if one is not finite."""
+
+    @abstractmethod
+    def judge(self) -> float | None:
+        """The loss after an epoch that chooses which one is kept, if there is one."""
+
+    @abstractmethod
+    def record(self, judged: float | None) -> Record:
+        """The row of the epoch that ends; the state's losses are cleared."""
+
+    @abstractmethod
+    def learning_rate(self, step: int) -> float:
+        """Of a step of the epoch under way."""
+
+    @abstractmethod
+    def keep(self, best: StateFile | None) -> None:
+        """Keep the weights of this epoch as the best so far."""
+
+    @abstractmethod
+    def kept(self, keeper: StateFile | None) -> dict[str, Tensor]:
+        """The weights that the training is for, in the process that has the `keeper`."""
+
+    @abstractmethod
+    def snapshot(self) -> dict[str, Any]:
+        """What `restore` needs."""
+
+    @abstractmethod
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
+        """Go on from a saved state."""
+
+    def logged(self, record: Any, again: bool = False) -> Mapping[str, float]:
+        """What loggers show of an epoch, or `again` with what they were shown within it."""
+        values: Mapping[str, float] = record.logged()
+        return values
+
+    def place(self, epoch: int, step: int = 0) -> int:
+        """Where loggers show the values after so many epochs and steps."""
+        return epoch
+
+    def run(self, hooks: Hooks, keeper: StateFile | None = None) -> dict[str, Tensor]:
+        """Train to the end.
+
+        Args:
+            hooks: progress, values and records.
+            keeper: where the state is kept; None keeps none.
+
+        Returns:
+            The final weights, or those of the best epoch; see `kept`.
+
+        Raises:
+            RuntimeError: a loss or a weight is not finite; the message names epoch and step.
+        """
+        self.model.train()
+        self._save(keeper)
+        while self.state.epoch < self.epochs:
+            self._epoch(hooks, keeper)
+            self._close_epoch(keeper)
+            if hooks.on_epoch:  # first: a resumed run shows again what is not in the state
+                hooks.on_epoch(self.state.records[-1])
+            self._save(keeper)
+        return self.kept(keeper)
+
+    def failure(self, what: str, step: int) -> RuntimeError:
+        """The error that says where a value was not finite."""
+        return RuntimeError(
+            f"epoch {self.state.epoch + 1}, step {step} of {self.steps_per_epoch}: {what}. "
+            f"Training stopped. {self.advice}"
+        )
+
+    def _epoch(self, hooks: Hooks, keeper: StateFile | None) -> None:
+        """Train from the state's step to the end of the epoch under way."""
+        state, total = self.state, self.steps_per_epoch
+        batches = self.batches()
+        steps: Iterable[int] = range(state.step, total)
+        if hooks.progress:
+            steps = hooks.progress(steps, state.epoch + 1, total)
+        for step in steps:
+            self.pending.append(self.take(next(batches), step))
+            state.step += 1
+            if state.step == total or state.step % self.look_every == 0:
+                self.collect(hooks)
+            if state.step < total and state.step % self.save_every == 0 and self._is_due(keeper):
+                self._save(keeper)
+
+    def collect(self, hooks: Hooks | None = None) -> None:
+        """Fetch the values that are still on the device, and `note` them."""
+        if self.pending:
+            values = torch.stack(self.pending).tolist()
+            self.pending = []
+            self.note(values, hooks or Hooks())
+
+    def _close_epoch(self, keeper: StateFile | None) -> None:
+        """Record the epoch's means, and keep the weights if they are the best."""
+        state, judged = self.state, self.judge()
+        if judged is not None and not math.isfinite(judged):
+            raise self.failure(f"the {self.judged_by} loss is {judged}", state.step)
+        record = self.record(judged)
+        earlier = [r.validation for r in state.records if r.validation is not None]
+        if self.keeps_best and judged is not None and judged < min(earlier, default=math.inf):
+            state.best_epoch = record.epoch
+            self.keep(keeper)
+        state.records.append(record)
+        state.epoch, state.step = state.epoch + 1, 0
+
+    def _is_due(self, keeper: StateFile | None) -> bool:
+        due = keeper is not None and keeper.is_due()
+        return bool(self.processes.broadcast(due)) if self.saves_together else due
+
+    def _save(self, keeper: StateFile | None) -> None:
+        """Write the state, after making sure that it is a good one."""
+        if keeper is None and not self.saves_together:
+            return
+        self.collect()
+        if not all(bool(p.isfinite().all()) for p in self.parameters):
+            raise self.failure("a weight became infinite or not a number", self.state.step)
+        snapshot = self.snapshot()
+        if keeper is not None:
+            keeper.save({"kind": self.kind, **snapshot})
+            logger.debug("saved epoch %d, step %d", self.state.epoch, self.state.step)
+
+
+def epoch_order(count: int, seed: int, epoch: int, shuffle: bool = True) -> Tensor:
+    """(count,) the captions of an epoch in order: a function of the seed and the epoch alone."""
+    if not shuffle:
+        return torch.arange(count)
+    return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(count))
+
+
+def weights_on_cpu(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of the state dict."""
+    return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
