@@ -76,9 +76,11 @@ def atomic_files(folder: str | Path, *names: str) -> Iterator[Path]:
 
 def is_unfinished(last: str | Path) -> bool:
     """Whether `atomic_files` was killed while it moved the files that `last` makes valid."""
+    if not Path(last).is_file():  # nothing, or a named pipe
+        return False
     try:
         content = json.loads(Path(last).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(content, dict) and _MARK in content
 
