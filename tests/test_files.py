@@ -224,6 +224,16 @@ def test_what_is_no_file_is_named_for_what_it_is(tmp_path):
         load_torch(tmp_path / "pipe")
 
 
+def test_whether_files_are_finished_is_not_asked_of_a_pipe_or_of_endless_brackets(tmp_path):
+    os.mkfifo(tmp_path / "config.json")
+    (tmp_path / "deep.json").write_text("[" * 200_000)
+    asked = threading.Thread(target=is_unfinished, args=(tmp_path / "config.json",), daemon=True)
+    asked.start()
+    asked.join(timeout=5)
+    assert not asked.is_alive()
+    assert not is_unfinished(tmp_path / "deep.json")
+
+
 def test_hidden_companions_are_not_listed(tmp_path):
     for name in ("b.json", "a.json", "._a.json", "c.txt"):
         (tmp_path / name).touch()

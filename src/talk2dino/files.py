@@ -76,9 +76,11 @@ def atomic_files(folder: str | Path, *names: str) -> Iterator[Path]:
 
 def is_unfinished(last: str | Path) -> bool:
     """Whether `atomic_files` was killed while it moved the files that `last` makes valid."""
+    if not Path(last).is_file():  # nothing, or a named pipe
+        return False
     try:
         content = json.loads(Path(last).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(content, dict) and _MARK in content
 
@@ -361,6 +363,8 @@ def load_torch(path: str | Path, mmap: bool = False) -> Any:
     check_file(path)
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty (0 bytes)")
+    if is_torchscript(path):
+        raise ValueError(f"{path} is a TorchScript program, not only tensors, and is not loaded.")
     mmap = mmap and zipfile.is_zipfile(path)  # torch's format before 1.6 cannot be mapped
     try:
         check_archive(path)
@@ -380,6 +384,15 @@ def load_torch(path: str | Path, mmap: bool = False) -> Any:
         raise
     except Exception as error:  # the loader raises a dozen kinds on rubbish
         raise ValueError(f"{path} is damaged, cut short, or is not a torch file") from error
+
+
+def is_torchscript(path: str | Path) -> bool:
+    """Whether a file is a program as well, which `torch.load` has run before version 2.6."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except Exception:  # a damaged list of parts raises a dozen kinds, and `load_torch` says it
+        return False
 
 
 def check_archive(file: str | Path | BinaryIO) -> None:

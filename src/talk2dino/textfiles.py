@@ -18,6 +18,8 @@ from typing import Any
 
 import yaml
 
+from talk2dino.files import check_file
+
 MAX_YAML = 2**16
 """Bytes; the recipes of this project have less than 4,000."""
 MAX_YAML_VALUES = 10_000
@@ -36,8 +38,7 @@ def read_text(path: str | Path, limit: int | None = None) -> str:
         ValueError: it is no text, packed and damaged, or larger than `limit` bytes.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+    check_file(path)
     if limit is not None and path.stat().st_size > limit:
         raise ValueError(f"{path} has {path.stat().st_size} bytes; at most {limit} are read")
     data = path.read_bytes()
@@ -59,8 +60,7 @@ def read_json(path: str | Path, advice: str = "") -> Any:
         ValueError: it is empty, not JSON, nested too deeply, or gives a key twice.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+    check_file(path)
     return parse_json(path.read_bytes(), str(path), advice)
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from talk2dino.backbones.stand_ins import ARGUMENTS, CONFIGURATION, NUMBERS, Ignored, stand_ins
-from talk2dino.files import load_torch
+from talk2dino.files import check_file, is_torchscript, load_torch
 
 logger = logging.getLogger(__name__)
 
@@ -67,13 +67,12 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         ValueError: it is empty, damaged, holds pickled code, or holds no state dict.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such weights file")
+    check_file(path, "weights file")
     if path.suffix == ".safetensors":
         return unwrapped(_read_safetensors(path), path)
     if _is_safetensors(path):
         raise ValueError(f"{path} is a safetensors file. Rename it to {path.stem}.safetensors.")
-    if _is_torchscript(path):
+    if is_torchscript(path):
         return unwrapped(_read_torchscript(path), path)
     with stand_ins((*NUMBERS, *CONFIGURATION, *ARGUMENTS)):
         content = load_torch(path)
@@ -244,14 +243,6 @@ def _is_safetensors(path: Path) -> bool:
     with path.open("rb") as file:
         start = file.read(9)
     return start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
-
-
-def _is_torchscript(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except Exception:  # a damaged list of parts raises a dozen kinds, and `load_torch` says it
-        return False
 
 
 class _Part(Ignored):

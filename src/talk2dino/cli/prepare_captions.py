@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from talk2dino.cli.entry import DONE, FAILED, Command
 from talk2dino.files import (
+    check_file,
     check_folder_writable,
     check_not_inputs,
     check_writable,
@@ -88,8 +89,7 @@ def check(args: argparse.Namespace) -> None:
     elif args.metafile is None:
         raise ValueError(f"{args.mode} needs --metafile")
     elif args.mode == "json2csv":
-        if not args.metafile.is_file():
-            raise FileNotFoundError(f"{args.metafile}: no such file")
+        check_file(args.metafile)
     else:
         table = open_table(args.metafile, args.header if args.mode == "filter" else "auto")
         if args.mode == "makepair":

@@ -14,6 +14,7 @@ from torch import Tensor
 from talk2dino.backbones.checkpoints import check_fit, state_shapes
 from talk2dino.files import (
     atomic_files,
+    check_file,
     check_not_inputs,
     check_replaceable,
     save_safetensors,
@@ -51,8 +52,7 @@ def convert_checkpoint(
     """
     folder = Path(folder)
     check_folder(folder, overwrite, source)
-    if not Path(source).is_file():
-        raise FileNotFoundError(f"{source}: no such checkpoint file")
+    check_file(source, "checkpoint file")
     checkpoint = read_checkpoint(source, num_heads=num_heads)
     with torch.device("meta"):
         model = OVSegmentor(checkpoint.config, stage_of(checkpoint.state))

@@ -17,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, NoReturn, TextIO
 
+from talk2dino.files import check_file
 from talk2dino.textfiles import check_once, refuse_packed
 
 logger = logging.getLogger(__name__)
@@ -124,8 +125,7 @@ def open_table(path: str | Path, header: str = "auto") -> Table:
         ValueError: another kind of file, an empty one, or one whose columns are not known.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+    check_file(path)
     refuse_packed(path)
     if path.suffix.lower() not in (".csv", ".tsv"):
         raise ValueError(f"{path} is neither a .csv nor a .tsv file")
