@@ -48,7 +48,7 @@ def parse(line):
     if script == "-m" and rest[0] == "torch.distributed.run":
         assert rest[1] == "src/open_vocabulary_segmentation/main.py"
         command, rest = EVALUATE_PUBLISHED, rest[2:]
-        return command, command.parser().parse_args(rest)
+        return command, command.parser(argv=rest).parse_args(rest)
     if script == "-m":
         _, name, *rest = [script, *rest][1:]
     else:

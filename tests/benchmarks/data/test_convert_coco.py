@@ -1,6 +1,5 @@
 """Conversion of published labels: the tables, and what happens around the files."""
 
-import os
 import struct
 import threading
 import zlib
@@ -162,16 +161,6 @@ def test_an_interruption_leaves_only_complete_files(coco):
     assert all(read_labels(path).size == 4 for path in made)
     assert threading.active_count() <= threads
     assert run_conversions(plan, 2).present == len(made)
-
-
-def test_unfinished_files_of_a_killed_run_are_removed_once_they_are_old(coco):
-    folder = coco / "annotations" / "val2017"
-    old, new = (folder / f".{n}{OBJECT_SUFFIX}.png.tmp-4242" for n in ("1", "2"))
-    for path in (old, new):
-        path.write_bytes(b"\x89PNG")
-    os.utime(old, (0, 0))
-    run_conversions(plan_coco(coco, coco, OBJECT_SUFFIX), workers=1)
-    assert not old.exists() and new.exists()  # another process may be writing the new one
 
 
 def test_hidden_companions_are_no_labels(tmp_path):
