@@ -15,7 +15,10 @@ from talk2dino.features.store import read_features
 from talk2dino.methods.talk2dino.projection import load_projection
 
 README = Path(__file__).parents[1] / "README.md"
-PAGES = [README, *(README.parent / "docs").glob("*.md"), README.parent / "weights" / "README.md"]
+PAGES = [
+    *(README.parent / name for name in ("README.md", "CONTRIBUTING.md", "weights/README.md")),
+    *(README.parent / "docs").glob("*.md"),
+]
 SCRIPTS = {
     "dino_extraction_v2.py": "extract",
     "text_features_extraction.py": "extract-text",
@@ -51,7 +54,7 @@ def parse(line):
     else:
         name = SCRIPTS[script]
     command = _load(name)
-    return command, command.parser().parse_args(rest)
+    return command, command.parser(argv=rest).parse_args(rest)
 
 
 def test_every_command_is_known_and_its_flags_parse(root):
@@ -66,6 +69,9 @@ def test_every_command_is_known_and_its_flags_parse(root):
             assert line.split()[1] in targets, line
         elif line.startswith("python -c"):
             continue  # run by test_python_one_liners_are_valid
+        elif " -m pytest " in line:
+            for word in re.findall(r"tests/\S+", line):
+                assert (root / word).exists(), line
         elif program in ("python", ".venv/bin/python"):
             parse(line)
         elif program == "pip":
@@ -113,6 +119,15 @@ def test_links_lead_somewhere(page):
             headings = re.findall(r"^#+ (.+)$", linked.read_text(), re.MULTILINE)
             anchors = [re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings]
             assert anchor in anchors, f"{page.name} links to {target}"
+
+
+def test_every_source_file_that_a_page_names_exists(root):
+    files = [path.relative_to(root).as_posix() for path in (root / "src").rglob("*.py")]
+    for page in PAGES:
+        text = re.sub(r"```diff.*?```", "", page.read_text(), flags=re.DOTALL)
+        for name in re.findall(r"`([\w/]+/\w+\.py)`", text):
+            known = (root / name).exists() or any(file.endswith(f"/{name}") for file in files)
+            assert known, f"{page.name} names {name}"
 
 
 def test_the_file_tree_is_true(root):

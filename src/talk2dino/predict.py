@@ -82,6 +82,8 @@ class Model:
 
     segmenter: Segmenter
     """Any method."""
+    with_background: Segmenter
+    """The same with the method's options for pictures that have a background."""
     threshold: float
     """Of the background, that `background=True` stands for."""
     name: str
@@ -109,10 +111,11 @@ class Model:
         """
         threshold = class_threshold(background, self.threshold)
         names = class_names(words, threshold is not None)
-        query = self.segmenter.query(names, threshold)
-        protocol = getattr(self.segmenter, "protocol", None) or Protocol()
+        segmenter = self.segmenter if threshold is None else self.with_background
+        query = segmenter.query(names, threshold)
+        protocol = getattr(segmenter, "protocol", None) or Protocol()
         settings = {"model": self.name}
-        return segment_picture(self.segmenter, as_rgb(image), query, protocol, max_side, settings)
+        return segment_picture(segmenter, as_rgb(image), query, protocol, max_side, settings)
 
 
 def class_threshold(background: bool | float, own: float) -> float | None:

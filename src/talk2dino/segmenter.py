@@ -37,6 +37,12 @@ class ClassQuery:
             fits = count in (len(self.names), len(self.names) - (self.background is not None))
         else:
             fits = self.owner.shape == (count,)
+        if self.owner is not None and fits:
+            places = self.owner.tolist()
+            fits = all(type(place) is int and 0 <= place < len(self.names) for place in places)
+        given: object = self.background  # what callers give is not what the signature promises
+        if isinstance(given, bool | str):
+            raise ValueError(f"background is a threshold or None, found {given!r}.")
         if not fits:
             raise ValueError(
                 f"{count} rows do not fit {len(self.names)} names"
@@ -214,7 +220,9 @@ class ClassWords:
                 found[0] = self.background
         if empty := [n for n, w in zip(labels, found, strict=True) if not all(map(str.strip, w))]:
             raise ValueError(f"an empty word for {empty[0]!r}.")
-        if without := [n for n, w in zip(labels[1:], found[1:], strict=True) if not w]:
+        first = 0 if background is None else 1  # a threshold can stand alone
+        without = [n for n, w in zip(labels[first:], found[first:], strict=True) if not w]
+        if without:
             raise ValueError(f"no word for {without[0]!r}.")
         return labels, found
 

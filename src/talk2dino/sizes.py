@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,10 @@ def benchmark_size(height: int, width: int, short: int = 448, long: int = 2048) 
 
 
 def scoring_size(height: int, width: int, max_side: int | None) -> tuple[int, int]:
-    """(height, width) at which a picture is scored."""
+    """(height, width) at which a picture is scored; ValueError for no number of pixels."""
+    given: object = max_side  # what callers give is not what the signature promises
+    if given is not None and (not isinstance(given, Integral) or given < 1):
+        raise ValueError(f"max_side is a number of pixels from 1, found {max_side!r}.")
     if max_side is None or max(height, width) <= max_side:
         return height, width
     scale = max_side / max(height, width)

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
 from talk2dino.benchmarks.spreading import Layout, resized_labels, spread_labels, spreading_matrix
-from talk2dino.inference import resize_scores, score_labels, sliding_window_scores
+from talk2dino.inference import final_scores, resize_scores, score_labels, sliding_window_scores
 from talk2dino.methods.talk2dino.config import read_segmenter_config
 from talk2dino.methods.talk2dino.segmenter import build_segmenter
 from talk2dino.segmenter import ClassQuery, FeatureSharing, PatchScoring
@@ -37,6 +37,12 @@ def step_by_step(segmenter, pixels, size_hw, query):
     """The plain way, which a reader meets first."""
     scores = sliding_window_scores(segmenter, pixels, query, PROTOCOL)
     return score_labels(resize_scores(scores, size_hw))
+
+
+def picture_scores_at(segmenter, pixels, size_hw, query):
+    """Final scores of a picture at the size of its labels, the plain way."""
+    scores = resize_scores(sliding_window_scores(segmenter, pixels, query, PROTOCOL), size_hw)
+    return final_scores(segmenter, scores, pixels, query)
 
 
 def labels_of(segmenter, pixels, size_hw, query, **batching):
@@ -82,6 +88,60 @@ def test_labels_are_those_of_the_plain_steps(base, wrap, options, background, sc
         assert labels.shape == size_hw and labels.dtype == torch.int64
         assert (labels == expected).float().mean() >= 0.999
     assert expected.unique().numel() > 1
+
+
+@pytest.mark.parametrize("background", [None, 0.5])
+def test_corners_that_are_not_aligned_are_spread_as_step_by_step(base, background):
+    segmenter, plain = base.variant(), base.variant()
+    segmenter.aligned_corners = False
+    query = ClassQuery.of_rows(base.embed_classes(["cat", "dog", "sky", "tree"]), background)
+    pixels = image(64, 150)
+    found = labels_of(segmenter, pixels, (80, 101), query)
+    expected = step_by_step(segmenter, pixels, (80, 101), query)
+    assert (found == expected).float().mean() >= 0.999
+    assert (found == labels_of(plain, pixels, (80, 101), query)).float().mean() < 0.999
+
+
+class Finishing:
+    """Probabilities of the classes, brighter where the picture is, over averaged scores."""
+
+    def __init__(self, segmenter, pixelwise):
+        self.patch_features, self.pixel_scores = segmenter.patch_features, segmenter.pixel_scores
+        self.patch_scores, self.window_scores = segmenter.patch_scores, segmenter.window_scores
+        self.score_features, self.aligned_corners = segmenter.score_features, True
+        self.follows_edges, self.pixelwise, self.heights = segmenter.follows_edges, pixelwise, []
+
+    def shares_features(self, other):
+        return False
+
+    def finalise(self, scores, image, query):
+        assert image.shape[-2:] == scores.shape[-2:]
+        self.heights.append(scores.shape[1])
+        whole = 0 if self.pixelwise else scores.mean(dim=(1, 2), keepdim=True)
+        scores = (scores - whole) * 100 + image.mean(dim=0) / 255
+        return torch.cat([scores[:1] + image[0] / 64 - 2, scores[1:]])
+
+
+@pytest.mark.parametrize("pamr", [False, True])
+@pytest.mark.parametrize("by_patch", [True, False])
+@pytest.mark.parametrize("pixelwise", [True, False])
+def test_what_finalises_sees_strips_or_the_whole_with_the_same_result(
+    base, pixelwise, by_patch, pamr
+):
+    query = ClassQuery.of_rows(base.embed_classes(["cat", "dog", "sky", "tree"]))
+    pixels, size_hw = image(64, 150), (80, 101)
+    segmenter = Finishing(base.variant(pamr=pamr), pixelwise)
+    if not by_patch:
+        del segmenter.patch_scores
+    scores = picture_scores_at(segmenter, pixels, size_hw, query)
+    for score_bytes in (1 << 15, MIB):
+        segmenter.heights = []
+        found = labels_of(segmenter, pixels, size_hw, query, score_bytes=score_bytes)
+        assert (found == score_labels(scores)).float().mean() >= 0.999
+        strips = pixelwise and not (by_patch and pamr) and score_bytes < MIB
+        assert (len(segmenter.heights) > 1) == strips
+        assert sum(segmenter.heights) == 80
+    assert found.unique().numel() > 1
 
 
 def test_what_a_segmenter_offers_decides_how_it_is_used(base):

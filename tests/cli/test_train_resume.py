@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from talk2dino.cli import train as train_command
 from talk2dino.cli.train import main
 from talk2dino.features.store import write_features
+from talk2dino.training.state import StateFile
 from tests.ranks import run_ranks
 
 from .small_training import features, train, write_recipe
@@ -57,7 +59,9 @@ def test_resuming_a_complete_training_does_nothing(folder, capsys):
     assert "seed was 123, now 5" in capsys.readouterr().err
 
 
-def test_resuming_under_other_settings_is_refused_and_names_them(folder, capsys):
+def test_resuming_under_other_settings_is_refused_and_names_them(folder, capsys, monkeypatch):
+    unchecked = "talk2dino.methods.talk2dino.training.columns.check_finite"
+    monkeypatch.setattr(unchecked, lambda *args: None)  # or such features are refused at once
     broken = features()
     broken.caption_features["ann_feats"][3] = float("nan")
     write_features(broken, folder / "train.pth")
@@ -67,6 +71,22 @@ def test_resuming_under_other_settings_is_refused_and_names_them(folder, capsys)
     assert train("--resume", "--optimizer", "AdamW") == 1
     message = capsys.readouterr().err
     assert "optimizer was 'Adam', now 'AdamW'; train.lr was 0.01, now 0.5" in message
+
+
+def test_an_epoch_that_was_shown_but_not_saved_is_in_the_curve_once(folder, monkeypatch):
+    save, flags = StateFile.save, ("--logger", "tensorboard")
+
+    def dying(keeper, snapshot):
+        if snapshot["state"]["epoch"] == 2:
+            raise KeyboardInterrupt
+        save(keeper, snapshot)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StateFile, "save", dying)
+        assert train(*flags) == 130
+    assert train(*flags, "--resume") == 0
+    events = EventAccumulator(str(folder / "weights/recipe.tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("loss/train")] == [1, 2, 3]
 
 
 def run_and_die(flags, unfinished, seconds):

@@ -70,7 +70,7 @@ CONTENT = {
     "'caption_rows' are torch.float32": {"caption_rows": torch.tensor([1.0, 0, 1])},
     "images beyond the 2 listed": {"caption_rows": torch.tensor([1, 0, 2])},
     "contradict": {"images": json_bytes([{"id": 7}, {"id": 9}, {"id": 8}])},
-    "damaged JSON": {"annotations": torch.tensor(list(b"[{")).to(torch.uint8)},
+    "is not JSON": {"annotations": torch.tensor(list(b"[{")).to(torch.uint8)},
     "no list but a dict": {"annotations": json_bytes({})},
     "'images' is torch.float32": {"images": torch.ones(9)},
     "'images' says to have the shape": {"images": torch.ones(1, dtype=torch.uint8).expand(10**13)},

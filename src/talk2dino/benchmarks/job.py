@@ -42,7 +42,11 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         if self.benchmark.background and self.bg_thresh is None:
-            raise ValueError(f"{self.benchmark.key} has a background class and needs bg_thresh.")
+            raise ValueError(
+                f"{self.benchmark.key} has a background class and needs bg_thresh, which is not "
+                f"published for {self.method.model}: --bg_thresh T, compared with "
+                f"{self.method.threshold_meaning}."
+            )
         if not self.benchmark.background and self.bg_thresh is not None:
             raise ValueError(f"{self.benchmark.key} has no background class for bg_thresh.")
         if self.bg_thresh is not None and not 0 <= self.bg_thresh <= 1:

@@ -51,13 +51,16 @@ def given_options(args: argparse.Namespace) -> dict[str, Any]:
     """The options of methods that were typed, by their names; `--refine pamr` is `--pamr`.
 
     Raises:
-        ValueError: an unknown refinement.
+        ValueError: an unknown refinement, or one that another flag switches off.
     """
     from talk2dino.refine.refinement import REFINEMENTS
 
     words = [word.strip() for word in (getattr(args, "refine", None) or "").split(",")]
     refined = {check_name("refinement", word, REFINEMENTS): True for word in words if word}
-    return refined | dict(getattr(args, "method_options", None) or {})
+    chosen = dict(getattr(args, "method_options", None) or {})
+    if off := [word for word in refined if chosen.get(word) is False]:
+        raise ValueError(f"--refine {off[0]} contradicts --no_{off[0]}: pass one of them.")
+    return refined | chosen
 
 
 def options_of(args: argparse.Namespace, names: Sequence[str]) -> dict[str, dict[str, Any]]:

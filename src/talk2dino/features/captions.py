@@ -149,8 +149,11 @@ def check_captions(features: FeatureFile, path: Path, need_ids: bool = True) -> 
     Raises:
         ValueError: names the first record that is not usable.
     """
-    _check_records(features.images, ("id",), f"{path}: image")
-    texts = features.annotations
+    try:
+        images, texts = features.images, features.annotations
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    _check_records(images, ("id",), f"{path}: image")
     need_ids = need_ids or any("id" in text for text in texts if isinstance(text, dict))
     keys = ("id", "image_id", "caption") if need_ids else ("image_id", "caption")
     _check_records(texts, keys, f"{path}: annotation")

@@ -13,6 +13,7 @@ from talk2dino.config import check_name, split_names
 if TYPE_CHECKING:
     import torch
 
+    from talk2dino.benchmarks.table import Benchmark
     from talk2dino.methods.base import Method
     from talk2dino.predict import Model
     from talk2dino.segmenter import Segmenter
@@ -70,16 +71,11 @@ def load_segmenter(
     from talk2dino.benchmarks.table import find_benchmark
     from talk2dino.devices import resolve_device
 
-    if weights is not None:
-        settings["weights"] = weights
-    method = find_method(name, settings)
+    method = find_method(name, settings | ({} if weights is None else {"weights": weights}))
     row = None if benchmark is None else method.benchmark(find_benchmark(benchmark))
     method = method.for_pictures(background=False) if row is None else method.on(row)
     method.check()
-    segmenter: Any = method.load(resolve_device(str(device)))
-    segmenter.words = method.words(row)
-    segmenter.protocol = method.demo.protocol if row is None else row.protocol
-    return segmenter  # type: ignore[no-any-return]
+    return _with_words(method, method.load(resolve_device(str(device))), row)
 
 
 def load_model(
@@ -94,13 +90,23 @@ def load_model(
     Args:
         name, weights, device, settings: as in `load_segmenter`.
     """
+    from talk2dino.devices import resolve_device
     from talk2dino.predict import Model
 
-    if weights is not None:
-        settings["weights"] = weights
-    method = find_method(name, settings)
-    segmenter = load_segmenter(name, device=device, **settings)
-    return Model(segmenter, method.demo.threshold, method.model)
+    method = find_method(name, settings | ({} if weights is None else {"weights": weights}))
+    method.check()
+    place = resolve_device(str(device))
+    plain, cleaned = (method.for_pictures(background) for background in (False, True))
+    segmenter = _with_words(plain, plain.load(place))
+    other = _with_words(cleaned, cleaned.load(place, segmenter))
+    return Model(segmenter, other, method.demo.threshold, method.model)
+
+
+def _with_words(method: Method, segmenter: Any, row: Benchmark | None = None) -> Segmenter:
+    """A segmenter with the vocabulary and protocol of a benchmark, or of a user's pictures."""
+    segmenter.words = method.words(row)
+    segmenter.protocol = method.demo.protocol if row is None else row.protocol
+    return segmenter  # type: ignore[no-any-return]
 
 
 def find_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
@@ -118,7 +124,7 @@ def find_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
     from talk2dino.methods.base import under_protocol
 
     kind = method_class(name)
-    settings = dict(settings or {})
+    settings = {n: str(v) if isinstance(v, Path) else v for n, v in (settings or {}).items()}
     protocol = settings.pop("protocol", "native")
     known = option_names(kind)
     for option in settings:
@@ -127,6 +133,11 @@ def find_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
                 f"{option} means nothing for {name}, whose options are {', '.join(known)}. "
                 f"{owners_of(option)}"
             )
+    for entry in dataclasses.fields(kind.Options):
+        value, default = settings.get(entry.name), entry.default
+        kinds = str(entry.type).split(" | ")
+        if entry.name in settings and value != default and type(value).__name__ not in kinds:
+            raise ValueError(f"{entry.name} is {' or '.join(kinds)}, found {value!r}.")
     return under_protocol(kind.from_options(name, kind.Options(**settings)), protocol)
 
 

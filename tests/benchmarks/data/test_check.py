@@ -294,14 +294,14 @@ def test_official_labels_are_not_taken_for_others(tmp_path):
 
 def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
     row = put(tmp_path, "ade20k", ["a"])
-    opened = Image.open
+    opened = Path.open
 
-    def forbidden(path, *args):
-        if Path(path).suffix == ".png":
+    def forbidden(path, *args, **settings):
+        if path.suffix == ".png":
             raise PermissionError(13, "Permission denied", str(path))
-        return opened(path, *args)
+        return opened(path, *args, **settings)
 
-    monkeypatch.setattr(Image, "open", forbidden)
+    monkeypatch.setattr(Path, "open", forbidden)
     _, problems = look(tmp_path, "ade20k")
     assert "a.png may not be read: permission denied" in problems and "damaged" not in problems
     pair = tmp_path / row.images / "a.jpg", tmp_path / row.labels / "a.png"

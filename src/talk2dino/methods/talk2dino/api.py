@@ -185,9 +185,6 @@ class Talk2DINO(HubMethods, PublishedMethods):
         """
         threshold = class_threshold(background, self.loaded.background_threshold)
         classes = class_names(names, threshold is not None)
-        whole: object = max_side  # what callers give is not what the signature promises
-        if whole is not None and (not isinstance(whole, int | np.integer) or whole < 1):
-            raise ValueError(f"max_side is a number of pixels from 1, found {max_side!r}.")
         clean = threshold is not None if clean_background is None else clean_background
         segmenter = self.segmenter.variant(pamr=refine, clean_background=clean)
         query = segmenter.query(classes, threshold)

@@ -165,14 +165,12 @@ class Talk2DinoMethod(Method):
         return PictureRules(demo_threshold(self.config) if threshold is None else threshold)
 
     def on(self, row: Benchmark) -> Talk2DinoMethod:
-        """With background cleaning where it was published so."""
-        return self._with(clean_background=row.clean_background)
+        """With background cleaning where it was published so, unless it was chosen otherwise."""
+        return self._unless_given(clean_background=row.clean_background)
 
     def for_pictures(self, background: bool) -> Talk2DinoMethod:
         """Refined, and cleaned where there is a background, unless it was chosen otherwise."""
-        given = self.options.given()
-        changes = {"pamr": True, "clean_background": background}
-        return self._with(**{key: given.get(key, value) for key, value in changes.items()})
+        return self._unless_given(pamr=True, clean_background=background)
 
     def threshold(self, row: Benchmark) -> float | None:
         """The published one."""
@@ -238,7 +236,9 @@ class Talk2DinoMethod(Method):
             precision=config.precision,
         )
 
-    def _with(self, **changes: Any) -> Talk2DinoMethod:
+    def _unless_given(self, **changes: Any) -> Talk2DinoMethod:
+        chosen = self.options.given()
+        changes = {key: chosen.get(key, value) for key, value in changes.items()}
         return dataclasses.replace(self, config=dataclasses.replace(self.config, **changes))
 
 

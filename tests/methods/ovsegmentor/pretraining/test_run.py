@@ -7,6 +7,7 @@ import signal
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from talk2dino import files
 from talk2dino.cli.pretrain import main
@@ -104,11 +105,15 @@ def dies_in_save(arguments, threads, fatal):
     main(arguments)
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes(fork_server, write_recipe, tmp_path):
+@pytest.mark.parametrize(
+    ("fatal", "stands"),
+    [(4, (0, 2)), (6, (1, 1))],  # epoch 1 is shown and about to be saved; a step of epoch 2 is
+)
+def test_a_killed_run_goes_on_to_the_same_bytes(fork_server, write_recipe, tmp_path, fatal, stands):
     recipe = write_recipe(train={"accumulate": 2, "batch_size": 2, "amp": "bfloat16"})
     out = tmp_path / "killed"
     arguments = ["--config", str(recipe), "--out", str(out), *FLAGS, "--checkpoint_seconds", "0"]
-    fatal = 6  # the second step of epoch 2 is about to be saved
+    arguments += ["--logger", "tensorboard"]
     killed = fork_server.Process(
         target=dies_in_save, args=(arguments, torch.get_num_threads(), fatal)
     )
@@ -116,12 +121,15 @@ def test_a_killed_run_goes_on_to_the_same_bytes(fork_server, write_recipe, tmp_p
     killed.join()
     assert killed.exitcode == -signal.SIGKILL
     snapshot = load_state(out / "unfinished.pth", KIND)
-    assert (snapshot["progress"][0]["epoch"], snapshot["progress"][0]["step"]) == (1, 1)
+    assert (snapshot["progress"][0]["epoch"], snapshot["progress"][0]["step"]) == stands
     assert main([*arguments, "--resume"]) == 0
     assert run_main(recipe, tmp_path / "undisturbed") == 0
     for name in ("model.safetensors", "losses.csv", "config.json"):
         assert (out / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
     assert not list(out.glob(".*"))
+    (folder,) = out.rglob("*.tensorboard")
+    events = EventAccumulator(str(folder)).Reload().Scalars("train/loss")
+    assert [event.step for event in events] == [1, 2, 3, 4, 5, 6]  # one curve
 
 
 def test_an_interrupted_stage_2_goes_on_in_the_middle_of_an_epoch(stage1, make_recipe, tmp_path):

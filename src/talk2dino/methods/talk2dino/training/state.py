@@ -13,7 +13,7 @@ from talk2dino.training.state import RunState
 KIND = "talk2dino unfinished training"
 
 
-@dataclass
+@dataclass(eq=False)
 class TrainingState(RunState):
     """Where a training stands."""
 

@@ -1,0 +1,187 @@
+"""The worked examples of the documents: their edits fit the source, and their commands then run."""
+
+import filecmp
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from talk2dino.features.store import FeatureFile, read_features, write_features
+from talk2dino.toy.world import WorldConfig, write_world
+
+DOCS = Path(__file__).parents[1] / "docs"
+MINIATURES = Path(__file__).parent / "parity" / "data" / "seg" / "data"
+PAGES = ("change_the_loss", "add_a_backbone", "add_a_data_set", "extending")
+
+
+def sections(page):
+    """The sections of a page with an edit: heading -> text."""
+    parts = re.split(r"^## ", (DOCS / f"{page}.md").read_text(), flags=re.MULTILINE)[1:]
+    return {text.splitlines()[0]: text for text in parts if "```diff" in text}
+
+
+EXAMPLES = {heading: text for page in PAGES for heading, text in sections(page).items()}
+
+
+@pytest.fixture
+def tree(root, tmp_path):
+    """A copy of what a checkout has that the examples use."""
+    skipped = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for name in ("src", "configs"):
+        shutil.copytree(root / name, tmp_path / name, ignore=skipped)
+    for script in ("train.py", "dino_extraction_v2.py"):
+        shutil.copy(root / script, tmp_path)
+    return tmp_path
+
+
+def blocks(text, language):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def apply(tree, diff):
+    """Make an edit, whose context must be found exactly once."""
+    for part in re.split(r"^\+\+\+ ", diff, flags=re.MULTILINE)[1:]:
+        name, _, body = part.partition("\n")
+        path = tree / name
+        for hunk in body.split("@@\n"):
+            lines = hunk.splitlines(keepends=True)
+            before = "".join(line[1:] for line in lines if line[0] in " -")
+            after = "".join(line[1:] for line in lines if line[0] in " +")
+            text = path.read_text() if path.exists() else ""
+            assert text.count(before) == 1 if before else not text, f"{name}: {before}"
+            path.write_text(text.replace(before, after) if before else after)
+
+
+def differing(one, other):
+    """Files of `other` that `one` lacks or has with another content."""
+    files = [p.relative_to(other) for p in other.rglob("*.py")]
+    return [f for f in files if not ((one / f).exists() and filecmp.cmp(one / f, other / f, False))]
+
+
+def follow(heading, root, tree):
+    """Make the edits of a section, count them, and run its commands; returns what they print."""
+    text = EXAMPLES[heading]
+    for diff in blocks(text, "diff"):
+        apply(tree, diff)
+    (count,) = re.findall(r"Source files that change: (\d)\.", text)
+    assert len(differing(root / "src", tree / "src")) == int(count)
+    environment = {**os.environ, "PYTHONPATH": str(tree / "src"), "OMP_NUM_THREADS": "1"}
+    printed = ""
+    for line in "".join(blocks(text, "bash")).splitlines():
+        words = [sys.executable, *shlex.split(line)[1:]]
+        done = subprocess.run(words, cwd=tree, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+        printed += done.stdout
+    return printed
+
+
+def write_quickstart(tree):
+    """What `make quickstart` leaves, in little."""
+    folder = tree / "quickstart"
+    write_world(folder / "data", WorldConfig(train_images=2, val_images=1, evaluation_images=1))
+    (folder / "features").mkdir()
+    for seed, split in enumerate(("train", "val")):
+        random = torch.Generator().manual_seed(seed)
+        heads = torch.randn(8, 3, 192, generator=random)
+        write_features(
+            FeatureFile(
+                images=[{"id": n, "file_name": f"{n}.jpg"} for n in range(8)],
+                annotations=[{"id": n, "image_id": n, "caption": "a"} for n in range(8)],
+                image_features={
+                    "disentangled_self_attn": heads,
+                    "avg_self_attn_out": heads.mean(dim=1),
+                },
+                caption_features={"ann_feats": torch.randn(8, 512, generator=random)},
+            ),
+            folder / "features" / f"{split}.pth",
+        )
+
+
+def write_pictures(images, labels, suffix, values):
+    for folder in (images, labels):
+        folder.mkdir(parents=True)
+    shades = np.tile(np.array(values, np.uint8), (32, 8)).repeat(2, axis=1)
+    Image.fromarray(np.stack([shades * 20] * 3, axis=2)).save(images / f"a{suffix}")
+    Image.fromarray(shades).save(labels / "a.png")
+
+
+def test_every_edit_is_of_a_section_that_is_followed_here():
+    source = Path(__file__).read_text()
+    assert all(f'follow("{heading}"' in source for heading in EXAMPLES)
+
+
+def test_a_new_loss_has_its_keys_in_the_recipe(root, tree):
+    write_quickstart(tree)
+    follow("A new loss", root, tree)
+    settings = json.loads((tree / "weights" / "sigmoid.json").read_text())["settings"]
+    found = {key: settings[f"train.{key}"] for key in ("ltype", "scale", "bias")}
+    assert found == {"ltype": "sigmoid", "scale": 20.0, "bias": -10.0}
+
+
+def test_a_new_alignment_trains_and_is_evaluated(root, tree):
+    write_quickstart(tree)
+    follow("A new alignment strategy", root, tree)
+    settings = json.loads((tree / "weights" / "two.json").read_text())["settings"]
+    assert settings["model.alignment_strategy"] == "two_closest"
+    assert len(list((tree / "results").glob("toy_*.json"))) == 1
+
+
+def test_another_vit_of_timm_needs_three_keys(root, tree):
+    write_quickstart(tree)
+    follow("Another ViT of timm", root, tree)
+    (result,) = (tree / "results").glob("toy_*.json")
+    assert json.loads(result.read_text())["settings"]["segmenter"]["mean"] == [0.5, 0.5, 0.5]
+
+
+def test_a_short_name_is_known_to_the_extraction(root, tree):
+    write_quickstart(tree)
+    follow("A short name", root, tree)
+    found = read_features(tree / "val_dino.pth").image_features
+    assert found["avg_self_attn_out"].shape == (1, 384)
+
+
+def test_a_vit_of_ones_own_is_known_to_the_extraction(root, tree):
+    write_quickstart(tree)
+    follow("A ViT that timm does not have", root, tree)
+    found = read_features(tree / "val_micro.pth").image_features
+    assert found["avg_self_attn_out"].shape == (1, 96)
+    code = "from talk2dino.backbones.vision import normalisation as n; print(n('{}'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code.format("vit_micro_patch16.mine")],
+        env={**os.environ, "PYTHONPATH": str(tree / "src")},
+        **{"capture_output": True, "text": True},
+    )
+    assert done.stdout.startswith("((0.45,")
+
+
+def test_a_row_of_a_known_data_set_is_evaluated(root, tree):
+    folder = tree / "data" / "loveDA"
+    write_pictures(folder / "img_dir/val", folder / "ann_dir/val", ".png", range(8))
+    assert "loveda" in follow("One that MMSegmentation knows", root, tree)
+
+
+def test_a_row_of_ones_own_pictures_is_evaluated(root, tree):
+    folder = tree / "data" / "mine"
+    write_pictures(folder / "JPEGImages", folder / "SegmentationClass", ".jpg", range(3))
+    (folder / "ImageSets" / "Segmentation").mkdir(parents=True)
+    (folder / "ImageSets" / "Segmentation" / "val.txt").write_text("a\n")
+    (folder / "class_names.txt").write_text("night\ndusk\nday\n")
+    follow("Your own", root, tree)
+    (result,) = (tree / "results").glob("mine_*.json")
+    assert json.loads(result.read_text())["classes"] == ["night", "dusk", "day"]
+
+
+def test_the_smallest_method_is_evaluated_and_segments(root, tree):
+    shutil.copytree(MINIATURES, tree / "data")
+    shutil.copytree(root / "assets", tree / "assets")
+    assert "grey" in follow("The smallest one", root, tree)
+    assert Image.open(tree / "coffee_grey.png").size[0] >= 600
