@@ -232,3 +232,8 @@ def test_a_folder_with_bert_in_its_name_is_a_bert(tmp_path):
     assert vectors.shape == (3, 16)
     torch.testing.assert_close(vectors[0], encoder.encode(["a cat"])[0], rtol=1e-4, atol=1e-5)
     assert encoder.encode([]).shape == (0, 16)
+
+
+def test_an_unknown_tower_is_named():  # as a configuration of somebody else may say
+    with pytest.raises(ValueError, match=r"unknown text model '\.\./x'"):
+        create_text_tower("../x")

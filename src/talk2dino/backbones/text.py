@@ -326,7 +326,8 @@ def create_text_tower(name: str) -> TextTransformer:
     if name.startswith(TOY):
         shape = {"width": 512, "heads": 8, "layers": 3, "output_dim": 512}
     else:
-        config = open_clip.get_model_config(CLIP_MODELS[name.removesuffix(GELU)])
+        known = check_name("text model", name.removesuffix(GELU), (TOY, *CLIP_MODELS))
+        config = open_clip.get_model_config(CLIP_MODELS[known])
         assert config is not None
         text = config["text_cfg"]
         shape = {key: text[key] for key in ("width", "heads", "layers")}

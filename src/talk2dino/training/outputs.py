@@ -85,14 +85,13 @@ def write_summary(values: Mapping[str, Any], path: Path) -> None:
 
 
 def read_summary(path: Path) -> dict[str, Any]:
-    """The summary of a finished training; empty if there is none that can be read.
+    """The summary of a finished training; empty if there is none.
 
     Raises:
-        ValueError: the training was killed while it wrote its files.
+        ValueError: the training was killed while it wrote its files, or the file is damaged.
     """
     check_finished(path)
-    try:
-        values = read_json(path)
-    except (OSError, ValueError):
+    if not path.exists():
         return {}
+    values = read_json(path, "Remove it, or train again.")
     return values if isinstance(values, dict) else {}

@@ -81,6 +81,15 @@ def test_a_trained_projection_loads_by_its_summary(tmp_path):
     assert model.is_trained
 
 
+@pytest.mark.parametrize("text", ["", "[" * 200_000, '{"settings": 1, "settings": 2}'])
+def test_a_damaged_summary_is_named_instead_of_asking_for_a_recipe(tmp_path, text):
+    path = tmp_path / "mine.pth"
+    torch.save(projection_state(192), path)
+    path.with_suffix(".json").write_text(text)
+    with pytest.raises(ValueError, match=r"mine\.json.*Remove it, or train again"):
+        load_model(str(path))
+
+
 def test_a_projection_without_a_summary_needs_its_recipe(toy, root, tmp_path):
     path = tmp_path / "mine.pth"
     torch.save(projection_state(192, hidden="linear_layer2"), path)
