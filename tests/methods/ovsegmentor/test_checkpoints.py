@@ -156,7 +156,7 @@ def test_folders_without_weights_say_what_is_missing(tmp_path):
         check_source(tmp_path / "absent")
     with pytest.raises(FileNotFoundError, match="it lacks model.safetensors"):
         read_checkpoint(tmp_path)
-    with pytest.raises(FileNotFoundError, match="no such checkpoint file"):
+    with pytest.raises(ValueError, match="is a folder, not a file"):
         convert_checkpoint(tmp_path, tmp_path / "out")
     check_source("seeded:0")
 
