@@ -11,8 +11,9 @@ import talk2dino
 from talk2dino.benchmarks.datasets import EvaluationSet
 from talk2dino.benchmarks.table import find_benchmark
 from talk2dino.cli.evaluate import main as evaluate
-from talk2dino.inference import WHOLE, picture_scores, score_labels
+from talk2dino.inference import picture_scores, score_labels
 from talk2dino.methods.registry import find_method
+from talk2dino.sizes import WHOLE
 
 MINIATURES = Path(__file__).parent / "parity" / "data" / "seg" / "data"
 PASCAL = MINIATURES / "VOCdevkit"
