@@ -56,6 +56,8 @@ def test_a_window_of_one_colour_has_finite_scores(toy):
     assert scores.isfinite().all()
     features = toy.patch_features(torch.full((1, 3, 64, 64), 127.0))
     assert features.mean_similarities[0] > 1 / 1.2  # where the published code gives NaN
+    assert toy.uniform_windows(features) == [True]
+    assert toy.uniform_windows(features._replace(mean_similarities=(0.83, 0.84))) == [False, True]
 
 
 def test_a_window_scores_alike_whatever_it_is_batched_with(toy):
@@ -171,7 +173,7 @@ def test_protocols_are_the_published_ones(toy):
 
 def test_models_have_published_numbers_or_are_toys():
     assert set(MODELS) - set(PUBLISHED) == {"proxyclip_toy", "proxyclip_toy_dinov2"}
-    assert PUBLISHED["proxyclip_vith"]["ade20k"] == 24.2
+    assert PUBLISHED["proxyclip_vith"].miou["ade20k"] == 24.2
     with pytest.raises(ValueError, match="unknown model 'proxyclip'"):
         load_segmenter("proxyclip")
 

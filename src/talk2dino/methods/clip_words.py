@@ -20,13 +20,13 @@ from talk2dino.backbones.templates import check_names, get_templates
 from talk2dino.backbones.text import TextEncoder, default_weights
 from talk2dino.benchmarks.table import BENCHMARKS, Benchmark
 from talk2dino.files import weights_identity
-from talk2dino.methods.base import Method, MethodOptions, PictureRules
+from talk2dino.methods.base import PAPERS_TABLE, Method, MethodOptions, PictureRules
 from talk2dino.methods.dense import DenseSegmenter
 from talk2dino.refine.refinement import Refinement
 from talk2dino.segmenter import BACKGROUND, ClassQuery, ClassWords, Words, pool_words
 from talk2dino.sizes import Protocol
 
-WITHOUT_BACKGROUND = ("voc20", "context59", "coco_stuff", "cityscapes", "ade20k")
+WITHOUT_BACKGROUND = PAPERS_TABLE[3:]
 """Benchmarks whose every pixel has a class."""
 BACKGROUND_WORDS = (
     *("sky", "wall", "tree", "wood", "grass", "road", "sea", "river", "mountain", "sands", "desk"),
@@ -149,11 +149,6 @@ class ClipWordMethod(Method):
     def threshold(self, row: Benchmark) -> float | None:
         """The published one."""
         return self.on(row).rules.threshold if row.background else None
-
-    def published_miou(self, row: Benchmark) -> float | None:
-        """As printed by the authors or by others."""
-        name = f"{self.model}_pamr" if self.refines else self.model
-        return self.PUBLISHED.get(name, {}).get(row.key)
 
     @property
     def refines(self) -> bool:
