@@ -169,6 +169,10 @@ class ClipWordMethod(Method):
             "pamr": self.refines,
         }
 
+    def text_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """CLIP alone: methods that share it share the rows of a word."""
+        return {"clip": self.clip, "weights": settings.get("clip_weights", settings["weights"])}
+
 
 class ClipWordSegmenter(DenseSegmenter):
     """A `Finalising` segmenter, but for `patch_features` and `patch_scores`.

@@ -30,6 +30,8 @@ _MOST_NAMED = 12
 """Classes in the legend of an example: the largest in the label and the predictions."""
 _GAP = 8
 _FONT_SIZE = 15
+_LEAST_WIDTH = 160
+"""Of a column, so that titles have room."""
 _INK = (30, 30, 30)
 
 
@@ -61,6 +63,11 @@ class Example:
     """Classes by area."""
     trouble: list[str]
     """Why something is not shown."""
+
+    @property
+    def pictures(self) -> list[Image.Image]:
+        """All that there are."""
+        return [p for p in (self.image, self.truth, *self.predictions) if p is not None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,14 +221,15 @@ def draw_rows(rows: Sequence[tuple[str, Example]], labels: Sequence[str]) -> Ima
     font = legend_font(_FONT_SIZE)
     left = round(max(font.getlength(title) for title, _ in rows))
     left += 3 * _GAP if left else _GAP
-    titles = [wrap_text(t, font, PANEL_WIDTH) for t in ("image", "ground truth", *labels)]
-    width = left + len(titles) * (PANEL_WIDTH + _GAP)
+    panel = max([_LEAST_WIDTH, *(picture.width for _, row in rows for picture in row.pictures)])
+    titles = [wrap_text(t, font, panel) for t in ("image", "ground truth", *labels)]
+    width = left + len(titles) * (panel + _GAP)
     strips = [_draw_row(example, title, left, width) for title, example in rows]
     header = max(map(len, titles)) * (_FONT_SIZE + 4) + 2 * _GAP
     picture = Image.new("RGB", (width, header + sum(s.height for s in strips)), "white")
     pen = ImageDraw.Draw(picture)
     for index, lines in enumerate(titles):
-        middle = (left + index * (PANEL_WIDTH + _GAP) + PANEL_WIDTH // 2, header // 2)
+        middle = (left + index * (panel + _GAP) + panel // 2, header // 2)
         pen.text(middle, "\n".join(lines), _INK, font, anchor="mm", align="center")
     top = header
     for strip in strips:
@@ -231,8 +239,9 @@ def draw_rows(rows: Sequence[tuple[str, Example]], labels: Sequence[str]) -> Ima
 
 
 def _draw_row(example: Example, title: str, left: int, width: int) -> Image.Image:
-    pictures = [example.image, example.truth, *example.predictions]
-    height = max((picture.height for picture in pictures if picture is not None), default=40)
+    shown = [example.image, example.truth, *example.predictions]
+    height = max((picture.height for picture in example.pictures), default=40)
+    panel = (width - left) // len(shown) - _GAP
     named = [entry for entry in example.legend if entry.colour is not None]
     colours = np.array([entry.colour for entry in named], dtype=np.uint8).reshape(-1, 3)
     legend = draw_legend([entry.name for entry in named], colours, width - left, _FONT_SIZE - 2)
@@ -240,12 +249,12 @@ def _draw_row(example: Example, title: str, left: int, width: int) -> Image.Imag
     pen = ImageDraw.Draw(row)
     font = legend_font(_FONT_SIZE)
     pen.text((left - 2 * _GAP, height // 2), title, _INK, font, anchor="rm")
-    for index, picture in enumerate(pictures):
-        corner = (left + index * (PANEL_WIDTH + _GAP), 0)
+    for index, picture in enumerate(shown):
+        corner = (left + index * (panel + _GAP), 0)
         if picture is None:
-            middle = (corner[0] + PANEL_WIDTH // 2, height // 2)
+            middle = (corner[0] + panel // 2, height // 2)
             pen.text(middle, "not kept", (150, 150, 150), font, anchor="mm")
         else:
-            row.paste(picture, (corner[0] + (PANEL_WIDTH - picture.width) // 2, corner[1]))
+            row.paste(picture, (corner[0] + (panel - picture.width) // 2, corner[1]))
     row.paste(legend, (left, height))
     return row
