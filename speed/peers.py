@@ -91,7 +91,7 @@ def _side(labels: Any, model: str, size_hw: tuple[int, int]) -> Prepare:
 def _case(model: str, size_hw: tuple[int, int], windows: int) -> Case:
     height, width = size_hw
     return Case(
-        f"{model} on a picture of {height} x {width}, {windows} windows, {CLASSES} classes",
+        f"{model} on a picture of {height} x {width}, {CLASSES} classes",
         {
             SHIPPED: _side(shipped_labels, model, size_hw),
             LITERAL: _side(literal_labels, model, size_hw),
@@ -105,5 +105,5 @@ def _case(model: str, size_hw: tuple[int, int], windows: int) -> Case:
 CASES = {
     "proxyclip": _case("proxyclip_vitb", (336, 448), 2),
     "clip_dinoiser": _case("clip_dinoiser", (448, 672), 2),
-    "freeda": _case("freeda_vitl", (448, 672), 2),
+    "freeda": _case("freeda_vitl", (448, 448), 1),
 }

@@ -201,7 +201,10 @@ def test_wrong_arguments_are_named_before_anything_is_loaded(
 def test_a_flag_that_one_of_two_models_has_is_used_there(tmp_path, capsys):
     flags = ["--pamr", "--num_jobs", "9", "--job_id", "8"]
     assert evaluate(tmp_path, *flags, benchmarks="voc20") == 0
-    assert "warning: --pamr means nothing for ovsegmentor_toy" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "warning: --pamr means nothing for ovsegmentor_toy" in said
+    assert "warning: nothing is published of ovsegmentor_toy on voc20\n" in said
+    assert "published of toy" not in said
 
 
 def test_an_image_that_cannot_be_read_is_named_for_both(tmp_path, capsys):

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from talk2dino.backbones.vision import load_vision
 from talk2dino.benchmarks.table import BENCHMARKS
@@ -9,6 +10,7 @@ from talk2dino.methods.proxyclip import (
     PUBLISHED,
     ProxyClipSegmenter,
     class_words,
+    mix_by_proxy,
     proxy_attention,
     shared_words,
 )
@@ -49,6 +51,28 @@ def test_where_all_is_alike_every_patch_attends_to_itself():
     attention, mean = proxy_attention(torch.ones(5, 8))
     assert mean == pytest.approx(1.0)
     torch.testing.assert_close(attention, torch.eye(5))
+
+
+class Allocated(TorchDispatchMode):
+    """Keeps every tensor's storage that is made, so that their sum bounds the memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.storages = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in [result] if isinstance(result, torch.Tensor) else []:
+            self.storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return result
+
+
+def test_a_window_takes_one_matrix_of_similarities_and_not_one_per_head():
+    patches = 1764  # of 8 pixels in a window of 336
+    features, values = torch.randn(patches, 16), torch.randn(patches, 768)
+    with Allocated() as allocated:
+        mix_by_proxy(features, values)
+    assert sum(storage.nbytes() for storage in allocated.storages.values()) < 60e6
 
 
 def test_a_window_of_one_colour_has_finite_scores(toy):

@@ -170,6 +170,13 @@ class Method:
         """In what its protocol differs from its publication's on a benchmark with these classes."""
         return []
 
+    def remarks(self, row: Benchmark) -> list[str]:
+        """What to know before its numbers on a benchmark are compared."""
+        known = [published.key for published in self.published_on]
+        if row.key not in BENCHMARKS or row.key in known or self.published_miou(row) is not None:
+            return []
+        return [f"nothing is published of {self.model} on {row.key}"]
+
     def query(
         self,
         segmenter: Segmenter,
@@ -285,6 +292,10 @@ class Unified(Method):
             *(("", name, ", ".join(of(name))) for name in names),
         ]
         return [f"{what}{now} in place of {was}" for what, now, was in changes if now != was]
+
+    def remarks(self, row: Benchmark) -> list[str]:
+        """See `Method`."""
+        return self.native.remarks(row)
 
     def check(self) -> None:
         """See `Method`."""

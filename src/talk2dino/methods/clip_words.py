@@ -72,9 +72,10 @@ def word_rows(text: TextEncoder, words: Sequence[str]) -> Tensor:
     """(Q, E) of unit length: the mean of a word's 80 prompts, each of unit length before."""
     check_names(words)
     templates = get_templates("full")
-    prompts = text.encode([template.format(word) for word in words for template in templates])
-    means = F.normalize(prompts, dim=-1).unflatten(0, (len(words), len(templates))).mean(dim=1)
-    return F.normalize(means, dim=-1)
+    distinct = list(dict.fromkeys(words))  # a word that comes twice has equal rows, to the bit
+    prompts = text.encode([template.format(word) for word in distinct for template in templates])
+    means = F.normalize(prompts, dim=-1).unflatten(0, (len(distinct), len(templates))).mean(dim=1)
+    return F.normalize(means, dim=-1)[[distinct.index(word) for word in words]]
 
 
 @dataclass(frozen=True)

@@ -118,13 +118,13 @@ class FreeDAMethod(Method):
     def threshold(self, row: Benchmark) -> None:
         """There is no published one: `evaluate` asks for it."""
 
-    def describe(self) -> tuple[str, list[str]]:
-        """What is loaded, and whose superpixels a benchmark without its own takes."""
-        text, notes = super().describe()
-        if self.key in UNRELEASED and self.superpixels is not None:
-            theirs = UNRELEASED[self.key]
-            notes.append(f"nothing is published for {self.key}: superpixels as for {theirs}")
-        return text, notes
+    def remarks(self, row: Benchmark) -> list[str]:
+        """Whose superpixels a benchmark without its own takes."""
+        remarks = super().remarks(row)
+        if row.key in UNRELEASED and self.options.superpixels:
+            theirs = UNRELEASED[row.key]
+            remarks.append(f"{self.model} has no superpixels for {row.key}: those of {theirs}")
+        return remarks
 
     def check(self) -> None:
         """See `check_clip`, `check_vision`, `check_bank`."""
