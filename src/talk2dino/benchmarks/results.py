@@ -81,7 +81,7 @@ def make_result(
     areas = stacked_areas((counts[index] for index in range(len(dataset.samples))), len(names))
     scores = segmentation_scores(torch.from_numpy(areas["confusion"]))
     low, high = bootstrap_interval(areas["intersect"], areas["union"])
-    uniform = [counts[index].uniform for index in range(len(dataset.samples))]
+    told = [image.uniform for image in counts.values() if image.uniform is not None]
     settings = run.settings
     pamr = bool(settings["segmenter"].get("pamr"))
     content = {
@@ -94,7 +94,7 @@ def make_result(
         "with_bg_clean": bool(settings["segmenter"].get("clean_background")),
         "bg_thresh": settings["bg_thresh"],
         "num_images": len(dataset.samples),
-        "uniform_windows": None if None in uniform else sum(uniform),
+        "uniform_windows": sum(told) if len(told) == len(counts) else None,
         "mIoU": _percent(scores.mean_iou),
         "mAcc": _percent(scores.mean_accuracy),
         "aAcc": _percent(scores.all_accuracy),

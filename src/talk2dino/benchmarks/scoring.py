@@ -167,8 +167,9 @@ def _task_scores(
             owner is None or not segmenter.shares_features(owner)
         ):
             owner, features = segmenter, segmenter.patch_features(windows)
-        tells = isinstance(segmenter, UniformWindows)
-        uniform = segmenter.uniform_windows(features) if tells else None
+        uniform = None
+        if isinstance(segmenter, UniformWindows):
+            uniform = segmenter.uniform_windows(features)
         if isinstance(segmenter, PatchScoring):
             yield segmenter.patch_scores(features, query), uniform
         elif isinstance(segmenter, FeatureSharing):

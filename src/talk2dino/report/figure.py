@@ -86,7 +86,8 @@ def write_figure(places: Sequence[str | Path], options: FigureOptions) -> list[P
     groups = by_benchmark(runs := find_runs(places)[0])
     wanted = options.methods or methods(runs)
     rows = [_find_row(groups, image, wanted) for image in options.images]
-    examples, pictures = [], {}
+    examples: list[Example] = []
+    pictures: dict[str, Image.Image] = {}
     for row in rows:
         maps = read_maps(row.image, row.runs, options.data_root)
         _check_complete(row, maps)
@@ -106,8 +107,8 @@ def _find_row(groups: Mapping[str, list[EvaluatedRun]], image: str, wanted: Sequ
     """The image and the runs of the only benchmark that has both the image and all methods."""
     found = {}
     for key, runs in groups.items():
-        paths = next((run.counts["images"].tolist() for run in runs if run.counts), [])
-        for path in paths:
+        counts = next((run.counts for run in runs if run.counts is not None), None)
+        for path in [] if counts is None else map(str, counts["images"]):
             stem = PurePosixPath(path).stem
             if image in (path, stem, f"{key}/{stem}"):
                 found[key] = path
@@ -119,8 +120,9 @@ def _find_row(groups: Mapping[str, list[EvaluatedRun]], image: str, wanted: Sequ
     runs_of = {key: [_matching(groups[key], name) for name in wanted] for key in found}
     fitting = [key for key, runs in runs_of.items() if all(runs)]
     if not fitting:
-        key, runs = next(iter(runs_of.items()))
-        missing = ", ".join(name for name, some in zip(wanted, runs, strict=True) if not some)
+        key = next(iter(runs_of))
+        pairs = zip(wanted, runs_of[key], strict=True)
+        missing = ", ".join(name for name, matching in pairs if not matching)
         known = ", ".join(run.label for run in groups[key])
         raise ValueError(f"{key}, which has the image {image!r}, lacks {missing}. Known: {known}.")
     if len(fitting) > 1:
