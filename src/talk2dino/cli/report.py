@@ -67,7 +67,7 @@ def check(args: argparse.Namespace) -> None:
     check_writable(options.output, args.overwrite)
 
 
-def run(args: argparse.Namespace, found: None = None) -> int:
+def run(args: argparse.Namespace, _: None = None) -> int:
     """Write the report, or the figure."""
     if args.figure is not None:
         from talk2dino.report.figure import write_figure

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from talk2dino.backbones.seeded import PREFIX
 from talk2dino.benchmarks.table import BENCHMARKS, Benchmark
 from talk2dino.config import check_name
 from talk2dino.files import weights_identity
@@ -36,12 +37,22 @@ class PictureRules:
 
     threshold: float
     """Of the background."""
+    guessed: bool = False
+    """Whether the model's own threshold will be known when it is downloaded."""
     always_background: bool = False
     """Whether there is a background unless it is refused."""
     protocol: Protocol = WHOLE
     """Size and windows; the default is the picture as one window."""
     groups: bool = False
     """Whether there are group maps to show."""
+    refines: bool | None = None
+    """Whether scores are refined; None: the method has no refinement."""
+    redraws: bool = False
+    """Whether scores can be given another threshold: the background's are the threshold itself."""
+    thresholds: tuple[float, float] = (0.0, 1.0)
+    """Between which ones are worth trying."""
+    scores: str = "class scores"
+    """What the scores are."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +113,25 @@ class Method:
         """
         return False
 
+    @classmethod
+    def remote(cls, name: str) -> PictureRules | None:
+        """The rules of a model that would have to be downloaded first; None: it is here."""
+        return None
+
     @property
     def demo(self) -> PictureRules:
         """Its rules for a user's pictures."""
         raise NotImplementedError
+
+    @property
+    def untrained(self) -> bool:
+        """Whether its weights are random."""
+        return (self.options.weights or "").startswith(PREFIX)
+
+    @property
+    def toy(self) -> bool:
+        """Whether it has seen nothing but drawn pictures."""
+        return "toy" in self.model.split("_")
 
     @property
     def published_on(self) -> Sequence[Benchmark]:
@@ -142,6 +168,13 @@ class Method:
     def for_pictures(self, background: bool) -> Method:
         """The method with the options of inference for pictures that belong to no benchmark."""
         return self
+
+    def refined(self, refine: bool) -> Method:
+        """The method with its refinement or without; itself if it has none."""
+        if not hasattr(self.options, "pamr"):
+            return self
+        options = dataclasses.replace(self.options, pamr=refine)  # type: ignore[call-arg]
+        return dataclasses.replace(self, options=options)
 
     def threshold(self, row: Benchmark) -> float | None:
         """Its background threshold on a benchmark; None where that has no background."""
@@ -190,9 +223,8 @@ class Method:
 
     def describe(self) -> tuple[str, list[str]]:
         """What is loaded, in words, and notes on what is odd about it."""
-        seeded = (self.options.weights or "").startswith("seeded:")
         note = "this model is untrained; the colours will mean nothing"
-        return self.model, [note] if seeded else []
+        return self.model, [note] if self.untrained else []
 
     def load(self, device: torch.device, loaded: Segmenter | None = None) -> Segmenter:
         """Load the weights.

@@ -249,7 +249,7 @@ class ClipDinoiserMethod(ClipWordMethod):
     @property
     def demo(self) -> PictureRules:
         """The whole picture as one window, as the authors' demo."""
-        return PictureRules(RULES[ANY].threshold)
+        return PictureRules(RULES[ANY].threshold, refines=self.refines)
 
     @property
     def weights(self) -> str:

@@ -135,7 +135,8 @@ class ClipWordMethod(Method):
     @property
     def demo(self) -> PictureRules:
         """Its own windows, and no background unless it is asked for."""
-        return PictureRules(self.table[ANY].threshold, protocol=self.table[ANY].protocol)
+        rules = self.table[ANY]
+        return PictureRules(rules.threshold, protocol=rules.protocol, refines=self.refines)
 
     def benchmark(self, row: Benchmark) -> Benchmark:
         """The row with the method's own size and windows."""

@@ -12,11 +12,13 @@ from typing import Any
 import torch
 
 from talk2dino.backbones import text, vision
+from talk2dino.backbones.seeded import PREFIX
 from talk2dino.backbones.templates import ALIASES
 from talk2dino.benchmarks.table import Benchmark
 from talk2dino.files import find_in_checkout, weights_identity
 from talk2dino.methods.base import Method, MethodOptions, PictureRules, published
 from talk2dino.methods.talk2dino.config import SegmenterConfig, read_segmenter_config
+from talk2dino.methods.talk2dino.hub.fetch import FetchOptions
 from talk2dino.methods.talk2dino.hub.folder import FILE_SUFFIXES
 from talk2dino.methods.talk2dino.hub.load import (
     FoundModel,
@@ -26,7 +28,7 @@ from talk2dino.methods.talk2dino.hub.load import (
     is_whole_model,
     load_segmenter,
 )
-from talk2dino.methods.talk2dino.hub.published import demo_threshold, short_name
+from talk2dino.methods.talk2dino.hub.published import PUBLISHED, TOY, demo_threshold, short_name
 from talk2dino.methods.talk2dino.provenance import differences_from_training
 from talk2dino.methods.talk2dino.segmenter import Talk2DinoSegmenter
 from talk2dino.segmenter import Segmenter
@@ -50,6 +52,10 @@ _PUBLISHED = {
 RECIPE_SUFFIXES = (".yaml", ".yml")
 BACKBONE_WEIGHTS = ("vision_weights", "text_weights")
 _LARGE = 1024  # width of ViT-L, whose published threshold is lower
+_RULES = PictureRules(
+    0.55, refines=True, redraws=True, thresholds=(0.3, 0.8), scores="sigmoid(cosine)"
+)
+"""For a user's pictures."""
 _NOT_OF_TEXT = (
     *("vision_model", "vision_weights", "input_size", "precision", "mean", "std"),
     *("pamr", "clean_background"),
@@ -147,8 +153,33 @@ class Talk2DinoMethod(Method):
     @property
     def demo(self) -> PictureRules:
         """As its published demo."""
-        threshold = self.background_threshold
-        return PictureRules(demo_threshold(self.config) if threshold is None else threshold)
+        own = self.background_threshold
+        threshold = demo_threshold(self.config) if own is None else own
+        return dataclasses.replace(_RULES, threshold=threshold, refines=self.config.pamr)
+
+    @classmethod
+    def remote(cls, name: str) -> PictureRules | None:
+        """Of a published model, or the usual ones of a repository that is not in the cache."""
+        published = PUBLISHED.get(short_name(name) or name)
+        if published is None and (Path(name).exists() or not is_repository(name)):
+            return None
+        try:
+            find_model(name, fetch=FetchOptions(local_files_only=True))
+        except RuntimeError:
+            if published is None:
+                return dataclasses.replace(_RULES, guessed=True)
+            return dataclasses.replace(_RULES, threshold=published.background_threshold)
+        return None
+
+    @property
+    def untrained(self) -> bool:
+        """Whether its projection is random."""
+        return self.config.projection_weights.startswith(PREFIX)
+
+    @property
+    def toy(self) -> bool:
+        """Whether its backbone is."""
+        return self.config.vision_model == TOY
 
     def on(self, row: Benchmark) -> Talk2DinoMethod:
         """With background cleaning where it was published so, unless it was chosen otherwise."""
@@ -206,7 +237,7 @@ class Talk2DinoMethod(Method):
         if self.whole is not None:
             source = f"from {self.whole.parent}"
         notes = differences_from_training(config)
-        if config.projection_weights.startswith("seeded:"):
+        if self.untrained:
             notes = ["this projection is untrained; the colours will mean nothing", *notes]
         return f"{config.vision_model} and {config.text_model}, {source}", notes
 
