@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,13 +30,11 @@ from talk2dino.devices import (
     resolve_dtype,
 )
 from talk2dino.features.captions import CaptionInput
-from talk2dino.features.job import Job, Output, fingerprint
+from talk2dino.features.chunks import Chunk
+from talk2dino.features.job import Job, Output, Work, fingerprint
 from talk2dino.features.keys import CAPTION_KEYS
-from talk2dino.features.parts import Batch
-from talk2dino.features.ranges import Range
 from talk2dino.features.store import FeatureFile
 from talk2dino.features.transfer import fetched_behind
-from talk2dino.features.work import Work, collected
 from talk2dino.progress import Progress, silent
 
 logger = logging.getLogger(__name__)
@@ -155,20 +152,18 @@ def extract_text_split(
     texts = OrderedTexts(captions, encoder)
     work = Work(
         fingerprint(captions[row] for row in texts.order.tolist()),
-        texts.lengths[texts.order],
+        len(captions),
         encoder.batch_size,
         lambda fresh: encoder.load(),
-        lambda part: _encoded(texts, encoder, keys, part),
+        lambda batches: _encoded(texts, encoder, keys, batches),
+        texts.order,
     )
-    parts = collected(job, output, work, progress)
-    if parts is None:
+    made = job.collected(output, work, progress)
+    if made is None:
         return None
-    order = texts.order
-    identity = torch.equal(order, torch.arange(len(order)))
-    columns = parts.columns(None if identity else order.argsort())
-    result = _assembled(features, columns, settings)
+    result = _assembled(features, made.columns, settings)
     output.write(result, job.folder)
-    job.finish(output, parts)
+    job.finish(output)
     return result
 
 
@@ -295,14 +290,12 @@ def _check_adds_something(
 
 
 def _encoded(
-    texts: OrderedTexts, encoder: Encoder, keys: tuple[str, ...], part: Range
-) -> Iterator[Batch]:
-    """Batches of a range; a batch is fetched and stored while the next one is at work."""
-    rows = texts.order[part.start : part.stop].split(encoder.batch_size)
-    found = (_found(texts, encoder, keys, batch) for batch in rows)
-    stops = (min(part.start + encoder.batch_size * n, part.stop) for n in itertools.count(1))
-    batches = (Batch(stop, columns) for stop, columns in zip(stops, found, strict=False))
-    yield from fetched_behind(batches, encoder.device)
+    texts: OrderedTexts, encoder: Encoder, keys: tuple[str, ...], batches: Sequence[range]
+) -> Iterator[Chunk]:
+    """The results of batches; one is fetched and stored while the next one is at work."""
+    rows = (texts.order[batch.start : batch.stop] for batch in batches)
+    found = (Chunk(_found(texts, encoder, keys, some)) for some in rows)
+    yield from fetched_behind(found, encoder.device)
 
 
 def _found(
