@@ -424,6 +424,16 @@ def test_a_later_split_can_be_made_alone(tmp_path, coco):
     assert [image["id"] for image in read_features(tmp_path / "a_7.pth").images] == [104, 105]
 
 
+def test_jobs_write_the_files_of_the_splits(tmp_path, coco):
+    assert main(coco.arguments(tmp_path / "a.pth", "--n_in_splits", "2")) == 0
+    for job in ("1", "0"):
+        flags = ["--num_jobs", "2", "--job_id", job]
+        assert main(coco.arguments(tmp_path / "b.pth", *flags)) == 0
+    for number in range(2):
+        one, other = (tmp_path / f"{stem}_{number}.pth" for stem in "ab")
+        assert one.read_bytes() == other.read_bytes()
+
+
 def test_finished_splits_of_one_input_are_not_completed_with_another(
     tmp_path, coco, make_coco, capsys, monkeypatch
 ):

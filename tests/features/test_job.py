@@ -59,6 +59,11 @@ def test_splits_are_numbered_from_the_offsets(tmp_path):
     assert [o.files[0].name for o in planned] == ["val_12.pth", "val_13.pth"]
 
 
+def test_a_job_makes_the_split_of_its_number_only(tmp_path):
+    (planned,) = outputs(tmp_path, n_in_splits=4, job_id=2)
+    assert (planned.split, planned.files[0].name) == (2, "val_2.pth")
+
+
 def test_shard_numbers_continue_over_splits(tmp_path):
     planned = plan_outputs(tmp_path, Division(n_in_splits=2, out_offset=5, n_shards=2))
     names = [[path.name for path in output.files] for output in planned]
@@ -72,6 +77,8 @@ def test_shard_numbers_continue_over_splits(tmp_path):
         ({"n_in_splits": 0}, "at least 1"),
         ({"n_in_splits": 2, "in_batch_offset": 2}, "the splits are 0 to 1"),
         ({"in_batch_offset": -1}, "the splits are 0 to 0"),
+        ({"n_in_splits": 2, "job_id": 2}, "the jobs are 0 to 1"),
+        ({"n_in_splits": 2, "job_id": 1, "in_batch_offset": 1}, "--job_id the only"),
         ({"out_offset": -1}, "must not be negative"),
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +38,6 @@ from talk2dino.features.sources import check_any_exists
 from talk2dino.features.store import FeatureFile
 from talk2dino.features.transfer import fetched_behind, sent_ahead
 from talk2dino.progress import Progress, silent
-
-logger = logging.getLogger(__name__)
 
 CPU_BATCH = 4
 """Images at once on a CPU: more are no faster, and their activations leave its cache."""
@@ -270,18 +267,7 @@ def _assembled(features: FeatureFile, made: Chunk, settings: ImageSettings) -> F
     kept = torch.ones(features.num_images, dtype=torch.bool)
     kept[list(made.failures)] = False
     whole = features.select(kept.nonzero().flatten())
-    result = FeatureFile(whole.images, whole.annotations, settings=whole.settings)
-    result.extra, result.layout = whole.extra, whole.layout
-    result.caption_features = dict(whole.caption_features)
-    older = {k: v for k, v in whole.image_features.items() if k not in settings.keys}
-    if older and whole.settings.get("vision") != settings.recorded():
-        logger.warning(
-            "%s of the input were made with other or unknown settings and are left out",
-            ", ".join(older),
-        )
-        older = {}
-    result.image_features = {**older, **made.columns}
-    result.settings["vision"] = settings.recorded()
+    result = whole.completed(made.columns, True, "vision", settings.recorded())
     if settings.blip_model:
         recaptioned(result, made.captions, settings.blip_model)
     return result

@@ -32,12 +32,14 @@ _FAILED = "failed.txt"
 
 @dataclass(frozen=True)
 class Division:
-    """How a run is divided into splits and numbered; the published flags of the same names."""
+    """How the input is divided into splits and they are numbered; flags of the same names."""
 
     n_in_splits: int = 1
     """Contiguous splits of the input, one output each."""
     in_batch_offset: int = 0
     """First split that is worked on."""
+    job_id: int | None = None
+    """The only split that is worked on; None for all from the first one on."""
     out_offset: int = 0
     """Added to the number in `<stem>_<number>.pth`, or to the number of every shard."""
     n_shards: int = 0
@@ -51,6 +53,13 @@ class Division:
                 f"--in_batch_offset {self.in_batch_offset}: with --n_in_splits "
                 f"{self.n_in_splits} the splits are 0 to {self.n_in_splits - 1}"
             )
+        if self.job_id is not None and not 0 <= self.job_id < self.n_in_splits:
+            raise ValueError(
+                f"--job_id {self.job_id}: with --num_jobs {self.n_in_splits} the jobs are 0 to "
+                f"{self.n_in_splits - 1}"
+            )
+        if self.job_id is not None and self.in_batch_offset:
+            raise ValueError("--in_batch_offset is the first of several splits, --job_id the only")
         if self.out_offset < 0:
             raise ValueError(f"--out_offset must not be negative, got {self.out_offset}")
 
@@ -119,7 +128,8 @@ def plan_outputs(path: Path, division: Division, layout: str | None = None) -> l
         layout: of `.pth` files; None for that of the input.
     """
     outputs = []
-    for split in range(division.in_batch_offset, division.n_in_splits):
+    splits = range(division.in_batch_offset, division.n_in_splits)
+    for split in splits if division.job_id is None else (division.job_id,):
         if division.n_shards:
             first = division.out_offset + split * division.n_shards
             files = tuple(shard_paths(path, division.n_shards, first))

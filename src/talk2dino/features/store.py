@@ -19,9 +19,10 @@ The published layout (tensors inside every image and annotation dict) is read an
 from __future__ import annotations
 
 import json
+import logging
 import zipfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ from talk2dino.features.keys import LAYOUTS, adding_command, first_few
 from talk2dino.features.published import Unpacked, check_tensor, pack, unpack
 from talk2dino.files import load_torch, save_torch
 from talk2dino.textfiles import parse_json
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "talk2dino-features"
 VERSION = 1
@@ -134,6 +137,41 @@ class FeatureFile:
         )
         part.extra, part.layout = self.extra, self.layout
         return part
+
+    def completed(
+        self,
+        columns: dict[str, Tensor],
+        of_images: bool,
+        section: str,
+        made: dict[str, Any],
+        alike: Collection[str] | None = None,
+    ) -> FeatureFile:
+        """These records with more columns; older ones of the kind stay if made the same way.
+
+        Args:
+            columns: key -> (N, ...) or (M, ...).
+            of_images: whether they are features of images, rather than of captions.
+            section: where `settings` keep how columns of the kind were made.
+            made: how these were.
+            alike: the keys of the kind; None for all that features of images, or captions, have.
+        """
+        result = FeatureFile(
+            *(self.images, self.annotations, self.image_features, self.caption_features),
+            self.settings,
+        )
+        result.extra, result.layout = self.extra, self.layout
+        held = result.image_features if of_images else result.caption_features
+        older = [k for k in held if k not in columns and (alike is None or k in alike)]
+        if older and self.settings.get(section) != made:
+            logger.warning(
+                "%s of the input were made with other or unknown settings and are left out",
+                ", ".join(older),
+            )
+            for key in older:
+                del held[key]
+        held |= columns
+        result.settings[section] = made
+        return result
 
 
 def read_features(path: str | Path, mmap: bool = True) -> FeatureFile:

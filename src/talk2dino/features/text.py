@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,8 +35,6 @@ from talk2dino.features.keys import CAPTION_KEYS
 from talk2dino.features.store import FeatureFile
 from talk2dino.features.transfer import fetched_behind
 from talk2dino.progress import Progress, silent
-
-logger = logging.getLogger(__name__)
 
 BERT_KEY = "bert-base_features"
 CLIP_KEYS = tuple(key for key in CAPTION_KEYS if key != BERT_KEY)
@@ -161,7 +158,8 @@ def extract_text_split(
     made = job.collected(output, work, progress)
     if made is None:
         return None
-    result = _assembled(features, made.columns, settings)
+    alike = (BERT_KEY,) if settings.section == "bert" else CLIP_KEYS
+    result = features.completed(made.columns, False, settings.section, settings.recorded(), alike)
     output.write(result, job.folder)
     job.finish(output)
     return result
@@ -320,29 +318,3 @@ def _found(
         return joined(encoder.fit.pieces(bert_features, rows.to(encoder.device)))
     tokens = texts.tokens(model, rows).to(encoder.device, non_blocking=True)
     return joined(encoder.fit.pieces(features, tokens))
-
-
-def _assembled(
-    features: FeatureFile, columns: dict[str, Tensor], settings: TextSettings
-) -> FeatureFile:
-    """The input with the new columns; older ones of the same kind stay if made the same way."""
-    result = FeatureFile(
-        features.images,
-        features.annotations,
-        features.image_features,
-        features.caption_features,
-        features.settings,
-    )
-    result.extra, result.layout = features.extra, features.layout
-    same_kind = (BERT_KEY,) if settings.section == "bert" else CLIP_KEYS
-    older = [key for key in same_kind if key in result.caption_features and key not in columns]
-    if older and features.settings.get(settings.section) != settings.recorded():
-        logger.warning(
-            "%s of the input were made with other or unknown settings and are left out",
-            ", ".join(older),
-        )
-        for key in older:
-            del result.caption_features[key]
-    result.caption_features |= columns
-    result.settings[settings.section] = settings.recorded()
-    return result
