@@ -55,7 +55,7 @@ def decoded_batches(
     """Read batches of images, each given by the positions in `sources`."""
     loader = DataLoader(
         _Images(sources, decoding),
-        batch_sampler=batches,
+        batch_sampler=map(list, batches),
         num_workers=decoding.workers,
         collate_fn=_collate,
         pin_memory=pin_memory,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -19,6 +21,7 @@ from talk2dino.backbones.text import (
     load_text,
     trimmed,
 )
+from talk2dino.backbones.tokens import Tokenizer
 from talk2dino.config import check_name
 from talk2dino.devices import (
     AMP_TYPES,
@@ -34,13 +37,13 @@ from talk2dino.features.job import Job, Output, Work, fingerprint
 from talk2dino.features.keys import CAPTION_KEYS
 from talk2dino.features.store import FeatureFile
 from talk2dino.features.transfer import fetched_behind
+from talk2dino.processes import Processes
 from talk2dino.progress import Progress, silent
 
 BERT_KEY = "bert-base_features"
 CLIP_KEYS = tuple(key for key in CAPTION_KEYS if key != BERT_KEY)
 CPU_BATCH = 64
 """Captions at once on a CPU: their activations stay in its cache, those of more do not."""
-_TOKENIZED_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,7 @@ def extract_text_split(
     captions = [annotation["caption"] for annotation in features.annotations]
     if not captions:
         raise ValueError(f"{data.path} holds no captions to encode")
-    texts = OrderedTexts(captions, encoder)
+    texts = OrderedTexts(captions, encoder, job.processes)
     work = Work(
         fingerprint(captions[row] for row in texts.order.tolist()),
         len(captions),
@@ -220,13 +223,17 @@ class OrderedTexts:
     Args:
         captions: M texts.
         encoder: its tokeniser decides the lengths; BERT tokenises later, there words count.
+        processes: each of them tokenises a part.
 
     Attributes:
         order: (M,) int64, the caption at each place of the processing order.
         lengths: (M,) int64, of each caption, in the order of `captions`.
     """
 
-    def __init__(self, captions: list[str], encoder: Encoder) -> None:
+    def __init__(
+        self, captions: list[str], encoder: Encoder, processes: Processes | None = None
+    ) -> None:
+        processes = processes or Processes()
         self._captions = captions
         self._ids: Tensor | None = None
         model = encoder.load()
@@ -237,7 +244,10 @@ class OrderedTexts:
         if isinstance(model, BertEncoder):
             self.lengths = torch.tensor([len(caption.split()) for caption in captions])
         else:
-            self._ids, self.lengths = _token_ids(model, captions)
+            rank, count = processes.rank, processes.count
+            start, stop = (len(captions) * number // count for number in (rank, rank + 1))
+            found = processes.gather(_token_ids(model.tokenizer, captions[start:stop]))
+            self._ids, self.lengths = map(torch.cat, zip(*found, strict=True))
             self._ends = self.lengths.cumsum(0)
         self.order = self.lengths.argsort(descending=True, stable=True)
 
@@ -254,15 +264,15 @@ class OrderedTexts:
         return [self._captions[row] for row in rows.tolist()]
 
 
-def _token_ids(model: TextEncoder, captions: list[str]) -> tuple[Tensor, Tensor]:
-    """All captions' ids one after the other (int32), and (M,) how many each has."""
-    ids, lengths = [], []
-    for start in range(0, len(captions), _TOKENIZED_AT_ONCE):
-        tokens = model.tokenize(captions[start : start + _TOKENIZED_AT_ONCE])
-        length = tokens.argmax(dim=-1) + 1  # up to the end-of-text token, which has the highest id
-        ids.append(tokens[torch.arange(tokens.shape[1]) < length.unsqueeze(1)].int())
+def _token_ids(tokenizer: Tokenizer, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """The captions' ids one after the other (int32), and how many each has, (M,) int64."""
+    ids, lengths = array("i"), array("q")
+    for caption in captions:
+        found = tokenizer.ids(caption)
+        length = found.index(found[-1]) + 1  # a caption may hold the end-of-text token itself
+        ids.extend(found[:length])
         lengths.append(length)
-    return torch.cat(ids), torch.cat(lengths)
+    return torch.from_numpy(np.array(ids)), torch.from_numpy(np.array(lengths))
 
 
 def _sortable(keys: Sequence[str]) -> bool:
