@@ -16,7 +16,7 @@ PATHS: dict[str, tuple[str, ...]] = {
     "pamr": tuple(PAMR),
     "train": tuple(TRAIN),
     "evaluate": tuple(name for name in EVALUATE if name != "evaluate_windows"),
-    "extract": ("extract",),  # extract_8 is a shorter one
+    "extract": ("extract", "resize"),  # extract_8 is a shorter one
     "text": tuple(TEXT),
     "store": tuple(STORE),
 }

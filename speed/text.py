@@ -126,7 +126,7 @@ TOKENS = Case(
     unit="captions",
 )
 CASES = {
-    "tokens": TOKENS,
     "text": _case("ViT-B/16", "CLIP ViT-B/16"),
     "text_toy": _case("toy", "toy encoder"),
+    "tokens": TOKENS,
 }

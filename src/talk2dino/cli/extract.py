@@ -36,6 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--vision_weights", help="pretrained, a file, or seeded:<n>")
     group.add_argument("--resize_dim", type=int, default=518, help="short side, in pixels")
     group.add_argument("--crop_dim", type=int, default=518, help="central square, in pixels")
+    group.add_argument(
+        "--resize", default="exact", help="exact (PIL), or fast: PyTorch's, close to it"
+    )
     group.add_argument("--blip_model", help="BLIP model that writes new captions")
     add_precision_argument(group)
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<n> or mps")
@@ -107,6 +110,7 @@ def _settings(args: argparse.Namespace) -> ImageSettings:
         weights=args.vision_weights,
         resize_dim=args.resize_dim,
         crop_dim=args.crop_dim,
+        resize=args.resize,
         keys=keys or ("dino_features",),
         dtype=args.dtype,
         amp=args.amp,

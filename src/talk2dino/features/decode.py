@@ -88,7 +88,7 @@ class _Images(Dataset):
 
     def __getitem__(self, position: int) -> _Decoded:
         try:
-            image_rgb = self.sources[position].read()
+            image_rgb = self.sources[position].read(self.decoding.transform.least)
             _check_shape(image_rgb, self.decoding.transform.resize_dim)
             pixels = self.decoding.transform(image_rgb)
             transform = self.decoding.caption_transform

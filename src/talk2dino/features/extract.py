@@ -12,6 +12,8 @@ from torch import Tensor
 
 from talk2dino.backbones.attention import average_attention, head_embeddings
 from talk2dino.backbones.vision import (
+    EXACT,
+    RESIZES,
     VisionBackbone,
     check_vision,
     default_weights,
@@ -55,6 +57,9 @@ class ImageSettings:
     """Short side after resizing, in pixels."""
     crop_dim: int = 518
     """Side of the central square that is kept, in pixels."""
+    resize: str = EXACT
+    """`exact`: PIL's resizing. `fast`: PyTorch's, and large JPEGs decoded at a part of their size;
+    pixels differ by a few levels."""
     keys: tuple[str, ...] = ("dino_features",)
     """What is stored; names of IMAGE_KEYS."""
     dtype: str = "float32"
@@ -78,6 +83,7 @@ class ImageSettings:
                 raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
         if self.workers < 0:
             raise ValueError(f"--workers must not be negative, got {self.workers}")
+        check_name("resize", self.resize, RESIZES)
         if self.crop_dim > self.resize_dim:
             raise ValueError(
                 f"--crop_dim {self.crop_dim} is larger than --resize_dim {self.resize_dim}: "
@@ -97,6 +103,7 @@ class ImageSettings:
             "crop_dim": self.crop_dim,
             "dtype": self.dtype,
             "amp": self.amp == "auto" or self.amp or False,
+            **({} if self.resize == EXACT else {"resize": self.resize}),
             **recorded_normalisation(self.model),
         }
 
@@ -233,7 +240,7 @@ def _extracted(collection: Collection, models: Models, batches: Sequence[range])
     settings = models.settings
     backbone, captioner = models.load()
     decoding = Decoding(
-        backbone.image_transform(settings.resize_dim, settings.crop_dim),
+        backbone.image_transform(settings.resize_dim, settings.crop_dim, settings.resize),
         settings.workers,
         captioner.transform if captioner else None,
     )

@@ -57,8 +57,8 @@ class ImageSource:
                 return found.st_size, found.st_mtime_ns, *(self.member or ())
         return ()
 
-    def read(self) -> Image.Image:
-        """Read and decode as RGB.
+    def read(self, least: int = 0) -> Image.Image:
+        """Read and decode as RGB; for `least` see `read_rgb`.
 
         Raises:
             ValueError, OSError: missing, not reachable or not an image; the message says which.
@@ -66,12 +66,12 @@ class ImageSource:
         if self.problem:
             raise ValueError(self.problem)
         if self.member:
-            return decode_rgb(self._read_member(*self.member), self.places[0])
+            return decode_rgb(self._read_member(*self.member), self.places[0], least)
         for place in self.places:
             if _is_url(place):
-                return decode_rgb(download(place), place)
+                return decode_rgb(download(place), place, least)
             if os.path.isfile(place):
-                return read_rgb(place)
+                return read_rgb(place, least)
         raise FileNotFoundError(f"not found; looked for {' and '.join(self.places)}")
 
     def _read_member(self, offset: int, size: int) -> bytes:
