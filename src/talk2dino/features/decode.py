@@ -46,6 +46,11 @@ class Decoding:
     """PIL image to the pixels of a captioning model."""
 
 
+def batches_of(size: int, total: int) -> list[range]:
+    """The positions 0 to `total`, in batches; the last one may be smaller."""
+    return [range(start, min(start + size, total)) for start in range(0, total, size)]
+
+
 def decoded_batches(
     sources: Sequence[ImageSource],
     decoding: Decoding,
