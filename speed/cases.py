@@ -7,10 +7,11 @@ from speed.evaluate import CASES as EVALUATE
 from speed.extract import CASES as EXTRACT
 from speed.pamr import CASES as PAMR
 from speed.store import CASES as STORE
+from speed.tars import CASES as TARS
 from speed.text import CASES as TEXT
 from speed.train import CASES as TRAIN
 
-CASES: dict[str, Case] = {**PAMR, **TRAIN, **EVALUATE, **EXTRACT, **TEXT, **STORE}
+CASES: dict[str, Case] = {**PAMR, **TRAIN, **EVALUATE, **EXTRACT, **TEXT, **STORE, **TARS}
 
 PATHS: dict[str, tuple[str, ...]] = {
     "pamr": tuple(PAMR),
@@ -19,6 +20,7 @@ PATHS: dict[str, tuple[str, ...]] = {
     "extract": ("extract", "resize"),  # extract_8 is a shorter one
     "text": tuple(TEXT),
     "store": tuple(STORE),
+    "tars": tuple(TARS),
 }
 """Hot path -> its cases, in the order in which they are measured."""
 
