@@ -80,7 +80,7 @@ def check(args: argparse.Namespace) -> None:
     args.job = take_over_job(args, args.models, command="extract", blip_model=args.blip_model)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, found: None = None) -> int:
     """Extract split after split; 1 if more images failed than allowed.
 
     Only the first of several processes says so: when one exits with 1, `torch.distributed.run`

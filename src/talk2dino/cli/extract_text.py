@@ -65,7 +65,7 @@ def check(args: argparse.Namespace) -> None:
     args.job = take_over_job(args, args.encoder, command="extract_text")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, found: None = None) -> int:
     """Encode split after split."""
     from talk2dino.features.text import extract_text_split
 
