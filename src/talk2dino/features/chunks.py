@@ -23,7 +23,7 @@ from torch import Tensor
 
 from talk2dino.files import atomic_path
 
-_INPUT, _WHOLE, _ABOUT = "input.txt", "whole", "about.json"
+_INPUT, _WHOLE, _ABOUT, _CHUNKS = "input.txt", "whole", "about.json", "chunk*.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +72,9 @@ class Chunks:
         """The numbers of the chunks that are there."""
         if (self.folder / _WHOLE).is_dir():
             return set(self.numbers)
-        return {number for number in self.numbers if _is_complete(self._path(number))}
+        # Listed: on a network's disk, a name once looked for in vain may stay unseen for a while.
+        found = {int(p.stem.removeprefix("chunk")): p for p in self.folder.glob(_CHUNKS)}
+        return {number for number, path in found.items() if _is_complete(path)}
 
     def write(self, number: int, chunk: Chunk) -> None:
         """Store a chunk; when this returns, a kill cannot lose it.
@@ -182,7 +184,7 @@ class Chunks:
 
 def holds_chunks(folder: Path) -> bool:
     """Whether anything is finished in the folder of a split."""
-    return (folder / _WHOLE).is_dir() or any(folder.glob("chunk*.safetensors"))
+    return (folder / _WHOLE).is_dir() or any(folder.glob(_CHUNKS))
 
 
 def system_words(error: OSError) -> str:

@@ -27,7 +27,7 @@ MAX_DOWNLOAD = 256 * 2**20
 _SPLIT_AND_YEAR = re.compile(r"(train|val|test)(2014|2017)")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ImageSource:
     """One image, not yet read. Exactly one of the fields beside `places` may be set."""
 
