@@ -6,7 +6,6 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +23,8 @@ SETTINGS = "talk2dino_settings"
 Record = dict[str, Any]
 
 
-@dataclass(frozen=True, eq=False)
-class Unpacked:
-    """The content of a published file, records and columns apart."""
-
-    images: list[Record]
-    annotations: list[Record]
-    image_features: dict[str, Tensor]
-    caption_features: dict[str, Tensor]
-    extra: dict[str, Any]
-    settings: dict[str, Any]
-
-
-def unpack(stored: dict[str, Any], path: str | Path) -> Unpacked:
-    """Stack the tensors of a published file into columns.
+def unpack(stored: dict[str, Any], path: str | Path) -> tuple[Any, ...]:
+    """Stack the tensors of a published file into columns: the arguments of a `FeatureFile`.
 
     Images that its writer could not read carry no tensors: they are left out with their captions,
     and counted in a warning.
@@ -70,7 +57,7 @@ def unpack(stored: dict[str, Any], path: str | Path) -> Unpacked:
         settings = dict(parse_json(stored.get(SETTINGS, "{}"), f"{path}: {SETTINGS}"))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: its {SETTINGS!r} are damaged ({error})") from error
-    return Unpacked(images, annotations, image_features, caption_features, extra, settings)
+    return images, annotations, image_features, caption_features, settings, extra
 
 
 def check_tensor(value: Any, what: str) -> Tensor:
@@ -93,13 +80,20 @@ def check_tensor(value: Any, what: str) -> Tensor:
     return value
 
 
-def pack(content: Unpacked) -> dict[str, Any]:
+def pack(
+    images: list[Record],
+    annotations: list[Record],
+    image_features: dict[str, Tensor],
+    caption_features: dict[str, Tensor],
+    settings: dict[str, Any],
+    extra: dict[str, Any],
+) -> dict[str, Any]:
     """The dict to save. Rows are views of their column, so `torch.save` writes each once."""
     return {
-        **content.extra,
-        SETTINGS: json.dumps(content.settings),
-        "images": _with_rows(content.images, content.image_features),
-        "annotations": _with_rows(content.annotations, content.caption_features),
+        **extra,
+        SETTINGS: json.dumps(settings),
+        "images": _with_rows(images, image_features),
+        "annotations": _with_rows(annotations, caption_features),
     }
 
 
