@@ -438,11 +438,14 @@ def test_a_later_split_can_be_made_alone(tmp_path, coco):
     assert [image["id"] for image in read_features(tmp_path / "a_7.pth").images] == [104, 105]
 
 
-def test_jobs_write_the_files_of_the_splits(tmp_path, coco):
-    assert main(coco.arguments(tmp_path / "a.pth", "--n_in_splits", "2")) == 0
-    for job in ("1", "0"):
+def test_jobs_write_the_files_of_the_splits_and_lists_of_their_own_failures(tmp_path, coco):
+    break_image(coco.folder / "002.jpg", "empty")
+    assert main(coco.arguments(tmp_path / "a.pth", "--n_in_splits", "2")) == 1
+    for job, code in (("0", 1), ("1", 0)):
         flags = ["--num_jobs", "2", "--job_id", job]
-        assert main(coco.arguments(tmp_path / "b.pth", *flags)) == 0
+        assert main(coco.arguments(tmp_path / "b.pth", *flags)) == code
+    assert "image 102" in (tmp_path / "b_0.pth.failed.txt").read_text()
+    assert not list(tmp_path.glob("b_1.pth.failed.txt"))
     for number in range(2):
         one, other = (tmp_path / f"{stem}_{number}.pth" for stem in "ab")
         assert one.read_bytes() == other.read_bytes()

@@ -89,7 +89,10 @@ def run(args: argparse.Namespace, found: None = None) -> int:
     from talk2dino.features.extract import extract_split
 
     extract = partial(extract_split, max_failures=args.max_failures)
-    failed = args.out_path.with_name(f"{args.out_path.name}.failed.txt")
+    path = args.out_path
+    if args.job_id is not None:  # the other jobs have lists of their own
+        path = path.with_name(f"{path.stem}_{args.job_id + args.out_offset}{path.suffix}")
+    failed = path.with_name(f"{path.name}.failed.txt")
     failures = run_job(args, args.models, "images", extract, failed)
     if not args.job.leads or len(failures) <= args.max_failures:
         return DONE

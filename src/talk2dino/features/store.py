@@ -192,7 +192,7 @@ def read_features(path: str | Path, mmap: bool = True) -> FeatureFile:
             features.mapped_from = Path(path)
         return features
     if isinstance(stored.get("images"), list) and isinstance(stored.get("annotations"), list):
-        features = FeatureFile(*unpack(stored, path), layout="coco")
+        features = FeatureFile(*unpack(stored, path), "coco")
         _check(features, path)
         return features
     found = ", ".join(map(str, list(stored)[:5])) or "nothing"
