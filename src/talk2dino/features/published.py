@@ -21,9 +21,12 @@ SETTINGS = "talk2dino_settings"
 """Our one addition at the top level: JSON text, ignored by the published code."""
 
 Record = dict[str, Any]
+Columns = dict[str, Tensor]
+Unpacked = tuple[list[Record], list[Record], Columns, Columns, dict[str, Any], dict[str, Any]]
+"""Images, annotations, features of both, settings, and what else the file holds."""
 
 
-def unpack(stored: dict[str, Any], path: str | Path) -> tuple[Any, ...]:
+def unpack(stored: dict[str, Any], path: str | Path) -> Unpacked:
     """Stack the tensors of a published file into columns: the arguments of a `FeatureFile`.
 
     Images that its writer could not read carry no tensors: they are left out with their captions,
