@@ -6,12 +6,16 @@ from speed.case import Case
 from speed.evaluate import CASES as EVALUATE
 from speed.extract import CASES as EXTRACT
 from speed.pamr import CASES as PAMR
+from speed.peers import CASES as PEERS
 from speed.store import CASES as STORE
 from speed.tars import CASES as TARS
 from speed.text import CASES as TEXT
 from speed.train import CASES as TRAIN
 
-CASES: dict[str, Case] = {**PAMR, **TRAIN, **EVALUATE, **EXTRACT, **TEXT, **STORE, **TARS}
+CASES: dict[str, Case] = {
+    **{**PAMR, **TRAIN, **EVALUATE, **EXTRACT},
+    **{**TEXT, **STORE, **TARS, **PEERS},
+}
 
 PATHS: dict[str, tuple[str, ...]] = {
     "pamr": tuple(PAMR),
@@ -21,6 +25,7 @@ PATHS: dict[str, tuple[str, ...]] = {
     "text": tuple(TEXT),
     "store": tuple(STORE),
     "tars": tuple(TARS),
+    **{name: (name,) for name in PEERS},
 }
 """Hot path -> its cases, in the order in which they are measured."""
 

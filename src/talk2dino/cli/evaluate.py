@@ -126,6 +126,8 @@ def _evaluations(args: argparse.Namespace) -> list[Evaluation]:
             threshold = method.threshold(row)
             if args.bg_thresh is not None and row.background:
                 threshold = args.bg_thresh
+            for remark in method.remarks(row):
+                _warn(remark)
             if not row.background:
                 without.append(row.key)
             evaluations.append(Evaluation(row, method.on(row), threshold))

@@ -45,6 +45,28 @@ class PictureRules:
 
 
 @dataclass(frozen=True)
+class Published:
+    """Numbers of a model that were printed."""
+
+    miou: Mapping[str, float]
+    """By key of a benchmark, in percent."""
+    source: str = ""
+    """Who printed them."""
+
+
+PAPERS_TABLE = (
+    *("voc", "context", "coco_object"),
+    *("voc20", "context59", "coco_stuff", "cityscapes", "ade20k"),
+)
+"""The benchmarks of papers, those with a background first."""
+
+
+def published(source: str, *miou: float) -> Published:
+    """The numbers of all of PAPERS_TABLE, or of the last so many."""
+    return Published(dict(zip(PAPERS_TABLE[-len(miou) :], miou, strict=True)), source)
+
+
+@dataclass(frozen=True)
 class Method:
     """A model with its options, not loaded. Two of them that are equal score alike.
 
@@ -61,8 +83,8 @@ class Method:
     """Its models."""
     Options: ClassVar[type[MethodOptions]] = MethodOptions
     """The class of its options: flags of the commands, settings of `load_segmenter`."""
-    PUBLISHED: ClassVar[Mapping[str, Mapping[str, float]]] = {}
-    """Name of a model -> key of a benchmark -> mIoU in percent, as its publication prints it."""
+    PUBLISHED: ClassVar[Mapping[str, Published]] = {}
+    """Name of a model, or `<name>_pamr` of it with PAMR -> its numbers."""
     threshold_meaning: ClassVar[str] = "the scores of the classes"
     """What a background threshold is compared with, for messages."""
 
@@ -90,9 +112,24 @@ class Method:
         """The benchmarks that `all` means."""
         return [self.benchmark(row) for row in BENCHMARKS.values()]
 
+    @property
+    def refines(self) -> bool:
+        """Whether scores are refined with PAMR."""
+        return False
+
+    @property
+    def published(self) -> Published:
+        """What was printed of it with these options."""
+        name = f"{self.model}_pamr" if self.refines else self.model
+        return self.PUBLISHED.get(name, Published({}))
+
     def published_miou(self, row: Benchmark) -> float | None:
-        """Its authors' mIoU in percent with these options; None where there is none."""
-        return self.PUBLISHED.get(self.model, {}).get(row.key)
+        """The printed mIoU in percent; None where there is none."""
+        return self.published.miou.get(row.key)
+
+    def published_source(self, row: Benchmark) -> str | None:
+        """Who printed `published_miou`; None where there is none."""
+        return None if self.published_miou(row) is None else self.published.source
 
     def benchmark(self, row: Benchmark) -> Benchmark:
         """The row that this method is evaluated on where `row` is asked for, with its protocol."""
@@ -132,6 +169,13 @@ class Method:
     def changes(self, row: Benchmark, names: Sequence[str]) -> list[str]:
         """In what its protocol differs from its publication's on a benchmark with these classes."""
         return []
+
+    def remarks(self, row: Benchmark) -> list[str]:
+        """What to know before its numbers on a benchmark are compared."""
+        known = [published.key for published in self.published_on]
+        if row.key not in BENCHMARKS or row.key in known or self.published_miou(row) is not None:
+            return []
+        return [f"nothing is published of {self.model} on {row.key}"]
 
     def query(
         self,
@@ -205,8 +249,10 @@ class Unified(Method):
         """The benchmarks whose every pixel has a class."""
         return [row for row in BENCHMARKS.values() if not row.background]
 
-    def published_miou(self, row: Benchmark) -> None:
+    @property
+    def published(self) -> Published:
         """Nobody has published numbers of this protocol."""
+        return Published({})
 
     def benchmark(self, row: Benchmark) -> Benchmark:
         """The row itself.
@@ -246,6 +292,10 @@ class Unified(Method):
             *(("", name, ", ".join(of(name))) for name in names),
         ]
         return [f"{what}{now} in place of {was}" for what, now, was in changes if now != was]
+
+    def remarks(self, row: Benchmark) -> list[str]:
+        """See `Method`."""
+        return self.native.remarks(row)
 
     def check(self) -> None:
         """See `Method`."""
