@@ -57,16 +57,17 @@ def shipped_labels(segmenter: Any, rows: torch.Tensor, picture: torch.Tensor) ->
 
 def literal_labels(segmenter: Any, rows: torch.Tensor, picture: torch.Tensor) -> torch.Tensor:
     """(H, W) as the papers read."""
-    from tests.literal import evaluation, peers
+    from tests.literal.evaluation import image_labels
+    from tests.literal.peers import clip_dinoiser_scores, freeda_scores, proxyclip_scores
 
     scores = {
-        "ProxyClipSegmenter": peers.proxyclip_scores,
-        "ClipDinoiserSegmenter": peers.clip_dinoiser_scores,
-        "FreeDASegmenter": peers.freeda_scores,
+        "ProxyClipSegmenter": proxyclip_scores,
+        "ClipDinoiserSegmenter": clip_dinoiser_scores,
+        "FreeDASegmenter": freeda_scores,
     }[type(segmenter).__name__]
     protocol = segmenter.protocol
     with torch.inference_mode():
-        return evaluation.image_labels(
+        return image_labels(
             lambda window: scores(segmenter, window, rows),
             picture[None].float(),
             picture.shape[-2:],

@@ -33,7 +33,7 @@ def test_rows_of_image_truth_and_a_column_per_method(compared, capsys):
     assert draw(compared, "--images", "4,images/2.png,3", *flags) == 0
     assert "out.png, and its 12 pictures in" in capsys.readouterr().out
     figure = Image.open(compared / "out.png").convert("RGB")
-    assert figure.width > 4 * 340
+    assert figure.width > 4 * 160
     assert draw(compared, "--images", "4", *flags, "--overwrite") == 0
     one = Image.open(compared / "out.png").convert("RGB")
     background, cat, sofa, tree = (tuple(c) for c in class_colours(4).tolist())
