@@ -31,6 +31,18 @@ class TimingFields(TypedDict, total=False):
     peak_gpu_memory_mib: float | None
 
 
+class LabelFields(TypedDict):
+    """See `data.labels.LabelRules`."""
+
+    ignore: list[int]
+    default_ignored: bool
+    shift: int
+    values: list[tuple[list[int], int]]
+    others_shifted: bool
+    unknown_ignored: bool
+    ids: list[int]
+
+
 class Settings(TypedDict, total=False):
     """What decides the counts; see `job.run_settings`."""
 
@@ -64,6 +76,7 @@ class Result(Needed, total=False):
     classes: list[str] | None
     palette: list[tuple[int, int, int]] | None
     has_background: bool | None
+    label_rules: LabelFields | None
     reduce_zero_label: bool | None
     unlabelled_background: bool | None
     counts: str | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -22,7 +23,6 @@ import talk2dino
 from talk2dino.benchmarks.counts import ImageCounts, Matrix, SparseRows, stacked_areas
 from talk2dino.benchmarks.evaluate import Run
 from talk2dino.benchmarks.metrics import area_scores
-from talk2dino.benchmarks.mmseg import load_openmmlab
 from talk2dino.benchmarks.result_schema import check_fields
 from talk2dino.files import atomic_path
 from talk2dino.textfiles import read_json
@@ -106,13 +106,12 @@ def make_result(
         "classes": names,
         "palette": dataset.palette.tolist(),
         "has_background": benchmark.background,
-        "reduce_zero_label": benchmark.reduce_zero_label,
-        "unlabelled_background": benchmark.unlabelled_background,
+        "label_rules": dataclasses.asdict(benchmark.rules),
         "data_root": str(dataset.data_root.absolute()),
         "counts": f"{run.name}.npz",
         "predictions": _absolute(run.folders.predictions),
         "settings": settings,
-        "versions": versions(),
+        "versions": versions() | dataset.versions,
         "timing": timing.as_json(),
         "command": sys.argv,
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -221,7 +220,6 @@ def versions() -> dict[str, str]:
         "torch": torch.__version__,
         "numpy": np.__version__,
         "opencv": cv2.__version__,
-        **load_openmmlab().versions,
     }
 
 
