@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -13,11 +14,15 @@ from talk2dino.benchmarks.data.check import check_dataset
 from talk2dino.benchmarks.data.labels import LabelRules
 from talk2dino.benchmarks.dataset_file import read_dataset
 from talk2dino.benchmarks.datasets import EvaluationSet, check_files
+from talk2dino.benchmarks.evaluate import Run, evaluate_group
+from talk2dino.benchmarks.pictures import PictureFolders
+from talk2dino.benchmarks.results import Timing, make_result, write_result
+from talk2dino.benchmarks.scoring import Task
 from talk2dino.benchmarks.table import find_benchmark, find_benchmarks
 from talk2dino.cli.data import main as data
 from talk2dino.cli.evaluate import main as evaluate
-from talk2dino.methods.registry import load_segmenter
-from talk2dino.segmenter import ClassWords
+from talk2dino.methods.registry import find_method, load_segmenter
+from talk2dino.segmenter import ClassQuery, ClassWords
 from talk2dino.sizes import Protocol
 
 BASE = {"images": "images", "labels": "labels", "classes": ["cat", "dog", "tree"]}
@@ -307,8 +312,8 @@ def test_python_takes_the_file_as_a_benchmark(make):
     segmenter = load_segmenter("toy", "seeded:0", benchmark=str(path))
     assert segmenter.protocol == Protocol(112, 2048, 112, 56)
     assert segmenter.query(["cat", "dog"]).owner.tolist() == [0, 0, 1]
-    naclip = load_segmenter("naclip_toy", "seeded:0", benchmark=str(path))
-    assert naclip.protocol.window == 112 and naclip.query(["cat"]).owner.tolist() == [0, 0]
+    row = find_method("naclip_vitb").benchmark(read_dataset(make(protocol={"stride": 100})))
+    assert row.protocol == Protocol(336, 2048, 224, 100)
 
 
 def random_labels(classes, ignored, size=(28, 40)):
@@ -318,6 +323,25 @@ def random_labels(classes, ignored, size=(28, 40)):
         labels[stem] = generator.integers(0, classes, (7, 10)).repeat(4, axis=0).repeat(4, axis=1)
         labels[stem][:3] = ignored
     return labels
+
+
+class ByGrey:
+    """The class of a pixel is its grey level, spread over all classes."""
+
+    def window_scores(self, windows, query):
+        grey = windows.mean(dim=1, keepdim=True) / 255
+        return -(grey - query.rows[None, :, :, None]).abs()
+
+
+def evaluate_by_grey(path, tmp_path):
+    """What `evaluate` does, with a model that needs no text."""
+    dataset = EvaluationSet(read_dataset(path), "data")
+    folders = PictureFolders(tmp_path / "maps" / "mine", truth=tmp_path / "truth" / "mine")
+    run = Run("run", {"segmenter": {}, "bg_thresh": None}, dataset, folders)
+    query = ClassQuery.of_rows(torch.linspace(0, 1, len(dataset.classes))[:, None])
+    done = evaluate_group([run], lambda runs: [Task(ByGrey(), query)], tmp_path / "out")
+    timing = Timing(3, done.seconds, ["mine"], torch.device("cpu"), 1)
+    write_result(tmp_path / "out", "run", *make_result(run, done.counts["run"], timing))
 
 
 KINDS = {
@@ -343,9 +367,12 @@ def test_an_evaluation_gives_the_numbers_that_numpy_gives(kind, make, tmp_path):
         stored = {stem: palette[labels] for stem, labels in truth.items()}
         keys["values"] = [[c, n] for n, c in enumerate(colours.tolist())] + [[[7, 7, 7], 255]]
     path = make(stored, suffix, **keys)
-    argv = ["--model", "toy", "--weights", "seeded:0", "--benchmarks", str(path)]
-    argv += ["--output", str(tmp_path / "out"), "--save_predictions", str(tmp_path / "maps")]
-    assert evaluate([*argv, "--gt_qual_path", str(tmp_path / "truth")]) == 0
+    if kind == "colours":
+        argv = ["--model", "toy", "--weights", "seeded:0", "--benchmarks", str(path)]
+        argv += ["--output", str(tmp_path / "out"), "--save_predictions", str(tmp_path / "maps")]
+        assert evaluate([*argv, "--gt_qual_path", str(tmp_path / "truth")]) == 0
+    else:
+        evaluate_by_grey(path, tmp_path)
     (result,) = map(json.loads, (p.read_text() for p in (tmp_path / "out").glob("*.json")))
     pixels = np.zeros((3, classes))
     for stem, labels in truth.items():
