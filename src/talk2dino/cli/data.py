@@ -106,7 +106,7 @@ def check(args: argparse.Namespace) -> None:
         raise FileNotFoundError(f"--context_json {args.context_json}: no such file")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, found: None = None) -> int:
     """Check, convert or import."""
     if args.action == "import":
         return import_data(args)
@@ -169,7 +169,7 @@ def _histogram(sample: LabelSample, row: Benchmark) -> str:
     for value, share in list(shares.items())[:_SHOWN_SHARES]:
         label, unknown = value, False
         if not row.rules.colours:
-            kind = np.uint8 if value < 256 else np.uint16
+            kind = np.uint16 if sample.wide else np.uint8
             ids, wrong = row.rules.class_ids(np.array([[value]], kind), count)
             label, unknown = int(ids[0, 0]), bool(wrong[0, 0])
         name = "(no class)" if unknown else "(ignored)"

@@ -42,6 +42,8 @@ class LabelSample:
     """Files looked at."""
     pixels: np.ndarray = field(default_factory=lambda: np.zeros(WIDE_IGNORED + 1, np.int64))
     """(65536,) pixels of every value as stored, of every class where colours are stored."""
+    wide: bool = False
+    """Whether the files have 16 bits."""
     problems: list[str] = field(default_factory=list)
     """Labels that cannot be used."""
     warnings: list[str] = field(default_factory=list)
@@ -371,6 +373,7 @@ def _add_sample(report: DataReport, pairs: Sequence[tuple[Path, Path]]) -> None:
         except ValueError as error:
             damaged.append(str(error))
             continue
+        sample.wide |= values.dtype == np.uint16
         stored = labels if rules.colours else values
         sample.pixels += np.bincount(stored.ravel(), minlength=len(sample.pixels))
         if unknown.any() and not rules.unknown_ignored:
