@@ -1,7 +1,8 @@
 """Pixel counts per image, kept on disk as they come: what a killed evaluation goes on from.
 
-A file is a line of JSON (the settings) and then one record per image; a record that was cut short
-by a kill is dropped when the file is read.
+A file is a line of JSON (the settings) and then one record per image, of methods that find uniform
+windows with their number in front; a record that was cut short by a kill is dropped when the file
+is read.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ _PAIRS = {
     magic: np.dtype([("true", kind), ("predicted", kind), ("pixels", "<u4")])
     for magic, kind in ((b"IMG\n", "u1"), (b"IMG2", "<u2"))
 }
+_UNIFORM = b"UNI\n"  # its number stands in place of the number of pairs
 _FEW = 1 << 16  # pairs of classes that are counted in one bin each, also of a small picture
 DENSE = 1 << 25
 """Entries of the largest array of a result; the counts of more classes are kept as `SparseRows`."""
@@ -41,6 +43,8 @@ class ImageCounts:
     """Of the image in its data set."""
     pairs: np.ndarray
     """(n,) records: true class, predicted class, pixels."""
+    uniform: int | None = None
+    """Windows in which all patches are alike; None of a method that does not tell."""
 
     def areas(self) -> tuple[np.ndarray, np.ndarray]:
         """The classes (n,) that occur, and (3, n) int64: `intersect`, `pred_area`, `label_area`."""
@@ -56,7 +60,11 @@ class ImageCounts:
 
 
 def count_image(
-    index: int, predicted: Sequence[Tensor], targets: Sequence[Tensor], num_classes: Sequence[int]
+    index: int,
+    predicted: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    num_classes: Sequence[int],
+    uniform: int | None = None,
 ) -> list[ImageCounts]:
     """Compare the label maps of an image with their ground truths, where these are not ignored.
 
@@ -68,6 +76,7 @@ def count_image(
         predicted: (H, W) label maps, one per benchmark.
         targets: (H, W) ground truths, likewise; see `metrics.ignored_label`.
         num_classes: of each benchmark.
+        uniform: windows of the image in which all patches are alike, if that is known.
 
     Raises:
         ValueError: they differ in size, or hold labels that are no classes.
@@ -84,12 +93,13 @@ def count_image(
     fetched = torch.cat(counted).cpu().split([len(part) for part in counted])
     results = []
     for place, (maps, target, classes) in enumerate(triples):
-        numbers, counts = (part.numpy() for part in fetched[2 * place : 2 * place + 2])
-        numbers = numbers if len(numbers) else np.arange(len(counts))
-        if counts[numbers == classes**2 + 1].any():
+        found, counts = (part.numpy() for part in fetched[2 * place : 2 * place + 2])
+        places = found if len(found) else np.arange(len(counts))
+        if counts[places == classes**2 + 1].any():
             refuse_labels(maps.cpu(), target, classes, ignored_label(classes))
-        occurring = (counts > 0) & (numbers < classes**2)
-        results.append(ImageCounts(index, _pairs(numbers[occurring], counts[occurring], classes)))
+        occurring = (counts > 0) & (places < classes**2)
+        pairs = _pairs(places[occurring], counts[occurring], classes)
+        results.append(ImageCounts(index, pairs, uniform))
     return results
 
 
@@ -136,6 +146,8 @@ class CountsWriter:
         data = counts.pairs.tobytes()
         (magic,) = (magic for magic, kind in _PAIRS.items() if kind == counts.pairs.dtype)
         head = _HEAD.pack(magic, counts.index, len(counts.pairs), zlib.crc32(data))
+        if counts.uniform is not None:
+            head = _HEAD.pack(_UNIFORM, counts.index, counts.uniform, 0) + head
         self._file.write(head + data)
         self._file.flush()
 
@@ -275,9 +287,13 @@ def _read(path: Path, settings: Mapping[str, Any]) -> tuple[list[ImageCounts], i
             f"{path} was made with other settings, --batch_size or pictures, or is no file. "
             "Choose another --output, or delete its folder."
         )
-    position, found = len(line), []
+    start, found, uniform = len(line), [], None
+    position = start
     while position + _HEAD.size <= len(data):
         magic, index, pairs, checksum = _HEAD.unpack_from(data, position)
+        if magic == _UNIFORM:
+            position, uniform = position + _HEAD.size, pairs
+            continue
         kind = _PAIRS.get(magic)
         if kind is None:
             break
@@ -285,6 +301,6 @@ def _read(path: Path, settings: Mapping[str, Any]) -> tuple[list[ImageCounts], i
         payload = data[position + _HEAD.size : end]
         if end > len(data) or zlib.crc32(payload) != checksum:
             break
-        found.append(ImageCounts(index, np.frombuffer(payload, kind)))
-        position = end
-    return found, position
+        found.append(ImageCounts(index, np.frombuffer(payload, kind), uniform))
+        start, position, uniform = end, end, None
+    return found, start

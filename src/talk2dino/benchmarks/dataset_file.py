@@ -226,6 +226,7 @@ def _classes(
         raise ValueError(f"{where}: {len(lines)} classes; 1 to {WIDE_IGNORED} can be evaluated.")
     owners: dict[str, str] = {}
     words = []
+    line: Any
     for place, line in lines:
         if not isinstance(line, str):
             hint = " Write it in quotes." if isinstance(line, bool | int | float) else ""

@@ -289,9 +289,9 @@ def check_files(dataset: EvaluationSet) -> None:
             endings = ", ".join(row.image_suffixes)
             message = "%s: pictures of %s do not end in %s: %s"
             logger.warning(message, row.key, images, endings, left)
-    if left := dataset.unlabelled:
+    if without := dataset.unlabelled:
         logger.warning(
-            "%s: %d images without a label, left out: %s", row.key, len(left), _some(left)
+            "%s: %d images without a label, left out: %s", row.key, len(without), _some(without)
         )
     for index in range(min(_SAMPLED, len(dataset.samples))):
         dataset.read_label(index)

@@ -81,18 +81,21 @@ class PictureFolders:
             _save(Image.fromarray(predicted), self.predictions / f"{stem}.png")
         for folder, labels in ((self.coloured, predicted), (self.truth, target)):
             if folder is not None:
-                _save(_coloured(labels, palette), folder / f"{stem}.png")
+                _save(palette_picture(labels, palette), folder / f"{stem}.png")
 
 
-def _coloured(labels: np.ndarray, palette: np.ndarray) -> Image.Image:
-    """With a palette where that has 256 places for the classes, else in plain colours."""
+def palette_picture(labels: np.ndarray, palette: np.ndarray) -> Image.Image:
+    """Class ids (H, W) in the colours (C, 3) of their data set.
+
+    As a palette where that has places for them, else as plain colours.
+    """
     count, ignored = len(palette), ignored_label(len(palette))
     colours = np.zeros((ignored + 1, 3), np.uint8)
     colours[:count] = palette
     colours[ignored] = _VOID_COLOUR
     if ignored != IGNORED:
         return Image.fromarray(colours[labels])
-    image = Image.fromarray(labels)
+    image = Image.fromarray(labels.astype(np.uint8))
     image.putpalette(colours.tobytes())
     return image
 

@@ -82,6 +82,7 @@ def make_result(
     sums = (areas[name].sum(axis=0) for name in ("intersect", "label_area", "pred_area"))
     scores = area_scores(*map(torch.from_numpy, sums))
     low, high = bootstrap_interval(areas["intersect"], areas["union"])
+    told = [image.uniform for image in counts.values() if image.uniform is not None]
     settings = run.settings
     pamr = bool(settings["segmenter"].get("pamr"))
     content = {
@@ -94,11 +95,13 @@ def make_result(
         "with_bg_clean": bool(settings["segmenter"].get("clean_background")),
         "bg_thresh": settings["bg_thresh"],
         "num_images": len(dataset.samples),
+        "uniform_windows": sum(told) if len(told) == len(counts) else None,
         "mIoU": _percent(scores.mean_iou),
         "mAcc": _percent(scores.mean_accuracy),
         "aAcc": _percent(scores.all_accuracy),
         "mIoU_interval": [_percent(low), _percent(high)],
         "published": run.published,
+        "published_source": run.published_source,
         "per_class": dict(zip(names, map(_percent, scores.iou.tolist()), strict=True)),
         "per_class_accuracy": dict(
             zip(names, map(_percent, scores.accuracy.tolist()), strict=True)
@@ -173,8 +176,8 @@ def read_counts(path: str | Path) -> dict[str, Any]:
     with np.load(Path(path).with_suffix(".npz"), allow_pickle=False) as arrays:
         found = {name: arrays[name] for name in arrays.files}
     for name in [name.removesuffix(".shape") for name in found if name.endswith(".shape")]:
-        *parts, shape = (found.pop(f"{name}.{part}") for part in _SPARSE)
-        found[name] = SparseRows(*parts, tuple(shape.tolist()))
+        rows, columns, values, shape = (found.pop(f"{name}.{part}") for part in _SPARSE)
+        found[name] = SparseRows(rows, columns, values, tuple(shape.tolist()))
     return found
 
 
@@ -221,6 +224,15 @@ def versions() -> dict[str, str]:
         "numpy": np.__version__,
         "opencv": cv2.__version__,
     }
+
+
+def published_sources(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Who printed the numbers that results stand beside: a line per source, with its models."""
+    models: dict[str, dict[str, None]] = {}
+    for result in results:
+        if (source := result.get("published_source")) is not None:
+            models.setdefault(source, {})[result["model"]] = None
+    return [f"{', '.join(names)}: {source}" for source, names in models.items()]
 
 
 COLUMNS = ("benchmark", "mIoU", "95 %", "paper", "difference", "mAcc", "aAcc", "images", "images/s")

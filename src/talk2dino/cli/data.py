@@ -106,7 +106,7 @@ def check(args: argparse.Namespace) -> None:
         raise FileNotFoundError(f"--context_json {args.context_json}: no such file")
 
 
-def run(args: argparse.Namespace, found: None = None) -> int:
+def run(args: argparse.Namespace, _: None = None) -> int:
     """Check, convert or import."""
     if args.action == "import":
         return import_data(args)

@@ -43,7 +43,7 @@ class Found:
     """Folder of the images."""
     names: list[str]
     """The image files with a label, below that folder."""
-    convert: list[Convert]
+    convert: Sequence[Convert]
     """Makes the label of each; see `Conversion`."""
 
 
