@@ -422,3 +422,10 @@ def find_in_checkout(relative: str | Path) -> Path:
     checkout = Path(__file__).resolve().parents[2]
     in_checkout = checkout / relative
     return in_checkout if not relative.exists() and in_checkout.exists() else relative
+
+
+def shipped(relative: str | Path) -> Path:
+    """A file or folder that comes with the project: of the installed package, or its checkout."""
+    package = Path(__file__).resolve().parent
+    inside = package / relative
+    return inside if inside.exists() else package.parents[1] / relative

@@ -13,10 +13,15 @@ from typing import Any
 
 import torch
 
-from talk2dino.benchmarks.checks import check_distinct_stems, check_files, fingerprint
-from talk2dino.benchmarks.datasets import EvaluationSet
+from talk2dino.benchmarks.datasets import (
+    EvaluationSet,
+    check_distinct_stems,
+    check_files,
+    fingerprint,
+)
 from talk2dino.benchmarks.evaluate import Run, Share, evaluate_group, group_runs
 from talk2dino.benchmarks.method import Method
+from talk2dino.benchmarks.mmseg import open_dataset
 from talk2dino.benchmarks.pictures import PictureFolders
 from talk2dino.benchmarks.results import Timing, make_result, read_result, write_result
 from talk2dino.benchmarks.scoring import Task
@@ -72,6 +77,8 @@ class Job:
     """The part of the images that is evaluated now."""
     folders: PictureFolders = field(default_factory=PictureFolders)
     """Where label maps are saved."""
+    reader: str = "own"
+    """One of `mmseg.READERS`."""
     folders_per_benchmark: bool = False
     """Save label maps in a subfolder per benchmark; with several models, per model above it."""
 
@@ -107,7 +114,7 @@ def prepare(job: Job) -> list[Run]:
         evaluation.method.check()
     runs = []
     for evaluation in job.evaluations:
-        dataset = EvaluationSet(evaluation.benchmark, job.data_root)
+        dataset = open_dataset(evaluation.benchmark, job.data_root, job.reader)
         check_files(dataset)
         settings = run_settings(evaluation, dataset)
         model = evaluation.method.model
@@ -175,6 +182,8 @@ def run_settings(evaluation: Evaluation, dataset: EvaluationSet) -> dict[str, An
         "classes": dataset.classes,
         "data": fingerprint(dataset),
     }
+    if evaluation.benchmark.folders:  # those of a benchmark are what its key says
+        settings["labels"] = dataclasses.asdict(evaluation.benchmark.rules)
     labels, words = _words(evaluation, dataset)
     prompted = ["; ".join(of_label) for of_label in words]
     if len(labels) > len(dataset.prompted_classes) and not words[0]:
@@ -196,7 +205,7 @@ def _words(
     evaluation: Evaluation, dataset: EvaluationSet
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """The names of a data set's labels, and by which words they are looked for."""
-    words = evaluation.method.words(dataset.benchmark)
+    words = dataset.benchmark.class_words(evaluation.method.words(dataset.benchmark))
     return words.lists(dataset.prompted_classes, evaluation.bg_thresh)
 
 

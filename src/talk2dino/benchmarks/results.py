@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -19,10 +20,9 @@ import numpy as np
 import torch
 
 import talk2dino
-from talk2dino.benchmarks.counts import ImageCounts, stacked_areas
+from talk2dino.benchmarks.counts import ImageCounts, Matrix, SparseRows, stacked_areas
 from talk2dino.benchmarks.evaluate import Run
-from talk2dino.benchmarks.metrics import segmentation_scores
-from talk2dino.benchmarks.mmseg import load_openmmlab
+from talk2dino.benchmarks.metrics import area_scores
 from talk2dino.benchmarks.result_schema import check_fields
 from talk2dino.files import atomic_path
 from talk2dino.textfiles import read_json
@@ -74,12 +74,13 @@ def peak_memory_mib() -> float:
 
 def make_result(
     run: Run, counts: Mapping[int, ImageCounts], timing: Timing
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+) -> tuple[dict[str, Any], dict[str, Matrix]]:
     """The JSON content and the arrays of a finished run; see docs/evaluation.md."""
     dataset, benchmark = run.dataset, run.dataset.benchmark
     names = dataset.classes
     areas = stacked_areas((counts[index] for index in range(len(dataset.samples))), len(names))
-    scores = segmentation_scores(torch.from_numpy(areas["confusion"]))
+    sums = (areas[name].sum(axis=0) for name in ("intersect", "label_area", "pred_area"))
+    scores = area_scores(*map(torch.from_numpy, sums))
     low, high = bootstrap_interval(areas["intersect"], areas["union"])
     told = [image.uniform for image in counts.values() if image.uniform is not None]
     settings = run.settings
@@ -108,13 +109,12 @@ def make_result(
         "classes": names,
         "palette": dataset.palette.tolist(),
         "has_background": benchmark.background,
-        "reduce_zero_label": benchmark.reduce_zero_label,
-        "unlabelled_background": benchmark.unlabelled_background,
+        "label_rules": dataclasses.asdict(benchmark.rules),
         "data_root": str(dataset.data_root.absolute()),
         "counts": f"{run.name}.npz",
         "predictions": _absolute(run.folders.predictions),
         "settings": settings,
-        "versions": versions(),
+        "versions": versions() | dataset.versions,
         "timing": timing.as_json(),
         "command": sys.argv,
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -127,11 +127,17 @@ def make_result(
 
 
 def write_result(
-    output: Path, name: str, content: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+    output: Path, name: str, content: Mapping[str, Any], arrays: Mapping[str, Matrix]
 ) -> Path:
     """Write both files, the counts first: a JSON always has its counts. Returns the JSON's path."""
+    plain: dict[str, Any] = {}
+    for key, value in arrays.items():
+        if isinstance(value, SparseRows):
+            plain |= {f"{key}.{part}": getattr(value, part) for part in _SPARSE}
+        else:
+            plain[key] = value
     with atomic_path(output / f"{name}.npz") as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        np.savez_compressed(file, **plain)
     path = output / f"{name}.json"
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -159,14 +165,24 @@ def read_result(path: str | Path) -> dict[str, Any]:
     return check_fields(content, str(path))
 
 
-def read_counts(path: str | Path) -> dict[str, np.ndarray]:
-    """The arrays that belong to a result; `path` is the JSON's or the NPZ's."""
+_SPARSE = ("rows", "columns", "values", "shape")
+
+
+def read_counts(path: str | Path) -> dict[str, Any]:
+    """The arrays that belong to a result; `path` is the JSON's or the NPZ's.
+
+    Those of very many classes are `SparseRows`, see `stacked_areas`.
+    """
     with np.load(Path(path).with_suffix(".npz"), allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+        found = {name: arrays[name] for name in arrays.files}
+    for name in [name.removesuffix(".shape") for name in found if name.endswith(".shape")]:
+        rows, columns, values, shape = (found.pop(f"{name}.{part}") for part in _SPARSE)
+        found[name] = SparseRows(rows, columns, values, tuple(shape.tolist()))
+    return found
 
 
 def bootstrap_interval(
-    intersect: np.ndarray, union: np.ndarray, level: float = 0.95
+    intersect: Matrix, union: Matrix, level: float = 0.95
 ) -> tuple[float, float]:
     """Percentile bootstrap over images of the mIoU.
 
@@ -178,8 +194,11 @@ def bootstrap_interval(
         (low, high) as fractions, nan if no class has a pixel; equal inputs give equal numbers.
     """
     generator = np.random.default_rng(0)
-    images = len(intersect)
-    inter, both = intersect.astype(np.float64), union.astype(np.float64)
+    images = intersect.shape[0]
+    inter, both = (
+        part if isinstance(part, SparseRows) else part.astype(np.float64)
+        for part in (intersect, union)
+    )
     means = []
     for _ in range(0, _RESAMPLES, _CHUNK):
         draws = generator.multinomial(images, np.full(images, 1 / images), size=_CHUNK)
@@ -204,7 +223,6 @@ def versions() -> dict[str, str]:
         "torch": torch.__version__,
         "numpy": np.__version__,
         "opencv": cv2.__version__,
-        **load_openmmlab().versions,
     }
 
 

@@ -41,7 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--benchmarks",
         default="all",
-        help="all of a model's publication, or names with commas: voc,ade20k,...",
+        help="all of a model's publication, or names and YAML files of data sets with commas: "
+        "voc,mine.yaml",
     )
     parser.add_argument(
         "--weights",
@@ -79,7 +80,8 @@ def prepared(args: argparse.Namespace) -> tuple[Job, list[Run]]:
     from talk2dino.benchmarks.job import Job, prepare
     from talk2dino.devices import resolve_device
 
-    check_data_root(args.data_root)  # before a model is downloaded
+    if ".y" not in args.benchmarks:  # own data may be elsewhere
+        check_data_root(args.data_root)  # before a model is downloaded
     evaluations = _evaluations(args)
     device = resolve_device(args.device)
     job = Job(
@@ -89,6 +91,7 @@ def prepared(args: argparse.Namespace) -> tuple[Job, list[Run]]:
         device=device,
         share=share_of(args, device),
         folders=folders_of(args),
+        reader=args.reader,
         folders_per_benchmark=True,
     )
     return job, prepare(job)
@@ -118,9 +121,11 @@ def _evaluations(args: argparse.Namespace) -> list[Evaluation]:
         refuse_threshold(args.bg_thresh)
     for method in _methods(args):
         asked = args.benchmarks.strip()
-        rows = list(method.published_on) if asked == "all" else find_benchmarks(asked)
+        rows = list(method.published_on)
+        if asked != "all":
+            rows = find_benchmarks(asked, args.data_root)
         for row in dict.fromkeys(map(method.benchmark, rows)):
-            threshold = method.threshold(row)
+            threshold = method.threshold(row) if row.bg_thresh is None else row.bg_thresh
             if args.bg_thresh is not None and row.background:
                 threshold = args.bg_thresh
             for remark in method.remarks(row):

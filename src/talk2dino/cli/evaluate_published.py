@@ -101,6 +101,7 @@ def prepared(args: argparse.Namespace) -> tuple[Job, list[Run]]:
         device=device,
         share=share_of(args, device),
         folders=folders_of(args),
+        reader=args.reader,
         folders_per_benchmark=len(read.benchmarks) > 1,
     )
     return job, prepare(job)

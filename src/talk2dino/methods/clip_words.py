@@ -18,7 +18,7 @@ from torch import Tensor
 from talk2dino.backbones.clip_image import ClipImage, check_clip, crop_margins, margins
 from talk2dino.backbones.templates import check_names, get_templates
 from talk2dino.backbones.text import TextEncoder, default_weights
-from talk2dino.benchmarks.table import BENCHMARKS, Benchmark
+from talk2dino.benchmarks.table import Benchmark
 from talk2dino.files import weights_identity
 from talk2dino.methods.base import PAPERS_TABLE, Method, MethodOptions, PictureRules
 from talk2dino.methods.dense import DenseSegmenter
@@ -140,9 +140,7 @@ class ClipWordMethod(Method):
 
     def benchmark(self, row: Benchmark) -> Benchmark:
         """The row with the method's own size and windows."""
-        if row.key not in BENCHMARKS:
-            return row
-        return dataclasses.replace(row, protocol=self.on(row).rules.protocol)
+        return row.with_protocol(self.on(row).rules.protocol)
 
     def on(self, row: Benchmark) -> ClipWordMethod:
         """With the rules for a benchmark."""

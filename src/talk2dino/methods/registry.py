@@ -58,8 +58,8 @@ def load_segmenter(
     Args:
         name: one of MODEL_NAMES, or a recipe, folder, file or repository of Talk2DINO.
         weights: a file, a folder or `seeded:<n>`; None for the model's own.
-        benchmark: key of a benchmark, whose options, vocabulary and protocol the segmenter then
-            has; None for those of a user's pictures.
+        benchmark: key of a benchmark or the YAML file of a data set, whose options, vocabulary and
+            protocol the segmenter then has; None for those of a user's pictures.
         device: where to put it.
         settings: options of the method, such as `pamr=False`; see `--help` of `evaluate`. And
             `protocol`: "native", or "unified" for sizes and words that all methods share.
@@ -108,7 +108,8 @@ def load_model(
 
 def _with_words(method: Method, segmenter: Any, row: Benchmark | None = None) -> Segmenter:
     """A segmenter with the vocabulary and protocol of a benchmark, or of a user's pictures."""
-    segmenter.words = method.words(row)
+    words = method.words(row)
+    segmenter.words = words if row is None else row.class_words(words)
     segmenter.protocol = method.demo.protocol if row is None else row.protocol
     return segmenter  # type: ignore[no-any-return]
 
