@@ -102,7 +102,7 @@ def check_counts(counts: Mapping[str, np.ndarray], result: Mapping[str, Any]) ->
     images, classes = result["num_images"], len(result["per_class"])
     shapes = {
         **dict.fromkeys(("images", "labels"), ((images,), "U")),
-        **dict.fromkeys(("intersect", "union"), ((images, classes), "iu")),
+        **dict.fromkeys(("intersect", "union", "label_area"), ((images, classes), "iu")),
         "confusion": ((classes, classes), "iu"),
     }
     for name, (shape, kinds) in shapes.items():

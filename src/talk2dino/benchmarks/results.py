@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 import talk2dino
+from talk2dino.benchmarks.bootstrap import bootstrap_interval
 from talk2dino.benchmarks.counts import ImageCounts, stacked_areas
 from talk2dino.benchmarks.evaluate import Run
 from talk2dino.benchmarks.metrics import segmentation_scores
@@ -28,8 +29,6 @@ from talk2dino.files import atomic_path
 from talk2dino.textfiles import read_json
 
 FORMAT = 1
-_RESAMPLES = 1000
-_CHUNK = 50
 
 
 @dataclass(frozen=True)
@@ -160,35 +159,6 @@ def read_counts(path: str | Path) -> dict[str, np.ndarray]:
     """The arrays that belong to a result; `path` is the JSON's or the NPZ's."""
     with np.load(Path(path).with_suffix(".npz"), allow_pickle=False) as arrays:
         return {name: arrays[name] for name in arrays.files}
-
-
-def bootstrap_interval(
-    intersect: np.ndarray, union: np.ndarray, level: float = 0.95
-) -> tuple[float, float]:
-    """Percentile bootstrap over images of the mIoU.
-
-    Args:
-        intersect, union: (N, C) pixels per image and class.
-        level: share of the resamples between the two numbers.
-
-    Returns:
-        (low, high) as fractions, nan if no class has a pixel; equal inputs give equal numbers.
-    """
-    generator = np.random.default_rng(0)
-    images = len(intersect)
-    inter, both = intersect.astype(np.float64), union.astype(np.float64)
-    means = []
-    for _ in range(0, _RESAMPLES, _CHUNK):
-        draws = generator.multinomial(images, np.full(images, 1 / images), size=_CHUNK)
-        unions = draws @ both
-        iou = np.divide(draws @ inter, unions, out=np.full_like(unions, np.nan), where=unions > 0)
-        occurring = np.isfinite(iou).sum(axis=1)
-        means.append(np.nansum(iou, axis=1)[occurring > 0] / occurring[occurring > 0])
-    values = np.concatenate(means)
-    if not values.size:
-        return math.nan, math.nan
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
 
 
 def versions() -> dict[str, str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from talk2dino.files import atomic_path, check_writable
 from talk2dino.progress import Progress, silent
+from talk2dino.report.compare import compare_comparable
 from talk2dino.report.examples import make_example
 from talk2dino.report.page import Section, build_page
 from talk2dino.report.plots import (
@@ -113,4 +114,5 @@ def _make_section(
         sheet = draw_sheet(examples, [run.label for run in runs])
         with atomic_path(files[-1]) as temporary:
             sheet.save(temporary, format="PNG")
-    return Section(runs, figure_svg(bars), confusions, examples), files
+    comparisons, reasons = compare_comparable(runs)
+    return Section(runs, figure_svg(bars), comparisons, reasons, confusions, examples), files
