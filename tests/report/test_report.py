@@ -276,7 +276,7 @@ def changed(data, folder, **changes):
         ("per_class", {"\ud800": 1}, "a name in per_class must be text"),
         ("title", {}, "title must be text"),
         ("palette", [[1, 2]], r"palette\[0\] must be a list of 3"),
-        ("palette", [[1, 2, 300]], "palette must be at most 256 colours"),
+        ("palette", [[1, 2, 300]], "palette must be at most 65535 colours"),
         ("predictions", 3, "predictions must be text"),
         ("timing", {"images_per_second": "fast"}, r"timing\.images_per_second must be a number"),
         ("settings", {"segmenter": []}, r"settings\.segmenter must be an object"),

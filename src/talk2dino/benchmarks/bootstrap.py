@@ -7,12 +7,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from talk2dino.benchmarks.counts import Matrix, SparseRows
+
 _RESAMPLES = 1000
 _WEIGHTS = 1 << 22
 """How often each image is in each draw, so many numbers at once: 32 MiB; fewer are slower."""
 
 
-def resampled_mious(areas: Sequence[tuple[np.ndarray, np.ndarray]], draws: int) -> np.ndarray:
+def resampled_mious(areas: Sequence[tuple[Matrix, Matrix]], draws: int) -> np.ndarray:
     """mIoU of several runs on images that are drawn again, with replacement.
 
     Args:
@@ -24,19 +26,24 @@ def resampled_mious(areas: Sequence[tuple[np.ndarray, np.ndarray]], draws: int) 
         an integer and so are the areas, so that sums are exact; equal inputs give equal numbers.
     """
     generator = np.random.default_rng(0)
-    images = len(areas[0][0])
-    stacked = np.concatenate([part for pair in areas for part in pair], axis=1, dtype=np.float64)
+    images, classes = areas[0][0].shape
+    numbers = [tuple(map(_as_floats, pair)) for pair in areas]
     mious = np.full((draws, len(areas)), np.nan)
-    step = max(_WEIGHTS // max(images, 1), 1)
+    step = max(_WEIGHTS // max(images, classes, 1), 1)
     for start in range(0, draws, step):
         found = mious[start : start + step]
         weights = generator.multinomial(images, np.full(images, 1 / images), size=len(found))
-        sums = (weights.astype(np.float64) @ stacked).reshape(*found.shape, 2, -1)
-        intersect, union = sums[:, :, 0], sums[:, :, 1]
-        iou = np.divide(intersect, union, out=np.zeros(union.shape), where=union > 0)
-        occurring = (union > 0).sum(axis=-1)
-        np.divide(iou.sum(axis=-1), occurring, out=found, where=occurring > 0)
+        often = weights.astype(np.float64)
+        for (intersect, union), means in zip(numbers, found.T, strict=True):
+            unions = often @ union
+            iou = np.divide(often @ intersect, unions, out=np.zeros_like(unions), where=unions > 0)
+            occurring = (unions > 0).sum(axis=1)
+            np.divide(iou.sum(axis=1), occurring, out=means, where=occurring > 0)
     return mious
+
+
+def _as_floats(matrix: Matrix) -> Matrix:
+    return matrix if isinstance(matrix, SparseRows) else matrix.astype(np.float64)
 
 
 def interval_of(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
@@ -48,7 +55,7 @@ def interval_of(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def bootstrap_interval(intersect: np.ndarray, union: np.ndarray) -> tuple[float, float]:
+def bootstrap_interval(intersect: Matrix, union: Matrix) -> tuple[float, float]:
     """95 % percentile bootstrap over images of the mIoU.
 
     Args:

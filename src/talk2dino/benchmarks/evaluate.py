@@ -205,7 +205,8 @@ def _results(
         results = count_image(index, maps, targets, num_classes)
         for run, predicted, target, palette in zip(runs, maps, targets, palettes, strict=True):
             if run.folders.wanted():
-                ids = predicted.to(torch.uint8).cpu().numpy()
+                kind = np.uint8 if len(palette) <= 256 else np.uint16
+                ids = predicted.cpu().numpy().astype(kind)
                 run.folders.write(run.dataset.samples[index].stem, ids, target.numpy(), palette)
         yield index, results
 

@@ -90,8 +90,8 @@ def check_fields(content: Mapping[str, Any], source: str) -> dict[str, Any]:
         if not re.fullmatch(r"\w[\w.-]*", content["benchmark"], re.ASCII):
             raise _wrong("benchmark", "a name, no path", content["benchmark"])
         palette = content.get("palette") or []
-        if len(palette) > 256 or not all(0 <= value <= 255 for row in palette for value in row):
-            raise _wrong("palette", "at most 256 colours of numbers from 0 to 255", palette)
+        if len(palette) > 65535 or not all(0 <= value <= 255 for row in palette for value in row):
+            raise _wrong("palette", "at most 65535 colours of numbers from 0 to 255", palette)
     except WrongField as error:
         raise WrongField(f"{source} is no result of an evaluation: {error}") from None
     return {name: content.get(name) for name in typing.get_type_hints(Result)}

@@ -20,9 +20,9 @@ import torch
 
 import talk2dino
 from talk2dino.benchmarks.bootstrap import bootstrap_interval
-from talk2dino.benchmarks.counts import ImageCounts, stacked_areas
+from talk2dino.benchmarks.counts import ImageCounts, Matrix, SparseRows, stacked_areas
 from talk2dino.benchmarks.evaluate import Run
-from talk2dino.benchmarks.metrics import segmentation_scores
+from talk2dino.benchmarks.metrics import area_scores
 from talk2dino.benchmarks.mmseg import load_openmmlab
 from talk2dino.benchmarks.result_schema import check_fields
 from talk2dino.files import atomic_path
@@ -73,12 +73,13 @@ def peak_memory_mib() -> float:
 
 def make_result(
     run: Run, counts: Mapping[int, ImageCounts], timing: Timing
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+) -> tuple[dict[str, Any], dict[str, Matrix]]:
     """The JSON content and the arrays of a finished run; see docs/evaluation.md."""
     dataset, benchmark = run.dataset, run.dataset.benchmark
     names = dataset.classes
     areas = stacked_areas((counts[index] for index in range(len(dataset.samples))), len(names))
-    scores = segmentation_scores(torch.from_numpy(areas["confusion"]))
+    sums = (areas[name].sum(axis=0) for name in ("intersect", "label_area", "pred_area"))
+    scores = area_scores(*map(torch.from_numpy, sums))
     low, high = bootstrap_interval(areas["intersect"], areas["union"])
     settings = run.settings
     pamr = bool(settings["segmenter"].get("pamr"))
@@ -123,11 +124,17 @@ def make_result(
 
 
 def write_result(
-    output: Path, name: str, content: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+    output: Path, name: str, content: Mapping[str, Any], arrays: Mapping[str, Matrix]
 ) -> Path:
     """Write both files, the counts first: a JSON always has its counts. Returns the JSON's path."""
+    plain: dict[str, Any] = {}
+    for key, value in arrays.items():
+        if isinstance(value, SparseRows):
+            plain |= {f"{key}.{part}": getattr(value, part) for part in _SPARSE}
+        else:
+            plain[key] = value
     with atomic_path(output / f"{name}.npz") as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        np.savez_compressed(file, **plain)
     path = output / f"{name}.json"
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -155,10 +162,20 @@ def read_result(path: str | Path) -> dict[str, Any]:
     return check_fields(content, str(path))
 
 
-def read_counts(path: str | Path) -> dict[str, np.ndarray]:
-    """The arrays that belong to a result; `path` is the JSON's or the NPZ's."""
+_SPARSE = ("rows", "columns", "values", "shape")
+
+
+def read_counts(path: str | Path) -> dict[str, Any]:
+    """The arrays that belong to a result; `path` is the JSON's or the NPZ's.
+
+    Those of very many classes are `SparseRows`, see `stacked_areas`.
+    """
     with np.load(Path(path).with_suffix(".npz"), allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+        found = {name: arrays[name] for name in arrays.files}
+    for name in [name.removesuffix(".shape") for name in found if name.endswith(".shape")]:
+        *parts, shape = (found.pop(f"{name}.{part}") for part in _SPARSE)
+        found[name] = SparseRows(*parts, tuple(shape.tolist()))
+    return found
 
 
 def versions() -> dict[str, str]:
