@@ -21,6 +21,7 @@ from talk2dino.__main__ import main as project_main
 from talk2dino.benchmarks.results import read_counts, read_result
 from talk2dino.cli.evaluate import main
 from talk2dino.cli.evaluate_published import main as published_main
+from talk2dino.cli.report import main as report
 
 MINIATURES = Path(__file__).parents[1] / "parity" / "data" / "seg" / "data"
 TOY = ["--model", "toy", "--weights", "seeded:0", "--device", "cpu"]
@@ -390,3 +391,18 @@ def test_counts_of_another_batch_size_or_of_other_pictures_are_not_mixed_in(tmp_
     picture.write_bytes(content)
     assert evaluate(tmp_path / "results", data=data) == 1
     assert "other settings, --batch_size or pictures" in capsys.readouterr().err
+
+
+def test_borders_are_scored_beside_an_unchanged_result(voc20, tmp_path, capsys):
+    output = shutil.copytree(voc20, tmp_path / "results")
+    assert evaluate(output, "--boundary") == 0
+    shown = capsys.readouterr().out
+    assert "| boundary mIoU | seam error |" in shown
+    paths = sorted(files_below(output), key=lambda path: path.stat().st_mtime)
+    before, after = map(read_result, paths)
+    assert after["mIoU"] == before["mIoU"] and after["per_class"] == before["per_class"]
+    assert before["boundary_mIoU"] is None and 0 <= after["boundary_mIoU"] < 100
+    assert after["seam_pairs"] > 0 and 0 <= after["seam_error"] <= 100
+    assert f"{after['boundary_mIoU']:.2f}" in shown
+    assert report([*map(str, paths), "--examples", "0"]) == 0
+    assert "<th>seam error [%]</th>" in (output / "report.html").read_text()

@@ -39,6 +39,8 @@ class Evaluation:
     """Model and options of inference."""
     bg_thresh: float | None
     """Threshold of the background class; None where there is none."""
+    boundary: bool = False
+    """Whether borders of classes and windows are scored too."""
 
     def __post_init__(self) -> None:
         if self.benchmark.background and self.bg_thresh is None:
@@ -180,6 +182,8 @@ def run_settings(evaluation: Evaluation, dataset: EvaluationSet) -> dict[str, An
         prompted = prompted[1:]  # the background is its threshold
     if prompted != dataset.prompted_classes:
         settings["prompted"] = prompted
+    if evaluation.boundary:
+        settings["boundary"] = True
     content: dict[str, Any] = json.loads(json.dumps(settings))
     return content
 

@@ -61,6 +61,10 @@ class Result(Needed, total=False):
     readme_name: str | None
     with_bg_clean: bool | None
     per_class_accuracy: dict[str, float | None] | None
+    boundary_mIoU: float | None
+    per_class_boundary_iou: dict[str, float | None] | None
+    seam_error: float | None
+    seam_pairs: int | None
     classes: list[str] | None
     palette: list[tuple[int, int, int]] | None
     has_background: bool | None

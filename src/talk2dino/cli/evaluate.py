@@ -59,6 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bg_thresh", type=float, help="background threshold (default: the published one)"
     )
+    parser.add_argument(
+        "--boundary",
+        action="store_true",
+        help="score borders too: boundary IoU, and pixels that differ across windows' borders",
+    )
     add_run_flags(parser)
 
 
@@ -128,7 +133,7 @@ def _evaluations(args: argparse.Namespace) -> list[Evaluation]:
                 threshold = args.bg_thresh
             if not row.background:
                 without.append(row.key)
-            evaluations.append(Evaluation(row, method.on(row), threshold))
+            evaluations.append(Evaluation(row, method.on(row), threshold, args.boundary))
     if args.bg_thresh is not None and without:
         keys = ", ".join(dict.fromkeys(without))
         _warn(f"--bg_thresh is unused for {keys}: no background class there")

@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
+from talk2dino.benchmarks.results import at_borders
 from talk2dino.report.compare import DRAWS, Comparison
 from talk2dino.report.examples import Example, has_predictions
 from talk2dino.report.plots import ONE_COLUMN, method_colour, shown_classes
@@ -83,6 +84,7 @@ def build_page(
         shown_classes=shown_classes,
         top_confusions=top_confusions,
         draws=DRAWS,
+        borders=at_borders([run.result for run in runs]),
         one_column=ONE_COLUMN,
         most_panels=_MOST_PANELS,
     )
