@@ -26,6 +26,7 @@ from talk2dino.report.runs import (
     pick_examples,
 )
 from talk2dino.report.sheet import draw_sheet
+from talk2dino.report.tables import write_tables
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class ReportOptions:
     """Best, median and worst images, so many of each; 0 for none."""
     data_root: Path | None = None
     """Where the images and labels are now; None for where they were evaluated."""
+    tables: bool = False
+    """Also write the numbers as LaTeX and CSV into the folder `<stem>_tables`."""
     overwrite: bool = False
     """Replace a report that is there."""
 
@@ -82,6 +85,10 @@ def write_report(
             sections[key], files = _make_section(group, methods(runs), options)
             written += files
             bar.update(1)
+    if options.tables:
+        folder = options.output.with_name(f"{options.output.stem}_tables")
+        compared = [found for section in sections.values() for found in section.comparisons]
+        written += write_tables(folder, runs, compared)
     page = build_page(runs, figure_svg(overview), sections, notes)
     with atomic_path(options.output) as temporary:
         temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
