@@ -76,7 +76,7 @@ def make_result(
 ) -> tuple[dict[str, Any], dict[str, Matrix]]:
     """The JSON content and the arrays of a finished run; see docs/evaluation.md."""
     dataset, benchmark = run.dataset, run.dataset.benchmark
-    names = dataset.classes
+    names: list[str] = run.settings["classes"]
     images = [counts[index] for index in range(len(dataset.samples))]
     regions = (image.between(0, len(names)) for image in images) if run.at_borders else images
     areas = stacked_areas(regions, len(names))

@@ -62,7 +62,7 @@ class Table:
     def _cells(self, row: Sequence[Cell]) -> Iterator[str]:
         for place, cell in enumerate(row):
             shown = _text(cell)
-            numbers = [r[place] for r in self.rows if isinstance(r[place], float)]
+            numbers = [value for r in self.rows if isinstance(value := r[place], float)]
             best = self.compared and len(numbers) > 1 and isinstance(cell, float)
             yield rf"\textbf{{{shown}}}" if best and cell == max(numbers) else shown
 
@@ -90,6 +90,7 @@ def tables_of(runs: Sequence[EvaluatedRun], comparisons: Sequence[Comparison]) -
     scores = [[name, *(found.get((name, key)) for key in groups)] for name in methods(runs)]
     titles = [group[0].title for group in groups.values()]
     tables = [Table("scores", ["method", *titles], scores, compared=True), _runs_table(runs)]
+    rows: list[Sequence[Cell]]
     if comparisons:
         heads = ("benchmark", "A", "B", "B - A", "low", "high", "better in %")
         rows = [
