@@ -119,7 +119,7 @@ def check(args: argparse.Namespace) -> None:
     _entries(args, resolve_device(args.device))
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, found: None = None) -> int:
     """Load the first model, then serve until interrupted."""
     from talk2dino.app.inputs import Limits
     from talk2dino.app.models import Models

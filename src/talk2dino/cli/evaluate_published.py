@@ -70,7 +70,7 @@ def check(args: argparse.Namespace) -> None:
     prepared(args)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, found: None = None) -> int:
     """Evaluate and print the table."""
     job, runs = prepared(args)
     outcomes = run_and_report(job, runs)

@@ -99,7 +99,7 @@ def check(args: argparse.Namespace) -> None:
     args.job = Job(outputs, decisive, args.overwrite, leads=is_first_process())
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, found: None = None) -> int:
     """Extract split after split; 1 if more images failed than allowed.
 
     Only the first of several processes says so: when one exits with 1, `torch.distributed.run`

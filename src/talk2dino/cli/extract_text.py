@@ -87,7 +87,7 @@ def check(args: argparse.Namespace) -> None:
     args.job = Job(outputs, decisive, args.overwrite, in_place, leads=is_first_process())
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, found: None = None) -> int:
     """Encode split after split."""
     from talk2dino.features.text import extract_text_split
     from talk2dino.processes import joined_processes

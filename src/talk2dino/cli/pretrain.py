@@ -67,7 +67,7 @@ def check(args: argparse.Namespace) -> None:
     check_job(_job(args))
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, found: None = None) -> int:
     """Pretrain, and say what was written."""
     from talk2dino.methods.ovsegmentor.pretraining.job import collective_backend, pretrain
     from talk2dino.methods.ovsegmentor.pretraining.state import EpochRecord

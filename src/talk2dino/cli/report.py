@@ -52,7 +52,7 @@ def check(args: argparse.Namespace) -> None:
     check_writable(_options(args).output, args.overwrite)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, found: None = None) -> int:
     """Write the report."""
     from talk2dino.report.report import write_report
 

@@ -140,7 +140,7 @@ def check(args: argparse.Namespace) -> None:
     check_job(_job(args))
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, found: None = None) -> int:
     """Train, and say what was written."""
     from talk2dino.methods.talk2dino.training.job import train_projection
     from talk2dino.processes import is_first_process, joined_processes
