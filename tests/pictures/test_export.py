@@ -26,7 +26,7 @@ def segmentation(seed, names=NAMES):
 
 
 def exported(kind, path, *found):
-    export = Export(kind, path, Path("photos"))
+    export = Export(kind, path, Path("photos").resolve())
     for number, segmented in enumerate(found):
         export.add(segmented, Path("photos") / "sub" / f"{number}.jpg")
     assert export.write() == path
@@ -99,7 +99,7 @@ def test_runs_that_are_longer_than_a_brush_can_say_are_several():
 def test_masks_are_a_picture_per_class_that_occurs(tmp_path):
     found = segmentation(4, NAMES[1:])
     exported("masks", tmp_path / "masks", found)
-    files = sorted((tmp_path / "masks" / "sub" / "0").iterdir())
+    files = sorted((tmp_path / "masks" / "sub" / "0.jpg").iterdir())
     assert [path.name for path in files] == ["000_cat.png", "001_a_dog_wolf.png", "002_tree.png"]
     for label, path in enumerate(files):
         mask = np.asarray(Image.open(path))

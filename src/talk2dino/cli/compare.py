@@ -14,6 +14,7 @@ from talk2dino.files import atomic_path, check_writable
 
 if TYPE_CHECKING:
     from talk2dino.report.compare import Comparison
+    from talk2dino.report.runs import EvaluatedRun
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,8 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def check(args: argparse.Namespace) -> None:
-    """Refuse what cannot be read or compared."""
+def check(args: argparse.Namespace) -> list[EvaluatedRun]:
+    """The two runs; refuse what cannot be read or compared."""
     from talk2dino.report.compare import check_comparable
     from talk2dino.report.runs import find_runs
 
@@ -47,15 +48,16 @@ def check(args: argparse.Namespace) -> None:
     if args.json is not None:
         check_writable(args.json, args.overwrite)
     found = {run.path: run for run in find_runs([args.first, args.second])[0]}
-    args.runs = [found[path.resolve()] for path in (args.first, args.second)]
-    check_comparable(*args.runs)
+    runs = [found[path.resolve()] for path in (args.first, args.second)]
+    check_comparable(*runs)
+    return runs
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, runs: list[EvaluatedRun]) -> int:
     """Compare, print and write."""
     from talk2dino.report.compare import compare_runs
 
-    first, second = args.runs
+    first, second = runs
     found = compare_runs(first, [second])[0]
     if args.json is not None:
         with atomic_path(args.json) as temporary:

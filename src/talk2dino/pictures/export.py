@@ -44,27 +44,25 @@ class Export:
         Raises:
             OSError: a mask cannot be written.
         """
-        name = Path(os.path.relpath(source, self.root)).as_posix()
+        name = Path(os.path.relpath(source.resolve(), self.root)).as_posix()
         self._names = found.names if found.background is None else found.names[1:]
         first = len(found.names) - len(self._names)
         labels = found.labels.numpy()
         masks = ((n, labels == n + first) for n in range(len(self._names)))
         occurring = [(number, mask) for number, mask in masks if mask.any()]
         if self.kind == "masks":
-            for number, mask in occurring:
-                shown = re.sub(r"[^\w-]+", "_", self._names[number])[:40]
-                path = self.path / Path(name).with_suffix("") / f"{number:03d}_{shown}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with atomic_path(path) as temporary:
-                    Image.fromarray(np.where(mask, np.uint8(255), np.uint8(0))).save(
-                        temporary, format="PNG"
-                    )
+            with atomic_path(self.path / name) as folder:
+                folder.mkdir()
+                for number, mask in occurring:
+                    shown = re.sub(r"[^\w-]+", "_", self._names[number])[:40]
+                    picture = Image.fromarray(np.where(mask, np.uint8(255), np.uint8(0)))
+                    picture.save(folder / f"{number:03d}_{shown}.png")
         elif self.kind == "coco":
             height, width = labels.shape
-            picture = {"id": len(self._pictures) + 1, "file_name": name}
-            self._pictures.append({**picture, "height": height, "width": width})
+            entry = {"id": len(self._pictures) + 1, "file_name": name}
+            self._pictures.append({**entry, "height": height, "width": width})
             for number, mask in occurring:
-                mark = {"id": len(self._marks) + 1, "image_id": picture["id"], "iscrowd": 0}
+                mark = {"id": len(self._marks) + 1, "image_id": entry["id"], "iscrowd": 0}
                 self._marks.append({**mark, "category_id": number + 1, **coco_mask(mask)})
         else:
             marks = [self._brush(number, mask) for number, mask in occurring]

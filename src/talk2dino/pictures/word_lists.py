@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,7 @@ def read_word_lists(given: str | Path | Sequence[str]) -> WordLists:
         ValueError: no class, an empty word, or a word that is there twice; names the line.
     """
     if isinstance(given, str | Path):
-        return _parse(read_text(given).splitlines(), str(given))
+        return _parse(re.split(r"\r\n?|\n", read_text(given)), str(given))
     return _parse(list(given), "the vocabulary")
 
 
