@@ -10,9 +10,7 @@ from talk2dino.cli.compare import main
 from talk2dino.cli.report import main as report
 from talk2dino.report.compare import DRAWS, compare_runs
 from talk2dino.report.runs import find_runs
-from tests.report.test_report import data, write_run
-
-__all__ = ["data"]
+from tests.report.conftest import write_run
 
 
 @pytest.fixture

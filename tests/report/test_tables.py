@@ -8,9 +8,6 @@ import pytest
 from talk2dino.cli.report import main
 from talk2dino.report.runs import find_runs
 from talk2dino.report.tables import Table, tables_of
-from tests.report.test_report import data, results
-
-__all__ = ["data", "results"]
 
 
 def test_numbers_are_rounded_for_papers_and_whole_for_programs():

@@ -1,7 +1,8 @@
 """Pixel counts per image, kept on disk as they come: what a killed evaluation goes on from.
 
-A file is a line of JSON (the settings) and then one record per image; a record that was cut short
-by a kill is dropped when the file is read.
+A file is a line of JSON (the settings) and then one record per image, of methods that find uniform
+windows with their number in front; a record that was cut short by a kill is dropped when the file
+is read.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ _PAIRS = {
 }
 WIDE_PAIR = _PAIRS[b"IMG4"]
 """Of counts that are `joined`: true label, predicted label, pixels."""
+_UNIFORM = b"UNI\n"  # its number stands in place of the number of pairs
 _FEW = 1 << 16  # pairs of classes that are counted in one bin each, also of a small picture
 DENSE = 1 << 25
 """Entries of the largest array of a result; the counts of more classes are kept as `SparseRows`."""
@@ -43,6 +45,8 @@ class ImageCounts:
     """Of the image in its data set."""
     pairs: np.ndarray
     """(n,) records: true class, predicted class, pixels."""
+    uniform: int | None = None
+    """Windows in which all patches are alike; None of a method that does not tell."""
 
     def areas(self) -> tuple[np.ndarray, np.ndarray]:
         """The classes (n,) that occur, and (3, n) int64: `intersect`, `pred_area`, `label_area`."""
@@ -61,7 +65,7 @@ class ImageCounts:
         pairs = self.pairs[(self.pairs["true"] >= first) & (self.pairs["true"] < end)]
         pairs["true"] -= first
         pairs["predicted"] -= first
-        return ImageCounts(self.index, pairs)
+        return ImageCounts(self.index, pairs, self.uniform)
 
 
 def joined(counts: Sequence[ImageCounts], firsts: Sequence[int]) -> ImageCounts:
@@ -71,11 +75,15 @@ def joined(counts: Sequence[ImageCounts], firsts: Sequence[int]) -> ImageCounts:
         parts.append(found.pairs.astype(WIDE_PAIR))
         parts[-1]["true"] += first
         parts[-1]["predicted"] += first
-    return ImageCounts(counts[0].index, np.concatenate(parts))
+    return ImageCounts(counts[0].index, np.concatenate(parts), counts[0].uniform)
 
 
 def count_image(
-    index: int, predicted: Sequence[Tensor], targets: Sequence[Tensor], num_classes: Sequence[int]
+    index: int,
+    predicted: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    num_classes: Sequence[int],
+    uniform: int | None = None,
 ) -> list[ImageCounts]:
     """Compare the label maps of an image with their ground truths, where these are not ignored.
 
@@ -87,6 +95,7 @@ def count_image(
         predicted: (H, W) label maps, one per benchmark.
         targets: (H, W) ground truths, likewise; see `metrics.ignored_label`.
         num_classes: of each benchmark.
+        uniform: windows of the image in which all patches are alike, if that is known.
 
     Raises:
         ValueError: they differ in size, or hold labels that are no classes.
@@ -108,7 +117,8 @@ def count_image(
         if counts[numbers == classes**2 + 1].any():
             refuse_labels(maps.cpu(), target, classes, ignored_label(classes))
         occurring = (counts > 0) & (numbers < classes**2)
-        results.append(ImageCounts(index, _pairs(numbers[occurring], counts[occurring], classes)))
+        pairs = _pairs(numbers[occurring], counts[occurring], classes)
+        results.append(ImageCounts(index, pairs, uniform))
     return results
 
 
@@ -155,6 +165,8 @@ class CountsWriter:
         data = counts.pairs.tobytes()
         (magic,) = (magic for magic, kind in _PAIRS.items() if kind == counts.pairs.dtype)
         head = _HEAD.pack(magic, counts.index, len(counts.pairs), zlib.crc32(data))
+        if counts.uniform is not None:
+            head = _HEAD.pack(_UNIFORM, counts.index, counts.uniform, 0) + head
         self._file.write(head + data)
         self._file.flush()
 
@@ -294,9 +306,13 @@ def _read(path: Path, settings: Mapping[str, Any]) -> tuple[list[ImageCounts], i
             f"{path} was made with other settings, --batch_size or pictures, or is no file. "
             "Choose another --output, or delete its folder."
         )
-    position, found = len(line), []
+    start, found, uniform = len(line), [], None
+    position = start
     while position + _HEAD.size <= len(data):
         magic, index, pairs, checksum = _HEAD.unpack_from(data, position)
+        if magic == _UNIFORM:
+            position, uniform = position + _HEAD.size, pairs
+            continue
         kind = _PAIRS.get(magic)
         if kind is None:
             break
@@ -304,6 +320,6 @@ def _read(path: Path, settings: Mapping[str, Any]) -> tuple[list[ImageCounts], i
         payload = data[position + _HEAD.size : end]
         if end > len(data) or zlib.crc32(payload) != checksum:
             break
-        found.append(ImageCounts(index, np.frombuffer(payload, kind)))
-        position = end
-    return found, position
+        found.append(ImageCounts(index, np.frombuffer(payload, kind), uniform))
+        start, position, uniform = end, end, None
+    return found, start

@@ -45,7 +45,9 @@ class Run:
     model: str = ""
     """The segmenter's name in results."""
     published: float | None = None
-    """Its authors' mIoU in percent, if there is one."""
+    """A printed mIoU in percent, if there is one."""
+    published_source: str | None = None
+    """Who printed it."""
 
     @property
     def at_borders(self) -> bool:
@@ -208,7 +210,7 @@ def _results(
     num_classes = [len(run.dataset.classes) for run in runs]
     for picture, maps in label_pictures(pictures, protocol, share.batching, device):
         index, targets = picture.payload
-        results = count_image(index, maps, targets, num_classes)
+        results = count_image(index, maps, targets, num_classes, picture.uniform)
         for place, run in enumerate(runs):
             if run.at_borders:
                 shown = (maps[place], targets[place], num_classes[place], protocol)

@@ -144,10 +144,11 @@ def prepare(job: Job) -> list[Run]:
         if folders.wanted():
             check_distinct_stems(dataset)
             folders.check(name)
-        published = None
+        published = source = None
         if evaluation.vocabulary is None:  # nobody has published numbers of another one
             published = evaluation.method.published_miou(evaluation.benchmark)
-        runs.append(Run(name, settings, dataset, folders, model, published))
+            source = evaluation.method.published_source(evaluation.benchmark)
+        runs.append(Run(name, settings, dataset, folders, model, published, source))
     return runs
 
 

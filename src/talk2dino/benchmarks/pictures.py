@@ -81,10 +81,10 @@ class PictureFolders:
             _save(Image.fromarray(predicted), self.predictions / f"{stem}.png")
         for folder, labels in ((self.coloured, predicted), (self.truth, target)):
             if folder is not None:
-                _save(_coloured(labels, palette), folder / f"{stem}.png")
+                _save(palette_picture(labels, palette), folder / f"{stem}.png")
 
 
-def _coloured(labels: np.ndarray, palette: np.ndarray) -> Image.Image:
+def palette_picture(labels: np.ndarray, palette: np.ndarray) -> Image.Image:
     """With a palette where that has 256 places for the classes, else in plain colours."""
     count, ignored = len(palette), ignored_label(len(palette))
     colours = np.zeros((ignored + 1, 3), np.uint8)

@@ -83,6 +83,7 @@ def make_result(
     sums = (areas[name].sum(axis=0) for name in ("intersect", "label_area", "pred_area"))
     scores = area_scores(*map(torch.from_numpy, sums))
     low, high = bootstrap_interval(areas["intersect"], areas["union"])
+    told = [image.uniform for image in counts.values() if image.uniform is not None]
     settings = run.settings
     pamr = bool(settings["segmenter"].get("pamr"))
     content = {
@@ -95,11 +96,13 @@ def make_result(
         "with_bg_clean": bool(settings["segmenter"].get("clean_background")),
         "bg_thresh": settings["bg_thresh"],
         "num_images": len(dataset.samples),
+        "uniform_windows": sum(told) if len(told) == len(counts) else None,
         "mIoU": percent(scores.mean_iou),
         "mAcc": percent(scores.mean_accuracy),
         "aAcc": percent(scores.all_accuracy),
         "mIoU_interval": [percent(low), percent(high)],
         "published": run.published,
+        "published_source": run.published_source,
         "per_class": dict(zip(names, map(percent, scores.iou.tolist()), strict=True)),
         "per_class_accuracy": dict(zip(names, map(percent, scores.accuracy.tolist()), strict=True)),
         **(border_scores(images, names) if run.at_borders else {}),
@@ -191,6 +194,15 @@ def versions() -> dict[str, str]:
         "opencv": cv2.__version__,
         **load_openmmlab().versions,
     }
+
+
+def published_sources(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Who printed the numbers that results stand beside: a line per source, with its models."""
+    models: dict[str, dict[str, None]] = {}
+    for result in results:
+        if (source := result.get("published_source")) is not None:
+            models.setdefault(source, {})[result["model"]] = None
+    return [f"{', '.join(names)}: {source}" for source, names in models.items()]
 
 
 COLUMNS = ("benchmark", "mIoU", "95 %", "paper", "difference", "mAcc", "aAcc", "images", "images/s")

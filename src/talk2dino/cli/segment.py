@@ -39,7 +39,7 @@ _PUBLISHED = {"evaluate.seg.template": "template", "test_cfg.bg_thresh": "bg_thr
 """Key of --opts -> the project's own flag."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """What is read, what is written, and with what."""
 
@@ -206,8 +206,7 @@ def check(args: argparse.Namespace) -> Plan:
     _check_count(len(names), tasks[0])
     device = resolve_device(args.device)
     method.check()
-    refined = bool(method.settings().get("pamr")) and method.demo.protocol.window is None
-    load = Load(len(names), device, args.max_side, refined)
+    load = Load(len(names), device, args.max_side, bool(method.demo.refines))
     load.check_any([task.source for task in tasks])
     if len(tasks) == 1:
         read_rgb(tasks[0].source)  # a single picture is decoded at once; of many, only the headers

@@ -20,11 +20,7 @@ from talk2dino.backbones.text import TextEncoder
 from talk2dino.backbones.vision import VisionBackbone
 from talk2dino.devices import in_float32
 from talk2dino.methods.freeda.bank import Bank
-from talk2dino.methods.freeda.superpixels import (
-    Superpixels,
-    pool_regions,
-    region_weights,
-)
+from talk2dino.methods.freeda.superpixels import Superpixels, pool_regions, region_weights
 from talk2dino.segmenter import (
     ClassQuery,
     ClassWords,
