@@ -308,7 +308,7 @@ def test_counts_of_earlier_versions_are_read_on(tmp_path):
 @pytest.mark.parametrize("cut", [0, 3, 20])
 def test_the_uniform_windows_of_an_image_stay_with_its_counts(tmp_path, cut):
     path, settings = tmp_path / "a.counts", {"benchmark": "voc"}
-    nothing = np.empty(0, counts_module._PAIRS[b"IMG\n"])
+    nothing = np.empty(0, counts_module.WIDE_PAIR)
     images = [counts_module.ImageCounts(n, nothing, n or None) for n in range(3)]
     for image in images:
         writer = CountsWriter(path, settings)

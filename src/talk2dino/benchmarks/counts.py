@@ -27,8 +27,10 @@ SUFFIX = ".counts"
 _HEAD = struct.Struct("<4sIII")  # magic, image, number of pairs, checksum of the pairs
 _PAIRS = {
     magic: np.dtype([("true", kind), ("predicted", kind), ("pixels", "<u4")])
-    for magic, kind in ((b"IMG\n", "u1"), (b"IMG2", "<u2"))
+    for magic, kind in ((b"IMG\n", "u1"), (b"IMG2", "<u2"), (b"IMG4", "<u4"))
 }
+WIDE_PAIR = _PAIRS[b"IMG4"]
+"""Of counts that are `joined`: true label, predicted label, pixels."""
 _UNIFORM = b"UNI\n"  # its number stands in place of the number of pairs
 _FEW = 1 << 16  # pairs of classes that are counted in one bin each, also of a small picture
 DENSE = 1 << 25
@@ -57,6 +59,23 @@ class ImageCounts:
         np.add.at(found[1], guessed, self.pairs["pixels"])
         np.add.at(found[2], labelled, self.pairs["pixels"])
         return classes.astype(np.int64), found
+
+    def between(self, first: int, end: int) -> ImageCounts:
+        """The pairs of labels from `first` up to `end`, counted from 0; see `joined`."""
+        pairs = self.pairs[(self.pairs["true"] >= first) & (self.pairs["true"] < end)]
+        pairs["true"] -= first
+        pairs["predicted"] -= first
+        return ImageCounts(self.index, pairs, self.uniform)
+
+
+def joined(counts: Sequence[ImageCounts], firsts: Sequence[int]) -> ImageCounts:
+    """Several counts of one image in one table of pairs, the labels of each from its `first` on."""
+    parts = []
+    for found, first in zip(counts, firsts, strict=True):
+        parts.append(found.pairs.astype(WIDE_PAIR))
+        parts[-1]["true"] += first
+        parts[-1]["predicted"] += first
+    return ImageCounts(counts[0].index, np.concatenate(parts), counts[0].uniform)
 
 
 def count_image(

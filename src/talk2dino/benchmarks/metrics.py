@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -104,6 +105,11 @@ def segmentation_scores(confusion: Tensor) -> SegmentationScores:
     """Metrics from confusion counts (C, C), rows = true classes, summed over all images."""
     counts = confusion.double().cpu()
     return area_scores(counts.diagonal(), counts.sum(dim=1), counts.sum(dim=0))
+
+
+def percent(value: float) -> float | None:
+    """A fraction as results hold it; None for nan."""
+    return None if math.isnan(value) else round(100 * value, 4)
 
 
 def area_scores(hits: Tensor, true: Tensor, predicted: Tensor) -> SegmentationScores:

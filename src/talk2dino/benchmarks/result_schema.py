@@ -75,6 +75,10 @@ class Result(Needed, total=False):
     uniform_windows: int | None
     with_bg_clean: bool | None
     per_class_accuracy: dict[str, float | None] | None
+    boundary_mIoU: float | None
+    per_class_boundary_iou: dict[str, float | None] | None
+    seam_error: float | None
+    seam_pairs: int | None
     classes: list[str] | None
     palette: list[tuple[int, int, int]] | None
     has_background: bool | None
@@ -117,7 +121,7 @@ def check_counts(counts: Mapping[str, np.ndarray], result: Mapping[str, Any]) ->
     images, classes = result["num_images"], len(result["per_class"])
     shapes = {
         **dict.fromkeys(("images", "labels"), ((images,), "U")),
-        **dict.fromkeys(("intersect", "union"), ((images, classes), "iu")),
+        **dict.fromkeys(("intersect", "union", "label_area"), ((images, classes), "iu")),
         "confusion": ((classes, classes), "iu"),
     }
     for name, (shape, kinds) in shapes.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from talk2dino.benchmarks.data.sources import check_data_root
@@ -18,6 +19,8 @@ from talk2dino.cli.evaluation import (
 )
 from talk2dino.cli.method_flags import add_method_flags, options_of
 from talk2dino.methods.registry import MODEL_NAMES
+from talk2dino.pictures.word_lists import read_word_lists
+from talk2dino.segmenter import POOLINGS
 
 if TYPE_CHECKING:
     from talk2dino.benchmarks.evaluate import Run
@@ -59,6 +62,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--refine", metavar="NAMES", help="refinements with commas: pamr")
     parser.add_argument(
         "--bg_thresh", type=float, help="background threshold (default: the published one)"
+    )
+    parser.add_argument(
+        "--boundary",
+        action="store_true",
+        help="score borders too: boundary IoU, and pixels that differ across windows' borders",
+    )
+    parser.add_argument(
+        "--vocabulary",
+        type=Path,
+        metavar="FILE.txt",
+        help="words of the classes, a line for each in the benchmark's order: name; alias; alias",
+    )
+    parser.add_argument(
+        "--pooling",
+        choices=POOLINGS,
+        help="how the words of a class are put together: the best one (default), or a soft maximum",
     )
     add_run_flags(parser)
 
@@ -117,6 +136,10 @@ def _evaluations(args: argparse.Namespace) -> list[Evaluation]:
     from talk2dino.methods.base import UNIFIED, refuse_threshold
 
     evaluations, without = [], []
+    if args.pooling is not None and args.vocabulary is None:
+        raise ValueError("--pooling is for the words of a --vocabulary FILE.txt.")
+    words = None if args.vocabulary is None else read_word_lists(args.vocabulary)
+    changes = {"boundary": args.boundary, "vocabulary": words, "pooling": args.pooling or "max"}
     if args.protocol == UNIFIED:
         refuse_threshold(args.bg_thresh)
     for method in _methods(args):
@@ -132,7 +155,7 @@ def _evaluations(args: argparse.Namespace) -> list[Evaluation]:
                 _warn(remark)
             if not row.background:
                 without.append(row.key)
-            evaluations.append(Evaluation(row, method.on(row), threshold))
+            evaluations.append(Evaluation(row, method.on(row), threshold, **changes))
     if args.bg_thresh is not None and without:
         keys = ", ".join(dict.fromkeys(without))
         _warn(f"--bg_thresh is unused for {keys}: no background class there")

@@ -216,10 +216,16 @@ class Method:
         names: Sequence[str],
         background: float | None,
         row: Benchmark | None = None,
+        words: ClassWords | None = None,
     ) -> ClassQuery:
-        """What to look for in the pictures of a benchmark, or of a user, by this method's words."""
-        labels, words = self.words(row).lists(names, background)
-        return segmenter.query(labels, background, words)
+        """What to look for in the pictures of a benchmark, or of a user, by this method's words.
+
+        Or by `words`, such as those of a vocabulary.
+        """
+        words = words or self.words(row)
+        labels, of_labels = words.lists(names, background)
+        query = segmenter.query(labels, background, of_labels)
+        return dataclasses.replace(query, pooling=words.pooling)
 
     def describe(self) -> tuple[str, list[str]]:
         """What is loaded, in words, and notes on what is odd about it."""

@@ -78,6 +78,13 @@ def word_rows(text: TextEncoder, words: Sequence[str]) -> Tensor:
     return F.normalize(means, dim=-1)[[distinct.index(word) for word in words]]
 
 
+def word_probabilities(cosines: Tensor, query: ClassQuery, logit_scale: float, dim: int) -> Tensor:
+    """Softmax over all words, and the best word of every class; or first what a vocabulary says."""
+    if query.pooling is not None:
+        return (logit_scale * pool_words(cosines, query, dim)).softmax(dim)
+    return pool_words((logit_scale * cosines).softmax(dim), query, dim)
+
+
 @dataclass(frozen=True)
 class Rules:
     """How a method is run on a benchmark."""
@@ -277,5 +284,5 @@ class ClipWordSegmenter(DenseSegmenter):
         return scores
 
     def probabilities(self, scores: Tensor, query: ClassQuery) -> Tensor:
-        """Softmax over the words (Q, H, W), and the best word of every class: (C, H, W)."""
-        return pool_words((self.logit_scale * scores).softmax(dim=0), query, dim=0)
+        """Cosines of the words (Q, H, W) to probabilities of the classes (C, H, W)."""
+        return word_probabilities(scores, query, self.logit_scale, dim=0)

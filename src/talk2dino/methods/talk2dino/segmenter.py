@@ -113,7 +113,11 @@ class Talk2DinoSegmenter(DenseSegmenter):
         if self.config.clean_background:
             masks = clean_background(masks, features.patches, features.attention_logits, query.rows)
         side = self.config.input_size // self.vision.patch_size
-        return pool_words(masks, query).unflatten(-1, (side, side))
+        if query.pooling == "lse":  # of cosines, after the cleaning, which is of every word
+            masks = pool_words(masks.logit(1e-6), query).sigmoid()
+        else:
+            masks = pool_words(masks, query)
+        return masks.unflatten(-1, (side, side))
 
     @in_float32
     def patch_features(self, windows: Tensor) -> PatchFeatures:
