@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from talk2dino.segmenter import ClassQuery, Finalising, Segmenter
+from talk2dino.segmenter import (
+    ClassQuery,
+    Finalising,
+    PatchScoring,
+    Segmenter,
+    join_features,
+    with_background,
+)
 from talk2dino.sizes import Protocol, window_corners
 
 
@@ -40,12 +49,29 @@ def sliding_window_scores(
     high, wide = protocol.window_size(height, width)
     corners = window_corners(height, width, protocol)
     mean = WindowMean((height, width))
-    for start in range(0, len(corners), batch_size):
-        chunk = corners[start : start + batch_size]
-        crops = torch.stack([image[:, y : y + high, x : x + wide] for y, x in chunk])
-        for corner, window in zip(chunk, segmenter.window_scores(crops, query), strict=True):
-            mean.add(corner, window)
+    crops = [image[None, :, y : y + high, x : x + wide] for y, x in corners]
+    batches = (torch.cat(crops[i : i + batch_size]) for i in range(0, len(crops), batch_size))
+    if isinstance(segmenter, PatchScoring) and segmenter.joins_windows:
+        features = join_features([segmenter.patch_features(batch) for batch in batches])
+        scores = _pixels_of_patches(
+            segmenter, segmenter.patch_scores(features, query), crops, query
+        )
+    else:
+        scores = (window for batch in batches for window in segmenter.window_scores(batch, query))
+    for corner, window in zip(corners, scores, strict=True):
+        mean.add(corner, window)
     return mean.scores()
+
+
+def _pixels_of_patches(
+    segmenter: PatchScoring, patches: Tensor, crops: Sequence[Tensor], query: ClassQuery
+) -> Iterator[Tensor]:
+    """`window_scores` of windows (1, 3, h, w), one after the other, from their `patch_scores`."""
+    for window, crop in zip(patches.split(1), crops, strict=True):
+        pixels = segmenter.pixel_scores(window, crop)
+        if not isinstance(segmenter, Finalising):
+            pixels = with_background(pixels, query, dim=1)
+        yield pixels[0]
 
 
 @torch.inference_mode()

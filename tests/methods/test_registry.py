@@ -219,3 +219,30 @@ def test_what_the_unified_protocol_changes_is_said_in_words():
     changes = naclip.changes(BENCHMARKS["voc20"], ["boat", "dog"])
     assert "window 448 in place of all" in changes and changes[-1] == "boat in place of ship"
     assert find_method("naclip_toy", SEEDED).changes(BENCHMARKS["voc20"], ["boat"]) == []
+
+
+@pytest.mark.parametrize("name", ["toy", "maskclip_toy", "proxyclip_toy", "clip_dinoiser_toy"])
+def test_refinements_are_settings_of_a_run_which_names_only_what_is_on(name):
+    row = BENCHMARKS["voc"]
+    plain, same = find_method(name), find_method(name, {"refine": "", "propagation": False})
+    found = find_method(name, {"refine": "propagation", "propagation_graph": "image"})
+    assert plain.settings() == same.settings() and "propagation" not in plain.settings()
+    more = {"propagation": True, "propagation_graph": "image"}
+    assert found.settings() == plain.settings() | more
+    assert found.published_miou(row) is None
+    assert [r.name for r in load_segmenter(name, "seeded:0", refine="propagation").refinements][
+        :1
+    ] == ["propagation"]
+
+
+def test_what_refinements_cannot_be_is_a_sentence():
+    for name, settings, message in (
+        ("toy", {"refine": "propagate"}, "unknown refinement 'propagate'.*Did you mean"),
+        ("toy", {"refine": True}, "found True"),
+        ("toy", {"propagation_graph": "image"}, "means nothing without --refine propagation"),
+        ("toy", {"refine": "propagation", "propagation_graph": "all"}, "Known: window, image"),
+        ("freeda_toy", {"refine": "propagation"}, "means nothing for freeda_toy.*option of vitb"),
+        ("ovsegmentor_toy", {"refine": "propagation"}, "option of vitb, .*proxyclip_vitb"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            find_method(name, settings)

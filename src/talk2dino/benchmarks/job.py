@@ -223,7 +223,8 @@ class _Models:
         if self._base is not None and self._base[0] != method.model:
             self._base = None  # its memory is needed
         loaded = None if self._base is None else self._base[1]
-        segmenter = method.load(self._job.device, loaded)
+        segmenter: Any = method.load(self._job.device, loaded)
+        segmenter.most_bytes = self._job.share.batching.score_bytes
         self._base = (method.model, segmenter)
         return Task(segmenter, self._query(evaluation, segmenter, run))
 

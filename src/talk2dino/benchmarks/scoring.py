@@ -11,7 +11,14 @@ from torch import Tensor
 
 from talk2dino.benchmarks.spreading import MOST_BYTES, Layout, resized_labels, spread_labels
 from talk2dino.inference import WindowMean
-from talk2dino.segmenter import ClassQuery, FeatureSharing, PatchScoring, Segmenter
+from talk2dino.segmenter import (
+    ClassQuery,
+    FeatureSharing,
+    PatchScoring,
+    Segmenter,
+    join_features,
+    take_features,
+)
 from talk2dino.sizes import Protocol
 
 
@@ -61,8 +68,9 @@ class _Progress:
     pixels: Tensor
     layout: Layout
     corners: list[tuple[int, int]]
-    found: list[list[Tensor] | WindowMean] = field(default_factory=list)
-    """Per task, the patch scores of every window, or the mean of all windows' pixel scores."""
+    found: list[list[Any] | WindowMean] = field(default_factory=list)
+    """Per task, every window's patch scores, or its features if all windows are scored together,
+    or the mean of all windows' pixel scores."""
     scored: int = 0
 
     @property
@@ -106,7 +114,7 @@ def label_pictures(
 def _start(picture: Picture, protocol: Protocol, device: torch.device) -> _Progress:
     height, width = picture.image.shape[-2:]
     layout = Layout(picture.size_hw, (height, width), protocol)
-    found: list[list[Tensor] | WindowMean] = [
+    found: list[list[Any] | WindowMean] = [
         [] if isinstance(task.segmenter, PatchScoring) else WindowMean((height, width))
         for task in picture.tasks
     ]
@@ -139,8 +147,8 @@ def _score(batch: list[tuple[_Progress, tuple[int, int]]]) -> None:
         item.scored += 1
 
 
-def _task_scores(tasks: Sequence[Task], windows: Tensor) -> Iterator[Tensor]:
-    """Scores per task, of patches where a segmenter has such; features are computed once."""
+def _task_scores(tasks: Sequence[Task], windows: Tensor) -> Iterator[Sequence[Any]]:
+    """Per task and window what `_Progress.found` holds; features are computed once."""
     owner: Segmenter | None = None
     features: Any = None
     for task in tasks:
@@ -149,7 +157,9 @@ def _task_scores(tasks: Sequence[Task], windows: Tensor) -> Iterator[Tensor]:
             owner is None or not segmenter.shares_features(owner)
         ):
             owner, features = segmenter, segmenter.patch_features(windows)
-        if isinstance(segmenter, PatchScoring):
+        if isinstance(segmenter, PatchScoring) and segmenter.joins_windows:
+            yield [take_features(features, index) for index in range(len(windows))]
+        elif isinstance(segmenter, PatchScoring):
             yield segmenter.patch_scores(features, query)
         elif isinstance(segmenter, FeatureSharing):
             yield segmenter.score_features(features, windows, query)
@@ -168,6 +178,9 @@ def _finish(progress: _Progress, batching: Batching) -> tuple[Picture, list[Tens
             maps.append(resized_labels(segmenter, found.scores(), pixels, size_hw, query, budget))
             continue
         assert isinstance(segmenter, PatchScoring)  # or it would have no list
-        patches = torch.stack(found)
+        if segmenter.joins_windows:
+            patches = segmenter.patch_scores(join_features(found), query)
+        else:
+            patches = torch.stack(found)
         maps.append(spread_labels(segmenter, patches, pixels, layout, query, budget))
     return picture, maps

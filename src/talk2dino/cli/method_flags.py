@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from talk2dino.config import check_name, field_docs
+from talk2dino.config import field_docs
 
 if TYPE_CHECKING:
     from talk2dino.methods.base import Method
@@ -53,10 +53,9 @@ def given_options(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ValueError: an unknown refinement, or one that another flag switches off.
     """
-    from talk2dino.refine.refinement import REFINEMENTS
+    from talk2dino.refine.refinement import chosen_refinements
 
-    words = [word.strip() for word in (getattr(args, "refine", None) or "").split(",")]
-    refined = {check_name("refinement", word, REFINEMENTS): True for word in words if word}
+    refined = chosen_refinements(getattr(args, "refine", None))
     chosen = dict(getattr(args, "method_options", None) or {})
     if off := [word for word in refined if chosen.get(word) is False]:
         raise ValueError(f"--refine {off[0]} contradicts --no_{off[0]}: pass one of them.")

@@ -20,9 +20,15 @@ from talk2dino.backbones.templates import check_names, get_templates
 from talk2dino.backbones.text import TextEncoder, default_weights
 from talk2dino.benchmarks.table import BENCHMARKS, Benchmark
 from talk2dino.files import weights_identity
-from talk2dino.methods.base import Method, MethodOptions, PictureRules
-from talk2dino.methods.dense import DenseSegmenter
-from talk2dino.refine.refinement import Refinement
+from talk2dino.methods.base import Method, PictureRules
+from talk2dino.methods.dense import DenseSegmenter, PatchOptions
+from talk2dino.refine.refinement import (
+    PAMR,
+    Refinement,
+    changes,
+    make_refinements,
+    recorded_refinements,
+)
 from talk2dino.segmenter import BACKGROUND, ClassQuery, ClassWords, Words, pool_words
 from talk2dino.sizes import Protocol
 
@@ -96,13 +102,11 @@ ANY = "any"
 
 
 @dataclass(frozen=True)
-class ClipOptions(MethodOptions):
+class ClipOptions(PatchOptions):
     """Choices beside a model's name."""
 
     weights: str | None = None
     """CLIP's: pretrained, a file with both towers, or seeded:<n>."""
-    pamr: bool | None = None
-    """Refine the scores along the edges of the image with PAMR."""
 
 
 @dataclass(frozen=True)
@@ -152,13 +156,20 @@ class ClipWordMethod(Method):
 
     def published_miou(self, row: Benchmark) -> float | None:
         """As printed by the authors or by others."""
+        if recorded_refinements(self.options):
+            return None
         name = f"{self.model}_pamr" if self.refines else self.model
         return self.PUBLISHED.get(name, {}).get(row.key)
 
     @property
     def refines(self) -> bool:
-        """Whether averaged cosines are refined."""
+        """Whether averaged cosines are refined with PAMR."""
         return bool(self.options.pamr)
+
+    def refinements(self, dilations: tuple[int, ...] = PAMR().dilations) -> tuple[Refinement, ...]:
+        """Those that are on; PAMR with the method's own distances."""
+        on = make_refinements(dataclasses.replace(self.options, pamr=self.refines))
+        return tuple(PAMR(dilations=dilations) if isinstance(r, PAMR) else r for r in on)
 
     def check(self) -> None:
         """See `check_clip`."""
@@ -172,6 +183,7 @@ class ClipWordMethod(Method):
             "logit_scale": self.rules.logit_scale,
             "area": self.rules.area,
             "pamr": self.refines,
+            **recorded_refinements(self.options),
         }
 
 
@@ -237,7 +249,8 @@ class ClipWordSegmenter(DenseSegmenter):
 
     def cosines(self, patches: Tensor, grid: tuple[int, int], query: ClassQuery) -> Tensor:
         """Cosines (B, Q, gh, gw) of patches (B, P, E) with the words."""
-        cosines = torch.einsum("bpe,qe->bqp", F.normalize(patches, dim=-1), query.rows)
+        compared = F.normalize(self.refine_features(patches), dim=-1)
+        cosines = torch.einsum("bpe,qe->bqp", compared, query.rows)
         return self.refine_patches(cosines, patches).unflatten(-1, grid)
 
     @torch.no_grad()
@@ -256,7 +269,7 @@ class ClipWordSegmenter(DenseSegmenter):
     @property
     def pixelwise(self) -> bool:
         """Whether `finalise` may be called for strips of rows."""
-        return not self.refinements
+        return not changes(self.refinements, "pixels")
 
     @torch.no_grad()
     def finalise(self, scores: Tensor, image: Tensor, query: ClassQuery) -> Tensor:

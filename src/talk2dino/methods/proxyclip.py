@@ -37,7 +37,7 @@ from talk2dino.methods.clip_words import (
     Rules,
     benchmark_word,
 )
-from talk2dino.refine.refinement import PAMR, Refinement
+from talk2dino.refine.refinement import Refinement
 from talk2dino.segmenter import BACKGROUND, ClassQuery, ClassWords, Segmenter
 from talk2dino.sizes import Protocol
 
@@ -282,5 +282,4 @@ class ProxyClipMethod(ClipWordMethod):
         else:
             towers = load_clip(clip, self.options.weights, device)
             models = (*towers, load_vision(vision, self.vision_weights, device))
-        refinements = [PAMR()] if self.refines else []
-        return ProxyClipSegmenter(*models, self.key, refinements, self.options.compat)
+        return ProxyClipSegmenter(*models, self.key, self.refinements(), self.options.compat)

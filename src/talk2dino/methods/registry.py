@@ -58,7 +58,8 @@ def load_segmenter(
             has; None for those of a user's pictures.
         device: where to put it.
         settings: options of the method, such as `pamr=False`; see `--help` of `evaluate`. And
-            `protocol`: "native", or "unified" for sizes and words that all methods share.
+            `refine`: names of refinements with commas, such as "pamr,propagation"; `protocol`:
+            "native", or "unified" for sizes and words that all methods share.
 
     Returns:
         A segmenter with `query`, for `talk2dino.label_map`.
@@ -122,10 +123,12 @@ def find_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
         FileNotFoundError: the YAML file is not there.
     """
     from talk2dino.methods.base import under_protocol
+    from talk2dino.refine.refinement import chosen_refinements
 
     kind = method_class(name)
     settings = {n: str(v) if isinstance(v, Path) else v for n, v in (settings or {}).items()}
     protocol = settings.pop("protocol", "native")
+    settings |= chosen_refinements(settings.pop("refine", None))
     known = option_names(kind)
     for option in settings:
         if option not in known:

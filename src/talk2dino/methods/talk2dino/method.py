@@ -16,6 +16,7 @@ from talk2dino.backbones.templates import ALIASES
 from talk2dino.benchmarks.table import Benchmark
 from talk2dino.files import find_in_checkout, weights_identity
 from talk2dino.methods.base import Method, MethodOptions, PictureRules
+from talk2dino.methods.dense import PatchOptions
 from talk2dino.methods.talk2dino.config import SegmenterConfig, read_segmenter_config
 from talk2dino.methods.talk2dino.hub.folder import FILE_SUFFIXES
 from talk2dino.methods.talk2dino.hub.load import (
@@ -29,6 +30,7 @@ from talk2dino.methods.talk2dino.hub.load import (
 from talk2dino.methods.talk2dino.hub.published import demo_threshold, short_name
 from talk2dino.methods.talk2dino.provenance import differences_from_training
 from talk2dino.methods.talk2dino.segmenter import Talk2DinoSegmenter
+from talk2dino.refine.refinement import REFINEMENTS, recorded_refinements
 from talk2dino.segmenter import Segmenter
 
 MODELS = {
@@ -64,15 +66,17 @@ _PUBLISHED = {
 """The authors' mIoU in percent, without and with PAMR; DINOv3 has none."""
 RECIPE_SUFFIXES = (".yaml", ".yml")
 BACKBONE_WEIGHTS = ("vision_weights", "text_weights")
+_OF_INFERENCE = (*("template", "clean_background", "precision", "propagation_graph", *REFINEMENTS),)
+"""Fields of a configuration that do not change the models."""
 _LARGE = 1024  # width of ViT-L, whose published threshold is lower
 _NOT_OF_TEXT = (
     *("vision_model", "vision_weights", "input_size", "precision", "mean", "std"),
-    *("pamr", "clean_background"),
+    *("clean_background", "propagation_graph", *REFINEMENTS),
 )
 
 
 @dataclass(frozen=True)
-class Talk2DinoOptions(MethodOptions):
+class Talk2DinoOptions(PatchOptions):
     """Choices beside a model's name."""
 
     weights: str | None = None
@@ -83,8 +87,6 @@ class Talk2DinoOptions(MethodOptions):
     """Of CLIP: pretrained, a file, or seeded:<n>."""
     template: str | None = None
     """Prompt set."""
-    pamr: bool | None = None
-    """Refine the scores along the edges of the image with PAMR."""
     clean_background: bool | None = None
     """Raise scores where attention agrees with a class."""
     precision: str = "fp32"
@@ -181,7 +183,8 @@ class Talk2DinoMethod(Method):
     def published_miou(self, row: Benchmark) -> float | None:
         """See `Method`."""
         numbers = _PUBLISHED.get(self.model, {}).get(row.key)
-        return numbers and numbers[self.config.pamr]
+        beyond = recorded_refinements(self.config)
+        return None if numbers is None or beyond else numbers[self.config.pamr]
 
     def check(self) -> None:
         """See `hub.load.FoundModel.check`."""
@@ -202,8 +205,12 @@ class Talk2DinoMethod(Method):
                 weights = str(self.whole)  # not the folder: a model card decides no scores
             settings[f"{side}_weights"] = weights_identity(weights)
         settings["projection"].pop("starting_checkpoint")
+        # What is off is not named, so that counts keep their names from before there was a choice.
+        beyond = recorded_refinements(config)
+        for name in {*REFINEMENTS, "propagation_graph"} - {"pamr", *beyond}:
+            settings.pop(name)
         settings["template"] = ALIASES.get(config.template, config.template)
-        if config.precision == "fp32":  # counts keep their names from before there was a choice
+        if config.precision == "fp32":
             settings.pop("precision")
         settings |= vision.recorded_normalisation(config.vision_model)
         content: dict[str, Any] = json.loads(json.dumps(settings))
@@ -229,12 +236,7 @@ class Talk2DinoMethod(Method):
         if not isinstance(loaded, Talk2DinoSegmenter):
             return load_segmenter(self.config, self.whole, device)
         config = self.config
-        return loaded.variant(
-            pamr=config.pamr,
-            clean_background=config.clean_background,
-            template=config.template,
-            precision=config.precision,
-        )
+        return loaded.variant(**{name: getattr(config, name) for name in _OF_INFERENCE})
 
     def _unless_given(self, **changes: Any) -> Talk2DinoMethod:
         chosen = self.options.given()
