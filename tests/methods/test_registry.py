@@ -225,14 +225,14 @@ def test_what_the_unified_protocol_changes_is_said_in_words():
 def test_refinements_are_settings_of_a_run_which_names_only_what_is_on(name):
     row = BENCHMARKS["voc"]
     plain, same = find_method(name), find_method(name, {"refine": "", "propagation": False})
-    found = find_method(name, {"refine": "propagation", "propagation_graph": "image"})
+    refine = ["smoothing", "propagation"]
+    found = find_method(name, {"refine": refine, "propagation_graph": "image"})
     assert plain.settings() == same.settings() and "propagation" not in plain.settings()
-    more = {"propagation": True, "propagation_graph": "image"}
+    more = {"smoothing": True, "propagation": True, "propagation_graph": "image"}
     assert found.settings() == plain.settings() | more
     assert found.published_miou(row) is None
-    assert [r.name for r in load_segmenter(name, "seeded:0", refine="propagation").refinements][
-        :1
-    ] == ["propagation"]
+    found = load_segmenter(name, "seeded:0", refine="propagation, smoothing", pamr=True)
+    assert [refinement.name for refinement in found.refinements] == [*refine, "pamr"]
 
 
 def test_what_refinements_cannot_be_is_a_sentence():

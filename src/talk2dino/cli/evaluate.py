@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="native: as each method was published; unified: the same sizes and class names for "
         "all, no thresholds, only the benchmarks without background",
     )
-    parser.add_argument("--refine", metavar="NAMES", help="with commas: pamr, propagation")
+    parser.add_argument("--refine", metavar="NAMES", help="with commas: smoothing,propagation,pamr")
     parser.add_argument(
         "--bg_thresh", type=float, help="background threshold (default: the published one)"
     )

@@ -23,6 +23,8 @@ class PatchOptions(MethodOptions):
 
     pamr: bool | None = None
     """Refine the scores along the edges of the image with PAMR."""
+    smoothing: bool = False
+    """Compare means of patches that resemble each other, in place of single ones."""
     propagation: bool = False
     """Spread the scores of patches among those that resemble each other."""
     propagation_graph: str = "window"

@@ -38,34 +38,16 @@ from talk2dino.methods.clip_words import (
     benchmark_word,
 )
 from talk2dino.refine.refinement import Refinement
+from talk2dino.refine.smoothing import mean_attention
 from talk2dino.segmenter import BACKGROUND, ClassQuery, ClassWords, Segmenter
 from talk2dino.sizes import Protocol
 
 # -- From DINO's features to CLIP's --
 
 
-def proxy_attention(
-    features: Tensor, gamma: float = 3.0, beta: float = 1.2
-) -> tuple[Tensor, float]:
-    """How much each patch of one window counts for each other.
-
-    Args:
-        features: (P, D) of the foundation model.
-        gamma: makes differences of similarity larger.
-        beta: similarities below this multiple of their mean do not count.
-
-    Returns:
-        (P, P) with rows that sum to one, and the mean similarity. A patch always counts for itself:
-        where everything resembles everything, with a mean above 1 / beta, it is the only one.
-    """
-    unit = F.normalize(features, dim=-1)
-    similarity = unit @ unit.T
-    mean = similarity.mean()
-    own = gamma * (similarity.diagonal() - beta * mean)
-    logits = similarity.sub_(beta * mean).mul_(gamma)
-    logits.masked_fill_(logits < 0, -torch.inf)
-    logits.diagonal().copy_(own)
-    return logits.softmax(dim=-1), float(mean)
+def proxy_attention(features: Tensor) -> tuple[Tensor, float]:
+    """`mean_attention` of patches (P, D) of the foundation model, with the published numbers."""
+    return mean_attention(features, gamma=3.0, beta=1.2)
 
 
 def mix_by_proxy(features: Tensor, values: Tensor) -> tuple[Tensor, float]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from talk2dino.config import as_texts, check_name, split_names
 from talk2dino.refine.pamr import pamr
 from talk2dino.refine.propagation import MOST_BYTES, propagate
+from talk2dino.refine.smoothing import smooth
 
 GRAPHS = ("window", "image")
 """Between which patches scores are propagated: of one window, or of all windows of an image."""
@@ -77,7 +78,18 @@ class Propagation(Refinement):
         return rows.reshape(windows, -1, rows.shape[2]).transpose(1, 2)
 
 
-REFINEMENTS: dict[str, type[Refinement]] = {kind.name: kind for kind in (Propagation, PAMR)}
+@dataclass(frozen=True)
+class Smoothing(Refinement):
+    """One step of averaging over features that are alike; see talk2dino.refine.smoothing."""
+
+    name: ClassVar[str] = "smoothing"
+
+    def features(self, features: Tensor) -> Tensor:
+        """Features of which each is a mean of those like it."""
+        return smooth(features)
+
+
+REFINEMENTS: dict[str, type[Refinement]] = {r.name: r for r in (Smoothing, Propagation, PAMR)}
 """By name, in the order in which they are applied; a refinement is added here."""
 
 

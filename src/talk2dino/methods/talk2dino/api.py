@@ -19,6 +19,7 @@ from talk2dino.methods.talk2dino.segmenter import PARTS, Talk2DinoSegmenter
 from talk2dino.pictures.images import ImageInput, as_rgb, rgb_tensor
 from talk2dino.pictures.segmentation import Segmentation
 from talk2dino.predict import class_names, class_threshold, segment_picture
+from talk2dino.refine.refinement import REFINEMENTS, chosen_refinements
 from talk2dino.sizes import WHOLE
 
 T = TypeVar("T", bound="Talk2DINO")
@@ -121,7 +122,7 @@ class Talk2DINO(HubMethods, PublishedMethods):
         images: str | Path | Image.Image,
         names: str | Sequence[str],
         background: bool | float = ...,
-        refine: bool = ...,
+        refine: bool | str = ...,
         *,
         clean_background: bool | None = ...,
         max_side: int | None = ...,
@@ -133,7 +134,7 @@ class Talk2DINO(HubMethods, PublishedMethods):
         images: Sequence[ImageInput],
         names: str | Sequence[str],
         background: bool | float = ...,
-        refine: bool = ...,
+        refine: bool | str = ...,
         *,
         clean_background: bool | None = ...,
         max_side: int | None = ...,
@@ -145,7 +146,7 @@ class Talk2DINO(HubMethods, PublishedMethods):
         images: np.ndarray | Tensor,
         names: str | Sequence[str],
         background: bool | float = ...,
-        refine: bool = ...,
+        refine: bool | str = ...,
         *,
         clean_background: bool | None = ...,
         max_side: int | None = ...,
@@ -157,7 +158,7 @@ class Talk2DINO(HubMethods, PublishedMethods):
         images: ImageInput | Images,
         names: str | Sequence[str],
         background: bool | float = False,
-        refine: bool = True,
+        refine: bool | str = True,
         *,
         clean_background: bool | None = None,
         max_side: int | None = None,
@@ -169,7 +170,8 @@ class Talk2DINO(HubMethods, PublishedMethods):
             names: class names, in any words; prompt templates are put around them.
             background: pixels where no class exceeds a threshold become `background`: a number is
                 the threshold on sigmoid(cosine) (lower finds more), True the model's own.
-            refine: follow the edges of the picture (PAMR).
+            refine: follow the edges of the picture (PAMR); or names of refinements with commas,
+                such as "propagation,pamr".
             clean_background: raise scores where the attention heads agree; None: with a
                 background only, as in the published benchmarks.
             max_side: score larger pictures at this long side in pixels, to save time and memory;
@@ -186,7 +188,9 @@ class Talk2DINO(HubMethods, PublishedMethods):
         threshold = class_threshold(background, self.loaded.background_threshold)
         classes = class_names(names, threshold is not None)
         clean = threshold is not None if clean_background is None else clean_background
-        segmenter = self.segmenter.variant(pamr=refine, clean_background=clean)
+        wanted = {"pamr": refine} if isinstance(refine, bool) else chosen_refinements(refine)
+        refined = dict.fromkeys(REFINEMENTS, False) | wanted
+        segmenter = self.segmenter.variant(**refined, clean_background=clean)
         query = segmenter.query(classes, threshold)
         settings = {"model": self.loaded.origin, "refine": refine, "clean_background": clean}
         pictures, single = _as_list(images)

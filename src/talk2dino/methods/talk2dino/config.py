@@ -46,6 +46,8 @@ class SegmenterConfig:
     """Name of the prompt set; see talk2dino.backbones.templates."""
     pamr: bool = False
     """Refine the scores along the edges of the window."""
+    smoothing: bool = False
+    """Compare means of patches that resemble each other, in place of single ones."""
     propagation: bool = False
     """Spread the scores of patches among those that resemble each other."""
     propagation_graph: str = "window"
