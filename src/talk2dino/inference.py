@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import cv2
@@ -48,7 +49,7 @@ def sliding_window_scores(
     height, width = image.shape[-2:]
     high, wide = protocol.window_size(height, width)
     corners = window_corners(height, width, protocol)
-    mean = WindowMean((height, width))
+    mean = WindowMean((height, width), protocol)
     crops = [image[None, :, y : y + high, x : x + wide] for y, x in corners]
     batches = (torch.cat(crops[i : i + batch_size]) for i in range(0, len(crops), batch_size))
     if isinstance(segmenter, PatchScoring) and segmenter.joins_windows:
@@ -119,14 +120,16 @@ def final_scores(segmenter: object, scores: Tensor, picture: Tensor, query: Clas
 
 
 class WindowMean:
-    """The mean per pixel of overlapping windows' scores.
+    """The mean per pixel of overlapping windows' scores, weighted as a protocol says.
 
     Args:
         size_hw: of the image that the windows are from.
+        protocol: None for the benchmarks'.
     """
 
-    def __init__(self, size_hw: tuple[int, int]) -> None:
+    def __init__(self, size_hw: tuple[int, int], protocol: Protocol | None = None) -> None:
         self._size_hw = size_hw
+        self._protocol = protocol or Protocol()
         self._total: Tensor | None = None
         self._hits: Tensor | None = None
 
@@ -136,8 +139,13 @@ class WindowMean:
             self._total = scores.new_zeros(scores.shape[0], *self._size_hw)
             self._hits = scores.new_zeros(self._size_hw)
         (top, left), (high, wide) = corner, scores.shape[-2:]
+        rows, columns = (stitching(self._protocol, side) for side in (high, wide))
+        hits: float | Tensor = 1
+        if rows is not None and columns is not None:
+            hits = torch.outer(rows, columns).to(scores)
+            scores = scores * hits
         self._total[:, top : top + high, left : left + wide] += scores
-        self._hits[top : top + high, left : left + wide] += 1
+        self._hits[top : top + high, left : left + wide] += hits
 
     def scores(self) -> Tensor:
         """(C, *size_hw); to be asked once, when every window has been added."""
@@ -145,6 +153,19 @@ class WindowMean:
             raise RuntimeError("no window has been added yet.")
         total, self._total = self._total, None
         return total.div_(self._hits)
+
+
+def stitching(protocol: Protocol, length: int) -> Tensor | None:
+    """How much each pixel of a window's side counts where windows overlap.
+
+    Returns:
+        (length,); with `hann` a border's weight is not zero, as no other window may be there. None
+        where all count alike.
+    """
+    if protocol.stitch == "uniform":
+        return None
+    places = (torch.arange(length) + 0.5) / length
+    return 0.5 - 0.5 * torch.cos(2 * math.pi * places) + 1e-3
 
 
 def resize_pixels(image_rgb: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Labels straight from patch scores: the same as step by step, in the memory one allows."""
 
 import weakref
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -44,9 +45,9 @@ def image(height, width):
     return torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
 
 
-def step_by_step(segmenter, pixels, size_hw, query):
+def step_by_step(segmenter, pixels, size_hw, query, protocol=PROTOCOL):
     """The plain way, which a reader meets first."""
-    scores = sliding_window_scores(segmenter, pixels, query, PROTOCOL)
+    scores = sliding_window_scores(segmenter, pixels, query, protocol)
     return score_labels(resize_scores(scores, size_hw))
 
 
@@ -56,9 +57,9 @@ def picture_scores_at(segmenter, pixels, size_hw, query):
     return final_scores(segmenter, scores, pixels, query)
 
 
-def labels_of(segmenter, pixels, size_hw, query, **batching):
+def labels_of(segmenter, pixels, size_hw, query, protocol=PROTOCOL, **batching):
     pictures = [Picture(pixels, size_hw, [Task(segmenter, query)])]
-    ((_, (labels,)),) = label_pictures(pictures, PROTOCOL, Batching(**batching), CPU)
+    ((_, (labels,)),) = label_pictures(pictures, protocol, Batching(**batching), CPU)
     return labels
 
 
@@ -111,6 +112,18 @@ def test_corners_that_are_not_aligned_are_spread_as_step_by_step(base, backgroun
     expected = step_by_step(segmenter, pixels, (80, 101), query)
     assert (found == expected).float().mean() >= 0.999
     assert (found == labels_of(plain, pixels, (80, 101), query)).float().mean() < 0.999
+
+
+@pytest.mark.parametrize("pamr", [False, True])
+def test_hann_windows_are_spread_as_step_by_step(base, pamr):
+    protocol, segmenter = replace(PROTOCOL, stride=24, stitch="hann"), base.variant(pamr=pamr)
+    query = ClassQuery.of_rows(base.embed_classes(["cat", "dog", "sky", "tree"]))
+    pixels = image(70, 150)
+    found = labels_of(segmenter, pixels, (80, 101), query, protocol)
+    expected = step_by_step(segmenter, pixels, (80, 101), query, protocol)
+    assert (found == expected).float().mean() >= 0.999
+    uniform = labels_of(segmenter, pixels, (80, 101), query, replace(protocol, stitch="uniform"))
+    assert (found == uniform).float().mean() < 0.999
 
 
 class Finishing:

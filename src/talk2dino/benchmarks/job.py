@@ -170,7 +170,7 @@ def run_settings(evaluation: Evaluation, dataset: EvaluationSet) -> dict[str, An
         "benchmark": evaluation.benchmark.key,
         "bg_thresh": evaluation.bg_thresh,
         "segmenter": evaluation.method.settings(),
-        "protocol": dataclasses.asdict(evaluation.benchmark.protocol),
+        "protocol": evaluation.benchmark.protocol.recorded(),
         "classes": dataset.classes,
         "data": fingerprint(dataset),
     }

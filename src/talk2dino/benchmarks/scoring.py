@@ -115,7 +115,7 @@ def _start(picture: Picture, protocol: Protocol, device: torch.device) -> _Progr
     height, width = picture.image.shape[-2:]
     layout = Layout(picture.size_hw, (height, width), protocol)
     found: list[list[Any] | WindowMean] = [
-        [] if isinstance(task.segmenter, PatchScoring) else WindowMean((height, width))
+        [] if isinstance(task.segmenter, PatchScoring) else WindowMean((height, width), protocol)
         for task in picture.tasks
     ]
     # Without waiting: the readers have pinned the pixels if the device is a GPU.

@@ -16,7 +16,7 @@ from talk2dino.cli.evaluation import (
     run_and_report,
     share_of,
 )
-from talk2dino.cli.method_flags import add_method_flags, options_of
+from talk2dino.cli.method_flags import add_method_flags, add_option_flags, given_sizes, options_of
 from talk2dino.methods.registry import MODEL_NAMES
 
 if TYPE_CHECKING:
@@ -55,10 +55,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="native: as each method was published; unified: the same sizes and class names for "
         "all, no thresholds, only the benchmarks without background",
     )
-    parser.add_argument("--refine", metavar="NAMES", help="with commas: smoothing,propagation,pamr")
     parser.add_argument(
         "--bg_thresh", type=float, help="background threshold (default: the published one)"
     )
+    add_option_flags(parser)
     add_run_flags(parser)
 
 
@@ -103,11 +103,11 @@ def _methods(args: argparse.Namespace) -> list[Method]:
 
     names = split_models(args.model)
     weights = split_weights(args.weights, names)
-    methods = []
+    methods, sizes = [], given_sizes(args)
     for name, chosen in options_of(args, names).items():
         if name in weights:
             chosen["weights"] = weights[name]
-        methods.append(find_method(name, {**chosen, "protocol": args.protocol}))
+        methods.append(find_method(name, {**chosen, **sizes, "protocol": args.protocol}))
     return methods
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from talk2dino.config import field_docs
+from talk2dino.sizes import Sizes
 
 if TYPE_CHECKING:
     from talk2dino.methods.base import Method
@@ -45,6 +46,25 @@ def add_method_flags(
                 _add_flag(group, entry, text)
         if kind is named[-1] and not others and words - set(parser._option_string_actions):
             others += method_classes(MODEL_NAMES)  # to say whose option it is
+
+
+def add_option_flags(parser: argparse._ActionsContainer) -> None:
+    """Declare what is beyond the publications, and off unless it is asked for."""
+    group = parser.add_argument_group("options beyond the publications (docs/options.md)")
+    group.add_argument(
+        "--refine", metavar="NAMES", help="with commas: smoothing, propagation, pamr"
+    )
+    docs = field_docs(Sizes)
+    for entry in dataclasses.fields(Sizes):
+        kind = str if entry.name == "stitch" else int
+        letter = "S" if kind is str else "PX"
+        group.add_argument(f"--{entry.name}", type=kind, metavar=letter, help=docs[entry.name])
+
+
+def given_sizes(args: argparse.Namespace) -> dict[str, Any]:
+    """The sizes that were typed, for `find_method`."""
+    typed = {entry.name: getattr(args, entry.name) for entry in dataclasses.fields(Sizes)}
+    return Sizes(**typed).given()
 
 
 def given_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -15,7 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from talk2dino.backbones.clip_image import ClipImage, check_clip, crop_margins, margins
+from talk2dino.backbones.clip_image import (
+    ClipImage,
+    check_clip,
+    create_image_tower,
+    crop_margins,
+    margins,
+)
 from talk2dino.backbones.templates import check_names, get_templates
 from talk2dino.backbones.text import TextEncoder, default_weights
 from talk2dino.benchmarks.table import BENCHMARKS, Benchmark
@@ -145,6 +151,12 @@ class ClipWordMethod(Method):
         if row.key not in BENCHMARKS:
             return row
         return dataclasses.replace(row, protocol=self.on(row).rules.protocol)
+
+    @property
+    def patch_size(self) -> int:
+        """Of CLIP's image tower."""
+        with torch.device("meta"):
+            return create_image_tower(self.clip).patch_size[0]
 
     def on(self, row: Benchmark) -> ClipWordMethod:
         """With the rules for a benchmark."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,8 @@ from talk2dino.methods.talk2dino.provenance import differences_from_training
 from talk2dino.methods.talk2dino.segmenter import Talk2DinoSegmenter
 from talk2dino.refine.refinement import REFINEMENTS, recorded_refinements
 from talk2dino.segmenter import Segmenter
+
+logger = logging.getLogger(__name__)
 
 MODELS = {
     "vitb": "configs/vitb_mlp_infonce.yaml",
@@ -173,6 +176,21 @@ class Talk2DinoMethod(Method):
     def for_pictures(self, background: bool) -> Talk2DinoMethod:
         """Refined, and cleaned where there is a background, unless it was chosen otherwise."""
         return self._unless_given(pamr=True, clean_background=background)
+
+    @property
+    def patch_size(self) -> int:
+        """Of DINO."""
+        return vision.patch_size(self.config.vision_model)
+
+    def for_windows(self, side: int) -> Talk2DinoMethod:
+        """With the nearest input of whole patches, to which every window is resized."""
+        nearest = max(round(side / self.patch_size), 1) * self.patch_size
+        if nearest != side:
+            text = "%s: windows of %d pixels are resized to %d, which are whole patches of %d"
+            logger.warning(text, self.model, side, nearest, self.patch_size)
+        return dataclasses.replace(
+            self, config=dataclasses.replace(self.config, input_size=nearest)
+        )
 
     def threshold(self, row: Benchmark) -> float | None:
         """The published one."""
