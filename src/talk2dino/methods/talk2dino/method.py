@@ -18,6 +18,7 @@ from talk2dino.benchmarks.table import Benchmark
 from talk2dino.files import find_in_checkout, weights_identity
 from talk2dino.methods.base import Method, MethodOptions, PictureRules
 from talk2dino.methods.dense import PatchOptions
+from talk2dino.methods.talk2dino.alignment import takes
 from talk2dino.methods.talk2dino.config import SegmenterConfig, read_segmenter_config
 from talk2dino.methods.talk2dino.hub.folder import FILE_SUFFIXES
 from talk2dino.methods.talk2dino.hub.load import (
@@ -223,6 +224,8 @@ class Talk2DinoMethod(Method):
                 weights = str(self.whole)  # not the folder: a model card decides no scores
             settings[f"{side}_weights"] = weights_identity(weights)
         settings["projection"].pop("starting_checkpoint")
+        if not takes(config.projection.alignment_strategy, "temperature"):
+            settings["projection"].pop("routing_temperature")
         # What is off is not named, so that counts keep their names from before there was a choice.
         beyond = recorded_refinements(config)
         for name in {*REFINEMENTS, "propagation_graph"} - {"pamr", *beyond}:
