@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast, overload
 
@@ -12,6 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from talk2dino.backbones.attention import average_attention
+from talk2dino.backbones.vision import PatchFeatures
+from talk2dino.config import check_name
 from talk2dino.devices import in_float32, resolve_device
 from talk2dino.methods.talk2dino.hub.methods import HubMethods
 from talk2dino.methods.talk2dino.published_methods import PublishedMethods
@@ -24,6 +27,12 @@ from talk2dino.sizes import WHOLE
 
 T = TypeVar("T", bound="Talk2DINO")
 Images = Sequence[ImageInput] | np.ndarray | Tensor
+POOLS: dict[str, Callable[[PatchFeatures], Tensor]] = {
+    "attention": lambda found: average_attention(found.attention_logits, found.patches),
+    "mean": lambda found: found.patches.mean(dim=1),
+    "cls": lambda found: found.cls,
+}
+"""How `encode_image` makes one vector (B, D) of a picture."""
 _IMAGE_BATCH = 8
 
 
@@ -93,28 +102,39 @@ class Talk2DINO(HubMethods, PublishedMethods):
         return self.segmenter.embed_texts(texts)
 
     @in_float32
-    def encode_image(self, images: ImageInput | Images) -> Tensor:
-        """Patch embeddings of one picture or several of any sizes.
+    def encode_image(self, images: ImageInput | Images, pool: str | None = None) -> Tensor:
+        """Embeddings of one picture or several of any sizes: of their patches, or one of each.
 
         Every picture is resized to the model's square input (448 x 448: 32 x 32 patches of a
         DINOv2 model), so the aspect ratio is lost.
 
         Args:
             images: one picture, several, or a (B, 3, H, W) tensor.
+            pool: one of POOLS: the mean of the patches weighted by the average attention of the
+                CLS token, as for the validation of a training; their plain mean; the CLS token.
+                None: every patch.
 
         Returns:
-            (B, P, D) float32 on the model's device, rows of the picture first, not normalised.
+            (B, P, D) float32 on the model's device, rows of the picture first, not normalised; with
+            `pool` (B, D). The same space as `encode_text`.
 
         Raises:
-            ValueError: no picture, or one that cannot be read or has another form.
+            ValueError: an unknown pool; no picture, or one that cannot be read or has another form.
             FileNotFoundError: a path that is not there.
         """
+        if pool is not None:
+            check_name("pool", pool, POOLS)
         pictures, single = _as_list(images)
-        patches = []
+        found = []
         for batch in _batches(pictures, single):
             windows = [self._window(image) for image in batch]
-            patches.append(self._features(windows).patches)
-        return torch.cat(patches)
+            squares = torch.cat([self.segmenter.resize_windows(window) for window in windows])
+            if pool is None:
+                found.append(self.segmenter.patch_features(squares).patches)
+            else:
+                features = self.vision(self.vision.normalise(squares))
+                found.append(self.projection.project_visual(POOLS[pool](features)))
+        return torch.cat(found)
 
     @overload
     def segment(  # type: ignore[overload-overlap]  # a str is a sequence of str, and one path
@@ -204,10 +224,6 @@ class Talk2DINO(HubMethods, PublishedMethods):
     def _window(self, image: Image.Image) -> Tensor:
         """(1, 3, h, w) RGB float in [0, 255], on the device."""
         return rgb_tensor(image)[None].to(self.device, torch.float32)
-
-    def _features(self, windows: Sequence[Tensor]) -> Any:
-        squares = torch.cat([self.segmenter.resize_windows(window) for window in windows])
-        return self.segmenter.patch_features(squares)
 
 
 def _as_list(images: ImageInput | Images) -> tuple[list[ImageInput], bool]:
