@@ -2,7 +2,10 @@
 
 import multiprocessing
 import os
+import runpy
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import talk2dino.cli  # noqa: F401  before torch: threads wait as they do in the commands
 
@@ -41,6 +44,43 @@ def fork_server():
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     return context
+
+
+@pytest.fixture
+def run_python(fork_server, tmp_path_factory):
+    """Run `python WORDS` in a folder, with the package of a tree, from what is imported already.
+
+    A fresh interpreter imports torch for seconds; this process has it, and forgets the package.
+    """
+
+    def run_python(words, cwd, source):
+        log = tmp_path_factory.mktemp("log")
+        child = fork_server.Process(target=_python, args=(words, cwd, source, log))
+        child.start()
+        child.join()
+        said = [(log / name).read_text() for name in ("stdout", "stderr")]
+        return SimpleNamespace(returncode=child.exitcode, stdout=said[0], stderr=said[1])
+
+    return run_python
+
+
+def _python(words, cwd, source, log):
+    for stream, name in ((sys.stdout, "stdout"), (sys.stderr, "stderr")):
+        os.dup2(os.open(log / name, os.O_WRONLY | os.O_CREAT), stream.fileno())
+    os.chdir(cwd)
+    torch.set_num_threads(1)
+    for name in list(sys.modules):
+        if name.split(".")[0] in ("talk2dino", "src"):
+            del sys.modules[name]
+    sys.path[:] = [str(cwd), str(source), *(p for p in sys.path if p != str(ROOT / "src"))]
+    if words[0] == "-m":
+        sys.argv = words[1:]
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    elif words[0] == "-c":
+        exec(words[1], {"__name__": "__main__"})
+    else:
+        sys.argv = list(words)
+        runpy.run_path(words[0], run_name="__main__")
 
 
 @pytest.fixture(scope="session")

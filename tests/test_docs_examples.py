@@ -2,12 +2,9 @@
 
 import filecmp
 import json
-import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -67,18 +64,21 @@ def differing(one, other):
     return [f for f in files if not ((one / f).exists() and filecmp.cmp(one / f, other / f, False))]
 
 
-def follow(heading, root, tree):
+@pytest.fixture
+def follow(root, tree, run_python):
     """Make the edits of a section, count them, and run its commands; returns what they print."""
+    return lambda heading: _follow(heading, root, tree, run_python)
+
+
+def _follow(heading, root, tree, run_python):
     text = EXAMPLES[heading]
     for diff in blocks(text, "diff"):
         apply(tree, diff)
     (count,) = re.findall(r"Source files that change: (\d)\.", text)
     assert len(differing(root / "src", tree / "src")) == int(count)
-    environment = {**os.environ, "PYTHONPATH": str(tree / "src"), "OMP_NUM_THREADS": "1"}
     printed = ""
     for line in "".join(blocks(text, "bash")).splitlines():
-        words = [sys.executable, *shlex.split(line)[1:]]
-        done = subprocess.run(words, cwd=tree, env=environment, capture_output=True, text=True)
+        done = run_python(shlex.split(line)[1:], tree, tree / "src")
         assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
         printed += done.stdout
     return printed
@@ -119,69 +119,65 @@ def test_every_edit_is_of_a_section_that_is_followed_here():
     assert all(f'follow("{heading}"' in source for heading in EXAMPLES)
 
 
-def test_a_new_loss_has_its_keys_in_the_recipe(root, tree):
+def test_a_new_loss_has_its_keys_in_the_recipe(follow, tree):
     write_quickstart(tree)
-    follow("A new loss", root, tree)
+    follow("A new loss")
     settings = json.loads((tree / "weights" / "sigmoid.json").read_text())["settings"]
     found = {key: settings[f"train.{key}"] for key in ("ltype", "scale", "bias")}
     assert found == {"ltype": "sigmoid", "scale": 20.0, "bias": -10.0}
 
 
-def test_a_new_alignment_trains_and_is_evaluated(root, tree):
+def test_a_new_alignment_trains_and_is_evaluated(follow, tree):
     write_quickstart(tree)
-    follow("A new alignment strategy", root, tree)
+    follow("A new alignment strategy")
     settings = json.loads((tree / "weights" / "two.json").read_text())["settings"]
     assert settings["model.alignment_strategy"] == "two_closest"
     assert len(list((tree / "results").glob("toy_*.json"))) == 1
 
 
-def test_another_vit_of_timm_needs_three_keys(root, tree):
+def test_another_vit_of_timm_needs_three_keys(follow, tree):
     write_quickstart(tree)
-    follow("Another ViT of timm", root, tree)
+    follow("Another ViT of timm")
     (result,) = (tree / "results").glob("toy_*.json")
     assert json.loads(result.read_text())["settings"]["segmenter"]["mean"] == [0.5, 0.5, 0.5]
 
 
-def test_a_short_name_is_known_to_the_extraction(root, tree):
+def test_a_short_name_is_known_to_the_extraction(follow, tree):
     write_quickstart(tree)
-    follow("A short name", root, tree)
+    follow("A short name")
     found = read_features(tree / "val_dino.pth").image_features
     assert found["avg_self_attn_out"].shape == (1, 384)
 
 
-def test_a_vit_of_ones_own_is_known_to_the_extraction(root, tree):
+def test_a_vit_of_ones_own_is_known_to_the_extraction(follow, run_python, tree):
     write_quickstart(tree)
-    follow("A ViT that timm does not have", root, tree)
+    follow("A ViT that timm does not have")
     found = read_features(tree / "val_micro.pth").image_features
     assert found["avg_self_attn_out"].shape == (1, 96)
     code = "from talk2dino.backbones.vision import normalisation as n; print(n('{}'))"
-    done = subprocess.run(
-        [sys.executable, "-c", code.format("vit_micro_patch16.mine")],
-        env={**os.environ, "PYTHONPATH": str(tree / "src")},
-        **{"capture_output": True, "text": True},
-    )
+    done = run_python(["-c", code.format("vit_micro_patch16.mine")], tree, tree / "src")
     assert done.stdout.startswith("((0.45,")
 
 
-def test_a_row_of_a_known_data_set_is_evaluated(root, tree):
+def test_a_row_of_a_known_data_set_is_evaluated(follow, tree):
     folder = tree / "data" / "loveDA"
     write_pictures(folder / "img_dir/val", folder / "ann_dir/val", ".png", range(8))
-    assert "loveda" in follow("One that MMSegmentation knows", root, tree)
+    assert "loveda" in follow("One that MMSegmentation knows")
 
 
-def test_a_row_of_ones_own_pictures_is_evaluated(root, tree):
+def test_a_row_of_ones_own_pictures_is_evaluated(follow, tree):
     folder = tree / "data" / "mine"
     write_pictures(folder / "JPEGImages", folder / "SegmentationClass", ".jpg", range(3))
     (folder / "ImageSets" / "Segmentation").mkdir(parents=True)
     (folder / "ImageSets" / "Segmentation" / "val.txt").write_text("a\n")
     (folder / "class_names.txt").write_text("night\ndusk\nday\n")
-    follow("Your own", root, tree)
+    follow("Your own")
     (result,) = (tree / "results").glob("mine_*.json")
     assert json.loads(result.read_text())["classes"] == ["night", "dusk", "day"]
 
 
-def test_the_smallest_method_is_evaluated_and_segments(root, tree):
+def test_the_smallest_method_is_evaluated_and_segments(follow, root, tree):
     shutil.copytree(MINIATURES, tree / "data")
     shutil.copytree(root / "assets", tree / "assets")
-    assert "grey" in follow("The smallest one", root, tree)
+    assert "grey" in follow("The smallest one")
     assert Image.open(tree / "coffee_grey.png").size[0] >= 600

@@ -182,8 +182,8 @@ def test_the_five_published_lines_work_as_written(coco):
     for line in lines:
         command, _ = parse(line)
         command, args = parse(line + weights.get(command.name, ""))
-        command.check(args)
-        assert command.run(args) == 0, line
+        found = command.check(args)
+        assert command.run(args, found) == 0, line
     features = read_features(coco.parent / "coco2014_b14" / "train.pth")
     assert features.image_features["disentangled_self_attn"].shape == (3, 12, 768)
     assert features.image_features["avg_self_attn_out"].shape == (3, 768)

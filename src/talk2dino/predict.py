@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
-from talk2dino.config import as_texts
 from talk2dino.inference import picture_scores, resize_pixels, resize_scores, score_labels
 from talk2dino.pictures.images import ImageInput, as_rgb, rgb_tensor
-from talk2dino.pictures.segmentation import BACKGROUND, Segmentation
+from talk2dino.pictures.segmentation import Segmentation
+from talk2dino.pictures.vocabularies import class_names
 from talk2dino.segmenter import ClassQuery, Segmenter
 from talk2dino.sizes import Protocol, scoring_size
 
@@ -134,21 +134,3 @@ def class_threshold(background: bool | float, own: float) -> float | None:
             f"background is true, false or a threshold between 0 and 1, found {number!r}."
         )
     return float(number)
-
-
-def class_names(names: str | Sequence[str], background: bool) -> list[str]:
-    """Stripped names. Raises ValueError for none, an empty, or a repeated one."""
-    given = as_texts(names)
-    if not given:
-        raise ValueError("no class names given. At least one is needed.")
-    seen: set[str] = set()
-    for name in given:
-        if not name.strip():
-            raise ValueError(f"{name!r} is no class name: an empty one in {given}.")
-        key = " ".join(name.lower().split())  # CLIP reads lower case only
-        if key in seen:
-            raise ValueError(f"{name!r} is named twice. Every class may appear once.")
-        if background and key == BACKGROUND:
-            raise ValueError("'background' is added by background=True. Leave one of them out.")
-        seen.add(key)
-    return [" ".join(name.split()) for name in given]

@@ -116,6 +116,14 @@ class FeatureSharing(Protocol):
 
 
 @runtime_checkable
+class UniformWindows(FeatureSharing, Protocol):
+    """A segmenter that finds nothing to go by in some windows; results count them."""
+
+    def uniform_windows(self, features: Any) -> list[bool]:
+        """For each window of `patch_features`, whether all of its patches are alike."""
+
+
+@runtime_checkable
 class PatchScoring(FeatureSharing, Protocol):
     """A segmenter that scores patches and spreads these scores over the pixels, class by class.
 
@@ -302,18 +310,3 @@ def with_background(scores: Tensor, query: ClassQuery, dim: int = 0) -> Tensor:
         return torch.cat([torch.full_like(first, query.background), scores], dim=dim)
     rest = scores.narrow(dim, 1, scores.shape[dim] - 1)
     return torch.cat([first.clamp(min=query.background), rest], dim=dim)
-
-
-@runtime_checkable
-class Adjustable(Protocol):
-    """A segmenter with options for a user's pictures."""
-
-    def adjusted(self, refine: bool, background: bool) -> Segmenter:
-        """Itself with or without its refinement, for pictures with or without a background."""
-
-
-def adjusted(segmenter: Segmenter, refine: bool, background: bool) -> Segmenter:
-    """See `Adjustable`; other segmenters stay as they are."""
-    if isinstance(segmenter, Adjustable):
-        return segmenter.adjusted(refine, background)
-    return segmenter

@@ -70,7 +70,7 @@ def test_models_are_offered_in_the_order_of_the_flags():
 
 
 def test_a_configured_model_is_called_like_its_weights(tmp_path):
-    torch.save({}, tmp_path / "mine.pth")
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "mine.pth")
     flags = parsed("--config", "configs/toy.yaml", "--weights", str(tmp_path / "mine.pth"))
     assert [entry.name for entry in app._entries(flags, CPU)] == ["mine"]
 

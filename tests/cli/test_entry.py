@@ -15,7 +15,7 @@ from talk2dino.cli import train
 from talk2dino.cli.entry import Command, core_share, run_command, typed_command
 
 
-def command(check=lambda args: None, run=lambda args: 0):
+def command(check=lambda args: None, run=lambda args, _: 0):
     return Command(
         name="try",
         summary="Tries something.",
@@ -27,7 +27,7 @@ def command(check=lambda args: None, run=lambda args: 0):
 
 
 def fail(error):
-    def act(args: argparse.Namespace) -> int:
+    def act(*_: object) -> int:
         raise error
 
     return act
@@ -41,7 +41,7 @@ def test_a_message_that_repeats_a_damaged_file_is_shortened(capsys):
 
 def test_the_exit_code_of_the_work_is_returned():
     assert run_command(command(), []) == 0
-    assert run_command(command(run=lambda args: args.number), ["--number", "1"]) == 1
+    assert run_command(command(run=lambda args, _: args.number), ["--number", "1"]) == 1
 
 
 def test_help_shows_the_example_and_the_defaults_that_say_something(capsys):

@@ -9,8 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from talk2dino.cli.segment import COMMAND, main, parse_categories
-from talk2dino.cli.segment_model import method_of
+from talk2dino.cli.segment import COMMAND, main, parse_categories, read_model
 from talk2dino.methods.talk2dino.projection import build_projection
 from talk2dino.methods.talk2dino.recipe import load_recipe
 from talk2dino.pictures.drawing import class_colours
@@ -110,12 +109,12 @@ def test_underscores_are_spaces_and_names_are_trimmed():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "names no class"),
-        (" , _", "names no class"),
+        ("", "no class names given"),
+        (" , _", "no class names given"),
         ("cat,,dog", "number 2 is empty"),
         ("cat,dog,", "number 3 is empty"),
-        ("polar_bear,cat,polar bear", "names 'polar bear' twice"),
-        ("Cat,cat", "names 'cat' twice"),
+        ("polar_bear,cat,polar bear", "name 'polar bear' is there twice"),
+        ("Cat,cat", "name 'cat' is there twice"),
     ],
 )
 def test_categories_that_make_no_sense_are_refused(folder, capsys, text, message):
@@ -124,7 +123,7 @@ def test_categories_that_make_no_sense_are_refused(folder, capsys, text, message
 
 def test_a_class_called_background_beside_the_background_is_refused(folder, capsys):
     message = refused(capsys, "--with_background", categories="cat,background")
-    assert "'background' is added by --with_background" in message
+    assert "'background' is added by itself" in message
 
 
 @pytest.mark.parametrize(
@@ -223,13 +222,12 @@ def test_defaults_follow_the_published_demo(monkeypatch, tmp_path):
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "vitb_mlp_infonce.pth").touch()
     flags = ["--input", "a.png", "--output", "b.png", "--textual_categories", "cat"]
-    plain = method_of(COMMAND.parser().parse_args(flags)).config
+    plain = read_model(COMMAND.parser().parse_args(flags))[0].config
     assert plain.vision_model == "dinov2_vitb14_reg" and plain.text_model == "ViT-B/16"
     assert plain.pamr and not plain.clean_background and plain.template == "subset"
     assert plain.projection_weights.endswith("weights/vitb_mlp_infonce.pth")
-    changed = method_of(
-        COMMAND.parser().parse_args([*flags, "--with_background", "--no_pamr"])
-    ).config
+    flags += ["--with_background", "--no_pamr"]
+    changed = read_model(COMMAND.parser().parse_args(flags))[0].config
     assert changed.clean_background and not changed.pamr
 
 

@@ -25,12 +25,12 @@ def plan(*inputs, output="out", mask=None, scores=None, overwrite=False):
 
 
 def written(tasks):
-    return [[str(path) for path in task.outputs] for task in tasks]
+    return [[str(path) for path in task.outputs.values()] for task in tasks]
 
 
 def test_one_file_gives_exactly_the_named_output():
     (task,) = plan("photo", output="seg.jpg", mask="m.png", scores="")
-    assert written([task]) == [["seg.jpg", "m.png", "seg_scores.npz"]]
+    assert written([task]) == [["m.png", "seg_scores.npz", "seg.jpg"]]
 
 
 def test_one_file_into_a_folder_keeps_its_name():
@@ -38,13 +38,13 @@ def test_one_file_into_a_folder_keeps_its_name():
     for output in ("out", "new/"):
         (task,) = plan("in/b.jpg", output=output, mask="", scores="in")
         folder = output.rstrip("/")
-        assert written([task]) == [[f"{folder}/b.png", f"{folder}/b_mask.png", "in/b_scores.npz"]]
+        assert written([task]) == [[f"{folder}/b_mask.png", "in/b_scores.npz", f"{folder}/b.png"]]
 
 
 def test_a_folder_gives_its_images_in_order():
     tasks = plan("in", mask="", scores="elsewhere")
     assert [str(task.source) for task in tasks] == ["in/a.png", "in/b.jpg"]
-    assert written(tasks)[0] == ["out/a.png", "out/a_mask.png", "elsewhere/a_scores.npz"]
+    assert written(tasks)[0] == ["out/a_mask.png", "elsewhere/a_scores.npz", "out/a.png"]
 
 
 def test_equal_stems_keep_their_suffix_and_repeated_inputs_count_once():
@@ -97,5 +97,5 @@ def test_names_too_long_for_their_outputs_are_shortened_and_stay_apart():
     for ending in ("a.jpg", "b.jpg", "é.jpg"):
         Path("in", "é" * 122 + ending).touch()  # 249 and 250 bytes
     tasks = plan("in", mask="", scores="")
-    names = [path.name for task in tasks for path in task.outputs]
+    names = [path.name for task in tasks for path in task.outputs.values()]
     assert len(set(names)) == 15 and max(len(name.encode()) for name in names) <= 255

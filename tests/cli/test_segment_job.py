@@ -6,19 +6,13 @@ import torch
 from PIL import Image
 
 from talk2dino.cli.segment_files import Task
-from talk2dino.cli.segment_job import (
-    JobOptions,
-    SegmentJob,
-    check_picture,
-    physical_memory,
-    scoring_bytes,
-)
+from talk2dino.cli.segment_job import Load, SegmentJob, physical_memory, scoring_bytes
 from talk2dino.methods.talk2dino.config import SegmenterConfig
 from talk2dino.methods.talk2dino.projection import ProjectionConfig
 from talk2dino.methods.talk2dino.segmenter import build_segmenter
 from talk2dino.pictures.drawing import class_colours
 from talk2dino.segmenter import ClassQuery
-from talk2dino.sizes import WHOLE, scoring_size
+from talk2dino.sizes import scoring_size
 
 CPU = torch.device("cpu")
 
@@ -38,19 +32,15 @@ class ColourSegmenter:
         return torch.cat([torch.full_like(scores[:, :1], background), scores], dim=1)
 
 
-def make_job(segmenter, rows, options):
-    query = ClassQuery(tuple(options.names), rows, None, options.background)
-    return SegmentJob(segmenter, query, WHOLE, options)
+def make_job(segmenter, rows, names, background=None, max_side=None, refined=True, opacity=0.5):
+    query = ClassQuery(tuple(names), rows, None, background)
+    load = Load(len(names), CPU, max_side, refined)
+    return SegmentJob(segmenter, query, load, opacity=opacity)
 
 
 def task(tmp_path, image, **outputs):
     image.save(tmp_path / "source.png")
-    return Task(
-        tmp_path / "source.png",
-        tmp_path / "overlay.png",
-        outputs.get("mask"),
-        outputs.get("scores"),
-    )
+    return Task(tmp_path / "source.png", {**outputs, "output": tmp_path / "overlay.png"})
 
 
 def test_a_red_picture_is_red_for_the_backbone_and_in_the_overlay(tmp_path):
@@ -64,8 +54,7 @@ def test_a_red_picture_is_red_for_the_backbone_and_in_the_overlay(tmp_path):
     segmenter = build_segmenter(config)
     seen = []
     segmenter.vision.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    options = JobOptions(names=["rose"], opacity=0.25)
-    job = make_job(segmenter, segmenter.embed_classes(["rose"]), options)
+    job = make_job(segmenter, segmenter.embed_classes(["rose"]), ["rose"], opacity=0.25)
     job.segment(task(tmp_path, Image.new("RGB", (50, 30), (255, 0, 0))))
     pixels = (seen[0] * segmenter.vision.std + segmenter.vision.mean) * 255
     assert pixels[0].mean(dim=(1, 2)).tolist() == pytest.approx([255, 0, 0], abs=1e-3)
@@ -79,9 +68,9 @@ def test_red_green_and_blue_get_the_labels_of_their_classes(tmp_path):
     image = Image.new("RGB", (30, 10), (10, 10, 10))
     for index, colour in enumerate([(255, 0, 0), (0, 255, 0)]):
         image.paste(colour, (10 * index, 0, 10 * index + 10, 10))
-    options = JobOptions(names=["background", "red", "green", "blue"], background=0.5)
-    job = make_job(ColourSegmenter(), torch.eye(3), options)
-    line = job.segment(task(tmp_path, image, mask=tmp_path / "mask.png"))
+    names = ["background", "red", "green", "blue"]
+    job = make_job(ColourSegmenter(), torch.eye(3), names, background=0.5)
+    line = job.segment(task(tmp_path, image, save_mask=tmp_path / "mask.png"))
     with Image.open(tmp_path / "mask.png") as mask:
         labels = np.asarray(mask)
     assert labels[5, [5, 15, 25]].tolist() == [1, 2, 0]
@@ -91,24 +80,24 @@ def test_red_green_and_blue_get_the_labels_of_their_classes(tmp_path):
 def test_a_class_of_few_pixels_is_not_said_to_have_none(tmp_path):
     image = Image.new("RGB", (50, 40), (255, 0, 0))
     image.putpixel((3, 3), (0, 255, 0))
-    job = make_job(ColourSegmenter(), torch.eye(3), JobOptions(names=["red", "green", "blue"]))
+    job = make_job(ColourSegmenter(), torch.eye(3), ["red", "green", "blue"])
     assert job.segment(task(tmp_path, image)).endswith("red 100%, green <1%")
 
 
 def test_exif_orientation_reaches_every_file(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
-    work = task(tmp_path, Image.new("RGB", (40, 20)), scores=tmp_path / "s.npz")
+    work = task(tmp_path, Image.new("RGB", (40, 20)), save_scores=tmp_path / "s.npz")
     Image.new("RGB", (40, 20)).save(work.source, exif=exif)
-    make_job(ColourSegmenter(), torch.eye(3), JobOptions(names=["a", "b", "c"])).segment(work)
+    make_job(ColourSegmenter(), torch.eye(3), "abc").segment(work)
     with np.load(tmp_path / "s.npz") as saved:
         assert saved["scores"].shape == (3, 40, 20)
 
 
 def test_a_larger_picture_is_scored_at_max_side(tmp_path):
     segmenter = ColourSegmenter()
-    options = JobOptions(names=["a", "b", "c"], max_side=30)
-    make_job(segmenter, torch.eye(3), options).segment(task(tmp_path, Image.new("RGB", (60, 20))))
+    job = make_job(segmenter, torch.eye(3), "abc", max_side=30)
+    job.segment(task(tmp_path, Image.new("RGB", (60, 20))))
     assert segmenter.windows.shape == (1, 3, 10, 30)
     assert scoring_size(20, 60, None) == scoring_size(20, 60, 60) == (20, 60)
     assert scoring_size(1, 1000, 10) == (1, 10)
@@ -116,13 +105,9 @@ def test_a_larger_picture_is_scored_at_max_side(tmp_path):
 
 def test_a_picture_that_takes_long_comes_with_advice(tmp_path, capsys):
     image = Image.new("RGB", (2600, 2000))
-    for options, advice in [
-        (JobOptions(names=["a"]), True),
-        (JobOptions(names=["a"], max_side=500), False),
-        (JobOptions(names=["a"], pamr=False), False),
-    ]:
+    for options, advice in [({}, True), ({"max_side": 500}, False), ({"refined": False}, False)]:
         work = task(tmp_path, image)
-        make_job(ColourSegmenter(), torch.eye(1, 3), options).segment(work)
+        make_job(ColourSegmenter(), torch.eye(1, 3), "a", **options).segment(work)
         assert ("5 megapixels; --max_side 2048" in capsys.readouterr().out) == advice
 
 
@@ -134,28 +119,25 @@ def test_the_line_names_the_five_largest_classes(tmp_path):
             labels = (torch.arange(width) * len(classes) // width).expand(windows.shape[-2:])
             return torch.nn.functional.one_hot(labels, len(classes)).permute(2, 0, 1)[None].float()
 
-    options = JobOptions(names=list("abcdefg"))
-    line = make_job(Stripes(), torch.eye(7), options).segment(
-        task(tmp_path, Image.new("RGB", (70, 5)))
-    )
+    job = make_job(Stripes(), torch.eye(7), "abcdefg")
+    line = job.segment(task(tmp_path, Image.new("RGB", (70, 5))))
     assert line.endswith("a 14%, b 14%, c 14%, d 14%, e 14%, ...")
 
 
 def test_a_failing_write_leaves_no_file_behind(tmp_path):
     work = task(tmp_path, Image.new("RGB", (40, 20)))
-    work.overlay.mkdir()  # in the way
-    job = make_job(ColourSegmenter(), torch.eye(3), JobOptions(names=["a", "b", "c"]))
+    work.outputs["output"].mkdir()  # in the way
+    job = make_job(ColourSegmenter(), torch.eye(3), "abc")
     with pytest.raises(OSError, match="overlay"):
         job.segment(work)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["overlay.png", "source.png"]
 
 
 def test_memory_is_estimated_for_the_cpu_only(tmp_path):
-    assert scoring_bytes(1000, 1000, 10, pamr=True) > 2 * scoring_bytes(1000, 1000, 10, False)
+    assert scoring_bytes(1000, 1000, 10, refined=True) > 2 * scoring_bytes(1000, 1000, 10, False)
     assert physical_memory() is None or physical_memory() > 2**20
     image = Image.new("1", (9000, 9000))
     image.save(tmp_path / "big.png")
-    options = JobOptions(names=["x"] * 10_000, pamr=False)
     with pytest.raises(ValueError, match="GiB of memory.*--max_side 2048"):
-        check_picture(tmp_path / "big.png", options, CPU)
-    check_picture(tmp_path / "big.png", options, torch.device("cuda"))
+        Load(10_000, CPU, refined=False).check(tmp_path / "big.png")
+    Load(10_000, torch.device("cuda"), refined=False).check(tmp_path / "big.png")

@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from talk2dino.cli.modes import ModesJob, ModesOptions, write_names
 from talk2dino.cli.segment import main
-from talk2dino.cli.segment_modes import MODES
+from talk2dino.cli.segment_files import MODES, Task
+from talk2dino.cli.segment_job import Load, SegmentJob
 from talk2dino.inference import picture_scores
-from talk2dino.pictures.drawing import blend
+from talk2dino.pictures.drawing import blend, write_names
 from talk2dino.pictures.vocabularies import find_vocabulary, group_colours
 from talk2dino.segmenter import ClassQuery, with_background
 from talk2dino.sizes import Protocol
@@ -151,7 +151,8 @@ def test_pictures_of_one_stem_keep_their_suffix(folder):
 def test_existing_files_are_kept_unless_overwrite_is_given(folder, capsys):
     assert segment("--vis", "all_groups", "pred") == 0
     assert segment("--vis", "all_groups") == 2
-    assert "a_layer0.jpg exists already" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "2 of 2 output files exist already (out/all_groups/a_layer0.jpg, ...)" in said
     assert segment("--vis", "all_groups", "--overwrite") == 0
 
 
@@ -278,9 +279,10 @@ class Stages:
 def test_every_stage_of_groups_is_drawn_in_colours_of_its_own(tmp_path):
     Image.new("RGB", (80, 60)).save(tmp_path / "a.png")
     query = ClassQuery.of_rows(torch.eye(2))
-    job = ModesJob(Stages(), ModesOptions(["x", "y"], group_colours(2), query, Protocol()))
+    job = SegmentJob(Stages(), query, Load(2, torch.device("cpu")), Protocol())
     outputs = {mode: tmp_path / mode / "a.png" for mode in MODES if "group" in mode}
-    job.segment(tmp_path / "a.png", outputs)
+    outputs["all_groups"] = tmp_path / "all_groups" / "a_layer0.png"
+    job.segment(Task(tmp_path / "a.png", outputs))
     stages = [read(tmp_path / "all_groups" / f"a_layer{index}.png") for index in (0, 1)]
     assert np.array_equal(read(tmp_path / "first_group" / "a.png"), stages[0])
     assert np.array_equal(read(tmp_path / "final_group" / "a.png"), stages[1])

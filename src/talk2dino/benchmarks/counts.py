@@ -1,7 +1,8 @@
 """Pixel counts per image, kept on disk as they come: what a killed evaluation goes on from.
 
-A file is a line of JSON (the settings) and then one record per image; a record that was cut short
-by a kill is dropped when the file is read.
+A file is a line of JSON (the settings) and then one record per image, of methods that find uniform
+windows with their number in front; a record that was cut short by a kill is dropped when the file
+is read.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from talk2dino.benchmarks.metrics import confusion_counts, pair_counts
 SUFFIX = ".counts"
 _HEAD = struct.Struct("<4sIII")  # magic, image, number of pairs, checksum of the pairs
 _MAGIC = b"IMG\n"
+_UNIFORM = b"UNI\n"  # its number stands in place of the number of pairs
 _PAIR = np.dtype([("true", "u1"), ("predicted", "u1"), ("pixels", "<u4")])
 
 
@@ -36,6 +38,8 @@ class ImageCounts:
     """Of the image in its data set."""
     pairs: np.ndarray
     """(n,) records: true class, predicted class, pixels."""
+    uniform: int | None = None
+    """Windows in which all patches are alike; None of a method that does not tell."""
 
     def dense(self, num_classes: int) -> np.ndarray:
         """(C, C) int64; rows are true classes."""
@@ -45,7 +49,11 @@ class ImageCounts:
 
 
 def count_image(
-    index: int, predicted: Sequence[Tensor], targets: Sequence[Tensor], num_classes: Sequence[int]
+    index: int,
+    predicted: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    num_classes: Sequence[int],
+    uniform: int | None = None,
 ) -> list[ImageCounts]:
     """Compare the label maps of an image with their ground truths, where these are not 255.
 
@@ -56,6 +64,7 @@ def count_image(
         predicted: (H, W) label maps, one per benchmark.
         targets: (H, W) ground truths, likewise.
         num_classes: of each benchmark.
+        uniform: windows of the image in which all patches are alike, if that is known.
 
     Raises:
         ValueError: they differ in size, or hold labels that are no classes.
@@ -71,7 +80,8 @@ def count_image(
     for counts, (maps, target, classes) in zip(fetched, triples, strict=True):
         if counts[-1]:
             confusion_counts(maps.cpu(), target, classes)  # which says what is wrong
-        results.append(ImageCounts(index, _pairs(counts[: classes**2].numpy(), classes)))
+        pairs = _pairs(counts[: classes**2].numpy(), classes)
+        results.append(ImageCounts(index, pairs, uniform))
     return results
 
 
@@ -118,6 +128,8 @@ class CountsWriter:
         """Append one image; it is in the file when this returns."""
         data = counts.pairs.tobytes()
         head = _HEAD.pack(_MAGIC, counts.index, len(counts.pairs), zlib.crc32(data))
+        if counts.uniform is not None:
+            head = _HEAD.pack(_UNIFORM, counts.index, counts.uniform, 0) + head
         self._file.write(head + data)
         self._file.flush()
 
@@ -196,13 +208,17 @@ def _read(path: Path, settings: Mapping[str, Any]) -> tuple[list[ImageCounts], i
             f"{path} was made with other settings, --batch_size or pictures, or is no file. "
             "Choose another --output, or delete its folder."
         )
-    position, found = len(line), []
+    start, found, uniform = len(line), [], None
+    position = start
     while position + _HEAD.size <= len(data):
         magic, index, pairs, checksum = _HEAD.unpack_from(data, position)
+        if magic == _UNIFORM:
+            position, uniform = position + _HEAD.size, pairs
+            continue
         end = position + _HEAD.size + pairs * _PAIR.itemsize
         payload = data[position + _HEAD.size : end]
         if magic != _MAGIC or end > len(data) or zlib.crc32(payload) != checksum:
             break
-        found.append(ImageCounts(index, np.frombuffer(payload, _PAIR)))
-        position = end
-    return found, position
+        found.append(ImageCounts(index, np.frombuffer(payload, _PAIR), uniform))
+        start, position, uniform = end, end, None
+    return found, start

@@ -44,7 +44,9 @@ class Run:
     model: str = ""
     """The segmenter's name in results."""
     published: float | None = None
-    """Its authors' mIoU in percent, if there is one."""
+    """A printed mIoU in percent, if there is one."""
+    published_source: str | None = None
+    """Who printed it."""
 
     def counts_folder(self, output: Path) -> Path:
         """Where its counts are kept while it goes on."""
@@ -202,7 +204,7 @@ def _results(
     num_classes = [len(run.dataset.classes) for run in runs]
     for picture, maps in label_pictures(pictures, protocol, share.batching, device):
         index, targets = picture.payload
-        results = count_image(index, maps, targets, num_classes)
+        results = count_image(index, maps, targets, num_classes, picture.uniform)
         for run, predicted, target, palette in zip(runs, maps, targets, palettes, strict=True):
             if run.folders.wanted():
                 ids = predicted.to(torch.uint8).cpu().numpy()

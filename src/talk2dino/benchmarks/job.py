@@ -121,7 +121,8 @@ def prepare(job: Job) -> list[Run]:
             check_distinct_stems(dataset)
             folders.check(name)
         published = evaluation.method.published_miou(evaluation.benchmark)
-        runs.append(Run(name, settings, dataset, folders, model, published))
+        source = evaluation.method.published_source(evaluation.benchmark)
+        runs.append(Run(name, settings, dataset, folders, model, published, source))
     return runs
 
 

@@ -75,10 +75,11 @@ class PictureFolders:
             _save(Image.fromarray(predicted), self.predictions / f"{stem}.png")
         for folder, labels in ((self.coloured, predicted), (self.truth, target)):
             if folder is not None:
-                _save(_coloured(labels, palette), folder / f"{stem}.png")
+                _save(palette_picture(labels, palette), folder / f"{stem}.png")
 
 
-def _coloured(labels: np.ndarray, palette: np.ndarray) -> Image.Image:
+def palette_picture(labels: np.ndarray, palette: np.ndarray) -> Image.Image:
+    """Class ids (H, W) uint8 that show in the colours (C, 3) of their data set."""
     colours = np.zeros((256, 3), np.uint8)
     colours[: len(palette)] = palette
     colours[IGNORED] = _VOID_COLOUR

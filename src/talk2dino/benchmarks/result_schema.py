@@ -59,6 +59,8 @@ class Result(Needed, total=False):
     """A whole result; a field that an earlier version did not write is None."""
 
     readme_name: str | None
+    published_source: str | None
+    uniform_windows: int | None
     with_bg_clean: bool | None
     per_class_accuracy: dict[str, float | None] | None
     classes: list[str] | None

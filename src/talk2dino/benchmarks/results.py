@@ -81,6 +81,7 @@ def make_result(
     areas = stacked_areas((counts[index] for index in range(len(dataset.samples))), len(names))
     scores = segmentation_scores(torch.from_numpy(areas["confusion"]))
     low, high = bootstrap_interval(areas["intersect"], areas["union"])
+    told = [image.uniform for image in counts.values() if image.uniform is not None]
     settings = run.settings
     pamr = bool(settings["segmenter"].get("pamr"))
     content = {
@@ -93,11 +94,13 @@ def make_result(
         "with_bg_clean": bool(settings["segmenter"].get("clean_background")),
         "bg_thresh": settings["bg_thresh"],
         "num_images": len(dataset.samples),
+        "uniform_windows": sum(told) if len(told) == len(counts) else None,
         "mIoU": _percent(scores.mean_iou),
         "mAcc": _percent(scores.mean_accuracy),
         "aAcc": _percent(scores.all_accuracy),
         "mIoU_interval": [_percent(low), _percent(high)],
         "published": run.published,
+        "published_source": run.published_source,
         "per_class": dict(zip(names, map(_percent, scores.iou.tolist()), strict=True)),
         "per_class_accuracy": dict(
             zip(names, map(_percent, scores.accuracy.tolist()), strict=True)
@@ -203,6 +206,15 @@ def versions() -> dict[str, str]:
         "opencv": cv2.__version__,
         **load_openmmlab().versions,
     }
+
+
+def published_sources(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Who printed the numbers that results stand beside: a line per source, with its models."""
+    models: dict[str, dict[str, None]] = {}
+    for result in results:
+        if (source := result.get("published_source")) is not None:
+            models.setdefault(source, {})[result["model"]] = None
+    return [f"{', '.join(names)}: {source}" for source, names in models.items()]
 
 
 COLUMNS = ("benchmark", "mIoU", "95 %", "paper", "difference", "mAcc", "aAcc", "images", "images/s")

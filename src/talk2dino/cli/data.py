@@ -81,7 +81,7 @@ def check(args: argparse.Namespace) -> None:
         raise FileNotFoundError(f"--context_json {args.context_json}: no such file")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, _: None = None) -> int:
     """Check or convert."""
     rows = _rows(args)
     return check_data(args, rows) if args.action == "check" else convert_data(args, rows)

@@ -15,7 +15,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from huggingface_hub.utils import logging as hub_logging
 
@@ -41,10 +41,11 @@ class Command:
     """A command line that works, shown by --help."""
     add_arguments: Callable[[argparse.ArgumentParser], None]
     """Declares the flags."""
-    check: Callable[[argparse.Namespace], None]
-    """Raises ValueError or OSError for wrong arguments, before anything expensive starts."""
-    run: Callable[[argparse.Namespace], int]
-    """Does the work; returns the exit code."""
+    check: Callable[[argparse.Namespace], Any]
+    """Raises ValueError or OSError for wrong arguments, before anything expensive starts; returns
+    what `run` needs to know."""
+    run: Callable[[argparse.Namespace, Any], int]
+    """Does the work with what `check` found; returns the exit code."""
     add_more: Callable[[argparse.ArgumentParser, Sequence[str] | None], None] | None = None
     """Declares the flags that depend on the command line."""
     after_interrupt: str = "run the same command again to go on"
@@ -128,9 +129,9 @@ def run_command(
     _set_up_logging(args.verbose)
     code = WRONG_ARGUMENTS
     try:
-        command.check(args)
+        found = command.check(args)
         code = FAILED
-        return command.run(args)
+        return command.run(args, found)
     except KeyboardInterrupt:
         print(f"interrupted; {command.after_interrupt}", file=sys.stderr)
         return INTERRUPTED

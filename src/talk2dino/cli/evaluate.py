@@ -62,39 +62,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_flags(parser)
 
 
-def check(args: argparse.Namespace) -> None:
+def check(args: argparse.Namespace) -> tuple[Job, list[Run]]:
     """Find all files and refuse what cannot work, before weights are loaded."""
-    prepared(args)
+    return prepared(args)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, found: tuple[Job, list[Run]]) -> int:
     """Evaluate and print the table."""
-    job, runs = prepared(args)
+    job, runs = found
     run_and_report(job, runs)
     return DONE
 
 
 def prepared(args: argparse.Namespace) -> tuple[Job, list[Run]]:
-    """The job of the flags and its runs; made once."""
+    """The job of the flags and its runs."""
     from talk2dino.benchmarks.job import Job, prepare
     from talk2dino.devices import resolve_device
 
-    if getattr(args, "prepared", None) is None:
-        check_data_root(args.data_root)  # before a model is downloaded
-        evaluations = _evaluations(args)
-        device = resolve_device(args.device)
-        job = Job(
-            evaluations=evaluations,
-            data_root=args.data_root,
-            output=args.output,
-            device=device,
-            share=share_of(args, device),
-            folders=folders_of(args),
-            folders_per_benchmark=True,
-        )
-        args.prepared = (job, prepare(job))
-    result: tuple[Job, list[Run]] = args.prepared
-    return result
+    check_data_root(args.data_root)  # before a model is downloaded
+    evaluations = _evaluations(args)
+    device = resolve_device(args.device)
+    job = Job(
+        evaluations=evaluations,
+        data_root=args.data_root,
+        output=args.output,
+        device=device,
+        share=share_of(args, device),
+        folders=folders_of(args),
+        folders_per_benchmark=True,
+    )
+    return job, prepare(job)
 
 
 def _methods(args: argparse.Namespace) -> list[Method]:
@@ -126,6 +123,8 @@ def _evaluations(args: argparse.Namespace) -> list[Evaluation]:
             threshold = method.threshold(row)
             if args.bg_thresh is not None and row.background:
                 threshold = args.bg_thresh
+            for remark in method.remarks(row):
+                _warn(remark)
             if not row.background:
                 without.append(row.key)
             evaluations.append(Evaluation(row, method.on(row), threshold))

@@ -108,7 +108,7 @@ class _Bars:
 
 
 def _report(job: Job, outcomes: Sequence[Outcome]) -> None:
-    from talk2dino.benchmarks.results import csv_table, markdown_table
+    from talk2dino.benchmarks.results import csv_table, markdown_table, published_sources
 
     complete = [outcome for outcome in outcomes if outcome.result is not None]
     for outcome in outcomes:
@@ -121,7 +121,10 @@ def _report(job: Job, outcomes: Sequence[Outcome]) -> None:
     if not complete:
         return
     results: list[dict[str, Any]] = [o.result for o in complete if o.result is not None]
-    table = markdown_table(results) + _changes(job, outcomes)
+    table = markdown_table(results)
+    if sources := published_sources(results):
+        table += f"\nPaper: {'; '.join(sources)}.\n"
+    table += _changes(job, outcomes)
     path = job.output / f"{_table_name(job, complete)}.md"
     for file, text in ((path, table), (path.with_suffix(".csv"), csv_table(results))):
         with atomic_path(file) as temporary:
@@ -134,6 +137,11 @@ def _report(job: Job, outcomes: Sequence[Outcome]) -> None:
             print(
                 f"{_shown(job, outcome)}: {len(absent)} classes without any pixel (nan), "
                 "left out of the mean"
+            )
+        if outcome.result["uniform_windows"]:
+            print(
+                f"{_shown(job, outcome)}: {outcome.result['uniform_windows']} windows in which all "
+                "patches are alike; see docs/evaluation.md"
             )
     timings = [result["timing"] for result in results if result["timing"]]
     if timings:

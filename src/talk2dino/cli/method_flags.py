@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from talk2dino.config import field_docs
@@ -18,15 +18,12 @@ if TYPE_CHECKING:
 _SWITCH = {"on": True, "off": False}
 
 
-def add_method_flags(
-    parser: argparse.ArgumentParser, argv: Sequence[str] | None, default: str = "vitb"
-) -> None:
+def add_method_flags(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> None:
     """Declare the options of the methods that a command line names.
 
     Args:
         parser: with the command's own flags.
         argv: the command line; None for the flags of the default model.
-        default: the model where none is named.
     """
     from talk2dino.methods.registry import MODEL_NAMES, method_classes
 
@@ -34,7 +31,7 @@ def add_method_flags(
         "method", "options of the named models' methods; --model <name> --help lists another's"
     )
     taken = {action.dest for action in parser._actions}
-    named = method_classes(_named_models(argv or [], default))
+    named = method_classes(_named_models(argv or []))
     words = {word.partition("=")[0] for word in argv or [] if word.startswith("--")}
     others: list[type[Method]] = []
     for kind in itertools.chain(named, others):
@@ -82,17 +79,24 @@ def given_options(args: argparse.Namespace) -> dict[str, Any]:
     return refined | chosen
 
 
-def options_of(args: argparse.Namespace, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+def options_of(
+    args: argparse.Namespace, names: Sequence[str], more: Mapping[str, Any] | None = None
+) -> dict[str, dict[str, Any]]:
     """Per model, the options of its method that were typed.
 
     An option that only some of the models have is mentioned on stderr.
+
+    Args:
+        args: the parsed flags.
+        names: of the models.
+        more: options that other flags stand for.
 
     Raises:
         ValueError: an unknown model, or an option that none of the models has.
     """
     from talk2dino.methods.registry import method_class, option_names, owners_of
 
-    given = given_options(args)
+    given = given_options(args) | dict(more or {})
     known = {name: option_names(method_class(name)) for name in names}
     for option in given:
         without = [name for name in names if option not in known[name]]
@@ -107,9 +111,9 @@ def options_of(args: argparse.Namespace, names: Sequence[str]) -> dict[str, dict
     return {name: {o: v for o, v in given.items() if o in known[name]} for name in names}
 
 
-def _named_models(argv: Sequence[str], default: str) -> list[str]:
+def _named_models(argv: Sequence[str]) -> list[str]:
     """The models of a command line, unchecked: a wrong name is said when everything is parsed."""
-    from talk2dino.methods.registry import MODEL_NAMES, method_class
+    from talk2dino.methods.registry import DEFAULT_MODEL, MODEL_NAMES, method_class
 
     scan = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     scan.add_argument("--model", nargs="*", default=[])
@@ -117,7 +121,7 @@ def _named_models(argv: Sequence[str], default: str) -> list[str]:
     try:
         found, _ = scan.parse_known_args(list(argv))
     except argparse.ArgumentError:
-        return [default]
+        return [DEFAULT_MODEL]
     words = [word.strip() for text in found.model for word in text.split(",")]
     names = [word.partition("=")[0] for word in words]
     known = [name for name in names if name in MODEL_NAMES]
@@ -127,7 +131,7 @@ def _named_models(argv: Sequence[str], default: str) -> list[str]:
             known.append(place)
         except ValueError:
             continue
-    return known or [default]
+    return known or [DEFAULT_MODEL]
 
 
 class _Given(argparse.Action):

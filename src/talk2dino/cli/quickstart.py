@@ -109,7 +109,7 @@ def check(args: argparse.Namespace) -> None:
     check_world(files.world.folder, _world_config(args), args.overwrite)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, _: None = None) -> int:
     """Draw, extract, train, evaluate and show; steps that are done are skipped."""
     started = time.perf_counter()
     files, record = Files(args.output), _record(args)

@@ -43,8 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace a sheet that is there")
 
 
-def check(args: argparse.Namespace) -> None:
-    """Raise for wrong arguments."""
+def check(args: argparse.Namespace) -> tuple[FeatureFile, Tensor]:
+    """The feature file and the column that is searched; raises for wrong arguments."""
+    from talk2dino.features.store import read_features
+
     check_at_least(1, top=args.top)
     if args.image is not None and not args.image.is_file():
         raise FileNotFoundError(f"{args.image}: no such picture")
@@ -54,15 +56,16 @@ def check(args: argparse.Namespace) -> None:
         check_writable(args.sheet, args.overwrite)
         if args.images is None or not args.images.is_dir():
             raise ValueError(f"--sheet needs the folder of the pictures: --images {args.images}")
-    _store(args)
+    store = read_features(args.store)
+    return store, store.require(CAPTIONS if args.text is None else IMAGES, args.store)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, opened: tuple[FeatureFile, Tensor]) -> int:
     """Print what fits best, with its cosine, and draw it."""
     from talk2dino.methods.talk2dino.api import Talk2DINO
     from talk2dino.methods.talk2dino.training.retrieval import best_rows
 
-    store, column = _store(args)
+    store, column = opened
     model = Talk2DINO.from_pretrained(args.model, device=args.device)
     projection = model.projection
     by_text = args.text is not None
@@ -85,17 +88,6 @@ def run(args: argparse.Namespace) -> int:
         _draw([args.images / name for name in names], args.sheet)
         print(f"written: {args.sheet}")
     return DONE
-
-
-def _store(args: argparse.Namespace) -> tuple[FeatureFile, Tensor]:
-    """The feature file and the column that is searched; opened once."""
-    from talk2dino.features.store import read_features
-
-    if getattr(args, "opened", None) is None:
-        store = read_features(args.store)
-        args.opened = store, store.require(CAPTIONS if args.text is None else IMAGES, args.store)
-    opened: tuple[FeatureFile, Tensor] = args.opened
-    return opened
 
 
 def _name(record: dict[str, object]) -> str:

@@ -5,29 +5,52 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from talk2dino.cli.entry import DONE, FAILED, Command, run_command, typed_command
-from talk2dino.cli.method_flags import add_method_flags
-from talk2dino.cli.segment_files import plan_tasks
-from talk2dino.cli.segment_flags import add_arguments
-from talk2dino.cli.segment_model import (
-    background_of,
-    method_of,
-    read_published_flags,
-    vocabulary_of,
+from talk2dino.cli.method_flags import add_method_flags, add_option_flags, given_sizes, options_of
+from talk2dino.cli.segment_files import BESIDE_OVERLAY, MODES, Task, plan_tasks
+from talk2dino.config import check_name, split_names
+from talk2dino.methods.registry import DEFAULT_MODEL, MODEL_NAMES, RESUMED_MODEL
+from talk2dino.pictures.drawing import BACKGROUND_COLOUR, MAX_INDEXED, class_colours
+from talk2dino.pictures.vocabularies import (
+    BACKGROUND,
+    VOCABULARIES,
+    Vocabulary,
+    class_names,
+    find_vocabulary,
+    named_classes,
 )
-from talk2dino.cli.segment_modes import load_job, plan_modes, wants_modes
-from talk2dino.config import split_names
-from talk2dino.pictures.drawing import class_colours
-from talk2dino.pictures.vocabularies import BACKGROUND, Vocabulary, named_classes
 
 if TYPE_CHECKING:
-    from talk2dino.cli.segment_job import JobOptions
+    from talk2dino.cli.segment_job import Load
     from talk2dino.methods.base import Method
+
+DEFAULT_MODES = ("input_pred_label",)
+_PUBLISHED = {"evaluate.seg.template": "template", "test_cfg.bg_thresh": "bg_thresh"}
+"""Key of --opts -> the project's own flag."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What is read, what is written, and with what."""
+
+    method: Method
+    """Model and options."""
+    names: list[str]
+    """Of the labels."""
+    colours: np.ndarray
+    """(C, 3) uint8 RGB of the labels in the pictures of --vis."""
+    background: float | None
+    """Threshold of the background, or None for none."""
+    tasks: list[Task]
+    """The pictures and the files of each."""
+    load: Load
+    """Where the model runs, and how large pictures may be."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,158 +58,281 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(COMMAND, argv)
 
 
-def check(args: argparse.Namespace) -> None:
-    """Raise for wrong arguments and unreadable pictures, before any model is loaded."""
-    args.chosen = method, vocabulary = read_model(args)
-    _check_numbers(args)
-    if wants_modes(args):
-        args.plan = plan_modes(args, method, vocabulary, background_of(args, method))
-        return
-    for flag in ("input", "output"):
-        if getattr(args, flag) is None:
-            raise ValueError(
-                f"--{flag} is missing; --image_folder and --output_folder take its place."
-            )
-    args.plan = tasks = plan_tasks(args)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags but those of the model's method."""
+    parser.add_argument("--input", nargs="+", metavar="PATH", help="pictures, or folders of them")
+    parser.add_argument(
+        "--output",
+        metavar="PATH",
+        help="overlay with legend (.png, .jpg, .webp; .png if left out); a folder for several",
+    )
+    parser.add_argument(
+        "--textual_categories",
+        metavar="A,B_C",
+        help="class names between commas; underscores mean spaces (for commas in names: --vocab)",
+    )
+    parser.add_argument(
+        "--vocab",
+        nargs="+",
+        metavar="NAME",
+        help=f"in their place {', '.join(VOCABULARIES)}, a .txt file with a name on each line, or "
+        "class names as they are, in quotes where they hold spaces",
+    )
+    _add_scoring_flags(parser)
+    _add_output_flags(parser)
+    group = parser.add_argument_group("flags of the published demo with --vis")
+    group.add_argument(
+        "--resume", metavar="W", help=f"the same as --weights; alone, of {RESUMED_MODEL}"
+    )
+    group.add_argument("--cfg", metavar="YAML", help="not read: the weights say what they are")
+    group.add_argument(
+        "--opts",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help=f"{' or '.join(f'{key}=...' for key in _PUBLISHED)}",
+    )
+    group.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+    add_option_flags(parser)
 
-    from talk2dino.cli.segment_job import check_count, check_pictures
+
+def _add_scoring_flags(parser: argparse.ArgumentParser) -> None:
+    """What is asked of any model."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model", metavar="NAME", help=f"{', '.join(MODEL_NAMES)} (default: {DEFAULT_MODEL})"
+    )
+    group.add_argument(
+        "--config",
+        metavar="YAML",
+        help="in its place a recipe of configs/, or the model YAML of an evaluation",
+    )
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<i> or mps")
+    group = parser.add_argument_group("segmentation")
+    group.add_argument(
+        "--with_background",
+        action="store_true",
+        help="pixels where no class exceeds the threshold become background",
+    )
+    group.add_argument(
+        "--no_background", action="store_true", help="for models that always have one: without it"
+    )
+    group.add_argument(
+        "--bg_thresh",
+        type=float,
+        metavar="X",
+        help="threshold of the background, 0 to 1; lower finds more (default: the model's own)",
+    )
+    group.add_argument(
+        "--max_side",
+        type=int,
+        metavar="PX",
+        help="score larger pictures at this long side, to save time and memory (default: never)",
+    )
+
+
+def _add_output_flags(parser: argparse.ArgumentParser) -> None:
+    """What is written."""
+    group = parser.add_argument_group("output")
+    group.add_argument("--opacity", type=float, default=0.5, help="of the class colours, 0 to 1")
+    group.add_argument(
+        "--save_mask",
+        nargs="?",
+        const=BESIDE_OVERLAY,
+        metavar="PATH",
+        help="indexed PNG of class numbers (default name: <output>_mask.png; several: a folder)",
+    )
+    group.add_argument(
+        "--save_scores",
+        nargs="?",
+        const=BESIDE_OVERLAY,
+        metavar="PATH",
+        help="NPZ: scores (C, H, W) float32, classes (C,) names, settings (JSON) "
+        "(default name: <output>_scores.npz; several: a folder)",
+    )
+    group.add_argument("--overwrite", action="store_true", help="replace existing output files")
+    group = parser.add_argument_group("several pictures of each image")
+    group.add_argument("--image_folder", metavar="DIR", help="as --input, of one folder")
+    group.add_argument("--output_folder", metavar="DIR", help="gets a folder per mode of --vis")
+    group.add_argument(
+        "--vis",
+        nargs="+",
+        metavar="MODE",
+        help=f"{', '.join(MODES)} (default: {' '.join(DEFAULT_MODES)})",
+    )
+
+
+def check(args: argparse.Namespace) -> Plan:
+    """Raise for wrong arguments and unreadable pictures, before any model is loaded."""
+    from talk2dino.cli.segment_job import Load
     from talk2dino.devices import resolve_device
     from talk2dino.pictures.images import read_rgb
 
-    options = job_options(args, method, vocabulary)
-    check_count(len(options.names), args.save_mask is not None)
+    method, vocabulary, background = read_model(args)
+    if not (math.isfinite(args.opacity) and 0 <= args.opacity <= 1):
+        raise ValueError(f"--opacity must lie between 0 and 1, got {args.opacity}.")
+    if args.max_side is not None and args.max_side < 1:
+        raise ValueError(f"--max_side must be at least 1 pixel, got {args.max_side}.")
+    modes = []
+    if args.vis is not None or args.output_folder is not None:
+        modes = _modes_of(args.vis or DEFAULT_MODES, method)
+    tasks = plan_tasks(args, modes)
+    names = [*([] if background is None else [BACKGROUND]), *vocabulary.names]
+    _check_count(len(names), tasks[0])
     device = resolve_device(args.device)
     method.check()
-    check_pictures([task.source for task in tasks], options, device)
+    load = Load(len(names), device, args.max_side, bool(method.demo.refines))
+    load.check_any([task.source for task in tasks])
     if len(tasks) == 1:
         read_rgb(tasks[0].source)  # a single picture is decoded at once; of many, only the headers
+    colours = vocabulary.colours
+    if background is not None:
+        colours = np.concatenate([np.array([BACKGROUND_COLOUR], np.uint8), colours])
+    return Plan(method, names, colours, background, tasks, load)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, plan: Plan) -> int:
     """Segment every picture; one that fails is named and does not stop the others."""
-    from talk2dino.devices import resolve_device
-
-    method, vocabulary = args.chosen  # found once: a model may have come from the Hub
-    device = resolve_device(args.device)
-    if args.cfg is not None:
-        print("note: --cfg is not read: the weights say what they are")
-    _announce(method, device)
-    if wants_modes(args):
-        plan = args.plan
-        command = typed_command(COMMAND, "demo.py", args, but=("overwrite",))
-        modes = load_job(plan, command)
-        return _run_all({s: partial(modes.segment, s, files) for s, files in plan.outputs.items()})
-
     from talk2dino.cli.segment_job import SegmentJob
 
-    segmenter = method.load(device)
-    options = job_options(args, method, vocabulary)
-    query = method.query(segmenter, options.names, options.background)
-    job = SegmentJob(segmenter, query, method.demo.protocol, options)
-    return _run_all({task.source: partial(job.segment, task) for task in args.plan})
-
-
-def _run_all(jobs: Mapping[Path, Callable[[], str]]) -> int:
+    if args.cfg is not None:
+        print("note: --cfg is not read: the weights say what they are")
+    models, notes = plan.method.describe()
+    print(f"loading {models}, on {plan.load.device}")
+    for note in notes:
+        print(f"note: {note}")
+    segmenter = plan.method.load(plan.load.device)
+    settings = {
+        "command": typed_command(COMMAND, "demo.py", args, but=("overwrite",)),
+        "segmenter": plan.method.settings(),
+    }
+    query = plan.method.query(segmenter, plan.names, plan.background)
+    protocol = plan.method.demo.protocol
+    job = SegmentJob(segmenter, query, plan.load, protocol, plan.colours, args.opacity, settings)
     failures = []
-    for number, (source, segment) in enumerate(jobs.items(), start=1):
+    for number, task in enumerate(plan.tasks, start=1):
         try:
-            outcome = segment()
+            outcome = job.segment(task)
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
-            if len(jobs) == 1:
+            if len(plan.tasks) == 1:
                 raise
             failures.append(str(error) or type(error).__name__)
-            outcome = f"{source}: failed"
-        print(f"[{number}/{len(jobs)}] {outcome}", flush=True)
+            outcome = f"{task.source}: failed"
+        print(f"[{number}/{len(plan.tasks)}] {outcome}", flush=True)
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
     if failures:
-        print(f"error: {len(failures)} of {len(jobs)} pictures failed", file=sys.stderr)
+        print(f"error: {len(failures)} of {len(plan.tasks)} pictures failed", file=sys.stderr)
     return FAILED if failures else DONE
 
 
-def _announce(method: Method, device: object) -> None:
-    """Say what is about to be loaded, and what is odd about it."""
-    models, notes = method.describe()
-    print(f"loading {models}, on {device}")
-    for note in notes:
-        print(f"note: {note}")
-
-
-def read_model(args: argparse.Namespace) -> tuple[Method, Vocabulary]:
-    """The model and the classes of the flags; nothing is loaded.
+def read_model(args: argparse.Namespace) -> tuple[Method, Vocabulary, float | None]:
+    """The model, the classes and the background's threshold of the flags; nothing is loaded.
 
     Raises:
         ValueError, FileNotFoundError: flags that make no sense.
     """
-    read_published_flags(args)
+    from talk2dino.benchmarks.table import BENCHMARKS
+    from talk2dino.methods.registry import find_method
+
     if (args.vocab is None) == (args.textual_categories is None):
         raise ValueError("name the classes with --textual_categories or with --vocab, one of them.")
-    names = []
+    words = args.vocab or parse_categories(args.textual_categories)
     if args.vocab is None:  # first: it needs no file
-        names = parse_categories(args.textual_categories, args.with_background)
-    method = method_of(args)
+        class_names(words, args.with_background)
+    if args.config is not None and args.model is not None:
+        raise ValueError("--config and --model both choose a model. Give one of them.")
+    published = published_options(args)
+    threshold = published.pop("bg_thresh", args.bg_thresh)
+    default = DEFAULT_MODEL if args.resume is None else RESUMED_MODEL
+    name = args.config or args.model or default
+    options = options_of(args, [name], published)[name]
+    method = find_method(name, options | given_sizes(args)).for_pictures(args.with_background)
+    background = background_of(args, method, threshold)
     if args.vocab is not None:
-        return method, vocabulary_of(args, method)
-    if background_of(args, method) is None:  # then "background" is a class like any other
-        return method, Vocabulary(tuple(names), class_colours(len(names)))
-    return method, named_classes(names)
+        found = find_vocabulary(words)
+        if found.benchmark is not None:  # by the names that the method has for them
+            of = method.words(BENCHMARKS[found.benchmark]).of
+            found = replace(found, names=tuple(of(name)[0] for name in found.names))
+        return method, found, background
+    if background is None:  # then "background" is a class like any other
+        return method, Vocabulary(tuple(words), class_colours(len(words))), None
+    return method, named_classes(words), background
 
 
-def parse_categories(text: str, with_background: bool = False) -> list[str]:
-    """Class names from `a,b_c`: commas separate, underscores mean spaces.
+def published_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What --resume and --opts stand for, by the names of the project's own flags.
 
     Raises:
-        ValueError: none at all, an empty or a repeated one, or one called like the background.
+        ValueError: flags that contradict each other, or unknown options.
     """
-    names = [" ".join(part.replace("_", " ").split()) for part in split_names(text)]
-    if not any(names):
+    found: dict[str, Any] = {}
+    if args.resume is not None:
+        if getattr(args, "weights", None) not in (None, args.resume):
+            raise ValueError("--resume and --weights are the same. Give one of them.")
+        found["weights"] = args.resume
+    for option in args.opts or []:
+        key, equals, value = option.partition("=")
+        if not equals or key not in _PUBLISHED:
+            raise ValueError(f"--opts {option}: unknown. Known: {', '.join(_PUBLISHED)}.")
+        try:
+            found[_PUBLISHED[key]] = float(value) if key.endswith("thresh") else value
+        except ValueError as error:
+            raise ValueError(f"--opts {option}: {value!r} is no number.") from error
+    return found
+
+
+def background_of(
+    args: argparse.Namespace, method: Method, threshold: float | None
+) -> float | None:
+    """The background's threshold, or None for no background.
+
+    Raises:
+        ValueError: a threshold without a background, or outside 0 to 1.
+    """
+    if args.no_background and args.with_background:
+        raise ValueError("--with_background and --no_background contradict each other.")
+    if threshold is not None and not (math.isfinite(threshold) and 0 <= threshold <= 1):
+        raise ValueError(f"--bg_thresh must lie between 0 and 1, got {threshold}.")
+    wanted = args.with_background or method.demo.always_background
+    if args.no_background or not wanted:
+        if threshold is not None and args.no_background:
+            raise ValueError("--bg_thresh has no effect with --no_background. Choose one.")
+        if threshold is not None:
+            raise ValueError("--bg_thresh has no effect without --with_background. Add it.")
+        return None
+    return method.demo.threshold if threshold is None else threshold
+
+
+def parse_categories(text: str) -> list[str]:
+    """Class names from `a,b_c`: commas separate, underscores mean spaces."""
+    return [" ".join(part.replace("_", " ").split()) for part in split_names(text)]
+
+
+def _modes_of(words: Sequence[str], method: Method) -> list[str]:
+    """The modes of --vis, each once.
+
+    Raises:
+        ValueError: an unknown one, or group maps of a method that has none.
+    """
+    modes = [check_name("vis mode", word, MODES) for word in dict.fromkeys(words)]
+    if not method.demo.groups and (without := [mode for mode in modes if "group" in mode]):
+        others = ", ".join(mode for mode in MODES if "group" not in mode)
         raise ValueError(
-            f"--textual_categories {text!r} names no class. Give at least one, as in cat,polar_bear"
+            f"--vis {without[0]}: {method.model} has no groups, so there are no group maps of it. "
+            f"They exist for methods with group tokens. Here: {others}."
         )
-    if "" in names:
+    return modes
+
+
+def _check_count(count: int, task: Task) -> None:
+    """Raise ValueError for more labels than a mask can hold."""
+    masks = [kind for kind in task.outputs if kind in ("save_mask", "mask", "pred")]
+    if masks and count > MAX_INDEXED:
+        flag = "--save_mask" if masks[0] == "save_mask" else f"--vis {masks[0]}"
         raise ValueError(
-            f"--textual_categories {text!r}: number {names.index('') + 1} is empty. "
-            "Remove the comma too many."
+            f"{flag}: an indexed PNG holds at most {MAX_INDEXED} classes, there are {count}. "
+            "Use fewer classes, or --save_scores with --output."
         )
-    seen: dict[str, str] = {}
-    for name in names:
-        if name.lower() in seen:  # CLIP reads lower case only
-            raise ValueError(
-                f"--textual_categories names {name!r} twice. Every class may appear once."
-            )
-        seen[name.lower()] = name
-    if with_background and BACKGROUND in seen:
-        raise ValueError(
-            "--textual_categories: 'background' is added by --with_background. "
-            "Leave one of them out."
-        )
-    return names
-
-
-def job_options(args: argparse.Namespace, method: Method, vocabulary: Vocabulary) -> JobOptions:
-    """The flags that concern single pictures."""
-    from talk2dino.cli.segment_job import JobOptions, refines
-
-    background = background_of(args, method)
-    return JobOptions(
-        names=[*([] if background is None else [BACKGROUND]), *vocabulary.names],
-        background=background,
-        opacity=args.opacity,
-        max_side=args.max_side,
-        pamr=refines(method),
-        settings={
-            "command": typed_command(COMMAND, "demo.py", args, but=("overwrite",)),
-            "segmenter": method.settings(),
-        },
-    )
-
-
-def _check_numbers(args: argparse.Namespace) -> None:
-    for flag, value in (("--bg_thresh", args.bg_thresh), ("--opacity", args.opacity)):
-        if value is not None and not (math.isfinite(value) and 0 <= value <= 1):
-            raise ValueError(f"{flag} must lie between 0 and 1, got {value}.")
-    if args.max_side is not None and args.max_side < 1:
-        raise ValueError(f"--max_side must be at least 1 pixel, got {args.max_side}.")
 
 
 COMMAND = Command(

@@ -6,7 +6,7 @@ import argparse
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,20 @@ from talk2dino.pictures.images import IMAGE_SUFFIXES, PICTURE_FORMATS, list_imag
 BESIDE_OVERLAY = ""
 """Value of --save_mask and --save_scores without a path."""
 
+MODES = {
+    "input": ".jpg",
+    "pred": ".png",
+    "input_pred": ".jpg",
+    "input_pred_label": ".jpg",
+    "mask": ".png",
+    "all_groups": "_layer0.jpg",  # and more, one per stage of grouping
+    "first_group": ".jpg",
+    "final_group": ".jpg",
+}
+"""What --vis can draw, with what its files end with."""
 
+_SIDE_FILES = {"save_mask": "_mask.png", "save_scores": "_scores.npz"}
+_NOT_WITH_MODES = ("output", "save_mask", "save_scores", "max_side")
 _LONGEST_NAME = 255 - len("_scores.npz")  # bytes
 
 
@@ -26,47 +39,79 @@ class Task:
 
     source: Path
     """The picture."""
-    overlay: Path
-    """Coloured picture with legend."""
-    mask: Path | None
-    """Indexed PNG of labels, if asked for."""
-    scores: Path | None
-    """NPZ of scores, if asked for."""
-
-    @property
-    def outputs(self) -> list[Path]:
-        """All files that will be written."""
-        return [path for path in (self.overlay, self.mask, self.scores) if path is not None]
+    outputs: Mapping[str, Path]
+    """All files that will be written: `output` (the overlay with its legend), `save_mask` and
+    `save_scores`, as their flags are called; or those of MODES."""
 
 
-def plan_tasks(args: argparse.Namespace) -> list[Task]:
+def plan_tasks(args: argparse.Namespace, modes: Sequence[str] = ()) -> list[Task]:
     """Lay out what is read and written, without reading a picture.
 
     Args:
-        args: `input` (list), `output`, `save_mask`, `save_scores`, `overwrite`.
+        args: the flags of the command.
+        modes: those of MODES that are wanted, in place of overlays.
 
     Raises:
         FileNotFoundError: an input is not there.
         ValueError: no pictures, names that collide, or a wrong kind of output.
         OSError: an output exists already or can never be written.
     """
-    sources, several = find_sources(args.input)
-    output = Path(args.output)
-    if several or output.is_dir() or args.output.endswith(("/", "\\")):
-        tasks = _tasks_in_folders(sources, args, several)
-    else:
-        if not output.suffix:  # as in the published example
-            output = output.with_suffix(".png")
-        if output.suffix.lower() not in PICTURE_FORMATS:
-            raise ValueError(
-                f"--output {output} needs one of the suffixes {', '.join(PICTURE_FORMATS)}, "
-                "or must be an existing folder."
-            )
-        mask = _side_file(args.save_mask, output, "_mask.png", "--save_mask")
-        scores = _side_file(args.save_scores, output, "_scores.npz", "--save_scores")
-        tasks = [Task(sources[0], output, mask, scores)]
+    tasks = _tasks_of_modes(args, modes) if modes else _tasks_of_overlays(args)
     _check_outputs(tasks, args.overwrite)
     return tasks
+
+
+def _tasks_of_overlays(args: argparse.Namespace) -> list[Task]:
+    """Files where the flags say, or named after the pictures in one folder per kind of file."""
+    for flag in ("input", "output"):
+        if getattr(args, flag) is None:
+            raise ValueError(
+                f"--{flag} is missing; --image_folder and --output_folder take its place."
+            )
+    sources, several = find_sources(args.input)
+    output = Path(args.output)
+    for flag in ("output", *_SIDE_FILES) if several else ():
+        place = Path(getattr(args, flag) or "")
+        if place.suffix.lower() in (*PICTURE_FORMATS, ".npz") and not place.is_dir():
+            raise ValueError(
+                f"--{flag} {place} is one file, but there are several inputs: a folder."
+            )
+    in_folder = several or output.is_dir() or args.output.endswith(("/", "\\"))
+    tasks = []
+    for source, name in output_names(sources).items():
+        overlay = output / f"{name}.png" if in_folder else _picture_file(output)
+        given = {flag: value for flag in _SIDE_FILES if (value := getattr(args, flag)) is not None}
+        files = {f: _side_file(f, value, overlay, several) for f, value in given.items()}
+        tasks.append(Task(source, {**files, "output": overlay}))
+    return tasks
+
+
+def _tasks_of_modes(args: argparse.Namespace, modes: Sequence[str]) -> list[Task]:
+    """A folder per mode, beside the pictures' folders."""
+    if args.output_folder is None:
+        raise ValueError("--vis writes folders: give --output_folder.")
+    for flag in _NOT_WITH_MODES:
+        if getattr(args, flag) is not None:
+            raise ValueError(f"--{flag} does not go with --vis and --output_folder. Leave it out.")
+    if (args.input is None) == (args.image_folder is None):
+        raise ValueError("give the pictures with --image_folder or with --input, one of them.")
+    if args.input is not None:
+        sources, _ = find_sources(args.input)
+    elif Path(args.image_folder).is_file():
+        raise ValueError(f"--image_folder {args.image_folder} is a file. Use --input for it.")
+    else:
+        sources, _ = find_sources([args.image_folder], "--image_folder")
+    folder = Path(args.output_folder)
+    for parent in dict.fromkeys(source.parent for source in sources):
+        if folder.resolve().is_relative_to(parent.resolve()):
+            raise ValueError(
+                f"--output_folder {folder} lies in {parent}, where the pictures are, and nothing "
+                "is written there. Choose a folder beside it."
+            )
+    return [
+        Task(source, {mode: folder / mode / f"{name}{MODES[mode]}" for mode in modes})
+        for source, name in output_names(sources).items()
+    ]
 
 
 def find_sources(inputs: Sequence[str], flag: str = "--input") -> tuple[list[Path], bool]:
@@ -91,30 +136,6 @@ def find_sources(inputs: Sequence[str], flag: str = "--input") -> tuple[list[Pat
     return sources, len(inputs) > 1 or Path(inputs[0]).is_dir()
 
 
-def _tasks_in_folders(sources: list[Path], args: argparse.Namespace, several: bool) -> list[Task]:
-    """Files named after the pictures, in one folder per kind of file."""
-    folder = Path(args.output)
-    if folder.suffix.lower() in PICTURE_FORMATS and not folder.is_dir():
-        raise ValueError(f"--output {folder} is one file, but there are several inputs: a folder.")
-    folders = [folder]
-    for flag, value in (("--save_mask", args.save_mask), ("--save_scores", args.save_scores)):
-        beside = value is None or value == BESIDE_OVERLAY
-        folders.append(folder if beside else Path(value))
-        if several and not beside and Path(value).suffix.lower() in (".png", ".npz"):
-            raise ValueError(f"{flag} {value} is one file, but there are several inputs: a folder.")
-    tasks = []
-    for source, name in output_names(sources).items():
-        overlay = folder / f"{name}.png"
-        if several:
-            mask = None if args.save_mask is None else folders[1] / f"{name}_mask.png"
-            scores = None if args.save_scores is None else folders[2] / f"{name}_scores.npz"
-        else:
-            mask = _side_file(args.save_mask, overlay, "_mask.png", "--save_mask")
-            scores = _side_file(args.save_scores, overlay, "_scores.npz", "--save_scores")
-        tasks.append(Task(source, overlay, mask, scores))
-    return tasks
-
-
 def output_names(sources: Sequence[Path]) -> dict[Path, str]:
     """What files are named after: photo.jpg and photo.png keep their suffix to differ."""
     stems = Counter(source.stem for source in sources)
@@ -130,22 +151,32 @@ def _short(name: str) -> str:
     return encoded[: _LONGEST_NAME - 9].decode("utf-8", "ignore") + f"-{digits}"
 
 
-def _side_file(value: str | None, overlay: Path, ending: str, flag: str) -> Path | None:
-    """The mask or scores file of a single picture."""
-    if value is None:
-        return None
+def _picture_file(output: Path) -> Path:
+    """The overlay of a single picture; without a suffix a PNG, as in the published example."""
+    output = output if output.suffix else output.with_suffix(".png")
+    if output.suffix.lower() not in PICTURE_FORMATS:
+        raise ValueError(
+            f"--output {output} needs one of the suffixes {', '.join(PICTURE_FORMATS)}, "
+            "or must be an existing folder."
+        )
+    return output
+
+
+def _side_file(flag: str, value: str, overlay: Path, several: bool) -> Path:
+    """The mask or scores file that belongs to an overlay."""
+    ending = _SIDE_FILES[flag]
     if value == BESIDE_OVERLAY:
         return overlay.with_name(overlay.stem + ending)
     path = Path(value)
-    if path.is_dir():
+    if several or path.is_dir():
         return path / (overlay.stem + ending)
     if path.suffix.lower() != Path(ending).suffix:
-        raise ValueError(f"{flag} {value}: the file must end in {Path(ending).suffix}.")
+        raise ValueError(f"--{flag} {value}: the file must end in {Path(ending).suffix}.")
     return path
 
 
 def _check_outputs(tasks: list[Task], overwrite: bool) -> None:
-    outputs = [path for task in tasks for path in task.outputs]
+    outputs = [path for task in tasks for path in task.outputs.values()]
     inputs = {task.source.resolve() for task in tasks}
     repeated = [path for path, count in Counter(outputs).items() if count > 1]
     if repeated:

@@ -2,79 +2,95 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from talk2dino.cli.segment_files import Task
-from talk2dino.pictures.drawing import (
-    MAX_INDEXED,
-    LegendStyle,
-    class_colours,
-    draw_overlay,
-    indexed_mask,
-)
+from talk2dino.inference import resize_pixels
+from talk2dino.pictures.drawing import blend, indexed_mask, write_names
+from talk2dino.pictures.group_maps import draw_groups
 from talk2dino.pictures.images import check_image, read_rgb
 from talk2dino.pictures.segmentation import Segmentation, save_picture, save_scores
 from talk2dino.predict import segment_picture
 from talk2dino.segmenter import ClassQuery, Segmenter
-from talk2dino.sizes import Protocol, scoring_size
+from talk2dino.sizes import WHOLE, Protocol, scoring_size
 
-if TYPE_CHECKING:
-    from talk2dino.methods.base import Method
-
+GROUP_MODES = ("all_groups", "first_group", "final_group")
 _GIB = 2**30
 _SLOW_PIXELS = 5_000_000  # from here on, refinement takes tens of seconds on a laptop
-
-
-@dataclass(frozen=True)
-class JobOptions:
-    """What is the same for every picture of a run."""
-
-    names: list[str]
-    """Legend entries in the order of the labels, the background first if there is one."""
-    background: float | None = None
-    """Threshold of the background, or None."""
-    opacity: float = 0.5
-    """Of the class colours."""
-    max_side: int | None = None
-    """Larger pictures are scored at this long side."""
-    pamr: bool = True
-    """Whether scores are refined; only for the estimate of memory."""
-    settings: dict[str, Any] = field(default_factory=dict)
-    """What made the files; stored inside them."""
-
-
 _ONLY_BACKGROUND = 0.99  # share of the pixels
 
 
+@dataclass(frozen=True)
+class Load:
+    """What it takes to score a picture."""
+
+    classes: int
+    """How many are scored, the background included."""
+    device: torch.device
+    """Where."""
+    max_side: int | None = None
+    """Larger pictures are scored at this long side."""
+    refined: bool = True
+    """Whether the scores of whole pictures are refined."""
+
+    def check(self, path: Path) -> None:
+        """Raise for a picture whose header is damaged, or that needs more memory than there is.
+
+        Raises:
+            FileNotFoundError, ValueError: see `images.check_image`; or too large to score.
+        """
+        height, width = check_image(path)
+        if self.device.type != "cpu":
+            return  # the device says itself when it is full
+        size_hw = scoring_size(height, width, self.max_side)
+        needed = scoring_bytes(*size_hw, self.classes, self.refined)
+        available = physical_memory()
+        if available is not None and needed > available:
+            raise ValueError(
+                f"{path}: {width} x {height} pixels and {self.classes} classes need about "
+                f"{needed / _GIB:.0f} GiB of memory, this machine has {available / _GIB:.0f}. "
+                "Pass --max_side 2048" + (" or --no_pamr." if self.refined else ".")
+            )
+
+    def check_any(self, paths: Sequence[Path]) -> None:
+        """Raise ValueError if all are refused; a single one does not stop a run."""
+        problems = []
+        for path in paths:
+            try:
+                self.check(path)
+            except (ValueError, OSError) as error:
+                problems.append(str(error))
+        if len(problems) == len(paths):
+            raise ValueError("\n".join(problems))
+
+
+@dataclass(frozen=True, eq=False)
 class SegmentJob:
-    """Segments one picture after the other with the same classes.
+    """Segments one picture after the other with the same classes."""
 
-    Args:
-        segmenter: any method.
-        query: the names and the background's threshold.
-        protocol: size and windows.
-        options: see `JobOptions`.
-    """
-
-    def __init__(
-        self, segmenter: Segmenter, query: ClassQuery, protocol: Protocol, options: JobOptions
-    ) -> None:
-        self.segmenter = segmenter
-        self.query = query
-        self.protocol = protocol
-        self.options = options
-        self.colours = class_colours(len(options.names), options.background is not None)
+    segmenter: Segmenter
+    """Any method; the modes of groups need one with groups."""
+    query: ClassQuery
+    """The classes and the background's threshold."""
+    load: Load
+    """How large pictures may be."""
+    protocol: Protocol = WHOLE
+    """Size and windows."""
+    colours: np.ndarray | None = None
+    """(C, 3) uint8 RGB of the labels in the pictures of --vis; None for those of overlays."""
+    opacity: float = 0.5
+    """Of the class colours of an overlay."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What makes the files; stored inside them."""
 
     def segment(self, task: Task) -> str:
         """Write the files of one picture; returns a line that says what was found.
@@ -84,111 +100,91 @@ class SegmentJob:
             RuntimeError: not enough memory on the device.
         """
         started = time.perf_counter()
-        check_picture(task.source, self.options, self.query.rows.device)
-        image = read_rgb(task.source)
-        found = self._found(image, task.source)
-        labels, scores = found.labels.numpy(), found.scores
-        if task.mask is not None:
-            save_picture(indexed_mask(labels, self.colours), task.mask, self._record(task))
-        if task.scores is not None:
-            save_scores(scores, self.options.names, task.scores, self._record(task))
-        style = LegendStyle(self.options.opacity)
-        overlay = draw_overlay(image, labels, self.options.names, self.colours, style)
-        save_picture(overlay, task.overlay, self._record(task))
-        seconds = time.perf_counter() - started
-        shares = self._shares(labels) + self._why_only_background(scores, labels)
-        return f"{task.source} -> {task.overlay} ({seconds:.1f} s): {shares}"
+        self.load.check(task.source)
+        image, outputs = read_rgb(task.source), task.outputs
+        pictures = self._without_classes(image, outputs)
+        found = None
+        if left := [kind for kind in outputs if kind not in ("input", *GROUP_MODES)]:
+            found = self._found(image, task.source)
+            drawn = [kind for kind in left if kind != "save_scores"]
+            pictures |= {outputs[kind]: self._draw(kind, found) for kind in drawn}
+        record = "" if found is None else found.record()
+        if found is not None and "save_scores" in outputs:
+            save_scores(found.scores, found.names, outputs["save_scores"], record)
+        for path, picture in pictures.items():
+            save_picture(picture, path, record)
+        where = outputs.get("output", f"{len(pictures)} files")
+        line = f"{task.source} -> {where} ({time.perf_counter() - started:.1f} s)"
+        return line if found is None else f"{line}: {_shares(found)}{_advice(found)}"
 
-    def _why_only_background(self, scores: Tensor, labels: np.ndarray) -> str:
-        """What to do when hardly a pixel belongs to a class."""
-        threshold = self.options.background
-        if threshold is None or np.mean(labels == 0) < _ONLY_BACKGROUND:
-            return ""
-        best = scores[1:].max().item()
-        return f"; the highest score is {best:.3f}, --bg_thresh {threshold:g}: lower it"
+    def _without_classes(
+        self, image: Image.Image, outputs: Mapping[str, Path]
+    ) -> dict[Path, Image.Image]:
+        """The pictures for which no class is looked for."""
+        pictures = {}
+        if "input" in outputs:  # as the model saw it, at its own size again
+            pixels, size_hw = np.asarray(image), (image.height, image.width)
+            small = resize_pixels(pixels, self.protocol.scored_size(*size_hw))
+            pictures[outputs["input"]] = Image.fromarray(resize_pixels(small, size_hw))
+        if any(mode in outputs for mode in GROUP_MODES):
+            groups = draw_groups(self.segmenter, np.asarray(image), self.query.rows.device)
+            for number, picture in enumerate(groups):
+                if "all_groups" in outputs:
+                    first = outputs["all_groups"]
+                    pictures[first.with_stem(f"{first.stem.removesuffix('0')}{number}")] = picture
+            for mode, picture in (("first_group", groups[0]), ("final_group", groups[-1])):
+                if mode in outputs:
+                    pictures[outputs[mode]] = picture
+        return pictures
 
     def _found(self, image: Image.Image, path: Path) -> Segmentation:
-        height, width = scoring_size(image.height, image.width, self.options.max_side)
-        if self.options.pamr and height * width > _SLOW_PIXELS:
+        height, width = scoring_size(image.height, image.width, self.load.max_side)
+        if self.load.refined and height * width > _SLOW_PIXELS:
             megapixels = height * width / 1e6
             print(f"note: {path} has {megapixels:.0f} megapixels; --max_side 2048 is faster")
-        most = self.options.max_side
-        return segment_picture(self.segmenter, image, self.query, self.protocol, most)
+        settings = {"image": str(path), **self.settings}
+        most = self.load.max_side
+        return segment_picture(self.segmenter, image, self.query, self.protocol, most, settings)
 
-    def _record(self, task: Task) -> str:
-        """JSON of what made a file."""
-        record = {
-            "image": str(task.source),
-            "classes": self.options.names,
-            "background": self.options.background,
-            **self.options.settings,
-        }
-        return json.dumps(record, ensure_ascii=False)
-
-    def _shares(self, labels: np.ndarray) -> str:
-        counts = np.bincount(labels.ravel(), minlength=len(self.options.names))
-        order = [index for index in np.argsort(-counts, kind="stable") if counts[index]]
-        shown = []
-        for index in order[:5]:
-            share = counts[index] / labels.size
-            shown.append(
-                f"{self.options.names[index]} {f'{share:.0%}' if share >= 0.01 else '<1%'}"
-            )
-        return ", ".join(shown) + (", ..." if len(order) > 5 else "")
+    def _draw(self, kind: str, found: Segmentation) -> Image.Image:
+        labels = found.labels.numpy()
+        if kind == "output":
+            return found.overlay(self.opacity)
+        if kind == "save_mask":
+            return found.mask()
+        if kind == "mask":
+            return Image.fromarray(labels.astype(np.uint8))
+        colours = found.colours if self.colours is None else self.colours
+        if kind == "pred":
+            return indexed_mask(labels, colours)
+        kept = None if found.background is None else 0
+        blended = Image.fromarray(blend(np.asarray(found.image), colours[labels], labels == kept))
+        return blended if kind == "input_pred" else write_names(blended, labels, found.names, kept)
 
 
-def refines(method: Method) -> bool:
-    """Whether whole pictures are refined, which takes time and memory."""
-    return bool(method.settings().get("pamr")) and method.demo.protocol.window is None
+def _shares(found: Segmentation) -> str:
+    """The five classes with the most pixels."""
+    areas = {name: share for name, share in found.areas().items() if share}
+    largest = sorted(areas.items(), key=lambda area: -area[1])
+    shown = [f"{n} {f'{share:.0f}%' if share >= 1 else '<1%'}" for n, share in largest[:5]]
+    return ", ".join(shown) + (", ..." if len(largest) > 5 else "")
 
 
-def check_count(count: int, save_mask: bool, flag: str = "--save_mask") -> None:
-    """Raise ValueError for more labels than a mask can hold."""
-    if save_mask and count > MAX_INDEXED:
-        raise ValueError(
-            f"{flag}: an indexed PNG holds at most {MAX_INDEXED} classes, there are {count}. "
-            "Use fewer classes, or --save_scores with --output."
-        )
+def _advice(found: Segmentation) -> str:
+    """What to do when hardly a pixel belongs to a class."""
+    threshold = found.background
+    if threshold is None or found.labels.eq(0).double().mean() < _ONLY_BACKGROUND:
+        return ""
+    best = found.scores[1:].max().item()
+    return f"; the highest score is {best:.3f}, --bg_thresh {threshold:g}: lower it"
 
 
-def check_pictures(sources: Sequence[Path], options: JobOptions, device: torch.device) -> None:
-    """Raise ValueError if `check_picture` refuses all of them; a single one does not stop a run."""
-    problems = []
-    for source in sources:
-        try:
-            check_picture(source, options, device)
-        except (ValueError, OSError) as error:
-            problems.append(str(error))
-    if len(problems) == len(sources):
-        raise ValueError("\n".join(problems))
-
-
-def check_picture(path: Path, options: JobOptions, device: torch.device) -> None:
-    """Raise for a picture whose header is damaged, or that needs more memory than there is.
-
-    Raises:
-        FileNotFoundError, ValueError: see `images.check_image`; or too large to score.
-    """
-    height, width = check_image(path)
-    if device.type != "cpu":
-        return  # the device says itself when it is full
-    scored = scoring_size(height, width, options.max_side)
-    needed = scoring_bytes(*scored, len(options.names), options.pamr)
-    available = physical_memory()
-    if available is not None and needed > available:
-        raise ValueError(
-            f"{path}: {width} x {height} pixels and {len(options.names)} classes need about "
-            f"{needed / _GIB:.0f} GiB of memory, this machine has {available / _GIB:.0f}. "
-            "Pass --max_side 2048" + (" or --no_pamr." if options.pamr else ".")
-        )
-
-
-def scoring_bytes(height: int, width: int, classes: int, pamr: bool) -> int:
+def scoring_bytes(height: int, width: int, classes: int, refined: bool) -> int:
     """Memory that scoring one window takes at its peak, roughly.
 
     Measured on 12 megapixels with 3 classes and PAMR: 4.2 GB, as estimated here.
     """
-    planes = 3 * classes + (78 if pamr else 10)  # float32 planes of the window's size
+    planes = 3 * classes + (78 if refined else 10)  # float32 planes of the window's size
     return 4 * height * width * planes
 
 

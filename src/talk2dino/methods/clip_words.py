@@ -26,7 +26,7 @@ from talk2dino.backbones.templates import check_names, get_templates
 from talk2dino.backbones.text import TextEncoder, default_weights
 from talk2dino.benchmarks.table import BENCHMARKS, Benchmark
 from talk2dino.files import weights_identity
-from talk2dino.methods.base import Method, PictureRules
+from talk2dino.methods.base import PAPERS_TABLE, Method, PictureRules, Published
 from talk2dino.methods.dense import DenseSegmenter, PatchOptions
 from talk2dino.refine.refinement import (
     PAMR,
@@ -38,7 +38,7 @@ from talk2dino.refine.refinement import (
 from talk2dino.segmenter import BACKGROUND, ClassQuery, ClassWords, Words, pool_words
 from talk2dino.sizes import Protocol
 
-WITHOUT_BACKGROUND = ("voc20", "context59", "coco_stuff", "cityscapes", "ade20k")
+WITHOUT_BACKGROUND = PAPERS_TABLE[3:]
 """Benchmarks whose every pixel has a class."""
 BACKGROUND_WORDS = (
     *("sky", "wall", "tree", "wood", "grass", "road", "sea", "river", "mountain", "sands", "desk"),
@@ -84,9 +84,10 @@ def word_rows(text: TextEncoder, words: Sequence[str]) -> Tensor:
     """(Q, E) of unit length: the mean of a word's 80 prompts, each of unit length before."""
     check_names(words)
     templates = get_templates("full")
-    prompts = text.encode([template.format(word) for word in words for template in templates])
-    means = F.normalize(prompts, dim=-1).unflatten(0, (len(words), len(templates))).mean(dim=1)
-    return F.normalize(means, dim=-1)
+    distinct = list(dict.fromkeys(words))  # a word that comes twice has equal rows, to the bit
+    prompts = text.encode([template.format(word) for word in distinct for template in templates])
+    means = F.normalize(prompts, dim=-1).unflatten(0, (len(distinct), len(templates))).mean(dim=1)
+    return F.normalize(means, dim=-1)[[distinct.index(word) for word in words]]
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,8 @@ class ClipWordMethod(Method):
     @property
     def demo(self) -> PictureRules:
         """Its own windows, and no background unless it is asked for."""
-        return PictureRules(self.table[ANY].threshold, protocol=self.table[ANY].protocol)
+        rules = self.table[ANY]
+        return PictureRules(rules.threshold, protocol=rules.protocol, refines=self.refines)
 
     def benchmark(self, row: Benchmark) -> Benchmark:
         """The row with the method's own size and windows."""
@@ -166,12 +168,10 @@ class ClipWordMethod(Method):
         """The published one."""
         return self.on(row).rules.threshold if row.background else None
 
-    def published_miou(self, row: Benchmark) -> float | None:
-        """As printed by the authors or by others."""
-        if recorded_refinements(self.options):
-            return None
-        name = f"{self.model}_pamr" if self.refines else self.model
-        return self.PUBLISHED.get(name, {}).get(row.key)
+    @property
+    def published(self) -> Published:
+        """Of its authors or of others; nothing with refinements of ours."""
+        return Published({}) if recorded_refinements(self.options) else super().published
 
     @property
     def refines(self) -> bool:
@@ -197,6 +197,10 @@ class ClipWordMethod(Method):
             "pamr": self.refines,
             **recorded_refinements(self.options),
         }
+
+    def text_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """CLIP alone: methods that share it share the rows of a word."""
+        return {"clip": self.clip, "weights": settings.get("clip_weights", settings["weights"])}
 
 
 class ClipWordSegmenter(DenseSegmenter):

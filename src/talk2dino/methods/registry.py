@@ -39,6 +39,10 @@ METHODS = {
 
 MODEL_NAMES = tuple(name for names in METHODS.values() for name in names)
 """All models that have a name."""
+DEFAULT_MODEL = "vitb"
+"""Where a command line names none."""
+RESUMED_MODEL = "ovsegmentor_vitb"
+"""Of `--resume` without `--model`: the published demo that has this flag has no other."""
 
 
 def load_segmenter(

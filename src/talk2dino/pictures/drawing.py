@@ -27,6 +27,8 @@ BACKGROUND_COLOUR = (0, 0, 0)
 MAX_INDEXED = 256
 """Labels that an indexed PNG can tell apart."""
 
+_LABEL_COLOUR = (255, 69, 0)
+_LABEL_SIZE = 16
 _NAMED_COLOURS = 256  # chosen as far apart as possible; more are distinct, but may look alike
 
 
@@ -146,6 +148,34 @@ def blend(image: np.ndarray, painted: np.ndarray, kept: np.ndarray | None = None
     if kept is not None:
         mixed[kept] = image[kept]
     return mixed
+
+
+def write_names(
+    picture: Image.Image, labels: np.ndarray, names: Sequence[str], left_out: int | None
+) -> Image.Image:
+    """Write the name of every label into the picture, at the centre of mass of its pixels.
+
+    Args:
+        picture: RGB.
+        labels: (H, W).
+        names: per label.
+        left_out: a label without a name, or None.
+    """
+    layer = Image.new("RGBA", picture.size)
+    pen = ImageDraw.Draw(layer)
+    for label in np.unique(labels):
+        if label == left_out:
+            continue
+        rows, columns = np.nonzero(labels == label)
+        name, path = drawn_name(names[label].strip(), int(label))
+        font = legend_font(_LABEL_SIZE, path)
+        left, top, right, bottom = font.getbbox(name)
+        # The text begins at the centre, but ends inside the picture where it can.
+        x = max(min(columns.mean(), picture.width - right), 0)
+        y = max(min(rows.mean(), picture.height - bottom), 0)
+        pen.rectangle((x + left, y + top, x + right, y + bottom), fill=(0, 0, 0, 128))
+        pen.text((x, y), name, font=font, fill=(*_LABEL_COLOUR, 255))
+    return Image.alpha_composite(picture.convert("RGBA"), layer).convert("RGB")
 
 
 def legend_font_size(width: int, height: int) -> int:

@@ -58,27 +58,41 @@ def named_classes(words: Sequence[str]) -> Vocabulary:
     """Class names as they are given; a first `background` is left out.
 
     Raises:
-        ValueError: an empty or repeated name, or none at all.
+        ValueError: see `class_names`.
     """
     words = as_texts(words)
-    names = list(words[1:] if words and words[0].strip().lower() == BACKGROUND else words)
-    if not names:
-        raise ValueError("no class names given. At least one is needed.")
-    seen: set[str] = set()
-    for place, name in enumerate(names, start=1):
-        if not name.strip():
-            raise ValueError(f"class name number {place} is empty. Leave it out.")
-        word = " ".join(name.lower().split())
-        if word in seen:
-            raise ValueError(
-                f"the class name {name!r} is there twice. Every class may appear once."
-            )
-        if word == BACKGROUND:
-            raise ValueError("'background' is added by itself. Leave it out.")
-        seen.add(word)
+    first = words[:1] and words[0].strip().lower() == BACKGROUND
+    names = class_names(words[1:] if first else words, background=True)
     ade = _colours(_ADE_COLOURS)
     colours = ade[: len(names)] if len(names) <= len(ade) else class_colours(len(names))
     return Vocabulary(tuple(names), colours)
+
+
+def class_names(names: str | Sequence[str], background: bool) -> list[str]:
+    """Names of classes without needless spaces.
+
+    Args:
+        names: one or several.
+        background: whether there is one, so that no class may be called so.
+
+    Raises:
+        ValueError: none at all, an empty or repeated one, or that of the background.
+    """
+    found = [" ".join(name.split()) for name in as_texts(names)]
+    if not any(found):
+        raise ValueError("no class names given. At least one is needed.")
+    seen: set[str] = set()
+    for place, name in enumerate(found, start=1):
+        if not name:
+            raise ValueError(f"class name number {place} is empty. Leave it out.")
+        if name.lower() in seen:  # CLIP reads lower case only
+            raise ValueError(
+                f"the class name {name!r} is there twice. Every class may appear once."
+            )
+        if background and name.lower() == BACKGROUND:
+            raise ValueError("'background' is added by itself. Leave it out.")
+        seen.add(name.lower())
+    return found
 
 
 def group_colours(count: int) -> np.ndarray:

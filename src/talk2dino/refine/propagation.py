@@ -63,11 +63,10 @@ def propagate(
     graphs = [_nearest(of_window, neighbours, most_bytes) for of_window in unit]
     index, weights = (torch.stack(parts) for parts in zip(*graphs, strict=True))
     at_once = most_bytes // (8 * patches**2)  # the matrices and their factors
-    parts = zip(
-        *(whole.split(max(at_once, 1)) for whole in (scores.float(), index, weights)), strict=True
-    )
+    parts = (whole.split(max(at_once, 1)) for whole in (scores.float(), index, weights))
     solve = _solved if at_once else _summed
-    return torch.cat([solve(*part, alpha) for part in parts]).to(scores.dtype)
+    found = [solve(s, i, w, alpha) for s, i, w in zip(*parts, strict=True)]
+    return torch.cat(found).to(scores.dtype)
 
 
 def _nearest(unit: Tensor, neighbours: int, most_bytes: int) -> tuple[Tensor, Tensor]:

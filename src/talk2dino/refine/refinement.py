@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -103,14 +103,14 @@ def chosen_refinements(names: str | Sequence[str] | None) -> dict[str, bool]:
     return {check_name("refinement", word, REFINEMENTS): True for word in words if word}
 
 
-def make_refinements(chosen: object) -> tuple[Refinement, ...]:
+def make_refinements(chosen: Any) -> tuple[Refinement, ...]:
     """The refinements that an object with a switch per name has on, and its `propagation_graph`."""
     found = [kind() for name, kind in REFINEMENTS.items() if getattr(chosen, name)]
     graph = chosen.propagation_graph
     return tuple(Propagation(graph) if isinstance(r, Propagation) else r for r in found)
 
 
-def recorded_refinements(chosen: object) -> dict[str, object]:
+def recorded_refinements(chosen: Any) -> dict[str, object]:
     """What is on of that in settings of a run; nothing of what is off, nor of PAMR."""
     on: dict[str, object] = {
         name: True for name in REFINEMENTS if name != PAMR.name and getattr(chosen, name)

@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
+from talk2dino.benchmarks.results import published_sources
 from talk2dino.report.examples import Example, has_predictions
 from talk2dino.report.plots import ONE_COLUMN, method_colour, shown_classes
 from talk2dino.report.runs import (
@@ -71,6 +72,7 @@ def build_page(
         overview=overview_svg,
         sections=sections,
         notes=notes,
+        sources=published_sources([run.result for run in runs]),
         finished=max((run.result["finished"] or "")[:10] for run in runs),
         scores=_scores(runs),
         best=_best(runs),
@@ -137,6 +139,6 @@ def _memory(timing: Mapping[str, Any]) -> float | None:
 
 
 def _settings(run: EvaluatedRun) -> str:
-    keys = ("command", "settings", "versions", "timing", "data_root", "finished")
+    keys = ("command", "settings", "uniform_windows", "versions", "timing", "data_root", "finished")
     content = {key: run.result[key] for key in keys if run.result[key] is not None}
     return json.dumps(content, indent=1, ensure_ascii=False)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from talk2dino.files import atomic_path, check_writable
 from talk2dino.progress import Progress, silent
-from talk2dino.report.examples import make_example
+from talk2dino.report.examples import draw_rows, make_example
 from talk2dino.report.page import Section, build_page
 from talk2dino.report.plots import (
     draw_class_bars,
@@ -24,7 +24,6 @@ from talk2dino.report.runs import (
     methods,
     pick_examples,
 )
-from talk2dino.report.sheet import draw_sheet
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,8 @@ def _make_section(
     }
     if examples:
         files.append(options.plots / f"{key}_examples.png")
-        sheet = draw_sheet(examples, [run.label for run in runs])
+        rows = [(kind, example) for kind, some in examples.items() for example in some]
+        sheet = draw_rows(rows, [run.label for run in runs])
         with atomic_path(files[-1]) as temporary:
             sheet.save(temporary, format="PNG")
     return Section(runs, figure_svg(bars), confusions, examples), files

@@ -110,10 +110,10 @@ def test_a_large_picture_can_be_scored_smaller_and_keeps_its_size(model, coffee)
     ("names", "settings", "message"),
     [
         ([], {}, "no class names"),
-        (["cup", " "], {}, "an empty one"),
+        (["cup", " "], {}, "number 2 is empty"),
         (["cup", None], {}, "texts are given as .*found None"),
-        (["Cup", "cup "], {}, "named twice"),
-        (["background"], {"background": True}, "added by background=True"),
+        (["Cup", "cup "], {}, "is there twice"),
+        (["background"], {"background": True}, "added by itself"),
         (None, {}, "texts are given as .*found None"),
         (["cup"], {"background": 1.5}, "between 0 and 1"),
         (["cup"], {"background": "0.5"}, "between 0 and 1, found '0.5'"),

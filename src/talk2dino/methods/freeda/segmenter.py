@@ -20,18 +20,8 @@ from talk2dino.backbones.text import TextEncoder
 from talk2dino.backbones.vision import VisionBackbone
 from talk2dino.devices import in_float32
 from talk2dino.methods.freeda.bank import Bank
-from talk2dino.methods.freeda.superpixels import (
-    Superpixels,
-    pool_regions,
-    region_weights,
-)
-from talk2dino.segmenter import (
-    ClassQuery,
-    ClassWords,
-    Words,
-    make_query,
-    with_background,
-)
+from talk2dino.methods.freeda.superpixels import Superpixels, pool_regions, region_weights
+from talk2dino.segmenter import ClassQuery, ClassWords, Words, make_query, with_background
 from talk2dino.sizes import Protocol
 
 _LOCAL, _GLOBAL = 0.8, 0.2

@@ -21,7 +21,8 @@ from talk2dino.methods.talk2dino.published_methods import PublishedMethods
 from talk2dino.methods.talk2dino.segmenter import PARTS, Talk2DinoSegmenter
 from talk2dino.pictures.images import ImageInput, as_rgb, rgb_tensor
 from talk2dino.pictures.segmentation import Segmentation
-from talk2dino.predict import class_names, class_threshold, segment_picture
+from talk2dino.pictures.vocabularies import class_names
+from talk2dino.predict import class_threshold, segment_picture
 from talk2dino.refine.refinement import REFINEMENTS, chosen_refinements
 from talk2dino.sizes import WHOLE
 

@@ -159,10 +159,6 @@ class Talk2DinoSegmenter(DenseSegmenter):
         config = dataclasses.replace(self.config, projection=parts["projection"].config)
         return Talk2DinoSegmenter(**parts, config=config)
 
-    def adjusted(self, refine: bool, background: bool) -> Talk2DinoSegmenter:
-        """With PAMR or without; with a background, cleaned as in the published benchmarks."""
-        return self.variant(pamr=refine, clean_background=background)
-
     def shares_features(self, other: object) -> bool:
         """Whether `other` computes the same `patch_features`."""
         return (
