@@ -204,7 +204,7 @@ def check(args: argparse.Namespace) -> Plan:
     _check_count(len(names), tasks[0])
     device = resolve_device(args.device)
     method.check()
-    load = Load(len(names), device, args.max_side, bool(method.demo.refines))
+    load = Load(len(names), device, args.max_side, "pamr" in (method.demo.refines or ()))
     load.check_any([task.source for task in tasks])
     if len(tasks) == 1:
         read_rgb(tasks[0].source)  # a single picture is decoded at once; of many, only the headers
@@ -260,6 +260,7 @@ def read_model(args: argparse.Namespace) -> tuple[Method, Vocabulary, float | No
         ValueError, FileNotFoundError: flags that make no sense.
     """
     from talk2dino.benchmarks.table import BENCHMARKS
+    from talk2dino.methods.base import UNIFIED, refuse_threshold
     from talk2dino.methods.registry import find_method
 
     if (args.vocab is None) == (args.textual_categories is None):
@@ -274,8 +275,11 @@ def read_model(args: argparse.Namespace) -> tuple[Method, Vocabulary, float | No
     default = DEFAULT_MODEL if args.resume is None else RESUMED_MODEL
     name = args.config or args.model or default
     options = options_of(args, [name], published)[name]
-    method = find_method(name, options | given_sizes(args)).for_pictures(args.with_background)
+    settings = {**options, **given_sizes(args), "protocol": args.protocol}
+    method = find_method(name, settings).for_pictures(args.with_background)
     background = background_of(args, method, threshold)
+    if args.protocol == UNIFIED:
+        refuse_threshold(background)
     if args.vocab is not None:
         found = find_vocabulary(words)
         if found.benchmark is not None:  # by the names that the method has for them
