@@ -176,7 +176,7 @@ def _pamr_in_bands(
     only `iterations` + 1 bands are there at a time, and each of them is made once.
     """
     refined = masks.new_empty(masks.shape)
-    height, width = masks.shape[-2:]
+    width = masks.shape[-1]
     margin = max(dilations)
     rows = max(margin, _BAND_PIXELS // width)
     for image, scores, result in zip(images, masks, refined, strict=True):
