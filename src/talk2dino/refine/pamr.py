@@ -136,6 +136,14 @@ def _pad(values: Tensor, dilations: Sequence[int]) -> Tensor:
     return F.pad(values, (max(dilations),) * 4, mode="replicate")
 
 
+def _rows_padded(values: Tensor, top: int, rows: int, margin: int) -> Tensor:
+    """What `_pad` returns for those of the `rows` from `top` on that there are."""
+    bottom = min(top + rows, values.shape[-2])
+    first, last = max(0, top - margin), min(values.shape[-2], bottom + margin)
+    padding = (margin, margin, first - top + margin, bottom + margin - last)
+    return F.pad(values[..., first:last, :], padding, mode="replicate")
+
+
 def _shifted(padded: Tensor, dilations: Sequence[int]) -> Iterator[Tensor]:
     """Yield (B, C, H, W) views of what `_pad` returned, one per neighbour."""
     margin = max(dilations)
@@ -180,14 +188,13 @@ def _pamr_in_bands(
     margin = max(dilations)
     rows = max(margin, _BAND_PIXELS // width)
     for image, scores, result in zip(images, masks, refined, strict=True):
-        padded = _pad(image[None], dilations)
         weights: dict[int, Tensor] = {}  # by band
         done = [dict(enumerate(scores.split(rows, dim=1)))]  # by iteration and band
         done += [{} for _ in range(iterations)]
         bands = len(done[0])
         for step in range(bands + iterations - 1):
             if step < bands:
-                part = padded[..., step * rows : (step + 1) * rows + 2 * margin, :]
+                part = _rows_padded(image[None], step * rows, rows, margin)
                 weights[step] = _affinities_inside(part, dilations)[0, :, None]
             for iteration in range(iterations):
                 band, before = step - iteration, done[iteration]
@@ -239,13 +246,11 @@ def _pamr_of_all_rows(
 def _affinities_innermost(image: Tensor, dilations: Sequence[int]) -> Tensor:
     """`affinities` of one image (1, 3, H, W) as (H, W, 8K), made in bands that fit the cache."""
     height, width = image.shape[-2:]
-    padded = _pad(image, dilations)
     weights = image.new_empty(height, width, len(_DIRECTIONS) * len(dilations))
     rows = max(1, _BAND_PIXELS // width)
     for top in range(0, height, rows):
-        bottom = min(top + rows, height)
-        band = padded[..., top : bottom + 2 * max(dilations), :]
-        weights[top:bottom] = _affinities_inside(band, dilations)[0].movedim(0, -1)
+        band = _rows_padded(image, top, rows, max(dilations))
+        weights[top : top + rows] = _affinities_inside(band, dilations)[0].movedim(0, -1)
     return weights
 
 
