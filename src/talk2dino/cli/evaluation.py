@@ -55,7 +55,7 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         "--readers",
         type=int,
         default=min(16, max(2, core_share())),
-        help="threads that read images ahead (default: one per core, 2 to 16)",
+        help="threads that read images ahead, by default one per core",
     )
     work.add_argument("--num_jobs", type=int, default=1, help="jobs that share the images")
     work.add_argument(
