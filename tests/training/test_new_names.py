@@ -10,8 +10,8 @@ from talk2dino.features.store import write_features
 from talk2dino.methods.talk2dino import alignment
 from talk2dino.methods.talk2dino.alignment import PAIRWISE, PER_HEAD, own_products
 from talk2dino.methods.talk2dino.losses import LOSSES
-from talk2dino.methods.talk2dino.training.state import present_settings
-from talk2dino.training.state import check_same_settings
+from talk2dino.methods.talk2dino.recipe import present_settings
+from talk2dino.training.run import check_same_settings
 from tests.cli.small_training import features, train, write_recipe
 
 

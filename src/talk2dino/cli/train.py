@@ -180,10 +180,9 @@ def run(args: argparse.Namespace, found: None = None) -> int:
 
 def _job(args: argparse.Namespace):  # type: ignore[no-untyped-def]  # torch stays unimported
     from talk2dino.methods.talk2dino.recipe import load_recipe
-    from talk2dino.methods.talk2dino.training.encoding import ImageOptions
-    from talk2dino.methods.talk2dino.training.job import TrainJob
+    from talk2dino.methods.talk2dino.training.job import TrainJob, default_weights
     from talk2dino.methods.talk2dino.training.loop import LoopSettings
-    from talk2dino.methods.talk2dino.training.outputs import default_weights
+    from talk2dino.methods.talk2dino.training.sources import ImageOptions
 
     recipe = load_recipe(args.model)
     overrides = {

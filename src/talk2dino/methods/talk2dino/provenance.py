@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from talk2dino.backbones import text, vision
 from talk2dino.methods.talk2dino.config import SegmenterConfig
 from talk2dino.methods.talk2dino.sections import FeatureConfig
-from talk2dino.training.outputs import read_summary
+from talk2dino.training.job import read_summary
 
 
 class Difference(NamedTuple):

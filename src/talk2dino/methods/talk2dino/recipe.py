@@ -102,6 +102,20 @@ def load_recipe(path: str | Path) -> Recipe:
     )
 
 
+def present_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a training as they are written now.
+
+    Earlier ones hold the keys of the triplet loss for every loss, and InfoNCE's temperature, which
+    was 0.07, for none.
+    """
+    present = dict(settings)
+    if present.get("train.ltype") == "infonce" and "train.temperature" not in present:
+        present.pop("train.margin", None)
+        present.pop("train.max_violation", None)
+        present["train.temperature"] = 0.07
+    return present
+
+
 def check_used(config: ProjectionConfig, given: Iterable[str], source: str) -> None:
     """Raise ValueError for a key that is given but means nothing beside the others."""
     visual = config.model_class == "VisualProjectionLayer"

@@ -18,8 +18,7 @@ from talk2dino.methods.ovsegmentor.pretraining.job import PretrainingJob, pretra
 from talk2dino.methods.ovsegmentor.pretraining.state import KIND
 from talk2dino.methods.ovsegmentor.segmenter import build_ovsegmentor
 from talk2dino.segmenter import ClassQuery
-from talk2dino.training.run import Hooks
-from talk2dino.training.state import load_state
+from talk2dino.training.run import Hooks, load_state
 
 from .conftest import interrupted, write_captions
 

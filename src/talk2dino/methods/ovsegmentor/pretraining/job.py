@@ -30,8 +30,7 @@ from talk2dino.methods.ovsegmentor.pretraining.start import (
 from talk2dino.methods.ovsegmentor.pretraining.state import KIND, EpochRecord
 from talk2dino.methods.ovsegmentor.text import TOY, Tokenizer, require_transformers
 from talk2dino.processes import Processes
-from talk2dino.training.job import RunJob, Work, carry_out
-from talk2dino.training.outputs import RunOutputs
+from talk2dino.training.job import RunJob, RunOutputs, Work, carry_out
 from talk2dino.training.run import Hooks, Run
 
 

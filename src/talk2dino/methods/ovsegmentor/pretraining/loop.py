@@ -24,8 +24,7 @@ from talk2dino.methods.ovsegmentor.pretraining.state import (
 )
 from talk2dino.methods.ovsegmentor.pretraining.step import VALUES, PretrainingStep, step_seed
 from talk2dino.processes import Processes
-from talk2dino.training.run import Hooks, Run, weights_on_cpu
-from talk2dino.training.state import StateFile
+from talk2dino.training.run import Hooks, Run, StateFile, weights_on_cpu
 
 
 class PretrainingRun(Run):

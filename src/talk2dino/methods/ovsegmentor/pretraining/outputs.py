@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from talk2dino.methods.ovsegmentor.checkpoints import CONFIG_FILE, MODEL_FILES, UNFINISHED_FILE
-from talk2dino.training.outputs import RunOutputs
+from talk2dino.training.job import RunOutputs
 
 
 def pretraining_outputs(folder: Path) -> RunOutputs:

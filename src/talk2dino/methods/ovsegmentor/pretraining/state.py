@@ -8,7 +8,7 @@ from torch import Tensor
 
 from talk2dino.methods.ovsegmentor.model import OVSegmentor
 from talk2dino.methods.ovsegmentor.pretraining.step import VALUES
-from talk2dino.training.state import RunState
+from talk2dino.training.run import RunState
 
 KIND = "talk2dino unfinished OVSegmentor pretraining"
 _OWN = "bridge_projector."

@@ -16,7 +16,7 @@ from talk2dino.benchmarks.results import NoResult, markdown_table, read_result
 from talk2dino.files import listed
 from talk2dino.methods.talk2dino.hub.folder import INCLUDED, FolderConfig
 from talk2dino.methods.talk2dino.hub.published import TOY
-from talk2dino.methods.talk2dino.training.state import present_settings
+from talk2dino.methods.talk2dino.recipe import present_settings
 
 _FRONT = """---
 {licence}

@@ -49,7 +49,7 @@ from talk2dino.methods.talk2dino.hub.published import (
 )
 from talk2dino.methods.talk2dino.projection import ProjectionConfig, projection_from_state
 from talk2dino.methods.talk2dino.segmenter import PARTS, Talk2DinoSegmenter, build_segmenter
-from talk2dino.training.outputs import read_summary
+from talk2dino.training.job import read_summary
 
 logger = logging.getLogger(__name__)
 
