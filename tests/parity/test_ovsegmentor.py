@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
 from talk2dino.inference import resize_scores, sliding_window_scores
-from talk2dino.methods.ovsegmentor.grouping import affinity
+from talk2dino.methods.ovsegmentor.blocks import affinity
 from talk2dino.methods.ovsegmentor.losses import (
     MaskLossConfig,
     binary_targets,
@@ -20,8 +20,11 @@ from talk2dino.methods.ovsegmentor.losses import (
     similarity_scale,
     unit_range,
 )
-from talk2dino.methods.ovsegmentor.scoring import group_class_scores, upsample_groups
-from talk2dino.methods.ovsegmentor.segmenter import OVSegmentorSegmenter
+from talk2dino.methods.ovsegmentor.segmenter import (
+    OVSegmentorSegmenter,
+    group_class_scores,
+    upsample_groups,
+)
 from talk2dino.methods.ovsegmentor.text import Tokenizer, toy_tokenizer
 from talk2dino.segmenter import ClassQuery
 from talk2dino.sizes import Protocol

@@ -70,7 +70,7 @@ def check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace, found: None = None) -> int:
     """Pretrain, and say what was written."""
     from talk2dino.methods.ovsegmentor.pretraining.job import collective_backend, pretrain
-    from talk2dino.methods.ovsegmentor.pretraining.state import EpochRecord
+    from talk2dino.methods.ovsegmentor.pretraining.loop import EpochRecord
     from talk2dino.processes import is_first_process, joined_processes
     from talk2dino.training.run import Hooks
 

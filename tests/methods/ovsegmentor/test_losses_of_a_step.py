@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from talk2dino.methods.ovsegmentor.grouping import affinity
+from talk2dino.methods.ovsegmentor.blocks import affinity
 from talk2dino.methods.ovsegmentor.losses import (
     MaskLossConfig,
     infonce,

@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from talk2dino.methods.ovsegmentor.gather import gather_rows, process_rank
-from talk2dino.methods.ovsegmentor.projection import unit_rows
+from talk2dino.methods.ovsegmentor.projection import gather_rows, process_rank, unit_rows
 
 PUBLISHED_BATCH = 128
 """Images per process in the published second stage."""

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from talk2dino.config import check_name
+from talk2dino.methods.ovsegmentor.blocks import EntityDecoder, affinity
 from talk2dino.methods.ovsegmentor.config import STAGES, OVSegmentorConfig
-from talk2dino.methods.ovsegmentor.entity import EntityDecoder
-from talk2dino.methods.ovsegmentor.grouping import affinity
 from talk2dino.methods.ovsegmentor.losses import (
     MaskLossConfig,
     infonce,

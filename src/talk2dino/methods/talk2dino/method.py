@@ -16,8 +16,12 @@ from talk2dino.backbones.templates import ALIASES
 from talk2dino.benchmarks.table import Benchmark
 from talk2dino.files import find_in_checkout, weights_identity
 from talk2dino.methods.base import Method, MethodOptions, PictureRules
-from talk2dino.methods.talk2dino.config import SegmenterConfig, read_segmenter_config
-from talk2dino.methods.talk2dino.hub.folder import FILE_SUFFIXES
+from talk2dino.methods.talk2dino.config import (
+    SegmenterConfig,
+    differences_from_training,
+    read_segmenter_config,
+)
+from talk2dino.methods.talk2dino.hub.layout import FILE_SUFFIXES
 from talk2dino.methods.talk2dino.hub.load import (
     FoundModel,
     check_segmenter,
@@ -27,7 +31,6 @@ from talk2dino.methods.talk2dino.hub.load import (
     load_segmenter,
 )
 from talk2dino.methods.talk2dino.hub.published import demo_threshold, short_name
-from talk2dino.methods.talk2dino.provenance import differences_from_training
 from talk2dino.methods.talk2dino.segmenter import Talk2DinoSegmenter
 from talk2dino.segmenter import Segmenter
 

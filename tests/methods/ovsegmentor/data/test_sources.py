@@ -10,9 +10,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from talk2dino.methods.ovsegmentor.data.lemmas import dictionary_lemma
 from talk2dino.methods.ovsegmentor.data.sources import open_rows
-from talk2dino.methods.ovsegmentor.data.words import CaptionReader
+from talk2dino.methods.ovsegmentor.data.words import CaptionReader, dictionary_lemma
 from tests.methods.ovsegmentor.data.conftest import HEADER, ROWS, save_image, write_rows
 
 reader = CaptionReader(dictionary_lemma)

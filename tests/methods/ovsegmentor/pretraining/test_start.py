@@ -7,8 +7,8 @@ from talk2dino.backbones.checkpoints import state_shapes
 from talk2dino.methods.ovsegmentor.checkpoints import seeded_weights
 from talk2dino.methods.ovsegmentor.losses import MaskLossConfig
 from talk2dino.methods.ovsegmentor.model import LossWeights
-from talk2dino.methods.ovsegmentor.pretraining import start
-from talk2dino.methods.ovsegmentor.pretraining.start import first_model, first_tokenizer, with_words
+from talk2dino.methods.ovsegmentor.pretraining import job
+from talk2dino.methods.ovsegmentor.pretraining.job import first_model, first_tokenizer, with_words
 from tests.methods.ovsegmentor.conftest import TOY
 
 
@@ -117,4 +117,4 @@ def test_dino_weights_that_cannot_be_downloaded_say_what_to_do(monkeypatch):
     with pytest.raises(
         RuntimeError, match=r"vit_base_patch16_224.dino \(no network\). Give a local"
     ):
-        start._dino("pretrained", 768)
+        job._dino("pretrained", 768)

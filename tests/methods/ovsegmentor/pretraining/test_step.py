@@ -3,8 +3,13 @@
 import pytest
 import torch
 
-from talk2dino.methods.ovsegmentor.pretraining.optimizer import decays, make_optimizer
-from talk2dino.methods.ovsegmentor.pretraining.step import PretrainingStep, _buckets, step_seed
+from talk2dino.methods.ovsegmentor.pretraining.step import (
+    PretrainingStep,
+    _buckets,
+    decays,
+    make_optimizer,
+    step_seed,
+)
 from tests.methods.ovsegmentor.conftest import make_batch, seeded_toy
 from tests.methods.ovsegmentor.test_distributed import rows
 

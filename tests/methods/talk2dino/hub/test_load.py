@@ -14,7 +14,7 @@ from talk2dino.backbones.seeded import seeded_state
 from talk2dino.files import find_in_checkout
 from talk2dino.methods.talk2dino.hub import load
 from talk2dino.methods.talk2dino.hub.fetch import FetchOptions
-from talk2dino.methods.talk2dino.hub.folder import read_folder_config
+from talk2dino.methods.talk2dino.hub.layout import read_folder_config
 from talk2dino.methods.talk2dino.hub.load import check_projection, find_model, load_model
 from talk2dino.methods.talk2dino.hub.published import PUBLISHED
 

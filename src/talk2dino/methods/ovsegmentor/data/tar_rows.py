@@ -15,8 +15,7 @@ import numpy as np
 
 from talk2dino.features.sources import ImageSource
 from talk2dino.features.tars import IMAGE_MEMBERS, Member, list_tars, read_samples
-from talk2dino.methods.ovsegmentor.data.entity_index import EntityIndex
-from talk2dino.methods.ovsegmentor.data.rows import Partner, Refused, Rows
+from talk2dino.methods.ovsegmentor.data.rows import EntityIndex, Partner, Refused, Rows
 from talk2dino.methods.ovsegmentor.data.words import CaptionReader
 from talk2dino.textfiles import decode_text, parse_json
 

@@ -11,8 +11,8 @@ from typing import Any
 from talk2dino.config import build, check_name
 from talk2dino.devices import AMP_TYPES
 from talk2dino.methods.ovsegmentor.config import OVSegmentorConfig, get_preset
-from talk2dino.methods.ovsegmentor.data.augment import AugmentConfig
 from talk2dino.methods.ovsegmentor.data.batches import PretrainingData
+from talk2dino.methods.ovsegmentor.data.dataset import AugmentConfig
 from talk2dino.methods.ovsegmentor.losses import PUBLISHED_BATCH, MaskLossConfig
 from talk2dino.methods.ovsegmentor.model import EMA_DECAY, LossWeights
 from talk2dino.textfiles import parse_yaml, read_yaml
