@@ -128,7 +128,7 @@ def saved_tokenizer(config: OVSegmentorConfig, tokenizer: Tokenizer) -> Any:
 
 
 def _stage1(recipe: PretrainingRecipe) -> OVSegmentor:
-    model = OVSegmentor(recipe.config, "stage1", recipe.weights, recipe.mask_loss)
+    model = OVSegmentor(recipe.config, "stage1", recipe.losses, recipe.mask_batch)
     start = recipe.start
     if start.dino:
         load_dino(model.img_encoder, _dino(start.dino, recipe.config.vision.width))
@@ -140,7 +140,7 @@ def _stage1(recipe: PretrainingRecipe) -> OVSegmentor:
 def _stage2(recipe: PretrainingRecipe) -> OVSegmentor:
     assert recipe.start.stage1 is not None
     checkpoint = read_checkpoint(recipe.start.stage1, recipe.model)
-    model = OVSegmentor(checkpoint.config, "stage2", recipe.weights, recipe.mask_loss)
+    model = OVSegmentor(checkpoint.config, "stage2", recipe.losses, recipe.mask_batch)
     load_stage1(model, checkpoint.state, checkpoint.source)
     return model
 
