@@ -21,7 +21,7 @@ from talk2dino.features.keys import IMAGE_KEYS
 from talk2dino.features.sources import ImageSource
 from talk2dino.features.store import FeatureFile, read_features, write_features
 from talk2dino.methods.talk2dino.config import feature_differences
-from talk2dino.methods.talk2dino.sections import FeatureConfig
+from talk2dino.methods.talk2dino.recipe import FeatureConfig
 from tests.literal import extraction as literal
 
 ALL_KEYS = list(IMAGE_KEYS.values())

@@ -16,8 +16,7 @@ from talk2dino.backbones.vision import check_vision
 from talk2dino.config import build, check_name
 from talk2dino.files import find_in_checkout
 from talk2dino.methods.talk2dino.projection import ProjectionConfig
-from talk2dino.methods.talk2dino.recipe import Recipe, load_recipe
-from talk2dino.methods.talk2dino.sections import FeatureConfig
+from talk2dino.methods.talk2dino.recipe import FeatureConfig, Recipe, load_recipe
 from talk2dino.textfiles import read_yaml
 from talk2dino.training.job import read_summary
 

@@ -30,17 +30,18 @@ from talk2dino.methods.talk2dino.hub.load import (
     is_whole_model,
     load_segmenter,
 )
-from talk2dino.methods.talk2dino.hub.published import demo_threshold, short_name
+from talk2dino.methods.talk2dino.hub.published import (
+    PUBLISHED,
+    TOY,
+    default_threshold,
+    demo_threshold,
+    short_name,
+)
 from talk2dino.methods.talk2dino.segmenter import Talk2DinoSegmenter
 from talk2dino.segmenter import Segmenter
 
-MODELS = {
-    "vitb": "configs/vitb_mlp_infonce.yaml",
-    "vitl": "configs/vitl_mlp_infonce.yaml",
-    "dinov3_vitb": "configs/dinov3_vitb_mlp_infonce.yaml",
-    "dinov3_vitl": "configs/dinov3_vitl_mlp_infonce.yaml",
-    "toy": "configs/toy.yaml",
-}
+MODELS = {name: f"configs/{Path(m.projection_file).stem}.yaml" for name, m in PUBLISHED.items()}
+MODELS[TOY] = "configs/toy.yaml"
 """Name of a Talk2DINO -> its recipe."""
 _PUBLISHED = {
     "vitb": {
@@ -67,7 +68,6 @@ _PUBLISHED = {
 """The authors' mIoU in percent, without and with PAMR; DINOv3 has none."""
 RECIPE_SUFFIXES = (".yaml", ".yml")
 BACKBONE_WEIGHTS = ("vision_weights", "text_weights")
-_LARGE = 1024  # width of ViT-L, whose published threshold is lower
 _NOT_OF_TEXT = (
     *("vision_model", "vision_weights", "input_size", "precision", "mean", "std"),
     *("pamr", "clean_background"),
@@ -177,9 +177,7 @@ class Talk2DinoMethod(Method):
 
     def threshold(self, row: Benchmark) -> float | None:
         """The published one."""
-        if not row.background:
-            return None
-        return 0.54 if self.config.projection.dino_embed_dim >= _LARGE else 0.55
+        return default_threshold(self.config.projection.dino_embed_dim) if row.background else None
 
     def published_miou(self, row: Benchmark) -> float | None:
         """See `Method`."""

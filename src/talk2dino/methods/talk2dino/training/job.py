@@ -23,8 +23,7 @@ from talk2dino.methods.talk2dino.projection import (
     build_projection,
     load_projection,
 )
-from talk2dino.methods.talk2dino.recipe import Recipe, present_settings
-from talk2dino.methods.talk2dino.sections import FeatureConfig
+from talk2dino.methods.talk2dino.recipe import FeatureConfig, Recipe, present_settings
 from talk2dino.methods.talk2dino.training.dataset import (
     DENSE_TEXT,
     Batch,

@@ -26,7 +26,7 @@ from talk2dino.features.tars import hold_features, is_tar_input, list_tars
 from talk2dino.features.text import BERT_KEY, TextSettings, caption_features
 from talk2dino.files import listed
 from talk2dino.methods.talk2dino.config import feature_differences
-from talk2dino.methods.talk2dino.sections import FeatureConfig
+from talk2dino.methods.talk2dino.recipe import FeatureConfig
 from talk2dino.methods.talk2dino.training.dataset import (
     Batch,
     FeatureChoice,
