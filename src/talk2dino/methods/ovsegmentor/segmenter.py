@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -44,7 +45,12 @@ def upsample_groups(soft: Tensor, grid_hw: tuple[int, int], size_hw: tuple[int, 
     return F.interpolate(maps, size_hw, mode="bilinear", align_corners=False)
 
 
-def group_class_scores(features: WindowFeatures, classes: Tensor, scale: Tensor) -> Tensor:
+def group_class_scores(
+    features: WindowFeatures,
+    classes: Tensor,
+    scale: Tensor,
+    pool: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
     """How much each group shows each class.
 
     A softmax over all classes times a softmax over the window's five best ones; 0 for the others.
@@ -53,15 +59,22 @@ def group_class_scores(features: WindowFeatures, classes: Tensor, scale: Tensor)
         features: of B windows.
         classes: (C, D) unit rows.
         scale: factor on the cosines.
+        pool: from cosines with the rows (..., C) to those with classes, where they are words.
 
     Returns:
         (B, G, C) in [0, 1].
     """
     classes = classes.float()
-    logits = scale * unit_rows(features.groups) @ classes.T  # (B, G, C)
+
+    def logits_of(vectors: Tensor) -> Tensor:
+        if pool is not None:
+            return scale * pool(unit_rows(vectors) @ classes.T)
+        return scale * unit_rows(vectors) @ classes.T
+
+    logits = logits_of(features.groups)  # (B, G, C)
     # The published order: a softmax first, whose ties (underflow) are broken before the top.
-    window = (scale * unit_rows(features.embedding) @ classes.T).softmax(dim=-1)
-    best = window.topk(min(MOST_CLASSES, len(classes)), dim=-1).indices
+    window = logits_of(features.embedding).softmax(dim=-1)
+    best = window.topk(min(MOST_CLASSES, window.shape[-1]), dim=-1).indices
     shown = torch.zeros_like(window, dtype=torch.bool).scatter(1, best, True)  # (B, C)
     gated = logits.masked_fill(~shown[:, None], -torch.inf)
     return gated.softmax(dim=-1) * logits.softmax(dim=-1)
@@ -145,7 +158,7 @@ class OVSegmentorSegmenter:
     ) -> ClassQuery:
         """See `Segmenter.query`."""
         labels, of_labels = self.words.lists(names, background, words)
-        return make_query(labels, background, of_labels, self.embed_classes)
+        return make_query(labels, background, of_labels, self.embed_classes, self.words.pooling)
 
     @in_float32
     def window_scores(self, windows: Tensor, query: ClassQuery) -> Tensor:
@@ -162,8 +175,10 @@ class OVSegmentorSegmenter:
         """`window_scores` of windows whose `patch_features` are there already."""
         height, width = windows.shape[-2:]
         labels = upsample_groups(features.soft, features.grid_hw, (height, width)).argmax(dim=1)
-        scores = group_class_scores(features, query.rows, self.model.scale)  # (B, G, Q)
-        scores = pool_words(scores, query, dim=2)
+        pool = None if query.pooling is None else partial(pool_words, query=query, dim=-1)
+        scores = group_class_scores(features, query.rows, self.model.scale, pool)  # (B, G, Q)
+        if pool is None:
+            scores = pool_words(scores, query, dim=2)
         if query.background is None or scores.shape[2] < len(query.names):
             return paint_scores(labels, scores, query.background)
         painted = paint_scores(labels, scores[..., 1:], query.background)

@@ -135,7 +135,7 @@ def test_a_file_with_another_checksum_is_not_taken_for_the_published_one(tmp_pat
 
 def test_backbones_that_cannot_be_downloaded_point_to_the_whole_model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    small = {"vision_model": "dinov2_vits14_reg", "width": 384, "num_heads": 6}
+    small = {"vision_model": "dinov2_vits14_reg", "width": 384}
     monkeypatch.setitem(PUBLISHED, "vitl", dataclasses.replace(PUBLISHED["vitl"], **small))
     (tmp_path / "weights").mkdir()
     torch.save(projection_state(384), tmp_path / "weights" / "vitl_mlp_infonce.pth")

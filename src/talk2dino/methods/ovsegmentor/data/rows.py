@@ -41,11 +41,15 @@ class EntityIndex:
         for entities in lists:
             counts.append(len(entities))
             codes.extend(known.setdefault(entity, len(known)) for entity in entities)
-        per_row, flat = np.asarray(counts, np.int32), np.asarray(codes, np.int32)
+        return cls.of(tuple(known), np.asarray(counts, np.int32), np.asarray(codes, np.int32))
+
+    @classmethod
+    def of(cls, names: tuple[str, ...], per_row: np.ndarray, flat: np.ndarray) -> EntityIndex:
+        """From the number of every row's entities, (N,) int32, and their codes, (M,) int32."""
         rows = np.repeat(np.arange(len(per_row), dtype=np.int32), per_row)
-        sizes = np.bincount(flat, minlength=len(known))
+        sizes = np.bincount(flat, minlength=len(names))
         return cls(
-            tuple(known),
+            names,
             np.concatenate([[0], np.cumsum(per_row, dtype=np.int64)]),
             flat,
             rows[np.argsort(flat, kind="stable")],
@@ -96,7 +100,8 @@ _ARRAYS = ("starts", "codes", "members", "member_starts")
 
 logger = logging.getLogger(__name__)
 
-_SHOWN = 5
+SHOWN = 5
+"""Captions left out that are named."""
 NO_FILE = (
     "{} is an address, not a file. Download the images; tars as img2dataset writes them can be "
     "used directly"
@@ -125,7 +130,7 @@ class Refused:
     def add(self, name: str, reason: str) -> None:
         """Count one."""
         self.reasons[reason] += 1
-        if len(self.examples) < _SHOWN:
+        if len(self.examples) < SHOWN:
             self.examples.append(f"{name} is {reason}")
 
 
