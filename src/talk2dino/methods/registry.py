@@ -131,7 +131,7 @@ def _words(
         return own
     found = read_word_lists(vocabulary)
     if row is not None:
-        found.check_fits(row.key, row.num_classes - row.background, row.background)
+        found.check_fits(row.key, len(row.classes) - row.background, row.background)
     return found.class_words(own, pooling)
 
 
