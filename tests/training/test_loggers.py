@@ -3,8 +3,7 @@ import types
 
 import pytest
 
-from talk2dino.training.history import EpochRecord
-from talk2dino.training.loggers import check_logger, open_logger
+from talk2dino.training.history import EpochRecord, check_logger, open_logger
 
 
 def test_no_logger_writes_nothing(tmp_path):

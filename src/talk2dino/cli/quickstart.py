@@ -221,7 +221,7 @@ def _run_step(step: Step, record: Record, device: str) -> int:
 def _continued(step: Step) -> Step:
     """The step with the flag it needs after an interruption that left its output unrecorded."""
     from talk2dino.features.store import read_features
-    from talk2dino.methods.talk2dino.training.outputs import projection_outputs
+    from talk2dino.methods.talk2dino.training.job import projection_outputs
 
     if step.script == EVALUATE:
         return step  # it goes on where it was

@@ -13,9 +13,15 @@ from huggingface_hub import HfApi
 from talk2dino import Talk2DINO
 from talk2dino.backbones.text import load_text
 from talk2dino.methods.talk2dino.hub import save
-from talk2dino.methods.talk2dino.hub.card import model_card, read_results
 from talk2dino.methods.talk2dino.hub.load import LoadedModel
-from talk2dino.methods.talk2dino.hub.save import SaveOptions, _saved_config, push_model, save_model
+from talk2dino.methods.talk2dino.hub.save import (
+    SaveOptions,
+    _saved_config,
+    model_card,
+    push_model,
+    read_results,
+    save_model,
+)
 from talk2dino.methods.talk2dino.projection import build_projection
 
 from .test_load import same_model
