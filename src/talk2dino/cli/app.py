@@ -161,7 +161,6 @@ def run(args: argparse.Namespace, found: None = None) -> int:
 def _entries(args: argparse.Namespace, device: torch.device) -> list[ModelEntry]:
     """The models of the flags, the first one first."""
     from talk2dino.app.entries import config_entry, find_entry
-    from talk2dino.files import find_in_checkout
     from talk2dino.methods.talk2dino.config import read_segmenter_config
 
     entries = []
@@ -172,7 +171,7 @@ def _entries(args: argparse.Namespace, device: torch.device) -> list[ModelEntry]
             "text_weights": args.text_weights,
         }
         changes = {key: value for key, value in given.items() if value is not None}
-        config = read_segmenter_config(find_in_checkout(args.config), **changes)
+        config = read_segmenter_config(args.config, **changes)
         config.check()
         trained = args.weights is not None and not args.weights.startswith("seeded:")
         name = Path(args.weights if trained else args.config).stem

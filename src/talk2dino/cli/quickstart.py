@@ -96,7 +96,7 @@ def check(args: argparse.Namespace) -> None:
 
     from talk2dino.methods.talk2dino.recipe import load_recipe
 
-    load_recipe(find_in_checkout(RECIPE))
+    load_recipe(RECIPE)
     load_openmmlab()
     files = Files(args.output)
     check_folder_writable(files.folder)
@@ -173,7 +173,7 @@ def _recipe(files: Files, epochs: int | None) -> Recipe:
 
     from talk2dino.methods.talk2dino.recipe import load_recipe
 
-    recipe = load_recipe(find_in_checkout(RECIPE))
+    recipe = load_recipe(RECIPE)
     if epochs is None or epochs == recipe.train.num_epochs:
         return recipe
     content = read_yaml(recipe.path)
