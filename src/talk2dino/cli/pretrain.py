@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=600.0,
         help="save the state this often within an epoch; every epoch's end is saved",
     )
-    parser.add_argument("--logger", default="none", help="none, tensorboard or wandb")
+    parser.add_argument("--logger", default="none", help="none, tensorboard, wandb or trackio")
 
 
 def check(args: argparse.Namespace) -> None:

@@ -94,7 +94,7 @@ def _add_outputs(group: argparse._ArgumentGroup) -> None:
         default=60.0,
         help="save the state this often within an epoch; every epoch's end is saved",
     )
-    group.add_argument("--logger", default="none", help="none, tensorboard or wandb")
+    group.add_argument("--logger", default="none", help="none, tensorboard, wandb or trackio")
     group.add_argument("--use_wandb", action="store_true", help="the same as --logger wandb")
     group.add_argument(
         "--save_head_activations",
