@@ -6,19 +6,26 @@ from speed.case import Case
 from speed.evaluate import CASES as EVALUATE
 from speed.extract import CASES as EXTRACT
 from speed.pamr import CASES as PAMR
+from speed.peers import CASES as PEERS
 from speed.store import CASES as STORE
+from speed.tars import CASES as TARS
 from speed.text import CASES as TEXT
 from speed.train import CASES as TRAIN
 
-CASES: dict[str, Case] = {**PAMR, **TRAIN, **EVALUATE, **EXTRACT, **TEXT, **STORE}
+CASES: dict[str, Case] = {
+    **{**PAMR, **TRAIN, **EVALUATE, **EXTRACT},
+    **{**TEXT, **STORE, **TARS, **PEERS},
+}
 
 PATHS: dict[str, tuple[str, ...]] = {
     "pamr": tuple(PAMR),
     "train": tuple(TRAIN),
     "evaluate": tuple(name for name in EVALUATE if name != "evaluate_windows"),
-    "extract": ("extract",),  # extract_8 is a shorter one
+    "extract": ("extract", "resize"),  # extract_8 is a shorter one
     "text": tuple(TEXT),
     "store": tuple(STORE),
+    "tars": tuple(TARS),
+    **{name: (name,) for name in PEERS},
 }
 """Hot path -> its cases, in the order in which they are measured."""
 

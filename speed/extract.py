@@ -110,6 +110,15 @@ def _decoded(amp: str, device: str, folder: Path) -> Step:
     return lambda: image_features(backbone, pixels, KEYS, amp)
 
 
+def _resized(resize: str, device: str, folder: Path) -> Step:
+    """From JPEG to the pixels that a backbone gets, in this process."""
+    from talk2dino.backbones.vision import ImageTransform
+    from talk2dino.pictures.images import read_rgb
+
+    transform, paths = ImageTransform(SIDE, SIDE, resize), sorted(folder.glob("*.jpg"))
+    return lambda: [transform(read_rgb(path, transform.least)) for path in paths] and None
+
+
 def _case(count: int) -> Case:
     return Case(
         f"image extraction, {count} photographs, {MODEL} at {SIDE}, from JPEG to feature file",
@@ -124,6 +133,17 @@ def _case(count: int) -> Case:
 CASES = {
     "extract": _case(PHOTOGRAPHS),
     "extract_8": _case(8),  # the same, in a quarter of the time
+    "resize": Case(
+        f"reading {PHOTOGRAPHS} photographs for {SIDE} px with --resize fast, and exact",
+        {
+            SHIPPED: lambda device, folder: _resized("fast", device, folder),
+            "exact": lambda device, folder: _resized("exact", device, folder),
+        },
+        inputs=photographs,
+        targets={"exact": 1.5},
+        work=PHOTOGRAPHS,
+        unit="images",
+    ),
     "extract_decoded": Case(  # for GPUs
         f"features of {GPU_BATCH} decoded photographs, {MODEL} at {SIDE}, bfloat16",
         {

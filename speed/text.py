@@ -11,6 +11,7 @@ import torch
 from speed.case import LITERAL, SHIPPED, Case, Step
 
 CAPTIONS = 2000
+TOKENIZED = 20_000
 WHO = """man woman boy girl child person dog cat horse bird zebra elephant giraffe cow bear surfer
 skateboarder skier player chef couple bus train truck motorcycle bicycle boat clock pizza sandwich
 kitchen bathroom vase laptop umbrella kite sheep toddler policeman bench"""
@@ -98,4 +99,34 @@ def _case(model: str, title: str) -> Case:
     )
 
 
-CASES = {"text": _case("ViT-B/16", "CLIP ViT-B/16"), "text_toy": _case("toy", "toy encoder")}
+def _tokens(device: str, folder: Path) -> Step:
+    from talk2dino.backbones.tokens import Tokenizer
+
+    texts, tokenizer = captions(TOKENIZED), Tokenizer(77)
+
+    def step() -> torch.Tensor:
+        tokenizer._of_word.clear()
+        return tokenizer(texts)
+
+    return step
+
+
+def _literal_tokens(device: str, folder: Path) -> Step:
+    import open_clip
+
+    texts, tokenizer = captions(TOKENIZED), open_clip.SimpleTokenizer(context_length=77)
+    return lambda: tokenizer(texts)
+
+
+TOKENS = Case(
+    f"tokenising {TOKENIZED:,} captions, from an empty cache, against open_clip's",
+    {SHIPPED: _tokens, LITERAL: _literal_tokens},
+    targets={LITERAL: 5.0},
+    work=TOKENIZED,
+    unit="captions",
+)
+CASES = {
+    "text": _case("ViT-B/16", "CLIP ViT-B/16"),
+    "text_toy": _case("toy", "toy encoder"),
+    "tokens": TOKENS,
+}

@@ -256,11 +256,15 @@ def file_sha256(path: str | Path) -> str:
     return _sha256(str(path), state.st_size, state.st_mtime_ns, state.st_ctime_ns)
 
 
+def user_cache() -> Path:
+    """The folder for what takes long to find out again; it need not exist."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "talk2dino"
+
+
 @lru_cache(maxsize=1024)
 def _sha256(*file: str | int) -> str:
     path, size = Path(str(file[0])), int(file[1])
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "talk2dino"
-    kept = cache / "digests" / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
+    kept = user_cache() / "digests" / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
     with suppress(OSError, ValueError):
         *same, digest = json.loads(kept.read_text())
         if same == list(file):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -12,6 +12,11 @@ from torch import Tensor
 BACKGROUND = "background"
 Words = Sequence[Sequence[str]]
 """Per class, the words it is looked for by."""
+POOLINGS = ("max", "lse")
+"""How the words of a vocabulary become the score of their class: the best one, or a soft maximum
+(1/t) (logsumexp(t s) - log k) over its k words, in which many words do not help by their number."""
+_LSE_SCALE = 40.0
+"""t, of cosines."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +32,9 @@ class ClassQuery:
     class, in the order of `names`, in which a background without a row is passed over."""
     background: float | None = None
     """Threshold of the background on the method's own scale; None for no background."""
+    pooling: str | None = None
+    """One of POOLINGS, of cosines, before what the method makes of them; None: the best word, where
+    the method's publication takes it."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(self.names))
@@ -58,7 +66,7 @@ class ClassQuery:
     def to(self, device: torch.device | str) -> ClassQuery:
         """The same on another device."""
         owner = None if self.owner is None else self.owner.to(device)
-        return ClassQuery(self.names, self.rows.to(device), owner, self.background)
+        return replace(self, rows=self.rows.to(device), owner=owner)
 
     @property
     def first(self) -> int:
@@ -111,6 +119,14 @@ class FeatureSharing(Protocol):
 
     def score_features(self, features: Any, windows: Tensor, query: ClassQuery) -> Tensor:
         """As `Segmenter.window_scores`, from `patch_features` of the same windows."""
+
+
+@runtime_checkable
+class UniformWindows(FeatureSharing, Protocol):
+    """A segmenter that finds nothing to go by in some windows; results count them."""
+
+    def uniform_windows(self, features: Any) -> list[bool]:
+        """For each window of `patch_features`, whether all of its patches are alike."""
 
 
 @runtime_checkable
@@ -191,6 +207,8 @@ class ClassWords:
     """From the name of a class to its words."""
     background: tuple[str, ...] = ()
     """Of a background that has a threshold; none: it is the threshold alone."""
+    pooling: str | None = None
+    """See `ClassQuery.pooling`."""
 
     def lists(
         self, names: Sequence[str], background: float | None, words: Words | None = None
@@ -232,6 +250,7 @@ def make_query(
     background: float | None,
     words: Words,
     embed: Callable[[list[str]], Tensor],
+    pooling: str | None = None,
 ) -> ClassQuery:
     """A query from the words of its labels.
 
@@ -240,28 +259,35 @@ def make_query(
         background: the threshold, and
         words: per label, from `ClassWords.lists`.
         embed: words to rows (Q, D).
+        pooling: see `ClassQuery`.
     """
     counts = [len(of_class) for of_class in words]
     rows = embed([word for of_class in words for word in of_class])
     if max(counts) == 1 and sum(counts) >= len(names) - (background is not None):
-        return ClassQuery(tuple(names), rows, None, background)
+        return ClassQuery(tuple(names), rows, None, background, pooling)
     owner = torch.arange(len(names)).repeat_interleave(torch.tensor(counts))
-    return ClassQuery(tuple(names), rows, owner.to(rows.device), background)
+    return ClassQuery(tuple(names), rows, owner.to(rows.device), background, pooling)
 
 
 def pool_words(scores: Tensor, query: ClassQuery, dim: int = 1) -> Tensor:
-    """The best word of every class: scores of Q words to those of K classes.
+    """The best word of every class, or what `query.pooling` says: scores of Q words to K classes.
 
     The classes start with the query's first one that has words; without owners nothing changes.
     """
     if query.owner is None:
         return scores
     owner = query.owner.to(scores.device) - query.first
-    shape = list(scores.shape)
+    shape, dim = list(scores.shape), dim % scores.ndim
     shape[dim] = len(query.names) - query.first
-    index = owner.view([-1 if d == dim else 1 for d in range(scores.ndim)]).expand_as(scores)
-    empty = scores.new_full(shape, -torch.inf)
-    return empty.scatter_reduce(dim, index, scores, "amax")
+    beside = [-1 if d == dim else 1 for d in range(scores.ndim)]
+    index = owner.view(beside).expand_as(scores)
+    best = scores.new_full(shape, -torch.inf).scatter_reduce(dim, index, scores, "amax")
+    if query.pooling != "lse":
+        return best
+    parts = (_LSE_SCALE * (scores - best.gather(dim, index))).exp()
+    mean = scores.new_zeros(shape).scatter_add(dim, index, parts)
+    mean /= owner.bincount(minlength=shape[dim]).view(beside)
+    return best + mean.log() / _LSE_SCALE
 
 
 def with_background(scores: Tensor, query: ClassQuery, dim: int = 0) -> Tensor:
@@ -274,18 +300,3 @@ def with_background(scores: Tensor, query: ClassQuery, dim: int = 0) -> Tensor:
         return torch.cat([torch.full_like(first, query.background), scores], dim=dim)
     rest = scores.narrow(dim, 1, scores.shape[dim] - 1)
     return torch.cat([first.clamp(min=query.background), rest], dim=dim)
-
-
-@runtime_checkable
-class Adjustable(Protocol):
-    """A segmenter with options for a user's pictures."""
-
-    def adjusted(self, refine: bool, background: bool) -> Segmenter:
-        """Itself with or without its refinement, for pictures with or without a background."""
-
-
-def adjusted(segmenter: Segmenter, refine: bool, background: bool) -> Segmenter:
-    """See `Adjustable`; other segmenters stay as they are."""
-    if isinstance(segmenter, Adjustable):
-        return segmenter.adjusted(refine, background)
-    return segmenter

@@ -4,6 +4,7 @@ import json
 import socket
 import threading
 import uuid
+from dataclasses import replace
 
 import pytest
 
@@ -13,11 +14,10 @@ import httpx
 import torch
 from PIL import Image
 
-from talk2dino.app.entries import find_entry, named_entry
-from talk2dino.app.inputs import Limits, Upload
-from talk2dino.app.models import Facts, Loaded, ModelEntry, Models
+from talk2dino.app.inputs import Limits, ServerConfig, Upload
+from talk2dino.app.models import Facts, ModelEntry, Models, find_entry
 from talk2dino.app.page import Opening
-from talk2dino.app.server import ServerConfig, serve
+from talk2dino.app.server import serve
 
 CPU = torch.device("cpu")
 MAX_UPLOAD_MB = 2
@@ -72,13 +72,13 @@ class Gate:
         self.entered, self.opened = threading.Event(), threading.Event()
 
     def entry(self):
-        toy = named_entry("toy", CPU)
-        return ModelEntry("slow", lambda: self._load(toy), Facts(toy.facts.threshold))
+        toy = find_entry("toy", CPU)
+        return ModelEntry("slow", lambda: self._load(toy), toy.rules, Facts(toy.facts.threshold))
 
     def _load(self, toy):
         self.entered.set()
         self.opened.wait(timeout=60)
-        return Loaded(toy.load().segmenter, Facts(toy.facts.threshold))
+        return replace(toy.load(), facts=Facts(toy.facts.threshold))
 
 
 @pytest.fixture(scope="session")
@@ -89,14 +89,14 @@ def gate():
 @pytest.fixture(scope="session")
 def models(gate):
     groups = find_entry("ovsegmentor_toy=seeded:0", CPU)
-    return Models([named_entry("toy", CPU), gate.entry(), groups, late_entry()], CPU)
+    return Models([find_entry("toy", CPU), gate.entry(), groups, late_entry()], CPU)
 
 
 def late_entry():
     """A model of which nothing is known before it is loaded; then its threshold is 0.61."""
-    toy = named_entry("toy", CPU)
+    toy = find_entry("toy", CPU)
     facts = Facts(0.61, "Only its weights tell this.")
-    return ModelEntry("late", lambda: Loaded(toy.load().segmenter, facts))
+    return ModelEntry("late", lambda: replace(toy.load(), facts=facts), toy.rules)
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ def test_models_are_offered_in_the_order_of_the_flags():
 
 
 def test_a_configured_model_is_called_like_its_weights(tmp_path):
-    (tmp_path / "mine.pth").write_bytes(b"")
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "mine.pth")
     flags = parsed("--config", "configs/toy.yaml", "--weights", str(tmp_path / "mine.pth"))
     assert [entry.name for entry in app._entries(flags, CPU)] == ["mine"]
 
@@ -111,11 +111,14 @@ def test_the_help_names_every_flag_with_its_meaning_and_a_command_that_works(cap
         ("--device", "auto, cpu, cuda"),
         ("--categories", "what the field starts with"),
         ("--examples", "folder whose first 8 pictures are examples"),
-        ("--max_pixels", "of a picture (default: 50000000)"),
-        ("--max_side", "pictures are segmented at (default: 1024)"),
+        (
+            "--max_pixels",
+            "of a picture; larger ones are refused before they are decoded (default: 50000000)",
+        ),
+        ("--max_side", "pictures are segmented and shown (default: 1024)"),
         ("--max_categories", "in one request (default: 64)"),
-        ("--max_upload_mb", "of one file (default: 50)"),
-        ("--max_queue", "requests that may wait (default: 32)"),
+        ("--max_upload_mb", "of one uploaded file (default: 50)"),
+        ("--max_queue", "requests that may wait; more are told to come back (default: 32)"),
         ("--server_name", "0.0.0.0 for the whole network (default: 127.0.0.1)"),
         ("--server_port", "the first free from 7860"),
         ("--share", "public link"),

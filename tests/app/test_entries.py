@@ -4,12 +4,14 @@ import shutil
 
 import pytest
 import torch
+from huggingface_hub import constants
 
 from talk2dino import Talk2DINO
-from talk2dino.app.entries import config_entry, find_entry, named_entry
-from talk2dino.app.models import Facts
-from talk2dino.methods.talk2dino.config import read_segmenter_config
-from talk2dino.methods.talk2dino.hub.fetch import FetchOptions, file_sha256
+from talk2dino.app.inputs import Limits
+from talk2dino.app.models import Facts, Models, find_entry
+from talk2dino.app.work import Request, segment
+from talk2dino.files import file_sha256
+from talk2dino.methods.registry import MODEL_NAMES
 from talk2dino.methods.talk2dino.hub.load import load_model
 from talk2dino.methods.talk2dino.hub.published import TOY_THRESHOLD
 
@@ -39,9 +41,16 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture
-def cache(untrained, tmp_path):
-    """The cache of the Hub after a download of `someone/a-model`."""
-    repo = tmp_path / "models--someone--a-model"
+def cache(tmp_path, monkeypatch):
+    """An empty cache of the Hub."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def downloaded(untrained, cache):
+    """It holds `someone/a-model`."""
+    repo = cache / "models--someone--a-model"
     snapshot = repo / "snapshots" / ("0" * 40)
     for folder in (repo / "refs", repo / "blobs", snapshot):
         folder.mkdir(parents=True)
@@ -50,22 +59,21 @@ def cache(untrained, tmp_path):
         blob = repo / "blobs" / file_sha256(source)
         shutil.copy(source, blob)
         (snapshot / source.name).symlink_to(blob)
-    return FetchOptions(cache_dir=tmp_path)
 
 
-def test_an_untrained_model_of_the_hub_is_shown_as_one(cache):
-    entry = named_entry(REPO, CPU, cache)
-    assert entry.facts.threshold == load_model(REPO, fetch=cache).background_threshold
+def test_an_untrained_model_of_the_hub_is_shown_as_one(downloaded):
+    entry = find_entry(REPO, CPU)
+    assert entry.facts.threshold == load_model(REPO).background_threshold
     assert "untrained" in entry.facts.notice
     assert entry.load().facts == entry.facts
 
 
-def test_of_a_model_that_is_not_downloaded_yet_nothing_is_claimed(tmp_path):
-    assert named_entry(REPO, CPU, FetchOptions(cache_dir=tmp_path)).facts is None
+def test_of_a_model_that_is_not_downloaded_yet_nothing_is_claimed(cache):
+    assert find_entry(REPO, CPU).facts is None
 
 
 def test_a_folder_brings_its_threshold_and_says_if_it_is_untrained(untrained):
-    entry = named_entry(str(untrained), CPU)
+    entry = find_entry(str(untrained), CPU)
     assert entry.facts.threshold == TOY_THRESHOLD
     assert "untrained" in entry.facts.notice
     assert entry.load().facts == entry.facts
@@ -73,7 +81,7 @@ def test_a_folder_brings_its_threshold_and_says_if_it_is_untrained(untrained):
 
 def test_a_folder_without_our_configuration_tells_by_its_tensors(untrained, tmp_path):
     shutil.copy(untrained / "model.safetensors", tmp_path)
-    entry = named_entry(str(tmp_path), CPU)
+    entry = find_entry(str(tmp_path), CPU)
     facts = entry.facts
     assert facts == entry.load().facts
     assert facts.threshold == load_model(str(tmp_path)).background_threshold
@@ -81,13 +89,13 @@ def test_a_folder_without_our_configuration_tells_by_its_tensors(untrained, tmp_
 
 
 def test_a_file_says_what_its_folder_would_say(trained, tmp_path):
-    entry = named_entry(str(trained), CPU)
+    entry = find_entry(str(trained), CPU)
     facts = entry.facts
     assert facts == entry.load().facts
     assert facts.threshold == load_model(str(trained)).background_threshold
     assert "drawn pictures of apple" in facts.notice
     folder = Talk2DINO.from_pretrained(str(trained)).save_pretrained(tmp_path / "mine")
-    saved = named_entry(str(folder), CPU).facts
+    saved = find_entry(str(folder), CPU).facts
     assert saved.threshold == facts.threshold
     assert "drawn pictures of apple" in saved.notice
 
@@ -97,32 +105,46 @@ def test_a_file_says_what_its_folder_would_say(trained, tmp_path):
     [("vitb", 0.55), ("vitl", 0.54), ("lorebianchi98/Talk2DINO-ViTL", 0.54)],
 )
 def test_published_models_have_their_published_thresholds(name, threshold):
-    assert named_entry(name, CPU).facts == Facts(threshold)
+    assert find_entry(name, CPU).facts == Facts(threshold)
 
 
 def test_a_folder_in_weights_speaks_for_a_short_name(untrained, tmp_path, monkeypatch):
     shutil.copytree(untrained, tmp_path / "weights" / "vitl")
     monkeypatch.chdir(tmp_path)
-    facts = named_entry("vitl", CPU).facts
+    facts = find_entry("vitl", CPU).facts
     assert facts.threshold == load_model("vitl").background_threshold == 0.54
     assert "untrained" in facts.notice
 
 
-def test_configured_models_say_what_their_colours_are_worth(root):
-    recipe = root / "configs" / "toy.yaml"
-    config = read_segmenter_config(recipe, projection_weights="seeded:0")
-    assert "untrained" in config_entry("mine", config, CPU).facts.notice
-    trained = read_segmenter_config(recipe, projection_weights="somewhere/toy.pth")
-    assert "drawn pictures of apple" in config_entry("mine", trained, CPU).facts.notice
-    large = read_segmenter_config(root / "configs" / "vitl_mlp_infonce.yaml")
-    assert config_entry("mine", large, CPU).facts == Facts(0.54)
-
-
-def test_what_a_configured_model_says_does_not_change_when_it_is_loaded(root):
-    recipe = root / "configs" / "toy.yaml"
-    config = read_segmenter_config(recipe, projection_weights="seeded:0")
-    entry = config_entry("mine", config, CPU)
+def test_configured_models_say_what_their_colours_are_worth(root, trained):
+    recipe = str(root / "configs" / "toy.yaml")
+    entry = find_entry(recipe, CPU, "mine", weights="seeded:0")
+    assert entry.name == "mine" and "“mine” has random, untrained" in entry.facts.notice
     assert entry.load().facts == entry.facts
+    entry = find_entry(recipe, CPU, weights=str(trained))
+    assert "drawn pictures of apple" in entry.facts.notice
+    large = str(root / "configs" / "vitl_mlp_infonce.yaml")
+    entry = find_entry(large, CPU, weights=str(trained))
+    assert entry.facts == Facts(0.54)
+
+
+TOYS = [name for name in MODEL_NAMES if "toy" in name.split("_")]
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_every_method_has_a_place_on_the_page(name, small_photo):
+    entry = find_entry(f"{name}=seeded:0", CPU)
+    assert "untrained" in entry.facts.notice
+    models = Models([entry], CPU)
+    for background in (False, True):
+        request = Request(small_photo, "cup, spoon", entry.name, background, None, background)
+        *_, done = segment(request, models, Limits(max_side=64))
+        found = done.result.segmentation
+        assert found.background == (entry.facts.threshold if background else None)
+        assert found.names[-2:] == ("cup", "spoon")
+        refines = entry.rules.refines is not None
+        assert found.settings["refine"] == (refines and background)
+        assert bool(done.groups) == entry.rules.groups
 
 
 @pytest.mark.parametrize(
@@ -130,9 +152,9 @@ def test_what_a_configured_model_says_does_not_change_when_it_is_loaded(root):
     [
         ("vitbb", "unknown model 'vitbb'.*Did you mean 'vitb'"),
         ("ovsegmentor_vitbb", "Did you mean 'ovsegmentor_vitb'"),
-        ("no/such/model", "no file or folder no/such/model"),
+        ("no/such/model", "unknown model 'no/such/model'"),
         ("mine.pth", "no file or folder mine.pth"),
-        ("two words/model", "no file or folder two words/model"),
+        ("two words/model", "unknown model 'two words/model'"),
         ("{}", "holds no model.safetensors"),
         ("{}/notes.pth", "notes.pth is not a torch file"),
         ("{}/torn/", "model.safetensors is damaged, cut short"),

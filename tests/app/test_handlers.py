@@ -6,8 +6,10 @@ import pytest
 from talk2dino.app.handlers import BUG, Handlers, Service, on_failure, on_stop, read_upload
 from talk2dino.app.inputs import Limits
 from talk2dino.app.models import GUESSED_THRESHOLD, Facts, ModelEntry, Models
-from talk2dino.app.results import Results
+from talk2dino.app.work import Results
+from talk2dino.methods.base import PictureRules
 
+RULES = PictureRules(0.5)
 OVERLAY, LEGEND, PIXEL, MASK_FILE, OVERLAY_FILE = range(5)
 HEAT, SCALE, POSITION, KEY, STATUS, RUN, STOP = range(5, 12)
 
@@ -62,7 +64,7 @@ def test_a_wrong_request_says_why_and_keeps_what_is_shown(handlers):
 
 
 def test_an_unexpected_error_is_logged_and_ends_in_a_sentence(small_photo, tmp_path, caplog):
-    models = Models([ModelEntry("broken", lambda: {}["secret"], Facts(0.5))], "cpu")
+    models = Models([ModelEntry("broken", lambda: {}["secret"], RULES, Facts(0.5))], "cpu")
     handlers = Handlers(Service(models, Results(tmp_path), Limits()))
     *_, update = ask(handlers, small_photo, model="broken")
     assert BUG in update[STATUS]
@@ -74,7 +76,7 @@ def test_a_model_that_cannot_be_loaded_says_so(small_photo, tmp_path):
     def load():
         raise FileNotFoundError("there are no weights at weights/vitb.pth")
 
-    models = Models([ModelEntry("vitb", load, Facts(0.5))], "cpu")
+    models = Models([ModelEntry("vitb", load, RULES, Facts(0.5))], "cpu")
     handlers = Handlers(Service(models, Results(tmp_path), Limits()))
     *_, update = ask(handlers, small_photo, model="vitb")
     assert "no weights at weights/vitb.pth" in update[STATUS]

@@ -3,7 +3,8 @@ import torch
 from PIL import Image
 
 from talk2dino.app.inputs import Picture
-from talk2dino.app.results import Result, Results
+from talk2dino.app.work import Result, Results
+from talk2dino.methods.base import PictureRules
 from talk2dino.pictures.segmentation import Segmentation
 
 
@@ -16,7 +17,7 @@ def result(background=None, side=4):
         scores = torch.cat([torch.full_like(scores[:1], background), scores])
         names = ("background", *names)
     found = Segmentation(image, scores.argmax(dim=0), scores, names, background)
-    return Result(Picture(image, (side, side), "x"), found)
+    return Result(Picture(image, (side, side), "x"), found, PictureRules(0.5, redraws=True))
 
 
 def test_another_threshold_gives_other_labels_of_the_same_scores():

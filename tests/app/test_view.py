@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from talk2dino.app import markup, view
+from talk2dino.app import pictures
 from talk2dino.app.inputs import Limits, Upload
-from talk2dino.app.results import Results
-from talk2dino.app.view import Look, heat_of, look_at
-from talk2dino.app.work import Request, segment
+from talk2dino.app.pictures import Look, heat_of, look_at
+from talk2dino.app.work import Request, Results, segment
 
 MARKUP = "<img src=x onerror=alert(1)>"
 
@@ -71,7 +70,7 @@ def test_the_scores_at_a_pixel_are_those_of_the_result(kept):
 
 @pytest.mark.parametrize("position", ["", "7", "7,", "a, b", "-1, 2", "1, 2, 3", "1.5, 2"])
 def test_an_unfinished_position_asks_for_no_pixel(kept, position):
-    assert look_at(*kept, Look(0.5, position=position)).pixel == markup.PIXEL_HINT
+    assert look_at(*kept, Look(0.5, position=position)).pixel == pictures.PIXEL_HINT
 
 
 def test_a_position_outside_is_moved_to_the_border(kept):
@@ -81,11 +80,11 @@ def test_a_position_outside_is_moved_to_the_border(kept):
 def test_markup_in_a_name_is_text_everywhere(kept):
     results, key = kept
     shown = look_at(results, key, Look(0.5, position="1, 1"))
-    pieces = [shown.legend, shown.pixel, markup.status(MARKUP), markup.notice(MARKUP)]
+    pieces = [shown.legend, shown.pixel, pictures.status(MARKUP), pictures.notice(MARKUP)]
     for html in pieces:
         assert "<img" not in html
         assert "&lt;img src=x onerror=alert(1)&gt;" in html
-    assert "<b>" not in markup.header("<b>")
+    assert "<b>" not in pictures.header("<b>")
 
 
 def test_heat_maps_share_one_scale_and_leave_the_background_out(kept):
@@ -102,8 +101,8 @@ def test_heat_maps_share_one_scale_and_leave_the_background_out(kept):
 def test_many_scores_are_cut_after_the_best(models, photo):
     names = ", ".join(f"thing {index}" for index in range(11))
     *_, done = segment(Request(photo, names, "toy", refine=False), models, Limits(max_side=50))
-    html = markup.pixel_scores(done.result.segmentation, 0, 0)
-    assert html.count("<li") == markup.PIXEL_ROWS
+    html = pictures.pixel_scores(done.result.segmentation, 0, 0)
+    assert html.count("<li") == pictures.PIXEL_ROWS
     assert "and 3 lower ones" in html
     assert len(heat_of(done.result).maps) == 11
 
@@ -127,13 +126,13 @@ def test_a_result_that_vanishes_while_it_is_drawn_says_so(kept, tmp_path, monkey
     answers = iter([result, None])
     monkeypatch.setattr(results, "get", lambda key: next(answers))
     monkeypatch.setattr(results, "folder", lambda key: tmp_path / "removed" / "x")
-    monkeypatch.setattr(view, "save_files", _fails)
+    monkeypatch.setattr(pictures, "save_files", _fails)
     with pytest.raises(ValueError, match="no longer kept"):
         look_at(results, key, Look())
 
 
 def test_a_full_disk_is_not_taken_for_a_vanished_result(kept, monkeypatch):
-    monkeypatch.setattr(view, "save_files", _fails)
+    monkeypatch.setattr(pictures, "save_files", _fails)
     with pytest.raises(OSError, match="disk full"):
         look_at(*kept, Look())
 

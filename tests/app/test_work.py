@@ -5,12 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from talk2dino.app.entries import config_entry, named_entry
 from talk2dino.app.inputs import Limits
-from talk2dino.app.models import Models
+from talk2dino.app.models import Models, find_entry
 from talk2dino.app.work import Outcome, Progress, Request, segment
 from talk2dino.inference import picture_scores
-from talk2dino.methods.talk2dino.config import read_segmenter_config
 from talk2dino.pictures.images import read_rgb, rgb_tensor
 from talk2dino.segmenter import ClassQuery
 from talk2dino.sizes import WHOLE
@@ -30,7 +28,7 @@ def test_a_request_gives_the_scores_of_the_segmenter(photo, models):
     request = Request(photo, "cat, blanket", "toy", background=True, threshold=0.51)
     found = outcome(request, models, Limits()).result.segmentation
     with models.use("toy") as model:
-        segmenter = model.variant(pamr=True, clean_background=True)
+        segmenter = model.segmenter.variant(pamr=True, clean_background=True)
         query = ClassQuery.of_rows(segmenter.embed_classes(["cat", "blanket"]), 0.51)
         expected = picture_scores(segmenter, rgb_tensor(read_rgb(photo.path)), query, WHOLE)
     torch.testing.assert_close(found.scores, expected)
@@ -53,7 +51,7 @@ def test_a_large_picture_says_at_which_size_it_was_segmented(photo, models):
 
 
 def test_loading_is_announced_once(small_photo):
-    models = Models([named_entry("toy", CPU)], CPU)
+    models = Models([find_entry("toy", CPU)], CPU)
     request = Request(small_photo, "cup, spoon", "toy", refine=False)
     texts = [[step.text for step in segment(request, models, LIMITS)][:-1] for _ in range(2)]
     assert texts == [
@@ -80,10 +78,10 @@ def test_a_wrong_request_is_refused_before_a_model_is_used(changes, message, sma
 
 
 def test_a_configured_model_is_loaded_as_configured(root):
-    config = read_segmenter_config(root / "configs" / "toy.yaml", projection_weights="seeded:3")
-    models = Models([config_entry("mine", config, CPU)], CPU)
+    recipe = str(root / "configs" / "toy.yaml")
+    models = Models([find_entry(recipe, CPU, "mine", weights="seeded:3")], CPU)
     with models.use("mine") as model:
-        assert model.config.projection_weights == "seeded:3"
+        assert model.segmenter.config.projection_weights == "seeded:3"
     assert models.is_loaded("mine")
 
 
@@ -105,4 +103,4 @@ def test_two_requests_never_meet_inside_a_model(models):
 
 def test_two_models_of_one_name_are_refused():
     with pytest.raises(ValueError, match="offered twice: toy, toy"):
-        Models([named_entry("toy", CPU)] * 2, CPU)
+        Models([find_entry("toy", CPU)] * 2, CPU)

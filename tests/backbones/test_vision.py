@@ -6,10 +6,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.transforms.functional import to_pil_image
 
 from talk2dino.backbones.checkpoints import load_strict
 from talk2dino.backbones.seeded import seeded_state
 from talk2dino.backbones.vision import (
+    RESIZES,
     SHORT_NAMES,
     ImageTransform,
     as_backbone,
@@ -147,6 +149,17 @@ def test_the_transform_keeps_red_red_and_crops_the_centre():
     assert pixels.dtype == torch.uint8
     assert pixels[:, 14, 14].tolist() == [255, 0, 0]
     assert int(pixels[1].max()) < 10  # bicubic reaches one pixel over the edge
+
+
+@pytest.mark.parametrize("size", [(61, 37), (56, 56), (1000, 30), (30, 500)])
+def test_fast_resizing_differs_by_two_levels_in_a_few_values(size):
+    noise = torch.randint(0, 256, (3, 1 + size[1] // 3, 1 + size[0] // 3), dtype=torch.uint8)
+    image = to_pil_image(noise).resize(size)
+    exact, fast = (ImageTransform(56, 42, name)(image).int() for name in RESIZES)
+    assert exact.shape == fast.shape == (3, 42, 42)
+    difference = (exact - fast).abs()
+    assert difference.max() <= 2
+    assert (difference > 0).float().mean() < 0.03
 
 
 def test_sizes_that_do_not_divide_into_patches_are_refused(toy):

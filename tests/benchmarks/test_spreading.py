@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from talk2dino.benchmarks import spreading
 from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
 from talk2dino.benchmarks.spreading import Layout, resized_labels, spread_labels, spreading_matrix
 from talk2dino.inference import final_scores, resize_scores, score_labels, sliding_window_scores
@@ -188,6 +189,25 @@ def test_the_first_label_wins_a_tie(base, pamr):
             labels = spread_labels(segmenter, scores, pixels, layout, query, most_bytes)
             if not pamr or background is not None:  # PAMR's sums of equal scores may round
                 assert labels.unique().tolist() == [label]
+
+
+@pytest.mark.parametrize("background", [None, 0.9])
+@pytest.mark.parametrize("original", [(64, 96), (50, 131), (1, 1)])
+def test_many_classes_are_compared_pixel_by_pixel_with_the_same_labels(
+    base, original, background, monkeypatch
+):
+    layout = Layout(original, (64, 96), PROTOCOL)
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.rand(len(layout.corners), 40, 8, 8, generator=generator)
+    scores[:, 7] = scores[:, 3]  # a tie everywhere: the first one wins
+    query, pixels = ClassQuery.of_rows(torch.eye(40), background), image(64, 96).float()
+    by_rows = spread_labels(base, scores, pixels, layout, query)
+    monkeypatch.setattr(spreading, "_MANY", 39)
+    monkeypatch.setattr(spreading, "_CACHED_BYTES", 20_000)
+    by_columns = spread_labels(base, scores, pixels, layout, query)
+    assert (by_columns == by_rows).float().mean() >= 0.999
+    assert not (by_columns == 7 + (background is not None)).any()
+    assert background is None or original == (1, 1) or (by_columns == 0).any()
 
 
 class LiveBytes(TorchDispatchMode):

@@ -1,6 +1,7 @@
 """Several methods in one evaluation: one table, one report, each by its own published rules."""
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -17,8 +18,10 @@ from talk2dino.cli.data import main as data_main
 from talk2dino.cli.evaluate import main
 from talk2dino.cli.report import main as report_main
 from talk2dino.methods import clip_words
+from talk2dino.methods.freeda.method import FreeDAMethod
 from talk2dino.methods.ovsegmentor.method import OVSegmentorMethod
 from talk2dino.methods.ovsegmentor.segmenter import OVSegmentorSegmenter
+from talk2dino.methods.proxyclip import ProxyClipMethod
 from talk2dino.methods.talk2dino.method import Talk2DinoMethod
 from talk2dino.methods.talk2dino.segmenter import Talk2DinoSegmenter
 from talk2dino.report.examples import _read_truth
@@ -198,7 +201,10 @@ def test_wrong_arguments_are_named_before_anything_is_loaded(
 def test_a_flag_that_one_of_two_models_has_is_used_there(tmp_path, capsys):
     flags = ["--pamr", "--num_jobs", "9", "--job_id", "8"]
     assert evaluate(tmp_path, *flags, benchmarks="voc20") == 0
-    assert "warning: --pamr means nothing for ovsegmentor_toy" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "warning: --pamr means nothing for ovsegmentor_toy" in said
+    assert "warning: nothing is published of ovsegmentor_toy on voc20\n" in said
+    assert "published of toy" not in said
 
 
 def test_an_image_that_cannot_be_read_is_named_for_both(tmp_path, capsys):
@@ -221,15 +227,9 @@ def test_a_saved_folder_scores_as_the_model_it_was_saved_from(both, tmp_path, ca
     assert result[1]["mIoU"] == results_of(both)[("toy", "coco_stuff")]["mIoU"]
 
 
-EVERY = (
-    *("toy", "proxyclip_toy", "clip_dinoiser_toy", "ovsegmentor_toy"),
-    *("maskclip_toy", "sclip_toy", "clearclip_toy", "naclip_toy"),
-)
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture
 def compare(tmp_path_factory):
-    """Evaluate models on one small picture of VOC20; returns the folder of results."""
+    """Evaluate models on one small picture of VOC20; returns the exit code."""
     root = tmp_path_factory.mktemp("compare")
     folder = root / "data" / "VOCdevkit" / "VOC2012"
     for part in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
@@ -239,49 +239,48 @@ def compare(tmp_path_factory):
     Image.fromarray(pixels[..., 0] % 21).save(folder / "SegmentationClass" / "a.png")
     (folder / "ImageSets" / "Segmentation" / "val.txt").write_text("a\n")
 
-    def run(name, models, *flags):
-        words = ["--data_root", root / "data", "--save_predictions", root / f"{name}_ids", *flags]
+    def run(output, models, *flags):
         with pytest.MonkeyPatch.context() as patch:  # one prompt per word: 80 take their time
             patch.setattr(clip_words, "get_templates", lambda _: ("a photo of a {}.",))
-            assert evaluate(root / name, *words, model=",".join(models), benchmarks="voc20") == 0
-        return root / name
+            words = ["--data_root", root / "data", *flags]
+            return evaluate(output, *words, model=",".join(models), benchmarks="voc20")
 
     return run
 
 
-def rows_of(folder):
-    (table,) = folder.glob("table_*.csv")
-    return [line.split(",") for line in table.read_text().splitlines()]
+def test_a_killed_comparison_under_the_unified_protocol_goes_on(
+    compare, tmp_path, monkeypatch, capsys
+):
+    models = ("toy", "proxyclip_toy", "clip_dinoiser_toy", "freeda_toy")
+    flags = ("--protocol", "unified")
+    with monkeypatch.context() as patch:
+        patch.setattr(FreeDAMethod, "load", Mock(side_effect=KeyboardInterrupt))
+        assert compare(tmp_path, models, *flags) == 130
+    assert len(results_of(tmp_path)) == 3 and not list(tmp_path.glob("table_*"))
+    monkeypatch.setattr(ProxyClipMethod, "load", pytest.fail)
+    assert compare(tmp_path, models, *flags) == 0
 
-
-def test_all_methods_meet_in_one_table_and_one_report(compare):
-    output = compare("native", EVERY)
-    head, *rows = rows_of(output)
-    assert [row[:2] for row in rows] == [[name, "voc20"] for name in EVERY]
-    assert head[2] == "mIoU"
-    assert all("protocol" not in r["settings"]["segmenter"] for r in results_of(output).values())
-    assert report_main([str(output), "--examples", "1"]) == 0
-    page = (output / "report.html").read_text()
-    assert all(name in page for name in EVERY) and "unified protocol" not in page
-
-
-def test_the_unified_protocol_is_named_and_what_it_changes_is_printed(compare, capsys):
-    models = ("toy", "proxyclip_toy", "clip_dinoiser_toy")
-    output = compare("unified", models, "--protocol", "unified")
     said = capsys.readouterr().out
     assert "- toy, voc20: nothing\n" in said
     assert "- proxyclip_toy, voc20: short side 448 in place of 336; window 448 in" in said
     assert "clip_dinoiser_toy, voc20: diningtable in place of dining table; potted" in said
-    (table,) = output.glob("table_*.md")
+    assert "- freeda_toy, voc20: nothing\n" in said
+    (table,) = tmp_path.glob("table_*.md")
     assert "_unified_" in table.name
     assert "mIoU, unified" in table.read_text() and "- toy, voc20: nothing" in table.read_text()
-    for result in results_of(output).values():
+    results = results_of(tmp_path)
+    assert [model for model, _ in results] == sorted(models)
+    for result in results.values():
         settings = result["settings"]
         assert settings["segmenter"]["protocol"] == "unified"
         assert (settings["protocol"]["short_side"], settings["protocol"]["window"]) == (448, 448)
         assert "prompted" not in settings and result["published"] is None
-    assert report_main([str(output), "--examples", "0"]) == 0
-    assert "clip_dinoiser_toy, unified protocol" in (output / "report.html").read_text()
+    superpixels = results[("freeda_toy", "voc20")]["settings"]["segmenter"]["superpixels"]
+    assert superpixels == {"scale": 100, "sigma": 0.7, "min_size": 20}  # its own, kept
+    assert results[("proxyclip_toy", "voc20")]["uniform_windows"] is not None
+    assert results[("toy", "voc20")]["uniform_windows"] is None
+    assert report_main([str(tmp_path), "--examples", "0"]) == 0
+    assert "freeda_toy, unified protocol" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from talk2dino.cli.extract import COMMAND, main
 from talk2dino.features import extract as stage
 from talk2dino.features.extract import image_features
 from talk2dino.features.job import Job
-from talk2dino.features.keys import IMAGE_KEYS
+from talk2dino.features.keys import IMAGE_KEYS, adding_command
 from talk2dino.features.sources import ImageSource
 from talk2dino.features.store import FeatureFile, read_features, write_features
 from talk2dino.methods.talk2dino.provenance import feature_differences
@@ -177,6 +177,19 @@ def test_a_single_image_that_does_not_fit_ends_the_run_and_keeps_the_rest(
     assert main(coco.arguments(tmp_path / "a.pth", "--batch_size", "2")) == 0
 
 
+def test_fast_resizing_is_recorded_and_close_even_for_a_large_jpeg(tmp_path, coco):
+    with Image.open(coco.folder / "000.jpg") as image:
+        image.resize((500, 300)).save(coco.folder / "000.jpg")
+    assert main(coco.arguments(tmp_path / "a.pth")) == 0
+    assert main(coco.arguments(tmp_path / "b.pth", "--resize", "fast")) == 0
+    exact, fast = (read_features(tmp_path / name) for name in ("a.pth", "b.pth"))
+    assert fast.settings["vision"] == {**exact.settings["vision"], "resize": "fast"}
+    one, other = (made.image_features["dino_features"] for made in (exact, fast))
+    assert 0 < (one - other).norm() / one.norm() < 0.02
+    command = adding_command("patch_tokens", tmp_path / "b.pth", fast.settings)
+    assert "--crop_dim 56 --resize fast" in command
+
+
 def test_the_published_layout_is_written_on_request(tmp_path, coco):
     assert main(coco.arguments(tmp_path / "out.pth", "--layout", "coco")) == 0
     stored = torch.load(tmp_path / "out.pth", weights_only=True)
@@ -270,6 +283,7 @@ def test_an_image_too_long_to_resize_is_a_named_failure(tmp_path, coco, capsys):
         (["--model", "dinov2_vitb"], "Did you mean 'dinov2_vitb14'"),
         (["--vision_weights", "nowhere.pth"], "nowhere.pth"),
         (["--crop_dim", "112"], "--crop_dim 112 is larger than --resize_dim 56"),
+        (["--resize", "fats"], "unknown resize 'fats'. Known: exact, fast"),
         (["--batch_size", "0"], "--batch_size must be at least 1"),
         (["--workers", "-1"], "--workers must not be negative"),
         (["--device", "gpu"], "unknown device 'gpu'"),
@@ -424,6 +438,19 @@ def test_a_later_split_can_be_made_alone(tmp_path, coco):
     assert [image["id"] for image in read_features(tmp_path / "a_7.pth").images] == [104, 105]
 
 
+def test_jobs_write_the_files_of_the_splits_and_lists_of_their_own_failures(tmp_path, coco):
+    break_image(coco.folder / "002.jpg", "empty")
+    assert main(coco.arguments(tmp_path / "a.pth", "--n_in_splits", "2")) == 1
+    for job, code in (("0", 1), ("1", 0)):
+        flags = ["--num_jobs", "2", "--job_id", job]
+        assert main(coco.arguments(tmp_path / "b.pth", *flags)) == code
+    assert "image 102" in (tmp_path / "b_0.pth.failed.txt").read_text()
+    assert not list(tmp_path.glob("b_1.pth.failed.txt"))
+    for number in range(2):
+        one, other = (tmp_path / f"{stem}_{number}.pth" for stem in "ab")
+        assert one.read_bytes() == other.read_bytes()
+
+
 def test_finished_splits_of_one_input_are_not_completed_with_another(
     tmp_path, coco, make_coco, capsys, monkeypatch
 ):
@@ -472,7 +499,7 @@ def test_asking_for_a_key_twice_gives_equal_tensors():
 
 
 def test_a_process_that_reads_images_and_dies_is_one_sentence(coco, tmp_path, monkeypatch, capsys):
-    def die(source):
+    def die(source, least):
         os.kill(os.getpid(), signal.SIGKILL)
 
     monkeypatch.setattr(ImageSource, "read", die)

@@ -14,10 +14,9 @@ import pytest
 import torch
 
 from talk2dino.cli import extract
+from talk2dino.features import chunks
 from talk2dino.features import extract as stage
-from talk2dino.features import parts
 from talk2dino.features.extract import image_features
-from talk2dino.features.parts import JOURNAL
 
 if not hasattr(os, "fork"):
     pytest.skip("needs POSIX processes", allow_module_level=True)
@@ -43,18 +42,19 @@ def run_command(main, arguments):
 
 
 def dies_in_write(main, arguments, fatal):
-    """Run, and be killed in the middle of the `fatal`-th write of rows or journal."""
-    real_write, count = parts._write_at, 0
+    """Run, and be killed in the middle of the `fatal`-th write of a chunk or of all rows."""
+    real_write, count = chunks._write, 0
 
-    def write(file, offset, data):
+    def write(file, data):
         nonlocal count
         count += 1
         if count == fatal:
-            real_write(file, offset, memoryview(data)[: len(data) // 2])
+            real_write(file, data[: len(data) // 2])
+            file.flush()
             os.kill(os.getpid(), signal.SIGKILL)
-        real_write(file, offset, data)
+        real_write(file, data)
 
-    parts._write_at = write
+    chunks._write = write
     run_command(main, arguments)
 
 
@@ -76,28 +76,31 @@ def undisturbed(fork_server, images, tmp_path_factory):
     return path.read_bytes()
 
 
+def finished(folder):
+    return sorted((folder / "val.pth.parts" / "split00000").glob("chunk*.safetensors"))
+
+
 def test_kills_in_the_middle_of_writes(fork_server, images, undisturbed, tmp_path):
-    """Every run dies in its 5th write (a batch is three), leaving half of it behind."""
+    """Every run dies in its second write, of a chunk or of what they become together."""
     out = tmp_path / "val.pth"
     arguments = image_arguments(images, out)
-    kills, stops = 0, []
-    while True:
-        process = start(fork_server, dies_in_write, extract.main, arguments, 5)
+    kills = 0
+    while len(finished(tmp_path)) < 12:
+        process = start(fork_server, dies_in_write, extract.main, arguments, 2)
         process.join()
-        if process.exitcode == 0:
-            break
         assert process.exitcode == -signal.SIGKILL
         kills += 1
-        journal = tmp_path / "val.pth.parts" / "split00000" / JOURNAL
-        stops.append(journal.read_bytes().count(b"\n"))
-    assert kills >= 10
-    assert stops == sorted(stops), "finished batches were lost"
+        assert len(finished(tmp_path)) == min(kills, 12), "a finished batch was lost"
+    for fatal in (1, 9):
+        start(fork_server, dies_in_write, extract.main, arguments, fatal).join()
+        assert len(finished(tmp_path)) == 12
+    finish(start(fork_server, run_command, extract.main, arguments))
     assert out.read_bytes() == undisturbed
 
 
 def test_finished_batches_are_not_computed_again(fork_server, images, tmp_path, monkeypatch):
     arguments = image_arguments(images, tmp_path / "val.pth")
-    start(fork_server, dies_in_write, extract.main, arguments, 3 * 8 + 1).join()
+    start(fork_server, dies_in_write, extract.main, arguments, 9).join()
     computed = []
 
     def counted(backbone, pixels, *rest):
@@ -111,7 +114,7 @@ def test_finished_batches_are_not_computed_again(fork_server, images, tmp_path, 
 
 def test_another_batch_size_is_not_mixed_in(fork_server, images, tmp_path, capsys):
     out = tmp_path / "val.pth"
-    start(fork_server, dies_in_write, extract.main, image_arguments(images, out), 14).join()
+    start(fork_server, dies_in_write, extract.main, image_arguments(images, out), 5).join()
     assert extract.main(image_arguments(images, out, "--batch_size", "4")) == 2
     assert "batch_size: 2 there, 4 asked for" in capsys.readouterr().err
 
@@ -121,7 +124,7 @@ def test_a_picture_that_changed_since_the_kill_is_not_mixed_in(
 ):
     folder = shutil.copytree(images.folder, tmp_path / "coco")
     arguments = image_arguments(images, tmp_path / "val.pth", "--data_dir", str(folder))
-    start(fork_server, dies_in_write, extract.main, arguments, 14).join()
+    start(fork_server, dies_in_write, extract.main, arguments, 5).join()
     os.utime(folder / "001.jpg", (0, 0))
     assert extract.main(arguments) == 1
     assert "another input (other images or captions)" in capsys.readouterr().err
@@ -133,7 +136,7 @@ def test_a_failure_before_the_kill_is_still_reported(fork_server, images, tmp_pa
     (folder / "001.jpg").write_bytes(b"")
     more = ["--data_dir", str(folder)]
     arguments = image_arguments(images, tmp_path / "a.pth", *more)
-    process = start(fork_server, dies_in_write, extract.main, arguments, 10)
+    process = start(fork_server, dies_in_write, extract.main, arguments, 4)
     process.join()
     assert extract.main(arguments) == 1
     assert "image 101 (001.jpg)" in capsys.readouterr().err
@@ -148,9 +151,8 @@ def test_the_real_command_with_workers_is_killed_and_run_again(images, undisturb
         "from talk2dino.cli.extract import main; sys.exit(main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", code, *arguments]
-    journal = tmp_path / "val.pth.parts" / "split00000" / JOURNAL
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-        while process.poll() is None and not (journal.exists() and journal.stat().st_size):
+        while process.poll() is None and not finished(tmp_path):
             time.sleep(0.005)  # a busy loop would take a core from the command
         process.kill()
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL)

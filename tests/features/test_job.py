@@ -6,9 +6,11 @@ import sys
 import pytest
 import torch
 
-from talk2dino.features.job import Division, Job, Output, plan_outputs
-from talk2dino.features.parts import Batch
+from talk2dino.features.chunks import Chunk
+from talk2dino.features.job import Division, Job, Output, Work, plan_outputs
 from talk2dino.features.store import FeatureFile, read_features
+from talk2dino.processes import Processes
+from talk2dino.progress import silent
 
 SETTINGS = {"model": "toy", "resize_dim": 56}
 
@@ -17,14 +19,34 @@ def outputs(tmp_path, **changes):
     return plan_outputs(tmp_path / "val.pth", Division(**changes))
 
 
+def work(total=4, fingerprint="input", made=None, fails_at=None):
+    """Rows that hold their own positions, two per batch; `made` lists the batches computed."""
+
+    def batches(wanted):
+        for items in wanted:
+            if fails_at in items:
+                raise KeyboardInterrupt
+            if made is not None:
+                made.append(items)
+            yield Chunk({"a": torch.tensor(items)})
+
+    return Work(fingerprint, total, 2, lambda fresh: None, batches)
+
+
 def begun(tmp_path, settings=SETTINGS, **changes):
     """A job that was ended after its first batch."""
     job = Job(outputs(tmp_path, **changes), settings)
     with pytest.raises(KeyboardInterrupt), job:
-        parts = job.parts(job.outputs[0], "input")
-        parts.append(Batch(1, {"a": torch.ones(1, 2)}))
-        raise KeyboardInterrupt
+        job.collected(job.outputs[0], work(fails_at=2), silent)
     return job
+
+
+def computed(job, *arguments):
+    """The batches that are computed when the job goes on."""
+    made = []
+    found = job.collected(job.outputs[0], work(*arguments, made=made), silent)
+    assert found.columns["a"].tolist() == list(range(4))
+    return made
 
 
 def test_one_split_is_the_named_file(tmp_path):
@@ -35,6 +57,11 @@ def test_splits_are_numbered_from_the_offsets(tmp_path):
     planned = outputs(tmp_path, n_in_splits=4, in_batch_offset=2, out_offset=10)
     assert [o.split for o in planned] == [2, 3]
     assert [o.files[0].name for o in planned] == ["val_12.pth", "val_13.pth"]
+
+
+def test_a_job_makes_the_split_of_its_number_only(tmp_path):
+    (planned,) = outputs(tmp_path, n_in_splits=4, job_id=2)
+    assert (planned.split, planned.files[0].name) == (2, "val_2.pth")
 
 
 def test_shard_numbers_continue_over_splits(tmp_path):
@@ -50,6 +77,8 @@ def test_shard_numbers_continue_over_splits(tmp_path):
         ({"n_in_splits": 0}, "at least 1"),
         ({"n_in_splits": 2, "in_batch_offset": 2}, "the splits are 0 to 1"),
         ({"in_batch_offset": -1}, "the splits are 0 to 0"),
+        ({"n_in_splits": 2, "job_id": 2}, "the jobs are 0 to 1"),
+        ({"n_in_splits": 2, "job_id": 1, "in_batch_offset": 1}, "--job_id the only"),
         ({"out_offset": -1}, "must not be negative"),
     ],
 )
@@ -60,7 +89,8 @@ def test_impossible_divisions_are_refused(changes, message):
 
 def test_a_finished_job_leaves_no_folder(tmp_path):
     with Job(outputs(tmp_path), SETTINGS) as job:
-        job.finish(job.outputs[0], job.parts(job.outputs[0], ""))
+        job.collected(job.outputs[0], work(), silent)
+        job.finish(job.outputs[0])
     assert not list(tmp_path.iterdir())
 
 
@@ -74,7 +104,7 @@ def test_work_is_kept_and_found_again(tmp_path):
     assert begun(tmp_path).resumed is False
     with Job(outputs(tmp_path), SETTINGS) as job:
         assert job.resumed
-        assert job.parts(job.outputs[0], "input").stop == 1
+        assert computed(job) == [range(2, 4)]
 
 
 def test_other_settings_are_refused_and_named(tmp_path):
@@ -90,7 +120,7 @@ def test_overwrite_drops_work_with_other_settings(tmp_path):
     begun(tmp_path)
     with Job(outputs(tmp_path), {**SETTINGS, "amp": True}, overwrite=True) as job:
         assert not job.resumed
-        assert job.parts(job.outputs[0], "input").stop == 0
+        assert len(computed(job)) == 2
 
 
 def test_overwrite_continues_work_with_the_same_settings(tmp_path):
@@ -101,20 +131,20 @@ def test_overwrite_continues_work_with_the_same_settings(tmp_path):
 def test_overwrite_drops_work_on_another_input(tmp_path):
     begun(tmp_path)
     with Job(outputs(tmp_path), SETTINGS, overwrite=True) as job:
-        assert job.parts(job.outputs[0], "other").stop == 0
+        assert len(computed(job, 4, "other")) == 2
 
 
 def test_work_on_another_input_is_refused(tmp_path):
     begun(tmp_path)
     job = Job(outputs(tmp_path), SETTINGS)
     with pytest.raises(ValueError, match="another input"):
-        job.parts(job.outputs[0], "other")
+        job.collected(job.outputs[0], work(4, "other"), silent)
 
 
 def test_finished_splits_are_not_done_again(tmp_path):
     planned = outputs(tmp_path, n_in_splits=3)
     with pytest.raises(KeyboardInterrupt), Job(planned, SETTINGS) as job:
-        job.finish(planned[0], job.parts(planned[0], ""), ["image 3: gone"])
+        job.finish(planned[0], ["image 3: gone"])
         raise KeyboardInterrupt
     again = Job(planned, SETTINGS)
     assert again.pending() == planned[1:]
@@ -199,3 +229,48 @@ def test_the_layout_is_that_of_the_input_unless_chosen(tmp_path):
     for layout, expected in ((None, "coco"), ("columnar", "columnar")):
         Output(0, 1, (tmp_path / "a.pth",), layout).write(features, tmp_path)
         assert read_features(tmp_path / "a.pth").layout == expected
+
+
+# Several processes.
+
+
+class FirstOfTwo(Processes):
+    """Without the other one, which has failed and could not leave word."""
+
+    def gather(self, value):
+        return [value, "process 1 of 2 failed: no room"]
+
+
+def test_the_first_process_to_fail_has_the_word(tmp_path):
+    with Job(outputs(tmp_path), {}) as job:
+        job.processes = Processes(1, 3)
+        job.check_others()
+        job.tell_others("no room")
+        job.processes = Processes(2, 3)
+        job.tell_others("no time")
+        with pytest.raises(RuntimeError, match="process 1 of 3 failed: no room"):
+            job.check_others()
+
+
+def test_a_word_that_is_not_written_yet_is_a_failure_too(tmp_path):
+    with Job(outputs(tmp_path), {}) as job:
+        job.processes = Processes(0, 2)
+        (job.folder / "failed.txt").touch()
+        with pytest.raises(RuntimeError, match="another process of this extraction failed"):
+            job.check_others()
+
+
+def test_a_failure_that_nobody_could_write_down_ends_the_others(tmp_path):
+    with Job(outputs(tmp_path), {}) as job:
+        job.processes = FirstOfTwo(0, 2)
+        with pytest.raises(RuntimeError, match="process 1 of 2 failed: no room"):
+            job.collected(job.outputs[0], work(8), silent)
+
+
+def test_a_process_computes_every_nth_chunk(tmp_path):
+    made = []
+    with Job(outputs(tmp_path), {}) as job:
+        job.processes = FirstOfTwo(0, 2)
+        with pytest.raises(RuntimeError):
+            job.collected(job.outputs[0], work(9, made=made), silent)
+    assert made == [range(2), range(4, 6), range(8, 9)]

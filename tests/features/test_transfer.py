@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from talk2dino.features import transfer
+from talk2dino.features.chunks import Chunk
 from talk2dino.features.decode import DecodedBatch
-from talk2dino.features.parts import Batch
 from talk2dino.features.transfer import fetched_behind, sent_ahead
 
 CPU, CUDA = torch.device("cpu"), SimpleNamespace(type="cuda")
@@ -66,12 +66,12 @@ def cuda(monkeypatch):
 
 
 def test_the_next_batch_is_sent_before_the_last_is_worked_on(cuda):
-    batches = [DecodedBatch(n, Pixels(cuda, name), {n: "bad"}) for n, name in enumerate("ab")]
+    batches = [DecodedBatch(Pixels(cuda, name), {n: "bad"}) for n, name in enumerate("ab")]
     seen = []
     for batch in sent_ahead(batches, CUDA):
         cuda.note("work on", batch.images.name)
-        seen.append((batch.stop, batch.failures))
-    assert seen == [(0, {0: "bad"}), (1, {1: "bad"})]
+        seen.append(batch.failures)
+    assert seen == [{0: "bad"}, {1: "bad"}]
     assert cuda.calls == [
         *("on side:", "send a", "main waits", "a used by main"),
         *("on side:", "send b", "work on a", "main waits", "b used by main", "work on b"),
@@ -86,7 +86,7 @@ def test_results_are_handed_out_when_the_next_work_is_launched_and_they_have_arr
     def batches():
         for number in range(2):
             cuda.note("work on", str(number))
-            yield Batch(number, {"a": torch.full((1,), number)}, {}, [str(number)])
+            yield Chunk({"a": torch.full((1,), number)}, {}, [str(number)])
 
     for batch in fetched_behind(batches(), CUDA):
         cuda.note("store", *batch.captions, str(int(batch.columns["a"])))
@@ -102,11 +102,11 @@ def test_without_batches_nothing_comes_out(cuda):
 
 
 def test_elsewhere_batches_pass_one_at_a_time():
-    decoded = [DecodedBatch(1, torch.ones(1), {}, torch.zeros(1)), DecodedBatch(2, torch.ones(2))]
+    decoded = [DecodedBatch(torch.ones(1), {}, torch.zeros(1)), DecodedBatch(torch.ones(2))]
     sent = list(sent_ahead(decoded, CPU))
     assert [len(batch.images) for batch in sent] == [1, 2]
     assert sent[0].caption_inputs is not None
     assert sent[1].caption_inputs is None
-    drawn = iter([Batch(1, {"a": torch.ones(1)}), Batch(2, {})])
-    assert next(fetched_behind(drawn, CPU)).stop == 1
-    assert next(drawn).stop == 2
+    drawn = iter([Chunk({"a": torch.ones(1)}), Chunk({}, {1: "bad"})])
+    assert next(fetched_behind(drawn, CPU)).columns == {"a": torch.ones(1)}
+    assert next(drawn).failures == {1: "bad"}

@@ -1,7 +1,9 @@
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from talk2dino import label_map
 from talk2dino.backbones.text import clip_state
 from talk2dino.benchmarks.table import BENCHMARKS
 from talk2dino.methods.clip_dinoiser import ClipDinoiserSegmenter, class_words, load_heads, smooth
@@ -68,6 +70,17 @@ def test_a_background_without_a_word_has_a_channel_too(toy):
     query = toy.query(["background", "cat"], 0.99, [(), ("cat",)])
     scores = toy.window_scores(torch.rand(1, 3, 32, 32) * 255, query)
     assert scores.shape == (1, 2, 32, 32)
+
+
+@pytest.mark.parametrize("model", ["proxyclip_toy", "clip_dinoiser_toy", "freeda_toy"])
+def test_a_picture_of_a_pixel_one_class_and_a_word_twice(model):
+    segmenter = load_segmenter(model, "seeded:0")
+    rows = segmenter.query(["cat", "cat"]).rows
+    assert torch.equal(rows[0], rows[1])
+    query = segmenter.query(["cat"], 0.5)
+    for size_hw in ((1, 1), (5, 3)):
+        labels = label_map(segmenter, np.full((*size_hw, 3), 99, np.uint8), query)
+        assert labels.shape == size_hw and labels.max() < len(query.names)
 
 
 def test_a_threshold_is_refused_where_a_benchmark_has_no_background(toy):

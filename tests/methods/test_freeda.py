@@ -237,7 +237,11 @@ def test_options_and_rules_are_the_published_ones():
     }
     voc = method.on(BENCHMARKS["voc"])
     assert voc.superpixels == method.on(BENCHMARKS["voc20"]).superpixels
-    assert "nothing is published for voc: superpixels as for voc20" in voc.describe()[1]
+    superpixels = "freeda_vitl has no superpixels for voc: those of voc20"
+    assert method.remarks(BENCHMARKS["voc"]) == [superpixels]
+    assert method.remarks(BENCHMARKS["voc20"]) == []
+    toy = find_method("freeda_toy", {"superpixels": False})
+    assert toy.remarks(BENCHMARKS["voc"]) == ["nothing is published of freeda_toy on voc"]
     assert voc.threshold(BENCHMARKS["voc"]) is None
     assert method.published_miou(BENCHMARKS["ade20k"]) == 21.4
     with pytest.raises(ValueError, match="freeda_vitl needs a bank.*Google Drive"):

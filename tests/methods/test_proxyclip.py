@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from talk2dino.backbones.vision import load_vision
 from talk2dino.benchmarks.table import BENCHMARKS
@@ -9,6 +10,7 @@ from talk2dino.methods.proxyclip import (
     PUBLISHED,
     ProxyClipSegmenter,
     class_words,
+    mix_by_proxy,
     proxy_attention,
     shared_words,
 )
@@ -51,11 +53,35 @@ def test_where_all_is_alike_every_patch_attends_to_itself():
     torch.testing.assert_close(attention, torch.eye(5))
 
 
+class Allocated(TorchDispatchMode):
+    """Keeps every tensor's storage that is made, so that their sum bounds the memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.storages = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in [result] if isinstance(result, torch.Tensor) else []:
+            self.storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return result
+
+
+def test_a_window_takes_one_matrix_of_similarities_and_not_one_per_head():
+    patches = 1764  # of 8 pixels in a window of 336
+    features, values = torch.randn(patches, 16), torch.randn(patches, 768)
+    with Allocated() as allocated:
+        mix_by_proxy(features, values)
+    assert sum(storage.nbytes() for storage in allocated.storages.values()) < 60e6
+
+
 def test_a_window_of_one_colour_has_finite_scores(toy):
     scores = toy.window_scores(torch.full((1, 3, 64, 64), 127.0), query_of(random_rows(3)))
     assert scores.isfinite().all()
     features = toy.patch_features(torch.full((1, 3, 64, 64), 127.0))
     assert features.mean_similarities[0] > 1 / 1.2  # where the published code gives NaN
+    assert toy.uniform_windows(features) == [True]
+    assert toy.uniform_windows(features._replace(mean_similarities=(0.83, 0.84))) == [False, True]
 
 
 def test_a_window_scores_alike_whatever_it_is_batched_with(toy):
@@ -171,7 +197,7 @@ def test_protocols_are_the_published_ones(toy):
 
 def test_models_have_published_numbers_or_are_toys():
     assert set(MODELS) - set(PUBLISHED) == {"proxyclip_toy", "proxyclip_toy_dinov2"}
-    assert PUBLISHED["proxyclip_vith"]["ade20k"] == 24.2
+    assert PUBLISHED["proxyclip_vith"].miou["ade20k"] == 24.2
     with pytest.raises(ValueError, match="unknown model 'proxyclip'"):
         load_segmenter("proxyclip")
 

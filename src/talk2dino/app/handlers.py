@@ -12,13 +12,11 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 from PIL import Image
 
-from talk2dino.app import markup
+from talk2dino.app import pictures
 from talk2dino.app.inputs import Limits, Upload
 from talk2dino.app.models import GUESSED_THRESHOLD, ModelEntry, Models
-from talk2dino.app.pictures import enlargement
-from talk2dino.app.results import Results
-from talk2dino.app.view import Heat, Look, View, heat_of, look_at
-from talk2dino.app.work import Outcome, Progress, Request, segment
+from talk2dino.app.pictures import Heat, Look, View, enlargement, heat_of, look_at
+from talk2dino.app.work import Outcome, Progress, Request, Results, segment
 
 logger = logging.getLogger(__name__)
 
@@ -57,14 +55,14 @@ class Handlers:
             request = Request(read_upload(picture), words, model, background, threshold, refine)
             for step in segment(request, service.models, service.limits):
                 if isinstance(step, Progress):
-                    yield self._update(status=markup.status(step.text, "busy"), busy=True)
+                    yield self._update(status=pictures.status(step.text, "busy"), busy=True)
                     continue
                 yield self._finished(step, opacity, old_key)
         except USER_ERRORS as error:
-            yield self._update(status=markup.status(sentence(error), "error"), busy=False)
+            yield self._update(status=pictures.status(sentence(error), "error"), busy=False)
         except Exception:
             logger.exception("a request failed")
-            yield self._update(status=markup.status(BUG, "error"), busy=False)
+            yield self._update(status=pictures.status(BUG, "error"), busy=False)
 
     def on_look(
         self,
@@ -86,7 +84,7 @@ class Handlers:
         try:
             view = look_at(self.service.results, key, Look(threshold, opacity, position))
         except USER_ERRORS as error:
-            return [gr.skip()] * 5 + [markup.status(sentence(error), "error")]
+            return [gr.skip()] * 5 + [pictures.status(sentence(error), "error")]
         return [*_shown(view), gr.skip()]
 
     def on_click(
@@ -109,11 +107,11 @@ class Handlers:
         try:
             entry = models.entry(name)
         except ValueError as error:
-            return [markup.notice(str(error)), *[gr.skip()] * 3]
+            return [pictures.notice(str(error)), *[gr.skip()] * 3]
         slider = gr.Slider(**threshold_of(models, entry))
         refine = gr.Checkbox(**refinement_of(entry))
         known = models.facts(name) is not None
-        return [markup.notice(models.notice(name)), slider, refine, known]
+        return [pictures.notice(models.notice(name)), slider, refine, known]
 
     def on_loaded(self, known: bool, threshold: float, model: str) -> list[Any]:
         """Say what loading the chosen model has told, if the page could not say it before."""
@@ -122,14 +120,14 @@ class Handlers:
             return [gr.skip()] * 3
         moved = threshold != GUESSED_THRESHOLD
         slider = gr.skip() if moved else gr.Slider(value=models.threshold(model))
-        return [markup.notice(models.notice(model)), slider, True]
+        return [pictures.notice(models.notice(model)), slider, True]
 
     def _finished(self, outcome: Outcome, opacity: float, old_key: str | None) -> list[Any]:
         results = self.service.results
         key = results.put(outcome.result)
         view = look_at(results, key, Look(opacity=opacity))
         results.discard(old_key)
-        text = markup.status(outcome.text, "done")
+        text = pictures.status(outcome.text, "done")
         groups = [
             (picture, f"stage {number}") for number, picture in enumerate(outcome.groups, start=1)
         ]
@@ -161,17 +159,18 @@ class Handlers:
 
 def threshold_of(models: Models, entry: ModelEntry) -> dict[str, Any]:
     """The slider of background thresholds as a model needs it."""
-    lowest, highest = entry.abilities.thresholds
-    info = None if entry.abilities.redraw else "Press Segment to apply it"
+    lowest, highest = entry.rules.thresholds
+    info = None if entry.rules.redraws else "Press Segment to apply it"
     value = models.threshold(entry.name)
     return {"minimum": lowest, "maximum": highest, "value": value, "info": info}
 
 
 def refinement_of(entry: ModelEntry) -> dict[str, Any]:
     """The switch of the refinement as a model needs it."""
-    able = entry.abilities.refine
+    refines = entry.rules.refines
+    able = refines is not None
     info = "Follow the edges of the picture" if able else "This model has no refinement"
-    return {"value": able, "interactive": able, "info": info}
+    return {"value": bool(refines), "interactive": able, "info": info}
 
 
 def read_upload(payload: Mapping[str, Any] | None) -> Upload | None:
@@ -190,19 +189,19 @@ def read_upload(payload: Mapping[str, Any] | None) -> Upload | None:
 
 def on_begin() -> list[Any]:
     """The page while a request waits for its turn."""
-    return _buttons(markup.status(WAITING, "busy"), busy=True)
+    return _buttons(pictures.status(WAITING, "busy"), busy=True)
 
 
 def on_failure(shown_status: str) -> list[Any]:
     """The page when Gradio did not take a request, because too many wait, or cut it off."""
     if STOPPED in shown_status:  # cut off by the visitor, who has been told
         return [gr.skip()] * 3
-    return _buttons(markup.status(REFUSED, "error"), busy=False)
+    return _buttons(pictures.status(REFUSED, "error"), busy=False)
 
 
 def on_stop() -> list[Any]:
     """The page after a request was stopped."""
-    return _buttons(markup.status(STOPPED), busy=False)
+    return _buttons(pictures.status(STOPPED), busy=False)
 
 
 def sentence(error: BaseException) -> str:

@@ -21,25 +21,51 @@ class Limits:
     """What one request may ask for."""
 
     max_pixels: int = 50_000_000
-    """Larger pictures are refused after a look at their header, before they are decoded."""
+    """Of a picture; larger ones are refused before they are decoded."""
     max_side: int = 1024
-    """Larger pictures are scored and shown at this long side, in pixels."""
+    """Long side in pixels at which larger pictures are segmented and shown."""
     max_categories: int = 64
     """Names in one request."""
 
     def __post_init__(self) -> None:
-        for flag, value in (
-            ("--max_pixels", self.max_pixels),
-            ("--max_side", self.max_side),
-            ("--max_categories", self.max_categories),
-        ):
-            if value < 1:
-                raise ValueError(f"{flag} must be at least 1, got {value}.")
+        for flag in ("max_pixels", "max_side", "max_categories"):
+            if getattr(self, flag) < 1:
+                raise ValueError(f"--{flag} must be at least 1, got {getattr(self, flag)}.")
         if self.max_categories > 255:
             raise ValueError(
                 f"--max_categories must be at most 255, got {self.max_categories}: "
                 "an indexed PNG holds 256 labels, the background included."
             )
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """Where and to whom the page is served."""
+
+    server_name: str = "127.0.0.1"
+    """Address to listen at; 0.0.0.0 for the whole network."""
+    server_port: int | None = None
+    """Port (default: the first free from 7860)."""
+    share: bool = False
+    """Public link through Gradio's servers."""
+    max_queue: int = 32
+    """Requests that may wait; more are told to come back."""
+    max_upload_mb: int = 50
+    """Of one uploaded file."""
+    max_uploads_mb: int = 1000
+    """Of all uploads together; the oldest make room."""
+
+    def __post_init__(self) -> None:
+        for flag in ("max_queue", "max_upload_mb"):
+            if getattr(self, flag) < 1:
+                raise ValueError(f"--{flag} must be at least 1, got {getattr(self, flag)}.")
+        if self.max_uploads_mb <= self.max_upload_mb:
+            raise ValueError(
+                f"--max_uploads_mb must be more than --max_upload_mb ({self.max_upload_mb}), got "
+                f"{self.max_uploads_mb}."
+            )
+        if self.server_port is not None and not 1 <= self.server_port <= 65535:
+            raise ValueError(f"--server_port must lie between 1 and 65535, got {self.server_port}.")
 
 
 @dataclass(frozen=True)

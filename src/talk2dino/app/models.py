@@ -5,12 +5,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 
+from talk2dino.config import check_name
+from talk2dino.methods.base import Method, PictureRules
+from talk2dino.methods.registry import MODEL_NAMES, find_method, method_class
 from talk2dino.segmenter import Segmenter
-from talk2dino.sizes import WHOLE, Protocol
+from talk2dino.toy.scene import CLASS_NAMES
 
 GUESSED_THRESHOLD = 0.55
 """Where the slider stands while a model's own threshold is not known: most published models'."""
@@ -20,22 +25,11 @@ UNKNOWN = (
 )
 
 
-@dataclass(frozen=True)
-class Abilities:
-    """What the page offers with a model, and how it names its scores."""
-
-    refine: bool = True
-    """Whether scores can follow the edges of the picture."""
-    protocol: Protocol = WHOLE
-    """Size and windows of pictures."""
-    groups: bool = False
-    """Whether there are pictures of its groups."""
-    redraw: bool = True
-    """Whether kept scores can be given another background threshold."""
-    thresholds: tuple[float, float] = (0.3, 0.8)
-    """Ends of the slider of background thresholds."""
-    scores: str = "sigmoid(cosine)"
-    """What the scores are."""
+UNTRAINED = (
+    "“{}” has random, untrained weights: everything works as with a real model, but the colours "
+    "mean nothing."
+)
+DRAWN_WORLD = "“{}” has seen nothing but drawn pictures of {}."
 
 
 @dataclass(frozen=True)
@@ -52,10 +46,19 @@ class Facts:
 class Loaded:
     """A model that is ready to use."""
 
+    method: Method
+    """What it is, with its options."""
     segmenter: Segmenter
-    """The model."""
+    """Its weights, with any options."""
     facts: Facts
     """As its weights and their configuration tell."""
+
+    def variant(
+        self, refine: bool, background: bool, device: torch.device
+    ) -> tuple[Method, Segmenter]:
+        """The same weights for pictures with or without refinement and background."""
+        method = self.method.refined(refine).for_pictures(background)
+        return method, method.load(device, self.segmenter)
 
 
 @dataclass(frozen=True)
@@ -66,10 +69,55 @@ class ModelEntry:
     """As shown to visitors."""
     load: Callable[[], Loaded]
     """Reads the weights; takes seconds."""
+    rules: PictureRules
+    """What the page offers with it."""
     facts: Facts | None = None
     """As far as they are known before it is loaded."""
-    abilities: Abilities = field(default_factory=Abilities)
-    """What the page offers with it."""
+
+
+def find_entry(
+    name: str, device: torch.device, label: str | None = None, **settings: Any
+) -> ModelEntry:
+    """A model of any method; nothing is loaded or downloaded.
+
+    Args:
+        name: what `registry.find_method` takes, or `<name>=<folder, file or seeded:<n>>`.
+        device: where it runs.
+        label: what it is called on the page.
+        settings: options of its method.
+
+    Raises:
+        ValueError, FileNotFoundError: there is no such model, or its weights are missing or
+            damaged. Whether the Hub has a repository is seen when it is loaded.
+    """
+    model, equals, weights = name.partition("=")
+    if equals and not Path(name).exists():
+        check_name("model with weights (<name>=<weights>)", model, MODEL_NAMES)
+        settings["weights"] = weights
+    else:
+        model = name
+
+    def find() -> tuple[Method, Facts]:
+        method = find_method(model, settings).for_pictures(False)
+        method.check()
+        return method, Facts(method.demo.threshold, _notice(label or name, method))
+
+    def load() -> Loaded:
+        method, facts = find()
+        return Loaded(method, method.load(device), facts)
+
+    rules = None if settings else method_class(model).remote(model)
+    if rules is None:
+        method, facts = find()
+        return ModelEntry(label or name, load, method.demo, facts)
+    return ModelEntry(name, load, rules, None if rules.guessed else Facts(rules.threshold))
+
+
+def _notice(name: str, method: Method) -> str | None:
+    """What the colours of a model are worth, if they mean little."""
+    if method.untrained:
+        return UNTRAINED.format(name)
+    return DRAWN_WORLD.format(name, ", ".join(CLASS_NAMES)) if method.toy else None
 
 
 class Models:
@@ -118,7 +166,7 @@ class Models:
         return name in self._loaded
 
     @contextmanager
-    def use(self, name: str) -> Iterator[Segmenter]:
+    def use(self, name: str) -> Iterator[Loaded]:
         """A model for one request alone: reading attention hooks into it, which is not shared.
 
         The queue gives one turn at a time, but a step that was stopped goes on to its end while
@@ -131,4 +179,4 @@ class Models:
         with self._lock:
             if name not in self._loaded:
                 self._loaded[name] = entry.load()
-            yield self._loaded[name].segmenter
+            yield self._loaded[name]

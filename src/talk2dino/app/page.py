@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from talk2dino.app import markup
+from talk2dino.app import pictures
 from talk2dino.app.handlers import (
     Handlers,
     Service,
@@ -67,10 +67,10 @@ class Page:
             title="Talk2DINO", analytics_enabled=False, delete_cache=(600, 3600), fill_width=True
         )
         with blocks:
-            gr.HTML(markup.header(str(self.service.models.device)))
+            gr.HTML(pictures.header(str(self.service.models.device)))
             models = self.service.models
             first = next(iter(models.entries))
-            self.notice = gr.HTML(markup.notice(models.notice(first)), elem_id="notice")
+            self.notice = gr.HTML(pictures.notice(models.notice(first)), elem_id="notice")
             with gr.Row(elem_id="columns"):
                 with gr.Column(scale=4, min_width=320, elem_id="ask"):
                     self._build_inputs()
@@ -113,7 +113,7 @@ class Page:
         with gr.Row(elem_id="buttons"):
             self.run = gr.Button("Segment", variant="primary", scale=3, elem_id="run")
             self.stop = gr.Button("Stop", scale=1, min_width=80, interactive=False, elem_id="stop")
-        self.status = gr.HTML(markup.NOTHING_YET, elem_id="status")
+        self.status = gr.HTML(pictures.NOTHING_YET, elem_id="status")
 
     def _build_example(self, path: Path, words: str) -> None:
         """A picture to press; gr.Examples has buttons that a screen reader cannot name."""
@@ -184,7 +184,7 @@ class Page:
                     elem_id="heat",
                 )
             with gr.Tab("Groups", visible=False, elem_id="groups-tab") as self.groups_tab:
-                gr.HTML(markup.GROUPS_HINT)
+                gr.HTML(pictures.GROUPS_HINT)
                 self.groups = gr.Gallery(
                     label="Groups",
                     show_label=False,
@@ -198,7 +198,7 @@ class Page:
         with gr.Row(elem_id="findings"):
             with gr.Column(min_width=260):
                 gr.HTML("<h2>Areas</h2>")
-                self.legend = gr.HTML(markup.NO_AREAS, elem_id="areas")
+                self.legend = gr.HTML(pictures.NO_AREAS, elem_id="areas")
             with gr.Column(min_width=260):
                 gr.HTML("<h2>Scores at a pixel</h2>")
                 self.position = gr.Textbox(
@@ -207,7 +207,7 @@ class Page:
                     max_lines=1,
                     elem_id="position",
                 )
-                self.pixel = gr.HTML(markup.PIXEL_HINT, elem_id="pixel")
+                self.pixel = gr.HTML(pictures.PIXEL_HINT, elem_id="pixel")
         with gr.Row(elem_id="downloads"):
             self.mask_file = gr.DownloadButton(
                 "Download mask", interactive=False, elem_id="mask-file"

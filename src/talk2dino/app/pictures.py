@@ -1,23 +1,133 @@
-"""What a result looks like: overlay, heat maps, and the files to download."""
+"""What the page shows of a result: pictures, HTML, and the files to download.
+
+`Markup` escapes every value put into HTML.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import matplotlib
 import numpy as np
+from markupsafe import Markup
 from PIL import Image, ImageDraw
 
 from talk2dino.app.inputs import Picture
+from talk2dino.app.work import Result, Results, check_share
 from talk2dino.pictures.segmentation import Segmentation, save_picture
 
+PIXEL_ROWS = 8
+"""Scores that are shown for a pixel."""
+
+NOTHING_YET = (
+    '<p class="t2d-status">Choose a picture, name what may be in it, and press Segment.</p>'
+)
+NO_AREAS = '<p class="t2d-hint">Nothing segmented yet.</p>'
+GROUPS_HINT = (
+    '<p class="t2d-hint">What the model takes to belong together, before it looks for words.</p>'
+)
+PIXEL_HINT = '<p class="t2d-hint">No pixel chosen.</p>'
 HEAT_COLOURS = "viridis"
 HEAT_SIDE = 480
 """Longer side of a heat map in pixels."""
 SCREEN_SIDE = 680
 """Least longer side of a picture on the screen: the width of its frame."""
 _HEAT_SHARE = 0.75  # of the colour; the rest is the picture in grey
+_POSITION = re.compile(r"\s*(\d{1,6})\s*[,;\s]\s*(\d{1,6})\s*", re.ASCII)
+
+GONE = "This result is no longer kept: others came after it. Press Segment again."
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a visitor wants to see a result, unchecked."""
+
+    threshold: float | None = None
+    """Of the background, if the result has one; None for that of the request."""
+    opacity: float = 0.5
+    """Of the colours, 0 to 1."""
+    position: str = ""
+    """Column and row of the pixel that is asked for; anything else asks for none."""
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """Everything that follows from a result and a look."""
+
+    overlay: Image.Image
+    """The coloured picture."""
+    legend: str
+    """HTML of names and areas."""
+    pixel: str
+    """HTML of the scores at the chosen pixel, or a hint."""
+    mask_file: Path
+    """Indexed PNG to download."""
+    overlay_file: Path
+    """Overlay with legend to download."""
+
+
+@dataclass(frozen=True, eq=False)
+class Heat:
+    """The heat maps of a result, which no slider changes."""
+
+    maps: Sequence[tuple[Image.Image, str]]
+    """A picture and its caption for every category."""
+    scale: str
+    """HTML of the colour bar."""
+
+
+def look_at(results: Results, key: str | None, look: Look) -> View:
+    """Draw a kept result.
+
+    Raises:
+        ValueError: it is no longer kept, or the look is out of range.
+    """
+    result = results.get(key)
+    if result is None or key is None:
+        raise ValueError(GONE)
+    check_share("opacity", look.opacity)
+    found = result.segmentation
+    if look.threshold is not None:
+        check_share("threshold", look.threshold)
+        found = result.at(look.threshold)
+    pixel = chosen_pixel(result, look.position)
+    try:
+        mask_file, overlay_file = save_files(
+            found, result.picture, look.opacity, results.folder(key)
+        )
+    except OSError as error:
+        if results.get(key) is None:  # removed while this was drawn
+            raise ValueError(GONE) from error
+        raise
+    return View(
+        overlay=overlay(found, look.opacity, pixel),
+        legend=legend(found),
+        pixel=PIXEL_HINT if pixel is None else pixel_scores(found, *pixel),
+        mask_file=mask_file,
+        overlay_file=overlay_file,
+    )
+
+
+def heat_of(result: Result) -> Heat:
+    """The heat maps of a result, the categories in the order they were given."""
+    found = result.segmentation
+    names = found.names if found.background is None else found.names[1:]
+    maps, (low, high) = heat_maps(found)
+    scale = heat_scale(low, high, result.rules.scores)
+    return Heat(list(zip(maps, names, strict=True)), scale)
+
+
+def chosen_pixel(result: Result, position: str) -> tuple[int, int] | None:
+    """Column and row of a text like `120, 80`, moved inside the picture; None for other texts."""
+    found = _POSITION.fullmatch(position)
+    if found is None:
+        return None
+    image = result.segmentation.image
+    return min(int(found[1]), image.width - 1), min(int(found[2]), image.height - 1)
 
 
 def overlay(
@@ -97,3 +207,83 @@ def _draw_ring(image: Image.Image, centre_xy: tuple[int, int]) -> None:
 def _fitted(size: tuple[int, int], side: int) -> tuple[int, int]:
     scale = min(side / max(size), 1.0)
     return max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)
+
+
+def header(device: str) -> str:
+    """Title, one sentence, and where the models run."""
+    return Markup(
+        '<header class="t2d-header"><div><h1>Talk2DINO</h1>'
+        "<p>Name anything in words; get it segmented in your picture.</p></div>"
+        '<span class="t2d-chip">runs on {}</span></header>'
+    ).format(device)
+
+
+def notice(text: str | None) -> str:
+    """A line about the chosen model that nobody may miss; empty without one."""
+    return Markup('<div class="t2d-notice">{}</div>').format(text) if text else ""
+
+
+def status(text: str, kind: str = "info") -> str:
+    """What is going on; `kind` is info, busy, done or error."""
+    role = "alert" if kind == "error" else "status"
+    return Markup('<p class="t2d-status t2d-{}" role="{}">{}</p>').format(kind, role, text)
+
+
+def legend(found: Segmentation) -> str:
+    """Colour, name and share of the picture of every label, the largest first."""
+    colours = dict(zip(found.names, found.colours, strict=True))
+    areas = sorted(found.areas().items(), key=lambda area: -area[1])
+    rows = [
+        _row(name, colours[name], area, _percent(area), "" if area else "t2d-absent")
+        for name, area in areas
+    ]
+    return _list("Area of each category", rows)
+
+
+def pixel_scores(found: Segmentation, x: int, y: int) -> str:
+    """The scores at a pixel, the best first; with a background, its threshold is among them."""
+    colours = dict(zip(found.names, found.colours, strict=True))
+    scores = found.scores_at(x, y)
+    shown = list(scores.items())[:PIXEL_ROWS]
+    low, high = shown[-1][1], shown[0][1]
+    rows = []
+    for place, (name, score) in enumerate(shown):
+        length = 8 + 92 * (score - low) / max(high - low, 1e-6)  # they lie close together
+        kind = "t2d-winner" if place == 0 else ""
+        rows.append(_row(name, colours[name], length, f"{score:.3f}", kind))
+    more = len(scores) - len(shown)
+    rest = Markup('<p class="t2d-hint">and {} lower ones</p>').format(more) if more else ""
+    return _list(f"Scores at column {x}, row {y}", rows) + rest
+
+
+def heat_scale(low: float, high: float, scores: str) -> str:
+    """The colour bar that all heat maps share; `scores` says what is shown."""
+    colours = matplotlib.colormaps[HEAT_COLOURS](np.linspace(0, 1, 9), bytes=True)[:, :3]
+    return Markup(
+        '<div class="t2d-scale"><em>{:.3f}</em>'
+        '<span style="background:linear-gradient(to right,{})"></span><em>{:.3f}</em>'
+        "<small>{}, one scale for all</small></div>"
+    ).format(low, ",".join(map(_css, colours)), high, scores)
+
+
+def _list(label: str, rows: list[Markup]) -> Markup:
+    return Markup('<ul class="t2d-legend" aria-label="{}">{}</ul>').format(
+        label, Markup("").join(rows)
+    )
+
+
+def _row(name: str, colour: np.ndarray, length: float, value: str, kind: str) -> Markup:
+    """A line of a legend: colour, name, a bar of `length` percent, and a value."""
+    return Markup(
+        '<li class="{}"><i style="background:{}"></i><span>{}</span>'
+        '<b><u style="width:{:.1f}%;background:{}"></u></b><em>{}</em></li>'
+    ).format(kind, _css(colour), name, length, _css(colour), value)
+
+
+def _percent(area: float) -> str:
+    return "<0.1 %" if 0 < area < 0.05 else f"{area:.1f} %"
+
+
+def _css(colour: np.ndarray) -> str:
+    red, green, blue = (int(channel) for channel in colour)
+    return f"rgb({red},{green},{blue})"

@@ -2,45 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import gradio as gr
 from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from talk2dino.app.handlers import Service
-from talk2dino.app.inputs import Limits
+from talk2dino.app.inputs import Limits, ServerConfig
 from talk2dino.app.models import Models
 from talk2dino.app.page import Opening, Page
-from talk2dino.app.results import Results
-from talk2dino.app.uploads import UploadBound
+from talk2dino.app.work import Results
 
 _SYSTEM_FONTS = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "sans-serif")
 _MONOSPACE = ("ui-monospace", "SFMono-Regular", "Menlo", "monospace")
+_REFUSED = "Too many pictures are being uploaded. Try again in a minute."
 _ENVIRONMENT = ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED")
-
-
-@dataclass(frozen=True)
-class ServerConfig:
-    """Where and to whom the page is served."""
-
-    name: str = "127.0.0.1"
-    """Address to listen at; 0.0.0.0 for the whole network."""
-    port: int | None = None
-    """None: the first free one from 7860."""
-    share: bool = False
-    """A public link through Gradio's servers."""
-    max_queue: int = 32
-    """Requests that may wait; more are told to come back."""
-    max_upload_mb: int = 50
-    """Size of one uploaded file."""
-    max_uploads_mb: int = 1000
-    """Size of all uploaded files together; the oldest make room."""
 
 
 @contextmanager
@@ -57,13 +41,13 @@ def serve(
     with tempfile.TemporaryDirectory(prefix="talk2dino-app-") as folder, _environment(folder):
         results = Results(Path(folder) / "results")
         blocks = Page(Service(models, results, limits), opening).build()
-        _check_port(config.port)
+        _check_port(config.server_port)
         max_bytes = config.max_uploads_mb * 2**20
         bound = Middleware(UploadBound, blocks=blocks, folder=Path(folder), max_bytes=max_bytes)
         blocks.queue(max_size=config.max_queue, default_concurrency_limit=1)
         blocks.launch(
-            server_name=config.name,
-            server_port=config.port,
+            server_name=config.server_name,
+            server_port=config.server_port,
             share=config.share,
             max_file_size=config.max_upload_mb * 2**20,
             app_kwargs={"middleware": [bound]},
@@ -83,6 +67,56 @@ def serve(
             yield blocks
         finally:
             blocks.close(verbose=False)
+
+
+class UploadBound:
+    """A step before Gradio's own, which limits single files only.
+
+    Args:
+        app: what answers.
+        blocks: the page, which knows its uploads.
+        folder: where they are.
+        max_bytes: of all uploads together, those that are arriving included.
+    """
+
+    def __init__(self, app: ASGIApp, blocks: gr.Blocks, folder: Path, max_bytes: int) -> None:
+        self.app, self._blocks, self._folder = app, blocks, folder
+        self._max_bytes = max_bytes
+        self._arriving = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not scope["path"].rstrip("/").endswith("/upload"):
+            await self.app(scope, receive, send)
+            return
+        length = dict(scope["headers"]).get(b"content-length", b"")
+        if not length.isdigit():
+            await PlainTextResponse("How long is it?", 411)(scope, receive, send)
+            return
+        if int(length) + self._arriving > self._max_bytes:
+            await PlainTextResponse(_REFUSED, 503)(scope, receive, send)
+            return
+        self._arriving += int(length)
+        try:
+            self._make_room()
+            await self.app(scope, receive, send)
+        finally:
+            self._arriving -= int(length)
+
+    def _make_room(self) -> None:
+        files = sorted(self._files(), key=lambda entry: entry[1].st_mtime)
+        kept = sum(state.st_size for _, state in files)
+        for path, state in files:
+            if kept + self._arriving <= self._max_bytes:
+                break
+            path.unlink(missing_ok=True)
+            kept -= state.st_size
+
+    def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
+        """What was uploaded, and what is left of uploads that were broken off."""
+        for path in (*map(Path, self._blocks.upload_file_set), *self._folder.glob("*")):
+            with contextlib.suppress(FileNotFoundError):
+                if path.is_file():
+                    yield path, path.stat()
 
 
 def _check_port(port: int | None) -> None:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import secrets
+import shutil
+import threading
 import time
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
-from talk2dino.app.inputs import Limits, Upload, read_names, read_picture
+from talk2dino.app.inputs import Limits, Picture, Upload, read_names, read_picture
 from talk2dino.app.models import GUESSED_THRESHOLD, Models
-from talk2dino.app.results import Result
+from talk2dino.inference import score_labels
+from talk2dino.methods.base import PictureRules
 from talk2dino.pictures.group_maps import draw_groups
 from talk2dino.pictures.segmentation import Segmentation
 from talk2dino.predict import segment_picture
-from talk2dino.segmenter import adjusted
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,37 @@ class Progress:
     """A sentence for the visitor."""
 
 
+@dataclass(frozen=True)
+class Result:
+    """One segmented picture; everything that is shown or downloaded is made from it."""
+
+    picture: Picture
+    """What was sent."""
+    segmentation: Segmentation
+    """What was found, at the threshold of the request."""
+    rules: PictureRules
+    """Of the model."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that it takes."""
+        found = self.segmentation
+        return found.scores.nbytes + found.labels.nbytes + 3 * found.labels.numel()
+
+    def at(self, threshold: float) -> Segmentation:
+        """The same scores with another threshold of the background, if there is one.
+
+        Some methods have to score the picture again for that; then the threshold stays.
+        """
+        found = self.segmentation
+        if found.background in (None, threshold) or not self.rules.redraws:
+            return found
+        scores = torch.cat([torch.full_like(found.scores[:1], threshold), found.scores[1:]])
+        return dataclasses.replace(
+            found, scores=scores, labels=score_labels(scores), background=threshold
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class Outcome:
     """What a request ends with."""
@@ -65,7 +103,7 @@ def segment(request: Request, models: Models, limits: Limits) -> Iterator[Progre
         OSError, RuntimeError, MemoryError: the model cannot be loaded, or runs out of memory.
     """
     started = time.perf_counter()
-    entry = models.entry(request.model)
+    models.entry(request.model)
     if request.threshold is not None:
         check_share("threshold", request.threshold)
     names = read_names(request.categories, request.background, limits)
@@ -76,19 +114,22 @@ def segment(request: Request, models: Models, limits: Limits) -> Iterator[Progre
         pass
     count = f"{len(names)} categories" if len(names) > 1 else names[0]
     yield Progress(f"Looking for {count} …")
-    refine = request.refine and entry.abilities.refine
-    with models.use(request.model) as segmenter:
-        segmenter = adjusted(segmenter, refine, request.background)
-        own = models.threshold(request.model)
-        wanted = own if request.threshold is None else request.threshold
-        query = segmenter.query(names, wanted if request.background else None)
-        settings = {"model": request.model, "refine": refine, "image": picture.stem}
-        protocol = entry.abilities.protocol
-        found = segment_picture(segmenter, picture.image, query, protocol, settings=settings)
+    with models.use(request.model) as loaded:
+        refine, background = request.refine, request.background
+        method, segmenter = loaded.variant(refine, background, models.device)
+        rules = method.demo
+        wanted = loaded.facts.threshold if request.threshold is None else request.threshold
+        query = method.query(segmenter, names, wanted if background else None)
+        settings = {
+            "model": request.model,
+            "refine": bool(rules.refines),
+            "image": picture.stem,
+        }
+        found = segment_picture(segmenter, picture.image, query, rules.protocol, settings=settings)
         pixels = np.asarray(picture.image)
-        groups = draw_groups(segmenter, pixels, models.device) if entry.abilities.groups else []
+        groups = draw_groups(segmenter, pixels, models.device) if rules.groups else []
     seconds = time.perf_counter() - started
-    result = Result(picture, found, entry.abilities)
+    result = Result(picture, found, rules)
     yield Outcome(result, _summary(found, picture.full_hw, seconds), groups)
 
 
@@ -108,3 +149,56 @@ def _summary(found: Segmentation, full_hw: tuple[int, int], seconds: float) -> s
         f"{text}. The picture has {width} × {height} pixels and was segmented at "
         f"{found.image.width} × {found.image.height}; the mask has its full size."
     )
+
+
+class Results:
+    """The latest results of all visitors, under keys that cannot be guessed.
+
+    Args:
+        folder: every result gets a folder in it, which is removed with the result.
+        max_bytes: memory for scores; the oldest results make room, the newest is always kept.
+        max_count: results at the same time.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int = 2**30, max_count: int = 64) -> None:
+        self._folder = folder
+        self._max_bytes = max_bytes
+        self._max_count = max_count
+        self._kept: OrderedDict[str, Result] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def put(self, result: Result) -> str:
+        """Keep a result; returns its key."""
+        key = secrets.token_urlsafe(24)
+        self.folder(key).mkdir(parents=True)
+        with self._lock:
+            self._kept[key] = result
+            while len(self._kept) > 1 and self._is_full():
+                self._forget(next(iter(self._kept)))
+        return key
+
+    def get(self, key: str | None) -> Result | None:
+        """The result of a key, or None if it has made room for others."""
+        with self._lock:
+            if key is None or key not in self._kept:
+                return None
+            self._kept.move_to_end(key)
+            return self._kept[key]
+
+    def discard(self, key: str | None) -> None:
+        """Forget a result that its visitor has replaced."""
+        with self._lock:
+            if key is not None and key in self._kept:
+                self._forget(key)
+
+    def folder(self, key: str) -> Path:
+        """Where the files of a result are."""
+        return self._folder / key
+
+    def _is_full(self) -> bool:
+        used = sum(result.num_bytes for result in self._kept.values())
+        return used > self._max_bytes or len(self._kept) > self._max_count
+
+    def _forget(self, key: str) -> None:
+        del self._kept[key]
+        shutil.rmtree(self.folder(key), ignore_errors=True)

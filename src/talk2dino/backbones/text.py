@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from talk2dino.backbones.checkpoints import check_layout, load_strict, read_state_dict, state_shapes
 from talk2dino.backbones.seeded import parse_seeded, seeded_state
+from talk2dino.backbones.tokens import Tokenizer
 from talk2dino.config import as_texts, check_name
 from talk2dino.devices import float32_by_default, keep_float32
 
@@ -75,11 +76,11 @@ class TextEncoder(nn.Module):
         self.weights = weights
         self.embed_dim: int = model.output_dim
         self.context_length: int = model.context_length
-        self._tokenizer = open_clip.SimpleTokenizer(context_length=model.context_length)
+        self.tokenizer = Tokenizer(model.context_length)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Texts to (B, 77) int64 token ids; a long text keeps its end-of-text token, last."""
-        return self._tokenizer(as_texts(texts))
+        return self.tokenizer(as_texts(texts))
 
     def forward(
         self, tokens: Tensor, dense: bool = False, penultimate: bool = False

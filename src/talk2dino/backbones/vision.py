@@ -38,6 +38,8 @@ DINO_TOY = "dino_toy"
 PLAIN_TOY = "toy_without_registers"
 TOYS = (TOY, DINO_TOY, PLAIN_TOY)
 PRETRAINED = "pretrained"
+EXACT, FAST = RESIZES = ("exact", "fast")
+"""How pictures are resized: by PIL, or by PyTorch, from a JPEG at a part of its size."""
 _SIZES = {"s": "small", "b": "base", "l": "large", "g": "giant"}
 # The names users type, and the timm models behind them.
 SHORT_NAMES = {
@@ -71,12 +73,24 @@ class ImageTransform:
     """PIL image to the pixels a backbone sees; can be sent to worker processes."""
 
     resize_dim: int
-    """Short side after resizing (bicubic, antialiased, PIL), in pixels."""
+    """Short side after resizing (bicubic, antialiased), in pixels."""
     crop_dim: int
     """Side of the central crop, in pixels."""
+    resize: str = EXACT
+    """One of RESIZES."""
+
+    @property
+    def least(self) -> int:
+        """Short side that a JPEG may be decoded at, in pixels; 0 for its own."""
+        return 2 * self.resize_dim if self.resize == FAST else 0
 
     def __call__(self, image_rgb: Image.Image) -> Tensor:
         """An RGB image of any size to (3, crop_dim, crop_dim) uint8."""
+        if self.resize == FAST:
+            pixels = TF.pil_to_tensor(image_rgb).unsqueeze(0)
+            size = [self.resize_dim * side // min(image_rgb.size) for side in pixels.shape[2:]]
+            pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True)[0]
+            return TF.center_crop(pixels, [self.crop_dim, self.crop_dim]).contiguous()
         resized = TF.resize(image_rgb, [self.resize_dim], InterpolationMode.BICUBIC)
         return TF.pil_to_tensor(TF.center_crop(resized, [self.crop_dim, self.crop_dim]))
 
@@ -113,14 +127,16 @@ class VisionBackbone(nn.Module):
             constant = torch.tensor(values, dtype=torch.float32).view(3, 1, 1)
             self.register_buffer(key, constant, persistent=False)
 
-    def image_transform(self, resize_dim: int, crop_dim: int) -> ImageTransform:
-        """The transform from PIL images for this backbone.
+    def image_transform(
+        self, resize_dim: int, crop_dim: int, resize: str = EXACT
+    ) -> ImageTransform:
+        """The transform from PIL images for this backbone; `resize` is one of RESIZES.
 
         Raises:
             ValueError: `crop_dim` does not divide into whole patches.
         """
         self.check_size(crop_dim, crop_dim)
-        return ImageTransform(resize_dim, crop_dim)
+        return ImageTransform(resize_dim, crop_dim, resize)
 
     def check_size(self, height: int, width: int) -> None:
         """Raise ValueError unless an image of that size divides into whole patches."""

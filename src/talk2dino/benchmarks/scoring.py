@@ -11,7 +11,13 @@ from torch import Tensor
 
 from talk2dino.benchmarks.spreading import MOST_BYTES, Layout, resized_labels, spread_labels
 from talk2dino.inference import WindowMean
-from talk2dino.segmenter import ClassQuery, FeatureSharing, PatchScoring, Segmenter
+from talk2dino.segmenter import (
+    ClassQuery,
+    FeatureSharing,
+    PatchScoring,
+    Segmenter,
+    UniformWindows,
+)
 from talk2dino.sizes import Protocol
 
 
@@ -37,6 +43,9 @@ class Picture:
     """At least one."""
     payload: Any = None
     """Handed back with the labels."""
+    uniform: int | None = None
+    """Windows in which the segmenters found nothing, once there are labels; None if they do not
+    tell. See `UniformWindows`."""
 
 
 @dataclass(frozen=True)
@@ -128,19 +137,28 @@ def _score(batch: list[tuple[_Progress, tuple[int, int]]]) -> None:
     windows = torch.stack(
         [item.pixels[:, top : top + high, left : left + wide] for item, (top, left) in batch]
     )
-    for index, scores in enumerate(_task_scores(first.picture.tasks, windows)):
+    uniform: list[bool] | None = None
+    for index, (scores, alike) in enumerate(_task_scores(first.picture.tasks, windows)):
+        uniform = alike  # of all tasks: they are of one model
         for (item, corner), window in zip(batch, scores, strict=True):
             found = item.found[index]
             if isinstance(found, WindowMean):
                 found.add(corner, window)
             else:
                 found.append(window)
-    for item, _ in batch:
+    for place, (item, _) in enumerate(batch):
         item.scored += 1
+        if uniform is not None:
+            item.picture.uniform = (item.picture.uniform or 0) + uniform[place]
 
 
-def _task_scores(tasks: Sequence[Task], windows: Tensor) -> Iterator[Tensor]:
-    """Scores per task, of patches where a segmenter has such; features are computed once."""
+def _task_scores(
+    tasks: Sequence[Task], windows: Tensor
+) -> Iterator[tuple[Tensor, list[bool] | None]]:
+    """Scores per task, of patches where a segmenter has such, and which windows are uniform.
+
+    Features are computed once.
+    """
     owner: Segmenter | None = None
     features: Any = None
     for task in tasks:
@@ -149,12 +167,15 @@ def _task_scores(tasks: Sequence[Task], windows: Tensor) -> Iterator[Tensor]:
             owner is None or not segmenter.shares_features(owner)
         ):
             owner, features = segmenter, segmenter.patch_features(windows)
+        uniform = None
+        if isinstance(segmenter, UniformWindows):
+            uniform = segmenter.uniform_windows(features)
         if isinstance(segmenter, PatchScoring):
-            yield segmenter.patch_scores(features, query)
+            yield segmenter.patch_scores(features, query), uniform
         elif isinstance(segmenter, FeatureSharing):
-            yield segmenter.score_features(features, windows, query)
+            yield segmenter.score_features(features, windows, query), uniform
         else:
-            yield segmenter.window_scores(windows, query)
+            yield segmenter.window_scores(windows, query), uniform
 
 
 def _finish(progress: _Progress, batching: Batching) -> tuple[Picture, list[Tensor]]:

@@ -7,19 +7,22 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from talk2dino.cli.entry import DONE, Command, run_command
+from talk2dino.cli.flags import add_flags, from_flags
+from talk2dino.methods.registry import DEFAULT_MODEL, MODEL_NAMES
 
 if TYPE_CHECKING:
     import torch
 
-    from talk2dino.app.models import ModelEntry
+    from talk2dino.app.inputs import Limits, ServerConfig
+    from talk2dino.app.models import ModelEntry, Models
     from talk2dino.app.page import Opening
 
-DEFAULT_MODEL = "vitb"
 EXAMPLES = {
     "assets/coffee.png": "cup, spoon, wooden table",
     "assets/chelsea.png": "cat, nose, blanket",
@@ -27,6 +30,8 @@ EXAMPLES = {
 }
 """Pictures of the checkout -> categories that go with them."""
 MAX_EXAMPLES = 8
+WEIGHTS = ("weights", "vision_weights", "text_weights")
+"""Flags of the model of --config."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,9 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         nargs="+",
         metavar="NAME",
-        help="models to choose from, the first at once: toy, vitb, vitl, dinov3_vitb, dinov3_vitl, "
-        "a folder or a repository; ovsegmentor_vitb, or ovsegmentor_vitb=<folder, .pth or "
-        f"seeded:<n>> (default: {DEFAULT_MODEL}, or the one of --config)",
+        help=f"models to choose from, the first at once: {', '.join(MODEL_NAMES)}, a folder or a "
+        "repository; <name>=<folder, file or seeded:<n>> for other weights "
+        f"(default: {DEFAULT_MODEL}, or the one of --config)",
     )
     group.add_argument(
         "--config", metavar="YAML", help="recipe of configs/, or the model YAML of an evaluation"
@@ -60,76 +65,57 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             help="of --config: pretrained, a file, or seeded:<n> (default: what the config says)",
         )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<i> or mps")
-    _add_page_flags(parser.add_argument_group("page"))
-    _add_server_flags(parser.add_argument_group("server"))
-
-
-def _add_page_flags(group: argparse._ArgumentGroup) -> None:
+    group = parser.add_argument_group("page")
     group.add_argument("--categories", default="", metavar="A,B", help="what the field starts with")
     group.add_argument(
         "--examples",
         metavar="FOLDER",
         help=f"folder whose first {MAX_EXAMPLES} pictures are examples (default: those of assets/)",
     )
-    group.add_argument("--max_pixels", type=int, default=50_000_000, help="of a picture")
-    group.add_argument(
-        "--max_side", type=int, default=1024, metavar="PX", help="pictures are segmented at"
-    )
-    group.add_argument("--max_categories", type=int, default=64, help="in one request")
-    group.add_argument("--max_upload_mb", type=int, default=50, help="of one file")
-    group.add_argument(
-        "--max_uploads_mb", type=int, default=1000, help="of all uploads; the oldest make room"
-    )
+    add_flags(group, "app.inputs:Limits")
+    add_flags(parser.add_argument_group("server"), "app.inputs:ServerConfig")
 
 
-def _add_server_flags(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--server_name", default="127.0.0.1", help="address; 0.0.0.0 for the whole network"
-    )
-    group.add_argument(
-        "--server_port", type=int, metavar="PORT", help="(default: the first free from 7860)"
-    )
-    group.add_argument("--share", action="store_true", help="public link through Gradio's servers")
-    group.add_argument("--max_queue", type=int, default=32, help="requests that may wait")
+@dataclass(frozen=True)
+class Plan:
+    """What is served, and how."""
+
+    models: Models
+    """On offer, none of them loaded."""
+    limits: Limits
+    """Of one request."""
+    opening: Opening
+    """What the page shows at first."""
+    server: ServerConfig
+    """Where."""
 
 
-def check(args: argparse.Namespace) -> None:
+def check(args: argparse.Namespace) -> Plan:
     """Raise for wrong arguments and missing files, before any model is loaded."""
     if find_spec("gradio") is None:
         raise ImportError("the app needs Gradio: pip install -r requirements-app.txt")
-    for flag in ("weights", "vision_weights", "text_weights"):
+    for flag in WEIGHTS:
         if getattr(args, flag) is not None and args.config is None:
             raise ValueError(f"--{flag} belongs to --config. Add that, or leave it out.")
-    for flag in ("max_queue", "max_upload_mb"):
-        if getattr(args, flag) < 1:
-            raise ValueError(f"--{flag} must be at least 1, got {getattr(args, flag)}.")
-    if args.max_uploads_mb <= args.max_upload_mb:
-        raise ValueError(
-            f"--max_uploads_mb must be more than --max_upload_mb ({args.max_upload_mb}), got "
-            f"{args.max_uploads_mb}."
-        )
-    if args.server_port is not None and not 1 <= args.server_port <= 65535:
-        raise ValueError(f"--server_port must lie between 1 and 65535, got {args.server_port}.")
 
-    from talk2dino.app.inputs import Limits
-    from talk2dino.devices import resolve_device
-
-    Limits(args.max_pixels, args.max_side, args.max_categories)
-    _opening(args)
-    _entries(args, resolve_device(args.device))
-
-
-def run(args: argparse.Namespace, found: None = None) -> int:
-    """Load the first model, then serve until interrupted."""
-    from talk2dino.app.inputs import Limits
+    from talk2dino.app.inputs import Limits, ServerConfig
     from talk2dino.app.models import Models
-    from talk2dino.app.server import ServerConfig, serve
     from talk2dino.devices import resolve_device
 
+    server = from_flags(ServerConfig, args)
+    limits = from_flags(Limits, args)
+    opening = _opening(args)
     device = resolve_device(args.device)
-    models = Models(_entries(args, device), device)
+    return Plan(Models(_entries(args, device), device), limits, opening, server)
+
+
+def run(args: argparse.Namespace, plan: Plan) -> int:
+    """Load the first model, then serve until interrupted."""
+    from talk2dino.app.server import serve
+
+    models = plan.models
     first = next(iter(models.entries))
-    print(f"loading {first} on {device}")
+    print(f"loading {first} on {models.device}")
     try:
         with models.use(first):
             pass  # what is wrong with it is said here, not to the first visitor
@@ -139,18 +125,9 @@ def run(args: argparse.Namespace, found: None = None) -> int:
     notice = models.notice(first)
     if notice is not None:
         print(f"note: {notice}")
-    limits = Limits(args.max_pixels, args.max_side, args.max_categories)
-    config = ServerConfig(
-        name=args.server_name,
-        port=args.server_port,
-        share=args.share,
-        max_queue=args.max_queue,
-        max_upload_mb=args.max_upload_mb,
-        max_uploads_mb=args.max_uploads_mb,
-    )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that files are removed then, too
     try:
-        with serve(models, limits, _opening(args), config) as page:
+        with serve(models, plan.limits, plan.opening, plan.server) as page:
             print(f"open {page.local_url} in a browser; Ctrl-C ends it", flush=True)
             threading.Event().wait()
     except KeyboardInterrupt:
@@ -160,22 +137,15 @@ def run(args: argparse.Namespace, found: None = None) -> int:
 
 def _entries(args: argparse.Namespace, device: torch.device) -> list[ModelEntry]:
     """The models of the flags, the first one first."""
-    from talk2dino.app.entries import config_entry, find_entry
-    from talk2dino.methods.talk2dino.config import read_segmenter_config
+    from talk2dino.app.models import find_entry
+    from talk2dino.files import find_in_checkout
 
     entries = []
     if args.config is not None:
-        given = {
-            "projection_weights": args.weights,
-            "vision_weights": args.vision_weights,
-            "text_weights": args.text_weights,
-        }
-        changes = {key: value for key, value in given.items() if value is not None}
-        config = read_segmenter_config(args.config, **changes)
-        config.check()
+        given = {flag: value for flag in WEIGHTS if (value := getattr(args, flag)) is not None}
         trained = args.weights is not None and not args.weights.startswith("seeded:")
-        name = Path(args.weights if trained else args.config).stem
-        entries.append(config_entry(name, config, device))
+        label = Path(args.weights if trained else args.config).stem
+        entries.append(find_entry(str(find_in_checkout(args.config)), device, label, **given))
     names = args.model or ([] if entries else [DEFAULT_MODEL])
     return [*entries, *(find_entry(name, device) for name in names)]
 

@@ -62,7 +62,7 @@ def _check_bank(args: argparse.Namespace) -> None:
     check_writable(args.out, args.overwrite)
 
 
-def run(args: argparse.Namespace, found: None = None) -> int:
+def run(args: argparse.Namespace, _: None = None) -> int:
     """Convert."""
     if args.method == "freeda":
         from talk2dino.methods.freeda.bank import convert_bank

@@ -57,7 +57,7 @@ def check_workers(workers: int) -> None:
         raise ValueError(f"--nproc must be at least 1, got {workers}")
 
 
-def run(args: argparse.Namespace, found: None = None) -> int:
+def run(args: argparse.Namespace, _: None = None) -> int:
     """Convert."""
     code = DONE
     for suffix in (OBJECT_SUFFIX, STUFF_SUFFIX) if args.stuff else (OBJECT_SUFFIX,):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from talk2dino.benchmarks.data.sources import check_data_root
@@ -18,6 +19,8 @@ from talk2dino.cli.evaluation import (
 )
 from talk2dino.cli.method_flags import add_method_flags, options_of
 from talk2dino.methods.registry import MODEL_NAMES
+from talk2dino.pictures.word_lists import read_word_lists
+from talk2dino.segmenter import POOLINGS
 
 if TYPE_CHECKING:
     from talk2dino.benchmarks.evaluate import Run
@@ -41,7 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--benchmarks",
         default="all",
-        help="all of a model's publication, or names with commas: voc,ade20k,...",
+        help="all of a model's publication, or names and YAML files of data sets with commas: "
+        "voc,mine.yaml",
     )
     parser.add_argument(
         "--weights",
@@ -59,42 +63,57 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bg_thresh", type=float, help="background threshold (default: the published one)"
     )
+    parser.add_argument(
+        "--boundary",
+        action="store_true",
+        help="score borders too: boundary IoU, and pixels that differ across windows' borders",
+    )
+    parser.add_argument(
+        "--vocabulary",
+        type=Path,
+        metavar="FILE.txt",
+        help="words of the classes, a line for each in the benchmark's order: name; alias; alias",
+    )
+    parser.add_argument(
+        "--pooling",
+        choices=POOLINGS,
+        help="how the words of a class are put together: the best one (default), or a soft maximum",
+    )
     add_run_flags(parser)
 
 
-def check(args: argparse.Namespace) -> None:
+def check(args: argparse.Namespace) -> tuple[Job, list[Run]]:
     """Find all files and refuse what cannot work, before weights are loaded."""
-    prepared(args)
+    return prepared(args)
 
 
-def run(args: argparse.Namespace, found: None = None) -> int:
+def run(args: argparse.Namespace, found: tuple[Job, list[Run]]) -> int:
     """Evaluate and print the table."""
-    job, runs = prepared(args)
+    job, runs = found
     run_and_report(job, runs)
     return DONE
 
 
 def prepared(args: argparse.Namespace) -> tuple[Job, list[Run]]:
-    """The job of the flags and its runs; made once."""
+    """The job of the flags and its runs."""
     from talk2dino.benchmarks.job import Job, prepare
     from talk2dino.devices import resolve_device
 
-    if getattr(args, "prepared", None) is None:
+    if ".y" not in args.benchmarks:  # own data may be elsewhere
         check_data_root(args.data_root)  # before a model is downloaded
-        evaluations = _evaluations(args)
-        device = resolve_device(args.device)
-        job = Job(
-            evaluations=evaluations,
-            data_root=args.data_root,
-            output=args.output,
-            device=device,
-            share=share_of(args, device),
-            folders=folders_of(args),
-            folders_per_benchmark=True,
-        )
-        args.prepared = (job, prepare(job))
-    result: tuple[Job, list[Run]] = args.prepared
-    return result
+    evaluations = _evaluations(args)
+    device = resolve_device(args.device)
+    job = Job(
+        evaluations=evaluations,
+        data_root=args.data_root,
+        output=args.output,
+        device=device,
+        share=share_of(args, device),
+        folders=folders_of(args),
+        reader=args.reader,
+        folders_per_benchmark=True,
+    )
+    return job, prepare(job)
 
 
 def _methods(args: argparse.Namespace) -> list[Method]:
@@ -117,18 +136,26 @@ def _evaluations(args: argparse.Namespace) -> list[Evaluation]:
     from talk2dino.methods.base import UNIFIED, refuse_threshold
 
     evaluations, without = [], []
+    if args.pooling is not None and args.vocabulary is None:
+        raise ValueError("--pooling is for the words of a --vocabulary FILE.txt.")
+    words = None if args.vocabulary is None else read_word_lists(args.vocabulary)
+    changes = {"boundary": args.boundary, "vocabulary": words, "pooling": args.pooling or "max"}
     if args.protocol == UNIFIED:
         refuse_threshold(args.bg_thresh)
     for method in _methods(args):
         asked = args.benchmarks.strip()
-        rows = list(method.published_on) if asked == "all" else find_benchmarks(asked)
+        rows = list(method.published_on)
+        if asked != "all":
+            rows = find_benchmarks(asked, args.data_root)
         for row in dict.fromkeys(map(method.benchmark, rows)):
-            threshold = method.threshold(row)
+            threshold = method.threshold(row) if row.bg_thresh is None else row.bg_thresh
             if args.bg_thresh is not None and row.background:
                 threshold = args.bg_thresh
+            for remark in method.remarks(row):
+                _warn(remark)
             if not row.background:
                 without.append(row.key)
-            evaluations.append(Evaluation(row, method.on(row), threshold))
+            evaluations.append(Evaluation(row, method.on(row), threshold, **changes))
     if args.bg_thresh is not None and without:
         keys = ", ".join(dict.fromkeys(without))
         _warn(f"--bg_thresh is unused for {keys}: no background class there")

@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def check(args: argparse.Namespace) -> None:
+def check(args: argparse.Namespace) -> tuple[Job, list[Run]]:
     """Read the files, find all data, and refuse what cannot work, before weights are loaded."""
     from talk2dino.training.loggers import check_logger
 
@@ -67,12 +67,12 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError("--wandb_name needs --wandb.")
     if args.wandb:
         check_logger("wandb")
-    prepared(args)
+    return prepared(args)
 
 
-def run(args: argparse.Namespace, found: None = None) -> int:
+def run(args: argparse.Namespace, found: tuple[Job, list[Run]]) -> int:
     """Evaluate and print the table."""
-    job, runs = prepared(args)
+    job, runs = found
     outcomes = run_and_report(job, runs)
     if args.wandb:
         from talk2dino.processes import is_first_process
@@ -83,30 +83,28 @@ def run(args: argparse.Namespace, found: None = None) -> int:
 
 
 def prepared(args: argparse.Namespace) -> tuple[Job, list[Run]]:
-    """The job of the flags and its runs; made once."""
+    """The job of the flags and its runs."""
     from talk2dino.benchmarks.job import Job, prepare
     from talk2dino.devices import resolve_device
     from talk2dino.methods.talk2dino.published_yaml import read_published
 
-    if getattr(args, "prepared", None) is None:
-        read = read_published(args.eval_cfg, args.eval_base_cfg, args.opts)
-        for flag in ("pred_qual_path", "gt_qual_path"):
-            in_file = getattr(read.evaluate, flag)
-            if getattr(args, flag) is None and in_file is not None:
-                setattr(args, flag, Path(in_file))
-        device = resolve_device(args.device)
-        job = Job(
-            evaluations=evaluations_of(read, args.precision),
-            data_root=args.data_root,
-            output=args.output,
-            device=device,
-            share=share_of(args, device),
-            folders=folders_of(args),
-            folders_per_benchmark=len(read.benchmarks) > 1,
-        )
-        args.prepared = (job, prepare(job))
-    result: tuple[Job, list[Run]] = args.prepared
-    return result
+    read = read_published(args.eval_cfg, args.eval_base_cfg, args.opts)
+    for flag in ("pred_qual_path", "gt_qual_path"):
+        in_file = getattr(read.evaluate, flag)
+        if getattr(args, flag) is None and in_file is not None:
+            setattr(args, flag, Path(in_file))
+    device = resolve_device(args.device)
+    job = Job(
+        evaluations=evaluations_of(read, args.precision),
+        data_root=args.data_root,
+        output=args.output,
+        device=device,
+        share=share_of(args, device),
+        folders=folders_of(args),
+        reader=args.reader,
+        folders_per_benchmark=len(read.benchmarks) > 1,
+    )
+    return job, prepare(job)
 
 
 def evaluations_of(read: PublishedEvaluation, precision: str = "fp32") -> list[Evaluation]:

@@ -28,6 +28,11 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     """Declare where the data is, where results go, and what is evaluated now."""
     files = parser.add_argument_group("files")
     files.add_argument("--data_root", type=Path, default=Path("data"), help="folder of all data")
+    files.add_argument(
+        "--reader",
+        default="own",
+        help="own, or mmseg: names and pictures from MMSegmentation's data sets, the reference",
+    )
     files.add_argument("--output", type=Path, default=Path("results"), help="folder of results")
     files.add_argument(
         "--save_predictions", type=Path, metavar="DIR", help="write class ids, one PNG per image"
@@ -108,7 +113,7 @@ class _Bars:
 
 
 def _report(job: Job, outcomes: Sequence[Outcome]) -> None:
-    from talk2dino.benchmarks.results import csv_table, markdown_table
+    from talk2dino.benchmarks.results import csv_table, markdown_table, published_sources
 
     complete = [outcome for outcome in outcomes if outcome.result is not None]
     for outcome in outcomes:
@@ -121,7 +126,10 @@ def _report(job: Job, outcomes: Sequence[Outcome]) -> None:
     if not complete:
         return
     results: list[dict[str, Any]] = [o.result for o in complete if o.result is not None]
-    table = markdown_table(results) + _changes(job, outcomes)
+    table = markdown_table(results)
+    if sources := published_sources(results):
+        table += f"\nPaper: {'; '.join(sources)}.\n"
+    table += _changes(job, outcomes)
     path = job.output / f"{_table_name(job, complete)}.md"
     for file, text in ((path, table), (path.with_suffix(".csv"), csv_table(results))):
         with atomic_path(file) as temporary:
@@ -134,6 +142,11 @@ def _report(job: Job, outcomes: Sequence[Outcome]) -> None:
             print(
                 f"{_shown(job, outcome)}: {len(absent)} classes without any pixel (nan), "
                 "left out of the mean"
+            )
+        if outcome.result["uniform_windows"]:
+            print(
+                f"{_shown(job, outcome)}: {outcome.result['uniform_windows']} windows in which all "
+                "patches are alike; see docs/evaluation.md"
             )
     timings = [result["timing"] for result in results if result["timing"]]
     if timings:

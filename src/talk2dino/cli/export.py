@@ -41,7 +41,7 @@ def check(args: argparse.Namespace) -> None:
     check_replaceable(args.output, FILES, args.overwrite)
 
 
-def run(args: argparse.Namespace, found: None = None) -> int:
+def run(args: argparse.Namespace, _: None = None) -> int:
     """Load, export and compare."""
     from talk2dino.methods.talk2dino.export import export_onnx
     from talk2dino.methods.talk2dino.hub.load import load_model

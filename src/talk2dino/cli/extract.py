@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,14 +13,10 @@ from talk2dino.cli.entry import DONE, FAILED, Command, core_share, run_command
 from talk2dino.cli.extraction import (
     add_output_arguments,
     add_precision_argument,
-    division,
-    output_path,
-    progress_bar,
-    report_failures,
-    report_written,
+    run_job,
+    take_over_job,
 )
 from talk2dino.features.keys import IMAGE_KEYS
-from talk2dino.files import check_not_inputs, content_digest
 
 if TYPE_CHECKING:
     from talk2dino.features.extract import ImageSettings
@@ -39,6 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--vision_weights", help="pretrained, a file, or seeded:<n>")
     group.add_argument("--resize_dim", type=int, default=518, help="short side, in pixels")
     group.add_argument("--crop_dim", type=int, default=518, help="central square, in pixels")
+    group.add_argument(
+        "--resize", default="exact", help="exact (PIL), or fast: PyTorch's, close to it"
+    )
     group.add_argument("--blip_model", help="BLIP model that writes new captions")
     add_precision_argument(group)
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<n> or mps")
@@ -70,59 +70,31 @@ def check(args: argparse.Namespace) -> None:
     """Refuse wrong arguments; take over unfinished work."""
     from talk2dino.features.captions import CaptionInput
     from talk2dino.features.extract import Models
-    from talk2dino.features.job import Job, plan_outputs
     from talk2dino.features.recaption import check_installed
-    from talk2dino.processes import is_first_process
 
     settings = _settings(args)
     if args.blip_model:
         check_installed()
     args.models = Models(settings)
     args.data = CaptionInput(args.ann_path, args.data_dir)
-    division_ = division(args)
-    args.out_path = output_path(args)
-    outputs = plan_outputs(args.out_path, division_, args.layout)
-    decisive = {
-        "command": "extract",
-        "ann_path": str(args.ann_path.resolve()),
-        **settings.recorded(),
-        "weights_digest": content_digest(settings.weights),
-        "keys": sorted(settings.keys),
-        "blip_model": args.blip_model,
-        "device": args.models.device.type,
-        "batch_size": args.models.batch_size,
-        "layout": args.layout,
-        **vars(division_),
-    }
-    written = [path for output in outputs for path in output.files]
-    check_not_inputs(written, [settings.weights, *args.data.tars])
-    args.job = Job(outputs, decisive, args.overwrite, leads=is_first_process())
+    args.job = take_over_job(args, args.models, command="extract", blip_model=args.blip_model)
 
 
-def run(args: argparse.Namespace, found: None = None) -> int:
+def run(args: argparse.Namespace, _: None = None) -> int:
     """Extract split after split; 1 if more images failed than allowed.
 
     Only the first of several processes says so: when one exits with 1, `torch.distributed.run`
     ends the others at once, and the first has its report to write.
     """
     from talk2dino.features.extract import extract_split
-    from talk2dino.processes import joined_processes
 
-    with joined_processes() as processes, args.job as job:
-        job.join(processes)
-        args.models.device = processes.device(args.models.device)
-        for output in job.pending():
-            features = extract_split(
-                args.data, job, output, args.models, progress_bar("images", job), args.max_failures
-            )
-            if features is not None:
-                report_written(features, output.files, args.models.settings.keys)
-        failures = job.failures()
-        if job.leads:  # before the job is over: a kill must not lose the list
-            report_failures(failures, args.out_path.with_name(f"{args.out_path.name}.failed.txt"))
-    if not job.leads:
-        return DONE
-    if len(failures) <= args.max_failures:
+    extract = partial(extract_split, max_failures=args.max_failures)
+    path = args.out_path
+    if args.job_id is not None:  # the other jobs have lists of their own
+        path = path.with_name(f"{path.stem}_{args.job_id + args.out_offset}{path.suffix}")
+    failed = path.with_name(f"{path.name}.failed.txt")
+    failures = run_job(args, args.models, "images", extract, failed)
+    if not args.job.leads or len(failures) <= args.max_failures:
         return DONE
     print(
         f"error: {len(failures)} failures are more than --max_failures {args.max_failures}; "
@@ -141,6 +113,7 @@ def _settings(args: argparse.Namespace) -> ImageSettings:
         weights=args.vision_weights,
         resize_dim=args.resize_dim,
         crop_dim=args.crop_dim,
+        resize=args.resize,
         keys=keys or ("dino_features",),
         dtype=args.dtype,
         amp=args.amp,

@@ -10,12 +10,9 @@ from talk2dino.cli.entry import DONE, Command, run_command
 from talk2dino.cli.extraction import (
     add_output_arguments,
     add_precision_argument,
-    division,
-    output_path,
-    progress_bar,
-    report_written,
+    run_job,
+    take_over_job,
 )
-from talk2dino.files import check_not_inputs, content_digest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,9 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def check(args: argparse.Namespace) -> None:
     """Refuse wrong arguments; take over unfinished work."""
     from talk2dino.features.captions import CaptionInput
-    from talk2dino.features.job import Job, plan_outputs
     from talk2dino.features.text import Encoder, TextSettings
-    from talk2dino.processes import is_first_process
 
     settings = TextSettings(
         model=args.model,
@@ -67,41 +62,14 @@ def check(args: argparse.Namespace) -> None:
     )
     args.encoder = Encoder(settings)
     args.data = CaptionInput(args.ann_path, need_images=False)
-    division_ = division(args)
-    args.out_path = output_path(args)
-    outputs = plan_outputs(args.out_path, division_, args.layout)
-    decisive = {
-        "command": "extract_text",
-        "ann_path": str(args.ann_path.resolve()),
-        **settings.recorded(),
-        "weights_digest": content_digest(settings.weights),
-        "keys": sorted(settings.keys),
-        "device": args.encoder.device.type,
-        "batch_size": args.encoder.batch_size,
-        "layout": args.layout,
-        **vars(division_),
-    }
-    written = [path for output in outputs for path in output.files]
-    check_not_inputs(written, [settings.weights, *args.data.tars])
-    in_place = args.data.path.resolve() == outputs[0].files[0].resolve()
-    args.job = Job(outputs, decisive, args.overwrite, in_place, leads=is_first_process())
+    args.job = take_over_job(args, args.encoder, command="extract_text")
 
 
-def run(args: argparse.Namespace, found: None = None) -> int:
+def run(args: argparse.Namespace, _: None = None) -> int:
     """Encode split after split."""
     from talk2dino.features.text import extract_text_split
-    from talk2dino.processes import joined_processes
 
-    with joined_processes() as processes, args.job as job:
-        job.join(processes)
-        args.encoder.device = processes.device(args.encoder.device)
-        for output in job.pending():
-            features = extract_text_split(
-                args.data, job, output, args.encoder, progress_bar("captions", job)
-            )
-            if features is not None:
-                report_written(features, output.files, args.encoder.settings.keys)
-        job.failures()
+    run_job(args, args.encoder, "captions", extract_text_split)
     return DONE
 
 

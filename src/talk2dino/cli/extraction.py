@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from talk2dino.devices import AMP_TYPES, DTYPES
 from talk2dino.features.keys import LAYOUTS
-from talk2dino.files import atomic_path
+from talk2dino.files import atomic_path, check_not_inputs, content_digest
 from talk2dino.progress import Bar, Progress, silent
 
 if TYPE_CHECKING:
-    from talk2dino.features.job import Division, Job
+    from talk2dino.features.captions import CaptionInput
+    from talk2dino.features.extract import Models
+    from talk2dino.features.job import Division, Job, Output
     from talk2dino.features.store import FeatureFile
+    from talk2dino.features.text import Encoder
 
 SHOWN_FAILURES = 10
 
@@ -47,12 +50,15 @@ def add_output_arguments(parser: argparse.ArgumentParser, n_shards: int) -> None
     group.add_argument("--write_as_wds", action="store_true", help="write webdataset shards")
     group.add_argument("--n_shards", type=int, default=n_shards, help="shards per split")
     group.add_argument(
+        "--num_jobs",
         "--n_in_splits",
         "--n_in_split",
+        dest="n_in_splits",
         type=int,
         default=1,
         help="divide the input into so many contiguous splits, one output each",
     )
+    group.add_argument("--job_id", type=int, help="the only split to work on (default: all)")
     group.add_argument("--in_batch_offset", type=int, default=0, help="first split to work on")
     group.add_argument(
         "--out_offset",
@@ -62,6 +68,73 @@ def add_output_arguments(parser: argparse.ArgumentParser, n_shards: int) -> None
     )
     group.add_argument("--dtype", choices=DTYPES, default="float32", help="of the stored tensors")
     group.add_argument("--overwrite", action="store_true", help="replace what is there")
+
+
+def take_over_job(args: argparse.Namespace, models: Models | Encoder, **decisive: Any) -> Job:
+    """The job of a run, with the work that an earlier one left unfinished.
+
+    Args:
+        args: the flags of `add_output_arguments`, and `data`; `out_path` is set.
+        models: what the features are made with.
+        decisive: `command`, and what else decides the outputs' bytes.
+    """
+    from talk2dino.features.job import Job, plan_outputs
+    from talk2dino.processes import is_first_process
+
+    divided, settings = division(args), models.settings
+    args.out_path = output_path(args)
+    outputs = plan_outputs(args.out_path, divided, args.layout)
+    decisive |= {
+        "ann_path": str(args.ann_path.resolve()),
+        **settings.recorded(),
+        "weights_digest": content_digest(settings.weights),
+        "keys": sorted(settings.keys),
+        "device": models.device.type,
+        "batch_size": models.batch_size,
+        "layout": args.layout,
+        **vars(divided),
+    }
+    written = [path for output in outputs for path in output.files]
+    check_not_inputs(written, [settings.weights, *args.data.tars])
+    completed = decisive["command"] == "extract_text" and (
+        args.data.path.resolve() == written[0].resolve()
+    )
+    return Job(outputs, decisive, args.overwrite, completed, leads=is_first_process())
+
+
+def run_job(
+    args: argparse.Namespace,
+    models: Models | Encoder,
+    unit: str,
+    extract: Callable[[CaptionInput, Job, Output, Any, Progress], FeatureFile | None],
+    failed: Path | None = None,
+) -> list[str]:
+    """Extract split after split.
+
+    Args:
+        args: with `data` and `job`.
+        models: what the features are made with.
+        unit: what is counted.
+        extract: makes an output; returns None in every process but the first.
+        failed: where the failures are listed.
+
+    Returns:
+        The failures.
+    """
+    from talk2dino.processes import joined_processes
+
+    with joined_processes() as processes, args.job as job:
+        job.join(processes)
+        models.device = processes.device(models.device)
+        bar = progress_bar(unit, job)
+        for output in job.pending():
+            features = extract(args.data, job, output, models, bar)
+            if features is not None:
+                report_written(features, output.files, models.settings.keys)
+        failures: list[str] = job.failures()
+        if job.leads and failed:  # before the job is over: a kill must not lose the list
+            report_failures(failures, failed)
+    return failures
 
 
 def division(args: argparse.Namespace) -> Division:
@@ -75,6 +148,7 @@ def division(args: argparse.Namespace) -> Division:
     return Division(
         n_in_splits=args.n_in_splits,
         in_batch_offset=args.in_batch_offset,
+        job_id=args.job_id,
         out_offset=args.out_offset,
         n_shards=args.n_shards if args.write_as_wds else 0,
     )

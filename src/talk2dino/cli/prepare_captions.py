@@ -109,7 +109,7 @@ def check(args: argparse.Namespace) -> None:
         check_writable(out, args.overwrite or is_unfinished(made(out)))
 
 
-def run(args: argparse.Namespace, found: None = None) -> int:
+def run(args: argparse.Namespace, _: None = None) -> int:
     """Do one step."""
     modes = {"filter": _filter, "merge": _merge, "makepair": _pair, "json2csv": _json}
     with _alone(args):

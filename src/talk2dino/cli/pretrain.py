@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from talk2dino.cli.entry import (
     DONE,
@@ -17,6 +18,10 @@ from talk2dino.cli.entry import (
     step_bar,
     typed_command,
 )
+from talk2dino.cli.flags import add_flags, from_flags
+
+if TYPE_CHECKING:
+    from talk2dino.methods.ovsegmentor.pretraining.job import PretrainingJob
 
 LINE_SECONDS = 60.0
 """Without a terminal for the bar, time between two lines about the steps."""
@@ -40,41 +45,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECTION.KEY=VALUE",
         help="replace values of the recipe, for example data.images=cc12m/images train.seed=1",
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<i> or mps")
+    add_flags(parser, "training.job:RunJob", "device")
     parser.add_argument(
         "--workers", type=int, default=min(8, core_share()), help="decoding processes"
     )
     parser.add_argument(
         "--out", type=Path, metavar="FOLDER", help="default: weights/<name of the recipe>"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
-    parser.add_argument(
-        "--resume", action="store_true", help="go on with an interrupted run, if there is one"
-    )
-    parser.add_argument(
-        "--checkpoint_seconds",
-        type=float,
-        default=600.0,
-        help="save the state this often within an epoch; every epoch's end is saved",
-    )
-    parser.add_argument("--logger", default="none", help="none, tensorboard, wandb or trackio")
+    add_flags(parser, "training.job:RunJob", "overwrite", "resume", "logger")
+    add_flags(parser, "methods.ovsegmentor.pretraining.job:PretrainingJob", "checkpoint_seconds")
 
 
-def check(args: argparse.Namespace) -> None:
+def check(args: argparse.Namespace) -> PretrainingJob:
     """Raise for wrong arguments; see `check_job`."""
-    from talk2dino.methods.ovsegmentor.pretraining.job import check_job
+    from talk2dino.methods.ovsegmentor.pretraining.config import load_pretraining_recipe
+    from talk2dino.methods.ovsegmentor.pretraining.job import PretrainingJob, check_job
 
-    check_job(_job(args))
+    typed = typed_command(COMMAND, "-m", args, but=("resume", "overwrite"))
+    job = from_flags(
+        PretrainingJob,
+        args,
+        recipe=load_pretraining_recipe(args.config, args.changes),
+        out=args.out or Path("weights") / Path(args.config).stem,
+        command=typed.replace("python -m", "python -m talk2dino pretrain", 1),
+    )
+    check_job(job)
+    return job
 
 
-def run(args: argparse.Namespace, found: None = None) -> int:
+def run(args: argparse.Namespace, job: PretrainingJob) -> int:
     """Pretrain, and say what was written."""
     from talk2dino.methods.ovsegmentor.pretraining.job import collective_backend, pretrain
     from talk2dino.methods.ovsegmentor.pretraining.state import EpochRecord
     from talk2dino.processes import is_first_process, joined_processes
     from talk2dino.training.run import Hooks
-
-    job = _job(args)
 
     def on_epoch(record: EpochRecord) -> None:
         shown = f"epoch {record.epoch}/{job.recipe.train.epochs}  loss {record.loss:.4f}  "
@@ -119,25 +123,6 @@ def step_lines(seconds: float = LINE_SECONDS) -> Callable[[Mapping[str, float], 
             print(f"{shown}  learning rate {values['learning_rate']:.3g}", flush=True)
 
     return on_values
-
-
-def _job(args: argparse.Namespace):  # type: ignore[no-untyped-def]  # torch stays unimported
-    from talk2dino.methods.ovsegmentor.pretraining.config import load_pretraining_recipe
-    from talk2dino.methods.ovsegmentor.pretraining.job import PretrainingJob
-
-    return PretrainingJob(
-        recipe=load_pretraining_recipe(args.config, args.changes),
-        out=args.out or Path("weights") / Path(args.config).stem,
-        device=args.device,
-        workers=args.workers,
-        logger=args.logger,
-        overwrite=args.overwrite,
-        resume=args.resume,
-        checkpoint_seconds=args.checkpoint_seconds,
-        command=typed_command(COMMAND, "-m", args, but=("resume", "overwrite")).replace(
-            "python -m", "python -m talk2dino pretrain", 1
-        ),
-    )
 
 
 COMMAND = Command(

@@ -82,7 +82,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Refuse wrong arguments before anything is drawn."""
-    from talk2dino.benchmarks.mmseg import load_openmmlab
     from talk2dino.devices import resolve_device
 
     for flag, value, least in (
@@ -97,7 +96,6 @@ def check(args: argparse.Namespace) -> None:
     from talk2dino.methods.talk2dino.recipe import load_recipe
 
     load_recipe(RECIPE)
-    load_openmmlab()
     files = Files(args.output)
     check_folder_writable(files.folder)
     _record(args)
@@ -109,7 +107,7 @@ def check(args: argparse.Namespace) -> None:
     check_world(files.world.folder, _world_config(args), args.overwrite)
 
 
-def run(args: argparse.Namespace, found: None = None) -> int:
+def run(args: argparse.Namespace, _: None = None) -> int:
     """Draw, extract, train, evaluate and show; steps that are done are skipped."""
     started = time.perf_counter()
     files, record = Files(args.output), _record(args)

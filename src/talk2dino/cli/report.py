@@ -1,4 +1,4 @@
-"""`python -m talk2dino report results/`: a page with tables, plots and example images."""
+"""`python -m talk2dino report results/`: a page with tables, plots and examples, or a figure."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from talk2dino.cli.entry import DONE, Command, run_command
+from talk2dino.config import split_names
 from talk2dino.files import check_writable
 from talk2dino.progress import Bar
 
 if TYPE_CHECKING:
+    from talk2dino.report.figure import FigureOptions
     from talk2dino.report.report import ReportOptions
 
 
@@ -36,6 +38,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data_root", type=Path, help="where the data is now, if it was moved since"
     )
+    parser.add_argument(
+        "--latex", action="store_true", help="also write all numbers as LaTeX and CSV tables"
+    )
+    figure = parser.add_argument_group("a comparison figure in place of the page")
+    figure.add_argument(
+        "--figure", type=Path, help="PNG: rows of image, ground truth and a column per method"
+    )
+    figure.add_argument(
+        "--images",
+        type=split_names,
+        default=[],
+        help="file names without ending, with commas; <benchmark>/<name> where several have it",
+    )
+    figure.add_argument(
+        "--methods", type=split_names, default=[], help="names of models, with commas (all)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a report that is there")
 
 
@@ -46,17 +64,29 @@ def check(args: argparse.Namespace) -> None:
             raise FileNotFoundError(f"{path}: no such file or folder of results")
     if args.data_root is not None and not args.data_root.is_dir():
         raise FileNotFoundError(f"there is no data folder {args.data_root}")
-    check_writable(_options(args).output, args.overwrite)
+    if args.figure is None and (args.images or args.methods):
+        raise ValueError("--images and --methods belong to --figure out.png")
+    options = _options(args) if args.figure is None else _figure_options(args)
+    check_writable(options.output, args.overwrite)
 
 
-def run(args: argparse.Namespace, found: None = None) -> int:
-    """Write the report."""
+def run(args: argparse.Namespace, _: None = None) -> int:
+    """Write the report, or the figure."""
+    if args.figure is not None:
+        from talk2dino.report.figure import write_figure
+
+        figure, *single = write_figure(args.results, _figure_options(args))
+        print(f"{figure}, and its {len(single)} pictures in {single[0].parent}")
+        return DONE
     from talk2dino.report.report import write_report
 
     written, notes = write_report(args.results, _options(args), _benchmark_bar)
     for note in notes:
         print(f"left out: {note}", file=sys.stderr)
-    print(f"{written[0]}, and {len(written) - 1} plots in {written[1].parent}")
+    plots = [path for path in written[1:] if path.parent == written[1].parent]
+    print(f"{written[0]}, and {len(plots)} plots in {written[1].parent}")
+    if args.latex:
+        print(f"{len(written) - 1 - len(plots)} tables in {written[-1].parent}")
     return DONE
 
 
@@ -66,7 +96,14 @@ def _options(args: argparse.Namespace) -> ReportOptions:
     first = args.results[0]
     folder = first if first.is_dir() else first.parent
     output = args.output or folder / "report.html"
-    return ReportOptions(output, args.examples, args.data_root, args.overwrite)
+    return ReportOptions(output, args.examples, args.data_root, args.latex, args.overwrite)
+
+
+def _figure_options(args: argparse.Namespace) -> FigureOptions:
+    from talk2dino.report.figure import FigureOptions
+
+    images, names = ([n.strip() for n in some] for some in (args.images, args.methods))
+    return FigureOptions(args.figure, images, names, args.data_root, args.overwrite)
 
 
 def _benchmark_bar(total: int, done: int) -> AbstractContextManager[Bar]:

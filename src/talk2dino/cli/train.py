@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from talk2dino.cli.entry import (
     DONE,
@@ -19,8 +20,13 @@ from talk2dino.cli.entry import (
     step_bar,
     typed_command,
 )
+from talk2dino.cli.flags import add_flags, from_flags
 
-TEXT_CHOICES = "ann_feats, clip_txt_out_tokens[_avg], clip_second_last_out, bert-base_features"
+if TYPE_CHECKING:
+    from talk2dino.methods.talk2dino.training.job import TrainJob
+
+_JOB = "methods.talk2dino.training.job:TrainJob"
+_OF_THE_RECIPE = ("resize_dim", "crop_dim", "vision_weights", "text_weights")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,86 +35,35 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the flags of section 6; `--model` and `--model_config` are the same one."""
-    data = parser.add_argument_group("data")
-    _recipe = "recipe of the projection: a file of configs/"
-    data.add_argument("--model", "--model_config", required=True, metavar="YAML", help=_recipe)
-    data.add_argument(
-        "--train_dataset",
-        required=True,
-        metavar="PATH",
-        help="a feature file, feature shards, or images with captions (COCO JSON, tars)",
-    )
-    data.add_argument("--val_dataset", metavar="PATH", help="the same, for the validation loss")
-    data.add_argument("--test_dataset", metavar="PATH", help="the same, for retrieval at the end")
-    data.add_argument(
-        "--feature_name",
-        metavar="NAME",
-        help="image feature (default: disentangled_self_attn, or patch_tokens where the recipe "
-        "has weight_attn_heads); validation then uses avg_self_attn_out",
-    )
-    data.add_argument(
-        "--text_features",
-        metavar="NAME",
-        help=f"text feature: {TEXT_CHOICES} (default: ann_feats, or what CLIPLastLayer needs)",
-    )
-    _add_optimisation(parser.add_argument_group("optimisation; the recipe has the rest"))
-    _add_outputs(parser.add_argument_group("outputs"))
-    _add_images(parser.add_argument_group("images instead of features; the recipe has defaults"))
-
-
-def _add_optimisation(group: argparse._ArgumentGroup) -> None:
+    """Declare the flags; `--model` and `--model_config` are the same one."""
+    group = parser.add_argument_group("data")
+    text = "recipe of the projection: a file of configs/"
+    group.add_argument("--model", "--model_config", required=True, metavar="YAML", help=text)
+    datasets = ("train_dataset", "val_dataset", "test_dataset")
+    add_flags(group, _JOB, *datasets, "feature_name", "text_features")
+    group = parser.add_argument_group("optimisation; the recipe has the rest")
     group.add_argument(
         "--batch_size",
         type=int,
         metavar="N",
         help="captions per step, of all processes together (default: the recipe's)",
     )
-    group.add_argument("--optimizer", default="Adam", metavar="NAME", help="Adam or AdamW")
-    group.add_argument("--weight_decay", type=float, default=0.05, help="of AdamW")
-    group.add_argument(
-        "--scheduler",
-        default="linear",
-        metavar="NAME",
-        help="linear (constant after the warm-up) or cosine (falls to 0)",
-    )
-    group.add_argument(
-        "--warmup", type=int, default=0, metavar="STEPS", help="linear rise from lr/STEPS"
-    )
-    group.add_argument("--seed", type=int, default=123, help="of weights, order and sampling")
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<i> or mps")
-
-
-def _add_outputs(group: argparse._ArgumentGroup) -> None:
+    loop = ("optimizer", "weight_decay", "scheduler", "warmup", "seed")
+    add_flags(group, "methods.talk2dino.training.loop:LoopSettings", *loop)
+    add_flags(group, "training.job:RunJob", "device")
+    group = parser.add_argument_group("outputs")
     group.add_argument(
         "--out", type=Path, metavar="PTH", help="weights (default: weights/<recipe>[_<pedix>].pth)"
     )
     group.add_argument("--name_pedix", default="", help="ending of the default name")
-    group.add_argument("--overwrite", action="store_true", help="replace existing weights")
-    group.add_argument(
-        "--resume", action="store_true", help="go on with an interrupted training, if there is one"
-    )
-    group.add_argument(
-        "--checkpoint_seconds",
-        type=float,
-        default=60.0,
-        help="save the state this often within an epoch; every epoch's end is saved",
-    )
-    group.add_argument("--logger", default="none", help="none, tensorboard, wandb or trackio")
+    run = ("overwrite", "resume", "checkpoint_seconds", "logger")
+    add_flags(group, "training.job:RunJob", *run)
     group.add_argument("--use_wandb", action="store_true", help="the same as --logger wandb")
-    group.add_argument(
-        "--save_head_activations",
-        action="store_true",
-        help="write the head chosen for each caption in the last epoch, as JSON",
-    )
-
-
-def _add_images(group: argparse._ArgumentGroup) -> None:
+    add_flags(group, _JOB, "save_heads=save_head_activations")
+    group = parser.add_argument_group("images instead of features; the recipe has defaults")
     group.add_argument("--data_dir", default="../coco/", help="where the image files are")
-    group.add_argument("--resize_dim", type=int, metavar="PX", help="short side after resizing")
-    group.add_argument("--crop_dim", type=int, metavar="PX", help="side of the centre crop")
-    group.add_argument("--vision_weights", metavar="W", help="pretrained, a path, or seeded:<n>")
-    group.add_argument("--text_weights", metavar="W", help="pretrained, a path, or seeded:<n>")
+    unset = dict.fromkeys(_OF_THE_RECIPE)
+    add_flags(group, "methods.talk2dino.sections:FeatureConfig", *_OF_THE_RECIPE, **unset)
     group.add_argument(
         "--cache_gb",
         type=float,
@@ -131,16 +86,18 @@ def _half_of_the_memory_gb() -> float:
         return 8.0
 
 
-def check(args: argparse.Namespace) -> None:
+def check(args: argparse.Namespace) -> TrainJob:
     """Raise for wrong arguments; see `check_job`."""
     from talk2dino.methods.talk2dino.training.job import check_job
 
     if args.use_wandb and args.logger not in ("none", "wandb"):
         raise ValueError(f"--use_wandb contradicts --logger {args.logger}: pass one of them")
-    check_job(_job(args))
+    job = _job(args)
+    check_job(job)
+    return job
 
 
-def run(args: argparse.Namespace, found: None = None) -> int:
+def run(args: argparse.Namespace, job: TrainJob) -> int:
     """Train, and say what was written."""
     from talk2dino.methods.talk2dino.training.job import train_projection
     from talk2dino.processes import is_first_process, joined_processes
@@ -148,7 +105,6 @@ def run(args: argparse.Namespace, found: None = None) -> int:
     from talk2dino.training.history import EpochRecord
     from talk2dino.training.run import Hooks
 
-    job = _job(args)
     silent = not is_first_process()
 
     def on_epoch(record: EpochRecord) -> None:
@@ -178,7 +134,7 @@ def run(args: argparse.Namespace, found: None = None) -> int:
     return DONE
 
 
-def _job(args: argparse.Namespace):  # type: ignore[no-untyped-def]  # torch stays unimported
+def _job(args: argparse.Namespace) -> TrainJob:
     from talk2dino.methods.talk2dino.recipe import load_recipe
     from talk2dino.methods.talk2dino.training.encoding import ImageOptions
     from talk2dino.methods.talk2dino.training.job import TrainJob
@@ -186,42 +142,20 @@ def _job(args: argparse.Namespace):  # type: ignore[no-untyped-def]  # torch sta
     from talk2dino.methods.talk2dino.training.outputs import default_weights
 
     recipe = load_recipe(args.model)
-    overrides = {
-        key: getattr(args, key)
-        for key in ("resize_dim", "crop_dim", "vision_weights", "text_weights")
-        if getattr(args, key) is not None
-    }
+    given = {key: value for key in _OF_THE_RECIPE if (value := getattr(args, key)) is not None}
     train = recipe.train
     if args.batch_size is not None:
         train = replace(train, batch_size=args.batch_size)
-    return TrainJob(
+    features, data_dir = replace(recipe.features, **given), Path(args.data_dir)
+    return from_flags(
+        TrainJob,
+        args,
         recipe=recipe,
-        train_dataset=args.train_dataset,
-        val_dataset=args.val_dataset,
-        test_dataset=args.test_dataset,
-        feature_name=args.feature_name,
-        text_features=args.text_features,
         out=args.out or default_weights(args.model, args.name_pedix),
-        loop=LoopSettings(
-            train,
-            args.optimizer,
-            args.weight_decay,
-            args.scheduler,
-            args.warmup,
-            args.seed,
-        ),
-        images=ImageOptions(
-            replace(recipe.features, **overrides),
-            Path(args.data_dir),
-            args.workers,
-            int(args.cache_gb * 1e9),
-        ),
-        device=args.device,
+        loop=from_flags(LoopSettings, args, train=train),
+        images=ImageOptions(features, data_dir, args.workers, int(args.cache_gb * 1e9)),
         logger="wandb" if args.use_wandb else args.logger,
         save_heads=args.save_head_activations,
-        overwrite=args.overwrite,
-        resume=args.resume,
-        checkpoint_seconds=args.checkpoint_seconds,
         command=typed_command(COMMAND, "train.py", args, but=("resume", "overwrite")),
     )
 

@@ -119,9 +119,7 @@ def read_coco(path: str | Path) -> FeatureFile:
             )
         if not content[name]:
             raise ValueError(f"{path} lists no {name}")
-    features = FeatureFile(content.pop("images"), content.pop("annotations"))
-    features.extra = content
-    return features
+    return FeatureFile(content.pop("images"), content.pop("annotations"), extra=content)
 
 
 def _read_file(path: Path) -> FeatureFile:

@@ -17,10 +17,8 @@ from talk2dino.pictures.images import MAX_PIXELS
 
 @dataclass(eq=False)
 class DecodedBatch:
-    """Some consecutive images of a collection."""
+    """Some images of a collection."""
 
-    stop: int
-    """Position after the last one."""
     images: Tensor
     """(B, 3, crop, crop) uint8 RGB of those that could be read, in order."""
     failures: dict[int, str] = field(default_factory=dict)
@@ -42,25 +40,27 @@ class Decoding:
 
     transform: ImageTransform
     """PIL image to uint8 pixels."""
-    batch_size: int
-    """Positions per batch."""
-    workers: int
+    workers: int = 0
     """Worker processes; 0 reads in this process."""
     caption_transform: Callable[[Image.Image], Tensor] | None = None
     """PIL image to the pixels of a captioning model."""
 
 
-def decoded_batches(
-    sources: Sequence[ImageSource], decoding: Decoding, start: int = 0, pin_memory: bool = False
-) -> Iterator[DecodedBatch]:
-    """Read `sources[start:]` in order.
+def batches_of(size: int, total: int) -> list[range]:
+    """The positions 0 to `total`, in batches; the last one may be smaller."""
+    return [range(start, min(start + size, total)) for start in range(0, total, size)]
 
-    A batch is always the same positions for the same `start` and batch size, whatever fails.
-    """
+
+def decoded_batches(
+    sources: Sequence[ImageSource],
+    decoding: Decoding,
+    batches: Sequence[range],
+    pin_memory: bool = False,
+) -> Iterator[DecodedBatch]:
+    """Read batches of images, each given by the positions in `sources`."""
     loader = DataLoader(
         _Images(sources, decoding),
-        batch_size=decoding.batch_size,
-        sampler=range(start, len(sources)),
+        batch_sampler=map(list, batches),
         num_workers=decoding.workers,
         collate_fn=_collate,
         pin_memory=pin_memory,
@@ -93,7 +93,7 @@ class _Images(Dataset):
 
     def __getitem__(self, position: int) -> _Decoded:
         try:
-            image_rgb = self.sources[position].read()
+            image_rgb = self.sources[position].read(self.decoding.transform.least)
             _check_shape(image_rgb, self.decoding.transform.resize_dim)
             pixels = self.decoding.transform(image_rgb)
             transform = self.decoding.caption_transform
@@ -117,7 +117,6 @@ def _collate(items: list[_Decoded]) -> DecodedBatch:
     pixels = [item.pixels for item in items if item.pixels is not None]
     inputs = [item.caption_input for item in items if item.caption_input is not None]
     return DecodedBatch(
-        stop=items[-1].position + 1,
         images=torch.stack(pixels) if pixels else torch.empty(0, 3, 0, 0, dtype=torch.uint8),
         failures={item.position: item.problem for item in items if item.pixels is None},
         caption_inputs=torch.stack(inputs) if inputs else None,

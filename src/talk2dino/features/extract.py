@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ from torch import Tensor
 
 from talk2dino.backbones.attention import average_attention, head_embeddings
 from talk2dino.backbones.vision import (
+    EXACT,
+    RESIZES,
     VisionBackbone,
     check_vision,
     default_weights,
@@ -30,19 +31,15 @@ from talk2dino.devices import (
     resolve_dtype,
 )
 from talk2dino.features.captions import CaptionInput, Collection
+from talk2dino.features.chunks import Chunk
 from talk2dino.features.decode import DecodedBatch, Decoding, decoded_batches
-from talk2dino.features.job import Job, Output, fingerprint
+from talk2dino.features.job import Job, Output, Work, fingerprint
 from talk2dino.features.keys import IMAGE_KEYS
-from talk2dino.features.parts import Batch, Parts
-from talk2dino.features.ranges import Range
 from talk2dino.features.recaption import Captioner, recaptioned
 from talk2dino.features.sources import check_any_exists
 from talk2dino.features.store import FeatureFile
 from talk2dino.features.transfer import fetched_behind, sent_ahead
-from talk2dino.features.work import Work, collected, equal_costs
 from talk2dino.progress import Progress, silent
-
-logger = logging.getLogger(__name__)
 
 CPU_BATCH = 4
 """Images at once on a CPU: more are no faster, and their activations leave its cache."""
@@ -60,6 +57,9 @@ class ImageSettings:
     """Short side after resizing, in pixels."""
     crop_dim: int = 518
     """Side of the central square that is kept, in pixels."""
+    resize: str = EXACT
+    """`exact`: PIL's resizing. `fast`: PyTorch's, and large JPEGs decoded at a part of their size;
+    pixels differ by a few levels."""
     keys: tuple[str, ...] = ("dino_features",)
     """What is stored; names of IMAGE_KEYS."""
     dtype: str = "float32"
@@ -83,6 +83,7 @@ class ImageSettings:
                 raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
         if self.workers < 0:
             raise ValueError(f"--workers must not be negative, got {self.workers}")
+        check_name("resize", self.resize, RESIZES)
         if self.crop_dim > self.resize_dim:
             raise ValueError(
                 f"--crop_dim {self.crop_dim} is larger than --resize_dim {self.resize_dim}: "
@@ -102,6 +103,7 @@ class ImageSettings:
             "crop_dim": self.crop_dim,
             "dtype": self.dtype,
             "amp": self.amp == "auto" or self.amp or False,
+            **({} if self.resize == EXACT else {"resize": self.resize}),
             **recorded_normalisation(self.model),
         }
 
@@ -176,17 +178,17 @@ def extract_split(
             (image["id"], _name(image), source.state())
             for image, source in zip(collection.features.images, collection.sources, strict=True)
         ),
-        equal_costs(total),
+        total,
         models.batch_size,
         prepare,
-        lambda part: _extracted(collection, models, part),
+        lambda batches: _extracted(collection, models, batches),
     )
-    parts = collected(job, output, work, progress)
-    if parts is None:
+    made = job.collected(output, work, progress)
+    if made is None:
         return None
-    failures = _failure_lines(collection.features, parts)
+    failures = _failure_lines(collection.features, made)
     if len(failures) == total:
-        parts.remove()
+        job.discard(output)
         raise RuntimeError(f"none of the {total} images could be read; {failures[0]}")
     in_place = data.path.resolve() == output.files[0].resolve()
     if in_place and len(failures) > max_failures:
@@ -195,9 +197,9 @@ def extract_split(
             f"{data.path} would lose them. It is left as it was. Run again with "
             f"--max_failures {len(failures)} to accept that."
         )
-    features = _assembled(collection.features, parts, settings)
+    features = _assembled(collection.features, made, settings)
     output.write(features, job.folder)
-    job.finish(output, parts, failures)
+    job.finish(output, failures)
     return features
 
 
@@ -233,24 +235,22 @@ def image_features(
     return {key: make[key]() for key in keys}
 
 
-def _extracted(collection: Collection, models: Models, part: Range) -> Iterator[Batch]:
-    """Batches of a range. Decoding, both copies and the disk's work lie behind the backbone's."""
+def _extracted(collection: Collection, models: Models, batches: Sequence[range]) -> Iterator[Chunk]:
+    """The results of batches. Decoding, both copies and the disk's work lie behind the GPU's."""
     settings = models.settings
     backbone, captioner = models.load()
     decoding = Decoding(
-        backbone.image_transform(settings.resize_dim, settings.crop_dim),
-        models.batch_size,
+        backbone.image_transform(settings.resize_dim, settings.crop_dim, settings.resize),
         settings.workers,
         captioner.transform if captioner else None,
     )
     on_gpu = models.device.type == "cuda"
-    sources = collection.sources[: part.stop]
-    decoded = decoded_batches(sources, decoding, part.start, pin_memory=on_gpu)
+    decoded = decoded_batches(collection.sources, decoding, batches, pin_memory=on_gpu)
     found = (_found(batch, models) for batch in sent_ahead(decoded, models.device))
     yield from fetched_behind(found, models.device)
 
 
-def _found(decoded: DecodedBatch, models: Models) -> Batch:
+def _found(decoded: DecodedBatch, models: Models) -> Chunk:
     """The features of a batch whose pixels are on the device, and stay there."""
     backbone, captioner = models.load()
     dtype = resolve_dtype(models.settings.dtype)
@@ -266,36 +266,25 @@ def _found(decoded: DecodedBatch, models: Models) -> Batch:
         if captioner and decoded.caption_inputs is not None:
             pieces = models.fit.pieces(captioner, decoded.caption_inputs)
             captions = [caption for piece in pieces for caption in piece]
-    return Batch(decoded.stop, columns, decoded.failures, captions)
+    return Chunk(columns, decoded.failures, captions)
 
 
-def _assembled(features: FeatureFile, parts: Parts, settings: ImageSettings) -> FeatureFile:
+def _assembled(features: FeatureFile, made: Chunk, settings: ImageSettings) -> FeatureFile:
     """The records with the new columns; older image columns stay if made the same way."""
     kept = torch.ones(features.num_images, dtype=torch.bool)
-    kept[list(parts.failures)] = False
+    kept[list(made.failures)] = False
     whole = features.select(kept.nonzero().flatten())
-    result = FeatureFile(whole.images, whole.annotations, settings=whole.settings)
-    result.extra, result.layout = whole.extra, whole.layout
-    result.caption_features = dict(whole.caption_features)
-    older = {k: v for k, v in whole.image_features.items() if k not in settings.keys}
-    if older and whole.settings.get("vision") != settings.recorded():
-        logger.warning(
-            "%s of the input were made with other or unknown settings and are left out",
-            ", ".join(older),
-        )
-        older = {}
-    result.image_features = {**older, **parts.columns()}
-    result.settings["vision"] = settings.recorded()
+    result = whole.completed(made.columns, True, "vision", settings.recorded())
     if settings.blip_model:
-        recaptioned(result, parts.captions, settings.blip_model)
+        recaptioned(result, made.captions, settings.blip_model)
     return result
 
 
-def _failure_lines(features: FeatureFile, parts: Parts) -> list[str]:
+def _failure_lines(features: FeatureFile, made: Chunk) -> list[str]:
     images = features.images
     return [
         f"image {images[row]['id']} ({_name(images[row])}): {why}"
-        for row, why in sorted(parts.failures.items())
+        for row, why in sorted(made.failures.items())
     ]
 
 

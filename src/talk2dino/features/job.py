@@ -1,29 +1,30 @@
 """One run of an extraction command: which files it makes, and where its unfinished work is kept.
 
 The work folder `<first output>.parts` exists from the start to the end of a run. It holds the
-settings, the finished rows of the split at work, and `<split>.done` for every written split.
+settings, the finished chunks of the split at work, and `<split>.done` for every written split.
 Several processes on one job share the folder: the first one makes and removes it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from talk2dino.features.parts import JOURNAL, Parts
-from talk2dino.features.ranges import Range
+from torch import Tensor
+
+from talk2dino.features.chunks import Chunk, Chunks, holds_chunks, system_words
 from talk2dino.features.shards import shard_paths, write_shards
 from talk2dino.features.store import FeatureFile, write_features
 from talk2dino.files import atomic_path, check_folder_writable, hold_lock, remove_folder
 from talk2dino.processes import Processes
+from talk2dino.progress import Progress
 
 SETTINGS = "settings.json"
 _FAILED = "failed.txt"
@@ -31,12 +32,14 @@ _FAILED = "failed.txt"
 
 @dataclass(frozen=True)
 class Division:
-    """How a run is divided into splits and numbered; the published flags of the same names."""
+    """How the input is divided into splits and they are numbered; flags of the same names."""
 
     n_in_splits: int = 1
     """Contiguous splits of the input, one output each."""
     in_batch_offset: int = 0
     """First split that is worked on."""
+    job_id: int | None = None
+    """The only split that is worked on; None for all from the first one on."""
     out_offset: int = 0
     """Added to the number in `<stem>_<number>.pth`, or to the number of every shard."""
     n_shards: int = 0
@@ -50,6 +53,13 @@ class Division:
                 f"--in_batch_offset {self.in_batch_offset}: with --n_in_splits "
                 f"{self.n_in_splits} the splits are 0 to {self.n_in_splits - 1}"
             )
+        if self.job_id is not None and not 0 <= self.job_id < self.n_in_splits:
+            raise ValueError(
+                f"--job_id {self.job_id}: with --num_jobs {self.n_in_splits} the jobs are 0 to "
+                f"{self.n_in_splits - 1}"
+            )
+        if self.job_id is not None and self.in_batch_offset:
+            raise ValueError("--in_batch_offset is the first of several splits, --job_id the only")
         if self.out_offset < 0:
             raise ValueError(f"--out_offset must not be negative, got {self.out_offset}")
 
@@ -103,10 +113,10 @@ def _reason(error: BaseException) -> str:
     """The system's own words; torch hides a full disk behind an error of its zip writer."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
-            return os.strerror(errno.ENOSPC)
+        if isinstance(cause, OSError):
+            return system_words(cause)
         cause = cause.__cause__ or cause.__context__
-    return getattr(error, "strerror", None) or str(error)
+    return str(error)
 
 
 def plan_outputs(path: Path, division: Division, layout: str | None = None) -> list[Output]:
@@ -118,7 +128,8 @@ def plan_outputs(path: Path, division: Division, layout: str | None = None) -> l
         layout: of `.pth` files; None for that of the input.
     """
     outputs = []
-    for split in range(division.in_batch_offset, division.n_in_splits):
+    splits = range(division.in_batch_offset, division.n_in_splits)
+    for split in splits if division.job_id is None else (division.job_id,):
         if division.n_shards:
             first = division.out_offset + split * division.n_shards
             files = tuple(shard_paths(path, division.n_shards, first))
@@ -137,6 +148,24 @@ def fingerprint(items: Iterable[Any]) -> str:
     for item in items:
         digest.update(json.dumps(item).encode() + b"\n")
     return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What is to be done on one split."""
+
+    fingerprint: str
+    """Identifies the items and their order."""
+    total: int
+    """How many items there are."""
+    batch_size: int
+    """Items per batch."""
+    prepare: Callable[[bool], object]
+    """Called before the first batch, told whether nothing is done yet; loads the models."""
+    batches: Callable[[Sequence[range]], Iterable[Chunk]]
+    """The results of batches, which are given by the positions of their items."""
+    order: Tensor | None = None
+    """(total,) int64, the row of the item at each position; None if they are the same."""
 
 
 class Job:
@@ -180,7 +209,6 @@ class Job:
         self.leads = leads
         self.processes = Processes()
         self.resumed = False
-        self._parts: list[Parts] = []
         self._lock: TextIO | None = None
         if leads:
             self._take_over_folder(json.loads(json.dumps(settings)), in_place)
@@ -225,20 +253,9 @@ class Job:
             The word.
         """
         word = f"process {self.processes.rank} of {self.processes.count} failed: {problem}"
-        path = self.folder / _FAILED
-        whole = path.with_name(f"{path.name}.{self.processes.rank}")
         # Another may have been first, or nothing can be written: then they see this one end.
-        with contextlib.suppress(FileExistsError):
-            try:
-                whole.write_text(word, encoding="utf-8")
-                os.link(whole, path)  # with its content, so that nobody reads half of it
-            except FileExistsError:
-                raise
-            except OSError:  # a full disk, or one without hard links
-                with contextlib.suppress(OSError), path.open("x", encoding="utf-8") as file:
-                    file.write(word)
-            finally:
-                whole.unlink(missing_ok=True)
+        with contextlib.suppress(OSError), (self.folder / _FAILED).open("x") as file:
+            file.write(word)
         return word
 
     def check_others(self) -> None:
@@ -253,42 +270,87 @@ class Job:
         """The outputs that are not written yet."""
         return [output for output in self.outputs if not self._done(output).exists()]
 
-    def parts(self, output: Output, fingerprint: str, start: int = 0) -> Parts:
-        """Where the rows of `output` are collected; finished rows of a killed run are there.
+    def collected(self, output: Output, work: Work, progress: Progress) -> Chunk | None:
+        """Do what an earlier run has not done of `output`, and put all of it together.
 
-        Args:
-            output: one of the outputs.
-            fingerprint: identifies what the rows are made of.
-            start: of the range that is collected there.
+        Every process works on chunks of its own. An error in one of them ends all, with its
+        message.
+
+        Returns:
+            The finished rows; None in every process but the first.
+
+        Raises:
+            ValueError: an earlier run worked on another input.
+            RuntimeError: rows could not be written, or another process failed.
         """
-        folder = self.folder / (f"{_name(output)}.from{start}" if start else _name(output))
+        # What the first finds counts: times and places of the same pictures may differ elsewhere.
+        chunks = self._chunks(output, work) if self.leads else None
+        found = (work.fingerprint, chunks.finished()) if chunks else None
+        fingerprint, finished = self._gather(found)[0]
+        if chunks is None:
+            folder = self.folder / _name(output)
+            chunks = Chunks(folder, fingerprint, work.total, work.batch_size)
+        problem: Exception | None = None
+        word = ""
         try:
-            parts = Parts(folder, fingerprint, start)
+            self._work(chunks, finished, work, progress)
+        except Exception as error:
+            if self.processes.count == 1:
+                raise
+            problem, word = error, self.tell_others(f"{error}" or type(error).__name__)
+        words = self._gather(word)
+        if problem is not None:
+            raise problem
+        if any(words):
+            self.check_others()
+            raise RuntimeError(next(filter(None, words)))  # nobody could write it down
+        return chunks.together(work.order) if self.leads else None
+
+    def _work(self, chunks: Chunks, finished: set[int], work: Work, progress: Progress) -> None:
+        mine = chunks.numbers[self.processes.rank :: self.processes.count]
+        left = [number for number in mine if number not in finished]
+        if not left:
+            return
+        work.prepare(not finished)  # before the bar, whose rate is that of the work
+        total = sum(len(chunks.items(number)) for number in mine)
+        ahead = sum(len(chunks.items(number)) for number in left)
+        with progress(total, total - ahead) as bar:
+            results = work.batches([chunks.items(number) for number in left])
+            for number, result in zip(left, results, strict=True):
+                chunks.write(number, result)
+                if number == left[0]:
+                    chunks.check_room(number, len(finished) + 1)
+                self.check_others()
+                bar.update(len(chunks.items(number)))
+
+    def _chunks(self, output: Output, work: Work) -> Chunks:
+        """Where the first process finds, or makes, the work on an output."""
+        folder = self.folder / _name(output)
+        try:
+            return Chunks(folder, work.fingerprint, work.total, work.batch_size)
         except ValueError:
             if not self.overwrite:
                 raise
             shutil.rmtree(folder)
-            parts = Parts(folder, fingerprint, start)
-        self._parts.append(parts)
-        return parts
+            return Chunks(folder, work.fingerprint, work.total, work.batch_size)
 
-    def ranges(self, output: Output, fingerprint: str, total: int) -> list[Range]:
-        """How the `total` items of `output` are divided: as kept for them, else a single range."""
-        path = self._ranges_file(output)
-        kept = json.loads(path.read_text()) if path.is_file() else {}
-        pairs = kept["ranges"] if kept.get("fingerprint") == fingerprint else [[0, total]]
-        return [Range(*pair) for pair in pairs]
+    def _gather(self, value: Any) -> list[Any]:
+        try:
+            return self.processes.gather(value)
+        except RuntimeError as error:
+            raise RuntimeError(
+                "another process of this extraction has ended. What is finished is kept in "
+                f"{self.folder}; run the same command again to go on."
+            ) from error
 
-    def keep_ranges(self, output: Output, fingerprint: str, ranges: Sequence[Range]) -> None:
-        """Note how `output` is divided."""
-        pairs = [[whole.start, whole.stop] for whole in ranges]
-        content = json.dumps({"fingerprint": fingerprint, "ranges": pairs})
-        _write(self._ranges_file(output), content)
-
-    def finish(self, output: Output, parts: Parts, failures: Sequence[str] = ()) -> None:
-        """Note that `output` is written and what it lacks, and drop its rows."""
+    def finish(self, output: Output, failures: Sequence[str] = ()) -> None:
+        """Note that `output` is written and what it lacks, and drop its chunks."""
         _write(self._done(output), json.dumps(list(failures)))
-        parts.remove()
+        shutil.rmtree(self.folder / _name(output), ignore_errors=True)
+
+    def discard(self, output: Output) -> None:
+        """Drop the chunks of an output that nothing can be made of."""
+        shutil.rmtree(self.folder / _name(output))
 
     def failures(self) -> list[str]:
         """What the written outputs lack, over all runs of this job.
@@ -303,8 +365,6 @@ class Job:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        for parts in self._parts:
-            parts.close()
         if not self.leads:
             return
         # After an error, others may still be about to see it there.
@@ -314,14 +374,11 @@ class Job:
             self._lock.close()
 
     def _holds_work(self) -> bool:
-        journals = self.folder.glob(f"split*/{JOURNAL}")
-        return any(self.folder.glob("*.done")) or any(j.stat().st_size for j in journals)
+        begun = any(map(holds_chunks, self.folder.glob("split*/")))
+        return begun or any(self.folder.glob("*.done"))
 
     def _done(self, output: Output) -> Path:
         return self.folder / f"{_name(output)}.done"
-
-    def _ranges_file(self, output: Output) -> Path:
-        return self.folder / f"{_name(output)}.ranges"
 
     def _check_absent(self) -> None:
         for output in self.outputs:

@@ -6,7 +6,6 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +21,13 @@ SETTINGS = "talk2dino_settings"
 """Our one addition at the top level: JSON text, ignored by the published code."""
 
 Record = dict[str, Any]
-
-
-@dataclass(frozen=True, eq=False)
-class Unpacked:
-    """The content of a published file, records and columns apart."""
-
-    images: list[Record]
-    annotations: list[Record]
-    image_features: dict[str, Tensor]
-    caption_features: dict[str, Tensor]
-    extra: dict[str, Any]
-    settings: dict[str, Any]
+Columns = dict[str, Tensor]
+Unpacked = tuple[list[Record], list[Record], Columns, Columns, dict[str, Any], dict[str, Any]]
+"""Images, annotations, features of both, settings, and what else the file holds."""
 
 
 def unpack(stored: dict[str, Any], path: str | Path) -> Unpacked:
-    """Stack the tensors of a published file into columns.
+    """Stack the tensors of a published file into columns: the arguments of a `FeatureFile`.
 
     Images that its writer could not read carry no tensors: they are left out with their captions,
     and counted in a warning.
@@ -70,7 +60,7 @@ def unpack(stored: dict[str, Any], path: str | Path) -> Unpacked:
         settings = dict(parse_json(stored.get(SETTINGS, "{}"), f"{path}: {SETTINGS}"))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: its {SETTINGS!r} are damaged ({error})") from error
-    return Unpacked(images, annotations, image_features, caption_features, extra, settings)
+    return images, annotations, image_features, caption_features, settings, extra
 
 
 def check_tensor(value: Any, what: str) -> Tensor:
@@ -93,13 +83,20 @@ def check_tensor(value: Any, what: str) -> Tensor:
     return value
 
 
-def pack(content: Unpacked) -> dict[str, Any]:
+def pack(
+    images: list[Record],
+    annotations: list[Record],
+    image_features: dict[str, Tensor],
+    caption_features: dict[str, Tensor],
+    settings: dict[str, Any],
+    extra: dict[str, Any],
+) -> dict[str, Any]:
     """The dict to save. Rows are views of their column, so `torch.save` writes each once."""
     return {
-        **content.extra,
-        SETTINGS: json.dumps(content.settings),
-        "images": _with_rows(content.images, content.image_features),
-        "annotations": _with_rows(content.annotations, content.caption_features),
+        **extra,
+        SETTINGS: json.dumps(settings),
+        "images": _with_rows(images, image_features),
+        "annotations": _with_rows(annotations, caption_features),
     }
 
 

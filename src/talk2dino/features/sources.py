@@ -27,7 +27,7 @@ MAX_DOWNLOAD = 256 * 2**20
 _SPLIT_AND_YEAR = re.compile(r"(train|val|test)(2014|2017)")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ImageSource:
     """One image, not yet read. Exactly one of the fields beside `places` may be set."""
 
@@ -57,8 +57,8 @@ class ImageSource:
                 return found.st_size, found.st_mtime_ns, *(self.member or ())
         return ()
 
-    def read(self) -> Image.Image:
-        """Read and decode as RGB.
+    def read(self, least: int = 0) -> Image.Image:
+        """Read and decode as RGB; for `least` see `read_rgb`.
 
         Raises:
             ValueError, OSError: missing, not reachable or not an image; the message says which.
@@ -66,12 +66,12 @@ class ImageSource:
         if self.problem:
             raise ValueError(self.problem)
         if self.member:
-            return decode_rgb(self._read_member(*self.member), self.places[0])
+            return decode_rgb(self._read_member(*self.member), self.places[0], least)
         for place in self.places:
             if _is_url(place):
-                return decode_rgb(download(place), place)
+                return decode_rgb(download(place), place, least)
             if os.path.isfile(place):
-                return read_rgb(place)
+                return read_rgb(place, least)
         raise FileNotFoundError(f"not found; looked for {' and '.join(self.places)}")
 
     def _read_member(self, offset: int, size: int) -> bytes:

@@ -19,9 +19,10 @@ The published layout (tensors inside every image and annotation dict) is read an
 from __future__ import annotations
 
 import json
+import logging
 import zipfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,11 @@ from torch import Tensor
 
 from talk2dino.config import check_name
 from talk2dino.features.keys import LAYOUTS, adding_command, first_few
-from talk2dino.features.published import Unpacked, check_tensor, pack, unpack
+from talk2dino.features.published import check_tensor, pack, unpack
 from talk2dino.files import load_torch, save_torch
 from talk2dino.textfiles import parse_json
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "talk2dino-features"
 VERSION = 1
@@ -61,14 +64,15 @@ class FeatureFile:
         image_features: dict[str, Tensor] | None = None,
         caption_features: dict[str, Tensor] | None = None,
         settings: dict[str, Any] | None = None,
+        extra: dict[str, Any] | None = None,
+        layout: str | None = None,
     ) -> None:
         """`images` and `annotations` are lists of dicts, or their JSON bytes (parsed when used)."""
         self._images, self._annotations = images, annotations
         self.image_features = dict(image_features or {})
         self.caption_features = dict(caption_features or {})
         self.settings = dict(settings or {})
-        self.extra: dict[str, Any] = {}
-        self.layout: str | None = None
+        self.extra, self.layout = dict(extra or {}), layout
         self.mapped_from: Path | None = None
 
     @cached_property
@@ -125,15 +129,47 @@ class FeatureFile:
         place[image_rows] = torch.arange(len(image_rows))
         new_rows = place[self.caption_rows]
         kept = (new_rows >= 0).nonzero().flatten()
-        part = FeatureFile(
+        return FeatureFile(
             [self.images[row] for row in image_rows.tolist()],
             [self.annotations[row] for row in kept.tolist()],
             {key: column[image_rows] for key, column in self.image_features.items()},
             {key: column[kept] for key, column in self.caption_features.items()},
-            self.settings,
+            *(self.settings, self.extra, self.layout),
         )
-        part.extra, part.layout = self.extra, self.layout
-        return part
+
+    def completed(
+        self,
+        columns: dict[str, Tensor],
+        of_images: bool,
+        section: str,
+        made: dict[str, Any],
+        alike: Collection[str] | None = None,
+    ) -> FeatureFile:
+        """These records with more columns; older ones of the kind stay if made the same way.
+
+        Args:
+            columns: key -> (N, ...) or (M, ...).
+            of_images: whether they are features of images, rather than of captions.
+            section: where `settings` keep how columns of the kind were made.
+            made: how these were.
+            alike: the keys of the kind; None for all that features of images, or captions, have.
+        """
+        result = FeatureFile(
+            *(self.images, self.annotations, self.image_features, self.caption_features),
+            *(self.settings, self.extra, self.layout),
+        )
+        held = result.image_features if of_images else result.caption_features
+        older = [k for k in held if k not in columns and (alike is None or k in alike)]
+        if older and self.settings.get(section) != made:
+            logger.warning(
+                "%s of the input were made with other or unknown settings and are left out",
+                ", ".join(older),
+            )
+            for key in older:
+                del held[key]
+        held |= columns
+        result.settings[section] = made
+        return result
 
 
 def read_features(path: str | Path, mmap: bool = True) -> FeatureFile:
@@ -156,7 +192,9 @@ def read_features(path: str | Path, mmap: bool = True) -> FeatureFile:
             features.mapped_from = Path(path)
         return features
     if isinstance(stored.get("images"), list) and isinstance(stored.get("annotations"), list):
-        return _from_unpacked(unpack(stored, path), path)
+        features = FeatureFile(*unpack(stored, path), "coco")
+        _check(features, path)
+        return features
     found = ", ".join(map(str, list(stored)[:5])) or "nothing"
     raise ValueError(
         f"{path} is not a feature file: it has no 'images' and 'annotations' (found: {found})"
@@ -179,8 +217,7 @@ def write_features(features: FeatureFile, path: str | Path, layout: str = "colum
     """
     check_name("layout", layout, LAYOUTS)
     _check(features, path)
-    stored = pack(_unpacked(features)) if layout == "coco" else _columnar(features)
-    save_torch(stored, path)
+    save_torch(_packed(features) if layout == "coco" else _columnar(features), path)
 
 
 def json_bytes(value: Any) -> Tensor:
@@ -295,6 +332,14 @@ def _columnar(features: FeatureFile) -> dict[str, Any]:
     }
 
 
+def _packed(features: FeatureFile) -> dict[str, Any]:
+    return pack(
+        *(features.images, features.annotations),
+        *(_storable(features.image_features), _storable(features.caption_features)),
+        *(features.settings, features.extra),
+    )
+
+
 def _storable(columns: dict[str, Tensor]) -> dict[str, Tensor]:
     """Sorted by key, each alone in its storage: `torch.save` writes whole storages."""
     return {key: _alone(columns[key]) for key in sorted(columns)}
@@ -321,9 +366,9 @@ def _read_columnar(stored: dict[str, Any], path: str | Path) -> FeatureFile:
             stored["image_features"],
             stored["caption_features"],
             _parse(_json(stored, "settings")),
+            _parse(_json(stored, "extra")),
+            "columnar",
         )
-        features.extra = dict(_parse(_json(stored, "extra")))
-        features.layout = "columnar"
         features.num_images = int(stored["num_images"])
         features.caption_rows = check_tensor(stored["caption_rows"], "'caption_rows'")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -345,27 +390,3 @@ def _json(stored: dict[str, Any], name: str) -> Tensor:
 
 def _parse(value: Tensor) -> Any:
     return parse_json(value.numpy().tobytes(), "an entry")
-
-
-def _unpacked(features: FeatureFile) -> Unpacked:
-    return Unpacked(
-        features.images,
-        features.annotations,
-        _storable(features.image_features),
-        _storable(features.caption_features),
-        features.extra,
-        features.settings,
-    )
-
-
-def _from_unpacked(content: Unpacked, path: str | Path) -> FeatureFile:
-    features = FeatureFile(
-        content.images,
-        content.annotations,
-        content.image_features,
-        content.caption_features,
-        content.settings,
-    )
-    features.extra, features.layout = content.extra, "coco"
-    _check(features, path)
-    return features

@@ -205,13 +205,13 @@ def read_web_samples(tars: list[tuple[int, Path]]) -> WebSamples:
     """
     samples = WebSamples()
     for number, tar in tars:
-        found = []
+        found, place = [], (str(tar),)  # one for all: there are millions of samples
         try:
             with tar.open("rb") as file:
                 for name, content in read_samples(tar):
-                    found.append(_web_sample(file, tar, name, content))
+                    found.append(_web_sample(file, place, name, content))
         except ValueError as error:
-            found.append(({"file_name": tar.name}, ImageSource((str(tar),), problem=str(error))))
+            found.append(({"file_name": tar.name}, ImageSource(place, problem=str(error))))
             samples.damaged.append(str(error))
         for position, (record, source) in enumerate(found):
             record["id"] = number * IDS_PER_TAR + position
@@ -226,19 +226,20 @@ def read_web_samples(tars: list[tuple[int, Path]]) -> WebSamples:
 
 
 def _web_sample(
-    file: BinaryIO, tar: Path, name: str, content: dict[str, Member]
+    file: BinaryIO, place: tuple[str], name: str, content: dict[str, Member]
 ) -> tuple[dict[str, Any], ImageSource]:
-    """(record with `caption`, source) of one sample."""
-    record: dict[str, Any] = {"file_name": f"{tar.name}/{name}", "key": Path(name).name}
+    """(record with `caption`, source) of one sample of the tar at `place`."""
+    tar = os.path.basename(place[0])
+    record: dict[str, Any] = {"file_name": f"{tar}/{name}", "key": os.path.basename(name)}
     image = next((content[s] for s in IMAGE_MEMBERS if s in content), None)
     try:
         if image is None:
             raise ValueError(f"has no image ({', '.join(IMAGE_MEMBERS)})")
-        record["file_name"] = f"{tar.name}/{image.name}"
+        record["file_name"] = f"{tar}/{image.name}"
         record |= _description(file, content)
     except ValueError as error:
-        return record, ImageSource((str(tar),), problem=f"sample {name} of {tar} {error}")
-    return record, ImageSource((str(tar),), member=(image.offset, image.size))
+        return record, ImageSource(place, problem=f"sample {name} of {place[0]} {error}")
+    return record, ImageSource(place, member=(image.offset, image.size))
 
 
 def _description(file: BinaryIO, content: dict[str, Member]) -> dict[str, Any]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
-import logging
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -21,6 +21,7 @@ from talk2dino.backbones.text import (
     load_text,
     trimmed,
 )
+from talk2dino.backbones.tokens import Tokenizer
 from talk2dino.config import check_name
 from talk2dino.devices import (
     AMP_TYPES,
@@ -31,22 +32,18 @@ from talk2dino.devices import (
     resolve_dtype,
 )
 from talk2dino.features.captions import CaptionInput
-from talk2dino.features.job import Job, Output, fingerprint
+from talk2dino.features.chunks import Chunk
+from talk2dino.features.job import Job, Output, Work, fingerprint
 from talk2dino.features.keys import CAPTION_KEYS
-from talk2dino.features.parts import Batch
-from talk2dino.features.ranges import Range
 from talk2dino.features.store import FeatureFile
 from talk2dino.features.transfer import fetched_behind
-from talk2dino.features.work import Work, collected
+from talk2dino.processes import Processes
 from talk2dino.progress import Progress, silent
-
-logger = logging.getLogger(__name__)
 
 BERT_KEY = "bert-base_features"
 CLIP_KEYS = tuple(key for key in CAPTION_KEYS if key != BERT_KEY)
 CPU_BATCH = 64
 """Captions at once on a CPU: their activations stay in its cache, those of more do not."""
-_TOKENIZED_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -152,23 +149,22 @@ def extract_text_split(
     captions = [annotation["caption"] for annotation in features.annotations]
     if not captions:
         raise ValueError(f"{data.path} holds no captions to encode")
-    texts = OrderedTexts(captions, encoder)
+    texts = OrderedTexts(captions, encoder, job.processes)
     work = Work(
         fingerprint(captions[row] for row in texts.order.tolist()),
-        texts.lengths[texts.order],
+        len(captions),
         encoder.batch_size,
         lambda fresh: encoder.load(),
-        lambda part: _encoded(texts, encoder, keys, part),
+        lambda batches: _encoded(texts, encoder, keys, batches),
+        texts.order,
     )
-    parts = collected(job, output, work, progress)
-    if parts is None:
+    made = job.collected(output, work, progress)
+    if made is None:
         return None
-    order = texts.order
-    identity = torch.equal(order, torch.arange(len(order)))
-    columns = parts.columns(None if identity else order.argsort())
-    result = _assembled(features, columns, settings)
+    alike = (BERT_KEY,) if settings.section == "bert" else CLIP_KEYS
+    result = features.completed(made.columns, False, settings.section, settings.recorded(), alike)
     output.write(result, job.folder)
-    job.finish(output, parts)
+    job.finish(output)
     return result
 
 
@@ -227,13 +223,17 @@ class OrderedTexts:
     Args:
         captions: M texts.
         encoder: its tokeniser decides the lengths; BERT tokenises later, there words count.
+        processes: each of them tokenises a part.
 
     Attributes:
         order: (M,) int64, the caption at each place of the processing order.
         lengths: (M,) int64, of each caption, in the order of `captions`.
     """
 
-    def __init__(self, captions: list[str], encoder: Encoder) -> None:
+    def __init__(
+        self, captions: list[str], encoder: Encoder, processes: Processes | None = None
+    ) -> None:
+        processes = processes or Processes()
         self._captions = captions
         self._ids: Tensor | None = None
         model = encoder.load()
@@ -244,7 +244,10 @@ class OrderedTexts:
         if isinstance(model, BertEncoder):
             self.lengths = torch.tensor([len(caption.split()) for caption in captions])
         else:
-            self._ids, self.lengths = _token_ids(model, captions)
+            rank, count = processes.rank, processes.count
+            start, stop = (len(captions) * number // count for number in (rank, rank + 1))
+            found = processes.gather(_token_ids(model.tokenizer, captions[start:stop]))
+            self._ids, self.lengths = map(torch.cat, zip(*found, strict=True))
             self._ends = self.lengths.cumsum(0)
         self.order = self.lengths.argsort(descending=True, stable=True)
 
@@ -261,15 +264,15 @@ class OrderedTexts:
         return [self._captions[row] for row in rows.tolist()]
 
 
-def _token_ids(model: TextEncoder, captions: list[str]) -> tuple[Tensor, Tensor]:
-    """All captions' ids one after the other (int32), and (M,) how many each has."""
-    ids, lengths = [], []
-    for start in range(0, len(captions), _TOKENIZED_AT_ONCE):
-        tokens = model.tokenize(captions[start : start + _TOKENIZED_AT_ONCE])
-        length = tokens.argmax(dim=-1) + 1  # up to the end-of-text token, which has the highest id
-        ids.append(tokens[torch.arange(tokens.shape[1]) < length.unsqueeze(1)].int())
+def _token_ids(tokenizer: Tokenizer, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """The captions' ids one after the other (int32), and how many each has, (M,) int64."""
+    ids, lengths = array("i"), array("q")
+    for caption in captions:
+        found = tokenizer.ids(caption)
+        length = found.index(found[-1]) + 1  # a caption may hold the end-of-text token itself
+        ids.extend(found[:length])
         lengths.append(length)
-    return torch.cat(ids), torch.cat(lengths)
+    return torch.from_numpy(np.array(ids)), torch.from_numpy(np.array(lengths))
 
 
 def _sortable(keys: Sequence[str]) -> bool:
@@ -295,14 +298,12 @@ def _check_adds_something(
 
 
 def _encoded(
-    texts: OrderedTexts, encoder: Encoder, keys: tuple[str, ...], part: Range
-) -> Iterator[Batch]:
-    """Batches of a range; a batch is fetched and stored while the next one is at work."""
-    rows = texts.order[part.start : part.stop].split(encoder.batch_size)
-    found = (_found(texts, encoder, keys, batch) for batch in rows)
-    stops = (min(part.start + encoder.batch_size * n, part.stop) for n in itertools.count(1))
-    batches = (Batch(stop, columns) for stop, columns in zip(stops, found, strict=False))
-    yield from fetched_behind(batches, encoder.device)
+    texts: OrderedTexts, encoder: Encoder, keys: tuple[str, ...], batches: Sequence[range]
+) -> Iterator[Chunk]:
+    """The results of batches; one is fetched and stored while the next one is at work."""
+    rows = (texts.order[batch.start : batch.stop] for batch in batches)
+    found = (Chunk(_found(texts, encoder, keys, some)) for some in rows)
+    yield from fetched_behind(found, encoder.device)
 
 
 def _found(
@@ -327,29 +328,3 @@ def _found(
         return joined(encoder.fit.pieces(bert_features, rows.to(encoder.device)))
     tokens = texts.tokens(model, rows).to(encoder.device, non_blocking=True)
     return joined(encoder.fit.pieces(features, tokens))
-
-
-def _assembled(
-    features: FeatureFile, columns: dict[str, Tensor], settings: TextSettings
-) -> FeatureFile:
-    """The input with the new columns; older ones of the same kind stay if made the same way."""
-    result = FeatureFile(
-        features.images,
-        features.annotations,
-        features.image_features,
-        features.caption_features,
-        features.settings,
-    )
-    result.extra, result.layout = features.extra, features.layout
-    same_kind = (BERT_KEY,) if settings.section == "bert" else CLIP_KEYS
-    older = [key for key in same_kind if key in result.caption_features and key not in columns]
-    if older and features.settings.get(settings.section) != settings.recorded():
-        logger.warning(
-            "%s of the input were made with other or unknown settings and are left out",
-            ", ".join(older),
-        )
-        for key in older:
-            del result.caption_features[key]
-    result.caption_features |= columns
-    result.settings[settings.section] = settings.recorded()
-    return result

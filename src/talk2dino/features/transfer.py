@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
+from talk2dino.features.chunks import Chunk
 from talk2dino.features.decode import DecodedBatch
-from talk2dino.features.parts import Batch
 
 
 def sent_ahead(batches: Iterable[DecodedBatch], device: torch.device) -> Iterator[DecodedBatch]:
@@ -40,7 +40,6 @@ def sent_ahead(batches: Iterable[DecodedBatch], device: torch.device) -> Iterato
 def _sent(batch: DecodedBatch, device: torch.device) -> DecodedBatch:
     inputs = batch.caption_inputs
     return DecodedBatch(
-        batch.stop,
         batch.images.to(device, non_blocking=True),
         batch.failures,
         None if inputs is None else inputs.to(device, non_blocking=True),
@@ -54,7 +53,7 @@ def _used_by_current_stream(batch: DecodedBatch, device: torch.device) -> None:
             pixels.record_stream(torch.cuda.current_stream(device))
 
 
-def fetched_behind(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+def fetched_behind(batches: Iterable[Chunk], device: torch.device) -> Iterator[Chunk]:
     """Batches with their columns in main memory.
 
     On CUDA a batch is handed out when the work of the next one has been launched, so that storing
@@ -62,17 +61,17 @@ def fetched_behind(batches: Iterable[Batch], device: torch.device) -> Iterator[B
     """
     if device.type != "cuda":
         for batch in batches:
-            yield Batch(batch.stop, _to_cpu(batch.columns), batch.failures, batch.captions)
+            yield Chunk(_to_cpu(batch.columns), batch.failures, batch.captions)
         return
     side = torch.cuda.Stream(device)
-    waiting: tuple[Batch, torch.cuda.Event] | None = None
+    waiting: tuple[Chunk, torch.cuda.Event] | None = None
     for batch in batches:
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
             columns = {key: _to_pinned(column, side) for key, column in batch.columns.items()}
             arrived = torch.cuda.Event()
             arrived.record(side)
-        coming = Batch(batch.stop, columns, batch.failures, batch.captions)
+        coming = Chunk(columns, batch.failures, batch.captions)
         if waiting is not None:
             waiting[1].synchronize()
             yield waiting[0]

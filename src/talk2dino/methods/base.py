@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from talk2dino.backbones.seeded import PREFIX
 from talk2dino.benchmarks.table import BENCHMARKS, Benchmark
 from talk2dino.config import check_name
 from talk2dino.files import weights_identity
@@ -36,12 +37,44 @@ class PictureRules:
 
     threshold: float
     """Of the background."""
+    guessed: bool = False
+    """Whether the model's own threshold will be known when it is downloaded."""
     always_background: bool = False
     """Whether there is a background unless it is refused."""
     protocol: Protocol = WHOLE
     """Size and windows; the default is the picture as one window."""
     groups: bool = False
     """Whether there are group maps to show."""
+    refines: bool | None = None
+    """Whether scores are refined; None: the method has no refinement."""
+    redraws: bool = False
+    """Whether scores can be given another threshold: the background's are the threshold itself."""
+    thresholds: tuple[float, float] = (0.0, 1.0)
+    """Between which ones are worth trying."""
+    scores: str = "class scores"
+    """What the scores are."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """Numbers of a model that were printed."""
+
+    miou: Mapping[str, float]
+    """By key of a benchmark, in percent."""
+    source: str = ""
+    """Who printed them."""
+
+
+PAPERS_TABLE = (
+    *("voc", "context", "coco_object"),
+    *("voc20", "context59", "coco_stuff", "cityscapes", "ade20k"),
+)
+"""The benchmarks of papers, those with a background first."""
+
+
+def published(source: str, *miou: float) -> Published:
+    """The numbers of all of PAPERS_TABLE, or of the last so many."""
+    return Published(dict(zip(PAPERS_TABLE[-len(miou) :], miou, strict=True)), source)
 
 
 @dataclass(frozen=True)
@@ -61,8 +94,8 @@ class Method:
     """Its models."""
     Options: ClassVar[type[MethodOptions]] = MethodOptions
     """The class of its options: flags of the commands, settings of `load_segmenter`."""
-    PUBLISHED: ClassVar[Mapping[str, Mapping[str, float]]] = {}
-    """Name of a model -> key of a benchmark -> mIoU in percent, as its publication prints it."""
+    PUBLISHED: ClassVar[Mapping[str, Published]] = {}
+    """Name of a model, or `<name>_pamr` of it with PAMR -> its numbers."""
     threshold_meaning: ClassVar[str] = "the scores of the classes"
     """What a background threshold is compared with, for messages."""
 
@@ -80,19 +113,49 @@ class Method:
         """
         return False
 
+    @classmethod
+    def remote(cls, name: str) -> PictureRules | None:
+        """The rules of a model that would have to be downloaded first; None: it is here."""
+        return None
+
     @property
     def demo(self) -> PictureRules:
         """Its rules for a user's pictures."""
         raise NotImplementedError
 
     @property
+    def untrained(self) -> bool:
+        """Whether its weights are random."""
+        return (self.options.weights or "").startswith(PREFIX)
+
+    @property
+    def toy(self) -> bool:
+        """Whether it has seen nothing but drawn pictures."""
+        return "toy" in self.model.split("_")
+
+    @property
     def published_on(self) -> Sequence[Benchmark]:
         """The benchmarks that `all` means."""
         return [self.benchmark(row) for row in BENCHMARKS.values()]
 
+    @property
+    def refines(self) -> bool:
+        """Whether scores are refined with PAMR."""
+        return False
+
+    @property
+    def published(self) -> Published:
+        """What was printed of it with these options."""
+        name = f"{self.model}_pamr" if self.refines else self.model
+        return self.PUBLISHED.get(name, Published({}))
+
     def published_miou(self, row: Benchmark) -> float | None:
-        """Its authors' mIoU in percent with these options; None where there is none."""
-        return self.PUBLISHED.get(self.model, {}).get(row.key)
+        """The printed mIoU in percent; None where there is none."""
+        return self.published.miou.get(row.key)
+
+    def published_source(self, row: Benchmark) -> str | None:
+        """Who printed `published_miou`; None where there is none."""
+        return None if self.published_miou(row) is None else self.published.source
 
     def benchmark(self, row: Benchmark) -> Benchmark:
         """The row that this method is evaluated on where `row` is asked for, with its protocol."""
@@ -105,6 +168,13 @@ class Method:
     def for_pictures(self, background: bool) -> Method:
         """The method with the options of inference for pictures that belong to no benchmark."""
         return self
+
+    def refined(self, refine: bool) -> Method:
+        """The method with its refinement or without; itself if it has none."""
+        if not hasattr(self.options, "pamr"):
+            return self
+        options = dataclasses.replace(self.options, pamr=refine)  # type: ignore[call-arg]
+        return dataclasses.replace(self, options=options)
 
     def threshold(self, row: Benchmark) -> float | None:
         """Its background threshold on a benchmark; None where that has no background."""
@@ -133,22 +203,34 @@ class Method:
         """In what its protocol differs from its publication's on a benchmark with these classes."""
         return []
 
+    def remarks(self, row: Benchmark) -> list[str]:
+        """What to know before its numbers on a benchmark are compared."""
+        known = [published.key for published in self.published_on]
+        if row.key not in BENCHMARKS or row.key in known or self.published_miou(row) is not None:
+            return []
+        return [f"nothing is published of {self.model} on {row.key}"]
+
     def query(
         self,
         segmenter: Segmenter,
         names: Sequence[str],
         background: float | None,
         row: Benchmark | None = None,
+        words: ClassWords | None = None,
     ) -> ClassQuery:
-        """What to look for in the pictures of a benchmark, or of a user, by this method's words."""
-        labels, words = self.words(row).lists(names, background)
-        return segmenter.query(labels, background, words)
+        """What to look for in the pictures of a benchmark, or of a user, by this method's words.
+
+        Or by `words`, such as those of a vocabulary.
+        """
+        words = words or self.words(row)
+        labels, of_labels = words.lists(names, background)
+        query = segmenter.query(labels, background, of_labels)
+        return dataclasses.replace(query, pooling=words.pooling)
 
     def describe(self) -> tuple[str, list[str]]:
         """What is loaded, in words, and notes on what is odd about it."""
-        seeded = (self.options.weights or "").startswith("seeded:")
         note = "this model is untrained; the colours will mean nothing"
-        return self.model, [note] if seeded else []
+        return self.model, [note] if self.untrained else []
 
     def load(self, device: torch.device, loaded: Segmenter | None = None) -> Segmenter:
         """Load the weights.
@@ -205,8 +287,10 @@ class Unified(Method):
         """The benchmarks whose every pixel has a class."""
         return [row for row in BENCHMARKS.values() if not row.background]
 
-    def published_miou(self, row: Benchmark) -> None:
+    @property
+    def published(self) -> Published:
         """Nobody has published numbers of this protocol."""
+        return Published({})
 
     def benchmark(self, row: Benchmark) -> Benchmark:
         """The row itself.
@@ -246,6 +330,10 @@ class Unified(Method):
             *(("", name, ", ".join(of(name))) for name in names),
         ]
         return [f"{what}{now} in place of {was}" for what, now, was in changes if now != was]
+
+    def remarks(self, row: Benchmark) -> list[str]:
+        """See `Method`."""
+        return self.native.remarks(row)
 
     def check(self) -> None:
         """See `Method`."""

@@ -24,9 +24,9 @@ from talk2dino.backbones.clip_image import (
 from talk2dino.backbones.text import TextEncoder
 from talk2dino.benchmarks.table import BENCHMARKS, Benchmark
 from talk2dino.config import check_name
+from talk2dino.methods.base import published
 from talk2dino.methods.clip_words import (
     ANY,
-    WITHOUT_BACKGROUND,
     ClipWordMethod,
     ClipWordSegmenter,
     Rules,
@@ -127,12 +127,6 @@ class Variant:
     """Whether averaged cosines are refined."""
 
 
-def _miou(*numbers: float) -> dict[str, float]:
-    """Eight numbers, or five of the benchmarks without background, by benchmark."""
-    keys = ("voc", "context", "coco_object", *WITHOUT_BACKGROUND)[-len(numbers) :]
-    return dict(zip(keys, numbers, strict=True))
-
-
 METHODS: dict[str, Variant] = {
     "maskclip": Variant(values_alone, True, _CLEARCLIP),
     "maskclip_reduced": Variant(values_alone, False, _CLEARCLIP),
@@ -141,14 +135,19 @@ METHODS: dict[str, Variant] = {
     "naclip": Variant(neighbour_aware, False, _NACLIP, pads=False, expands=True, pamr=True),
     "clip": Variant(as_trained, True, {**_CLEARCLIP, ANY: Rules(Protocol(), 50.0, threshold=0.2)}),
 }
+_FIGURE, _OTHERS = "a figure of ClearCLIP's repository", "papers of others"
 PUBLISHED = {
-    "maskclip_vitb": _miou(74.9, 26.4, 16.4, 12.6, 9.8),  # from ClearCLIP's figure
-    "maskclip_reduced_vitb": _miou(61.4, 28.3, 18.4, 24.7, 13.6),
-    "sclip_vitb": _miou(59.63, 31.74, 33.52, 81.54, 34.46, 22.77, 32.34, 16.45),
-    "clearclip_vitb": _miou(51.8, 32.6, 33.0, 80.9, 35.9, 23.9, 30.0, 16.7),  # as printed by others
-    "naclip_vitb": _miou(58.9, 32.2, 33.2, 79.7, 35.2, 23.3, 35.5, 17.4),  # as printed by others
-    "naclip_vitb_pamr": _miou(64.07, 34.99, 36.19, 83.03, 38.35, 25.69, 38.27, 19.05),
-    "clip_vitb": _miou(41.8, 9.2, 4.4, 5.5, 2.1),  # from ClearCLIP's figure
+    "maskclip_vitb": published(_FIGURE, 74.9, 26.4, 16.4, 12.6, 9.8),
+    "maskclip_reduced_vitb": published(_FIGURE, 61.4, 28.3, 18.4, 24.7, 13.6),
+    "sclip_vitb": published(
+        "SCLIP's repository", 59.63, 31.74, 33.52, 81.54, 34.46, 22.77, 32.34, 16.45
+    ),
+    "clearclip_vitb": published(_OTHERS, 51.8, 32.6, 33.0, 80.9, 35.9, 23.9, 30.0, 16.7),
+    "naclip_vitb": published(_OTHERS, 58.9, 32.2, 33.2, 79.7, 35.2, 23.3, 35.5, 17.4),
+    "naclip_vitb_pamr": published(
+        "NACLIP's repository", 64.07, 34.99, 36.19, 83.03, 38.35, 25.69, 38.27, 19.05
+    ),
+    "clip_vitb": published(_FIGURE, 41.8, 9.2, 4.4, 5.5, 2.1),
 }
 """mIoU in percent by benchmark."""
 SIZES = {"vitb": "ViT-B/16", "toy": "toy"}
@@ -272,7 +271,7 @@ class ClipAttentionMethod(ClipWordMethod):
     @property
     def published_on(self) -> Sequence[Benchmark]:
         """MaskCLIP and CLIP have no published thresholds, so no benchmark with background."""
-        known = self.PUBLISHED[f"{self.method}_vitb"]
+        known = self.PUBLISHED[f"{self.method}_vitb"].miou
         return [self.benchmark(row) for key, row in BENCHMARKS.items() if key in known]
 
     @property

@@ -27,17 +27,17 @@ from talk2dino.backbones.seeded import parse_seeded, seeded_state
 from talk2dino.backbones.text import TextEncoder, default_weights
 from talk2dino.benchmarks.table import Benchmark
 from talk2dino.files import find_in_checkout, weights_identity
-from talk2dino.methods.base import PictureRules
+from talk2dino.methods.base import PictureRules, published
 from talk2dino.methods.clip_words import (
     ANY,
-    WITHOUT_BACKGROUND,
     ClipOptions,
     ClipWordMethod,
     ClipWordSegmenter,
     Rules,
+    word_probabilities,
 )
 from talk2dino.refine.refinement import PAMR, Refinement
-from talk2dino.segmenter import BACKGROUND, ClassQuery, ClassWords, Segmenter, pool_words
+from talk2dino.segmenter import BACKGROUND, ClassQuery, ClassWords, Segmenter
 from talk2dino.sizes import WHOLE, Protocol
 
 
@@ -101,13 +101,12 @@ RULES = {
 """By benchmark. Nothing is below the threshold of Context: its background is one word of 60."""
 MODELS = {"clip_dinoiser": "ViT-B/16-gelu", "clip_dinoiser_toy": "toy-gelu"}
 """Name -> CLIP."""
-_REPORTED = {
-    "clip_dinoiser": (62.1, 32.4, 34.8, 80.9, 35.9, 24.6, 31.1, 20.0),
-    "clip_dinoiser_pamr": (64.6, 33.5, 36.1, 81.5, 37.1, 25.3, 31.5, 20.6),
+_OTHERS = "Talk2DINO's paper"  # which does not tell the protocol
+PUBLISHED = {
+    "clip_dinoiser": published(_OTHERS, 62.1, 32.4, 34.8, 80.9, 35.9, 24.6, 31.1, 20.0),
+    "clip_dinoiser_pamr": published(_OTHERS, 64.6, 33.5, 36.1, 81.5, 37.1, 25.3, 31.5, 20.6),
 }
-_ON = ("voc", "context", "coco_object", *WITHOUT_BACKGROUND)
-PUBLISHED = {name: dict(zip(_ON, row, strict=True)) for name, row in _REPORTED.items()}
-"""mIoU in percent by benchmark, as Talk2DINO's table reports it; PAMR is not the authors'."""
+"""As others report it; PAMR is not the authors'."""
 _POTTED = {"pottedplant": "potted plant"}
 _VOC = {**_POTTED, "diningtable": "dining table"}
 _WORDS = {
@@ -196,7 +195,7 @@ class ClipDinoiserSegmenter(ClipWordSegmenter):
         """Probabilities (B, C, h, w); where no class is probable and no object, the background."""
         grid = (features.objects.shape[1], features.objects.shape[2])
         cosines = self.cosines(features.patches, grid, query)
-        found = pool_words((self.logit_scale * cosines).softmax(dim=1), query)
+        found = word_probabilities(cosines, query, self.logit_scale, dim=1)
         if query.background is None:
             return found
         if found.shape[1] < len(query.names):  # a background without a word
@@ -251,7 +250,7 @@ class ClipDinoiserMethod(ClipWordMethod):
     @property
     def demo(self) -> PictureRules:
         """The whole picture as one window, as the authors' demo."""
-        return PictureRules(RULES[ANY].threshold)
+        return PictureRules(RULES[ANY].threshold, refines=self.refines)
 
     @property
     def weights(self) -> str:

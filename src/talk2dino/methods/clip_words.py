@@ -18,15 +18,15 @@ from torch import Tensor
 from talk2dino.backbones.clip_image import ClipImage, check_clip, crop_margins, margins
 from talk2dino.backbones.templates import check_names, get_templates
 from talk2dino.backbones.text import TextEncoder, default_weights
-from talk2dino.benchmarks.table import BENCHMARKS, Benchmark
+from talk2dino.benchmarks.table import Benchmark
 from talk2dino.files import weights_identity
-from talk2dino.methods.base import Method, MethodOptions, PictureRules
+from talk2dino.methods.base import PAPERS_TABLE, Method, MethodOptions, PictureRules
 from talk2dino.methods.dense import DenseSegmenter
 from talk2dino.refine.refinement import Refinement
 from talk2dino.segmenter import BACKGROUND, ClassQuery, ClassWords, Words, pool_words
 from talk2dino.sizes import Protocol
 
-WITHOUT_BACKGROUND = ("voc20", "context59", "coco_stuff", "cityscapes", "ade20k")
+WITHOUT_BACKGROUND = PAPERS_TABLE[3:]
 """Benchmarks whose every pixel has a class."""
 BACKGROUND_WORDS = (
     *("sky", "wall", "tree", "wood", "grass", "road", "sea", "river", "mountain", "sands", "desk"),
@@ -72,9 +72,17 @@ def word_rows(text: TextEncoder, words: Sequence[str]) -> Tensor:
     """(Q, E) of unit length: the mean of a word's 80 prompts, each of unit length before."""
     check_names(words)
     templates = get_templates("full")
-    prompts = text.encode([template.format(word) for word in words for template in templates])
-    means = F.normalize(prompts, dim=-1).unflatten(0, (len(words), len(templates))).mean(dim=1)
-    return F.normalize(means, dim=-1)
+    distinct = list(dict.fromkeys(words))  # a word that comes twice has equal rows, to the bit
+    prompts = text.encode([template.format(word) for word in distinct for template in templates])
+    means = F.normalize(prompts, dim=-1).unflatten(0, (len(distinct), len(templates))).mean(dim=1)
+    return F.normalize(means, dim=-1)[[distinct.index(word) for word in words]]
+
+
+def word_probabilities(cosines: Tensor, query: ClassQuery, logit_scale: float, dim: int) -> Tensor:
+    """Softmax over all words, and the best word of every class; or first what a vocabulary says."""
+    if query.pooling is not None:
+        return (logit_scale * pool_words(cosines, query, dim)).softmax(dim)
+    return pool_words((logit_scale * cosines).softmax(dim), query, dim)
 
 
 @dataclass(frozen=True)
@@ -134,13 +142,12 @@ class ClipWordMethod(Method):
     @property
     def demo(self) -> PictureRules:
         """Its own windows, and no background unless it is asked for."""
-        return PictureRules(self.table[ANY].threshold, protocol=self.table[ANY].protocol)
+        rules = self.table[ANY]
+        return PictureRules(rules.threshold, protocol=rules.protocol, refines=self.refines)
 
     def benchmark(self, row: Benchmark) -> Benchmark:
         """The row with the method's own size and windows."""
-        if row.key not in BENCHMARKS:
-            return row
-        return dataclasses.replace(row, protocol=self.on(row).rules.protocol)
+        return row.with_protocol(self.on(row).rules.protocol)
 
     def on(self, row: Benchmark) -> ClipWordMethod:
         """With the rules for a benchmark."""
@@ -149,11 +156,6 @@ class ClipWordMethod(Method):
     def threshold(self, row: Benchmark) -> float | None:
         """The published one."""
         return self.on(row).rules.threshold if row.background else None
-
-    def published_miou(self, row: Benchmark) -> float | None:
-        """As printed by the authors or by others."""
-        name = f"{self.model}_pamr" if self.refines else self.model
-        return self.PUBLISHED.get(name, {}).get(row.key)
 
     @property
     def refines(self) -> bool:
@@ -173,6 +175,10 @@ class ClipWordMethod(Method):
             "area": self.rules.area,
             "pamr": self.refines,
         }
+
+    def text_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """CLIP alone: methods that share it share the rows of a word."""
+        return {"clip": self.clip, "weights": settings.get("clip_weights", settings["weights"])}
 
 
 class ClipWordSegmenter(DenseSegmenter):
@@ -278,5 +284,5 @@ class ClipWordSegmenter(DenseSegmenter):
         return scores
 
     def probabilities(self, scores: Tensor, query: ClassQuery) -> Tensor:
-        """Softmax over the words (Q, H, W), and the best word of every class: (C, H, W)."""
-        return pool_words((self.logit_scale * scores).softmax(dim=0), query, dim=0)
+        """Cosines of the words (Q, H, W) to probabilities of the classes (C, H, W)."""
+        return word_probabilities(scores, query, self.logit_scale, dim=0)

@@ -49,7 +49,7 @@ class DenseSegmenter(nn.Module):
     ) -> ClassQuery:
         """See `Segmenter.query`."""
         labels, of_labels = self.words.lists(names, background, words)
-        return make_query(labels, background, of_labels, self.embed_classes)
+        return make_query(labels, background, of_labels, self.embed_classes, self.words.pooling)
 
     @in_float32
     def window_scores(self, windows: Tensor, query: ClassQuery) -> Tensor:

@@ -27,10 +27,10 @@ from talk2dino.backbones.text import TextEncoder
 from talk2dino.backbones.vision import VisionBackbone, check_vision, default_weights, load_vision
 from talk2dino.benchmarks.table import Benchmark
 from talk2dino.files import weights_identity
+from talk2dino.methods.base import published
 from talk2dino.methods.clip_words import (
     ANY,
     BACKGROUND_WORDS,
-    WITHOUT_BACKGROUND,
     ClipOptions,
     ClipWordMethod,
     ClipWordSegmenter,
@@ -43,9 +43,11 @@ from talk2dino.sizes import Protocol
 
 # -- From DINO's features to CLIP's --
 
+_GAMMA, _BETA = 3.0, 1.2
+
 
 def proxy_attention(
-    features: Tensor, gamma: float = 3.0, beta: float = 1.2
+    features: Tensor, gamma: float = _GAMMA, beta: float = _BETA
 ) -> tuple[Tensor, float]:
     """How much each patch of one window counts for each other.
 
@@ -95,18 +97,19 @@ MODELS = {
     "proxyclip_toy_dinov2": ("toy", "toy"),
 }
 """Name -> CLIP and foundation model."""
-_REPORTED = {
-    "proxyclip_vitb": (61.3, 35.3, 37.5, 80.3, 39.1, 26.5, 38.1, 20.2),
-    "proxyclip_vitb_pamr": (60.8, 35.3, 37.2, 80.3, 39.4, 26.9, 38.6, 20.2),
-    "proxyclip_vitb_dinov2": (58.6, 33.8, 37.4, 83.0, 37.2, 25.4, 33.9, 19.7),
-    "proxyclip_vitb_dinov2_pamr": (62.0, 35.2, 38.7, 83.1, 38.9, 26.6, 35.4, 20.3),
-    "proxyclip_vitl": (60.6, 34.5, 39.2, 83.2, 37.7, 25.6, 40.1, 22.6),
-    "proxyclip_vitl_pamr": (60.7, 34.7, 39.4, 83.2, 38.0, 26.2, 41.0, 22.6),
-    "proxyclip_vith": (65.0, 35.4, 38.6, 83.3, 39.6, 26.8, 42.0, 24.2),
+_OTHERS, _TRIDENT = "Talk2DINO's paper", "Trident's paper"  # which do not tell the protocol
+PUBLISHED = {
+    "proxyclip_vitb": published(_OTHERS, 61.3, 35.3, 37.5, 80.3, 39.1, 26.5, 38.1, 20.2),
+    "proxyclip_vitb_pamr": published(_OTHERS, 60.8, 35.3, 37.2, 80.3, 39.4, 26.9, 38.6, 20.2),
+    "proxyclip_vitb_dinov2": published(_OTHERS, 58.6, 33.8, 37.4, 83.0, 37.2, 25.4, 33.9, 19.7),
+    "proxyclip_vitb_dinov2_pamr": published(
+        _OTHERS, 62.0, 35.2, 38.7, 83.1, 38.9, 26.6, 35.4, 20.3
+    ),
+    "proxyclip_vitl": published(_OTHERS, 60.6, 34.5, 39.2, 83.2, 37.7, 25.6, 40.1, 22.6),
+    "proxyclip_vitl_pamr": published(_OTHERS, 60.7, 34.7, 39.4, 83.2, 38.0, 26.2, 41.0, 22.6),
+    "proxyclip_vith": published(_TRIDENT, 65.0, 35.4, 38.6, 83.3, 39.6, 26.8, 42.0, 24.2),
 }
-_ON = ("voc", "context", "coco_object", *WITHOUT_BACKGROUND)
-PUBLISHED = {name: dict(zip(_ON, row, strict=True)) for name, row in _REPORTED.items()}
-"""mIoU in percent by benchmark, as tables of other papers report it; PAMR is not the authors'."""
+"""As other papers report it; PAMR is not the authors'."""
 _OBJECTS_BACKGROUND = tuple(
     word
     for word in BACKGROUND_WORDS
@@ -187,6 +190,10 @@ class ProxyClipSegmenter(ClipWordSegmenter):
         mixed, means = zip(*map(mix_by_proxy, proxies, values), strict=True)
         patches = self.image.blocks[-1].attn.out_proj(torch.stack(mixed))
         return ProxyFeatures(self.image.project(patches), (high, wide), means)
+
+    def uniform_windows(self, features: ProxyFeatures) -> list[bool]:
+        """Where every patch attends to itself alone; published runs have no scores there."""
+        return [mean > 1 / _BETA for mean in features.mean_similarities]
 
     def last_values(self, windows: Tensor, grid: tuple[int, int]) -> Tensor:
         """The values of CLIP's last block, without the CLS token's, at a grid: (B, P, D)."""

@@ -40,7 +40,7 @@ class RunJob(ABC):
     resume: bool = False
     """Continue an interrupted training; start if there is none."""
     checkpoint_seconds: float = 60.0
-    """Time between two saves of the state within an epoch."""
+    """Between two saves of the state within an epoch; every epoch's end is saved."""
     command: str = ""
     """What the user typed, for the record."""
 

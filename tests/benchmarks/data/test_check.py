@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from talk2dino.benchmarks.checks import _pair_problem
 from talk2dino.benchmarks.data.check import check_benchmark
 from talk2dino.benchmarks.data.sources import SOURCES
+from talk2dino.benchmarks.datasets import pair_problem
 from talk2dino.benchmarks.table import BENCHMARKS
 from talk2dino.cli.data import main
 
@@ -143,7 +143,7 @@ def test_colours_in_place_of_labels_and_other_sizes(tmp_path):
     (tmp_path / row.labels / "c.png").write_bytes(b"\x89PNG")
     _, problems = look(tmp_path, "voc")
     assert "a.png holds RGB colours" in problems
-    assert "b.png is 2 x 3 pixels, its image 2 x 2" in problems
+    assert "b.png is 2x3 pixels, but its image is 2x2" in problems
     assert "c.png is not an image" in problems
 
 
@@ -305,7 +305,7 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch
     _, problems = look(tmp_path, "ade20k")
     assert "a.png may not be read: permission denied" in problems and "damaged" not in problems
     pair = tmp_path / row.images / "a.jpg", tmp_path / row.labels / "a.png"
-    assert "may not be read" in _pair_problem(*pair)
+    assert "may not be read" in pair_problem(*pair)
 
 
 def test_commands_can_be_pasted_whatever_the_folder_is_called(tmp_path):

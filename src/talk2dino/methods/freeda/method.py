@@ -16,16 +16,11 @@ from talk2dino.backbones.vision import PRETRAINED, check_vision, load_vision
 from talk2dino.benchmarks.table import BENCHMARKS, Benchmark
 from talk2dino.config import check_at_least
 from talk2dino.files import weights_identity
-from talk2dino.methods.base import Method, MethodOptions, PictureRules
+from talk2dino.methods.base import Method, MethodOptions, PictureRules, published
 from talk2dino.methods.freeda.bank import check_bank, load_bank
 from talk2dino.methods.freeda.segmenter import FreeDASegmenter
-from talk2dino.methods.freeda.superpixels import (
-    Superpixels,
-    import_felzenszwalb,
-)
-from talk2dino.segmenter import (
-    Segmenter,
-)
+from talk2dino.methods.freeda.superpixels import Superpixels, import_felzenszwalb
+from talk2dino.segmenter import Segmenter
 from talk2dino.sizes import Protocol
 
 MODELS = {
@@ -33,10 +28,8 @@ MODELS = {
     "freeda_toy": ("toy14", "toy_without_registers"),
 }
 """Name -> CLIP and DINOv2."""
-_ON = ("voc", "context", "coco_object", "voc20", "context59", "coco_stuff", "cityscapes", "ade20k")
-_REPORTED = (44.1, 34.8, 33.9, 85.7, 39.7, 26.3, 33.6, 21.4)
-PUBLISHED = {"freeda_vitl": dict(zip(_ON, _REPORTED, strict=True))}
-"""mIoU in percent, run again by its authors for Talk2DINO's paper; its superpixels are not said."""
+_SOURCE = "Talk2DINO's paper, run again by FreeDA's authors"  # who do not tell its superpixels
+PUBLISHED = {"freeda_vitl": published(_SOURCE, 44.1, 34.8, 33.9, 85.7, 39.7, 26.3, 33.6, 21.4)}
 SETTINGS = {
     "voc20": Superpixels(100, 0.7, 20),
     "context59": Superpixels(100, 1.0, 20),
@@ -125,13 +118,13 @@ class FreeDAMethod(Method):
     def threshold(self, row: Benchmark) -> None:
         """There is no published one: `evaluate` asks for it."""
 
-    def describe(self) -> tuple[str, list[str]]:
-        """What is loaded, and whose superpixels a benchmark without its own takes."""
-        text, notes = super().describe()
-        if self.key in UNRELEASED and self.superpixels is not None:
-            theirs = UNRELEASED[self.key]
-            notes.append(f"nothing is published for {self.key}: superpixels as for {theirs}")
-        return text, notes
+    def remarks(self, row: Benchmark) -> list[str]:
+        """Whose superpixels a benchmark without its own takes."""
+        remarks = super().remarks(row)
+        if row.key in UNRELEASED and self.options.superpixels:
+            theirs = UNRELEASED[row.key]
+            remarks.append(f"{self.model} has no superpixels for {row.key}: those of {theirs}")
+        return remarks
 
     def check(self) -> None:
         """See `check_clip`, `check_vision`, `check_bank`."""

@@ -12,7 +12,7 @@ import torch
 from talk2dino.backbones.templates import ALIASES, get_templates
 from talk2dino.benchmarks.table import BENCHMARKS, STUFF_BACKGROUND, Benchmark
 from talk2dino.files import weights_identity
-from talk2dino.methods.base import Method, MethodOptions, PictureRules, in_checkout
+from talk2dino.methods.base import Method, MethodOptions, PictureRules, Published, in_checkout
 from talk2dino.methods.ovsegmentor import classes
 from talk2dino.methods.ovsegmentor.checkpoints import check_source, is_converted
 from talk2dino.methods.ovsegmentor.config import PRESETS
@@ -21,11 +21,13 @@ from talk2dino.segmenter import ClassWords, Segmenter
 from talk2dino.sizes import Protocol
 
 _PUBLISHED_ON = ("voc", "context", "coco_object", "coco_stuff", "ade20k")
-_NUMBERS = {
-    "ovsegmentor_vitb": {"voc": 53.8, "context": 20.4, "coco_object": 25.1, "ade20k": 5.6},
-    "ovsegmentor_vits": {"voc": 44.5, "context": 18.3, "coco_object": 19.0, "ade20k": 4.3},
+_VITB = {"voc": 53.8, "context": 20.4, "coco_object": 25.1, "ade20k": 5.6}
+_VITS = {"voc": 44.5, "context": 18.3, "coco_object": 19.0, "ade20k": 4.3}
+_README = "OVSegmentor's README"  # which has none for COCO-Stuff; VOC also selected the checkpoint
+_PUBLISHED = {
+    "ovsegmentor_vitb": Published(_VITB, _README),
+    "ovsegmentor_vits": Published(_VITS, _README),
 }
-"""mIoU of its README, which has none for COCO-Stuff. VOC also selected the checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class OVSegmentorMethod(Method):
     options: OVSegmentorOptions
 
     NAMES = tuple(PRESETS)
-    PUBLISHED = _NUMBERS
+    PUBLISHED = _PUBLISHED
     Options = OVSegmentorOptions
     threshold_meaning = (
         "products of two softmaxes over the classes; the published ones are 0.35 to 0.95"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -34,7 +35,12 @@ def upsample_groups(soft: Tensor, grid_hw: tuple[int, int], size_hw: tuple[int, 
     return F.interpolate(maps, size_hw, mode="bilinear", align_corners=False)
 
 
-def group_class_scores(features: WindowFeatures, classes: Tensor, scale: Tensor) -> Tensor:
+def group_class_scores(
+    features: WindowFeatures,
+    classes: Tensor,
+    scale: Tensor,
+    pool: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
     """How much each group shows each class.
 
     A softmax over all classes times a softmax over the window's five best ones; 0 for the others.
@@ -43,15 +49,22 @@ def group_class_scores(features: WindowFeatures, classes: Tensor, scale: Tensor)
         features: of B windows.
         classes: (C, D) unit rows.
         scale: factor on the cosines.
+        pool: from cosines with the rows (..., C) to those with classes, where they are words.
 
     Returns:
         (B, G, C) in [0, 1].
     """
     classes = classes.float()
-    logits = scale * unit_rows(features.groups) @ classes.T  # (B, G, C)
+
+    def logits_of(vectors: Tensor) -> Tensor:
+        if pool is not None:
+            return scale * pool(unit_rows(vectors) @ classes.T)
+        return scale * unit_rows(vectors) @ classes.T
+
+    logits = logits_of(features.groups)  # (B, G, C)
     # The published order: a softmax first, whose ties (underflow) are broken before the top.
-    window = (scale * unit_rows(features.embedding) @ classes.T).softmax(dim=-1)
-    best = window.topk(min(MOST_CLASSES, len(classes)), dim=-1).indices
+    window = logits_of(features.embedding).softmax(dim=-1)
+    best = window.topk(min(MOST_CLASSES, window.shape[-1]), dim=-1).indices
     shown = torch.zeros_like(window, dtype=torch.bool).scatter(1, best, True)  # (B, C)
     gated = logits.masked_fill(~shown[:, None], -torch.inf)
     return gated.softmax(dim=-1) * logits.softmax(dim=-1)

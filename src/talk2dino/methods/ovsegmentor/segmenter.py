@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -85,7 +86,7 @@ class OVSegmentorSegmenter:
     ) -> ClassQuery:
         """See `Segmenter.query`."""
         labels, of_labels = self.words.lists(names, background, words)
-        return make_query(labels, background, of_labels, self.embed_classes)
+        return make_query(labels, background, of_labels, self.embed_classes, self.words.pooling)
 
     @in_float32
     def window_scores(self, windows: Tensor, query: ClassQuery) -> Tensor:
@@ -102,8 +103,10 @@ class OVSegmentorSegmenter:
         """`window_scores` of windows whose `patch_features` are there already."""
         height, width = windows.shape[-2:]
         labels = upsample_groups(features.soft, features.grid_hw, (height, width)).argmax(dim=1)
-        scores = group_class_scores(features, query.rows, self.model.scale)  # (B, G, Q)
-        scores = pool_words(scores, query, dim=2)
+        pool = None if query.pooling is None else partial(pool_words, query=query, dim=-1)
+        scores = group_class_scores(features, query.rows, self.model.scale, pool)  # (B, G, Q)
+        if pool is None:
+            scores = pool_words(scores, query, dim=2)
         if query.background is None or scores.shape[2] < len(query.names):
             return paint_scores(labels, scores, query.background)
         painted = paint_scores(labels, scores[..., 1:], query.background)

@@ -12,11 +12,13 @@ from typing import Any
 import torch
 
 from talk2dino.backbones import text, vision
+from talk2dino.backbones.seeded import PREFIX
 from talk2dino.backbones.templates import ALIASES
 from talk2dino.benchmarks.table import Benchmark
 from talk2dino.files import find_in_checkout, weights_identity
-from talk2dino.methods.base import Method, MethodOptions, PictureRules
+from talk2dino.methods.base import Method, MethodOptions, PictureRules, published
 from talk2dino.methods.talk2dino.config import SegmenterConfig, read_segmenter_config
+from talk2dino.methods.talk2dino.hub.fetch import FetchOptions
 from talk2dino.methods.talk2dino.hub.folder import FILE_SUFFIXES
 from talk2dino.methods.talk2dino.hub.load import (
     FoundModel,
@@ -26,7 +28,7 @@ from talk2dino.methods.talk2dino.hub.load import (
     is_whole_model,
     load_segmenter,
 )
-from talk2dino.methods.talk2dino.hub.published import demo_threshold, short_name
+from talk2dino.methods.talk2dino.hub.published import PUBLISHED, TOY, demo_threshold, short_name
 from talk2dino.methods.talk2dino.provenance import differences_from_training
 from talk2dino.methods.talk2dino.segmenter import Talk2DinoSegmenter
 from talk2dino.segmenter import Segmenter
@@ -39,32 +41,21 @@ MODELS = {
     "toy": "configs/toy.yaml",
 }
 """Name of a Talk2DINO -> its recipe."""
+_PAPER = "Talk2DINO's paper"
 _PUBLISHED = {
-    "vitb": {
-        "voc": (61.5, 65.8),
-        "context": (35.1, 37.7),
-        "coco_object": (41.0, 45.1),
-        "voc20": (87.1, 88.5),
-        "context59": (39.8, 42.4),
-        "coco_stuff": (28.1, 30.2),
-        "cityscapes": (36.6, 38.1),
-        "ade20k": (21.1, 22.5),
-    },
-    "vitl": {
-        "voc": (60.1, 66.1),
-        "context": (34.2, 37.3),
-        "coco_object": (37.6, 42.3),
-        "voc20": (87.1, 89.8),
-        "context59": (39.1, 42.7),
-        "coco_stuff": (27.0, 29.6),
-        "cityscapes": (35.8, 38.4),
-        "ade20k": (21.1, 22.9),
-    },
+    "vitb": published(_PAPER, 61.5, 35.1, 41.0, 87.1, 39.8, 28.1, 36.6, 21.1),
+    "vitb_pamr": published(_PAPER, 65.8, 37.7, 45.1, 88.5, 42.4, 30.2, 38.1, 22.5),
+    "vitl": published(_PAPER, 60.1, 34.2, 37.6, 87.1, 39.1, 27.0, 35.8, 21.1),
+    "vitl_pamr": published(_PAPER, 66.1, 37.3, 42.3, 89.8, 42.7, 29.6, 38.4, 22.9),
 }
-"""The authors' mIoU in percent, without and with PAMR; DINOv3 has none."""
+"""The authors' numbers; DINOv3 has none."""
 RECIPE_SUFFIXES = (".yaml", ".yml")
 BACKBONE_WEIGHTS = ("vision_weights", "text_weights")
 _LARGE = 1024  # width of ViT-L, whose published threshold is lower
+_RULES = PictureRules(
+    0.55, refines=True, redraws=True, thresholds=(0.3, 0.8), scores="sigmoid(cosine)"
+)
+"""For a user's pictures."""
 _NOT_OF_TEXT = (
     *("vision_model", "vision_weights", "input_size", "precision", "mean", "std"),
     *("pamr", "clean_background"),
@@ -103,6 +94,7 @@ class Talk2DinoMethod(Method):
     """Of pictures that belong to no benchmark; None for the published one."""
 
     NAMES = tuple(MODELS)
+    PUBLISHED = _PUBLISHED
     Options = Talk2DinoOptions
     threshold_meaning = "sigmoid(cosine), which is 0.27 to 0.73; 0.55 is cosine 0.20"
 
@@ -161,8 +153,33 @@ class Talk2DinoMethod(Method):
     @property
     def demo(self) -> PictureRules:
         """As its published demo."""
-        threshold = self.background_threshold
-        return PictureRules(demo_threshold(self.config) if threshold is None else threshold)
+        own = self.background_threshold
+        threshold = demo_threshold(self.config) if own is None else own
+        return dataclasses.replace(_RULES, threshold=threshold, refines=self.config.pamr)
+
+    @classmethod
+    def remote(cls, name: str) -> PictureRules | None:
+        """Of a published model, or the usual ones of a repository that is not in the cache."""
+        published = PUBLISHED.get(short_name(name) or name)
+        if published is None and (Path(name).exists() or not is_repository(name)):
+            return None
+        try:
+            find_model(name, fetch=FetchOptions(local_files_only=True))
+        except RuntimeError:
+            if published is None:
+                return dataclasses.replace(_RULES, guessed=True)
+            return dataclasses.replace(_RULES, threshold=published.background_threshold)
+        return None
+
+    @property
+    def untrained(self) -> bool:
+        """Whether its projection is random."""
+        return self.config.projection_weights.startswith(PREFIX)
+
+    @property
+    def toy(self) -> bool:
+        """Whether its backbone is."""
+        return self.config.vision_model == TOY
 
     def on(self, row: Benchmark) -> Talk2DinoMethod:
         """With background cleaning where it was published so, unless it was chosen otherwise."""
@@ -178,10 +195,10 @@ class Talk2DinoMethod(Method):
             return None
         return 0.54 if self.config.projection.dino_embed_dim >= _LARGE else 0.55
 
-    def published_miou(self, row: Benchmark) -> float | None:
+    @property
+    def refines(self) -> bool:
         """See `Method`."""
-        numbers = _PUBLISHED.get(self.model, {}).get(row.key)
-        return numbers and numbers[self.config.pamr]
+        return self.config.pamr
 
     def check(self) -> None:
         """See `hub.load.FoundModel.check`."""
@@ -220,7 +237,7 @@ class Talk2DinoMethod(Method):
         if self.whole is not None:
             source = f"from {self.whole.parent}"
         notes = differences_from_training(config)
-        if config.projection_weights.startswith("seeded:"):
+        if self.untrained:
             notes = ["this projection is untrained; the colours will mean nothing", *notes]
         return f"{config.vision_model} and {config.text_model}, {source}", notes
 

@@ -113,7 +113,11 @@ class Talk2DinoSegmenter(DenseSegmenter):
         if self.config.clean_background:
             masks = clean_background(masks, features.patches, features.attention_logits, query.rows)
         side = self.config.input_size // self.vision.patch_size
-        return pool_words(masks, query).unflatten(-1, (side, side))
+        if query.pooling == "lse":  # of cosines, after the cleaning, which is of every word
+            masks = pool_words(masks.logit(1e-6), query).sigmoid()
+        else:
+            masks = pool_words(masks, query)
+        return masks.unflatten(-1, (side, side))
 
     @in_float32
     def patch_features(self, windows: Tensor) -> PatchFeatures:
@@ -159,10 +163,6 @@ class Talk2DinoSegmenter(DenseSegmenter):
         parts: dict[str, Any] = {key: getattr(self, key) for key in PARTS} | {name: part}
         config = dataclasses.replace(self.config, projection=parts["projection"].config)
         return Talk2DinoSegmenter(**parts, config=config)
-
-    def adjusted(self, refine: bool, background: bool) -> Talk2DinoSegmenter:
-        """With PAMR or without; with a background, cleaned as in the published benchmarks."""
-        return self.variant(pamr=refine, clean_background=background)
 
     def shares_features(self, other: object) -> bool:
         """Whether `other` computes the same `patch_features`."""

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import os
 import pickle
 import tarfile
 from collections import Counter
@@ -10,9 +11,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from talk2dino.methods.ovsegmentor.data import tar_rows
 from talk2dino.methods.ovsegmentor.data.lemmas import dictionary_lemma
 from talk2dino.methods.ovsegmentor.data.sources import open_rows
-from talk2dino.methods.ovsegmentor.data.words import CaptionReader
+from talk2dino.methods.ovsegmentor.data.words import CaptionReader, EntityTable
 from tests.methods.ovsegmentor.data.conftest import HEADER, ROWS, save_image, write_rows
 
 reader = CaptionReader(dictionary_lemma)
@@ -146,6 +148,59 @@ def test_partners_among_tars_share_an_entity(tars):
     }
     with pytest.raises(RuntimeError, match="without pairs"):
         open_rows(tars, "", reader).partner(0, np.random.default_rng(0))
+
+
+def content(rows):
+    """All that rows of tars know, and what is drawn of them."""
+    drawn = [draws(rows, row) for row in rows.usable]
+    return rows.usable.tolist(), [rows.name(row) for row in range(8)], drawn, rows.refused
+
+
+@pytest.fixture
+def looked_through(tmp_path, monkeypatch):
+    """The tars that are looked through; even small ones are kept in a cache of the test's own."""
+    seen, real = [], tar_rows.read_samples
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(tar_rows, "_LARGE", 0)
+    monkeypatch.setattr(tar_rows, "read_samples", lambda tar: seen.append(tar.name) or real(tar))
+    return seen
+
+
+def test_tars_are_looked_through_once_for_a_reader_and_a_state(tars, tmp_path, looked_through):
+    first, seen = content(open_rows(tars, "", reader, pairs=True)), looked_through
+    assert content(open_rows(tars, "", reader, pairs=True)) == first
+    assert seen == ["0.tar", "1.tar"]
+    open_rows(tars, "", reader)
+    assert seen == ["0.tar", "1.tar"] * 2
+    open_rows(tars, "", CaptionReader(dictionary_lemma, table=EntityTable.of(["cat"])), pairs=True)
+    assert seen == ["0.tar", "1.tar"] * 3
+    os.utime(tars / "1.tar", (0, 0))
+    assert content(open_rows(tars, "", reader, pairs=True)) == first
+    assert seen[6:] == ["1.tar"]
+
+
+@pytest.mark.parametrize("rubbish", [b"", b"rubbish", b"PK\x03\x04"])
+def test_a_damaged_cache_is_made_again(tars, tmp_path, looked_through, rubbish):
+    first = content(open_rows(tars, "", reader, pairs=True))
+    for path in (tmp_path / "cache").rglob("*.npz"):
+        path.write_bytes(rubbish)
+    assert content(open_rows(tars, "", reader, pairs=True)) == first
+    assert len(looked_through) == 4
+
+
+def test_several_processes_begin_with_tars_of_their_own(tars, looked_through, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    second = content(open_rows(tars, "", reader, pairs=True))
+    assert looked_through == ["1.tar", "0.tar"]
+    monkeypatch.setenv("RANK", "0")
+    assert content(open_rows(tars, "", reader, pairs=True)) == second
+
+
+def test_small_tars_are_not_kept(tars, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    open_rows(tars, "", reader)
+    assert not (tmp_path / "cache").exists()
 
 
 def test_a_sample_that_can_have_no_partner_is_left_out(tmp_path):

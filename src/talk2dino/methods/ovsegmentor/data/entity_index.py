@@ -34,11 +34,15 @@ class EntityIndex:
         for entities in lists:
             counts.append(len(entities))
             codes.extend(known.setdefault(entity, len(known)) for entity in entities)
-        per_row, flat = np.asarray(counts, np.int32), np.asarray(codes, np.int32)
+        return cls.of(tuple(known), np.asarray(counts, np.int32), np.asarray(codes, np.int32))
+
+    @classmethod
+    def of(cls, names: tuple[str, ...], per_row: np.ndarray, flat: np.ndarray) -> EntityIndex:
+        """From the number of every row's entities, (N,) int32, and their codes, (M,) int32."""
         rows = np.repeat(np.arange(len(per_row), dtype=np.int32), per_row)
-        sizes = np.bincount(flat, minlength=len(known))
+        sizes = np.bincount(flat, minlength=len(names))
         return cls(
-            tuple(known),
+            names,
             np.concatenate([[0], np.cumsum(per_row, dtype=np.int64)]),
             flat,
             rows[np.argsort(flat, kind="stable")],

@@ -14,7 +14,8 @@ from talk2dino.features.sources import ImageSource
 
 logger = logging.getLogger(__name__)
 
-_SHOWN = 5
+SHOWN = 5
+"""Captions left out that are named."""
 NO_FILE = (
     "{} is an address, not a file. Download the images; tars as img2dataset writes them can be "
     "used directly"
@@ -43,7 +44,7 @@ class Refused:
     def add(self, name: str, reason: str) -> None:
         """Count one."""
         self.reasons[reason] += 1
-        if len(self.examples) < _SHOWN:
+        if len(self.examples) < SHOWN:
             self.examples.append(f"{name} is {reason}")
 
 

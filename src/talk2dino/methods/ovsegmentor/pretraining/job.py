@@ -42,7 +42,7 @@ class PretrainingJob(RunJob):
     recipe: PretrainingRecipe
     """A file of configs/."""
     checkpoint_seconds: float = 600.0
-    """Time between two saves of the state within an epoch."""
+    """Between two saves of the state within an epoch; every epoch's end is saved."""
     workers: int = 0
     """Processes that read images; the result does not depend on it."""
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from talk2dino.backbones.text import BertEncoder, TextEncoder, is_bert, load_text
 from talk2dino.backbones.vision import VisionBackbone, load_vision, recorded_normalisation
 from talk2dino.features.captions import Collection
-from talk2dino.features.decode import DecodedBatch, Decoding, decoded_batches
+from talk2dino.features.decode import DecodedBatch, Decoding, batches_of, decoded_batches
 from talk2dino.features.extract import ImageSettings, image_features
 from talk2dino.features.keys import first_few
 from talk2dino.features.store import FeatureFile
@@ -96,11 +96,11 @@ class Encoders:
             )
         return self._loaded
 
-    def decoding(self, batch_size: int) -> Decoding:
+    def decoding(self) -> Decoding:
         """How images are read for the backbone."""
         frozen = self.options.features
         transform = self.load()[0].image_transform(frozen.resize_dim, frozen.crop_dim)
-        return Decoding(transform, batch_size, self.options.workers)
+        return Decoding(transform, self.options.workers)
 
     def images(self, decoded: DecodedBatch, keys: Sequence[str]) -> dict[str, Tensor]:
         """Key -> (B, ...) features of decoded images."""
@@ -142,8 +142,9 @@ class EncodedPairs:
             return
         rows = self.caption_rows[torch.cat(list(indices))].tolist()
         sources = [self.collection.sources[row] for row in rows]
-        decoding = self.encoders.decoding(len(indices[0]))
-        for index, decoded in zip(indices, decoded_batches(sources, decoding), strict=True):
+        batches = batches_of(len(indices[0]), len(rows))
+        found = decoded_batches(sources, self.encoders.decoding(), batches)
+        for index, decoded in zip(indices, found, strict=True):
             for position, problem in decoded.failures.items():
                 image = self.features.images[rows[position]]
                 raise RuntimeError(f"image {image['id']}: {problem}")
@@ -173,19 +174,18 @@ class EncodedPairs:
     def _encode_images(self) -> dict[str, Tensor]:
         columns: dict[str, Tensor] = {}
         failures: dict[int, str] = {}
-        done = 0
-        decoding = self.encoders.decoding(IMAGES_AT_ONCE)
+        batches = batches_of(IMAGES_AT_ONCE, self.num_images)
+        all_decoded = decoded_batches(self.collection.sources, self.encoders.decoding(), batches)
         with self.encoders.progress(self.num_images, 0) as bar:
-            for decoded in decoded_batches(self.collection.sources, decoding):
+            for batch, decoded in zip(batches, all_decoded, strict=True):
                 failures |= decoded.failures
                 if not failures:
                     found = self.encoders.images(decoded, self.choice.image_keys)
                     for key, rows in found.items():
                         shape = (self.num_images, *rows.shape[1:])
                         column = columns.setdefault(key, torch.empty(shape))
-                        column[done : decoded.stop] = rows.cpu()
-                bar.update(decoded.stop - done)
-                done = decoded.stop
+                        column[batch.start : batch.stop] = rows.cpu()
+                bar.update(len(batch))
         if failures:
             named = [
                 f"image {self.features.images[row]['id']}: {why}" for row, why in failures.items()
@@ -199,7 +199,7 @@ class EncodedPairs:
     def _first(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Features of one image (any; shapes are all that counts) and of the first caption."""
         size = self.encoders.options.features.crop_dim
-        blank = DecodedBatch(1, torch.zeros(1, 3, size, size, dtype=torch.uint8))
+        blank = DecodedBatch(torch.zeros(1, 3, size, size, dtype=torch.uint8))
         caption = [self.features.annotations[0]["caption"]]
         return (
             self.encoders.images(blank, self.choice.image_keys),

@@ -64,15 +64,17 @@ class TrainJob(RunJob):
     recipe: Recipe
     """Model, training and features sections of a file of configs/."""
     train_dataset: str
-    """Feature file, feature shards, or images with captions (see training.sources)."""
+    """Feature file, feature shards, or images with captions (COCO JSON, tars)."""
     val_dataset: str | None = None
-    """For the validation loss."""
+    """The same, for the validation loss."""
     test_dataset: str | None = None
-    """For retrieval with the final weights."""
+    """The same, for retrieval with the final weights."""
     feature_name: str | None = None
-    """Image feature; None takes what the model needs."""
+    """Image feature (default: disentangled_self_attn, or patch_tokens where the recipe has
+    weight_attn_heads); validation then uses avg_self_attn_out."""
     text_features: str | None = None
-    """Text feature; None takes what the model needs."""
+    """Text feature: ann_feats, clip_txt_out_tokens[_avg], clip_second_last_out or
+    bert-base_features (default: ann_feats, or what CLIPLastLayer needs)."""
     loop: LoopSettings = field(default_factory=LoopSettings)
     """Optimiser, schedule, seed, and the recipe's train section."""
     images: ImageOptions = field(default_factory=ImageOptions)

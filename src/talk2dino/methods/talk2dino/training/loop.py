@@ -34,11 +34,11 @@ class LoopSettings:
     train: TrainConfig = field(default_factory=TrainConfig)
     """Loss, learning rate, epochs and batches: the recipe's train section."""
     optimizer: str = "Adam"
-    """Adam, or AdamW with `weight_decay`."""
+    """AdamW with `weight_decay`, or Adam without."""
     weight_decay: float = 0.05
     """AdamW only."""
     scheduler: str = "linear"
-    """See talk2dino.training.schedules."""
+    """linear (constant after the warm-up) or cosine (falls to 0)."""
     warmup: int = 0
     """Steps of linear warm-up."""
     seed: int = 123

@@ -1,0 +1,142 @@
+"""Finished work on disk: what survives which kind of end."""
+
+import errno
+import os
+
+import pytest
+import torch
+
+from talk2dino.features import chunks as stage
+from talk2dino.features.chunks import Chunk, Chunks, holds_chunks
+
+
+def chunk(number):
+    """Rows 3n, 3n+1, 3n+2 of two keys."""
+    values = torch.arange(3 * number, 3 * number + 3)
+    return Chunk({"a": values.float().view(3, 1, 1).expand(3, 2, 2), "b": values})
+
+
+def filled(folder, *numbers):
+    """Chunks of nine items, some of which are written."""
+    chunks = Chunks(folder / "split", "input", 9, 3)
+    for number in numbers:
+        chunks.write(number, chunk(number))
+    return chunks
+
+
+def test_rows_come_back_mapped_and_in_order_whoever_was_first(tmp_path):
+    whole = filled(tmp_path, 2, 0, 1).together()
+    assert whole.columns["b"].tolist() == list(range(9))
+    assert whole.columns["a"].shape == (9, 2, 2)
+    assert whole.columns["a"][:, 1, 1].tolist() == list(range(9))
+
+
+def test_rows_come_back_in_any_order(tmp_path):
+    order = torch.tensor([8, 0, 1, 2, 6, 7, 3, 5, 4])
+    columns = filled(tmp_path, 0, 1, 2).together(order).columns
+    assert columns["b"].tolist() == order.argsort().tolist()
+    assert columns["a"][:, 0, 0].tolist() == order.argsort().tolist()
+
+
+def test_every_kind_of_number_is_kept(tmp_path):
+    columns = {
+        name: torch.tensor([[0, 1], [1, 0]]).to(getattr(torch, name))
+        for name in ("float32", "float16", "bfloat16", "int64", "bool")
+    }
+    chunks = Chunks(tmp_path / "split", "", 2, 2)
+    chunks.write(0, Chunk(columns))
+    for name, column in chunks.together().columns.items():
+        torch.testing.assert_close(column, columns[name], rtol=0, atol=0)
+
+
+def test_keys_may_be_views_of_one_tensor(tmp_path):
+    tensor = torch.arange(4.0).view(1, 4)
+    chunks = Chunks(tmp_path / "split", "", 1, 1)
+    chunks.write(0, Chunk({"a": tensor[:, :1], "b": tensor[:, 1:]}))
+    assert chunks.together().columns["b"].tolist() == [[1, 2, 3]]
+
+
+def test_finished_chunks_are_found_again_and_the_last_one_is_shorter(tmp_path):
+    filled(tmp_path, 0, 2)
+    chunks = Chunks(tmp_path / "split", "input", 8, 3)
+    assert chunks.finished() == {0, 2}
+    assert [chunks.items(number) for number in chunks.numbers] == [
+        range(3),
+        range(3, 6),
+        range(6, 8),
+    ]
+
+
+def test_failures_and_captions_come_back(tmp_path):
+    chunks = Chunks(tmp_path / "split", "input", 5, 2)
+    chunks.write(0, Chunk({}, {0: "gone", 1: "broken"}))
+    chunks.write(1, Chunk({"b": torch.tensor([2])}, {3: "bad"}, ["a cat"]))
+    chunks.write(2, Chunk({"b": torch.tensor([4])}, {}, [""]))
+    for _ in range(2):  # a kill after they were put together
+        whole = chunks.together()
+        assert whole.failures == {0: "gone", 1: "broken", 3: "bad"}
+        assert whole.captions == ["a cat", ""]
+        assert whole.columns["b"].tolist() == [2, 4]
+        assert chunks.finished() == {0, 1, 2}
+
+
+def test_items_that_all_failed_have_no_columns(tmp_path):
+    chunks = Chunks(tmp_path / "split", "input", 1, 2)
+    chunks.write(0, Chunk({}, {0: "gone"}))
+    assert chunks.together().columns == {}
+
+
+@pytest.mark.parametrize("size", [0, 50, 300])
+def test_a_chunk_that_lost_its_end_does_not_count(tmp_path, size):
+    chunks = filled(tmp_path, 0, 1, 2)
+    os.truncate(tmp_path / "split" / "chunk0000001.safetensors", size)  # as after a power cut
+    assert chunks.finished() == {0, 2}
+    chunks.write(1, chunk(1))
+    assert chunks.together().columns["b"].tolist() == list(range(9))
+
+
+def test_work_on_another_input_is_refused(tmp_path):
+    filled(tmp_path)
+    with pytest.raises(ValueError, match="unfinished work on another input.*--overwrite"):
+        Chunks(tmp_path / "split", "other input", 9, 3)
+
+
+def test_a_folder_without_a_finished_chunk_holds_nothing(tmp_path):
+    chunks = filled(tmp_path)
+    (chunks.folder / "chunk0000000.tmp").touch()
+    assert not holds_chunks(chunks.folder)
+    chunks.write(0, chunk(0))
+    assert holds_chunks(chunks.folder)
+
+
+@pytest.mark.parametrize("fatal", [1, 2, 5])
+def test_a_full_disk_loses_only_what_is_at_hand(tmp_path, monkeypatch, fatal):
+    """The first write is that of a chunk, the others put the rows of two keys together."""
+    chunks, real, count = filled(tmp_path, 0, 1), stage._write, 0
+
+    def full(file, data):
+        nonlocal count
+        count += 1
+        if count == fatal:
+            real(file, data[: len(data) // 2])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(file, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "_write", full)
+        message = r"could not write \(No space left on device\). What is finished.*same command"
+        with pytest.raises(RuntimeError, match=message):
+            chunks.write(2, chunk(2))
+            chunks.together()
+    assert chunks.finished() == ({0, 1} if fatal == 1 else {0, 1, 2})
+    chunks.write(2, chunk(2))
+    assert chunks.together().columns["b"].tolist() == list(range(9))
+
+
+def test_too_little_room_is_seen_before_it_is_used_up(tmp_path):
+    chunks = filled(tmp_path, 0)
+    chunks.check_room(0, 1)
+    chunks.numbers = range(10**12)
+    with pytest.raises(RuntimeError, match=r"need \d+\.\d GB more .* are free. Make room"):
+        chunks.check_room(0, 1)
+    chunks.check_room(0, 2 * 10**12)
