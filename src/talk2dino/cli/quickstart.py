@@ -301,10 +301,10 @@ def _print_table(results: dict[str, Any]) -> None:
     trained, untrained = results["trained"], results["untrained"]
     rows = {name: (iou, untrained["per_class"][name]) for name, iou in trained["per_class"].items()}
     rows["mIoU"] = (trained["mIoU"], untrained["mIoU"])
-    print(f"\n{'class':<12}{'IoU':>7}{'chance':>9}")
-    for name, (iou, chance) in rows.items():
-        shown = ["-" if value is None else f"{value:.1f}" for value in (iou, chance)]
-        print(f"{name:<12}{shown[0]:>7}{shown[1]:>9}")
+    print(f"\n{'class':<12}{'IoU':>7}{'untrained':>11}")
+    for name, pair in rows.items():
+        shown = ["-" if value is None else f"{value:.1f}" for value in pair]
+        print(f"{name:<12}{shown[0]:>7}{shown[1]:>11}")
 
 
 @contextmanager

@@ -106,7 +106,7 @@ def _front_matter(config: FolderConfig, title: str, results: Sequence[Mapping[st
     return f"---\n{data.to_yaml()}\n---\n"
 
 
-def _licence(config: FolderConfig) -> dict[str, str]:
+def _licence(config: FolderConfig) -> dict[str, Any]:
     """The projection's licence, or that of a backbone in the folder."""
     vision = config.segmenter.vision_model
     if config.segmenter.vision_weights != INCLUDED or vision == TOY or "dinov2" in vision:
