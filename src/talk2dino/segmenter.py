@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -151,6 +153,32 @@ class PatchScoring(FeatureSharing, Protocol):
     @property
     def follows_edges(self) -> bool:
         """Whether `pixel_scores` is more than bilinear interpolation."""
+
+    @property
+    def joins_windows(self) -> bool:
+        """Whether `patch_scores` has to see all windows of an image at once, and no others."""
+
+
+def take_features(features: Any, index: int) -> Any:
+    """Of `patch_features` of several windows, those of one: whatever has a row per window."""
+    return _map_tensors(lambda part: part[index : index + 1], features)
+
+
+def join_features(features: Sequence[Any]) -> Any:
+    """`patch_features` of windows as if they had been computed at once."""
+    return _map_tensors(lambda *parts: torch.cat(parts), *features)
+
+
+def _map_tensors(change: Callable[..., Tensor], first: Any, *others: Any) -> Any:
+    """A dataclass or named tuple with other tensors; what else it holds is the first one's."""
+    names = getattr(first, "_fields", None) or [f.name for f in dataclasses.fields(first)]
+    tensors = {
+        name: change(*(getattr(one, name) for one in (first, *others)))
+        for name in names
+        if isinstance(getattr(first, name), Tensor)
+    }
+    replace = first._replace if hasattr(first, "_replace") else partial(dataclasses.replace, first)
+    return replace(**tensors)
 
 
 @runtime_checkable

@@ -337,7 +337,8 @@ def evaluate_by_grey(path, tmp_path):
     """What `evaluate` does, with a model that needs no text."""
     dataset = EvaluationSet(read_dataset(path), "data")
     folders = PictureFolders(tmp_path / "maps" / "mine", truth=tmp_path / "truth" / "mine")
-    run = Run("run", {"segmenter": {}, "bg_thresh": None}, dataset, folders)
+    settings = {"segmenter": {}, "bg_thresh": None, "classes": dataset.classes}
+    run = Run("run", settings, dataset, folders)
     query = ClassQuery.of_rows(torch.linspace(0, 1, len(dataset.classes))[:, None])
     done = evaluate_group([run], lambda runs: [Task(ByGrey(), query)], tmp_path / "out")
     timing = Timing(3, done.seconds, ["mine"], torch.device("cpu"), 1)

@@ -206,7 +206,7 @@ def run_settings(evaluation: Evaluation, dataset: EvaluationSet) -> dict[str, An
         "benchmark": evaluation.benchmark.key,
         "bg_thresh": evaluation.bg_thresh,
         "segmenter": evaluation.method.settings(),
-        "protocol": dataclasses.asdict(evaluation.benchmark.protocol),
+        "protocol": evaluation.benchmark.protocol.recorded(),
         "classes": [*background, *named],
         "data": fingerprint(dataset),
     }
@@ -264,7 +264,8 @@ class _Models:
         if self._base is not None and self._base[0] != method.model:
             self._base = None  # its memory is needed
         loaded = None if self._base is None else self._base[1]
-        segmenter = method.load(self._job.device, loaded)
+        segmenter: Any = method.load(self._job.device, loaded)
+        segmenter.most_bytes = self._job.share.batching.score_bytes
         self._base = (method.model, segmenter)
         return Task(segmenter, self._query(evaluation, segmenter, run))
 

@@ -219,25 +219,45 @@ def protocol_of(settings: Mapping[str, Any] | None) -> str | None:
     return None if found is None else str(found)
 
 
+def options_of(settings: Mapping[str, Any] | None) -> list[str]:
+    """In words, what no publication has: the protocol, sizes and refinements of a result."""
+    segmenter = (settings or {}).get("segmenter") or {}
+    sizes = segmenter.get("sizes") or {}
+    words = [f"{name.replace('_', ' ')} {value}" for name, value in sizes.items()]
+    words += [name for name in ("smoothing", "propagation") if segmenter.get(name)]
+    words += ["over the image"] if segmenter.get("propagation_graph") == "image" else []
+    protocol = protocol_of(settings)
+    return words if protocol is None else [protocol, *words]
+
+
 def table_columns(results: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """The heads of the table: COLUMNS, the protocol, and the model where there are several."""
-    found = {protocol_of(result.get("settings")) for result in results}
-    protocols = sorted(name for name in found if name is not None)
-    columns = tuple(", ".join([n, *protocols]) if n == "mIoU" else n for n in COLUMNS)
+    """The heads of the table: COLUMNS, the options, and the model where there are several."""
+    options = _shared_options(results)
+    columns = tuple(", ".join([n, *options]) if n == "mIoU" else n for n in COLUMNS)
     columns += BORDER_COLUMNS if at_borders(results) else ()
     return ("model", *columns) if len(_models(results)) > 1 else columns
 
 
 def table_rows(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """One row of text per result, and per model their mean where there are several."""
+    """One row of text per result, and per model their mean where there are several.
+
+    An option that only some models have stands behind their names.
+    """
     models, borders = _models(results), at_borders(results)
     if len(models) == 1:
         return _rows(results, borders)
-    return [
-        (model, *row)
-        for model in models
-        for row in _rows([result for result in results if result["model"] == model], borders)
-    ]
+    shared = _shared_options(results)
+    rows = []
+    for model in models:
+        of_model = [result for result in results if result["model"] == model]
+        own = [word for word in options_of(of_model[0].get("settings")) if word not in shared]
+        rows += [(", ".join([model, *own]), *row) for row in _rows(of_model, borders)]
+    return rows
+
+
+def _shared_options(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    found = [options_of(result.get("settings")) for result in results]
+    return [word for word in found[0] if all(word in words for words in found)] if found else []
 
 
 def _models(results: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from talk2dino.inference import WindowMean, final_scores, resize_scores
+from talk2dino.inference import WindowMean, final_scores, resize_scores, stitching
 from talk2dino.segmenter import ClassQuery, Finalising, PatchScoring, Segmenter
 from talk2dino.sizes import Protocol, window_corners
 
@@ -118,6 +118,7 @@ def spreading_matrix(
     window: int,
     starts: Sequence[int],
     upsampled: Tensor,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """What one axis of all windows' patches contributes to each pixel of the original.
 
@@ -128,6 +129,7 @@ def spreading_matrix(
         original, scored, window: lengths in pixels.
         starts: first pixel of every window along the axis.
         upsampled: (cells, window) what each patch of a window gives to each of its pixels.
+        weights: (window,) how much each of these counts where windows overlap; None: alike.
 
     Returns:
         (original, len(starts) * cells); every row sums to one.
@@ -135,8 +137,10 @@ def spreading_matrix(
     mean = torch.zeros(len(starts), len(upsampled), scored)
     hits = torch.zeros(scored)
     for index, start in enumerate(starts):
-        mean[index, :, start : start + window] = upsampled
-        hits[start : start + window] += 1
+        mean[index, :, start : start + window] = (
+            upsampled if weights is None else upsampled * weights
+        )
+        hits[start : start + window] += 1 if weights is None else weights
     return _resizing_matrix((mean / hits).flatten(0, 1), original).T
 
 
@@ -210,6 +214,7 @@ def _matrices(segmenter: PatchScoring, patches: Tensor, layout: Layout) -> tuple
             window,
             layout.protocol.starts(scored),
             _upsampling(segmenter, cells, window),
+            stitching(layout.protocol, window),
         ).to(patches)
         for original, scored, window, cells in zip(
             layout.original_hw, layout.scored_hw, layout.window_hw, patches.shape[-2:], strict=True
@@ -231,7 +236,7 @@ def _scores_by_class(
     (scored, original), (high, wide) = (layout.scored_hw, layout.original_hw), layout.window_hw
     per_class = scored[0] * scored[1] + max(original[0] * original[1], _COPIES * high * wide)
     for part in patches.split(max(most_bytes // (4 * per_class), 1), dim=1):
-        mean = WindowMean(scored)
+        mean = WindowMean(scored, layout.protocol)
         for (top, left), window in zip(layout.corners, part, strict=True):
             crop = pixels[:, top : top + high, left : left + wide]
             mean.add((top, left), segmenter.pixel_scores(window[None], crop[None])[0])

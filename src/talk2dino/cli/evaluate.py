@@ -17,10 +17,14 @@ from talk2dino.cli.evaluation import (
     run_and_report,
     share_of,
 )
-from talk2dino.cli.method_flags import add_method_flags, options_of
+from talk2dino.cli.method_flags import (
+    add_method_flags,
+    add_option_flags,
+    given_sizes,
+    options_of,
+    pooling_of,
+)
 from talk2dino.methods.registry import MODEL_NAMES
-from talk2dino.pictures.word_lists import read_word_lists
-from talk2dino.segmenter import POOLINGS
 
 if TYPE_CHECKING:
     from talk2dino.benchmarks.evaluate import Run
@@ -59,7 +63,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="native: as each method was published; unified: the same sizes and class names for "
         "all, no thresholds, only the benchmarks without background",
     )
-    parser.add_argument("--refine", metavar="NAMES", help="refinements with commas: pamr")
     parser.add_argument(
         "--bg_thresh", type=float, help="background threshold (default: the published one)"
     )
@@ -74,11 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.txt",
         help="words of the classes, a line for each in the benchmark's order: name; alias; alias",
     )
-    parser.add_argument(
-        "--pooling",
-        choices=POOLINGS,
-        help="how the words of a class are put together: the best one (default), or a soft maximum",
-    )
+    add_option_flags(parser)
     add_run_flags(parser)
 
 
@@ -122,11 +121,11 @@ def _methods(args: argparse.Namespace) -> list[Method]:
 
     names = split_models(args.model)
     weights = split_weights(args.weights, names)
-    methods = []
+    methods, sizes = [], given_sizes(args)
     for name, chosen in options_of(args, names).items():
         if name in weights:
             chosen["weights"] = weights[name]
-        methods.append(find_method(name, {**chosen, "protocol": args.protocol}))
+        methods.append(find_method(name, {**chosen, **sizes, "protocol": args.protocol}))
     return methods
 
 
@@ -134,12 +133,12 @@ def _evaluations(args: argparse.Namespace) -> list[Evaluation]:
     """Models, their benchmarks, and the threshold as published or as asked for."""
     from talk2dino.benchmarks.job import Evaluation
     from talk2dino.methods.base import UNIFIED, refuse_threshold
+    from talk2dino.pictures.word_lists import read_word_lists
 
     evaluations, without = [], []
-    if args.pooling is not None and args.vocabulary is None:
-        raise ValueError("--pooling is for the words of a --vocabulary FILE.txt.")
+    pooling = pooling_of(args, "--vocabulary", args.vocabulary)
     words = None if args.vocabulary is None else read_word_lists(args.vocabulary)
-    changes = {"boundary": args.boundary, "vocabulary": words, "pooling": args.pooling or "max"}
+    changes = {"boundary": args.boundary, "vocabulary": words, "pooling": pooling}
     if args.protocol == UNIFIED:
         refuse_threshold(args.bg_thresh)
     for method in _methods(args):

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from talk2dino.cli.entry import DONE, FAILED, Command, run_command, typed_command
-from talk2dino.cli.method_flags import add_method_flags, options_of
+from talk2dino.cli.method_flags import (
+    add_method_flags,
+    add_option_flags,
+    given_sizes,
+    options_of,
+    pooling_of,
+)
 from talk2dino.cli.segment_files import BESIDE_OVERLAY, MODES, Task, plan_export, plan_tasks
 from talk2dino.config import check_name, split_names
 from talk2dino.methods.registry import DEFAULT_MODEL, MODEL_NAMES, RESUMED_MODEL
@@ -26,7 +32,6 @@ from talk2dino.pictures.vocabularies import (
     find_vocabulary,
     named_classes,
 )
-from talk2dino.segmenter import POOLINGS
 
 if TYPE_CHECKING:
     from talk2dino.cli.segment_job import Load
@@ -86,12 +91,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"in their place {', '.join(VOCABULARIES)}, a .txt file with `name; alias; alias` on "
         "each line, or class names as they are, in quotes where they hold spaces",
     )
-    parser.add_argument(
-        "--pooling",
-        choices=POOLINGS,
-        help="how the words of a class of that file are put together: the best one (default), or "
-        "a soft maximum",
-    )
     _add_scoring_flags(parser)
     _add_output_flags(parser)
     group = parser.add_argument_group("flags of the published demo with --vis")
@@ -106,6 +105,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"{' or '.join(f'{key}=...' for key in _PUBLISHED)}",
     )
     group.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+    add_option_flags(parser)
 
 
 def _add_scoring_flags(parser: argparse.ArgumentParser) -> None:
@@ -135,7 +135,6 @@ def _add_scoring_flags(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="threshold of the background, 0 to 1; lower finds more (default: the model's own)",
     )
-    group.add_argument("--refine", metavar="NAMES", help="refinements with commas: pamr")
     group.add_argument(
         "--max_side",
         type=int,
@@ -197,11 +196,10 @@ def check(args: argparse.Namespace) -> Plan:
     tasks = plan_tasks(args, modes)
     export = plan_export(args, tasks)
     lists = vocabulary.lists
-    if args.pooling is not None and lists is None:
-        raise ValueError("--pooling is for the words of --vocab FILE.txt.")
+    pooling = pooling_of(args, "--vocab", lists)
     words = method.words()
     if lists is not None:
-        words = lists.class_words(words, args.pooling or "max")
+        words = lists.class_words(words, pooling)
     names = [*([] if background is None else [BACKGROUND]), *vocabulary.names]
     _check_count(len(names), tasks[0])
     device = resolve_device(args.device)
@@ -276,7 +274,7 @@ def read_model(args: argparse.Namespace) -> tuple[Method, Vocabulary, float | No
     default = DEFAULT_MODEL if args.resume is None else RESUMED_MODEL
     name = args.config or args.model or default
     options = options_of(args, [name], published)[name]
-    method = find_method(name, options).for_pictures(args.with_background)
+    method = find_method(name, options | given_sizes(args)).for_pictures(args.with_background)
     background = background_of(args, method, threshold)
     if args.vocab is not None:
         found = find_vocabulary(words)

@@ -36,7 +36,7 @@ from talk2dino.methods.clip_words import (
     Rules,
     word_probabilities,
 )
-from talk2dino.refine.refinement import PAMR, Refinement
+from talk2dino.refine.refinement import Refinement
 from talk2dino.segmenter import BACKGROUND, ClassQuery, ClassWords, Segmenter
 from talk2dino.sizes import WHOLE, Protocol
 
@@ -290,5 +290,4 @@ class ClipDinoiserMethod(ClipWordMethod):
         else:
             image, text = load_clip(self.clip, self.clip_weights, device)
             models = (image, text, load_heads(self.weights, image))
-        refinements = [PAMR()] if self.refines else []
-        return ClipDinoiserSegmenter(*models, self.key, refinements)
+        return ClipDinoiserSegmenter(*models, self.key, self.refinements())

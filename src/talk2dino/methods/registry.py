@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from talk2dino.config import check_name, split_names
+from talk2dino.config import build, check_name, split_names
 
 if TYPE_CHECKING:
     import torch
@@ -67,7 +67,9 @@ def load_segmenter(
         pooling: how the words of a class are put together: "max", the best one, or "lse".
         device: where to put it.
         settings: options of the method, such as `pamr=False`; see `--help` of `evaluate`. And
-            `protocol`: "native", or "unified" for sizes and words that all methods share.
+            `refine`: names of refinements with commas, such as "pamr,propagation"; `protocol`:
+            "native", or "unified" for sizes and words that all methods share; `short_side`,
+            `window`, `stride` and `stitch`: sizes in place of the protocol's.
 
     Returns:
         A segmenter with `query`, for `talk2dino.label_map`.
@@ -131,7 +133,7 @@ def _words(
         return own
     found = read_word_lists(vocabulary)
     if row is not None:
-        found.check_fits(row.key, row.num_classes - row.background, row.background)
+        found.check_fits(row.key, len(row.classes) - row.background, row.background)
     return found.class_words(own, pooling)
 
 
@@ -156,11 +158,16 @@ def find_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
         ValueError: an unknown name, or an option that does not belong to the method.
         FileNotFoundError: the YAML file is not there.
     """
-    from talk2dino.methods.base import under_protocol
+    from talk2dino.methods.base import under_protocol, with_sizes
+    from talk2dino.refine.refinement import chosen_refinements
+    from talk2dino.sizes import Sizes
 
     kind = method_class(name)
     settings = {n: str(v) if isinstance(v, Path) else v for n, v in (settings or {}).items()}
     protocol = settings.pop("protocol", "native")
+    settings |= chosen_refinements(settings.pop("refine", None))
+    named = {entry.name: settings.pop(entry.name, None) for entry in dataclasses.fields(Sizes)}
+    sizes = build(Sizes, named, "sizes")
     known = option_names(kind)
     for option in settings:
         if option not in known:
@@ -173,7 +180,8 @@ def find_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
         kinds = str(entry.type).split(" | ")
         if entry.name in settings and value != default and type(value).__name__ not in kinds:
             raise ValueError(f"{entry.name} is {' or '.join(kinds)}, found {value!r}.")
-    return under_protocol(kind.from_options(name, kind.Options(**settings)), protocol)
+    method = under_protocol(kind.from_options(name, kind.Options(**settings)), protocol)
+    return with_sizes(method, sizes)
 
 
 def option_names(kind: type[Method]) -> list[str]:

@@ -7,13 +7,15 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from talk2dino.files import atomic_path
-from talk2dino.pictures.segmentation import Segmentation
+
+if TYPE_CHECKING:
+    from talk2dino.pictures.segmentation import Segmentation
 
 KINDS = {"coco": "coco.json", "labelstudio": "labelstudio.json", "masks": "masks"}
 """What can be written, with the name of the file, or of the folder."""

@@ -11,9 +11,7 @@ import numpy as np
 
 from talk2dino.config import as_texts
 from talk2dino.pictures.drawing import class_colours
-from talk2dino.pictures.word_lists import WordLists, read_word_lists
-
-BACKGROUND = "background"
+from talk2dino.pictures.word_lists import BACKGROUND, WordLists, read_word_lists
 
 
 @dataclass(frozen=True, eq=False)

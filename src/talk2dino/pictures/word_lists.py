@@ -7,9 +7,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from talk2dino.segmenter import BACKGROUND, ClassWords
 from talk2dino.textfiles import read_text
+
+if TYPE_CHECKING:
+    from talk2dino.segmenter import ClassWords
+
+BACKGROUND = "background"  # as in segmenter.py, which needs PyTorch
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import numpy as np
 
 from talk2dino.benchmarks.counts import SparseRows
 from talk2dino.benchmarks.result_schema import WrongField, check_counts
-from talk2dino.benchmarks.results import protocol_of, read_counts, read_result
+from talk2dino.benchmarks.results import options_of, protocol_of, read_counts, read_result
 from talk2dino.benchmarks.table import BENCHMARKS
 from talk2dino.files import listed
 
@@ -183,9 +183,11 @@ def _because(skipped: Sequence[str]) -> str:
 
 
 def _method(result: Mapping[str, Any]) -> str:
-    protocol = protocol_of(result["settings"])
     own = f"{result['model']}{' + PAMR' if result['pamr'] else ''}"
-    return own if protocol is None else f"{own}, {protocol} protocol"
+    words = options_of(result["settings"])
+    if protocol_of(result["settings"]) is not None:
+        words[0] += " protocol"
+    return ", ".join([own, *words])
 
 
 def _weights(run: EvaluatedRun) -> str:

@@ -87,6 +87,11 @@ class OVSegmentorMethod(Method):
         """COCO-Stuff is evaluated with the background as a class of its own."""
         return STUFF_BACKGROUND if row == BENCHMARKS["coco_stuff"] else row
 
+    @property
+    def patch_size(self) -> int:
+        """Of its image encoder."""
+        return PRESETS[self.model].vision.patch_size
+
     def threshold(self, row: Benchmark) -> float | None:
         """The published one, or that of the published demo."""
         if not row.background:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast, overload
 
@@ -12,6 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from talk2dino.backbones.attention import average_attention
+from talk2dino.backbones.vision import PatchFeatures
+from talk2dino.config import check_name
 from talk2dino.devices import in_float32, resolve_device
 from talk2dino.methods.talk2dino.hub.methods import HubMethods
 from talk2dino.methods.talk2dino.published_methods import PublishedMethods
@@ -20,10 +23,17 @@ from talk2dino.pictures.images import ImageInput, as_rgb, rgb_tensor
 from talk2dino.pictures.segmentation import Segmentation
 from talk2dino.pictures.vocabularies import class_names
 from talk2dino.predict import class_threshold, segment_picture
+from talk2dino.refine.refinement import REFINEMENTS, chosen_refinements
 from talk2dino.sizes import WHOLE
 
 T = TypeVar("T", bound="Talk2DINO")
 Images = Sequence[ImageInput] | np.ndarray | Tensor
+POOLS: dict[str, Callable[[PatchFeatures], Tensor]] = {
+    "attention": lambda found: average_attention(found.attention_logits, found.patches),
+    "mean": lambda found: found.patches.mean(dim=1),
+    "cls": lambda found: found.cls,
+}
+"""How `encode_image` makes one vector (B, D) of a picture."""
 _IMAGE_BATCH = 8
 
 
@@ -93,28 +103,39 @@ class Talk2DINO(HubMethods, PublishedMethods):
         return self.segmenter.embed_texts(texts)
 
     @in_float32
-    def encode_image(self, images: ImageInput | Images) -> Tensor:
-        """Patch embeddings of one picture or several of any sizes.
+    def encode_image(self, images: ImageInput | Images, pool: str | None = None) -> Tensor:
+        """Embeddings of one picture or several of any sizes: of their patches, or one of each.
 
         Every picture is resized to the model's square input (448 x 448: 32 x 32 patches of a
         DINOv2 model), so the aspect ratio is lost.
 
         Args:
             images: one picture, several, or a (B, 3, H, W) tensor.
+            pool: one of POOLS: the mean of the patches weighted by the average attention of the
+                CLS token, as for the validation of a training; their plain mean; the CLS token.
+                None: every patch.
 
         Returns:
-            (B, P, D) float32 on the model's device, rows of the picture first, not normalised.
+            (B, P, D) float32 on the model's device, rows of the picture first, not normalised; with
+            `pool` (B, D). The same space as `encode_text`.
 
         Raises:
-            ValueError: no picture, or one that cannot be read or has another form.
+            ValueError: an unknown pool; no picture, or one that cannot be read or has another form.
             FileNotFoundError: a path that is not there.
         """
+        if pool is not None:
+            check_name("pool", pool, POOLS)
         pictures, single = _as_list(images)
-        patches = []
+        found = []
         for batch in _batches(pictures, single):
             windows = [self._window(image) for image in batch]
-            patches.append(self._features(windows).patches)
-        return torch.cat(patches)
+            squares = torch.cat([self.segmenter.resize_windows(window) for window in windows])
+            if pool is None:
+                found.append(self.segmenter.patch_features(squares).patches)
+            else:
+                features = self.vision(self.vision.normalise(squares))
+                found.append(self.projection.project_visual(POOLS[pool](features)))
+        return torch.cat(found)
 
     @overload
     def segment(  # type: ignore[overload-overlap]  # a str is a sequence of str, and one path
@@ -122,7 +143,7 @@ class Talk2DINO(HubMethods, PublishedMethods):
         images: str | Path | Image.Image,
         names: str | Sequence[str],
         background: bool | float = ...,
-        refine: bool = ...,
+        refine: bool | str = ...,
         *,
         clean_background: bool | None = ...,
         max_side: int | None = ...,
@@ -134,7 +155,7 @@ class Talk2DINO(HubMethods, PublishedMethods):
         images: Sequence[ImageInput],
         names: str | Sequence[str],
         background: bool | float = ...,
-        refine: bool = ...,
+        refine: bool | str = ...,
         *,
         clean_background: bool | None = ...,
         max_side: int | None = ...,
@@ -146,7 +167,7 @@ class Talk2DINO(HubMethods, PublishedMethods):
         images: np.ndarray | Tensor,
         names: str | Sequence[str],
         background: bool | float = ...,
-        refine: bool = ...,
+        refine: bool | str = ...,
         *,
         clean_background: bool | None = ...,
         max_side: int | None = ...,
@@ -158,7 +179,7 @@ class Talk2DINO(HubMethods, PublishedMethods):
         images: ImageInput | Images,
         names: str | Sequence[str],
         background: bool | float = False,
-        refine: bool = True,
+        refine: bool | str = True,
         *,
         clean_background: bool | None = None,
         max_side: int | None = None,
@@ -170,7 +191,8 @@ class Talk2DINO(HubMethods, PublishedMethods):
             names: class names, in any words; prompt templates are put around them.
             background: pixels where no class exceeds a threshold become `background`: a number is
                 the threshold on sigmoid(cosine) (lower finds more), True the model's own.
-            refine: follow the edges of the picture (PAMR).
+            refine: follow the edges of the picture (PAMR); or names of refinements with commas,
+                such as "propagation,pamr".
             clean_background: raise scores where the attention heads agree; None: with a
                 background only, as in the published benchmarks.
             max_side: score larger pictures at this long side in pixels, to save time and memory;
@@ -187,7 +209,9 @@ class Talk2DINO(HubMethods, PublishedMethods):
         threshold = class_threshold(background, self.loaded.background_threshold)
         classes = class_names(names, threshold is not None)
         clean = threshold is not None if clean_background is None else clean_background
-        segmenter = self.segmenter.variant(pamr=refine, clean_background=clean)
+        wanted = {"pamr": refine} if isinstance(refine, bool) else chosen_refinements(refine)
+        refined = dict.fromkeys(REFINEMENTS, False) | wanted
+        segmenter = self.segmenter.variant(**refined, clean_background=clean)
         query = segmenter.query(classes, threshold)
         settings = {"model": self.loaded.origin, "refine": refine, "clean_background": clean}
         pictures, single = _as_list(images)
@@ -201,10 +225,6 @@ class Talk2DINO(HubMethods, PublishedMethods):
     def _window(self, image: Image.Image) -> Tensor:
         """(1, 3, h, w) RGB float in [0, 255], on the device."""
         return rgb_tensor(image)[None].to(self.device, torch.float32)
-
-    def _features(self, windows: Sequence[Tensor]) -> Any:
-        squares = torch.cat([self.segmenter.resize_windows(window) for window in windows])
-        return self.segmenter.patch_features(squares)
 
 
 def _as_list(images: ImageInput | Images) -> tuple[list[ImageInput], bool]:

@@ -16,6 +16,7 @@ from talk2dino.config import build, check_name
 from talk2dino.files import find_in_checkout
 from talk2dino.methods.talk2dino.projection import ProjectionConfig
 from talk2dino.methods.talk2dino.recipe import Recipe, load_recipe
+from talk2dino.refine.refinement import check_graph
 from talk2dino.textfiles import read_yaml
 
 PRETRAINED = "pretrained"
@@ -45,6 +46,12 @@ class SegmenterConfig:
     """Name of the prompt set; see talk2dino.backbones.templates."""
     pamr: bool = False
     """Refine the scores along the edges of the window."""
+    smoothing: bool = False
+    """Compare means of patches that resemble each other, in place of single ones."""
+    propagation: bool = False
+    """Spread the scores of patches among those that resemble each other."""
+    propagation_graph: str = "window"
+    """Between the patches of which windows: `window` or `image`, all of an image's."""
     clean_background: bool = False
     """Raise scores where the backbone's attention heads agree with a class."""
     average_tokens: bool = False
@@ -58,6 +65,7 @@ class SegmenterConfig:
 
     def __post_init__(self) -> None:
         get_templates(self.template)
+        check_graph(self.propagation_graph, self.propagation)
         check_name("precision", self.precision, PRECISIONS)
         if self.input_size < 1:
             raise ValueError(f"input_size must be positive, got {self.input_size}")

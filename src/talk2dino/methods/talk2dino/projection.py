@@ -50,6 +50,8 @@ class ProjectionConfig:
     """How per-head image embeddings meet a text; see talk2dino.methods.talk2dino.alignment."""
     alpha: float = 0.6
     """Share of the score mass that a strategy keeps, if it takes one: nucleus-sampling."""
+    routing_temperature: float = 0.1
+    """Of the softmax over heads, if the strategy takes one: soft_routing."""
     keep_cls: bool = False
     """With token-level text, keep position 0."""
     keep_end_seq: bool = False
@@ -73,6 +75,12 @@ class ProjectionConfig:
             check_at_least(1, hidden_embed_dim=self.hidden_embed_dim)
         if not 0 < self.alpha <= 1:
             raise ValueError(f"alpha must lie in (0, 1], got {self.alpha}")
+        if not self.routing_temperature > 0:
+            raise ValueError(
+                f"routing_temperature must be positive, got {self.routing_temperature}"
+            )
+        if self.alignment_strategy == "soft_routing" and not self.cosine:
+            raise ValueError("alignment_strategy soft_routing compares unit vectors: cosine: true")
         if self.weight_attn_heads and self.model_class != "ProjectionLayer":
             raise ValueError(
                 f"weight_attn_heads works with ProjectionLayer, not {self.model_class}"
@@ -161,6 +169,7 @@ class Projection(nn.Module):
             self.config.alpha,
             token_mask,
             generator,
+            self.config.routing_temperature,
         )
 
     def embed(

@@ -110,12 +110,14 @@ def check_used(config: ProjectionConfig, given: Iterable[str], source: str) -> N
     visual = config.model_class == "VisualProjectionLayer"
     unused = {
         "alpha": not takes(config.alignment_strategy, "alpha"),
+        "routing_temperature": not takes(config.alignment_strategy, "temperature"),
         "hidden_embed_dim": not visual,
         "hidden_layer": visual,
     }
     for key in given:
         if unused.get(key):
-            other = "alignment_strategy" if key == "alpha" else "model_class"
+            scores = key in ("alpha", "routing_temperature")
+            other = "alignment_strategy" if scores else "model_class"
             raise ValueError(
                 f"{source}: {key} has no effect with {other}: {getattr(config, other)}. Remove it, "
                 f"or choose another {other}."

@@ -19,7 +19,7 @@ from talk2dino.methods.dense import DenseSegmenter
 from talk2dino.methods.talk2dino.background import clean_background
 from talk2dino.methods.talk2dino.config import PRECISIONS, SegmenterConfig
 from talk2dino.methods.talk2dino.projection import CLIPLastLayer, Projection, load_projection
-from talk2dino.refine.refinement import Refinement, changes, make_refinements
+from talk2dino.refine.refinement import Refinement, make_refinements
 from talk2dino.segmenter import ClassQuery, pool_words
 
 PARTS = ("vision", "text", "projection")
@@ -65,7 +65,7 @@ class Talk2DinoSegmenter(DenseSegmenter):
     @property
     def refinements(self) -> tuple[Refinement, ...]:
         """As configured."""
-        return make_refinements(["pamr"] if self.config.pamr else [])
+        return make_refinements(self.config)
 
     @property
     def device(self) -> torch.device:
@@ -108,7 +108,8 @@ class Talk2DinoSegmenter(DenseSegmenter):
 
         The background's score is its threshold, everywhere: 0.55 is cosine 0.2007.
         """
-        cosines = self.refine_patches(patch_cosines(features.patches, query.rows), features.patches)
+        cosines = patch_cosines(self.refine_features(features.patches), query.rows)
+        cosines = self.refine_patches(cosines, features.patches)
         masks = cosines.sigmoid()
         if self.config.clean_background:
             masks = clean_background(masks, features.patches, features.attention_logits, query.rows)
@@ -126,9 +127,7 @@ class Talk2DinoSegmenter(DenseSegmenter):
             features = self.vision(self.vision.normalise(self.resize_windows(windows)))
         return PatchFeatures(
             cls=features.cls.float(),
-            patches=self.refine_features(
-                self.projection.project_visual(features.patches.float()), windows
-            ),
+            patches=self.projection.project_visual(features.patches.float()),
             attention_logits=features.attention_logits.float(),
             penultimate_cls=features.penultimate_cls.float(),
         )
@@ -172,7 +171,6 @@ class Talk2DinoSegmenter(DenseSegmenter):
             and self.projection is other.projection
             and self.config.input_size == other.config.input_size
             and self.config.precision == other.config.precision
-            and changes(self.refinements, "features") == changes(other.refinements, "features")
         )
 
     def _class_embeddings(self, prompts: Tensor) -> Tensor:

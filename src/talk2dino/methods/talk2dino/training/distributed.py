@@ -81,7 +81,9 @@ def shared_scores(
     strategy = config.alignment_strategy
     # Needs an image and its own caption only, and draws nothing.
     if visual.ndim == 3 and strategy in PER_HEAD and not takes(strategy, "generator"):
-        visual = PER_HEAD[strategy](visual, text)  # H times less to send
+        routing = takes(strategy, "temperature")
+        options = {"temperature": config.routing_temperature} if routing else {}
+        visual = PER_HEAD[strategy](visual, text, **options)  # H times less to send
     return align(gather(visual), gather(text), strategy, config.alpha, token_mask, generator)
 
 

@@ -123,7 +123,7 @@ def check_job(job: TrainJob) -> None:
             "or set save_best_model: false in the recipe."
         )
     if job.test_dataset is not None:
-        check_retrieval(choice.for_validation())
+        check_retrieval(choice.for_retrieval())
     _check_start(job)
 
 
@@ -222,7 +222,7 @@ def open_datasets(job: TrainJob, encoders: Encoders) -> tuple[Pairs, Pairs | Non
     wanted = (
         (job.train_dataset, choice),
         (job.val_dataset, choice.for_validation()),
-        (job.test_dataset, choice.for_validation()),
+        (job.test_dataset, choice.for_retrieval()),
     )
     opened: list[tuple[Pairs, str] | None] = []
     for path, features in wanted:

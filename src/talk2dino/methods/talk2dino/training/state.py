@@ -29,9 +29,9 @@ def present_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of a training as they are written now.
 
     Earlier ones hold the keys of the triplet loss for every loss, and InfoNCE's temperature, which
-    was 0.07, for none.
+    was 0.07, for none; and no temperature of a strategy.
     """
-    present = dict(settings)
+    present = {"model.routing_temperature": 0.1, **settings}
     if present.get("train.ltype") == "infonce" and "train.temperature" not in present:
         present.pop("train.margin", None)
         present.pop("train.max_violation", None)
