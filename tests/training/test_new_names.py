@@ -127,7 +127,7 @@ def test_a_training_from_before_the_temperature_was_recorded_goes_on(folder):
     with pytest.raises(ValueError, match=r"temperature was 0.07, now 0.5"):
         check_same_settings(before, now | {"train.temperature": 0.5}, folder)
     both = {"train.ltype": "triplet", "train.margin": 0.2, "train.max_violation": True}
-    check_same_settings(present_settings(both), both, folder)
+    check_same_settings(present_settings(both), both | routing, folder)
 
 
 def test_a_wrong_number_of_heads_is_refused_before_training(folder, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -91,7 +92,7 @@ def plot_losses(records: Sequence[Record], path: Path, title: str = "") -> None:
         FigureCanvasAgg(figure).print_png(str(temporary))
 
 
-LOGGERS = ("none", "tensorboard", "wandb")
+LOGGERS = ("none", "tensorboard", "wandb", "trackio")
 
 
 class Logger(Protocol):
@@ -138,12 +139,12 @@ def open_logger(
     check_logger(name)
     if name == "tensorboard":
         return TensorBoardLogger(out, start_epoch)
-    if name == "wandb":
-        wandb = WandbLogger(out, settings)
-        for values, epoch in history:
-            wandb.log(values, epoch)
-        return wandb
-    return NoLogger()
+    if name == "none":
+        return NoLogger()
+    run = RunLogger(name, out, settings)
+    for values, epoch in history:
+        run.log(values, epoch)
+    return run
 
 
 class NoLogger:
@@ -176,29 +177,32 @@ class TensorBoardLogger:
         self._writer.close()
 
 
-class WandbLogger:
-    """A run of the project `talk2dino`, named after the weights file.
+class RunLogger:
+    """A run of the project `talk2dino`, named after the weights file: wandb's, or trackio's.
 
-    Of a killed one nothing may have been written, so a resumed training makes a new one.
+    trackio has the same functions, and keeps its runs on this machine (`trackio show`). Of a killed
+    run nothing may have been written, so a resumed training makes a new one.
     """
 
-    def __init__(self, out: Path, settings: Mapping[str, Any]) -> None:
-        import wandb
-
+    def __init__(self, package: str, out: Path, settings: Mapping[str, Any]) -> None:
+        service = importlib.import_module(package)
+        place = {"dir": str(out.parent)} if package == "wandb" else {}
         try:
-            self._run = wandb.init(
-                project="talk2dino", name=out.stem, dir=str(out.parent), config=dict(settings)
+            self._run = service.init(
+                project="talk2dino", name=out.stem, config=dict(settings), **place
             )
-        except Exception as error:  # wandb's own classes: no key, no network, no permission
-            raise RuntimeError(
-                f"wandb could not start: {error}. "
-                "Run 'wandb login', or set WANDB_MODE=offline to log to a local folder."
-            ) from error
+        except Exception as error:  # their own classes: no key, no network, no permission
+            advice = (
+                " Run 'wandb login', or set WANDB_MODE=offline to log to a local folder."
+                if package == "wandb"
+                else ""
+            )
+            raise RuntimeError(f"{package} could not start: {error}.{advice}") from error
 
     def log(self, values: Mapping[str, float], epoch: int) -> None:
         """Add one point to each curve."""
         self._run.log(dict(values), step=epoch)
 
     def close(self) -> None:
-        """Tell the service that the run is complete."""
+        """Say that the run is complete."""
         self._run.finish()

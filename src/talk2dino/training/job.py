@@ -125,7 +125,7 @@ class RunJob(ABC):
     device: str = "auto"
     """auto, cpu, cuda, cuda:<i> or mps."""
     logger: str = "none"
-    """none, tensorboard or wandb."""
+    """none, tensorboard, wandb or trackio."""
     overwrite: bool = False
     """Replace the results or the unfinished training that are there."""
     resume: bool = False

@@ -143,7 +143,7 @@ def read_segmenter_config(path: str | Path, **changes: Any) -> SegmenterConfig:
         FileNotFoundError: the file, or the recipe it names, is not there.
         ValueError: unknown keys or values.
     """
-    path = Path(path)
+    path = find_in_checkout(path)
     model = read_yaml(path).get("model")
     if isinstance(model, Mapping) and "type" in model:
         unknown = [name for name in read_yaml(path) if name != "model"]
@@ -179,7 +179,7 @@ def config_from_model_section(model: Mapping[str, Any], source: str) -> Segmente
     if missing:
         raise ValueError(f"{source}: the model section lacks {', '.join(missing)}.")
     section = build(ModelSection, model, source)
-    recipe = load_recipe(find_in_checkout(f"configs/{section.proj_class}.yaml"))
+    recipe = load_recipe(f"configs/{section.proj_class}.yaml")
     weights = section.projection_weights
     if weights is None or weights == PRETRAINED:
         weights = _weights_file(section.proj_name)

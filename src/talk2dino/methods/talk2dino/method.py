@@ -293,7 +293,7 @@ def _recipe(name: str) -> tuple[Path, str]:
     """The YAML file of a name, and the name of a YAML file."""
     if name in MODELS:
         return find_in_checkout(MODELS[name]), name
-    path = Path(name)
+    path = find_in_checkout(name)
     short = name_of_recipe(path.stem)
     same = short is not None and find_in_checkout(MODELS[short]).resolve() == path.resolve()
     return path, short if short is not None and same else path.stem

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from talk2dino.config import build, check_at_least, check_name
+from talk2dino.files import find_in_checkout
 from talk2dino.methods.talk2dino.alignment import takes
 from talk2dino.methods.talk2dino.losses import LOSSES
 from talk2dino.methods.talk2dino.projection import SECTIONS, ProjectionConfig
@@ -106,11 +107,13 @@ class Recipe:
 def load_recipe(path: str | Path) -> Recipe:
     """Read a file of `configs/`: sections `model` (required), `train` and `features`.
 
+    A recipe that comes with the project is found from any folder.
+
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is not YAML, or a section or key is unknown or has a wrong value.
     """
-    path = Path(path)
+    path = find_in_checkout(path)
     sections = read_sections(path, SECTIONS, required="model")
     model = build(ProjectionConfig, sections["model"], path.name)
     check_used(model, sections["model"], path.name)

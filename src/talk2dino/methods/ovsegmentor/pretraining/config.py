@@ -10,6 +10,7 @@ from typing import Any
 
 from talk2dino.config import build, check_name
 from talk2dino.devices import AMP_TYPES
+from talk2dino.files import find_in_checkout
 from talk2dino.methods.ovsegmentor.config import OVSegmentorConfig, get_preset
 from talk2dino.methods.ovsegmentor.data.batches import PretrainingData
 from talk2dino.methods.ovsegmentor.data.dataset import AugmentConfig
@@ -181,7 +182,7 @@ def load_pretraining_recipe(path: str | Path, changes: Sequence[str] = ()) -> Pr
         FileNotFoundError: there is no such file.
         ValueError: an unknown section or key, a wrong value, or one that contradicts another.
     """
-    path = Path(path)
+    path = find_in_checkout(path)
     content = dict(read_yaml(path))
     for name in content:
         check_name(f"key of {path.name}", str(name), _KEYS)

@@ -45,16 +45,6 @@ from talk2dino.methods.talk2dino.hub.load import LoadedModel, is_repository
 from talk2dino.methods.talk2dino.hub.published import TOY
 from talk2dino.methods.talk2dino.recipe import present_settings
 
-_FRONT = """---
-{licence}
-library_name: talk2dino
-pipeline_tag: image-segmentation
-tags:
-- open-vocabulary-segmentation
-- talk2dino
----
-"""
-
 _USE = """## Use
 
 ```python
@@ -74,9 +64,7 @@ _LICENCES = """## Licences
 The projection and the code are Apache-2.0. Frozen models keep the licence of their authors: DINOv2
 Apache-2.0, DINOv3 the DINOv3 licence, OpenAI's CLIP MIT.
 """
-_DINOV3_LICENCE = """license: other
-license_name: dinov3-license
-license_link: https://ai.meta.com/resources/models-and-libraries/dinov3-license"""
+_DINOV3_LICENCE = "https://ai.meta.com/resources/models-and-libraries/dinov3-license"
 
 
 def read_results(folder: str | Path) -> list[dict[str, Any]]:
@@ -103,9 +91,10 @@ def model_card(config: FolderConfig, name: str, results: Sequence[Mapping[str, A
         name: what `from_pretrained` finds the folder by: its repository, or a path.
         results: as `read_results` gives them.
     """
+    title = name.rpartition("/")[2]
     parts = [
-        _FRONT.format(licence=_licence(config)),
-        f"# {name.rpartition('/')[2]}\n",
+        _front_matter(config, title, results),
+        f"# {title}\n",
         "Open-vocabulary segmentation: name anything in words, get it segmented. A "
         "[Talk2DINO](https://arxiv.org/abs/2411.19331) model, written by talk2dino "
         f"{talk2dino.__version__}.\n",
@@ -117,12 +106,42 @@ def model_card(config: FolderConfig, name: str, results: Sequence[Mapping[str, A
     return "\n".join(part for part in parts if part)
 
 
-def _licence(config: FolderConfig) -> str:
-    """The front matter's lines: the projection's licence, or that of a backbone in the folder."""
+def _front_matter(config: FolderConfig, title: str, results: Sequence[Mapping[str, Any]]) -> str:
+    """What the Hub reads: licence, tags, and the numbers as a model index."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    numbers = [
+        EvalResult(
+            task_type="image-segmentation",
+            dataset_type=result["benchmark"],
+            dataset_name=result["title"],
+            metric_type="mean_iou",
+            metric_name="mIoU with PAMR" if result["pamr"] else "mIoU",
+            metric_value=round(result["mIoU"], 2),
+        )
+        for result in results
+        if result["mIoU"] is not None
+    ]
+    data = ModelCardData(
+        **_licence(config),
+        library_name="talk2dino",
+        pipeline_tag="image-segmentation",
+        tags=["open-vocabulary-segmentation", "talk2dino"],
+        eval_results=numbers or None,
+        model_name=title if numbers else None,
+    )
+    return f"---\n{data.to_yaml()}\n---\n"
+
+
+def _licence(config: FolderConfig) -> dict[str, Any]:
+    """The projection's licence, or that of a backbone in the folder."""
     vision = config.segmenter.vision_model
     if config.segmenter.vision_weights != INCLUDED or vision == TOY or "dinov2" in vision:
-        return "license: apache-2.0"
-    return _DINOV3_LICENCE if "dinov3" in vision else "license: unknown"
+        return {"license": "apache-2.0"}
+    if "dinov3" not in vision:
+        return {"license": "unknown"}
+    name = "dinov3-license"
+    return {"license": "other", "license_name": name, "license_link": _DINOV3_LICENCE}
 
 
 def _models(config: FolderConfig) -> str:
