@@ -90,7 +90,7 @@ class Talk2DinoOptions(PatchOptions):
     clean_background: bool | None = None
     """Raise scores where attention agrees with a class."""
     precision: str = "fp32"
-    """Of the vision backbone: fp32, bf16 or fp16."""
+    """Of the vision backbone: fp32, tf32, bf16 or fp16."""
 
 
 @dataclass(frozen=True)
