@@ -7,18 +7,20 @@ from speed.evaluate import CASES as EVALUATE
 from speed.extract import CASES as EXTRACT
 from speed.pamr import CASES as PAMR
 from speed.peers import CASES as PEERS
+from speed.propagation import CASES as PROPAGATION
 from speed.store import CASES as STORE
 from speed.tars import CASES as TARS
 from speed.text import CASES as TEXT
 from speed.train import CASES as TRAIN
 
 CASES: dict[str, Case] = {
-    **{**PAMR, **TRAIN, **EVALUATE, **EXTRACT},
+    **{**PAMR, **PROPAGATION, **TRAIN, **EVALUATE, **EXTRACT},
     **{**TEXT, **STORE, **TARS, **PEERS},
 }
 
 PATHS: dict[str, tuple[str, ...]] = {
     "pamr": tuple(PAMR),
+    "propagation": tuple(PROPAGATION),
     "train": tuple(TRAIN),
     "evaluate": tuple(name for name in EVALUATE if name != "evaluate_windows"),
     "extract": ("extract", "resize"),  # extract_8 is a shorter one

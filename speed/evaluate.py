@@ -122,7 +122,7 @@ def _literal(work: Work) -> Prepare:
                     config.pamr,
                 )
 
-            return _shares(evaluate(files, score, len(run.dataset.classes), row.reduce_zero_label))
+            return _shares(evaluate(files, score, len(run.dataset.classes), row.rules.shift < 0))
 
         return lambda: [one(run, task) for run, task in pairs]
 

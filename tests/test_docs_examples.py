@@ -7,7 +7,6 @@ import shlex
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -17,7 +16,7 @@ from talk2dino.toy.world import WorldConfig, write_world
 
 DOCS = Path(__file__).parents[1] / "docs"
 MINIATURES = Path(__file__).parent / "parity" / "data" / "seg" / "data"
-PAGES = ("change_the_loss", "add_a_backbone", "add_a_data_set", "extending")
+PAGES = ("change_the_loss", "add_a_backbone", "extending")
 
 
 def sections(page):
@@ -106,14 +105,6 @@ def write_quickstart(tree):
         )
 
 
-def write_pictures(images, labels, suffix, values):
-    for folder in (images, labels):
-        folder.mkdir(parents=True)
-    shades = np.tile(np.array(values, np.uint8), (32, 8)).repeat(2, axis=1)
-    Image.fromarray(np.stack([shades * 20] * 3, axis=2)).save(images / f"a{suffix}")
-    Image.fromarray(shades).save(labels / "a.png")
-
-
 def test_every_edit_is_of_a_section_that_is_followed_here():
     source = Path(__file__).read_text()
     assert all(f'follow("{heading}"' in source for heading in EXAMPLES)
@@ -159,21 +150,20 @@ def test_a_vit_of_ones_own_is_known_to_the_extraction(follow, run_python, tree):
     assert done.stdout.startswith("((0.45,")
 
 
-def test_a_row_of_a_known_data_set_is_evaluated(follow, tree):
-    folder = tree / "data" / "loveDA"
-    write_pictures(folder / "img_dir/val", folder / "ann_dir/val", ".png", range(8))
-    assert "loveda" in follow("One that MMSegmentation knows")
-
-
-def test_a_row_of_ones_own_pictures_is_evaluated(follow, tree):
-    folder = tree / "data" / "mine"
-    write_pictures(folder / "JPEGImages", folder / "SegmentationClass", ".jpg", range(3))
-    (folder / "ImageSets" / "Segmentation").mkdir(parents=True)
-    (folder / "ImageSets" / "Segmentation" / "val.txt").write_text("a\n")
-    (folder / "class_names.txt").write_text("night\ndusk\nday\n")
-    follow("Your own")
-    (result,) = (tree / "results").glob("mine_*.json")
-    assert json.loads(result.read_text())["classes"] == ["night", "dusk", "day"]
+def test_six_pictures_of_ones_own_are_evaluated_and_reported(root, tmp_path, run_python):
+    text = (DOCS / "data_sets.md").read_text().split("## The keys")[0]
+    (tmp_path / "mine.yaml").write_text(*blocks(text, "yaml"))
+    printed = ""
+    for line in "".join(blocks(text, "bash")).splitlines():
+        done = run_python(shlex.split(line)[1:], tmp_path, root / "src")
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+        printed += done.stdout
+    assert "6 images, 6 labels" in printed and "1 of 1 benchmarks can be evaluated" in printed
+    (result,) = (tmp_path / "results").glob("mine_*.json")
+    content = json.loads(result.read_text())
+    assert content["num_images"] == 6 and content["classes"][:3] == ["apple", "lemon", "heart"]
+    assert content["settings"]["prompted"][2] == "heart; red heart"
+    assert "mine" in (tmp_path / "results" / "report.html").read_text()
 
 
 def test_the_smallest_method_is_evaluated_and_segments(follow, root, tree):

@@ -1,5 +1,7 @@
 """Windows, averaging and labels, with a segmenter that only looks at colours."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -11,9 +13,10 @@ from talk2dino.inference import (
     resize_scores,
     score_labels,
     sliding_window_scores,
+    stitching,
 )
 from talk2dino.segmenter import ClassQuery
-from talk2dino.sizes import WHOLE, Protocol, benchmark_size, window_corners, window_starts
+from talk2dino.sizes import WHOLE, Protocol, Sizes, benchmark_size, window_corners, window_starts
 
 
 class ColourSegmenter:
@@ -139,3 +142,55 @@ def test_impossible_input_is_refused():
         Protocol(window=4, stride=5)
     with pytest.raises(ValueError, match="must be positive"):
         Protocol(stride=0)
+
+
+@pytest.mark.parametrize("length", [1, 8, 9])
+def test_a_hann_window_counts_least_at_its_border_and_nowhere_nothing(length):
+    found = stitching(Protocol(stitch="hann"), length)
+    places = [0.501 - 0.5 * math.cos(2 * math.pi * (i + 0.5) / length) for i in range(length)]
+    torch.testing.assert_close(found, torch.tensor(places))
+    assert stitching(Protocol(), length) is None
+
+
+@pytest.mark.parametrize("stitch", ["uniform", "hann"])
+def test_windows_are_averaged_as_pixel_by_pixel(stitch):
+    protocol = Protocol(short_side=None, window=8, stride=5, stitch=stitch)
+    height, width = 8, 19
+    generator = torch.Generator().manual_seed(0)
+    mean = WindowMean((height, width), protocol)
+    total, hits = torch.zeros(2, height, width), torch.zeros(height, width)
+    for corner in window_corners(height, width, protocol):
+        scores = torch.rand(2, 8, 8, generator=generator)
+        mean.add(corner, scores)
+        for y in range(8):
+            for x in range(8):
+                weight = 1.0
+                if stitch == "hann":
+                    for place in (y, x):
+                        weight *= 0.501 - 0.5 * math.cos(2 * math.pi * (place + 0.5) / 8)
+                total[:, corner[0] + y, corner[1] + x] += weight * scores[:, y, x]
+                hits[corner[0] + y, corner[1] + x] += weight
+    torch.testing.assert_close(mean.scores(), total / hits)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "protocol", "found"),
+    [
+        (Sizes(), Protocol(), Protocol()),
+        (Sizes(short_side=896), Protocol(), Protocol(short_side=896, long_side=4096)),
+        (Sizes(short_side=300), Protocol(), Protocol(short_side=300)),
+        (Sizes(window=300), WHOLE, Protocol(short_side=None, window=300)),
+        (Sizes(stitch="hann"), Protocol(), Protocol(stitch="hann")),
+        (Sizes(stride=1), WHOLE, "mean nothing where the whole image is one window"),
+        (Sizes(stitch="hann"), WHOLE, "mean nothing where"),
+        (Sizes(window=200), Protocol(), "stride of 224 leaves gaps.*Choose one of at most 200"),
+        (Sizes(short_side=0), Protocol(), "must be positive"),
+        (Sizes(stitch="ham"), Protocol(), "unknown stitch 'ham'"),
+    ],
+)
+def test_sizes_replace_those_of_a_protocol(sizes, protocol, found):
+    if isinstance(found, Protocol):
+        assert sizes.of(protocol) == found
+    else:
+        with pytest.raises(ValueError, match=found):
+            sizes.of(protocol)

@@ -92,3 +92,13 @@ def test_a_first_class_without_words_is_refused_unless_it_is_the_background(word
 def test_a_query_that_cannot_be_is_refused(owner, background, message):
     with pytest.raises(ValueError, match=message):
         ClassQuery(("a", "b"), torch.zeros(3, 4), owner, background)
+
+
+def test_a_soft_maximum_is_of_the_mean_over_the_words_of_a_class():
+    owner = torch.tensor([0, 0, 0, 1])
+    query = ClassQuery(("a", "b"), torch.zeros(4, 2), owner, pooling="lse")
+    scores = torch.tensor([[0.1, 0.3, 0.29, 0.7], [-0.2, -0.2, -0.2, 0.0]], dtype=torch.float64)
+    expected = torch.stack([(40 * scores[:, :3]).exp().mean(1).log() / 40, scores[:, 3]], dim=1)
+    torch.testing.assert_close(pool_words(scores, query, dim=-1), expected)
+    assert pool_words(scores, query)[:, 1].equal(scores[:, 3])  # exactly
+    assert query.to("cpu").pooling == "lse"

@@ -18,6 +18,8 @@ COMMANDS = {
     "app": "talk2dino.cli.app",
     "evaluate": "talk2dino.cli.evaluate",
     "report": "talk2dino.cli.report",
+    "compare": "talk2dino.cli.compare",
+    "retrieve": "talk2dino.cli.retrieve",
     "data": "talk2dino.cli.data",
     "convert": "talk2dino.cli.convert",
     "convert-coco": "talk2dino.cli.convert_coco",

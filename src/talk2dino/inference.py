@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
+
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from talk2dino.segmenter import ClassQuery, Finalising, Segmenter
+from talk2dino.segmenter import (
+    ClassQuery,
+    Finalising,
+    PatchScoring,
+    Segmenter,
+    join_features,
+    with_background,
+)
 from talk2dino.sizes import Protocol, window_corners
 
 
@@ -39,15 +49,33 @@ def sliding_window_scores(
     height, width = image.shape[-2:]
     high, wide = protocol.window_size(height, width)
     corners = window_corners(height, width, protocol)
-    if (high, wide) == (height, width):
+    joins = isinstance(segmenter, PatchScoring) and segmenter.joins_windows
+    if (high, wide) == (height, width) and not joins:
         return segmenter.window_scores(image[None], query)[0]
-    mean = WindowMean((height, width))
-    for start in range(0, len(corners), batch_size):
-        chunk = corners[start : start + batch_size]
-        crops = torch.stack([image[:, y : y + high, x : x + wide] for y, x in chunk])
-        for corner, window in zip(chunk, segmenter.window_scores(crops, query), strict=True):
-            mean.add(corner, window)
+    mean = WindowMean((height, width), protocol)
+    crops = [image[None, :, y : y + high, x : x + wide] for y, x in corners]
+    batches = (torch.cat(crops[i : i + batch_size]) for i in range(0, len(crops), batch_size))
+    if isinstance(segmenter, PatchScoring) and segmenter.joins_windows:
+        features = join_features([segmenter.patch_features(batch) for batch in batches])
+        scores = _pixels_of_patches(
+            segmenter, segmenter.patch_scores(features, query), crops, query
+        )
+    else:
+        scores = (window for batch in batches for window in segmenter.window_scores(batch, query))
+    for corner, window in zip(corners, scores, strict=True):
+        mean.add(corner, window)
     return mean.scores()
+
+
+def _pixels_of_patches(
+    segmenter: PatchScoring, patches: Tensor, crops: Sequence[Tensor], query: ClassQuery
+) -> Iterator[Tensor]:
+    """`window_scores` of windows (1, 3, h, w), one after the other, from their `patch_scores`."""
+    for window, crop in zip(patches.split(1), crops, strict=True):
+        pixels = segmenter.pixel_scores(window, crop)
+        if not isinstance(segmenter, Finalising):
+            pixels = with_background(pixels, query, dim=1)
+        yield pixels[0]
 
 
 @torch.inference_mode()
@@ -95,14 +123,16 @@ def final_scores(segmenter: object, scores: Tensor, picture: Tensor, query: Clas
 
 
 class WindowMean:
-    """The mean per pixel of overlapping windows' scores.
+    """The mean per pixel of overlapping windows' scores, weighted as a protocol says.
 
     Args:
         size_hw: of the image that the windows are from.
+        protocol: None for the benchmarks'.
     """
 
-    def __init__(self, size_hw: tuple[int, int]) -> None:
+    def __init__(self, size_hw: tuple[int, int], protocol: Protocol | None = None) -> None:
         self._size_hw = size_hw
+        self._protocol = protocol or Protocol()
         self._total: Tensor | None = None
         self._hits: Tensor | None = None
 
@@ -112,8 +142,13 @@ class WindowMean:
             self._total = scores.new_zeros(scores.shape[0], *self._size_hw)
             self._hits = scores.new_zeros(self._size_hw)
         (top, left), (high, wide) = corner, scores.shape[-2:]
+        rows, columns = (stitching(self._protocol, side) for side in (high, wide))
+        hits: float | Tensor = 1
+        if rows is not None and columns is not None:
+            hits = torch.outer(rows, columns).to(scores)
+            scores = scores * hits
         self._total[:, top : top + high, left : left + wide] += scores
-        self._hits[top : top + high, left : left + wide] += 1
+        self._hits[top : top + high, left : left + wide] += hits
 
     def scores(self) -> Tensor:
         """(C, *size_hw); to be asked once, when every window has been added."""
@@ -121,6 +156,19 @@ class WindowMean:
             raise RuntimeError("no window has been added yet.")
         total, self._total = self._total, None
         return total.div_(self._hits)
+
+
+def stitching(protocol: Protocol, length: int) -> Tensor | None:
+    """How much each pixel of a window's side counts where windows overlap.
+
+    Returns:
+        (length,); with `hann` a border's weight is not zero, as no other window may be there. None
+        where all count alike.
+    """
+    if protocol.stitch == "uniform":
+        return None
+    places = (torch.arange(length) + 0.5) / length
+    return 0.5 - 0.5 * torch.cos(2 * math.pi * places) + 1e-3
 
 
 def resize_pixels(image_rgb: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:

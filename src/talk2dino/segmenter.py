@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -12,6 +14,11 @@ from torch import Tensor
 BACKGROUND = "background"
 Words = Sequence[Sequence[str]]
 """Per class, the words it is looked for by."""
+POOLINGS = ("max", "lse")
+"""How the words of a vocabulary become the score of their class: the best one, or a soft maximum
+(1/t) (logsumexp(t s) - log k) over its k words, in which many words do not help by their number."""
+_LSE_SCALE = 40.0
+"""t, of cosines."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +34,9 @@ class ClassQuery:
     class, in the order of `names`, in which a background without a row is passed over."""
     background: float | None = None
     """Threshold of the background on the method's own scale; None for no background."""
+    pooling: str | None = None
+    """One of POOLINGS, of cosines, before what the method makes of them; None: the best word, where
+    the method's publication takes it."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(self.names))
@@ -58,7 +68,7 @@ class ClassQuery:
     def to(self, device: torch.device | str) -> ClassQuery:
         """The same on another device."""
         owner = None if self.owner is None else self.owner.to(device)
-        return ClassQuery(self.names, self.rows.to(device), owner, self.background)
+        return replace(self, rows=self.rows.to(device), owner=owner)
 
     @property
     def first(self) -> int:
@@ -144,6 +154,32 @@ class PatchScoring(FeatureSharing, Protocol):
     def follows_edges(self) -> bool:
         """Whether `pixel_scores` is more than bilinear interpolation."""
 
+    @property
+    def joins_windows(self) -> bool:
+        """Whether `patch_scores` has to see all windows of an image at once, and no others."""
+
+
+def take_features(features: Any, index: int) -> Any:
+    """Of `patch_features` of several windows, those of one: whatever has a row per window."""
+    return _map_tensors(lambda part: part[index : index + 1], features)
+
+
+def join_features(features: Sequence[Any]) -> Any:
+    """`patch_features` of windows as if they had been computed at once."""
+    return _map_tensors(lambda *parts: torch.cat(parts), *features)
+
+
+def _map_tensors(change: Callable[..., Tensor], first: Any, *others: Any) -> Any:
+    """A dataclass or named tuple with other tensors; what else it holds is the first one's."""
+    names = getattr(first, "_fields", None) or [f.name for f in dataclasses.fields(first)]
+    tensors = {
+        name: change(*(getattr(one, name) for one in (first, *others)))
+        for name in names
+        if isinstance(getattr(first, name), Tensor)
+    }
+    replace = first._replace if hasattr(first, "_replace") else partial(dataclasses.replace, first)
+    return replace(**tensors)
+
 
 @runtime_checkable
 class Finalising(Protocol):
@@ -199,6 +235,8 @@ class ClassWords:
     """From the name of a class to its words."""
     background: tuple[str, ...] = ()
     """Of a background that has a threshold; none: it is the threshold alone."""
+    pooling: str | None = None
+    """See `ClassQuery.pooling`."""
 
     def lists(
         self, names: Sequence[str], background: float | None, words: Words | None = None
@@ -240,6 +278,7 @@ def make_query(
     background: float | None,
     words: Words,
     embed: Callable[[list[str]], Tensor],
+    pooling: str | None = None,
 ) -> ClassQuery:
     """A query from the words of its labels.
 
@@ -248,28 +287,35 @@ def make_query(
         background: the threshold, and
         words: per label, from `ClassWords.lists`.
         embed: words to rows (Q, D).
+        pooling: see `ClassQuery`.
     """
     counts = [len(of_class) for of_class in words]
     rows = embed([word for of_class in words for word in of_class])
     if max(counts) == 1 and sum(counts) >= len(names) - (background is not None):
-        return ClassQuery(tuple(names), rows, None, background)
+        return ClassQuery(tuple(names), rows, None, background, pooling)
     owner = torch.arange(len(names)).repeat_interleave(torch.tensor(counts))
-    return ClassQuery(tuple(names), rows, owner.to(rows.device), background)
+    return ClassQuery(tuple(names), rows, owner.to(rows.device), background, pooling)
 
 
 def pool_words(scores: Tensor, query: ClassQuery, dim: int = 1) -> Tensor:
-    """The best word of every class: scores of Q words to those of K classes.
+    """The best word of every class, or what `query.pooling` says: scores of Q words to K classes.
 
     The classes start with the query's first one that has words; without owners nothing changes.
     """
     if query.owner is None:
         return scores
     owner = query.owner.to(scores.device) - query.first
-    shape = list(scores.shape)
+    shape, dim = list(scores.shape), dim % scores.ndim
     shape[dim] = len(query.names) - query.first
-    index = owner.view([-1 if d == dim else 1 for d in range(scores.ndim)]).expand_as(scores)
-    empty = scores.new_full(shape, -torch.inf)
-    return empty.scatter_reduce(dim, index, scores, "amax")
+    beside = [-1 if d == dim else 1 for d in range(scores.ndim)]
+    index = owner.view(beside).expand_as(scores)
+    best = scores.new_full(shape, -torch.inf).scatter_reduce(dim, index, scores, "amax")
+    if query.pooling != "lse":
+        return best
+    parts = (_LSE_SCALE * (scores - best.gather(dim, index))).exp()
+    mean = scores.new_zeros(shape).scatter_add(dim, index, parts)
+    mean /= owner.bincount(minlength=shape[dim]).view(beside)
+    return best + mean.log() / _LSE_SCALE
 
 
 def with_background(scores: Tensor, query: ClassQuery, dim: int = 0) -> Tensor:

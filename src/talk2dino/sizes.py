@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from numbers import Integral
+from typing import Any
+
+from talk2dino.config import check_name
+
+STITCHES = ("uniform", "hann")
+"""The mean of windows, or one in which a window's border counts least."""
 
 
 @dataclass(frozen=True)
@@ -18,6 +25,8 @@ class Protocol:
     """Side of a window in pixels; a shorter side of the image is used whole. None: one window."""
     stride: int = 224
     """Distance between neighbouring windows in pixels; the last one is shifted back inside."""
+    stitch: str = "uniform"
+    """How overlapping windows are averaged, one of STITCHES."""
 
     def __post_init__(self) -> None:
         given = [
@@ -27,8 +36,15 @@ class Protocol:
             raise ValueError(f"sizes, windows and strides must be positive, found {self}.")
         if self.window is not None and self.stride > self.window:
             raise ValueError(
-                f"a stride of {self.stride} leaves gaps between windows of {self.window} pixels."
+                f"a stride of {self.stride} leaves gaps between windows of {self.window} pixels. "
+                f"Choose one of at most {self.window}."
             )
+        check_name("stitch", self.stitch, STITCHES)
+
+    def recorded(self) -> dict[str, Any]:
+        """For settings of a run; the mean of windows is as before there was a choice."""
+        plain = dataclasses.asdict(self)
+        return plain if plain.pop("stitch") == "uniform" else dataclasses.asdict(self)
 
     def scored_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) at which an image is scored."""
@@ -45,6 +61,42 @@ class Protocol:
     def starts(self, length: int) -> list[int]:
         """First pixel of every window along a side of the image."""
         return [0] if self.window is None else window_starts(length, self.window, self.stride)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A choice of sizes in place of a protocol's; None keeps the protocol's own."""
+
+    short_side: int | None = None
+    """Of the image in pixels; the longest side that is allowed grows with it."""
+    window: int | None = None
+    """Side of a window in pixels."""
+    stride: int | None = None
+    """Distance between neighbouring windows in pixels."""
+    stitch: str | None = None
+    """How overlapping windows are averaged: uniform, or hann for less weight at their borders."""
+
+    def given(self) -> dict[str, Any]:
+        """The choices that were made."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+    def of(self, protocol: Protocol) -> Protocol:
+        """The protocol with these sizes.
+
+        Raises:
+            ValueError: a number below 1, a stride beyond the window, or one without windows.
+        """
+        changed = dataclasses.replace(protocol, **self.given())
+        if self.short_side is not None:
+            usual = protocol.short_side or Protocol().short_side or self.short_side
+            longest = max(protocol.long_side, protocol.long_side * self.short_side // usual)
+            changed = dataclasses.replace(changed, long_side=longest)
+        if changed.window is None and (self.stride or self.stitch):
+            raise ValueError(
+                "stride and stitch mean nothing where the whole image is one window. Choose a "
+                "window, too."
+            )
+        return changed
 
 
 WHOLE = Protocol(short_side=None, window=None)

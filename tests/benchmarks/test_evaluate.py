@@ -1,7 +1,6 @@
 """The loop with a segmenter whose result is known: counts, sharing, slices, resuming, memory."""
 
 import dataclasses
-import logging
 import os
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -12,22 +11,20 @@ import pytest
 import torch
 from PIL import Image
 
-pytest.importorskip("mmseg")
-
 from talk2dino.benchmarks import counts as counts_module
 from talk2dino.benchmarks import evaluate
-from talk2dino.benchmarks.checks import check_files, fingerprint
 from talk2dino.benchmarks.counts import (
     CountsWriter,
+    SparseRows,
     count_image,
     read_counts_folder,
     stacked_areas,
 )
-from talk2dino.benchmarks.datasets import EvaluationSet
+from talk2dino.benchmarks.datasets import EvaluationSet, check_files, fingerprint
 from talk2dino.benchmarks.evaluate import Run, Share, evaluate_group, group_runs
-from talk2dino.benchmarks.metrics import confusion_counts
-from talk2dino.benchmarks.mmseg import load_openmmlab
+from talk2dino.benchmarks.metrics import confusion_counts, ignored_label
 from talk2dino.benchmarks.pictures import PictureFolders
+from talk2dino.benchmarks.results import bootstrap_interval, read_counts, write_result
 from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
 from talk2dino.benchmarks.table import BENCHMARKS
 from talk2dino.methods.talk2dino.config import read_segmenter_config
@@ -84,14 +81,6 @@ def test_pictures_that_a_benchmark_passes_over_are_named(tmp_path, caplog):
     assert "do not end in .jpg: 'b.JPEG'" in caplog.text
 
 
-def test_importing_mmcv_silences_no_warning(monkeypatch):
-    handler = logging.StreamHandler()
-    monkeypatch.setattr(logging.root, "handlers", [handler])
-    monkeypatch.setattr("mmcv.utils.logging.logger_initialized", {})  # as in a new process
-    load_openmmlab.__wrapped__()
-    assert handler.level == logging.NOTSET
-
-
 def test_a_damaged_picture_is_never_scored_in_part(make_voc):
     dataset = EvaluationSet(BENCHMARKS["voc"], make_voc(1))
     path = dataset.data_root / dataset.samples[0].image
@@ -111,19 +100,14 @@ def test_relabelled_files_of_equal_size_are_other_data(make_voc):
     assert fingerprint(dataset) != before
 
 
-def test_counts_agree_with_mmsegmentation(make_voc, by_colour, tmp_path):
-    from mmseg.core.evaluation.metrics import intersect_and_union
-
-    folders = PictureFolders(tmp_path / "maps")
-    run = make_run(make_voc(3), folders=folders)
+def test_counts_are_those_of_the_saved_predictions(make_voc, by_colour, tmp_path):
+    run = make_run(make_voc(3), folders=PictureFolders(tmp_path / "maps"))
     found = areas(evaluate_group([run], tasks_of(by_colour), tmp_path / "out"), run)
     for index, sample in enumerate(run.dataset.samples):
-        predicted = np.asarray(Image.open(tmp_path / "maps" / f"{sample.stem}.png")).copy()
-        expected = intersect_and_union(predicted, run.dataset.read_label(index).copy(), 21, 255)
-        for name, row in zip(
-            ("intersect", "union", "pred_area", "label_area"), expected, strict=True
-        ):
-            assert np.array_equal(found[name][index], row.numpy()), name
+        predicted = np.asarray(Image.open(tmp_path / "maps" / f"{sample.stem}.png"))
+        expected = plain_areas(predicted, run.dataset.read_label(index), 21)
+        for name, row in zip(("intersect", "pred_area", "label_area"), expected, strict=True):
+            assert np.array_equal(found[name][index], row), name
     assert found["confusion"].sum() == found["label_area"].sum() == 3 * 40 * 56
 
 
@@ -314,7 +298,7 @@ def test_pixels_and_labels_for_a_gpu_are_pinned(make_voc, by_colour, monkeypatch
 def test_counts_of_earlier_versions_are_read_on(tmp_path):
     settings = {"benchmark": "voc", "pictures": "abc", "batch_size": 4}
     writer = CountsWriter(tmp_path / "a.counts", {"benchmark": "voc"})
-    writer.add(counts_module.ImageCounts(7, np.empty(0, counts_module._PAIR)))
+    writer.add(counts_module.ImageCounts(7, np.empty(0, counts_module._PAIRS[b"IMG\n"])))
     writer.close()
     assert list(read_counts_folder(tmp_path, settings)) == [7]
     with pytest.raises(ValueError, match="made with other settings"):
@@ -324,7 +308,7 @@ def test_counts_of_earlier_versions_are_read_on(tmp_path):
 @pytest.mark.parametrize("cut", [0, 3, 20])
 def test_the_uniform_windows_of_an_image_stay_with_its_counts(tmp_path, cut):
     path, settings = tmp_path / "a.counts", {"benchmark": "voc"}
-    nothing = np.empty(0, counts_module._PAIR)
+    nothing = np.empty(0, counts_module.WIDE_PAIR)
     images = [counts_module.ImageCounts(n, nothing, n or None) for n in range(3)]
     for image in images:
         writer = CountsWriter(path, settings)
@@ -365,17 +349,62 @@ def test_uniform_windows_are_counted_per_image():
     assert [picture.uniform for picture, _ in found] == [2, 0]
 
 
-def test_counts_of_an_image_are_those_of_its_benchmarks():
+def random_maps(*classes, size=(9, 7)):
+    """Predictions and ground truths of random labels, a part of which is ignored."""
     generator = torch.Generator().manual_seed(0)
-    maps = [torch.randint(0, count, (9, 7), generator=generator) for count in (3, 5)]
-    targets = [torch.randint(0, count, (9, 7), generator=generator).byte() for count in (3, 5)]
-    targets[1][:4] = 255
-    found = count_image(6, maps, targets, (3, 5))
-    for counts, predicted, target, classes in zip(found, maps, targets, (3, 5), strict=True):
-        expected = confusion_counts(predicted, target, classes).numpy()
-        assert counts.index == 6 and np.array_equal(counts.dense(classes), expected)
-    with pytest.raises(ValueError, match="prediction holds labels 0 to 4"):
-        count_image(6, maps[1:], targets[:1], (3,))
+    maps = [torch.randint(0, count, size, generator=generator) for count in classes]
+    targets = [torch.randint(0, count, size, generator=generator) for count in classes]
+    for target, count in zip(targets, classes, strict=True):
+        target[:4] = ignored_label(count)
+    return maps, [target.to(torch.uint16) for target in targets]
+
+
+def plain_areas(predicted, target, classes):
+    """What `stacked_areas` of one image must be, counted class by class."""
+    counted = target != (255 if classes < 256 else 65535)
+    found = np.zeros((3, classes), np.int64)
+    for label in range(classes):
+        true, guess = (target == label) & counted, (predicted == label) & counted
+        found[:, label] = (true & guess).sum(), guess.sum(), true.sum()
+    return found
+
+
+@pytest.mark.parametrize("largest", [0, 1 << 25], ids=["sparse", "dense"])
+@pytest.mark.parametrize("classes", [(3, 5), (200, 256, 257, 300), (1000,)])
+def test_counts_of_an_image_are_those_of_its_benchmarks(classes, largest, tmp_path, monkeypatch):
+    monkeypatch.setattr(counts_module, "DENSE", largest)
+    maps, targets = random_maps(*classes)
+    writer = CountsWriter(tmp_path / "a.counts", {})
+    for image, predicted, target, count in zip(
+        count_image(6, maps, targets, classes), maps, targets, classes, strict=True
+    ):
+        writer.add(image)
+        kept = counts_module._read(tmp_path / "a.counts", {})[0][-1]
+        assert (kept.index, kept.pairs.tolist()) == (6, image.pairs.tolist())
+        stacked = stacked_areas([image, image], count)
+        expected = plain_areas(predicted.numpy(), target.numpy(), count)
+        for name, areas in zip(("intersect", "pred_area", "label_area"), expected, strict=True):
+            assert isinstance(stacked[name], SparseRows) == (not largest)
+            assert stacked[name].sum(axis=0).tolist() == (2 * areas).tolist()
+            assert stacked[name].sum(axis=1).tolist() == [areas.sum()] * 2
+            assert (np.array([[1.0, 2.0]]) @ stacked[name])[0].tolist() == (3 * areas).tolist()
+        confusion = confusion_counts(predicted, target, count, ignored_label(count)).numpy()
+        assert np.array_equal(np.eye(count) @ stacked["confusion"], 2 * confusion)
+    writer.close()
+    with pytest.raises(ValueError, match="prediction holds labels"):
+        count_image(6, [maps[-1] + classes[-1]], targets[-1:], classes[-1:])
+
+
+def test_areas_of_more_classes_than_a_matrix_holds_are_kept_sparse(tmp_path):
+    maps, targets = random_maps(65535)
+    stacked = stacked_areas(count_image(0, maps, targets, (65535,)), 65535)
+    assert isinstance(stacked["confusion"], SparseRows)
+    assert isinstance(stacked["union"], np.ndarray)
+    write_result(tmp_path, "a", {}, stacked)
+    read = read_counts(tmp_path / "a.json")["confusion"]
+    assert read.shape == (65535, 65535) and read.sum(axis=0).sum() == 35
+    assert np.array_equal(read.values, stacked["confusion"].values)
+    assert bootstrap_interval(stacked["intersect"], stacked["union"]) == (0, 0)
 
 
 @dataclass

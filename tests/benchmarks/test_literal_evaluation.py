@@ -48,12 +48,12 @@ def test_areas_of_a_benchmark_are_the_literal_ones(base, key, tmp_path):
     classes = segmenter.embed_classes(run.dataset.prompted_classes)
     query = ClassQuery.of_rows(classes, 0.52 if row.background else None)
     found = evaluate_group([run], lambda runs: [Task(segmenter, query)], tmp_path).counts[key]
-    ours = stacked_areas((found[index] for index in range(3)), row.num_classes)
+    ours = stacked_areas((found[index] for index in range(3)), len(row.classes))
     files = [
         (MINIATURES / sample.image, MINIATURES / sample.label) for sample in run.dataset.samples
     ]
     theirs = literal.evaluate(
-        files, score_as_published(segmenter, query), row.num_classes, row.reduce_zero_label
+        files, score_as_published(segmenter, query), len(row.classes), row.rules.shift < 0
     )
     names = ("intersect", "union", "pred_area", "label_area")
     assert np.array_equal(ours["label_area"], theirs[:, 3])

@@ -1,16 +1,29 @@
 """Labels straight from patch scores: the same as step by step, in the memory one allows."""
 
 import weakref
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from talk2dino.backbones.vision import PatchFeatures
+from talk2dino.benchmarks import spreading
 from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
 from talk2dino.benchmarks.spreading import Layout, resized_labels, spread_labels, spreading_matrix
-from talk2dino.inference import final_scores, resize_scores, score_labels, sliding_window_scores
+from talk2dino.inference import (
+    final_scores,
+    picture_scores,
+    resize_scores,
+    score_labels,
+    sliding_window_scores,
+)
+from talk2dino.methods.dense import DenseSegmenter
 from talk2dino.methods.talk2dino.config import read_segmenter_config
 from talk2dino.methods.talk2dino.segmenter import build_segmenter
+from talk2dino.refine.refinement import make_refinements
 from talk2dino.segmenter import ClassQuery, FeatureSharing, PatchScoring
 from talk2dino.sizes import Protocol
 
@@ -33,9 +46,9 @@ def image(height, width):
     return torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
 
 
-def step_by_step(segmenter, pixels, size_hw, query):
+def step_by_step(segmenter, pixels, size_hw, query, protocol=PROTOCOL):
     """The plain way, which a reader meets first."""
-    scores = sliding_window_scores(segmenter, pixels, query, PROTOCOL)
+    scores = sliding_window_scores(segmenter, pixels, query, protocol)
     return score_labels(resize_scores(scores, size_hw))
 
 
@@ -45,9 +58,9 @@ def picture_scores_at(segmenter, pixels, size_hw, query):
     return final_scores(segmenter, scores, pixels, query)
 
 
-def labels_of(segmenter, pixels, size_hw, query, **batching):
+def labels_of(segmenter, pixels, size_hw, query, protocol=PROTOCOL, **batching):
     pictures = [Picture(pixels, size_hw, [Task(segmenter, query)])]
-    ((_, (labels,)),) = label_pictures(pictures, PROTOCOL, Batching(**batching), CPU)
+    ((_, (labels,)),) = label_pictures(pictures, protocol, Batching(**batching), CPU)
     return labels
 
 
@@ -102,6 +115,18 @@ def test_corners_that_are_not_aligned_are_spread_as_step_by_step(base, backgroun
     assert (found == labels_of(plain, pixels, (80, 101), query)).float().mean() < 0.999
 
 
+@pytest.mark.parametrize("pamr", [False, True])
+def test_hann_windows_are_spread_as_step_by_step(base, pamr):
+    protocol, segmenter = replace(PROTOCOL, stride=24, stitch="hann"), base.variant(pamr=pamr)
+    query = ClassQuery.of_rows(base.embed_classes(["cat", "dog", "sky", "tree"]))
+    pixels = image(70, 150)
+    found = labels_of(segmenter, pixels, (80, 101), query, protocol)
+    expected = step_by_step(segmenter, pixels, (80, 101), query, protocol)
+    assert (found == expected).float().mean() >= 0.999
+    uniform = labels_of(segmenter, pixels, (80, 101), query, replace(protocol, stitch="uniform"))
+    assert (found == uniform).float().mean() < 0.999
+
+
 class Finishing:
     """Probabilities of the classes, brighter where the picture is, over averaged scores."""
 
@@ -110,6 +135,7 @@ class Finishing:
         self.patch_scores, self.window_scores = segmenter.patch_scores, segmenter.window_scores
         self.score_features, self.aligned_corners = segmenter.score_features, True
         self.follows_edges, self.pixelwise, self.heights = segmenter.follows_edges, pixelwise, []
+        self.joins_windows = False
 
     def shares_features(self, other):
         return False
@@ -190,6 +216,25 @@ def test_the_first_label_wins_a_tie(base, pamr):
                 assert labels.unique().tolist() == [label]
 
 
+@pytest.mark.parametrize("background", [None, 0.9])
+@pytest.mark.parametrize("original", [(64, 96), (50, 131), (1, 1)])
+def test_many_classes_are_compared_pixel_by_pixel_with_the_same_labels(
+    base, original, background, monkeypatch
+):
+    layout = Layout(original, (64, 96), PROTOCOL)
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.rand(len(layout.corners), 40, 8, 8, generator=generator)
+    scores[:, 7] = scores[:, 3]  # a tie everywhere: the first one wins
+    query, pixels = ClassQuery.of_rows(torch.eye(40), background), image(64, 96).float()
+    by_rows = spread_labels(base, scores, pixels, layout, query)
+    monkeypatch.setattr(spreading, "_MANY", 39)
+    monkeypatch.setattr(spreading, "_CACHED_BYTES", 20_000)
+    by_columns = spread_labels(base, scores, pixels, layout, query)
+    assert (by_columns == by_rows).float().mean() >= 0.999
+    assert not (by_columns == 7 + (background is not None)).any()
+    assert background is None or original == (1, 1) or (by_columns == 0).any()
+
+
 class LiveBytes(TorchDispatchMode):
     """The most bytes in tensors that were made under it and were alive at once."""
 
@@ -244,3 +289,55 @@ def test_171_classes_stay_within_the_memory_that_is_set(base, pamr):
         assert memory.peak <= budget + aside
     assert peaks[0] < peaks[1] < peaks[2]
     assert peaks[1] < 4 * classes * size_hw[0] * size_hw[1]
+
+
+class Blinking(DenseSegmenter):
+    """Sees colours, and finds the second class in every window but the first."""
+
+    aligned_corners, device = False, CPU
+
+    def __init__(self, **refine):
+        super().__init__()
+        options = {"smoothing": False, "propagation": False, "propagation_graph": "window"} | refine
+        self.options = SimpleNamespace(pamr=False, **options)
+
+    @property
+    def refinements(self):
+        return make_refinements(self.options)
+
+    def shares_features(self, other):
+        return isinstance(other, Blinking)
+
+    def patch_features(self, windows):
+        colours = F.avg_pool2d(windows, 8).flatten(2).transpose(1, 2)
+        first = windows.mean(dim=(1, 2, 3)) > 128  # the noise is centred, the first window brighter
+        return PatchFeatures(first.float(), colours - 128, first, first)
+
+    def patch_scores(self, features, query):
+        side = round(features.patches.shape[1] ** 0.5)
+        scores = torch.stack([features.cls, 0.9 - features.cls], dim=1)
+        scores = scores[..., None].expand(-1, -1, side * side)
+        return self.refine_patches(scores, features.patches).unflatten(-1, (side, side))
+
+
+def seams(segmenter, pixels, layout_protocol):
+    query = ClassQuery.of_rows(torch.eye(2))
+    picture = Picture(pixels, tuple(pixels.shape[-2:]), [Task(segmenter, query)])
+    batching = Batching(size=2, score_bytes=MIB)
+    ((_, (labels,)),) = label_pictures([picture], layout_protocol, batching, torch.device("cpu"))
+    scores = picture_scores(segmenter, pixels, query, layout_protocol, batch_size=2)
+    assert torch.equal(labels, score_labels(scores))
+    return int((labels[:, 1:] != labels[:, :-1]).sum())
+
+
+def test_a_graph_of_the_whole_image_has_no_seams_between_windows():
+    generator = torch.Generator().manual_seed(0)
+    pixels = (128 + 40 * torch.randn(3, 64, 192, generator=generator)).clamp(0, 255)
+    pixels[:, :, :64] += 128 - pixels[:, :, :64].mean() + 1
+    for left in (64, 128):
+        pixels[:, :, left : left + 64] += 127 - pixels[:, :, left : left + 64].mean()
+    protocol = Protocol(short_side=None, window=64, stride=64)
+    assert seams(Blinking(), pixels, protocol) == 64
+    assert seams(Blinking(propagation=True), pixels, protocol) == 64
+    whole = Blinking(propagation=True, propagation_graph="image")
+    assert seams(whole, pixels, protocol) == 0

@@ -19,8 +19,10 @@ pytest.importorskip("mmseg")
 
 from talk2dino.__main__ import main as project_main
 from talk2dino.benchmarks.results import read_counts, read_result
+from talk2dino.cli.compare import main as compare
 from talk2dino.cli.evaluate import main
 from talk2dino.cli.evaluate_published import main as published_main
+from talk2dino.cli.report import main as report
 
 MINIATURES = Path(__file__).parents[1] / "parity" / "data" / "seg" / "data"
 TOY = ["--model", "toy", "--weights", "seeded:0", "--device", "cpu"]
@@ -90,7 +92,7 @@ def test_one_json_and_its_counts_per_run(voc20):
     assert 0 <= low <= high <= 100
     assert (Path(result["data_root"]) / counts["images"][0]).is_file()
     assert result["settings"]["segmenter"]["projection_weights"] == "seeded:0"
-    assert set(result["versions"]) >= {"torch", "mmcv", "mmseg", "numpy", "opencv", "python"}
+    assert set(result["versions"]) >= {"torch", "numpy", "opencv", "python"}
     assert result["timing"]["images"] == 3
     assert result["timing"]["peak_memory_mib"] > 100
 
@@ -347,12 +349,13 @@ def test_the_published_command_needs_eval(root, tmp_path, capsys):
     assert "pass --eval" in capsys.readouterr().err
 
 
-def test_missing_packages_are_explained(root, tmp_path):
-    """Everything imports without them; the evaluator says what to install."""
+def test_mmsegmentation_is_needed_only_where_it_is_the_reader(root, tmp_path):
     code = (
         "import sys; sys.modules['mmcv'] = None; "
         "from talk2dino.cli.evaluate import main; "
-        f"sys.exit(main({[*TOY, '--data_root', str(MINIATURES), '--output', str(tmp_path / 'o')]}))"
+        f"argv = {[*TOY, '--data_root', str(MINIATURES), '--output', str(tmp_path / 'o')]}; "
+        "code = main([*argv, '--benchmarks', 'voc20']); assert code == 0, code; "
+        "sys.exit(main([*argv, '--benchmarks', 'voc20', '--reader', 'mmseg']))"
     )
     environment = {**os.environ, "PYTHONPATH": str(root / "src")}
     done = subprocess.run(
@@ -390,3 +393,70 @@ def test_counts_of_another_batch_size_or_of_other_pictures_are_not_mixed_in(tmp_
     picture.write_bytes(content)
     assert evaluate(tmp_path / "results", data=data) == 1
     assert "other settings, --batch_size or pictures" in capsys.readouterr().err
+
+
+def test_borders_are_scored_beside_an_unchanged_result(voc20, tmp_path, capsys):
+    output = shutil.copytree(voc20, tmp_path / "results")
+    assert evaluate(output, "--boundary") == 0
+    shown = capsys.readouterr().out
+    assert "| boundary mIoU | seam error |" in shown
+    paths = sorted(files_below(output), key=lambda path: path.stat().st_mtime)
+    before, after = map(read_result, paths)
+    assert after["mIoU"] == before["mIoU"] and after["per_class"] == before["per_class"]
+    assert before["boundary_mIoU"] is None and 0 <= after["boundary_mIoU"] < 100
+    assert after["seam_pairs"] > 0 and 0 <= after["seam_error"] <= 100
+    assert f"{after['boundary_mIoU']:.2f}" in shown
+    assert report([*map(str, paths), "--examples", "0"]) == 0
+    assert "<th>seam error [%]</th>" in (output / "report.html").read_text()
+
+
+def test_a_vocabulary_of_the_classes_own_names_changes_no_count(voc20, tmp_path):
+    (path,) = files_below(voc20)
+    names = read_result(path)["classes"]
+    words = tmp_path / "words.txt"
+    words.write_text("# VOC\n" + "\n".join(names))
+    output = tmp_path / "results"
+    assert evaluate(output, "--vocabulary", words) == 0
+    (other,) = files_below(output)
+    before, after = read_result(path), read_result(other)
+    assert other.name != path.name and after["published"] is None
+    assert after["per_class"] == before["per_class"]
+    assert np.array_equal(read_counts(path)["confusion"], read_counts(other)["confusion"])
+
+
+def test_aliases_are_a_run_of_their_own_that_compares_with_the_others(voc20, tmp_path, capsys):
+    (path,) = files_below(voc20)
+    names = read_result(path)["classes"]
+    words = tmp_path / "words.txt"
+    words.write_text("\n".join([f"{names[0]}; plane; jet", *names[1:]]))
+    output = tmp_path / "results"
+    assert evaluate(output, "--vocabulary", words) == 0
+    assert evaluate(output, "--vocabulary", words, "--pooling", "lse") == 0
+    first, second = files_below(output)
+    poolings = {read_result(found)["settings"]["pooling"] for found in (first, second)}
+    assert poolings == {"max", "lse"}
+    assert read_result(first)["settings"]["prompted"][0] == f"{names[0]}; plane; jet"
+    assert compare([str(path), str(first)]) == 0
+    words.write_text("\n".join(["renamed", *names[1:]]))
+    assert evaluate(tmp_path / "other", "--vocabulary", words) == 0
+    assert read_result(files_below(tmp_path / "other")[0])["classes"] == ["renamed", *names[1:]]
+
+
+def test_words_of_the_background_compete_beside_its_threshold(tmp_path):
+    words = tmp_path / "words.txt"
+    words.write_text("\n".join(["background; sky; wall", *(f"class {n}" for n in range(20))]))
+    output = tmp_path / "results"
+    assert evaluate(output, "--vocabulary", words, benchmarks="voc") == 0
+    result = read_result(files_below(output)[0])
+    assert result["classes"][:2] == ["background", "class 0"] and len(result["classes"]) == 21
+    assert result["settings"]["prompted"][0] == "sky; wall"
+
+
+def test_a_vocabulary_that_does_not_fit_is_refused_before_anything_is_loaded(tmp_path, capsys):
+    words = tmp_path / "words.txt"
+    words.write_text("cat\ndog\n")
+    assert evaluate(tmp_path / "out", "--vocabulary", words) == 2
+    assert "words.txt lists 2 classes, the last one 'dog'; voc20 has 20" in capsys.readouterr().err
+    assert evaluate(tmp_path / "out", "--pooling", "lse") == 2
+    assert "--vocabulary FILE.txt" in capsys.readouterr().err
+    assert evaluate(tmp_path / "out", "--vocabulary", tmp_path / "no.txt") == 2

@@ -284,3 +284,49 @@ def test_pictures_with_other_suffixes_are_read_or_named(folder, caplog):
     assert segment(source=["in"], output="out") == 0
     assert [path.name for path in (folder / "out").iterdir()] == ["a.png"]
     assert caplog.text.count("'b.bak'") == 1
+
+
+def with_words(folder, *changes):
+    """Run the command on two pictures with a file of words."""
+    (folder / "words.txt").write_text("background; sky\ncat; kitten\npolar bear\n")
+    picture("other.png")
+    flags = ["--input", "photo.png", "other.png", "--output", "out", "--vocab", "words.txt"]
+    return main([*flags, "--config", "toy.yaml", "--weights", "seeded:0", *changes])
+
+
+def test_classes_of_a_file_are_looked_for_by_all_their_words(folder):
+    flags = ["--with_background", "--bg_thresh", "0.4", "--save_scores", "--no_pamr"]
+    assert with_words(folder, *flags) == 0
+    best = np.load("out/photo_scores.npz")
+    assert best["classes"].tolist() == ["background", "cat", "polar bear"]
+    assert with_words(folder, *flags, "--overwrite", "--pooling", "lse") == 0
+    soft = np.load("out/photo_scores.npz")["scores"]
+    assert (soft <= best["scores"] + 1e-6).all() and not np.array_equal(soft, best["scores"])
+    np.testing.assert_allclose(soft[2], best["scores"][2], atol=1e-6)  # the class of one word
+
+
+@pytest.mark.parametrize("kind", ["coco", "labelstudio", "masks"])
+def test_all_pictures_are_exported_together(folder, capsys, kind):
+    assert with_words(folder, "--export", kind) == 0
+    assert f"exported: out/{'masks' if kind == 'masks' else f'{kind}.json'}" in (
+        capsys.readouterr().out.replace(str(folder) + "/", "")
+    )
+    if kind == "masks":
+        assert {path.parent.name for path in folder.glob("out/masks/*/*.png")} == {
+            "photo.png",
+            "other.png",
+        }
+    else:
+        text = (folder / "out" / f"{kind}.json").read_text()
+        assert "photo.png" in text and "other.png" in text and "polar bear" in text
+    for path in folder.glob("out/*.png"):
+        path.unlink()
+    assert with_words(folder, "--export", kind) == 2
+    assert "overwrite" in capsys.readouterr().err
+
+
+def test_an_export_of_one_picture_is_named_after_its_overlay(folder, capsys):
+    assert segment("--export", "coco") == 0
+    assert json.loads((folder / "out_coco.json").read_text())["images"][0]["width"] == 60
+    capsys.readouterr()
+    assert "--pooling is for the words" in refused(capsys, "--pooling", "lse", "--overwrite")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,6 +18,7 @@ from talk2dino.methods.registry import (
     split_weights,
 )
 from talk2dino.methods.talk2dino.method import Talk2DinoMethod
+from talk2dino.predict import label_map
 from talk2dino.sizes import Protocol
 
 SEEDED = {"weights": "seeded:0"}
@@ -29,7 +31,8 @@ def test_every_name_has_a_method_that_can_be_described_as_json(name):
     assert method.model == name
     method.check()
     assert json.loads(json.dumps(method.settings())) == method.settings()
-    assert set(method.text_settings(method.settings())) <= set(method.settings())
+    text = method.text_settings(method.settings())
+    assert json.loads(json.dumps(text)) == text
 
 
 def test_an_unknown_name_lists_all_models_of_all_methods():
@@ -219,3 +222,69 @@ def test_what_the_unified_protocol_changes_is_said_in_words():
     changes = naclip.changes(BENCHMARKS["voc20"], ["boat", "dog"])
     assert "window 448 in place of all" in changes and changes[-1] == "boat in place of ship"
     assert find_method("naclip_toy", SEEDED).changes(BENCHMARKS["voc20"], ["boat"]) == []
+
+
+@pytest.mark.parametrize("name", ["toy", "maskclip_toy", "proxyclip_toy", "clip_dinoiser_toy"])
+def test_refinements_are_settings_of_a_run_which_names_only_what_is_on(name):
+    row = BENCHMARKS["voc"]
+    plain, same = find_method(name), find_method(name, {"refine": "", "propagation": False})
+    refine = ["smoothing", "propagation"]
+    found = find_method(name, {"refine": refine, "propagation_graph": "image"})
+    assert plain.settings() == same.settings() and "propagation" not in plain.settings()
+    more = {"smoothing": True, "propagation": True, "propagation_graph": "image"}
+    assert found.settings() == plain.settings() | more
+    assert found.published_miou(row) is None
+    found = load_segmenter(name, "seeded:0", refine="propagation, smoothing", pamr=True)
+    assert [refinement.name for refinement in found.refinements] == [*refine, "pamr"]
+
+
+def test_what_refinements_cannot_be_is_a_sentence():
+    for name, settings, message in (
+        ("toy", {"refine": "propagate"}, "unknown refinement 'propagate'.*Did you mean"),
+        ("toy", {"refine": True}, "found True"),
+        ("toy", {"propagation_graph": "image"}, "means nothing without --refine propagation"),
+        ("toy", {"refine": "propagation", "propagation_graph": "all"}, "Known: window, image"),
+        ("freeda_toy", {"refine": "propagation"}, "means nothing for freeda_toy.*option of vitb"),
+        ("ovsegmentor_toy", {"refine": "propagation"}, "option of vitb, .*proxyclip_vitb"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            find_method(name, settings)
+
+
+@pytest.mark.parametrize("name", ["toy", "maskclip_toy", "freeda_toy", "ovsegmentor_toy"])
+def test_sizes_belong_to_the_rows_and_settings_of_any_method(name):
+    plain = find_method(name, SEEDED)
+    found = find_method(name, SEEDED | {"short_side": 336, "window": 336, "stitch": "hann"})
+    row = found.benchmark(BENCHMARKS["voc20"])
+    own = plain.benchmark(BENCHMARKS["voc20"]).protocol
+    expected = dataclasses.replace(own, short_side=336, window=336, stitch="hann")
+    assert row.protocol == expected and row.protocol.recorded()["stitch"] == "hann"
+    assert "stitch" not in own.recorded()
+    assert found.published_miou(row) is None and found.threshold(row) == plain.threshold(row)
+    sizes = {"short_side": 336, "window": 336, "stitch": "hann"}
+    assert found.settings()["sizes"] == sizes
+    text = plain.text_settings(plain.settings())
+    assert found.text_settings(found.settings()) == text
+    assert found.words(row).of("cat") == plain.words(row).of("cat")
+    with pytest.raises(ValueError, match="window of 5 pixels is smaller than a patch of"):
+        find_method(name, SEEDED | {"window": 5})
+
+
+def test_talk2dino_sees_windows_at_their_own_size_or_the_nearest_of_whole_patches(caplog):
+    segmenter = load_segmenter("toy", "seeded:0", window=112, stride=56, stitch="hann")
+    assert segmenter.config.input_size == 112 and not caplog.records
+    assert segmenter.protocol == Protocol(None, window=112, stride=56, stitch="hann")
+    image = np.zeros((60, 130, 3), np.uint8)
+    assert label_map(segmenter, image, segmenter.query(["cat", "dog"])).shape == (60, 130)
+    assert load_segmenter("toy", "seeded:0", window=300).config.input_size == 294
+    (record,) = caplog.records
+    assert "windows of 300 pixels are resized to 294" in record.getMessage()
+    with pytest.raises(ValueError, match="sizes: window must be int or null, got 'x'"):
+        load_segmenter("toy", "seeded:0", window="x")
+
+
+def test_sizes_go_with_the_unified_protocol():
+    found = find_method("ovsegmentor_toy", SEEDED | {"protocol": "unified", "short_side": 500})
+    rows = [found.benchmark(row) for row in found.published_on]
+    assert {row.protocol.short_side for row in rows} == {500}
+    assert found.settings()["protocol"] == "unified"

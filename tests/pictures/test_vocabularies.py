@@ -18,7 +18,7 @@ def test_a_file_that_cannot_be_read_as_names_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"cupp\.txt: no such file"):
         find_vocabulary(["cupp.txt"])
     (tmp_path / "empty.txt").write_text("\n \n")
-    with pytest.raises(ValueError, match=r"empty\.txt is empty: it lists no names"):
+    with pytest.raises(ValueError, match=r"empty\.txt lists no classes"):
         find_vocabulary([str(tmp_path / "empty.txt")])
     (tmp_path / "odd.txt").write_bytes(b"caf\xe9")
     with pytest.raises(ValueError, match=r"odd\.txt is no text in UTF-8"):

@@ -10,15 +10,16 @@ from talk2dino.refine.refinement import PAMR, Refinement, changes
 class Doubling(Refinement):
     name = "doubling"
 
-    def patches(self, scores, features):
+    def patches(self, scores, features, most_bytes):
         return 2 * scores
 
 
 def test_every_place_returns_its_input_by_default():
     one, other = torch.rand(1, 2, 3), torch.rand(1)
     plain = Refinement()
-    for place in (plain.features, plain.patches, plain.pixels):
-        assert place(one, other) is one
+    assert plain.features(one) is one
+    assert plain.patches(one, other, 0) is one
+    assert plain.pixels(one, other) is one
 
 
 def test_pamr_refines_pixels_only():

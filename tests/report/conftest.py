@@ -31,7 +31,9 @@ def data(tmp_path):
 def write_run(root, folder, name="voc_toy_11111111", *, wrong=1, kept=True, **changes):
     """A result whose image k has k * `wrong` background pixels predicted as cat."""
     confusion = np.zeros((4, 4), np.int64)
-    areas = {key: np.zeros((NUM_IMAGES, 4), np.int64) for key in ("intersect", "union")}
+    areas = {
+        key: np.zeros((NUM_IMAGES, 4), np.int64) for key in ("intersect", "union", "label_area")
+    }
     for number in range(NUM_IMAGES):
         labels = np.asarray(Image.open(root / "labels" / f"{number}.png"))
         guess = np.where(labels == IGNORED, 0, labels)
@@ -43,6 +45,7 @@ def write_run(root, folder, name="voc_toy_11111111", *, wrong=1, kept=True, **ch
             areas["intersect"][number, label] = both[counted].sum()
             any_of = ((labels == label) | (guess == label))[counted].sum()
             areas["union"][number, label] = any_of
+            areas["label_area"][number, label] = (labels == label).sum()
         if kept:
             path = folder / "predictions" / name / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)

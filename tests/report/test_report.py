@@ -93,6 +93,11 @@ def test_a_method_has_one_name_on_all_benchmarks(data, tmp_path):
     runs = find_runs([folder])[0]
     assert methods(runs) == ["toy, weights 01234567", "toy, weights seeded:3"]
     assert len(runs) == 4
+    for path in folder.glob("*_toy_1*.json"):
+        content = json.loads(path.read_text())
+        content["command"] = ["evaluate", "--model", "toy", "--weights", "a/mine.pth", "--pamr"]
+        path.write_text(json.dumps(content))
+    assert methods(find_runs([folder])[0]) == ["toy, weights mine.pth", "toy, weights seeded:3"]
 
 
 def test_a_class_without_any_pixel_is_left_out_and_one_of_a_run_is_a_dash(results):
@@ -195,7 +200,7 @@ def changed(data, folder, **changes):
         ("per_class", {"\ud800": 1}, "a name in per_class must be text"),
         ("title", {}, "title must be text"),
         ("palette", [[1, 2]], r"palette\[0\] must be a list of 3"),
-        ("palette", [[1, 2, 300]], "palette must be at most 256 colours"),
+        ("palette", [[1, 2, 300]], "palette must be at most 65535 colours"),
         ("predictions", 3, "predictions must be text"),
         ("timing", {"images_per_second": "fast"}, r"timing\.images_per_second must be a number"),
         ("settings", {"segmenter": []}, r"settings\.segmenter must be an object"),

@@ -1,1 +1,1 @@
-"""Evaluation on the eight benchmarks; the only folder that imports mmcv and mmseg, when used."""
+"""Evaluation on benchmarks and own data; the only folder that imports mmcv and mmseg."""

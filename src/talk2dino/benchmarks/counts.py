@@ -21,13 +21,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from talk2dino.benchmarks.metrics import confusion_counts, pair_counts
+from talk2dino.benchmarks.metrics import ignored_label, pair_numbers, refuse_labels
 
 SUFFIX = ".counts"
 _HEAD = struct.Struct("<4sIII")  # magic, image, number of pairs, checksum of the pairs
-_MAGIC = b"IMG\n"
+_PAIRS = {
+    magic: np.dtype([("true", kind), ("predicted", kind), ("pixels", "<u4")])
+    for magic, kind in ((b"IMG\n", "u1"), (b"IMG2", "<u2"), (b"IMG4", "<u4"))
+}
+WIDE_PAIR = _PAIRS[b"IMG4"]
+"""Of counts that are `joined`: true label, predicted label, pixels."""
 _UNIFORM = b"UNI\n"  # its number stands in place of the number of pairs
-_PAIR = np.dtype([("true", "u1"), ("predicted", "u1"), ("pixels", "<u4")])
+_FEW = 1 << 16  # pairs of classes that are counted in one bin each, also of a small picture
+DENSE = 1 << 25
+"""Entries of the largest array of a result; the counts of more classes are kept as `SparseRows`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,11 +48,34 @@ class ImageCounts:
     uniform: int | None = None
     """Windows in which all patches are alike; None of a method that does not tell."""
 
-    def dense(self, num_classes: int) -> np.ndarray:
-        """(C, C) int64; rows are true classes."""
-        confusion = np.zeros((num_classes, num_classes), np.int64)
-        confusion[self.pairs["true"], self.pairs["predicted"]] = self.pairs["pixels"]
-        return confusion
+    def areas(self) -> tuple[np.ndarray, np.ndarray]:
+        """The classes (n,) that occur, and (3, n) int64: `intersect`, `pred_area`, `label_area`."""
+        true, predicted = self.pairs["true"], self.pairs["predicted"]
+        classes, places = np.unique(np.concatenate([true, predicted]), return_inverse=True)
+        found = np.zeros((3, len(classes)), np.int64)
+        labelled, guessed = np.split(places, 2)
+        same = true == predicted
+        np.add.at(found[0], labelled[same], self.pairs["pixels"][same])
+        np.add.at(found[1], guessed, self.pairs["pixels"])
+        np.add.at(found[2], labelled, self.pairs["pixels"])
+        return classes.astype(np.int64), found
+
+    def between(self, first: int, end: int) -> ImageCounts:
+        """The pairs of labels from `first` up to `end`, counted from 0; see `joined`."""
+        pairs = self.pairs[(self.pairs["true"] >= first) & (self.pairs["true"] < end)]
+        pairs["true"] -= first
+        pairs["predicted"] -= first
+        return ImageCounts(self.index, pairs, self.uniform)
+
+
+def joined(counts: Sequence[ImageCounts], firsts: Sequence[int]) -> ImageCounts:
+    """Several counts of one image in one table of pairs, the labels of each from its `first` on."""
+    parts = []
+    for found, first in zip(counts, firsts, strict=True):
+        parts.append(found.pairs.astype(WIDE_PAIR))
+        parts[-1]["true"] += first
+        parts[-1]["predicted"] += first
+    return ImageCounts(counts[0].index, np.concatenate(parts), counts[0].uniform)
 
 
 def count_image(
@@ -55,14 +85,15 @@ def count_image(
     num_classes: Sequence[int],
     uniform: int | None = None,
 ) -> list[ImageCounts]:
-    """Compare the label maps of an image with their ground truths, where these are not 255.
+    """Compare the label maps of an image with their ground truths, where these are not ignored.
 
-    Counted where the label maps are; the counts of all of them are fetched in one piece.
+    Counted where the label maps are; the counts of all of them are fetched in one piece. Memory
+    follows the pixels, not the square of the classes.
 
     Args:
         index: of the image in its data sets.
         predicted: (H, W) label maps, one per benchmark.
-        targets: (H, W) ground truths, likewise.
+        targets: (H, W) ground truths, likewise; see `metrics.ignored_label`.
         num_classes: of each benchmark.
         uniform: windows of the image in which all patches are alike, if that is known.
 
@@ -71,26 +102,31 @@ def count_image(
     """
     triples = list(zip(predicted, targets, num_classes, strict=True))
     moved = [target.to(maps.device, non_blocking=True) for maps, target, _ in triples]
-    counted = [
-        pair_counts(maps, target, classes)
-        for (maps, _, classes), target in zip(triples, moved, strict=True)
-    ]
-    fetched = torch.cat(counted).cpu().split([len(counts) for counts in counted])
+    counted: list[Tensor] = []
+    for (maps, _, classes), target in zip(triples, moved, strict=True):
+        numbers = pair_numbers(maps, target, classes, ignored_label(classes))
+        if classes**2 <= max(len(numbers), _FEW):
+            counted += [numbers[:0], numbers.bincount(minlength=classes**2 + 2)]
+        else:
+            counted += numbers.unique(return_counts=True)
+    fetched = torch.cat(counted).cpu().split([len(part) for part in counted])
     results = []
-    for counts, (maps, target, classes) in zip(fetched, triples, strict=True):
-        if counts[-1]:
-            confusion_counts(maps.cpu(), target, classes)  # which says what is wrong
-        pairs = _pairs(counts[: classes**2].numpy(), classes)
+    for place, (maps, target, classes) in enumerate(triples):
+        found, counts = (part.numpy() for part in fetched[2 * place : 2 * place + 2])
+        places = found if len(found) else np.arange(len(counts))
+        if counts[places == classes**2 + 1].any():
+            refuse_labels(maps.cpu(), target, classes, ignored_label(classes))
+        occurring = (counts > 0) & (places < classes**2)
+        pairs = _pairs(places[occurring], counts[occurring], classes)
         results.append(ImageCounts(index, pairs, uniform))
     return results
 
 
-def _pairs(counts: np.ndarray, num_classes: int) -> np.ndarray:
-    """The non-zero entries of a confusion matrix (C * C,)."""
-    found = np.flatnonzero(counts)
-    pairs = np.empty(len(found), _PAIR)
-    pairs["true"], pairs["predicted"] = np.divmod(found, num_classes)
-    pairs["pixels"] = counts[found]
+def _pairs(numbers: np.ndarray, counts: np.ndarray, num_classes: int) -> np.ndarray:
+    """Records of pairs of classes: true * C + predicted, and their pixels."""
+    pairs = np.empty(len(numbers), _PAIRS[b"IMG\n" if num_classes <= 256 else b"IMG2"])
+    pairs["true"], pairs["predicted"] = np.divmod(numbers, num_classes)
+    pairs["pixels"] = counts
     return pairs
 
 
@@ -127,7 +163,8 @@ class CountsWriter:
     def add(self, counts: ImageCounts) -> None:
         """Append one image; it is in the file when this returns."""
         data = counts.pairs.tobytes()
-        head = _HEAD.pack(_MAGIC, counts.index, len(counts.pairs), zlib.crc32(data))
+        (magic,) = (magic for magic, kind in _PAIRS.items() if kind == counts.pairs.dtype)
+        head = _HEAD.pack(magic, counts.index, len(counts.pairs), zlib.crc32(data))
         if counts.uniform is not None:
             head = _HEAD.pack(_UNIFORM, counts.index, counts.uniform, 0) + head
         self._file.write(head + data)
@@ -153,23 +190,84 @@ def read_counts_folder(folder: Path, settings: Mapping[str, Any]) -> dict[int, I
     return found
 
 
-def stacked_areas(images: Iterable[ImageCounts], num_classes: int) -> dict[str, np.ndarray]:
-    """`intersect`, `union`, `pred_area`, `label_area` (N, C) and `confusion` (C, C), int64."""
-    total = np.zeros((num_classes, num_classes), np.int64)
-    rows = []
-    for counts in images:
-        confusion = counts.dense(num_classes)
-        total += confusion
-        rows.append((confusion.diagonal(), confusion.sum(axis=0), confusion.sum(axis=1)))
-    stacked = np.array(rows, np.int64).reshape(-1, 3, num_classes)
-    intersect, predicted, labelled = stacked.transpose(1, 0, 2)
-    return {
+@dataclass(frozen=True, eq=False)
+class SparseRows:
+    """A matrix of which most entries are 0: what `draws @ matrix`, sums and files need of one."""
+
+    rows: np.ndarray
+    """(n,) int64, and ..."""
+    columns: np.ndarray
+    """... (n,) int64: where ..."""
+    values: np.ndarray
+    """... these (n,) int64 are."""
+    shape: tuple[int, int]
+    """Of the whole."""
+
+    __array_ufunc__ = None  # so that NumPy leaves @ to this class
+
+    def __rmatmul__(self, left: np.ndarray) -> np.ndarray:
+        """(D, N) @ (N, C), in float64."""
+        return np.stack(
+            [np.bincount(self.columns, row[self.rows] * self.values, self.shape[1]) for row in left]
+        )
+
+    def sum(self, axis: int) -> np.ndarray:
+        """Over rows (0) or columns (1), int64."""
+        total = np.zeros(self.shape[1 - axis], np.int64)
+        np.add.at(total, self.rows if axis else self.columns, self.values)
+        return total
+
+
+Matrix = np.ndarray | SparseRows
+"""int64, dense or sparse as fits."""
+
+
+def stacked_areas(images: Iterable[ImageCounts], num_classes: int) -> dict[str, Matrix]:
+    """`intersect`, `union`, `pred_area`, `label_area` (N, C) and `confusion` (C, C), int64.
+
+    Each is an array if it has at most DENSE entries, else `SparseRows`.
+    """
+    classes, areas = [], []
+    small = num_classes**2 <= DENSE
+    confusion = np.zeros(num_classes**2 if small else 0, np.int64)
+    pairs: list[tuple[np.ndarray, np.ndarray]] = []
+    for image in images:
+        numbers = image.pairs["true"].astype(np.int64) * num_classes + image.pairs["predicted"]
+        if small:
+            confusion[numbers] += image.pairs["pixels"]  # no pair occurs twice in an image
+        else:
+            pairs.append((numbers, image.pairs["pixels"].astype(np.int64)))
+        found = image.areas()
+        classes.append(found[0])
+        areas.append(found[1])
+    rows = np.repeat(np.arange(len(classes)), [len(found) for found in classes])
+    columns = np.concatenate(classes or [rows])
+    intersect, predicted, labelled = np.concatenate(areas or [np.zeros((3, 0), np.int64)], axis=1)
+    parts = {
         "intersect": intersect,
         "union": predicted + labelled - intersect,
         "pred_area": predicted,
         "label_area": labelled,
-        "confusion": total,
     }
+    shape = (len(classes), num_classes)
+    result = {name: _matrix(rows, columns, values, shape) for name, values in parts.items()}
+    square = (num_classes, num_classes)
+    if small:
+        return result | {"confusion": confusion.reshape(square)}
+    numbers, places = np.unique(np.concatenate([n for n, _ in pairs]), return_inverse=True)
+    total = np.zeros(len(numbers), np.int64)
+    np.add.at(total, places, np.concatenate([pixels for _, pixels in pairs]))
+    return result | {"confusion": _matrix(*np.divmod(numbers, num_classes), total, square)}
+
+
+def _matrix(
+    rows: np.ndarray, columns: np.ndarray, values: np.ndarray, shape: tuple[int, int]
+) -> Matrix:
+    if shape[0] * shape[1] > DENSE:
+        return SparseRows(rows, columns, values, shape)
+    dense = np.zeros(shape, np.int64)
+    dense[rows, columns] = values
+    return dense
 
 
 def _lock(file: BinaryIO, path: Path) -> None:
@@ -215,10 +313,13 @@ def _read(path: Path, settings: Mapping[str, Any]) -> tuple[list[ImageCounts], i
         if magic == _UNIFORM:
             position, uniform = position + _HEAD.size, pairs
             continue
-        end = position + _HEAD.size + pairs * _PAIR.itemsize
-        payload = data[position + _HEAD.size : end]
-        if magic != _MAGIC or end > len(data) or zlib.crc32(payload) != checksum:
+        kind = _PAIRS.get(magic)
+        if kind is None:
             break
-        found.append(ImageCounts(index, np.frombuffer(payload, _PAIR), uniform))
+        end = position + _HEAD.size + pairs * kind.itemsize
+        payload = data[position + _HEAD.size : end]
+        if end > len(data) or zlib.crc32(payload) != checksum:
+            break
+        found.append(ImageCounts(index, np.frombuffer(payload, kind), uniform))
         start, position, uniform = end, end, None
     return found, start

@@ -1,36 +1,38 @@
-"""Images, ground truth and class names of the benchmarks, through MMSegmentation's dataset classes.
+"""Images, ground truth and class names of a data set, as its YAML file says where they are.
 
-MMSegmentation reads BGR; `EvaluationSet.read_image` is the one place where it becomes RGB.
+Pictures are decoded and resized with OpenCV, as MMSegmentation does; `mmseg.py` does it with
+MMSegmentation itself.
 """
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 
-from talk2dino.benchmarks.data.labels import read_labels
+from talk2dino.benchmarks.data.labels import forbidden, label_name, label_size, read_any_labels
 from talk2dino.benchmarks.data.sources import check_data_root
-from talk2dino.benchmarks.metrics import IGNORED
-from talk2dino.benchmarks.mmseg import load_openmmlab
 from talk2dino.benchmarks.table import Benchmark
 from talk2dino.pictures.drawing import class_colours
-from talk2dino.pictures.images import check_whole
+from talk2dino.pictures.images import check_image, check_whole, other_pictures
 from talk2dino.textfiles import read_names
 
-BACKGROUND = "background"
-_ONE_LESS = np.array([IGNORED, *range(IGNORED - 1), IGNORED], np.uint8)
-_ONE_MORE = np.array([*range(1, IGNORED), IGNORED, 0], np.uint8)
+logger = logging.getLogger(__name__)
+
+_ADVICE = "`python -m talk2dino data check` says what belongs where."
+_SHOWN = 3
+_SAMPLED = 16  # labels decoded ahead: enough for mistakes that are in every file
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image of a benchmark, not read yet."""
+    """One image of a data set, not read yet."""
 
     image: str
     """Path below the data root."""
@@ -44,43 +46,81 @@ class Sample:
 
 
 class EvaluationSet:
-    """One benchmark's files, read as MMSegmentation reads them.
+    """One data set's files.
 
     Args:
         benchmark: its row.
-        data_root: the folder that all benchmarks are below.
+        data_root: the folder that all benchmarks are below; own data may be elsewhere.
 
     Raises:
-        ImportError: mmcv or mmseg is missing.
         FileNotFoundError: a folder or the split file is not there.
-        ValueError: there are no images.
+        ValueError: there are no images, or none with a label.
     """
 
     def __init__(self, benchmark: Benchmark, data_root: str | Path) -> None:
         self.benchmark = benchmark
-        self.data_root = Path(data_root)
-        _check_layout(benchmark, self.data_root)
-        pipelines = load_openmmlab().pipelines
-        self._dataset = _build_dataset(benchmark, self.data_root)
-        self._load_image = pipelines.LoadImageFromFile()
-        protocol = benchmark.protocol
-        scale = (protocol.long_side, protocol.short_side)
-        self._resize = pipelines.Resize(img_scale=scale, keep_ratio=True)
+        images, labels, split = _places(benchmark, Path(data_root))
+        self.data_root = _root(images, labels, Path(data_root))
+        self.label_folder = labels
+        self.unlabelled: list[str] = []
+        """Own images that are left out because they have no label."""
+        self.versions: dict[str, str] = {}
+        """Of libraries that move a number, besides OpenCV."""
         self.samples = [
-            Sample(
-                os.path.join(benchmark.images, info["filename"]),
-                os.path.join(benchmark.labels, info["ann"]["seg_map"]),
-            )
-            for info in self._dataset.img_infos
+            Sample(os.path.relpath(image, self.data_root), os.path.relpath(label, self.data_root))
+            for image, label in self._pairs(images, labels, split)
         ]
         if not self.samples:
-            where = benchmark.split or f"{benchmark.images}, files *{benchmark.image_suffix}"
-            raise ValueError(f"{benchmark.key}: no images in {self.data_root / where}")
+            where = split or f"{images}, files *{', *'.join(benchmark.image_suffixes)}"
+            raise ValueError(f"{benchmark.key}: no images in {where}")
+
+    def _pairs(self, images: Path, labels: Path, split: Path | None) -> list[tuple[Path, Path]]:
+        """The image and label of every sample, in order."""
+        row, suffixes = self.benchmark, self.benchmark.image_suffixes
+        if split is not None:
+            found = [(stem, _with_suffix(images / stem, suffixes)) for stem in read_names(split)]
+            return [(image, labels / f"{stem}{row.label_suffix}") for stem, image in found]
+        names = sorted(files_below(images, suffixes))
+        stems = [_stem(name, suffixes) for name in names]
+        if row.folders and len(set(stems)) < len(stems):
+            twice = [name for name in names if stems.count(_stem(name, suffixes)) > 1]
+            raise ValueError(f"{row.key}: several images belong to one label: {_some(twice)}.")
+        pairs = [
+            (images / name, labels / f"{stem}{row.label_suffix}")
+            for name, stem in zip(names, stems, strict=True)
+        ]
+        return self._labelled(pairs, images, labels) if row.folders else pairs
+
+    def _labelled(
+        self, pairs: list[tuple[Path, Path]], images: Path, labels: Path
+    ) -> list[tuple[Path, Path]]:
+        """Those of an own data set whose label is there.
+
+        Raises:
+            ValueError: none is.
+        """
+        key, suffix = self.benchmark.key, self.benchmark.label_suffix
+        found = [pair for pair in pairs if pair[1].is_file()]
+        if not found:
+            names = [path.relative_to(images).as_posix() for path, _ in pairs]
+            others = sorted(files_below(labels, ("",)))
+            raise ValueError(
+                f"{key}: no image has a label. {images} holds "
+                f"{_some(names) or f'no *{self.benchmark.image_suffix}'}; {labels} holds "
+                f"{_some(others) or 'nothing'}. A label is called like its image with {suffix} in "
+                f"place of {' or '.join(self.benchmark.image_suffixes)}: see image_suffix and "
+                "label_suffix."
+            )
+        if len(found) < len(pairs):
+            self.unlabelled = [
+                path.relative_to(images).as_posix() for path, label in pairs if not label.is_file()
+            ]
+        return found
 
     @property
     def classes(self) -> list[str]:
-        """Names by id, MMSegmentation's own; the background, if any, is the first."""
-        return list(self._dataset.CLASSES)
+        """Names by id; the background, if any, is the first."""
+        return list(self.benchmark.classes)
 
     @property
     def prompted_classes(self) -> list[str]:
@@ -90,7 +130,10 @@ class EvaluationSet:
     @property
     def palette(self) -> np.ndarray:
         """(C, 3) uint8 RGB, by id."""
-        return np.asarray(self._dataset.PALETTE, dtype=np.uint8)
+        row = self.benchmark
+        if row.palette:
+            return np.array(row.palette, np.uint8)
+        return class_colours(len(row.classes), background=row.background)
 
     def read_image(self, index: int) -> tuple[np.ndarray, tuple[int, int]]:
         """The resized image (h, w, 3) uint8 RGB, and the original (height, width).
@@ -98,136 +141,197 @@ class EvaluationSet:
         Raises:
             ValueError: the file is no image that OpenCV can read.
         """
-        results: dict[str, Any] = {"img_info": self._dataset.img_infos[index]}
-        self._dataset.pre_pipeline(results)
         path = self.data_root / self.samples[index].image
         check_whole(path)
-        try:
-            results = self._load_image(results)
-        except AttributeError as error:  # OpenCV's None for a file it cannot read
-            raise ValueError(f"{path} is no image that OpenCV can read. Save it anew.") from error
-        original = results["ori_shape"]
-        resized = self._resize(results)["img"]
-        return cv2.cvtColor(resized, cv2.COLOR_BGR2RGB), (original[0], original[1])
+        pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+        if pixels is None:
+            raise ValueError(f"{path} is no image that OpenCV can read. Save it anew.")
+        height, width = pixels.shape[:2]
+        high, wide = self.benchmark.protocol.scored_size(height, width)
+        resized = cv2.resize(pixels, (wide, high), interpolation=cv2.INTER_LINEAR)
+        return cv2.cvtColor(resized, cv2.COLOR_BGR2RGB), (height, width)
 
     def read_label(self, index: int) -> np.ndarray:
-        """Class ids (H, W) uint8; 255 does not count.
+        """Class ids (H, W) uint8, uint16 for more than 255 classes; see `metrics.ignored_label`.
 
         Raises:
-            ValueError: not one label per pixel, or a label that is no class.
+            ValueError: not one label per pixel, or a value that means nothing.
         """
         return self.class_ids(index, self.read_label_file(index))
 
     def read_label_file(self, index: int) -> np.ndarray:
-        """The values (H, W) uint8 of a label file, which benchmarks may share.
-
-        Raises:
-            ValueError: not one label per pixel.
-        """
-        return read_labels(self.data_root / self.samples[index].label)
+        """The values of a label file, which benchmarks may share; see `read_any_labels`."""
+        path = self.data_root / self.samples[index].label
+        return read_any_labels(path, self.benchmark.rules.colours)
 
     def class_ids(self, index: int, values: np.ndarray) -> np.ndarray:
-        """What the values (H, W) of an image's label file mean for this benchmark, as `read_label`.
+        """What the values of an image's label file mean for this data set, as `read_label`.
 
         Raises:
-            ValueError: a label that is no class.
+            ValueError: a value that means nothing.
         """
-        _check_labels(values, self.benchmark, self.data_root / self.samples[index].label)
-        if self.benchmark.reduce_zero_label:  # 255 and 0 are ignored; there is no class 254
-            return _ONE_LESS[values]
-        return _ONE_MORE[values] if self.benchmark.unlabelled_background else values
+        row, rules = self.benchmark, self.benchmark.rules
+        labels, unknown = rules.class_ids(values, len(row.classes))
+        if unknown.any() and not rules.unknown_ignored:
+            path = self.data_root / self.samples[index].label
+            raise ValueError(f"{path}: {unknown_values(row, values, unknown)}")
+        return labels
 
 
-def _check_layout(benchmark: Benchmark, root: Path) -> None:
-    advice = "`python -m talk2dino data check` says what belongs where."
-    check_data_root(root)
-    for folder in (benchmark.images, benchmark.labels):
-        if not (root / folder).is_dir():
-            raise FileNotFoundError(f"{benchmark.key}: no folder {root / folder}. {advice}")
-    if benchmark.split is not None and not (root / benchmark.split).is_file():
-        raise FileNotFoundError(
-            f"{benchmark.key}: no file {root / benchmark.split}, which lists the images. {advice}"
+def _places(row: Benchmark, root: Path) -> tuple[Path, Path, Path | None]:
+    """The folders of images and labels, and the list of images if there is one.
+
+    Raises:
+        FileNotFoundError: one is not there.
+    """
+    folders = row.folders or (root,)
+    if not row.folders:
+        check_data_root(root)
+    found = []
+    for name in (row.images, row.labels):
+        place = next((f / name for f in folders if (f / name).is_dir()), None)
+        if place is None:
+            tried = " or ".join(str(folder / name) for folder in folders)
+            raise FileNotFoundError(f"{row.key}: no folder {tried}. {_ADVICE}")
+        found.append(place)
+    if row.split is None:
+        return found[0], found[1], None
+    split = next((f / row.split for f in folders if (f / row.split).is_file()), None)
+    if split is None:
+        tried = " or ".join(str(folder / row.split) for folder in folders)
+        raise FileNotFoundError(f"{row.key}: no file {tried}, which lists the images. {_ADVICE}")
+    return found[0], found[1], split
+
+
+def _root(images: Path, labels: Path, root: Path) -> Path:
+    """The data root if both folders are below it, else the deepest folder that has both."""
+    if all(folder.is_relative_to(root) and ".." not in folder.parts for folder in (images, labels)):
+        return root
+    return Path(os.path.commonpath([os.path.abspath(images), os.path.abspath(labels)]))
+
+
+def files_below(folder: Path, suffixes: Sequence[str]) -> list[str]:
+    """Paths below `folder` of the files with these endings, with `/`."""
+    return [
+        Path(place, name).relative_to(folder).as_posix()
+        for place, _, names in os.walk(folder, followlinks=True)  # as mmcv does
+        for name in names
+        if name.endswith(tuple(suffixes)) and not name.startswith(".")
+    ]
+
+
+def _stem(name: str, suffixes: Sequence[str]) -> str:
+    return name.removesuffix(next(suffix for suffix in suffixes if name.endswith(suffix)))
+
+
+def _with_suffix(stem: Path, suffixes: Sequence[str]) -> Path:
+    """The image of a stem: the first that is there."""
+    paths = [stem.with_name(f"{stem.name}{suffix}") for suffix in suffixes]
+    return next((path for path in paths if path.is_file()), paths[0])
+
+
+def pictures_left_out(folder: Path, suffixes: Sequence[str]) -> str:
+    """Names of the pictures below a data set's folder that it passes over; empty if none."""
+    paths = (Path(place, name) for place, _, names in os.walk(folder) for name in names)
+    return other_pictures(path for path in paths if not path.name.endswith(tuple(suffixes)))
+
+
+def unknown_values(row: Benchmark, values: np.ndarray, unknown: np.ndarray) -> str:
+    """Which values of a label file mean nothing, how many pixels have them, and what may help."""
+    found, counts = np.unique(values[unknown], axis=0, return_counts=True)
+    names = [str(value.tolist()) for value in found[np.argsort(-counts, kind="stable")][:5]]
+    known = row.rules.known(len(row.classes), values.dtype == np.uint16)
+    text = f"{int(unknown.sum())} pixels with {'label ' if values.ndim == 2 else 'colour '}"
+    text += f"{', '.join(names)}; {row.key} has the labels "
+    if len(known) and known[-1] - known[0] + 1 == len(known) and values.ndim == 2:
+        text += f"{known[0]} to {known[-1]}"
+    else:
+        text += _some([label_name(row.rules, int(value)) for value in known])
+    if not row.folders:
+        return (
+            f"{text}. Were the labels converted to TrainIds? `python -m talk2dino data check` "
+            "names the mistake."
         )
+    wide = " (a file of 16 bits, where 65535 is what 255 is of 8)" * (values.dtype == np.uint16)
+    return f"{text}{wide}. See the keys ignore, shift and values, or say `unknown: ignore`."
 
 
-def _check_labels(labels: np.ndarray, benchmark: Benchmark, path: Path) -> None:
-    """Raise for values of a label file that stand for no class; 0 and 255 always mean something."""
-    first = int(benchmark.reduce_zero_label)
-    last = benchmark.num_classes - 1 + first - int(benchmark.unlabelled_background)
-    wrong = labels[(labels > last) & (labels != IGNORED)]
-    if not wrong.size:
-        return
-    values = ", ".join(map(str, np.unique(wrong)[:5].tolist()))
-    raise ValueError(
-        f"{path}: {wrong.size} pixels with label {values}; {benchmark.key} has the labels "
-        f"{first} to {last}. Were the labels converted to TrainIds? "
-        "`python -m talk2dino data check` names the mistake."
-    )
+def check_files(dataset: EvaluationSet) -> None:
+    """Look for missing files, sizes that differ, colours in place of ids, and wrong labels.
+
+    Only headers are read, but for the first labels.
+
+    Raises:
+        FileNotFoundError: images or labels are missing; names the first few and their number.
+        ValueError: files that cannot be used, likewise.
+    """
+    row, root = dataset.benchmark, dataset.data_root
+    for kind, paths in (
+        ("image", [sample.image for sample in dataset.samples]),
+        ("label", [sample.label for sample in dataset.samples]),
+    ):
+        missing = [path for path in paths if not (root / path).is_file()]
+        if missing:
+            raise FileNotFoundError(
+                f"{row.key}: {len(missing)} of {len(paths)} {kind} files are missing below {root}: "
+                f"{_some(missing)}. `python -m talk2dino data check` says where to get them."
+            )
+    problems = [
+        problem
+        for sample in dataset.samples
+        if (problem := pair_problem(root / sample.image, root / sample.label, row.rules.colours))
+    ]
+    if problems:
+        raise ValueError(f"{row.key}: {len(problems)} files cannot be used: {_some(problems)}.")
+    if row.split is None and not row.folders:
+        images = root / row.images
+        if left := pictures_left_out(images, row.image_suffixes):
+            endings = ", ".join(row.image_suffixes)
+            message = "%s: pictures of %s do not end in %s: %s"
+            logger.warning(message, row.key, images, endings, left)
+    if without := dataset.unlabelled:
+        logger.warning(
+            "%s: %d images without a label, left out: %s", row.key, len(without), _some(without)
+        )
+    for index in range(min(_SAMPLED, len(dataset.samples))):
+        dataset.read_label(index)
 
 
-def _build_dataset(benchmark: Benchmark, root: Path) -> Any:
-    """The MMSegmentation dataset of a row, own classes included; it reads no image yet."""
-    own = _own_datasets()
-    datasets = load_openmmlab().datasets
-    cls = own.get(benchmark.dataset) or getattr(datasets, benchmark.dataset)
-    options: dict[str, Any] = {
-        "pipeline": [],
-        "data_root": str(root),
-        "img_dir": benchmark.images,
-        "ann_dir": benchmark.labels,
-        "test_mode": True,
-    }
-    names = None
-    if benchmark.split is not None:
-        names = read_names(root / benchmark.split)
-        options["split"] = os.devnull  # MMSegmentation's reader keeps marks and repeated names
-    if benchmark.dataset == "DrawnWorldDataset":
-        listing = (root / str(benchmark.split)).parents[2] / "class_names.txt"
-        classes = read_names(listing, numbered=True)
-        options |= {"classes": classes, "palette": class_colours(len(classes)).tolist()}
-    dataset = cls(**options)
-    for name in names or []:
-        labels = {"seg_map": name + dataset.seg_map_suffix}
-        dataset.img_infos.append({"filename": name + dataset.img_suffix, "ann": labels})
-    return dataset
+def check_distinct_stems(dataset: EvaluationSet) -> None:
+    """Raise ValueError if predictions named by image stem would overwrite each other."""
+    stems: dict[str, str] = {}
+    for sample in dataset.samples:
+        other = stems.setdefault(sample.stem, sample.image)
+        if other != sample.image:
+            raise ValueError(
+                f"{other} and {sample.image} have one file stem, so their predictions would "
+                "overwrite each other. Evaluate without saving predictions."
+            )
 
 
-@lru_cache(maxsize=1)
-def _own_datasets() -> dict[str, type]:
-    """The classes that MMSegmentation 0.30 does not have."""
-    datasets = load_openmmlab().datasets
-    voc, stuff = datasets.PascalVOCDataset, datasets.COCOStuffDataset
-    custom = datasets.CustomDataset
+def fingerprint(dataset: EvaluationSet) -> str:
+    """A hash of the images' names and sizes in bytes, and of the labels' names and contents."""
+    digest = hashlib.sha256()
+    for sample in dataset.samples:
+        size = (dataset.data_root / sample.image).stat().st_size
+        digest.update(f"{sample.image}\0{size}\n{sample.label}\n".encode(errors="surrogateescape"))
+        digest.update((dataset.data_root / sample.label).read_bytes())
+    return digest.hexdigest()[:16]
 
-    class PascalVOC20Dataset(custom):  # type: ignore[misc, valid-type]
-        """Pascal VOC without its background."""
 
-        CLASSES = voc.CLASSES[1:]
-        PALETTE = voc.PALETTE[1:]
+def pair_problem(image: Path, label: Path, colours: bool = False) -> str | None:
+    """Why an image and its label do not fit, as far as their headers tell."""
+    try:
+        (height, width), labels = check_image(image), label_size(label, colours)
+    except PermissionError as error:
+        return forbidden(error.filename or image)
+    except (ValueError, OSError) as error:
+        return str(error).rstrip(".")
+    if (height, width) != labels:
+        return f"{label} is {labels[1]}x{labels[0]} pixels, but its image is {width}x{height}"
+    return None
 
-        def __init__(self, **options: Any) -> None:
-            super().__init__(reduce_zero_label=True, **options)
 
-    class COCOObjectDataset(custom):  # type: ignore[misc, valid-type]
-        """Background and the 80 COCO things, which are the first 80 classes of COCO-Stuff."""
-
-        CLASSES = (BACKGROUND, *stuff.CLASSES[:80])
-        PALETTE = class_colours(81, background=True).tolist()
-
-        def __init__(self, **options: Any) -> None:
-            super().__init__(seg_map_suffix="_instanceTrainIds.png", **options)
-
-    class COCOStuffBackgroundDataset(custom):  # type: ignore[misc, valid-type]
-        """COCO-Stuff after a background; its label files are COCO-Stuff's."""
-
-        CLASSES = (BACKGROUND, *stuff.CLASSES)
-        PALETTE = class_colours(172, background=True).tolist()
-
-        def __init__(self, **options: Any) -> None:
-            super().__init__(seg_map_suffix="_labelTrainIds.png", **options)
-
-    class DrawnWorldDataset(custom):  # type: ignore[misc, valid-type]
-        """The drawn world, whose classes come with it."""
-
-    own = (PascalVOC20Dataset, COCOObjectDataset, COCOStuffBackgroundDataset, DrawnWorldDataset)
-    return {cls.__name__: cls for cls in own}
+def _some(items: Sequence[str], show: Callable[[str], str] = str) -> str:
+    shown = ", ".join(show(item) for item in items[:_SHOWN])
+    return shown if len(items) <= _SHOWN else f"{shown}, ... ({len(items)} in all)"

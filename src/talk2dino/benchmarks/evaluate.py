@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from talk2dino.benchmarks.borders import add_borders
 from talk2dino.benchmarks.counts import (
     SUFFIX,
     CountsWriter,
@@ -47,6 +48,11 @@ class Run:
     """A printed mIoU in percent, if there is one."""
     published_source: str | None = None
     """Who printed it."""
+
+    @property
+    def at_borders(self) -> bool:
+        """Whether borders are counted too; see `borders`."""
+        return bool(self.settings.get("boundary"))
 
     def counts_folder(self, output: Path) -> Path:
         """Where its counts are kept while it goes on."""
@@ -205,9 +211,14 @@ def _results(
     for picture, maps in label_pictures(pictures, protocol, share.batching, device):
         index, targets = picture.payload
         results = count_image(index, maps, targets, num_classes, picture.uniform)
+        for place, run in enumerate(runs):
+            if run.at_borders:
+                shown = (maps[place], targets[place], num_classes[place], protocol)
+                results[place] = add_borders(results[place], *shown)
         for run, predicted, target, palette in zip(runs, maps, targets, palettes, strict=True):
             if run.folders.wanted():
-                ids = predicted.to(torch.uint8).cpu().numpy()
+                kind = np.uint8 if len(palette) <= 256 else np.uint16
+                ids = predicted.cpu().numpy().astype(kind)
                 run.folders.write(run.dataset.samples[index].stem, ids, target.numpy(), palette)
         yield index, results
 

@@ -13,18 +13,24 @@ from typing import Any
 
 import torch
 
-from talk2dino.benchmarks.checks import check_distinct_stems, check_files, fingerprint
-from talk2dino.benchmarks.datasets import EvaluationSet
+from talk2dino.benchmarks.datasets import (
+    EvaluationSet,
+    check_distinct_stems,
+    check_files,
+    fingerprint,
+)
 from talk2dino.benchmarks.evaluate import Run, Share, evaluate_group, group_runs
 from talk2dino.benchmarks.method import Method
+from talk2dino.benchmarks.mmseg import open_dataset
 from talk2dino.benchmarks.pictures import PictureFolders
 from talk2dino.benchmarks.results import Timing, make_result, read_result, write_result
 from talk2dino.benchmarks.scoring import Task
 from talk2dino.benchmarks.table import Benchmark
 from talk2dino.files import check_folder_writable, load_torch, remove_leftovers, save_torch
+from talk2dino.pictures.word_lists import WordLists
 from talk2dino.processes import Processes
 from talk2dino.progress import Progress, silent
-from talk2dino.segmenter import ClassQuery, Segmenter
+from talk2dino.segmenter import ClassQuery, ClassWords, Segmenter
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +45,12 @@ class Evaluation:
     """Model and options of inference."""
     bg_thresh: float | None
     """Threshold of the background class; None where there is none."""
+    boundary: bool = False
+    """Whether borders of classes and windows are scored too."""
+    vocabulary: WordLists | None = None
+    """Classes and words in place of the benchmark's and the method's."""
+    pooling: str = "max"
+    """Of the words of a class, where a vocabulary has several; one of `segmenter.POOLINGS`."""
 
     def __post_init__(self) -> None:
         if self.benchmark.background and self.bg_thresh is None:
@@ -54,6 +66,23 @@ class Evaluation:
                 f"bg_thresh must lie in [0, 1], got {self.bg_thresh}: it is compared with "
                 f"{self.method.threshold_meaning}."
             )
+
+    def words(self, dataset: EvaluationSet) -> ClassWords:
+        """By which words the classes of the data set are looked for."""
+        own = dataset.benchmark.class_words(self.method.words(dataset.benchmark))
+        return own if self.vocabulary is None else self.vocabulary.class_words(own, self.pooling)
+
+    def classes(self, dataset: EvaluationSet) -> list[str]:
+        """The names of the classes in results, but for the background.
+
+        Raises:
+            ValueError: the vocabulary does not fit.
+        """
+        if self.vocabulary is None:
+            return dataset.prompted_classes
+        row = dataset.benchmark
+        self.vocabulary.check_fits(row.key, len(dataset.prompted_classes), row.background)
+        return list(self.vocabulary.names)
 
 
 @dataclass(frozen=True)
@@ -72,6 +101,8 @@ class Job:
     """The part of the images that is evaluated now."""
     folders: PictureFolders = field(default_factory=PictureFolders)
     """Where label maps are saved."""
+    reader: str = "own"
+    """One of `mmseg.READERS`."""
     folders_per_benchmark: bool = False
     """Save label maps in a subfolder per benchmark; with several models, per model above it."""
 
@@ -107,7 +138,7 @@ def prepare(job: Job) -> list[Run]:
         evaluation.method.check()
     runs = []
     for evaluation in job.evaluations:
-        dataset = EvaluationSet(evaluation.benchmark, job.data_root)
+        dataset = open_dataset(evaluation.benchmark, job.data_root, job.reader)
         check_files(dataset)
         settings = run_settings(evaluation, dataset)
         model = evaluation.method.model
@@ -120,8 +151,10 @@ def prepare(job: Job) -> list[Run]:
         if folders.wanted():
             check_distinct_stems(dataset)
             folders.check(name)
-        published = evaluation.method.published_miou(evaluation.benchmark)
-        source = evaluation.method.published_source(evaluation.benchmark)
+        published = source = None
+        if evaluation.vocabulary is None:  # nobody has published numbers of another one
+            published = evaluation.method.published_miou(evaluation.benchmark)
+            source = evaluation.method.published_source(evaluation.benchmark)
         runs.append(Run(name, settings, dataset, folders, model, published, source))
     return runs
 
@@ -167,20 +200,28 @@ def run_job(
 
 def run_settings(evaluation: Evaluation, dataset: EvaluationSet) -> dict[str, Any]:
     """Everything that decides the counts, as plain JSON data; weights by their content."""
+    named = evaluation.classes(dataset)
+    background = dataset.classes[: len(dataset.classes) - len(named)]
     settings = {
         "benchmark": evaluation.benchmark.key,
         "bg_thresh": evaluation.bg_thresh,
         "segmenter": evaluation.method.settings(),
-        "protocol": dataclasses.asdict(evaluation.benchmark.protocol),
-        "classes": dataset.classes,
+        "protocol": evaluation.benchmark.protocol.recorded(),
+        "classes": [*background, *named],
         "data": fingerprint(dataset),
     }
+    if evaluation.benchmark.folders:  # those of a benchmark are what its key says
+        settings["labels"] = dataclasses.asdict(evaluation.benchmark.rules)
     labels, words = _words(evaluation, dataset)
     prompted = ["; ".join(of_label) for of_label in words]
-    if len(labels) > len(dataset.prompted_classes) and not words[0]:
+    if len(labels) > len(named) and not words[0]:
         prompted = prompted[1:]  # the background is its threshold
-    if prompted != dataset.prompted_classes:
+    if prompted != named:
         settings["prompted"] = prompted
+    if evaluation.vocabulary is not None:
+        settings["pooling"] = evaluation.pooling
+    if evaluation.boundary:
+        settings["boundary"] = True
     content: dict[str, Any] = json.loads(json.dumps(settings))
     return content
 
@@ -196,8 +237,7 @@ def _words(
     evaluation: Evaluation, dataset: EvaluationSet
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """The names of a data set's labels, and by which words they are looked for."""
-    words = evaluation.method.words(dataset.benchmark)
-    return words.lists(dataset.prompted_classes, evaluation.bg_thresh)
+    return evaluation.words(dataset).lists(evaluation.classes(dataset), evaluation.bg_thresh)
 
 
 def _digest(content: Any) -> str:
@@ -224,7 +264,8 @@ class _Models:
         if self._base is not None and self._base[0] != method.model:
             self._base = None  # its memory is needed
         loaded = None if self._base is None else self._base[1]
-        segmenter = method.load(self._job.device, loaded)
+        segmenter: Any = method.load(self._job.device, loaded)
+        segmenter.most_bytes = self._job.share.batching.score_bytes
         self._base = (method.model, segmenter)
         return Task(segmenter, self._query(evaluation, segmenter, run))
 
@@ -246,4 +287,6 @@ class _Models:
             self._queries[key] = query
             owner = None if query.owner is None else query.owner.cpu()
             save_torch({"names": list(labels), "rows": query.rows.cpu(), "owner": owner}, path)
-        return dataclasses.replace(self._queries[key], background=evaluation.bg_thresh)
+        pooling = evaluation.words(run.dataset).pooling
+        changes: dict[str, Any] = {"background": evaluation.bg_thresh, "pooling": pooling}
+        return dataclasses.replace(self._queries[key], **changes)

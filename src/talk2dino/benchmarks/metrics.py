@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,13 @@ if TYPE_CHECKING:
 
 IGNORED = 255
 """Ground-truth label of pixels that do not count."""
+WIDE_IGNORED = 65535
+"""The same where 255 is a class."""
+
+
+def ignored_label(num_classes: int) -> int:
+    """Which class id stands for pixels that do not count, among so many classes."""
+    return IGNORED if num_classes <= IGNORED else WIDE_IGNORED
 
 
 def confusion_counts(
@@ -28,20 +36,19 @@ def confusion_counts(
     Raises:
         ValueError: the shapes differ, or a counted label is no class.
     """
-    counts = pair_counts(predicted, target, num_classes, ignored)
+    numbers = pair_numbers(predicted, target, num_classes, ignored)
+    counts = numbers.bincount(minlength=num_classes**2 + 2)
     if counts[-1]:
-        _refuse(predicted, target, num_classes, ignored)
+        refuse_labels(predicted, target, num_classes, ignored)
     return counts[: num_classes**2].reshape(num_classes, num_classes)
 
 
-def pair_counts(
+def pair_numbers(
     predicted: Tensor, target: Tensor, num_classes: int, ignored: int = IGNORED
 ) -> Tensor:
-    """`confusion_counts` before anyone has looked: nothing leaves the device.
+    """A number per pixel, (N,) int64; nothing leaves the device.
 
-    Returns:
-        (C * C + 2,) int64: the counts row by row, then pixels that are ignored, then pixels whose
-        labels are no classes, which there must not be.
+    true * C + predicted; C * C where the pixel is ignored, C * C + 1 where a label is no class.
 
     Raises:
         ValueError: the shapes differ.
@@ -57,11 +64,12 @@ def pair_counts(
     wrong = (truth < 0) | (truth >= num_classes) | (guess < 0) | (guess >= num_classes)
     pairs.masked_fill_(wrong, num_classes**2 + 1)
     pairs.masked_fill_(truth == ignored, num_classes**2)
-    return pairs.flatten().bincount(minlength=num_classes**2 + 2)
+    return pairs.flatten()
 
 
-def _refuse(predicted: Tensor, target: Tensor, num_classes: int, ignored: int) -> None:
+def refuse_labels(predicted: Tensor, target: Tensor, num_classes: int, ignored: int) -> None:
     """Raise ValueError for the labels that are no classes."""
+    predicted, target = predicted.long(), target.long()
     counted = target != ignored
     for name, labels in (("ground truth", target[counted]), ("prediction", predicted[counted])):
         if not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
@@ -96,10 +104,19 @@ class SegmentationScores:
 def segmentation_scores(confusion: Tensor) -> SegmentationScores:
     """Metrics from confusion counts (C, C), rows = true classes, summed over all images."""
     counts = confusion.double().cpu()
-    hits = counts.diagonal()
-    true, predicted = counts.sum(dim=1), counts.sum(dim=0)
+    return area_scores(counts.diagonal(), counts.sum(dim=1), counts.sum(dim=0))
+
+
+def percent(value: float) -> float | None:
+    """A fraction as results hold it; None for nan."""
+    return None if math.isnan(value) else round(100 * value, 4)
+
+
+def area_scores(hits: Tensor, true: Tensor, predicted: Tensor) -> SegmentationScores:
+    """Metrics from pixels (C,) per class: found, labelled and predicted ones of all images."""
+    hits, true, predicted = hits.double(), true.double(), predicted.double()
     return SegmentationScores(
         iou=hits / (true + predicted - hits),  # 0 / 0 is nan: the class is nowhere
         accuracy=hits / true,
-        all_accuracy=float(hits.sum() / counts.sum()),
+        all_accuracy=float(hits.sum() / true.sum()),
     )

@@ -1,13 +1,30 @@
-"""The one place where mmcv and mmseg are imported: what to install, and their noise at import."""
+"""MMSegmentation's own data sets: the reference, chosen by `--reader mmseg`.
+
+The one place where mmcv and mmseg are imported: what to install, and their noise at import.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+import cv2
+import numpy as np
+
+from talk2dino.benchmarks.datasets import EvaluationSet
+from talk2dino.benchmarks.table import Benchmark
+from talk2dino.config import check_name
+from talk2dino.pictures.images import check_whole
+from talk2dino.textfiles import read_names
+
+READERS = ("own", "mmseg")
 
 INSTALL = (
     "Install them with: pip install 'setuptools<81' && PYTHONPATH=build_support pip install "
@@ -52,7 +69,7 @@ def load_openmmlab() -> OpenMMLab:
             pipelines = import_module("mmseg.datasets.pipelines")
     except ImportError as error:
         raise ImportError(
-            f"the benchmarks need mmcv 1.7 and mmsegmentation 0.30 ({_reason(error)}). {INSTALL}"
+            f"--reader mmseg needs mmcv 1.7 and mmsegmentation 0.30 ({_reason(error)}). {INSTALL}"
         ) from error
     except AssertionError as error:  # mmseg's own check of mmcv's version
         raise ImportError(f"mmcv and mmsegmentation do not fit: {error}. {INSTALL}") from error
@@ -68,3 +85,81 @@ def load_openmmlab() -> OpenMMLab:
 def _reason(error: ImportError) -> str:
     """The first thing that was missing; mmcv 2 lacks modules which mmcv 1 has."""
     return str(error).splitlines()[0] if str(error) else "not importable"
+
+
+class MMSegSet(EvaluationSet):
+    """A data set whose files, names and pictures come from MMSegmentation's data set and pipeline.
+
+    Its readers do BGR; `read_image` is the one place where it becomes RGB.
+    """
+
+    def __init__(self, benchmark: Benchmark, data_root: str | Path) -> None:
+        library = load_openmmlab()
+        super().__init__(benchmark, data_root)
+        self.versions = library.versions
+        self._load_image = library.pipelines.LoadImageFromFile()
+        protocol = benchmark.protocol
+        scale = (protocol.long_side, protocol.short_side)
+        self._resize = library.pipelines.Resize(img_scale=scale, keep_ratio=True)
+
+    def _pairs(self, images: Path, labels: Path, split: Path | None) -> list[tuple[Path, Path]]:
+        row, datasets = self.benchmark, load_openmmlab().datasets
+        options: dict[str, Any] = {
+            "pipeline": [],
+            "img_dir": str(images),
+            "ann_dir": str(labels),
+            "test_mode": True,
+        }
+        cls = getattr(datasets, row.dataset, None)
+        if cls is None:
+            cls, palette = datasets.CustomDataset, EvaluationSet.palette.fget(self)  # type: ignore[attr-defined]
+            options |= {"classes": row.classes, "palette": palette.tolist()}
+            options |= {"img_suffix": row.image_suffix, "seg_map_suffix": row.label_suffix}
+            options["reduce_zero_label"] = row.rules.shift < 0
+        names = None
+        if split is not None:
+            names = read_names(split)
+            options["split"] = os.devnull  # MMSegmentation's reader keeps marks and repeated names
+        self._dataset = cls(**options)
+        for name in names or []:
+            seg_map = {"seg_map": name + self._dataset.seg_map_suffix}
+            info = {"filename": name + self._dataset.img_suffix, "ann": seg_map}
+            self._dataset.img_infos.append(info)
+        infos = self._dataset.img_infos
+        return [(images / info["filename"], labels / info["ann"]["seg_map"]) for info in infos]
+
+    @property
+    def classes(self) -> list[str]:
+        """MMSegmentation's own names."""
+        return list(self._dataset.CLASSES)
+
+    @property
+    def palette(self) -> np.ndarray:
+        """(C, 3) uint8 RGB, by id."""
+        return np.asarray(self._dataset.PALETTE, dtype=np.uint8)
+
+    def read_image(self, index: int) -> tuple[np.ndarray, tuple[int, int]]:
+        """See `EvaluationSet`."""
+        results: dict[str, Any] = {"img_info": self._dataset.img_infos[index]}
+        self._dataset.pre_pipeline(results)
+        path = self.data_root / self.samples[index].image
+        check_whole(path)
+        try:
+            results = self._load_image(results)
+        except AttributeError as error:  # OpenCV's None for a file it cannot read
+            raise ValueError(f"{path} is no image that OpenCV can read. Save it anew.") from error
+        original = results["ori_shape"]
+        resized = self._resize(results)["img"]
+        return cv2.cvtColor(resized, cv2.COLOR_BGR2RGB), (original[0], original[1])
+
+
+def open_dataset(row: Benchmark, data_root: str | Path, reader: str = "own") -> EvaluationSet:
+    """The files of a data set, by one of READERS.
+
+    Raises:
+        ValueError: no such reader; there are no images.
+        ImportError: mmcv or mmseg is missing where they are the reader.
+        FileNotFoundError: a folder or the split file is not there.
+    """
+    mmseg = check_name("reader", reader, READERS) == "mmseg"
+    return MMSegSet(row, data_root) if mmseg else EvaluationSet(row, data_root)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from talk2dino.benchmarks.metrics import IGNORED
+from talk2dino.benchmarks.metrics import IGNORED, ignored_label
 from talk2dino.files import atomic_path, check_folder_writable
 
 OWNER = ".talk2dino-run"
@@ -70,7 +70,13 @@ class PictureFolders:
     def write(
         self, stem: str, predicted: np.ndarray, target: np.ndarray, palette: np.ndarray
     ) -> None:
-        """Write the wanted pictures of one image; labels are (H, W) uint8."""
+        """Write the wanted pictures of one image.
+
+        Args:
+            stem: their name.
+            predicted, target: (H, W) class ids; uint16 makes a 16-bit PNG of the prediction.
+            palette: (C, 3) uint8.
+        """
         if self.predictions is not None:
             _save(Image.fromarray(predicted), self.predictions / f"{stem}.png")
         for folder, labels in ((self.coloured, predicted), (self.truth, target)):
@@ -79,11 +85,17 @@ class PictureFolders:
 
 
 def palette_picture(labels: np.ndarray, palette: np.ndarray) -> Image.Image:
-    """Class ids (H, W) uint8 that show in the colours (C, 3) of their data set."""
-    colours = np.zeros((256, 3), np.uint8)
-    colours[: len(palette)] = palette
-    colours[IGNORED] = _VOID_COLOUR
-    image = Image.fromarray(labels)
+    """Class ids (H, W) in the colours (C, 3) of their data set.
+
+    As a palette where that has places for them, else as plain colours.
+    """
+    count, ignored = len(palette), ignored_label(len(palette))
+    colours = np.zeros((ignored + 1, 3), np.uint8)
+    colours[:count] = palette
+    colours[ignored] = _VOID_COLOUR
+    if ignored != IGNORED:
+        return Image.fromarray(colours[labels])
+    image = Image.fromarray(labels.astype(np.uint8))
     image.putpalette(colours.tobytes())
     return image
 

@@ -31,6 +31,18 @@ class TimingFields(TypedDict, total=False):
     peak_gpu_memory_mib: float | None
 
 
+class LabelFields(TypedDict):
+    """See `data.labels.LabelRules`."""
+
+    ignore: list[int]
+    default_ignored: bool
+    shift: int
+    values: list[tuple[list[int], int]]
+    others_shifted: bool
+    unknown_ignored: bool
+    ids: list[int]
+
+
 class Settings(TypedDict, total=False):
     """What decides the counts; see `job.run_settings`."""
 
@@ -63,9 +75,14 @@ class Result(Needed, total=False):
     uniform_windows: int | None
     with_bg_clean: bool | None
     per_class_accuracy: dict[str, float | None] | None
+    boundary_mIoU: float | None
+    per_class_boundary_iou: dict[str, float | None] | None
+    seam_error: float | None
+    seam_pairs: int | None
     classes: list[str] | None
     palette: list[tuple[int, int, int]] | None
     has_background: bool | None
+    label_rules: LabelFields | None
     reduce_zero_label: bool | None
     unlabelled_background: bool | None
     counts: str | None
@@ -92,8 +109,8 @@ def check_fields(content: Mapping[str, Any], source: str) -> dict[str, Any]:
         if not re.fullmatch(r"\w[\w.-]*", content["benchmark"], re.ASCII):
             raise _wrong("benchmark", "a name, no path", content["benchmark"])
         palette = content.get("palette") or []
-        if len(palette) > 256 or not all(0 <= value <= 255 for row in palette for value in row):
-            raise _wrong("palette", "at most 256 colours of numbers from 0 to 255", palette)
+        if len(palette) > 65535 or not all(0 <= value <= 255 for row in palette for value in row):
+            raise _wrong("palette", "at most 65535 colours of numbers from 0 to 255", palette)
     except WrongField as error:
         raise WrongField(f"{source} is no result of an evaluation: {error}") from None
     return {name: content.get(name) for name in typing.get_type_hints(Result)}
@@ -104,7 +121,7 @@ def check_counts(counts: Mapping[str, np.ndarray], result: Mapping[str, Any]) ->
     images, classes = result["num_images"], len(result["per_class"])
     shapes = {
         **dict.fromkeys(("images", "labels"), ((images,), "U")),
-        **dict.fromkeys(("intersect", "union"), ((images, classes), "iu")),
+        **dict.fromkeys(("intersect", "union", "label_area"), ((images, classes), "iu")),
         "confusion": ((classes, classes), "iu"),
     }
     for name, (shape, kinds) in shapes.items():

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
-import math
 import platform
 import resource
 import sys
@@ -19,17 +19,16 @@ import numpy as np
 import torch
 
 import talk2dino
-from talk2dino.benchmarks.counts import ImageCounts, stacked_areas
+from talk2dino.benchmarks.bootstrap import bootstrap_interval
+from talk2dino.benchmarks.borders import border_scores
+from talk2dino.benchmarks.counts import ImageCounts, Matrix, SparseRows, stacked_areas
 from talk2dino.benchmarks.evaluate import Run
-from talk2dino.benchmarks.metrics import segmentation_scores
-from talk2dino.benchmarks.mmseg import load_openmmlab
+from talk2dino.benchmarks.metrics import area_scores, percent
 from talk2dino.benchmarks.result_schema import check_fields
 from talk2dino.files import atomic_path
 from talk2dino.textfiles import read_json
 
 FORMAT = 1
-_RESAMPLES = 1000
-_CHUNK = 50
 
 
 @dataclass(frozen=True)
@@ -74,12 +73,15 @@ def peak_memory_mib() -> float:
 
 def make_result(
     run: Run, counts: Mapping[int, ImageCounts], timing: Timing
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+) -> tuple[dict[str, Any], dict[str, Matrix]]:
     """The JSON content and the arrays of a finished run; see docs/evaluation.md."""
     dataset, benchmark = run.dataset, run.dataset.benchmark
-    names = dataset.classes
-    areas = stacked_areas((counts[index] for index in range(len(dataset.samples))), len(names))
-    scores = segmentation_scores(torch.from_numpy(areas["confusion"]))
+    names: list[str] = run.settings["classes"]
+    images = [counts[index] for index in range(len(dataset.samples))]
+    regions = (image.between(0, len(names)) for image in images) if run.at_borders else images
+    areas = stacked_areas(regions, len(names))
+    sums = (areas[name].sum(axis=0) for name in ("intersect", "label_area", "pred_area"))
+    scores = area_scores(*map(torch.from_numpy, sums))
     low, high = bootstrap_interval(areas["intersect"], areas["union"])
     told = [image.uniform for image in counts.values() if image.uniform is not None]
     settings = run.settings
@@ -95,26 +97,24 @@ def make_result(
         "bg_thresh": settings["bg_thresh"],
         "num_images": len(dataset.samples),
         "uniform_windows": sum(told) if len(told) == len(counts) else None,
-        "mIoU": _percent(scores.mean_iou),
-        "mAcc": _percent(scores.mean_accuracy),
-        "aAcc": _percent(scores.all_accuracy),
-        "mIoU_interval": [_percent(low), _percent(high)],
+        "mIoU": percent(scores.mean_iou),
+        "mAcc": percent(scores.mean_accuracy),
+        "aAcc": percent(scores.all_accuracy),
+        "mIoU_interval": [percent(low), percent(high)],
         "published": run.published,
         "published_source": run.published_source,
-        "per_class": dict(zip(names, map(_percent, scores.iou.tolist()), strict=True)),
-        "per_class_accuracy": dict(
-            zip(names, map(_percent, scores.accuracy.tolist()), strict=True)
-        ),
+        "per_class": dict(zip(names, map(percent, scores.iou.tolist()), strict=True)),
+        "per_class_accuracy": dict(zip(names, map(percent, scores.accuracy.tolist()), strict=True)),
+        **(border_scores(images, names) if run.at_borders else {}),
         "classes": names,
         "palette": dataset.palette.tolist(),
         "has_background": benchmark.background,
-        "reduce_zero_label": benchmark.reduce_zero_label,
-        "unlabelled_background": benchmark.unlabelled_background,
+        "label_rules": dataclasses.asdict(benchmark.rules),
         "data_root": str(dataset.data_root.absolute()),
         "counts": f"{run.name}.npz",
         "predictions": _absolute(run.folders.predictions),
         "settings": settings,
-        "versions": versions(),
+        "versions": versions() | dataset.versions,
         "timing": timing.as_json(),
         "command": sys.argv,
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -127,11 +127,17 @@ def make_result(
 
 
 def write_result(
-    output: Path, name: str, content: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+    output: Path, name: str, content: Mapping[str, Any], arrays: Mapping[str, Matrix]
 ) -> Path:
     """Write both files, the counts first: a JSON always has its counts. Returns the JSON's path."""
+    plain: dict[str, Any] = {}
+    for key, value in arrays.items():
+        if isinstance(value, SparseRows):
+            plain |= {f"{key}.{part}": getattr(value, part) for part in _SPARSE}
+        else:
+            plain[key] = value
     with atomic_path(output / f"{name}.npz") as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        np.savez_compressed(file, **plain)
     path = output / f"{name}.json"
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -159,39 +165,20 @@ def read_result(path: str | Path) -> dict[str, Any]:
     return check_fields(content, str(path))
 
 
-def read_counts(path: str | Path) -> dict[str, np.ndarray]:
-    """The arrays that belong to a result; `path` is the JSON's or the NPZ's."""
-    with np.load(Path(path).with_suffix(".npz"), allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+_SPARSE = ("rows", "columns", "values", "shape")
 
 
-def bootstrap_interval(
-    intersect: np.ndarray, union: np.ndarray, level: float = 0.95
-) -> tuple[float, float]:
-    """Percentile bootstrap over images of the mIoU.
+def read_counts(path: str | Path) -> dict[str, Any]:
+    """The arrays that belong to a result; `path` is the JSON's or the NPZ's.
 
-    Args:
-        intersect, union: (N, C) pixels per image and class.
-        level: share of the resamples between the two numbers.
-
-    Returns:
-        (low, high) as fractions, nan if no class has a pixel; equal inputs give equal numbers.
+    Those of very many classes are `SparseRows`, see `stacked_areas`.
     """
-    generator = np.random.default_rng(0)
-    images = len(intersect)
-    inter, both = intersect.astype(np.float64), union.astype(np.float64)
-    means = []
-    for _ in range(0, _RESAMPLES, _CHUNK):
-        draws = generator.multinomial(images, np.full(images, 1 / images), size=_CHUNK)
-        unions = draws @ both
-        iou = np.divide(draws @ inter, unions, out=np.full_like(unions, np.nan), where=unions > 0)
-        occurring = np.isfinite(iou).sum(axis=1)
-        means.append(np.nansum(iou, axis=1)[occurring > 0] / occurring[occurring > 0])
-    values = np.concatenate(means)
-    if not values.size:
-        return math.nan, math.nan
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    with np.load(Path(path).with_suffix(".npz"), allow_pickle=False) as arrays:
+        found = {name: arrays[name] for name in arrays.files}
+    for name in [name.removesuffix(".shape") for name in found if name.endswith(".shape")]:
+        rows, columns, values, shape = (found.pop(f"{name}.{part}") for part in _SPARSE)
+        found[name] = SparseRows(rows, columns, values, tuple(shape.tolist()))
+    return found
 
 
 def versions() -> dict[str, str]:
@@ -204,7 +191,6 @@ def versions() -> dict[str, str]:
         "torch": torch.__version__,
         "numpy": np.__version__,
         "opencv": cv2.__version__,
-        **load_openmmlab().versions,
     }
 
 
@@ -219,6 +205,13 @@ def published_sources(results: Sequence[Mapping[str, Any]]) -> list[str]:
 
 COLUMNS = ("benchmark", "mIoU", "95 %", "paper", "difference", "mAcc", "aAcc", "images", "images/s")
 
+BORDER_COLUMNS = ("boundary mIoU", "seam error")
+
+
+def at_borders(results: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether any of them was evaluated at borders too."""
+    return any(result.get("seam_pairs") is not None for result in results)
+
 
 def protocol_of(settings: Mapping[str, Any] | None) -> str | None:
     """The protocol in the settings of a result; None for the method's own."""
@@ -226,32 +219,53 @@ def protocol_of(settings: Mapping[str, Any] | None) -> str | None:
     return None if found is None else str(found)
 
 
+def options_of(settings: Mapping[str, Any] | None) -> list[str]:
+    """In words, what no publication has: the protocol, sizes and refinements of a result."""
+    segmenter = (settings or {}).get("segmenter") or {}
+    sizes = segmenter.get("sizes") or {}
+    words = [f"{name.replace('_', ' ')} {value}" for name, value in sizes.items()]
+    words += [name for name in ("smoothing", "propagation") if segmenter.get(name)]
+    words += ["over the image"] if segmenter.get("propagation_graph") == "image" else []
+    protocol = protocol_of(settings)
+    return words if protocol is None else [protocol, *words]
+
+
 def table_columns(results: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """The heads of the table: COLUMNS, the protocol, and the model where there are several."""
-    found = {protocol_of(result.get("settings")) for result in results}
-    protocols = sorted(name for name in found if name is not None)
-    columns = tuple(", ".join([n, *protocols]) if n == "mIoU" else n for n in COLUMNS)
+    """The heads of the table: COLUMNS, the options, and the model where there are several."""
+    options = _shared_options(results)
+    columns = tuple(", ".join([n, *options]) if n == "mIoU" else n for n in COLUMNS)
+    columns += BORDER_COLUMNS if at_borders(results) else ()
     return ("model", *columns) if len(_models(results)) > 1 else columns
 
 
 def table_rows(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """One row of text per result, and per model their mean where there are several."""
-    models = _models(results)
+    """One row of text per result, and per model their mean where there are several.
+
+    An option that only some models have stands behind their names.
+    """
+    models, borders = _models(results), at_borders(results)
     if len(models) == 1:
-        return _rows(results)
-    return [
-        (model, *row)
-        for model in models
-        for row in _rows([result for result in results if result["model"] == model])
-    ]
+        return _rows(results, borders)
+    shared = _shared_options(results)
+    rows = []
+    for model in models:
+        of_model = [result for result in results if result["model"] == model]
+        own = [word for word in options_of(of_model[0].get("settings")) if word not in shared]
+        rows += [(", ".join([model, *own]), *row) for row in _rows(of_model, borders)]
+    return rows
+
+
+def _shared_options(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    found = [options_of(result.get("settings")) for result in results]
+    return [word for word in found[0] if all(word in words for words in found)] if found else []
 
 
 def _models(results: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(result["model"] for result in results))
 
 
-def _rows(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    rows = [_row(result) for result in results]
+def _rows(results: Sequence[Mapping[str, Any]], borders: bool) -> list[tuple[str, ...]]:
+    rows = [_row(result, borders) for result in results]
     pairs = [(r["mIoU"], r["published"]) for r in results]
     once = len({result["benchmark"] for result in results}) == len(results)
     if len(results) > 1 and once and all(ours is not None for ours, _ in pairs):
@@ -261,7 +275,7 @@ def _rows(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
         total = str(sum(result["num_images"] for result in results))
         difference = None if paper is None else mean - paper
         cells = (_number(mean), "", _number(paper), _number(difference, "+.2f"), "", "", total, "")
-        rows.append(("mean", *cells))
+        rows.append(("mean", *cells, *("" for _ in BORDER_COLUMNS if borders)))
     return rows
 
 
@@ -293,7 +307,7 @@ def csv_table(results: Sequence[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _row(result: Mapping[str, Any]) -> tuple[str, ...]:
+def _row(result: Mapping[str, Any], borders: bool) -> tuple[str, ...]:
     ours, paper = result["mIoU"], result["published"]
     difference = None if ours is None or paper is None else ours - paper
     interval = "-".join(_number(value, ".1f") for value in result["mIoU_interval"])
@@ -308,15 +322,12 @@ def _row(result: Mapping[str, Any]) -> tuple[str, ...]:
         _number(result["aAcc"]),
         str(result["num_images"]),
         _number(speed),
+        *(_number(result.get(key)) for key in ("boundary_mIoU", "seam_error") if borders),
     )
 
 
 def _number(value: float | None, form: str = ".2f") -> str:
     return "" if value is None else format(value, form)
-
-
-def _percent(value: float) -> float | None:
-    return None if math.isnan(value) else round(100 * value, 4)
 
 
 def _absolute(path: Path | None) -> str | None:

@@ -17,6 +17,8 @@ from talk2dino.segmenter import (
     PatchScoring,
     Segmenter,
     UniformWindows,
+    join_features,
+    take_features,
 )
 from talk2dino.sizes import Protocol
 
@@ -70,8 +72,9 @@ class _Progress:
     pixels: Tensor
     layout: Layout
     corners: list[tuple[int, int]]
-    found: list[list[Tensor] | WindowMean] = field(default_factory=list)
-    """Per task, the patch scores of every window, or the mean of all windows' pixel scores."""
+    found: list[list[Any] | WindowMean] = field(default_factory=list)
+    """Per task, every window's patch scores, or its features if all windows are scored together,
+    or the mean of all windows' pixel scores."""
     scored: int = 0
 
     @property
@@ -115,8 +118,8 @@ def label_pictures(
 def _start(picture: Picture, protocol: Protocol, device: torch.device) -> _Progress:
     height, width = picture.image.shape[-2:]
     layout = Layout(picture.size_hw, (height, width), protocol)
-    found: list[list[Tensor] | WindowMean] = [
-        [] if isinstance(task.segmenter, PatchScoring) else WindowMean((height, width))
+    found: list[list[Any] | WindowMean] = [
+        [] if isinstance(task.segmenter, PatchScoring) else WindowMean((height, width), protocol)
         for task in picture.tasks
     ]
     # Without waiting: the readers have pinned the pixels if the device is a GPU.
@@ -154,8 +157,8 @@ def _score(batch: list[tuple[_Progress, tuple[int, int]]]) -> None:
 
 def _task_scores(
     tasks: Sequence[Task], windows: Tensor
-) -> Iterator[tuple[Tensor, list[bool] | None]]:
-    """Scores per task, of patches where a segmenter has such, and which windows are uniform.
+) -> Iterator[tuple[Sequence[Any] | Tensor, list[bool] | None]]:
+    """Per task what `_Progress.found` holds of every window, and which windows are uniform.
 
     Features are computed once.
     """
@@ -170,7 +173,9 @@ def _task_scores(
         uniform = None
         if isinstance(segmenter, UniformWindows):
             uniform = segmenter.uniform_windows(features)
-        if isinstance(segmenter, PatchScoring):
+        if isinstance(segmenter, PatchScoring) and segmenter.joins_windows:
+            yield [take_features(features, index) for index in range(len(windows))], uniform
+        elif isinstance(segmenter, PatchScoring):
             yield segmenter.patch_scores(features, query), uniform
         elif isinstance(segmenter, FeatureSharing):
             yield segmenter.score_features(features, windows, query), uniform
@@ -189,6 +194,9 @@ def _finish(progress: _Progress, batching: Batching) -> tuple[Picture, list[Tens
             maps.append(resized_labels(segmenter, found.scores(), pixels, size_hw, query, budget))
             continue
         assert isinstance(segmenter, PatchScoring)  # or it would have no list
-        patches = torch.stack(found)
+        if segmenter.joins_windows:
+            patches = segmenter.patch_scores(join_features(found), query)
+        else:
+            patches = torch.stack(found)
         maps.append(spread_labels(segmenter, patches, pixels, layout, query, budget))
     return picture, maps

@@ -1,201 +1,88 @@
-"""The benchmarks: one row each. A further row is all that another one needs here."""
+"""The benchmarks: YAML files of configs/datasets that come with the project."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
 
+from talk2dino.benchmarks.dataset_file import Benchmark, read_dataset
 from talk2dino.config import check_name, split_names
-from talk2dino.sizes import Protocol
+from talk2dino.files import listed, shipped
+
+__all__ = ["BENCHMARKS", "Benchmark", "find_benchmark", "find_benchmarks"]
+
+_FOLDER = shipped("configs/datasets")
 
 
-@dataclass(frozen=True)
-class Benchmark:
-    """One row: what is evaluated and where its files are."""
+def _shipped(key: str, data_root: str | Path = "data") -> Benchmark:
+    """The data set of a file that comes with the project: all else is below the data root."""
+    row = read_dataset(_FOLDER / f"{key}.yaml", data_root)
+    return dataclasses.replace(row, folders=())
 
-    key: str
-    """Our name, and the published code's task name."""
-    readme_name: str
-    """What the published README and its configs folder call it."""
-    title: str
-    """For tables."""
-    dataset: str
-    """Class of MMSegmentation, or of talk2dino.benchmarks.datasets."""
-    num_classes: int
-    """The background included."""
-    images: str
-    """Folder of the images below the data root."""
-    labels: str
-    """Folder of the labels below the data root."""
-    split: str | None = None
-    """File that lists the images by stem, or None for all in the folder."""
-    image_suffix: str = ".jpg"
-    """What an image's file name ends with ..."""
-    label_suffix: str = ".png"
-    """... and by what it is replaced in its label's."""
-    reduce_zero_label: bool = False
-    """Label 0 is ignored and label k is class k - 1."""
-    unlabelled_background: bool = False
-    """Label 255 is class 0, the background, and label k is class k + 1."""
-    background: bool = False
-    """Class 0 is the background, found by threshold."""
-    clean_background: bool = False
-    """Background cleaning is part of the published protocol."""
-    protocol: Protocol = field(default_factory=Protocol)
-    """Sizes."""
-
-
-_VOC: dict[str, Any] = {
-    "images": "VOCdevkit/VOC2012/JPEGImages",
-    "labels": "VOCdevkit/VOC2012/SegmentationClass",
-    "split": "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt",
-}
-_CONTEXT: dict[str, Any] = {
-    "images": "VOCdevkit/VOC2010/JPEGImages",
-    "labels": "VOCdevkit/VOC2010/SegmentationClassContext",
-    "split": "VOCdevkit/VOC2010/ImageSets/SegmentationContext/val.txt",
-}
-_COCO: dict[str, Any] = {
-    "images": "coco_stuff164k/images/val2017",
-    "labels": "coco_stuff164k/annotations/val2017",
-}
 
 BENCHMARKS: dict[str, Benchmark] = {
-    row.key: row
-    for row in (
-        Benchmark(
-            key="voc",
-            readme_name="voc_bg",
-            title="VOC",
-            dataset="PascalVOCDataset",
-            num_classes=21,
-            background=True,
-            clean_background=True,
-            **_VOC,
-        ),
-        Benchmark(
-            key="context",
-            readme_name="context_bg",
-            title="Context",
-            dataset="PascalContextDataset",
-            num_classes=60,
-            background=True,
-            **_CONTEXT,
-        ),
-        Benchmark(
-            key="coco_object",
-            readme_name="coco_object",
-            title="COCO-Object",
-            dataset="COCOObjectDataset",
-            num_classes=81,
-            label_suffix="_instanceTrainIds.png",
-            background=True,
-            clean_background=True,
-            **_COCO,
-        ),
-        Benchmark(
-            key="voc20",
-            readme_name="voc",
-            title="VOC20",
-            dataset="PascalVOC20Dataset",
-            num_classes=20,
-            reduce_zero_label=True,
-            **_VOC,
-        ),
-        Benchmark(
-            key="context59",
-            readme_name="context",
-            title="Context59",
-            dataset="PascalContextDataset59",
-            num_classes=59,
-            reduce_zero_label=True,
-            **_CONTEXT,
-        ),
-        Benchmark(
-            key="coco_stuff",
-            readme_name="stuff",
-            title="COCO-Stuff",
-            dataset="COCOStuffDataset",
-            num_classes=171,
-            label_suffix="_labelTrainIds.png",
-            **_COCO,
-        ),
-        Benchmark(
-            key="cityscapes",
-            readme_name="cityscapes",
-            title="Cityscapes",
-            dataset="CityscapesDataset",
-            num_classes=19,
-            images="cityscapes/leftImg8bit/val",
-            labels="cityscapes/gtFine/val",
-            image_suffix="_leftImg8bit.png",
-            label_suffix="_gtFine_labelTrainIds.png",
-        ),
-        Benchmark(
-            key="ade20k",
-            readme_name="ade",
-            title="ADE20K",
-            dataset="ADE20KDataset",
-            num_classes=150,
-            images="ade/ADEChallengeData2016/images/validation",
-            labels="ade/ADEChallengeData2016/annotations/validation",
-            reduce_zero_label=True,
-        ),
+    key: _shipped(key)
+    for key in (
+        *("voc", "context", "coco_object", "voc20", "context59", "coco_stuff", "cityscapes"),
+        "ade20k",
     )
 }
 """Key -> row, in the order of the paper's table."""
 
-DRAWN_WORLD = Benchmark(
-    key="toy",
-    readme_name="toy",
-    title="drawn world",
-    dataset="DrawnWorldDataset",
-    num_classes=11,
-    protocol=Protocol(short_side=224, window=224, stride=112),
-    **_VOC,
-)
+DRAWN_WORLD = _shipped("toy")
 """The quickstart's own data, in VOC layout; no part of `all`."""
 
-STUFF_BACKGROUND = Benchmark(
-    key="coco_stuff_bg",
-    readme_name="stuff_bg",
-    title="COCO-Stuff 172",
-    dataset="COCOStuffBackgroundDataset",
-    num_classes=172,
-    label_suffix="_labelTrainIds.png",
-    background=True,
-    unlabelled_background=True,
-    **_COCO,
-)
+STUFF_BACKGROUND = _shipped("coco_stuff_bg")
 """COCO-Stuff where unlabelled pixels are a class; the same files."""
 
 
-def find_benchmark(name: str) -> Benchmark:
-    """The benchmark of a key, a README name or a dataset class.
+def find_benchmark(name: str, data_root: str | Path = "data") -> Benchmark:
+    """The data set of a key, a README name, a dataset class or a YAML file.
 
     Keys come first: `voc` and `context` are the ones with background, which the README calls
     `voc_bg` and `context_bg`.
 
+    Args:
+        name: as above; what ends in .yaml or .yml is a file.
+        data_root: where a file's class names are looked for besides its own folder.
+
     Raises:
-        ValueError: no benchmark has this name.
+        ValueError: no benchmark has this name; a file that means nothing, or whose data set has
+            the name of a benchmark.
+        FileNotFoundError: the file is not there, or one that it names.
     """
     rows = [*BENCHMARKS.values(), STUFF_BACKGROUND, DRAWN_WORLD]
-    names = {row.dataset: row for row in rows}
+    names = {row.dataset: row for row in rows if row.dataset}
     names |= {row.readme_name: row for row in rows}
     names |= {row.key: row for row in rows}
-    if name not in names:
-        keys = [row.key for row in rows]
-        others = [row.readme_name for row in rows if row.readme_name not in keys]
-        check_name("benchmark", name, [*keys, *others])
-    return names[name]
+    if name in names:
+        return names[name]
+    files = {path.stem: path for path in listed(_FOLDER, "*.yaml")}
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        if path.stem not in files or not path.exists() or not path.samefile(files[path.stem]):
+            row = read_dataset(path, data_root)
+            if row.key in files:
+                raise ValueError(
+                    f"{path}: {row.key} is the name of a benchmark, with which its results would "
+                    "be mixed up. Give another one with `name:`."
+                )
+            return row
+        name = path.stem
+    if name in names or name in files:
+        return names[name] if name in names else _shipped(name, data_root)
+    keys = [*(row.key for row in rows), *sorted(set(files).difference(row.key for row in rows))]
+    others = [row.readme_name for row in rows if row.readme_name not in keys]
+    check_name("benchmark", name, [*keys, *others, "or a YAML file"], similar=[*keys, *others])
+    raise AssertionError("check_name accepts only what was handled above")
 
 
-def find_benchmarks(names: str | Sequence[str]) -> list[Benchmark]:
-    """The benchmarks of a comma-separated list or of `all`, each once.
+def find_benchmarks(names: str | Sequence[str], data_root: str | Path = "data") -> list[Benchmark]:
+    """The benchmarks of a comma-separated list or of `all`, each once; see `find_benchmark`.
 
     Raises:
-        ValueError: an unknown name, or no name at all.
+        ValueError: an unknown name, no name at all, or one name for two data sets.
     """
     words = split_names(names) if isinstance(names, str) else names
     found: dict[str, Benchmark] = {}
@@ -203,8 +90,9 @@ def find_benchmarks(names: str | Sequence[str]) -> list[Benchmark]:
         if word == "all":
             found |= BENCHMARKS
         elif word:
-            row = find_benchmark(word)
-            found[row.key] = row
+            row = find_benchmark(word, data_root)
+            if found.setdefault(row.key, row) != row:
+                raise ValueError(f"two data sets are called {row.key}. Rename one with `name:`.")
     if not found:
         raise ValueError(f"no benchmark named. Known: all, {', '.join(BENCHMARKS)}.")
     return list(found.values())

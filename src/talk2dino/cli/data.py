@@ -1,4 +1,4 @@
-"""`python -m talk2dino data check|convert`: is the benchmarks' data complete, and make it so."""
+"""`python -m talk2dino data check|convert|import`: is the data complete, and make it so."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ from talk2dino.benchmarks.data.convert import (
     plan_coco,
     run_conversions,
 )
+from talk2dino.benchmarks.data.importing import FORMATS, plan_import
 from talk2dino.benchmarks.data.sources import check_data_root
-from talk2dino.benchmarks.metrics import IGNORED
+from talk2dino.benchmarks.metrics import ignored_label
 from talk2dino.benchmarks.table import BENCHMARKS, STUFF_BACKGROUND, Benchmark, find_benchmarks
 from talk2dino.cli.convert_coco import check_workers, file_bar, report_outcome
 from talk2dino.cli.entry import DONE, FAILED, Command, run_command
+from talk2dino.config import check_name, split_names
+from talk2dino.files import check_folder_writable
 
 if TYPE_CHECKING:
-    from talk2dino.benchmarks.data.check import DataReport
-    from talk2dino.benchmarks.data.label_sample import LabelSample
+    from talk2dino.benchmarks.data.check import DataReport, LabelSample
 
 _SHOWN_SHARES = 5
 _WIDTH = 100
@@ -40,15 +42,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument(
         "action",
-        choices=("check", "convert"),
+        choices=("check", "convert", "import"),
         help="check: what is there, what is missing and where to get it; "
-        "convert: make the label files that the benchmarks read from the published ones",
+        "convert: make the label files that the benchmarks read from the published ones; "
+        "import: make a data set of other programs' files",
+    )
+    parser.add_argument(
+        "what",
+        nargs="*",
+        metavar="WHAT",
+        help="check: YAML files of data sets; import: a format "
+        f"({', '.join(FORMATS)}) and the folder or file in it",
+    )
+    parser.add_argument("--output", type=Path, help="import: folder of labels and dataset.yaml")
+    parser.add_argument(
+        "--images", type=Path, help="import: folder of the images (default: as the format says)"
     )
     parser.add_argument(
         "--data_root", type=Path, default=Path("data"), help="folder of all benchmarks"
     )
     parser.add_argument(
-        "--benchmarks", default="all", help="all, or a comma-separated list (voc,ade20k)"
+        "--benchmarks", help="all, or names and YAML files with commas (voc,mine.yaml)"
     )
     parser.add_argument(
         "--sample", type=int, default=20, help="check: labels to look at per benchmark"
@@ -59,19 +73,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="convert: trainval_merged.json, if it is not in VOCdevkit/VOC2010",
     )
     parser.add_argument(
-        "--nproc", type=int, default=16, help="convert: files converted at the same time"
+        "--nproc", type=int, default=16, help="convert, import: files made at the same time"
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="convert: make again what is there"
+        "--overwrite", action="store_true", help="convert, import: make again what is there"
     )
 
 
 def check(args: argparse.Namespace) -> None:
     """Raise for wrong arguments."""
+    if args.action == "import":
+        check_workers(args.nproc)
+        if len(args.what) != 2 or args.output is None:
+            raise ValueError("say `data import FORMAT SOURCE --output FOLDER`.")
+        check_name("format", args.what[0], FORMATS)
+        check_folder_writable(args.output)
+        if not Path(args.what[1]).exists():
+            raise FileNotFoundError(f"{args.what[1]}: no such file or folder to import")
+        return
+    if args.action == "convert" and args.what:
+        raise ValueError(f"convert needs no {args.what[0]!r}: choose with --benchmarks.")
     if not _rows(args):
-        raise ValueError(
-            "the drawn world (toy) is made by quickstart: nothing to check or convert."
-        )
+        raise ValueError("the drawn world (toy) is made by quickstart: nothing to convert.")
     check_workers(args.nproc)
     if args.sample < 0:
         raise ValueError(f"--sample must not be negative, got {args.sample}")
@@ -82,49 +105,47 @@ def check(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace, _: None = None) -> int:
-    """Check or convert."""
+    """Check, convert or import."""
+    if args.action == "import":
+        return import_data(args)
     rows = _rows(args)
     return check_data(args, rows) if args.action == "check" else convert_data(args, rows)
 
 
 def _rows(args: argparse.Namespace) -> list[Benchmark]:
     same_files = {STUFF_BACKGROUND.key: BENCHMARKS["coco_stuff"]}
-    rows = [same_files.get(row.key, row) for row in find_benchmarks(args.benchmarks)]
-    return [row for row in dict.fromkeys(rows) if row.key != "toy"]
+    names = [*args.what, *([args.benchmarks] if args.benchmarks else [])] or ["all"]
+    rows = find_benchmarks(split_names(",".join(names)), args.data_root)
+    rows = [same_files.get(row.key, row) for row in rows]
+    drawn = "" if args.action == "check" else "toy"
+    return [row for row in dict.fromkeys(rows) if row.key != drawn]
 
 
 def check_data(args: argparse.Namespace, rows: Sequence[Benchmark]) -> int:
     """Print what was found of every benchmark; FAILED if one cannot be evaluated."""
-    from talk2dino.benchmarks.data.check import check_benchmark
+    from talk2dino.benchmarks.data.check import check_benchmark, check_dataset
+    from talk2dino.benchmarks.data.sources import SOURCES
 
-    if not args.data_root.is_dir():
+    if not args.data_root.is_dir() and not all(row.folders for row in rows):
         print(f"! there is no data folder {args.data_root}. Choose it with --data_root\n")
-    reports = [check_benchmark(row, args.data_root, args.sample) for row in rows]
+    reports = [
+        (check_benchmark if row.key in SOURCES else check_dataset)(row, args.data_root, args.sample)
+        for row in rows
+    ]
     for report in reports:
-        print("\n".join(_describe(report, _class_names(report, args.data_root))))
+        print("\n".join(_describe(report)))
     usable = [report for report in reports if not report.problems]
-    print(f"{len(usable)} of {len(reports)} benchmarks can be evaluated in {args.data_root}")
+    where = "" if all(row.folders for row in rows) else f" in {args.data_root}"
+    print(f"{len(usable)} of {len(reports)} benchmarks can be evaluated{where}")
     return DONE if len(usable) == len(reports) else FAILED
 
 
-def _class_names(report: DataReport, data_root: Path) -> list[str]:
-    """MMSegmentation's names; none without it, or if it cannot use the data either."""
-    from talk2dino.benchmarks.datasets import EvaluationSet
-
-    if report.sample is None or report.problems:
-        return []
-    try:
-        return EvaluationSet(report.benchmark, data_root).classes
-    except (ImportError, OSError, ValueError):
-        return []
-
-
-def _describe(report: DataReport, names: Sequence[str]) -> list[str]:
+def _describe(report: DataReport) -> list[str]:
     row = report.benchmark
     counts = f"{report.num_images} images, {report.num_labels} labels"
     lines = [f"{row.key:<13}{report.state:<12}{counts}"]
     if report.sample is not None:
-        lines.append("    " + _histogram(report.sample, row, names))
+        lines.append("    " + _histogram(report.sample, row))
     for mark, texts in (("!", report.problems), ("?", report.warnings)):
         for text in texts:
             lines += textwrap.wrap(
@@ -138,18 +159,36 @@ def _describe(report: DataReport, names: Sequence[str]) -> list[str]:
     return lines
 
 
-def _histogram(sample: LabelSample, row: Benchmark, names: Sequence[str]) -> str:
+def _histogram(sample: LabelSample, row: Benchmark) -> str:
     """The most frequent labels of a sample, in one line."""
-    shares = sample.shares()
+    import numpy as np
+
+    shares, count = sample.shares(), len(row.classes)
     entries = []
     for value, share in list(shares.items())[:_SHOWN_SHARES]:
-        label = value - int(row.reduce_zero_label)
-        name = f"{value} {names[label]}" if 0 <= label < len(names) else str(value)
-        if value == IGNORED or label < 0:
-            name = f"{value} (ignored)"
-        entries.append(f"{name} {100 * share:.0f} %")
+        label, unknown = value, False
+        if not row.rules.colours:
+            kind = np.uint16 if sample.wide else np.uint8
+            ids, wrong = row.rules.class_ids(np.array([[value]], kind), count)
+            label, unknown = int(ids[0, 0]), bool(wrong[0, 0])
+        name = "(no class)" if unknown else "(ignored)"
+        if not unknown and label != ignored_label(count):
+            name = row.classes[label]
+        entries.append(f"{value} {name} {100 * share:.0f} %")
     more = ", ..." if len(shares) > _SHOWN_SHARES else ""
     return f"{sample.num_labels} labels, {len(shares)} values: {', '.join(entries)}{more}"
+
+
+def import_data(args: argparse.Namespace) -> int:
+    """Write the labels and the YAML file of a data set in another program's format."""
+    form, source = args.what
+    plan = plan_import(form, Path(source), args.output, args.images, args.overwrite)
+    outcome = run_conversions(plan.labels, args.nproc, args.overwrite, file_bar)
+    code = report_outcome(f"{args.output / 'labels'}/*.png", outcome)
+    if code == DONE:
+        print(f"written: {plan.write_yaml()}")
+        print(f"python -m talk2dino data check {args.output / 'dataset.yaml'}")
+    return code
 
 
 def convert_data(args: argparse.Namespace, rows: Sequence[Benchmark]) -> int:
@@ -163,13 +202,13 @@ def convert_data(args: argparse.Namespace, rows: Sequence[Benchmark]) -> int:
         try:
             code = max(code, _CONVERTERS[kind](args))
         except FileNotFoundError as error:
-            if args.benchmarks != "all":
+            if args.benchmarks not in (None, "all"):
                 raise FileNotFoundError(
                     f"{error} `python -m talk2dino data check --benchmarks {kind}` says what is "
                     "there instead."
                 ) from error
             print(f"{kind}: skipped. {error}", file=sys.stderr)
-    if args.benchmarks != "all" and not set(kinds) & set(_CONVERTERS):
+    if args.benchmarks not in (None, "all") and not set(kinds) & set(_CONVERTERS):
         print("nothing to convert: VOC and ADE20K are read as they are published")
     return code
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from talk2dino.benchmarks.data.sources import check_data_root
-from talk2dino.benchmarks.table import find_benchmarks
+from talk2dino.benchmarks.table import BENCHMARKS, find_benchmarks
 from talk2dino.cli.entry import DONE, Command, run_command
 from talk2dino.cli.evaluation import (
     add_run_flags,
@@ -16,7 +17,13 @@ from talk2dino.cli.evaluation import (
     run_and_report,
     share_of,
 )
-from talk2dino.cli.method_flags import add_method_flags, options_of
+from talk2dino.cli.method_flags import (
+    add_method_flags,
+    add_option_flags,
+    given_sizes,
+    options_of,
+    pooling_of,
+)
 from talk2dino.methods.registry import MODEL_NAMES
 
 if TYPE_CHECKING:
@@ -41,7 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--benchmarks",
         default="all",
-        help="all of a model's publication, or names with commas: voc,ade20k,...",
+        help="all of a model's publication, or names and YAML files of data sets with commas: "
+        "voc,mine.yaml",
     )
     parser.add_argument(
         "--weights",
@@ -55,10 +63,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="native: as each method was published; unified: the same sizes and class names for "
         "all, no thresholds, only the benchmarks without background",
     )
-    parser.add_argument("--refine", metavar="NAMES", help="refinements with commas: pamr")
     parser.add_argument(
         "--bg_thresh", type=float, help="background threshold (default: the published one)"
     )
+    parser.add_argument(
+        "--boundary",
+        action="store_true",
+        help="score borders too: boundary IoU, and pixels that differ across windows' borders",
+    )
+    parser.add_argument(
+        "--vocabulary",
+        type=Path,
+        metavar="FILE.txt",
+        help="words of the classes, a line for each in the benchmark's order: name; alias; alias",
+    )
+    add_option_flags(parser)
     add_run_flags(parser)
 
 
@@ -79,7 +98,8 @@ def prepared(args: argparse.Namespace) -> tuple[Job, list[Run]]:
     from talk2dino.benchmarks.job import Job, prepare
     from talk2dino.devices import resolve_device
 
-    check_data_root(args.data_root)  # before a model is downloaded
+    if ".y" not in args.benchmarks:  # own data may be elsewhere
+        check_data_root(args.data_root)  # before a model is downloaded
     evaluations = _evaluations(args)
     device = resolve_device(args.device)
     job = Job(
@@ -89,6 +109,7 @@ def prepared(args: argparse.Namespace) -> tuple[Job, list[Run]]:
         device=device,
         share=share_of(args, device),
         folders=folders_of(args),
+        reader=args.reader,
         folders_per_benchmark=True,
     )
     return job, prepare(job)
@@ -100,11 +121,11 @@ def _methods(args: argparse.Namespace) -> list[Method]:
 
     names = split_models(args.model)
     weights = split_weights(args.weights, names)
-    methods = []
+    methods, sizes = [], given_sizes(args)
     for name, chosen in options_of(args, names).items():
         if name in weights:
             chosen["weights"] = weights[name]
-        methods.append(find_method(name, {**chosen, "protocol": args.protocol}))
+        methods.append(find_method(name, {**chosen, **sizes, "protocol": args.protocol}))
     return methods
 
 
@@ -112,22 +133,33 @@ def _evaluations(args: argparse.Namespace) -> list[Evaluation]:
     """Models, their benchmarks, and the threshold as published or as asked for."""
     from talk2dino.benchmarks.job import Evaluation
     from talk2dino.methods.base import UNIFIED, refuse_threshold
+    from talk2dino.pictures.word_lists import read_word_lists
 
     evaluations, without = [], []
+    pooling = pooling_of(args, "--vocabulary", args.vocabulary)
+    words = None if args.vocabulary is None else read_word_lists(args.vocabulary)
+    changes = {"boundary": args.boundary, "vocabulary": words, "pooling": pooling}
     if args.protocol == UNIFIED:
         refuse_threshold(args.bg_thresh)
     for method in _methods(args):
         asked = args.benchmarks.strip()
-        rows = list(method.published_on) if asked == "all" else find_benchmarks(asked)
+        rows = list(method.published_on)
+        if asked != "all":
+            rows = find_benchmarks(asked, args.data_root)
         for row in dict.fromkeys(map(method.benchmark, rows)):
-            threshold = method.threshold(row)
+            threshold = method.threshold(row) if row.bg_thresh is None else row.bg_thresh
             if args.bg_thresh is not None and row.background:
                 threshold = args.bg_thresh
             for remark in method.remarks(row):
                 _warn(remark)
             if not row.background:
                 without.append(row.key)
-            evaluations.append(Evaluation(row, method.on(row), threshold))
+            evaluations.append(Evaluation(row, method.on(row), threshold, **changes))
+    if not evaluations:
+        raise ValueError(
+            f"--benchmarks all: no numbers of {args.model} are published. Name the benchmarks: "
+            f"--benchmarks {','.join(BENCHMARKS)}"
+        )
     if args.bg_thresh is not None and without:
         keys = ", ".join(dict.fromkeys(without))
         _warn(f"--bg_thresh is unused for {keys}: no background class there")

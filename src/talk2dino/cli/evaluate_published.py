@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check(args: argparse.Namespace) -> tuple[Job, list[Run]]:
     """Read the files, find all data, and refuse what cannot work, before weights are loaded."""
-    from talk2dino.training.loggers import check_logger
+    from talk2dino.training.history import check_logger
 
     if not args.eval:
         raise ValueError("this command only evaluates: pass --eval. Training is train.py.")
@@ -101,6 +101,7 @@ def prepared(args: argparse.Namespace) -> tuple[Job, list[Run]]:
         device=device,
         share=share_of(args, device),
         folders=folders_of(args),
+        reader=args.reader,
         folders_per_benchmark=len(read.benchmarks) > 1,
     )
     return job, prepare(job)
@@ -135,7 +136,7 @@ def evaluations_of(read: PublishedEvaluation, precision: str = "fp32") -> list[E
 
 
 def _log(args: argparse.Namespace, job: Job, outcomes: Sequence[Outcome]) -> None:
-    from talk2dino.training.loggers import open_logger
+    from talk2dino.training.history import open_logger
 
     results = [outcome.result for outcome in outcomes if outcome.result is not None]
     values = {

@@ -29,6 +29,11 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     """Declare where the data is, where results go, and what is evaluated now."""
     files = parser.add_argument_group("files")
     files.add_argument("--data_root", type=Path, default=Path("data"), help="folder of all data")
+    files.add_argument(
+        "--reader",
+        default="own",
+        help="own, or mmseg: names and pictures from MMSegmentation's data sets, the reference",
+    )
     files.add_argument("--output", type=Path, default=Path("results"), help="folder of results")
     files.add_argument(
         "--save_predictions", type=Path, metavar="DIR", help="write class ids, one PNG per image"

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from talk2dino.config import check_name, field_docs
+from talk2dino.sizes import Sizes
 
 if TYPE_CHECKING:
     from talk2dino.methods.base import Method
@@ -44,16 +45,56 @@ def add_method_flags(parser: argparse.ArgumentParser, argv: Sequence[str] | None
             others += method_classes(MODEL_NAMES)  # to say whose option it is
 
 
+def add_option_flags(parser: argparse._ActionsContainer) -> None:
+    """Declare what is beyond the publications, and off unless it is asked for."""
+    group = parser.add_argument_group("options beyond the publications (docs/options.md)")
+    group.add_argument(
+        "--refine", metavar="NAMES", help="with commas: smoothing, propagation, pamr"
+    )
+    group.add_argument(
+        "--pooling",
+        metavar="P",
+        help="how a vocabulary's words of a class are put together: max, the best one (default), "
+        "or lse, a soft maximum",
+    )
+    docs = field_docs(Sizes)
+    for entry in dataclasses.fields(Sizes):
+        kind = str if entry.name == "stitch" else int
+        letter = "S" if kind is str else "PX"
+        group.add_argument(f"--{entry.name}", type=kind, metavar=letter, help=docs[entry.name])
+
+
+def given_sizes(args: argparse.Namespace) -> dict[str, Any]:
+    """The sizes that were typed, for `find_method`."""
+    typed = {entry.name: getattr(args, entry.name) for entry in dataclasses.fields(Sizes)}
+    return Sizes(**typed).given()
+
+
+def pooling_of(args: argparse.Namespace, flag: str, vocabulary: object) -> str:
+    """How the words of a vocabulary, given with a flag, are pooled.
+
+    Raises:
+        ValueError: there is none, or the name is unknown.
+    """
+    from talk2dino.segmenter import POOLINGS
+
+    if args.pooling is None:
+        return "max"
+    if vocabulary is None:
+        raise ValueError(f"--pooling is for the words of {flag} FILE.txt.")
+    check_name("--pooling", args.pooling, POOLINGS)
+    return str(args.pooling)
+
+
 def given_options(args: argparse.Namespace) -> dict[str, Any]:
     """The options of methods that were typed, by their names; `--refine pamr` is `--pamr`.
 
     Raises:
         ValueError: an unknown refinement, or one that another flag switches off.
     """
-    from talk2dino.refine.refinement import REFINEMENTS
+    from talk2dino.refine.refinement import chosen_refinements
 
-    words = [word.strip() for word in (getattr(args, "refine", None) or "").split(",")]
-    refined = {check_name("refinement", word, REFINEMENTS): True for word in words if word}
+    refined = chosen_refinements(getattr(args, "refine", None))
     chosen = dict(getattr(args, "method_options", None) or {})
     if off := [word for word in refined if chosen.get(word) is False]:
         raise ValueError(f"--refine {off[0]} contradicts --no_{off[0]}: pass one of them.")

@@ -38,6 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data_root", type=Path, help="where the data is now, if it was moved since"
     )
+    parser.add_argument(
+        "--latex", action="store_true", help="also write all numbers as LaTeX and CSV tables"
+    )
     figure = parser.add_argument_group("a comparison figure in place of the page")
     figure.add_argument(
         "--figure", type=Path, help="PNG: rows of image, ground truth and a column per method"
@@ -80,7 +83,10 @@ def run(args: argparse.Namespace, _: None = None) -> int:
     written, notes = write_report(args.results, _options(args), _benchmark_bar)
     for note in notes:
         print(f"left out: {note}", file=sys.stderr)
-    print(f"{written[0]}, and {len(written) - 1} plots in {written[1].parent}")
+    plots = [path for path in written[1:] if path.parent == written[1].parent]
+    print(f"{written[0]}, and {len(plots)} plots in {written[1].parent}")
+    if args.latex:
+        print(f"{len(written) - 1 - len(plots)} tables in {written[-1].parent}")
     return DONE
 
 
@@ -90,7 +96,7 @@ def _options(args: argparse.Namespace) -> ReportOptions:
     first = args.results[0]
     folder = first if first.is_dir() else first.parent
     output = args.output or folder / "report.html"
-    return ReportOptions(output, args.examples, args.data_root, args.overwrite)
+    return ReportOptions(output, args.examples, args.data_root, args.latex, args.overwrite)
 
 
 def _figure_options(args: argparse.Namespace) -> FigureOptions:

@@ -12,11 +12,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from talk2dino.cli.entry import DONE, FAILED, Command, run_command, typed_command
-from talk2dino.cli.method_flags import add_method_flags, options_of
-from talk2dino.cli.segment_files import BESIDE_OVERLAY, MODES, Task, plan_tasks
+from talk2dino.cli.method_flags import (
+    add_method_flags,
+    add_option_flags,
+    given_sizes,
+    options_of,
+    pooling_of,
+)
+from talk2dino.cli.segment_files import BESIDE_OVERLAY, MODES, Task, plan_export, plan_tasks
 from talk2dino.config import check_name, split_names
 from talk2dino.methods.registry import DEFAULT_MODEL, MODEL_NAMES, RESUMED_MODEL
 from talk2dino.pictures.drawing import BACKGROUND_COLOUR, MAX_INDEXED, class_colours
+from talk2dino.pictures.export import KINDS as EXPORTS
 from talk2dino.pictures.vocabularies import (
     BACKGROUND,
     VOCABULARIES,
@@ -29,6 +36,8 @@ from talk2dino.pictures.vocabularies import (
 if TYPE_CHECKING:
     from talk2dino.cli.segment_job import Load
     from talk2dino.methods.base import Method
+    from talk2dino.pictures.export import Export
+    from talk2dino.segmenter import ClassWords
 
 DEFAULT_MODES = ("input_pred_label",)
 _PUBLISHED = {"evaluate.seg.template": "template", "test_cfg.bg_thresh": "bg_thresh"}
@@ -47,10 +56,14 @@ class Plan:
     """(C, 3) uint8 RGB of the labels in the pictures of --vis."""
     background: float | None
     """Threshold of the background, or None for none."""
+    words: ClassWords
+    """By which the classes are looked for."""
     tasks: list[Task]
     """The pictures and the files of each."""
     load: Load
     """Where the model runs, and how large pictures may be."""
+    export: Export | None
+    """Collects the segmentations for another tool."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,8 +88,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--vocab",
         nargs="+",
         metavar="NAME",
-        help=f"in their place {', '.join(VOCABULARIES)}, a .txt file with a name on each line, or "
-        "class names as they are, in quotes where they hold spaces",
+        help=f"in their place {', '.join(VOCABULARIES)}, a .txt file with `name; alias; alias` on "
+        "each line, or class names as they are, in quotes where they hold spaces",
     )
     _add_scoring_flags(parser)
     _add_output_flags(parser)
@@ -92,6 +105,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"{' or '.join(f'{key}=...' for key in _PUBLISHED)}",
     )
     group.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+    add_option_flags(parser)
 
 
 def _add_scoring_flags(parser: argparse.ArgumentParser) -> None:
@@ -121,7 +135,6 @@ def _add_scoring_flags(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="threshold of the background, 0 to 1; lower finds more (default: the model's own)",
     )
-    group.add_argument("--refine", metavar="NAMES", help="refinements with commas: pamr")
     group.add_argument(
         "--max_side",
         type=int,
@@ -150,6 +163,11 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
         help="NPZ: scores (C, H, W) float32, classes (C,) names, settings (JSON) "
         "(default name: <output>_scores.npz; several: a folder)",
     )
+    group.add_argument(
+        "--export",
+        choices=EXPORTS,
+        help="also write the classes of all pictures for annotation tools, beside --output",
+    )
     group.add_argument("--overwrite", action="store_true", help="replace existing output files")
     group = parser.add_argument_group("several pictures of each image")
     group.add_argument("--image_folder", metavar="DIR", help="as --input, of one folder")
@@ -177,6 +195,12 @@ def check(args: argparse.Namespace) -> Plan:
     if args.vis is not None or args.output_folder is not None:
         modes = _modes_of(args.vis or DEFAULT_MODES, method)
     tasks = plan_tasks(args, modes)
+    export = plan_export(args, tasks)
+    lists = vocabulary.lists
+    pooling = pooling_of(args, "--vocab", lists)
+    words = method.words()
+    if lists is not None:
+        words = lists.class_words(words, pooling)
     names = [*([] if background is None else [BACKGROUND]), *vocabulary.names]
     _check_count(len(names), tasks[0])
     device = resolve_device(args.device)
@@ -188,7 +212,7 @@ def check(args: argparse.Namespace) -> Plan:
     colours = vocabulary.colours
     if background is not None:
         colours = np.concatenate([np.array([BACKGROUND_COLOUR], np.uint8), colours])
-    return Plan(method, names, colours, background, tasks, load)
+    return Plan(method, names, colours, background, words, tasks, load, export)
 
 
 def run(args: argparse.Namespace, plan: Plan) -> int:
@@ -206,9 +230,11 @@ def run(args: argparse.Namespace, plan: Plan) -> int:
         "command": typed_command(COMMAND, "demo.py", args, but=("overwrite",)),
         "segmenter": plan.method.settings(),
     }
-    query = plan.method.query(segmenter, plan.names, plan.background)
+    query = plan.method.query(segmenter, plan.names, plan.background, words=plan.words)
     protocol = plan.method.demo.protocol
-    job = SegmentJob(segmenter, query, plan.load, protocol, plan.colours, args.opacity, settings)
+    job = SegmentJob(
+        segmenter, query, plan.load, protocol, plan.colours, args.opacity, settings, plan.export
+    )
     failures = []
     for number, task in enumerate(plan.tasks, start=1):
         try:
@@ -219,6 +245,8 @@ def run(args: argparse.Namespace, plan: Plan) -> int:
             failures.append(str(error) or type(error).__name__)
             outcome = f"{task.source}: failed"
         print(f"[{number}/{len(plan.tasks)}] {outcome}", flush=True)
+    if plan.export is not None:
+        print(f"exported: {plan.export.write()}")
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
     if failures:
@@ -247,7 +275,7 @@ def read_model(args: argparse.Namespace) -> tuple[Method, Vocabulary, float | No
     default = DEFAULT_MODEL if args.resume is None else RESUMED_MODEL
     name = args.config or args.model or default
     options = options_of(args, [name], published)[name]
-    method = find_method(name, options).for_pictures(args.with_background)
+    method = find_method(name, options | given_sizes(args)).for_pictures(args.with_background)
     background = background_of(args, method, threshold)
     if args.vocab is not None:
         found = find_vocabulary(words)

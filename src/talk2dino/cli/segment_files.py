@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from talk2dino.files import check_folder_writable, check_writable
+from talk2dino.pictures.export import KINDS, Export
 from talk2dino.pictures.images import IMAGE_SUFFIXES, PICTURE_FORMATS, list_images
 
 BESIDE_OVERLAY = ""
@@ -29,7 +30,7 @@ MODES = {
 """What --vis can draw, with what its files end with."""
 
 _SIDE_FILES = {"save_mask": "_mask.png", "save_scores": "_scores.npz"}
-_NOT_WITH_MODES = ("output", "save_mask", "save_scores", "max_side")
+_NOT_WITH_MODES = ("output", "save_mask", "save_scores", "export", "max_side")
 _LONGEST_NAME = 255 - len("_scores.npz")  # bytes
 
 
@@ -59,6 +60,25 @@ def plan_tasks(args: argparse.Namespace, modes: Sequence[str] = ()) -> list[Task
     tasks = _tasks_of_modes(args, modes) if modes else _tasks_of_overlays(args)
     _check_outputs(tasks, args.overwrite)
     return tasks
+
+
+def plan_export(args: argparse.Namespace, tasks: Sequence[Task]) -> Export | None:
+    """What --export writes beside the overlays, if it is asked for.
+
+    Raises:
+        OSError: it exists already or can never be written.
+    """
+    if args.export is None:
+        return None
+    overlay, several = tasks[0].outputs["output"], len(tasks) > 1
+    name = KINDS[args.export] if several else f"{overlay.stem}_{KINDS[args.export]}"
+    path = overlay.with_name(name)
+    if args.export != "masks":
+        check_writable(path, args.overwrite)
+    elif path.exists() and not args.overwrite:
+        raise FileExistsError(f"{path} exists. Choose another folder or pass --overwrite.")
+    root = os.path.commonpath([task.source.resolve().parent for task in tasks])
+    return Export(args.export, path, Path(root))
 
 
 def _tasks_of_overlays(args: argparse.Namespace) -> list[Task]:

@@ -16,6 +16,7 @@ from PIL import Image
 from talk2dino.cli.segment_files import Task
 from talk2dino.inference import resize_pixels
 from talk2dino.pictures.drawing import blend, indexed_mask, write_names
+from talk2dino.pictures.export import Export
 from talk2dino.pictures.group_maps import draw_groups
 from talk2dino.pictures.images import check_image, read_rgb
 from talk2dino.pictures.segmentation import Segmentation, save_picture, save_scores
@@ -101,6 +102,8 @@ class SegmentJob:
     """Of the class colours of an overlay."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What makes the files; stored inside them."""
+    export: Export | None = None
+    """Gets every segmentation."""
 
     def segment(self, task: Task) -> str:
         """Write the files of one picture; returns a line that says what was found.
@@ -121,6 +124,8 @@ class SegmentJob:
         record = "" if found is None else found.record()
         if found is not None and "save_scores" in outputs:
             save_scores(found.scores, found.names, outputs["save_scores"], record)
+        if found is not None and self.export is not None:
+            self.export.add(found, task.source)
         for path, picture in pictures.items():
             save_picture(picture, path, record)
         where = outputs.get("output", f"{len(pictures)} files")

@@ -15,7 +15,7 @@ from talk2dino.benchmarks.table import BENCHMARKS, Benchmark
 from talk2dino.config import check_name
 from talk2dino.files import weights_identity
 from talk2dino.segmenter import ClassQuery, ClassWords, Segmenter, Words
-from talk2dino.sizes import WHOLE, Protocol
+from talk2dino.sizes import WHOLE, Protocol, Sizes
 
 
 @dataclass(frozen=True)
@@ -169,6 +169,15 @@ class Method:
         """The method with the options of inference for pictures that belong to no benchmark."""
         return self
 
+    @property
+    def patch_size(self) -> int:
+        """Side of its backbone's patches in pixels: no window is smaller."""
+        return 1
+
+    def for_windows(self, side: int) -> Method:
+        """The method for windows of so many pixels; most take any."""
+        return self
+
     def refined(self, refine: bool) -> Method:
         """The method with its refinement or without; itself if it has none."""
         if not hasattr(self.options, "pamr"):
@@ -216,10 +225,16 @@ class Method:
         names: Sequence[str],
         background: float | None,
         row: Benchmark | None = None,
+        words: ClassWords | None = None,
     ) -> ClassQuery:
-        """What to look for in the pictures of a benchmark, or of a user, by this method's words."""
-        labels, words = self.words(row).lists(names, background)
-        return segmenter.query(labels, background, words)
+        """What to look for in the pictures of a benchmark, or of a user, by this method's words.
+
+        Or by `words`, such as those of a vocabulary.
+        """
+        words = words or self.words(row)
+        labels, of_labels = words.lists(names, background)
+        query = segmenter.query(labels, background, of_labels)
+        return dataclasses.replace(query, pooling=words.pooling)
 
     def describe(self) -> tuple[str, list[str]]:
         """What is loaded, in words, and notes on what is odd about it."""
@@ -265,11 +280,129 @@ def refuse_threshold(background: float | None) -> None:
 
 
 @dataclass(frozen=True)
-class Unified(Method):
-    """Any method with sizes and words that all share; templates and scoring stay its own."""
+class Around(Method):
+    """A method with something changed: what is not changed is the method's, but for its numbers."""
 
     native: Method
-    """The method as it was published."""
+    """The method."""
+
+    @property
+    def threshold_meaning(self) -> str:  # type: ignore[override]
+        """See `Method`, as all below."""
+        return self.native.threshold_meaning
+
+    @property
+    def demo(self) -> PictureRules:
+        return self.native.demo
+
+    @property
+    def published_on(self) -> Sequence[Benchmark]:
+        return self.native.published_on
+
+    @property
+    def patch_size(self) -> int:
+        return self.native.patch_size
+
+    @property
+    def published(self) -> Published:
+        return Published({})
+
+    @property
+    def untrained(self) -> bool:
+        return self.native.untrained
+
+    @property
+    def refines(self) -> bool:
+        return self.native.refines
+
+    def refined(self, refine: bool) -> Method:
+        return dataclasses.replace(self, native=self.native.refined(refine))
+
+    def remarks(self, row: Benchmark) -> list[str]:
+        return self.native.remarks(row)
+
+    def benchmark(self, row: Benchmark) -> Benchmark:
+        return self.native.benchmark(row)
+
+    def on(self, row: Benchmark) -> Method:
+        return dataclasses.replace(self, native=self.native.on(row))
+
+    def for_pictures(self, background: bool) -> Method:
+        return dataclasses.replace(self, native=self.native.for_pictures(background))
+
+    def for_windows(self, side: int) -> Method:
+        return dataclasses.replace(self, native=self.native.for_windows(side))
+
+    def threshold(self, row: Benchmark) -> float | None:
+        return self.native.threshold(row)
+
+    def words(self, row: Benchmark | None = None) -> ClassWords:
+        return self.native.words(row)
+
+    def changes(self, row: Benchmark, names: Sequence[str]) -> list[str]:
+        return self.native.changes(row, names)
+
+    def check(self) -> None:
+        self.native.check()
+
+    def settings(self) -> dict[str, Any]:
+        return self.native.settings()
+
+    def text_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        own = {name: value for name, value in settings.items() if name not in ("protocol", "sizes")}
+        return self.native.text_settings(own)
+
+    def describe(self) -> tuple[str, list[str]]:
+        return self.native.describe()
+
+    def load(self, device: torch.device, loaded: Segmenter | None = None) -> Segmenter:
+        return self.native.load(device, loaded)
+
+
+@dataclass(frozen=True)
+class Sized(Around):
+    """Any method with other sizes of images and windows than its own."""
+
+    sizes: Sizes
+    """In place of those."""
+
+    @property
+    def demo(self) -> PictureRules:
+        """With these sizes."""
+        rules = self.native.demo
+        return dataclasses.replace(rules, protocol=self.sizes.of(rules.protocol))
+
+    def benchmark(self, row: Benchmark) -> Benchmark:
+        """The method's row with these sizes."""
+        own = self.native.benchmark(row)
+        return dataclasses.replace(own, protocol=self.sizes.of(own.protocol))
+
+    def settings(self) -> dict[str, Any]:
+        """Those of the method, and these sizes."""
+        return {**self.native.settings(), "sizes": self.sizes.given()}
+
+
+def with_sizes(method: Method, sizes: Sizes) -> Method:
+    """The method with sizes, of which there may be none.
+
+    Raises:
+        ValueError: a window that is smaller than a patch of the method.
+    """
+    if not sizes.given():
+        return method
+    if sizes.window is not None:
+        if sizes.window < method.patch_size:
+            raise ValueError(
+                f"a window of {sizes.window} pixels is smaller than a patch of {method.model}, "
+                f"which has {method.patch_size}. Choose a larger one."
+            )
+        method = method.for_windows(sizes.window)
+    return Sized(method.model, method.options, method, sizes)
+
+
+@dataclass(frozen=True)
+class Unified(Around):
+    """Any method with sizes and words that all share; templates and scoring stay its own."""
 
     @property
     def demo(self) -> PictureRules:
@@ -280,11 +413,6 @@ class Unified(Method):
     def published_on(self) -> Sequence[Benchmark]:
         """The benchmarks whose every pixel has a class."""
         return [row for row in BENCHMARKS.values() if not row.background]
-
-    @property
-    def published(self) -> Published:
-        """Nobody has published numbers of this protocol."""
-        return Published({})
 
     def benchmark(self, row: Benchmark) -> Benchmark:
         """The row itself.
@@ -297,14 +425,6 @@ class Unified(Method):
             why = f"has a background, but {_WHY}" if row.background else "is no published benchmark"
             raise ValueError(f"{row.key} {why}. The unified protocol is for {known}.")
         return row
-
-    def on(self, row: Benchmark) -> Method:
-        """See `Method`."""
-        return dataclasses.replace(self, native=self.native.on(row))
-
-    def for_pictures(self, background: bool) -> Method:
-        """See `Method`."""
-        return dataclasses.replace(self, native=self.native.for_pictures(background))
 
     def threshold(self, row: Benchmark) -> None:
         """None."""
@@ -325,29 +445,9 @@ class Unified(Method):
         ]
         return [f"{what}{now} in place of {was}" for what, now, was in changes if now != was]
 
-    def remarks(self, row: Benchmark) -> list[str]:
-        """See `Method`."""
-        return self.native.remarks(row)
-
-    def check(self) -> None:
-        """See `Method`."""
-        self.native.check()
-
     def settings(self) -> dict[str, Any]:
         """Those of the method, and the protocol."""
         return {**self.native.settings(), "protocol": UNIFIED}
-
-    def text_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Those of the method."""
-        return self.native.text_settings({n: v for n, v in settings.items() if n != "protocol"})
-
-    def describe(self) -> tuple[str, list[str]]:
-        """See `Method`."""
-        return self.native.describe()
-
-    def load(self, device: torch.device, loaded: Segmenter | None = None) -> Segmenter:
-        """See `Method`."""
-        return self.native.load(device, loaded)
 
 
 def under_protocol(method: Method, protocol: str) -> Method:

@@ -290,5 +290,5 @@ class ClipAttentionMethod(ClipWordMethod):
             towers = (loaded.image, loaded.text)
         else:
             towers = load_clip(self.clip, self.options.weights, device)
-        refinements = [PAMR(dilations=DILATIONS)] if self.refines else []
-        return ClipAttentionSegmenter(*towers, self.method, self.key, refinements)
+        found = self.refinements(DILATIONS)
+        return ClipAttentionSegmenter(*towers, self.method, self.key, found)

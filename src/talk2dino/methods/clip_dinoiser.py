@@ -34,9 +34,10 @@ from talk2dino.methods.clip_words import (
     ClipWordMethod,
     ClipWordSegmenter,
     Rules,
+    word_probabilities,
 )
-from talk2dino.refine.refinement import PAMR, Refinement
-from talk2dino.segmenter import BACKGROUND, ClassQuery, ClassWords, Segmenter, pool_words
+from talk2dino.refine.refinement import Refinement
+from talk2dino.segmenter import BACKGROUND, ClassQuery, ClassWords, Segmenter
 from talk2dino.sizes import WHOLE, Protocol
 
 
@@ -194,7 +195,7 @@ class ClipDinoiserSegmenter(ClipWordSegmenter):
         """Probabilities (B, C, h, w); where no class is probable and no object, the background."""
         grid = (features.objects.shape[1], features.objects.shape[2])
         cosines = self.cosines(features.patches, grid, query)
-        found = pool_words((self.logit_scale * cosines).softmax(dim=1), query)
+        found = word_probabilities(cosines, query, self.logit_scale, dim=1)
         if query.background is None:
             return found
         if found.shape[1] < len(query.names):  # a background without a word
@@ -289,5 +290,4 @@ class ClipDinoiserMethod(ClipWordMethod):
         else:
             image, text = load_clip(self.clip, self.clip_weights, device)
             models = (image, text, load_heads(self.weights, image))
-        refinements = [PAMR()] if self.refines else []
-        return ClipDinoiserSegmenter(*models, self.key, refinements)
+        return ClipDinoiserSegmenter(*models, self.key, self.refinements())

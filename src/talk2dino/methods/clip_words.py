@@ -15,14 +15,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from talk2dino.backbones.clip_image import ClipImage, check_clip, crop_margins, margins
+from talk2dino.backbones.clip_image import (
+    ClipImage,
+    check_clip,
+    create_image_tower,
+    crop_margins,
+    margins,
+)
 from talk2dino.backbones.templates import check_names, get_templates
 from talk2dino.backbones.text import TextEncoder, default_weights
-from talk2dino.benchmarks.table import BENCHMARKS, Benchmark
+from talk2dino.benchmarks.table import Benchmark
 from talk2dino.files import weights_identity
-from talk2dino.methods.base import PAPERS_TABLE, Method, MethodOptions, PictureRules
-from talk2dino.methods.dense import DenseSegmenter
-from talk2dino.refine.refinement import Refinement
+from talk2dino.methods.base import PAPERS_TABLE, Method, PictureRules, Published
+from talk2dino.methods.dense import DenseSegmenter, PatchOptions
+from talk2dino.refine.refinement import (
+    PAMR,
+    Refinement,
+    changes,
+    make_refinements,
+    recorded_refinements,
+)
 from talk2dino.segmenter import BACKGROUND, ClassQuery, ClassWords, Words, pool_words
 from talk2dino.sizes import Protocol
 
@@ -78,6 +90,13 @@ def word_rows(text: TextEncoder, words: Sequence[str]) -> Tensor:
     return F.normalize(means, dim=-1)[[distinct.index(word) for word in words]]
 
 
+def word_probabilities(cosines: Tensor, query: ClassQuery, logit_scale: float, dim: int) -> Tensor:
+    """Softmax over all words, and the best word of every class; or first what a vocabulary says."""
+    if query.pooling is not None:
+        return (logit_scale * pool_words(cosines, query, dim)).softmax(dim)
+    return pool_words((logit_scale * cosines).softmax(dim), query, dim)
+
+
 @dataclass(frozen=True)
 class Rules:
     """How a method is run on a benchmark."""
@@ -97,13 +116,11 @@ ANY = "any"
 
 
 @dataclass(frozen=True)
-class ClipOptions(MethodOptions):
+class ClipOptions(PatchOptions):
     """Choices beside a model's name."""
 
     weights: str | None = None
     """CLIP's: pretrained, a file with both towers, or seeded:<n>."""
-    pamr: bool | None = None
-    """Refine the scores along the edges of the image with PAMR."""
 
 
 @dataclass(frozen=True)
@@ -140,9 +157,13 @@ class ClipWordMethod(Method):
 
     def benchmark(self, row: Benchmark) -> Benchmark:
         """The row with the method's own size and windows."""
-        if row.key not in BENCHMARKS:
-            return row
-        return dataclasses.replace(row, protocol=self.on(row).rules.protocol)
+        return row.with_protocol(self.on(row).rules.protocol)
+
+    @property
+    def patch_size(self) -> int:
+        """Of CLIP's image tower."""
+        with torch.device("meta"):
+            return create_image_tower(self.clip).patch_size[0]
 
     def on(self, row: Benchmark) -> ClipWordMethod:
         """With the rules for a benchmark."""
@@ -153,9 +174,19 @@ class ClipWordMethod(Method):
         return self.on(row).rules.threshold if row.background else None
 
     @property
+    def published(self) -> Published:
+        """Of its authors or of others; nothing with refinements of ours."""
+        return Published({}) if recorded_refinements(self.options) else super().published
+
+    @property
     def refines(self) -> bool:
-        """Whether averaged cosines are refined."""
+        """Whether averaged cosines are refined with PAMR."""
         return bool(self.options.pamr)
+
+    def refinements(self, dilations: tuple[int, ...] = PAMR().dilations) -> tuple[Refinement, ...]:
+        """Those that are on; PAMR with the method's own distances."""
+        on = make_refinements(dataclasses.replace(self.options, pamr=self.refines))
+        return tuple(PAMR(dilations=dilations) if isinstance(r, PAMR) else r for r in on)
 
     def check(self) -> None:
         """See `check_clip`."""
@@ -169,6 +200,7 @@ class ClipWordMethod(Method):
             "logit_scale": self.rules.logit_scale,
             "area": self.rules.area,
             "pamr": self.refines,
+            **recorded_refinements(self.options),
         }
 
     def text_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -238,7 +270,8 @@ class ClipWordSegmenter(DenseSegmenter):
 
     def cosines(self, patches: Tensor, grid: tuple[int, int], query: ClassQuery) -> Tensor:
         """Cosines (B, Q, gh, gw) of patches (B, P, E) with the words."""
-        cosines = torch.einsum("bpe,qe->bqp", F.normalize(patches, dim=-1), query.rows)
+        compared = F.normalize(self.refine_features(patches), dim=-1)
+        cosines = torch.einsum("bpe,qe->bqp", compared, query.rows)
         return self.refine_patches(cosines, patches).unflatten(-1, grid)
 
     @torch.no_grad()
@@ -257,7 +290,7 @@ class ClipWordSegmenter(DenseSegmenter):
     @property
     def pixelwise(self) -> bool:
         """Whether `finalise` may be called for strips of rows."""
-        return not self.refinements
+        return not changes(self.refinements, "pixels")
 
     @torch.no_grad()
     def finalise(self, scores: Tensor, image: Tensor, query: ClassQuery) -> Tensor:
@@ -279,5 +312,5 @@ class ClipWordSegmenter(DenseSegmenter):
         return scores
 
     def probabilities(self, scores: Tensor, query: ClassQuery) -> Tensor:
-        """Softmax over the words (Q, H, W), and the best word of every class: (C, H, W)."""
-        return pool_words((self.logit_scale * scores).softmax(dim=0), query, dim=0)
+        """Cosines of the words (Q, H, W) to probabilities of the classes (C, H, W)."""
+        return word_probabilities(scores, query, self.logit_scale, dim=0)

@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from talk2dino.devices import in_float32
-from talk2dino.refine.refinement import Refinement, changes
+from talk2dino.methods.base import MethodOptions
+from talk2dino.refine.propagation import MOST_BYTES
+from talk2dino.refine.refinement import Refinement, changes, check_graph
 from talk2dino.segmenter import ClassQuery, ClassWords, Words, make_query, with_background
 from talk2dino.sizes import Protocol
+
+
+@dataclass(frozen=True)
+class PatchOptions(MethodOptions):
+    """Choices of methods that score patches; refinements but PAMR are in no publication."""
+
+    pamr: bool | None = None
+    """Refine the scores along the edges of the image with PAMR."""
+    smoothing: bool = False
+    """Compare means of patches that resemble each other, in place of single ones."""
+    propagation: bool = False
+    """Spread the scores of patches among those that resemble each other."""
+    propagation_graph: str = "window"
+    """Between the patches of which windows: window, or image for all of an image's."""
+
+    def __post_init__(self) -> None:
+        check_graph(self.propagation_graph, self.propagation)
 
 
 class DenseSegmenter(nn.Module):
@@ -26,6 +46,8 @@ class DenseSegmenter(nn.Module):
         """By which words classes are looked for, unless a query says it."""
         self.protocol = Protocol()
         """Sizes and windows of `label_map`."""
+        self.most_bytes = MOST_BYTES
+        """Memory that refinements of patch scores may take."""
 
     @property
     def refinements(self) -> tuple[Refinement, ...]:
@@ -49,7 +71,7 @@ class DenseSegmenter(nn.Module):
     ) -> ClassQuery:
         """See `Segmenter.query`."""
         labels, of_labels = self.words.lists(names, background, words)
-        return make_query(labels, background, of_labels, self.embed_classes)
+        return make_query(labels, background, of_labels, self.embed_classes, self.words.pooling)
 
     @in_float32
     def window_scores(self, windows: Tensor, query: ClassQuery) -> Tensor:
@@ -84,14 +106,19 @@ class DenseSegmenter(nn.Module):
         """Whether `pixel_scores` is more than bilinear interpolation."""
         return bool(changes(self.refinements, "pixels"))
 
-    def refine_features(self, patches: Tensor, windows: Tensor) -> Tensor:
+    @property
+    def joins_windows(self) -> bool:
+        """See `PatchScoring`."""
+        return any(refinement.joins_windows for refinement in self.refinements)
+
+    def refine_features(self, patches: Tensor) -> Tensor:
         """Patch features (B, P, D) as they are compared."""
         for refinement in self.refinements:
-            patches = refinement.features(patches, windows)
+            patches = refinement.features(patches)
         return patches
 
     def refine_patches(self, scores: Tensor, patches: Tensor) -> Tensor:
         """Raw patch scores (B, C, P) with features (B, P, D)."""
         for refinement in self.refinements:
-            scores = refinement.patches(scores, patches)
+            scores = refinement.patches(scores, patches, self.most_bytes)
         return scores

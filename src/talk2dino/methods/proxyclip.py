@@ -37,7 +37,8 @@ from talk2dino.methods.clip_words import (
     Rules,
     benchmark_word,
 )
-from talk2dino.refine.refinement import PAMR, Refinement
+from talk2dino.refine.refinement import Refinement
+from talk2dino.refine.smoothing import mean_attention
 from talk2dino.segmenter import BACKGROUND, ClassQuery, ClassWords, Segmenter
 from talk2dino.sizes import Protocol
 
@@ -46,28 +47,9 @@ from talk2dino.sizes import Protocol
 _GAMMA, _BETA = 3.0, 1.2
 
 
-def proxy_attention(
-    features: Tensor, gamma: float = _GAMMA, beta: float = _BETA
-) -> tuple[Tensor, float]:
-    """How much each patch of one window counts for each other.
-
-    Args:
-        features: (P, D) of the foundation model.
-        gamma: makes differences of similarity larger.
-        beta: similarities below this multiple of their mean do not count.
-
-    Returns:
-        (P, P) with rows that sum to one, and the mean similarity. A patch always counts for itself:
-        where everything resembles everything, with a mean above 1 / beta, it is the only one.
-    """
-    unit = F.normalize(features, dim=-1)
-    similarity = unit @ unit.T
-    mean = similarity.mean()
-    own = gamma * (similarity.diagonal() - beta * mean)
-    logits = similarity.sub_(beta * mean).mul_(gamma)
-    logits.masked_fill_(logits < 0, -torch.inf)
-    logits.diagonal().copy_(own)
-    return logits.softmax(dim=-1), float(mean)
+def proxy_attention(features: Tensor) -> tuple[Tensor, float]:
+    """`mean_attention` of patches (P, D) of the foundation model, with the published numbers."""
+    return mean_attention(features, _GAMMA, _BETA)
 
 
 def mix_by_proxy(features: Tensor, values: Tensor) -> tuple[Tensor, float]:
@@ -289,5 +271,4 @@ class ProxyClipMethod(ClipWordMethod):
         else:
             towers = load_clip(clip, self.options.weights, device)
             models = (*towers, load_vision(vision, self.vision_weights, device))
-        refinements = [PAMR()] if self.refines else []
-        return ProxyClipSegmenter(*models, self.key, refinements, self.options.compat)
+        return ProxyClipSegmenter(*models, self.key, self.refinements(), self.options.compat)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from talk2dino.config import check_name, split_names
+from talk2dino.config import build, check_name, split_names
 
 if TYPE_CHECKING:
     import torch
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from talk2dino.benchmarks.table import Benchmark
     from talk2dino.methods.base import Method
     from talk2dino.predict import Model
-    from talk2dino.segmenter import Segmenter
+    from talk2dino.segmenter import ClassWords, Segmenter
 
 METHODS = {
     "talk2dino.method:Talk2DinoMethod": ("vitb", "vitl", "dinov3_vitb", "dinov3_vitl", "toy"),
@@ -50,6 +50,8 @@ def load_segmenter(
     weights: str | None = None,
     *,
     benchmark: str | None = None,
+    vocabulary: str | Path | Sequence[str] | None = None,
+    pooling: str = "max",
     device: str | torch.device = "cpu",
     **settings: Any,
 ) -> Segmenter:
@@ -58,18 +60,23 @@ def load_segmenter(
     Args:
         name: one of MODEL_NAMES, or a recipe, folder, file or repository of Talk2DINO.
         weights: a file, a folder or `seeded:<n>`; None for the model's own.
-        benchmark: key of a benchmark, whose options, vocabulary and protocol the segmenter then
-            has; None for those of a user's pictures.
+        benchmark: key of a benchmark or the YAML file of a data set, whose options, vocabulary and
+            protocol the segmenter then has; None for those of a user's pictures.
+        vocabulary: words by which classes are looked for when `query` is asked for their names: a
+            text file, or its lines, `name; alias; alias`; see `word_lists.read_word_lists`.
+        pooling: how the words of a class are put together: "max", the best one, or "lse".
         device: where to put it.
         settings: options of the method, such as `pamr=False`; see `--help` of `evaluate`. And
-            `protocol`: "native", or "unified" for sizes and words that all methods share.
+            `refine`: names of refinements with commas, such as "pamr,propagation"; `protocol`:
+            "native", or "unified" for sizes and words that all methods share; `short_side`,
+            `window`, `stride` and `stitch`: sizes in place of the protocol's.
 
     Returns:
         A segmenter with `query`, for `talk2dino.label_map`.
 
     Raises:
-        ValueError: an unknown name, benchmark or setting, or weights of another model; a benchmark
-            that the protocol is not for.
+        ValueError: an unknown name, benchmark, setting or pooling, or weights of another model; a
+            benchmark that the protocol or vocabulary is not for.
         FileNotFoundError, RuntimeError: weights that are missing, or cannot be downloaded.
     """
     from talk2dino.benchmarks.table import find_benchmark
@@ -79,20 +86,23 @@ def load_segmenter(
     row = None if benchmark is None else method.benchmark(find_benchmark(benchmark))
     method = method.for_pictures(background=False) if row is None else method.on(row)
     method.check()
-    return _with_words(method, method.load(resolve_device(str(device))), row)
+    words = _words(method, vocabulary, pooling, row)
+    return _with_words(method, method.load(resolve_device(str(device))), words, row)
 
 
 def load_model(
     name: str,
     weights: str | None = None,
     *,
+    vocabulary: str | Path | Sequence[str] | None = None,
+    pooling: str = "max",
     device: str | torch.device = "cpu",
     **settings: Any,
 ) -> Model:
     """A model of any method that segments pictures by words; see `talk2dino.predict.Model`.
 
     Args:
-        name, weights, device, settings: as in `load_segmenter`.
+        name, weights, vocabulary, pooling, device, settings: as in `load_segmenter`.
     """
     from talk2dino.devices import resolve_device
     from talk2dino.predict import Model
@@ -101,14 +111,37 @@ def load_model(
     method.check()
     place = resolve_device(str(device))
     plain, cleaned = (method.for_pictures(background) for background in (False, True))
-    segmenter = _with_words(plain, plain.load(place))
-    other = _with_words(cleaned, cleaned.load(place, segmenter))
+    words = _words(method, vocabulary, pooling)
+    segmenter = _with_words(plain, plain.load(place), words)
+    other = _with_words(cleaned, cleaned.load(place, segmenter), words)
     return Model(segmenter, other, method.demo.threshold, method.model)
 
 
-def _with_words(method: Method, segmenter: Any, row: Benchmark | None = None) -> Segmenter:
-    """A segmenter with the vocabulary and protocol of a benchmark, or of a user's pictures."""
-    segmenter.words = method.words(row)
+def _words(
+    method: Method,
+    vocabulary: str | Path | Sequence[str] | None,
+    pooling: str,
+    row: Benchmark | None = None,
+) -> ClassWords:
+    """The words of a method for a benchmark, or for a user's pictures, or those of a vocabulary."""
+    from talk2dino.pictures.word_lists import read_word_lists
+    from talk2dino.segmenter import POOLINGS
+
+    check_name("pooling", pooling, POOLINGS)
+    own = method.words(row) if row is None else row.class_words(method.words(row))
+    if vocabulary is None:
+        return own
+    found = read_word_lists(vocabulary)
+    if row is not None:
+        found.check_fits(row.key, len(row.classes) - row.background, row.background)
+    return found.class_words(own, pooling)
+
+
+def _with_words(
+    method: Method, segmenter: Any, words: ClassWords, row: Benchmark | None = None
+) -> Segmenter:
+    """A segmenter with words and with the protocol of a benchmark, or of a user's pictures."""
+    segmenter.words = words
     segmenter.protocol = method.demo.protocol if row is None else row.protocol
     return segmenter  # type: ignore[no-any-return]
 
@@ -125,11 +158,16 @@ def find_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
         ValueError: an unknown name, or an option that does not belong to the method.
         FileNotFoundError: the YAML file is not there.
     """
-    from talk2dino.methods.base import under_protocol
+    from talk2dino.methods.base import under_protocol, with_sizes
+    from talk2dino.refine.refinement import chosen_refinements
+    from talk2dino.sizes import Sizes
 
     kind = method_class(name)
     settings = {n: str(v) if isinstance(v, Path) else v for n, v in (settings or {}).items()}
     protocol = settings.pop("protocol", "native")
+    settings |= chosen_refinements(settings.pop("refine", None))
+    named = {entry.name: settings.pop(entry.name, None) for entry in dataclasses.fields(Sizes)}
+    sizes = build(Sizes, named, "sizes")
     known = option_names(kind)
     for option in settings:
         if option not in known:
@@ -142,7 +180,8 @@ def find_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
         kinds = str(entry.type).split(" | ")
         if entry.name in settings and value != default and type(value).__name__ not in kinds:
             raise ValueError(f"{entry.name} is {' or '.join(kinds)}, found {value!r}.")
-    return under_protocol(kind.from_options(name, kind.Options(**settings)), protocol)
+    method = under_protocol(kind.from_options(name, kind.Options(**settings)), protocol)
+    return with_sizes(method, sizes)
 
 
 def option_names(kind: type[Method]) -> list[str]:

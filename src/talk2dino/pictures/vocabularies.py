@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from talk2dino.config import as_texts
 from talk2dino.pictures.drawing import class_colours
-from talk2dino.textfiles import read_names
-
-BACKGROUND = "background"
+from talk2dino.pictures.word_lists import BACKGROUND, WordLists, read_word_lists
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,14 +24,16 @@ class Vocabulary:
     """(C, 3) uint8 RGB, one per name."""
     benchmark: str | None = None
     """Key of the benchmark that the names are of; methods may have other names for it."""
+    lists: WordLists | None = None
+    """Of a text file: the words of every class."""
 
 
 def find_vocabulary(words: Sequence[str]) -> Vocabulary:
     """A known class list, or the given names as they are, in the colours of ADE20K's classes.
 
     Args:
-        words: one of VOCABULARIES alone; or a text file (.txt) alone, with a class name on each
-            line; or class names, which may hold anything. A first `background` is left out.
+        words: one of VOCABULARIES alone; or a text file (.txt) alone, see `read_word_lists`; or
+            class names, which may hold anything. A first `background` is left out.
 
     Raises:
         ValueError: an empty or repeated name, none at all, or a single word that looks like the
@@ -45,7 +45,8 @@ def find_vocabulary(words: Sequence[str]) -> Vocabulary:
         benchmark, names, colours = VOCABULARIES[words[0]]
         return Vocabulary(tuple(names.split(", ")), _colours(colours), benchmark)
     if len(words) == 1 and Path(words[0]).suffix.lower() == ".txt":
-        return named_classes(read_names(words[0]))
+        lists = read_word_lists(words[0])
+        return replace(named_classes(lists.names), lists=lists)
     if len(words) == 1 and _looks_like_a_list(words[0]):
         raise ValueError(
             f"unknown vocabulary {words[0]!r}. Known: {', '.join(VOCABULARIES)}, or class names. "

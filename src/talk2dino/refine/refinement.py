@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from talk2dino.config import check_name
+from talk2dino.config import as_texts, check_name, split_names
 from talk2dino.refine.pamr import pamr
+from talk2dino.refine.propagation import MOST_BYTES, propagate
+from talk2dino.refine.smoothing import smooth
+
+GRAPHS = ("window", "image")
+"""Between which patches scores are propagated: of one window, or of all windows of an image."""
+_NEIGHBOURS = 12
 
 
 class Refinement:
@@ -17,13 +23,15 @@ class Refinement:
 
     name: ClassVar[str]
     """In `--refine` and in settings."""
+    joins_windows = False
+    """Whether `patches` has to see all windows of an image at once, and no others."""
 
-    def features(self, features: Tensor, windows: Tensor) -> Tensor:
-        """Patch features (B, P, D) of windows (B, 3, h, w), before they are compared."""
+    def features(self, features: Tensor) -> Tensor:
+        """Patch features (B, P, D) as they are compared."""
         return features
 
-    def patches(self, scores: Tensor, features: Tensor) -> Tensor:
-        """Raw scores (B, C, P) of the patches with features (B, P, D)."""
+    def patches(self, scores: Tensor, features: Tensor, most_bytes: int) -> Tensor:
+        """Raw scores (B, C, P) of the patches with features (B, P, D), within some memory."""
         return scores
 
     def pixels(self, scores: Tensor, windows: Tensor) -> Tensor:
@@ -46,18 +54,77 @@ class PAMR(Refinement):
         return pamr(windows, scores, self.iterations, self.dilations)
 
 
-REFINEMENTS: dict[str, type[Refinement]] = {kind.name: kind for kind in (PAMR,)}
-"""By name; a refinement is added here."""
+@dataclass(frozen=True)
+class Propagation(Refinement):
+    """Label propagation; see talk2dino.refine.propagation."""
+
+    graph: str = "window"
+    """One of GRAPHS."""
+    name: ClassVar[str] = "propagation"
+
+    @property
+    def joins_windows(self) -> bool:  # type: ignore[override]
+        """A graph of the whole image needs all of it."""
+        return self.graph == "image"
+
+    def patches(self, scores: Tensor, features: Tensor, most_bytes: int = MOST_BYTES) -> Tensor:
+        """Scores that patches which resemble each other share."""
+        windows, rows = len(scores), scores.transpose(1, 2)  # (B, P, C)
+        if self.joins_windows:
+            rows, features = rows.flatten(0, 1)[None], features.flatten(0, 1)[None]
+        nearest = min(_NEIGHBOURS, rows.shape[1] - 1)
+        if nearest:
+            rows = propagate(features, rows, nearest, most_bytes=most_bytes)
+        return rows.reshape(windows, -1, rows.shape[2]).transpose(1, 2)
 
 
-def make_refinements(names: Sequence[str]) -> tuple[Refinement, ...]:
-    """The refinements of names, in the order of REFINEMENTS, each once.
+@dataclass(frozen=True)
+class Smoothing(Refinement):
+    """One step of averaging over features that are alike; see talk2dino.refine.smoothing."""
+
+    name: ClassVar[str] = "smoothing"
+
+    def features(self, features: Tensor) -> Tensor:
+        """Features of which each is a mean of those like it."""
+        return smooth(features)
+
+
+REFINEMENTS: dict[str, type[Refinement]] = {r.name: r for r in (Smoothing, Propagation, PAMR)}
+"""By name, in the order in which they are applied; a refinement is added here."""
+
+
+def chosen_refinements(names: str | Sequence[str] | None) -> dict[str, bool]:
+    """What `--refine` switches on: names, or one text with commas between them.
 
     Raises:
         ValueError: an unknown name.
     """
-    wanted = {check_name("refinement", name, REFINEMENTS) for name in names}
-    return tuple(kind() for name, kind in REFINEMENTS.items() if name in wanted)
+    words = [word.strip() for text in as_texts(names or ()) for word in split_names(text)]
+    return {check_name("refinement", word, REFINEMENTS): True for word in words if word}
+
+
+def make_refinements(chosen: Any) -> tuple[Refinement, ...]:
+    """The refinements that an object with a switch per name has on, and its `propagation_graph`."""
+    found = [kind() for name, kind in REFINEMENTS.items() if getattr(chosen, name)]
+    graph = chosen.propagation_graph
+    return tuple(Propagation(graph) if isinstance(r, Propagation) else r for r in found)
+
+
+def recorded_refinements(chosen: Any) -> dict[str, object]:
+    """What is on of that in settings of a run; nothing of what is off, nor of PAMR."""
+    on: dict[str, object] = {
+        name: True for name in REFINEMENTS if name != PAMR.name and getattr(chosen, name)
+    }
+    if Propagation.name in on:
+        on["propagation_graph"] = chosen.propagation_graph
+    return on
+
+
+def check_graph(graph: str, propagation: bool) -> None:
+    """Raise ValueError for a graph that is unknown, or chosen without propagation."""
+    check_name("propagation_graph", graph, GRAPHS)
+    if graph != GRAPHS[0] and not propagation:
+        raise ValueError(f"propagation_graph {graph} means nothing without --refine propagation.")
 
 
 def changes(refinements: Sequence[Refinement], place: str) -> tuple[Refinement, ...]:

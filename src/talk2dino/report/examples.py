@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from talk2dino.benchmarks.data.labels import read_labels
-from talk2dino.benchmarks.metrics import IGNORED
+from talk2dino.benchmarks.data.labels import LabelRules, read_any_labels
+from talk2dino.benchmarks.metrics import ignored_label
 from talk2dino.pictures.drawing import (
     class_colours,
     colour_pixels,
@@ -148,26 +148,36 @@ def _try(read, trouble: list[str]) -> np.ndarray | None:  # type: ignore[no-unty
 
 
 def _read_truth(run: EvaluatedRun, root: Path, name: str) -> np.ndarray:
-    """Class ids (H, W) uint8, 255 ignored."""
+    """Class ids (H, W); see `metrics.ignored_label`."""
     assert run.counts is not None
     index = run.counts["images"].tolist().index(name)
-    labels = read_labels(root / str(run.counts["labels"][index]))
-    if run.result["reduce_zero_label"]:
-        labels = np.where((labels == 0) | (labels == IGNORED), IGNORED, labels - 1)
+    rules = _rules(run)
+    values = read_any_labels(root / str(run.counts["labels"][index]), rules.colours)
+    return rules.class_ids(values, len(run.classes))[0]
+
+
+def _rules(run: EvaluatedRun) -> LabelRules:
+    """What its label files mean; earlier versions wrote two flags."""
+    if run.result["label_rules"] is not None:
+        return LabelRules.from_json(run.result["label_rules"])
     if run.result["unlabelled_background"]:
-        labels = np.where(labels == IGNORED, 0, labels + 1)
-    return labels.astype(np.uint8)
+        return LabelRules(default_ignored=False, shift=1, values=(((255,), 0),))
+    return LabelRules(ignore=(0,), shift=-1) if run.result["reduce_zero_label"] else LabelRules()
 
 
 def _read_prediction(run: EvaluatedRun, name: str) -> np.ndarray | None:
     if not has_predictions(run):
         return None
-    return read_labels(Path(run.result["predictions"]) / f"{Path(name).stem}.png")
+    path = Path(run.result["predictions"]) / f"{Path(name).stem}.png"
+    labels = read_any_labels(path)
+    if labels.max() > ignored_label(len(run.classes)):
+        raise ValueError(f"{path} holds {labels.max()}, which is no class of {run.benchmark}.")
+    return labels
 
 
 def palette_of(run: EvaluatedRun) -> np.ndarray:
-    """(256, 3) uint8: the data set's colours, or ours; labels without a class are white."""
-    colours = np.full((256, 3), 255, dtype=np.uint8)
+    """(256 or 65536, 3) uint8: the data set's colours, or ours; labels without class are white."""
+    colours = np.full((ignored_label(len(run.classes)) + 1, 3), 255, dtype=np.uint8)
     known = run.result["palette"]
     if known is None:
         background = bool(run.result["has_background"])
@@ -181,7 +191,7 @@ def _over(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> Image.I
     if image.shape[:2] != labels.shape:
         return None
     painted = colour_pixels(image, labels, palette, _OPACITY)
-    rows, columns = np.nonzero(labels == IGNORED)
+    rows, columns = np.nonzero(labels == len(palette) - 1)
     stripe = max(labels.shape[1] // 50, 2)
     painted[rows, columns] = _STRIPES[(rows + columns) // stripe % 2]
     return _shrink(Image.fromarray(painted))
@@ -197,13 +207,14 @@ def _legend(
     maps: Sequence[np.ndarray], classes: Sequence[str], palette: np.ndarray, most: int
 ) -> list[Legend]:
     """The classes that cover most of the label maps together."""
-    pixels = sum((np.bincount(m.ravel(), minlength=256) for m in maps), np.zeros(256, np.int64))
+    count = len(palette)
+    pixels = sum((np.bincount(m.ravel(), minlength=count) for m in maps), np.zeros(count, np.int64))
     order = [int(v) for v in np.argsort(-pixels, kind="stable") if pixels[v] and v < len(classes)]
     legend = []
     for value in order[:most]:
         red, green, blue = palette[value].tolist()
         legend.append(Legend(classes[value], (red, green, blue)))
-    if pixels[IGNORED]:
+    if pixels[-1]:
         legend.append(Legend("not labelled", None))
     return legend
 

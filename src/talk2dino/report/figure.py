@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import numpy as np
 from PIL import Image
 
 from talk2dino.benchmarks.pictures import palette_picture
@@ -182,5 +181,5 @@ def _single_pictures(row: _Row, maps: Maps) -> dict[str, Image.Image]:
     names = ["truth", *(run.path.stem for run in row.runs)]
     for name, labels in zip(names, [maps.truth, *maps.predictions], strict=True):
         assert labels is not None
-        found[f"{stem}_{name}.png"] = palette_picture(labels.astype(np.uint8), palette)
+        found[f"{stem}_{name}.png"] = palette_picture(labels, palette)
     return found

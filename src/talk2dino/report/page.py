@@ -12,7 +12,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from talk2dino.benchmarks.results import published_sources
+from talk2dino.benchmarks.results import at_borders, published_sources
+from talk2dino.report.compare import DRAWS, Comparison
 from talk2dino.report.examples import Example, has_predictions
 from talk2dino.report.plots import ONE_COLUMN, method_colour, shown_classes
 from talk2dino.report.runs import (
@@ -34,6 +35,10 @@ class Section:
     """Its runs."""
     class_bars: bytes
     """SVG."""
+    comparisons: list[Comparison]
+    """Of the other runs with the first."""
+    not_compared: list[str]
+    """Why the others are not."""
     confusions: list[bytes | None]
     """SVG per run; None without counts."""
     examples: dict[str, list[Example]]
@@ -79,6 +84,8 @@ def build_page(
         method_colour=method_colour,
         shown_classes=shown_classes,
         top_confusions=top_confusions,
+        draws=DRAWS,
+        borders=at_borders([run.result for run in runs]),
         one_column=ONE_COLUMN,
         most_panels=_MOST_PANELS,
     )
@@ -128,9 +135,9 @@ def _number(value: float | None, form: str = ".2f") -> str:
     return "–" if value is None else format(value, form)
 
 
-def _signed(value: float) -> str:
+def _signed(value: float, form: str = "+.1f") -> str:
     """A difference in points, with its sign."""
-    return f"{value:+.1f}".replace("-", "−")
+    return format(value, form).replace("-", "−")
 
 
 def _memory(timing: Mapping[str, Any]) -> float | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from talk2dino.files import atomic_path, check_writable
 from talk2dino.progress import Progress, silent
+from talk2dino.report.compare import compare_comparable
 from talk2dino.report.examples import draw_rows, make_example
 from talk2dino.report.page import Section, build_page
 from talk2dino.report.plots import (
@@ -24,6 +25,7 @@ from talk2dino.report.runs import (
     methods,
     pick_examples,
 )
+from talk2dino.report.tables import write_tables
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class ReportOptions:
     """Best, median and worst images, so many of each; 0 for none."""
     data_root: Path | None = None
     """Where the images and labels are now; None for where they were evaluated."""
+    tables: bool = False
+    """Also write the numbers as LaTeX and CSV into the folder `<stem>_tables`."""
     overwrite: bool = False
     """Replace a report that is there."""
 
@@ -80,6 +84,10 @@ def write_report(
             sections[key], files = _make_section(group, methods(runs), options)
             written += files
             bar.update(1)
+    if options.tables:
+        folder = options.output.with_name(f"{options.output.stem}_tables")
+        compared = [found for section in sections.values() for found in section.comparisons]
+        written += write_tables(folder, runs, compared)
     page = build_page(runs, figure_svg(overview), sections, notes)
     with atomic_path(options.output) as temporary:
         temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
@@ -113,4 +121,5 @@ def _make_section(
         sheet = draw_rows(rows, [run.label for run in runs])
         with atomic_path(files[-1]) as temporary:
             sheet.save(temporary, format="PNG")
-    return Section(runs, figure_svg(bars), confusions, examples), files
+    comparisons, reasons = compare_comparable(runs)
+    return Section(runs, figure_svg(bars), comparisons, reasons, confusions, examples), files

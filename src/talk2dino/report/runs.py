@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,10 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from talk2dino.benchmarks.counts import SparseRows
 from talk2dino.benchmarks.result_schema import WrongField, check_counts
-from talk2dino.benchmarks.results import protocol_of, read_counts, read_result
+from talk2dino.benchmarks.results import options_of, protocol_of, read_counts, read_result
 from talk2dino.benchmarks.table import BENCHMARKS
 from talk2dino.files import listed
+
+_WEIGHTS_FLAG = re.compile(r"--weights[ =](\S+)(?: --|$)")  # one word: for one model
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class EvaluatedRun:
 
     @cached_property
     def counts(self) -> dict[str, np.ndarray] | None:
-        """The counts per image, or None if their file is gone.
+        """The counts per image, or None if their file is gone, or too large to be shown.
 
         Raises:
             ValueError: the file is damaged, or does not belong to the result.
@@ -57,6 +61,8 @@ class EvaluatedRun:
             return None
         try:
             counts = read_counts(path)
+            if any(isinstance(values, SparseRows) for values in counts.values()):
+                return None
             check_counts(counts, self.result)
         except (zipfile.BadZipFile, EOFError, ValueError) as error:
             raise ValueError(
@@ -177,17 +183,23 @@ def _because(skipped: Sequence[str]) -> str:
 
 
 def _method(result: Mapping[str, Any]) -> str:
-    protocol = protocol_of(result["settings"])
     own = f"{result['model']}{' + PAMR' if result['pamr'] else ''}"
-    return own if protocol is None else f"{own}, {protocol} protocol"
+    words = options_of(result["settings"])
+    if protocol_of(result["settings"]) is not None:
+        words[0] += " protocol"
+    return ", ".join([own, *words])
 
 
 def _weights(run: EvaluatedRun) -> str:
-    """The projection's, or those of the whole model, in a few letters."""
+    """The projection's, or those of the whole model: the file as typed, or a few letters."""
     models = _models(run)
     name = str(models.get("projection_weights") or models.get("weights") or "")
     kind, _, digest = name.partition(":")
-    return f", weights {digest[:8] if kind == 'sha256' else name}" if name else ""
+    if kind == "sha256":
+        typed = _WEIGHTS_FLAG.findall(" ".join(run.result.get("command") or []))
+        file = typed[0].rpartition("=")[2] if len(typed) == 1 else ""
+        name = Path(file).name or digest[:8]
+    return f", weights {name}" if name else ""
 
 
 def _other_models(run: EvaluatedRun) -> str:

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from talk2dino.benchmarks.checks import _pair_problem
 from talk2dino.benchmarks.data.check import check_benchmark
 from talk2dino.benchmarks.data.sources import SOURCES
+from talk2dino.benchmarks.datasets import pair_problem
 from talk2dino.benchmarks.table import BENCHMARKS
 from talk2dino.cli.data import main
+from talk2dino.toy.world import WorldConfig, write_world
 
 
 def save(path, labels=((0, 1), (2, 255))):
@@ -143,7 +144,7 @@ def test_colours_in_place_of_labels_and_other_sizes(tmp_path):
     (tmp_path / row.labels / "c.png").write_bytes(b"\x89PNG")
     _, problems = look(tmp_path, "voc")
     assert "a.png holds RGB colours" in problems
-    assert "b.png is 2 x 3 pixels, its image 2 x 2" in problems
+    assert "b.png is 2x3 pixels, but its image is 2x2" in problems
     assert "c.png is not an image" in problems
 
 
@@ -189,8 +190,15 @@ def test_converting_all_skips_what_is_not_there(tmp_path, capsys):
 def test_wrong_arguments_are_refused(tmp_path, capsys):
     assert main(["check", "--data_root", str(tmp_path), "--benchmarks", "vok"]) == 2
     assert "Did you mean 'voc'" in capsys.readouterr().err
-    assert main(["check", "--data_root", str(tmp_path), "--benchmarks", "toy"]) == 2
-    assert "nothing to check" in capsys.readouterr().err
+    assert main(["convert", "--data_root", str(tmp_path), "--benchmarks", "toy"]) == 2
+    assert "nothing to convert" in capsys.readouterr().err
+
+
+def test_the_drawn_world_is_checked_like_any_data(tmp_path, capsys):
+    assert main(["check", "toy", "--data_root", str(tmp_path)]) == 1
+    write_world(tmp_path, WorldConfig(train_images=1, val_images=1, evaluation_images=2))
+    assert main(["check", "toy", "--data_root", str(tmp_path)]) == 0
+    assert re.search(r"^toy +complete +2 images, 2 labels$", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_without_a_data_folder_everything_is_missing_and_nothing_can_be_converted(tmp_path, capsys):
@@ -305,7 +313,7 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch
     _, problems = look(tmp_path, "ade20k")
     assert "a.png may not be read: permission denied" in problems and "damaged" not in problems
     pair = tmp_path / row.images / "a.jpg", tmp_path / row.labels / "a.png"
-    assert "may not be read" in _pair_problem(*pair)
+    assert "may not be read" in pair_problem(*pair)
 
 
 def test_commands_can_be_pasted_whatever_the_folder_is_called(tmp_path):

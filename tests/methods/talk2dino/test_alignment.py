@@ -4,10 +4,12 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from talk2dino.backbones.attention import average_attention, head_embeddings
 from talk2dino.methods.talk2dino.alignment import PER_HEAD, align, selected_heads
 from talk2dino.methods.talk2dino.losses import infonce, triplet
+from talk2dino.methods.talk2dino.projection import ProjectionConfig, ProjectionLayer
 from tests.literal.training import infonce as literal_infonce
 
 TEXT = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
@@ -27,6 +29,35 @@ def test_sampling_draws_heads_by_their_softmax_and_repeats_with_its_generator():
 
     assert torch.equal(draw(0), draw(0))
     assert torch.equal(draw(1), torch.stack([HEADS[0, 1], HEADS[1, 0]]))  # softmax of 60 apart
+
+
+def test_soft_routing_weighs_heads_by_their_own_caption_and_scores_their_unit_sum():
+    config = {"alignment_strategy": "soft_routing", "routing_temperature": 0.2}
+    model = ProjectionLayer.from_config({**config, "dino_embed_dim": 2, "clip_embed_dim": 3})
+    text = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    projected = F.normalize(model.project_clip_txt(text), dim=1)
+    expected = torch.empty(2, 2)
+    for image in range(2):
+        heads = F.normalize(HEADS[image], dim=1)
+        weights = ((heads @ projected[image]) / 0.2).exp()
+        routed = (weights[:, None] * heads).sum(dim=0)
+        for caption in range(2):
+            expected[caption, image] = projected[caption] @ routed / routed.norm()
+    torch.testing.assert_close(model(HEADS, text), expected)
+    default = ProjectionLayer.from_config({**config, "routing_temperature": 0.1})
+    assert default.config == ProjectionConfig(alignment_strategy="soft_routing")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"routing_temperature": 0.0}, "routing_temperature must be positive, got 0.0"),
+        ({"cosine": False}, "soft_routing compares unit vectors"),
+    ],
+)
+def test_soft_routing_needs_unit_vectors_and_a_temperature(change, message):
+    with pytest.raises(ValueError, match=message):
+        ProjectionConfig(**{"alignment_strategy": "soft_routing"} | change)
 
 
 def test_weighted_average_is_the_mean_of_weight_times_head():

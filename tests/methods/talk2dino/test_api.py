@@ -14,7 +14,7 @@ from PIL import Image
 import talk2dino
 from talk2dino import Segmentation, Talk2DINO, read_rgb
 from talk2dino.inference import picture_scores
-from talk2dino.methods.ovsegmentor.classes import class_names
+from talk2dino.methods.ovsegmentor.method import class_names
 from talk2dino.methods.talk2dino.projection import build_projection
 from talk2dino.pictures.images import rgb_tensor
 from talk2dino.pictures.vocabularies import named_classes
@@ -347,3 +347,19 @@ def test_a_damaged_picture_that_was_opened_is_named_by_its_position(model, coffe
     broken = Image.open(io.BytesIO(data.getvalue()[:900]))  # fails when it is decoded
     with pytest.raises(ValueError, match=r"images\[1\]: the image is truncated or damaged"):
         model.segment([coffee, broken], NAMES)
+
+
+def test_a_picture_has_one_vector_by_attention_mean_or_its_cls_token(model, coffee):
+    features = model.segmenter.patch_features(
+        model.segmenter.resize_windows(rgb_tensor(coffee)[None].float())
+    )
+    weights = features.attention_logits.mean(dim=1).softmax(dim=-1)
+    expected = {
+        "attention": (weights[..., None] * features.patches).mean(dim=1),
+        "mean": features.patches.mean(dim=1),
+        "cls": features.cls,
+    }
+    for pool, vector in expected.items():
+        torch.testing.assert_close(model.encode_image(coffee, pool=pool), vector)
+    with pytest.raises(ValueError, match="unknown pool 'max'"):
+        model.encode_image(coffee, pool="max")

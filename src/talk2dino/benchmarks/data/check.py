@@ -8,19 +8,53 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from talk2dino.benchmarks.data.context import find_context_json
-from talk2dino.benchmarks.data.label_sample import LabelSample, sample_labels
+from talk2dino.benchmarks.data.labels import CITYSCAPES_LAST_ID, WrongLabelMode, read_any_labels
 from talk2dino.benchmarks.data.sources import SOURCES, Source
+from talk2dino.benchmarks.datasets import (
+    EvaluationSet,
+    files_below,
+    pair_problem,
+    pictures_left_out,
+    unknown_values,
+)
+from talk2dino.benchmarks.metrics import IGNORED, WIDE_IGNORED
 from talk2dino.benchmarks.table import Benchmark
 from talk2dino.files import listed
-from talk2dino.pictures.images import other_pictures
 from talk2dino.textfiles import read_names
 
+T = TypeVar("T")
+
+_ENOUGH_LABELS = 3  # of which one holds a value that most labels hold
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz")
 _DEPTH = 6  # of folders below the data root that are looked into
+
+
+@dataclass(eq=False)
+class LabelSample:
+    """What some labels hold."""
+
+    num_labels: int
+    """Files looked at."""
+    pixels: np.ndarray = field(default_factory=lambda: np.zeros(WIDE_IGNORED + 1, np.int64))
+    """(65536,) pixels of every value as stored, of every class where colours are stored."""
+    wide: bool = False
+    """Whether the files have 16 bits."""
+    problems: list[str] = field(default_factory=list)
+    """Labels that cannot be used."""
+    warnings: list[str] = field(default_factory=list)
+    """Labels that look wrong."""
+
+    def shares(self) -> dict[int, float]:
+        """Stored value -> share of the pixels, the most frequent first."""
+        total = max(int(self.pixels.sum()), 1)
+        found = np.flatnonzero(self.pixels)
+        order = found[np.argsort(-self.pixels[found], kind="stable")]
+        return {int(value): float(self.pixels[value]) / total for value in order}
 
 
 @dataclass
@@ -79,9 +113,51 @@ def check_benchmark(benchmark: Benchmark, data_root: str | Path, sample_size: in
     if len(labelled) < len(stems):
         report.problems.append(_unlabelled(benchmark, root, source, stems, set(labelled)))
     if labelled and sample_size:
-        report.sample = sample_labels(benchmark, root, _spread(labelled, sample_size))
-        report.problems += report.sample.problems
-        report.warnings += report.sample.warnings
+        suffixes = benchmark.image_suffix, benchmark.label_suffix
+        pairs = [
+            (images / f"{stem}{suffixes[0]}", labels / f"{stem}{suffixes[1]}")
+            for stem in _spread(labelled, sample_size)
+        ]
+        _add_sample(report, pairs)
+    return report
+
+
+def check_dataset(row: Benchmark, data_root: str | Path, sample_size: int) -> DataReport:
+    """`check_benchmark` for a data set of which nothing else is known than its YAML file."""
+    report = DataReport(row)
+    try:
+        dataset = EvaluationSet(row, data_root)
+    except (OSError, ValueError) as error:
+        report.problems.append(str(error))
+        return report
+    root = dataset.data_root
+    pairs = [(root / sample.image, root / sample.label) for sample in dataset.samples]
+    present = [pair for pair in pairs if pair[0].is_file()]
+    labelled = [pair for pair in present if pair[1].is_file()]
+    report.num_images, report.num_labels = len(present), len(labelled)
+    for kind, missing in (
+        ("images", [str(image) for image, _ in pairs if not image.is_file()]),
+        ("labels", [str(label) for _, label in pairs if not label.is_file()]),
+    ):
+        if missing:
+            report.problems.append(
+                f"{len(missing)} of {len(pairs)} {kind} are missing: {_some(missing)}"
+            )
+    wrong = [text for pair in labelled if (text := pair_problem(*pair, row.rules.colours))]
+    if wrong:
+        report.problems.append(f"{len(wrong)} files cannot be used: {_some(wrong)}")
+    if dataset.unlabelled:
+        report.warnings.append(
+            f"{len(dataset.unlabelled)} images have no label and are left out: "
+            f"{_some(dataset.unlabelled)}"
+        )
+    used = {label.resolve() for _, label in pairs}
+    folder = dataset.label_folder
+    names = sorted(files_below(folder, (row.label_suffix,)))
+    if row.split is None and (more := [n for n in names if (folder / n).resolve() not in used]):
+        report.warnings.append(f"{len(more)} labels have no image: {_some(more)}")
+    if labelled and sample_size and not wrong:
+        _add_sample(report, _spread(labelled, sample_size))
     return report
 
 
@@ -97,14 +173,14 @@ def _listed_stems(
         return None
     if benchmark.split is None:
         suffix = benchmark.image_suffix
-        stems = sorted(name.removesuffix(suffix) for name in _files_below(folder, suffix))
+        stems = sorted(name.removesuffix(suffix) for name in files_below(folder, (suffix,)))
         if not stems:
             other = _some(sorted(os.listdir(folder))) or "nothing"
             there = _explain_missing(folder, root, source, suffix)
             report.problems.append(
                 f"{folder} holds no *{suffix} (found: {other}){there}. {get_images}"
             )
-        elif left := pictures_left_out(folder, suffix):
+        elif left := pictures_left_out(folder, (suffix,)):
             report.warnings.append(f"{folder}: pictures that do not end in {suffix}: {left}")
         return stems or None
     path = root / benchmark.split
@@ -272,23 +348,7 @@ def _link(found: Path, wanted: Path, root: Path) -> str:
     return f"{made}ln -s {_quoted(found.absolute())} {_quoted(wanted)}"
 
 
-def _files_below(folder: Path, suffix: str) -> list[str]:
-    """Paths below `folder` of the files with this ending, with `/`."""
-    return [
-        Path(place, name).relative_to(folder).as_posix()
-        for place, _, names in os.walk(folder, followlinks=True)  # as mmcv does
-        for name in names
-        if name.endswith(suffix) and not name.startswith(".")
-    ]
-
-
-def pictures_left_out(folder: Path, suffix: str) -> str:
-    """Names of the pictures below a benchmark's folder that it passes over; empty if none."""
-    paths = (Path(place, name) for place, _, names in os.walk(folder) for name in names)
-    return other_pictures(path for path in paths if not path.name.endswith(suffix))
-
-
-def _spread(items: Sequence[str], count: int) -> list[str]:
+def _spread(items: Sequence[T], count: int) -> list[T]:
     places = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)
     return [items[place] for place in np.unique(places)]
 
@@ -296,3 +356,88 @@ def _spread(items: Sequence[str], count: int) -> list[str]:
 def _some(names: Sequence[str], shown: int = 3) -> str:
     text = ", ".join(names[:shown])
     return text if len(names) <= shown else f"{text}, ... ({len(names)})"
+
+
+def _add_sample(report: DataReport, pairs: Sequence[tuple[Path, Path]]) -> None:
+    """Read the labels of some images and their labels."""
+    row, rules = report.benchmark, report.benchmark.rules
+    report.sample = sample = LabelSample(len(pairs))
+    colours, damaged, sizes, outside = [], [], [], []
+    for image, path in pairs:
+        try:
+            values = read_any_labels(path, rules.colours)
+            labels, unknown = rules.class_ids(values, len(row.classes))
+        except WrongLabelMode as error:
+            colours.append(str(error))
+            continue
+        except ValueError as error:
+            damaged.append(str(error))
+            continue
+        sample.wide |= values.dtype == np.uint16
+        stored = labels if rules.colours else values
+        sample.pixels += np.bincount(stored.ravel(), minlength=len(sample.pixels))
+        if unknown.any() and not rules.unknown_ignored:
+            outside.append(f"{path}: {unknown_values(row, values, unknown)}")
+        if (text := pair_problem(image, path, rules.colours)) is not None:
+            sizes.append(text)
+    own = row.key not in SOURCES
+    for texts in (colours, damaged, sizes, outside if own else []):
+        if texts:
+            more = f" ({len(texts)} of {len(pairs)} in the sample)"
+            sample.problems.append(texts[0] + more)
+    if outside and not own:
+        name = Path(outside[0].partition(": ")[0]).name
+        sample.problems.append(_explain_outside(row, sample.pixels, name))
+    elif not own and benchmark_is_empty(row, sample.pixels):
+        held = ", ".join(map(str, sample.shares()))
+        sample.warnings.append(
+            f"the {sample.num_labels} labels looked at hold only {held}: no class at all"
+        )
+    elif not own and (text := _explain_shift(row, sample)):
+        sample.warnings.append(text)
+    report.problems += sample.problems
+    report.warnings += sample.warnings
+
+
+def benchmark_is_empty(benchmark: Benchmark, pixels: np.ndarray) -> bool:
+    """Whether the sampled pixels of a benchmark hold no class, or only the background."""
+    first = int(benchmark.background or benchmark.rules.shift < 0)
+    return bool(pixels.sum() and not pixels[first:IGNORED].any())
+
+
+def _explain_shift(benchmark: Benchmark, sample: LabelSample) -> str | None:
+    """A sentence if the values are probably those of the published labels less or plus one."""
+    shares = sample.shares()
+    ignored, most = shares.get(IGNORED, 0.0), SOURCES[benchmark.key].most_ignored
+    if ignored > most:
+        return (
+            f"{100 * ignored:.0f} % of the pixels are {IGNORED}, in the published labels "
+            f"{f'less than {100 * most:.0f} %' if most else 'none'}: were they reduced by one "
+            "already (0 became 255)? Then every class is off by one. Use the published files"
+        )
+    common = benchmark.background or benchmark.rules.shift < 0
+    if common and 0 not in shares and sample.num_labels >= _ENOUGH_LABELS:
+        return "no label holds 0, which most published ones do: are all values off by one?"
+    return None
+
+
+def _explain_outside(benchmark: Benchmark, pixels: np.ndarray, name: str) -> str:
+    known = benchmark.rules.known(len(benchmark.classes))
+    first, last = int(known[0]), int(known[-1])
+    values = [v for v in np.flatnonzero(pixels).tolist() if v > last and v != IGNORED]
+    shown = ", ".join(map(str, values[:6])) + (", ..." if len(values) > 6 else "")
+    text = (
+        f"labels hold values that are no class ({shown}; allowed are {first} to {last} and "
+        f"{IGNORED}), for example {name}"
+    )
+    if values == [last + 1] and not pixels[0]:
+        return text + ": no label holds 0, so all values seem one too high. Use the published files"
+    if benchmark.key == "cityscapes" and max(values) <= CITYSCAPES_LAST_ID:
+        return text + ": these are labelIds under the name of TrainIds; remove and convert them"
+    if benchmark.key in ("coco_stuff", "coco_object"):
+        return text + ": these are raw COCO-Stuff ids, not TrainIds; remove and convert them"
+    if benchmark.key.startswith("context"):
+        return text + ": these are the 459 labels of PASCAL Context; convert trainval_merged.json"
+    if benchmark.key == "ade20k":
+        return text + ": these are not the 150 classes of ADEChallengeData2016"
+    return text

@@ -131,20 +131,20 @@ def _draw(
                 f"{stem}: category {category} is none of the 59 classes of {JSON_NAME}. "
                 "Is it the annotation with all 459 labels?"
             )
-        inside = _decode(segment["segmentation"], size_hw)
+        inside = decode_segment(segment["segmentation"], size_hw)
         if inside.shape != size_hw:
             raise ValueError(f"{stem}: a segment of size {inside.shape} in an image of {size_hw}.")
         mask[inside] = _CLASS_OF[category]
     return mask, []
 
 
-def _decode(segmentation: Any, size_hw: tuple[int, int]) -> np.ndarray:
+def decode_segment(segmentation: Any, size_hw: tuple[int, int]) -> np.ndarray:
     """(H, W) bool from COCO's run lengths (compressed or as a list) or polygons."""
     try:
         from pycocotools import mask as coco_mask
     except ImportError as error:
         raise ImportError(
-            "PASCAL Context masks need pycocotools. Run: pip install pycocotools"
+            "COCO's segments need pycocotools. Run: pip install pycocotools"
         ) from error
     coded = segmentation
     if isinstance(segmentation, list):

@@ -47,8 +47,8 @@ class Conversion:
     """What it is made from, for messages."""
     target: Path
     """The file to write."""
-    convert: Callable[[], tuple[np.ndarray, Sequence[int]]]
-    """Reads and converts: the new labels (H, W) uint8, and values that were not understood."""
+    convert: Callable[[], tuple[np.ndarray, Sequence[object]]]
+    """Reads and converts: (H, W) uint8 or uint16, and values that were not understood."""
 
 
 @dataclass
@@ -165,7 +165,7 @@ def _missing(plan: Sequence[Conversion]) -> list[Conversion]:
     return [c for c in plan if c.target.name not in present[c.target.parent]]
 
 
-def _run_one(conversion: Conversion) -> Sequence[int] | ValueError:
+def _run_one(conversion: Conversion) -> Sequence[object] | ValueError:
     """Write one file; returns the values that were not understood, or why it failed."""
     try:
         labels, unknown = conversion.convert()
@@ -176,12 +176,12 @@ def _run_one(conversion: Conversion) -> Sequence[int] | ValueError:
 
 
 def save_labels(labels: np.ndarray, path: Path) -> None:
-    """Write (H, W) uint8 labels as a grey PNG, atomically."""
+    """Write (H, W) uint8 or uint16 labels as a grey PNG, atomically."""
     with atomic_path(path) as temporary:
         Image.fromarray(labels).save(temporary, format="PNG")
 
 
-def _count(conversion: Conversion, result: Sequence[int] | ValueError, outcome: Outcome) -> None:
+def _count(conversion: Conversion, result: Sequence[object] | ValueError, outcome: Outcome) -> None:
     if isinstance(result, ValueError):
         outcome.failures.append(str(result))
         return

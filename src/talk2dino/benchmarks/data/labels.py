@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
-from talk2dino.benchmarks.metrics import IGNORED
-from talk2dino.pictures.images import UnsupportedPixels, use_picture
+from talk2dino.benchmarks.metrics import IGNORED, WIDE_IGNORED, ignored_label
+from talk2dino.files import check_file
+from talk2dino.pictures.images import MAX_PIXELS, UnsupportedPixels, use_picture
 
 T = TypeVar("T")
 
@@ -78,12 +81,160 @@ def read_labels(path: str | Path) -> np.ndarray:
     return _use_labels(path, lambda image: np.array(image, dtype=np.uint8))
 
 
-def label_size(path: str | Path) -> tuple[int, int]:
+def read_any_labels(path: str | Path, colours: bool = False) -> np.ndarray:
+    """Read a label file of 8 or 16 bits: PNG, TIFF or NPY.
+
+    Args:
+        path: the file.
+        colours: it holds colours, given directly or by a palette.
+
+    Returns:
+        (H, W) uint8 or uint16 as stored, or (H, W, 3) uint8 RGB.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or holds something else.
+    """
+    if Path(path).suffix.lower() == ".npy":
+        return np.array(_open_npy(path))
+
+    def use(image: Image.Image) -> np.ndarray:
+        if colours:
+            return np.array(image.convert("RGB"), dtype=np.uint8)
+        values = np.array(image)
+        return values.astype(np.uint8 if image.mode in _GREY else np.uint16)
+
+    return _use_labels(path, use, refuse=_no_colours if colours else _no_values)
+
+
+def label_size(path: str | Path, colours: bool = False) -> tuple[int, int]:
     """(height, width) of a label file, from its header.
 
-    Raises: as `read_labels`, except for damage behind the header.
+    Raises: as `read_any_labels`, except for damage behind the header.
     """
-    return _use_labels(path, lambda image: (image.height, image.width), header_only=True)
+    if Path(path).suffix.lower() == ".npy":
+        height, width = _open_npy(path).shape
+        return height, width
+    refuse = _no_colours if colours else _no_values
+    return _use_labels(path, lambda image: (image.height, image.width), True, refuse)
+
+
+def _open_npy(path: str | Path) -> np.ndarray:
+    """The array of an NPY file, still on disk."""
+    check_file(path)
+    try:
+        values = np.load(path, mmap_mode="r", allow_pickle=False)
+    except PermissionError as error:
+        raise ValueError(forbidden(path)) from error
+    except (ValueError, OSError, EOFError, SyntaxError) as error:
+        raise ValueError(f"{path} is no NPY file, or damaged ({error}).") from error
+    if values.ndim != 2 or values.dtype not in (np.uint8, np.uint16) or values.size > MAX_PIXELS:
+        raise WrongLabelMode(
+            f"{path} holds {values.dtype} {values.shape}; labels are (H, W) uint8 or uint16 of at "
+            f"most {MAX_PIXELS} pixels."
+        )
+    return values
+
+
+Value = tuple[int, ...]
+"""Of a pixel in a label file: grey (value,) or a colour (r, g, b)."""
+
+
+@dataclass(frozen=True)
+class LabelRules:
+    """What the values of a data set's label files mean."""
+
+    ignore: tuple[int, ...] = ()
+    """Grey values without a class ..."""
+    default_ignored: bool = True
+    """... and 255 of files with 8 bits, 65535 of those with 16."""
+    shift: int = 0
+    """Added to the grey values that are neither ignored nor in `values`."""
+    values: tuple[tuple[Value, int], ...] = ()
+    """Values and the ids of their classes; an id that no class has is ignored if it is in `ignore`,
+    or 255 or 65535."""
+    others_shifted: bool = True
+    """Whether values that are not in `values` have a class at all."""
+    unknown_ignored: bool = False
+    """Whether values without a class are ignored; otherwise they are an error."""
+    ids: tuple[int, ...] = ()
+    """Ids of the classes, ascending; none: 0, 1, 2, ..."""
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> LabelRules:
+        """From what `dataclasses.asdict` gave, after it was JSON."""
+        values = tuple((tuple(value), label) for value, label in content["values"])
+        lists = {name: tuple(content[name]) for name in ("ignore", "ids")}
+        return cls(**{**content, **lists, "values": values})
+
+    @property
+    def colours(self) -> bool:
+        """Whether label files hold colours."""
+        return any(len(value) == 3 for value, _ in self.values)
+
+    def known(self, num_classes: int, wide: bool = False) -> np.ndarray:
+        """The values that stand for a class in files of 8 or 16 bits; colours as one number."""
+        keys, classes = self._table(num_classes, wide)
+        return keys[classes < num_classes]
+
+    def class_ids(self, values: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+        """What a label file means.
+
+        Args:
+            values: (H, W) or (H, W, 3), from `read_any_labels`.
+            num_classes: C.
+
+        Returns:
+            (H, W) class ids, uint8 up to 255 classes and else uint16, with
+            `metrics.ignored_label`; and (H, W) bool, where a value means nothing.
+        """
+        kind = np.uint8 if num_classes <= IGNORED else np.uint16
+        wide = values.dtype == np.uint16
+        keys, classes = self._table(num_classes, wide)
+        if values.ndim == 2:
+            lookup = np.full(1 << (16 if wide else 8), -1, np.int32)
+            lookup[keys] = classes
+            found = lookup[values]
+        else:
+            packed = values.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
+            places = np.searchsorted(keys, packed).clip(max=len(keys) - 1)
+            found = np.where(keys[places] == packed, classes[places], -1)
+        unknown = found < 0
+        return np.where(unknown, ignored_label(num_classes), found).astype(kind), unknown
+
+    def _table(self, num_classes: int, wide: bool) -> tuple[np.ndarray, np.ndarray]:
+        return _rules_table(self, num_classes, wide)
+
+
+@lru_cache(maxsize=64)
+def _rules_table(rules: LabelRules, num_classes: int, wide: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The values (n,) int32 that mean something, ascending, and their classes or the ignored."""
+    ignored = ignored_label(num_classes)
+    ids = rules.ids or range(num_classes)
+    last = 0xFFFFFF if rules.colours else WIDE_IGNORED if wide else IGNORED
+    class_of = {label: place for place, label in enumerate(ids)}
+    nothing = {*rules.ignore, IGNORED, WIDE_IGNORED}
+    table: dict[int, int] = {}
+    if not rules.colours:
+        if rules.others_shifted:
+            for label, place in class_of.items():
+                if 0 <= label - rules.shift <= last:
+                    table[label - rules.shift] = place
+        if rules.default_ignored:
+            table.setdefault(last, ignored)  # unless it is a class
+        table |= dict.fromkeys(rules.ignore, ignored)
+    for value, label in rules.values:
+        key = value[0] if len(value) == 1 else (value[0] << 16) + (value[1] << 8) + value[2]
+        if label not in class_of and label not in nothing:
+            raise ValueError(f"values: no class has the id {label}, to which {key} is mapped.")
+        table[key] = class_of.get(label, ignored)
+    keys = np.array([key for key in sorted(table) if 0 <= key <= last], np.int32)
+    return keys, np.array([table[key] for key in keys.tolist()], np.int32)
+
+
+def label_name(rules: LabelRules, value: int) -> str:
+    """A value of `LabelRules.known` as people write it."""
+    return str([value >> 16, value >> 8 & 255, value & 255]) if rules.colours else str(value)
 
 
 def forbidden(path: str | Path) -> str:
@@ -95,9 +246,14 @@ class WrongLabelMode(UnsupportedPixels):
     """An intact picture that holds no 8-bit class numbers."""
 
 
-def _use_labels(path: str | Path, use: Callable[[Image.Image], T], header_only: bool = False) -> T:
+def _use_labels(
+    path: str | Path,
+    use: Callable[[Image.Image], T],
+    header_only: bool = False,
+    refuse: Callable[[Image.Image], str | None] | None = None,
+) -> T:
     def checked(image: Image.Image) -> T:
-        if (problem := _no_labels(image)) is not None:
+        if (problem := (refuse or _no_bytes)(image)) is not None:
             raise WrongLabelMode(f"{path} {problem}")
         return use(image)
 
@@ -107,24 +263,53 @@ def _use_labels(path: str | Path, use: Callable[[Image.Image], T], header_only: 
         raise ValueError(forbidden(path)) from error
 
 
-def _no_labels(image: Image.Image) -> str | None:
-    """Why a picture cannot be a label map, if so."""
+_GREY = ("1", "L", "P")
+
+
+def _no_bytes(image: Image.Image) -> str | None:
+    """Why a picture is no PNG of 8-bit class numbers, if so."""
     if not isinstance(image, PngImageFile):
-        return (
-            f"is no lossless PNG but {image.format}, which may have changed its class numbers: "
-            "use the official file."
-        )
+        return _lossy(image)
+    return _no_values(image) or (
+        None
+        if image.mode in _GREY
+        else f"has pixels of mode {image.mode}; labels must be 8-bit grey or palette indices."
+    )
+
+
+def _no_values(image: Image.Image) -> str | None:
+    """Why a picture holds no class numbers of 8 or 16 bits, if so."""
+    if not isinstance(image, PngImageFile | TiffImageFile):
+        return _lossy(image)
     if image.mode in ("RGB", "RGBA", "LA", "PA"):
         return (
             f"holds {image.mode} colours, not class numbers. It was probably re-saved by a "
-            "program that flattens palettes, or is a colour visualisation: use the official file."
+            "program that flattens palettes, or is a colour visualisation: use the official file, "
+            "or say with `values:` which colour is which class."
         )
-    # Grey of 2 or 4 bits is stretched to 0 to 255 by every reader.
-    if image.mode not in ("1", "L", "P") or image.tile[0][3] in ("L;2", "L;4"):
-        return (
-            f"has pixels of mode {image.tile[0][3]}; labels must be 8-bit grey or palette indices."
-        )
+    # Grey of 2 or 4 bits is stretched to 0 to 255 by every reader. Pillow before 11 reads 16-bit
+    # PNG as "I".
+    raw = str(image.tile[0][3] if image.tile else image.mode)
+    wide = image.mode.startswith("I;16") or (image.mode == "I" and "I;16" in raw)
+    if (image.mode not in _GREY and not wide) or "L;2" in raw or "L;4" in raw:
+        return f"has pixels of mode {raw}; labels must be grey of 8 or 16 bits or palette indices."
     return None
+
+
+def _no_colours(image: Image.Image) -> str | None:
+    """Why a picture holds no 8-bit colours, if so."""
+    if not isinstance(image, PngImageFile | TiffImageFile):
+        return _lossy(image)
+    if image.mode in ("RGB", "RGBA", "P") and "16" not in str(image.tile[0][3]):
+        return None
+    return f"has pixels of mode {image.mode}, and `values:` are colours; they need 8-bit RGB."
+
+
+def _lossy(image: Image.Image) -> str:
+    return (
+        f"is no lossless PNG but {image.format}, which may have changed its class numbers: "
+        "use the official file."
+    )
 
 
 def _table(ids: Iterable[int], first: int, other: int, unlabelled: Iterable[int]) -> LabelTable:

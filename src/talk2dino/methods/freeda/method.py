@@ -12,7 +12,7 @@ import torch
 from talk2dino.backbones.clip_image import check_clip, load_clip
 from talk2dino.backbones.seeded import parse_seeded
 from talk2dino.backbones.text import default_weights
-from talk2dino.backbones.vision import PRETRAINED, check_vision, load_vision
+from talk2dino.backbones.vision import PRETRAINED, check_vision, load_vision, patch_size
 from talk2dino.benchmarks.table import BENCHMARKS, Benchmark
 from talk2dino.config import check_at_least
 from talk2dino.files import weights_identity
@@ -114,6 +114,11 @@ class FreeDAMethod(Method):
     def on(self, row: Benchmark) -> FreeDAMethod:
         """With the superpixels of a benchmark."""
         return dataclasses.replace(self, key=row.key)
+
+    @property
+    def patch_size(self) -> int:
+        """Of DINOv2."""
+        return patch_size(MODELS[self.model][1])
 
     def threshold(self, row: Benchmark) -> None:
         """There is no published one: `evaluate` asks for it."""

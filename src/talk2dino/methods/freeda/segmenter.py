@@ -21,7 +21,14 @@ from talk2dino.backbones.vision import VisionBackbone
 from talk2dino.devices import in_float32
 from talk2dino.methods.freeda.bank import Bank
 from talk2dino.methods.freeda.superpixels import Superpixels, pool_regions, region_weights
-from talk2dino.segmenter import ClassQuery, ClassWords, Words, make_query, with_background
+from talk2dino.segmenter import (
+    ClassQuery,
+    ClassWords,
+    Words,
+    make_query,
+    pool_words,
+    with_background,
+)
 from talk2dino.sizes import Protocol
 
 _LOCAL, _GLOBAL = 0.8, 0.2
@@ -95,7 +102,7 @@ class FreeDASegmenter(nn.Module):
     ) -> ClassQuery:
         """See `Segmenter.query`; the background is a constant score, the threshold."""
         labels, of_labels = self.words.lists(names, background, words)
-        return make_query(labels, background, of_labels, self.embed_classes)
+        return make_query(labels, background, of_labels, self.embed_classes, self.words.pooling)
 
     # -- From windows to scores --
 
@@ -155,7 +162,7 @@ class FreeDASegmenter(nn.Module):
         texts = query.rows[:, features.patches.shape[-1] :]
         scores = self.local_scores(features, windows, query).mul_(_LOCAL)
         scores += _GLOBAL * (features.embeddings @ texts.T)[..., None, None]
-        return with_background(scores, query, dim=1)
+        return with_background(pool_words(scores, query), query, dim=1)
 
     def dense_scores(self, features: FreeDAFeatures, query: ClassQuery) -> Tensor:
         """How much every patch resembles every prototype, (B, C, gh, gw) in [0, 1]."""

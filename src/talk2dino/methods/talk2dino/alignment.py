@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from talk2dino.config import check_name
@@ -22,6 +23,7 @@ def align(
     alpha: float = 0.6,
     token_mask: Tensor | None = None,
     generator: torch.Generator | None = None,
+    temperature: float = 0.1,
 ) -> Tensor:
     """Scores of all pairs of a batch; the diagonal holds the true pairs.
 
@@ -33,6 +35,7 @@ def align(
         alpha: for strategies that take it; see `takes`.
         token_mask: (B, T) bool, False for tokens that must not count.
         generator: randomness, for strategies that take it.
+        temperature: for strategies that take it.
 
     Returns:
         (B, B): rows are texts and columns images, except for the pairwise strategies, where rows
@@ -44,7 +47,8 @@ def align(
     check_name("alignment_strategy", strategy, strategies())
     if visual.ndim == 2 and text.ndim == 2:
         return text @ visual.T
-    options: dict[str, Any] = {"alpha": alpha} if takes(strategy, "alpha") else {}
+    given = {"alpha": alpha, "generator": generator, "temperature": temperature}
+    options: dict[str, Any] = {n: value for n, value in given.items() if takes(strategy, n)}
     if strategy in PAIRWISE:
         heads = visual if visual.ndim == 3 else visual.unsqueeze(1)
         tokens = text if text.ndim == 3 else text.unsqueeze(1)
@@ -57,8 +61,6 @@ def align(
             f"alignment_strategy {strategy!r} needs one vector per caption, got token-level text. "
             f"Use one of: {', '.join(PAIRWISE)}."
         )
-    if takes(strategy, "generator"):
-        options["generator"] = generator
     return text @ PER_HEAD[strategy](visual, text, **options).T
 
 
@@ -68,7 +70,7 @@ def strategies() -> list[str]:
 
 
 def takes(strategy: str, option: str) -> bool:
-    """Whether a strategy has a use for `alpha` or `generator`: a parameter of that name."""
+    """Whether a strategy uses `alpha`, `generator` or `temperature`: a parameter of that name."""
     return option in inspect.signature({**PER_HEAD, **PAIRWISE}[strategy]).parameters
 
 
@@ -88,6 +90,13 @@ def weighted_heads(visual: Tensor, text: Tensor) -> Tensor:
     """As published, the *mean* over heads of softmax weight times embedding."""
     weights = own_products(visual, text).softmax(dim=-1)  # (B, H)
     return (weights.unsqueeze(-1) * visual).mean(dim=1)
+
+
+def routed_heads(visual: Tensor, text: Tensor, temperature: float = 0.1) -> Tensor:
+    """The sum of the heads, weighted by the softmax of the products with the own caption, as a unit
+    vector; captions and heads have length 1."""
+    weights = (own_products(visual, text) / temperature).softmax(dim=-1)  # (B, H)
+    return F.normalize((weights.unsqueeze(-1) * visual).sum(dim=1), dim=-1)
 
 
 def selected_heads(visual: Tensor, text: Tensor) -> Tensor:
@@ -118,6 +127,7 @@ PER_HEAD: dict[str, Callable[..., Tensor]] = {
     "max_score": closest_head,
     "sampled_attn_map": drawn_head,
     "weighted_avg": weighted_heads,
+    "soft_routing": routed_heads,
 }
 """Strategy -> (B, H, D) heads and (B, D) captions to (B, D): image i with the help of text i."""
 PAIRWISE: dict[str, Callable[..., Tensor]] = {

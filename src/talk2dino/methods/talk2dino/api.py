@@ -3,31 +3,44 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast, overload
 
 import numpy as np
 import torch
+from huggingface_hub import HfApi
 from PIL import Image
 from torch import Tensor
 
+from talk2dino.backbones.attention import average_attention
+from talk2dino.backbones.vision import PatchFeatures
+from talk2dino.config import check_name
 from talk2dino.devices import in_float32, resolve_device
-from talk2dino.methods.talk2dino.hub.methods import HubMethods
+from talk2dino.methods.talk2dino.hub.fetch import FetchOptions
+from talk2dino.methods.talk2dino.hub.load import LoadedModel, load_model
+from talk2dino.methods.talk2dino.hub.save import SaveOptions, push_model, save_model
 from talk2dino.methods.talk2dino.published_methods import PublishedMethods
 from talk2dino.methods.talk2dino.segmenter import PARTS, Talk2DinoSegmenter
 from talk2dino.pictures.images import ImageInput, as_rgb, rgb_tensor
 from talk2dino.pictures.segmentation import Segmentation
 from talk2dino.pictures.vocabularies import class_names
 from talk2dino.predict import class_threshold, segment_picture
+from talk2dino.refine.refinement import REFINEMENTS, chosen_refinements
 from talk2dino.sizes import WHOLE
 
 T = TypeVar("T", bound="Talk2DINO")
 Images = Sequence[ImageInput] | np.ndarray | Tensor
+POOLS: dict[str, Callable[[PatchFeatures], Tensor]] = {
+    "attention": lambda found: average_attention(found.attention_logits, found.patches),
+    "mean": lambda found: found.patches.mean(dim=1),
+    "cls": lambda found: found.cls,
+}
+"""How `encode_image` makes one vector (B, D) of a picture."""
 _IMAGE_BATCH = 8
 
 
-class Talk2DINO(HubMethods, PublishedMethods):
+class Talk2DINO(PublishedMethods):
     """A model that segments pictures by words. Pictures are RGB everywhere but `generate_masks`.
 
     A picture is a path, a PIL image, an (H, W, 3) uint8 array or a (3, H, W) uint8 tensor; an
@@ -38,6 +51,9 @@ class Talk2DINO(HubMethods, PublishedMethods):
     Args:
         loaded: the models; `from_pretrained` makes it.
     """
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self.loaded = loaded
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in PARTS:
@@ -58,6 +74,93 @@ class Talk2DINO(HubMethods, PublishedMethods):
     def __repr__(self) -> str:
         config = self.segmenter.config
         return f"<Talk2DINO {self.loaded.origin}: {config.vision_model}, on {self.device}>"
+
+    @classmethod
+    def from_pretrained(
+        cls: type[T],
+        name_or_path: str | Path,
+        device: str | torch.device = "auto",
+        *,
+        config: str | Path | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+    ) -> T:
+        """Load a model, in evaluation mode. Code that comes with a repository never runs.
+
+        Args:
+            name_or_path: `toy` (no download; untrained), a published model (`vitb`, `vitl`,
+                `dinov3_vitb`, `dinov3_vitl`: from weights/ or else the Hub), a folder that
+                `save_pretrained` wrote, a file (the projection that `train.py` wrote, a
+                published one, or a whole model), or a repository on the Hub (`owner/name`).
+            device: `auto` (CUDA, then MPS, then CPU), `cpu`, `cuda`, `cuda:<index>` or `mps`.
+            config: recipe of a projection's file that does not tell its backbones.
+            revision: branch, tag or commit of a repository.
+            token: for private repositories.
+            cache_dir: where downloads are kept; default: the Hugging Face cache.
+            local_files_only: use the cache and nothing else.
+            force_download: download again what is in the cache.
+
+        Raises:
+            ValueError: an unknown name or device; damaged files; the files of another model,
+                with a guess of which; no such repository.
+            FileNotFoundError: files that are not there; says where to get them.
+            RuntimeError: a download that failed; says what to download and where to put it.
+        """
+        fetch = FetchOptions(revision, token, cache_dir, local_files_only, force_download)
+        target = resolve_device(str(device))
+        return cls(load_model(str(name_or_path), target, config, fetch))
+
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        projection_only: bool = False,
+        results: str | Path | None = None,
+        overwrite: bool = False,
+    ) -> Path:
+        """Write `model.safetensors`, `config.json` and a model card; returns the folder.
+
+        The card says what the model is made of, how it was trained (if it was loaded from what
+        `train.py` wrote) and its benchmark results.
+
+        Args:
+            folder: made if it is not there.
+            projection_only: leave out the frozen models (4 MB instead of a gigabyte); they are
+                downloaded when the folder is loaded.
+            results: folder of `evaluate --output`, for the table in the card.
+            overwrite: replace the files of an earlier save.
+
+        Raises:
+            FileExistsError: the folder holds such files and `overwrite` is false.
+            ValueError: a part that cannot be saved, or results that cannot be read.
+        """
+        return save_model(self.loaded, folder, SaveOptions(projection_only, results, overwrite))
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        commit_message: str = "Upload a Talk2DINO model",
+        projection_only: bool = False,
+        results: str | Path | None = None,
+    ) -> str:
+        """Upload what `save_pretrained` writes to `owner/name`; returns the address.
+
+        The repository is made if it is not there; other files in it stay. Arguments as in
+        `save_pretrained`; `token` is the Hub's, by default the one of `hf auth login`.
+
+        Raises:
+            ValueError: no name of a repository; otherwise as `save_pretrained`.
+            RuntimeError: the Hub was not reached, or refused.
+        """
+        options = SaveOptions(projection_only, results)
+        api = HfApi(token=token)
+        return push_model(self.loaded, repo_id, options, commit_message, private, api)
 
     @property
     def device(self) -> torch.device:
@@ -93,28 +196,39 @@ class Talk2DINO(HubMethods, PublishedMethods):
         return self.segmenter.embed_texts(texts)
 
     @in_float32
-    def encode_image(self, images: ImageInput | Images) -> Tensor:
-        """Patch embeddings of one picture or several of any sizes.
+    def encode_image(self, images: ImageInput | Images, pool: str | None = None) -> Tensor:
+        """Embeddings of one picture or several of any sizes: of their patches, or one of each.
 
         Every picture is resized to the model's square input (448 x 448: 32 x 32 patches of a
         DINOv2 model), so the aspect ratio is lost.
 
         Args:
             images: one picture, several, or a (B, 3, H, W) tensor.
+            pool: one of POOLS: the mean of the patches weighted by the average attention of the
+                CLS token, as for the validation of a training; their plain mean; the CLS token.
+                None: every patch.
 
         Returns:
-            (B, P, D) float32 on the model's device, rows of the picture first, not normalised.
+            (B, P, D) float32 on the model's device, rows of the picture first, not normalised; with
+            `pool` (B, D). The same space as `encode_text`.
 
         Raises:
-            ValueError: no picture, or one that cannot be read or has another form.
+            ValueError: an unknown pool; no picture, or one that cannot be read or has another form.
             FileNotFoundError: a path that is not there.
         """
+        if pool is not None:
+            check_name("pool", pool, POOLS)
         pictures, single = _as_list(images)
-        patches = []
+        found = []
         for batch in _batches(pictures, single):
             windows = [self._window(image) for image in batch]
-            patches.append(self._features(windows).patches)
-        return torch.cat(patches)
+            squares = torch.cat([self.segmenter.resize_windows(window) for window in windows])
+            if pool is None:
+                found.append(self.segmenter.patch_features(squares).patches)
+            else:
+                features = self.vision(self.vision.normalise(squares))
+                found.append(self.projection.project_visual(POOLS[pool](features)))
+        return torch.cat(found)
 
     @overload
     def segment(  # type: ignore[overload-overlap]  # a str is a sequence of str, and one path
@@ -122,7 +236,7 @@ class Talk2DINO(HubMethods, PublishedMethods):
         images: str | Path | Image.Image,
         names: str | Sequence[str],
         background: bool | float = ...,
-        refine: bool = ...,
+        refine: bool | str = ...,
         *,
         clean_background: bool | None = ...,
         max_side: int | None = ...,
@@ -134,7 +248,7 @@ class Talk2DINO(HubMethods, PublishedMethods):
         images: Sequence[ImageInput],
         names: str | Sequence[str],
         background: bool | float = ...,
-        refine: bool = ...,
+        refine: bool | str = ...,
         *,
         clean_background: bool | None = ...,
         max_side: int | None = ...,
@@ -146,7 +260,7 @@ class Talk2DINO(HubMethods, PublishedMethods):
         images: np.ndarray | Tensor,
         names: str | Sequence[str],
         background: bool | float = ...,
-        refine: bool = ...,
+        refine: bool | str = ...,
         *,
         clean_background: bool | None = ...,
         max_side: int | None = ...,
@@ -158,7 +272,7 @@ class Talk2DINO(HubMethods, PublishedMethods):
         images: ImageInput | Images,
         names: str | Sequence[str],
         background: bool | float = False,
-        refine: bool = True,
+        refine: bool | str = True,
         *,
         clean_background: bool | None = None,
         max_side: int | None = None,
@@ -170,7 +284,8 @@ class Talk2DINO(HubMethods, PublishedMethods):
             names: class names, in any words; prompt templates are put around them.
             background: pixels where no class exceeds a threshold become `background`: a number is
                 the threshold on sigmoid(cosine) (lower finds more), True the model's own.
-            refine: follow the edges of the picture (PAMR).
+            refine: follow the edges of the picture (PAMR); or names of refinements with commas,
+                such as "propagation,pamr".
             clean_background: raise scores where the attention heads agree; None: with a
                 background only, as in the published benchmarks.
             max_side: score larger pictures at this long side in pixels, to save time and memory;
@@ -187,7 +302,9 @@ class Talk2DINO(HubMethods, PublishedMethods):
         threshold = class_threshold(background, self.loaded.background_threshold)
         classes = class_names(names, threshold is not None)
         clean = threshold is not None if clean_background is None else clean_background
-        segmenter = self.segmenter.variant(pamr=refine, clean_background=clean)
+        wanted = {"pamr": refine} if isinstance(refine, bool) else chosen_refinements(refine)
+        refined = dict.fromkeys(REFINEMENTS, False) | wanted
+        segmenter = self.segmenter.variant(**refined, clean_background=clean)
         query = segmenter.query(classes, threshold)
         settings = {"model": self.loaded.origin, "refine": refine, "clean_background": clean}
         pictures, single = _as_list(images)
@@ -201,10 +318,6 @@ class Talk2DINO(HubMethods, PublishedMethods):
     def _window(self, image: Image.Image) -> Tensor:
         """(1, 3, h, w) RGB float in [0, 255], on the device."""
         return rgb_tensor(image)[None].to(self.device, torch.float32)
-
-    def _features(self, windows: Sequence[Tensor]) -> Any:
-        squares = torch.cat([self.segmenter.resize_windows(window) for window in windows])
-        return self.segmenter.patch_features(squares)
 
 
 def _as_list(images: ImageInput | Images) -> tuple[list[ImageInput], bool]:

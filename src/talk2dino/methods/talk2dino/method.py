@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,16 @@ from talk2dino.backbones.seeded import PREFIX
 from talk2dino.backbones.templates import ALIASES
 from talk2dino.benchmarks.table import Benchmark
 from talk2dino.files import find_in_checkout, weights_identity
-from talk2dino.methods.base import Method, MethodOptions, PictureRules, published
-from talk2dino.methods.talk2dino.config import SegmenterConfig, read_segmenter_config
+from talk2dino.methods.base import Method, MethodOptions, PictureRules, Published, published
+from talk2dino.methods.dense import PatchOptions
+from talk2dino.methods.talk2dino.alignment import takes
+from talk2dino.methods.talk2dino.config import (
+    SegmenterConfig,
+    differences_from_training,
+    read_segmenter_config,
+)
 from talk2dino.methods.talk2dino.hub.fetch import FetchOptions
-from talk2dino.methods.talk2dino.hub.folder import FILE_SUFFIXES
+from talk2dino.methods.talk2dino.hub.layout import FILE_SUFFIXES
 from talk2dino.methods.talk2dino.hub.load import (
     FoundModel,
     check_segmenter,
@@ -28,18 +35,21 @@ from talk2dino.methods.talk2dino.hub.load import (
     is_whole_model,
     load_segmenter,
 )
-from talk2dino.methods.talk2dino.hub.published import PUBLISHED, TOY, demo_threshold, short_name
-from talk2dino.methods.talk2dino.provenance import differences_from_training
+from talk2dino.methods.talk2dino.hub.published import (
+    PUBLISHED,
+    TOY,
+    default_threshold,
+    demo_threshold,
+    short_name,
+)
 from talk2dino.methods.talk2dino.segmenter import Talk2DinoSegmenter
+from talk2dino.refine.refinement import REFINEMENTS, recorded_refinements
 from talk2dino.segmenter import Segmenter
 
-MODELS = {
-    "vitb": "configs/vitb_mlp_infonce.yaml",
-    "vitl": "configs/vitl_mlp_infonce.yaml",
-    "dinov3_vitb": "configs/dinov3_vitb_mlp_infonce.yaml",
-    "dinov3_vitl": "configs/dinov3_vitl_mlp_infonce.yaml",
-    "toy": "configs/toy.yaml",
-}
+logger = logging.getLogger(__name__)
+
+MODELS = {name: f"configs/{Path(m.projection_file).stem}.yaml" for name, m in PUBLISHED.items()}
+MODELS[TOY] = "configs/toy.yaml"
 """Name of a Talk2DINO -> its recipe."""
 _PAPER = "Talk2DINO's paper"
 _PUBLISHED = {
@@ -51,19 +61,22 @@ _PUBLISHED = {
 """The authors' numbers; DINOv3 has none."""
 RECIPE_SUFFIXES = (".yaml", ".yml")
 BACKBONE_WEIGHTS = ("vision_weights", "text_weights")
-_LARGE = 1024  # width of ViT-L, whose published threshold is lower
+_OF_INFERENCE = (
+    *("input_size", "template", "clean_background", "precision", "propagation_graph", *REFINEMENTS),
+)
+"""Fields of a configuration that do not change the models."""
 _RULES = PictureRules(
     0.55, refines=True, redraws=True, thresholds=(0.3, 0.8), scores="sigmoid(cosine)"
 )
 """For a user's pictures."""
 _NOT_OF_TEXT = (
     *("vision_model", "vision_weights", "input_size", "precision", "mean", "std"),
-    *("pamr", "clean_background"),
+    *("clean_background", "propagation_graph", *REFINEMENTS),
 )
 
 
 @dataclass(frozen=True)
-class Talk2DinoOptions(MethodOptions):
+class Talk2DinoOptions(PatchOptions):
     """Choices beside a model's name."""
 
     weights: str | None = None
@@ -74,8 +87,6 @@ class Talk2DinoOptions(MethodOptions):
     """Of CLIP: pretrained, a file, or seeded:<n>."""
     template: str | None = None
     """Prompt set."""
-    pamr: bool | None = None
-    """Refine the scores along the edges of the image with PAMR."""
     clean_background: bool | None = None
     """Raise scores where attention agrees with a class."""
     precision: str = "fp32"
@@ -189,16 +200,34 @@ class Talk2DinoMethod(Method):
         """Refined, and cleaned where there is a background, unless it was chosen otherwise."""
         return self._unless_given(pamr=True, clean_background=background)
 
+    @property
+    def patch_size(self) -> int:
+        """Of DINO."""
+        return vision.patch_size(self.config.vision_model)
+
+    def for_windows(self, side: int) -> Talk2DinoMethod:
+        """With the nearest input of whole patches, to which every window is resized."""
+        nearest = max(round(side / self.patch_size), 1) * self.patch_size
+        if nearest != side:
+            text = "%s: windows of %d pixels are resized to %d, which are whole patches of %d"
+            logger.warning(text, self.model, side, nearest, self.patch_size)
+        return dataclasses.replace(
+            self, config=dataclasses.replace(self.config, input_size=nearest)
+        )
+
     def threshold(self, row: Benchmark) -> float | None:
         """The published one."""
-        if not row.background:
-            return None
-        return 0.54 if self.config.projection.dino_embed_dim >= _LARGE else 0.55
+        return default_threshold(self.config.projection.dino_embed_dim) if row.background else None
 
     @property
     def refines(self) -> bool:
         """See `Method`."""
         return self.config.pamr
+
+    @property
+    def published(self) -> Published:
+        """Of its authors; nothing with refinements of ours."""
+        return Published({}) if recorded_refinements(self.config) else super().published
 
     def check(self) -> None:
         """See `hub.load.FoundModel.check`."""
@@ -219,8 +248,14 @@ class Talk2DinoMethod(Method):
                 weights = str(self.whole)  # not the folder: a model card decides no scores
             settings[f"{side}_weights"] = weights_identity(weights)
         settings["projection"].pop("starting_checkpoint")
+        if not takes(config.projection.alignment_strategy, "temperature"):
+            settings["projection"].pop("routing_temperature")
+        # What is off is not named, so that counts keep their names from before there was a choice.
+        beyond = recorded_refinements(config)
+        for name in {*REFINEMENTS, "propagation_graph"} - {"pamr", *beyond}:
+            settings.pop(name)
         settings["template"] = ALIASES.get(config.template, config.template)
-        if config.precision == "fp32":  # counts keep their names from before there was a choice
+        if config.precision == "fp32":
             settings.pop("precision")
         settings |= vision.recorded_normalisation(config.vision_model)
         content: dict[str, Any] = json.loads(json.dumps(settings))
@@ -246,12 +281,7 @@ class Talk2DinoMethod(Method):
         if not isinstance(loaded, Talk2DinoSegmenter):
             return load_segmenter(self.config, self.whole, device)
         config = self.config
-        return loaded.variant(
-            pamr=config.pamr,
-            clean_background=config.clean_background,
-            template=config.template,
-            precision=config.precision,
-        )
+        return loaded.variant(**{name: getattr(config, name) for name in _OF_INFERENCE})
 
     def _unless_given(self, **changes: Any) -> Talk2DinoMethod:
         chosen = self.options.given()
@@ -263,7 +293,7 @@ def _recipe(name: str) -> tuple[Path, str]:
     """The YAML file of a name, and the name of a YAML file."""
     if name in MODELS:
         return find_in_checkout(MODELS[name]), name
-    path = Path(name)
+    path = find_in_checkout(name)
     short = name_of_recipe(path.stem)
     same = short is not None and find_in_checkout(MODELS[short]).resolve() == path.resolve()
     return path, short if short is not None and same else path.stem

@@ -16,8 +16,10 @@ from talk2dino.backbones.seeded import parse_seeded, seeded_state
 from talk2dino.config import build, check_at_least, check_name
 from talk2dino.devices import float32_by_default, keep_float32
 from talk2dino.methods.talk2dino.alignment import align, strategies
-from talk2dino.methods.talk2dino.sections import read_sections
+from talk2dino.textfiles import read_sections
 
+SECTIONS = ("model", "train", "features")
+"""Of a recipe, a file of `configs/`; the first one is required."""
 NORM_EPS = 1e-12
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "sigmoid": nn.Sigmoid}
 """`act` of a recipe -> what lies between the linear layers."""
@@ -50,6 +52,8 @@ class ProjectionConfig:
     """How per-head image embeddings meet a text; see talk2dino.methods.talk2dino.alignment."""
     alpha: float = 0.6
     """Share of the score mass that a strategy keeps, if it takes one: nucleus-sampling."""
+    routing_temperature: float = 0.1
+    """Of the softmax over heads, if the strategy takes one: soft_routing."""
     keep_cls: bool = False
     """With token-level text, keep position 0."""
     keep_end_seq: bool = False
@@ -73,6 +77,12 @@ class ProjectionConfig:
             check_at_least(1, hidden_embed_dim=self.hidden_embed_dim)
         if not 0 < self.alpha <= 1:
             raise ValueError(f"alpha must lie in (0, 1], got {self.alpha}")
+        if not self.routing_temperature > 0:
+            raise ValueError(
+                f"routing_temperature must be positive, got {self.routing_temperature}"
+            )
+        if self.alignment_strategy == "soft_routing" and not self.cosine:
+            raise ValueError("alignment_strategy soft_routing compares unit vectors: cosine: true")
         if self.weight_attn_heads and self.model_class != "ProjectionLayer":
             raise ValueError(
                 f"weight_attn_heads works with ProjectionLayer, not {self.model_class}"
@@ -161,6 +171,7 @@ class Projection(nn.Module):
             self.config.alpha,
             token_mask,
             generator,
+            self.config.routing_temperature,
         )
 
     def embed(
@@ -409,7 +420,11 @@ def _read_config(config: ProjectionConfig | str | Path) -> ProjectionConfig:
     """A configuration as it is, or the `model:` section of a file of `configs/`."""
     if isinstance(config, ProjectionConfig):
         return config
-    return build(ProjectionConfig, read_sections(config)["model"], Path(config).name)
+    return build(
+        ProjectionConfig,
+        read_sections(config, SECTIONS, required="model")["model"],
+        Path(config).name,
+    )
 
 
 def _activation(name: str | None) -> nn.Module:

@@ -41,6 +41,9 @@ def test_features_stored_in_half_precision_are_used_in_float32(tiny_features):
 
 def test_validation_uses_one_vector_per_image_where_training_uses_one_per_head():
     assert FeatureChoice().for_validation().visual == "avg_self_attn_out"
+    routed = FeatureChoice(routed=True)
+    assert routed.for_validation() == routed
+    assert routed.for_retrieval().visual == "avg_self_attn_out"
     assert FeatureChoice("dino_features").for_validation().visual == "dino_features"
     assert FeatureChoice("patch_tokens", with_maps=True).for_validation().with_maps
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from talk2dino.methods.talk2dino.training.retrieval import retrieval, summarise
+from talk2dino.methods.talk2dino.training.retrieval import best_rows, retrieval, summarise
 
 # Three images on the axes; the captions' angles give the ranks by hand.
 IMAGES = torch.eye(3)
@@ -82,3 +82,19 @@ def test_token_level_text_is_refused_with_both_shapes():
 def test_an_empty_set_is_refused():
     with pytest.raises(ValueError, match="0 captions"):
         retrieval(torch.ones(0, 3), IMAGES, torch.arange(0))
+
+
+@pytest.mark.parametrize("at_once", [1 << 24, 1])
+@pytest.mark.parametrize("shape", [(20, 6), (20, 3, 6)])
+def test_the_best_rows_of_a_store_are_those_of_all_cosines(shape, at_once, monkeypatch):
+    monkeypatch.setattr("talk2dino.methods.talk2dino.training.retrieval.SCORES_AT_ONCE", at_once)
+    generator = torch.Generator().manual_seed(0)
+    stored = torch.randn(*shape, generator=generator)
+    queries = torch.randn(2, 6, generator=generator)
+    unit = torch.nn.functional.normalize(stored, dim=-1).view(20, -1, 6)
+    every = unit @ torch.nn.functional.normalize(queries, dim=-1).T
+    expected = every.amax(dim=(1, 2)).sort(descending=True)
+    cosines, rows = best_rows(queries, stored, 7)
+    assert rows.tolist() == expected.indices[:7].tolist()
+    torch.testing.assert_close(cosines, expected.values[:7])
+    assert len(best_rows(queries, stored, 50, lambda part: part)[0]) == 20

@@ -13,7 +13,7 @@ from torch import Tensor
 from talk2dino.config import check_name
 from talk2dino.features.keys import DIMENSIONS
 from talk2dino.features.store import FeatureFile
-from talk2dino.methods.talk2dino.alignment import PAIRWISE
+from talk2dino.methods.talk2dino.alignment import PAIRWISE, takes
 from talk2dino.methods.talk2dino.projection import ProjectionConfig, images_stay, unit
 from talk2dino.methods.talk2dino.recipe import Recipe
 from talk2dino.methods.talk2dino.training.columns import ColumnChoice, place_columns
@@ -83,6 +83,8 @@ class FeatureChoice:
     """Averaged text: count the end-of-text position."""
     unit_visual: bool = False
     """Scale the visual vectors to length 1: all that the model would do to them."""
+    routed: bool = False
+    """Whether the caption mixes the heads of its image: soft_routing."""
 
     @property
     def image_keys(self) -> tuple[str, ...]:
@@ -100,7 +102,11 @@ class FeatureChoice:
         return (self.text,)
 
     def for_validation(self) -> FeatureChoice:
-        """Validation pairs a caption with the average map's vector, not with one per head."""
+        """As for retrieval, but where heads are routed: then with all heads, as in training."""
+        return self if self.routed else self.for_retrieval()
+
+    def for_retrieval(self) -> FeatureChoice:
+        """A caption meets the average map's vector, not one per head."""
         if self.visual == "disentangled_self_attn":
             return replace(self, visual="avg_self_attn_out")
         return self
@@ -149,6 +155,7 @@ def choose_features(
         keep_cls=config.keep_cls,
         keep_end_seq=config.keep_end_seq,
         unit_visual=images_stay(config),
+        routed=takes(config.alignment_strategy, "temperature"),
     )
 
 

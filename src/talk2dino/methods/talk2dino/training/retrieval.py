@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from talk2dino.config import check_at_least
 
 SCORES_AT_ONCE = 1 << 24
 """Scores held in memory at a time (64 MiB of float32); M x N of them never are."""
@@ -90,6 +93,38 @@ def caption_ranks(text: Tensor, visual: Tensor, rows: Tensor, scores_at_once: in
         best = scores.masked_fill(~own, -torch.inf).amax(dim=1, keepdim=True)
         ranks.append(1 + ((scores >= best) & ~own).sum(dim=1))
     return torch.cat(ranks)
+
+
+def best_rows(
+    queries: Tensor,
+    stored: Tensor,
+    top: int,
+    project: Callable[[Tensor], Tensor] = lambda rows: rows,
+) -> tuple[Tensor, Tensor]:
+    """The rows of a store that are most similar to a query, in blocks: memory is flat in the rows.
+
+    Args:
+        queries: (Q, D), of any length; the best of them counts.
+        stored: (N, E) one vector per row, or (N, H, E) one per head, of which the best counts;
+            may lie on disk.
+        top: rows to find; all if there are fewer.
+        project: (..., E) to (..., D).
+
+    Returns:
+        Cosines and row numbers (min(top, N),), the best first; of equals the first.
+    """
+    check_at_least(1, top=top)
+    unit = F.normalize(queries.float(), dim=-1).T
+    found, rows = torch.empty(0), torch.empty(0, dtype=torch.int64)
+    for start in range(0, len(stored), step := _chunk(stored[:1].numel(), SCORES_AT_ONCE)):
+        block = project(stored[start : start + step].to(unit.device, torch.float32))
+        cosines = (block @ unit).view(len(block), -1, unit.shape[1])
+        best = (cosines / block.norm(dim=-1).clamp(min=1e-12).view(len(block), -1, 1)).amax((1, 2))
+        found = torch.cat([found, best.cpu()])
+        rows = torch.cat([rows, torch.arange(start, start + len(best))])
+        order = found.sort(descending=True, stable=True).indices[:top]
+        found, rows = found[order], rows[order]
+    return found, rows
 
 
 def summarise(ranks: Tensor) -> RankSummary:

@@ -1,0 +1,103 @@
+"""`python -m talk2dino compare A.json B.json`: whether B is better, and on what."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from talk2dino.cli.entry import DONE, Command, run_command
+from talk2dino.files import atomic_path, check_writable
+
+if TYPE_CHECKING:
+    from talk2dino.report.compare import Comparison
+    from talk2dino.report.runs import EvaluatedRun
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    return run_command(COMMAND, argv)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument("first", type=Path, metavar="A.json", help="result of an evaluation")
+    parser.add_argument("second", type=Path, metavar="B.json", help="result on the same images")
+    parser.add_argument(
+        "--json", type=Path, metavar="OUT", help="write all differences, those of every image too"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    parser.add_argument(
+        "--most", type=int, default=10, help="classes and images that are printed, so many of each"
+    )
+
+
+def check(args: argparse.Namespace) -> list[EvaluatedRun]:
+    """The two runs; refuse what cannot be read or compared."""
+    from talk2dino.report.compare import check_comparable
+    from talk2dino.report.runs import find_runs
+
+    if args.most < 0:
+        raise ValueError(f"--most must not be negative, got {args.most}.")
+    for path in (args.first, args.second):
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such result file")
+    if args.json is not None:
+        check_writable(args.json, args.overwrite)
+    found = {run.path: run for run in find_runs([args.first, args.second])[0]}
+    runs = [found[path.resolve()] for path in (args.first, args.second)]
+    check_comparable(*runs)
+    return runs
+
+
+def run(args: argparse.Namespace, runs: list[EvaluatedRun]) -> int:
+    """Compare, print and write."""
+    from talk2dino.report.compare import compare_runs
+
+    first, second = runs
+    found = compare_runs(first, [second])[0]
+    if args.json is not None:
+        with atomic_path(args.json) as temporary:
+            temporary.write_text(json.dumps(found.as_json(), indent=1) + "\n", encoding="utf-8")
+    print(_text(found, args.most))
+    if args.json is not None:
+        print(f"\nwritten: {args.json}")
+    return DONE
+
+
+def _text(found: Comparison, most: int) -> str:
+    from talk2dino.report.compare import DRAWS
+
+    low, high = found.interval
+    lines = [f"{found.first.title}, {found.first.result['num_images']} images"]
+    lines += [
+        f"{letter}  {run.result['mIoU']:6.2f}  {run.label}  ({run.path.name})"
+        for letter, run in (("A", found.first), ("B", found.second))
+    ]
+    lines += [
+        "",
+        f"B - A: {found.difference:+.2f} points of mIoU, 95 % interval {low:+.2f} to {high:+.2f} "
+        "(paired, over images)",
+        f"B is better in {100 * found.better:.1f} % of {DRAWS:,} draws",
+    ]
+    for title, what in (("classes", "per_class"), ("images", "images")):
+        if shown := found.most(what, most):
+            lines += ["", f"{title} that differ most:"]
+            lines += [f"{value:+8.2f}  {name}" for name, value in shown]
+    return "\n".join(lines)
+
+
+COMMAND = Command(
+    name="compare",
+    summary="Compare two results on the same images: paired difference, classes, images.",
+    example="python -m talk2dino compare results/a.json results/b.json --json difference.json",
+    add_arguments=add_arguments,
+    check=check,
+    run=run,
+)
+
+if __name__ == "__main__":
+    sys.exit(main())

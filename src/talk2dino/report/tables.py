@@ -1,0 +1,132 @@
+"""The numbers of a report as tables for papers (LaTeX, booktabs) and for programs (CSV)."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from talk2dino.benchmarks.results import at_borders
+from talk2dino.files import atomic_path
+from talk2dino.report.compare import Comparison
+from talk2dino.report.runs import EvaluatedRun, by_benchmark, methods
+
+Cell = str | float | int | None
+_ESCAPES = str.maketrans(
+    {
+        **{character: f"\\{character}" for character in "&%$#_{}"},
+        **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
+        **{"<": r"\textless{}", ">": r"\textgreater{}", "\n": " "},
+    }
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under their heads; None is an empty cell."""
+
+    name: str
+    """Of its files."""
+    columns: Sequence[str]
+    """Heads."""
+    rows: Sequence[Sequence[Cell]]
+    """Cells: text, or numbers in percent or points."""
+    compared: bool = False
+    """Whether the best number of each column is bold in LaTeX."""
+
+    def csv(self) -> str:
+        """Numbers with all their digits."""
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([self.columns, *self.rows])
+        return text.getvalue()
+
+    def latex(self) -> str:
+        """A `tabular` with booktabs' rules; numbers with one digit after the point."""
+        numeric = [
+            all(not isinstance(row[place], str) for row in self.rows)
+            for place in range(len(self.columns))
+        ]
+        lines = [
+            rf"\begin{{tabular}}{{{''.join('r' if number else 'l' for number in numeric)}}}",
+            r"\toprule",
+            " & ".join(_text(head) for head in self.columns) + r" \\",
+            r"\midrule",
+            *(" & ".join(self._cells(row)) + r" \\" for row in self.rows),
+            r"\bottomrule",
+            r"\end{tabular}",
+        ]
+        return "\n".join(lines) + "\n"
+
+    def _cells(self, row: Sequence[Cell]) -> Iterator[str]:
+        for place, cell in enumerate(row):
+            shown = _text(cell)
+            numbers = [value for r in self.rows if isinstance(value := r[place], float)]
+            best = self.compared and len(numbers) > 1 and isinstance(cell, float)
+            yield rf"\textbf{{{shown}}}" if best and cell == max(numbers) else shown
+
+
+def write_tables(
+    folder: Path, runs: Sequence[EvaluatedRun], comparisons: Sequence[Comparison]
+) -> list[Path]:
+    """Write every table as CSV, and those that fit a page as LaTeX; returns the files."""
+    written = []
+    for table in tables_of(runs, comparisons):
+        texts = {".csv": table.csv()}
+        if not table.name.endswith("_images"):
+            texts[".tex"] = table.latex()
+        for suffix, text in texts.items():
+            written.append(folder / f"{table.name}{suffix}")
+            with atomic_path(written[-1]) as temporary:
+                temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+    return written
+
+
+def tables_of(runs: Sequence[EvaluatedRun], comparisons: Sequence[Comparison]) -> list[Table]:
+    """`scores`, `runs`, `differences`, and per benchmark its classes and images."""
+    groups = by_benchmark(runs)
+    found = {(run.label, run.benchmark): run.result["mIoU"] for run in runs}
+    scores = [[name, *(found.get((name, key)) for key in groups)] for name in methods(runs)]
+    titles = [group[0].title for group in groups.values()]
+    tables = [Table("scores", ["method", *titles], scores, compared=True), _runs_table(runs)]
+    rows: list[Sequence[Cell]]
+    if comparisons:
+        heads = ("benchmark", "A", "B", "B - A", "low", "high", "better in %")
+        rows = [
+            (c.first.title, c.first.label, c.second.label, c.difference, *c.interval, share)
+            for c in comparisons
+            for share in [100 * c.better]
+        ]
+        tables.append(Table("differences", heads, rows))
+    for key, group in groups.items():
+        labels = [run.label for run in group]
+        names = dict.fromkeys(name for run in group for name in run.classes)
+        rows = [[name, *(run.result["per_class"].get(name) for run in group)] for name in names]
+        tables.append(Table(f"{key}_classes", ["class", *labels], rows, compared=True))
+        images = dict.fromkeys(name for run in group for name in run.image_scores)
+        rows = [[name, *(run.image_scores.get(name) for run in group)] for name in images]
+        tables.append(Table(f"{key}_images", ["image", *labels], rows))
+    return tables
+
+
+def _runs_table(runs: Sequence[EvaluatedRun]) -> Table:
+    columns = ["benchmark", "method", "mIoU", "low", "high", "paper", "mAcc", "aAcc", "images"]
+    keys = ["published", "mAcc", "aAcc", "num_images"]
+    if at_borders([run.result for run in runs]):
+        columns += ["boundary mIoU", "seam error"]
+        keys += ["boundary_mIoU", "seam_error"]
+    rows = []
+    for run in runs:
+        result = run.result
+        numbers = [result["mIoU"], *result["mIoU_interval"], *(result[key] for key in keys)]
+        rows.append([run.title, run.label, *numbers])
+    return Table("runs", columns, rows)
+
+
+def _text(cell: Cell) -> str:
+    if isinstance(cell, str):
+        return cell.translate(_ESCAPES)
+    if cell is None:
+        return "--"
+    return f"{cell:.1f}".replace("-", "$-$") if isinstance(cell, float) else str(cell)
