@@ -44,8 +44,8 @@ def _inputs(folder: Path) -> None:
 
 
 def _reader() -> CaptionReader:
-    from talk2dino.methods.ovsegmentor.data.lemmas import dictionary_lemma
     from talk2dino.methods.ovsegmentor.data.words import CaptionReader as Reader
+    from talk2dino.methods.ovsegmentor.data.words import dictionary_lemma
 
     return Reader(dictionary_lemma)
 

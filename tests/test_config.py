@@ -4,8 +4,7 @@ import pytest
 
 from talk2dino.config import build, check_name
 from talk2dino.methods.talk2dino.projection import ProjectionConfig
-from talk2dino.methods.talk2dino.recipe import TrainConfig, load_recipe
-from talk2dino.methods.talk2dino.sections import FeatureConfig
+from talk2dino.methods.talk2dino.recipe import FeatureConfig, TrainConfig, load_recipe
 from talk2dino.textfiles import read_yaml
 
 

@@ -1,5 +1,6 @@
 """The README is code: its commands parse or run, its links and its file tree are true."""
 
+import itertools
 import json
 import re
 import shlex
@@ -8,11 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from talk2dino.__main__ import COMMANDS, _load
 from talk2dino.cli.evaluate_published import COMMAND as EVALUATE_PUBLISHED
 from talk2dino.features.store import read_features
-from talk2dino.methods.talk2dino.projection import load_projection
+from talk2dino.methods.talk2dino.projection import ProjectionConfig, load_projection
+from talk2dino.methods.talk2dino.recipe import FeatureConfig, TrainConfig
+from tests.house import drawing
 
 README = Path(__file__).parents[1] / "README.md"
 PAGES = [
@@ -69,7 +73,7 @@ def test_every_command_is_known_and_its_flags_parse(root):
             assert line.split()[1] in targets, line
         elif line.startswith("python -c"):
             continue  # run by test_python_one_liners_are_valid
-        elif " -m pytest " in line:
+        elif " -m pytest " in line or " -m tests." in line:
             for word in re.findall(r"tests/\S+", line):
                 assert (root / word).exists(), line
         elif program in ("python", ".venv/bin/python"):
@@ -78,7 +82,9 @@ def test_every_command_is_known_and_its_flags_parse(root):
             for name in re.findall(r"-r (\S+)", line):
                 assert (root / name).is_file(), line
         else:
-            assert program in ("python3", "sha256sum", "git"), f"unknown program in {line!r}"
+            assert program in ("python3", "source", "sha256sum", "git", "docker", "hf"), (
+                f"unknown program in {line!r}"
+            )
 
 
 def test_python_one_liners_are_valid():
@@ -97,7 +103,7 @@ def test_python_examples_run(block, root, monkeypatch):
 def test_the_comments_of_the_python_examples_are_true(root, monkeypatch):
     monkeypatch.chdir(root)
     monkeypatch.syspath_prepend(str(root))
-    for block in code_blocks("python"):
+    for block in code_blocks("python") + code_blocks("python", README.parent / "docs" / "api.md"):
         names: dict = {}
         exec(compile(block, "README.md", "exec"), names)
         for expression, comment in re.findall(r"^(.+?)  # (\([\d, ]+\))", block, re.MULTILINE):
@@ -131,13 +137,43 @@ def test_every_source_file_that_a_page_names_exists(root):
 
 
 def test_the_file_tree_is_true(root):
-    section = README.read_text().split("## The tree")[1].split("```")[1]
+    page = (root / "docs" / "architecture.md").read_text()
+    section = page.split("## The tree")[1].split("```")[1]
     names = [line.split()[0] for line in section.splitlines() if line.strip()]
     assert len(names) > 8
     for name in names:
         assert (root / name).exists(), name
     for script in root.glob("*.py"):
         assert script.name in names
+
+
+def test_the_drawing_of_the_house_is_that_of_the_code(root):
+    assert f"```mermaid\n{drawing()}\n```" in (root / "docs" / "architecture.md").read_text()
+
+
+def test_the_readme_is_short_and_the_index_has_every_page(root):
+    assert len(README.read_text().splitlines()) <= 150
+    index = (root / "docs" / "README.md").read_text()
+    for page in (root / "docs").glob("*.md"):
+        assert f"({page.name}" in index or page.name == "README.md", page.name
+
+
+def test_every_key_of_a_recipe_is_described_with_its_default(root):
+    page = (root / "docs" / "training.md").read_text()
+    rows = [row.split(" | ") for row in page.splitlines() if row.startswith("| `")]
+    described = {
+        key: default
+        for keys, defaults, *_ in (row for row in rows if len(row) > 2)
+        for key, default in zip(
+            re.findall(r"`(\w+)`", keys), itertools.cycle(defaults.split(", ")), strict=False
+        )
+    }
+    known = [ProjectionConfig(), TrainConfig(), TrainConfig(ltype="triplet"), FeatureConfig()]
+    defaults = {k: v for config in known for k, v in vars(config).items() if k != "loss"}
+    defaults |= known[1].loss_settings | known[2].loss_settings | {"ltype": "infonce"}
+    assert set(defaults) <= set(described)
+    for key, value in defaults.items():
+        assert yaml.safe_load(described[key].strip("`")) == value, key
 
 
 def test_the_entry_point_lists_every_script():
@@ -174,7 +210,7 @@ def coco(tmp_path, photos, monkeypatch, root):
 
 
 def test_the_five_published_lines_work_as_written(coco):
-    section = README.read_text().split("## Train on COCO")[1]
+    section = README.read_text().split("\n## Train\n")[1]
     lines = re.search(r"```bash\n(.*?)```", section, re.DOTALL)[1].strip().splitlines()
     assert len(lines) == 5
     # Only the weights are replaced: nothing can be downloaded here.

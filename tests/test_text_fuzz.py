@@ -12,14 +12,13 @@ from talk2dino.features.captions import CaptionInput
 from talk2dino.methods.ovsegmentor.checkpoints import _read_folder
 from talk2dino.methods.ovsegmentor.config import config_to_dict, get_preset
 from talk2dino.methods.ovsegmentor.data.filter import FilterSettings, filter_captions
-from talk2dino.methods.ovsegmentor.data.lemmas import dictionary_lemma
 from talk2dino.methods.ovsegmentor.data.merge import json_to_csv
 from talk2dino.methods.ovsegmentor.data.pairs import make_pairs
 from talk2dino.methods.ovsegmentor.data.sources import open_rows
-from talk2dino.methods.ovsegmentor.data.words import CaptionReader
+from talk2dino.methods.ovsegmentor.data.words import CaptionReader, dictionary_lemma
 from talk2dino.methods.ovsegmentor.pretraining.config import load_pretraining_recipe
 from talk2dino.methods.talk2dino.config import SegmenterConfig, read_segmenter_config
-from talk2dino.methods.talk2dino.hub.folder import FolderConfig, read_folder_config
+from talk2dino.methods.talk2dino.hub.layout import FolderConfig, read_folder_config
 from talk2dino.methods.talk2dino.projection import ProjectionConfig
 from talk2dino.methods.talk2dino.published_yaml import read_published
 from talk2dino.methods.talk2dino.recipe import load_recipe

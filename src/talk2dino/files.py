@@ -414,18 +414,16 @@ def check_archive(file: str | Path | BinaryIO) -> None:
 
 
 def find_in_checkout(relative: str | Path) -> Path:
-    """A file of the project: below the current folder, or else in the checkout of this package.
+    """A file of the project: below the current folder, or else one that is `shipped`.
 
     Returns `relative` itself if it is in neither.
     """
-    relative = Path(relative)
-    checkout = Path(__file__).resolve().parents[2]
-    in_checkout = checkout / relative
-    return in_checkout if not relative.exists() and in_checkout.exists() else relative
+    relative, found = Path(relative), shipped(relative)
+    return found if not relative.exists() and found.exists() else relative
 
 
 def shipped(relative: str | Path) -> Path:
     """A file or folder that comes with the project: of the installed package, or its checkout."""
     package = Path(__file__).resolve().parent
-    inside = package / relative
+    inside = (package / relative).resolve()  # configs/ and assets/ are links in a checkout
     return inside if inside.exists() else package.parents[1] / relative

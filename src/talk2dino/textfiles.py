@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from talk2dino.config import check_name
 from talk2dino.files import check_file
 
 MAX_YAML = 2**16
@@ -92,6 +93,25 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         found = "nothing" if content is None else f"a {type(content).__name__}"
         raise ValueError(f"{path} must hold 'key: value' lines at its top level, found {found}")
     return content
+
+
+def read_sections(path: str | Path, known: Iterable[str], required: str) -> dict[str, Any]:
+    """The sections of a YAML file, of which one is required.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not YAML, or a section is unknown or missing.
+    """
+    path = Path(path)
+    sections = read_yaml(path)
+    for name in sections:
+        try:
+            check_name("section", str(name), known)
+        except ValueError as error:
+            raise ValueError(f"{path.name}: {error}") from error
+    if required not in sections:
+        raise ValueError(f"{path.name}: the section '{required}:' is missing")
+    return sections
 
 
 def parse_yaml(text: str, source: str) -> Any:

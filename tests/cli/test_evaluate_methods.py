@@ -148,6 +148,12 @@ def test_the_same_call_again_loads_nothing(both, monkeypatch, capsys):
     assert "| ovsegmentor_toy | voc " in capsys.readouterr().out
 
 
+def test_all_of_a_method_without_published_numbers_asks_for_names(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Talk2DinoMethod, "published_on", [])
+    assert evaluate(tmp_path, model="toy", benchmarks="all") == 2
+    assert "no numbers of toy are published. Name the benchmarks" in capsys.readouterr().err
+
+
 def test_all_means_what_each_method_was_published_on(tmp_path, capsys):
     assert evaluate(tmp_path, "--num_jobs", 9, "--job_id", 8, benchmarks="all") == 0
     said = capsys.readouterr().out.splitlines()

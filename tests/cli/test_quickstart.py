@@ -68,10 +68,10 @@ def test_the_commands_are_printed_as_one_would_type_them(finished):
     assert f"--weights {folder}/weights/toy.pth" in lines[-1]
 
 
-def test_a_table_shows_every_class_beside_chance(finished):
+def test_a_table_shows_every_class_beside_an_untrained_model(finished):
     folder, printed = finished
     results = json.loads((folder / "results.json").read_text())
-    table = printed[printed.index("chance") :]
+    table = printed[printed.index("untrained\n") :]
     for name in (*CLASS_NAMES, "mIoU"):
         assert re.search(rf"^{name}\s+(-|\d+\.\d)\s+(-|\d+\.\d)$", table, re.MULTILINE)
     assert results["num_images"] == 2

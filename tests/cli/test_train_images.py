@@ -115,7 +115,7 @@ def test_web_tars_of_images_and_captions_train_directly(folder):
 def test_the_last_layer_of_the_text_encoder_is_where_its_training_starts(folder):
     from talk2dino.backbones.text import load_text
     from talk2dino.methods.talk2dino.projection import ProjectionConfig
-    from talk2dino.methods.talk2dino.sections import FeatureConfig
+    from talk2dino.methods.talk2dino.recipe import FeatureConfig
     from talk2dino.methods.talk2dino.training.job import first_model
 
     config = ProjectionConfig(dino_embed_dim=192, model_class="CLIPLastLayer")

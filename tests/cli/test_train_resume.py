@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from talk2dino.cli import train as train_command
 from talk2dino.cli.train import main
 from talk2dino.features.store import write_features
-from talk2dino.training.state import StateFile
+from talk2dino.training.run import StateFile
 from tests.ranks import run_ranks
 
 from .small_training import features, train, write_recipe

@@ -20,8 +20,8 @@ from talk2dino.features.job import Job
 from talk2dino.features.keys import IMAGE_KEYS, adding_command
 from talk2dino.features.sources import ImageSource
 from talk2dino.features.store import FeatureFile, read_features, write_features
-from talk2dino.methods.talk2dino.provenance import feature_differences
-from talk2dino.methods.talk2dino.sections import FeatureConfig
+from talk2dino.methods.talk2dino.config import feature_differences
+from talk2dino.methods.talk2dino.recipe import FeatureConfig
 from tests.literal import extraction as literal
 
 ALL_KEYS = list(IMAGE_KEYS.values())

@@ -8,9 +8,8 @@ import torch.nn.functional as F
 
 from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
 from talk2dino.inference import resize_scores, sliding_window_scores
-from talk2dino.methods.ovsegmentor.grouping import affinity
+from talk2dino.methods.ovsegmentor.blocks import affinity
 from talk2dino.methods.ovsegmentor.losses import (
-    MaskLossConfig,
     binary_targets,
     infonce,
     joint_dice,
@@ -20,8 +19,11 @@ from talk2dino.methods.ovsegmentor.losses import (
     similarity_scale,
     unit_range,
 )
-from talk2dino.methods.ovsegmentor.scoring import group_class_scores, upsample_groups
-from talk2dino.methods.ovsegmentor.segmenter import OVSegmentorSegmenter
+from talk2dino.methods.ovsegmentor.segmenter import (
+    OVSegmentorSegmenter,
+    group_class_scores,
+    upsample_groups,
+)
 from talk2dino.methods.ovsegmentor.text import Tokenizer, toy_tokenizer
 from talk2dino.segmenter import ClassQuery
 from talk2dino.sizes import Protocol
@@ -189,7 +191,7 @@ def masks():
 
 def test_the_mask_loss_and_its_gradient_agree(masks):
     queries, student, teacher = masks
-    loss = mask_consistency(student, teacher, (224, 224), MaskLossConfig(batch=None))
+    loss = mask_consistency(student, teacher, (224, 224), batch=None)
     assert float(loss.detach()) == pytest.approx(0.128876, abs=2e-6)
     (gradient,) = torch.autograd.grad(loss, queries, retain_graph=True)
     assert float(gradient.norm()) == pytest.approx(0.013434, abs=2e-6)

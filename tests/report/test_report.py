@@ -93,6 +93,11 @@ def test_a_method_has_one_name_on_all_benchmarks(data, tmp_path):
     runs = find_runs([folder])[0]
     assert methods(runs) == ["toy, weights 01234567", "toy, weights seeded:3"]
     assert len(runs) == 4
+    for path in folder.glob("*_toy_1*.json"):
+        content = json.loads(path.read_text())
+        content["command"] = ["evaluate", "--model", "toy", "--weights", "a/mine.pth", "--pamr"]
+        path.write_text(json.dumps(content))
+    assert methods(find_runs([folder])[0]) == ["toy, weights mine.pth", "toy, weights seeded:3"]
 
 
 def test_a_class_without_any_pixel_is_left_out_and_one_of_a_run_is_a_dash(results):

@@ -3,8 +3,7 @@ import types
 
 import pytest
 
-from talk2dino.training.history import EpochRecord
-from talk2dino.training.loggers import check_logger, open_logger
+from talk2dino.training.history import EpochRecord, check_logger, open_logger
 
 
 def test_no_logger_writes_nothing(tmp_path):
@@ -26,37 +25,49 @@ def test_tensorboard_events_lie_beside_the_weights(tmp_path):
     assert [(e.step, e.value) for e in events.Scalars("loss/train")] == [(1, 0.5), (2, 0.25)]
 
 
-def test_wandb_gets_the_settings_the_losses_and_the_end(tmp_path, monkeypatch):
+@pytest.mark.parametrize("package", ["wandb", "trackio"])
+def test_a_run_gets_the_settings_the_losses_and_the_end(tmp_path, monkeypatch, package):
     calls = []
     run = types.SimpleNamespace(
         log=lambda values, step: calls.append((step, values)),
         finish=lambda: calls.append("finished"),
     )
-    fake = types.ModuleType("wandb")
+    fake = types.ModuleType(package)
     fake.__spec__ = types.SimpleNamespace()
     fake.init = lambda **settings: calls.append(settings) or run
-    monkeypatch.setitem(sys.modules, "wandb", fake)
-    logger = open_logger("wandb", tmp_path / "w.pth", {"lr": 1})
+    monkeypatch.setitem(sys.modules, package, fake)
+    logger = open_logger(package, tmp_path / "w.pth", {"lr": 1})
     logger.log({"loss/train": 0.5}, epoch=1)
     logger.close()
-    settings = {"project": "talk2dino", "name": "w", "dir": str(tmp_path), "config": {"lr": 1}}
+    settings = {"project": "talk2dino", "name": "w", "config": {"lr": 1}}
+    if package == "wandb":
+        settings["dir"] = str(tmp_path)
     assert calls == [settings, (1, {"loss/train": 0.5}), "finished"]
 
 
-def test_a_wandb_that_cannot_start_says_what_to_do(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("package", "message"),
+    [
+        ("wandb", r"api_key not configured.*wandb login"),
+        ("trackio", r"could not start: api_key[^.]*\.$"),
+    ],
+)
+def test_a_run_that_cannot_start_says_what_to_do(tmp_path, monkeypatch, package, message):
     def init(**settings):
         raise Exception("api_key not configured")
 
-    fake = types.ModuleType("wandb")
+    fake = types.ModuleType(package)
     fake.__spec__ = types.SimpleNamespace()
     fake.init = init
-    monkeypatch.setitem(sys.modules, "wandb", fake)
-    with pytest.raises(RuntimeError, match=r"api_key not configured.*wandb login"):
-        open_logger("wandb", tmp_path / "w.pth", {})
+    monkeypatch.setitem(sys.modules, package, fake)
+    with pytest.raises(RuntimeError, match=message):
+        open_logger(package, tmp_path / "w.pth", {})
 
 
 def test_an_unknown_logger_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"unknown logger 'wand'.*none, tensorboard, wandb"):
+    with pytest.raises(
+        ValueError, match=r"unknown logger 'wand'.*none, tensorboard, wandb, trackio"
+    ):
         check_logger("wand")
 
 

@@ -10,8 +10,8 @@ from talk2dino.features.store import write_features
 from talk2dino.methods.talk2dino import alignment
 from talk2dino.methods.talk2dino.alignment import PAIRWISE, PER_HEAD, own_products
 from talk2dino.methods.talk2dino.losses import LOSSES
-from talk2dino.methods.talk2dino.training.state import present_settings
-from talk2dino.training.state import check_same_settings
+from talk2dino.methods.talk2dino.recipe import present_settings
+from talk2dino.training.run import check_same_settings
 from tests.cli.small_training import features, train, write_recipe
 
 
@@ -119,14 +119,15 @@ def test_the_temperature_is_set_in_the_recipe_and_recorded(folder):
 
 def test_a_training_from_before_the_temperature_was_recorded_goes_on(folder):
     write_recipe(folder / "recipe.yaml")
-    now = {"train.ltype": "infonce", "train.temperature": 0.07}
+    routing = {"model.routing_temperature": 0.1}
+    now = {"train.ltype": "infonce", "train.temperature": 0.07, **routing}
     old = {"train.ltype": "infonce", "train.margin": 0.2, "train.max_violation": True}
     before = present_settings(old)
     check_same_settings(before, now, folder)
     with pytest.raises(ValueError, match=r"temperature was 0.07, now 0.5"):
         check_same_settings(before, now | {"train.temperature": 0.5}, folder)
     both = {"train.ltype": "triplet", "train.margin": 0.2, "train.max_violation": True}
-    check_same_settings(present_settings(both), both, folder)
+    check_same_settings(present_settings(both), both | routing, folder)
 
 
 def test_a_wrong_number_of_heads_is_refused_before_training(folder, capsys):

@@ -86,7 +86,8 @@ class Benchmark:
 
     def with_protocol(self, protocol: Protocol) -> Benchmark:
         """With the sizes of a method, where the file gives none."""
-        return dataclasses.replace(self, protocol=dataclasses.replace(protocol, **dict(self.sizes)))
+        sizes: dict[str, Any] = dict(self.sizes)
+        return dataclasses.replace(self, protocol=dataclasses.replace(protocol, **sizes))
 
     def class_words(self, words: ClassWords) -> ClassWords:
         """A method's words, but this data set's own where it has aliases."""

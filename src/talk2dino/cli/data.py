@@ -94,9 +94,7 @@ def check(args: argparse.Namespace) -> None:
     if args.action == "convert" and args.what:
         raise ValueError(f"convert needs no {args.what[0]!r}: choose with --benchmarks.")
     if not _rows(args):
-        raise ValueError(
-            "the drawn world (toy) is made by quickstart: nothing to check or convert."
-        )
+        raise ValueError("the drawn world (toy) is made by quickstart: nothing to convert.")
     check_workers(args.nproc)
     if args.sample < 0:
         raise ValueError(f"--sample must not be negative, got {args.sample}")
@@ -119,7 +117,8 @@ def _rows(args: argparse.Namespace) -> list[Benchmark]:
     names = [*args.what, *([args.benchmarks] if args.benchmarks else [])] or ["all"]
     rows = find_benchmarks(split_names(",".join(names)), args.data_root)
     rows = [same_files.get(row.key, row) for row in rows]
-    return [row for row in dict.fromkeys(rows) if row.key != "toy"]
+    drawn = "" if args.action == "check" else "toy"
+    return [row for row in dict.fromkeys(rows) if row.key != drawn]
 
 
 def check_data(args: argparse.Namespace, rows: Sequence[Benchmark]) -> int:

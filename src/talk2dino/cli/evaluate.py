@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from talk2dino.benchmarks.data.sources import check_data_root
-from talk2dino.benchmarks.table import find_benchmarks
+from talk2dino.benchmarks.table import BENCHMARKS, find_benchmarks
 from talk2dino.cli.entry import DONE, Command, run_command
 from talk2dino.cli.evaluation import (
     add_run_flags,
@@ -149,6 +149,11 @@ def _evaluations(args: argparse.Namespace) -> list[Evaluation]:
             if not row.background:
                 without.append(row.key)
             evaluations.append(Evaluation(row, method.on(row), threshold, **changes))
+    if not evaluations:
+        raise ValueError(
+            f"--benchmarks all: no numbers of {args.model} are published. Name the benchmarks: "
+            f"--benchmarks {','.join(BENCHMARKS)}"
+        )
     if args.bg_thresh is not None and without:
         keys = ", ".join(dict.fromkeys(without))
         _warn(f"--bg_thresh is unused for {keys}: no background class there")

@@ -53,13 +53,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     add_run_flags(parser)
     parser.add_argument(
-        "--precision", default="fp32", help="of the vision backbone: fp32, bf16 or fp16"
+        "--precision", default="fp32", help="of the vision backbone: fp32, tf32, bf16 or fp16"
     )
 
 
 def check(args: argparse.Namespace) -> tuple[Job, list[Run]]:
     """Read the files, find all data, and refuse what cannot work, before weights are loaded."""
-    from talk2dino.training.loggers import check_logger
+    from talk2dino.training.history import check_logger
 
     if not args.eval:
         raise ValueError("this command only evaluates: pass --eval. Training is train.py.")
@@ -136,7 +136,7 @@ def evaluations_of(read: PublishedEvaluation, precision: str = "fp32") -> list[E
 
 
 def _log(args: argparse.Namespace, job: Job, outcomes: Sequence[Outcome]) -> None:
-    from talk2dino.training.loggers import open_logger
+    from talk2dino.training.history import open_logger
 
     results = [outcome.result for outcome in outcomes if outcome.result is not None]
     values = {

@@ -27,10 +27,9 @@ from talk2dino.methods.ovsegmentor.data.filter import (
     filter_captions,
     part_paths,
 )
-from talk2dino.methods.ovsegmentor.data.lemmas import AUTO, LEMMAS, find_lemmas
 from talk2dino.methods.ovsegmentor.data.merge import MERGED, json_to_csv, list_parts, made, merge
 from talk2dino.methods.ovsegmentor.data.metafile import ENTITY, HEADERS, open_table
-from talk2dino.methods.ovsegmentor.data.pairs import make_pairs
+from talk2dino.methods.ovsegmentor.data.words import AUTO, LEMMAS, find_lemmas
 from talk2dino.progress import Bar
 
 MODES = ("filter", "merge", "makepair", "json2csv")
@@ -166,6 +165,8 @@ def _merge(args: argparse.Namespace) -> int:
 
 
 def _pair(args: argparse.Namespace) -> int:
+    from talk2dino.methods.ovsegmentor.data.pairs import make_pairs
+
     out = _out(args)
     rows = make_pairs(args.metafile, out, args.seed, args.processors, _part_bar)
     print(f"{out}: {rows} rows")

@@ -76,7 +76,7 @@ def check(args: argparse.Namespace) -> PretrainingJob:
 def run(args: argparse.Namespace, job: PretrainingJob) -> int:
     """Pretrain, and say what was written."""
     from talk2dino.methods.ovsegmentor.pretraining.job import collective_backend, pretrain
-    from talk2dino.methods.ovsegmentor.pretraining.state import EpochRecord
+    from talk2dino.methods.ovsegmentor.pretraining.loop import EpochRecord
     from talk2dino.processes import is_first_process, joined_processes
     from talk2dino.training.run import Hooks
 

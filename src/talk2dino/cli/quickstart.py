@@ -95,7 +95,7 @@ def check(args: argparse.Namespace) -> None:
 
     from talk2dino.methods.talk2dino.recipe import load_recipe
 
-    load_recipe(find_in_checkout(RECIPE))
+    load_recipe(RECIPE)
     files = Files(args.output)
     check_folder_writable(files.folder)
     _record(args)
@@ -171,7 +171,7 @@ def _recipe(files: Files, epochs: int | None) -> Recipe:
 
     from talk2dino.methods.talk2dino.recipe import load_recipe
 
-    recipe = load_recipe(find_in_checkout(RECIPE))
+    recipe = load_recipe(RECIPE)
     if epochs is None or epochs == recipe.train.num_epochs:
         return recipe
     content = read_yaml(recipe.path)
@@ -221,7 +221,7 @@ def _run_step(step: Step, record: Record, device: str) -> int:
 def _continued(step: Step) -> Step:
     """The step with the flag it needs after an interruption that left its output unrecorded."""
     from talk2dino.features.store import read_features
-    from talk2dino.methods.talk2dino.training.outputs import projection_outputs
+    from talk2dino.methods.talk2dino.training.job import projection_outputs
 
     if step.script == EVALUATE:
         return step  # it goes on where it was
@@ -301,10 +301,10 @@ def _print_table(results: dict[str, Any]) -> None:
     trained, untrained = results["trained"], results["untrained"]
     rows = {name: (iou, untrained["per_class"][name]) for name, iou in trained["per_class"].items()}
     rows["mIoU"] = (trained["mIoU"], untrained["mIoU"])
-    print(f"\n{'class':<12}{'IoU':>7}{'chance':>9}")
-    for name, (iou, chance) in rows.items():
-        shown = ["-" if value is None else f"{value:.1f}" for value in (iou, chance)]
-        print(f"{name:<12}{shown[0]:>7}{shown[1]:>9}")
+    print(f"\n{'class':<12}{'IoU':>7}{'untrained':>11}")
+    for name, pair in rows.items():
+        shown = ["-" if value is None else f"{value:.1f}" for value in pair]
+        print(f"{name:<12}{shown[0]:>7}{shown[1]:>11}")
 
 
 @contextmanager

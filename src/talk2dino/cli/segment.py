@@ -139,7 +139,8 @@ def _add_scoring_flags(parser: argparse.ArgumentParser) -> None:
         "--max_side",
         type=int,
         metavar="PX",
-        help="score larger pictures at this long side, to save time and memory (default: never)",
+        help="score larger pictures at this long side, to save time and memory (default: 4096 "
+        "beyond 16 megapixels if refined, else never)",
     )
 
 

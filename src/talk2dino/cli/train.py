@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("images instead of features; the recipe has defaults")
     group.add_argument("--data_dir", default="../coco/", help="where the image files are")
     unset = dict.fromkeys(_OF_THE_RECIPE)
-    add_flags(group, "methods.talk2dino.sections:FeatureConfig", *_OF_THE_RECIPE, **unset)
+    add_flags(group, "methods.talk2dino.recipe:FeatureConfig", *_OF_THE_RECIPE, **unset)
     group.add_argument(
         "--cache_gb",
         type=float,
@@ -136,10 +136,9 @@ def run(args: argparse.Namespace, job: TrainJob) -> int:
 
 def _job(args: argparse.Namespace) -> TrainJob:
     from talk2dino.methods.talk2dino.recipe import load_recipe
-    from talk2dino.methods.talk2dino.training.encoding import ImageOptions
-    from talk2dino.methods.talk2dino.training.job import TrainJob
+    from talk2dino.methods.talk2dino.training.job import TrainJob, default_weights
     from talk2dino.methods.talk2dino.training.loop import LoopSettings
-    from talk2dino.methods.talk2dino.training.outputs import default_weights
+    from talk2dino.methods.talk2dino.training.sources import ImageOptions
 
     recipe = load_recipe(args.model)
     given = {key: value for key in _OF_THE_RECIPE if (value := getattr(args, key)) is not None}

@@ -72,7 +72,12 @@ def draw_overview(runs: Sequence[EvaluatedRun]) -> Figure:
     ]
     if has_paper:
         handles.append(Line2D([], [], color=_INK, linewidth=1.6, label="paper"))
-    figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False, fontsize=8)
+    letters = max(len(str(handle.get_label())) for handle in handles)
+    fitting = int(figure.get_figwidth() / (0.5 + 0.07 * letters))  # inches of a mark and a letter
+    ncols = min(4, max(1, fitting))
+    figure.legend(
+        handles=handles, loc="outside upper center", ncols=ncols, frameon=False, fontsize=8
+    )
     _style(axes, "y")
     return figure
 

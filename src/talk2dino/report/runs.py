@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,8 @@ from talk2dino.benchmarks.result_schema import WrongField, check_counts
 from talk2dino.benchmarks.results import options_of, protocol_of, read_counts, read_result
 from talk2dino.benchmarks.table import BENCHMARKS
 from talk2dino.files import listed
+
+_WEIGHTS_FLAG = re.compile(r"--weights[ =](\S+)(?: --|$)")  # one word: for one model
 
 
 @dataclass(frozen=True)
@@ -188,11 +191,15 @@ def _method(result: Mapping[str, Any]) -> str:
 
 
 def _weights(run: EvaluatedRun) -> str:
-    """The projection's, or those of the whole model, in a few letters."""
+    """The projection's, or those of the whole model: the file as typed, or a few letters."""
     models = _models(run)
     name = str(models.get("projection_weights") or models.get("weights") or "")
     kind, _, digest = name.partition(":")
-    return f", weights {digest[:8] if kind == 'sha256' else name}" if name else ""
+    if kind == "sha256":
+        typed = _WEIGHTS_FLAG.findall(" ".join(run.result.get("command") or []))
+        file = typed[0].rpartition("=")[2] if len(typed) == 1 else ""
+        name = Path(file).name or digest[:8]
+    return f", weights {name}" if name else ""
 
 
 def _other_models(run: EvaluatedRun) -> str:

@@ -14,6 +14,7 @@ from talk2dino.benchmarks.data.sources import SOURCES
 from talk2dino.benchmarks.datasets import pair_problem
 from talk2dino.benchmarks.table import BENCHMARKS
 from talk2dino.cli.data import main
+from talk2dino.toy.world import WorldConfig, write_world
 
 
 def save(path, labels=((0, 1), (2, 255))):
@@ -189,8 +190,15 @@ def test_converting_all_skips_what_is_not_there(tmp_path, capsys):
 def test_wrong_arguments_are_refused(tmp_path, capsys):
     assert main(["check", "--data_root", str(tmp_path), "--benchmarks", "vok"]) == 2
     assert "Did you mean 'voc'" in capsys.readouterr().err
-    assert main(["check", "--data_root", str(tmp_path), "--benchmarks", "toy"]) == 2
-    assert "nothing to check" in capsys.readouterr().err
+    assert main(["convert", "--data_root", str(tmp_path), "--benchmarks", "toy"]) == 2
+    assert "nothing to convert" in capsys.readouterr().err
+
+
+def test_the_drawn_world_is_checked_like_any_data(tmp_path, capsys):
+    assert main(["check", "toy", "--data_root", str(tmp_path)]) == 1
+    write_world(tmp_path, WorldConfig(train_images=1, val_images=1, evaluation_images=2))
+    assert main(["check", "toy", "--data_root", str(tmp_path)]) == 0
+    assert re.search(r"^toy +complete +2 images, 2 labels$", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_without_a_data_folder_everything_is_missing_and_nothing_can_be_converted(tmp_path, capsys):

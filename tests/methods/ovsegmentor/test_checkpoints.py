@@ -16,13 +16,13 @@ from talk2dino.methods.ovsegmentor.checkpoints import (
     load_stage1,
     load_state,
     read_checkpoint,
+    read_published,
     seeded_weights,
     stage_of,
 )
 from talk2dino.methods.ovsegmentor.config import get_preset
 from talk2dino.methods.ovsegmentor.convert import convert_checkpoint, save_model
 from talk2dino.methods.ovsegmentor.model import OVSegmentor
-from talk2dino.methods.ovsegmentor.published import read_published
 from tests.methods.ovsegmentor.conftest import TOY, published_state, seeded_toy
 
 

@@ -82,7 +82,7 @@ def test_two_processes_equal_one_with_both_batches(fork_server, tmp_path):
 
 
 def test_one_process_needs_no_group():
-    from talk2dino.methods.ovsegmentor.gather import gather_rows, num_processes, process_rank
+    from talk2dino.methods.ovsegmentor.projection import gather_rows, num_processes, process_rank
 
     rows = torch.randn(3, 2)
     assert (num_processes(), process_rank()) == (1, 0)

@@ -6,15 +6,13 @@ import pytest
 import torch
 
 from talk2dino.methods.ovsegmentor.losses import (
-    MaskLossConfig,
+    LossConfig,
     cheapest_assignment,
     infonce,
     mask_consistency,
     stop_gradient_of,
     unit_range,
 )
-
-PLAIN_SUM = MaskLossConfig(batch=None)
 
 
 def maps(seed, batch=2):
@@ -41,18 +39,18 @@ def test_the_assignment_is_the_cheapest_of_all_permutations(size):
 def test_the_mask_loss_of_two_batches_is_the_sum_of_theirs():
     student, teacher = maps(0, 5), maps(1, 5)
     parts = [
-        mask_consistency(student[part], teacher[part], (32, 32), PLAIN_SUM)
+        mask_consistency(student[part], teacher[part], (32, 32), batch=None)
         for part in (slice(0, 2), slice(2, 5))
     ]
-    whole = mask_consistency(student, teacher, (32, 32), PLAIN_SUM)
+    whole = mask_consistency(student, teacher, (32, 32), batch=None)
     torch.testing.assert_close(whole, sum(parts))
 
 
 def test_the_published_batch_weighs_as_published_and_others_the_same():
     student, teacher = maps(0), maps(1)
-    plain = mask_consistency(student, teacher, (32, 32), PLAIN_SUM)
-    same = mask_consistency(student, teacher, (32, 32), MaskLossConfig(batch=2))
-    scaled = mask_consistency(student, teacher, (32, 32), MaskLossConfig())
+    plain = mask_consistency(student, teacher, (32, 32), batch=None)
+    same = mask_consistency(student, teacher, (32, 32), batch=2)
+    scaled = mask_consistency(student, teacher, (32, 32))
     torch.testing.assert_close(same, plain)
     torch.testing.assert_close(scaled, 64 * plain)
 
@@ -60,14 +58,14 @@ def test_the_published_batch_weighs_as_published_and_others_the_same():
 def test_the_order_of_the_teachers_groups_does_not_matter():
     student, teacher = maps(0), maps(1)
     shuffled = teacher[:, torch.randperm(8)]
-    ours, theirs = (mask_consistency(student, t, (32, 32), PLAIN_SUM) for t in (teacher, shuffled))
+    ours, theirs = (mask_consistency(student, t, (32, 32), batch=None) for t in (teacher, shuffled))
     torch.testing.assert_close(ours, theirs)
 
 
 def test_groups_that_are_stopped_get_no_gradient():
     student = maps(0).requires_grad_()
     stopped = torch.tensor([[0, 3], [5, 7]])
-    loss = mask_consistency(stop_gradient_of(student, stopped), maps(1), (32, 32), PLAIN_SUM)
+    loss = mask_consistency(stop_gradient_of(student, stopped), maps(1), (32, 32), batch=None)
     (gradient,) = torch.autograd.grad(loss, student)
     strength = gradient.abs().sum(dim=(2, 3))
     for row, groups in enumerate(stopped.tolist()):
@@ -83,8 +81,8 @@ def test_a_constant_map_has_no_range_and_no_nan():
     assert torch.isfinite(constant.grad).all()
 
 
-@pytest.mark.parametrize("values", [{"threshold": 1.5}, {"group_ratio": -0.1}, {"batch": 0}])
+@pytest.mark.parametrize("values", [{"threshold": 1.5}, {"group_ratio": -0.1}])
 def test_impossible_settings_are_refused(values):
     (name,) = values
     with pytest.raises(ValueError, match=f"{name} must"):
-        MaskLossConfig(**values)
+        LossConfig(**values)

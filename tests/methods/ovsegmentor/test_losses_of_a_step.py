@@ -3,26 +3,25 @@
 import pytest
 import torch
 
-from talk2dino.methods.ovsegmentor.grouping import affinity
+from talk2dino.methods.ovsegmentor.blocks import affinity
 from talk2dino.methods.ovsegmentor.losses import (
-    MaskLossConfig,
+    LossConfig,
     infonce,
     least_similar_groups,
     mask_consistency,
     stop_gradient_of,
 )
-from talk2dino.methods.ovsegmentor.model import LossWeights
 from tests.methods.ovsegmentor.conftest import make_batch, seeded_toy
 
 # The seeded maps are weak: only a high threshold leaves pixels out of the targets.
-MASK_LOSS = MaskLossConfig(threshold=0.8, group_ratio=0.25, batch=6)
+LOSSES = LossConfig(0.7, 0.3, threshold=0.8, group_ratio=0.25)
 SIZE = (224, 224)
 
 
 @pytest.fixture
 def model():
     """Stage 2, without dropout or noise; its teacher has other weights than its student."""
-    return seeded_toy("stage2", weights=LossWeights(0.7, 0.3), mask_loss=MASK_LOSS)
+    return seeded_toy("stage2", losses=LOSSES, mask_batch=6)
 
 
 @pytest.fixture
@@ -63,7 +62,7 @@ def test_the_losses_of_a_step_are_those_put_together_by_hand(model, batch):
 
     matching = infonce(images.embedding, captions.embedding, model.scale)
     entity = infonce(completed, answers.embedding, model.scale)
-    mask = mask_consistency(maps, targets, SIZE, MASK_LOSS)
+    mask = mask_consistency(maps, targets, SIZE, LOSSES.threshold, 6)
     exactly = {"rtol": 1e-5, "atol": 0}
     torch.testing.assert_close(losses.matching, matching, **exactly)
     torch.testing.assert_close(losses.entity, entity, **exactly)

@@ -6,12 +6,9 @@ import pytest
 import torch
 
 from talk2dino.methods.ovsegmentor.checkpoints import seeded_weights
-from talk2dino.methods.ovsegmentor.losses import MaskLossConfig
 from talk2dino.methods.ovsegmentor.model import OVSegmentor
 from talk2dino.methods.ovsegmentor.text import Tokens
 from tests.methods.ovsegmentor.conftest import TOY, make_batch, seeded_toy
-
-PLAIN_SUM = MaskLossConfig(batch=None)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +22,7 @@ def batch(request):
 def step(batch):
     """A stage 2 step in training mode: the model with its gradients, and the losses."""
     torch.manual_seed(0)
-    model = seeded_toy("stage2", mask_loss=PLAIN_SUM).train()
+    model = seeded_toy("stage2", mask_batch=None).train()
     losses = model(batch)
     losses.total.backward()
     return model, losses
@@ -65,7 +62,7 @@ def test_a_step_moves_the_running_statistics_as_often_as_published(batch, stage,
 
 
 def test_the_mask_loss_reaches_the_students_queries_only(batch):
-    model = seeded_toy("stage2", mask_loss=PLAIN_SUM)
+    model = seeded_toy("stage2", mask_batch=None)
     model(batch).mask.backward()
     reached = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
     grouping = "img_encoder.layers.0.downsample"

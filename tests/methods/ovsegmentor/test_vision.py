@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from talk2dino.methods.ovsegmentor.blocks import DropPath
+from talk2dino.methods.ovsegmentor.blocks import DropPath, average_weights, choose_groups
 from talk2dino.methods.ovsegmentor.config import VisionConfig
-from talk2dino.methods.ovsegmentor.grouping import average_weights, choose_groups
 from talk2dino.methods.ovsegmentor.vision import ImageEncoder, load_dino
 
 

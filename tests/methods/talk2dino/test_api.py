@@ -14,7 +14,7 @@ from PIL import Image
 import talk2dino
 from talk2dino import Segmentation, Talk2DINO, read_rgb
 from talk2dino.inference import picture_scores
-from talk2dino.methods.ovsegmentor.classes import class_names
+from talk2dino.methods.ovsegmentor.method import class_names
 from talk2dino.methods.talk2dino.projection import build_projection
 from talk2dino.pictures.images import rgb_tensor
 from talk2dino.pictures.vocabularies import named_classes

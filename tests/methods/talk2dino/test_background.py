@@ -2,7 +2,7 @@
 
 import torch
 
-from talk2dino.methods.talk2dino.background import clean_background
+from talk2dino.methods.talk2dino.segmenter import clean_background
 
 
 def inputs(batch=2, classes=3, heads=4, patches=6, width=5):

@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from talk2dino.methods.ovsegmentor.gather import gather_rows, process_rank
-from talk2dino.methods.ovsegmentor.projection import unit_rows
+from talk2dino.methods.ovsegmentor.projection import gather_rows, process_rank, unit_rows
 
 PUBLISHED_BATCH = 128
 """Images per process in the published second stage."""
 MAX_SCALE = 100.0
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The `losses:` section of a recipe (section 3 of the paper)."""
+
+    entity: float = 1.0
+    """Weight of the masked entity completion."""
+    mask: float = 0.1
+    """Weight of the mask consistency; stage 2."""
+    threshold: float = 0.6
+    """A pixel of the target counts where its sigmoid reaches this share of its map's maximum; stage
+    2."""
+    group_ratio: float = 0.5
+    """Share of the groups, those least like the entity, whose maps get no gradient; stage 2."""
+    ema: float = 0.99
+    """How much of itself the teacher keeps at every optimiser step; stage 2."""
+
+    def __post_init__(self) -> None:
+        for name in ("entity", "mask"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be finite and not negative: {getattr(self, name)}")
+        for name in ("threshold", "group_ratio", "ema"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
 
 
 def similarity_scale(logit_scale: Tensor) -> Tensor:
@@ -40,29 +65,12 @@ def infonce(left: Tensor, right: Tensor, scale: Tensor | float) -> Tensor:
     return (to_right + to_left) / 2
 
 
-@dataclass(frozen=True)
-class MaskLossConfig:
-    """How the masks of paired images are compared."""
-
-    threshold: float = 0.6
-    """A pixel of the target counts where its sigmoid reaches this share of its map's maximum."""
-    group_ratio: float = 0.5
-    """Share of the groups, those least like the entity, whose maps get no gradient."""
-    batch: int | None = PUBLISHED_BATCH
-    """The published loss is a sum over the images of a process, of which there were this many;
-    other batches are scaled to weigh the same. None keeps the plain sum."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.threshold <= 1:
-            raise ValueError(f"threshold must lie in [0, 1], got {self.threshold}")
-        if not 0 <= self.group_ratio <= 1:
-            raise ValueError(f"group_ratio must lie in [0, 1], got {self.group_ratio}")
-        if self.batch is not None and self.batch < 1:
-            raise ValueError(f"batch must be at least 1, got {self.batch}")
-
-
 def mask_consistency(
-    student: Tensor, teacher: Tensor, size_hw: tuple[int, int], config: MaskLossConfig
+    student: Tensor,
+    teacher: Tensor,
+    size_hw: tuple[int, int],
+    threshold: float = LossConfig.threshold,
+    batch: int | None = PUBLISHED_BATCH,
 ) -> Tensor:
     """Dice distance between two segmentations of the same images into groups.
 
@@ -71,18 +79,20 @@ def mask_consistency(
             maps that shall get no gradient are detached already.
         teacher: (B, G, rows, columns) affinities of the other image's own groups.
         size_hw: pixels of the images, where the maps are compared.
-        config: threshold, and the batch that the sum is scaled to.
+        threshold: see `LossConfig`.
+        batch: the published loss is a sum over the images of a process, of which there were this
+            many; other batches are scaled to weigh the same. None keeps the plain sum.
 
     Returns:
-        Scalar: the sum over the batch divided by G, times config.batch / B if given.
+        Scalar: the sum over the batch divided by G, times batch / B if given.
     """
     student = _upsample(student.float(), size_hw)  # (B, G, pixels)
     with torch.no_grad():
         teacher = _upsample(teacher.detach().float(), size_hw)
         order = match_groups(student, teacher)
-        target = binary_targets(teacher.take_along_dim(order[:, :, None], dim=1), config.threshold)
+        target = binary_targets(teacher.take_along_dim(order[:, :, None], dim=1), threshold)
     total = joint_dice(unit_range(student), target).sum() / student.shape[1]
-    return total if config.batch is None else total * (config.batch / len(student))
+    return total if batch is None else total * (batch / len(student))
 
 
 def match_groups(student: Tensor, teacher: Tensor) -> Tensor:

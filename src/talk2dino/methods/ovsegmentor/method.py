@@ -1,4 +1,4 @@
-"""OVSegmentor as a method: its models, options, thresholds and names of classes."""
+"""OVSegmentor as a method: its models, options, thresholds and names of"""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 
 from talk2dino.backbones.templates import ALIASES, get_templates
 from talk2dino.benchmarks.table import BENCHMARKS, STUFF_BACKGROUND, Benchmark
+from talk2dino.config import as_texts
 from talk2dino.files import weights_identity
 from talk2dino.methods.base import Method, MethodOptions, PictureRules, Published, in_checkout
-from talk2dino.methods.ovsegmentor import classes
 from talk2dino.methods.ovsegmentor.checkpoints import check_source, is_converted
 from talk2dino.methods.ovsegmentor.config import PRESETS
 from talk2dino.methods.ovsegmentor.segmenter import OVSegmentorSegmenter, build_ovsegmentor
@@ -28,6 +28,16 @@ _PUBLISHED = {
     "ovsegmentor_vitb": Published(_VITB, _README),
     "ovsegmentor_vits": Published(_VITS, _README),
 }
+_ALIASES: dict[str, dict[str, str]] = {
+    "voc": {"diningtable": "table", "pottedplant": "plant", "tvmonitor": "monitor"},
+    "context": {"aeroplane": "airplane", "pottedplant": "plant", "tvmonitor": "monitor"},
+}
+_ALIASES |= {"voc20": _ALIASES["voc"], "context59": _ALIASES["context"]}
+
+_THRESHOLDS = {"voc": 0.95, "context": 0.35, "coco_object": 0.9, "coco_stuff": 0.95}
+
+DEFAULT_THRESHOLD = 0.95
+"""For images of no benchmark; the published demo's."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +85,7 @@ class OVSegmentorMethod(Method):
     def demo(self) -> PictureRules:
         """As its published demo."""
         return PictureRules(
-            classes.DEFAULT_THRESHOLD, always_background=True, protocol=Protocol(), groups=True
+            DEFAULT_THRESHOLD, always_background=True, protocol=Protocol(), groups=True
         )
 
     @property
@@ -96,13 +106,13 @@ class OVSegmentorMethod(Method):
         """The published one, or that of the published demo."""
         if not row.background:
             return None
-        published = classes.background_threshold(_published_key(row))
-        return classes.DEFAULT_THRESHOLD if published is None else published
+        published = background_threshold(_published_key(row))
+        return DEFAULT_THRESHOLD if published is None else published
 
     def words(self, row: Benchmark | None = None) -> ClassWords:
         """The published prompt names."""
         key = "" if row is None else _published_key(row)
-        return ClassWords(lambda name: tuple(classes.class_names(key, [name])))
+        return ClassWords(lambda name: tuple(class_names(key, [name])))
 
     def check(self) -> None:
         """See `check_source`."""
@@ -125,3 +135,23 @@ class OVSegmentorMethod(Method):
 
 def _published_key(row: Benchmark) -> str:
     return "coco_stuff" if row == STUFF_BACKGROUND else row.key
+
+
+def class_names(benchmark: str, names: Sequence[str]) -> list[str]:
+    """The names to put into prompts, in the given order.
+
+    Args:
+        benchmark: key of a benchmark (`voc`, `context`, ...); others have no names of their own.
+        names: MMSegmentation's names. They are used as they are, the blank of ADE20K's `bed `
+            included.
+    """
+    aliases = _ALIASES.get(benchmark, {})
+    return [aliases.get(name, name) for name in as_texts(names)]
+
+
+def background_threshold(benchmark: str) -> float | None:
+    """The published threshold of a benchmark with background; None for one without.
+
+    COCO-Stuff is evaluated with a background as class 0, so with 172 classes.
+    """
+    return _THRESHOLDS.get(benchmark)

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from talk2dino.config import check_name
+from talk2dino.methods.ovsegmentor.blocks import EntityDecoder, affinity
 from talk2dino.methods.ovsegmentor.config import STAGES, OVSegmentorConfig
-from talk2dino.methods.ovsegmentor.entity import EntityDecoder
-from talk2dino.methods.ovsegmentor.grouping import affinity
 from talk2dino.methods.ovsegmentor.losses import (
-    MaskLossConfig,
+    PUBLISHED_BATCH,
+    LossConfig,
     infonce,
     least_similar_groups,
     mask_consistency,
@@ -26,7 +26,6 @@ from talk2dino.methods.ovsegmentor.text import TextEncoder, Tokens
 from talk2dino.methods.ovsegmentor.vision import GroupFeatures, ImageEncoder
 
 TEACHER = "img_encoder_momentum"
-EMA_DECAY = 0.99
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,39 +90,29 @@ class Losses:
     """Consistency of the masks of paired images; stage 2."""
 
 
-@dataclass(frozen=True)
-class LossWeights:
-    """How the losses are added up."""
-
-    entity: float = 1.0
-    """Weight of the masked entity completion."""
-    mask: float = 0.1
-    """Weight of the mask consistency."""
-
-
 class OVSegmentor(nn.Module):
     """Image and text encoders with projectors; its state dict has the published names.
 
     Args:
         config: the architecture.
         stage: `evaluation`, `stage1` (also the entity decoder) or `stage2` (also the teacher).
-        weights: of the losses.
-        mask_loss: how masks are compared in stage 2.
+        losses: their weights, and how masks are compared in stage 2.
+        mask_batch: what the loss of the masks is scaled to; see `mask_consistency`.
     """
 
     def __init__(
         self,
         config: OVSegmentorConfig,
         stage: str = "evaluation",
-        weights: LossWeights | None = None,
-        mask_loss: MaskLossConfig | None = None,
+        losses: LossConfig | None = None,
+        mask_batch: int | None = PUBLISHED_BATCH,
     ) -> None:
         super().__init__()
         check_name("stage", stage, STAGES)
         self.config = config
         self.stage = stage
-        self.weights = weights or LossWeights()
-        self.mask_loss = mask_loss or MaskLossConfig()
+        self.losses = losses or LossConfig()
+        self.mask_batch = mask_batch
         hidden, joint = config.projector_width, config.joint_width
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.img_encoder = ImageEncoder(config.vision)
@@ -187,11 +176,11 @@ class OVSegmentor(nn.Module):
         completed = self.complete(images.features.groups, questions.tokens)
         matching = infonce(images.embedding, captions.embedding, self.scale)
         entity = infonce(completed, answers.embedding, self.scale)
-        total = matching + self.weights.entity * entity
+        total = matching + self.losses.entity * entity
         if self.stage == "stage1":
             return Losses(total, matching, entity)
         mask = self._mask_loss(batch, images)
-        return Losses(total + self.weights.mask * mask, matching, entity, mask)
+        return Losses(total + self.losses.mask * mask, matching, entity, mask)
 
     def complete(self, groups: Tensor, question: Tensor) -> Tensor:
         """Groups (B, G, C) and question tokens (B, T, E) to completed captions (B, D)."""
@@ -206,7 +195,7 @@ class OVSegmentor(nn.Module):
         self.img_encoder_momentum.load_state_dict(self.img_encoder.state_dict())
 
     @torch.no_grad()
-    def update_teacher(self, decay: float = EMA_DECAY) -> None:
+    def update_teacher(self, decay: float = LossConfig.ema) -> None:
         """Move the teacher towards the image encoder; called after every optimiser step."""
         students = self.img_encoder.parameters()
         for teacher, student in zip(self.img_encoder_momentum.parameters(), students, strict=True):
@@ -227,7 +216,7 @@ class OVSegmentor(nn.Module):
         with torch.autocast(queries.device.type, enabled=False):
             student = affinity(queries.float(), keys.float())  # (B, G, P)
             teacher = affinity(paired.assignment.queries.float(), keys.float())
-            ignored = least_similar_groups(images.groups, entities, self.mask_loss.group_ratio)
+            ignored = least_similar_groups(images.groups, entities, self.losses.group_ratio)
             student = stop_gradient_of(student, ignored)
             grid = paired.grid_hw
             height, width = batch.paired_images.shape[-2:]
@@ -235,7 +224,8 @@ class OVSegmentor(nn.Module):
                 student.unflatten(-1, grid),
                 teacher.unflatten(-1, grid),
                 (height, width),
-                self.mask_loss,
+                self.losses.threshold,
+                self.mask_batch,
             )
 
 

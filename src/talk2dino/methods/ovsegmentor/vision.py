@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from talk2dino.backbones.checkpoints import check_fit, state_shapes
-from talk2dino.methods.ovsegmentor.blocks import AttentionBlock
+from talk2dino.methods.ovsegmentor.blocks import Assignment, AttentionBlock, GroupingBlock
 from talk2dino.methods.ovsegmentor.config import VisionConfig
-from talk2dino.methods.ovsegmentor.grouping import Assignment, GroupingBlock
 
 POSITIONS = "pos_embed"
 

@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from talk2dino.backbones import text, vision
 from talk2dino.backbones.seeded import parse_seeded
 from talk2dino.backbones.templates import get_templates
 from talk2dino.backbones.text import check_text, is_bert
@@ -15,12 +16,13 @@ from talk2dino.backbones.vision import check_vision
 from talk2dino.config import build, check_name
 from talk2dino.files import find_in_checkout
 from talk2dino.methods.talk2dino.projection import ProjectionConfig
-from talk2dino.methods.talk2dino.recipe import Recipe, load_recipe
+from talk2dino.methods.talk2dino.recipe import FeatureConfig, Recipe, load_recipe
 from talk2dino.refine.refinement import check_graph
 from talk2dino.textfiles import read_yaml
+from talk2dino.training.job import read_summary
 
 PRETRAINED = "pretrained"
-PRECISIONS = {"fp32": "", "bf16": "bfloat16", "fp16": "float16"}
+PRECISIONS = {"fp32": "", "tf32": "tf32", "bf16": "bfloat16", "fp16": "float16"}
 """Name -> number type of the backbone's matrix products; see `devices.mixed_precision`."""
 
 
@@ -61,7 +63,7 @@ class SegmenterConfig:
     keep_end_seq: bool = False
     """With `average_tokens`, keep the end-of-text position."""
     precision: str = "fp32"
-    """Of the vision backbone: `fp32`, `bf16` or `fp16`. Text and scores are always float32."""
+    """Of the vision backbone: `fp32`, `tf32`, `bf16` or `fp16`. The rest is always float32."""
 
     def __post_init__(self) -> None:
         get_templates(self.template)
@@ -141,7 +143,7 @@ def read_segmenter_config(path: str | Path, **changes: Any) -> SegmenterConfig:
         FileNotFoundError: the file, or the recipe it names, is not there.
         ValueError: unknown keys or values.
     """
-    path = Path(path)
+    path = find_in_checkout(path)
     model = read_yaml(path).get("model")
     if isinstance(model, Mapping) and "type" in model:
         unknown = [name for name in read_yaml(path) if name != "model"]
@@ -177,7 +179,7 @@ def config_from_model_section(model: Mapping[str, Any], source: str) -> Segmente
     if missing:
         raise ValueError(f"{source}: the model section lacks {', '.join(missing)}.")
     section = build(ModelSection, model, source)
-    recipe = load_recipe(find_in_checkout(f"configs/{section.proj_class}.yaml"))
+    recipe = load_recipe(f"configs/{section.proj_class}.yaml")
     weights = section.projection_weights
     if weights is None or weights == PRETRAINED:
         weights = _weights_file(section.proj_name)
@@ -198,3 +200,70 @@ def config_from_model_section(model: Mapping[str, Any], source: str) -> Segmente
 
 def _weights_file(name: str) -> str:
     return str(find_in_checkout(Path("weights") / f"{name.removesuffix('.pth')}.pth"))
+
+
+class Difference(NamedTuple):
+    """One setting that is not as expected."""
+
+    what: str
+    """For example `vision weights`."""
+    found: Any
+    """What the features say."""
+    expected: Any
+    """What was believed."""
+
+
+def feature_differences(
+    settings: dict[str, Any], expected: FeatureConfig, sizes: bool = True
+) -> list[Difference]:
+    """Compare the settings of a feature file with a recipe's `features` section.
+
+    Args:
+        settings: of a `FeatureFile`; what is not recorded there is not compared.
+        expected: model names, weights and sizes.
+        sizes: also compare the size of the images.
+    """
+    wanted = {
+        ("vision", "model"): _full_name(expected.vision_model),
+        ("vision", "weights"): expected.vision_weights
+        or vision.default_weights(expected.vision_model),
+        ("text", "model"): expected.text_model,
+        ("text", "weights"): expected.text_weights or text.default_weights(expected.text_model),
+    }
+    if sizes:
+        wanted["vision", "resize_dim"] = expected.resize_dim
+        wanted["vision", "crop_dim"] = expected.crop_dim
+    found = {key: settings.get(key[0], {}).get(key[1]) for key in wanted}
+    if found["vision", "model"] is not None:  # nothing recorded stands for ImageNet's
+        mean, std = vision.normalisation(expected.vision_model)
+        wanted |= {("vision", "mean"): list(mean), ("vision", "std"): list(std)}
+        recorded = settings["vision"]
+        found["vision", "mean"] = list(recorded.get("mean", vision.IMAGENET_MEAN))
+        found["vision", "std"] = list(recorded.get("std", vision.IMAGENET_STD))
+    found["vision", "model"] = _full_name(found["vision", "model"])
+    return [
+        Difference(" ".join(key), found[key], value)
+        for key, value in wanted.items()
+        if found[key] not in (None, value)
+    ]
+
+
+def differences_from_training(config: SegmenterConfig) -> list[str]:
+    """Sentences about models other than the projection was trained with.
+
+    Read from the JSON file that a training writes beside its weights; none if it is not there.
+    """
+    summary = read_summary(Path(config.projection_weights).with_suffix(".json"))
+    models = FeatureConfig(
+        config.vision_model, config.vision_weights, config.text_model, config.text_weights
+    )
+    return [
+        f"the projection was trained on {what} {found}, and meets {expected} now"
+        for what, found, expected in feature_differences(
+            summary.get("trained_on", {}), models, sizes=False
+        )
+    ]
+
+
+def _full_name(name: Any) -> Any:
+    return vision.SHORT_NAMES.get(name, name)

@@ -13,7 +13,7 @@ from transformers.modeling_utils import PreTrainedModel
 from talk2dino.methods.talk2dino.api import Talk2DINO
 from talk2dino.methods.talk2dino.auto import Talk2DinoConfig
 from talk2dino.methods.talk2dino.hub.fetch import FetchOptions
-from talk2dino.methods.talk2dino.hub.folder import WEIGHT_FIELDS, FolderConfig, parse_folder_config
+from talk2dino.methods.talk2dino.hub.layout import WEIGHT_FIELDS, FolderConfig, parse_folder_config
 from talk2dino.methods.talk2dino.hub.load import LoadedModel, load_model
 from talk2dino.segmenter import ClassQuery
 

@@ -20,9 +20,13 @@ from talk2dino.files import find_in_checkout, weights_identity
 from talk2dino.methods.base import Method, MethodOptions, PictureRules, Published, published
 from talk2dino.methods.dense import PatchOptions
 from talk2dino.methods.talk2dino.alignment import takes
-from talk2dino.methods.talk2dino.config import SegmenterConfig, read_segmenter_config
+from talk2dino.methods.talk2dino.config import (
+    SegmenterConfig,
+    differences_from_training,
+    read_segmenter_config,
+)
 from talk2dino.methods.talk2dino.hub.fetch import FetchOptions
-from talk2dino.methods.talk2dino.hub.folder import FILE_SUFFIXES
+from talk2dino.methods.talk2dino.hub.layout import FILE_SUFFIXES
 from talk2dino.methods.talk2dino.hub.load import (
     FoundModel,
     check_segmenter,
@@ -31,21 +35,21 @@ from talk2dino.methods.talk2dino.hub.load import (
     is_whole_model,
     load_segmenter,
 )
-from talk2dino.methods.talk2dino.hub.published import PUBLISHED, TOY, demo_threshold, short_name
-from talk2dino.methods.talk2dino.provenance import differences_from_training
+from talk2dino.methods.talk2dino.hub.published import (
+    PUBLISHED,
+    TOY,
+    default_threshold,
+    demo_threshold,
+    short_name,
+)
 from talk2dino.methods.talk2dino.segmenter import Talk2DinoSegmenter
 from talk2dino.refine.refinement import REFINEMENTS, recorded_refinements
 from talk2dino.segmenter import Segmenter
 
 logger = logging.getLogger(__name__)
 
-MODELS = {
-    "vitb": "configs/vitb_mlp_infonce.yaml",
-    "vitl": "configs/vitl_mlp_infonce.yaml",
-    "dinov3_vitb": "configs/dinov3_vitb_mlp_infonce.yaml",
-    "dinov3_vitl": "configs/dinov3_vitl_mlp_infonce.yaml",
-    "toy": "configs/toy.yaml",
-}
+MODELS = {name: f"configs/{Path(m.projection_file).stem}.yaml" for name, m in PUBLISHED.items()}
+MODELS[TOY] = "configs/toy.yaml"
 """Name of a Talk2DINO -> its recipe."""
 _PAPER = "Talk2DINO's paper"
 _PUBLISHED = {
@@ -61,7 +65,6 @@ _OF_INFERENCE = (
     *("input_size", "template", "clean_background", "precision", "propagation_graph", *REFINEMENTS),
 )
 """Fields of a configuration that do not change the models."""
-_LARGE = 1024  # width of ViT-L, whose published threshold is lower
 _RULES = PictureRules(
     0.55, refines=("pamr",), redraws=True, thresholds=(0.3, 0.8), scores="sigmoid(cosine)"
 )
@@ -87,7 +90,7 @@ class Talk2DinoOptions(PatchOptions):
     clean_background: bool | None = None
     """Raise scores where attention agrees with a class."""
     precision: str = "fp32"
-    """Of the vision backbone: fp32, bf16 or fp16."""
+    """Of the vision backbone: fp32, tf32, bf16 or fp16."""
 
 
 @dataclass(frozen=True)
@@ -220,9 +223,7 @@ class Talk2DinoMethod(Method):
 
     def threshold(self, row: Benchmark) -> float | None:
         """The published one."""
-        if not row.background:
-            return None
-        return 0.54 if self.config.projection.dino_embed_dim >= _LARGE else 0.55
+        return default_threshold(self.config.projection.dino_embed_dim) if row.background else None
 
     @property
     def refines(self) -> bool:
@@ -298,7 +299,7 @@ def _recipe(name: str) -> tuple[Path, str]:
     """The YAML file of a name, and the name of a YAML file."""
     if name in MODELS:
         return find_in_checkout(MODELS[name]), name
-    path = Path(name)
+    path = find_in_checkout(name)
     short = name_of_recipe(path.stem)
     same = short is not None and find_in_checkout(MODELS[short]).resolve() == path.resolve()
     return path, short if short is not None and same else path.stem

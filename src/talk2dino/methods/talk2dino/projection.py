@@ -16,8 +16,10 @@ from talk2dino.backbones.seeded import parse_seeded, seeded_state
 from talk2dino.config import build, check_at_least, check_name
 from talk2dino.devices import float32_by_default, keep_float32
 from talk2dino.methods.talk2dino.alignment import align, strategies
-from talk2dino.methods.talk2dino.sections import read_sections
+from talk2dino.textfiles import read_sections
 
+SECTIONS = ("model", "train", "features")
+"""Of a recipe, a file of `configs/`; the first one is required."""
 NORM_EPS = 1e-12
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "sigmoid": nn.Sigmoid}
 """`act` of a recipe -> what lies between the linear layers."""
@@ -418,7 +420,11 @@ def _read_config(config: ProjectionConfig | str | Path) -> ProjectionConfig:
     """A configuration as it is, or the `model:` section of a file of `configs/`."""
     if isinstance(config, ProjectionConfig):
         return config
-    return build(ProjectionConfig, read_sections(config)["model"], Path(config).name)
+    return build(
+        ProjectionConfig,
+        read_sections(config, SECTIONS, required="model")["model"],
+        Path(config).name,
+    )
 
 
 def _activation(name: str | None) -> nn.Module:

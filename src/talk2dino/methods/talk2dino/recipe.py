@@ -15,10 +15,32 @@ import torch
 from torch import Tensor
 
 from talk2dino.config import build, check_at_least, check_name
+from talk2dino.files import find_in_checkout
 from talk2dino.methods.talk2dino.alignment import takes
 from talk2dino.methods.talk2dino.losses import LOSSES
-from talk2dino.methods.talk2dino.projection import ProjectionConfig
-from talk2dino.methods.talk2dino.sections import FeatureConfig, read_sections
+from talk2dino.methods.talk2dino.projection import SECTIONS, ProjectionConfig
+from talk2dino.textfiles import read_sections
+
+
+@dataclass(frozen=True)
+class FeatureConfig:
+    """The `features:` section: the two frozen models a projection is trained between."""
+
+    vision_model: str = "dinov2_vitb14_reg"
+    """Vision backbone; see talk2dino.backbones.vision."""
+    vision_weights: str | None = None
+    """`pretrained`, a path, or `seeded:<n>`; null means the model's default."""
+    text_model: str = "ViT-B/16"
+    """Text encoder; see talk2dino.backbones.text."""
+    text_weights: str | None = None
+    """`pretrained`, a path, or `seeded:<n>`; null means the model's default."""
+    resize_dim: int = 448
+    """Short side of a training image, in pixels."""
+    crop_dim: int = 448
+    """Side of the central square that is kept, in pixels."""
+
+    def __post_init__(self) -> None:
+        check_at_least(1, resize_dim=self.resize_dim, crop_dim=self.crop_dim)
 
 
 @dataclass(frozen=True)
@@ -85,12 +107,14 @@ class Recipe:
 def load_recipe(path: str | Path) -> Recipe:
     """Read a file of `configs/`: sections `model` (required), `train` and `features`.
 
+    A recipe that comes with the project is found from any folder.
+
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is not YAML, or a section or key is unknown or has a wrong value.
     """
-    path = Path(path)
-    sections = read_sections(path)
+    path = find_in_checkout(path)
+    sections = read_sections(path, SECTIONS, required="model")
     model = build(ProjectionConfig, sections["model"], path.name)
     check_used(model, sections["model"], path.name)
     return Recipe(
@@ -100,6 +124,20 @@ def load_recipe(path: str | Path) -> Recipe:
         path=path,
         written=tuple(sections["model"]),
     )
+
+
+def present_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a training as they are written now.
+
+    Earlier ones hold the keys of the triplet loss for every loss, and InfoNCE's temperature, which
+    was 0.07, for none; and no temperature of a strategy.
+    """
+    present = {"model.routing_temperature": 0.1, **settings}
+    if present.get("train.ltype") == "infonce" and "train.temperature" not in present:
+        present.pop("train.margin", None)
+        present.pop("train.max_violation", None)
+        present["train.temperature"] = 0.07
+    return present
 
 
 def check_used(config: ProjectionConfig, given: Iterable[str], source: str) -> None:

@@ -6,9 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from talk2dino.methods.ovsegmentor.data.lemmas import dictionary_lemma
 from talk2dino.methods.ovsegmentor.data.sources import open_rows
-from talk2dino.methods.ovsegmentor.data.words import CaptionReader, EntityTable
+from talk2dino.methods.ovsegmentor.data.words import CaptionReader, EntityTable, dictionary_lemma
 
 from .conftest import save_image
 

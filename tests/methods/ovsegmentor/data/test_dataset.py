@@ -9,11 +9,6 @@ import pytest
 import torch
 from PIL import Image
 
-from talk2dino.methods.ovsegmentor.data.augment import (
-    AugmentConfig,
-    seeded_globals,
-    training_transform,
-)
 from talk2dino.methods.ovsegmentor.data.batches import (
     EpochBatches,
     FailureLog,
@@ -21,7 +16,14 @@ from talk2dino.methods.ovsegmentor.data.batches import (
     make_loader,
     open_samples,
 )
-from talk2dino.methods.ovsegmentor.data.dataset import Collate, ImageFailure, SampleOptions
+from talk2dino.methods.ovsegmentor.data.dataset import (
+    AugmentConfig,
+    Collate,
+    ImageFailure,
+    SampleOptions,
+    seeded_globals,
+    training_transform,
+)
 from tests.methods.ovsegmentor.data.conftest import ROWS, write_rows
 
 SMALL = AugmentConfig(deit=False, smallest_crop=0.4, size=16)

@@ -10,9 +10,8 @@ import pytest
 
 from talk2dino.__main__ import main
 from talk2dino.methods.ovsegmentor.data import pairs as pairs_module
-from talk2dino.methods.ovsegmentor.data.entity_index import EntityIndex
-from talk2dino.methods.ovsegmentor.data.filter import FilterSettings, filter_captions
-from talk2dino.methods.ovsegmentor.data.jobs import run_jobs
+from talk2dino.methods.ovsegmentor.data.filter import FilterSettings, filter_captions, run_jobs
+from talk2dino.methods.ovsegmentor.data.rows import EntityIndex
 
 CAPTIONS = [
     ("0.jpg", "Two dogs, and a Cat"),

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 
 from talk2dino.methods.ovsegmentor.data import tar_rows
-from talk2dino.methods.ovsegmentor.data.lemmas import dictionary_lemma
 from talk2dino.methods.ovsegmentor.data.sources import open_rows
-from talk2dino.methods.ovsegmentor.data.words import CaptionReader, EntityTable
+from talk2dino.methods.ovsegmentor.data.words import CaptionReader, EntityTable, dictionary_lemma
 from tests.methods.ovsegmentor.data.conftest import HEADER, ROWS, save_image, write_rows
 
 reader = CaptionReader(dictionary_lemma)

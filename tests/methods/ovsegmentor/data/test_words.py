@@ -4,14 +4,18 @@ import sys
 
 import pytest
 
-from talk2dino.methods.ovsegmentor.data import lemmas
-from talk2dino.methods.ovsegmentor.data.entities import CLASSES, FILTER_WORDS, SYNONYMS
-from talk2dino.methods.ovsegmentor.data.lemmas import dictionary_lemma, find_lemmas, get_lemma
+from talk2dino.methods.ovsegmentor.data import words
 from talk2dino.methods.ovsegmentor.data.words import (
+    CLASSES,
     EMPTY,
+    FILTER_WORDS,
     NO_ENTITY,
     OTHER_SCRIPT,
+    SYNONYMS,
     CaptionReader,
+    dictionary_lemma,
+    find_lemmas,
+    get_lemma,
     published_question,
 )
 
@@ -144,12 +148,12 @@ def test_an_unknown_source_of_lemmas_lists_the_known():
 
 
 def test_without_wordnet_lemmas_come_from_the_dictionary(monkeypatch):
-    lemmas._wordnet_problem.cache_clear()
+    words._wordnet_problem.cache_clear()
     monkeypatch.setitem(sys.modules, "nltk", None)
     assert find_lemmas() == "lemminflect" and get_lemma("lemminflect")("knives") == "knife"
     with pytest.raises(RuntimeError, match="pip install nltk"):
         find_lemmas("wordnet")
-    lemmas._wordnet_problem.cache_clear()
+    words._wordnet_problem.cache_clear()
 
 
 def test_without_any_source_the_package_to_install_is_named(monkeypatch):
@@ -173,11 +177,11 @@ def toy_nltk(tmp_path, monkeypatch):
         "class WordNetLemmatizer:\n    def lemmatize(self, word): return {'oxen': 'ox'}[word]\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    lemmas._wordnet_problem.cache_clear()
-    lemmas.wordnet_lemma.cache_clear()
+    words._wordnet_problem.cache_clear()
+    words.wordnet_lemma.cache_clear()
     yield lambda place: __import__("nltk.data").data.installed.append(place)
-    lemmas._wordnet_problem.cache_clear()
-    lemmas.wordnet_lemma.cache_clear()
+    words._wordnet_problem.cache_clear()
+    words.wordnet_lemma.cache_clear()
     for name in ("nltk", "nltk.data", "nltk.stem"):
         sys.modules.pop(name, None)
 

@@ -8,7 +8,7 @@ from talk2dino.methods.ovsegmentor.pretraining.config import (
     TrainConfig,
     load_pretraining_recipe,
 )
-from talk2dino.methods.ovsegmentor.pretraining.optimizer import make_schedule
+from talk2dino.methods.ovsegmentor.pretraining.step import make_schedule
 
 
 @pytest.mark.parametrize(
@@ -82,8 +82,8 @@ def test_a_wrong_replacement_is_refused(write_recipe, change, message):
 def test_compat_reaches_the_loader_and_the_mask_loss(root):
     path = root / "configs" / "ovsegmentor_stage2.yaml"
     corrected, published = (load_pretraining_recipe(path, [f"compat={c}"]) for c in (False, True))
-    assert (corrected.data.compat, corrected.mask_loss.batch) == (False, 128)
-    assert (published.data.compat, published.mask_loss.batch) == (True, None)
+    assert (corrected.data.compat, corrected.mask_batch) == (False, 128)
+    assert (published.data.compat, published.mask_batch) == (True, None)
 
 
 def test_the_published_recipes_train_as_published(root):
@@ -95,8 +95,8 @@ def test_the_published_recipes_train_as_published(root):
     assert (first.augment.deit, first.augment.smallest_crop) == (True, 0.08)
     assert (second.augment.deit, second.augment.smallest_crop) == (False, 0.4)
     assert (first.train.freeze_text, second.train.freeze_text) == (False, True)
-    assert (second.weights.entity, second.weights.mask, second.losses.ema) == (1.0, 0.1, 0.99)
-    assert (second.mask_loss.threshold, second.mask_loss.group_ratio) == (0.6, 0.5)
+    assert (second.losses.entity, second.losses.mask, second.losses.ema) == (1.0, 0.1, 0.99)
+    assert (second.losses.threshold, second.losses.group_ratio) == (0.6, 0.5)
     schedule = make_schedule(first.train, world=8, steps_per_epoch=1000)
     expected = {0: 8e-6, 1: 8.156e-6, 1000: 1.64e-4, 1999: 3.19844e-4, 2000: 3.173777e-4}
     for time, rate in (expected | {15000: 2.0e-4, 29999: 8.0e-5}).items():

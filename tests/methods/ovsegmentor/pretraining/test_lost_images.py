@@ -2,8 +2,8 @@
 
 from talk2dino.methods.ovsegmentor.data.batches import EpochBatches
 from talk2dino.methods.ovsegmentor.pretraining.job import PretrainingJob, pretrain
-from talk2dino.methods.ovsegmentor.pretraining.state import KIND
-from talk2dino.training.state import load_state
+from talk2dino.methods.ovsegmentor.pretraining.loop import KIND
+from talk2dino.training.run import load_state
 
 from .conftest import IMAGES, interrupted, write_captions
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from talk2dino.methods.ovsegmentor.data import lemmas
+from talk2dino.methods.ovsegmentor.data import words
 from talk2dino.methods.ovsegmentor.pretraining.job import PretrainingJob, pretrain
 
 from .conftest import interrupted
@@ -20,9 +20,9 @@ def test_resuming_is_refused_after_the_data_of_wordnet_appeared_or_vanished(
     make_recipe, tmp_path, monkeypatch, before, after, message
 ):
     recipe = make_recipe(data={"lemmas": "auto"})
-    monkeypatch.setattr(lemmas, "wordnet_lemma", lemmas.dictionary_lemma)  # its data is not there
-    monkeypatch.setattr(lemmas, "_wordnet_problem", lambda: before)
+    monkeypatch.setattr(words, "wordnet_lemma", words.dictionary_lemma)  # its data is not there
+    monkeypatch.setattr(words, "_wordnet_problem", lambda: before)
     interrupted(recipe, tmp_path / "out", 0, epoch=1)
-    monkeypatch.setattr(lemmas, "_wordnet_problem", lambda: after)
+    monkeypatch.setattr(words, "_wordnet_problem", lambda: after)
     with pytest.raises(ValueError, match=message):
         pretrain(PretrainingJob(recipe, tmp_path / "out", "cpu", resume=True))

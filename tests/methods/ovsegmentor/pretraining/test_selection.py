@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from talk2dino.methods.ovsegmentor.pretraining import job as jobs
-from talk2dino.methods.ovsegmentor.pretraining.job import PretrainingJob, pretrain
+from talk2dino.methods.ovsegmentor.pretraining.job import PretrainingJob, first_tokenizer, pretrain
 from talk2dino.methods.ovsegmentor.pretraining.selection import HeldOut
-from talk2dino.methods.ovsegmentor.pretraining.start import first_tokenizer
 from talk2dino.processes import Processes
 
 from .conftest import write_captions

@@ -4,10 +4,9 @@ import pytest
 import torch
 
 from talk2dino.methods.ovsegmentor.pretraining.config import load_pretraining_recipe
-from talk2dino.methods.ovsegmentor.pretraining.optimizer import make_optimizer
-from talk2dino.methods.ovsegmentor.pretraining.state import KIND
-from talk2dino.methods.ovsegmentor.pretraining.step import PretrainingStep
-from talk2dino.training.state import load_state
+from talk2dino.methods.ovsegmentor.pretraining.loop import KIND
+from talk2dino.methods.ovsegmentor.pretraining.step import PretrainingStep, make_optimizer
+from talk2dino.training.run import load_state
 from tests.methods.ovsegmentor.test_distributed import prepared_model, rows, whole_batch
 from tests.ranks import run_ranks
 

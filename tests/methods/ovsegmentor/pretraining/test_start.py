@@ -5,10 +5,9 @@ import torch
 
 from talk2dino.backbones.checkpoints import state_shapes
 from talk2dino.methods.ovsegmentor.checkpoints import seeded_weights
-from talk2dino.methods.ovsegmentor.losses import MaskLossConfig
-from talk2dino.methods.ovsegmentor.model import LossWeights
-from talk2dino.methods.ovsegmentor.pretraining import start
-from talk2dino.methods.ovsegmentor.pretraining.start import first_model, first_tokenizer, with_words
+from talk2dino.methods.ovsegmentor.losses import LossConfig
+from talk2dino.methods.ovsegmentor.pretraining import job
+from talk2dino.methods.ovsegmentor.pretraining.job import first_model, first_tokenizer, with_words
 from tests.methods.ovsegmentor.conftest import TOY
 
 
@@ -76,8 +75,7 @@ def test_the_model_computes_the_losses_that_the_recipe_describes(make_recipe, pu
     values = {"entity": 0.7, "mask": 0.3, "threshold": 0.8, "group_ratio": 0.25}
     first = {"stage1": str(publish(seeded_weights(TOY, 0, "stage1")))} if stage == 2 else {}
     model = first_model(make_recipe(stage, losses=values, start=first))
-    assert model.weights == LossWeights(entity=0.7, mask=0.3)
-    assert model.mask_loss == MaskLossConfig(threshold=0.8, group_ratio=0.25, batch=128)
+    assert (model.losses, model.mask_batch) == (LossConfig(**values), 128)
 
 
 def test_first_weights_depend_on_the_seed_alone(make_recipe):
@@ -117,4 +115,4 @@ def test_dino_weights_that_cannot_be_downloaded_say_what_to_do(monkeypatch):
     with pytest.raises(
         RuntimeError, match=r"vit_base_patch16_224.dino \(no network\). Give a local"
     ):
-        start._dino("pretrained", 768)
+        job._dino("pretrained", 768)

@@ -3,8 +3,13 @@
 import pytest
 import torch
 
-from talk2dino.methods.ovsegmentor.pretraining.optimizer import decays, make_optimizer
-from talk2dino.methods.ovsegmentor.pretraining.step import PretrainingStep, _buckets, step_seed
+from talk2dino.methods.ovsegmentor.pretraining.step import (
+    PretrainingStep,
+    _buckets,
+    decays,
+    make_optimizer,
+    step_seed,
+)
 from tests.methods.ovsegmentor.conftest import make_batch, seeded_toy
 from tests.methods.ovsegmentor.test_distributed import rows
 
@@ -143,7 +148,7 @@ def test_under_compat_the_mask_loss_is_the_sum_over_a_process(make_recipe, token
     masks = []
     for compat in (False, True):
         recipe = make_recipe(2, compat=compat, data={"entities": ""})
-        model = seeded_toy("stage2", mask_loss=recipe.mask_loss).train()
+        model = seeded_toy("stage2", mask_batch=recipe.mask_batch).train()
         step = PretrainingStep(model, make_optimizer(model, recipe.train), recipe)
         masks.append(step([make_batch(tokenizer)], [0], rate=0.0)[3].item())
     assert masks[0] == pytest.approx(masks[1] * 128 / 4)

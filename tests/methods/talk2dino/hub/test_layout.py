@@ -49,7 +49,7 @@ def test_the_published_models_are_known_by_their_tensors(short):
     assert identify_text(parts.text, "f") == "ViT-B/16"
     found = identify_projection(parts.projection, "f")
     assert (found.dino_embed_dim, found.num_hidden_layers) == (model.width, 1)
-    assert found.num_attn_head == model.num_heads
+    assert found.num_attn_head == model.projection.num_attn_head
     assert _identified(parts, Path("f")).background_threshold == model.background_threshold
 
 

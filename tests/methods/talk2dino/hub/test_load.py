@@ -14,7 +14,7 @@ from talk2dino.backbones.seeded import seeded_state
 from talk2dino.files import find_in_checkout
 from talk2dino.methods.talk2dino.hub import load
 from talk2dino.methods.talk2dino.hub.fetch import FetchOptions
-from talk2dino.methods.talk2dino.hub.folder import read_folder_config
+from talk2dino.methods.talk2dino.hub.layout import read_folder_config
 from talk2dino.methods.talk2dino.hub.load import check_projection, find_model, load_model
 from talk2dino.methods.talk2dino.hub.published import PUBLISHED
 
@@ -135,7 +135,7 @@ def test_a_file_with_another_checksum_is_not_taken_for_the_published_one(tmp_pat
 
 def test_backbones_that_cannot_be_downloaded_point_to_the_whole_model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    small = {"vision_model": "dinov2_vits14_reg", "width": 384, "num_heads": 6}
+    small = {"vision_model": "dinov2_vits14_reg", "width": 384}
     monkeypatch.setitem(PUBLISHED, "vitl", dataclasses.replace(PUBLISHED["vitl"], **small))
     (tmp_path / "weights").mkdir()
     torch.save(projection_state(384), tmp_path / "weights" / "vitl_mlp_infonce.pth")

@@ -8,14 +8,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, ModelCard
 
 from talk2dino import Talk2DINO
 from talk2dino.backbones.text import load_text
 from talk2dino.methods.talk2dino.hub import save
-from talk2dino.methods.talk2dino.hub.card import model_card, read_results
 from talk2dino.methods.talk2dino.hub.load import LoadedModel
-from talk2dino.methods.talk2dino.hub.save import SaveOptions, _saved_config, push_model, save_model
+from talk2dino.methods.talk2dino.hub.save import (
+    SaveOptions,
+    _saved_config,
+    model_card,
+    push_model,
+    read_results,
+    save_model,
+)
 from talk2dino.methods.talk2dino.projection import build_projection
 
 from .test_load import same_model
@@ -115,7 +121,10 @@ def test_the_card_tells_training_and_its_own_numbers(trained, tmp_path, caplog):
     ):
         assert part in card
     assert "best epoch" not in card and "Without PAMR" not in card
-    assert "3.16" not in card and "mean" not in card
+    assert "3.16" not in card and "mean" not in card.split("\n---\n")[1]
+    (number,) = ModelCard(card).data.eval_results  # as the Hub reads it
+    assert (number.dataset_name, number.metric_name) == ("VOC20", "mIoU with PAMR")
+    assert number.metric_value == 84.25
     assert "left out of the card: mine on voc20, of other weights" in caplog.text
     (results / "voc20_pamr_2.json").write_text(json.dumps(run))
     with pytest.raises(ValueError, match="two results of this model on voc20"):
@@ -232,7 +241,7 @@ def test_the_licence_is_that_of_the_projection_or_of_a_backbone_in_the_folder(
     segmenter = toy.segmenter.variant(vision_model=vision)
     config = _saved_config(LoadedModel(segmenter, 0.5, "x"), projection_only)
     card = model_card(config, "me/mine", [])
-    assert card.startswith(f"---\n{licence}")
+    assert f"\n{licence}" in card.split("\n---\n")[0]
     assert "## Licences\n\nThe projection and the code are Apache-2.0." in card
     assert "DINOv3 the DINOv3 licence, OpenAI's CLIP MIT." in card
 

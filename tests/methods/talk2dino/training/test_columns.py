@@ -8,10 +8,8 @@ import torch.nn.functional as F
 
 from talk2dino.features.store import FeatureFile, read_features, write_features
 from talk2dino.methods.talk2dino.training import columns
-from talk2dino.methods.talk2dino.training import rows as rows_module
-from talk2dino.methods.talk2dino.training.columns import HeldColumns, StoredColumns
+from talk2dino.methods.talk2dino.training.columns import HeldColumns, Rows, StoredColumns
 from talk2dino.methods.talk2dino.training.dataset import FeatureChoice, StoredPairs
-from talk2dino.methods.talk2dino.training.rows import Rows
 
 UNIT = FeatureChoice(unit_visual=True)
 BATCHES = [torch.tensor([5, 0, 7]), torch.tensor([1, 1]), torch.tensor([], dtype=torch.int64)]
@@ -97,7 +95,7 @@ def test_columns_are_found_in_the_file_though_some_have_one_size(tmp_path):
 
 def test_columns_that_cannot_be_found_are_read_through_the_mapping(stored, monkeypatch):
     expected = next(pairs_of(stored, UNIT, 0).batches(BATCHES))
-    monkeypatch.setattr(rows_module, "_stored_parts", lambda path: [])
+    monkeypatch.setattr(columns, "_stored_parts", lambda path: [])
     for memory_bytes in (0, 1 << 20):
         found = next(pairs_of(stored, UNIT, memory_bytes).batches(BATCHES))
         torch.testing.assert_close(found.visual, expected.visual)

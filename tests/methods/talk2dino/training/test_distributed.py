@@ -11,7 +11,7 @@ from talk2dino.methods.talk2dino.alignment import strategies
 from talk2dino.methods.talk2dino.projection import ProjectionConfig, build_projection
 from talk2dino.methods.talk2dino.recipe import TrainConfig
 from talk2dino.methods.talk2dino.training.dataset import StoredPairs, choose_features
-from talk2dino.methods.talk2dino.training.embed import chosen_heads
+from talk2dino.methods.talk2dino.training.job import chosen_heads
 from talk2dino.methods.talk2dino.training.loop import LoopSettings, TrainingRun
 from talk2dino.processes import joined_processes
 from talk2dino.training.run import Hooks

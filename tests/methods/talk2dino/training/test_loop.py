@@ -8,12 +8,11 @@ from talk2dino.methods.talk2dino.projection import ProjectionConfig, build_proje
 from talk2dino.methods.talk2dino.recipe import TrainConfig
 from talk2dino.methods.talk2dino.training.dataset import StoredPairs, choose_features
 from talk2dino.methods.talk2dino.training.loop import (
+    KIND,
     LoopSettings,
     TrainingRun,
 )
-from talk2dino.methods.talk2dino.training.state import KIND
-from talk2dino.training.run import Hooks, epoch_order
-from talk2dino.training.state import StateFile, check_same_settings, load_state
+from talk2dino.training.run import Hooks, StateFile, check_same_settings, epoch_order, load_state
 
 TINY = {"dino_embed_dim": 6, "clip_embed_dim": 64, "num_attn_head": 3, "hidden_layer": True}
 FAST = {"lr": 0.01, "num_epochs": 4, "batch_size": 8, "save_best_model": False}

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from talk2dino.methods.talk2dino.training.state import KIND, TrainingState
+from talk2dino.methods.talk2dino.training.loop import KIND, TrainingState
 from talk2dino.training.history import EpochRecord
-from talk2dino.training.state import StateFile, load_state
+from talk2dino.training.run import StateFile, load_state
 
 
 def save(size: int, path: Path) -> None:

@@ -13,16 +13,22 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from talk2dino.config import split_names
-from talk2dino.methods.ovsegmentor.data.augment import AugmentConfig, training_transform
 from talk2dino.methods.ovsegmentor.data.dataset import (
+    AugmentConfig,
     Collate,
     ImageFailure,
     PretrainingSamples,
     SampleOptions,
+    training_transform,
 )
-from talk2dino.methods.ovsegmentor.data.lemmas import find_lemmas, get_lemma
 from talk2dino.methods.ovsegmentor.data.sources import open_rows
-from talk2dino.methods.ovsegmentor.data.words import PUBLISHED, CaptionReader, EntityTable
+from talk2dino.methods.ovsegmentor.data.words import (
+    PUBLISHED,
+    CaptionReader,
+    EntityTable,
+    find_lemmas,
+    get_lemma,
+)
 from talk2dino.methods.ovsegmentor.text import Tokenizer
 
 logger = logging.getLogger(__name__)

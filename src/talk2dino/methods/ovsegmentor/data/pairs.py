@@ -17,8 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from talk2dino.files import atomic_path, content_digest, remove_folder
-from talk2dino.methods.ovsegmentor.data.entity_index import EntityIndex
-from talk2dino.methods.ovsegmentor.data.jobs import run_jobs
+from talk2dino.methods.ovsegmentor.data.filter import run_jobs
 from talk2dino.methods.ovsegmentor.data.merge import result
 from talk2dino.methods.ovsegmentor.data.metafile import (
     ENTITY,
@@ -28,6 +27,7 @@ from talk2dino.methods.ovsegmentor.data.metafile import (
     TableWriter,
     open_table,
 )
+from talk2dino.methods.ovsegmentor.data.rows import EntityIndex
 from talk2dino.progress import Progress, silent
 
 PAIRS = 10

@@ -2,15 +2,101 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from abc import ABC, abstractmethod
 from array import array
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
-from talk2dino.features.sources import ImageSource
+from talk2dino.features.captions import check_captions, read_coco
+from talk2dino.features.sources import ImageSource, check_any_exists, image_source
+from talk2dino.methods.ovsegmentor.data.words import CaptionReader
+
+
+@dataclass(frozen=True, eq=False)
+class EntityIndex:
+    """Rows numbered from 0, each with some entities."""
+
+    names: tuple[str, ...]
+    """The entities; a code is a position here."""
+    starts: np.ndarray
+    """(N + 1,) int64: the codes of row r are `codes[starts[r]:starts[r + 1]]`."""
+    codes: np.ndarray
+    """(M,) int32."""
+    members: np.ndarray
+    """(M,) int32 rows, grouped by code and in order within a group."""
+    member_starts: np.ndarray
+    """(len(names) + 1,) int64: where the group of each code begins in `members`."""
+
+    @classmethod
+    def build(cls, lists: Iterable[Sequence[str]]) -> EntityIndex:
+        """From the entities of every row; a row may have none."""
+        known: dict[str, int] = {}
+        codes, counts = array("i"), array("i")
+        for entities in lists:
+            counts.append(len(entities))
+            codes.extend(known.setdefault(entity, len(known)) for entity in entities)
+        return cls.of(tuple(known), np.asarray(counts, np.int32), np.asarray(codes, np.int32))
+
+    @classmethod
+    def of(cls, names: tuple[str, ...], per_row: np.ndarray, flat: np.ndarray) -> EntityIndex:
+        """From the number of every row's entities, (N,) int32, and their codes, (M,) int32."""
+        rows = np.repeat(np.arange(len(per_row), dtype=np.int32), per_row)
+        sizes = np.bincount(flat, minlength=len(names))
+        return cls(
+            names,
+            np.concatenate([[0], np.cumsum(per_row, dtype=np.int64)]),
+            flat,
+            rows[np.argsort(flat, kind="stable")],
+            np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]),
+        )
+
+    def draw(
+        self, random: np.random.Generator, rows: np.ndarray, count: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Partners of rows: an entity of the row, and a row that has it, uniformly each.
+
+        The row itself may be drawn. Drawing is with replacement.
+
+        Args:
+            random: used for 2 * n * count numbers.
+            rows: (n,) rows that have entities.
+            count: partners per row.
+
+        Returns:
+            (n, count) codes of the shared entities and (n, count) partner rows.
+        """
+        choices = random.random((2, len(rows), count))
+        first, last = self.starts[rows], self.starts[rows + 1]
+        offsets = (choices[0] * (last - first)[:, None]).astype(np.int64)
+        codes = self.codes[first[:, None] + offsets]
+        sizes = self.member_starts[codes + 1] - self.member_starts[codes]
+        positions = self.member_starts[codes] + (choices[1] * sizes).astype(np.int64)
+        return codes, self.members[positions]
+
+    def save(self, folder: Path) -> None:
+        """Write the arrays, which processes can then share."""
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        for name, values in (arrays | {"names": np.array(self.names, dtype=np.str_)}).items():
+            content = io.BytesIO()  # np.save to a file says nothing of a full disk
+            np.save(content, values)
+            (folder / f"{name}.npy").write_bytes(content.getbuffer())
+
+    @classmethod
+    def load(cls, folder: Path) -> EntityIndex:
+        """Map what `save` wrote into memory."""
+        names = tuple(np.load(folder / "names.npy").tolist())
+        arrays = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS]
+        return cls(names, *arrays)
+
+
+_ARRAYS = ("starts", "codes", "members", "member_starts")
+
 
 logger = logging.getLogger(__name__)
 
@@ -90,3 +176,56 @@ class Rows(ABC):
                 reasons,
                 "; ".join(self.refused.examples),
             )
+
+
+class CocoRows(Rows):
+    """The annotations of a captions file, in its order.
+
+    Pairs need no preparation: a partner is drawn as `prepare-captions makepair` draws one.
+
+    Args:
+        path: COCO captions, as the extraction reads them.
+        images: the folder of the images, or of COCO's `train2017` and the like.
+        reader: tells which captions can be used, and their entities for the pairs.
+        pairs: whether partners will be asked for.
+    """
+
+    def __init__(self, path: Path, images: Path, reader: CaptionReader, pairs: bool) -> None:
+        self.refused = Refused()
+        features = read_coco(path)
+        check_captions(features, path, need_ids=False)
+        self._captions = [text["caption"].strip() for text in features.annotations]
+        self._rows = features.caption_rows.numpy()
+        self._sources = [image_source(image, images) for image in features.images]
+        self._names = [image.get("file_name") or image["coco_url"] for image in features.images]
+        if address := next((source.places[0] for source in self._sources if source.is_url), None):
+            raise ValueError(f"{path}: {NO_FILE.format(address)}")
+        usable, entities = array("q"), []
+        for row, caption in enumerate(self._captions):
+            problem = reader.problem(caption, not reader.compat)
+            found = reader.entities(caption) if pairs and not problem else []
+            if pairs and not problem and not found:
+                problem = "without a partner"
+            if problem:
+                self.refused.add(f"caption {row} ({self.name(row)})", problem)
+            else:
+                usable.append(row)
+            entities.append(found)
+        self._index = EntityIndex.build(entities)
+        self.finish(usable, str(path))
+        check_any_exists([self.source(int(row)) for row in self.usable[:100]], images)
+
+    def caption(self, row: int) -> str:
+        return self._captions[row]
+
+    def source(self, row: int) -> ImageSource:
+        return self._sources[self._rows[row]]
+
+    def name(self, row: int) -> str:
+        return self._names[self._rows[row]]
+
+    def partner(self, row: int, random: np.random.Generator) -> Partner:
+        if not self._index.names:
+            raise RuntimeError("the captions were opened without pairs")
+        codes, rows = self._index.draw(random, np.array([row]), 1)
+        return Partner(int(rows[0, 0]), self._index.names[codes[0, 0]])

@@ -16,7 +16,6 @@ import numpy as np
 
 from talk2dino.features.sources import ImageSource, check_any_exists, image_source
 from talk2dino.features.tars import is_tar_input
-from talk2dino.methods.ovsegmentor.data.coco_rows import CocoRows
 from talk2dino.methods.ovsegmentor.data.metafile import (
     CAPTION,
     ENTITY,
@@ -27,7 +26,7 @@ from talk2dino.methods.ovsegmentor.data.metafile import (
     Table,
     open_table,
 )
-from talk2dino.methods.ovsegmentor.data.rows import NO_FILE, Partner, Refused, Rows
+from talk2dino.methods.ovsegmentor.data.rows import NO_FILE, CocoRows, Partner, Refused, Rows
 from talk2dino.methods.ovsegmentor.data.tar_rows import TarRows
 from talk2dino.methods.ovsegmentor.data.words import CaptionReader
 from talk2dino.textfiles import parse_json

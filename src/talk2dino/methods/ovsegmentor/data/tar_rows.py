@@ -22,8 +22,7 @@ from talk2dino.config import environment_number
 from talk2dino.features.sources import ImageSource
 from talk2dino.features.tars import IMAGE_MEMBERS, Member, list_tars, read_samples
 from talk2dino.files import atomic_path, user_cache
-from talk2dino.methods.ovsegmentor.data.entity_index import EntityIndex
-from talk2dino.methods.ovsegmentor.data.rows import SHOWN, Partner, Refused, Rows
+from talk2dino.methods.ovsegmentor.data.rows import SHOWN, EntityIndex, Partner, Refused, Rows
 from talk2dino.methods.ovsegmentor.data.words import CaptionReader
 from talk2dino.textfiles import decode_text, parse_json
 

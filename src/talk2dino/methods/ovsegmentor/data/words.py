@@ -1,18 +1,135 @@
 """What OVSegmentor reads from one caption: its entities, its question and its answer.
 
 Question and answer are those of masked entity completion (section 3.2 of the paper): the caption
-with every entity masked, and a prompt that names them.
+with every entity masked, and a prompt that names them. The words looked for, and the 73 classes
+they stand for, are those of appendix A. Nothing is downloaded for the singulars of nouns.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
-from talk2dino.methods.ovsegmentor.data.entities import CLASSES, FILTER_WORDS, SYNONYMS
-from talk2dino.methods.ovsegmentor.data.lemmas import Lemma
+from talk2dino.config import check_name
+
+_FILTER = """
+people man men woman women girl boy lady kid child children baby student bride groom couple
+prince princess car bus truck motorcycle train bicycle boat aeroplane airplane motorbike
+bike cup bottle bowl knife spoon glass fork chair table bench clock laptop light vase plant
+remote microwave toaster oven mouse keyboard sofa monitor desk tv TV couch flower
+refrigerator house building hotel handbag umbrella book backpack phone shirt tie suitcase
+T-shirt bag box sink bed toilet cat dog horse bird cow sheep elephant bear zebra giraffe
+ball racket skateboard skis snowboard surfboard kite pizza cake apple banana sandwich orange
+carrot donut
+"""
+FILTER_WORDS = tuple(_FILTER.split())
+"""Captions with one of these are kept. `TV` and `tv` are both listed."""
+
+_SYNONYMS = {
+    "people": "people man men woman women girl boy lady kid child children baby student bride "
+    "groom couple prince princess",
+    "aeroplane": "airplane",
+    "motorcycle": "motorbike",
+    "bicycle": "bike",
+    "tv": "TV",
+    "table": "desk",
+    "sofa": "couch",
+    "house": "building hotel",
+    "shirt": "T-shirt T-Shirt",
+    "bag": "handbag",
+}
+SYNONYMS = {word: name for name, words in _SYNONYMS.items() for word in words.split()}
+"""Word -> class, where they differ (and people, which stands for itself): 29 words."""
+
+_CLASSES = """
+people car bus truck motorcycle train bicycle boat aeroplane cup bottle bowl knife spoon
+glass fork chair table bench clock laptop light vase plant remote microwave toaster oven
+mouse keyboard sofa monitor tv flower refrigerator house bag umbrella book backpack phone
+shirt tie suitcase box sink bed toilet cat dog horse bird cow sheep elephant bear zebra
+giraffe ball racket skateboard skis snowboard surfboard kite pizza cake apple banana
+sandwich orange carrot donut
+"""
+CLASSES = tuple(_CLASSES.split())
+"""The classes, in the order of their indices 0 to 72."""
+
+
+Lemma = Callable[[str], str]
+"""A lower-case word -> its singular, or the word itself."""
+
+AUTO, DICTIONARY, WORDNET = "auto", "lemminflect", "wordnet"
+LEMMAS = (AUTO, DICTIONARY, WORDNET)
+"""`auto` is WordNet where its data is installed, and lemminflect elsewhere."""
+
+_REMEMBERED = 2**16  # words; captions repeat a small vocabulary
+
+
+def find_lemmas(name: str = AUTO) -> str:
+    """The source of lemmas that `name` means on this machine: lemminflect or wordnet.
+
+    Raises:
+        ValueError: an unknown name.
+        ImportError: the package is not installed.
+        RuntimeError: WordNet is asked for, and its data is not installed.
+    """
+    check_name("source of lemmas", name, LEMMAS)
+    if name != DICTIONARY:
+        problem = _wordnet_problem()
+        if problem is None:
+            return WORDNET
+        if name == WORDNET:
+            raise RuntimeError(problem)
+    try:
+        import lemminflect  # noqa: F401
+    except ImportError as error:
+        raise ImportError("lemmas need lemminflect: pip install lemminflect") from error
+    return DICTIONARY
+
+
+def get_lemma(name: str) -> Lemma:
+    """The function of a source of lemmas, as `find_lemmas` returned it. It can be pickled."""
+    return wordnet_lemma if name == WORDNET else dictionary_lemma
+
+
+@lru_cache(_REMEMBERED)
+def dictionary_lemma(word: str) -> str:
+    """The singular by lemminflect's dictionary; a noun it lacks loses a plain plural s."""
+    from lemminflect import getLemma
+
+    found = getLemma(word, upos="NOUN", lemmatize_oov=False)
+    if found:
+        return str(found[0])
+    return word[:-1] if word.endswith("s") and not word.endswith("ss") else word
+
+
+@lru_cache(_REMEMBERED)
+def wordnet_lemma(word: str) -> str:
+    """The singular by NLTK's WordNet."""
+    from nltk.stem import WordNetLemmatizer
+
+    return str(WordNetLemmatizer().lemmatize(word))
+
+
+@lru_cache(1)
+def _wordnet_problem() -> str | None:
+    """Why WordNet cannot be used, or None."""
+    try:
+        import nltk.data
+    except ImportError:
+        return "WordNet needs NLTK: pip install nltk"
+    for place in ("corpora/wordnet", "corpora/wordnet.zip"):
+        try:
+            nltk.data.find(place)
+        except LookupError:
+            continue
+        return None
+    return (
+        "NLTK is installed, but not its WordNet data. Install it with python -m nltk.downloader "
+        f"wordnet, or use {DICTIONARY}."
+    )
+
 
 MASK = "[MASK]"
 EMPTY, OTHER_SCRIPT, NO_ENTITY = "empty", "in another script", "without an entity"

@@ -10,11 +10,11 @@ from typing import Any
 
 from talk2dino.config import build, check_name
 from talk2dino.devices import AMP_TYPES
+from talk2dino.files import find_in_checkout
 from talk2dino.methods.ovsegmentor.config import OVSegmentorConfig, get_preset
-from talk2dino.methods.ovsegmentor.data.augment import AugmentConfig
 from talk2dino.methods.ovsegmentor.data.batches import PretrainingData
-from talk2dino.methods.ovsegmentor.losses import PUBLISHED_BATCH, MaskLossConfig
-from talk2dino.methods.ovsegmentor.model import EMA_DECAY, LossWeights
+from talk2dino.methods.ovsegmentor.data.dataset import AugmentConfig
+from talk2dino.methods.ovsegmentor.losses import PUBLISHED_BATCH, LossConfig
 from talk2dino.textfiles import parse_yaml, read_yaml
 
 LR_BATCH = 4096
@@ -46,7 +46,7 @@ class TrainConfig:
     freeze_text: bool = False
     """Keep the language model's weights (stage 2); its dropout stays active, as published."""
     amp: str | None = None
-    """Mixed precision: auto, bfloat16 or float16; null for float32. Losses stay in float32."""
+    """Mixed precision: auto, bfloat16, float16, tf32; null for float32. Losses stay in float32."""
     text_length: int = 77
     """Tokens of a text, padded and cut."""
     log_every: int = 50
@@ -71,29 +71,6 @@ class TrainConfig:
             raise ValueError(f"warmup_epochs {self.warmup_epochs} leave nothing of {self.epochs}")
         if self.amp is not None:
             check_name("amp", self.amp, AMP_TYPES)
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    """The `losses:` section (section 3 of the paper)."""
-
-    entity: float = 1.0
-    """Weight of the masked entity completion."""
-    mask: float = 0.1
-    """Weight of the mask consistency; stage 2."""
-    threshold: float = 0.6
-    """Share of a map's maximum from which on a pixel counts; stage 2."""
-    group_ratio: float = 0.5
-    """Share of the groups, those least like the entity, that learn nothing; stage 2."""
-    ema: float = EMA_DECAY
-    """How much of itself the teacher keeps at every optimiser step; stage 2."""
-
-    def __post_init__(self) -> None:
-        for name in ("entity", "mask"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be finite and not negative: {getattr(self, name)}")
-        if not 0 <= self.ema <= 1:
-            raise ValueError(f"ema must lie in [0, 1], got {self.ema}")
 
 
 @dataclass(frozen=True)
@@ -189,15 +166,9 @@ class PretrainingRecipe:
         return get_preset(self.model)
 
     @property
-    def weights(self) -> LossWeights:
-        """Of the losses."""
-        return LossWeights(self.losses.entity, self.losses.mask)
-
-    @property
-    def mask_loss(self) -> MaskLossConfig:
-        """How masks are compared; under `compat` their loss is the plain sum."""
-        batch = None if self.compat else PUBLISHED_BATCH
-        return MaskLossConfig(self.losses.threshold, self.losses.group_ratio, batch)
+    def mask_batch(self) -> int | None:
+        """What the loss of the masks is scaled to; under `compat` it is the plain sum."""
+        return None if self.compat else PUBLISHED_BATCH
 
 
 def load_pretraining_recipe(path: str | Path, changes: Sequence[str] = ()) -> PretrainingRecipe:
@@ -211,7 +182,7 @@ def load_pretraining_recipe(path: str | Path, changes: Sequence[str] = ()) -> Pr
         FileNotFoundError: there is no such file.
         ValueError: an unknown section or key, a wrong value, or one that contradicts another.
     """
-    path = Path(path)
+    path = find_in_checkout(path)
     content = dict(read_yaml(path))
     for name in content:
         check_name(f"key of {path.name}", str(name), _KEYS)

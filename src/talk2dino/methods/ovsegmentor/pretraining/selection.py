@@ -9,10 +9,15 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from talk2dino.backbones.vision import IMAGENET_MEAN, IMAGENET_STD
 from talk2dino.devices import mixed_precision
-from talk2dino.methods.ovsegmentor.data.augment import IMAGENET_MEAN, IMAGENET_STD, Transform
 from talk2dino.methods.ovsegmentor.data.batches import EpochBatches, make_loader, open_samples
-from talk2dino.methods.ovsegmentor.data.dataset import Collate, PretrainingSamples, SampleOptions
+from talk2dino.methods.ovsegmentor.data.dataset import (
+    Collate,
+    PretrainingSamples,
+    SampleOptions,
+    Transform,
+)
 from talk2dino.methods.ovsegmentor.data.rows import Rows
 from talk2dino.methods.ovsegmentor.losses import infonce
 from talk2dino.methods.ovsegmentor.model import OVSegmentor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,6 +24,7 @@ from huggingface_hub.errors import (
 from talk2dino.files import file_sha256
 from talk2dino.methods.talk2dino.hub.published import HUB_FILES
 
+logger = logging.getLogger(__name__)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -71,6 +73,9 @@ def fetch_folder(
         "local_files_only": options.local_files_only,
         "force_download": options.force_download,
     }
+    cached = huggingface_hub.try_to_load_from_cache(repo, weights, options.cache_dir)
+    if not options.local_files_only and not isinstance(cached, str):
+        logger.warning("asking the Hub for %s; a whole model has about a gigabyte", repo)
     unreached: LocalEntryNotFoundError | None = None
     try:
         known: object = None

@@ -21,18 +21,16 @@ from talk2dino.config import build, check_name
 from talk2dino.files import file_sha256, find_in_checkout
 from talk2dino.methods.talk2dino.config import SegmenterConfig, read_segmenter_config
 from talk2dino.methods.talk2dino.hub.fetch import FetchOptions, fetch_folder, hub_address
-from talk2dino.methods.talk2dino.hub.folder import (
-    FILE_SUFFIXES,
-    FolderConfig,
-    find_weights,
-    read_folder_config,
-)
 from talk2dino.methods.talk2dino.hub.layout import (
+    FILE_SUFFIXES,
     PROJECTION,
+    FolderConfig,
     ModelParts,
+    find_weights,
     identify_projection,
     identify_text,
     identify_vision,
+    read_folder_config,
     read_model,
     split_parts,
 )
@@ -49,7 +47,7 @@ from talk2dino.methods.talk2dino.hub.published import (
 )
 from talk2dino.methods.talk2dino.projection import ProjectionConfig, projection_from_state
 from talk2dino.methods.talk2dino.segmenter import PARTS, Talk2DinoSegmenter, build_segmenter
-from talk2dino.training.outputs import read_summary
+from talk2dino.training.job import read_summary
 
 logger = logging.getLogger(__name__)
 

@@ -25,21 +25,21 @@ class PublishedModel:
     """Backbone, as in talk2dino.backbones.vision."""
     width: int
     """D, of the backbone's patches."""
-    num_heads: int
-    """H, of the backbone."""
     projection_file: str
     """Name of the authors' file with the projection alone."""
     projection_sha256: str | None
     """Checksum of that file; None where it is not recorded."""
-    background_threshold: float
-    """Published threshold of the background, on sigmoid(cosine)."""
+
+    @property
+    def background_threshold(self) -> float:
+        """Published threshold of the background, on sigmoid(cosine)."""
+        return default_threshold(self.width)
 
     @property
     def projection(self) -> ProjectionConfig:
         """Architecture of the projection."""
-        return ProjectionConfig(
-            hidden_layer=True, dino_embed_dim=self.width, num_attn_head=self.num_heads
-        )
+        heads = self.width // 64  # as every DINO
+        return ProjectionConfig(hidden_layer=True, dino_embed_dim=self.width, num_attn_head=heads)
 
     def config(self, projection_weights: str) -> SegmenterConfig:
         """The segmenter, with backbones that timm and open_clip download."""
@@ -55,37 +55,29 @@ PUBLISHED = {
         repo="lorebianchi98/Talk2DINO-ViTB",
         vision_model="dinov2_vitb14_reg",
         width=768,
-        num_heads=12,
         projection_file="vitb_mlp_infonce.pth",
         projection_sha256="5f6efcc520f22916ecf3dfdfb01d6f57e701c1c2e1feda71a80d89e3cd752f0f",
-        background_threshold=0.55,
     ),
     "vitl": PublishedModel(
         repo="lorebianchi98/Talk2DINO-ViTL",
         vision_model="dinov2_vitl14_reg",
         width=1024,
-        num_heads=16,
         projection_file="vitl_mlp_infonce.pth",
         projection_sha256=None,
-        background_threshold=0.54,
     ),
     "dinov3_vitb": PublishedModel(
         repo="lorebianchi98/Talk2DINOv3-ViTB",
         vision_model="vit_base_patch16_dinov3.lvd1689m",
         width=768,
-        num_heads=12,
         projection_file="dinov3_vitb_mlp_infonce.pth",
         projection_sha256="6fc5ce7a05d8f1c829c174d87b861da05399cf0bfe50de3711ac940115d85fcc",
-        background_threshold=0.55,
     ),
     "dinov3_vitl": PublishedModel(
         repo="lorebianchi98/Talk2DINOv3-ViTL",
         vision_model="vit_large_patch16_dinov3.lvd1689m",
         width=1024,
-        num_heads=16,
         projection_file="dinov3_vitl_mlp_infonce.pth",
         projection_sha256=None,
-        background_threshold=0.54,
     ),
 }
 """Short name -> model."""

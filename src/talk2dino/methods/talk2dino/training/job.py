@@ -15,6 +15,7 @@ from torch import Tensor
 from talk2dino.backbones.text import check_text, is_bert, load_text
 from talk2dino.backbones.vision import recorded_normalisation
 from talk2dino.files import atomic_path, content_digest, save_torch
+from talk2dino.methods.talk2dino.alignment import selected_heads
 from talk2dino.methods.talk2dino.projection import (
     CLIPLastLayer,
     Projection,
@@ -22,39 +23,115 @@ from talk2dino.methods.talk2dino.projection import (
     build_projection,
     load_projection,
 )
-from talk2dino.methods.talk2dino.recipe import Recipe
-from talk2dino.methods.talk2dino.sections import FeatureConfig
+from talk2dino.methods.talk2dino.recipe import FeatureConfig, Recipe, present_settings
 from talk2dino.methods.talk2dino.training.dataset import (
+    DENSE_TEXT,
+    Batch,
     FeatureChoice,
     Pairs,
     StoredPairs,
     check_widths,
     choose_features,
 )
-from talk2dino.methods.talk2dino.training.embed import (
-    check_heads_recorded,
-    check_retrieval,
-    chosen_heads,
-    embed_pairs,
-)
-from talk2dino.methods.talk2dino.training.encoding import Encoders, ImageOptions, encoding_settings
-from talk2dino.methods.talk2dino.training.loop import LoopSettings, TrainingRun
-from talk2dino.methods.talk2dino.training.outputs import HEADS_SUFFIX, projection_outputs
+from talk2dino.methods.talk2dino.training.loop import KIND, LoopSettings, TrainingRun
 from talk2dino.methods.talk2dino.training.retrieval import Retrieval, retrieval
 from talk2dino.methods.talk2dino.training.sources import (
+    Encoders,
+    ImageOptions,
     check_source,
+    encoding_settings,
     holds_features,
     in_memory,
     open_pairs,
     warn_of_other_models,
 )
-from talk2dino.methods.talk2dino.training.state import KIND, present_settings
 from talk2dino.processes import Processes
 from talk2dino.progress import Progress, silent
 from talk2dino.training.history import EpochRecord
-from talk2dino.training.job import RunJob, Work, carry_out
-from talk2dino.training.outputs import RunOutputs
+from talk2dino.training.job import RunJob, RunOutputs, Work, carry_out
 from talk2dino.training.run import Hooks, Run, weights_on_cpu
+
+SUFFIX = ".pth"
+HEADS_SUFFIX = ".heads.json"
+
+
+def projection_outputs(weights: Path) -> RunOutputs:
+    """The files of a training that writes the plain state dict `weights`."""
+    if weights.suffix != SUFFIX:
+        raise ValueError(f"--out {weights}: the name of the weights must end in {SUFFIX}")
+    names = (HEADS_SUFFIX, ".losses.csv", ".losses.png", SUFFIX, ".json")
+    _, losses, plot, _, summary = results = tuple(weights.with_suffix(name) for name in names)
+    return RunOutputs(
+        complete=weights,
+        unfinished=weights.with_suffix(".resume.pth"),
+        summary=summary,
+        losses=losses,
+        plot=plot,
+        lock=weights.with_suffix(".lock"),
+        log=weights,
+        results=results,
+    )
+
+
+def default_weights(recipe: str | Path, pedix: str = "") -> Path:
+    """`weights/<recipe name>[_<pedix>].pth`, in the current folder."""
+    ending = f"_{pedix.removeprefix('_')}" if pedix else ""
+    return Path("weights") / f"{Path(recipe).stem}{ending}{SUFFIX}"
+
+
+BATCH_SIZE = 256
+
+
+def embed_pairs(model: Projection, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
+    """Every caption, and every image that has one, in the common space.
+
+    Args:
+        model: the projection.
+        pairs: with one vector per image; see `check_retrieval`.
+
+    Returns:
+        (M, D) captions, (N, D) images, and (M,) the row of each caption's image.
+    """
+    _, rows = pairs.caption_rows.unique(return_inverse=True)
+    first_caption = torch.full((int(rows.max()) + 1,), len(pairs))
+    first_caption.scatter_reduce_(0, rows, torch.arange(len(pairs)), "amin")
+    everything = torch.arange(len(pairs)).split(BATCH_SIZE)
+    with torch.no_grad():
+        text = [_embed(model, batch)[1] for batch in pairs.batches(everything)]
+        visual = [
+            _embed(model, batch)[0] for batch in pairs.batches(first_caption.split(BATCH_SIZE))
+        ]
+    return torch.cat(text), torch.cat(visual), rows
+
+
+def chosen_heads(model: Projection, batch: Batch) -> Tensor:
+    """(B,) head that represents each image for its own caption, before the step's update."""
+    with torch.no_grad():
+        return selected_heads(*_embed(model, batch))
+
+
+def check_retrieval(choice: FeatureChoice) -> None:
+    """Raise ValueError unless the features give one vector per caption and per image."""
+    if choice.text == DENSE_TEXT or (choice.visual == "patch_tokens" and not choice.with_maps):
+        raise ValueError(
+            "--test_dataset ranks one vector per caption and per image, "
+            f"which {choice.visual} with {choice.text} are not. Leave the flag out."
+        )
+
+
+def check_heads_recorded(config: ProjectionConfig, choice: FeatureChoice) -> None:
+    """Raise ValueError unless the training chooses a head for each caption."""
+    if config.alignment_strategy != "max_score" or choice.visual != "disentangled_self_attn":
+        raise ValueError(
+            "--save_head_activations needs alignment_strategy: max_score and "
+            f"--feature_name disentangled_self_attn: {config.alignment_strategy} on "
+            f"{choice.visual} chooses no head"
+        )
+
+
+def _embed(model: Projection, batch: Batch) -> tuple[Tensor, Tensor]:
+    extras = {key: value for key, value in batch.extras.items() if key != "text_input_mask"}
+    return model.embed(batch.visual, batch.text, **extras, visual_is_unit=batch.visual_is_unit)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,14 +15,26 @@ from talk2dino.config import check_name
 from talk2dino.methods.talk2dino.projection import Projection
 from talk2dino.methods.talk2dino.recipe import TrainConfig
 from talk2dino.methods.talk2dino.training.dataset import Batch, Pairs
-from talk2dino.methods.talk2dino.training.distributed import Share
-from talk2dino.methods.talk2dino.training.state import KIND, TrainingState
-from talk2dino.methods.talk2dino.training.step import BatchLoss
+from talk2dino.methods.talk2dino.training.step import BatchLoss, Share
 from talk2dino.processes import Processes
 from talk2dino.training.history import EpochRecord
-from talk2dino.training.run import Hooks, Run, epoch_order, weights_on_cpu
+from talk2dino.training.run import Hooks, Run, RunState, StateFile, epoch_order, weights_on_cpu
 from talk2dino.training.schedules import Schedule
-from talk2dino.training.state import StateFile
+
+KIND = "talk2dino unfinished training"
+
+
+@dataclass(eq=False)
+class TrainingState(RunState):
+    """Where a training stands."""
+
+    losses: list[float] = field(default_factory=list)
+    """Loss of each complete step of the epoch under way."""
+    best_weights: dict[str, Tensor] | None = None
+    """Weights of the best epoch, on the CPU."""
+    heads: Tensor | None = None
+    """(M,) head chosen for each caption in the last epoch, -1 where not chosen yet."""
+
 
 OPTIMIZERS = ("Adam", "AdamW")
 

@@ -1,19 +1,248 @@
-"""Opens what `--train_dataset` names: stored features, or images to encode."""
+"""Opens what `--train_dataset` names: stored features, or images to encode.
+
+Images are encoded by the frozen models to what a stored file would hold. What fits in memory is
+encoded once, before the first epoch; otherwise every batch is encoded when it comes, every epoch.
+"""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from talk2dino.features.captions import CaptionInput
-from talk2dino.features.store import check_records, read_features
+import torch
+from torch import Tensor
+
+from talk2dino.backbones.text import BertEncoder, TextEncoder, is_bert, load_text
+from talk2dino.backbones.vision import VisionBackbone, load_vision, recorded_normalisation
+from talk2dino.features.captions import CaptionInput, Collection
+from talk2dino.features.decode import DecodedBatch, Decoding, batches_of, decoded_batches
+from talk2dino.features.extract import ImageSettings, image_features
+from talk2dino.features.keys import first_few
+from talk2dino.features.store import FeatureFile, check_records, read_features
 from talk2dino.features.tars import hold_features, is_tar_input, list_tars
+from talk2dino.features.text import BERT_KEY, TextSettings, caption_features
 from talk2dino.files import listed
-from talk2dino.methods.talk2dino.provenance import feature_differences
-from talk2dino.methods.talk2dino.sections import FeatureConfig
-from talk2dino.methods.talk2dino.training.dataset import FeatureChoice, Pairs, StoredPairs
-from talk2dino.methods.talk2dino.training.encoding import EncodedPairs, Encoders, ImageOptions
+from talk2dino.methods.talk2dino.config import feature_differences
+from talk2dino.methods.talk2dino.recipe import FeatureConfig
+from talk2dino.methods.talk2dino.training.dataset import (
+    Batch,
+    FeatureChoice,
+    Pairs,
+    StoredPairs,
+    feature_widths,
+    make_batch,
+)
+from talk2dino.progress import Progress, silent
+
+IMAGES_AT_ONCE, CAPTIONS_AT_ONCE = 64, 256
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """How to encode images and captions when a dataset holds no features."""
+
+    features: FeatureConfig = field(default_factory=FeatureConfig)
+    """The two frozen models and the image size."""
+    data_dir: Path = Path("../coco/")
+    """Where the image files of a COCO JSON are."""
+    workers: int = 0
+    """Decoding processes."""
+    cache_bytes: int = 8 << 30
+    """Features up to this size are kept in memory."""
+
+    def check(self, choice: FeatureChoice) -> None:
+        """Raise unless the two models can give these features; loads nothing.
+
+        Raises:
+            ValueError, FileNotFoundError: unknown names or sizes, missing weights.
+        """
+        frozen = self.features
+        ImageSettings(
+            model=frozen.vision_model,
+            weights=frozen.vision_weights,
+            resize_dim=frozen.resize_dim,
+            crop_dim=frozen.crop_dim,
+            workers=self.workers,
+        )
+        TextSettings(frozen.text_model, frozen.text_weights)
+        if is_bert(frozen.text_model) != (choice.text == BERT_KEY):
+            raise ValueError(
+                f"--text_features {choice.text} does not come from text_model "
+                f"{frozen.text_model} of the recipe's features section"
+            )
+
+
+class Encoders:
+    """The two frozen models, loaded when first needed.
+
+    Args:
+        options: which models.
+        device: where they run.
+        progress: shows the encoding of images; see talk2dino.progress.
+    """
+
+    def __init__(
+        self, options: ImageOptions, device: torch.device | str, progress: Progress = silent
+    ) -> None:
+        self.options = options
+        self.device = torch.device(device)
+        self.progress = progress
+        self._loaded: tuple[VisionBackbone, TextEncoder | BertEncoder] | None = None
+
+    def load(self) -> tuple[VisionBackbone, TextEncoder | BertEncoder]:
+        """The backbone and the text encoder, on the device."""
+        if self._loaded is None:
+            frozen = self.options.features
+            self._loaded = (
+                load_vision(frozen.vision_model, frozen.vision_weights, self.device),
+                load_text(frozen.text_model, frozen.text_weights, self.device),
+            )
+        return self._loaded
+
+    def decoding(self) -> Decoding:
+        """How images are read for the backbone."""
+        frozen = self.options.features
+        transform = self.load()[0].image_transform(frozen.resize_dim, frozen.crop_dim)
+        return Decoding(transform, self.options.workers)
+
+    def images(self, decoded: DecodedBatch, keys: Sequence[str]) -> dict[str, Tensor]:
+        """Key -> (B, ...) features of decoded images."""
+        return _trainable(image_features(self.load()[0], decoded.images.to(self.device), keys))
+
+    def captions(self, captions: list[str], keys: tuple[str, ...]) -> dict[str, Tensor]:
+        """Key -> (B, ...) features of captions."""
+        return _trainable(caption_features(self.load()[1], captions, keys))
+
+
+class EncodedPairs:
+    """Pairs whose images and captions are encoded whenever a batch needs them."""
+
+    def __init__(self, collection: Collection, choice: FeatureChoice, encoders: Encoders) -> None:
+        self.choice = choice
+        self.collection = collection
+        self.encoders = encoders
+        self.features = collection.features
+        self.caption_rows = collection.features.caption_rows
+        self.num_images = collection.features.num_images
+        check_all_exist(collection)
+
+    def __len__(self) -> int:
+        """Number of captions."""
+        return len(self.caption_rows)
+
+    def widths(self) -> dict[str, int]:
+        """The sizes that a projection must fit: those of the first pair."""
+        return feature_widths(self.choice, *self._first())
+
+    def bytes_of_all(self) -> int:
+        """Size of the features of all images and captions, judged by the first pair."""
+        images, captions = ({k: v.nbytes for k, v in part.items()} for part in self._first())
+        return sum(images.values()) * self.num_images + sum(captions.values()) * len(self)
+
+    def batches(self, indices: Sequence[Tensor]) -> Iterator[Batch]:
+        """One batch for each (B,) tensor of caption numbers; all but the last of one size."""
+        if not indices:
+            return
+        rows = self.caption_rows[torch.cat(list(indices))].tolist()
+        sources = [self.collection.sources[row] for row in rows]
+        batches = batches_of(len(indices[0]), len(rows))
+        found = decoded_batches(sources, self.encoders.decoding(), batches)
+        for index, decoded in zip(indices, found, strict=True):
+            for position, problem in decoded.failures.items():
+                image = self.features.images[rows[position]]
+                raise RuntimeError(f"image {image['id']}: {problem}")
+            captions = [self.features.annotations[i]["caption"] for i in index.tolist()]
+            yield make_batch(
+                self.choice,
+                self.encoders.images(decoded, self.choice.image_keys),
+                self.encoders.captions(captions, self.choice.caption_keys),
+            )
+
+    def encode_all(self) -> FeatureFile:
+        """All features at once, in memory: what the extraction commands would have stored.
+
+        Raises:
+            ValueError: an image cannot be read; the message names the first few.
+        """
+        features = self.features
+        images = self._encode_images()
+        texts = [annotation["caption"] for annotation in features.annotations]
+        parts = [
+            self.encoders.captions(texts[i : i + CAPTIONS_AT_ONCE], self.choice.caption_keys)
+            for i in range(0, len(texts), CAPTIONS_AT_ONCE)
+        ]
+        captions = {k: torch.cat([p[k].cpu() for p in parts]) for k in self.choice.caption_keys}
+        return FeatureFile(features.images, features.annotations, images, captions)
+
+    def _encode_images(self) -> dict[str, Tensor]:
+        columns: dict[str, Tensor] = {}
+        failures: dict[int, str] = {}
+        batches = batches_of(IMAGES_AT_ONCE, self.num_images)
+        all_decoded = decoded_batches(self.collection.sources, self.encoders.decoding(), batches)
+        with self.encoders.progress(self.num_images, 0) as bar:
+            for batch, decoded in zip(batches, all_decoded, strict=True):
+                failures |= decoded.failures
+                if not failures:
+                    found = self.encoders.images(decoded, self.choice.image_keys)
+                    for key, rows in found.items():
+                        shape = (self.num_images, *rows.shape[1:])
+                        column = columns.setdefault(key, torch.empty(shape))
+                        column[batch.start : batch.stop] = rows.cpu()
+                bar.update(len(batch))
+        if failures:
+            named = [
+                f"image {self.features.images[row]['id']}: {why}" for row, why in failures.items()
+            ]
+            raise ValueError(
+                f"{len(failures)} of {self.num_images} images cannot be read: {first_few(named)}. "
+                "Extract the features first: dino_extraction_v2.py leaves such images out."
+            )
+        return columns
+
+    def _first(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Features of one image (any; shapes are all that counts) and of the first caption."""
+        size = self.encoders.options.features.crop_dim
+        blank = DecodedBatch(torch.zeros(1, 3, size, size, dtype=torch.uint8))
+        caption = [self.features.annotations[0]["caption"]]
+        return (
+            self.encoders.images(blank, self.choice.image_keys),
+            self.encoders.captions(caption, self.choice.caption_keys),
+        )
+
+
+def encoding_settings(options: ImageOptions) -> dict[str, Any]:
+    """What the numbers depend on when images are encoded."""
+    frozen = {f"features.{key}": value for key, value in asdict(options.features).items()}
+    own = recorded_normalisation(options.features.vision_model)
+    return {**frozen, **own, "data_dir": str(options.data_dir)}
+
+
+def check_all_exist(collection: Collection) -> None:
+    """Raise FileNotFoundError if an image is missing, before anything is encoded."""
+    missing = [
+        (image, source)
+        for image, source in zip(collection.features.images, collection.sources, strict=True)
+        if not source.exists()
+    ]
+    if missing:
+        names = first_few(image.get("file_name", image["id"]) for image, _ in missing)
+        problems = [source.problem for _, source in missing if source.problem]
+        places = " and ".join(missing[0][1].places)
+        why = f"the first was looked for at {places}. Is --data_dir right?"
+        why = f"{problems[-1]}." if problems else why
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(collection.sources)} images are missing: {names}; {why} "
+            "dino_extraction_v2.py leaves such images out."
+        )
+
+
+def _trainable(columns: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies that autograd accepts as inputs: what inference mode made, it refuses."""
+    return {key: column.clone() for key, column in columns.items()}
+
 
 FEATURE_SUFFIXES = (".pth", ".pt")
 

@@ -1,19 +1,115 @@
-"""The loss of one batch: in one process or shared by several, and as one CUDA graph."""
+"""The loss of one batch: in one process or shared by several, and as one CUDA graph.
+
+Of several processes each embeds its share, computes the loss of the whole batch from the gathered
+embeddings, and from it the gradients that go through its own share. Their sum over the processes is
+the gradient that a single process would have computed with the whole batch.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from talk2dino.methods.talk2dino.alignment import takes
+from talk2dino.methods.talk2dino.alignment import PER_HEAD, align, takes
 from talk2dino.methods.talk2dino.projection import Projection
 from talk2dino.methods.talk2dino.recipe import TrainConfig
 from talk2dino.methods.talk2dino.training.dataset import Batch
-from talk2dino.methods.talk2dino.training.distributed import Share, shared_scores
+from talk2dino.processes import Processes
+
+
+class Share:
+    """The part of every batch that is this process's.
+
+    Args:
+        processes: this process and its equals.
+        device: of the embeddings and gradients.
+    """
+
+    def __init__(self, processes: Processes, device: torch.device) -> None:
+        self.count, self.rank = processes.count, processes.rank
+        self._group = processes.tensor_group(device)
+
+    def own(self, index: Tensor) -> Tensor:
+        """This process's part of the captions of a batch, of which there may be any number.
+
+        Where there are fewer captions than processes, some embed the first one and do not count.
+        """
+        part = index.tensor_split(self.count)[self.rank]
+        return part if len(part) else index[:1]
+
+    def gather(self, own: Tensor, total: int) -> Tensor:
+        """(b, ...) of this process to (total, ...) of all in order; gradients go to its own."""
+        sizes = [len(part) for part in torch.empty(total).tensor_split(self.count)]
+        gathered: Tensor = _Gather.apply(own, sizes, self.rank, self._group)  # type: ignore[no-untyped-call]
+        return gathered
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace the gradients by their sums over all processes."""
+        found = [p.grad for p in parameters if p.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in found])
+        dist.all_reduce(flat, group=self._group)
+        for gradient, total in zip(found, flat.split([g.numel() for g in found]), strict=True):
+            gradient.copy_(total.view_as(gradient))
+
+
+def shared_scores(
+    model: Projection,
+    batch: Batch,
+    gather: Callable[[Tensor], Tensor],
+    generator: torch.Generator | None,
+) -> Tensor:
+    """The scores of the whole batch from this process's share: as `model(...)` of all of it.
+
+    Args:
+        model: the projection, with the same weights in every process.
+        batch: the share of this process.
+        gather: (b, ...) of this process to (B, ...) of all.
+        generator: as in `alignment.align`, seeded alike in every process.
+    """
+    extras, config = batch.extras, model.config
+    inputs = {key: extras[key] for key in extras if key != "text_input_mask"}
+    visual, text = model.embed(
+        batch.visual, batch.text, **inputs, visual_is_unit=batch.visual_is_unit
+    )
+    token_mask = None
+    if text.ndim == 3:
+        mask = model.token_mask(text, extras.get("text_input_mask"), extras.get("text_argmax"))
+        token_mask = gather(mask.to(torch.uint8)).bool()
+    strategy = config.alignment_strategy
+    # Needs an image and its own caption only, and draws nothing.
+    if visual.ndim == 3 and strategy in PER_HEAD and not takes(strategy, "generator"):
+        routing = takes(strategy, "temperature")
+        options = {"temperature": config.routing_temperature} if routing else {}
+        visual = PER_HEAD[strategy](visual, text, **options)  # H times less to send
+    return align(gather(visual), gather(text), strategy, config.alpha, token_mask, generator)
+
+
+class _Gather(torch.autograd.Function):
+    """The rows of all processes; the gradient is the part of this process, not summed."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, sizes: list[int], rank: int, group: Any) -> Tensor:
+        """(b, ...) to (sum of sizes, ...); rows of `own` beyond its size do not count."""
+        ctx.rows, ctx.size = len(own), sizes[rank]
+        ctx.start = sum(sizes[:rank])
+        padded = own.new_zeros((max(sizes), *own.shape[1:]))
+        padded[: ctx.size] = own[: ctx.size]
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded, group=group)
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+        """The rows of this process."""
+        own = gradient.new_zeros((ctx.rows, *gradient.shape[1:]))
+        own[: ctx.size] = gradient[ctx.start : ctx.start + ctx.size]
+        return own, None, None, None
+
 
 logger = logging.getLogger(__name__)
 
