@@ -175,7 +175,7 @@ class Page:
             ),
             gr.Number(None, label="Short side of the picture", info=own, precision=0),
             gr.Number(None, label="Side of a window", info=own, precision=0),
-            gr.Dropdown([("the model's own", None), *STITCHES], value=None, label="Seams"),
+            gr.Dropdown([*STITCHES], value=None, label="Seams", info="The model's own if empty"),
         ]
 
     def _build_outputs(self) -> None:

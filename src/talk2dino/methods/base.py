@@ -181,7 +181,7 @@ class Method:
 
     def refined(self, names: Collection[str]) -> Method:
         """The method with these refinements and no others; itself if it has none."""
-        switches = {n: n in names for n in REFINEMENTS if hasattr(self.options, n)}
+        switches: dict[str, Any] = {n: n in names for n in REFINEMENTS if hasattr(self.options, n)}
         return dataclasses.replace(self, options=dataclasses.replace(self.options, **switches))
 
     def threshold(self, row: Benchmark) -> float | None:
