@@ -19,6 +19,7 @@ COMMANDS = {
     "evaluate": "talk2dino.cli.evaluate",
     "report": "talk2dino.cli.report",
     "compare": "talk2dino.cli.compare",
+    "ablate": "talk2dino.cli.ablate",
     "retrieve": "talk2dino.cli.retrieve",
     "data": "talk2dino.cli.data",
     "convert": "talk2dino.cli.convert",
