@@ -28,6 +28,7 @@ COMMANDS = {
     "prepare-captions": "talk2dino.cli.prepare_captions",
     "pretrain": "talk2dino.cli.pretrain",
     "quickstart": "talk2dino.cli.quickstart",
+    "toy": "talk2dino.cli.toy",
 }
 """Command -> the module that defines it; only the one that runs is imported."""
 
