@@ -10,6 +10,7 @@ from talk2dino.devices import (
     mixed_precision,
     resolve_device,
     resolve_dtype,
+    use_tf32,
 )
 
 
@@ -19,6 +20,7 @@ def test_the_cpu_is_always_there():
 
 def test_auto_takes_what_is_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert resolve_device("auto").type == "cuda"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
@@ -39,6 +41,24 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
     assert resolve_device("cuda:0") == torch.device("cuda:0")
     with pytest.raises(ValueError, match="has 1 CUDA device"):
         resolve_device("cuda:1")
+
+
+def tf32():
+    return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+
+def test_float32_means_float32_on_cuda_unless_tf32_is_asked_for(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for name in ("auto", "cuda", "cuda:0"):
+        use_tf32(True)
+        assert resolve_device(name).type == "cuda"
+        assert tf32() == (False, False)
+    with mixed_precision("tf32", torch.device("cuda")):
+        assert tf32() == (True, True)
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+        assert product.dtype == torch.float32
+    assert tf32() == (False, False)
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "cpu0"])

@@ -1,11 +1,14 @@
 """Processes of one job, as seen by one of them."""
 
+from datetime import timedelta
+
 import pytest
+import torch
 import torch.distributed as dist
 
 from talk2dino.cli import train
 from talk2dino.cli.entry import core_share
-from talk2dino.processes import is_first_process, joined_processes
+from talk2dino.processes import Processes, is_first_process, joined_processes
 
 
 @pytest.fixture
@@ -32,6 +35,15 @@ def test_a_lost_connection_is_blamed_on_the_other_process_in_its_own_words(secon
 def test_an_error_of_its_own_stays_as_it_is(second_of_two):
     with pytest.raises(RuntimeError, match="^the loss is nan$"), joined_processes():
         raise RuntimeError("the loss is nan")
+
+
+def test_gpus_wait_half_an_hour_for_a_process_that_died_unseen(second_of_two, monkeypatch):
+    monkeypatch.setattr(dist, "is_nccl_available", lambda: True)
+    monkeypatch.setattr(dist, "new_group", lambda **settings: settings)
+    monkeypatch.setattr(Processes, "gather", lambda self, value: [("node", 0), value])
+    gpu = torch.device("cuda", 1)
+    asked = Processes(1, 2, group="gloo").tensor_group(gpu)
+    assert asked == {"backend": "nccl", "timeout": timedelta(minutes=30)}
 
 
 def test_variables_that_are_empty_count_as_unset(monkeypatch):

@@ -16,15 +16,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DTYPES = ("float32", "float16", "bfloat16")
-AMP_TYPES = ("auto", "bfloat16", "float16")
-"""Number types of mixed precision; `auto` is bfloat16, on MPS float16."""
+AMP_TYPES = ("auto", "bfloat16", "float16", "tf32")
+"""Number types of mixed precision; `auto` is bfloat16, on MPS float16. `tf32` is float32 whose
+products NVIDIA's GPUs take of numbers with 10 bits behind the point; elsewhere it is float32."""
 
 _Result = TypeVar("_Result")
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 def resolve_device(name: str = "auto") -> torch.device:
-    """The device a user asked for.
+    """The device a user asked for; on CUDA, float32 then means float32 (see `use_tf32`).
 
     Args:
         name: `auto` (CUDA, then MPS, then CPU), `cpu`, `cuda`, `cuda:<index>` or `mps`.
@@ -36,7 +37,7 @@ def resolve_device(name: str = "auto") -> torch.device:
 
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":
-        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+        name = "cuda" if cuda else "mps" if mps else "cpu"
     kind, _, index = name.partition(":")
     check_name("device", kind, ("auto", "cpu", "cuda", "mps"))
     if index and not index.isdecimal():
@@ -46,7 +47,29 @@ def resolve_device(name: str = "auto") -> torch.device:
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         raise ValueError(f"device {name}: this machine has {count} CUDA device(s), from cuda:0.")
+    if kind == "cuda":
+        use_tf32(False)
     return torch.device(name)
+
+
+def use_tf32(wanted: bool) -> None:
+    """Whether CUDA's matrix products and convolutions of float32 may be taken in TF32.
+
+    PyTorch's own default is no for products and yes for convolutions.
+    """
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = wanted
+    torch.backends.cudnn.allow_tf32 = wanted
+
+
+@contextmanager
+def _tf32() -> Iterator[None]:
+    use_tf32(True)
+    try:
+        yield
+    finally:
+        use_tf32(False)
 
 
 def resolve_dtype(name: str) -> torch.dtype:
@@ -65,6 +88,8 @@ def mixed_precision(amp: str, device: torch.device) -> AbstractContextManager[ob
     """
     import torch
 
+    if amp == "tf32":
+        return _tf32()
     if not amp:
         around = torch.is_autocast_enabled(device.type)
         return torch.autocast(device.type, enabled=False) if around else nullcontext()

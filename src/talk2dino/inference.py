@@ -49,6 +49,9 @@ def sliding_window_scores(
     height, width = image.shape[-2:]
     high, wide = protocol.window_size(height, width)
     corners = window_corners(height, width, protocol)
+    joins = isinstance(segmenter, PatchScoring) and segmenter.joins_windows
+    if (high, wide) == (height, width) and not joins:
+        return segmenter.window_scores(image[None], query)[0]
     mean = WindowMean((height, width), protocol)
     crops = [image[None, :, y : y + high, x : x + wide] for y, x in corners]
     batches = (torch.cat(crops[i : i + batch_size]) for i in range(0, len(crops), batch_size))

@@ -17,6 +17,8 @@ from talk2dino.config import environment_number
 
 # A rank waits for the slowest one; an evaluation or an extraction takes hours.
 _PATIENCE = timedelta(days=7)
+# NCCL does not see that another process died; between two steps nobody needs so long.
+_NCCL_PATIENCE = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Processes:
         if device.type == "cuda" and dist.is_nccl_available():
             devices = self.gather((platform.node(), device.index))
             if len(set(devices)) == self.count:
-                return dist.new_group(timeout=_PATIENCE, backend="nccl")
+                return dist.new_group(timeout=_NCCL_PATIENCE, backend="nccl")
         return self.group
 
     def device(self, device: torch.device) -> torch.device:

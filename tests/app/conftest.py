@@ -48,7 +48,7 @@ class Client:
 
     def join(self, picture, words="cup, spoon", model="toy"):
         """The answer to asking for a turn with a request without refinement."""
-        data = [picture, words, model, False, 0.5, False, 0.5, None, None]
+        data = [picture, words, model, False, 0.5, [], 0.5, None, None, "max", None, None, None]
         request = {"fn_index": self.run, "data": data, "session_hash": self.session}
         return self.http.post("gradio_api/queue/join", json=request)
 

@@ -205,7 +205,7 @@ def test_groups_are_shown_where_the_model_has_them(visitor, photos, artifacts):
     page.click("#model input")
     page.get_by_role("option", name="ovsegmentor_toy").click()
     expect(page.locator("#notice")).to_contain_text("ovsegmentor_toy")
-    expect(page.locator("#refine input")).to_be_disabled()
+    expect(page.get_by_label("pamr")).to_be_disabled()
     visitor.upload(photos / "coffee.png")
     visitor.name("cup, spoon")
     visitor.segment()
@@ -320,7 +320,7 @@ def test_ten_visitors_at_once_see_their_own_results(visit_many, photos, tmp_path
         with Image.open(photos / "chelsea.png") as image:
             image.convert("RGB").resize((60 + number, 40)).save(picture)
         visitor.upload(picture)
-        visitor.page.uncheck("#refine input")
+        visitor.page.get_by_label("pamr").uncheck()
         visitor.name(f"thing {number}, other {number}")
     for visitor in visitors:
         visitor.page.click("#run")

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from talk2dino.app import server
+from talk2dino.app.inputs import Limits, read_names
 from talk2dino.cli import app
 from talk2dino.cli.app import COMMAND, main
 
@@ -36,6 +37,9 @@ def refused(capsys, *flags):
         (["--model", "toy", "--server_port", "70000"], "between 1 and 65535, got 70000"),
         (["--model", "toy", "--examples", "nowhere"], "no folder nowhere"),
         (["--model", "toy", "--device", "abacus"], "abacus"),
+        (["--model", "toy", "--vocab", "ade"], "150 lines, more than the 64 of a request"),
+        (["--model", "toy", "--vocab", "cityscapes"], "unknown vocabulary 'cityscapes'"),
+        (["--model", "toy", "--vocab", "voc", "--categories", "cat"], "both fill the field"),
         (["--model", "nope"], "unknown model 'nope'"),
         (["--model", "toy", "vitbb"], "unknown model 'vitbb'"),
         (["--model", "toy", "mine.pth"], "no file or folder mine.pth"),
@@ -69,6 +73,18 @@ def test_models_are_offered_in_the_order_of_the_flags():
     assert [entry.name for entry in app._entries(both, CPU)] == ["toy", "vitb"]
 
 
+def test_a_vocabulary_fills_the_field(tmp_path):
+    file = tmp_path / "mine.txt"
+    file.write_text("# mine\nbackground; wall\nsofa; red couch\ncat\n", encoding="utf-8")
+    text = app._opening(parsed("--vocab", str(file)), Limits()).categories
+    assert text == "background; wall, sofa; red couch, cat"
+    assert read_names(text, True, Limits())[0] == ["sofa", "cat"]
+    assert app._opening(parsed("--vocab", "voc"), Limits()).categories.startswith("aeroplane, bicy")
+    file.write_text("hello, world\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="commas separate categories here, see 'hello, world'"):
+        app._opening(parsed("--vocab", str(file)), Limits())
+
+
 def test_a_configured_model_is_called_like_its_weights(tmp_path):
     torch.save({"weight": torch.zeros(1)}, tmp_path / "mine.pth")
     flags = parsed("--config", "configs/toy.yaml", "--weights", str(tmp_path / "mine.pth"))
@@ -78,10 +94,11 @@ def test_a_configured_model_is_called_like_its_weights(tmp_path):
 def test_examples_come_from_the_given_folder_or_the_checkout(tmp_path):
     for number in range(10):
         (tmp_path / f"{number}.png").touch()
-    opening = app._opening(parsed("--examples", str(tmp_path), "--categories", "cat, dog"))
+    flags = parsed("--examples", str(tmp_path), "--categories", "cat, dog")
+    opening = app._opening(flags, Limits())
     assert opening.examples == [(tmp_path / f"{number}.png", "cat, dog") for number in range(8)]
     assert opening.categories == "cat, dog"
-    own = app._opening(parsed())
+    own = app._opening(parsed(), Limits())
     assert [path.name for path, _ in own.examples] == ["coffee.png", "chelsea.png", "astronaut.png"]
     assert all(words for _, words in own.examples)
 

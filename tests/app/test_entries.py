@@ -137,13 +137,15 @@ def test_every_method_has_a_place_on_the_page(name, small_photo):
     assert "untrained" in entry.facts.notice
     models = Models([entry], CPU)
     for background in (False, True):
-        request = Request(small_photo, "cup, spoon", entry.name, background, None, background)
+        request = Request(
+            small_photo, "cup, spoon", entry.name, background, None, ["pamr"] if background else []
+        )
         *_, done = segment(request, models, Limits(max_side=64))
         found = done.result.segmentation
         assert found.background == (entry.facts.threshold if background else None)
         assert found.names[-2:] == ("cup", "spoon")
         refines = entry.rules.refines is not None
-        assert found.settings["refine"] == (refines and background)
+        assert found.settings["refine"] == (["pamr"] if refines and background else [])
         assert bool(done.groups) == entry.rules.groups
 
 

@@ -47,7 +47,7 @@ def test_scores_and_groups_are_those_of_the_demo(small_photo, both):
     assert result.segmentation.scores.equal(scores)
     assert result.segmentation.names == ("background", "cup", "spoon")
     assert [np.array_equal(picture, groups) for picture in outcome.groups] == [True]
-    assert not result.segmentation.settings["refine"]  # it has no refinement
+    assert result.segmentation.settings["refine"] == []  # it has no refinement
     assert "class scores, one scale" in heat_of(result).scale
 
 
@@ -63,7 +63,7 @@ def test_the_page_shows_groups_where_there_are_some(small_photo, both, tmp_path,
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(small_photo.path.parent))
     handlers = Handlers(Service(both, Results(tmp_path / "results"), LIMITS))
     payload = {"path": str(small_photo.path), "orig_name": small_photo.name}
-    *busy, last = handlers.on_run(payload, "cup", NAME, False, 0.5, True, 0.5, None, True)
+    *busy, last = handlers.on_run(payload, "cup", NAME, False, 0.5, None, 0.5, None, True)
     assert all(update[GROUPS] == gr.skip() == update[GROUPS_TAB] for update in busy)
     assert last[GROUPS_TAB].visible
     assert [caption for _, caption in last[GROUPS]] == ["stage 1"]

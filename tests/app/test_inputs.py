@@ -22,7 +22,14 @@ LIMITS = Limits(max_pixels=10_000, max_side=50, max_categories=3)
     ],
 )
 def test_free_text_becomes_names(text, names):
-    assert read_names(text, False, LIMITS) == names
+    assert read_names(text, False, LIMITS) == (names, None)
+
+
+def test_semicolons_make_a_vocabulary_of_free_text():
+    names, lists = read_names("background; wall, sofa; red_couch\ncat", True, LIMITS)
+    assert names == ["sofa", "cat"]
+    assert lists.words == (("sofa", "red couch"), ("cat",))
+    assert lists.background == ("wall",)
 
 
 @pytest.mark.parametrize(
@@ -35,11 +42,19 @@ def test_free_text_becomes_names(text, names):
         (",".join(map(str, range(300))), "300 categories are too many"),
         ("x" * 81, "81 characters.*commas"),
         ("cat, Background", "added by the switch"),
+        ("cat; kitten, kitten", "line 2: 'kitten' is in line 1 already"),
+        ("cat; " + "x" * 81, "81 characters"),
+        ("cat;", "an empty word"),
     ],
 )
 def test_text_that_is_no_list_of_categories_says_why(text, message):
     with pytest.raises(ValueError, match=message):
         read_names(text, True, LIMITS)
+
+
+def test_words_of_a_background_need_the_switch():
+    with pytest.raises(ValueError, match="Switch it on"):
+        read_names("background; wall, cat", False, LIMITS)
 
 
 def test_a_large_picture_is_made_smaller_and_its_size_remembered(tmp_path):

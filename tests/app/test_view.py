@@ -16,7 +16,7 @@ MARKUP = "<img src=x onerror=alert(1)>"
 def kept(models, photos, tmp_path_factory):
     """A store with one result, with background, and its key."""
     upload = Upload(photos / "chelsea.png", "chelsea.png")
-    request = Request(upload, f"cat, {MARKUP}", "toy", background=True, threshold=0.5, refine=False)
+    request = Request(upload, f"cat, {MARKUP}", "toy", background=True, threshold=0.5, refine=())
     *_, done = segment(request, models, Limits(max_side=200))
     results = Results(tmp_path_factory.mktemp("results"))
     return results, results.put(done.result)
@@ -100,7 +100,7 @@ def test_heat_maps_share_one_scale_and_leave_the_background_out(kept):
 
 def test_many_scores_are_cut_after_the_best(models, photo):
     names = ", ".join(f"thing {index}" for index in range(11))
-    *_, done = segment(Request(photo, names, "toy", refine=False), models, Limits(max_side=50))
+    *_, done = segment(Request(photo, names, "toy", refine=()), models, Limits(max_side=50))
     html = pictures.pixel_scores(done.result.segmentation, 0, 0)
     assert html.count("<li") == pictures.PIXEL_ROWS
     assert "and 3 lower ones" in html

@@ -11,7 +11,7 @@ from talk2dino.app.work import Outcome, Progress, Request, segment
 from talk2dino.inference import picture_scores
 from talk2dino.pictures.images import read_rgb, rgb_tensor
 from talk2dino.segmenter import ClassQuery
-from talk2dino.sizes import WHOLE
+from talk2dino.sizes import WHOLE, Sizes
 
 CPU = torch.device("cpu")
 LIMITS = Limits(max_side=320)
@@ -37,7 +37,7 @@ def test_a_request_gives_the_scores_of_the_segmenter(photo, models):
 
 
 def test_without_background_every_pixel_belongs_to_a_category(small_photo, models):
-    done = outcome(Request(small_photo, "cup", "toy", refine=False), models)
+    done = outcome(Request(small_photo, "cup", "toy", refine=()), models)
     assert done.result.segmentation.names == ("cup",)
     assert np.unique(done.result.segmentation.labels).tolist() == [0]
     assert done.text.startswith("1 category in ")
@@ -50,9 +50,42 @@ def test_a_large_picture_says_at_which_size_it_was_segmented(photo, models):
     assert "64 × 43" in text
 
 
+def test_refinements_and_sizes_are_the_visitor_s(small_photo, models):
+    request = Request(small_photo, "cup", "toy", refine=["smoothing", "propagation"], window=30)
+    settings = outcome(request, models).result.segmentation.settings
+    assert settings["refine"] == ["smoothing", "propagation"]
+    assert (settings["window"], settings["stride"]) == (30, 15)
+    with models.use("toy") as model:
+        method, segmenter = model.variant(["smoothing"], True, Sizes(window=30, stride=15), CPU)
+        assert (segmenter.config.smoothing, segmenter.config.pamr) == (True, False)
+        assert segmenter.config.clean_background
+        assert method.demo.protocol.window == 30
+
+
+def test_aliases_give_a_category_its_best_word(small_photo, models):
+    def scores(words, pooling="max"):
+        request = Request(small_photo, words, "toy", refine=[], pooling=pooling)
+        return outcome(request, models).result.segmentation.scores
+
+    both = scores("cup; mug, spoon")
+    cup, mug = scores("cup, spoon"), scores("mug, spoon")
+    torch.testing.assert_close(
+        both[0], torch.maximum(cup[0], mug[0]), atol=2e-3, rtol=0
+    )  # of patches
+    assert not both[0].equal(cup[0])
+    torch.testing.assert_close(both[1], cup[1])
+    assert not scores("cup; mug, spoon", "lse").equal(both)
+
+
+def test_a_request_of_too_many_windows_is_refused(photo, models):
+    request = Request(photo, "cat", "toy", refine=[], short_side=320, window=16)
+    with pytest.raises(ValueError, match=r"would have \d+ windows; at most 400"):
+        outcome(request, models)
+
+
 def test_loading_is_announced_once(small_photo):
     models = Models([find_entry("toy", CPU)], CPU)
-    request = Request(small_photo, "cup, spoon", "toy", refine=False)
+    request = Request(small_photo, "cup, spoon", "toy", refine=())
     texts = [[step.text for step in segment(request, models, LIMITS)][:-1] for _ in range(2)]
     assert texts == [
         ["Loading toy; this happens once.", "Looking for 2 categories …"],
@@ -69,6 +102,13 @@ def test_loading_is_announced_once(small_photo):
         ({"threshold": "0.5"}, "threshold must lie"),
         ({"categories": ""}, "at least one category"),
         ({"upload": None}, "Choose a picture"),
+        ({"refine": ["pam"]}, "Did you mean 'pamr'"),
+        ({"refine": True}, "found True"),
+        ({"pooling": "mean"}, "unknown pooling"),
+        ({"short_side": 0}, "short side must lie between 1 and 320 pixels, got 0"),
+        ({"window": 321}, "window must lie"),
+        ({"window": "1"}, "window must be int or null, got '1'"),
+        ({"stitch": "glue", "window": 64}, "unknown stitch"),
     ],
 )
 def test_a_wrong_request_is_refused_before_a_model_is_used(changes, message, small_photo, models):

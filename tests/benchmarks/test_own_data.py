@@ -316,6 +316,19 @@ def test_python_takes_the_file_as_a_benchmark(make):
     assert row.protocol == Protocol(336, 2048, 224, 100)
 
 
+def test_the_unified_protocol_keeps_what_the_file_says(make):
+    method = find_method("naclip_toy", {"protocol": "unified"})
+    row = method.benchmark(
+        read_dataset(make(classes=["boat; ship", "dog"], protocol={"stride": 9}))
+    )
+    assert row.protocol == Protocol(stride=9)
+    changes = method.changes(row, row.classes)
+    assert "window 448 in place of 224" in changes
+    assert not any("boat" in change or "stride" in change for change in changes)
+    with pytest.raises(ValueError, match="mine has a background, but .* data sets of your own"):
+        method.benchmark(read_dataset(make(background=True)))
+
+
 def random_labels(classes, ignored, size=(28, 40)):
     generator = np.random.default_rng(classes)
     labels = {}

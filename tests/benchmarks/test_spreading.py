@@ -298,7 +298,7 @@ class Blinking(DenseSegmenter):
 
     def __init__(self, **refine):
         super().__init__()
-        options = {"propagation": False, "propagation_graph": "window"} | refine
+        options = {"smoothing": False, "propagation": False, "propagation_graph": "window"} | refine
         self.options = SimpleNamespace(pamr=False, **options)
 
     @property

@@ -294,7 +294,6 @@ def test_a_killed_comparison_under_the_unified_protocol_goes_on(
     [
         (["--benchmarks", "voc20,voc"], "voc has a background, but the backgrounds of methods are"),
         (["--benchmarks", "coco_stuff_bg"], "coco_stuff_bg has a background, but"),
-        (["--benchmarks", "toy"], "toy is no published benchmark. The unified protocol is for voc"),
         (
             ["--benchmarks", "voc20", "--bg_thresh", "0.5"],
             "a threshold of 0.5, but the backgrounds",

@@ -134,6 +134,8 @@ def test_a_class_called_background_beside_the_background_is_refused(folder, caps
         (["--with_background", "--bg_thresh", "nan"], "--bg_thresh must lie between 0 and 1"),
         (["--opacity", "-1"], "--opacity must lie between 0 and 1"),
         (["--max_side", "0"], "--max_side must be at least 1"),
+        (["--protocol", "unifed"], "unknown protocol 'unifed'. Known: native, unified"),
+        (["--protocol", "unified", "--with_background"], "the unified protocol has none"),
         (["--template", "subzet"], "unknown template 'subzet'"),
         (["--device", "tpu"], "unknown device 'tpu'"),
         (["--config", "nowhere.yaml"], "nowhere.yaml: no such file"),

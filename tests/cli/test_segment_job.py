@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from talk2dino.cli.segment_files import Task
-from talk2dino.cli.segment_job import Load, SegmentJob, physical_memory, scoring_bytes
+from talk2dino.cli.segment_job import Load, SegmentJob, available_memory, scoring_bytes
 from talk2dino.methods.talk2dino.config import SegmenterConfig
 from talk2dino.methods.talk2dino.projection import ProjectionConfig
 from talk2dino.methods.talk2dino.segmenter import build_segmenter
@@ -103,12 +103,21 @@ def test_a_larger_picture_is_scored_at_max_side(tmp_path):
     assert scoring_size(1, 1000, 10) == (1, 10)
 
 
-def test_a_picture_that_takes_long_comes_with_advice(tmp_path, capsys):
-    image = Image.new("RGB", (2600, 2000))
-    for options, advice in [({}, True), ({"max_side": 500}, False), ({"refined": False}, False)]:
-        work = task(tmp_path, image)
-        make_job(ColourSegmenter(), torch.eye(1, 3), "a", **options).segment(work)
-        assert ("5 megapixels; --max_side 2048" in capsys.readouterr().out) == advice
+@pytest.mark.parametrize(
+    ("options", "long_side"),
+    [({}, 50), ({"max_side": 60}, 60), ({"max_side": 80}, 70), ({"refined": False}, 70)],
+)
+def test_a_huge_picture_is_refined_at_a_smaller_size_unless_one_is_named(
+    tmp_path, monkeypatch, capsys, options, long_side
+):
+    monkeypatch.setattr("talk2dino.cli.segment_job._HUGE_PIXELS", 1000)
+    monkeypatch.setattr("talk2dino.cli.segment_job._HUGE_SIDE", 50)
+    segmenter = ColourSegmenter()
+    job = make_job(segmenter, torch.eye(1, 3), "a", **options)
+    job.segment(task(tmp_path, Image.new("RGB", (70, 20))))
+    assert segmenter.windows.shape[-1] == long_side
+    said = capsys.readouterr().out
+    assert ("at a long side of 50 pixels; --max_side 70 keeps its size" in said) == (not options)
 
 
 def test_the_line_names_the_five_largest_classes(tmp_path):
@@ -133,11 +142,26 @@ def test_a_failing_write_leaves_no_file_behind(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["overlay.png", "source.png"]
 
 
-def test_memory_is_estimated_for_the_cpu_only(tmp_path):
-    assert scoring_bytes(1000, 1000, 10, refined=True) > 2 * scoring_bytes(1000, 1000, 10, False)
-    assert physical_memory() is None or physical_memory() > 2**20
-    image = Image.new("1", (9000, 9000))
-    image.save(tmp_path / "big.png")
-    with pytest.raises(ValueError, match="GiB of memory.*--max_side 2048"):
-        Load(10_000, CPU, refined=False).check(tmp_path / "big.png")
-    Load(10_000, torch.device("cuda"), refined=False).check(tmp_path / "big.png")
+def test_memory_is_estimated_for_the_cpu_only(tmp_path, monkeypatch):
+    size = (1000, 1000)
+    plain = scoring_bytes(*size, size, 10, refined=False)
+    assert scoring_bytes(*size, size, 10, refined=True) > 2 * plain
+    assert scoring_bytes(*size, (100, 100), 10, refined=True) < plain
+    Image.new("1", (900, 900)).save(tmp_path / "big.png")
+    monkeypatch.setattr("talk2dino.cli.segment_job.available_memory", lambda: 2**30)
+    with pytest.raises(ValueError, match=r"30.* GiB of memory, 1.0 GiB are free.*--max_side 2048"):
+        Load(5_000, CPU, refined=False).check(tmp_path / "big.png")
+    Load(5_000, torch.device("cuda"), refined=False).check(tmp_path / "big.png")
+    monkeypatch.setattr("talk2dino.cli.segment_job.available_memory", lambda: None)
+    Load(5_000, CPU, refined=False).check(tmp_path / "big.png")
+
+
+def test_available_memory_is_what_the_system_can_still_give(monkeypatch):
+    read = "talk2dino.cli.segment_job.Path.read_text"
+    lines = "MemTotal:       20 kB\nMemAvailable:   17 kB\nPages: 3\n"
+    monkeypatch.setattr(read, lambda path, encoding: lines)
+    assert available_memory() == 17 * 1024
+    monkeypatch.setattr(read, lambda path, encoding: "MemTotal: 20 kB\n")
+    assert available_memory() is None or available_memory() > 2**20
+    monkeypatch.delattr("os.sysconf", raising=False)
+    assert available_memory() is None

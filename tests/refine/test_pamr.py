@@ -6,7 +6,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from talk2dino.refine.pamr import _fastest, _pamr_in_bags, affinities, pamr, plain_pamr
+from talk2dino.refine.pamr import (
+    _fastest,
+    _pamr_in_bags,
+    _pamr_in_bands,
+    affinities,
+    pamr,
+    plain_pamr,
+)
 from tests.literal.pamr import pamr as literal_pamr
 
 
@@ -29,7 +36,7 @@ def test_it_equals_the_literal_version_with_other_settings():
     torch.testing.assert_close(ours, literal_pamr(images, masks, 3, (1, 5)))
 
 
-@pytest.mark.parametrize("refine", [plain_pamr, _pamr_in_bags])
+@pytest.mark.parametrize("refine", [plain_pamr, _pamr_in_bags, _pamr_in_bands])
 @pytest.mark.parametrize(
     ("batch", "classes", "size", "dilations"),
     [
@@ -48,14 +55,29 @@ def test_every_way_on_a_cpu_equals_the_literal_version(refine, batch, classes, s
     assert torch.equal(masks, before)
 
 
-def test_images_larger_than_one_band_of_rows_are_refined_alike(monkeypatch):
-    images, masks = inputs(1, 6, 23, 9)
-    whole = _pamr_in_bags(images, masks, 3, (1, 4))
-    monkeypatch.setattr("talk2dino.refine.pamr._BAND_PIXELS", 45)  # five rows
-    monkeypatch.setattr("talk2dino.refine.pamr_bags._PIXELS", 63)
-    banded = _pamr_in_bags(images, masks, 3, (1, 4))
-    torch.testing.assert_close(banded, whole, rtol=0, atol=1e-6)
-    torch.testing.assert_close(banded, literal_pamr(images, masks, 3, (1, 4)))
+@pytest.mark.parametrize("refine", [_pamr_in_bags, _pamr_in_bands])
+@pytest.mark.parametrize(
+    ("classes", "size", "iterations"),
+    [
+        (1, (23, 9), 3),  # the last band has fewer rows than a neighbour is away
+        (6, (23, 9), 7),  # more iterations than bands
+        (2, (70, 11), 2),
+        (33, (48, 5), 3),
+        (1, (1, 30), 1),
+    ],
+)
+def test_pictures_of_several_bands_are_refined_like_whole_ones(
+    monkeypatch, refine, classes, size, iterations
+):
+    images, masks = inputs(2, classes, *size)
+    exact = literal_pamr(images.double(), masks.double(), iterations, (1, 4))
+    whole = refine(images, masks, iterations, (1, 4))
+    monkeypatch.setattr("talk2dino.refine.pamr._BAND_PIXELS", 5 * size[1])
+    monkeypatch.setattr("talk2dino.refine.pamr._MOST_WEIGHTS", 16 * size[1] * 30)  # 30 rows
+    monkeypatch.setattr("talk2dino.refine.pamr_bags._PIXELS", 7 * size[1])
+    banded = refine(images, masks, iterations, (1, 4))
+    torch.testing.assert_close(banded, whole, rtol=0, atol=2e-6)
+    torch.testing.assert_close(banded.double(), exact, rtol=0, atol=2e-6)
 
 
 def test_scores_with_channels_last_give_the_same_result():
@@ -68,7 +90,7 @@ def test_scores_with_channels_last_give_the_same_result():
 def test_the_way_depends_on_classes_type_and_gradients():
     _, masks = inputs(classes=6)
     assert _fastest(masks) is _pamr_in_bags
-    assert _fastest(masks[:, :5]) is plain_pamr
+    assert _fastest(masks[:, :5]) is _pamr_in_bands
     assert _fastest(masks.double()) is plain_pamr
     assert _fastest(masks.requires_grad_()) is plain_pamr
     with torch.no_grad():

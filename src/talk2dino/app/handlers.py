@@ -47,12 +47,13 @@ class Handlers:
 
     def on_run(self, *values: Any) -> Iterator[list[Any]]:
         """Segment; shows what is being done, then the result or what was wrong."""
-        picture, words, model, background, threshold, refine, opacity, old_key, known = values
+        picture, words, model, background, threshold, refine, opacity, old_key, known = values[:9]
         service = self.service
         if not known and threshold == GUESSED_THRESHOLD:
             threshold = None
         try:
-            request = Request(read_upload(picture), words, model, background, threshold, refine)
+            upload, more = read_upload(picture), values[9:]
+            request = Request(upload, words, model, background, threshold, refine, *more)
             for step in segment(request, service.models, service.limits):
                 if isinstance(step, Progress):
                     yield self._update(status=pictures.status(step.text, "busy"), busy=True)
@@ -109,7 +110,7 @@ class Handlers:
         except ValueError as error:
             return [pictures.notice(str(error)), *[gr.skip()] * 3]
         slider = gr.Slider(**threshold_of(models, entry))
-        refine = gr.Checkbox(**refinement_of(entry))
+        refine = gr.CheckboxGroup(**refinement_of(entry))
         known = models.facts(name) is not None
         return [pictures.notice(models.notice(name)), slider, refine, known]
 
@@ -166,11 +167,11 @@ def threshold_of(models: Models, entry: ModelEntry) -> dict[str, Any]:
 
 
 def refinement_of(entry: ModelEntry) -> dict[str, Any]:
-    """The switch of the refinement as a model needs it."""
+    """The switches of refinements as a model needs them."""
     refines = entry.rules.refines
     able = refines is not None
-    info = "Follow the edges of the picture" if able else "This model has no refinement"
-    return {"value": bool(refines), "interactive": able, "info": info}
+    info = "Scores that follow the picture" if able else "This model has no refinement"
+    return {"value": list(refines or ()), "interactive": able, "info": info}
 
 
 def read_upload(payload: Mapping[str, Any] | None) -> Upload | None:

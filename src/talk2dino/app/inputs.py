@@ -10,6 +10,7 @@ from PIL import Image
 from talk2dino.config import split_names
 from talk2dino.pictures.images import check_image, read_rgb
 from talk2dino.pictures.segmentation import BACKGROUND
+from talk2dino.pictures.word_lists import WordLists, read_word_lists
 from talk2dino.sizes import scoring_size
 
 MAX_NAME = 80
@@ -90,10 +91,16 @@ class Picture:
     """Start of the names of the files to download."""
 
 
-def read_names(text: str | None, background: bool, limits: Limits) -> list[str]:
+def read_names(
+    text: str | None, background: bool, limits: Limits
+) -> tuple[list[str], WordLists | None]:
     """Category names from free text: commas or lines separate them, underscores mean spaces.
 
-    Empty parts and repetitions (case does not count: CLIP reads lower case) are left out.
+    Empty parts and repetitions (case does not count: CLIP reads lower case) are left out. Where
+    there is a `;`, every part is a line of a vocabulary, `name; alias`: see `read_word_lists`.
+
+    Returns:
+        The names, and the words that they are looked for by; None for the model's own.
 
     Raises:
         ValueError: none, too many, a very long one, or one called like the background.
@@ -111,7 +118,8 @@ def read_names(text: str | None, background: bool, limits: Limits) -> list[str]:
             f"{len(names)} categories are too many for one request; at most "
             f"{limits.max_categories} are taken. Remove some."
         )
-    long = [name for name in names.values() if len(name) > MAX_NAME]
+    words = [word.strip() for name in names.values() for word in name.split(";")]
+    long = [word for word in words if len(word) > MAX_NAME]
     if long:
         raise ValueError(
             f"“{long[0][:30]}…” has {len(long[0])} characters; a category may have {MAX_NAME}. "
@@ -121,7 +129,12 @@ def read_names(text: str | None, background: bool, limits: Limits) -> list[str]:
         raise ValueError(
             "“background” is added by the switch of that name. Remove the word, or switch it off."
         )
-    return list(names.values())
+    if not any(";" in name for name in names.values()):
+        return list(names.values()), None
+    lists = read_word_lists(list(names.values()))
+    if lists.background and not background:
+        raise ValueError("These are words of the background. Switch it on, or remove that line.")
+    return list(lists.names), lists
 
 
 def read_picture(upload: Upload | None, limits: Limits) -> Picture:

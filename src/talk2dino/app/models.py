@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from talk2dino.config import check_name
-from talk2dino.methods.base import Method, PictureRules
+from talk2dino.methods.base import Method, PictureRules, with_sizes
 from talk2dino.methods.registry import MODEL_NAMES, find_method, method_class
 from talk2dino.segmenter import Segmenter
+from talk2dino.sizes import Sizes
 from talk2dino.toy.scene import CLASS_NAMES
 
 GUESSED_THRESHOLD = 0.55
@@ -54,10 +55,11 @@ class Loaded:
     """As its weights and their configuration tell."""
 
     def variant(
-        self, refine: bool, background: bool, device: torch.device
+        self, refine: Collection[str] | None, background: bool, sizes: Sizes, device: torch.device
     ) -> tuple[Method, Segmenter]:
-        """The same weights for pictures with or without refinement and background."""
-        method = self.method.refined(refine).for_pictures(background)
+        """The same weights with refinements (None: the method's own), background and sizes."""
+        method = self.method.for_pictures(background)
+        method = with_sizes(method if refine is None else method.refined(refine), sizes)
         return method, method.load(device, self.segmenter)
 
 

@@ -19,6 +19,9 @@ from talk2dino.app.handlers import (
     refinement_of,
     threshold_of,
 )
+from talk2dino.refine.refinement import REFINEMENTS
+from talk2dino.segmenter import POOLINGS
+from talk2dino.sizes import STITCHES
 
 
 @dataclass(frozen=True)
@@ -97,9 +100,9 @@ class Page:
         # The examples stand above the field that they fill, next to the picture.
         self.categories = gr.Textbox(
             label="Categories",
-            info="Any words, separated by commas",
+            info="Any words, separated by commas; aliases of one after semicolons",
             value=self.opening.categories,
-            placeholder="cat, sofa, window",
+            placeholder="cat; kitten, sofa, window",
             max_lines=4,
             elem_id="categories",
             render=False,
@@ -137,10 +140,8 @@ class Page:
             self.model = gr.Dropdown(
                 list(entries), value=first.name, label="Model", elem_id="model"
             )
-            self.refine = gr.Checkbox(
-                label="Refine",
-                elem_id="refine",
-                **refinement_of(first),
+            self.refine = gr.CheckboxGroup(
+                list(REFINEMENTS), label="Refine", elem_id="refine", **refinement_of(first)
             )
             self.background = gr.Checkbox(
                 False,
@@ -159,6 +160,23 @@ class Page:
             self.opacity = gr.Slider(
                 0, 1, value=0.5, step=0.05, label="Opacity", buttons=[], elem_id="opacity"
             )
+            with gr.Accordion("Sizes and aliases", open=False, elem_id="more"):
+                self.more = self._build_more()
+
+    def _build_more(self) -> list[gr.components.Component]:
+        """The last fields of a request."""
+        own = "Pixels; the model's own if empty"
+        return [
+            gr.Radio(
+                list(POOLINGS),
+                value=POOLINGS[0],
+                label="Several words of a category",
+                info="max: the best one counts; lse: all do",
+            ),
+            gr.Number(None, label="Short side of the picture", info=own, precision=0),
+            gr.Number(None, label="Side of a window", info=own, precision=0),
+            gr.Dropdown([("the model's own", None), *STITCHES], value=None, label="Seams"),
+        ]
 
     def _build_outputs(self) -> None:
         with gr.Tabs():
@@ -234,7 +252,7 @@ class Page:
             self.handlers.on_run,
             [
                 *(self.picture, self.categories, self.model, self.background),
-                *(self.threshold, self.refine, self.opacity, self.key, self.known),
+                *(self.threshold, self.refine, self.opacity, self.key, self.known, *self.more),
             ],
             [
                 *(*shown, self.heat, self.scale, self.position, self.key),

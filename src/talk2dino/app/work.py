@@ -19,11 +19,18 @@ from PIL import Image
 
 from talk2dino.app.inputs import Limits, Picture, Upload, read_names, read_picture
 from talk2dino.app.models import GUESSED_THRESHOLD, Models
+from talk2dino.config import build, check_name
 from talk2dino.inference import score_labels
 from talk2dino.methods.base import PictureRules
 from talk2dino.pictures.group_maps import draw_groups
 from talk2dino.pictures.segmentation import Segmentation
 from talk2dino.predict import segment_picture
+from talk2dino.refine.refinement import chosen_refinements
+from talk2dino.segmenter import POOLINGS
+from talk2dino.sizes import STITCHES, Protocol, Sizes
+
+MAX_WINDOWS = 400
+"""Of one picture."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +47,35 @@ class Request:
     """Whether pixels may belong to no category."""
     threshold: float | None = GUESSED_THRESHOLD
     """Of the background; None for the model's own, where the page did not know it."""
-    refine: bool = True
-    """Whether scores follow the edges of the picture."""
+    refine: Sequence[str] | None = None
+    """Names of refinements; None for the model's own."""
+    pooling: str = POOLINGS[0]
+    """How several words of a category are put together."""
+    short_side: int | None = None
+    """At which the picture is scored, in pixels; None for the model's own, as for ..."""
+    window: int | None = None
+    """... the side of a window, the next of which is half of it away ..."""
+    stitch: str | None = None
+    """... and how windows are averaged."""
+
+    def sizes(self, limits: Limits) -> Sizes:
+        """Those of the windows and the picture.
+
+        Raises:
+            ValueError: no number of pixels, or more than the limits allow.
+        """
+        given = {name: getattr(self, name) for name in ("short_side", "window", "stitch")}
+        sizes = build(Sizes, given, "The request")
+        for name in ("short_side", "window"):
+            value = getattr(sizes, name)
+            if value is not None and not 1 <= value <= limits.max_side:
+                text = f"The {name.replace('_', ' ')} must lie between 1 and {limits.max_side}"
+                raise ValueError(f"{text} pixels, got {value}.")
+        if sizes.stitch is not None:
+            check_name("stitch", sizes.stitch, STITCHES)
+        if sizes.window is None:
+            return sizes
+        return dataclasses.replace(sizes, stride=max(sizes.window // 2, 1))
 
 
 @dataclass(frozen=True)
@@ -106,7 +140,10 @@ def segment(request: Request, models: Models, limits: Limits) -> Iterator[Progre
     models.entry(request.model)
     if request.threshold is not None:
         check_share("threshold", request.threshold)
-    names = read_names(request.categories, request.background, limits)
+    names, lists = read_names(request.categories, request.background, limits)
+    check_name("pooling", request.pooling, POOLINGS)
+    refine = None if request.refine is None else chosen_refinements(request.refine)
+    sizes = request.sizes(limits)
     picture = read_picture(request.upload, limits)
     if not models.is_loaded(request.model):
         yield Progress(f"Loading {request.model}; this happens once.")
@@ -115,14 +152,17 @@ def segment(request: Request, models: Models, limits: Limits) -> Iterator[Progre
     count = f"{len(names)} categories" if len(names) > 1 else names[0]
     yield Progress(f"Looking for {count} …")
     with models.use(request.model) as loaded:
-        refine, background = request.refine, request.background
-        method, segmenter = loaded.variant(refine, background, models.device)
+        background = request.background
+        method, segmenter = loaded.variant(refine, background, sizes, models.device)
         rules = method.demo
+        _check_windows(rules.protocol, picture.image)
         wanted = loaded.facts.threshold if request.threshold is None else request.threshold
-        query = method.query(segmenter, names, wanted if background else None)
+        words = None if lists is None else lists.class_words(method.words(), request.pooling)
+        query = method.query(segmenter, names, wanted if background else None, words=words)
         settings = {
             "model": request.model,
-            "refine": bool(rules.refines),
+            "refine": list(rules.refines or ()),
+            **sizes.given(),
             "image": picture.stem,
         }
         found = segment_picture(segmenter, picture.image, query, rules.protocol, settings=settings)
@@ -137,6 +177,17 @@ def check_share(name: str, value: float) -> None:
     """Raise ValueError for a number outside 0 to 1; the page's sliders cannot give one."""
     if not (isinstance(value, int | float) and math.isfinite(value) and 0 <= value <= 1):
         raise ValueError(f"The {name} must lie between 0 and 1, got {value}.")
+
+
+def _check_windows(protocol: Protocol, image: Image.Image) -> None:
+    """Raise ValueError for so many windows that other visitors would wait for long."""
+    height, width = protocol.scored_size(image.height, image.width)
+    count = len(protocol.starts(height)) * len(protocol.starts(width))
+    if count > MAX_WINDOWS:
+        raise ValueError(
+            f"The picture would have {count} windows; at most {MAX_WINDOWS} are taken. Choose "
+            "larger ones, or a smaller short side."
+        )
 
 
 def _summary(found: Segmentation, full_hw: tuple[int, int], seconds: float) -> str:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
-from talk2dino.backbones.checkpoints import load_strict
+from talk2dino.backbones.checkpoints import WithoutInitialisation, load_strict
 from talk2dino.backbones.text import (
     CLIP_MODELS,
     GELU,
@@ -166,7 +166,8 @@ def load_clip(
     with torch.device("meta"):
         towers = {PREFIX: create_image_tower(name), "": create_text_tower(name)}
     name, state = clip_state(name, weights, towers)
-    model = create_image_tower(name)
+    with WithoutInitialisation():
+        model = create_image_tower(name)
     own = {k.removeprefix(PREFIX): value for k, value in state.items() if k.startswith(PREFIX)}
     load_strict(model, own, weights)
     image = ClipImage(model, name, weights).eval().requires_grad_(False)

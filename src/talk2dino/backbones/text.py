@@ -13,7 +13,13 @@ import torch
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock, TextTransformer
 from torch import Tensor, nn
 
-from talk2dino.backbones.checkpoints import check_layout, load_strict, read_state_dict, state_shapes
+from talk2dino.backbones.checkpoints import (
+    WithoutInitialisation,
+    check_layout,
+    load_strict,
+    read_state_dict,
+    state_shapes,
+)
 from talk2dino.backbones.seeded import parse_seeded, seeded_state
 from talk2dino.backbones.tokens import Tokenizer
 from talk2dino.config import as_texts, check_name
@@ -316,7 +322,8 @@ def text_from_state(name: str, state: dict[str, Tensor], weights: str) -> TextEn
     """
     needed = f"OpenAI's .pt or open_clip's file ({_address(name)})"
     check_layout(state, weights, needed)
-    model = create_text_tower(name)
+    with WithoutInitialisation():
+        model = create_text_tower(name)
     load_strict(model, _text_part(state), weights)
     return TextEncoder(model, name, weights).eval().requires_grad_(False)
 

@@ -21,6 +21,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
 from talk2dino.backbones.checkpoints import (
+    WithoutInitialisation,
     check_fit,
     check_layout,
     load_strict,
@@ -415,8 +416,12 @@ def _create(name: str, pretrained: bool) -> VisionTransformer | Eva:
     settings: dict[str, Any] = {"num_classes": 0, "global_pool": "token", "dynamic_img_size": True}
     if "patch14_dinov2" in timm_name or "patch14_reg4_dinov2" in timm_name:
         settings["img_size"] = 518
+    published = get_pretrained_cfg(timm_name)
+    # With a head that we have no use for, timm does not insist on all other weights.
+    whole = not pretrained or (published is not None and published.num_classes == 0)
     try:
-        model = timm.create_model(timm_name, pretrained=pretrained, **settings)
+        with WithoutInitialisation() if whole else contextlib.nullcontext():
+            model = timm.create_model(timm_name, pretrained=pretrained, **settings)
     except Exception as error:  # timm and the hub raise what their network libraries raise
         if not pretrained:
             raise ValueError(f"timm cannot build {timm_name!r} as a plain ViT: {error}") from error

@@ -68,6 +68,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("page")
     group.add_argument("--categories", default="", metavar="A,B", help="what the field starts with")
     group.add_argument(
+        "--vocab",
+        metavar="NAME",
+        help="in their place voc, coco, ade or a .txt file, as in demo.py",
+    )
+    group.add_argument(
         "--examples",
         metavar="FOLDER",
         help=f"folder whose first {MAX_EXAMPLES} pictures are examples (default: those of assets/)",
@@ -104,7 +109,7 @@ def check(args: argparse.Namespace) -> Plan:
 
     server = from_flags(ServerConfig, args)
     limits = from_flags(Limits, args)
-    opening = _opening(args)
+    opening = _opening(args, limits)
     device = resolve_device(args.device)
     return Plan(Models(_entries(args, device), device), limits, opening, server)
 
@@ -150,22 +155,46 @@ def _entries(args: argparse.Namespace, device: torch.device) -> list[ModelEntry]
     return [*entries, *(find_entry(name, device) for name in names)]
 
 
-def _opening(args: argparse.Namespace) -> Opening:
+def _categories(args: argparse.Namespace, limits: Limits) -> str:
+    """What the field of categories starts with."""
+    from talk2dino.app.inputs import read_names
+    from talk2dino.pictures.vocabularies import find_vocabulary
+
+    if args.vocab is None:
+        return str(args.categories)
+    if args.categories:
+        raise ValueError("--categories and --vocab both fill the field. Give one of them.")
+    found = find_vocabulary(args.vocab)
+    lines = found.names if found.lists is None else found.lists.lines()
+    if len(lines) > limits.max_categories:
+        raise ValueError(
+            f"--vocab {args.vocab} has {len(lines)} lines, more than the {limits.max_categories} "
+            f"of a request. Pass --max_categories {len(lines)}, too."
+        )
+    if comma := next((line for line in lines if "," in line), None):
+        raise ValueError(f"--vocab {args.vocab}: commas separate categories here, see {comma!r}.")
+    text = ", ".join(lines)
+    read_names(text, True, limits)
+    return text
+
+
+def _opening(args: argparse.Namespace, limits: Limits) -> Opening:
     """Examples and words that the page starts with."""
     from talk2dino.app.page import Opening
     from talk2dino.files import find_in_checkout
     from talk2dino.pictures.images import list_images
 
+    words = _categories(args, limits)
     if args.examples is None:
         found = [(find_in_checkout(path), words) for path, words in EXAMPLES.items()]
-        return Opening([pair for pair in found if pair[0].is_file()], args.categories)
+        return Opening([pair for pair in found if pair[0].is_file()], words)
     folder = Path(args.examples)
     if not folder.is_dir():
         raise FileNotFoundError(f"--examples: there is no folder {folder}.")
     pictures = list_images(folder)[:MAX_EXAMPLES]
     if not pictures:
         raise FileNotFoundError(f"--examples: {folder} holds no pictures.")
-    return Opening([(picture, args.categories) for picture in pictures], args.categories)
+    return Opening([(picture, words) for picture in pictures], words)
 
 
 COMMAND = Command(

@@ -58,12 +58,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a file, a folder or seeded:<n>; with several models <model>=<file>",
     )
     parser.add_argument(
-        "--protocol",
-        default="native",
-        help="native: as each method was published; unified: the same sizes and class names for "
-        "all, no thresholds, only the benchmarks without background",
-    )
-    parser.add_argument(
         "--bg_thresh", type=float, help="background threshold (default: the published one)"
     )
     parser.add_argument(

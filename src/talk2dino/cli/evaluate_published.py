@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     add_run_flags(parser)
     parser.add_argument(
-        "--precision", default="fp32", help="of the vision backbone: fp32, bf16 or fp16"
+        "--precision", default="fp32", help="of the vision backbone: fp32, tf32, bf16 or fp16"
     )
 
 

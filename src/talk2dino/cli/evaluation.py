@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from talk2dino.cli.entry import core_share
 from talk2dino.files import atomic_path
 
 if TYPE_CHECKING:
@@ -55,7 +56,12 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         metavar="MIB",
         help="for upsampled scores; more classes take more turns",
     )
-    work.add_argument("--readers", type=int, default=2, help="threads that read images ahead")
+    work.add_argument(
+        "--readers",
+        type=int,
+        default=min(16, max(2, core_share())),
+        help="threads that read images ahead, by default one per core",
+    )
     work.add_argument("--num_jobs", type=int, default=1, help="jobs that share the images")
     work.add_argument(
         "--job_id", type=int, default=0, help="number of this job; the last to finish writes all"

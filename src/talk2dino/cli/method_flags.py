@@ -49,6 +49,13 @@ def add_option_flags(parser: argparse._ActionsContainer) -> None:
     """Declare what is beyond the publications, and off unless it is asked for."""
     group = parser.add_argument_group("options beyond the publications (docs/options.md)")
     group.add_argument(
+        "--protocol",
+        default="native",
+        metavar="P",
+        help="native: as each method was published; unified: sizes and words that all share, and "
+        "no background",
+    )
+    group.add_argument(
         "--refine", metavar="NAMES", help="with commas: smoothing, propagation, pamr"
     )
     group.add_argument(

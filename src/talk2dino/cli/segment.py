@@ -139,7 +139,8 @@ def _add_scoring_flags(parser: argparse.ArgumentParser) -> None:
         "--max_side",
         type=int,
         metavar="PX",
-        help="score larger pictures at this long side, to save time and memory (default: never)",
+        help="score larger pictures at this long side, to save time and memory (default: 4096 "
+        "beyond 16 megapixels if refined, else never)",
     )
 
 
@@ -204,7 +205,7 @@ def check(args: argparse.Namespace) -> Plan:
     _check_count(len(names), tasks[0])
     device = resolve_device(args.device)
     method.check()
-    load = Load(len(names), device, args.max_side, bool(method.demo.refines))
+    load = Load(len(names), device, args.max_side, "pamr" in (method.demo.refines or ()))
     load.check_any([task.source for task in tasks])
     if len(tasks) == 1:
         read_rgb(tasks[0].source)  # a single picture is decoded at once; of many, only the headers
@@ -260,6 +261,7 @@ def read_model(args: argparse.Namespace) -> tuple[Method, Vocabulary, float | No
         ValueError, FileNotFoundError: flags that make no sense.
     """
     from talk2dino.benchmarks.table import BENCHMARKS
+    from talk2dino.methods.base import UNIFIED, refuse_threshold
     from talk2dino.methods.registry import find_method
 
     if (args.vocab is None) == (args.textual_categories is None):
@@ -274,8 +276,11 @@ def read_model(args: argparse.Namespace) -> tuple[Method, Vocabulary, float | No
     default = DEFAULT_MODEL if args.resume is None else RESUMED_MODEL
     name = args.config or args.model or default
     options = options_of(args, [name], published)[name]
-    method = find_method(name, options | given_sizes(args)).for_pictures(args.with_background)
+    settings = {**options, **given_sizes(args), "protocol": args.protocol}
+    method = find_method(name, settings).for_pictures(args.with_background)
     background = background_of(args, method, threshold)
+    if args.protocol == UNIFIED:
+        refuse_threshold(background)
     if args.vocab is not None:
         found = find_vocabulary(words)
         if found.benchmark is not None:  # by the names that the method has for them

@@ -26,7 +26,9 @@ from talk2dino.sizes import WHOLE, Protocol, scoring_size
 
 GROUP_MODES = ("all_groups", "first_group", "final_group")
 _GIB = 2**30
-_SLOW_PIXELS = 5_000_000  # from here on, refinement takes tens of seconds on a laptop
+_MOST_WEIGHTS = 2**28  # PAMR holds no more at a time
+_HUGE_PIXELS = 16_000_000  # refined beyond this only if asked for: it takes a minute on a laptop
+_HUGE_SIDE = 4096
 _ONLY_BACKGROUND = 0.99  # share of the pixels
 
 
@@ -39,7 +41,7 @@ class Load:
     device: torch.device
     """Where."""
     max_side: int | None = None
-    """Larger pictures are scored at this long side."""
+    """Larger pictures are scored at this long side; None: see `size_of`."""
     refined: bool = True
     """Whether the scores of whole pictures are refined."""
 
@@ -52,15 +54,23 @@ class Load:
         height, width = check_image(path)
         if self.device.type != "cpu":
             return  # the device says itself when it is full
-        size_hw = scoring_size(height, width, self.max_side)
-        needed = scoring_bytes(*size_hw, self.classes, self.refined)
-        available = physical_memory()
+        scored = scoring_size(height, width, self.side_of(height, width))
+        needed = scoring_bytes(height, width, scored, self.classes, self.refined)
+        available = available_memory()
         if available is not None and needed > available:
             raise ValueError(
                 f"{path}: {width} x {height} pixels and {self.classes} classes need about "
-                f"{needed / _GIB:.0f} GiB of memory, this machine has {available / _GIB:.0f}. "
-                "Pass --max_side 2048" + (" or --no_pamr." if self.refined else ".")
+                f"{needed / _GIB:.1f} GiB of memory, {available / _GIB:.1f} GiB are free. "
+                "Pass --max_side 2048, name fewer classes, or make the picture smaller."
             )
+
+    def side_of(self, height: int, width: int) -> int | None:
+        """The longest side at which a picture is scored; None: it keeps its size.
+
+        Without a wish, whole pictures of more than 16 megapixels are refined at 4096 pixels.
+        """
+        huge = self.refined and height * width > _HUGE_PIXELS
+        return _HUGE_SIDE if huge and self.max_side is None else self.max_side
 
     def check_any(self, paths: Sequence[Path]) -> None:
         """Raise ValueError if all are refused; a single one does not stop a run."""
@@ -143,12 +153,14 @@ class SegmentJob:
         return pictures
 
     def _found(self, image: Image.Image, path: Path) -> Segmentation:
-        height, width = scoring_size(image.height, image.width, self.load.max_side)
-        if self.load.refined and height * width > _SLOW_PIXELS:
-            megapixels = height * width / 1e6
-            print(f"note: {path} has {megapixels:.0f} megapixels; --max_side 2048 is faster")
+        most = self.load.side_of(image.height, image.width)
+        if most != self.load.max_side:
+            megapixels = image.height * image.width / 1e6
+            print(
+                f"note: {path} has {megapixels:.0f} megapixels: scored at a long side of {most} "
+                f"pixels; --max_side {max(image.size)} keeps its size"
+            )
         settings = {"image": str(path), **self.settings}
-        most = self.load.max_side
         return segment_picture(self.segmenter, image, self.query, self.protocol, most, settings)
 
     def _draw(self, kind: str, found: Segmentation) -> Image.Image:
@@ -184,17 +196,31 @@ def _advice(found: Segmentation) -> str:
     return f"; the highest score is {best:.3f}, --bg_thresh {threshold:g}: lower it"
 
 
-def scoring_bytes(height: int, width: int, classes: int, refined: bool) -> int:
-    """Memory that scoring one window takes at its peak, roughly.
+def scoring_bytes(
+    height: int, width: int, scored: tuple[int, int], classes: int, refined: bool
+) -> int:
+    """Memory that scoring a picture as one window takes at its peak, roughly.
 
-    Measured on 12 megapixels with 3 classes and PAMR: 4.2 GB, as estimated here.
+    Args:
+        height, width: of the picture.
+        scored: height and width at which it is scored.
     """
-    planes = 3 * classes + (78 if refined else 10)  # float32 planes of the window's size
-    return 4 * height * width * planes
+    pixels = scored[0] * scored[1]
+    planes = (2 * classes + 6) * pixels  # float32: the picture, its scores, and once more refined
+    planes += min(48 * pixels, _MOST_WEIGHTS) if refined else 0
+    if scored != (height, width):
+        planes += (classes + 4) * height * width
+    return 4 * planes
 
 
-def physical_memory() -> int | None:
-    """Bytes of memory of this machine, or None where the system does not tell."""
+def available_memory() -> int | None:
+    """Bytes that this machine can still give; all it has, or None, where the system says less."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        found = dict(line.split(":") for line in lines)["MemAvailable"]
+        return int(found.removesuffix("kB")) * 1024
+    except (OSError, LookupError, ValueError):  # not Linux
+        pass
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # Windows has no sysconf

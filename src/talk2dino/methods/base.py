@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +14,7 @@ from talk2dino.backbones.seeded import PREFIX
 from talk2dino.benchmarks.table import BENCHMARKS, Benchmark
 from talk2dino.config import check_name
 from talk2dino.files import weights_identity
+from talk2dino.refine.refinement import REFINEMENTS
 from talk2dino.segmenter import ClassQuery, ClassWords, Segmenter, Words
 from talk2dino.sizes import WHOLE, Protocol, Sizes
 
@@ -45,8 +46,8 @@ class PictureRules:
     """Size and windows; the default is the picture as one window."""
     groups: bool = False
     """Whether there are group maps to show."""
-    refines: bool | None = None
-    """Whether scores are refined; None: the method has no refinement."""
+    refines: tuple[str, ...] | None = None
+    """Names of the refinements that are on; None: the method has no refinement."""
     redraws: bool = False
     """Whether scores can be given another threshold: the background's are the threshold itself."""
     thresholds: tuple[float, float] = (0.0, 1.0)
@@ -178,12 +179,10 @@ class Method:
         """The method for windows of so many pixels; most take any."""
         return self
 
-    def refined(self, refine: bool) -> Method:
-        """The method with its refinement or without; itself if it has none."""
-        if not hasattr(self.options, "pamr"):
-            return self
-        options = dataclasses.replace(self.options, pamr=refine)  # type: ignore[call-arg]
-        return dataclasses.replace(self, options=options)
+    def refined(self, names: Collection[str]) -> Method:
+        """The method with these refinements and no others; itself if it has none."""
+        switches = {n: n in names for n in REFINEMENTS if hasattr(self.options, n)}
+        return dataclasses.replace(self, options=dataclasses.replace(self.options, **switches))
 
     def threshold(self, row: Benchmark) -> float | None:
         """Its background threshold on a benchmark; None where that has no background."""
@@ -315,8 +314,8 @@ class Around(Method):
     def refines(self) -> bool:
         return self.native.refines
 
-    def refined(self, refine: bool) -> Method:
-        return dataclasses.replace(self, native=self.native.refined(refine))
+    def refined(self, names: Collection[str]) -> Method:
+        return dataclasses.replace(self, native=self.native.refined(names))
 
     def remarks(self, row: Benchmark) -> list[str]:
         return self.native.remarks(row)
@@ -406,8 +405,8 @@ class Unified(Around):
 
     @property
     def demo(self) -> PictureRules:
-        """Sizes and windows of the benchmarks; the threshold is refused where it is used."""
-        return PictureRules(self.native.demo.threshold, protocol=Protocol())
+        """The method's with the sizes and windows of the benchmarks, and no background."""
+        return dataclasses.replace(self.native.demo, protocol=Protocol(), always_background=False)
 
     @property
     def published_on(self) -> Sequence[Benchmark]:
@@ -415,16 +414,18 @@ class Unified(Around):
         return [row for row in BENCHMARKS.values() if not row.background]
 
     def benchmark(self, row: Benchmark) -> Benchmark:
-        """The row itself.
+        """The row with the shared sizes, but for those that the file of an own data set gives.
 
         Raises:
-            ValueError: it is not one of those without background.
+            ValueError: it has a background.
         """
-        if row not in self.published_on:
+        if row.background:
             known = ", ".join(known.key for known in self.published_on)
-            why = f"has a background, but {_WHY}" if row.background else "is no published benchmark"
-            raise ValueError(f"{row.key} {why}. The unified protocol is for {known}.")
-        return row
+            raise ValueError(
+                f"{row.key} has a background, but {_WHY}. The unified protocol is for {known} and "
+                "data sets of your own without `background: true`."
+            )
+        return row.with_protocol(Protocol())
 
     def threshold(self, row: Benchmark) -> None:
         """None."""
@@ -437,11 +438,11 @@ class Unified(Around):
         """See `Method`."""
         own = self.native.benchmark(row)
         old, new = (dataclasses.asdict(found.protocol) for found in (own, row))
-        of = self.native.words(own).of
+        of, now_of = (r.class_words(m.words(r)).of for r, m in ((own, self.native), (row, self)))
         changes = [
             ("", row.key, own.key),
             *((f"{name.replace('_', ' ')} ", new[name], old[name] or "all") for name in new),
-            *(("", name, ", ".join(of(name))) for name in names),
+            *(("", ", ".join(now_of(name)), ", ".join(of(name))) for name in names),
         ]
         return [f"{what}{now} in place of {was}" for what, now, was in changes if now != was]
 

@@ -6,6 +6,7 @@ as DINO's do, and patches are averaged with those; the second says where objects
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -250,7 +251,7 @@ class ClipDinoiserMethod(ClipWordMethod):
     @property
     def demo(self) -> PictureRules:
         """The whole picture as one window, as the authors' demo."""
-        return PictureRules(RULES[ANY].threshold, refines=self.refines)
+        return dataclasses.replace(super().demo, protocol=WHOLE)
 
     @property
     def weights(self) -> str:

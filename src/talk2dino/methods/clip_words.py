@@ -153,7 +153,8 @@ class ClipWordMethod(Method):
     def demo(self) -> PictureRules:
         """Its own windows, and no background unless it is asked for."""
         rules = self.table[ANY]
-        return PictureRules(rules.threshold, protocol=rules.protocol, refines=self.refines)
+        on = tuple(refinement.name for refinement in self.refinements())
+        return PictureRules(rules.threshold, protocol=rules.protocol, refines=on)
 
     def benchmark(self, row: Benchmark) -> Benchmark:
         """The row with the method's own size and windows."""

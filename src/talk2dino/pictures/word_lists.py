@@ -30,6 +30,11 @@ class WordLists:
     background: tuple[str, ...] = ()
     """Words that compete with the classes and stand for the background; none: the method's own."""
 
+    def lines(self) -> list[str]:
+        """As in a file, without blank ones and remarks."""
+        first = [(BACKGROUND, *self.background)] if self.background else []
+        return ["; ".join(words) for words in (*first, *self.words)]
+
     def class_words(self, own: ClassWords, pooling: str) -> ClassWords:
         """The words of a method, `own`, with these in their place.
 

@@ -8,7 +8,7 @@ same result in whichever of the faster ways fits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 
 import torch
@@ -24,6 +24,7 @@ _DIRECTIONS = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) !=
 # Measured on two cores: looking neighbours up costs as much for one class as for eight.
 _ENOUGH_CLASSES = 6
 _BAND_PIXELS = 2**16  # per band of weights; half or twice as many is no faster
+_MOST_WEIGHTS = 2**28  # numbers, 1 GiB, that bags of a whole picture may take
 
 
 def pamr(
@@ -60,11 +61,31 @@ def plain_pamr(images: Tensor, masks: Tensor, iterations: int, dilations: Sequen
     # Interpolation returns its result channels last, which makes every shifted view slow.
     refined = masks.contiguous()
     for _ in range(iterations):
-        averaged = torch.zeros_like(refined)
-        for index, neighbours in enumerate(_shifted(_pad(refined, dilations), dilations)):
-            averaged.addcmul_(neighbours, weights[:, index : index + 1])
-        refined = averaged
+        refined = _average_once(_pad(refined, dilations), weights[:, :, None], dilations)
     return refined
+
+
+def _average_once(padded: Tensor, weights: Tensor, dilations: Sequence[int]) -> Tensor:
+    """(..., C, H, W): one iteration on what `_pad` returned, with weights (..., 8K, 1, H, W)."""
+    height, width = weights.shape[-2:]
+    averaged = padded.new_zeros(*padded.shape[:-2], height, width)
+    for index, neighbours in enumerate(_shifted(padded, dilations)):
+        averaged.addcmul_(neighbours, weights[..., index, :, :, :])
+    return averaged
+
+
+def _with_margin(bands: Mapping[int, Tensor], band: int, margin: int) -> Tensor:
+    """A band (C, h, W) with `margin` rows and columns of its neighbours, or of the border."""
+    parts = [bands[band]]
+    if band - 1 in bands:
+        parts.insert(0, bands[band - 1][:, -margin:])
+    if band + 1 in bands:
+        parts.append(bands[band + 1][:, :margin])
+    above = 0 if band - 1 in bands else margin
+    rows = sum(part.shape[1] for part in parts)
+    below = 2 * margin + bands[band].shape[1] - above - rows
+    padding = (margin, margin, above, below)
+    return F.pad(torch.cat(parts, dim=1)[None], padding, mode="replicate")[0]
 
 
 @torch.no_grad()
@@ -99,8 +120,11 @@ def _affinities_inside(padded: Tensor, dilations: Sequence[int]) -> Tensor:
 
     batch, _, height, width = images.shape
     logits = images.new_empty(batch, len(_DIRECTIONS) * len(dilations), height, width)
+    difference = torch.empty_like(images)
     for index, neighbours in enumerate(_shifted(padded, dilations)):
-        logits[:, index] = -((neighbours - images).abs() * scale).mean(dim=1)
+        torch.sub(neighbours, images, out=difference)
+        torch.mean(difference.abs_().mul_(scale), dim=1, out=logits[:, index])
+    logits.neg_()
     # A softmax in place: at 12 megapixels the weights alone take 2.3 GB.
     logits -= logits.amax(dim=1, keepdim=True)
     logits.exp_()
@@ -110,6 +134,14 @@ def _affinities_inside(padded: Tensor, dilations: Sequence[int]) -> Tensor:
 def _pad(values: Tensor, dilations: Sequence[int]) -> Tensor:
     """Repeat the border of (B, C, H, W) as far as the farthest neighbour."""
     return F.pad(values, (max(dilations),) * 4, mode="replicate")
+
+
+def _rows_padded(values: Tensor, top: int, rows: int, margin: int) -> Tensor:
+    """What `_pad` returns for those of the `rows` from `top` on that there are."""
+    bottom = min(top + rows, values.shape[-2])
+    first, last = max(0, top - margin), min(values.shape[-2], bottom + margin)
+    padding = (margin, margin, first - top + margin, bottom + margin - last)
+    return F.pad(values[..., first:last, :], padding, mode="replicate")
 
 
 def _shifted(padded: Tensor, dilations: Sequence[int]) -> Iterator[Tensor]:
@@ -131,8 +163,8 @@ def _fastest(masks: Tensor) -> Refine:
     with_gradients = torch.is_grad_enabled() and masks.requires_grad
     if with_gradients or masks.dtype == torch.float64:
         return plain_pamr
-    if masks.device.type == "cpu" and masks.shape[1] >= _ENOUGH_CLASSES:
-        return _pamr_in_bags
+    if masks.device.type == "cpu":
+        return _pamr_in_bags if masks.shape[1] >= _ENOUGH_CLASSES else _pamr_in_bands
     if masks.device.type == "cuda" and find_spec("triton") is not None:
         # Not at the top: not everyone has the package, and its import takes a while.
         from talk2dino.refine.pamr_triton import fits, pamr_in_kernels, works
@@ -143,10 +175,67 @@ def _fastest(masks: Tensor) -> Refine:
 
 
 @torch.no_grad()
+def _pamr_in_bands(
+    images: Tensor, masks: Tensor, iterations: int, dilations: Sequence[int]
+) -> Tensor:
+    """`plain_pamr` in float32 on the CPU, without gradients: in bands of rows, image by image.
+
+    A band is averaged as soon as the band below it is one iteration behind. So the weights of
+    only `iterations` + 1 bands are there at a time, and each of them is made once.
+    """
+    refined = masks.new_empty(masks.shape)
+    width = masks.shape[-1]
+    margin = max(dilations)
+    rows = max(margin, _BAND_PIXELS // width)
+    for image, scores, result in zip(images, masks, refined, strict=True):
+        weights: dict[int, Tensor] = {}  # by band
+        done = [dict(enumerate(scores.split(rows, dim=1)))]  # by iteration and band
+        done += [{} for _ in range(iterations)]
+        bands = len(done[0])
+        for step in range(bands + iterations - 1):
+            if step < bands:
+                part = _rows_padded(image[None], step * rows, rows, margin)
+                weights[step] = _affinities_inside(part, dilations)[0, :, None]
+            for iteration in range(iterations):
+                band, before = step - iteration, done[iteration]
+                if 0 <= band < bands:
+                    around = _with_margin(before, band, margin)
+                    done[iteration + 1][band] = _average_once(around, weights[band], dilations)
+                    before.pop(band - 1, None)
+            last = step - iterations + 1
+            if last >= 0:
+                result[:, last * rows : (last + 1) * rows] = done[-1].pop(last)
+                del weights[last]
+    return refined
+
+
 def _pamr_in_bags(
     images: Tensor, masks: Tensor, iterations: int, dilations: Sequence[int]
 ) -> Tensor:
-    """`plain_pamr` in float32 on the CPU, without gradients: classes innermost, image by image."""
+    """`plain_pamr` in float32 on the CPU, without gradients: classes innermost, image by image.
+
+    A picture whose weights would take too much memory is divided into rows, with as many more on
+    either side as scores travel.
+    """
+    height, width = masks.shape[-2:]
+    margin = iterations * max(dilations)
+    most = _MOST_WEIGHTS // (len(_DIRECTIONS) * len(dilations) * width)
+    if height <= most:
+        return _pamr_of_all_rows(images, masks, iterations, dilations)
+    refined = masks.new_empty(masks.shape)
+    rows = max(margin, most - 2 * margin)
+    for top in range(0, height, rows):
+        first = max(0, top - margin)
+        part = slice(first, top + rows + margin)
+        found = _pamr_of_all_rows(images[..., part, :], masks[..., part, :], iterations, dilations)
+        refined[..., top : top + rows, :] = found[..., top - first : top - first + rows, :]
+    return refined
+
+
+@torch.no_grad()
+def _pamr_of_all_rows(
+    images: Tensor, masks: Tensor, iterations: int, dilations: Sequence[int]
+) -> Tensor:
     refined = masks.new_empty(masks.shape)
     for image, scores, result in zip(images, masks, refined, strict=True):
         weights = _affinities_innermost(image[None], dilations)
@@ -157,13 +246,11 @@ def _pamr_in_bags(
 def _affinities_innermost(image: Tensor, dilations: Sequence[int]) -> Tensor:
     """`affinities` of one image (1, 3, H, W) as (H, W, 8K), made in bands that fit the cache."""
     height, width = image.shape[-2:]
-    padded = _pad(image, dilations)
     weights = image.new_empty(height, width, len(_DIRECTIONS) * len(dilations))
     rows = max(1, _BAND_PIXELS // width)
     for top in range(0, height, rows):
-        bottom = min(top + rows, height)
-        band = padded[..., top : bottom + 2 * max(dilations), :]
-        weights[top:bottom] = _affinities_inside(band, dilations)[0].movedim(0, -1)
+        band = _rows_padded(image, top, rows, max(dilations))
+        weights[top : top + rows] = _affinities_inside(band, dilations)[0].movedim(0, -1)
     return weights
 
 

@@ -20,6 +20,7 @@ _LOGGER = logging.getLogger(__name__)
 _WEIGHT_PIXELS = 128  # pixels per program of the first kernel
 _SCORES = 1024  # scores per program of the second: pixels times classes
 _MOST_CLASSES = 32  # of them classes, at most
+_SIZES = ("num_dilations", "height", "width", "groups")  # else another compilation for each kind
 
 
 @torch.no_grad()
@@ -88,7 +89,7 @@ def _on_device(dilations: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.tensor(dilations, dtype=torch.int32, device=device)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES[:3])
 def _weigh(images, weights, dilations, num_dilations, height, width, PIXELS: tl.constexpr):
     """Weights (B, 8K, H * W) of images (B, 3, H, W); program (i, b) has PIXELS of image b."""
     num_pixels = height * width
@@ -148,7 +149,7 @@ def _contrast(plane, centre, y, x, dilations, num_dilations, height, width):
     return 1 / (1e-8 + 0.1 * tl.sqrt(variance))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def _average(
     scores,
     averaged,

@@ -22,7 +22,7 @@ from talk2dino.textfiles import read_yaml
 from talk2dino.training.job import read_summary
 
 PRETRAINED = "pretrained"
-PRECISIONS = {"fp32": "", "bf16": "bfloat16", "fp16": "float16"}
+PRECISIONS = {"fp32": "", "tf32": "tf32", "bf16": "bfloat16", "fp16": "float16"}
 """Name -> number type of the backbone's matrix products; see `devices.mixed_precision`."""
 
 
@@ -63,7 +63,7 @@ class SegmenterConfig:
     keep_end_seq: bool = False
     """With `average_tokens`, keep the end-of-text position."""
     precision: str = "fp32"
-    """Of the vision backbone: `fp32`, `bf16` or `fp16`. Text and scores are always float32."""
+    """Of the vision backbone: `fp32`, `tf32`, `bf16` or `fp16`. The rest is always float32."""
 
     def __post_init__(self) -> None:
         get_templates(self.template)

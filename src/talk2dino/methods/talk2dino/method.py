@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ _OF_INFERENCE = (
 )
 """Fields of a configuration that do not change the models."""
 _RULES = PictureRules(
-    0.55, refines=True, redraws=True, thresholds=(0.3, 0.8), scores="sigmoid(cosine)"
+    0.55, refines=("pamr",), redraws=True, thresholds=(0.3, 0.8), scores="sigmoid(cosine)"
 )
 """For a user's pictures."""
 _NOT_OF_TEXT = (
@@ -90,7 +90,7 @@ class Talk2DinoOptions(PatchOptions):
     clean_background: bool | None = None
     """Raise scores where attention agrees with a class."""
     precision: str = "fp32"
-    """Of the vision backbone: fp32, bf16 or fp16."""
+    """Of the vision backbone: fp32, tf32, bf16 or fp16."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,8 @@ class Talk2DinoMethod(Method):
         """As its published demo."""
         own = self.background_threshold
         threshold = demo_threshold(self.config) if own is None else own
-        return dataclasses.replace(_RULES, threshold=threshold, refines=self.config.pamr)
+        on = tuple(name for name in REFINEMENTS if getattr(self.config, name))
+        return dataclasses.replace(_RULES, threshold=threshold, refines=on)
 
     @classmethod
     def remote(cls, name: str) -> PictureRules | None:
@@ -199,6 +200,11 @@ class Talk2DinoMethod(Method):
     def for_pictures(self, background: bool) -> Talk2DinoMethod:
         """Refined, and cleaned where there is a background, unless it was chosen otherwise."""
         return self._unless_given(pamr=True, clean_background=background)
+
+    def refined(self, names: Collection[str]) -> Talk2DinoMethod:
+        """See `Method`."""
+        switches: dict[str, Any] = {name: name in names for name in REFINEMENTS}
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, **switches))
 
     @property
     def patch_size(self) -> int:

@@ -46,7 +46,7 @@ class TrainConfig:
     freeze_text: bool = False
     """Keep the language model's weights (stage 2); its dropout stays active, as published."""
     amp: str | None = None
-    """Mixed precision: auto, bfloat16 or float16; null for float32. Losses stay in float32."""
+    """Mixed precision: auto, bfloat16, float16, tf32; null for float32. Losses stay in float32."""
     text_length: int = 77
     """Tokens of a text, padded and cut."""
     log_every: int = 50
