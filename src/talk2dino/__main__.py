@@ -19,6 +19,7 @@ COMMANDS = {
     "evaluate": "talk2dino.cli.evaluate",
     "report": "talk2dino.cli.report",
     "compare": "talk2dino.cli.compare",
+    "ablate": "talk2dino.cli.ablate",
     "retrieve": "talk2dino.cli.retrieve",
     "data": "talk2dino.cli.data",
     "convert": "talk2dino.cli.convert",
@@ -27,6 +28,7 @@ COMMANDS = {
     "prepare-captions": "talk2dino.cli.prepare_captions",
     "pretrain": "talk2dino.cli.pretrain",
     "quickstart": "talk2dino.cli.quickstart",
+    "toy": "talk2dino.cli.toy",
 }
 """Command -> the module that defines it; only the one that runs is imported."""
 

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from talk2dino.benchmarks.dataset_file import read_dataset
+from talk2dino.cli.toy import main
 from talk2dino.features.captions import CaptionInput
-from talk2dino.toy.scene import CLASS_NAMES, draw_scene
+from talk2dino.toy.objects import WORLDS
+from talk2dino.toy.scene import CLASS_NAMES, class_names, draw_scene
 from talk2dino.toy.world import World, WorldConfig, check_world, read_class_names, write_world
 
 SMALL = WorldConfig(train_images=4, val_images=2, evaluation_images=3, captions=3, size=64)
@@ -140,3 +143,29 @@ def test_impossible_settings_are_refused(changes, message):
 def test_a_missing_list_of_classes_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"class_names\.txt: no such file"):
         read_class_names(tmp_path)
+
+
+def test_the_first_world_is_drawn_as_when_there_was_no_other(world):
+    files = every_file(world)
+    assert "dataset.yaml" not in files and 'world"' not in files["world.json"].decode()
+
+
+def test_the_second_world_has_other_objects_on_the_same_grounds_and_its_own_data_set(tmp_path):
+    world = write_world(tmp_path / "two", WorldConfig(1, 1, 12, size=96, world=2))
+    assert read_class_names(world.voc)[:2] == ["orange", "leaf"]
+    assert not set(WORLDS[1]) & set(WORLDS[2])
+    row = read_dataset(world.dataset, tmp_path)
+    assert row.classes == class_names(2) and row.protocol.window == 96
+    captions = json.loads(world.captions("train").read_text())["annotations"]
+    words = {word.strip(".,") for entry in captions for word in entry["caption"].split()}
+    assert not words & set(WORLDS[1])
+
+
+def test_the_command_draws_a_world_once_and_refuses_another_in_its_place(tmp_path, capsys):
+    argv = ["--output", str(tmp_path / "world"), "--images", "2", "--world"]
+    assert main([*argv, "2"]) == main([*argv, "2"]) == 0
+    assert "--benchmarks " + str(tmp_path / "world" / "dataset.yaml") in capsys.readouterr().out
+    assert main([*argv, "1"]) == 2
+    assert "was drawn with" in capsys.readouterr().err
+    assert main([*argv, "3"]) == 2
+    assert "unknown world 3. Known: 1, 2." in capsys.readouterr().err

@@ -23,7 +23,13 @@ from talk2dino.benchmarks.evaluate import Run, Share, evaluate_group, group_runs
 from talk2dino.benchmarks.method import Method
 from talk2dino.benchmarks.mmseg import open_dataset
 from talk2dino.benchmarks.pictures import PictureFolders
-from talk2dino.benchmarks.results import Timing, make_result, read_result, write_result
+from talk2dino.benchmarks.results import (
+    Timing,
+    forget_peak_memory,
+    make_result,
+    read_result,
+    write_result,
+)
 from talk2dino.benchmarks.scoring import Task
 from talk2dino.benchmarks.table import Benchmark
 from talk2dino.files import check_folder_writable, load_torch, remove_leftovers, save_torch
@@ -105,6 +111,8 @@ class Job:
     """One of `mmseg.READERS`."""
     folders_per_benchmark: bool = False
     """Save label maps in a subfolder per benchmark; with several models, per model above it."""
+    one_by_one: bool = False
+    """Measure each run's time and memory: none shares a pass of the backbone with another."""
 
     @property
     def models(self) -> list[str]:
@@ -177,7 +185,9 @@ def run_job(
     processes = processes or Processes()
     models = _Models(job, runs)
     outcomes = {}
-    for group in group_runs(runs):
+    for group in [[run] for run in runs] if job.one_by_one else group_runs(runs):
+        if job.one_by_one:
+            forget_peak_memory(job.device)
         done = evaluate_group(group, models.tasks, job.output, job.share, processes, progress)
         keys = [run.dataset.benchmark.key for run in group]
         timing = Timing(done.images, done.seconds, keys, job.device, processes.count)

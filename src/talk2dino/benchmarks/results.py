@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -69,6 +70,14 @@ def peak_memory_mib() -> float:
     """The most memory this process has had, in MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def forget_peak_memory(device: torch.device) -> None:
+    """Start to look for the peak again; of the process only where Linux lets it."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def make_result(

@@ -99,13 +99,13 @@ def run_and_report(job: Job, runs: Sequence[Run]) -> list[Outcome]:
             names = ", ".join(dict.fromkeys(run.dataset.benchmark.key for run in runs))
             models = ", ".join(job.models)
             print(f"{models} on {names}; device {job.device}; results in {job.output}")
-        outcomes = run_job(job, runs, processes, _Bars(processes))
+        outcomes = run_job(job, runs, processes, Bars(processes))
         if processes.rank == 0:
             _report(job, outcomes)
     return outcomes
 
 
-class _Bars:
+class Bars:
     """A progress bar in the first process, nothing in the others."""
 
     def __init__(self, processes: Processes) -> None:

@@ -38,7 +38,7 @@ from talk2dino.files import (
 )
 from talk2dino.textfiles import read_json, read_yaml
 from talk2dino.toy.record import Record
-from talk2dino.toy.world import WorldConfig, check_world, write_world
+from talk2dino.toy.world import check_world, world_of_size, write_world
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,8 +58,6 @@ MAINS = {
 }
 """The modules behind the scripts: called here, so that torch is imported only once."""
 
-EVALUATION_SHARE = 10
-"""One validation and one evaluation picture for so many training pictures."""
 PANEL_COLUMNS = 6
 
 
@@ -104,7 +102,7 @@ def check(args: argparse.Namespace) -> None:
         raise FileExistsError(
             f"{files.folder} holds other files and no quickstart. Choose another --output."
         )
-    check_world(files.world.folder, _world_config(args), args.overwrite)
+    check_world(files.world.folder, world_of_size(args.images, args.seed), args.overwrite)
 
 
 def run(args: argparse.Namespace, _: None = None) -> int:
@@ -134,16 +132,6 @@ def run(args: argparse.Namespace, _: None = None) -> int:
     print(f"report: {files.report}")
     print(f"everything took {time.perf_counter() - started:.0f} s")
     return DONE
-
-
-def _world_config(args: argparse.Namespace) -> WorldConfig:
-    held_out = -(-args.images // EVALUATION_SHARE)
-    return WorldConfig(
-        train_images=args.images,
-        val_images=min(held_out, 100),
-        evaluation_images=min(held_out, 100),
-        seed=args.seed,
-    )
 
 
 def _record(args: argparse.Namespace) -> Record:
@@ -184,7 +172,7 @@ def _recipe(files: Files, epochs: int | None) -> Recipe:
 def _draw(args: argparse.Namespace, files: Files) -> None:
     from tqdm import tqdm
 
-    config, folder = _world_config(args), files.world.folder
+    config, folder = world_of_size(args.images, args.seed), files.world.folder
     if check_world(folder, config, args.overwrite):
         print(f"the drawn world is there already: {folder}")
         return

@@ -77,7 +77,7 @@ def draw_object(name: str, radius: float, rng: np.random.Generator) -> Image.Ima
     """Draw one object of class `name`, turned, mirrored and tinted at random.
 
     Args:
-        name: one of `OBJECTS`.
+        name: one of a world's, in `WORLDS`.
         radius: of the disc that holds the object, in pixels.
         rng: every random choice comes from here.
 
@@ -86,7 +86,7 @@ def draw_object(name: str, radius: float, rng: np.random.Generator) -> Image.Ima
     """
     angle = rng.uniform(-0.45, 0.45)
     brush = Brush(max(8, round(2 * radius)), angle, bool(rng.random() < 0.5), rng)
-    OBJECTS[name](brush)
+    {name: paint for world in WORLDS.values() for name, paint in world.items()}[name](brush)
     return brush.picture()
 
 
@@ -211,3 +211,55 @@ OBJECTS: dict[str, Callable[[Brush], None]] = {
     "cat": _cat,
 }
 """What can be drawn, in the order of the class ids."""
+
+
+def _orange(brush: Brush) -> None:
+    peel = _tint(brush, (255, 122, 6))
+    brush.add(ellipse(0.0, 0.05, 0.86, 0.86), peel)
+    for _ in range(30):
+        x, y = brush.rng.uniform(-0.6, 0.6, 2)
+        brush.detail(ellipse(x, y, 0.03, 0.03), _darker(peel, 0.88))
+    brush.detail(ellipse(0.04, -0.58, 0.10, 0.06), (70, 110, 40))
+
+
+def _leaf(brush: Brush) -> None:
+    green = _tint(brush, (8, 104, 44))
+    bow = np.linspace(0, 1, 30)
+    side = 0.62 * np.sin(np.pi * bow) ** 0.8
+    upper = np.stack([1.9 * bow - 0.95, -side], axis=1)
+    brush.add(np.concatenate([upper, upper[::-1] * (1, -1)]), green)
+    brush.line(_polygon((-0.9, 0.0), (0.9, 0.0)), _darker(green, 1.5), 0.05)
+    for x in (-0.4, 0.0, 0.4):
+        brush.line(_polygon((x + 0.2, -0.3), (x, 0), (x + 0.2, 0.3)), _darker(green, 1.4), 0.03)
+
+
+def _star(brush: Brush) -> None:
+    turn = np.arange(10) * np.pi / 5 - np.pi / 2
+    reach = np.where(np.arange(10) % 2, 0.52, 1.05)
+    brush.add(
+        np.stack([reach * np.cos(turn), reach * np.sin(turn)], axis=1),
+        _tint(brush, (252, 214, 30)),
+    )
+    brush.detail(ellipse(-0.14, -0.16, 0.16, 0.12, 0.6), (255, 244, 170))
+
+
+def _fish(brush: Brush) -> None:
+    skin = _tint(brush, (0, 92, 128))
+    brush.add(_polygon((0.35, 0.0), (1.0, -0.46), (0.86, 0.0), (1.0, 0.46)), _darker(skin, 0.8))
+    brush.add(ellipse(-0.18, 0.0, 0.80, 0.56), skin)
+    brush.detail(ellipse(-0.60, -0.12, 0.10, 0.10), (255, 255, 255))
+    brush.detail(ellipse(-0.62, -0.12, 0.05, 0.05), (16, 18, 30))
+
+
+def _brick(brush: Brush) -> None:
+    clay = _tint(brush, (150, 40, 20))
+    brush.add(_polygon((-1.0, -0.46), (1.0, -0.46), (1.0, 0.46), (-1.0, 0.46)), clay)
+    for x in (-0.5, 0.0, 0.5):
+        brush.detail(ellipse(x, 0.0, 0.14, 0.14), _darker(clay, 0.6))
+
+
+WORLDS: dict[int, dict[str, Callable[[Brush], None]]] = {
+    1: OBJECTS,
+    2: {"orange": _orange, "leaf": _leaf, "star": _star, "fish": _fish, "brick": _brick},
+}
+"""The objects of each drawn world; the grounds are the same in all."""

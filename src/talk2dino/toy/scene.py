@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageFilter
 
-from talk2dino.toy.objects import OBJECTS, draw_object
+from talk2dino.toy.objects import OBJECTS, WORLDS, draw_object
 from talk2dino.toy.textures import TEXTURES, draw_texture
 
 CLASS_NAMES: tuple[str, ...] = (*OBJECTS, *TEXTURES)
@@ -25,6 +25,11 @@ CLASS_COLOURS: dict[str, tuple[int, int, int]] = {
     "water": (84, 200, 228),
     "snow": (236, 238, 242),
     "lavender": (168, 160, 232),
+    "orange": (255, 122, 6),
+    "leaf": (8, 104, 44),
+    "star": (252, 214, 30),
+    "fish": (0, 92, 128),
+    "brick": (150, 40, 20),
 }
 """Of the masks and panels: about the colour of the thing, so that a wrong label looks wrong."""
 
@@ -36,9 +41,14 @@ _MOST_HIDDEN = 0.25
 """At most this share of an object may be cut off, or be hidden by another one."""
 
 
-def class_palette() -> np.ndarray:
+def class_names(world: int = 1) -> tuple[str, ...]:
+    """Every class of a world by id, as in CLASS_NAMES."""
+    return (*WORLDS[world], *TEXTURES)
+
+
+def class_palette(world: int = 1) -> np.ndarray:
     """(C, 3) uint8 RGB, by class id."""
-    return np.array([CLASS_COLOURS[name] for name in CLASS_NAMES], dtype=np.uint8)
+    return np.array([CLASS_COLOURS[name] for name in class_names(world)], dtype=np.uint8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,21 +92,22 @@ class _Placed:
     covered: np.ndarray  # (S, S) bool
 
 
-def draw_scene(size: int, rng: np.random.Generator) -> Scene:
+def draw_scene(size: int, rng: np.random.Generator, world: int = 1) -> Scene:
     """Draw a picture of `size` pixels per side; every choice comes from `rng`."""
+    classes = class_names(world)
     kind = _KINDS[int(rng.choice(len(_KINDS), p=[kind.share for kind in _KINDS]))]
     texture = str(rng.choice(list(TEXTURES)))
-    names = rng.permutation(list(OBJECTS))[: int(rng.choice(kind.counts))]
+    names = rng.permutation(list(WORLDS[world]))[: int(rng.choice(kind.counts))]
     placed: list[_Placed] = []
     for name in names:
         thing = _find_place(str(name), size, kind, placed, rng)
         if thing is not None:
             placed.append(thing)
     canvas = draw_texture(texture, size, rng)
-    mask = np.full((size, size), CLASS_NAMES.index(texture), np.uint8)
+    mask = np.full((size, size), classes.index(texture), np.uint8)
     for thing in placed:
         _paste(canvas, thing)
-        mask[thing.covered] = CLASS_NAMES.index(thing.name)
+        mask[thing.covered] = classes.index(thing.name)
     from_left = sorted(placed, key=lambda thing: thing.corner[0])
     return Scene(np.asarray(canvas), mask, tuple(thing.name for thing in from_left), texture)
 

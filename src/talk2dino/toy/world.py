@@ -5,6 +5,7 @@ validation, Pascal VOC segmentation for evaluation.
     coco/captions_val.json    coco/val2014/COCO_val2014_000000000000.jpg ...
     VOCdevkit/VOC2012/        JPEGImages, SegmentationClass, ImageSets/Segmentation/val.txt,
                               class_names.txt
+    dataset.yaml              the evaluation's data set file, of all worlds but the first
     world.json                what it was made from
 
 Nothing is read or downloaded, and the same settings give the same bytes.
@@ -20,19 +21,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from PIL import Image
 
 from talk2dino.files import atomic_path, check_folder_writable, remove_leftovers
 from talk2dino.pictures.drawing import indexed_mask
 from talk2dino.textfiles import read_json, read_names
 from talk2dino.toy.captions import write_captions
-from talk2dino.toy.scene import CLASS_NAMES, SMALLEST, Scene, class_palette, draw_scene
+from talk2dino.toy.objects import WORLDS
+from talk2dino.toy.scene import SMALLEST, Scene, class_names, class_palette, draw_scene
 
 VERSION = 1
 """Of the drawing: a world made by another version is another world."""
 
 _SPLITS = ("train", "val", "evaluation")
 _JPEG_QUALITY = 95
+_EVALUATION_SHARE = 10
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class WorldConfig:
     """Side of a picture in pixels."""
     seed: int = 0
     """Of everything; picture k of a set does not depend on how many there are."""
+    world: int = 1
+    """Which objects there are; one of `objects.WORLDS`."""
 
     def __post_init__(self) -> None:
         for name in ("train_images", "val_images", "evaluation_images", "captions"):
@@ -60,6 +66,15 @@ class WorldConfig:
             raise ValueError(f"size must be at least {SMALLEST} pixels, got {self.size}")
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
+        if self.world not in WORLDS:
+            known = ", ".join(map(str, WORLDS))
+            raise ValueError(f"unknown world {self.world}. Known: {known}.")
+
+
+def world_of_size(images: int, seed: int = 0, world: int = 1) -> WorldConfig:
+    """A world with so many pictures to train on; a tenth, at most 100, to validate and evaluate."""
+    held_out = min(-(-images // _EVALUATION_SHARE), 100)
+    return WorldConfig(images, held_out, held_out, seed=seed, world=world)
 
 
 @dataclass(frozen=True)
@@ -82,6 +97,11 @@ class World:
     def voc(self) -> Path:
         """The VOC-layout folder of the evaluation."""
         return self.folder / "VOCdevkit" / "VOC2012"
+
+    @property
+    def dataset(self) -> Path:
+        """The data set file of the evaluation; the first world is known as `toy` without it."""
+        return self.folder / "dataset.yaml"
 
 
 def write_world(
@@ -127,6 +147,7 @@ def check_world(folder: str | Path, config: WorldConfig, overwrite: bool = False
     found, wanted = _read_settings(folder / "world.json"), _settings(config)
     if found is None:  # it is not ours: not even `overwrite` removes it
         raise FileExistsError(f"{folder} exists and is no drawn world. Choose another folder.")
+    found, wanted = {"world": 1, **found}, {"world": 1, **wanted}
     differing = [
         f"{key} {found.get(key)} (asked for: {wanted[key]})"
         for key in wanted
@@ -146,7 +167,10 @@ def read_class_names(voc: str | Path) -> list[str]:
 
 
 def _settings(config: WorldConfig) -> dict[str, Any]:
-    return {"drawing_version": VERSION, **dataclasses.asdict(config)}
+    settings = {"drawing_version": VERSION, **dataclasses.asdict(config)}
+    if config.world == 1:  # as when there was no other
+        del settings["world"]
+    return settings
 
 
 def _read_settings(path: Path) -> dict[str, Any] | None:
@@ -165,7 +189,7 @@ def _scenes(
     config: WorldConfig, split: str, count: int, on_picture: Callable[[], object]
 ) -> Iterator[Scene]:
     for index in range(count):
-        yield draw_scene(config.size, _random(config, split, index, purpose=0))
+        yield draw_scene(config.size, _random(config, split, index, purpose=0), config.world)
         on_picture()
 
 
@@ -198,9 +222,27 @@ def _write_voc(world: World, split: str, scenes: Iterator[Scene], config: WorldC
         image = world.voc / "JPEGImages" / f"{names[-1]}.jpg"
         Image.fromarray(scene.image).save(image, quality=_JPEG_QUALITY)
         mask = world.voc / "SegmentationClass" / f"{names[-1]}.png"
-        indexed_mask(scene.mask, class_palette()).save(mask)
+        indexed_mask(scene.mask, class_palette(config.world)).save(mask)
     _write_lines(world.voc / "ImageSets" / "Segmentation" / "val.txt", names)
-    _write_lines(world.voc / "class_names.txt", CLASS_NAMES)
+    _write_lines(world.voc / "class_names.txt", class_names(config.world))
+    if config.world != 1:  # the first one is `--benchmarks toy`
+        _write_dataset(world, config)
+
+
+def _write_dataset(world: World, config: WorldConfig) -> None:
+    """The pictures with masks as `--benchmarks <world.dataset>` reads them."""
+    voc = world.voc.relative_to(world.folder).as_posix()
+    half = max(config.size // 2, 1)
+    content = {
+        "name": f"toy{config.world}",
+        "images": f"{voc}/JPEGImages",
+        "labels": f"{voc}/SegmentationClass",
+        "split": f"{voc}/ImageSets/Segmentation/val.txt",
+        "classes": list(class_names(config.world)),
+        "palette": class_palette(config.world).tolist(),
+        "protocol": {"short_side": config.size, "window": config.size, "stride": half},
+    }
+    world.dataset.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
 
 
 def _write_lines(path: Path, lines: Sequence[str]) -> None:
