@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 DEFAULT = "default"
 OPTIONS = (
-    *("smoothing", "propagation", "propagation+propagation_graph=image", "pamr", "stitch=hann"),
-    *("smoothing+propagation", "propagation+stitch=hann", "propagation+pamr"),
+    *("smoothing", "propagation", "propagation+propagation_graph=image", "pamr"),
+    *("short_side=560", "short_side=560+stitch=hann"),  # hann needs several windows
+    *("smoothing+propagation", "propagation+pamr"),
 )
 """What is tried unless it is said: every option alone, then chosen combinations."""
 _NO_OPTIONS = ("weights", "vision_weights", "text_weights")
