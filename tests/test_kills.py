@@ -77,9 +77,10 @@ CASES = {
     "train": Case(TRAIN, again="--resume"),
     "train over weights": Case(TRAIN + " --seed 2 --overwrite", before=TRAIN, slow=True),
     "evaluate": Case(EVALUATE + " --save_predictions out/p --gt_qual_path out/t"),
-    "report": Case("report out --output out/r.html --overwrite", EVALUATE),
+    "report": Case("report out --output out/r.html --latex --overwrite", EVALUATE),
     "segment": Case(SEGMENT + " --output out/ --save_mask --save_scores --overwrite"),
     "segment modes": Case(SEGMENT + " --output_folder out --vis mask pred --overwrite"),
+    "segment exports": Case(SEGMENT + " --output out/ --export masks --overwrite"),
     "filter": Case(FILTER + " --processors 2"),
     "filter over parts": Case(
         FILTER + " --processors 1 --compat --overwrite", FILTER + " --processors 3"
