@@ -93,6 +93,14 @@ def test_the_oldest_uploads_make_room_for_the_newest(client, tmp_path):
     assert sum(sizes) <= MAX_UPLOADS_MB * 2**20
 
 
+def test_an_example_that_is_uploaded_too_does_not_make_room(client, photos, tmp_path):
+    example = Path(client.upload(photos / "chelsea.png", "chelsea.png"))
+    for number in range(4):
+        (tmp_path / "x.png").write_bytes(bytes([number]) * MAX_UPLOAD_MB * 2**20)
+        client.upload(tmp_path / "x.png", "x.png")
+    assert client.http.get(f"gradio_api/file={example}").status_code == 200
+
+
 def test_what_is_left_of_a_broken_upload_goes_first(client, tmp_path):
     (tmp_path / "x.png").write_bytes(bytes(MAX_UPLOAD_MB * 2**20))
     path = Path(client.upload(tmp_path / "x.png", "x.png"))

@@ -112,8 +112,13 @@ class UploadBound:
             kept -= state.st_size
 
     def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
-        """What was uploaded, and what is left of uploads that were broken off."""
-        for path in (*map(Path, self._blocks.upload_file_set), *self._folder.glob("*")):
+        """What was uploaded, and what is left of uploads that were broken off.
+
+        Not the examples: an upload of the same picture under its name is the same file.
+        """
+        kept = (getattr(block, "keep_in_cache", ()) for block in self._blocks.blocks.values())
+        uploads = set(self._blocks.upload_file_set).difference(*kept)
+        for path in (*map(Path, uploads), *self._folder.glob("*")):
             with contextlib.suppress(FileNotFoundError):
                 if path.is_file():
                     yield path, path.stat()
