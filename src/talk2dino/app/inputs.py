@@ -9,8 +9,8 @@ from PIL import Image
 
 from talk2dino.config import split_names
 from talk2dino.pictures.images import check_image, read_rgb
-from talk2dino.pictures.segmentation import BACKGROUND
 from talk2dino.pictures.word_lists import WordLists, read_word_lists
+from talk2dino.segmenter import BACKGROUND
 from talk2dino.sizes import scoring_size
 
 MAX_NAME = 80

@@ -13,9 +13,8 @@ from talk2dino.benchmarks.table import BENCHMARKS, find_benchmarks
 from talk2dino.cli.entry import DONE, Command, run_command
 from talk2dino.cli.evaluation import (
     add_run_flags,
-    folders_of,
+    job_of,
     run_and_report,
-    share_of,
 )
 from talk2dino.cli.method_flags import (
     add_method_flags,
@@ -89,23 +88,11 @@ def run(args: argparse.Namespace, found: tuple[Job, list[Run]]) -> int:
 
 def prepared(args: argparse.Namespace) -> tuple[Job, list[Run]]:
     """The job of the flags and its runs."""
-    from talk2dino.benchmarks.job import Job, prepare
-    from talk2dino.devices import resolve_device
+    from talk2dino.benchmarks.job import prepare
 
     if ".y" not in args.benchmarks:  # own data may be elsewhere
         check_data_root(args.data_root)  # before a model is downloaded
-    evaluations = _evaluations(args)
-    device = resolve_device(args.device)
-    job = Job(
-        evaluations=evaluations,
-        data_root=args.data_root,
-        output=args.output,
-        device=device,
-        share=share_of(args, device),
-        folders=folders_of(args),
-        reader=args.reader,
-        folders_per_benchmark=True,
-    )
+    job = job_of(args, _evaluations(args), folders_per_benchmark=True)
     return job, prepare(job)
 
 

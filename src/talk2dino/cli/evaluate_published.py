@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 from talk2dino.cli.entry import DONE, Command, run_command
 from talk2dino.cli.evaluation import (
     add_run_flags,
-    folders_of,
+    job_of,
     run_and_report,
-    share_of,
 )
 
 if TYPE_CHECKING:
@@ -84,8 +83,7 @@ def run(args: argparse.Namespace, found: tuple[Job, list[Run]]) -> int:
 
 def prepared(args: argparse.Namespace) -> tuple[Job, list[Run]]:
     """The job of the flags and its runs."""
-    from talk2dino.benchmarks.job import Job, prepare
-    from talk2dino.devices import resolve_device
+    from talk2dino.benchmarks.job import prepare
     from talk2dino.methods.talk2dino.published_yaml import read_published
 
     read = read_published(args.eval_cfg, args.eval_base_cfg, args.opts)
@@ -93,17 +91,8 @@ def prepared(args: argparse.Namespace) -> tuple[Job, list[Run]]:
         in_file = getattr(read.evaluate, flag)
         if getattr(args, flag) is None and in_file is not None:
             setattr(args, flag, Path(in_file))
-    device = resolve_device(args.device)
-    job = Job(
-        evaluations=evaluations_of(read, args.precision),
-        data_root=args.data_root,
-        output=args.output,
-        device=device,
-        share=share_of(args, device),
-        folders=folders_of(args),
-        reader=args.reader,
-        folders_per_benchmark=len(read.benchmarks) > 1,
-    )
+    evaluations = evaluations_of(read, args.precision)
+    job = job_of(args, evaluations, folders_per_benchmark=len(read.benchmarks) > 1)
     return job, prepare(job)
 
 

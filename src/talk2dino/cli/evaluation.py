@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from talk2dino.benchmarks.evaluate import Run, Share
-    from talk2dino.benchmarks.job import Job, Outcome
+    from talk2dino.benchmarks.job import Evaluation, Job, Outcome
     from talk2dino.benchmarks.pictures import PictureFolders
     from talk2dino.processes import Processes
     from talk2dino.progress import Bar
@@ -65,6 +65,26 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     work.add_argument("--num_jobs", type=int, default=1, help="jobs that share the images")
     work.add_argument(
         "--job_id", type=int, default=0, help="number of this job; the last to finish writes all"
+    )
+
+
+def job_of(
+    args: argparse.Namespace, evaluations: Sequence[Evaluation], folders_per_benchmark: bool
+) -> Job:
+    """The job of some evaluations, by the flags that both commands have."""
+    from talk2dino.benchmarks.job import Job
+    from talk2dino.devices import resolve_device
+
+    device = resolve_device(args.device)
+    return Job(
+        evaluations=evaluations,
+        data_root=args.data_root,
+        output=args.output,
+        device=device,
+        share=share_of(args, device),
+        folders=folders_of(args),
+        reader=args.reader,
+        folders_per_benchmark=folders_per_benchmark,
     )
 
 

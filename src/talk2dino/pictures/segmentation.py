@@ -26,9 +26,6 @@ from talk2dino.pictures.drawing import (
 )
 from talk2dino.pictures.images import PICTURE_FORMATS
 
-BACKGROUND = "background"
-"""Name of label 0 of a segmentation with a background."""
-
 KINDS = ("overlay", "mask", "scores")
 """What `Segmentation.save` can write."""
 
