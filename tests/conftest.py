@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import runpy
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -93,3 +94,18 @@ def root() -> Path:
 def photos(root: Path) -> Path:
     """A folder with astronaut.png, coffee.png and chelsea.png."""
     return root / "assets"
+
+
+@pytest.fixture
+def a_second_later(monkeypatch):
+    """What is called before a resumed run: its event file is named a second later.
+
+    TensorBoard reads a folder's files by name, which is time in seconds, then process number: two
+    runs within one second may be read in the wrong order. Real ones are never that close.
+    """
+
+    def later():
+        clock = SimpleNamespace(time=lambda: time.time() + 1)
+        monkeypatch.setattr("tensorboard.summary.writer.event_file_writer.time", clock)
+
+    return later

@@ -73,7 +73,9 @@ def test_resuming_under_other_settings_is_refused_and_names_them(folder, capsys,
     assert "optimizer was 'Adam', now 'AdamW'; train.lr was 0.01, now 0.5" in message
 
 
-def test_an_epoch_that_was_shown_but_not_saved_is_in_the_curve_once(folder, monkeypatch):
+def test_an_epoch_that_was_shown_but_not_saved_is_in_the_curve_once(
+    folder, monkeypatch, a_second_later
+):
     save, flags = StateFile.save, ("--logger", "tensorboard")
 
     def dying(keeper, snapshot):
@@ -84,6 +86,7 @@ def test_an_epoch_that_was_shown_but_not_saved_is_in_the_curve_once(folder, monk
     with monkeypatch.context() as patch:
         patch.setattr(StateFile, "save", dying)
         assert train(*flags) == 130
+    a_second_later()
     assert train(*flags, "--resume") == 0
     events = EventAccumulator(str(folder / "weights/recipe.tensorboard")).Reload()
     assert [event.step for event in events.Scalars("loss/train")] == [1, 2, 3]

@@ -108,7 +108,9 @@ def dies_in_save(arguments, threads, fatal):
     ("fatal", "stands"),
     [(4, (0, 2)), (6, (1, 1))],  # epoch 1 is shown and about to be saved; a step of epoch 2 is
 )
-def test_a_killed_run_goes_on_to_the_same_bytes(fork_server, write_recipe, tmp_path, fatal, stands):
+def test_a_killed_run_goes_on_to_the_same_bytes(
+    fork_server, write_recipe, tmp_path, fatal, stands, a_second_later
+):
     recipe = write_recipe(train={"accumulate": 2, "batch_size": 2, "amp": "bfloat16"})
     out = tmp_path / "killed"
     arguments = ["--config", str(recipe), "--out", str(out), *FLAGS, "--checkpoint_seconds", "0"]
@@ -121,6 +123,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(fork_server, write_recipe, tmp_p
     assert killed.exitcode == -signal.SIGKILL
     snapshot = load_state(out / "unfinished.pth", KIND)
     assert (snapshot["progress"][0]["epoch"], snapshot["progress"][0]["step"]) == stands
+    a_second_later()
     assert main([*arguments, "--resume"]) == 0
     assert run_main(recipe, tmp_path / "undisturbed") == 0
     for name in ("model.safetensors", "losses.csv", "config.json"):
