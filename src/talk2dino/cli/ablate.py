@@ -89,14 +89,13 @@ def check(args: argparse.Namespace) -> Plan:
 def run(args: argparse.Namespace, plan: Plan) -> int:
     """Evaluate what is missing, compare, and write the table."""
     from talk2dino.benchmarks.job import run_job
-    from talk2dino.cli.evaluation import Bars
-    from talk2dino.processes import Processes
+    from talk2dino.cli.entry import bar_of
 
     rows = []
     for root, job, variants in plan:
         runs = [run for group in variants.values() for run in group]
         print(f"{len(runs)} runs of {args.model} in {root}; results in {job.output}", flush=True)
-        run_job(job, runs, progress=Bars(Processes()))
+        run_job(job, runs, progress=bar_of("images"))
         rows += [{"data_root": str(root), **row} for row in _compared(job.output, variants)]
     content = {"model": args.model, "rows": rows}
     table = _markdown(rows, [str(root) for root in args.data_root])
@@ -140,7 +139,7 @@ def _prepared(variant: str, argv: Sequence[str]) -> tuple[Job, list[Run]]:
     except SystemExit:
         complaint = said.getvalue().strip().rpartition("error: ")[2]
         raise ValueError(f"--options {variant}: {complaint}") from None
-    return evaluate.prepared(args)
+    return evaluate.check(args)
 
 
 def _compared(folder: Path, variants: dict[str, list[Run]]) -> list[dict[str, Any]]:

@@ -5,10 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
-
-from tqdm import tqdm
 
 from talk2dino.benchmarks.data.convert import (
     OBJECT_SUFFIX,
@@ -18,9 +15,8 @@ from talk2dino.benchmarks.data.convert import (
     run_conversions,
     summarise,
 )
-from talk2dino.cli.entry import DONE, FAILED, Command, run_command
+from talk2dino.cli.entry import DONE, FAILED, Command, bar_of, run_command
 from talk2dino.files import check_folder_writable
-from talk2dino.progress import Bar
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,14 +58,9 @@ def run(args: argparse.Namespace, _: None = None) -> int:
     code = DONE
     for suffix in (OBJECT_SUFFIX, STUFF_SUFFIX) if args.stuff else (OBJECT_SUFFIX,):
         plan = plan_coco(args.coco, args.out_dir or args.coco, suffix)
-        outcome = run_conversions(plan, args.nproc, args.overwrite, file_bar)
+        outcome = run_conversions(plan, args.nproc, args.overwrite, bar_of("files"))
         code = max(code, report_outcome(f"*{suffix}.png", outcome))
     return code
-
-
-def file_bar(total: int, done: int) -> AbstractContextManager[Bar]:
-    """A bar on stderr that counts files."""
-    return tqdm(total=total, initial=done, unit=" files", dynamic_ncols=True, smoothing=0.1)
 
 
 def report_outcome(what: str, outcome: Outcome) -> int:

@@ -21,8 +21,8 @@ from talk2dino.benchmarks.data.importing import FORMATS, plan_import
 from talk2dino.benchmarks.data.sources import check_data_root
 from talk2dino.benchmarks.metrics import ignored_label
 from talk2dino.benchmarks.table import BENCHMARKS, STUFF_BACKGROUND, Benchmark, find_benchmarks
-from talk2dino.cli.convert_coco import check_workers, file_bar, report_outcome
-from talk2dino.cli.entry import DONE, FAILED, Command, run_command
+from talk2dino.cli.convert_coco import check_workers, report_outcome
+from talk2dino.cli.entry import DONE, FAILED, Command, bar_of, run_command
 from talk2dino.config import check_name, split_names
 from talk2dino.files import check_folder_writable
 
@@ -183,7 +183,7 @@ def import_data(args: argparse.Namespace) -> int:
     """Write the labels and the YAML file of a data set in another program's format."""
     form, source = args.what
     plan = plan_import(form, Path(source), args.output, args.images, args.overwrite)
-    outcome = run_conversions(plan.labels, args.nproc, args.overwrite, file_bar)
+    outcome = run_conversions(plan.labels, args.nproc, args.overwrite, bar_of("files"))
     code = report_outcome(f"{args.output / 'labels'}/*.png", outcome)
     if code == DONE:
         print(f"written: {plan.write_yaml()}")
@@ -216,13 +216,13 @@ def convert_data(args: argparse.Namespace, rows: Sequence[Benchmark]) -> int:
 def _convert_coco(args: argparse.Namespace, suffix: str) -> int:
     folder = args.data_root / "coco_stuff164k"
     plan = plan_coco(folder, folder, suffix)
-    outcome = run_conversions(plan, args.nproc, args.overwrite, file_bar)
+    outcome = run_conversions(plan, args.nproc, args.overwrite, bar_of("files"))
     return report_outcome(f"*{suffix}.png", outcome)
 
 
 def _convert_cityscapes(args: argparse.Namespace) -> int:
     plan = plan_cityscapes(args.data_root / "cityscapes")
-    outcome = run_conversions(plan, args.nproc, args.overwrite, file_bar)
+    outcome = run_conversions(plan, args.nproc, args.overwrite, bar_of("files"))
     return report_outcome("*_gtFine_labelTrainIds.png", outcome)
 
 
@@ -240,7 +240,7 @@ def _convert_context(args: argparse.Namespace) -> int:
     print(f"reading {annotations}", file=sys.stderr)
     plan, lists = plan_context(annotations, folder)
     write_lists(folder, lists, args.overwrite)
-    outcome = run_conversions(plan, args.nproc, args.overwrite, file_bar)
+    outcome = run_conversions(plan, args.nproc, args.overwrite, bar_of("files"))
     return report_outcome("SegmentationClassContext/*.png", outcome)
 
 

@@ -74,11 +74,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_flags(parser)
 
 
-def check(args: argparse.Namespace) -> tuple[Job, list[Run]]:
-    """Find all files and refuse what cannot work, before weights are loaded."""
-    return prepared(args)
-
-
 def run(args: argparse.Namespace, found: tuple[Job, list[Run]]) -> int:
     """Evaluate and print the table."""
     job, runs = found
@@ -86,8 +81,8 @@ def run(args: argparse.Namespace, found: tuple[Job, list[Run]]) -> int:
     return DONE
 
 
-def prepared(args: argparse.Namespace) -> tuple[Job, list[Run]]:
-    """The job of the flags and its runs."""
+def check(args: argparse.Namespace) -> tuple[Job, list[Run]]:
+    """Find all files and refuse what cannot work, before weights are loaded."""
     from talk2dino.benchmarks.job import prepare
 
     if ".y" not in args.benchmarks:  # own data may be elsewhere

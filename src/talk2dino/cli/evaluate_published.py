@@ -58,6 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check(args: argparse.Namespace) -> tuple[Job, list[Run]]:
     """Read the files, find all data, and refuse what cannot work, before weights are loaded."""
+    from talk2dino.benchmarks.job import prepare
+    from talk2dino.methods.talk2dino.published_yaml import read_published
     from talk2dino.training.history import check_logger
 
     if not args.eval:
@@ -66,7 +68,14 @@ def check(args: argparse.Namespace) -> tuple[Job, list[Run]]:
         raise ValueError("--wandb_name needs --wandb.")
     if args.wandb:
         check_logger("wandb")
-    return prepared(args)
+    read = read_published(args.eval_cfg, args.eval_base_cfg, args.opts)
+    for flag in ("pred_qual_path", "gt_qual_path"):
+        in_file = getattr(read.evaluate, flag)
+        if getattr(args, flag) is None and in_file is not None:
+            setattr(args, flag, Path(in_file))
+    evaluations = evaluations_of(read, args.precision)
+    job = job_of(args, evaluations, folders_per_benchmark=len(read.benchmarks) > 1)
+    return job, prepare(job)
 
 
 def run(args: argparse.Namespace, found: tuple[Job, list[Run]]) -> int:
@@ -79,21 +88,6 @@ def run(args: argparse.Namespace, found: tuple[Job, list[Run]]) -> int:
         if is_first_process():
             _log(args, job, outcomes)
     return DONE
-
-
-def prepared(args: argparse.Namespace) -> tuple[Job, list[Run]]:
-    """The job of the flags and its runs."""
-    from talk2dino.benchmarks.job import prepare
-    from talk2dino.methods.talk2dino.published_yaml import read_published
-
-    read = read_published(args.eval_cfg, args.eval_base_cfg, args.opts)
-    for flag in ("pred_qual_path", "gt_qual_path"):
-        in_file = getattr(read.evaluate, flag)
-        if getattr(args, flag) is None and in_file is not None:
-            setattr(args, flag, Path(in_file))
-    evaluations = evaluations_of(read, args.precision)
-    job = job_of(args, evaluations, folders_per_benchmark=len(read.benchmarks) > 1)
-    return job, prepare(job)
 
 
 def evaluations_of(read: PublishedEvaluation, precision: str = "fp32") -> list[Evaluation]:

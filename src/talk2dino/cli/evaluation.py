@@ -5,21 +5,15 @@ from __future__ import annotations
 import argparse
 import hashlib
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from talk2dino.cli.entry import core_share
+from talk2dino.cli.entry import bar_of, core_share
 from talk2dino.files import atomic_path
 
 if TYPE_CHECKING:
-    import torch
-
-    from talk2dino.benchmarks.evaluate import Run, Share
+    from talk2dino.benchmarks.evaluate import Run
     from talk2dino.benchmarks.job import Evaluation, Job, Outcome
-    from talk2dino.benchmarks.pictures import PictureFolders
-    from talk2dino.processes import Processes
-    from talk2dino.progress import Bar
 
 _GPU_BATCH, _CPU_BATCH = 32, 4
 _SCORE_MIB = 256
@@ -72,38 +66,26 @@ def job_of(
     args: argparse.Namespace, evaluations: Sequence[Evaluation], folders_per_benchmark: bool
 ) -> Job:
     """The job of some evaluations, by the flags that both commands have."""
+    from talk2dino.benchmarks.evaluate import Share
     from talk2dino.benchmarks.job import Job
+    from talk2dino.benchmarks.pictures import PictureFolders
+    from talk2dino.benchmarks.scoring import Batching
     from talk2dino.devices import resolve_device
 
     device = resolve_device(args.device)
+    gpu = device.type == "cuda"
+    size = args.batch_size if args.batch_size is not None else (_GPU_BATCH if gpu else _CPU_BATCH)
+    batching = Batching(size, across_images=gpu, score_bytes=args.score_memory << 20)
     return Job(
         evaluations=evaluations,
         data_root=args.data_root,
         output=args.output,
         device=device,
-        share=share_of(args, device),
-        folders=folders_of(args),
+        share=Share(args.job_id, args.num_jobs, batching, args.readers),
+        folders=PictureFolders(args.save_predictions, args.pred_qual_path, args.gt_qual_path),
         reader=args.reader,
         folders_per_benchmark=folders_per_benchmark,
     )
-
-
-def share_of(args: argparse.Namespace, device: torch.device) -> Share:
-    """The part of the images that the flags ask for."""
-    from talk2dino.benchmarks.evaluate import Share
-    from talk2dino.benchmarks.scoring import Batching
-
-    gpu = device.type == "cuda"
-    size = args.batch_size if args.batch_size is not None else (_GPU_BATCH if gpu else _CPU_BATCH)
-    batching = Batching(size, across_images=gpu, score_bytes=args.score_memory << 20)
-    return Share(args.job_id, args.num_jobs, batching, args.readers)
-
-
-def folders_of(args: argparse.Namespace) -> PictureFolders:
-    """Where the flags want label maps."""
-    from talk2dino.benchmarks.pictures import PictureFolders
-
-    return PictureFolders(args.save_predictions, args.pred_qual_path, args.gt_qual_path)
 
 
 def run_and_report(job: Job, runs: Sequence[Run]) -> list[Outcome]:
@@ -119,23 +101,10 @@ def run_and_report(job: Job, runs: Sequence[Run]) -> list[Outcome]:
             names = ", ".join(dict.fromkeys(run.dataset.benchmark.key for run in runs))
             models = ", ".join(job.models)
             print(f"{models} on {names}; device {job.device}; results in {job.output}")
-        outcomes = run_job(job, runs, processes, Bars(processes))
+        outcomes = run_job(job, runs, processes, bar_of("images", shown=processes.rank == 0))
         if processes.rank == 0:
             _report(job, outcomes)
     return outcomes
-
-
-class Bars:
-    """A progress bar in the first process, nothing in the others."""
-
-    def __init__(self, processes: Processes) -> None:
-        self._silent = processes.rank != 0
-
-    def __call__(self, total: int, done: int) -> AbstractContextManager[Bar]:
-        from tqdm import tqdm
-
-        disable = True if self._silent else None  # None: only where someone watches
-        return tqdm(total=total, initial=done, unit=" images", disable=disable)
 
 
 def _report(job: Job, outcomes: Sequence[Outcome]) -> None:
