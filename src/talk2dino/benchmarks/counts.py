@@ -227,8 +227,8 @@ def first_columns(matrix: Matrix, count: int) -> Matrix:
     if not isinstance(matrix, SparseRows):
         return matrix[:, :count]
     kept = matrix.columns < count
-    parts = (part[kept] for part in (matrix.rows, matrix.columns, matrix.values))
-    return SparseRows(*parts, (matrix.shape[0], count))
+    rows, columns, values = matrix.rows[kept], matrix.columns[kept], matrix.values[kept]
+    return SparseRows(rows, columns, values, (matrix.shape[0], count))
 
 
 def stacked_areas(images: Iterable[ImageCounts], num_classes: int) -> dict[str, Matrix]:

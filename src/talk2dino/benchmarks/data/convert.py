@@ -24,6 +24,7 @@ from talk2dino.benchmarks.data.labels import (
     read_labels,
 )
 from talk2dino.benchmarks.metrics import IGNORED
+from talk2dino.config import check_at_least
 from talk2dino.files import atomic_path, listed, remove_leftovers
 from talk2dino.progress import Progress, silent
 
@@ -145,8 +146,7 @@ def run_conversions(
     Raises:
         OSError: nothing can be written (a full disk, no permission).
     """
-    if workers < 1:
-        raise ValueError(f"the number of workers must be at least 1, got {workers}")
+    check_at_least(1, workers=workers)
     todo = list(plan) if overwrite else _missing(plan)
     outcome = Outcome(present=len(plan) - len(todo))
     with progress(len(plan), outcome.present) as bar, ThreadPoolExecutor(workers) as pool:
