@@ -7,13 +7,12 @@ import contextlib
 import dataclasses
 import io
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from talk2dino.cli import evaluate
-from talk2dino.cli.entry import DONE, Command, run_command
+from talk2dino.cli.entry import DONE, Command
 from talk2dino.files import atomic_path
 
 if TYPE_CHECKING:
@@ -31,11 +30,6 @@ _NO_OPTIONS = ("weights", "vision_weights", "text_weights")
 
 Plan = list[tuple[Path, "Job", dict[str, list["Run"]]]]
 """Per data root: one job for everything, and the runs of each variant."""
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command."""
-    return run_command(COMMAND, argv)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -203,6 +197,4 @@ COMMAND = Command(
     check=check,
     run=run,
 )
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = COMMAND.main

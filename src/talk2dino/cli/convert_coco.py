@@ -15,14 +15,9 @@ from talk2dino.benchmarks.data.convert import (
     run_conversions,
     summarise,
 )
-from talk2dino.cli.entry import DONE, FAILED, Command, bar_of, run_command
+from talk2dino.cli.entry import DONE, FAILED, Command, bar_of
 from talk2dino.config import check_at_least
 from talk2dino.files import check_folder_writable
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command."""
-    return run_command(COMMAND, argv)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,6 +81,4 @@ COMMAND = Command(
     check=check,
     run=run,
 )
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = COMMAND.main

@@ -21,7 +21,7 @@ from talk2dino.benchmarks.data.sources import check_data_root
 from talk2dino.benchmarks.metrics import ignored_label
 from talk2dino.benchmarks.table import BENCHMARKS, STUFF_BACKGROUND, Benchmark, find_benchmarks
 from talk2dino.cli.convert_coco import convert_files
-from talk2dino.cli.entry import DONE, FAILED, Command, run_command
+from talk2dino.cli.entry import DONE, FAILED, Command
 from talk2dino.config import check_at_least, check_name, split_names
 from talk2dino.files import check_folder_writable
 
@@ -30,11 +30,6 @@ if TYPE_CHECKING:
 
 _SHOWN_SHARES = 5
 _WIDTH = 100
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command."""
-    return run_command(COMMAND, argv)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -253,6 +248,4 @@ COMMAND = Command(
     check=check,
     run=run,
 )
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = COMMAND.main

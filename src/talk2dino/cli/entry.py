@@ -77,6 +77,10 @@ class Command:
         parser.add_argument("--verbose", action="store_true", help="print what is going on inside")
         return parser
 
+    def main(self, argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+        """Run it with a command line; returns the exit code."""
+        return run_command(self, argv, prog)
+
     def _example(self, prog: str | None) -> str:
         """The example by the name that the command was called by: a script's, or the module's."""
         words = self.example.split(" ", 2)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from talk2dino.benchmarks.data.sources import check_data_root
 from talk2dino.benchmarks.table import BENCHMARKS, find_benchmarks
-from talk2dino.cli.entry import DONE, Command, run_command
+from talk2dino.cli.entry import DONE, Command
 from talk2dino.cli.evaluation import (
     add_run_flags,
     job_of,
@@ -29,11 +28,6 @@ if TYPE_CHECKING:
     from talk2dino.benchmarks.evaluate import Run
     from talk2dino.benchmarks.job import Evaluation, Job
     from talk2dino.methods.base import Method
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    return run_command(COMMAND, argv)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -155,6 +149,4 @@ COMMAND = Command(
     check=check,
     run=run,
 )
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = COMMAND.main

@@ -6,10 +6,11 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from talk2dino.cli.entry import DONE, Command, run_command
+from talk2dino.cli.entry import DONE, Command
 from talk2dino.cli.evaluation import (
     add_run_flags,
     job_of,
@@ -22,11 +23,6 @@ if TYPE_CHECKING:
     from talk2dino.methods.talk2dino.published_yaml import PublishedEvaluation
 
 _CONFIGS = "src/open_vocabulary_segmentation/configs"
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    return run_command(COMMAND, argv, prog="main.py")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -147,6 +143,4 @@ COMMAND = Command(
     check=check,
     run=run,
 )
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = partial(COMMAND.main, prog="main.py")

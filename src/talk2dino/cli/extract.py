@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from talk2dino.cli.entry import DONE, FAILED, Command, core_share, run_command
+from talk2dino.cli.entry import DONE, FAILED, Command, core_share
 from talk2dino.cli.extraction import (
     add_output_arguments,
     add_precision_argument,
@@ -141,8 +140,4 @@ COMMAND = Command(
     check=check,
     run=run,
 )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    return run_command(COMMAND, argv)
+main = COMMAND.main

@@ -8,7 +8,6 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from talk2dino.cli.entry import DONE, INTERRUPTED, Command, run_command
+from talk2dino.cli.entry import DONE, INTERRUPTED, Command
 from talk2dino.cli.quickstart_plan import (
     EVALUATE,
     REPORT,
@@ -59,11 +58,6 @@ MAINS = {
 """The modules behind the scripts: called here, so that torch is imported only once."""
 
 PANEL_COLUMNS = 6
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    return run_command(COMMAND, argv)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -314,6 +308,4 @@ COMMAND = Command(
     check=check,
     run=run,
 )
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = COMMAND.main

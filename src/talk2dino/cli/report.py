@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from talk2dino.cli.entry import DONE, Command, bar_of, run_command
+from talk2dino.cli.entry import DONE, Command, bar_of
 from talk2dino.cli.flags import add_flags, from_flags
 from talk2dino.config import split_names
 from talk2dino.files import check_writable
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command."""
-    return run_command(COMMAND, argv)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -99,6 +93,4 @@ COMMAND = Command(
     check=check,
     run=run,
 )
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = COMMAND.main

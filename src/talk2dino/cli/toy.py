@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from talk2dino.cli.entry import DONE, Command, run_command
+from talk2dino.cli.entry import DONE, Command
 from talk2dino.toy.world import WorldConfig, check_world, world_of_size, write_world
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command."""
-    return run_command(COMMAND, argv)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +49,4 @@ COMMAND = Command(
     check=check,
     run=run,
 )
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = COMMAND.main

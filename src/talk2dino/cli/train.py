@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,9 +13,9 @@ from talk2dino.cli.entry import (
     DONE,
     INTERRUPTED,
     Command,
+    bar_of,
     core_share,
     local_processes,
-    run_command,
     step_bar,
     typed_command,
 )
@@ -27,11 +26,6 @@ if TYPE_CHECKING:
 
 _JOB = "methods.talk2dino.training.job:TrainJob"
 _OF_THE_RECIPE = ("resize_dim", "crop_dim", "vision_weights", "text_weights")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    return run_command(COMMAND, argv)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -101,7 +95,6 @@ def run(args: argparse.Namespace, job: TrainJob) -> int:
     """Train, and say what was written."""
     from talk2dino.methods.talk2dino.training.job import train_projection
     from talk2dino.processes import is_first_process, joined_processes
-    from talk2dino.progress import silent as silent_progress
     from talk2dino.training.history import EpochRecord
     from talk2dino.training.run import Hooks
 
@@ -112,7 +105,7 @@ def run(args: argparse.Namespace, job: TrainJob) -> int:
         epochs = job.loop.train.num_epochs
         print(f"epoch {record.epoch}/{epochs}  train {record.train_loss:.6g}{validation}")
 
-    encoding = silent_progress if silent else _encoding_bar
+    encoding = bar_of("encoded images", shown=not silent)
     try:
         with joined_processes() as processes:
             hooks = Hooks(step_bar, on_epoch=on_epoch)
@@ -159,13 +152,6 @@ def _job(args: argparse.Namespace) -> TrainJob:
     )
 
 
-def _encoding_bar(total: int, done: int):  # type: ignore[no-untyped-def]
-    """A bar for the images of a dataset without features."""
-    from tqdm import tqdm
-
-    return tqdm(total=total, initial=done, desc="encoding", unit=" images", disable=None)
-
-
 COMMAND = Command(
     name="train",
     summary="Train a projection from captions to image patches.",
@@ -175,6 +161,4 @@ COMMAND = Command(
     check=check,
     run=run,
 )
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = COMMAND.main
