@@ -150,7 +150,7 @@ class CountsWriter:
         self._file = open(path, "r+b")  # noqa: SIM115
         try:
             _lock(self._file, path)  # before looking: nobody else appends from here on
-            end = _intact_length(path, settings)
+            end = _read(path, settings)[1]
         except BaseException:
             self._file.close()
             raise
@@ -295,10 +295,6 @@ def _lock(file: BinaryIO, path: Path) -> None:
 
 def _first_line(settings: Mapping[str, Any]) -> bytes:
     return json.dumps(settings, sort_keys=True).encode() + b"\n"
-
-
-def _intact_length(path: Path, settings: Mapping[str, Any]) -> int:
-    return _read(path, settings)[1]
 
 
 def _read(path: Path, settings: Mapping[str, Any]) -> tuple[list[ImageCounts], int]:

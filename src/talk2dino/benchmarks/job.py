@@ -122,9 +122,9 @@ class Job:
     evaluations: Sequence[Evaluation]
     """Model after model; those of one model may differ in options of inference only."""
     data_root: Path
-    """The folder that all benchmarks are below."""
+    """Folder of all data."""
     output: Path
-    """Results folder."""
+    """Folder of results."""
     device: torch.device
     """Where the models run."""
     share: Share = field(default_factory=Share)
@@ -132,7 +132,7 @@ class Job:
     folders: PictureFolders = field(default_factory=PictureFolders)
     """Where label maps are saved."""
     reader: str = "own"
-    """One of `mmseg.READERS`."""
+    """Own, or mmseg: names and pictures from MMSegmentation's data sets, the reference."""
     folders_per_benchmark: bool = False
     """Save label maps in a subfolder per benchmark; with several models, per model above it."""
     one_by_one: bool = False

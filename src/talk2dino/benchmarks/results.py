@@ -116,7 +116,7 @@ def make_result(
         "label_rules": dataclasses.asdict(benchmark.rules),
         "data_root": str(dataset.data_root.absolute()),
         "counts": f"{run.name}.npz",
-        "predictions": _absolute(run.folders.predictions),
+        "predictions": run.folders.predictions and str(run.folders.predictions.absolute()),
         "settings": settings,
         "versions": versions() | dataset.versions,
         "timing": timing,
@@ -332,7 +332,3 @@ def _row(result: Mapping[str, Any], borders: bool) -> tuple[str, ...]:
 
 def _number(value: float | None, form: str = ".2f") -> str:
     return "" if value is None else format(value, form)
-
-
-def _absolute(path: Path | None) -> str | None:
-    return None if path is None else str(path.absolute())

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from talk2dino.cli.entry import bar_of, core_share
+from talk2dino.cli.flags import add_flags
 from talk2dino.files import atomic_path
 
 if TYPE_CHECKING:
@@ -22,22 +23,10 @@ _SCORE_MIB = 256
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
     """Declare where the data is, where results go, and what is evaluated now."""
     files = parser.add_argument_group("files")
-    files.add_argument("--data_root", type=Path, default=Path("data"), help="folder of all data")
-    files.add_argument(
-        "--reader",
-        default="own",
-        help="own, or mmseg: names and pictures from MMSegmentation's data sets, the reference",
-    )
-    files.add_argument("--output", type=Path, default=Path("results"), help="folder of results")
-    files.add_argument(
-        "--save_predictions", type=Path, metavar="DIR", help="write class ids, one PNG per image"
-    )
-    files.add_argument(
-        "--pred_qual_path", type=Path, metavar="DIR", help="write predictions in colours"
-    )
-    files.add_argument(
-        "--gt_qual_path", type=Path, metavar="DIR", help="write the ground truth in colours"
-    )
+    folders = {"data_root": Path("data"), "output": Path("results")}
+    add_flags(files, "benchmarks.job:Job", "data_root", "reader", "output", **folders)
+    kinds = ("predictions=save_predictions", "coloured=pred_qual_path", "truth=gt_qual_path")
+    add_flags(files, "benchmarks.pictures:PictureFolders", *kinds)
     work = parser.add_argument_group("work")
     work.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<i> or mps")
     work.add_argument(
@@ -50,16 +39,8 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         metavar="MIB",
         help="for upsampled scores; more classes take more turns",
     )
-    work.add_argument(
-        "--readers",
-        type=int,
-        default=min(16, max(2, core_share())),
-        help="threads that read images ahead, by default one per core",
-    )
-    work.add_argument("--num_jobs", type=int, default=1, help="jobs that share the images")
-    work.add_argument(
-        "--job_id", type=int, default=0, help="number of this job; the last to finish writes all"
-    )
+    readers = min(16, max(2, core_share()))
+    add_flags(work, "benchmarks.evaluate:Share", "readers", "num_jobs", "job_id", readers=readers)
 
 
 def job_of(
