@@ -82,12 +82,12 @@ def test_features_can_be_shared(segmenter):
     assert torch.equal(shared, segmenter.window_scores(windows, query))
 
 
-def test_windows_are_normalised_with_imagenets_statistics():
+def test_windows_are_normalised_with_imagenets_statistics(segmenter):
     white = normalise(torch.full((1, 3, 2, 2), 255.0))
     expected = [(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225]
     assert white[0, :, 0, 0].tolist() == pytest.approx(expected, rel=1e-5)
     with pytest.raises(ValueError, match=r"windows must be \(B, 3, h, w\)"):
-        normalise(torch.zeros(3, 2, 2))
+        segmenter.window_scores(torch.zeros(3, 2, 2), segmenter.query(["cat"]))
 
 
 def features_of(seed, num_groups=8):

@@ -8,28 +8,21 @@ Nothing is learned.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from talk2dino.backbones.clip_image import ClipImage, exact_positions
 from talk2dino.backbones.templates import check_names, get_templates
 from talk2dino.backbones.text import TextEncoder
 from talk2dino.backbones.vision import VisionBackbone
 from talk2dino.devices import in_float32
+from talk2dino.methods.dense import WordSegmenter
 from talk2dino.methods.freeda.bank import Bank
 from talk2dino.methods.freeda.superpixels import Superpixels, pool_regions, region_weights
-from talk2dino.segmenter import (
-    ClassQuery,
-    ClassWords,
-    Words,
-    make_query,
-    pool_words,
-    with_background,
-)
-from talk2dino.sizes import Protocol
+from talk2dino.segmenter import ClassQuery, pool_words, with_background
 
 _LOCAL, _GLOBAL = 0.8, 0.2
 
@@ -46,7 +39,7 @@ class FreeDAFeatures(NamedTuple):
     between the patches. Empty without superpixels."""
 
 
-class FreeDASegmenter(nn.Module):
+class FreeDASegmenter(WordSegmenter):
     """The method behind the seam; rows are (C, D + E): a prototype and a text, each a unit vector.
 
     Args:
@@ -74,8 +67,12 @@ class FreeDASegmenter(nn.Module):
         self.bank = bank
         self.neighbours = neighbours
         self.superpixels = superpixels
-        self.words = ClassWords()
-        self.protocol = Protocol()
+
+    @property
+    def deciding(self) -> tuple[Any, ...]:
+        """Both backbones, and the superpixels."""
+        names = ((part.name, part.weights) for part in (self.image, self.vision))
+        return *names, self.superpixels
 
     @property
     def device(self) -> torch.device:
@@ -97,13 +94,6 @@ class FreeDASegmenter(nn.Module):
         means = prompts.unflatten(0, (len(names), len(templates))).mean(dim=1)
         return F.normalize(means, eps=1e-6)
 
-    def query(
-        self, names: Sequence[str], background: float | None = None, words: Words | None = None
-    ) -> ClassQuery:
-        """See `Segmenter.query`; the background is a constant score, the threshold."""
-        labels, of_labels = self.words.lists(names, background, words)
-        return make_query(labels, background, of_labels, self.embed_classes, self.words.pooling)
-
     # -- From windows to scores --
 
     def clip_input(self, windows: Tensor) -> Tensor:
@@ -121,22 +111,9 @@ class FreeDASegmenter(nn.Module):
             tokens = block(tokens)
         return F.normalize(self.image.project(tokens[:, 0]), dim=-1)
 
-    def shares_features(self, other: object) -> bool:
-        """Whether `other` computes the same `patch_features`."""
-        return (
-            isinstance(other, FreeDASegmenter)
-            and self.superpixels == other.superpixels
-            and all(
-                (mine.name, mine.weights) == (its.name, its.weights)
-                for mine, its in ((self.image, other.image), (self.vision, other.vision))
-            )
-        )
-
     @in_float32
     def patch_features(self, windows: Tensor) -> FreeDAFeatures:
         """Windows (B, 3, h, w) RGB in [0, 255], each on its own, to patches and regions."""
-        if windows.ndim != 4 or windows.shape[1] != 3:
-            raise ValueError(f"windows must be (B, 3, h, w), found {tuple(windows.shape)}.")
         patches = self.vision(self.dino_input(windows)).patches
         regions = []
         if self.superpixels is not None:
@@ -150,15 +127,10 @@ class FreeDASegmenter(nn.Module):
         return FreeDAFeatures(unit, self.embed_windows(windows), regions)
 
     @in_float32
-    def window_scores(self, windows: Tensor, query: ClassQuery) -> Tensor:
-        """See `Segmenter.window_scores`."""
-        return self.score_features(self.patch_features(windows), windows, query)
-
-    @in_float32
     def score_features(
         self, features: FreeDAFeatures, windows: Tensor, query: ClassQuery
     ) -> Tensor:
-        """`window_scores` of windows whose `patch_features` are there already."""
+        """See `WordSegmenter`; the background is a constant score, the threshold."""
         texts = query.rows[:, features.patches.shape[-1] :]
         scores = self.local_scores(features, windows, query).mul_(_LOCAL)
         scores += _GLOBAL * (features.embeddings @ texts.T)[..., None, None]

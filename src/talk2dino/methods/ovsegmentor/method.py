@@ -12,8 +12,8 @@ import torch
 from talk2dino.backbones.templates import ALIASES, get_templates
 from talk2dino.benchmarks.table import BENCHMARKS, STUFF_BACKGROUND, Benchmark
 from talk2dino.config import as_texts
-from talk2dino.files import weights_identity
-from talk2dino.methods.base import Method, MethodOptions, PictureRules, Published, in_checkout
+from talk2dino.files import find_in_checkout, weights_identity
+from talk2dino.methods.base import Method, MethodOptions, PictureRules, Published
 from talk2dino.methods.ovsegmentor.checkpoints import check_source, is_converted
 from talk2dino.methods.ovsegmentor.config import PRESETS
 from talk2dino.methods.ovsegmentor.segmenter import OVSegmentorSegmenter, build_ovsegmentor
@@ -78,8 +78,10 @@ class OVSegmentorMethod(Method):
 
     @property
     def weights(self) -> str:
-        """A converted folder, a published file, or `seeded:<n>`."""
-        return self.options.weights or in_checkout(self.model)
+        """A converted folder, a published file, or `seeded:<n>`; by default those in weights/."""
+        folder = find_in_checkout(f"weights/{self.model}")
+        usual = folder if folder.is_dir() else find_in_checkout(f"weights/{self.model}.pth")
+        return self.options.weights or str(usual)
 
     @property
     def demo(self) -> PictureRules:
