@@ -229,7 +229,7 @@ def build_ovsegmentor(
     """
     checkpoint = read_checkpoint(weights, name)
     tokenizer = load_tokenizer(checkpoint.config.text, checkpoint.tokenizer)
-    model, _ = load_model(checkpoint)
+    model = load_model(checkpoint)
     return OVSegmentorSegmenter(model.requires_grad_(False).to(device), tokenizer, template)
 
 

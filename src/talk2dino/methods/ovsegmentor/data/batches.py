@@ -53,6 +53,8 @@ class PretrainingData:
     """Build questions and answers as the published loader does, with its defects."""
 
     def __post_init__(self) -> None:
+        if not self.metafile:
+            raise ValueError("'metafile:' is empty")
         if self.compat and self.entities:
             raise ValueError("entities cannot be chosen under compat, which has the published ones")
         if self.entities:

@@ -23,9 +23,9 @@ from talk2dino.methods.ovsegmentor.checkpoints import (
     check_source,
     load_stage1,
     read_checkpoint,
+    write_model,
 )
 from talk2dino.methods.ovsegmentor.config import OVSegmentorConfig
-from talk2dino.methods.ovsegmentor.convert import write_model
 from talk2dino.methods.ovsegmentor.data.batches import open_samples
 from talk2dino.methods.ovsegmentor.data.dataset import Collate, SampleOptions
 from talk2dino.methods.ovsegmentor.data.rows import Rows
