@@ -16,7 +16,7 @@ from talk2dino.backbones.vision import check_vision
 from talk2dino.config import build, check_name
 from talk2dino.files import find_in_checkout
 from talk2dino.methods.talk2dino.projection import ProjectionConfig
-from talk2dino.methods.talk2dino.recipe import FeatureConfig, FrozenModels, Recipe, load_recipe
+from talk2dino.methods.talk2dino.recipe import FeatureConfig, FrozenModels, load_recipe
 from talk2dino.refine.refinement import check_graph
 from talk2dino.textfiles import read_yaml
 from talk2dino.training.job import read_summary
@@ -144,18 +144,13 @@ def read_segmenter_config(path: str | Path, **changes: Any) -> SegmenterConfig:
             raise ValueError(f"{path.name}: unknown section {unknown[0]!r}. Known: model.")
         config = config_from_model_section(model, path.name)
     else:
-        config = config_from_recipe(load_recipe(path))
+        recipe = load_recipe(path)
+        config = SegmenterConfig(
+            projection=recipe.model,
+            projection_weights=_weights_file(path.stem),
+            **{entry.name: getattr(recipe.features, entry.name) for entry in MODEL_FIELDS},
+        )
     return dataclasses.replace(config, **changes)
-
-
-def config_from_recipe(recipe: Recipe) -> SegmenterConfig:
-    """The segmenter a recipe trains; its weights are `weights/<recipe name>.pth`."""
-    models = {entry.name: getattr(recipe.features, entry.name) for entry in MODEL_FIELDS}
-    return SegmenterConfig(
-        projection=recipe.model,
-        projection_weights=_weights_file(recipe.path.stem),
-        **models,
-    )
 
 
 def config_from_model_section(model: Mapping[str, Any], source: str) -> SegmenterConfig:
