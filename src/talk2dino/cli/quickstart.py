@@ -14,9 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
-from PIL import Image
 
 from talk2dino.cli.entry import DONE, INTERRUPTED, Command, run_command
 from talk2dino.files import (
@@ -25,7 +23,7 @@ from talk2dino.files import (
     content_digest,
     find_in_checkout,
 )
-from talk2dino.textfiles import read_json, read_names, read_yaml
+from talk2dino.textfiles import read_json, read_yaml
 from talk2dino.toy.scene import CLASS_NAMES
 from talk2dino.toy.world import World, check_world, world_of_size, write_world
 
@@ -123,19 +121,21 @@ def check(args: argparse.Namespace) -> list[str]:
 def run(args: argparse.Namespace, done: list[str]) -> int:
     """Draw, extract, train, evaluate and show; steps that are done are skipped."""
     started = time.perf_counter()
+    from talk2dino.toy.examples import read_examples
+
     out: Path = args.output
     if args.overwrite:
         _remove_results(out)
     _write_json(out / "quickstart.json", {"settings": _settings(args), "done": done})
     _draw(args, world := World(out / "data"))
-    fullest = _fullest(world)
+    examples = sorted(read_examples(world.voc), key=lambda e: -len(e.mask.unique()))
     places = {
         "out": out,
         "data": world.folder,
         "recipe": _recipe(args),
         "seed": args.seed,
-        "shown": ",".join(fullest[:PANEL_ROWS]),
-        "picture": world.voc / "JPEGImages" / f"{fullest[0]}.jpg",
+        "shown": ",".join(example.path.stem for example in examples[:PANEL_ROWS]),
+        "picture": examples[0].path,
         "names": ",".join(name.replace(" ", "_") for name in CLASS_NAMES),
     }
     for name, (made, line) in STEPS.items():
@@ -226,17 +226,6 @@ def _draw(args: argparse.Namespace, world: World) -> None:
         f"  {config.train_images} pictures with {config.captions} captions each to train on, "
         f"{config.val_images} to validate, {config.evaluation_images} with masks to evaluate"
     )
-
-
-def _fullest(world: World) -> list[str]:
-    """The evaluation pictures, those with the most classes in them first."""
-
-    def count(name: str) -> int:
-        with Image.open(world.voc / "SegmentationClass" / f"{name}.png") as mask:
-            return len(np.unique(np.asarray(mask)))
-
-    names = read_names(world.voc / "ImageSets" / "Segmentation" / "val.txt")
-    return sorted(names, key=count, reverse=True)
 
 
 def _run_step(words: list[str], made: Path) -> int:
