@@ -37,11 +37,11 @@ class Division:
     in_batch_offset: int = 0
     """First split that is worked on."""
     job_id: int | None = None
-    """The only split that is worked on; None for all from the first one on."""
+    """The only split that is worked on (default: all from the first one on)."""
     out_offset: int = 0
     """Added to the number in `<stem>_<number>.pth`, or to the number of every shard."""
     n_shards: int = 0
-    """Shards per split; 0 writes `.pth` files."""
+    """Shards per split; without shards, one `.pth` file per split."""
 
     def __post_init__(self) -> None:
         if self.n_in_splits < 1 or self.n_shards < 0:
