@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from talk2dino.cli.entry import DONE, FAILED, Command, core_share, run_command
+from talk2dino.cli.entry import DONE, FAILED, Command, core_share
 from talk2dino.cli.extraction import (
     Plan,
     add_output_arguments,
@@ -104,7 +103,4 @@ COMMAND = Command(
     run=run,
 )
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    return run_command(COMMAND, argv)
+main = COMMAND.main

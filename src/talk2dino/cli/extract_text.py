@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
-from talk2dino.cli.entry import DONE, Command, run_command
+from talk2dino.cli.entry import DONE, Command
 from talk2dino.cli.extraction import (
     Plan,
     add_output_arguments,
@@ -64,7 +63,4 @@ COMMAND = Command(
     run=run,
 )
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    return run_command(COMMAND, argv)
+main = COMMAND.main

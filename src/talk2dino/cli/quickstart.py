@@ -8,7 +8,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from talk2dino.cli.entry import DONE, INTERRUPTED, Command, run_command
+from talk2dino.cli.entry import DONE, INTERRUPTED, Command
 from talk2dino.files import (
     atomic_path,
     check_folder_writable,
@@ -25,10 +25,11 @@ from talk2dino.files import (
 )
 from talk2dino.textfiles import read_json, read_yaml
 from talk2dino.toy.scene import CLASS_NAMES
-from talk2dino.toy.world import World, check_world, world_of_size, write_world
+from talk2dino.toy.world import World, check_world, world_of_size
 
 RECIPE = "configs/toy.yaml"
 MAINS = {
+    "-m talk2dino toy": "talk2dino.cli.toy",
     "dino_extraction_v2.py": "talk2dino.cli.extract",
     "text_features_extraction.py": "talk2dino.cli.extract_text",
     "train.py": "talk2dino.cli.train",
@@ -49,6 +50,7 @@ _EVALUATE = (
 )
 _TEXT = "text_features_extraction.py --ann_path {out}/features/%s.pth --model toy"
 STEPS = {
+    "world": ("data", "-m talk2dino toy --output {data} --images {images} --seed {seed}"),
     "image features (train)": ("features/train.pth", _EXTRACT % ("train", "train")),
     "image features (val)": ("features/val.pth", _EXTRACT % ("val", "val")),
     "text features (train)": ("features/train.pth", _TEXT % "train"),
@@ -77,11 +79,6 @@ STEPS = {
 """Name of a step -> what it makes or completes, and its command, one after the other."""
 
 PANEL_ROWS = 6
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    return run_command(COMMAND, argv)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -127,20 +124,19 @@ def run(args: argparse.Namespace, done: list[str]) -> int:
     if args.overwrite:
         _remove_results(out)
     _write_json(out / "quickstart.json", {"settings": _settings(args), "done": done})
-    _draw(args, world := World(out / "data"))
-    examples = sorted(read_examples(world.voc), key=lambda e: -len(e.mask.unique()))
     places = {
-        "out": out,
-        "data": world.folder,
+        **{"out": out, "data": out / "data", "images": args.images, "seed": args.seed},
         "recipe": _recipe(args),
-        "seed": args.seed,
-        "shown": ",".join(example.path.stem for example in examples[:PANEL_ROWS]),
-        "picture": examples[0].path,
         "names": ",".join(name.replace(" ", "_") for name in CLASS_NAMES),
     }
     for name, (made, line) in STEPS.items():
+        if name == "panel":  # of the evaluation's pictures, those with the most in them first
+            voc = World(out / "data").voc
+            examples = sorted(read_examples(voc), key=lambda e: -len(e.mask.unique()))
+            shown = ",".join(example.path.stem for example in examples[:PANEL_ROWS])
+            places |= {"shown": shown, "picture": examples[0].path}
         words = [word.format(**places) for word in line.split()]
-        if args.device != "auto" and "report" not in words:
+        if args.device != "auto" and not {"toy", "report"} & set(words[:3]):
             words += ["--device", args.device]
         if name in done and (out / made).exists():
             print(f"\n$ python {shlex.join(words)}\n  done already: {out / made}")
@@ -211,23 +207,6 @@ def _recipe(args: argparse.Namespace) -> Path:
     return args.output / "toy.yaml"
 
 
-def _draw(args: argparse.Namespace, world: World) -> None:
-    from tqdm import tqdm
-
-    config, folder = world_of_size(args.images, args.seed), world.folder
-    if check_world(folder, config, args.overwrite):
-        print(f"the drawn world is there already: {folder}")
-        return
-    total = config.train_images + config.val_images + config.evaluation_images
-    print(f"drawing a world of {total} pictures in {folder}")
-    with _timed(folder), tqdm(total=total, unit=" pictures", disable=None) as bar:
-        write_world(folder, config, args.overwrite, on_picture=bar.update)
-    print(
-        f"  {config.train_images} pictures with {config.captions} captions each to train on, "
-        f"{config.val_images} to validate, {config.evaluation_images} with masks to evaluate"
-    )
-
-
 def _run_step(words: list[str], made: Path) -> int:
     """Run one command in this process, and print it as it would be typed."""
     script = next(name for name in MAINS if words[: len(name.split())] == name.split())
@@ -246,8 +225,8 @@ def _going_on(script: str, made: Path) -> list[str]:
     """The flag that a command needs after an interruption that left its output unrecorded."""
     from talk2dino.features.store import read_features
 
-    if script.endswith("evaluate"):
-        return []  # it goes on where it was
+    if script.endswith(("toy", "evaluate")):
+        return []  # they go on where they were
     if script == "train.py":
         begun = made.exists() or made.with_suffix(".resume.pth").exists()
         return ["--resume"] if begun else []
@@ -314,5 +293,4 @@ COMMAND = Command(
     run=run,
 )
 
-if __name__ == "__main__":
-    sys.exit(main())
+main = COMMAND.main
