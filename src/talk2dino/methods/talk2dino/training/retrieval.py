@@ -13,6 +13,8 @@ from talk2dino.config import check_at_least
 
 SCORES_AT_ONCE = 1 << 24
 """Scores held in memory at a time (64 MiB of float32); M x N of them never are."""
+_BLOCK = 1 << 21
+"""Numbers of a store read at a time: 8 MiB, which a cache holds for the lengths and the cosines."""
 
 
 def _as_stored(rows: Tensor) -> Tensor:
@@ -95,22 +97,25 @@ def caption_ranks(text: Tensor, visual: Tensor, rows: Tensor, scores_at_once: in
 
 
 def best_rows(
-    queries: Tensor, stored: Tensor, top: int, project: Callable[[Tensor], Tensor] = _as_stored
+    queries: Tensor,
+    stored: Tensor,
+    top: int,
+    project: Callable[[Tensor], Tensor] = _as_stored,
+    read: Callable[[int, int], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The rows of a store that are most similar to a query; memory is flat in the rows.
 
     Args:
         queries: (Q, D), of any length; the best of them counts.
-        stored: (N, E) or (N, H, E), see `cosine_blocks`.
+        stored, project, read: see `cosine_blocks`.
         top: rows to find; all if there are fewer.
-        project: (..., E) to (..., D).
 
     Returns:
         Cosines and row numbers (min(top, N),), the best first; of equals the first.
     """
     check_at_least(1, top=top)
     found, rows = torch.empty(0), torch.empty(0, dtype=torch.int64)
-    for part, cosines in cosine_blocks(stored, queries, project=project):
+    for part, cosines in cosine_blocks(stored, queries, project=project, read=read):
         found = torch.cat([found, cosines.amax(dim=1).cpu()])
         rows = torch.cat([rows, torch.arange(part.start, part.start + len(cosines))])
         order = found.sort(descending=True, stable=True).indices[:top]
@@ -123,26 +128,30 @@ def cosine_blocks(
     queries: Tensor,
     scores_at_once: int = SCORES_AT_ONCE,
     project: Callable[[Tensor], Tensor] = _as_stored,
+    read: Callable[[int, int], Tensor] | None = None,
 ) -> Iterator[tuple[slice, Tensor]]:
     """The cosines of a store with queries, some of its rows at a time: how all ranks are found.
 
     Args:
-        stored: (N, E) one vector per row, or (N, H, E) one per head, of which the best counts; may
-            lie on disk.
+        stored: (N, E) one vector per row, or (N, H, E) one per head, of which the best counts.
         queries: (Q, D), of any length as the others.
-        scores_at_once: bound on the numbers in memory.
+        scores_at_once: bound on the scores in memory.
         project: (..., E) to (..., D).
+        read: the rows of `stored` from one number to before another, where they are on disk.
 
     Yields:
         Which rows, and (rows, Q).
     """
     unit = F.normalize(queries.float(), dim=-1).T
     heads = stored.shape[1] if stored.ndim == 3 else 1
-    step = max(1, scores_at_once // max(heads * len(queries), stored[:1].numel()))
-    for start in range(0, len(stored), step):
-        block = project(stored[start : start + step].to(unit.device, torch.float32))
-        cosines = F.normalize(block, dim=-1) @ unit
-        yield slice(start, start + step), cosines.amax(dim=1) if stored.ndim == 3 else cosines
+    step = min(scores_at_once // (heads * len(queries)), _BLOCK // stored[:1].numel())
+    for start in range(0, len(stored), step := max(1, step)):
+        stop = min(start + step, len(stored))
+        block = stored[start:stop] if read is None else read(start, stop)
+        block = project(block.to(unit.device, torch.float32)).flatten(0, -2)
+        lengths = torch.linalg.vector_norm(block, dim=-1, keepdim=True).clamp(min=1e-12)
+        cosines = (block @ unit).div_(lengths).view(stop - start, heads, -1)
+        yield slice(start, stop), cosines.amax(dim=1)
 
 
 def summarise(ranks: Tensor) -> RankSummary:
