@@ -14,8 +14,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from talk2dino.cli.entry import DONE, INTERRUPTED, Command, run_command
 from talk2dino.cli.quickstart_plan import (
     EVALUATE,
@@ -36,7 +34,7 @@ from talk2dino.files import (
     content_digest,
     find_in_checkout,
 )
-from talk2dino.textfiles import read_json, read_yaml
+from talk2dino.textfiles import read_json
 from talk2dino.toy.record import Record
 from talk2dino.toy.world import check_world, world_of_size, write_world
 
@@ -156,17 +154,12 @@ def _remove_results(files: Files) -> None:
 
 def _recipe(files: Files, epochs: int | None) -> Recipe:
     """The shipped recipe, or a copy of it with another number of epochs."""
-
-    from talk2dino.methods.talk2dino.recipe import load_recipe
+    from talk2dino.methods.talk2dino.recipe import load_recipe, write_recipe
 
     recipe = load_recipe(RECIPE)
     if epochs is None or epochs == recipe.train.num_epochs:
         return recipe
-    content = read_yaml(recipe.path)
-    content.setdefault("train", {})["num_epochs"] = epochs
-    with atomic_path(files.recipe) as temporary:
-        temporary.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
-    return load_recipe(files.recipe)
+    return write_recipe(RECIPE, {"num_epochs": epochs}, files.recipe)
 
 
 def _draw(args: argparse.Namespace, files: Files) -> None:
