@@ -41,6 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--blip_model", help="BLIP model that writes new captions")
     add_precision_argument(group)
+    group.add_argument(
+        "--compile", action="store_true", help="compile the backbone: slow start, then faster"
+    )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<n> or mps")
     group.add_argument(
         "--batch_size",
@@ -117,6 +120,7 @@ def _settings(args: argparse.Namespace) -> ImageSettings:
         keys=keys or ("dino_features",),
         dtype=args.dtype,
         amp=args.amp,
+        compile=args.compile,
         blip_model=args.blip_model,
         device=args.device,
         batch_size=args.batch_size,
