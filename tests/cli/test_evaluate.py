@@ -150,6 +150,20 @@ def test_a_lower_precision_is_another_run_and_full_precision_is_not(voc20, tmp_p
     assert sorted(content.get("precision", "") for content in settings) == ["", "bf16"]
 
 
+def test_a_compiled_backbone_is_another_run_with_the_same_counts(voc20, tmp_path, monkeypatch):
+    compiled = []
+    compiler = lambda program, inputs: compiled.append(program) or program.forward  # noqa: E731
+    monkeypatch.setattr("talk2dino.devices.COMPILER", compiler)
+    monkeypatch.setattr("talk2dino.devices.shutil.which", lambda name: name)
+    output = shutil.copytree(voc20, tmp_path / "results")
+    assert evaluate(output, "--compile") == 0 and compiled
+    results = [read_result(path) for path in files_below(output)]
+    settings = [result["settings"]["segmenter"] for result in results]
+    assert sorted(content.get("compile", False) for content in settings) == [False, True]
+    one, other = map(read_counts, files_below(output))
+    assert np.array_equal(one["intersect"], other["intersect"])
+
+
 def run_and_die(words, output, seconds):
     """Run the published command, and SIGKILL it some seconds after its next image is counted."""
     torch.set_num_threads(1)
