@@ -5,17 +5,24 @@ import json
 import re
 import shlex
 import shutil
+from glob import glob
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+from talk2dino.__main__ import main
 from talk2dino.features.store import FeatureFile, read_features, write_features
 from talk2dino.toy.world import WorldConfig, write_world
 
 DOCS = Path(__file__).parents[1] / "docs"
 MINIATURES = Path(__file__).parent / "parity" / "data" / "seg" / "data"
+SCRIPTS = {
+    "dino_extraction_v2.py": "extract",
+    "text_features_extraction.py": "extract-text",
+    "train.py": "train",
+}
 PAGES = ("change_the_loss", "add_a_backbone", "extending")
 
 
@@ -164,6 +171,25 @@ def test_six_pictures_of_ones_own_are_evaluated_and_reported(root, tmp_path, run
     assert content["num_images"] == 6 and content["classes"][:3] == ["apple", "lemon", "heart"]
     assert content["settings"]["prompted"][2] == "heart; red heart"
     assert "mine" in (tmp_path / "results" / "report.html").read_text()
+
+
+def test_a_projection_is_trained_on_after_another_and_compared(tmp_path, monkeypatch, capsys):
+    """The page as it stands, with few pictures and epochs."""
+    text = (DOCS / "own_training.md").read_text().replace("num_epochs: 25", "num_epochs: 1")
+    monkeypatch.chdir(tmp_path)
+    Path("photos.yaml").write_text(*blocks(text, "yaml"))
+    for line in "".join(blocks(text, "bash")).splitlines():
+        words = shlex.split(line.replace("--images 512", "--images 10"))[1:]
+        if words[2] == "quickstart":
+            words += ["--epochs", "1", "--device", "cpu"]
+        words = [found for word in words for found in sorted(glob(word)) or [word]]
+        command = words[2:] if words[0] == "-m" else [SCRIPTS[words[0]], *words[1:]]
+        assert main(command) == 0, f"{line}\n{capsys.readouterr().err}"
+    settings = json.loads(Path("weights/photos.json").read_text())["settings"]
+    assert settings["model.starting_checkpoint"] == "quickstart/weights/toy.pth"
+    assert "points of mIoU, 95 % interval" in capsys.readouterr().out
+    (old,) = Path("after").glob("toy_*.json")
+    assert json.loads(old.read_text())["num_images"] == 1
 
 
 def test_pictures_are_labelled_for_other_programs(root, tmp_path, run_python):

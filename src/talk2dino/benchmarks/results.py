@@ -284,9 +284,16 @@ def _rows(results: Sequence[Mapping[str, Any]], borders: bool) -> list[tuple[str
 
 
 def markdown_table(results: Sequence[Mapping[str, Any]]) -> str:
-    """The table as Markdown, aligned so that it also reads as text."""
-    columns = table_columns(results)
-    rows = [columns, *table_rows(results)]
+    """The table as Markdown, aligned so that it also reads as text; without a paper's numbers,
+    without the columns for them."""
+    table = [table_columns(results), *table_rows(results)]
+    kept = [
+        place
+        for place, (name, *cells) in enumerate(zip(*table, strict=True))
+        if name not in ("paper", "difference") or any(cells)
+    ]
+    rows = [tuple(row[place] for place in kept) for row in table]
+    columns = rows[0]
     widths = [max(len(row[column]) for row in rows) for column in range(len(columns))]
     words = columns.index("benchmark") + 1  # columns of words stand left
     rule = tuple(

@@ -198,4 +198,5 @@ COMMAND = Command(
     check=check,
     run=run,
 )
+
 main = COMMAND.main

@@ -78,7 +78,7 @@ class Command:
         return parser
 
     def main(self, argv: Sequence[str] | None = None, prog: str | None = None) -> int:
-        """Run it with a command line; returns the exit code."""
+        """Run the command; returns its exit code."""
         return run_command(self, argv, prog)
 
     def _example(self, prog: str | None) -> str:

@@ -65,8 +65,10 @@ def check(args: argparse.Namespace) -> tuple[Job, list[Run]]:
     if args.wandb:
         check_logger("wandb")
     read = read_published(args.eval_cfg, args.eval_base_cfg, args.opts)
-    for flag in ("pred_qual_path", "gt_qual_path"):
-        in_file = getattr(read.evaluate, flag)
+    for flag, in_file in (
+        ("coloured", read.evaluate.pred_qual_path),
+        ("truth", read.evaluate.gt_qual_path),
+    ):
         if getattr(args, flag) is None and in_file is not None:
             setattr(args, flag, Path(in_file))
     evaluations = evaluations_of(read, args.precision)

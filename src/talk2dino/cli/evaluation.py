@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from talk2dino.cli.entry import bar_of, core_share
-from talk2dino.cli.flags import add_flags
+from talk2dino.cli.flags import add_flags, from_flags
 from talk2dino.files import atomic_path
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def job_of(
         output=args.output,
         device=device,
         share=Share(args.job_id, args.num_jobs, batching, args.readers),
-        folders=PictureFolders(args.save_predictions, args.pred_qual_path, args.gt_qual_path),
+        folders=from_flags(PictureFolders, args),
         reader=args.reader,
         folders_per_benchmark=folders_per_benchmark,
     )

@@ -63,4 +63,5 @@ COMMAND = Command(
     run=run,
     after_interrupt="complete files are kept; --overwrite makes them again",
 )
+
 main = COMMAND.main

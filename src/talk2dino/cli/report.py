@@ -67,7 +67,7 @@ def run(args: argparse.Namespace, _: None = None) -> int:
         print(f"left out: {note}", file=sys.stderr)
     plots = [path for path in written[1:] if path.parent == written[1].parent]
     print(f"{written[0]}, and {len(plots)} plots in {written[1].parent}")
-    if args.latex:
+    if args.tables:
         print(f"{len(written) - 1 - len(plots)} tables in {written[-1].parent}")
     return DONE
 
@@ -82,7 +82,7 @@ def _options(args: argparse.Namespace) -> Any:
 
     first = args.results[0]
     output = args.output or (first if first.is_dir() else first.parent) / "report.html"
-    return from_flags(ReportOptions, args, output=output, tables=args.latex)
+    return from_flags(ReportOptions, args, output=output)
 
 
 COMMAND = Command(

@@ -374,4 +374,5 @@ COMMAND = Command(
     run=run,
     after_interrupt="finished pictures are kept; --overwrite makes them again",
 )
+
 main = COMMAND.main

@@ -29,6 +29,9 @@ def run(args: argparse.Namespace, config: WorldConfig) -> int:
     """Draw."""
     from tqdm import tqdm
 
+    if check_world(args.output, config, args.overwrite):
+        print(f"the drawn world is there already: {args.output}")
+        return DONE
     total = config.train_images + config.val_images + config.evaluation_images
     with tqdm(total=total, unit=" pictures", disable=None) as bar:
         world = write_world(args.output, config, args.overwrite, on_picture=bar.update)
@@ -49,4 +52,5 @@ COMMAND = Command(
     check=check,
     run=run,
 )
+
 main = COMMAND.main

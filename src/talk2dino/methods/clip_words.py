@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -140,14 +140,12 @@ class ClipWordMethod(Method):
     Options = ClipOptions
     threshold_meaning = "the probability of the best class; the published ones are 0.1 to 0.5"
 
+    table: ClassVar[Mapping[str, Rules]]
+    """Its rules by benchmark."""
+
     @property
     def clip(self) -> str:
         """Name of its CLIP."""
-        raise NotImplementedError
-
-    @property
-    def table(self) -> Mapping[str, Rules]:
-        """Its rules by benchmark."""
         raise NotImplementedError
 
     @property
@@ -244,6 +242,11 @@ class ClipWordSegmenter(DenseSegmenter):
         self.logit_scale = logit_scale
         self.multiple = 1
         """Of pixels, to which windows are padded."""
+
+    @property
+    def deciding(self) -> tuple[Any, ...]:
+        """Which CLIP, and how windows are padded for it."""
+        return self.image.name, self.image.weights, self.multiple
 
     @property
     def refinements(self) -> tuple[Refinement, ...]:

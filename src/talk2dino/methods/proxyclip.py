@@ -7,7 +7,7 @@ similarity of a vision foundation model's features: DINO's or DINOv2's. Nothing 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -148,12 +148,10 @@ class ProxyClipSegmenter(ClipWordSegmenter):
         self.protocol = self.rules.protocol
         self.multiple = math.lcm(image.patch_size, vision.patch_size)
 
-    def shares_features(self, other: object) -> bool:
-        """Whether `other` computes the same `patch_features`."""
-        return isinstance(other, ProxyClipSegmenter) and all(
-            (mine.name, mine.weights) == (its.name, its.weights)
-            for mine, its in ((self.image, other.image), (self.vision, other.vision))
-        )
+    @property
+    def deciding(self) -> tuple[Any, ...]:
+        """Also the foundation model."""
+        return *super().deciding, self.vision.name, self.vision.weights
 
     @torch.no_grad()
     def patch_features(self, windows: Tensor) -> ProxyFeatures:
@@ -225,16 +223,12 @@ class ProxyClipMethod(ClipWordMethod):
     NAMES = tuple(MODELS)
     Options = ProxyClipOptions
     PUBLISHED = PUBLISHED
+    table = RULES
 
     @property
     def clip(self) -> str:
         """Name of its CLIP."""
         return MODELS[self.model][0]
-
-    @property
-    def table(self) -> Mapping[str, Rules]:
-        """Its rules by benchmark."""
-        return RULES
 
     @property
     def vision_weights(self) -> str:
