@@ -81,6 +81,19 @@ def test_pictures_that_a_benchmark_passes_over_are_named(tmp_path, caplog):
     assert "do not end in .jpg: 'b.JPEG'" in caplog.text
 
 
+def test_label_maps_of_a_benchmark_are_in_one_folder_unless_names_repeat(tmp_path):
+    row = BENCHMARKS["cityscapes"]
+    (tmp_path / row.labels).mkdir(parents=True)
+    for names in (["bonn/a", "ulm/b"], ["bonn/a", "ulm/a", "ulm/b"]):
+        for name in names:
+            path = tmp_path / row.images / f"{name}{row.image_suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        found = [sample.name for sample in EvaluationSet(row, tmp_path).samples]
+        shown = [name[-1] for name in names] if len(names) == 2 else names
+        assert found == [f"{name}_leftImg8bit" for name in shown]
+
+
 def test_a_damaged_picture_is_never_scored_in_part(make_voc):
     dataset = EvaluationSet(BENCHMARKS["voc"], make_voc(1))
     path = dataset.data_root / dataset.samples[0].image

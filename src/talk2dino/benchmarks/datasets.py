@@ -39,7 +39,8 @@ class Sample:
     label: str
     """Path below the data root."""
     name: str
-    """Of its label maps: the image's path below the folder of images, without suffix."""
+    """Of its label maps: the image's path below the folder of images, without suffix. Of benchmarks
+    the last part of it, as published, if that tells all images apart."""
 
 
 class EvaluationSet:
@@ -63,13 +64,13 @@ class EvaluationSet:
         """Own images that are left out because they have no label."""
         self.versions: dict[str, str] = {}
         """Of libraries that move a number, besides OpenCV."""
+        pairs = self._pairs(images, labels, split)
+        names = [Path(os.path.relpath(image, images)).with_suffix("") for image, _ in pairs]
+        if not benchmark.folders and len({name.name for name in names}) == len(names):
+            names = [Path(name.name) for name in names]
         self.samples = [
-            Sample(
-                os.path.relpath(image, self.data_root),
-                os.path.relpath(label, self.data_root),
-                Path(os.path.relpath(image, images)).with_suffix("").as_posix(),
-            )
-            for image, label in self._pairs(images, labels, split)
+            Sample(*(os.path.relpath(path, self.data_root) for path in pair), name.as_posix())
+            for pair, name in zip(pairs, names, strict=True)
         ]
         if outside := [sample.name for sample in self.samples if sample.name.startswith("../")]:
             raise ValueError(f"{benchmark.key}: not in {images}: {some_of(outside)}. See {split}.")
