@@ -31,9 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--data_dir", type=Path, default=Path("../coco/"), help="image folder")
     group = parser.add_argument_group("model")
-    names = ("model", "weights=vision_weights", "resize_dim", "crop_dim", "resize", "blip_model")
+    names = ["model", "weights=vision_weights", "resize_dim", "crop_dim", "resize", "blip_model"]
     defaults = {"resize": "exact", "workers": default_workers()}
-    add_flags(group, _SETTINGS, *names, "device", "batch_size", "workers", **defaults)
+    names += ["compile", "device", "batch_size", "workers"]
+    add_flags(group, _SETTINGS, *names, **defaults)
     add_precision_argument(group)
     group = parser.add_argument_group("features (without any of these: --extract_cls)")
     for key, flag in IMAGE_KEYS.items():

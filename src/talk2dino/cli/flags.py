@@ -70,6 +70,8 @@ def _fields(place: str) -> dict[str, tuple[list[str], Any, str]]:
     for node in ast.walk(tree):
         if not isinstance(node, ast.ClassDef) or node.name != name:
             continue
+        for base in node.bases:  # of the same file
+            found |= _fields(f"{module}:{ast.unparse(base)}")
         for entry, text in itertools.pairwise(node.body):
             if isinstance(entry, ast.AnnAssign) and isinstance(entry.target, ast.Name):
                 kinds = [kind.strip() for kind in ast.unparse(entry.annotation).split("|")]

@@ -14,8 +14,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from talk2dino.cli.entry import DONE, INTERRUPTED, Command
 from talk2dino.files import (
     atomic_path,
@@ -198,12 +196,11 @@ def _remove_results(out: Path) -> None:
 def _recipe(args: argparse.Namespace) -> Path:
     """The shipped recipe, or a copy of it with another number of epochs."""
     shipped = find_in_checkout(RECIPE)
-    content = read_yaml(shipped)
-    if args.epochs is None or args.epochs == content["train"]["num_epochs"]:
+    if args.epochs is None or args.epochs == read_yaml(shipped)["train"]["num_epochs"]:
         return shipped
-    content["train"]["num_epochs"] = args.epochs
-    with atomic_path(args.output / "toy.yaml") as temporary:
-        temporary.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    from talk2dino.methods.talk2dino.recipe import write_recipe
+
+    write_recipe(RECIPE, {"num_epochs": args.epochs}, args.output / "toy.yaml")
     return args.output / "toy.yaml"
 
 

@@ -25,6 +25,8 @@ from talk2dino.config import check_name
 from talk2dino.devices import (
     AMP_TYPES,
     MemoryFit,
+    check_compiler,
+    compile_blocks,
     joined,
     mixed_precision,
     resolve_device,
@@ -65,6 +67,8 @@ class ImageSettings:
     """Number type of the stored tensors."""
     amp: str = ""
     """Number type of mixed precision, a name of AMP_TYPES; empty for float32 throughout."""
+    compile: bool = False
+    """Compile the backbone, which takes a minute at the start and is faster afterwards."""
     blip_model: str | None = None
     """BLIP model that writes new captions in place of the old ones."""
     device: str = "auto"
@@ -103,6 +107,7 @@ class ImageSettings:
             "dtype": self.dtype,
             "amp": self.amp == "auto" or self.amp or False,
             **({} if self.resize == EXACT else {"resize": self.resize}),
+            **({"compile": True} if self.compile else {}),
             **recorded_normalisation(self.model),
         }
 
@@ -125,6 +130,8 @@ class Models:
         check_crop(settings)
         self.settings = settings
         self.device = resolve_device(settings.device)
+        if settings.compile:
+            check_compiler(self.device)
         self.fit = MemoryFit("images")
         self._loaded: tuple[VisionBackbone, Captioner | None] | None = None
 
@@ -140,6 +147,8 @@ class Models:
             name = self.settings.blip_model
             captioner = Captioner(name, self.device) if name else None
             backbone = load_vision(self.settings.model, self.settings.weights, self.device)
+            if self.settings.compile:
+                compile_blocks(backbone.model.blocks)
             self._loaded = backbone, captioner
         return self._loaded
 
