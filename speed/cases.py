@@ -8,6 +8,7 @@ from speed.extract import CASES as EXTRACT
 from speed.pamr import CASES as PAMR
 from speed.peers import CASES as PEERS
 from speed.propagation import CASES as PROPAGATION
+from speed.retrieval import CASES as RETRIEVAL
 from speed.store import CASES as STORE
 from speed.tars import CASES as TARS
 from speed.text import CASES as TEXT
@@ -15,7 +16,7 @@ from speed.train import CASES as TRAIN
 
 CASES: dict[str, Case] = {
     **{**PAMR, **PROPAGATION, **TRAIN, **EVALUATE, **EXTRACT},
-    **{**TEXT, **STORE, **TARS, **PEERS},
+    **{**TEXT, **STORE, **RETRIEVAL, **TARS, **PEERS},
 }
 
 PATHS: dict[str, tuple[str, ...]] = {
@@ -26,6 +27,7 @@ PATHS: dict[str, tuple[str, ...]] = {
     "extract": ("extract", "resize"),  # extract_8 is a shorter one
     "text": tuple(TEXT),
     "store": tuple(STORE),
+    "retrieval": tuple(RETRIEVAL),
     "tars": tuple(TARS),
     **{name: (name,) for name in PEERS},
 }

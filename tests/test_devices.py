@@ -5,6 +5,7 @@ import torch
 
 from talk2dino.devices import (
     MemoryFit,
+    check_compiler,
     is_out_of_memory,
     joined,
     mixed_precision,
@@ -142,6 +143,28 @@ def test_mixed_precision_by_name():
             assert (product @ product).dtype == resolve_dtype(dtype)
     with pytest.raises(ValueError, match="unknown amp 'float64'"):
         mixed_precision("float64", torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("device", "triton", "capability", "needed"),
+    [
+        ("cuda", None, (9, 0), "the package triton"),
+        ("cuda", "there", (6, 1), "a GPU of compute capability 7.0"),
+        ("cuda", "there", (7, 0), None),
+        ("mps", "there", (9, 0), "a CPU or an NVIDIA GPU"),
+        ("cpu", None, (0, 0), None),
+    ],
+)
+def test_where_nothing_can_be_compiled_is_known_before(
+    monkeypatch, device, triton, capability, needed
+):
+    monkeypatch.setattr("talk2dino.devices.find_spec", lambda name: triton)
+    monkeypatch.setattr("talk2dino.devices.shutil.which", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    if needed is None:
+        return check_compiler(torch.device(device))
+    with pytest.raises(ValueError, match=f"--compile on {device} needs {needed}"):
+        check_compiler(torch.device(device))
 
 
 def test_pieces_are_joined_by_key():

@@ -192,7 +192,7 @@ def _unfinished(
         index
         for index in range(share.job_id, len(samples), share.num_jobs)
         if not all(
-            index in counts[run.name] and run.folders.complete(samples[index].stem) for run in runs
+            index in counts[run.name] and run.folders.complete(samples[index].name) for run in runs
         )
     ]
 
@@ -219,7 +219,7 @@ def _results(
             if run.folders.wanted():
                 kind = np.uint8 if len(palette) <= 256 else np.uint16
                 ids = predicted.cpu().numpy().astype(kind)
-                run.folders.write(run.dataset.samples[index].stem, ids, target.numpy(), palette)
+                run.folders.write(run.dataset.samples[index].name, ids, target.numpy(), palette)
         yield index, results
 
 

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from talk2dino.cli.entry import DONE, Command, run_command
+from talk2dino.cli.entry import DONE, Command
 from talk2dino.files import check_writable
 
 METHODS = ("ovsegmentor", "freeda")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command."""
-    return run_command(COMMAND, argv)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,5 +89,4 @@ COMMAND = Command(
     run=run,
 )
 
-if __name__ == "__main__":
-    sys.exit(main())
+main = COMMAND.main

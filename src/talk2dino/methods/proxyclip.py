@@ -30,12 +30,12 @@ from talk2dino.files import weights_identity
 from talk2dino.methods.base import published
 from talk2dino.methods.clip_words import (
     ANY,
-    BACKGROUND_WORDS,
     ClipOptions,
     ClipWordMethod,
     ClipWordSegmenter,
     Rules,
     benchmark_word,
+    published_words,
 )
 from talk2dino.refine.refinement import Refinement
 from talk2dino.refine.smoothing import mean_attention
@@ -92,21 +92,16 @@ PUBLISHED = {
     "proxyclip_vith": published(_TRIDENT, 65.0, 35.4, 38.6, 83.3, 39.6, 26.8, 42.0, 24.2),
 }
 """As other papers report it; PAMR is not the authors'."""
-_OBJECTS_BACKGROUND = tuple(
-    word
-    for word in BACKGROUND_WORDS
-    if word
-    not in ("lamp", "door", "window", "wardrobe", "ceiling", "shelf", "curtain", "stair", "fence")
-)
 
 
 def class_words(benchmark: str | None) -> ClassWords:
     """One word per class of a benchmark, and several for the background."""
-    several = {"context": (BACKGROUND,), "coco_object": _OBJECTS_BACKGROUND}
-    return ClassWords(
-        of=lambda name: (benchmark_word(benchmark, name),),
-        background=several.get(benchmark or ANY, BACKGROUND_WORDS),
-    )
+    known = benchmark if benchmark in ("context", "coco_object") else "voc"
+    background = published_words(known).background or (BACKGROUND,)
+    if known == "coco_object":  # no list can say it: in one, a word belongs to one class
+        place = background.index("desk") + 1
+        background = (*background[:place], "bed", *background[place:])
+    return ClassWords(lambda name: (benchmark_word(benchmark, name),), background)
 
 
 # -- The segmenter --
