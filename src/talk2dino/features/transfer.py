@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
+from talk2dino.devices import pinned_copy
 from talk2dino.features.chunks import Chunk
 from talk2dino.features.decode import DecodedBatch
 
@@ -86,7 +87,5 @@ def _to_cpu(columns: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _to_pinned(column: Tensor, side: torch.cuda.Stream) -> Tensor:
-    """Start a copy to pinned memory, whose blocks PyTorch keeps and uses again."""
     column.record_stream(side)
-    pinned = torch.empty(column.shape, dtype=column.dtype, pin_memory=True)
-    return pinned.copy_(column, non_blocking=True)
+    return pinned_copy(column)
