@@ -8,6 +8,7 @@ from speed.extract import CASES as EXTRACT
 from speed.pamr import CASES as PAMR
 from speed.peers import CASES as PEERS
 from speed.propagation import CASES as PROPAGATION
+from speed.retrieval import CASES as RETRIEVAL
 from speed.start import CASES as START
 from speed.store import CASES as STORE
 from speed.tars import CASES as TARS
@@ -16,7 +17,7 @@ from speed.train import CASES as TRAIN
 
 CASES: dict[str, Case] = {
     **{**PAMR, **PROPAGATION, **TRAIN, **EVALUATE, **EXTRACT},
-    **{**START, **TEXT, **STORE, **TARS, **PEERS},
+    **{**START, **TEXT, **STORE, **RETRIEVAL, **TARS, **PEERS},
 }
 
 PATHS: dict[str, tuple[str, ...]] = {
@@ -28,6 +29,7 @@ PATHS: dict[str, tuple[str, ...]] = {
     "start": tuple(START),
     "text": tuple(TEXT),
     "store": tuple(STORE),
+    "retrieval": tuple(RETRIEVAL),
     "tars": tuple(TARS),
     **{name: (name,) for name in PEERS},
 }

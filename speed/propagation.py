@@ -35,7 +35,7 @@ CASES = {
     "propagation": Case(
         "label propagation, 1,024 patches, 171 classes, two windows",
         {SHIPPED: _shipped, LITERAL: _literal},
-        limits={"seconds": 0.12},
+        limits={"seconds": 0.06},
         work=2,
         unit="windows",
     )

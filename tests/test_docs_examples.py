@@ -5,17 +5,24 @@ import json
 import re
 import shlex
 import shutil
+from glob import glob
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+from talk2dino.__main__ import main
 from talk2dino.features.store import FeatureFile, read_features, write_features
 from talk2dino.toy.world import WorldConfig, write_world
 
 DOCS = Path(__file__).parents[1] / "docs"
 MINIATURES = Path(__file__).parent / "parity" / "data" / "seg" / "data"
+SCRIPTS = {
+    "dino_extraction_v2.py": "extract",
+    "text_features_extraction.py": "extract-text",
+    "train.py": "train",
+}
 PAGES = ("change_the_loss", "add_a_backbone", "extending")
 
 
@@ -164,6 +171,39 @@ def test_six_pictures_of_ones_own_are_evaluated_and_reported(root, tmp_path, run
     assert content["num_images"] == 6 and content["classes"][:3] == ["apple", "lemon", "heart"]
     assert content["settings"]["prompted"][2] == "heart; red heart"
     assert "mine" in (tmp_path / "results" / "report.html").read_text()
+
+
+def test_a_projection_is_trained_on_after_another_and_compared(tmp_path, monkeypatch, capsys):
+    """The page as it stands, with few pictures and epochs."""
+    text = (DOCS / "own_training.md").read_text().replace("num_epochs: 25", "num_epochs: 1")
+    monkeypatch.chdir(tmp_path)
+    Path("photos.yaml").write_text(*blocks(text, "yaml"))
+    for line in "".join(blocks(text, "bash")).splitlines():
+        words = shlex.split(line.replace("--images 512", "--images 10"))[1:]
+        if words[2] == "quickstart":
+            words += ["--epochs", "1", "--device", "cpu"]
+        words = [found for word in words for found in sorted(glob(word)) or [word]]
+        command = words[2:] if words[0] == "-m" else [SCRIPTS[words[0]], *words[1:]]
+        assert main(command) == 0, f"{line}\n{capsys.readouterr().err}"
+    settings = json.loads(Path("weights/photos.json").read_text())["settings"]
+    assert settings["model.starting_checkpoint"] == "quickstart/weights/toy.pth"
+    assert "points of mIoU, 95 % interval" in capsys.readouterr().out
+    (old,) = Path("after").glob("toy_*.json")
+    assert json.loads(old.read_text())["num_images"] == 1
+
+
+def test_pictures_are_labelled_for_other_programs(root, tmp_path, run_python):
+    write_world(tmp_path / "mine", WorldConfig(train_images=1, val_images=1, evaluation_images=2))
+    text = (DOCS / "data_sets.md").read_text().split("## Into other programs")[1]
+    for line in "".join(blocks(text, "bash")).splitlines():
+        done = run_python(shlex.split(line)[1:], tmp_path, root / "src")
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+    content = json.loads((tmp_path / "first" / "coco.json").read_text())
+    assert [c["name"] for c in content["categories"]] == ["apple", "lemon", "grass"]
+    assert len(content["images"]) == 2 and content["annotations"]
+    tasks = json.loads((tmp_path / "second" / "labelstudio.json").read_text())
+    assert {m["from_name"] for task in tasks for m in task["predictions"][0]["result"]} == {"tag"}
+    assert list((tmp_path / "third" / "masks").glob("*/00?_*.png"))
 
 
 def test_the_smallest_method_is_evaluated_and_segments(follow, root, tree):

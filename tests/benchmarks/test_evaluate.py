@@ -105,7 +105,7 @@ def test_counts_are_those_of_the_saved_predictions(make_voc, by_colour, tmp_path
     run = make_run(make_voc(3), folders=PictureFolders(tmp_path / "maps"))
     found = areas(evaluate_group([run], tasks_of(by_colour), tmp_path / "out"), run)
     for index, sample in enumerate(run.dataset.samples):
-        predicted = np.asarray(Image.open(tmp_path / "maps" / f"{sample.stem}.png"))
+        predicted = np.asarray(Image.open(tmp_path / "maps" / f"{sample.name}.png"))
         expected = plain_areas(predicted, run.dataset.read_label(index), 21)
         for name, row in zip(("intersect", "pred_area", "label_area"), expected, strict=True):
             assert np.array_equal(found[name][index], row), name

@@ -17,12 +17,14 @@ from PIL import Image
 
 pytest.importorskip("mmseg")
 
+from talk2dino import label_map, load_segmenter
 from talk2dino.__main__ import main as project_main
-from talk2dino.benchmarks.results import read_counts, read_result
+from talk2dino.benchmarks.results import markdown_table, read_counts, read_result
 from talk2dino.cli.compare import main as compare
 from talk2dino.cli.evaluate import main
 from talk2dino.cli.evaluate_published import main as published_main
 from talk2dino.cli.report import main as report
+from talk2dino.pictures.images import read_rgb
 
 MINIATURES = Path(__file__).parents[1] / "parity" / "data" / "seg" / "data"
 TOY = ["--model", "toy", "--weights", "seeded:0", "--device", "cpu"]
@@ -74,6 +76,23 @@ def script_command(root, output, *flags, launcher=()):
     return [str(word) for word in words]
 
 
+def test_sizes_stitching_and_refinements_of_flags_are_those_of_python(tmp_path):
+    sizes = {"short_side": 168, "window": 112, "stride": 56, "stitch": "hann"}
+    refine = {"refine": "smoothing,propagation", "propagation_graph": "image"}
+    flags = [word for pair in (sizes | refine).items() for word in (f"--{pair[0]}", pair[1])]
+    assert evaluate(tmp_path / "results", *flags, "--save_predictions", tmp_path / "labels") == 0
+    (path,) = files_below(tmp_path / "results")
+    settings = read_result(path)["settings"]
+    assert settings["segmenter"]["sizes"] == sizes
+    assert settings["segmenter"]["propagation_graph"] == "image"
+    segmenter = load_segmenter("toy", "seeded:0", benchmark="voc20", **sizes, **refine)
+    query = segmenter.query(read_result(path)["classes"])
+    for saved in (tmp_path / "labels").rglob("*.png"):
+        image = MINIATURES / PASCAL / "JPEGImages" / f"{saved.stem}.jpg"
+        expected = label_map(segmenter, read_rgb(image), query)
+        assert np.array_equal(np.asarray(Image.open(saved)), expected)
+
+
 def test_one_json_and_its_counts_per_run(voc20):
     (path,) = files_below(voc20)
     result, counts = read_result(path), read_counts(path)
@@ -97,14 +116,24 @@ def test_one_json_and_its_counts_per_run(voc20):
     assert result["timing"]["peak_memory_mib"] > 100
 
 
-def test_the_table_stands_beside_the_paper(voc20):
+def test_the_table_has_columns_for_a_paper_where_it_has_numbers(voc20):
     (table,) = files_below(voc20, "table_toy_*.md")
     lines = table.read_text().splitlines()
-    header = [cell.strip() for cell in lines[0].strip("|").split("|")]
-    assert header[:5] == ["benchmark", "mIoU", "95 %", "paper", "difference"]
+    assert [cell.strip() for cell in lines[0].split("|")][1:5] == [
+        "benchmark",
+        "mIoU",
+        "95 %",
+        "mAcc",
+    ]
     assert "voc20" in lines[2]
     (csv,) = files_below(voc20, "table_toy_*.csv")
     assert csv.read_text().startswith("benchmark,mIoU,95 %,paper,difference")
+    result = read_result(files_below(voc20)[0])
+    beside = markdown_table([{**result, "published": 80.0}, {**result, "benchmark": "voc"}])
+    assert [cell.strip() for cell in beside.splitlines()[0].split("|")][4:6] == [
+        "paper",
+        "difference",
+    ]
 
 
 def test_the_same_command_again_changes_nothing(voc20, capsys):

@@ -1,11 +1,10 @@
-"""Pictures with their masks, and the panel that shows them."""
+"""Pictures with their masks."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from talk2dino.toy.examples import list_examples, read_examples
-from talk2dino.toy.panel import ROW_TITLES, Panel, draw_panels
 
 
 @pytest.fixture
@@ -42,14 +41,3 @@ def test_an_empty_or_missing_list_is_named(voc):
     listing.unlink()
     with pytest.raises(FileNotFoundError, match=r"val\.txt: no such file"):
         list_examples(voc)
-
-
-def test_the_panel_has_a_row_per_title_and_a_column_per_picture(voc):
-    example = next(read_examples(voc))
-    columns = [Panel(example, example.mask, example.mask * 0)] * 2
-    colours = np.array([(9, 9, 9), (250, 250, 250)], np.uint8)
-    one, two = (draw_panels(columns[:n], ["coal", "chalk"], colours) for n in (1, 2))
-    assert one.height > 32 * len(ROW_TITLES)
-    assert two.width >= one.width
-    pixels = np.asarray(two)
-    assert (pixels[:, :, 0] == 9).sum() > 3 * 2 * 512  # the dark class in three rows

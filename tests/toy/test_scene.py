@@ -1,5 +1,7 @@
 """The drawn pictures: deterministic, and their masks are true."""
 
+import hashlib
+
 import numpy as np
 import pytest
 
@@ -9,8 +11,8 @@ from talk2dino.toy.scene import CLASS_NAMES, class_palette, draw_scene
 from talk2dino.toy.textures import TEXTURES, draw_texture
 
 
-def scenes(count, size=96):
-    return [draw_scene(size, np.random.default_rng([0, index])) for index in range(count)]
+def scenes(count, size=96, world=1):
+    return [draw_scene(size, np.random.default_rng([0, index]), world) for index in range(count)]
 
 
 def test_the_same_seed_draws_the_same_picture():
@@ -18,6 +20,14 @@ def test_the_same_seed_draws_the_same_picture():
     np.testing.assert_array_equal(first.image, second.image)
     np.testing.assert_array_equal(first.mask, second.mask)
     assert first.objects == second.objects
+
+
+@pytest.mark.parametrize(("world", "digest"), [(1, "8caacd4f9b473fed"), (2, "38dc0583174c281e")])
+def test_the_pictures_of_a_world_stay_as_they_were_first_drawn(world, digest):
+    drawn = hashlib.sha256()
+    for scene in scenes(24, world=world):
+        drawn.update(scene.image.tobytes() + scene.mask.tobytes())
+    assert drawn.hexdigest().startswith(digest)
 
 
 def test_different_seeds_draw_different_pictures():

@@ -251,6 +251,15 @@ Matrix = np.ndarray | SparseRows
 """int64, dense or sparse as fits."""
 
 
+def first_columns(matrix: Matrix, count: int) -> Matrix:
+    """The matrix without its columns from `count` on."""
+    if not isinstance(matrix, SparseRows):
+        return matrix[:, :count]
+    kept = matrix.columns < count
+    parts = (part[kept] for part in (matrix.rows, matrix.columns, matrix.values))
+    return SparseRows(*parts, (matrix.shape[0], count))
+
+
 def stacked_areas(images: Iterable[ImageCounts], num_classes: int) -> dict[str, Matrix]:
     """`intersect`, `union`, `pred_area`, `label_area` (N, C) and `confusion` (C, C), int64.
 

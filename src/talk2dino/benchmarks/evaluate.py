@@ -194,7 +194,7 @@ def _unfinished(
         index
         for index in range(share.job_id, len(samples), share.num_jobs)
         if not all(
-            index in counts[run.name] and run.folders.complete(samples[index].stem) for run in runs
+            index in counts[run.name] and run.folders.complete(samples[index].name) for run in runs
         )
     ]
 
@@ -241,7 +241,7 @@ def _finished(
             results[place] = add_borders(results[place], maps, target, classes, protocol)
         if run.folders.wanted():
             ids = maps.numpy().astype(np.uint8 if len(palette) <= 256 else np.uint16)
-            run.folders.write(run.dataset.samples[index].stem, ids, target.numpy(), palette)
+            run.folders.write(run.dataset.samples[index].name, ids, target.numpy(), palette)
     return index, results
 
 

@@ -7,18 +7,23 @@ import contextlib
 import dataclasses
 import io
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from talk2dino.cli import evaluate
+from talk2dino.cli import evaluate, train
 from talk2dino.cli.entry import DONE, Command, run_command
+from talk2dino.cli.flags import add_flags
 from talk2dino.files import atomic_path
+from talk2dino.textfiles import parse_yaml
 
 if TYPE_CHECKING:
     from talk2dino.benchmarks.evaluate import Run
     from talk2dino.benchmarks.job import Job
+    from talk2dino.methods.talk2dino.training.job import TrainJob
 
 DEFAULT = "default"
 OPTIONS = (
@@ -29,8 +34,10 @@ OPTIONS = (
 """What is tried unless it is said: every option alone, then chosen combinations."""
 _NO_OPTIONS = ("weights", "vision_weights", "text_weights")
 
-Plan = list[tuple[Path, "Job", dict[str, list["Run"]]]]
-"""Per data root: one job for everything, and the runs of each variant."""
+Changes = dict[str, str]
+"""Keys of a recipe with other values, as they are written in YAML."""
+Variants = dict[str, tuple[Changes, list[str]]]
+"""Per variant: what it is trained with, and its flags of evaluate."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,7 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=list(OPTIONS),
         metavar="O",
-        help="flags of evaluate without dashes; + combines: propagation short_side=560+stitch=hann",
+        help="flags of evaluate without dashes, keys of a recipe with --train_dataset; + combines: "
+        "propagation short_side=560+stitch=hann alignment_strategy=soft_routing",
     )
     parser.add_argument(
         "--benchmarks", default="toy", help="all of the model's publication, or names with commas"
@@ -58,46 +66,60 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights", nargs="+", metavar="W", help="of the model: one, or one per --data_root"
     )
     parser.add_argument(
+        "--train_dataset",
+        nargs="+",
+        metavar="F",
+        help="feature files, one or one per --data_root: the default and every variant with keys "
+        "of a recipe are trained first, with the seeds 0, 1, ... in the order of --data_root",
+    )
+    parser.add_argument(
+        "--val_dataset", nargs="+", metavar="F", help="the same, for the validation loss"
+    )
+    add_flags(parser, "methods.talk2dino.training.loop:LoopSettings", "scheduler")
+    parser.add_argument(
         "--output", type=Path, default=Path("results/ablation"), help="folder of results and table"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<i> or mps")
 
 
-def check(args: argparse.Namespace) -> Plan:
+def check(args: argparse.Namespace) -> Variants:
     """Find all data, and refuse unknown options, before weights are loaded."""
-    given = args.weights or [None]
-    weights = given * len(args.data_root) if len(given) == 1 else given
-    if len(weights) != len(args.data_root):
-        raise ValueError(
-            f"--weights names {len(weights)} files for {len(args.data_root)} folders of "
-            "--data_root. Give one, or one for each."
-        )
-    variants = {DEFAULT: [], **{v: _flags(v, args.model) for v in args.options}}
-    plan: Plan = []
-    for place, (root, own) in enumerate(zip(args.data_root, weights, strict=True), start=1):
-        shared = ["--model", args.model, "--device", args.device, "--data_root", str(root)]
-        shared += ["--benchmarks", args.benchmarks]
-        shared += ["--output", str(args.output / str(place) if place > 1 else args.output)]
-        shared += [] if own is None else ["--weights", own]
-        found = {name: _prepared(name, [*shared, *flags]) for name, flags in variants.items()}
-        evaluations = [entry for job, _ in found.values() for entry in job.evaluations]
-        job = dataclasses.replace(found[DEFAULT][0], evaluations=evaluations, one_by_one=True)
-        plan.append((root, job, {name: runs for name, (_, runs) in found.items()}))
-    return plan
+    for flag in ("weights", "train_dataset", "val_dataset"):
+        given = getattr(args, flag)
+        if given is not None and len(given) not in (1, len(args.data_root)):
+            raise ValueError(
+                f"--{flag} names {len(given)} files for {len(args.data_root)} folders of "
+                "--data_root. Give one, or one for each."
+            )
+    if args.weights and args.train_dataset:
+        raise ValueError("--train_dataset makes the weights: leave --weights out")
+    variants = {DEFAULT: ({}, []), **{v: _parts(v, args) for v in args.options}}
+    with TemporaryDirectory() as folder:
+        for place in range(len(args.data_root)):
+            for variant in _trained(args, variants):
+                _training(args, place, variant, variants[variant][0], Path(folder))
+            _evaluation(args, place, variants, Path(folder), trained=False)
+    return variants
 
 
-def run(args: argparse.Namespace, plan: Plan) -> int:
-    """Evaluate what is missing, compare, and write the table."""
+def run(args: argparse.Namespace, variants: Variants) -> int:
+    """Train and evaluate what is missing, compare, and write the table."""
     from talk2dino.benchmarks.job import run_job
     from talk2dino.cli.evaluation import Bars
     from talk2dino.processes import Processes
 
     rows = []
-    for root, job, variants in plan:
-        runs = [run for group in variants.values() for run in group]
+    for place, root in enumerate(args.data_root):
+        for variant in _trained(args, variants):
+            typed, job = _training(args, place, variant, variants[variant][0], args.output)
+            print(f"training for {variant} in {root}: {job.out}", flush=True)
+            if code := train.run(typed, job):
+                return code
+        job, found = _evaluation(args, place, variants, args.output)
+        runs = [run for group in found.values() for run in group]
         print(f"{len(runs)} runs of {args.model} in {root}; results in {job.output}", flush=True)
         run_job(job, runs, progress=Bars(Processes()))
-        rows += [{"data_root": str(root), **row} for row in _compared(job.output, variants)]
+        rows += [{"data_root": str(root), **row} for row in _compared(job.output, found)]
     content = {"model": args.model, "rows": rows}
     table = _markdown(rows, [str(root) for root in args.data_root])
     path = args.output / "ablation.md"
@@ -109,38 +131,114 @@ def run(args: argparse.Namespace, plan: Plan) -> int:
     return DONE
 
 
-def _flags(variant: str, model: str) -> list[str]:
-    """The flags of evaluate that a variant stands for.
+def _parts(variant: str, args: argparse.Namespace) -> tuple[Changes, list[str]]:
+    """The keys of a recipe and the flags of evaluate that a variant stands for.
 
     Raises:
-        ValueError: an unknown model, or an option that it does not have.
+        ValueError: an unknown model, an option that it does not have, or nothing to train on.
     """
     from talk2dino.config import check_name
     from talk2dino.methods.registry import method_class, option_names, owners_of
+    from talk2dino.methods.talk2dino.method import Talk2DinoMethod
+    from talk2dino.methods.talk2dino.recipe import recipe_keys
     from talk2dino.sizes import Sizes
 
-    known = [*option_names(method_class(model)), *(f.name for f in dataclasses.fields(Sizes))]
+    method = method_class(args.model)
+    known = [*option_names(method), *(f.name for f in dataclasses.fields(Sizes))]
     known = [name for name in known if name not in _NO_OPTIONS]
-    words = [word.strip() for word in variant.split("+")]
-    for name in (word.partition("=")[0] for word in words):
-        try:
-            check_name(f"option of {model}", name, known)
-        except ValueError as error:
-            raise ValueError(f"{error} {owners_of(name)}") from None
-    return [f"--{word}" for word in words]
+    keys = recipe_keys() if method is Talk2DinoMethod else {}
+    changes, flags = {}, []
+    for word in (word.strip() for word in variant.split("+")):
+        name, _, value = word.partition("=")
+        if name not in keys:
+            try:
+                check_name(f"option of {args.model}", name, known)
+            except ValueError as error:
+                raise ValueError(f"{error} {owners_of(name)}") from None
+            flags.append(f"--{word}")
+            continue
+        if args.train_dataset is None:
+            raise ValueError(f"--options {variant}: {name} needs a training: add --train_dataset")
+        changes[name] = value
+    return changes, flags
 
 
-def _prepared(variant: str, argv: Sequence[str]) -> tuple[Job, list[Run]]:
-    """What the evaluator makes of a command line."""
+def _trained(args: argparse.Namespace, variants: Variants) -> list[str]:
+    """The variants that have a training, the first of those with the same one."""
+    if args.train_dataset is None:
+        return []
+    first: dict[str, str] = {}
+    for variant, (changes, _) in variants.items():
+        first.setdefault(_slug(changes), variant)
+    return list(first.values())
+
+
+def _slug(changes: Changes) -> str:
+    """What the recipe and the weights of a training are called."""
+    return re.sub(r"[^\w.]+", "-", "_".join("=".join(pair) for pair in changes.items())) or DEFAULT
+
+
+def _training(
+    args: argparse.Namespace, place: int, variant: str, changes: Changes, folder: Path
+) -> tuple[argparse.Namespace, TrainJob]:
+    """A training as `train` takes it, which goes on where it stopped; its recipe is in `folder`."""
+    from talk2dino.methods.talk2dino.method import MODELS
+    from talk2dino.methods.talk2dino.recipe import write_recipe
+
+    values = {key: parse_yaml(value, f"--options {variant}") for key, value in changes.items()}
+    recipe = folder / "trained" / f"{_slug(changes)}.yaml"
+    write_recipe(MODELS.get(args.model, args.model), values, recipe)
+    words = ["--model", str(recipe), "--out", str(_weights(args, place, changes)), "--resume"]
+    words += ["--seed", str(place), "--scheduler", args.scheduler, "--device", args.device]
+    words += ["--train_dataset", _of(args.train_dataset, place)]
+    words += ["--val_dataset", _of(args.val_dataset, place)] if args.val_dataset else []
+    typed = _typed(train.COMMAND, variant, words)
+    return typed, train.check(typed)
+
+
+def _weights(args: argparse.Namespace, place: int, changes: Changes) -> Path:
+    return _results(args, place) / "trained" / f"{_slug(changes)}.pth"
+
+
+def _results(args: argparse.Namespace, place: int) -> Path:
+    """The folder of the results of one data root."""
+    output: Path = args.output
+    return output / str(place + 1) if place else output
+
+
+def _of(given: Sequence[str], place: int) -> str:
+    return given[0] if len(given) == 1 else given[place]
+
+
+def _evaluation(
+    args: argparse.Namespace, place: int, variants: Variants, folder: Path, trained: bool = True
+) -> tuple[Job, dict[str, list[Run]]]:
+    """One job for all variants in a data root, and the runs of each."""
+    shared = ["--device", args.device, "--data_root", str(args.data_root[place])]
+    shared += ["--benchmarks", args.benchmarks, "--output", str(_results(args, place))]
+    found = {}
+    for variant, (changes, flags) in variants.items():
+        recipe = folder / "trained" / f"{_slug(changes)}.yaml" if changes else args.model
+        words = ["--model", str(recipe), *shared, *flags]
+        if args.train_dataset:
+            words += ["--weights", str(_weights(args, place, changes)) if trained else "seeded:0"]
+        elif args.weights:
+            words += ["--weights", _of(args.weights, place)]
+        found[variant] = evaluate.prepared(_typed(evaluate.COMMAND, variant, words))
+    evaluations = [entry for job, _ in found.values() for entry in job.evaluations]
+    job = dataclasses.replace(found[DEFAULT][0], evaluations=evaluations, one_by_one=True)
+    return job, {variant: runs for variant, (_, runs) in found.items()}
+
+
+def _typed(command: Command, variant: str, argv: Sequence[str]) -> argparse.Namespace:
+    """The flags of another command; what it says of wrong ones is said of the variant."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            parser = evaluate.COMMAND.parser(argv=argv)
-            args = parser.parse_args(argv, argparse.Namespace(typed=argv))
+            return command.parser(argv=argv).parse_args(argv, argparse.Namespace(typed=argv))
     except SystemExit:
         complaint = said.getvalue().strip().rpartition("error: ")[2]
         raise ValueError(f"--options {variant}: {complaint}") from None
-    return evaluate.prepared(args)
 
 
 def _compared(folder: Path, variants: dict[str, list[Run]]) -> list[dict[str, Any]]:

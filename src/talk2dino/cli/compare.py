@@ -71,22 +71,25 @@ def run(args: argparse.Namespace, runs: list[EvaluatedRun]) -> int:
 def _text(found: Comparison, most: int) -> str:
     from talk2dino.report.compare import DRAWS
 
-    low, high = found.interval
     lines = [f"{found.first.title}, {found.first.result['num_images']} images"]
     lines += [
         f"{letter}  {run.result['mIoU']:6.2f}  {run.label}  ({run.path.name})"
         for letter, run in (("A", found.first), ("B", found.second))
     ]
-    lines += [
-        "",
-        f"B - A: {found.difference:+.2f} points of mIoU, 95 % interval {low:+.2f} to {high:+.2f} "
-        "(paired, over images)",
-        f"B is better in {100 * found.better:.1f} % of {DRAWS:,} draws",
-    ]
-    for title, what in (("classes", "per_class"), ("images", "images")):
-        if shown := found.most(what, most):
-            lines += ["", f"{title} that differ most:"]
-            lines += [f"{value:+8.2f}  {name}" for name, value in shown]
+    for measure, differences in (("mIoU", found), ("boundary mIoU", found.boundary)):
+        if differences is None:
+            continue
+        low, high = differences.interval
+        lines += [
+            "",
+            f"B - A: {differences.difference:+.2f} points of {measure}, 95 % interval "
+            f"{low:+.2f} to {high:+.2f} (paired, over images)",
+            f"B is better in {100 * differences.better:.1f} % of {DRAWS:,} draws",
+        ]
+        for title, what in (("classes", "per_class"), ("images", "images")):
+            if shown := differences.most(what, most):
+                lines += ["", f"{title} that differ most:"]
+                lines += [f"{value:+8.2f}  {name}" for name, value in shown]
     return "\n".join(lines)
 
 

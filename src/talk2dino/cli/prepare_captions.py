@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"the result of merge ({MERGED} in --dstdir), makepair (<metafile>_pair.csv) and "
         "json2csv (<metafile>.csv)",
     )
-    parser.add_argument("--processors", type=int, default=8, help="processes, and parts of filter")
+    parser.add_argument("--processors", type=int, default=8, help="filter: processes, and parts")
     parser.add_argument("--seed", type=int, default=0, help="of the pairs")
     parser.add_argument(
         "--header", choices=HEADERS, default="auto", help="whether filter's input names its columns"
@@ -168,7 +168,7 @@ def _pair(args: argparse.Namespace) -> int:
     from talk2dino.methods.ovsegmentor.data.pairs import make_pairs
 
     out = _out(args)
-    rows = make_pairs(args.metafile, out, args.seed, args.processors, _part_bar)
+    rows = make_pairs(args.metafile, out, args.seed, _part_bar)
     print(f"{out}: {rows} rows")
     return DONE
 

@@ -62,7 +62,10 @@ def check(args: argparse.Namespace) -> tuple[FeatureFile, Tensor]:
 
 def run(args: argparse.Namespace, opened: tuple[FeatureFile, Tensor]) -> int:
     """Print what fits best, with its cosine, and draw it."""
+    from functools import partial
+
     from talk2dino.methods.talk2dino.api import Talk2DINO
+    from talk2dino.methods.talk2dino.training.columns import Rows
     from talk2dino.methods.talk2dino.training.retrieval import best_rows
 
     store, column = opened
@@ -77,7 +80,9 @@ def run(args: argparse.Namespace, opened: tuple[FeatureFile, Tensor]) -> int:
             f"{args.store} holds vectors of width {column.shape[-1]}, but {args.model} needs "
             f"{expected}. Name the --model that the features were extracted for."
         )
-    cosines, rows = best_rows(query, column, args.top, project)
+    key = IMAGES if by_text else CAPTIONS
+    read = partial(Rows(store, (key,)).block, key) if store.mapped_from else None
+    cosines, rows = best_rows(query, column, args.top, project, read)
     pictures = rows if by_text else store.caption_rows[rows]
     names = [_name(store.images[row]) for row in pictures.tolist()]
     found = zip(cosines.tolist(), rows.tolist(), names, strict=True)

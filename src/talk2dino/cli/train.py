@@ -154,7 +154,6 @@ def _job(args: argparse.Namespace) -> TrainJob:
         loop=from_flags(LoopSettings, args, train=train),
         images=ImageOptions(features, data_dir, args.workers, int(args.cache_gb * 1e9)),
         logger="wandb" if args.use_wandb else args.logger,
-        save_heads=args.save_head_activations,
         command=typed_command(COMMAND, "train.py", args, but=("resume", "overwrite")),
     )
 

@@ -141,10 +141,6 @@ class Chunks:
         }
         return Chunk(columns, _failures(about), about["captions"])
 
-    def remove(self) -> None:
-        """Delete the folder."""
-        shutil.rmtree(self.folder)
-
     def _put_together(self, folder: Path, order: Tensor | None) -> None:
         """Write `<key>.rows`, the raw rows of all chunks, and what else they say."""
         count, failures, captions = 0, dict[int, str](), list[str]()

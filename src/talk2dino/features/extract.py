@@ -54,7 +54,7 @@ class ImageSettings:
     model: str = "dinov2_vitl14_reg"
     """Vision backbone; see talk2dino.backbones.vision."""
     weights: str | None = None
-    """`pretrained`, a path, or `seeded:<n>`; None means the model's default."""
+    """`pretrained`, a file, or `seeded:<n>` (default: the model's own)."""
     resize_dim: int = 518
     """Short side after resizing, in pixels."""
     crop_dim: int = 518
@@ -71,11 +71,11 @@ class ImageSettings:
     compile: bool = False
     """Compile the backbone, which takes a minute at the start and is faster afterwards."""
     blip_model: str | None = None
-    """Captioning model that replaces the captions; None keeps them."""
+    """BLIP model that writes new captions in place of the old ones."""
     device: str = "auto"
-    """Where the models run."""
+    """Where the models run: auto, cpu, cuda, cuda:<n> or mps."""
     batch_size: int = 64
-    """Images per forward pass; on a CPU at most CPU_BATCH."""
+    """Images per forward pass (on a CPU fewer)."""
     workers: int = 2
     """Processes that read images."""
 
@@ -199,7 +199,7 @@ def extract_split(
     if len(failures) == total:
         job.discard(output)
         raise RuntimeError(f"none of the {total} images could be read; {failures[0]}")
-    in_place = data.path.resolve() == output.files[0].resolve()
+    in_place = data.is_path(output.files[0])
     if in_place and len(failures) > max_failures:
         raise RuntimeError(
             f"{len(failures)} of {total} images could not be read ({failures[0]}), and "

@@ -7,7 +7,6 @@ Several processes on one job share the folder: the first one makes and removes i
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -27,7 +26,6 @@ from talk2dino.processes import Processes
 from talk2dino.progress import Progress
 
 SETTINGS = "settings.json"
-_FAILED = "failed.txt"
 
 
 @dataclass(frozen=True)
@@ -39,11 +37,11 @@ class Division:
     in_batch_offset: int = 0
     """First split that is worked on."""
     job_id: int | None = None
-    """The only split that is worked on; None for all from the first one on."""
+    """The only split that is worked on (default: all from the first one on)."""
     out_offset: int = 0
     """Added to the number in `<stem>_<number>.pth`, or to the number of every shard."""
     n_shards: int = 0
-    """Shards per split; 0 writes `.pth` files."""
+    """Shards per split; without shards, one `.pth` file per split."""
 
     def __post_init__(self) -> None:
         if self.n_in_splits < 1 or self.n_shards < 0:
@@ -230,7 +228,6 @@ class Job:
         if known is None or differing:
             self._clear()
             _write(self.folder / SETTINGS, json.dumps(settings, indent=1))
-        (self.folder / _FAILED).unlink(missing_ok=True)
 
     def join(self, processes: Processes) -> None:
         """Work on this job together with others; each calls this before anything else.
@@ -246,26 +243,6 @@ class Job:
         self.processes = processes
         self.resumed = processes.gather(self.resumed)[0]
 
-    def tell_others(self, problem: str) -> str:
-        """Leave word for the other processes that this one has failed; the first word counts.
-
-        Returns:
-            The word.
-        """
-        word = f"process {self.processes.rank} of {self.processes.count} failed: {problem}"
-        # Another may have been first, or nothing can be written: then they see this one end.
-        with contextlib.suppress(OSError), (self.folder / _FAILED).open("x") as file:
-            file.write(word)
-        return word
-
-    def check_others(self) -> None:
-        """Raise RuntimeError, with its message, if another process has failed."""
-        path = self.folder / _FAILED
-        if self.processes.count > 1 and path.exists():
-            # Empty while it is being written, or if the disk is full.
-            word = path.read_text(encoding="utf-8")
-            raise RuntimeError(word or "another process of this extraction failed; it says why")
-
     def pending(self) -> list[Output]:
         """The outputs that are not written yet."""
         return [output for output in self.outputs if not self._done(output).exists()]
@@ -273,15 +250,14 @@ class Job:
     def collected(self, output: Output, work: Work, progress: Progress) -> Chunk | None:
         """Do what an earlier run has not done of `output`, and put all of it together.
 
-        Every process works on chunks of its own. An error in one of them ends all, with its
-        message.
+        Every process works on chunks of its own. When one of them fails, the others end too.
 
         Returns:
             The finished rows; None in every process but the first.
 
         Raises:
             ValueError: an earlier run worked on another input.
-            RuntimeError: rows could not be written, or another process failed.
+            RuntimeError: rows could not be written, or another process has ended.
         """
         # What the first finds counts: times and places of the same pictures may differ elsewhere.
         chunks = self._chunks(output, work) if self.leads else None
@@ -290,20 +266,8 @@ class Job:
         if chunks is None:
             folder = self.folder / _name(output)
             chunks = Chunks(folder, fingerprint, work.total, work.batch_size)
-        problem: Exception | None = None
-        word = ""
-        try:
-            self._work(chunks, finished, work, progress)
-        except Exception as error:
-            if self.processes.count == 1:
-                raise
-            problem, word = error, self.tell_others(f"{error}" or type(error).__name__)
-        words = self._gather(word)
-        if problem is not None:
-            raise problem
-        if any(words):
-            self.check_others()
-            raise RuntimeError(next(filter(None, words)))  # nobody could write it down
+        self._work(chunks, finished, work, progress)
+        self._gather(None)  # every chunk is there
         return chunks.together(work.order) if self.leads else None
 
     def _work(self, chunks: Chunks, finished: set[int], work: Work, progress: Progress) -> None:
@@ -320,7 +284,6 @@ class Job:
                 chunks.write(number, result)
                 if number == left[0]:
                     chunks.check_room(number, len(finished) + 1)
-                self.check_others()
                 bar.update(len(chunks.items(number)))
 
     def _chunks(self, output: Output, work: Work) -> Chunks:

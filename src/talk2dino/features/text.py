@@ -53,7 +53,7 @@ class TextSettings:
     model: str = "ViT-B/16"
     """Text encoder; see talk2dino.backbones.text. A name with `bert` in it loads that BERT."""
     weights: str | None = None
-    """`pretrained`, a path, or `seeded:<n>`; None means the model's default."""
+    """`pretrained`, a file, or `seeded:<n>` (default: the model's own)."""
     dense: bool = False
     """Also store every position: clip_txt_out_tokens and text_input_mask."""
     second_last: bool = False
@@ -61,9 +61,9 @@ class TextSettings:
     dtype: str = "float32"
     """Number type of the stored tensors; masks and positions keep theirs."""
     device: str = "auto"
-    """Where the encoder runs."""
+    """Where the encoder runs: auto, cpu, cuda, cuda:<n> or mps."""
     batch_size: int = 256
-    """Captions per forward pass; on a CPU at most CPU_BATCH."""
+    """Captions per forward pass (on a CPU fewer)."""
     amp: str = ""
     """Number type of mixed precision, a name of AMP_TYPES; empty for float32 throughout."""
 
@@ -140,7 +140,7 @@ def extract_text_split(
     """
     features = data.split(output.split, output.num_splits).features
     settings = encoder.settings
-    in_place = data.path.resolve() == output.files[0].resolve()
+    in_place = data.is_path(output.files[0])
     keep = in_place and not job.overwrite
     if keep and not job.resumed:
         _check_adds_something(features, settings, data)

@@ -18,8 +18,11 @@ from talk2dino.config import check_at_least
 from talk2dino.files import weights_identity
 from talk2dino.methods.base import Method, MethodOptions, PictureRules, published
 from talk2dino.methods.freeda.bank import check_bank, load_bank
-from talk2dino.methods.freeda.segmenter import FreeDASegmenter
-from talk2dino.methods.freeda.superpixels import Superpixels, import_felzenszwalb
+from talk2dino.methods.freeda.segmenter import (
+    FreeDASegmenter,
+    Superpixels,
+    import_felzenszwalb,
+)
 from talk2dino.segmenter import Segmenter
 from talk2dino.sizes import Protocol
 

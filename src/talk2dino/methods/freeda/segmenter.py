@@ -7,31 +7,94 @@ Nothing is learned.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from talk2dino.backbones.clip_image import ClipImage, exact_positions
 from talk2dino.backbones.templates import check_names, get_templates
 from talk2dino.backbones.text import TextEncoder
 from talk2dino.backbones.vision import VisionBackbone
 from talk2dino.devices import in_float32
+from talk2dino.methods.dense import WordSegmenter
 from talk2dino.methods.freeda.bank import Bank
-from talk2dino.methods.freeda.superpixels import Superpixels, pool_regions, region_weights
-from talk2dino.segmenter import (
-    ClassQuery,
-    ClassWords,
-    Words,
-    make_query,
-    pool_words,
-    with_background,
-)
-from talk2dino.sizes import Protocol
+from talk2dino.segmenter import ClassQuery, pool_words, with_background
 
 _LOCAL, _GLOBAL = 0.8, 0.2
+
+
+# -- Superpixels, and the mean of patch features over each of them --
+
+
+@dataclass(frozen=True)
+class Superpixels:
+    """Settings of Felzenszwalb's method."""
+
+    scale: float
+    """Larger ones with larger values."""
+    sigma: float
+    """Of the Gaussian before."""
+    min_size: int
+    """In pixels; smaller ones join a neighbour."""
+
+    def of(self, window: Tensor) -> Tensor:
+        """A window (3, h, w) RGB in [0, 255] to labels (h, w) int64 from 0, on the CPU."""
+        pixels = (window.float().cpu() / 255).permute(1, 2, 0).contiguous().numpy()
+        felzenszwalb = import_felzenszwalb()
+        labels = felzenszwalb(pixels, self.scale, self.sigma, self.min_size)
+        return torch.from_numpy(labels).long()
+
+
+def region_weights(labels: Tensor, grid: tuple[int, int]) -> Tensor:
+    """How much of each region every patch sees: (R, gh * gw).
+
+    That is what bilinear interpolation of each region's mask, with aligned corners and without
+    antialias, gives at the grid. A region between the sample points gets nothing.
+
+    Args:
+        labels: (H, W) int64, 0 to R - 1.
+        grid: of patches.
+    """
+    (rows, of_rows), (columns, of_columns) = map(_axis_weights, labels.shape, grid)
+    seen = labels[rows[..., None, None], columns]  # (2, gh, 2, gw)
+    weights = of_rows[..., None, None] * of_columns
+    patches = torch.arange(grid[0] * grid[1]).view(1, grid[0], 1, grid[1]).expand_as(seen)
+    found = weights.new_zeros(int(labels.max()) + 1, grid[0] * grid[1])
+    return found.index_put_((seen, patches), weights, accumulate=True)
+
+
+def _axis_weights(length: int, points: int) -> tuple[Tensor, Tensor]:
+    """Which pixels of a side are interpolated at each point, and how much of each: (2, points)."""
+    basis = torch.eye(length)[None]
+    weights = F.interpolate(basis, points, mode="linear", align_corners=True)[0]
+    largest = weights.topk(min(2, length), dim=0)
+    return largest.indices, largest.values
+
+
+def pool_regions(weights: Tensor, patches: Tensor) -> Tensor:
+    """Weighted means (R, D) of patches (P, D); 0 for a region that no patch sees."""
+    total = weights.sum(dim=1, keepdim=True)
+    return weights @ patches / (total + torch.finfo(torch.float32).eps)
+
+
+def import_felzenszwalb() -> Callable[..., Any]:
+    """scikit-image's function; nothing else needs the library."""
+    try:
+        from skimage.segmentation import felzenszwalb
+    except ImportError as error:
+        raise ImportError(
+            "superpixels need scikit-image: pip install scikit-image. Or score patches in their "
+            "place: --superpixels off"
+        ) from error
+    found: Callable[..., Any] = felzenszwalb
+    return found
+
+
+# -- The segmenter --
 
 
 class FreeDAFeatures(NamedTuple):
@@ -46,7 +109,7 @@ class FreeDAFeatures(NamedTuple):
     between the patches. Empty without superpixels."""
 
 
-class FreeDASegmenter(nn.Module):
+class FreeDASegmenter(WordSegmenter):
     """The method behind the seam; rows are (C, D + E): a prototype and a text, each a unit vector.
 
     Args:
@@ -74,8 +137,12 @@ class FreeDASegmenter(nn.Module):
         self.bank = bank
         self.neighbours = neighbours
         self.superpixels = superpixels
-        self.words = ClassWords()
-        self.protocol = Protocol()
+
+    @property
+    def deciding(self) -> tuple[Any, ...]:
+        """Both backbones, and the superpixels."""
+        names = ((part.name, part.weights) for part in (self.image, self.vision))
+        return *names, self.superpixels
 
     @property
     def device(self) -> torch.device:
@@ -97,13 +164,6 @@ class FreeDASegmenter(nn.Module):
         means = prompts.unflatten(0, (len(names), len(templates))).mean(dim=1)
         return F.normalize(means, eps=1e-6)
 
-    def query(
-        self, names: Sequence[str], background: float | None = None, words: Words | None = None
-    ) -> ClassQuery:
-        """See `Segmenter.query`; the background is a constant score, the threshold."""
-        labels, of_labels = self.words.lists(names, background, words)
-        return make_query(labels, background, of_labels, self.embed_classes, self.words.pooling)
-
     # -- From windows to scores --
 
     def clip_input(self, windows: Tensor) -> Tensor:
@@ -121,22 +181,9 @@ class FreeDASegmenter(nn.Module):
             tokens = block(tokens)
         return F.normalize(self.image.project(tokens[:, 0]), dim=-1)
 
-    def shares_features(self, other: object) -> bool:
-        """Whether `other` computes the same `patch_features`."""
-        return (
-            isinstance(other, FreeDASegmenter)
-            and self.superpixels == other.superpixels
-            and all(
-                (mine.name, mine.weights) == (its.name, its.weights)
-                for mine, its in ((self.image, other.image), (self.vision, other.vision))
-            )
-        )
-
     @in_float32
     def patch_features(self, windows: Tensor) -> FreeDAFeatures:
         """Windows (B, 3, h, w) RGB in [0, 255], each on its own, to patches and regions."""
-        if windows.ndim != 4 or windows.shape[1] != 3:
-            raise ValueError(f"windows must be (B, 3, h, w), found {tuple(windows.shape)}.")
         patches = self.vision(self.dino_input(windows)).patches
         regions = []
         if self.superpixels is not None:
@@ -150,15 +197,10 @@ class FreeDASegmenter(nn.Module):
         return FreeDAFeatures(unit, self.embed_windows(windows), regions)
 
     @in_float32
-    def window_scores(self, windows: Tensor, query: ClassQuery) -> Tensor:
-        """See `Segmenter.window_scores`."""
-        return self.score_features(self.patch_features(windows), windows, query)
-
-    @in_float32
     def score_features(
         self, features: FreeDAFeatures, windows: Tensor, query: ClassQuery
     ) -> Tensor:
-        """`window_scores` of windows whose `patch_features` are there already."""
+        """See `WordSegmenter`; the background is a constant score, the threshold."""
         texts = query.rows[:, features.patches.shape[-1] :]
         scores = self.local_scores(features, windows, query).mul_(_LOCAL)
         scores += _GLOBAL * (features.embeddings @ texts.T)[..., None, None]

@@ -13,7 +13,7 @@ from transformers.modeling_utils import PreTrainedModel
 from talk2dino.methods.talk2dino.api import Talk2DINO
 from talk2dino.methods.talk2dino.auto import Talk2DinoConfig
 from talk2dino.methods.talk2dino.hub.fetch import FetchOptions
-from talk2dino.methods.talk2dino.hub.layout import WEIGHT_FIELDS, FolderConfig, parse_folder_config
+from talk2dino.methods.talk2dino.hub.layout import WEIGHT_FIELDS, FoundModel, parse_folder_config
 from talk2dino.methods.talk2dino.hub.load import LoadedModel, load_model
 from talk2dino.segmenter import ClassQuery
 
@@ -40,8 +40,9 @@ class Talk2DinoModel(Talk2DINO, PreTrainedModel):  # type: ignore[misc]  # ours 
 
     def __init__(self, config: Talk2DinoConfig, loaded: LoadedModel) -> None:
         PreTrainedModel.__init__(self, config)
-        folder = FolderConfig(loaded.segmenter.config, loaded.background_threshold, loaded.training)
-        for key, value in folder.as_json().items():
+        of, threshold = loaded.segmenter.config, loaded.background_threshold
+        found = FoundModel(of, threshold, loaded.origin, loaded.training)
+        for key, value in found.as_json().items():
             setattr(config, key, value)
         self._read = dict(config.segmenter)
         self.loaded = loaded
@@ -156,7 +157,7 @@ class Talk2DinoModel(Talk2DINO, PreTrainedModel):  # type: ignore[misc]  # ours 
 def _configured(loaded: LoadedModel, config: Talk2DinoConfig) -> LoadedModel:
     """A model with the options that a configuration says, of which it has the weights."""
     given = parse_folder_config(config.to_dict(), "config", folder="")
-    options, ours = dict(vars(given.segmenter)), loaded.segmenter.config
+    options, ours = dict(vars(given.config)), loaded.segmenter.config
     for name in ("projection", "vision_model", "text_model"):
         if options.pop(name) != getattr(ours, name):
             raise ValueError(f"config.segmenter names another {name} than {loaded.origin} has.")

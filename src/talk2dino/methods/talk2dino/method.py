@@ -27,9 +27,8 @@ from talk2dino.methods.talk2dino.config import (
     read_segmenter_config,
 )
 from talk2dino.methods.talk2dino.hub.fetch import FetchOptions
-from talk2dino.methods.talk2dino.hub.layout import FILE_SUFFIXES
+from talk2dino.methods.talk2dino.hub.layout import FILE_SUFFIXES, FoundModel
 from talk2dino.methods.talk2dino.hub.load import (
-    FoundModel,
     check_segmenter,
     find_model,
     is_repository,
@@ -240,7 +239,7 @@ class Talk2DinoMethod(Method):
         return Published({}) if recorded_refinements(self.config) else super().published
 
     def check(self) -> None:
-        """See `hub.load.FoundModel.check`."""
+        """See `hub.load.check_segmenter`."""
         check_segmenter(self.config, self.whole)
 
     def settings(self) -> dict[str, Any]:

@@ -12,19 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 
 from talk2dino.config import build, check_at_least, check_name
-from talk2dino.files import find_in_checkout
+from talk2dino.files import atomic_path, find_in_checkout
 from talk2dino.methods.talk2dino.alignment import takes
 from talk2dino.methods.talk2dino.losses import LOSSES
 from talk2dino.methods.talk2dino.projection import SECTIONS, ProjectionConfig
-from talk2dino.textfiles import read_sections
+from talk2dino.textfiles import read_sections, read_yaml
 
 
 @dataclass(frozen=True)
-class FeatureConfig:
-    """The `features:` section: the two frozen models a projection is trained between."""
+class FrozenModels:
+    """The two models that a projection is between."""
 
     vision_model: str = "dinov2_vitb14_reg"
     """Vision backbone; see talk2dino.backbones.vision."""
@@ -34,6 +35,12 @@ class FeatureConfig:
     """Text encoder; see talk2dino.backbones.text."""
     text_weights: str | None = None
     """`pretrained`, a path, or `seeded:<n>`; null means the model's default."""
+
+
+@dataclass(frozen=True)
+class FeatureConfig(FrozenModels):
+    """The `features:` section: what a projection is trained on."""
+
     resize_dim: int = 448
     """Short side of a training image, in pixels."""
     crop_dim: int = 448
@@ -124,6 +131,31 @@ def load_recipe(path: str | Path) -> Recipe:
         path=path,
         written=tuple(sections["model"]),
     )
+
+
+def write_recipe(source: str | Path, changes: Mapping[str, Any], path: Path) -> Recipe:
+    """Copy a recipe with other values for some keys, atomically.
+
+    Args:
+        source: the recipe.
+        changes: key of `recipe_keys` -> its value.
+        path: the copy.
+    """
+    content = dict(read_yaml(find_in_checkout(source)))
+    sections = recipe_keys()
+    for key, value in changes.items():
+        content[sections[key]] = {**(content.get(sections[key]) or {}), key: value}
+    with atomic_path(path) as temporary:
+        temporary.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    return load_recipe(path)
+
+
+def recipe_keys() -> dict[str, str]:
+    """Every key of the `train:` and `model:` sections -> its section."""
+    train = [entry.name for entry in dataclasses.fields(TrainConfig) if entry.name != "loss"]
+    train += [key for ltype in LOSSES for key, *_ in _loss_keys(ltype)]
+    model = [entry.name for entry in dataclasses.fields(ProjectionConfig)]
+    return dict.fromkeys(train, "train") | dict.fromkeys(model, "model")
 
 
 def present_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from talk2dino.methods.talk2dino.hub.save import (
     save_model,
 )
 from talk2dino.methods.talk2dino.projection import build_projection
+from talk2dino.methods.talk2dino.recipe import write_recipe
 
 from .test_load import same_model
 
@@ -55,6 +56,18 @@ def test_a_saved_model_is_the_same_model(trained, saved):
     same_model(model, trained)
     assert model.loaded.background_threshold == 0.5
     assert model.loaded.training == TRAINING and model.is_trained
+
+
+def test_a_model_trained_with_soft_routing_is_saved_with_its_temperature(toy, tmp_path):
+    changes = {"alignment_strategy": "soft_routing", "routing_temperature": 0.2}
+    write_recipe("configs/toy.yaml", changes, tmp_path / "toy.yaml")
+    torch.save(toy.projection.state_dict(), tmp_path / "mine.pth")
+    source, config = tmp_path / "mine.pth", tmp_path / "toy.yaml"
+    model = Talk2DINO.from_pretrained(source, "cpu", config=config)
+    loaded = Talk2DINO.from_pretrained(model.save_pretrained(tmp_path / "routed"), device="cpu")
+    found = loaded.projection.config
+    assert (found.alignment_strategy, found.routing_temperature) == ("soft_routing", 0.2)
+    same_model(loaded, toy)
 
 
 def test_nothing_of_an_earlier_save_is_overwritten_unasked(trained, saved):

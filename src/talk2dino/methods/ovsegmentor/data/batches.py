@@ -14,12 +14,11 @@ from torch.utils.data import DataLoader, Sampler
 
 from talk2dino.config import split_names
 from talk2dino.methods.ovsegmentor.data.dataset import (
-    AugmentConfig,
     Collate,
     ImageFailure,
     PretrainingSamples,
     SampleOptions,
-    training_transform,
+    Transform,
 )
 from talk2dino.methods.ovsegmentor.data.sources import open_rows
 from talk2dino.methods.ovsegmentor.data.words import (
@@ -53,6 +52,8 @@ class PretrainingData:
     """Build questions and answers as the published loader does, with its defects."""
 
     def __post_init__(self) -> None:
+        if not self.metafile:
+            raise ValueError("'metafile:' is empty")
         if self.compat and self.entities:
             raise ValueError("entities cannot be chosen under compat, which has the published ones")
         if self.entities:
@@ -65,9 +66,9 @@ class PretrainingData:
 
 
 def open_samples(
-    data: PretrainingData, augment: AugmentConfig, options: SampleOptions, tokenizer: Tokenizer
+    data: PretrainingData, transform: Transform, options: SampleOptions, tokenizer: Tokenizer
 ) -> PretrainingSamples:
-    """The samples of a recipe.
+    """The samples of a recipe, of pictures that are transformed.
 
     Raises:
         FileNotFoundError, ValueError: see `open_rows`; also a tokeniser without a mask token.
@@ -78,7 +79,7 @@ def open_samples(
     table = EntityTable.of(data.entity_words) if data.entities else PUBLISHED
     reader = CaptionReader(get_lemma(find_lemmas(data.lemmas)), data.compat, mask, table)
     rows = open_rows(data.metafile, Path(data.images), reader, options.pairs)
-    return PretrainingSamples(rows, reader, training_transform(augment), options)
+    return PretrainingSamples(rows, reader, transform, options)
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):

@@ -23,6 +23,7 @@ from torchvision import transforms
 
 from talk2dino.backbones.templates import get_templates
 from talk2dino.backbones.vision import IMAGENET_MEAN, IMAGENET_STD
+from talk2dino.config import check_at_least
 from talk2dino.methods.ovsegmentor.data.rows import Rows
 from talk2dino.methods.ovsegmentor.data.words import CaptionReader
 from talk2dino.methods.ovsegmentor.model import PretrainingBatch
@@ -46,8 +47,7 @@ class AugmentConfig:
     def __post_init__(self) -> None:
         if not 0 < self.smallest_crop <= 1:
             raise ValueError(f"smallest_crop must lie in (0, 1], got {self.smallest_crop}")
-        if self.size < 1:
-            raise ValueError(f"size must be at least 1, got {self.size}")
+        check_at_least(1, size=self.size)
 
 
 def training_transform(config: AugmentConfig) -> Transform:
@@ -116,10 +116,8 @@ class SampleOptions:
     """Images tried for one sample before the run is given up."""
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}")
-        if self.attempts < 1:
-            raise ValueError(f"attempts must be at least 1, got {self.attempts}")
+        check_at_least(0, seed=self.seed)
+        check_at_least(1, attempts=self.attempts)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,16 +33,15 @@ from talk2dino.progress import Progress, silent
 from talk2dino.textfiles import read_json
 
 Job = TypeVar("Job")
-Result = TypeVar("Result")
 
 
 def run_jobs(
-    work: Callable[[Job], Result],
+    work: Callable[[Job], object],
     jobs: Sequence[Job],
     processes: int,
     progress: Progress = silent,
-) -> list[Result]:
-    """`[work(job) for job in jobs]`, some at a time.
+) -> None:
+    """`work(job)` for each of the jobs, some at a time.
 
     Args:
         work: a function of a module; it and the jobs are pickled.
@@ -52,34 +52,22 @@ def run_jobs(
     Raises:
         Whatever the first job that fails raises; jobs not yet begun are given up.
     """
-    processes = min(processes, len(jobs))
-    with progress(len(jobs), 0) as bar:
-        if processes <= 1:
-            return [_counted(work(job), bar.update) for job in jobs]
-        context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(processes, context, initializer=_end_with_the_parent)
-        try:
-            return [_counted(result, bar.update) for result in pool.map(work, jobs)]
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _counted(result: Result, update: Callable[[int], object]) -> Result:
-    update(1)
-    return result
+    with progress(len(jobs), 0) as bar, ExitStack() as stack:
+        done: Iterable[object] = map(work, jobs)
+        if min(processes, len(jobs)) > 1:
+            context = multiprocessing.get_context("spawn")
+            pool = ProcessPoolExecutor(processes, context, initializer=_end_with_the_parent)
+            stack.callback(pool.shutdown, cancel_futures=True)
+            done = pool.map(work, jobs)
+        for _ in done:
+            bar.update(1)
 
 
 def _end_with_the_parent() -> None:
     """Without this, workers of a killed process would wait for work for ever."""
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # the parent reports the interruption
-    threading.Thread(target=_watch_the_parent, daemon=True).start()
-
-
-def _watch_the_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    parent: Any = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 KEPT, DAMAGED, UNNAMED = "kept", "damaged", "without an image"

@@ -129,9 +129,7 @@ def open_held_out(recipe: PretrainingRecipe, tokenizer: Tokenizer) -> Pretrainin
     selection = recipe.selection
     assert selection.metafile is not None
     data = dataclasses.replace(recipe.data, metafile=selection.metafile, images=selection.images)
-    samples = open_samples(data, recipe.augment, SampleOptions(), tokenizer)
-    transform = whole_image(recipe.augment.size)
-    return PretrainingSamples(samples.rows, samples.reader, transform, samples.options)
+    return open_samples(data, whole_image(recipe.augment.size), SampleOptions(), tokenizer)
 
 
 def whole_image(size: int) -> Transform:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,12 @@ from talk2dino.config import check_at_least
 
 SCORES_AT_ONCE = 1 << 24
 """Scores held in memory at a time (64 MiB of float32); M x N of them never are."""
+_BLOCK = 1 << 21
+"""Numbers of a store read at a time: 8 MiB, which a cache holds for the lengths and the cosines."""
+
+
+def _as_stored(rows: Tensor) -> Tensor:
+    return rows
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ def retrieval(
     """Rank all images for every caption, and all captions for every image that has one.
 
     Args:
-        text: (M, D) caption embeddings, of any length: rows are normalised here.
+        text: (M, D) caption embeddings, of any length.
         visual: (N, D) image embeddings in the same space.
         caption_rows: (M,) row of `visual` that each caption belongs to; any number per image.
         scores_at_once: bound on the scores kept in memory.
@@ -60,7 +66,6 @@ def retrieval(
         )
     if not len(text) or not len(visual):
         raise ValueError(f"retrieval over {len(text)} captions and {len(visual)} images")
-    text, visual = F.normalize(text.float(), dim=-1), F.normalize(visual.float(), dim=-1)
     rows = caption_rows.to(text.device)
     return Retrieval(
         summarise(image_ranks(text, visual, rows, scores_at_once)),
@@ -71,9 +76,7 @@ def retrieval(
 def image_ranks(text: Tensor, visual: Tensor, rows: Tensor, scores_at_once: int) -> Tensor:
     """(M,) rank of each caption's image. Ties count against: equal scores rank before the image."""
     ranks = []
-    for start in range(0, len(text), _chunk(len(visual), scores_at_once)):
-        part = slice(start, start + _chunk(len(visual), scores_at_once))
-        scores = text[part] @ visual.T
+    for part, scores in cosine_blocks(text, visual, scores_at_once):
         own = scores.gather(1, rows[part, None])
         ranks.append((scores >= own).sum(dim=1))
     return torch.cat(ranks)
@@ -86,10 +89,8 @@ def caption_ranks(text: Tensor, visual: Tensor, rows: Tensor, scores_at_once: in
     """
     queries = rows.unique()
     ranks = []
-    for start in range(0, len(queries), _chunk(len(text), scores_at_once)):
-        part = queries[start : start + _chunk(len(text), scores_at_once)]
-        scores = visual[part] @ text.T
-        own = rows[None, :] == part[:, None]
+    for part, scores in cosine_blocks(visual[queries], text, scores_at_once):
+        own = rows[None, :] == queries[part, None]
         best = scores.masked_fill(~own, -torch.inf).amax(dim=1, keepdim=True)
         ranks.append(1 + ((scores >= best) & ~own).sum(dim=1))
     return torch.cat(ranks)
@@ -99,32 +100,58 @@ def best_rows(
     queries: Tensor,
     stored: Tensor,
     top: int,
-    project: Callable[[Tensor], Tensor] = lambda rows: rows,
+    project: Callable[[Tensor], Tensor] = _as_stored,
+    read: Callable[[int, int], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The rows of a store that are most similar to a query, in blocks: memory is flat in the rows.
+    """The rows of a store that are most similar to a query; memory is flat in the rows.
 
     Args:
         queries: (Q, D), of any length; the best of them counts.
-        stored: (N, E) one vector per row, or (N, H, E) one per head, of which the best counts;
-            may lie on disk.
+        stored, project, read: see `cosine_blocks`.
         top: rows to find; all if there are fewer.
-        project: (..., E) to (..., D).
 
     Returns:
         Cosines and row numbers (min(top, N),), the best first; of equals the first.
     """
     check_at_least(1, top=top)
-    unit = F.normalize(queries.float(), dim=-1).T
     found, rows = torch.empty(0), torch.empty(0, dtype=torch.int64)
-    for start in range(0, len(stored), step := _chunk(stored[:1].numel(), SCORES_AT_ONCE)):
-        block = project(stored[start : start + step].to(unit.device, torch.float32))
-        cosines = (block @ unit).view(len(block), -1, unit.shape[1])
-        best = (cosines / block.norm(dim=-1).clamp(min=1e-12).view(len(block), -1, 1)).amax((1, 2))
-        found = torch.cat([found, best.cpu()])
-        rows = torch.cat([rows, torch.arange(start, start + len(best))])
+    for part, cosines in cosine_blocks(stored, queries, project=project, read=read):
+        found = torch.cat([found, cosines.amax(dim=1).cpu()])
+        rows = torch.cat([rows, torch.arange(part.start, part.start + len(cosines))])
         order = found.sort(descending=True, stable=True).indices[:top]
         found, rows = found[order], rows[order]
     return found, rows
+
+
+def cosine_blocks(
+    stored: Tensor,
+    queries: Tensor,
+    scores_at_once: int = SCORES_AT_ONCE,
+    project: Callable[[Tensor], Tensor] = _as_stored,
+    read: Callable[[int, int], Tensor] | None = None,
+) -> Iterator[tuple[slice, Tensor]]:
+    """The cosines of a store with queries, some of its rows at a time: how all ranks are found.
+
+    Args:
+        stored: (N, E) one vector per row, or (N, H, E) one per head, of which the best counts.
+        queries: (Q, D), of any length as the others.
+        scores_at_once: bound on the scores in memory.
+        project: (..., E) to (..., D).
+        read: the rows of `stored` from one number to before another, where they are on disk.
+
+    Yields:
+        Which rows, and (rows, Q).
+    """
+    unit = F.normalize(queries.float(), dim=-1).T
+    heads = stored.shape[1] if stored.ndim == 3 else 1
+    step = min(scores_at_once // (heads * len(queries)), _BLOCK // stored[:1].numel())
+    for start in range(0, len(stored), step := max(1, step)):
+        stop = min(start + step, len(stored))
+        block = stored[start:stop] if read is None else read(start, stop)
+        block = project(block.to(unit.device, torch.float32)).flatten(0, -2)
+        lengths = torch.linalg.vector_norm(block, dim=-1, keepdim=True).clamp(min=1e-12)
+        cosines = (block @ unit).div_(lengths).view(stop - start, heads, -1)
+        yield slice(start, stop), cosines.amax(dim=1)
 
 
 def summarise(ranks: Tensor) -> RankSummary:
@@ -139,10 +166,6 @@ def summarise(ranks: Tensor) -> RankSummary:
         mean_rank=ranks.mean().item(),
         queries=len(ranks),
     )
-
-
-def _chunk(columns: int, scores_at_once: int) -> int:
-    return max(1, scores_at_once // columns)
 
 
 def _median(values: Tensor) -> float:
