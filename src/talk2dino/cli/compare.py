@@ -94,4 +94,5 @@ COMMAND = Command(
     check=check,
     run=run,
 )
+
 main = COMMAND.main

@@ -129,4 +129,5 @@ COMMAND = Command(
     run=run,
     after_interrupt="add --resume to the same command to go on",
 )
+
 main = COMMAND.main

@@ -117,4 +117,5 @@ COMMAND = Command(
     check=check,
     run=run,
 )
+
 main = COMMAND.main

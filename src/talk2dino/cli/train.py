@@ -160,4 +160,5 @@ COMMAND = Command(
     check=check,
     run=run,
 )
+
 main = COMMAND.main
