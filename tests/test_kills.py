@@ -78,6 +78,15 @@ CASES = {
     "train over weights": Case(TRAIN + " --seed 2 --overwrite", before=TRAIN, slow=True),
     "evaluate": Case(EVALUATE + " --save_predictions out/p --gt_qual_path out/t"),
     "report": Case("report out --output out/r.html --latex --overwrite", EVALUATE),
+    "compare": Case("compare {in}/0.json {in}/1.json --json out/c.json"),
+    "ablate": Case(
+        "ablate --weights seeded:0 --options smoothing --data_root {in}/world --device cpu "
+        "--output out"
+    ),
+    "retrieve": Case(
+        "retrieve --store {in}/store.pth --model {in}/small --text dog --images {in}/images "
+        "--sheet out/s.png --device cpu"
+    ),
     "segment": Case(SEGMENT + " --output out/ --save_mask --save_scores --overwrite"),
     "segment modes": Case(SEGMENT + " --output_folder out --vis mask pred --overwrite"),
     "segment exports": Case(SEGMENT + " --output out/ --export masks --overwrite"),
@@ -96,6 +105,12 @@ CASES = {
         "convert ovsegmentor {in}/other.pth out",
     ),
     "convert-coco": Case("convert-coco {in}/coco -o out --nproc 1"),
+    "data import": Case("data import voc-colour {in}/voc --output out --nproc 1"),
+    "data import over a data set": Case(
+        "data import voc-colour {in}/voc --output out --nproc 1 --overwrite",
+        "data import voc-colour {in}/voc --output out --nproc 1",
+        slow=True,
+    ),
     "pretrain": Case(PRETRAIN, again="--resume"),
     "pretrain over a model": Case(
         PRETRAIN + " --overwrite", "convert ovsegmentor {in}/best.pth out", slow=True
@@ -166,10 +181,10 @@ def tree(folder):
         elif path.suffix == ".npz":
             with zipfile.ZipFile(io.BytesIO(path.read_bytes())) as arrays:
                 found[name] = {member: arrays.read(member) for member in arrays.namelist()}
-        elif path.suffix == ".json":
+        elif path.suffix == ".json" and path.stem != "ablation":
             content = json.loads(path.read_text())
             found[name] = {k: v for k, v in dict(content).items() if k not in VOLATILE}
-        elif path.name.startswith(("table_", "report.html", "r.html")):
+        elif path.name.startswith(("table_", "report.html", "r.html", "ablation.")):
             found[name] = "differs by time and place"
         else:
             found[name] = path.read_bytes()
@@ -200,8 +215,20 @@ def inputs(tmp_path_factory):
         path = folder / "coco" / "annotations" / "val2017" / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (4, 4), int(name)).save(path)
+        for kind in ("SegmentationClass", "JPEGImages"):
+            (folder / "voc" / kind).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4), (128, 0, 0)).save(folder / "voc/SegmentationClass" / path.name)
+        Image.new("RGB", (4, 4)).save(folder / "voc/JPEGImages" / f"{name}.jpg")
     small = Talk2DINO.from_pretrained("toy", device="cpu")
     small.save_pretrained(folder / "small", projection_only=True)
+    words = EXTRACT.replace("{in}", str(folder)).split()[:-1]
+    store = str(folder / "store.pth")
+    assert main([*words, store, "--extract_disentangled_self_attn"]) in (0, 1)
+    for seed in ("0", "1"):
+        words = EVALUATE.replace("{in}", str(folder)).replace("seeded:0", f"seeded:{seed}").split()
+        assert main([*words[:-1], str(folder / "results" / seed)]) == 0
+        for path in (folder / "results" / seed).glob("toy_toy_*"):
+            shutil.move(path, folder / f"{seed}{path.suffix}")
     return folder
 
 

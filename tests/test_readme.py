@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from speed.run import names_of
 from talk2dino.__main__ import COMMANDS, _load
 from talk2dino.cli.evaluate_published import COMMAND as EVALUATE_PUBLISHED
 from talk2dino.features.store import read_features
@@ -76,6 +77,8 @@ def test_every_command_is_known_and_its_flags_parse(root):
         elif " -m pytest " in line or " -m tests." in line:
             for word in re.findall(r"tests/\S+", line):
                 assert (root / word).exists(), line
+        elif line.startswith("python speed/run.py "):
+            assert names_of([line.split()[2]], "cpu")
         elif program in ("python", ".venv/bin/python"):
             parse(line)
         elif program == "pip":

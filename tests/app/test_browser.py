@@ -312,8 +312,8 @@ def test_the_keyboard_alone_is_enough(visitor):
     visitor.tab_to("#opacity")
 
 
-def test_ten_visitors_at_once_see_their_own_results(visit_many, photos, tmp_path):
-    visitors = visit_many(10)
+def test_visitors_at_once_see_their_own_results(visit_many, photos, tmp_path):
+    visitors = visit_many(4)
     for number, visitor in enumerate(visitors):
         picture = tmp_path / str(number) / "same name.png"
         picture.parent.mkdir()

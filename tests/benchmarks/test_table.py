@@ -126,3 +126,16 @@ def test_methods_have_no_published_number_for_a_row_that_is_added(monkeypatch):
     assert table.find_benchmarks("all")[0] == mine
     assert (method.published_miou(mine), method.threshold(mine)) == (None, 0.55)
     assert {key: method.published_miou(row) for key, row in BENCHMARKS.items()} == numbers
+
+
+@pytest.mark.parametrize("text", ["lemon\napple", "\ufefflemon\r\napple\r\n", "lemon\napple\n\n"])
+def test_a_drawn_world_brings_its_own_class_names_in_their_colours(tmp_path, text):
+    listing = tmp_path / DRAWN_WORLD.class_file
+    assert find_benchmark("toy", tmp_path) is DRAWN_WORLD
+    listing.parent.mkdir(parents=True)
+    listing.write_bytes(text.encode())
+    row = find_benchmark("toy", tmp_path)
+    assert row.classes == ("lemon", "apple")
+    assert row.palette == DRAWN_WORLD.palette[1::-1]
+    listing.write_text("lemon\norange\n")
+    assert find_benchmark("toy", tmp_path).palette == ()  # an unknown one: generated for all

@@ -7,11 +7,12 @@ import pytest
 from PIL import Image
 
 from talk2dino.benchmarks.dataset_file import read_dataset
+from talk2dino.benchmarks.table import find_benchmark
 from talk2dino.cli.toy import main
 from talk2dino.features.captions import CaptionInput
 from talk2dino.toy.objects import WORLDS
 from talk2dino.toy.scene import CLASS_NAMES, class_names, draw_scene
-from talk2dino.toy.world import World, WorldConfig, check_world, read_class_names, write_world
+from talk2dino.toy.world import World, WorldConfig, check_world, write_world
 
 SMALL = WorldConfig(train_images=4, val_images=2, evaluation_images=3, captions=3, size=64)
 
@@ -70,13 +71,7 @@ def test_the_voc_layout_has_a_mask_of_class_ids_for_every_listed_picture(world):
         scene = draw_scene(64, np.random.default_rng([SMALL.seed, 2, index, 0]))
         np.testing.assert_array_equal(np.asarray(mask), scene.mask)
         assert np.abs(np.asarray(image, int) - scene.image).mean() < 8  # JPEG
-    assert read_class_names(world.voc) == list(CLASS_NAMES)
-
-
-@pytest.mark.parametrize("text", ["a\nb\nfrog", "\ufeffa\r\nb\r\nfrog\r\n", "a\nb\nfrog\n\n"])
-def test_no_class_name_is_lost_by_how_its_file_ends(tmp_path, text):
-    (tmp_path / "class_names.txt").write_bytes(text.encode())
-    assert read_class_names(tmp_path) == ["a", "b", "frog"]
+    assert find_benchmark("toy", world.folder).classes == CLASS_NAMES
 
 
 def test_training_and_evaluation_pictures_are_different_draws(world):
@@ -140,11 +135,6 @@ def test_impossible_settings_are_refused(changes, message):
         WorldConfig(**changes)
 
 
-def test_a_missing_list_of_classes_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"class_names\.txt: no such file"):
-        read_class_names(tmp_path)
-
-
 def test_the_first_world_is_drawn_as_when_there_was_no_other(world):
     files = every_file(world)
     assert "dataset.yaml" not in files and 'world"' not in files["world.json"].decode()
@@ -152,7 +142,7 @@ def test_the_first_world_is_drawn_as_when_there_was_no_other(world):
 
 def test_the_second_world_has_other_objects_on_the_same_grounds_and_its_own_data_set(tmp_path):
     world = write_world(tmp_path / "two", WorldConfig(1, 1, 12, size=96, world=2))
-    assert read_class_names(world.voc)[:2] == ["orange", "leaf"]
+    assert find_benchmark("toy", world.folder).classes[:2] == ("orange", "leaf")
     assert not set(WORLDS[1]) & set(WORLDS[2])
     row = read_dataset(world.dataset, tmp_path)
     assert row.classes == class_names(2) and row.protocol.window == 96

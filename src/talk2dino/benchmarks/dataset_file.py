@@ -13,7 +13,7 @@ from talk2dino.benchmarks.data.labels import LabelRules
 from talk2dino.benchmarks.metrics import WIDE_IGNORED
 from talk2dino.config import build, check_name
 from talk2dino.sizes import Protocol
-from talk2dino.textfiles import check_once, read_text, read_yaml
+from talk2dino.textfiles import check_once, read_names, read_text, read_yaml
 
 if TYPE_CHECKING:
     from talk2dino.segmenter import ClassWords
@@ -33,6 +33,7 @@ _KEYS = (
     *("name", "title", "images", "labels", "image_suffix", "label_suffix", "split", "classes"),
     *("ignore", "shift", "reduce_zero_label", "values", "unknown", "background", "bg_thresh"),
     *("palette", "protocol", "data_root", "type", "readme_name", "clean_background"),
+    "class_file",
 )
 
 
@@ -52,6 +53,8 @@ class Benchmark:
     """Names by id, the background included."""
     words: tuple[tuple[str, ...], ...] = ()
     """By which words classes are looked for, one tuple per class; none: by a method's own."""
+    class_file: str = ""
+    """File below the root whose names stand in place of `classes`, where it is there."""
     palette: tuple[tuple[int, int, int], ...] = ()
     """RGB by id; none: generated."""
     readme_name: str = ""
@@ -88,6 +91,18 @@ class Benchmark:
         """With the sizes of a method, where the file gives none."""
         sizes: dict[str, Any] = dict(self.sizes)
         return dataclasses.replace(self, protocol=dataclasses.replace(protocol, **sizes))
+
+    def with_own_names(self, data_root: str | Path) -> Benchmark:
+        """With the class names that the data themselves bring, in the same colours."""
+        listing = Path(data_root, self.class_file)
+        if not self.class_file or not listing.is_file():
+            return self
+        names = read_names(listing, numbered=True)
+        known = dict(zip(self.classes, self.palette, strict=bool(self.palette)))
+        colours = [known.get(name) for name in names]
+        palette = tuple(colour for colour in colours if colour is not None)
+        palette = palette if len(palette) == len(names) else ()
+        return dataclasses.replace(self, classes=tuple(names), palette=palette)
 
     def class_words(self, words: ClassWords) -> ClassWords:
         """A method's words, but this data set's own where it has aliases."""
@@ -144,6 +159,7 @@ def read_dataset(path: str | Path, data_root: str | Path = "data") -> Benchmark:
         labels=_text(content, "labels", source, needed=True),
         classes=classes,
         words=words,
+        class_file=_text(content, "class_file", source),
         palette=_palette(content.get("palette"), len(classes), source, folders),
         readme_name=_text(content, "readme_name", source) or name,
         dataset=_text(content, "type", source),

@@ -45,7 +45,7 @@ def find_benchmark(name: str, data_root: str | Path = "data") -> Benchmark:
 
     Args:
         name: as above; what ends in .yaml or .yml is a file.
-        data_root: where a file's class names are looked for besides its own folder.
+        data_root: where class names are looked for: those of the drawn world, and a file's.
 
     Raises:
         ValueError: no benchmark has this name; a file that means nothing, or whose data set has
@@ -57,7 +57,7 @@ def find_benchmark(name: str, data_root: str | Path = "data") -> Benchmark:
     names |= {row.readme_name: row for row in rows}
     names |= {row.key: row for row in rows}
     if name in names:
-        return names[name]
+        return names[name].with_own_names(data_root)
     files = {path.stem: path for path in listed(_FOLDER, "*.yaml")}
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
@@ -71,7 +71,8 @@ def find_benchmark(name: str, data_root: str | Path = "data") -> Benchmark:
             return row
         name = path.stem
     if name in names or name in files:
-        return names[name] if name in names else _shipped(name, data_root)
+        row = names[name] if name in names else _shipped(name, data_root)
+        return row.with_own_names(data_root)
     keys = [*(row.key for row in rows), *sorted(set(files).difference(row.key for row in rows))]
     others = [row.readme_name for row in rows if row.readme_name not in keys]
     check_name("benchmark", name, [*keys, *others, "or a YAML file"], similar=[*keys, *others])

@@ -26,7 +26,7 @@ from PIL import Image
 
 from talk2dino.files import atomic_path, check_folder_writable, remove_leftovers
 from talk2dino.pictures.drawing import indexed_mask
-from talk2dino.textfiles import read_json, read_names
+from talk2dino.textfiles import read_json
 from talk2dino.toy.captions import write_captions
 from talk2dino.toy.objects import WORLDS
 from talk2dino.toy.scene import SMALLEST, Scene, class_names, class_palette, draw_scene
@@ -159,11 +159,6 @@ def check_world(folder: str | Path, config: WorldConfig, overwrite: bool = False
             "--overwrite."
         )
     return not differing
-
-
-def read_class_names(voc: str | Path) -> list[str]:
-    """The class names of a VOC-layout folder, in the order of their ids."""
-    return read_names(Path(voc) / "class_names.txt", numbered=True)
 
 
 def _settings(config: WorldConfig) -> dict[str, Any]:
