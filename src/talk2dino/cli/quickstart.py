@@ -8,7 +8,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -34,14 +34,14 @@ from talk2dino.files import (
     content_digest,
     find_in_checkout,
 )
-from talk2dino.textfiles import read_json
-from talk2dino.toy.record import Record
-from talk2dino.toy.world import check_world, world_of_size, write_world
+from talk2dino.textfiles import read_json, read_names
+from talk2dino.toy.world import check_world, differences, world_of_size, write_world
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torch import Tensor
+    import numpy as np
+    from PIL import Image
 
     from talk2dino.methods.talk2dino.recipe import Recipe
 
@@ -57,6 +57,7 @@ MAINS = {
 """The modules behind the scripts: called here, so that torch is imported only once."""
 
 PANEL_COLUMNS = 6
+_GAP, _FONT_SIZE = 6, 17
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,7 +95,7 @@ def check(args: argparse.Namespace) -> None:
     load_recipe(RECIPE)
     files = Files(args.output)
     check_folder_writable(files.folder)
-    _record(args)
+    _Record(args)
     others = files.folder.is_dir() and any(files.folder.iterdir()) and not files.record.exists()
     if others:  # whatever it is, it is not ours to replace
         raise FileExistsError(
@@ -106,7 +107,7 @@ def check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace, _: None = None) -> int:
     """Draw, extract, train, evaluate and show; steps that are done are skipped."""
     started = time.perf_counter()
-    files, record = Files(args.output), _record(args)
+    files, record = Files(args.output), _Record(args)
     if args.overwrite:
         _remove_results(files)
     record.write()
@@ -132,14 +133,32 @@ def run(args: argparse.Namespace, _: None = None) -> int:
     return DONE
 
 
-def _record(args: argparse.Namespace) -> Record:
-    settings = {
-        "images": args.images,
-        "epochs": args.epochs,
-        "seed": args.seed,
-        "recipe": content_digest(find_in_checkout(RECIPE)),
-    }
-    return Record(Files(args.output).record, settings, args.overwrite)
+class _Record:
+    """What the quickstart of a folder was asked for and how far it came, in a file."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.path = Files(args.output).record
+        self.settings = {name: getattr(args, name) for name in ("images", "epochs", "seed")}
+        self.settings["recipe"] = content_digest(find_in_checkout(RECIPE))
+        self.done: list[str] = []
+        if args.overwrite or not self.path.exists():
+            return
+        known = read_json(self.path, "Delete it, or pass --overwrite.")
+        if not isinstance(known, dict) or not {"settings", "done"} <= known.keys():
+            raise ValueError(f"{self.path} is no record of a quickstart. Choose another --output.")
+        if other := differences(known["settings"], self.settings):
+            raise FileExistsError(
+                f"{args.output} holds a quickstart with {other}. Choose another folder with "
+                "--output, or pass --overwrite to start again."
+            )
+        self.done = known["done"]
+
+    def write(self, *done: str) -> None:
+        """Write the file, atomically, with the names of steps that are done now."""
+        self.done += done
+        content = {"settings": self.settings, "done": self.done}
+        with atomic_path(self.path) as temporary:
+            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _remove_results(files: Files) -> None:
@@ -179,7 +198,7 @@ def _draw(args: argparse.Namespace, files: Files) -> None:
     )
 
 
-def _run_step(step: Step, record: Record, device: str) -> int:
+def _run_step(step: Step, record: _Record, device: str) -> int:
     """Run one command in this process, and print it as it would be typed."""
     if step.name in record.done and step.output.exists():
         print(f"\n$ {step.line}\n  done already: {step.output}")
@@ -195,7 +214,7 @@ def _run_step(step: Step, record: Record, device: str) -> int:
     if code != DONE:
         print(f"error: {step.script} ended with exit code {code}", file=sys.stderr)
         return code
-    record.finish(step.name)
+    record.write(step.name)
     return DONE
 
 
@@ -222,31 +241,68 @@ def _with(step: Step, *words: str) -> Step:
 
 def _summarise(files: Files) -> None:
     """Write the numbers of both evaluations into one file, and draw the panel."""
-    from talk2dino.toy.examples import read_examples
-    from talk2dino.toy.panel import Panel, draw_panels
+    import numpy as np
+    from PIL import Image
+
+    from talk2dino.pictures.images import read_rgb
     from talk2dino.toy.scene import CLASS_NAMES, class_palette
 
     _write_results(files)
-    examples = read_examples(files.world.voc)
+    masks, colours = _masks(files), class_palette()
     # The first pictures with several things in them, whatever came out for them.
-    shown = sorted(examples, key=lambda example: len(example.mask.unique()) < 3)[:PANEL_COLUMNS]
-    columns = [
-        Panel(example, *(_predicted(files, which, example.path) for which in (TRAINED, UNTRAINED)))
-        for example in shown
-    ]
-    panel = draw_panels(columns, CLASS_NAMES, class_palette())
+    shown = sorted(masks, key=lambda name: len(np.unique(masks[name])) < 3)[:PANEL_COLUMNS]
+    rows = {"picture": [np.asarray(read_rgb(files.picture(name))) for name in shown]}
+    rows["ground truth"] = [colours[masks[name]] for name in shown]
+    for title, which in (("prediction", TRAINED), ("untrained", UNTRAINED)):
+        folder = files.predictions(which) / "toy"
+        found = [np.asarray(Image.open(folder / f"{name}.png")) for name in shown]
+        rows[title] = [colours[labels] for labels in found]
+    panel = draw_panel(rows, CLASS_NAMES, colours)
     with atomic_path(files.panel) as temporary:
         panel.save(temporary, format="PNG")
 
 
-def _predicted(files: Files, which: str, picture: Path) -> Tensor:
-    """Class ids (H, W) of one picture."""
+def draw_panel(
+    rows: Mapping[str, Sequence[np.ndarray]], names: Sequence[str], colours: np.ndarray
+) -> Image.Image:
+    """Rows of pictures with titles on the left and a legend of the classes below.
+
+    Args:
+        rows: title -> (H, W, 3) uint8 RGB, all of one size; as many in each row.
+        names: of every class, by id.
+        colours: (C, 3) uint8 RGB, one per name.
+    """
+    from PIL import Image, ImageDraw
+
+    from talk2dino.pictures.drawing import draw_legend, legend_font
+
+    height, width = rows["picture"][0].shape[:2]
+    font = legend_font(_FONT_SIZE)
+    left = round(max(font.getlength(title) for title in rows)) + 3 * _GAP
+    total = left + len(rows["picture"]) * (width + _GAP)
+    legend = draw_legend(list(names), colours, total - left, _FONT_SIZE)
+    below = len(rows) * (height + _GAP) + _GAP
+    canvas = Image.new("RGB", (max(total, left + legend.width), below + legend.height), "white")
+    pen = ImageDraw.Draw(canvas)
+    for row, (title, pictures) in enumerate(rows.items()):
+        top = _GAP + row * (height + _GAP)
+        place = (left - 2 * _GAP, top + height // 2)
+        pen.text(place, title, fill=(20, 20, 20), font=font, anchor="rm")
+        for column, pixels in enumerate(pictures):
+            canvas.paste(Image.fromarray(pixels), (left + column * (width + _GAP), top))
+    canvas.paste(legend, (left, below))
+    return canvas
+
+
+def _masks(files: Files) -> dict[str, np.ndarray]:
+    """Name of every picture to evaluate -> its class ids (H, W)."""
     import numpy as np
-    import torch
     from PIL import Image
 
-    with Image.open(files.predictions(which) / "toy" / f"{picture.stem}.png") as image:
-        return torch.from_numpy(np.asarray(image, dtype=np.int64))
+    voc = files.world.voc
+    names = read_names(voc / "ImageSets" / "Segmentation" / "val.txt")
+    folder = voc / "SegmentationClass"
+    return {name: np.asarray(Image.open(folder / f"{name}.png")) for name in names}
 
 
 def _write_results(files: Files) -> None:
@@ -272,9 +328,8 @@ def _write_results(files: Files) -> None:
 
 def _demo_picture(files: Files) -> Path:
     """The first evaluation picture with the most classes in it."""
-    from talk2dino.toy.examples import read_examples
-
-    return max(read_examples(files.world.voc), key=lambda e: len(e.mask.unique())).path
+    masks = _masks(files)
+    return files.picture(max(masks, key=lambda name: len(set(masks[name].flat))))
 
 
 def _print_table(results: dict[str, Any]) -> None:

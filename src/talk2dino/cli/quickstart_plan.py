@@ -77,6 +77,10 @@ class Files:
         """What was asked for and which steps are done, as JSON."""
         return self.folder / "quickstart.json"
 
+    def picture(self, name: str) -> Path:
+        """A picture with a mask."""
+        return self.world.voc / "JPEGImages" / f"{name}.jpg"
+
     def features(self, split: str) -> Path:
         """The feature file of `train` or `val`."""
         return self.folder / "features" / f"{split}.pth"
