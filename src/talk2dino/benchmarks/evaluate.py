@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from talk2dino.benchmarks.counts import (
 from talk2dino.benchmarks.datasets import EvaluationSet
 from talk2dino.benchmarks.pictures import PictureFolders
 from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
-from talk2dino.files import file_sha256
+from talk2dino.files import file_sha256, read_ahead
 from talk2dino.processes import Processes
 from talk2dino.progress import Progress, silent
 
@@ -206,7 +205,8 @@ def _results(
     palettes = [run.dataset.palette for run in runs]
     device = tasks[0].query.rows.device
     protocol = runs[0].dataset.benchmark.protocol
-    pictures = _read_ahead(runs, tasks, indices, share.readers)
+    reads = (partial(_read, runs, tasks, index, device.type == "cuda") for index in indices)
+    pictures = read_ahead(reads, share.readers, 2 * share.readers)
     num_classes = [len(run.dataset.classes) for run in runs]
     for picture, maps in label_pictures(pictures, protocol, share.batching, device):
         index, targets = picture.payload
@@ -221,25 +221,6 @@ def _results(
                 ids = predicted.cpu().numpy().astype(kind)
                 run.folders.write(run.dataset.samples[index].stem, ids, target.numpy(), palette)
         yield index, results
-
-
-def _read_ahead(
-    runs: Sequence[Run], tasks: Sequence[Task], indices: Sequence[int], readers: int
-) -> Iterator[Picture]:
-    """Read images and labels in threads, a few ahead of the model and never more."""
-    waiting: deque[Future[Picture]] = deque()
-    pin = tasks[0].query.rows.device.type == "cuda"
-    with ThreadPoolExecutor(readers) as pool:
-        try:
-            for index in indices:
-                waiting.append(pool.submit(_read, runs, tasks, index, pin))
-                if len(waiting) > 2 * readers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
 
 
 def _read(runs: Sequence[Run], tasks: Sequence[Task], index: int, pin: bool) -> Picture:

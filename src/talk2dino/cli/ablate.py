@@ -111,9 +111,9 @@ def run(args: argparse.Namespace, variants: Variants) -> int:
     rows = []
     for place, root in enumerate(args.data_root):
         for variant in _trained(args, variants):
-            typed, job = _training(args, place, variant, variants[variant][0], args.output)
-            print(f"training for {variant} in {root}: {job.out}", flush=True)
-            if code := train.run(typed, job):
+            typed, training = _training(args, place, variant, variants[variant][0], args.output)
+            print(f"training for {variant} in {root}: {training.out}", flush=True)
+            if code := train.run(typed, training):
                 return code
         job, found = _evaluation(args, place, variants, args.output)
         runs = [run for group in found.values() for run in group]

@@ -16,7 +16,7 @@ from talk2dino.features.store import FeatureFile
 from talk2dino.methods.talk2dino.alignment import PAIRWISE, takes
 from talk2dino.methods.talk2dino.projection import ProjectionConfig, images_stay, unit
 from talk2dino.methods.talk2dino.recipe import Recipe
-from talk2dino.methods.talk2dino.training.columns import ColumnChoice, place_columns
+from talk2dino.methods.talk2dino.training.columns import Columns
 
 VISUAL_FEATURES = (
     "disentangled_self_attn",
@@ -194,8 +194,8 @@ class StoredPairs:
             raise ValueError(f"{path} holds no captions")
         self.device = torch.device(device)
         unit_key = choice.visual if choice.unit_visual else None
-        columns = ColumnChoice(choice.image_keys, choice.caption_keys, unit_key)
-        self.columns = place_columns(features, columns, self.device, memory_bytes)
+        keys = (choice.image_keys, choice.caption_keys, unit_key)
+        self.columns = Columns(features, *keys, self.device, memory_bytes)
 
     def __len__(self) -> int:
         """Number of captions."""
