@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from talk2dino.cli.entry import (
     DONE,
-    INTERRUPTED,
     Command,
     core_share,
     local_processes,
@@ -102,24 +101,22 @@ def run(args: argparse.Namespace, job: TrainJob) -> int:
     from talk2dino.methods.talk2dino.training.job import train_projection
     from talk2dino.processes import is_first_process, joined_processes
     from talk2dino.progress import silent as silent_progress
-    from talk2dino.training.history import EpochRecord
+    from talk2dino.training.history import Record
     from talk2dino.training.run import Hooks
 
     silent = not is_first_process()
 
-    def on_epoch(record: EpochRecord) -> None:
-        validation = "" if record.val_loss is None else f"  validation {record.val_loss:.6g}"
-        epochs = job.loop.train.num_epochs
-        print(f"epoch {record.epoch}/{epochs}  train {record.train_loss:.6g}{validation}")
+    def on_epoch(record: Record) -> None:
+        shown = f"epoch {record['epoch']}/{job.loop.train.num_epochs}"
+        shown += f"  train {record['train_loss']:.6g}"
+        if record["val_loss"] is not None:
+            shown += f"  validation {record['val_loss']:.6g}"
+        print(shown)
 
     encoding = silent_progress if silent else _encoding_bar
-    try:
-        with joined_processes() as processes:
-            hooks = Hooks(step_bar, on_epoch=on_epoch)
-            result = train_projection(job, hooks, encoding, processes)
-    except KeyboardInterrupt:
-        print("interrupted; add --resume to the same command to go on", file=sys.stderr)
-        return INTERRUPTED
+    with joined_processes() as processes:
+        hooks = Hooks(step_bar, on_epoch=on_epoch)
+        result = train_projection(job, hooks, encoding, processes)
     if silent:
         return DONE
     if result is None:
@@ -174,6 +171,7 @@ COMMAND = Command(
     add_arguments=add_arguments,
     check=check,
     run=run,
+    after_interrupt="add --resume to the same command to go on",
 )
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from talk2dino.files import (
 )
 from talk2dino.processes import Processes
 from talk2dino.textfiles import read_json
-from talk2dino.training.history import check_logger, open_logger, plot_losses, write_losses
+from talk2dino.training.history import Record, check_logger, open_logger, plot_losses, write_losses
 from talk2dino.training.run import Hooks, Run, StateFile, check_same_settings, load_state
 
 
@@ -271,7 +271,7 @@ def _train(job: RunJob, run: Run, hooks: Hooks, keeper: StateFile | None) -> dic
     if keeper is None:
         return run.run(Hooks())
     outputs, state = job.outputs, run.state
-    history = [(run.logged(r, again=True), run.place(r.epoch)) for r in state.records]
+    history = [(run.logged(r, again=True), run.place(r["epoch"])) for r in state.records]
     start = run.place(state.epoch, state.step)
     log = open_logger(job.logger, outputs.log, keeper.settings, start, history)
 
@@ -280,11 +280,11 @@ def _train(job: RunJob, run: Run, hooks: Hooks, keeper: StateFile | None) -> dic
         if hooks.on_values is not None:
             hooks.on_values(values, step)
 
-    def on_epoch(record: Any) -> None:
+    def on_epoch(record: Record) -> None:
         if not outputs.complete.exists():  # else the table belongs to that
             write_losses(run.state.records, outputs.losses)
         if values := run.logged(record):
-            log.log(values, run.place(record.epoch))
+            log.log(values, run.place(record["epoch"]))
         if hooks.on_epoch is not None:
             hooks.on_epoch(record)
 
@@ -312,7 +312,7 @@ def _write(job: RunJob, work: Work, run: Run, weights: dict[str, Tensor]) -> Non
     }
     with atomic_files(outputs.folder, *(path.name for path in outputs.results)) as folder:
         write_losses(records, folder / outputs.losses.name)
-        plot_losses(records, folder / outputs.plot.name, work.title)
+        plot_losses(records, folder / outputs.plot.name, run.losses, work.title)
         write_summary(summary, folder / outputs.summary.name)
         work.write(run, weights, folder)
     outputs.remove_state()

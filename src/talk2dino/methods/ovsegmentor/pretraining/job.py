@@ -32,7 +32,7 @@ from talk2dino.methods.ovsegmentor.data.rows import Rows
 from talk2dino.methods.ovsegmentor.data.words import find_lemmas
 from talk2dino.methods.ovsegmentor.model import OVSegmentor
 from talk2dino.methods.ovsegmentor.pretraining.config import SECTIONS, PretrainingRecipe
-from talk2dino.methods.ovsegmentor.pretraining.loop import KIND, EpochRecord, PretrainingRun
+from talk2dino.methods.ovsegmentor.pretraining.loop import KIND, PretrainingRun
 from talk2dino.methods.ovsegmentor.pretraining.selection import HeldOut
 from talk2dino.methods.ovsegmentor.text import (
     TOY,
@@ -43,6 +43,7 @@ from talk2dino.methods.ovsegmentor.text import (
 )
 from talk2dino.methods.ovsegmentor.vision import load_dino
 from talk2dino.processes import Processes
+from talk2dino.training.history import Record
 from talk2dino.training.job import RunJob, RunOutputs, Work, carry_out
 from talk2dino.training.run import Hooks, Run
 
@@ -183,7 +184,7 @@ class PretrainingJob(RunJob):
 class PretrainingResult:
     """What a pretraining ends with."""
 
-    records: list[EpochRecord]
+    records: list[Record]
     """One per epoch."""
     best_epoch: int | None
     """The epoch whose weights were kept; None for the last."""
@@ -300,7 +301,7 @@ class _Pretraining(Work):
         return {
             "steps_per_epoch": run.steps_per_epoch,
             "selected_by": _selected_by(self.job.recipe),
-            "last": asdict(run.state.records[-1]),
+            "last": run.state.records[-1],
             "lost": self.lost,
         }
 

@@ -47,7 +47,7 @@ from talk2dino.methods.talk2dino.training.sources import (
 )
 from talk2dino.processes import Processes
 from talk2dino.progress import Progress, silent
-from talk2dino.training.history import EpochRecord
+from talk2dino.training.history import Record
 from talk2dino.training.job import RunJob, RunOutputs, Work, carry_out
 from talk2dino.training.run import Hooks, Run, weights_on_cpu
 
@@ -174,7 +174,7 @@ class TrainJob(RunJob):
 class TrainResult:
     """What a training ends with."""
 
-    records: list[EpochRecord]
+    records: list[Record]
     best_epoch: int | None
     retrieval: Retrieval | None
 
@@ -287,8 +287,8 @@ class _Training(Work):
         return {
             "features": asdict(self.job.recipe.features),
             "trained_on": _made_with(self.job, self.pairs),
-            "train_loss": last.train_loss,
-            "val_loss": last.val_loss,
+            "train_loss": last["train_loss"],
+            "val_loss": last["val_loss"],
             "retrieval": asdict(self.ranks) if self.ranks else None,
         }
 
