@@ -95,8 +95,9 @@ def run(args: argparse.Namespace, job: PretrainingJob) -> int:
         return DONE
     if result.lost:
         print(result.lost)
-    if result.best_epoch is not None:
-        print(f"kept the weights of epoch {result.best_epoch}, the lowest held-out loss")
+    best = result.run.state.best_epoch
+    if best is not None:
+        print(f"kept the weights of epoch {best}, the lowest held-out loss")
     print(f"weights: {job.out}  losses: {job.outputs.losses}, {job.outputs.plot}")
     return DONE
 

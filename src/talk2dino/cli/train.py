@@ -122,8 +122,9 @@ def run(args: argparse.Namespace, job: TrainJob) -> int:
     if result is None:
         print(f"{job.out} is complete: nothing to resume")
         return DONE
-    if result.best_epoch is not None:
-        print(f"kept the weights of epoch {result.best_epoch}, the lowest validation loss")
+    best = result.run.state.best_epoch
+    if best is not None:
+        print(f"kept the weights of epoch {best}, the lowest validation loss")
     if result.retrieval is not None:
         print(f"text to image: {result.retrieval.text_to_image}")
         print(f"image to text: {result.retrieval.image_to_text}")

@@ -43,9 +43,8 @@ from talk2dino.methods.ovsegmentor.text import (
 )
 from talk2dino.methods.ovsegmentor.vision import load_dino
 from talk2dino.processes import Processes
-from talk2dino.training.history import Record
 from talk2dino.training.job import RunJob, RunOutputs, Work, carry_out
-from talk2dino.training.run import Hooks, Run
+from talk2dino.training.run import Hooks
 
 
 def pretraining_outputs(folder: Path) -> RunOutputs:
@@ -180,18 +179,6 @@ class PretrainingJob(RunJob):
         return pretraining_outputs(self.out)
 
 
-@dataclass(frozen=True)
-class PretrainingResult:
-    """What a pretraining ends with."""
-
-    records: list[Record]
-    """One per epoch."""
-    best_epoch: int | None
-    """The epoch whose weights were kept; None for the last."""
-    lost: str
-    """What images could not be read, if any."""
-
-
 def check_job(job: PretrainingJob) -> None:
     """Raise ValueError or OSError for arguments that cannot work; opens no large file."""
     require_transformers()
@@ -222,7 +209,7 @@ def collective_backend(device: str) -> str:
 
 def pretrain(
     job: PretrainingJob, hooks: Hooks | None = None, processes: Processes | None = None
-) -> PretrainingResult | None:
+) -> Pretraining | None:
     """Pretrain one stage, and write the files of `pretraining_outputs`.
 
     Args:
@@ -231,18 +218,14 @@ def pretrain(
         processes: this process and its equals, which divide every step; the first one writes.
 
     Returns:
-        The result, or None if the job asked to resume a run that is complete.
+        What it ends with, or None if the job asked to resume a run that is complete.
 
     Raises:
         ValueError, FileNotFoundError: data or first weights do not fit, or resuming would mix
             settings.
         RuntimeError: too many images could not be read; otherwise see `carry_out`.
     """
-    work = _Pretraining(job, processes)
-    run = carry_out(job, work, hooks)
-    if run is None:
-        return None
-    return PretrainingResult(run.state.records, run.state.best_epoch, work.lost)
+    return carry_out(job, Pretraining(job, processes), hooks)
 
 
 def run_settings(job: PretrainingJob, world: int) -> dict[str, Any]:
@@ -271,7 +254,7 @@ def run_settings(job: PretrainingJob, world: int) -> dict[str, Any]:
     return settings
 
 
-class _Pretraining(Work):
+class Pretraining(Work):
     """One stage of pretraining."""
 
     kind = KIND
@@ -279,7 +262,9 @@ class _Pretraining(Work):
 
     def __init__(self, job: PretrainingJob, processes: Processes | None) -> None:
         super().__init__(job, processes)
-        self.job, self.lost = job, ""
+        self.job = job
+        self.lost = ""
+        """What images could not be read, if any."""
         self.settings = run_settings(job, self.processes.count)
 
     def open(self, device: torch.device) -> PretrainingRun:
@@ -289,19 +274,19 @@ class _Pretraining(Work):
         self.failures = run.lost
         return run
 
-    def finish(self, run: Run, weights: dict[str, Tensor]) -> None:
+    def finish(self, weights: dict[str, Tensor]) -> None:
         lines = self.processes.gather(self.failures.summary())
         self.lost = "; ".join(line for line in lines if line)
 
-    def write(self, run: Run, weights: dict[str, Tensor], folder: Path) -> None:
+    def write(self, weights: dict[str, Tensor], folder: Path) -> None:
         config, source = self.job.recipe.config, f"pretraining, stage {self.job.recipe.stage}"
         write_model(config, weights, folder, source, saved_tokenizer(config, self.tokenizer))
 
-    def summary(self, run: Run) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         return {
-            "steps_per_epoch": run.steps_per_epoch,
+            "steps_per_epoch": self.run.steps_per_epoch,
             "selected_by": _selected_by(self.job.recipe),
-            "last": run.state.records[-1],
+            "last": self.run.state.records[-1],
             "lost": self.lost,
         }
 
