@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from talk2dino.cli.entry import (
     DONE,
@@ -130,6 +130,23 @@ def run(args: argparse.Namespace, job: TrainJob) -> int:
         print(f"image to text: {result.retrieval.image_to_text}")
     print(f"weights: {job.out}  losses: {job.outputs.losses}, {job.outputs.plot}")
     return DONE
+
+
+def recipe_keys_of(model: str) -> list[str]:
+    """What a recipe can say of the training of a model; nothing if this is no command for it."""
+    from talk2dino.methods.registry import method_class
+    from talk2dino.methods.talk2dino.method import Talk2DinoMethod
+    from talk2dino.methods.talk2dino.recipe import recipe_keys
+
+    return list(recipe_keys()) if method_class(model) is Talk2DinoMethod else []
+
+
+def write_recipe_of(model: str, changes: Mapping[str, Any], path: Path) -> None:
+    """Write the recipe of a model, by its name or file, with other values for some keys."""
+    from talk2dino.methods.talk2dino.method import MODELS
+    from talk2dino.methods.talk2dino.recipe import write_recipe
+
+    write_recipe(MODELS.get(model, model), changes, path)
 
 
 def _job(args: argparse.Namespace) -> TrainJob:
