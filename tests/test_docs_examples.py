@@ -192,6 +192,20 @@ def test_a_projection_is_trained_on_after_another_and_compared(tmp_path, monkeyp
     assert json.loads(old.read_text())["num_images"] == 1
 
 
+def test_pictures_are_labelled_for_other_programs(root, tmp_path, run_python):
+    write_world(tmp_path / "mine", WorldConfig(train_images=1, val_images=1, evaluation_images=2))
+    text = (DOCS / "data_sets.md").read_text().split("## Into other programs")[1]
+    for line in "".join(blocks(text, "bash")).splitlines():
+        done = run_python(shlex.split(line)[1:], tmp_path, root / "src")
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+    content = json.loads((tmp_path / "first" / "coco.json").read_text())
+    assert [c["name"] for c in content["categories"]] == ["apple", "lemon", "grass"]
+    assert len(content["images"]) == 2 and content["annotations"]
+    tasks = json.loads((tmp_path / "second" / "labelstudio.json").read_text())
+    assert {m["from_name"] for task in tasks for m in task["predictions"][0]["result"]} == {"tag"}
+    assert list((tmp_path / "third" / "masks").glob("*/00?_*.png"))
+
+
 def test_the_smallest_method_is_evaluated_and_segments(follow, root, tree):
     shutil.copytree(MINIATURES, tree / "data")
     shutil.copytree(root / "assets", tree / "assets")

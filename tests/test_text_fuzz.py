@@ -1,5 +1,6 @@
 """Damaged text in every reader: a sentence, or a value. Never a traceback, never more memory."""
 
+import dataclasses
 import json
 import os
 import random
@@ -10,15 +11,18 @@ import pytest
 from talk2dino.benchmarks.results import read_result
 from talk2dino.features.captions import CaptionInput
 from talk2dino.methods.ovsegmentor.checkpoints import _read_folder
-from talk2dino.methods.ovsegmentor.config import config_to_dict, get_preset
-from talk2dino.methods.ovsegmentor.data.filter import FilterSettings, filter_captions
-from talk2dino.methods.ovsegmentor.data.merge import json_to_csv
+from talk2dino.methods.ovsegmentor.config import get_preset
 from talk2dino.methods.ovsegmentor.data.pairs import make_pairs
+from talk2dino.methods.ovsegmentor.data.prepare import (
+    FilterSettings,
+    filter_captions,
+    json_to_csv,
+)
 from talk2dino.methods.ovsegmentor.data.sources import open_rows
 from talk2dino.methods.ovsegmentor.data.words import CaptionReader, dictionary_lemma
 from talk2dino.methods.ovsegmentor.pretraining.config import load_pretraining_recipe
 from talk2dino.methods.talk2dino.config import SegmenterConfig, read_segmenter_config
-from talk2dino.methods.talk2dino.hub.layout import FolderConfig, read_folder_config
+from talk2dino.methods.talk2dino.hub.layout import WEIGHT_FIELDS, FoundModel, read_folder_config
 from talk2dino.methods.talk2dino.projection import ProjectionConfig
 from talk2dino.methods.talk2dino.published_yaml import read_published
 from talk2dino.methods.talk2dino.recipe import load_recipe
@@ -78,10 +82,9 @@ def filtered(path):
 
 
 def folder_config():
-    config = SegmenterConfig(
-        ProjectionConfig(), "included", vision_weights="included", text_weights="included"
-    )
-    return json.dumps(FolderConfig(config, 0.5, {"epochs": 3}).as_json())
+    weights = dict.fromkeys(WEIGHT_FIELDS, "included")
+    config = SegmenterConfig(projection=ProjectionConfig(), **weights)
+    return json.dumps(FoundModel(config, 0.5, "x", {"epochs": 3}).as_json())
 
 
 toy = get_preset("ovsegmentor_toy")
@@ -107,7 +110,7 @@ READERS = {
     "a split": ("val.txt", "2007_000033\r\n2007_000042\n\n", read_names),
     "a result": ("result.json", json.dumps(RESULT), read_result),
     "a saved model": ("config.json", folder_config(), lambda p: read_folder_config(p.parent)),
-    "a converted model": ("config.json", json.dumps({"model": config_to_dict(toy)}),
+    "a converted model": ("config.json", json.dumps({"model": dataclasses.asdict(toy)}),
                           lambda p: _read_folder(p.parent)),
 }  # fmt: skip
 

@@ -47,17 +47,19 @@ def build(cls: type[T], values: Mapping[str, Any], source: str) -> T:
 
     Args:
         cls: a dataclass whose fields have simple types, or are other dataclasses.
-        values: field name -> value, as read from YAML; another dataclass is built already.
+        values: field name -> value, as read from YAML; another dataclass is a mapping, nothing, or
+            built already.
         source: file name for the messages.
 
     Raises:
-        ValueError: an unknown key, a value of the wrong type, or one the dataclass refuses.
+        ValueError: an unknown key or a missing one, a value of the wrong type, or one the dataclass
+            refuses.
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"{source}: expected 'key: value' lines, found {values!r}")
     hints = typing.get_type_hints(cls)
-    known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
-    checked = {}
+    fields: Any = dataclasses.fields(cls)  # type: ignore[arg-type]
+    known, checked = [f.name for f in fields], {}
     for key, value in values.items():
         if key not in known:
             raise ValueError(
@@ -65,6 +67,9 @@ def build(cls: type[T], values: Mapping[str, Any], source: str) -> T:
                 f"Known: {', '.join(known)}."
             )
         checked[key] = _typed(value, hints[key], f"{source}: {key}")
+    needed = [f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING]
+    if missing := [f"'{name}:'" for name in needed if name not in checked]:
+        raise ValueError(f"{source}: {', '.join(missing)} {'are' if missing[1:] else 'is'} missing")
     try:
         return cls(**checked)
     except ValueError as error:
@@ -88,8 +93,9 @@ def environment_number(name: str, default: int, least: int = 0) -> int:
 
 def _typed(value: Any, hint: Any, where: str) -> Any:
     """`value` as the annotated type; YAML's `1e-4` (a string) counts as a number."""
-    if dataclasses.is_dataclass(value) and type(value) is hint:
-        return value
+    if dataclasses.is_dataclass(hint):
+        built = type(value) is hint
+        return value if built else build(cast(type, hint), {} if value is None else value, where)
     allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if value is None and types.NoneType in allowed:
         return None

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from talk2dino.config import check_name
@@ -19,6 +22,9 @@ DTYPES = ("float32", "float16", "bfloat16")
 AMP_TYPES = ("auto", "bfloat16", "float16", "tf32")
 """Number types of mixed precision; `auto` is bfloat16, on MPS float16. `tf32` is float32 whose
 products NVIDIA's GPUs take of numbers with 10 bits behind the point; elsewhere it is float32."""
+
+COMPILER = "inductor"
+"""PyTorch's name of what `compile_blocks` compiles with."""
 
 _Result = TypeVar("_Result")
 _Method = TypeVar("_Method", bound=Callable[..., Any])
@@ -133,6 +139,62 @@ def keep_float32(
     if (dtype := fn(torch.zeros(1, dtype=torch.float32)).dtype) is not torch.float32:
         raise ValueError(f"dtype={dtype} is not supported: weights are float32.")
     return torch.nn.Module._apply(self, fn, recurse)
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raise ValueError where PyTorch cannot compile for a device; compiles nothing."""
+    names = [os.environ.get("CXX", ""), "g++", "clang++", "cl"]
+    if device.type == "cuda":
+        import torch
+
+        found, needed = find_spec("triton") is not None, "the package triton"
+        if found and torch.cuda.get_device_capability(device) < (7, 0):
+            found, needed = False, "a GPU of compute capability 7.0 (V100) or later"
+    else:
+        found, needed = any(map(shutil.which, filter(None, names))), "a C++ compiler (g++)"
+        if device.type != "cpu":
+            found, needed = False, "a CPU or an NVIDIA GPU"
+    if not found:
+        raise ValueError(f"--compile on {device} needs {needed}, which is not here. Leave it out.")
+
+
+def compile_blocks(blocks: Iterable[torch.nn.Module]) -> None:
+    """Compile each block of a backbone when it runs first; they share one program per shape."""
+    for block in blocks:
+        block.compile(backend=COMPILER)
+
+
+def pinned_copy(tensor: torch.Tensor) -> torch.Tensor:
+    """Start a copy of a GPU's tensor to pinned memory, whose blocks PyTorch uses again."""
+    import torch
+
+    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return pinned.copy_(tensor, non_blocking=True)
+
+
+class Fetched:
+    """Tensors on their way to main memory: begun at once, waited for when they are read.
+
+    Args:
+        tensors: of one device. A GPU copies them when it has done what it was given before.
+    """
+
+    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
+        self._arrived: torch.cuda.Event | None = None
+        if tensors and tensors[0].device.type == "cuda":
+            import torch
+
+            self._copies = [pinned_copy(tensor) for tensor in tensors]
+            self._arrived = torch.cuda.Event()
+            self._arrived.record(torch.cuda.current_stream(tensors[0].device))
+        else:
+            self._copies = [tensor.cpu() for tensor in tensors]
+
+    def read(self) -> list[torch.Tensor]:
+        """The copies, in order."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._copies
 
 
 class MemoryFit:

@@ -47,7 +47,7 @@ def test_the_boundary_of_all_classes_is_that_of_each(size):
 
 
 def test_intersections_and_unions_at_boundaries_are_summed_over_images():
-    intersect, union = np.zeros(3), np.zeros(3)
+    intersect, union = np.zeros((3, 3)), np.zeros((3, 3))
     images = []
     for seed in range(3):
         predicted, target = blobs(seed, ignored=0), blobs(seed + 10)
@@ -55,10 +55,12 @@ def test_intersections_and_unions_at_boundaries_are_summed_over_images():
         for label in range(3):
             one = plain_boundary((predicted == label) & (target != 255))
             other = plain_boundary(target == label)
-            intersect[label] += (one & other).sum()
-            union[label] += (one | other).sum()
-    found = border_scores(images, CLASSES)
-    expected = 100 * intersect / union
+            intersect[seed, label] = (one & other).sum()
+            union[seed, label] = (one | other).sum()
+    found, counts = border_scores(images, CLASSES)
+    assert np.array_equal(counts["boundary_intersect"], intersect)
+    assert np.array_equal(counts["boundary_union"], union)
+    expected = 100 * intersect.sum(axis=0) / union.sum(axis=0)
     assert list(found["per_class_boundary_iou"].values()) == pytest.approx(expected, abs=1e-4)
     assert found["boundary_mIoU"] == pytest.approx(expected.mean(), abs=1e-4)
 
@@ -73,7 +75,7 @@ def test_the_counts_of_regions_stay_as_they_are():
 
 def test_a_perfect_picture_has_full_boundaries_and_no_seam_errors():
     target = blobs(3)
-    found = border_scores([counts_of(np.where(target == 255, 0, target), target)], CLASSES)
+    found, _ = border_scores([counts_of(np.where(target == 255, 0, target), target)], CLASSES)
     assert (found["boundary_mIoU"], found["seam_error"]) == (100, 0)
 
 
@@ -94,7 +96,7 @@ def test_seams_are_the_borders_of_windows_at_the_size_of_the_image():
 def test_a_picture_that_is_one_window_has_no_seam():
     target = blobs(5)
     assert seam_pairs(target, target, WHOLE) == (0, 0)
-    found = border_scores([counts_of(np.zeros_like(target), target, protocol=WHOLE)], CLASSES)
+    found, _ = border_scores([counts_of(np.zeros_like(target), target, protocol=WHOLE)], CLASSES)
     assert (found["seam_error"], found["seam_pairs"]) == (None, 0)
 
 
@@ -105,4 +107,14 @@ def test_counts_at_borders_are_kept_on_disk(tmp_path):
         writer.add(image)
     writer.close()
     found = read_counts_folder(tmp_path, {"boundary": True})
-    assert border_scores([found[0], found[1]], CLASSES) == border_scores(counts, CLASSES)
+    assert border_scores([found[0], found[1]], CLASSES)[0] == border_scores(counts, CLASSES)[0]
+
+
+def test_boundaries_of_very_many_classes_are_counted_sparsely(monkeypatch):
+    images = [counts_of(blobs(n, ignored=0), blobs(n + 5), n) for n in range(2)]
+    _, dense = border_scores(images, CLASSES)
+    monkeypatch.setattr("talk2dino.benchmarks.counts.DENSE", 1)
+    _, sparse = border_scores(images, CLASSES)
+    for name, matrix in sparse.items():
+        assert matrix.shape == (2, 3)
+        assert np.array_equal(np.eye(2) @ matrix, dense[name])

@@ -145,9 +145,11 @@ def test_sub_folders_lists_and_several_suffixes(make, tmp_path, caplog):
     assert "mine: 1 images without a label, left out: unlabelled.jpg" in caplog.text
     path = make({}, image_suffix=[".jpg", ".jpeg"], split="list.txt")
     (tmp_path / "list.txt").write_text("x/a\nb\n")
-    assert [s.stem for s in EvaluationSet(read_dataset(path), "data").samples] == ["a", "b"]
+    assert [s.name for s in EvaluationSet(read_dataset(path), "data").samples] == ["x/a", "b"]
     (tmp_path / "list.txt").write_text("x/a\nx/a\n")
     assert "lists more than once: x/a (2 times)" in refused(path)
+    (tmp_path / "list.txt").write_text("x/a\n../labels/b\n")
+    assert "not in " in refused(path) and "../labels/b. See" in refused(path)
     (tmp_path / "list.txt").write_text("x/a\nnot/there\n")
     assert "1 of 2 image files are missing" in refused(path)
     (tmp_path / "list.txt").unlink()
@@ -332,7 +334,7 @@ def test_the_unified_protocol_keeps_what_the_file_says(make):
 def random_labels(classes, ignored, size=(28, 40)):
     generator = np.random.default_rng(classes)
     labels = {}
-    for stem in ("a", "b/c", "b/d"):
+    for stem in ("a", "b/a", "b/c"):
         labels[stem] = generator.integers(0, classes, (7, 10)).repeat(4, axis=0).repeat(4, axis=1)
         labels[stem][:3] = ignored
     return labels
@@ -390,14 +392,14 @@ def test_an_evaluation_gives_the_numbers_that_numpy_gives(kind, make, tmp_path):
     (result,) = map(json.loads, (p.read_text() for p in (tmp_path / "out").glob("*.json")))
     pixels = np.zeros((3, classes))
     for stem, labels in truth.items():
-        predicted = np.asarray(Image.open(tmp_path / "maps" / "mine" / f"{stem[-1]}.png"))
+        predicted = np.asarray(Image.open(tmp_path / "maps" / "mine" / f"{stem}.png"))
         assert predicted.dtype == (np.uint8 if classes <= 256 else np.uint16)
         guess, real = predicted[labels != ignored], labels[labels != ignored]
         pixels += [
             np.bincount(found, minlength=classes) for found in (real[real == guess], real, guess)
         ]
         coloured = np.asarray(
-            Image.open(tmp_path / "truth" / "mine" / f"{stem[-1]}.png").convert("RGB")
+            Image.open(tmp_path / "truth" / "mine" / f"{stem}.png").convert("RGB")
         )
         assert (coloured[0, 0].tolist(), coloured.shape) == ([224, 224, 192], (28, 40, 3))
     hits, real, guess = pixels

@@ -1,5 +1,6 @@
 """Labels straight from patch scores: the same as step by step, in the memory one allows."""
 
+import gc
 import weakref
 from dataclasses import replace
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from talk2dino.backbones.vision import PatchFeatures
 from talk2dino.benchmarks import spreading
+from talk2dino.benchmarks.counts import begin_count
 from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
 from talk2dino.benchmarks.spreading import Layout, resized_labels, spread_labels, spreading_matrix
 from talk2dino.inference import (
@@ -190,6 +192,51 @@ def test_the_matrix_of_an_axis_does_upsampling_mean_and_resizing():
     torch.testing.assert_close(halved.sum(dim=1), torch.ones(3))
 
 
+def test_matrices_are_made_once_per_length_and_segmenter(base, monkeypatch):
+    made, original = [], spreading.spreading_matrix
+    noting = lambda *lengths: made.append(lengths[:2]) or original(*lengths)  # noqa: E731
+    monkeypatch.setattr(spreading, "spreading_matrix", noting)
+    query = ClassQuery.of_rows(base.embed_classes(["cat", "dog"]))
+    for _ in range(2):
+        segmenter = base.variant()
+        for width in (150, 120, 150):
+            pixels = image(64, width)
+            labels = labels_of(segmenter, pixels, (80, 101), query)
+            assert torch.equal(labels, step_by_step(segmenter, pixels, (80, 101), query))
+    lengths = [(80, 64), (101, 150), (101, 120)]
+    assert made == 2 * lengths
+    kept = weakref.ref(segmenter)
+    del segmenter
+    gc.collect()
+    assert kept() is None, "matrices do not keep a model in memory"
+
+
+@pytest.mark.parametrize("stitch", ["uniform", "hann"])
+@pytest.mark.parametrize("owner", [None, torch.tensor([0, 1, 1])])
+def test_nothing_of_a_picture_is_asked_for_before_the_next(base, monkeypatch, stitch, owner):
+    rows = base.embed_classes(["cat", "dog", "horse"])
+    query = ClassQuery(tuple("abc" if owner is None else "ab"), rows, owner)
+    protocol, asked = replace(PROTOCOL, stitch=stitch), []
+    target = torch.zeros(80, 101, dtype=torch.uint8)
+
+    def launch(segmenter):
+        pictures = [Picture(image(64, 150), (80, 101), [Task(segmenter, query)])]
+        for _, maps in label_pictures(pictures, protocol, Batching(), CPU):
+            begin_count(0, maps, [target], [len(query.names)])
+
+    segmenters = [base.variant(), base.variant(pamr=True)]
+    for segmenter in segmenters:
+        launch(segmenter)  # makes what pictures of a size share
+    monkeypatch.setattr("talk2dino.benchmarks.counts.Fetched", lambda tensors: None)
+    for name in ("cpu", "item", "tolist", "numpy", "__int__", "__float__", "__bool__"):
+        noting = lambda self, name=name: asked.append(name)  # noqa: E731
+        monkeypatch.setattr(torch.Tensor, name, noting)
+    for segmenter in segmenters:
+        launch(segmenter)
+    monkeypatch.undo()
+    assert asked == []
+
+
 @pytest.mark.parametrize("most_bytes", [1, 4 * 31 * 47 * 3, MIB])
 def test_many_classes_are_compared_in_parts(most_bytes):
     scores = torch.rand(13, 20, 30, generator=torch.Generator().manual_seed(0))
@@ -218,21 +265,23 @@ def test_the_first_label_wins_a_tie(base, pamr):
 
 @pytest.mark.parametrize("background", [None, 0.9])
 @pytest.mark.parametrize("original", [(64, 96), (50, 131), (1, 1)])
-def test_many_classes_are_compared_pixel_by_pixel_with_the_same_labels(
-    base, original, background, monkeypatch
+@pytest.mark.parametrize("alike", [False, True])
+def test_of_many_classes_those_are_left_out_that_are_the_best_nowhere(
+    base, original, background, alike, monkeypatch
 ):
     layout = Layout(original, (64, 96), PROTOCOL)
     generator = torch.Generator().manual_seed(0)
     scores = torch.rand(len(layout.corners), 40, 8, 8, generator=generator)
+    if alike:  # all classes follow the same picture, and few are ever ahead
+        scores = 0.9 * scores[:, :1] + torch.linspace(0, 0.05, 40)[:, None, None] + 0.05 * scores
     scores[:, 7] = scores[:, 3]  # a tie everywhere: the first one wins
     query, pixels = ClassQuery.of_rows(torch.eye(40), background), image(64, 96).float()
     by_rows = spread_labels(base, scores, pixels, layout, query)
     monkeypatch.setattr(spreading, "_MANY", 39)
-    monkeypatch.setattr(spreading, "_CACHED_BYTES", 20_000)
-    by_columns = spread_labels(base, scores, pixels, layout, query)
-    assert (by_columns == by_rows).float().mean() >= 0.999
-    assert not (by_columns == 7 + (background is not None)).any()
-    assert background is None or original == (1, 1) or (by_columns == 0).any()
+    by_blocks = spread_labels(base, scores, pixels, layout, query)
+    assert (by_blocks == by_rows).float().mean() >= 0.999
+    assert not (by_blocks == 7 + (background is not None)).any()
+    assert background is None or original == (1, 1) or (by_blocks == 0).any()
 
 
 class LiveBytes(TorchDispatchMode):

@@ -144,6 +144,36 @@ def test_help_and_completion_come_at_once_without_torch():
     assert told.returncode == 0, f"imported to declare flags: {told.stderr}"
 
 
+def test_a_model_is_loaded_without_the_libraries_that_only_others_need():
+    code = """if True:
+        import sys, torch, talk2dino.cli
+        from talk2dino.methods.registry import load_segmenter
+        load_segmenter("toy", device="cpu").query(["cat"])
+        needless = {"transformers", "torch._dynamo", "sympy"} & set(sys.modules)
+        assert not needless, needless
+        import open_clip, timm, torchvision.ops, transformers
+        assert open_clip.timm_model.timm is timm and transformers.AutoModel
+        boxes = torch.tensor([[0.0, 0.0, 0.0, 4.0, 4.0]])
+        assert torchvision.ops.roi_align(torch.ones(1, 1, 8, 8), boxes, 2).eq(1).all()
+        assert sys.modules["torchvision.ops.roi_align"].is_compile_supported("cpu")
+        assert torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1)) == 2
+    """
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+
+
+@pytest.mark.parametrize("line", ["import torch._dynamo.config", "torch._dynamo.utils.counters"])
+def test_what_a_stand_in_has_not_comes_from_the_library_itself(line):
+    code = f"""if True:
+        import sys, torch, talk2dino.cli
+        run = lambda module: exec("import torch; {line}", {{}})
+        talk2dino.cli.without_needless(run, None)
+        assert torch._dynamo.config and "torch._dynamo" in sys.modules
+    """
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+
+
 SCRIPTS = ["dino_extraction_v2.py", "text_features_extraction.py", "train.py", "demo.py"]
 
 

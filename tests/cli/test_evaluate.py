@@ -19,7 +19,7 @@ pytest.importorskip("mmseg")
 
 from talk2dino import label_map, load_segmenter
 from talk2dino.__main__ import main as project_main
-from talk2dino.benchmarks.results import read_counts, read_result
+from talk2dino.benchmarks.results import markdown_table, read_counts, read_result
 from talk2dino.cli.compare import main as compare
 from talk2dino.cli.evaluate import main
 from talk2dino.cli.evaluate_published import main as published_main
@@ -116,14 +116,24 @@ def test_one_json_and_its_counts_per_run(voc20):
     assert result["timing"]["peak_memory_mib"] > 100
 
 
-def test_the_table_stands_beside_the_paper(voc20):
+def test_the_table_has_columns_for_a_paper_where_it_has_numbers(voc20):
     (table,) = files_below(voc20, "table_toy_*.md")
     lines = table.read_text().splitlines()
-    header = [cell.strip() for cell in lines[0].strip("|").split("|")]
-    assert header[:5] == ["benchmark", "mIoU", "95 %", "paper", "difference"]
+    assert [cell.strip() for cell in lines[0].split("|")][1:5] == [
+        "benchmark",
+        "mIoU",
+        "95 %",
+        "mAcc",
+    ]
     assert "voc20" in lines[2]
     (csv,) = files_below(voc20, "table_toy_*.csv")
     assert csv.read_text().startswith("benchmark,mIoU,95 %,paper,difference")
+    result = read_result(files_below(voc20)[0])
+    beside = markdown_table([{**result, "published": 80.0}, {**result, "benchmark": "voc"}])
+    assert [cell.strip() for cell in beside.splitlines()[0].split("|")][4:6] == [
+        "paper",
+        "difference",
+    ]
 
 
 def test_the_same_command_again_changes_nothing(voc20, capsys):
@@ -148,6 +158,20 @@ def test_a_lower_precision_is_another_run_and_full_precision_is_not(voc20, tmp_p
     assert evaluate(output, "--precision", "bf16") == 0
     settings = [read_result(path)["settings"]["segmenter"] for path in files_below(output)]
     assert sorted(content.get("precision", "") for content in settings) == ["", "bf16"]
+
+
+def test_a_compiled_backbone_is_another_run_with_the_same_counts(voc20, tmp_path, monkeypatch):
+    compiled = []
+    compiler = lambda program, inputs: compiled.append(program) or program.forward  # noqa: E731
+    monkeypatch.setattr("talk2dino.devices.COMPILER", compiler)
+    monkeypatch.setattr("talk2dino.devices.shutil.which", lambda name: name)
+    output = shutil.copytree(voc20, tmp_path / "results")
+    assert evaluate(output, "--compile") == 0 and compiled
+    results = [read_result(path) for path in files_below(output)]
+    settings = [result["settings"]["segmenter"] for result in results]
+    assert sorted(content.get("compile", False) for content in settings) == [False, True]
+    one, other = map(read_counts, files_below(output))
+    assert np.array_equal(one["intersect"], other["intersect"])
 
 
 def run_and_die(words, output, seconds):

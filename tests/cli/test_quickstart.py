@@ -47,8 +47,8 @@ def test_every_file_is_written(finished):
 def test_the_panel_and_the_overlay_are_pictures(finished):
     folder, _ = finished
     panel = Image.open(folder / "quickstart.png")
-    assert panel.width > 2 * 224
-    assert panel.height > 4 * 224
+    assert panel.width > 4 * 224  # picture, ground truth, trained and untrained
+    assert panel.height > 2 * 224
     assert Image.open(folder / "demo.png").height > 224
 
 
@@ -57,14 +57,15 @@ def test_the_commands_are_printed_as_one_would_type_them(finished):
     lines = [line for line in printed.splitlines() if line.startswith("$ ")]
     scripts = [line.split()[2] for line in lines]
     assert scripts == [
+        "-m",  # talk2dino toy
         *["dino_extraction_v2.py"] * 2,
         *["text_features_extraction.py"] * 2,
         "train.py",
-        *["-m"] * 3,  # talk2dino evaluate, evaluate, report
+        *["-m"] * 4,  # talk2dino evaluate, evaluate, report, report --figure
         "demo.py",
     ]
-    assert f"--ann_path {folder}/data/coco/captions_train.json" in lines[0]
-    assert "--model toy --resize_dim 224 --crop_dim 224" in lines[0]
+    assert f"--ann_path {folder}/data/coco/captions_train.json" in lines[1]
+    assert "--model toy --resize_dim 224 --crop_dim 224" in lines[1]
     assert f"--weights {folder}/weights/toy.pth" in lines[-1]
 
 
@@ -86,8 +87,7 @@ def test_a_second_run_skips_what_is_done_and_gives_the_same_numbers(finished):
     before = [path.stat().st_mtime_ns for path in files]
     results = (folder / "results.json").read_text()
     printed = run_quickstart(folder)
-    assert printed.count("done already") == 9
-    assert "the drawn world is there already" in printed
+    assert printed.count("done already") == 11
     assert [path.stat().st_mtime_ns for path in files] == before
     assert (folder / "results.json").read_text() == results
 
@@ -102,6 +102,7 @@ def test_a_run_that_was_cut_short_goes_on(finished):
     record.write_text(json.dumps({**content, "done": ["image features (train)"]}))
     printed = run_quickstart(folder)
     assert printed.count("done already") == 1
+    assert "the drawn world is there already" in printed
     assert "--resume" in printed
     assert (folder / "weights" / "toy.pth").read_bytes() == weights
 

@@ -114,6 +114,25 @@ def test_the_number_type_of_mixed_precision_is_recorded(tmp_path, coco, dtype):
     assert read_features(tmp_path / "c.pth").settings["vision"]["amp"] is True
 
 
+def test_a_compiled_backbone_gives_the_same_features_and_is_recorded(tmp_path, coco, monkeypatch):
+    compiled = []
+    compiler = lambda program, inputs: compiled.append(program) or program.forward  # noqa: E731
+    monkeypatch.setattr("talk2dino.devices.COMPILER", compiler)
+    monkeypatch.setattr("talk2dino.devices.shutil.which", lambda name: name)
+    assert main(coco.arguments(tmp_path / "a.pth")) == 0 and not compiled
+    assert main(coco.arguments(tmp_path / "b.pth", "--compile")) == 0 and compiled
+    plain, made = (read_features(tmp_path / name) for name in ("a.pth", "b.pth"))
+    torch.testing.assert_close(made.image_features, plain.image_features)
+    assert made.settings["vision"] == {**plain.settings["vision"], "compile": True}
+
+
+def test_without_a_compiler_compile_is_refused_before_anything(tmp_path, coco, monkeypatch, capsys):
+    monkeypatch.setattr("talk2dino.devices.shutil.which", lambda name: None)
+    assert main(coco.arguments(tmp_path / "a.pth", "--compile")) == 2
+    assert "--compile on cpu needs a C++ compiler (g++)" in capsys.readouterr().err
+    assert folder_names(tmp_path) == []
+
+
 def test_the_normalisation_of_a_backbone_is_recorded_where_it_is_not_imagenets(
     tmp_path, coco, caplog
 ):

@@ -68,7 +68,6 @@ def test_shard_numbers_continue_over_splits(tmp_path):
     planned = plan_outputs(tmp_path, Division(n_in_splits=2, out_offset=5, n_shards=2))
     names = [[path.name for path in output.files] for output in planned]
     assert names == [["shard00005.tar", "shard00006.tar"], ["shard00007.tar", "shard00008.tar"]]
-    assert planned[0].sharded
 
 
 @pytest.mark.parametrize(
@@ -204,23 +203,10 @@ def test_an_output_that_cannot_be_written_keeps_the_older_file_and_the_work(tmp_
             raise OSError(28, "No space left on device")
 
     (tmp_path / "val.pth").write_bytes(b"older")
-    (tmp_path / "scratch").mkdir()
     output = Output(0, 1, (tmp_path / "val.pth",))
     with pytest.raises(RuntimeError, match="could not write.*No space left.*kept in .*scratch"):
         output.write(Broken([], []), tmp_path / "scratch")
     assert (tmp_path / "val.pth").read_bytes() == b"older"
-
-
-def test_a_full_disk_is_named_even_if_torch_hides_it(tmp_path, monkeypatch):
-    def write(*_):
-        try:
-            raise OSError(28, "No space left on device")
-        finally:
-            raise RuntimeError("[enforce fail at inline_container.cc] unexpected pos 64 vs 0")
-
-    monkeypatch.setattr(Output, "_write_file", write)
-    with pytest.raises(RuntimeError, match=r"could not write \(No space left on device\)"):
-        Output(0, 1, (tmp_path / "a.pth",)).write(FeatureFile([], []), tmp_path)
 
 
 def test_the_layout_is_that_of_the_input_unless_chosen(tmp_path):
@@ -235,42 +221,18 @@ def test_the_layout_is_that_of_the_input_unless_chosen(tmp_path):
 
 
 class FirstOfTwo(Processes):
-    """Without the other one, which has failed and could not leave word."""
+    """Without the other one, which dies before its chunks are there."""
 
     def gather(self, value):
-        return [value, "process 1 of 2 failed: no room"]
-
-
-def test_the_first_process_to_fail_has_the_word(tmp_path):
-    with Job(outputs(tmp_path), {}) as job:
-        job.processes = Processes(1, 3)
-        job.check_others()
-        job.tell_others("no room")
-        job.processes = Processes(2, 3)
-        job.tell_others("no time")
-        with pytest.raises(RuntimeError, match="process 1 of 3 failed: no room"):
-            job.check_others()
-
-
-def test_a_word_that_is_not_written_yet_is_a_failure_too(tmp_path):
-    with Job(outputs(tmp_path), {}) as job:
-        job.processes = Processes(0, 2)
-        (job.folder / "failed.txt").touch()
-        with pytest.raises(RuntimeError, match="another process of this extraction failed"):
-            job.check_others()
-
-
-def test_a_failure_that_nobody_could_write_down_ends_the_others(tmp_path):
-    with Job(outputs(tmp_path), {}) as job:
-        job.processes = FirstOfTwo(0, 2)
-        with pytest.raises(RuntimeError, match="process 1 of 2 failed: no room"):
-            job.collected(job.outputs[0], work(8), silent)
+        if value is None:
+            raise RuntimeError("[gloo] Connection closed by peer")
+        return [value, value]
 
 
 def test_a_process_computes_every_nth_chunk(tmp_path):
     made = []
     with Job(outputs(tmp_path), {}) as job:
         job.processes = FirstOfTwo(0, 2)
-        with pytest.raises(RuntimeError):
+        with pytest.raises(RuntimeError, match="another process of this extraction has ended"):
             job.collected(job.outputs[0], work(9, made=made), silent)
     assert made == [range(2), range(4, 6), range(8, 9)]

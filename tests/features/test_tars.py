@@ -132,7 +132,7 @@ def test_a_size_that_the_file_has_not_is_refused(tmp_path, size):
     info.size = size
     header = info.tobuf(tarfile.GNU_FORMAT)
     (tmp_path / "0.tar").write_bytes(header + bytes(2 * BLOCK))
-    with pytest.raises(ValueError, match=r"0\.tar is damaged.*unexpected end of data in a\.jpg"):
+    with pytest.raises(ValueError, match=r"0\.tar is damaged or is not an uncompressed tar \("):
         list(read_members(tmp_path / "0.tar"))
 
 

@@ -12,7 +12,6 @@ from talk2dino.cli.extract import main as extract_images
 from talk2dino.cli.extract_text import COMMAND, main
 from talk2dino.features import text
 from talk2dino.features.captions import CaptionInput
-from talk2dino.features.job import Output
 from talk2dino.features.shards import read_shards
 from talk2dino.features.store import FeatureFile, read_features, write_features
 from talk2dino.features.text import (
@@ -123,6 +122,7 @@ def test_token_ids_are_kept_without_padding_and_given_as_the_tokeniser_does():
     wanted = model.tokenize([captions[0], captions[2]])
     assert torch.equal(texts.tokens(model, torch.tensor([0, 2])), wanted)
     assert texts.tokens(model, torch.tensor([1])).tolist() == [[49406, 49407]]
+    assert texts._ids.nbytes == 2 * texts.lengths.sum()
 
 
 def test_where_every_position_is_stored_the_order_stays():
@@ -204,7 +204,7 @@ def test_a_disk_that_fills_up_harms_nothing(features, capsys, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Output, "_write_file", full)
+        patch.setattr("talk2dino.features.job.write_features", full)
         assert main(arguments(features)) == 1
     message = capsys.readouterr().err
     assert "could not write (No space left on device)" in message

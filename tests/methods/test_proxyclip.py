@@ -16,6 +16,7 @@ from talk2dino.methods.proxyclip import (
 )
 from talk2dino.methods.registry import find_method, load_segmenter
 from talk2dino.pictures.vocabularies import find_vocabulary
+from talk2dino.pictures.word_lists import read_word_lists
 from talk2dino.segmenter import ClassQuery
 from talk2dino.sizes import Protocol
 
@@ -158,6 +159,16 @@ def test_the_background_has_the_published_words(benchmark, vocabulary, count):
     names = find_vocabulary([vocabulary]).names
     lists = class_words(benchmark).lists(names, 0.2)[1]
     assert sum(map(len, lists)) == count
+
+
+@pytest.mark.parametrize("row", BENCHMARKS.values(), ids=lambda row: row.key)
+def test_the_shipped_lists_fit_their_benchmarks_and_are_the_methods_words(row, root):
+    path = root / "vocabularies" / f"proxyclip_{row.key}.txt"
+    found, names = read_word_lists(path), row.classes[row.background :]
+    found.check_fits(row.key, len(names), row.background)
+    assert found.names == tuple(class_words(row.key).of(name)[0] for name in names)
+    background = tuple(w for w in class_words(row.key).background if w not in found.names)
+    assert not row.background or (found.background or ("background",)) == background
 
 
 def test_only_the_last_blocks_attention_is_replaced(toy):

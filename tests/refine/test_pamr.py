@@ -73,6 +73,8 @@ def test_pictures_of_several_bands_are_refined_like_whole_ones(
     exact = literal_pamr(images.double(), masks.double(), iterations, (1, 4))
     whole = refine(images, masks, iterations, (1, 4))
     monkeypatch.setattr("talk2dino.refine.pamr._BAND_PIXELS", 5 * size[1])
+    part = 2 * size[1] // torch.get_num_threads()
+    monkeypatch.setattr("talk2dino.refine.pamr._PART_PIXELS", part)  # of two rows or one
     monkeypatch.setattr("talk2dino.refine.pamr._MOST_WEIGHTS", 16 * size[1] * 30)  # 30 rows
     monkeypatch.setattr("talk2dino.refine.pamr_bags._PIXELS", 7 * size[1])
     banded = refine(images, masks, iterations, (1, 4))

@@ -13,6 +13,19 @@ from talk2dino.report.runs import find_runs
 from tests.report.conftest import write_run
 
 
+def with_boundary(path, wrong):
+    """Add counts at boundaries: `wrong` of 10 pixels of the cat are not hit in image 5."""
+    union = np.tile([10, 10, 10, 0], (7, 1))
+    intersect = union.copy()
+    intersect[5, 1] -= wrong
+    changed_arrays(path, boundary_intersect=intersect, boundary_union=union)
+    content = json.loads(path.read_text())
+    iou = [100 * hits / 70 for hits in intersect.sum(axis=0)[:3].tolist()]
+    per_class = dict(zip(content["per_class"], [*iou, None], strict=True))
+    content |= {"boundary_mIoU": sum(iou) / 3, "per_class_boundary_iou": per_class}
+    path.write_text(json.dumps(content | {"seam_error": 0.0, "seam_pairs": 0}))
+
+
 @pytest.fixture
 def pair(data, tmp_path):
     """Two runs on the same images; the second makes no mistake."""
@@ -96,6 +109,38 @@ def test_the_command_prints_and_writes_the_difference(pair, tmp_path, capsys):
     assert other["difference"] == -found["difference"]
     assert other["interval"] == pytest.approx([-value for value in found["interval"][::-1]])
     assert other["better"] == 0
+
+
+def test_boundaries_are_compared_where_both_runs_have_them(pair, tmp_path, capsys):
+    with_boundary(pair[0], wrong=7)
+    assert main([*map(str, pair)]) == 0
+    assert "boundary" not in capsys.readouterr().out
+    with_boundary(pair[1], wrong=0)
+    assert main([*map(str, pair), "--json", str(tmp_path / "out.json")]) == 0
+    assert "B - A: +3.33 points of boundary mIoU" in capsys.readouterr().out
+    found = json.loads((tmp_path / "out.json").read_text())["boundary"]
+    assert found["difference"] == pytest.approx(10 / 3)
+    assert found["per_class"]["cat & <dog>"] == pytest.approx(10)
+    assert found["images"]["images/5.png"] == pytest.approx(70 / 3)
+    areas = [
+        (run.counts["boundary_intersect"], run.counts["boundary_union"])
+        for run in find_runs(pair)[0]
+    ]
+    drawn = 100 * resampled_mious(areas, DRAWS)
+    assert found["interval"] == np.quantile(drawn[:, 1] - drawn[:, 0], [0.025, 0.975]).tolist()
+    assert report([*map(str, pair), "--examples", "0", "--latex"]) == 0
+    assert ", boundary</td><td>+3.33</td>" in (pair[0].parent / "report.html").read_text()
+    tables = pair[0].parent / "report_tables"
+    assert '"VOC, boundary",toy,toy + PAMR,3.33' in (tables / "differences.csv").read_text()
+    heads = (tables / "voc_images.csv").read_text().splitlines()[0]
+    assert heads == 'image,toy,toy + PAMR,"toy, boundary","toy + PAMR, boundary"'
+    assert ",90.0,100.0\n" in (tables / "voc_classes.csv").read_text()
+
+
+def test_counts_at_boundaries_have_to_fit_their_result(pair, capsys):
+    changed_arrays(pair[1], boundary_intersect=np.zeros((7, 3), int), boundary_union=np.zeros(2))
+    assert main([*map(str, pair)]) == 2
+    assert "boundary_intersect must have the shape (7, 4)" in capsys.readouterr().err
 
 
 def test_a_run_does_not_differ_from_itself(pair, capsys):

@@ -56,6 +56,26 @@ def test_every_picture_is_a_file_in_the_palette_of_the_data_set(data, tmp_path):
     assert np.array_equal(np.asarray(truth), labels) and labels[0, 0] == IGNORED
 
 
+def test_images_of_one_name_in_two_folders_are_told_apart(data, tmp_path, capsys):
+    folder = write_run(data, tmp_path / "results")
+    path = folder / "voc_toy_11111111.npz"
+    counts = dict(np.load(path))
+    counts["images"] = np.array([*counts["images"][:-1], "images/b/5.png"])
+    np.savez(path, **counts)
+    predictions = folder / "predictions" / "voc_toy_11111111"
+    for place, source in ((data / "images", "6"), (predictions, "6")):
+        (place / "b").mkdir()
+        (place / f"{source}.png").rename(place / "b" / "5.png")
+    assert draw(folder, "--images", "5") == 1
+    assert (
+        "voc has several images '5': say images/5.png or images/b/5.png" in capsys.readouterr().err
+    )
+    assert draw(folder, "--images", "images/5.png,images/b/5.png") == 0
+    for name, kept in (("images_5", "5.png"), ("images_b_5", "b/5.png")):
+        shown = Image.open(folder / "out_files" / f"voc_{name}_voc_toy_11111111.png")
+        assert np.array_equal(shown, Image.open(predictions / kept))
+
+
 def test_rows_of_one_benchmark_share_a_legend(data, tmp_path):
     folder = write_run(data, tmp_path / "results")
     write_run(data, folder, "ade20k_toy_33333333", benchmark="ade20k", title="ADE20K")

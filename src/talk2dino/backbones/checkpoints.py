@@ -11,6 +11,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ContextDecorator
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,7 @@ def check_layout(state: Mapping[str, Tensor], source: str | Path, needed: str) -
         )
 
 
-class WithoutInitialisation(TorchFunctionMode):
+class WithoutInitialisation(ContextDecorator, TorchFunctionMode):
     """In here, modules are made without first values of their parameters: memory as it comes.
 
     For modules that get all of them from a checkpoint; drawing them takes seconds. Buffers are

@@ -163,17 +163,16 @@ def load_clip(
     """
     check_clip(name, weights)
     weights = weights or default_weights(name)
-    with torch.device("meta"):
-        towers = {PREFIX: create_image_tower(name), "": create_text_tower(name)}
+    towers = {PREFIX: create_image_tower(name), "": create_text_tower(name)}
     name, state = clip_state(name, weights, towers)
-    with WithoutInitialisation():
-        model = create_image_tower(name)
+    model = create_image_tower(name)
     own = {k.removeprefix(PREFIX): value for k, value in state.items() if k.startswith(PREFIX)}
     load_strict(model, own, weights)
     image = ClipImage(model, name, weights).eval().requires_grad_(False)
     return image.to(device), text_from_state(name, state, weights).to(device)
 
 
+@WithoutInitialisation()
 @float32_by_default()
 def create_image_tower(name: str) -> VisionTransformer:
     """CLIP's image tower without weights."""

@@ -161,9 +161,11 @@ def block_at_ends(block: ResidualAttentionBlock, x: Tensor, end_positions: Tenso
         (B, width)
     """
     later = torch.arange(x.shape[1], device=x.device) > end_positions.unsqueeze(1)  # (B, T)
+    # As `key_padding_mask`, for which PyTorch loads sympy: half a second.
+    hidden = later[:, None, None].expand(-1, block.attn.num_heads, 1, -1).flatten(0, 1)
     normed = block.ln_1(x)
     query = at_positions(normed, end_positions).unsqueeze(1)
-    mixed = block.attn(query, normed, normed, key_padding_mask=later, need_weights=False)[0]
+    mixed = block.attn(query, normed, normed, attn_mask=hidden, need_weights=False)[0]
     end = at_positions(x, end_positions) + block.ls_1(mixed.squeeze(1))
     return end + block.ls_2(block.mlp(block.ln_2(end)))
 
@@ -279,9 +281,7 @@ def load_text(
     if is_bert(name):
         return BertEncoder(name).eval().requires_grad_(False).to(device)
     weights = weights or default_weights(name)
-    with torch.device("meta"):
-        tower = create_text_tower(name)
-    name, state = clip_state(name, weights, {"": tower})
+    name, state = clip_state(name, weights, {"": create_text_tower(name)})
     return text_from_state(name, state, weights).to(device)
 
 
@@ -322,12 +322,12 @@ def text_from_state(name: str, state: dict[str, Tensor], weights: str) -> TextEn
     """
     needed = f"OpenAI's .pt or open_clip's file ({_address(name)})"
     check_layout(state, weights, needed)
-    with WithoutInitialisation():
-        model = create_text_tower(name)
+    model = create_text_tower(name)
     load_strict(model, _text_part(state), weights)
     return TextEncoder(model, name, weights).eval().requires_grad_(False)
 
 
+@WithoutInitialisation()
 @float32_by_default()
 def create_text_tower(name: str) -> TextTransformer:
     """CLIP's text tower without weights; `toy` has 3 blocks of width 512."""

@@ -408,10 +408,9 @@ def _addresses(timm_name: str) -> str:
 
 @float32_by_default()
 def _create(name: str, pretrained: bool) -> VisionTransformer | Eva:
-    if name in (TOY, PLAIN_TOY):
-        return create_toy(4 if name == TOY else 0)
-    if name == DINO_TOY:
-        return create_dino_toy()
+    if name in TOYS:
+        with WithoutInitialisation():
+            return create_dino_toy() if name == DINO_TOY else create_toy(4 if name == TOY else 0)
     timm_name = SHORT_NAMES.get(name, name)
     settings: dict[str, Any] = {"num_classes": 0, "global_pool": "token", "dynamic_img_size": True}
     if "patch14_dinov2" in timm_name or "patch14_reg4_dinov2" in timm_name:

@@ -13,7 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from talk2dino.benchmarks.counts import WIDE_PAIR, ImageCounts, count_image, joined, stacked_areas
+from talk2dino.benchmarks.counts import (
+    WIDE_PAIR,
+    ImageCounts,
+    Matrix,
+    count_image,
+    first_columns,
+    joined,
+    stacked_areas,
+)
 from talk2dino.benchmarks.metrics import area_scores, ignored_label, percent
 from talk2dino.sizes import Protocol
 
@@ -91,27 +99,33 @@ def add_borders(
     return joined([regions, boundary, seams], _firsts(num_classes))
 
 
-def border_scores(images: Sequence[ImageCounts], names: Sequence[str]) -> dict[str, Any]:
+def border_scores(
+    images: Sequence[ImageCounts], names: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, Matrix]]:
     """What a result says of borders, in percent; None where there is none.
 
     Args:
         images: all of a set, of `add_borders`.
         names: of the C classes.
+
+    Returns:
+        its fields; and `boundary_intersect` and `boundary_union` (N, C), pixels per image.
     """
     _, boundary, seams = _firsts(len(names))
     areas = stacked_areas((image.between(boundary, seams) for image in images), len(names) + 1)
+    areas = {name: first_columns(matrix, len(names)) for name, matrix in areas.items()}
     order = ("intersect", "label_area", "pred_area")
-    sums = [torch.from_numpy(areas[name].sum(axis=0)[: len(names)]) for name in order]
-    scores = area_scores(*sums)
+    scores = area_scores(*(torch.from_numpy(areas[name].sum(axis=0)) for name in order))
     pairs = np.concatenate([image.between(seams, seams + 2).pairs for image in images])
     differing = pairs["pixels"][pairs["true"] != pairs["predicted"]].sum(dtype=np.int64)
     number = pairs["pixels"].sum(dtype=np.int64)
-    return {
+    fields = {
         "boundary_mIoU": percent(scores.mean_iou),
         "per_class_boundary_iou": dict(zip(names, map(percent, scores.iou.tolist()), strict=True)),
         "seam_error": percent(differing / number) if number else None,
         "seam_pairs": int(number),
     }
+    return fields, {f"boundary_{name}": areas[name] for name in ("intersect", "union")}
 
 
 def _firsts(num_classes: int) -> tuple[int, int, int]:

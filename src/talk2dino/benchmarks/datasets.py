@@ -38,11 +38,8 @@ class Sample:
     """Path below the data root."""
     label: str
     """Path below the data root."""
-
-    @property
-    def stem(self) -> str:
-        """The image's file name without its suffix."""
-        return Path(self.image).stem
+    name: str
+    """Of its label maps: the image's path below the folder of images, without suffix."""
 
 
 class EvaluationSet:
@@ -67,9 +64,15 @@ class EvaluationSet:
         self.versions: dict[str, str] = {}
         """Of libraries that move a number, besides OpenCV."""
         self.samples = [
-            Sample(os.path.relpath(image, self.data_root), os.path.relpath(label, self.data_root))
+            Sample(
+                os.path.relpath(image, self.data_root),
+                os.path.relpath(label, self.data_root),
+                Path(os.path.relpath(image, images)).with_suffix("").as_posix(),
+            )
             for image, label in self._pairs(images, labels, split)
         ]
+        if outside := [sample.name for sample in self.samples if sample.name.startswith("../")]:
+            raise ValueError(f"{benchmark.key}: not in {images}: {_some(outside)}. See {split}.")
         if not self.samples:
             where = split or f"{images}, files *{', *'.join(benchmark.image_suffixes)}"
             raise ValueError(f"{benchmark.key}: no images in {where}")
@@ -295,18 +298,6 @@ def check_files(dataset: EvaluationSet) -> None:
         )
     for index in range(min(_SAMPLED, len(dataset.samples))):
         dataset.read_label(index)
-
-
-def check_distinct_stems(dataset: EvaluationSet) -> None:
-    """Raise ValueError if predictions named by image stem would overwrite each other."""
-    stems: dict[str, str] = {}
-    for sample in dataset.samples:
-        other = stems.setdefault(sample.stem, sample.image)
-        if other != sample.image:
-            raise ValueError(
-                f"{other} and {sample.image} have one file stem, so their predictions would "
-                "overwrite each other. Evaluate without saving predictions."
-            )
 
 
 def fingerprint(dataset: EvaluationSet) -> str:

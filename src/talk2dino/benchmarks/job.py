@@ -15,7 +15,6 @@ import torch
 
 from talk2dino.benchmarks.datasets import (
     EvaluationSet,
-    check_distinct_stems,
     check_files,
     fingerprint,
 )
@@ -157,7 +156,6 @@ def prepare(job: Job) -> list[Run]:
         if job.folders_per_benchmark:
             folders = folders.below(evaluation.benchmark.key)
         if folders.wanted():
-            check_distinct_stems(dataset)
             folders.check(name)
         published = source = None
         if evaluation.vocabulary is None:  # nobody has published numbers of another one

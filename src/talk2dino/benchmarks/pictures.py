@@ -37,9 +37,9 @@ class PictureFolders:
         folders = (self.predictions, self.coloured, self.truth)
         return PictureFolders(*(None if path is None else path / name for path in folders))
 
-    def complete(self, stem: str) -> bool:
+    def complete(self, name: str) -> bool:
         """Whether all pictures of an image are there."""
-        return all((folder / f"{stem}.png").is_file() for folder in self.wanted())
+        return all((folder / f"{name}.png").is_file() for folder in self.wanted())
 
     def check(self, run: str) -> None:
         """Raise unless the folders are new, or hold pictures of this very run.
@@ -53,7 +53,7 @@ class PictureFolders:
             check_folder_writable(folder)
             owner = folder / OWNER
             known = owner.read_text(encoding="utf-8").strip() if owner.is_file() else None
-            if known == run or not folder.is_dir() or not any(folder.glob("*.png")):
+            if known == run or not folder.is_dir() or not any(folder.rglob("*.png")):
                 continue
             raise FileExistsError(
                 f"{folder} holds label maps of {known or 'something else'}, not of {run}. "
@@ -68,20 +68,20 @@ class PictureFolders:
                 temporary.write_text(f"{run}\n", encoding="utf-8")
 
     def write(
-        self, stem: str, predicted: np.ndarray, target: np.ndarray, palette: np.ndarray
+        self, name: str, predicted: np.ndarray, target: np.ndarray, palette: np.ndarray
     ) -> None:
         """Write the wanted pictures of one image.
 
         Args:
-            stem: their name.
+            name: theirs, with the sub-folders of the image.
             predicted, target: (H, W) class ids; uint16 makes a 16-bit PNG of the prediction.
             palette: (C, 3) uint8.
         """
         if self.predictions is not None:
-            _save(Image.fromarray(predicted), self.predictions / f"{stem}.png")
+            _save(Image.fromarray(predicted), self.predictions / f"{name}.png")
         for folder, labels in ((self.coloured, predicted), (self.truth, target)):
             if folder is not None:
-                _save(palette_picture(labels, palette), folder / f"{stem}.png")
+                _save(palette_picture(labels, palette), folder / f"{name}.png")
 
 
 def palette_picture(labels: np.ndarray, palette: np.ndarray) -> Image.Image:

@@ -124,6 +124,8 @@ def check_counts(counts: Mapping[str, np.ndarray], result: Mapping[str, Any]) ->
         **dict.fromkeys(("intersect", "union", "label_area"), ((images, classes), "iu")),
         "confusion": ((classes, classes), "iu"),
     }
+    optional = {f"boundary_{name}": shapes["union"] for name in ("intersect", "union")}
+    shapes |= {name: shape for name, shape in optional.items() if name in counts}
     for name, (shape, kinds) in shapes.items():
         found = counts.get(name)
         if found is None or found.shape != shape or found.dtype.kind not in kinds:

@@ -92,6 +92,7 @@ def make_result(
     sums = (areas[name].sum(axis=0) for name in ("intersect", "label_area", "pred_area"))
     scores = area_scores(*map(torch.from_numpy, sums))
     low, high = bootstrap_interval(areas["intersect"], areas["union"])
+    borders, at_borders = border_scores(images, names) if run.at_borders else ({}, {})
     told = [image.uniform for image in counts.values() if image.uniform is not None]
     settings = run.settings
     pamr = bool(settings["segmenter"].get("pamr"))
@@ -114,7 +115,7 @@ def make_result(
         "published_source": run.published_source,
         "per_class": dict(zip(names, map(percent, scores.iou.tolist()), strict=True)),
         "per_class_accuracy": dict(zip(names, map(percent, scores.accuracy.tolist()), strict=True)),
-        **(border_scores(images, names) if run.at_borders else {}),
+        **borders,
         "classes": names,
         "palette": dataset.palette.tolist(),
         "has_background": benchmark.background,
@@ -132,7 +133,7 @@ def make_result(
         "images": np.array([sample.image for sample in dataset.samples]),
         "labels": np.array([sample.label for sample in dataset.samples]),
     }
-    return content, files | areas
+    return content, files | areas | at_borders
 
 
 def write_result(
@@ -289,9 +290,16 @@ def _rows(results: Sequence[Mapping[str, Any]], borders: bool) -> list[tuple[str
 
 
 def markdown_table(results: Sequence[Mapping[str, Any]]) -> str:
-    """The table as Markdown, aligned so that it also reads as text."""
-    columns = table_columns(results)
-    rows = [columns, *table_rows(results)]
+    """The table as Markdown, aligned so that it also reads as text; without a paper's numbers,
+    without the columns for them."""
+    table = [table_columns(results), *table_rows(results)]
+    kept = [
+        place
+        for place, (name, *cells) in enumerate(zip(*table, strict=True))
+        if name not in ("paper", "difference") or any(cells)
+    ]
+    rows = [tuple(row[place] for place in kept) for row in table]
+    columns = rows[0]
     widths = [max(len(row[column]) for row in rows) for column in range(len(columns))]
     words = columns.index("benchmark") + 1  # columns of words stand left
     rule = tuple(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,7 +20,8 @@ MOST_BYTES = 1 << 28
 """Memory for the upsampled scores of a picture, unless one says otherwise: 256 MiB."""
 _CACHED_BYTES = 1 << 23
 """On a CPU, scores are made and compared in parts of this size: 8 MiB was the fastest measured."""
-_MANY = 256  # classes from which on scores are better laid out pixel by pixel on a CPU
+_MANY = 256  # classes from which on most are left out block by block on a CPU
+_BLOCK = 32  # pixels
 _COPIES = 4  # of a window's scores while PAMR runs: given, padded, averaged and returned
 
 
@@ -78,7 +82,7 @@ def spread_labels(
     rows, columns = _matrices(segmenter, patches, layout)
     grid = grid.flatten(3).flatten(1, 2)  # (K, down * gh, across * gw)
     if len(grid) > _MANY and grid.device.type == "cpu" and not final:
-        return _labels_by_columns(grid, rows, columns, query)
+        return _labels_by_blocks(grid, rows, columns, query)
     wide = grid @ columns.T  # (K, down * gh, W)
     return _labels_by_rows(segmenter, wide, rows, pixels, query, most_bytes)
 
@@ -182,45 +186,67 @@ def _labels_by_rows(
     return labels
 
 
-def _labels_by_columns(grid: Tensor, rows: Tensor, columns: Tensor, query: ClassQuery) -> Tensor:
+def _labels_by_blocks(grid: Tensor, rows: Tensor, columns: Tensor, query: ClassQuery) -> Tensor:
     """Labels of scores (K, a, b) that rows (H, a) and columns (W, b) spread, K being large.
 
-    All classes of a pixel lie side by side: comparing 847 of them takes a tenth of the time, and
-    spreading them a quarter. Nothing but a few columns of pixels is held at once.
+    A pixel's score is a mean of those of the cells around it. So a class that is below another one
+    in all cells around a block of pixels is nowhere the best there, and most are not spread at all.
     """
-    classes, cells, _ = grid.shape
-    flipped = grid.permute(1, 2, 0).contiguous()  # (a, b, K)
+    by_cell = np.ascontiguousarray(grid.permute(1, 2, 0).numpy())  # (a, b, K)
+    rounding = -1e-5 * float(grid.abs().max())
     labels = torch.empty(len(rows), len(columns), dtype=torch.int64)
-    wide = max(_CACHED_BYTES // (4 * classes * cells), 1)
-    high = max(_CACHED_BYTES // (4 * classes), 1)
-    for left in range(0, len(columns), wide):
-        part = torch.matmul(columns[left : left + wide], flipped)  # (a, w, K)
-        for column, of_cells in enumerate(part.unbind(1), start=left):
-            for top in range(0, len(rows), high):
-                scores = rows[top : top + high] @ of_cells
-                found = torch.from_numpy(scores.numpy().argmax(axis=1))  # several times torch's
-                best = scores.gather(1, found[:, None])[:, 0]
-                strip = _with_background(best, found, query, classes)
-                labels[top : top + high, column] = strip
+    sides = [_near(part.numpy()) for part in columns.split(_BLOCK)]
+    for part, strip in zip(rows.split(_BLOCK), labels.split(_BLOCK), strict=True):
+        places, down = _near(part.numpy())
+        band = by_cell[places]
+        for (places, across), block in zip(sides, strip.split(_BLOCK, dim=1), strict=True):
+            cells = band[:, places].reshape(-1, len(grid))
+            ahead = cells - cells[:, [cells.sum(axis=0).argmax()]]
+            able = np.flatnonzero(ahead.max(axis=0) >= rounding)
+            weights = np.einsum("ha,wb->hwab", down, across).reshape(block.numel(), -1)
+            scores = weights @ cells[:, able]  # (h * w, k)
+            found = scores.argmax(axis=1)  # several times as fast as PyTorch's
+            best = torch.from_numpy(scores[np.arange(len(scores)), found])
+            known = torch.from_numpy(able[found])
+            block.copy_(_with_background(best, known, query, len(grid)).view_as(block))
     return labels
+
+
+def _near(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The cells that a few pixels get anything from, and what these give to each."""
+    places = np.flatnonzero(matrix.any(axis=0))
+    return places, matrix[:, places]
 
 
 def _matrices(segmenter: PatchScoring, patches: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
     """The spreading matrices of rows and columns, where the patches are."""
-    rows, columns = (
-        spreading_matrix(
-            original,
-            scored,
-            window,
-            layout.protocol.starts(scored),
-            _upsampling(segmenter, cells, window),
-            stitching(layout.protocol, window),
-        ).to(patches)
-        for original, scored, window, cells in zip(
-            layout.original_hw, layout.scored_hw, layout.window_hw, patches.shape[-2:], strict=True
-        )
+    lengths = zip(
+        layout.original_hw, layout.scored_hw, layout.window_hw, patches.shape[-2:], strict=True
     )
+    # A weak reference is the same key for the same segmenter, and does not keep it in memory.
+    place = (weakref.ref(segmenter), layout.protocol, patches.device, patches.dtype)
+    rows, columns = (_matrix_of_axis(*place, *of_axis) for of_axis in lengths)
     return rows, columns
+
+
+@lru_cache(maxsize=64)
+def _matrix_of_axis(
+    reference: weakref.ref[PatchScoring],
+    protocol: Protocol,
+    device: torch.device,
+    dtype: torch.dtype,
+    original: int,
+    scored: int,
+    window: int,
+    cells: int,
+) -> Tensor:
+    """`spreading_matrix` of an axis, which pictures of one size share."""
+    segmenter = reference()
+    assert segmenter is not None
+    upsampled, starts = _upsampling(segmenter, cells, window), protocol.starts(scored)
+    weights = stitching(protocol, window)
+    matrix = spreading_matrix(original, scored, window, starts, upsampled, weights)
+    return matrix.to(device, dtype)
 
 
 def _upsampling(segmenter: PatchScoring, cells: int, window: int) -> Tensor:

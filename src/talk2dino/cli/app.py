@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import argparse
 import signal
-import sys
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from talk2dino.cli.entry import DONE, Command, run_command
+from talk2dino.cli.entry import DONE, Command
 from talk2dino.cli.flags import add_flags, from_flags
 from talk2dino.methods.registry import DEFAULT_MODEL, MODEL_NAMES
 
@@ -32,11 +30,6 @@ EXAMPLES = {
 MAX_EXAMPLES = 8
 WEIGHTS = ("weights", "vision_weights", "text_weights")
 """Flags of the model of --config."""
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    return run_command(COMMAND, argv)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -206,5 +199,4 @@ COMMAND = Command(
     run=run,
 )
 
-if __name__ == "__main__":
-    sys.exit(main())
+main = COMMAND.main

@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from talk2dino.cli.entry import DONE, Command, run_command
+from talk2dino.cli.entry import DONE, Command
 from talk2dino.files import atomic_path, check_writable
 
 if TYPE_CHECKING:
     from talk2dino.report.compare import Comparison
     from talk2dino.report.runs import EvaluatedRun
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command."""
-    return run_command(COMMAND, argv)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,22 +64,25 @@ def run(args: argparse.Namespace, runs: list[EvaluatedRun]) -> int:
 def _text(found: Comparison, most: int) -> str:
     from talk2dino.report.compare import DRAWS
 
-    low, high = found.interval
     lines = [f"{found.first.title}, {found.first.result['num_images']} images"]
     lines += [
         f"{letter}  {run.result['mIoU']:6.2f}  {run.label}  ({run.path.name})"
         for letter, run in (("A", found.first), ("B", found.second))
     ]
-    lines += [
-        "",
-        f"B - A: {found.difference:+.2f} points of mIoU, 95 % interval {low:+.2f} to {high:+.2f} "
-        "(paired, over images)",
-        f"B is better in {100 * found.better:.1f} % of {DRAWS:,} draws",
-    ]
-    for title, what in (("classes", "per_class"), ("images", "images")):
-        if shown := found.most(what, most):
-            lines += ["", f"{title} that differ most:"]
-            lines += [f"{value:+8.2f}  {name}" for name, value in shown]
+    for measure, differences in (("mIoU", found), ("boundary mIoU", found.boundary)):
+        if differences is None:
+            continue
+        low, high = differences.interval
+        lines += [
+            "",
+            f"B - A: {differences.difference:+.2f} points of {measure}, 95 % interval "
+            f"{low:+.2f} to {high:+.2f} (paired, over images)",
+            f"B is better in {100 * differences.better:.1f} % of {DRAWS:,} draws",
+        ]
+        for title, what in (("classes", "per_class"), ("images", "images")):
+            if shown := differences.most(what, most):
+                lines += ["", f"{title} that differ most:"]
+                lines += [f"{value:+8.2f}  {name}" for name, value in shown]
     return "\n".join(lines)
 
 
@@ -99,5 +95,4 @@ COMMAND = Command(
     run=run,
 )
 
-if __name__ == "__main__":
-    sys.exit(main())
+main = COMMAND.main

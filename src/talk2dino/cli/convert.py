@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from talk2dino.cli.entry import DONE, Command, run_command
+from talk2dino.cli.entry import DONE, Command
 from talk2dino.files import check_writable
 
 METHODS = ("ovsegmentor", "freeda")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command."""
-    return run_command(COMMAND, argv)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Raise for wrong arguments."""
-    from talk2dino.methods.ovsegmentor.convert import check_folder
+    from talk2dino.methods.ovsegmentor.checkpoints import check_folder
 
     if args.method == "freeda":
         _check_bank(args)
@@ -70,18 +64,17 @@ def run(args: argparse.Namespace, _: None = None) -> int:
         bank = convert_bank(args.checkpoint, args.out)
         print(f"{len(bank.keys)} prototypes ({bank.metric}) in {args.out}")
         return DONE
-    from talk2dino.methods.ovsegmentor.checkpoints import stage_of
-    from talk2dino.methods.ovsegmentor.convert import convert_checkpoint
+    from talk2dino.methods.ovsegmentor.checkpoints import convert_checkpoint, stage_of
 
-    checkpoint, report = convert_checkpoint(
+    checkpoint, unexpected = convert_checkpoint(
         args.checkpoint, args.out, args.overwrite, args.num_heads
     )
     stage = stage_of(checkpoint.state)
     print(f"{checkpoint.config.name}, {stage}: {len(checkpoint.state)} tensors in {args.out}")
-    if report.unexpected:
+    if unexpected:
         print(
-            f"warning: {len(report.unexpected)} tensors that no {checkpoint.config.name} has were "
-            f"left out: {', '.join(report.unexpected[:8])}",
+            f"warning: {len(unexpected)} tensors that no {checkpoint.config.name} has were "
+            f"left out: {', '.join(unexpected[:8])}",
             file=sys.stderr,
         )
     return DONE
@@ -96,5 +89,4 @@ COMMAND = Command(
     run=run,
 )
 
-if __name__ == "__main__":
-    sys.exit(main())
+main = COMMAND.main

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -18,14 +17,9 @@ from talk2dino.benchmarks.data.convert import (
     run_conversions,
     summarise,
 )
-from talk2dino.cli.entry import DONE, FAILED, Command, run_command
+from talk2dino.cli.entry import DONE, FAILED, Command
 from talk2dino.files import check_folder_writable
 from talk2dino.progress import Bar
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command."""
-    return run_command(COMMAND, argv)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -101,5 +95,4 @@ COMMAND = Command(
     run=run,
 )
 
-if __name__ == "__main__":
-    sys.exit(main())
+main = COMMAND.main

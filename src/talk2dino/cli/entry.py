@@ -75,6 +75,10 @@ class Command:
         parser.add_argument("--verbose", action="store_true", help="print what is going on inside")
         return parser
 
+    def main(self, argv: Sequence[str] | None = None) -> int:
+        """Run the command; returns its exit code."""
+        return run_command(self, argv)
+
     def _example(self, prog: str | None) -> str:
         """The example by the name that the command was called by: a script's, or the module's."""
         words = self.example.split(" ", 2)

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 
-from talk2dino.cli.entry import DONE, Command, run_command
+from talk2dino.cli.entry import DONE, Command
 from talk2dino.files import check_replaceable
 
 FORMATS = ("onnx",)
 FILES = ("image.onnx", "text.onnx", "talk2dino.json")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    return run_command(COMMAND, argv)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,3 +63,5 @@ COMMAND = Command(
     run=run,
     after_interrupt="complete files are kept; --overwrite makes them again",
 )
+
+main = COMMAND.main

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from talk2dino.cli.entry import DONE, FAILED, Command, core_share, run_command
+from talk2dino.cli.entry import DONE, FAILED, Command, core_share
 from talk2dino.cli.extraction import (
+    Plan,
     add_output_arguments,
     add_precision_argument,
-    run_job,
-    take_over_job,
+    make_plan,
+    run_plan,
 )
+from talk2dino.cli.flags import add_flags, from_flags
 from talk2dino.features.keys import IMAGE_KEYS
 
-if TYPE_CHECKING:
-    from talk2dino.features.extract import ImageSettings
+_SETTINGS = "features.extract:ImageSettings"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,31 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--data_dir", type=Path, default=Path("../coco/"), help="image folder")
     group = parser.add_argument_group("model")
-    group.add_argument("--model", default="dinov2_vitl14_reg", help="vision backbone")
-    group.add_argument("--vision_weights", help="pretrained, a file, or seeded:<n>")
-    group.add_argument("--resize_dim", type=int, default=518, help="short side, in pixels")
-    group.add_argument("--crop_dim", type=int, default=518, help="central square, in pixels")
-    group.add_argument(
-        "--resize", default="exact", help="exact (PIL), or fast: PyTorch's, close to it"
-    )
-    group.add_argument("--blip_model", help="BLIP model that writes new captions")
+    names = ["model", "weights=vision_weights", "resize_dim", "crop_dim", "resize", "blip_model"]
+    defaults = {"resize": "exact", "workers": default_workers()}
+    names += ["compile", "device", "batch_size", "workers"]
+    add_flags(group, _SETTINGS, *names, **defaults)
     add_precision_argument(group)
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<n> or mps")
-    group.add_argument(
-        "--batch_size",
-        type=int,
-        default=64,
-        help="images per forward pass (on a CPU fewer)",
-    )
-    group.add_argument(
-        "--workers",
-        type=int,
-        default=default_workers(),
-        help="processes that read images",
-    )
     group = parser.add_argument_group("features (without any of these: --extract_cls)")
     for key, flag in IMAGE_KEYS.items():
-        group.add_argument(flag, dest=key, action="store_true", help=f"store {key}")
+        group.add_argument(flag, dest="keys", action="append_const", const=key, help=f"store {key}")
     add_output_arguments(parser, n_shards=25)
     parser.add_argument(
         "--max_failures",
@@ -66,21 +48,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def check(args: argparse.Namespace) -> None:
+def check(args: argparse.Namespace) -> Plan:
     """Refuse wrong arguments; take over unfinished work."""
     from talk2dino.features.captions import CaptionInput
-    from talk2dino.features.extract import Models
+    from talk2dino.features.extract import ImageSettings, Models
     from talk2dino.features.recaption import check_installed
 
-    settings = _settings(args)
+    chosen = args.keys or ["dino_features"]
+    keys = tuple(key for key in IMAGE_KEYS if key in chosen)
+    settings = from_flags(ImageSettings, args, keys=keys)
     if args.blip_model:
         check_installed()
-    args.models = Models(settings)
-    args.data = CaptionInput(args.ann_path, args.data_dir)
-    args.job = take_over_job(args, args.models, command="extract", blip_model=args.blip_model)
+    models, data = Models(settings), CaptionInput(args.ann_path, args.data_dir)
+    return make_plan(args, data, models, command="extract", blip_model=args.blip_model)
 
 
-def run(args: argparse.Namespace, _: None = None) -> int:
+def run(args: argparse.Namespace, plan: Plan) -> int:
     """Extract split after split; 1 if more images failed than allowed.
 
     Only the first of several processes says so: when one exits with 1, `torch.distributed.run`
@@ -89,12 +72,11 @@ def run(args: argparse.Namespace, _: None = None) -> int:
     from talk2dino.features.extract import extract_split
 
     extract = partial(extract_split, max_failures=args.max_failures)
-    path = args.out_path
+    path = plan.out_path
     if args.job_id is not None:  # the other jobs have lists of their own
         path = path.with_name(f"{path.stem}_{args.job_id + args.out_offset}{path.suffix}")
-    failed = path.with_name(f"{path.name}.failed.txt")
-    failures = run_job(args, args.models, "images", extract, failed)
-    if not args.job.leads or len(failures) <= args.max_failures:
+    failures = run_plan(plan, "images", extract, path.with_name(f"{path.name}.failed.txt"))
+    if not plan.job.leads or len(failures) <= args.max_failures:
         return DONE
     print(
         f"error: {len(failures)} failures are more than --max_failures {args.max_failures}; "
@@ -102,26 +84,6 @@ def run(args: argparse.Namespace, _: None = None) -> int:
         file=sys.stderr,
     )
     return FAILED
-
-
-def _settings(args: argparse.Namespace) -> ImageSettings:
-    from talk2dino.features.extract import ImageSettings
-
-    keys = tuple(key for key in IMAGE_KEYS if getattr(args, key))
-    return ImageSettings(
-        model=args.model,
-        weights=args.vision_weights,
-        resize_dim=args.resize_dim,
-        crop_dim=args.crop_dim,
-        resize=args.resize,
-        keys=keys or ("dino_features",),
-        dtype=args.dtype,
-        amp=args.amp,
-        blip_model=args.blip_model,
-        device=args.device,
-        batch_size=args.batch_size,
-        workers=args.workers,
-    )
 
 
 def default_workers() -> int:
@@ -142,7 +104,4 @@ COMMAND = Command(
     run=run,
 )
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    return run_command(COMMAND, argv)
+main = COMMAND.main

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
-from talk2dino.cli.entry import DONE, Command, run_command
+from talk2dino.cli.entry import DONE, Command
 from talk2dino.cli.extraction import (
+    Plan,
     add_output_arguments,
     add_precision_argument,
-    run_job,
-    take_over_job,
+    make_plan,
+    run_plan,
 )
+from talk2dino.cli.flags import add_flags, from_flags
+
+_SETTINGS = "features.text:TextSettings"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,51 +28,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "folder or pattern of tars",
     )
     group = parser.add_argument_group("model")
-    group.add_argument("--model", default="ViT-B/16", help="text encoder; a BERT by its name")
-    group.add_argument("--text_weights", help="pretrained, a file, or seeded:<n>")
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<n> or mps")
-    group.add_argument(
-        "--batch_size",
-        type=int,
-        default=256,
-        help="captions per forward pass (on a CPU fewer)",
-    )
+    add_flags(group, _SETTINGS, "model", "weights=text_weights", "device", "batch_size")
     add_precision_argument(group)
     group = parser.add_argument_group("features (the caption's vector is always stored)")
-    group.add_argument("--extract_dense_out", action="store_true", help="every token position")
-    group.add_argument(
-        "--extract_second_last_dense_out",
-        action="store_true",
-        help="the second-to-last block's output at every position",
-    )
+    dense = ("dense=extract_dense_out", "second_last=extract_second_last_dense_out")
+    add_flags(group, _SETTINGS, *dense)
     add_output_arguments(parser, n_shards=10)
 
 
-def check(args: argparse.Namespace) -> None:
+def check(args: argparse.Namespace) -> Plan:
     """Refuse wrong arguments; take over unfinished work."""
     from talk2dino.features.captions import CaptionInput
     from talk2dino.features.text import Encoder, TextSettings
 
-    settings = TextSettings(
-        model=args.model,
-        weights=args.text_weights,
-        dense=args.extract_dense_out,
-        second_last=args.extract_second_last_dense_out,
-        dtype=args.dtype,
-        device=args.device,
-        batch_size=args.batch_size,
-        amp=args.amp,
-    )
-    args.encoder = Encoder(settings)
-    args.data = CaptionInput(args.ann_path, need_images=False)
-    args.job = take_over_job(args, args.encoder, command="extract_text")
+    encoder = Encoder(from_flags(TextSettings, args))
+    data = CaptionInput(args.ann_path, need_images=False)
+    return make_plan(args, data, encoder, command="extract_text")
 
 
-def run(args: argparse.Namespace, _: None = None) -> int:
+def run(args: argparse.Namespace, plan: Plan) -> int:
     """Encode split after split."""
     from talk2dino.features.text import extract_text_split
 
-    run_job(args, args.encoder, "captions", extract_text_split)
+    run_plan(plan, "captions", extract_text_split)
     return DONE
 
 
@@ -82,7 +63,4 @@ COMMAND = Command(
     run=run,
 )
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    return run_command(COMMAND, argv)
+main = COMMAND.main

@@ -6,11 +6,13 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from talk2dino.cli.flags import add_flags, from_flags
 from talk2dino.devices import AMP_TYPES, DTYPES
 from talk2dino.features.keys import LAYOUTS
 from talk2dino.files import atomic_path, check_not_inputs, content_digest
@@ -19,7 +21,7 @@ from talk2dino.progress import Bar, Progress, silent
 if TYPE_CHECKING:
     from talk2dino.features.captions import CaptionInput
     from talk2dino.features.extract import Models
-    from talk2dino.features.job import Division, Job, Output
+    from talk2dino.features.job import Job, Output
     from talk2dino.features.store import FeatureFile
     from talk2dino.features.text import Encoder
 
@@ -48,42 +50,48 @@ def add_output_arguments(parser: argparse.ArgumentParser, n_shards: int) -> None
     )
     group.add_argument("--layout", choices=LAYOUTS, help="of a .pth: ours or the published one")
     group.add_argument("--write_as_wds", action="store_true", help="write webdataset shards")
-    group.add_argument("--n_shards", type=int, default=n_shards, help="shards per split")
-    group.add_argument(
-        "--num_jobs",
-        "--n_in_splits",
-        "--n_in_split",
-        dest="n_in_splits",
-        type=int,
-        default=1,
-        help="divide the input into so many contiguous splits, one output each",
-    )
-    group.add_argument("--job_id", type=int, help="the only split to work on (default: all)")
-    group.add_argument("--in_batch_offset", type=int, default=0, help="first split to work on")
-    group.add_argument(
-        "--out_offset",
-        type=int,
-        default=0,
-        help="added to the number in <stem>_<number>.pth, or to every shard's number",
-    )
+    names = ("n_in_splits=num_jobs|n_in_splits|n_in_split", "job_id", "in_batch_offset")
+    division = ("n_shards", *names, "out_offset")
+    add_flags(group, "features.job:Division", *division, n_shards=n_shards)
     group.add_argument("--dtype", choices=DTYPES, default="float32", help="of the stored tensors")
     group.add_argument("--overwrite", action="store_true", help="replace what is there")
 
 
-def take_over_job(args: argparse.Namespace, models: Models | Encoder, **decisive: Any) -> Job:
-    """The job of a run, with the work that an earlier one left unfinished.
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What an extraction command has checked, and is about to do."""
+
+    data: CaptionInput
+    """Images and captions."""
+    models: Models | Encoder
+    """What the features are made with; loaded when first needed."""
+    job: Job
+    """The outputs, with the work that an earlier run left unfinished."""
+    out_path: Path
+    """The `.pth` file, or the folder of the shards."""
+
+
+def make_plan(
+    args: argparse.Namespace, data: CaptionInput, models: Models | Encoder, **decisive: Any
+) -> Plan:
+    """Take over the job of a run.
 
     Args:
-        args: the flags of `add_output_arguments`, and `data`; `out_path` is set.
+        args: the flags of `add_output_arguments`.
+        data: what is read.
         models: what the features are made with.
         decisive: `command`, and what else decides the outputs' bytes.
     """
-    from talk2dino.features.job import Job, plan_outputs
+    from talk2dino.features.job import Division, Job, plan_outputs
     from talk2dino.processes import is_first_process
 
-    divided, settings = division(args), models.settings
-    args.out_path = output_path(args)
-    outputs = plan_outputs(args.out_path, divided, args.layout)
+    if args.write_as_wds and args.n_shards < 1:
+        raise ValueError(f"--n_shards must be at least 1, got {args.n_shards}")
+    if args.write_as_wds and args.layout:
+        raise ValueError("--layout is for .pth files; leave it out with --write_as_wds")
+    division = from_flags(Division, args, n_shards=args.n_shards if args.write_as_wds else 0)
+    out_path, settings = output_path(args), models.settings
+    outputs = plan_outputs(out_path, division, args.layout)
     decisive |= {
         "ann_path": str(args.ann_path.resolve()),
         **settings.recorded(),
@@ -92,19 +100,17 @@ def take_over_job(args: argparse.Namespace, models: Models | Encoder, **decisive
         "device": models.device.type,
         "batch_size": models.batch_size,
         "layout": args.layout,
-        **vars(divided),
+        **vars(division),
     }
     written = [path for output in outputs for path in output.files]
-    check_not_inputs(written, [settings.weights, *args.data.tars])
-    completed = decisive["command"] == "extract_text" and (
-        args.data.path.resolve() == written[0].resolve()
-    )
-    return Job(outputs, decisive, args.overwrite, completed, leads=is_first_process())
+    check_not_inputs(written, [settings.weights, *data.tars])
+    completed = decisive["command"] == "extract_text" and data.is_path(written[0])
+    job = Job(outputs, decisive, args.overwrite, completed, leads=is_first_process())
+    return Plan(data, models, job, out_path)
 
 
-def run_job(
-    args: argparse.Namespace,
-    models: Models | Encoder,
+def run_plan(
+    plan: Plan,
     unit: str,
     extract: Callable[[CaptionInput, Job, Output, Any, Progress], FeatureFile | None],
     failed: Path | None = None,
@@ -112,8 +118,7 @@ def run_job(
     """Extract split after split.
 
     Args:
-        args: with `data` and `job`.
-        models: what the features are made with.
+        plan: what is to be done.
         unit: what is counted.
         extract: makes an output; returns None in every process but the first.
         failed: where the failures are listed.
@@ -123,35 +128,19 @@ def run_job(
     """
     from talk2dino.processes import joined_processes
 
-    with joined_processes() as processes, args.job as job:
+    job, models = plan.job, plan.models
+    with joined_processes() as processes, job:
         job.join(processes)
         models.device = processes.device(models.device)
         bar = progress_bar(unit, job)
         for output in job.pending():
-            features = extract(args.data, job, output, models, bar)
+            features = extract(plan.data, job, output, models, bar)
             if features is not None:
                 report_written(features, output.files, models.settings.keys)
         failures: list[str] = job.failures()
         if job.leads and failed:  # before the job is over: a kill must not lose the list
             report_failures(failures, failed)
     return failures
-
-
-def division(args: argparse.Namespace) -> Division:
-    """The flags that divide and number, checked."""
-    from talk2dino.features.job import Division
-
-    if args.write_as_wds and args.n_shards < 1:
-        raise ValueError(f"--n_shards must be at least 1, got {args.n_shards}")
-    if args.write_as_wds and args.layout:
-        raise ValueError("--layout is for .pth files; leave it out with --write_as_wds")
-    return Division(
-        n_in_splits=args.n_in_splits,
-        in_batch_offset=args.in_batch_offset,
-        job_id=args.job_id,
-        out_offset=args.out_offset,
-        n_shards=args.n_shards if args.write_as_wds else 0,
-    )
 
 
 def output_path(args: argparse.Namespace) -> Path:

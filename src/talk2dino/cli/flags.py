@@ -25,21 +25,22 @@ def add_flags(parser: argparse._ActionsContainer, place: str, *names: str, **def
     Args:
         parser: or a group of it.
         place: module below talk2dino and class, as in `features.extract:ImageSettings`.
-        names: its fields; none for all. `field=flag` for another spelling of the flag, which
-            `from_flags` has to be told.
+        names: its fields; none for all. `field=flag` for another spelling of the flag, or for
+            several: `field=flag|alias`.
         defaults: field -> the command's own default, where the class has another or computes it.
     """
     known = _fields(place)
     for name in names or known:
-        name, _, flag = name.partition("=")
+        name, _, spelt = name.partition("=")
         kinds, default, text = known[name]
-        flag = f"--{flag or name}"
+        flags = [f"--{flag}" for flag in (spelt or name).split("|")]
         if "bool" in kinds:
-            parser.add_argument(flag, action="store_true", help=text)
+            parser.add_argument(*flags, dest=name, action="store_true", help=text)
             continue
         default = defaults.get(name, default)
         parser.add_argument(
-            flag,
+            *flags,
+            dest=name,
             type=next(_KINDS[kind] for kind in kinds if kind in _KINDS),
             default=None if default is _REQUIRED else default,
             required=default is _REQUIRED,
@@ -48,7 +49,7 @@ def add_flags(parser: argparse._ActionsContainer, place: str, *names: str, **def
 
 
 def from_flags(kind: type[T], args: argparse.Namespace, **values: Any) -> T:
-    """A dataclass from the flags that are called like its fields.
+    """A dataclass from the flags of its fields.
 
     Args:
         kind: the dataclass.
@@ -69,6 +70,8 @@ def _fields(place: str) -> dict[str, tuple[list[str], Any, str]]:
     for node in ast.walk(tree):
         if not isinstance(node, ast.ClassDef) or node.name != name:
             continue
+        for base in node.bases:  # of the same file
+            found |= _fields(f"{module}:{ast.unparse(base)}")
         for entry, text in itertools.pairwise(node.body):
             if isinstance(entry, ast.AnnAssign) and isinstance(entry.target, ast.Name):
                 kinds = [kind.strip() for kind in ast.unparse(entry.annotation).split("|")]
@@ -76,7 +79,7 @@ def _fields(place: str) -> dict[str, tuple[list[str], Any, str]]:
                 first = words.partition(" ")[0]
                 if first[1:].islower():
                     words = first.lower() + words[len(first) :]
-                help_text = words.rstrip(".").replace("%", "%%")
+                help_text = words.rstrip(".").replace("%", "%%").replace("`", "")
                 found[entry.target.id] = (kinds, _default(entry.value), help_text)
     return found
 

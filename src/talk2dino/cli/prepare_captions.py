@@ -19,16 +19,20 @@ from talk2dino.files import (
     hold_lock,
     is_unfinished,
 )
-from talk2dino.methods.ovsegmentor.data.filter import (
+from talk2dino.methods.ovsegmentor.data.metafile import ENTITY, HEADERS, open_table
+from talk2dino.methods.ovsegmentor.data.prepare import (
     DAMAGED,
     KEPT,
+    MERGED,
     FilterCounts,
     FilterSettings,
     filter_captions,
+    json_to_csv,
+    list_parts,
+    made,
+    merge,
     part_paths,
 )
-from talk2dino.methods.ovsegmentor.data.merge import MERGED, json_to_csv, list_parts, made, merge
-from talk2dino.methods.ovsegmentor.data.metafile import ENTITY, HEADERS, open_table
 from talk2dino.methods.ovsegmentor.data.words import AUTO, LEMMAS, find_lemmas
 from talk2dino.progress import Bar
 
@@ -55,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"the result of merge ({MERGED} in --dstdir), makepair (<metafile>_pair.csv) and "
         "json2csv (<metafile>.csv)",
     )
-    parser.add_argument("--processors", type=int, default=8, help="processes, and parts of filter")
+    parser.add_argument("--processors", type=int, default=8, help="filter: processes, and parts")
     parser.add_argument("--seed", type=int, default=0, help="of the pairs")
     parser.add_argument(
         "--header", choices=HEADERS, default="auto", help="whether filter's input names its columns"
@@ -168,7 +172,7 @@ def _pair(args: argparse.Namespace) -> int:
     from talk2dino.methods.ovsegmentor.data.pairs import make_pairs
 
     out = _out(args)
-    rows = make_pairs(args.metafile, out, args.seed, args.processors, _part_bar)
+    rows = make_pairs(args.metafile, out, args.seed, _part_bar)
     print(f"{out}: {rows} rows")
     return DONE
 

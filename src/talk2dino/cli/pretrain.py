@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,6 @@ from talk2dino.cli.entry import (
     DONE,
     Command,
     core_share,
-    run_command,
     step_bar,
     typed_command,
 )
@@ -24,11 +23,6 @@ if TYPE_CHECKING:
 
 LINE_SECONDS = 60.0
 """Without a terminal for the bar, time between two lines about the steps."""
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    return run_command(COMMAND, argv)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,9 +89,8 @@ def run(args: argparse.Namespace, job: PretrainingJob) -> int:
         return DONE
     if result.lost:
         print(result.lost)
-    best = result.run.state.best_epoch
-    if best is not None:
-        print(f"kept the weights of epoch {best}, the lowest held-out loss")
+    if result.best_epoch is not None:
+        print(f"kept the weights of epoch {result.best_epoch}, the lowest held-out loss")
     print(f"weights: {job.out}  losses: {job.outputs.losses}, {job.outputs.plot}")
     return DONE
 
@@ -129,5 +122,4 @@ COMMAND = Command(
     after_interrupt="add --resume to the same command to go on",
 )
 
-if __name__ == "__main__":
-    sys.exit(main())
+main = COMMAND.main

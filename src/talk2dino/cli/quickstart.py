@@ -3,66 +3,80 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
+import shlex
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from talk2dino.cli.entry import DONE, INTERRUPTED, Command, run_command
-from talk2dino.cli.quickstart_plan import (
-    EVALUATE,
-    REPORT,
-    TRAINED,
-    UNTRAINED,
-    UNTRAINED_WEIGHTS,
-    Files,
-    Step,
-    demo_step,
-    evaluation_steps,
-    report_step,
-    training_steps,
-)
+from talk2dino.cli.entry import DONE, INTERRUPTED, Command
 from talk2dino.files import (
     atomic_path,
     check_folder_writable,
     content_digest,
     find_in_checkout,
 )
-from talk2dino.textfiles import read_json, read_names
-from talk2dino.toy.world import check_world, differences, world_of_size, write_world
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import numpy as np
-    from PIL import Image
-
-    from talk2dino.methods.talk2dino.recipe import Recipe
+from talk2dino.textfiles import read_json, read_yaml
+from talk2dino.toy.scene import CLASS_NAMES
+from talk2dino.toy.world import World, check_world, world_of_size
 
 RECIPE = "configs/toy.yaml"
 MAINS = {
+    "-m talk2dino toy": "talk2dino.cli.toy",
     "dino_extraction_v2.py": "talk2dino.cli.extract",
     "text_features_extraction.py": "talk2dino.cli.extract_text",
     "train.py": "talk2dino.cli.train",
-    EVALUATE: "talk2dino.cli.evaluate",
-    REPORT: "talk2dino.cli.report",
+    "-m talk2dino evaluate": "talk2dino.cli.evaluate",
+    "-m talk2dino report": "talk2dino.cli.report",
     "demo.py": "talk2dino.cli.segment",
 }
 """The modules behind the scripts: called here, so that torch is imported only once."""
 
-PANEL_COLUMNS = 6
-_GAP, _FONT_SIZE = 6, 17
+_EXTRACT = (
+    "dino_extraction_v2.py --ann_path {data}/coco/captions_%s.json --data_dir {data}/coco "
+    "--model toy --resize_dim 224 --crop_dim 224 --extract_avg_self_attn "
+    "--extract_disentangled_self_attn --out_path {out}/features/%s.pth"
+)
+_EVALUATE = (
+    "-m talk2dino evaluate --model {recipe} --weights %s --benchmarks toy --pamr "
+    "--data_root {data} --output {out}/results --save_predictions {out}/predictions/%s"
+)
+_TEXT = "text_features_extraction.py --ann_path {out}/features/%s.pth --model toy"
+STEPS = {
+    "world": ("data", "-m talk2dino toy --output {data} --images {images} --seed {seed}"),
+    "image features (train)": ("features/train.pth", _EXTRACT % ("train", "train")),
+    "image features (val)": ("features/val.pth", _EXTRACT % ("val", "val")),
+    "text features (train)": ("features/train.pth", _TEXT % "train"),
+    "text features (val)": ("features/val.pth", _TEXT % "val"),
+    "train": (
+        "weights/toy.pth",
+        "train.py --model {recipe} --train_dataset {out}/features/train.pth --val_dataset "
+        "{out}/features/val.pth --out {out}/weights/toy.pth --scheduler cosine --seed {seed}",
+    ),
+    "evaluation (trained)": (
+        "predictions/trained",
+        _EVALUATE % ("{out}/weights/toy.pth", "trained"),
+    ),
+    "evaluation (untrained)": ("predictions/untrained", _EVALUATE % ("seeded:0", "untrained")),
+    "report": ("report.html", "-m talk2dino report {out}/results --output {out}/report.html"),
+    "panel": (
+        "quickstart.png",
+        "-m talk2dino report {out}/results --figure {out}/quickstart.png --images {shown}",
+    ),
+    "demo": (
+        "demo.png",
+        "demo.py --config {recipe} --weights {out}/weights/toy.pth --input {picture} "
+        "--output {out}/demo.png --textual_categories {names}",
+    ),
+}
+"""Name of a step -> what it makes or completes, and its command, one after the other."""
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    return run_command(COMMAND, argv)
+PANEL_ROWS = 6
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,244 +91,158 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def check(args: argparse.Namespace) -> None:
-    """Refuse wrong arguments before anything is drawn."""
+def check(args: argparse.Namespace) -> list[str]:
+    """Refuse wrong arguments before anything is drawn; returns the steps that are done."""
     from talk2dino.devices import resolve_device
 
-    for flag, value, least in (
-        ("--images", args.images, 1),
-        ("--epochs", args.epochs, 1),
-        ("--seed", args.seed, 0),
-    ):
+    for flag, least in (("images", 1), ("epochs", 1), ("seed", 0)):
+        value = getattr(args, flag)
         if value is not None and value < least:
-            raise ValueError(f"{flag} must be at least {least}, got {value}")
+            raise ValueError(f"--{flag} must be at least {least}, got {value}")
     resolve_device(args.device)
-
-    from talk2dino.methods.talk2dino.recipe import load_recipe
-
-    load_recipe(RECIPE)
-    files = Files(args.output)
-    check_folder_writable(files.folder)
-    _Record(args)
-    others = files.folder.is_dir() and any(files.folder.iterdir()) and not files.record.exists()
-    if others:  # whatever it is, it is not ours to replace
+    read_yaml(find_in_checkout(RECIPE))
+    check_folder_writable(args.output)
+    done = _done_steps(args)
+    known = (args.output / "quickstart.json").exists()
+    if not known and args.output.is_dir() and any(args.output.iterdir()):
+        # Whatever it is, it is not ours to replace.
         raise FileExistsError(
-            f"{files.folder} holds other files and no quickstart. Choose another --output."
+            f"{args.output} holds other files and no quickstart. Choose another --output."
         )
-    check_world(files.world.folder, world_of_size(args.images, args.seed), args.overwrite)
+    check_world(args.output / "data", world_of_size(args.images, args.seed), args.overwrite)
+    return done
 
 
-def run(args: argparse.Namespace, _: None = None) -> int:
+def run(args: argparse.Namespace, done: list[str]) -> int:
     """Draw, extract, train, evaluate and show; steps that are done are skipped."""
     started = time.perf_counter()
-    files, record = Files(args.output), _Record(args)
+    from talk2dino.toy.examples import read_examples
+
+    out: Path = args.output
     if args.overwrite:
-        _remove_results(files)
-    record.write()
-    recipe = _recipe(files, args.epochs)
-    _draw(args, files)
-    for step in [
-        *training_steps(files, recipe, args.seed),
-        *evaluation_steps(files, recipe),
-        report_step(files),
-    ]:
-        code = _run_step(step, record, args.device)
+        _remove_results(out)
+    _write_json(out / "quickstart.json", {"settings": _settings(args), "done": done})
+    places = {
+        **{"out": out, "data": out / "data", "images": args.images, "seed": args.seed},
+        "recipe": _recipe(args),
+        "names": ",".join(name.replace(" ", "_") for name in CLASS_NAMES),
+    }
+    for name, (made, line) in STEPS.items():
+        if name == "panel":  # of the evaluation's pictures, those with the most in them first
+            voc = World(out / "data").voc
+            examples = sorted(read_examples(voc), key=lambda e: -len(e.mask.unique()))
+            shown = ",".join(example.path.stem for example in examples[:PANEL_ROWS])
+            places |= {"shown": shown, "picture": examples[0].path}
+        words = [word.format(**places) for word in line.split()]
+        if args.device != "auto" and not {"toy", "report"} & set(words[:3]):
+            words += ["--device", args.device]
+        if name in done and (out / made).exists():
+            print(f"\n$ python {shlex.join(words)}\n  done already: {out / made}")
+            continue
+        code = _run_step(words, out / made)
         if code != DONE:
             return code
-    if not (files.results.exists() and files.panel.exists()):
-        _summarise(files)
-    code = _run_step(demo_step(files, recipe, _demo_picture(files)), record, args.device)
-    if code != DONE:
-        return code
-    _print_table(read_json(files.results))
-    print(f"\npictures: {files.panel} and {files.demo}; numbers: {files.results}")
-    print(f"report: {files.report}")
+        done.append(name)
+        _write_json(out / "quickstart.json", {"settings": _settings(args), "done": done})
+    _print_table(_write_results(out))
+    print(f"\npictures: {out / 'quickstart.png'} and {out / 'demo.png'}; ", end="")
+    print(f"numbers: {out / 'results.json'}\nreport: {out / 'report.html'}")
     print(f"everything took {time.perf_counter() - started:.0f} s")
     return DONE
 
 
-class _Record:
-    """What the quickstart of a folder was asked for and how far it came, in a file."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.path = Files(args.output).record
-        self.settings = {name: getattr(args, name) for name in ("images", "epochs", "seed")}
-        self.settings["recipe"] = content_digest(find_in_checkout(RECIPE))
-        self.done: list[str] = []
-        if args.overwrite or not self.path.exists():
-            return
-        known = read_json(self.path, "Delete it, or pass --overwrite.")
-        if not isinstance(known, dict) or not {"settings", "done"} <= known.keys():
-            raise ValueError(f"{self.path} is no record of a quickstart. Choose another --output.")
-        if other := differences(known["settings"], self.settings):
-            raise FileExistsError(
-                f"{args.output} holds a quickstart with {other}. Choose another folder with "
-                "--output, or pass --overwrite to start again."
-            )
-        self.done = known["done"]
-
-    def write(self, *done: str) -> None:
-        """Write the file, atomically, with the names of steps that are done now."""
-        self.done += done
-        content = {"settings": self.settings, "done": self.done}
-        with atomic_path(self.path) as temporary:
-            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Everything that decides the results."""
+    recipe = content_digest(find_in_checkout(RECIPE))
+    return {"images": args.images, "epochs": args.epochs, "seed": args.seed, "recipe": recipe}
 
 
-def _remove_results(files: Files) -> None:
-    """Remove what an earlier quickstart made; `check` has seen that it is one."""
-    folders = [files.world.folder, files.features("train").parent, files.weights.parent]
-    folders += [files.runs, files.predictions(TRAINED).parent]
-    for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)
-    for path in (files.recipe, files.results, files.panel, files.report, files.demo):
-        path.unlink(missing_ok=True)
+def _done_steps(args: argparse.Namespace) -> list[str]:
+    """The steps that an earlier run with the same settings has noted.
 
-
-def _recipe(files: Files, epochs: int | None) -> Recipe:
-    """The shipped recipe, or a copy of it with another number of epochs."""
-    from talk2dino.methods.talk2dino.recipe import load_recipe, write_recipe
-
-    recipe = load_recipe(RECIPE)
-    if epochs is None or epochs == recipe.train.num_epochs:
-        return recipe
-    return write_recipe(RECIPE, {"num_epochs": epochs}, files.recipe)
-
-
-def _draw(args: argparse.Namespace, files: Files) -> None:
-    from tqdm import tqdm
-
-    config, folder = world_of_size(args.images, args.seed), files.world.folder
-    if check_world(folder, config, args.overwrite):
-        print(f"the drawn world is there already: {folder}")
-        return
-    total = config.train_images + config.val_images + config.evaluation_images
-    print(f"drawing a world of {total} pictures in {folder}")
-    with _timed(folder), tqdm(total=total, unit=" pictures", disable=None) as bar:
-        write_world(folder, config, args.overwrite, on_picture=bar.update)
-    print(
-        f"  {config.train_images} pictures with {config.captions} captions each to train on, "
-        f"{config.val_images} to validate, {config.evaluation_images} with masks to evaluate"
-    )
-
-
-def _run_step(step: Step, record: _Record, device: str) -> int:
-    """Run one command in this process, and print it as it would be typed."""
-    if step.name in record.done and step.output.exists():
-        print(f"\n$ {step.line}\n  done already: {step.output}")
-        return DONE
-    if device != "auto" and step.script != REPORT:
-        step = _with(step, "--device", device)
-    step = _continued(step)
-    print(f"\n$ {step.line}", flush=True)
-    with _timed(step.output):
-        code: int = import_module(MAINS[step.script]).main(list(step.words))
-        if code == INTERRUPTED:
-            raise KeyboardInterrupt
-    if code != DONE:
-        print(f"error: {step.script} ended with exit code {code}", file=sys.stderr)
-        return code
-    record.write(step.name)
-    return DONE
-
-
-def _continued(step: Step) -> Step:
-    """The step with the flag it needs after an interruption that left its output unrecorded."""
-    from talk2dino.features.store import read_features
-    from talk2dino.methods.talk2dino.training.job import projection_outputs
-
-    if step.script == EVALUATE:
-        return step  # it goes on where it was
-    if step.script == "train.py":
-        unfinished = projection_outputs(step.output).unfinished.exists() or step.output.exists()
-        return _with(step, "--resume") if unfinished else step
-    if step.script == "text_features_extraction.py":  # it completes a file that is there
-        unrecorded = "ann_feats" in read_features(step.output).caption_features
-    else:
-        unrecorded = step.output.exists()
-    return _with(step, "--overwrite") if unrecorded else step
-
-
-def _with(step: Step, *words: str) -> Step:
-    return dataclasses.replace(step, words=(*step.words, *words))
-
-
-def _summarise(files: Files) -> None:
-    """Write the numbers of both evaluations into one file, and draw the panel."""
-    import numpy as np
-    from PIL import Image
-
-    from talk2dino.pictures.images import read_rgb
-    from talk2dino.toy.scene import CLASS_NAMES, class_palette
-
-    _write_results(files)
-    masks, colours = _masks(files), class_palette()
-    # The first pictures with several things in them, whatever came out for them.
-    shown = sorted(masks, key=lambda name: len(np.unique(masks[name])) < 3)[:PANEL_COLUMNS]
-    rows = {"picture": [np.asarray(read_rgb(files.picture(name))) for name in shown]}
-    rows["ground truth"] = [colours[masks[name]] for name in shown]
-    for title, which in (("prediction", TRAINED), ("untrained", UNTRAINED)):
-        folder = files.predictions(which) / "toy"
-        found = [np.asarray(Image.open(folder / f"{name}.png")) for name in shown]
-        rows[title] = [colours[labels] for labels in found]
-    panel = draw_panel(rows, CLASS_NAMES, colours)
-    with atomic_path(files.panel) as temporary:
-        panel.save(temporary, format="PNG")
-
-
-def draw_panel(
-    rows: Mapping[str, Sequence[np.ndarray]], names: Sequence[str], colours: np.ndarray
-) -> Image.Image:
-    """Rows of pictures with titles on the left and a legend of the classes below.
-
-    Args:
-        rows: title -> (H, W, 3) uint8 RGB, all of one size; as many in each row.
-        names: of every class, by id.
-        colours: (C, 3) uint8 RGB, one per name.
+    Raises:
+        FileExistsError: the folder belongs to other settings.
+        ValueError: the record is damaged.
     """
-    from PIL import Image, ImageDraw
-
-    from talk2dino.pictures.drawing import draw_legend, legend_font
-
-    height, width = rows["picture"][0].shape[:2]
-    font = legend_font(_FONT_SIZE)
-    left = round(max(font.getlength(title) for title in rows)) + 3 * _GAP
-    total = left + len(rows["picture"]) * (width + _GAP)
-    legend = draw_legend(list(names), colours, total - left, _FONT_SIZE)
-    below = len(rows) * (height + _GAP) + _GAP
-    canvas = Image.new("RGB", (max(total, left + legend.width), below + legend.height), "white")
-    pen = ImageDraw.Draw(canvas)
-    for row, (title, pictures) in enumerate(rows.items()):
-        top = _GAP + row * (height + _GAP)
-        place = (left - 2 * _GAP, top + height // 2)
-        pen.text(place, title, fill=(20, 20, 20), font=font, anchor="rm")
-        for column, pixels in enumerate(pictures):
-            canvas.paste(Image.fromarray(pixels), (left + column * (width + _GAP), top))
-    canvas.paste(legend, (left, below))
-    return canvas
+    path = args.output / "quickstart.json"
+    if args.overwrite or not path.exists():
+        return []
+    content = read_json(path, "Delete it, or pass --overwrite.")
+    if not isinstance(content, dict) or not {"settings", "done"} <= content.keys():
+        raise ValueError(f"{path} is no record of a quickstart. Choose another --output.")
+    known, wanted = content["settings"], _settings(args)
+    differing = [
+        f"{key} {known.get(key)} (asked for: {value})"
+        for key, value in wanted.items()
+        if known.get(key) != value
+    ]
+    if differing:
+        raise FileExistsError(
+            f"{path.parent} holds a quickstart with {', '.join(differing)}. Choose another "
+            "folder with --output, or pass --overwrite to start again."
+        )
+    return list(content["done"])
 
 
-def _masks(files: Files) -> dict[str, np.ndarray]:
-    """Name of every picture to evaluate -> its class ids (H, W)."""
-    import numpy as np
-    from PIL import Image
-
-    voc = files.world.voc
-    names = read_names(voc / "ImageSets" / "Segmentation" / "val.txt")
-    folder = voc / "SegmentationClass"
-    return {name: np.asarray(Image.open(folder / f"{name}.png")) for name in names}
+def _remove_results(out: Path) -> None:
+    """Remove what an earlier quickstart made; `check` has seen that it is one."""
+    drawn = ("quickstart_files", "report_plots")
+    for name in ("data", "features", "weights", "results", "predictions", *drawn):
+        shutil.rmtree(out / name, ignore_errors=True)
+    for name in ("toy.yaml", "results.json", "quickstart.png", "demo.png", "report.html"):
+        (out / name).unlink(missing_ok=True)
 
 
-def _write_results(files: Files) -> None:
+def _recipe(args: argparse.Namespace) -> Path:
+    """The shipped recipe, or a copy of it with another number of epochs."""
+    shipped = find_in_checkout(RECIPE)
+    if args.epochs is None or args.epochs == read_yaml(shipped)["train"]["num_epochs"]:
+        return shipped
+    from talk2dino.methods.talk2dino.recipe import write_recipe
+
+    write_recipe(RECIPE, {"num_epochs": args.epochs}, args.output / "toy.yaml")
+    return args.output / "toy.yaml"
+
+
+def _run_step(words: list[str], made: Path) -> int:
+    """Run one command in this process, and print it as it would be typed."""
+    script = next(name for name in MAINS if words[: len(name.split())] == name.split())
+    words += _going_on(script, made)
+    print(f"\n$ python {shlex.join(words)}", flush=True)
+    with _timed(made):
+        code: int = import_module(MAINS[script]).main(words[len(script.split()) :])
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
+    if code != DONE:
+        print(f"error: {script} ended with exit code {code}", file=sys.stderr)
+    return code
+
+
+def _going_on(script: str, made: Path) -> list[str]:
+    """The flag that a command needs after an interruption that left its output unrecorded."""
+    from talk2dino.features.store import read_features
+
+    if script.endswith(("toy", "evaluate")):
+        return []  # they go on where they were
+    if script == "train.py":
+        begun = made.exists() or made.with_suffix(".resume.pth").exists()
+        return ["--resume"] if begun else []
+    begun = made.exists()
+    if script == "text_features_extraction.py":  # it completes a file that is there
+        begun = "ann_feats" in read_features(made).caption_features
+    return ["--overwrite"] if begun else []
+
+
+def _write_results(out: Path) -> dict[str, Any]:
     """The numbers of the trained projection beside those of the untrained one."""
     from talk2dino.benchmarks.results import read_result
 
     content: dict[str, Any] = {}
-    for path in sorted(files.runs.glob("toy_*.json")):
+    for path in sorted((out / "results").glob("toy_*.json")):
         result = read_result(path)
         weights = result["settings"]["segmenter"]["projection_weights"]
         content["num_images"] = result["num_images"]
-        content[UNTRAINED if weights == UNTRAINED_WEIGHTS else TRAINED] = {
+        content["untrained" if weights == "seeded:0" else "trained"] = {
             "mIoU": round(result["mIoU"], 2),
             "aAcc": round(result["aAcc"], 2),
             "per_class": {
@@ -322,14 +250,13 @@ def _write_results(files: Files) -> None:
                 for name, iou in result["per_class"].items()
             },
         }
-    with atomic_path(files.results) as temporary:
+    _write_json(out / "results.json", content)
+    return content
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _demo_picture(files: Files) -> Path:
-    """The first evaluation picture with the most classes in it."""
-    masks = _masks(files)
-    return files.picture(max(masks, key=lambda name: len(set(masks[name].flat))))
 
 
 def _print_table(results: dict[str, Any]) -> None:
@@ -363,5 +290,4 @@ COMMAND = Command(
     run=run,
 )
 
-if __name__ == "__main__":
-    sys.exit(main())
+main = COMMAND.main

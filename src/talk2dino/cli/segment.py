@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from talk2dino.cli.entry import DONE, FAILED, Command, run_command, typed_command
+from talk2dino.cli.entry import DONE, FAILED, Command, typed_command
 from talk2dino.cli.method_flags import (
     add_method_flags,
     add_option_flags,
@@ -64,11 +64,6 @@ class Plan:
     """Where the model runs, and how large pictures may be."""
     export: Export | None
     """Collects the segmentations for another tool."""
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    return run_command(COMMAND, argv)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -379,3 +374,5 @@ COMMAND = Command(
     run=run,
     after_interrupt="finished pictures are kept; --overwrite makes them again",
 )
+
+main = COMMAND.main

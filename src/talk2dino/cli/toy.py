@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from talk2dino.cli.entry import DONE, Command, run_command
+from talk2dino.cli.entry import DONE, Command
 from talk2dino.toy.world import WorldConfig, check_world, world_of_size, write_world
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command."""
-    return run_command(COMMAND, argv)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +29,9 @@ def run(args: argparse.Namespace, config: WorldConfig) -> int:
     """Draw."""
     from tqdm import tqdm
 
+    if check_world(args.output, config, args.overwrite):
+        print(f"the drawn world is there already: {args.output}")
+        return DONE
     total = config.train_images + config.val_images + config.evaluation_images
     with tqdm(total=total, unit=" pictures", disable=None) as bar:
         world = write_world(args.output, config, args.overwrite, on_picture=bar.update)
@@ -57,5 +53,4 @@ COMMAND = Command(
     run=run,
 )
 
-if __name__ == "__main__":
-    sys.exit(main())
+main = COMMAND.main

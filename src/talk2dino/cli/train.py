@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,6 @@ from talk2dino.cli.entry import (
     Command,
     core_share,
     local_processes,
-    run_command,
     step_bar,
     typed_command,
 )
@@ -26,11 +24,6 @@ if TYPE_CHECKING:
 
 _JOB = "methods.talk2dino.training.job:TrainJob"
 _OF_THE_RECIPE = ("resize_dim", "crop_dim", "vision_weights", "text_weights")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    return run_command(COMMAND, argv)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -169,7 +162,6 @@ def _job(args: argparse.Namespace) -> TrainJob:
         loop=from_flags(LoopSettings, args, train=train),
         images=ImageOptions(features, data_dir, args.workers, int(args.cache_gb * 1e9)),
         logger="wandb" if args.use_wandb else args.logger,
-        save_heads=args.save_head_activations,
         command=typed_command(COMMAND, "train.py", args, but=("resume", "overwrite")),
     )
 
@@ -192,5 +184,4 @@ COMMAND = Command(
     after_interrupt="add --resume to the same command to go on",
 )
 
-if __name__ == "__main__":
-    sys.exit(main())
+main = COMMAND.main

@@ -60,6 +60,10 @@ class CaptionInput:
         if not self.tars:
             check_file(path, "file or folder")
 
+    def is_path(self, path: Path) -> bool:
+        """Whether the input is this file."""
+        return self.path.resolve() == path.resolve()
+
     def split(self, number: int, count: int) -> Collection:
         """Split `number` of `count`; (0, 1) is everything.
 

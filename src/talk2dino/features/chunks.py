@@ -11,9 +11,9 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,6 +21,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from talk2dino.devices import pinned_copy
 from talk2dino.files import atomic_path
 
 _INPUT, _WHOLE, _ABOUT, _CHUNKS = "input.txt", "whole", "about.json", "chunk*.safetensors"
@@ -36,6 +37,31 @@ class Chunk:
     """Position of a failed item among all -> why. It has no row."""
     captions: list[str] = field(default_factory=list)
     """Texts that go with the rows, if any are made."""
+
+
+def fetched_behind(results: Iterable[Chunk], device: torch.device) -> Iterator[Chunk]:
+    """Results with their columns in main memory.
+
+    On CUDA one is handed out when the work of the next has been launched, so that storing it
+    takes no time of the GPU's.
+    """
+    if device.type != "cuda":
+        for result in results:
+            columns = {key: column.cpu() for key, column in result.columns.items()}
+            yield replace(result, columns=columns)
+        return
+    waiting: tuple[Chunk, torch.cuda.Event] | None = None
+    for result in results:
+        columns = {key: pinned_copy(column) for key, column in result.columns.items()}
+        arrived = torch.cuda.Event()
+        arrived.record()
+        if waiting is not None:
+            waiting[1].synchronize()
+            yield waiting[0]
+        waiting = replace(result, columns=columns), arrived
+    if waiting is not None:
+        waiting[1].synchronize()
+        yield waiting[0]
 
 
 class Chunks:
@@ -140,10 +166,6 @@ class Chunks:
             for key, (dtype, shape) in about["columns"].items()
         }
         return Chunk(columns, _failures(about), about["captions"])
-
-    def remove(self) -> None:
-        """Delete the folder."""
-        shutil.rmtree(self.folder)
 
     def _put_together(self, folder: Path, order: Tensor | None) -> None:
         """Write `<key>.rows`, the raw rows of all chunks, and what else they say."""

@@ -7,7 +7,6 @@ Several processes on one job share the folder: the first one makes and removes i
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -27,7 +26,6 @@ from talk2dino.processes import Processes
 from talk2dino.progress import Progress
 
 SETTINGS = "settings.json"
-_FAILED = "failed.txt"
 
 
 @dataclass(frozen=True)
@@ -39,11 +37,11 @@ class Division:
     in_batch_offset: int = 0
     """First split that is worked on."""
     job_id: int | None = None
-    """The only split that is worked on; None for all from the first one on."""
+    """The only split that is worked on (default: all from the first one on)."""
     out_offset: int = 0
     """Added to the number in `<stem>_<number>.pth`, or to the number of every shard."""
     n_shards: int = 0
-    """Shards per split; 0 writes `.pth` files."""
+    """Shards per split; without shards, one `.pth` file per split."""
 
     def __post_init__(self) -> None:
         if self.n_in_splits < 1 or self.n_shards < 0:
@@ -77,46 +75,27 @@ class Output:
     layout: str | None = None
     """Layout of a `.pth`; None is that of the input. Without meaning for shards."""
 
-    @property
-    def sharded(self) -> bool:
-        """Whether shards are written rather than one `.pth`."""
-        return self.files[0].suffix == ".tar"
-
-    def write(self, features: FeatureFile, scratch: Path) -> None:
+    def write(self, features: FeatureFile, kept: Path) -> None:
         """Write everything, each file atomically.
 
         Args:
             features: the whole split.
-            scratch: a folder on the same disk for the unfinished file.
+            kept: where they are until then, for the message.
 
         Raises:
-            RuntimeError: it could not be written; `scratch` and older files are untouched.
+            RuntimeError: it could not be written; older files are untouched.
         """
         try:
-            if self.sharded:
+            if self.files[0].suffix == ".tar":
                 write_shards(features, self.files)
             else:
-                self._write_file(features, scratch)
-        except (OSError, RuntimeError) as error:
+                layout = self.layout or features.layout or "columnar"
+                write_features(features, self.files[0], layout)
+        except OSError as error:
             raise RuntimeError(
-                f"{self.files[0]}: could not write ({_reason(error)}). The features are kept in "
-                f"{scratch}; once there is room, run the same command again to go on."
+                f"{self.files[0]}: could not write ({system_words(error)}). The features are kept "
+                f"in {kept}; once there is room, run the same command again to go on."
             ) from error
-
-    def _write_file(self, features: FeatureFile, scratch: Path) -> None:
-        unfinished = scratch / "result.pth"
-        write_features(features, unfinished, self.layout or features.layout or "columnar")
-        os.replace(unfinished, self.files[0])
-
-
-def _reason(error: BaseException) -> str:
-    """The system's own words; torch hides a full disk behind an error of its zip writer."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError):
-            return system_words(cause)
-        cause = cause.__cause__ or cause.__context__
-    return str(error)
 
 
 def plan_outputs(path: Path, division: Division, layout: str | None = None) -> list[Output]:
@@ -230,7 +209,6 @@ class Job:
         if known is None or differing:
             self._clear()
             _write(self.folder / SETTINGS, json.dumps(settings, indent=1))
-        (self.folder / _FAILED).unlink(missing_ok=True)
 
     def join(self, processes: Processes) -> None:
         """Work on this job together with others; each calls this before anything else.
@@ -246,26 +224,6 @@ class Job:
         self.processes = processes
         self.resumed = processes.gather(self.resumed)[0]
 
-    def tell_others(self, problem: str) -> str:
-        """Leave word for the other processes that this one has failed; the first word counts.
-
-        Returns:
-            The word.
-        """
-        word = f"process {self.processes.rank} of {self.processes.count} failed: {problem}"
-        # Another may have been first, or nothing can be written: then they see this one end.
-        with contextlib.suppress(OSError), (self.folder / _FAILED).open("x") as file:
-            file.write(word)
-        return word
-
-    def check_others(self) -> None:
-        """Raise RuntimeError, with its message, if another process has failed."""
-        path = self.folder / _FAILED
-        if self.processes.count > 1 and path.exists():
-            # Empty while it is being written, or if the disk is full.
-            word = path.read_text(encoding="utf-8")
-            raise RuntimeError(word or "another process of this extraction failed; it says why")
-
     def pending(self) -> list[Output]:
         """The outputs that are not written yet."""
         return [output for output in self.outputs if not self._done(output).exists()]
@@ -273,15 +231,14 @@ class Job:
     def collected(self, output: Output, work: Work, progress: Progress) -> Chunk | None:
         """Do what an earlier run has not done of `output`, and put all of it together.
 
-        Every process works on chunks of its own. An error in one of them ends all, with its
-        message.
+        Every process works on chunks of its own. When one of them fails, the others end too.
 
         Returns:
             The finished rows; None in every process but the first.
 
         Raises:
             ValueError: an earlier run worked on another input.
-            RuntimeError: rows could not be written, or another process failed.
+            RuntimeError: rows could not be written, or another process has ended.
         """
         # What the first finds counts: times and places of the same pictures may differ elsewhere.
         chunks = self._chunks(output, work) if self.leads else None
@@ -290,20 +247,8 @@ class Job:
         if chunks is None:
             folder = self.folder / _name(output)
             chunks = Chunks(folder, fingerprint, work.total, work.batch_size)
-        problem: Exception | None = None
-        word = ""
-        try:
-            self._work(chunks, finished, work, progress)
-        except Exception as error:
-            if self.processes.count == 1:
-                raise
-            problem, word = error, self.tell_others(f"{error}" or type(error).__name__)
-        words = self._gather(word)
-        if problem is not None:
-            raise problem
-        if any(words):
-            self.check_others()
-            raise RuntimeError(next(filter(None, words)))  # nobody could write it down
+        self._work(chunks, finished, work, progress)
+        self._gather(None)  # every chunk is there
         return chunks.together(work.order) if self.leads else None
 
     def _work(self, chunks: Chunks, finished: set[int], work: Work, progress: Progress) -> None:
@@ -320,7 +265,6 @@ class Job:
                 chunks.write(number, result)
                 if number == left[0]:
                     chunks.check_room(number, len(finished) + 1)
-                self.check_others()
                 bar.update(len(chunks.items(number)))
 
     def _chunks(self, output: Output, work: Work) -> Chunks:

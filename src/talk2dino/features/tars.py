@@ -27,16 +27,8 @@ IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp")
 """Suffixes of a sample's image."""
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-_RECORD = re.compile(rb"(\d{1,7}) ([^=\n]{1,255})=")  # its length, and its key
-_BLOCK = 512
-_END, _LONGEST_END = 2 * _BLOCK, 22 * _BLOCK  # up to 20 blocks more fill the last record
-_LARGEST_EXTENSION = 2**20  # bytes of a long name or of extended attributes
-_EXTENSIONS = (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE)
-_WITHOUT_NAME = (tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK)
-_WITHOUT_DATA = (
-    *(tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE),
-    *(tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE),
-)
+_NAMES: Any = {"encoding": "utf-8", "errors": "surrogateescape"}
+_END, _LONGEST_END = 2 * 512, 22 * 512  # bytes; up to 20 blocks more fill the last record
 
 
 def is_tar_input(path: str | Path) -> bool:
@@ -98,46 +90,35 @@ class Member:
 def read_members(tar: Path) -> Iterator[Member]:
     """The files of a tar, in order. Hidden ones, such as macOS's `._<name>`, are passed over.
 
-    Whatever the bytes are, headers are read only forward, and no more than 1 MiB at once.
-
     Raises:
         ValueError: it is no tar, a header is damaged, or what follows the last member is not the
             end mark, all of it and alone. The members before that have been given out.
     """
     with tar.open("rb") as file:
         total, position = os.fstat(file.fileno()).st_size, 0
-        extended: dict[str, str] = {}
-        while any(block := _read(file, position, _BLOCK)):
-            try:
-                header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-            except tarfile.TarError as error:
-                raise _damaged(tar, f"{error} at byte {position}") from error
-            name, start = extended.get("path", header.name), position + _BLOCK
-            size = 0 if header.type in _WITHOUT_DATA else _size(extended, header)
-            if not 0 <= size <= total - start:
-                raise _damaged(tar, f"unexpected end of data in {name}")
-            position = start + -(-size // _BLOCK) * _BLOCK
-            if header.type in _EXTENSIONS:
-                if size > _LARGEST_EXTENSION:
-                    raise _damaged(tar, f"a name of {size} bytes at byte {start}")
-                extended |= _extension(header.type, _read(file, start, size))
-                continue
-            if header.type in _WITHOUT_NAME:
-                continue
-            if header.type == tarfile.GNUTYPE_SPARSE or "GNU.sparse.major" in extended:
-                raise ValueError(f"{tar}: {name} is a sparse file. Pack it without --sparse.")
-            extended = {}
-            if header.isreg():
-                if not name.rpartition("/")[2].startswith("."):
-                    yield Member(name, start, size)
-            elif not header.isdir():
-                logger.warning("%s: %s is no file (a link or a device) and is left out", tar, name)
+        try:
+            with tarfile.open(fileobj=file, mode="r:", **_NAMES) as archive:
+                while info := archive.next():
+                    archive.members.clear()  # type: ignore[attr-defined]  # there may be millions
+                    if info.size < 0 or not position < archive.offset <= total:
+                        raise tarfile.ReadError(f"unexpected end of data in {info.name}")
+                    position = archive.offset
+                    if info.issparse():
+                        raise tarfile.ReadError(f"{info.name} is sparse: pack it without --sparse")
+                    if info.isreg() and not info.name.rpartition("/")[2].startswith("."):
+                        yield Member(info.name, info.offset_data, info.size)
+                    elif not (info.isreg() or info.isdir()):
+                        text = "%s: %s is no file (a link or a device) and is left out"
+                        logger.warning(text, tar, info.name)
+        # Beside its own errors the library lets through those of numbers, places and texts.
+        except (tarfile.TarError, ValueError, OverflowError, OSError, RecursionError) as error:
+            raise _damaged(tar, str(error)) from error
         end = _read(file, position, _LONGEST_END + 1)
-        if len(end) < _END:
-            raise _damaged(tar, "unexpected end: it is cut short, without its end mark")
-        if any(end) or len(end) > _LONGEST_END:
-            what = "other data" if any(end) else "zeros"
-            raise _damaged(tar, f"{what} in place of a member, or behind the end, at {position}")
+    if len(end) < _END:
+        raise _damaged(tar, "unexpected end: it is cut short, without its end mark")
+    if any(end) or len(end) > _LONGEST_END:
+        what = "other data" if any(end) else "zeros"
+        raise _damaged(tar, f"{what} in place of a member, or behind the end, at {position}")
 
 
 def read_samples(tar: Path) -> Iterator[tuple[str, dict[str, Member]]]:
@@ -264,26 +245,6 @@ def _read(file: BinaryIO, position: int, count: int) -> bytes:
 
 def _damaged(tar: Path, what: str) -> ValueError:
     return ValueError(f"{tar} is damaged or is not an uncompressed tar ({what})")
-
-
-def _size(extended: dict[str, str], header: tarfile.TarInfo) -> int:
-    """Bytes of a member; -1 if they are told by something that is no number."""
-    if header.type in (*_EXTENSIONS, *_WITHOUT_NAME):
-        return header.size
-    size = extended.get("size", str(header.size))
-    return int(size) if len(size) < 20 and size.isdecimal() else -1
-
-
-def _extension(kind: bytes, content: bytes) -> dict[str, str]:
-    """What a long name, or extended attributes, say of the next member."""
-    if kind == tarfile.GNUTYPE_LONGNAME:
-        return {"path": content.rstrip(b"\0").decode("utf-8", "surrogateescape")}
-    found, start = {}, 0
-    while match := _RECORD.match(content, start):
-        start = max(start + int(match[1]), match.end())
-        value = content[match.end() : start - 1]
-        found[match[2].decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
-    return found
 
 
 def _expand(pattern: str) -> Iterator[str]:

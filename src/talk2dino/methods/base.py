@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 
@@ -279,83 +278,40 @@ def refuse_threshold(background: float | None) -> None:
 
 
 @dataclass(frozen=True)
-class Around(Method):
+class Around:
     """A method with something changed: what is not changed is the method's, but for its numbers."""
 
-    native: Method
+    native: Any
     """The method."""
 
-    @property
-    def threshold_meaning(self) -> str:  # type: ignore[override]
-        """See `Method`, as all below."""
-        return self.native.threshold_meaning
+    published = Published({})
+    published_miou, published_source = Method.published_miou, Method.published_source
+    query = Method.query
 
-    @property
-    def demo(self) -> PictureRules:
-        return self.native.demo
-
-    @property
-    def published_on(self) -> Sequence[Benchmark]:
-        return self.native.published_on
-
-    @property
-    def patch_size(self) -> int:
-        return self.native.patch_size
-
-    @property
-    def published(self) -> Published:
-        return Published({})
-
-    @property
-    def untrained(self) -> bool:
-        return self.native.untrained
-
-    @property
-    def refines(self) -> bool:
-        return self.native.refines
+    def __getattr__(self, name: str) -> Any:
+        if name == "native":  # before it is set, as in a copy
+            raise AttributeError(name)
+        return getattr(self.native, name)
 
     def refined(self, names: Collection[str]) -> Method:
-        return dataclasses.replace(self, native=self.native.refined(names))
-
-    def remarks(self, row: Benchmark) -> list[str]:
-        return self.native.remarks(row)
-
-    def benchmark(self, row: Benchmark) -> Benchmark:
-        return self.native.benchmark(row)
+        """See `Method`, as all below."""
+        return self._around(self.native.refined(names))
 
     def on(self, row: Benchmark) -> Method:
-        return dataclasses.replace(self, native=self.native.on(row))
+        return self._around(self.native.on(row))
 
     def for_pictures(self, background: bool) -> Method:
-        return dataclasses.replace(self, native=self.native.for_pictures(background))
+        return self._around(self.native.for_pictures(background))
 
     def for_windows(self, side: int) -> Method:
-        return dataclasses.replace(self, native=self.native.for_windows(side))
-
-    def threshold(self, row: Benchmark) -> float | None:
-        return self.native.threshold(row)
-
-    def words(self, row: Benchmark | None = None) -> ClassWords:
-        return self.native.words(row)
-
-    def changes(self, row: Benchmark, names: Sequence[str]) -> list[str]:
-        return self.native.changes(row, names)
-
-    def check(self) -> None:
-        self.native.check()
-
-    def settings(self) -> dict[str, Any]:
-        return self.native.settings()
+        return self._around(self.native.for_windows(side))
 
     def text_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         own = {name: value for name, value in settings.items() if name not in ("protocol", "sizes")}
-        return self.native.text_settings(own)
+        return self.native.text_settings(own)  # type: ignore[no-any-return]
 
-    def describe(self) -> tuple[str, list[str]]:
-        return self.native.describe()
-
-    def load(self, device: torch.device, loaded: Segmenter | None = None) -> Segmenter:
-        return self.native.load(device, loaded)
+    def _around(self, native: Method) -> Method:
+        return cast(Method, dataclasses.replace(self, native=native))
 
 
 @dataclass(frozen=True)
@@ -396,7 +352,7 @@ def with_sizes(method: Method, sizes: Sizes) -> Method:
                 f"which has {method.patch_size}. Choose a larger one."
             )
         method = method.for_windows(sizes.window)
-    return Sized(method.model, method.options, method, sizes)
+    return cast(Method, Sized(method, sizes))
 
 
 @dataclass(frozen=True)
@@ -458,12 +414,4 @@ def under_protocol(method: Method, protocol: str) -> Method:
         ValueError: there is no such protocol.
     """
     unified = check_name("protocol", protocol, PROTOCOLS) == UNIFIED
-    return Unified(method.model, method.options, method) if unified else method
-
-
-def in_checkout(name: str) -> str:
-    """Where the weights of a name are by default: weights/<name>, a folder or a .pth file."""
-    from talk2dino.files import find_in_checkout
-
-    folder = find_in_checkout(Path("weights") / name)
-    return str(folder if folder.is_dir() else find_in_checkout(f"weights/{name}.pth"))
+    return cast(Method, Unified(method)) if unified else method

@@ -193,14 +193,6 @@ class ClipAttentionSegmenter(ClipWordSegmenter):
         self.protocol = rules.protocol
         self.multiple = image.patch_size if self.variant.pads else 1
 
-    def shares_features(self, other: object) -> bool:
-        """Whether `other` computes the same `patch_features`: the whole family does."""
-        return (
-            isinstance(other, ClipAttentionSegmenter)
-            and (self.image.name, self.image.weights) == (other.image.name, other.image.weights)
-            and self.multiple == other.multiple
-        )
-
     @torch.no_grad()
     def patch_features(self, windows: Tensor) -> Tokens:
         """Windows (B, 3, h, w) to the input of the last block."""
@@ -264,7 +256,7 @@ class ClipAttentionMethod(ClipWordMethod):
         return SIZES[self.model.rpartition("_")[2]]
 
     @property
-    def table(self) -> Mapping[str, Rules]:
+    def table(self) -> Mapping[str, Rules]:  # type: ignore[override]
         """Its rules by benchmark."""
         return METHODS[self.method].rules
 

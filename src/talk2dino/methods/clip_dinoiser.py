@@ -7,7 +7,7 @@ as DINO's do, and patches are averaged with those; the second says where objects
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -160,13 +160,9 @@ class ClipDinoiserSegmenter(ClipWordSegmenter):
         self.multiple = image.patch_size
 
     @property
-    def models(self) -> tuple[str, str, str]:
-        """Which CLIP and which heads."""
-        return self.image.name, self.image.weights, self.heads.weights
-
-    def shares_features(self, other: object) -> bool:
-        """Whether `other` computes the same `patch_features`."""
-        return isinstance(other, ClipDinoiserSegmenter) and self.models == other.models
+    def deciding(self) -> tuple[Any, ...]:
+        """Also the heads."""
+        return *super().deciding, self.heads.weights
 
     @torch.no_grad()
     def patch_features(self, windows: Tensor) -> SmoothedFeatures:
@@ -236,17 +232,13 @@ class ClipDinoiserMethod(ClipWordMethod):
     NAMES = tuple(MODELS)
     Options = ClipDinoiserOptions
     PUBLISHED = PUBLISHED
+    table = RULES
     threshold_meaning = "the probability of the best class, of patches that are no object"
 
     @property
     def clip(self) -> str:
         """Name of its CLIP."""
         return MODELS[self.model]
-
-    @property
-    def table(self) -> Mapping[str, Rules]:
-        """Its thresholds by benchmark."""
-        return RULES
 
     @property
     def demo(self) -> PictureRules:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -24,10 +25,11 @@ from talk2dino.backbones.clip_image import (
 )
 from talk2dino.backbones.templates import check_names, get_templates
 from talk2dino.backbones.text import TextEncoder, default_weights
-from talk2dino.benchmarks.table import Benchmark
-from talk2dino.files import weights_identity
+from talk2dino.benchmarks.table import BENCHMARKS, Benchmark
+from talk2dino.files import shipped, weights_identity
 from talk2dino.methods.base import PAPERS_TABLE, Method, PictureRules, Published
 from talk2dino.methods.dense import DenseSegmenter, PatchOptions
+from talk2dino.pictures.word_lists import WordLists, read_word_lists
 from talk2dino.refine.refinement import (
     PAMR,
     Refinement,
@@ -40,12 +42,6 @@ from talk2dino.sizes import Protocol
 
 WITHOUT_BACKGROUND = PAPERS_TABLE[3:]
 """Benchmarks whose every pixel has a class."""
-BACKGROUND_WORDS = (
-    *("sky", "wall", "tree", "wood", "grass", "road", "sea", "river", "mountain", "sands", "desk"),
-    *("bed", "building", "cloud", "lamp", "door", "window", "wardrobe", "ceiling", "shelf"),
-    *("curtain", "stair", "floor", "hill", "rail", "fence"),
-)
-"""By which words the background of VOC is looked for."""
 _CLOTHES = ("shirt", "jeans", "dress", "sweater", "skirt", "jacket")
 _PERSON = ("person", *(f"person in {garment}" for garment in _CLOTHES))
 _SCREENS = ("television monitor", "tv monitor", "monitor", "television", "screen")
@@ -54,15 +50,25 @@ _EXPANSIONS: dict[str | None, dict[str, tuple[str, ...]]] = {
     "voc20": {"person": _PERSON, "tvmonitor": _SCREENS},
     "coco_object": {"person": (*_PERSON, "body")},
 }
-_WRITTEN_AS_ONE = ("ade20k", "cityscapes", "coco_stuff")
-_VOC = {"boat": "ship", "diningtable": "table"}
+
+
+@cache
+def published_words(benchmark: str) -> WordLists:
+    """ProxyCLIP's words for the classes of a benchmark, which other methods share."""
+    return read_word_lists(shipped(f"vocabularies/proxyclip_{benchmark}.txt"))
+
+
+@cache
+def _words_by_name(benchmark: str | None) -> dict[str, str]:
+    row = BENCHMARKS.get(benchmark or "")
+    if row is None:
+        return {}
+    return dict(zip(row.classes[row.background :], published_words(row.key).names, strict=True))
 
 
 def benchmark_word(benchmark: str | None, name: str) -> str:
     """What the published word lists call MMSegmentation's class `name` of a benchmark."""
-    if benchmark in _WRITTEN_AS_ONE:
-        return name.replace(" ", "")
-    return _VOC.get(name, name) if benchmark in ("voc", "voc20") else name
+    return _words_by_name(benchmark).get(name, name)
 
 
 def class_words(benchmark: str | None, several: bool) -> ClassWords:
@@ -76,7 +82,7 @@ def class_words(benchmark: str | None, several: bool) -> ClassWords:
     many = several and benchmark != "context"  # whose background is one word for everyone
     return ClassWords(
         of=lambda name: expansions.get(name, (benchmark_word(benchmark, name),)),
-        background=BACKGROUND_WORDS if many else (BACKGROUND,),
+        background=published_words("voc").background if many else (BACKGROUND,),
     )
 
 
@@ -134,14 +140,12 @@ class ClipWordMethod(Method):
     Options = ClipOptions
     threshold_meaning = "the probability of the best class; the published ones are 0.1 to 0.5"
 
+    table: ClassVar[Mapping[str, Rules]]
+    """Its rules by benchmark."""
+
     @property
     def clip(self) -> str:
         """Name of its CLIP."""
-        raise NotImplementedError
-
-    @property
-    def table(self) -> Mapping[str, Rules]:
-        """Its rules by benchmark."""
         raise NotImplementedError
 
     @property
@@ -238,6 +242,11 @@ class ClipWordSegmenter(DenseSegmenter):
         self.logit_scale = logit_scale
         self.multiple = 1
         """Of pixels, to which windows are padded."""
+
+    @property
+    def deciding(self) -> tuple[Any, ...]:
+        """Which CLIP, and how windows are padded for it."""
+        return self.image.name, self.image.weights, self.multiple
 
     @property
     def refinements(self) -> tuple[Refinement, ...]:

@@ -18,8 +18,8 @@ from talk2dino.sizes import Protocol
 
 
 @dataclass(frozen=True)
-class PatchOptions(MethodOptions):
-    """Choices of methods that score patches; refinements but PAMR are in no publication."""
+class RefinementOptions:
+    """Which refinements are on; those but PAMR are in no publication."""
 
     pamr: bool | None = None
     """Refine the scores along the edges of the image with PAMR."""
@@ -34,11 +34,13 @@ class PatchOptions(MethodOptions):
         check_graph(self.propagation_graph, self.propagation)
 
 
-class DenseSegmenter(nn.Module):
-    """A `PatchScoring` segmenter, but for `embed_classes`, `patch_features` and `patch_scores`."""
+@dataclass(frozen=True)
+class PatchOptions(RefinementOptions, MethodOptions):
+    """Choices of methods that score patches."""
 
-    aligned_corners = True
-    """How scores are interpolated between patches."""
+
+class WordSegmenter(nn.Module):
+    """A `FeatureSharing` segmenter, but for `embed_classes` and what gives features and scores."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,13 +48,11 @@ class DenseSegmenter(nn.Module):
         """By which words classes are looked for, unless a query says it."""
         self.protocol = Protocol()
         """Sizes and windows of `label_map`."""
-        self.most_bytes = MOST_BYTES
-        """Memory that refinements of patch scores may take."""
 
     @property
-    def refinements(self) -> tuple[Refinement, ...]:
-        """Of features, patch scores and pixel scores, each in its place."""
-        return ()
+    def deciding(self) -> tuple[Any, ...]:
+        """What decides `patch_features`, beside the windows."""
+        return (self,)
 
     def embed_classes(self, names: Sequence[str]) -> Tensor:
         """(Q, D), one row per word; the method owns its templates."""
@@ -62,8 +62,8 @@ class DenseSegmenter(nn.Module):
         """See `FeatureSharing.patch_features`."""
         raise NotImplementedError
 
-    def patch_scores(self, features: Any, query: ClassQuery) -> Tensor:
-        """See `PatchScoring.patch_scores`."""
+    def score_features(self, features: Any, windows: Tensor, query: ClassQuery) -> Tensor:
+        """`window_scores` of windows whose `patch_features` are there already."""
         raise NotImplementedError
 
     def query(
@@ -80,9 +80,31 @@ class DenseSegmenter(nn.Module):
             raise ValueError(f"windows must be (B, 3, h, w), found {tuple(windows.shape)}.")
         return self.score_features(self.patch_features(windows), windows, query)
 
+    def shares_features(self, other: object) -> bool:
+        """Whether `other` computes the same `patch_features`."""
+        return isinstance(other, type(self)) and self.deciding == other.deciding
+
+
+class DenseSegmenter(WordSegmenter):
+    """A `PatchScoring` segmenter, but for `embed_classes`, `patch_features` and `patch_scores`."""
+
+    aligned_corners = True
+    """How scores are interpolated between patches."""
+    most_bytes = MOST_BYTES
+    """Memory that refinements of patch scores may take."""
+
+    @property
+    def refinements(self) -> tuple[Refinement, ...]:
+        """Of features, patch scores and pixel scores, each in its place."""
+        return ()
+
+    def patch_scores(self, features: Any, query: ClassQuery) -> Tensor:
+        """See `PatchScoring.patch_scores`."""
+        raise NotImplementedError
+
     @in_float32
     def score_features(self, features: Any, windows: Tensor, query: ClassQuery) -> Tensor:
-        """`window_scores` of windows whose `patch_features` are there already."""
+        """See `WordSegmenter`."""
         scores = self.pixel_scores(self.patch_scores(features, query), windows)
         return with_background(scores, query, dim=1)
 

@@ -7,7 +7,7 @@ similarity of a vision foundation model's features: DINO's or DINOv2's. Nothing 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -30,12 +30,12 @@ from talk2dino.files import weights_identity
 from talk2dino.methods.base import published
 from talk2dino.methods.clip_words import (
     ANY,
-    BACKGROUND_WORDS,
     ClipOptions,
     ClipWordMethod,
     ClipWordSegmenter,
     Rules,
     benchmark_word,
+    published_words,
 )
 from talk2dino.refine.refinement import Refinement
 from talk2dino.refine.smoothing import mean_attention
@@ -92,21 +92,16 @@ PUBLISHED = {
     "proxyclip_vith": published(_TRIDENT, 65.0, 35.4, 38.6, 83.3, 39.6, 26.8, 42.0, 24.2),
 }
 """As other papers report it; PAMR is not the authors'."""
-_OBJECTS_BACKGROUND = tuple(
-    word
-    for word in BACKGROUND_WORDS
-    if word
-    not in ("lamp", "door", "window", "wardrobe", "ceiling", "shelf", "curtain", "stair", "fence")
-)
 
 
 def class_words(benchmark: str | None) -> ClassWords:
     """One word per class of a benchmark, and several for the background."""
-    several = {"context": (BACKGROUND,), "coco_object": _OBJECTS_BACKGROUND}
-    return ClassWords(
-        of=lambda name: (benchmark_word(benchmark, name),),
-        background=several.get(benchmark or ANY, BACKGROUND_WORDS),
-    )
+    known = benchmark if benchmark in ("context", "coco_object") else "voc"
+    background = published_words(known).background or (BACKGROUND,)
+    if known == "coco_object":  # no list can say it: in one, a word belongs to one class
+        place = background.index("desk") + 1
+        background = (*background[:place], "bed", *background[place:])
+    return ClassWords(lambda name: (benchmark_word(benchmark, name),), background)
 
 
 # -- The segmenter --
@@ -153,12 +148,10 @@ class ProxyClipSegmenter(ClipWordSegmenter):
         self.protocol = self.rules.protocol
         self.multiple = math.lcm(image.patch_size, vision.patch_size)
 
-    def shares_features(self, other: object) -> bool:
-        """Whether `other` computes the same `patch_features`."""
-        return isinstance(other, ProxyClipSegmenter) and all(
-            (mine.name, mine.weights) == (its.name, its.weights)
-            for mine, its in ((self.image, other.image), (self.vision, other.vision))
-        )
+    @property
+    def deciding(self) -> tuple[Any, ...]:
+        """Also the foundation model."""
+        return *super().deciding, self.vision.name, self.vision.weights
 
     @torch.no_grad()
     def patch_features(self, windows: Tensor) -> ProxyFeatures:
@@ -230,16 +223,12 @@ class ProxyClipMethod(ClipWordMethod):
     NAMES = tuple(MODELS)
     Options = ProxyClipOptions
     PUBLISHED = PUBLISHED
+    table = RULES
 
     @property
     def clip(self) -> str:
         """Name of its CLIP."""
         return MODELS[self.model][0]
-
-    @property
-    def table(self) -> Mapping[str, Rules]:
-        """Its rules by benchmark."""
-        return RULES
 
     @property
     def vision_weights(self) -> str:

@@ -175,12 +175,8 @@ def find_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
                 f"{option} means nothing for {name}, whose options are {', '.join(known)}. "
                 f"{owners_of(option)}"
             )
-    for entry in dataclasses.fields(kind.Options):
-        value, default = settings.get(entry.name), entry.default
-        kinds = str(entry.type).split(" | ")
-        if entry.name in settings and value != default and type(value).__name__ not in kinds:
-            raise ValueError(f"{entry.name} is {' or '.join(kinds)}, found {value!r}.")
-    method = under_protocol(kind.from_options(name, kind.Options(**settings)), protocol)
+    options = build(kind.Options, settings, name)
+    method = under_protocol(kind.from_options(name, options), protocol)
     return with_sizes(method, sizes)
 
 

@@ -8,8 +8,9 @@ same result in whichever of the faster ways fits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,7 @@ _DIRECTIONS = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) !=
 # Measured on two cores: looking neighbours up costs as much for one class as for eight.
 _ENOUGH_CLASSES = 6
 _BAND_PIXELS = 2**16  # per band of weights; half or twice as many is no faster
+_PART_PIXELS = 2**15  # and thread, worked on at once: the scores of a few classes stay in its cache
 _MOST_WEIGHTS = 2**28  # numbers, 1 GiB, that bags of a whole picture may take
 
 
@@ -72,20 +74,6 @@ def _average_once(padded: Tensor, weights: Tensor, dilations: Sequence[int]) -> 
     for index, neighbours in enumerate(_shifted(padded, dilations)):
         averaged.addcmul_(neighbours, weights[..., index, :, :, :])
     return averaged
-
-
-def _with_margin(bands: Mapping[int, Tensor], band: int, margin: int) -> Tensor:
-    """A band (C, h, W) with `margin` rows and columns of its neighbours, or of the border."""
-    parts = [bands[band]]
-    if band - 1 in bands:
-        parts.insert(0, bands[band - 1][:, -margin:])
-    if band + 1 in bands:
-        parts.append(bands[band + 1][:, :margin])
-    above = 0 if band - 1 in bands else margin
-    rows = sum(part.shape[1] for part in parts)
-    below = 2 * margin + bands[band].shape[1] - above - rows
-    padding = (margin, margin, above, below)
-    return F.pad(torch.cat(parts, dim=1)[None], padding, mode="replicate")[0]
 
 
 @torch.no_grad()
@@ -137,8 +125,8 @@ def _pad(values: Tensor, dilations: Sequence[int]) -> Tensor:
 
 
 def _rows_padded(values: Tensor, top: int, rows: int, margin: int) -> Tensor:
-    """What `_pad` returns for those of the `rows` from `top` on that there are."""
-    bottom = min(top + rows, values.shape[-2])
+    """What `_pad` returns for the `rows` from `top` on."""
+    bottom = top + rows
     first, last = max(0, top - margin), min(values.shape[-2], bottom + margin)
     padding = (margin, margin, first - top + margin, bottom + margin - last)
     return F.pad(values[..., first:last, :], padding, mode="replicate")
@@ -181,32 +169,63 @@ def _pamr_in_bands(
     """`plain_pamr` in float32 on the CPU, without gradients: in bands of rows, image by image.
 
     A band is averaged as soon as the band below it is one iteration behind. So the weights of
-    only `iterations` + 1 bands are there at a time, and each of them is made once.
+    only `iterations` + 1 bands are there at a time, and each of them is made once. All iterations
+    share one table: a row's new scores take the place of those that are `margin` rows above it,
+    which nothing needs any more.
     """
     refined = masks.new_empty(masks.shape)
-    width = masks.shape[-1]
+    height, width = masks.shape[-2:]
     margin = max(dilations)
     rows = max(margin, _BAND_PIXELS // width)
+    bands = -(-height // rows)
+    size_hw = (height + (iterations + 2) * margin, width + 2 * margin)
     for image, scores, result in zip(images, masks, refined, strict=True):
         weights: dict[int, Tensor] = {}  # by band
-        done = [dict(enumerate(scores.split(rows, dim=1)))]  # by iteration and band
-        done += [{} for _ in range(iterations)]
-        bands = len(done[0])
+        table = scores.new_empty(len(scores), *size_hw)
+        firsts = range(iterations * margin, -1, -margin)
+        padded = [table[:, first : first + height + 2 * margin] for first in firsts]
+        padded[0].copy_(_pad(scores[None], dilations)[0])
         for step in range(bands + iterations - 1):
             if step < bands:
-                part = _rows_padded(image[None], step * rows, rows, margin)
-                weights[step] = _affinities_inside(part, dilations)[0, :, None]
-            for iteration in range(iterations):
-                band, before = step - iteration, done[iteration]
-                if 0 <= band < bands:
-                    around = _with_margin(before, band, margin)
-                    done[iteration + 1][band] = _average_once(around, weights[band], dilations)
-                    before.pop(band - 1, None)
-            last = step - iterations + 1
-            if last >= 0:
-                result[:, last * rows : (last + 1) * rows] = done[-1].pop(last)
-                del weights[last]
+                weights[step] = _affinities_of_band(image, step * rows, rows, dilations)
+            for iteration, (before, after) in enumerate(pairwise(padded)):
+                if (band := step - iteration) in weights:
+                    _average_band(before, after, band * rows, weights[band], dilations)
+            weights.pop(step - iterations + 1, None)
+        result.copy_(padded[-1][:, margin:-margin, margin:-margin])
     return refined
+
+
+def _affinities_of_band(image: Tensor, top: int, rows: int, dilations: Sequence[int]) -> Tensor:
+    """`affinities` (8K, 1, h, W) of those of the `rows` from `top` on that (3, H, W) has."""
+    height, width = image.shape[-2:]
+    rows = min(rows, height - top)
+    weights = image.new_empty(len(_DIRECTIONS) * len(dilations), 1, rows, width)
+    for part, found in _affinities_by_rows(image, top, rows, dilations):
+        weights[:, 0, part] = found
+    return weights
+
+
+def _average_band(
+    before: Tensor, after: Tensor, top: int, weights: Tensor, dilations: Sequence[int]
+) -> None:
+    """One iteration of the rows from `top` on, between scores as `_pad` returns them.
+
+    A part is read as a whole before it is written, so `after` may begin `margin` rows earlier in
+    the same memory.
+    """
+    margin = max(dilations)
+    for part in _parts(*weights.shape[-2:]):
+        first, last = top + part.start, top + part.stop
+        around = before[:, first : last + 2 * margin]
+        averaged = _average_once(around, weights[:, :, part], dilations)
+        rows = after[:, first + margin : last + margin]
+        rows[..., margin:-margin] = averaged
+        rows[..., :margin], rows[..., -margin:] = averaged[..., :1], averaged[..., -1:]
+        if first == 0:
+            after[:, :margin] = rows[:, :1]
+        if last + 2 * margin == after.shape[1]:
+            after[:, -margin:] = rows[:, -1:]
 
 
 def _pamr_in_bags(
@@ -238,20 +257,37 @@ def _pamr_of_all_rows(
 ) -> Tensor:
     refined = masks.new_empty(masks.shape)
     for image, scores, result in zip(images, masks, refined, strict=True):
-        weights = _affinities_innermost(image[None], dilations)
+        weights = _affinities_innermost(image, dilations)
         average_in_bags(scores, weights, _steps(dilations), iterations, result)
     return refined
 
 
 def _affinities_innermost(image: Tensor, dilations: Sequence[int]) -> Tensor:
-    """`affinities` of one image (1, 3, H, W) as (H, W, 8K), made in bands that fit the cache."""
+    """`affinities` of one image (3, H, W) as (H, W, 8K)."""
     height, width = image.shape[-2:]
     weights = image.new_empty(height, width, len(_DIRECTIONS) * len(dilations))
-    rows = max(1, _BAND_PIXELS // width)
-    for top in range(0, height, rows):
-        band = _rows_padded(image, top, rows, max(dilations))
-        weights[top : top + rows] = _affinities_inside(band, dilations)[0].movedim(0, -1)
+    for part, found in _affinities_by_rows(image, 0, height, dilations):
+        weights[part] = found.movedim(0, -1)
     return weights
+
+
+def _affinities_by_rows(
+    image: Tensor, top: int, rows: int, dilations: Sequence[int]
+) -> Iterator[tuple[slice, Tensor]]:
+    """`affinities` (8K, h, W) of some of the `rows` from `top` on, counted from there, at a time.
+
+    Args:
+        image: (3, H, W), which has all of these rows.
+    """
+    for part in _parts(rows, image.shape[-1]):
+        around = _rows_padded(image[None], top + part.start, part.stop - part.start, max(dilations))
+        yield part, _affinities_inside(around, dilations)[0]
+
+
+def _parts(height: int, width: int) -> Iterator[slice]:
+    """Rows that are worked on at once."""
+    rows = max(1, _PART_PIXELS * torch.get_num_threads() // width)
+    return (slice(top, min(top + rows, height)) for top in range(0, height, rows))
 
 
 def _check(images: Tensor, masks: Tensor, iterations: int, dilations: Sequence[int]) -> None:

@@ -18,13 +18,9 @@ _MOST_NAMED = 3
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
-    """How a run B differs from a run A; all differences are B - A, in points of IoU."""
+class Differences:
+    """How a run B differs from a run A by one measure; all are B - A, in points of IoU."""
 
-    first: EvaluatedRun
-    """A."""
-    second: EvaluatedRun
-    """B."""
     difference: float
     """Of the mIoU."""
     interval: tuple[float, float]
@@ -42,54 +38,64 @@ class Comparison:
         largest = islice(((name, v) for name, v in values.items() if v), count)
         return sorted(largest, key=lambda entry: -entry[1])
 
+
+@dataclass(frozen=True, eq=False)
+class Comparison(Differences):
+    """How a run B differs from a run A."""
+
+    first: EvaluatedRun
+    """A."""
+    second: EvaluatedRun
+    """B."""
+    boundary: Differences | None
+    """The same by boundary IoU, if both runs were evaluated with it."""
+
     def as_json(self) -> dict[str, Any]:
         """For a file."""
-        return {
-            "benchmark": self.first.benchmark,
-            "a": {"label": self.first.label, "file": str(self.first.path)},
-            "b": {"label": self.second.label, "file": str(self.second.path)},
-            "difference": self.difference,
-            "interval": list(self.interval),
-            "better": self.better,
-            "draws": DRAWS,
-            "per_class": self.per_class,
-            "images": self.images,
-        }
+        found = {"benchmark": self.first.benchmark, **vars(self), "draws": DRAWS}
+        for letter, name in (("a", "first"), ("b", "second")):
+            run = found.pop(name)
+            found[letter] = {"label": run.label, "file": str(run.path)}
+        return found | {"boundary": self.boundary and vars(self.boundary)}
 
 
 def compare_runs(first: EvaluatedRun, others: Sequence[EvaluatedRun]) -> list[Comparison]:
-    """Compare runs with the first one.
-
-    Raises:
-        ValueError: they are not of the same images, labels and classes, or have no counts; says
-            what differs.
-    """
+    """Compare runs with the first one; `check_comparable` says whether they can be."""
     runs = [first, *others]
-    for run in runs:
-        check_comparable(first, run)
-    counts = [_counts(run) for run in runs]
-    areas = [(found["intersect"], found["union"]) for found in counts]
-    with np.errstate(invalid="ignore"):
-        ious = [100 * inter.sum(axis=0) / union.sum(axis=0) for inter, union in areas]
-    drawn = 100 * resampled_mious(areas, DRAWS)
-    found = []
+    places = [(place, measure) for place, run in enumerate(runs) for measure in run.measures]
+    areas = [runs[place].areas(measure) for place, measure in places]
+    drawn = dict(zip(places, 100 * resampled_mious(areas, DRAWS).T, strict=True))
+    comparisons = []
     for place, run in enumerate(others, start=1):
-        differences = drawn[:, place] - drawn[:, 0]
-        classes = dict(zip(run.classes, (ious[place] - ious[0]).tolist(), strict=True))
-        scores = run.image_scores
-        images = {n: scores[n] - own for n, own in first.image_scores.items() if n in scores}
-        found.append(
-            Comparison(
-                first,
-                run,
-                float(np.nanmean(ious[place]) - np.nanmean(ious[0])),
-                interval_of(differences),
-                float(np.mean(differences[np.isfinite(differences)] > 0)),
-                _largest_first({name: v for name, v in classes.items() if np.isfinite(v)}),
-                _largest_first(images),
-            )
+        found = {
+            measure: _differences(first, run, measure, drawn[place, measure] - drawn[0, measure])
+            for measure in run.measures
+            if measure in first.measures
+        }
+        regions, boundary = found[""], found.get("boundary_")
+        comparisons.append(Comparison(**vars(regions), first=first, second=run, boundary=boundary))
+    return comparisons
+
+
+def _differences(
+    first: EvaluatedRun, second: EvaluatedRun, measure: str, drawn: np.ndarray
+) -> Differences:
+    """By one measure, with the differences of the draws."""
+    with np.errstate(invalid="ignore"):
+        own, other = (
+            100 * intersect.sum(axis=0) / union.sum(axis=0)
+            for intersect, union in (first.areas(measure), second.areas(measure))
         )
-    return found
+    classes = dict(zip(first.classes, (other - own).tolist(), strict=True))
+    scores = second.scores_of_images(measure)
+    images = first.scores_of_images(measure).items()
+    return Differences(
+        float(np.nanmean(other) - np.nanmean(own)),
+        interval_of(drawn),
+        float(np.mean(drawn[np.isfinite(drawn)] > 0)),
+        _largest_first({name: v for name, v in classes.items() if np.isfinite(v)}),
+        _largest_first({name: scores[name] - v for name, v in images if name in scores}),
+    )
 
 
 def compare_comparable(runs: Sequence[EvaluatedRun]) -> tuple[list[Comparison], list[str]]:

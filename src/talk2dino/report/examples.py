@@ -168,7 +168,9 @@ def _rules(run: EvaluatedRun) -> LabelRules:
 def _read_prediction(run: EvaluatedRun, name: str) -> np.ndarray | None:
     if not has_predictions(run):
         return None
-    path = Path(run.result["predictions"]) / f"{Path(name).stem}.png"
+    parts = Path(name).with_suffix(".png").parts
+    places = [Path(run.result["predictions"], *parts[start:]) for start in range(len(parts))]
+    path = next((place for place in places if place.is_file()), places[-1])
     labels = read_any_labels(path)
     if labels.max() > ignored_label(len(run.classes)):
         raise ValueError(f"{path} holds {labels.max()}, which is no class of {run.benchmark}.")

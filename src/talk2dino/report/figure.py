@@ -62,6 +62,8 @@ class _Row:
 
     image: str
     """Path below the data root."""
+    name: str
+    """What the files of its pictures begin with."""
     runs: list[EvaluatedRun]
     """One per method."""
 
@@ -104,13 +106,19 @@ def write_figure(places: Sequence[str | Path], options: FigureOptions) -> list[P
 
 def _find_row(groups: Mapping[str, list[EvaluatedRun]], image: str, wanted: Sequence[str]) -> _Row:
     """The image and the runs of the only benchmark that has both the image and all methods."""
-    found = {}
+    found, names = {}, {}
     for key, runs in groups.items():
         counts = next((run.counts for run in runs if run.counts is not None), None)
-        for path in [] if counts is None else map(str, counts["images"]):
-            stem = PurePosixPath(path).stem
-            if image in (path, stem, f"{key}/{stem}"):
-                found[key] = path
+        paths = [] if counts is None else [PurePosixPath(path) for path in counts["images"]]
+        called = [p for p in paths if image in (str(p), p.stem, f"{key}/{p.stem}")]
+        if len(called) > 1:
+            raise ValueError(
+                f"{key} has several images {image!r}: say {' or '.join(map(str, called))}."
+            )
+        for path in called:
+            found[key] = str(path)
+            alone = [p.stem for p in paths].count(path.stem) == 1
+            names[key] = path.stem if alone else "_".join(path.with_suffix("").parts)
     if not found:
         raise ValueError(
             f"no image {image!r} among the results on {', '.join(groups)}. Images are named by "
@@ -132,7 +140,7 @@ def _find_row(groups: Mapping[str, list[EvaluatedRun]], image: str, wanted: Sequ
         if len(some) > 1:
             stems = ", ".join(run.path.stem for run in some)
             raise ValueError(f"{name!r} has several results on {key}: name one of {stems}.")
-    return _Row(found[key], [run for some in runs_of[key] for run in some])
+    return _Row(found[key], f"{key}_{names[key]}", [run for some in runs_of[key] for run in some])
 
 
 def _matching(runs: Sequence[EvaluatedRun], name: str) -> list[EvaluatedRun]:
@@ -176,10 +184,9 @@ def _single_pictures(row: _Row, maps: Maps) -> dict[str, Image.Image]:
     """File names to the picture itself, and to label maps of as many pixels."""
     assert maps.image is not None and maps.truth is not None  # see _check_complete
     palette = palette_of(row.runs[0])[: len(row.runs[0].classes)]
-    stem = f"{row.runs[0].benchmark}_{PurePosixPath(row.image).stem}"
-    found = {f"{stem}_image.png": Image.fromarray(maps.image)}
+    found = {f"{row.name}_image.png": Image.fromarray(maps.image)}
     names = ["truth", *(run.path.stem for run in row.runs)]
     for name, labels in zip(names, [maps.truth, *maps.predictions], strict=True):
         assert labels is not None
-        found[f"{stem}_{name}.png"] = palette_picture(labels, palette)
+        found[f"{row.name}_{name}.png"] = palette_picture(labels, palette)
     return found

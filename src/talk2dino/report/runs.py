@@ -20,6 +20,8 @@ from talk2dino.benchmarks.results import options_of, protocol_of, read_counts, r
 from talk2dino.benchmarks.table import BENCHMARKS
 from talk2dino.files import listed
 
+MEASURES = {"": "per_class", "boundary_": "per_class_boundary_iou"}
+"""What is summed over images: how the names of its counts begin -> the result's field."""
 _WEIGHTS_FLAG = re.compile(r"--weights[ =](\S+)(?: --|$)")  # one word: for one model
 
 
@@ -70,18 +72,30 @@ class EvaluatedRun:
             ) from error
         return counts
 
+    @property
+    def measures(self) -> list[str]:
+        """Those of MEASURES that were counted per image."""
+        return [name for name in MEASURES if f"{name}union" in (self.counts or {})]
+
+    def areas(self, measure: str) -> tuple[np.ndarray, np.ndarray]:
+        """Intersections and unions (N, C) in pixels by one of `measures`."""
+        assert self.counts is not None
+        return self.counts[f"{measure}intersect"], self.counts[f"{measure}union"]
+
     @cached_property
     def image_scores(self) -> dict[str, float]:
         """Image -> its own mIoU in percent, over the classes in its label or prediction.
 
         Images without a labelled pixel are left out.
         """
-        if self.counts is None:
+        return self.scores_of_images("")
+
+    def scores_of_images(self, measure: str) -> dict[str, float]:
+        """`image_scores` by one of MEASURES."""
+        if self.counts is None or measure not in self.measures:
             return {}
-        union = self.counts["union"].astype(np.float64)
-        iou = np.divide(
-            self.counts["intersect"], union, out=np.zeros_like(union), where=union > 0
-        ).sum(axis=1)
+        intersect, union = self.areas(measure)
+        iou = np.divide(intersect, union, out=np.zeros(union.shape), where=union > 0).sum(axis=1)
         occurring = (union > 0).sum(axis=1)
         return {
             str(name): 100 * float(total / count)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from talk2dino.benchmarks.results import at_borders
 from talk2dino.files import atomic_path
 from talk2dino.report.compare import Comparison
-from talk2dino.report.runs import EvaluatedRun, by_benchmark, methods
+from talk2dino.report.runs import MEASURES, EvaluatedRun, by_benchmark, methods
 
 Cell = str | float | int | None
 _ESCAPES = str.maketrans(
@@ -94,20 +94,31 @@ def tables_of(runs: Sequence[EvaluatedRun], comparisons: Sequence[Comparison]) -
     if comparisons:
         heads = ("benchmark", "A", "B", "B - A", "low", "high", "better in %")
         rows = [
-            (c.first.title, c.first.label, c.second.label, c.difference, *c.interval, share)
+            (title, c.first.label, c.second.label, d.difference, *d.interval, 100 * d.better)
             for c in comparisons
-            for share in [100 * c.better]
+            for title, d in ((c.first.title, c), (f"{c.first.title}, boundary", c.boundary))
+            if d is not None
         ]
         tables.append(Table("differences", heads, rows))
     for key, group in groups.items():
-        labels = [run.label for run in group]
-        names = dict.fromkeys(name for run in group for name in run.classes)
-        rows = [[name, *(run.result["per_class"].get(name) for run in group)] for name in names]
-        tables.append(Table(f"{key}_classes", ["class", *labels], rows, compared=True))
-        images = dict.fromkeys(name for run in group for name in run.image_scores)
-        rows = [[name, *(run.image_scores.get(name) for run in group)] for name in images]
-        tables.append(Table(f"{key}_images", ["image", *labels], rows))
+        classes, images = {}, {}
+        for measure, field in MEASURES.items():
+            for run in (run for run in group if run.result[field] is not None):
+                head = f"{run.label}, boundary" if measure else run.label
+                classes[head] = run.result[field]
+                images[head] = run.scores_of_images(measure)
+        tables.append(_by_name(f"{key}_classes", "class", classes, compared=True))
+        tables.append(_by_name(f"{key}_images", "image", images))
     return tables
+
+
+def _by_name(
+    table: str, what: str, columns: Mapping[str, Mapping[str, Cell]], compared: bool = False
+) -> Table:
+    """A row per name that is in any column."""
+    names = dict.fromkeys(name for column in columns.values() for name in column)
+    rows = [[name, *(column.get(name) for column in columns.values())] for name in names]
+    return Table(table, [what, *columns], rows, compared)
 
 
 def _runs_table(runs: Sequence[EvaluatedRun]) -> Table:

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from talk2dino.backbones.templates import get_templates
+from talk2dino.benchmarks.table import BENCHMARKS
 from talk2dino.inference import sliding_window_scores
-from talk2dino.methods.ovsegmentor.convert import save_model
-from talk2dino.methods.ovsegmentor.method import background_threshold, class_names
+from talk2dino.methods.ovsegmentor.checkpoints import save_model
 from talk2dino.methods.ovsegmentor.segmenter import (
     OVSegmentorSegmenter,
     WindowFeatures,
@@ -16,6 +16,7 @@ from talk2dino.methods.ovsegmentor.segmenter import (
     normalise,
     paint_scores,
 )
+from talk2dino.methods.registry import find_method
 from talk2dino.methods.talk2dino.segmenter import Talk2DinoSegmenter
 from talk2dino.segmenter import ClassQuery, FeatureSharing, require_groups
 
@@ -82,12 +83,12 @@ def test_features_can_be_shared(segmenter):
     assert torch.equal(shared, segmenter.window_scores(windows, query))
 
 
-def test_windows_are_normalised_with_imagenets_statistics():
+def test_windows_are_normalised_with_imagenets_statistics(segmenter):
     white = normalise(torch.full((1, 3, 2, 2), 255.0))
     expected = [(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225]
     assert white[0, :, 0, 0].tolist() == pytest.approx(expected, rel=1e-5)
     with pytest.raises(ValueError, match=r"windows must be \(B, 3, h, w\)"):
-        normalise(torch.zeros(3, 2, 2))
+        segmenter.window_scores(torch.zeros(3, 2, 2), segmenter.query(["cat"]))
 
 
 def features_of(seed, num_groups=8):
@@ -153,13 +154,18 @@ def test_a_method_without_groups_refuses_group_maps():
 
 
 def test_class_names_and_thresholds_are_the_published_ones():
-    assert class_names("voc", ["diningtable", "cat"]) == ["table", "cat"]
-    assert class_names("voc20", ["pottedplant", "tvmonitor"]) == ["plant", "monitor"]
-    assert class_names("context", ["aeroplane", "tvmonitor"]) == ["airplane", "monitor"]
-    assert class_names("voc", ["aeroplane"]) == ["aeroplane"]
-    assert class_names("ade20k", ["bed "]) == ["bed "]
-    keys = ("voc", "context", "coco_object", "coco_stuff", "ade20k")
-    assert [background_threshold(key) for key in keys] == [0.95, 0.35, 0.9, 0.95, None]
+    method = find_method("ovsegmentor_vitb")
+    for key, names in (
+        ("voc", {"diningtable": "table", "cat": "cat", "aeroplane": "aeroplane"}),
+        ("voc20", {"pottedplant": "plant", "tvmonitor": "monitor"}),
+        ("context", {"aeroplane": "airplane", "tvmonitor": "monitor"}),
+        ("ade20k", {"bed ": "bed "}),
+    ):
+        words = method.words(BENCHMARKS[key])
+        assert {name: words.of(name) for name in names} == {n: (w,) for n, w in names.items()}
+    rows = [method.benchmark(BENCHMARKS[key]) for key in ("voc", "context", "coco_object")]
+    rows += [method.benchmark(BENCHMARKS[key]) for key in ("coco_stuff", "ade20k")]
+    assert [method.threshold(row) for row in rows] == [0.95, 0.35, 0.9, 0.95, None]
 
 
 def test_a_saved_model_segments_like_the_one_it_came_from(tmp_path, segmenter):

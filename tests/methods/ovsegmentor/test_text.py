@@ -1,14 +1,12 @@
 """Text encoders and tokenisers, without a download."""
 
+import dataclasses
+
 import pytest
 import torch
 
-from talk2dino.methods.ovsegmentor.config import (
-    TextConfig,
-    config_from_dict,
-    config_to_dict,
-    get_preset,
-)
+from talk2dino.config import build
+from talk2dino.methods.ovsegmentor.config import OVSegmentorConfig, TextConfig, get_preset
 from talk2dino.methods.ovsegmentor.text import TextEncoder, Tokenizer, load_tokenizer, toy_tokenizer
 
 TINY_ROBERTA = TextConfig(
@@ -82,7 +80,8 @@ def test_roberta_counts_its_positions_from_two():
 
 def test_a_configuration_survives_being_written():
     config = get_preset("ovsegmentor_vits")
-    assert config_from_dict(config_to_dict(config), "config.json") == config
+    written = dataclasses.asdict(config)
+    assert build(OVSegmentorConfig, written, "config.json") == config
     for change, message in (
         ({"widht": 1}, "config.json: unknown key 'widht'"),
         ({"vision": {"widht": 1}}, "vision: unknown key 'widht'. Did you mean 'width'"),
@@ -91,6 +90,6 @@ def test_a_configuration_survives_being_written():
         ({"text": {"num_heads": 7}}, "width 768 cannot be split into 7"),
     ):
         with pytest.raises(ValueError, match=message):
-            config_from_dict(config_to_dict(config) | change, "config.json")
-    with pytest.raises(ValueError, match="the key 'name' is missing"):
-        config_from_dict({}, "config.json")
+            build(OVSegmentorConfig, written | change, "config.json")
+    with pytest.raises(ValueError, match="config.json: 'name:' is missing"):
+        build(OVSegmentorConfig, {}, "config.json")

@@ -14,7 +14,6 @@ from PIL import Image
 import talk2dino
 from talk2dino import Segmentation, Talk2DINO, read_rgb
 from talk2dino.inference import picture_scores
-from talk2dino.methods.ovsegmentor.method import class_names
 from talk2dino.methods.talk2dino.projection import build_projection
 from talk2dino.pictures.images import rgb_tensor
 from talk2dino.pictures.vocabularies import named_classes
@@ -251,7 +250,6 @@ def test_one_text_is_never_taken_for_its_letters(model, autocast):
 
 def test_one_name_is_one_class_for_whoever_takes_several():
     assert named_classes("cat").names == ("cat",)
-    assert class_names("voc", "tvmonitor") == ["monitor"]
     one = Segmentation(Image.new("RGB", (2, 1)), torch.zeros(1, 2).long(), torch.ones(1, 1, 2), "a")
     assert one.names == ("a",)
 

@@ -107,7 +107,7 @@ def test_a_wrong_model_section_is_refused(change, message):
 
 
 def test_a_model_section_without_its_names_is_refused():
-    with pytest.raises(ValueError, match=r"x\.yml: the model section lacks model_name, proj_name"):
+    with pytest.raises(ValueError, match=r"x\.yml: model: 'model_name:', 'proj_name:' are missing"):
         config_from_model_section({"type": "DINOText", "proj_class": "toy"}, "x.yml")
 
 

@@ -1,1 +1,1 @@
-"""FreeDA: a bank of prototypes, superpixels, and the method."""
+"""FreeDA: a bank of prototypes, and the method."""

@@ -11,20 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
+from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
-
-
-class Mlp(nn.Module):
-    """Linear, exact GELU, Linear, over the last dimension."""
-
-    def __init__(self, width: int, hidden: int, out: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, out)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -78,20 +66,6 @@ class CrossAttention(nn.Module):
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, H, T, C / H)
-
-
-class DropPath(nn.Module):
-    """Drop a whole residual branch per sample, in training only."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.rate == 0:
-            return x
-        kept = torch.rand(len(x), *[1] * (x.ndim - 1), device=x.device) >= self.rate
-        return x * kept / (1 - self.rate)
 
 
 class AttentionBlock(nn.Module):
@@ -173,17 +147,15 @@ def average_weights(hard: Tensor) -> Tensor:
     return hard / (hard.sum(dim=-1, keepdim=True) + 1)
 
 
-class AssignAttention(nn.Module):
+class AssignAttention(CrossAttention):
     """Groups take the mean of the patches that choose them; one head."""
 
     def __init__(self, width: int) -> None:
-        super().__init__()
-        self.q_proj = nn.Linear(width, width)
-        self.k_proj = nn.Linear(width, width)
-        self.v_proj = nn.Linear(width, width)
-        self.proj = nn.Linear(width, width)
+        super().__init__(width, num_heads=1)
 
-    def forward(self, groups: Tensor, patches: Tensor) -> tuple[Tensor, Assignment]:
+    def forward(  # type: ignore[override]  # also which patch chose which group
+        self, groups: Tensor, patches: Tensor
+    ) -> tuple[Tensor, Assignment]:
         """Groups (B, G, C) and patches (B, P, C) to the groups' means (B, G, C)."""
         queries, keys = self.q_proj(groups), self.k_proj(patches)
         logits = affinity(queries, keys)

@@ -4,7 +4,7 @@ Published files are pickles of everything a training had: the tensors, the optim
 OmegaConf configuration object. Only the tensors are read; the rest becomes empty stand-ins, and
 nothing that a file holds is run.
 
-A folder, which `methods.ovsegmentor.convert` writes, holds `model.safetensors` (all tensors
+A folder, which `convert_checkpoint` and `save_model` write, holds `model.safetensors` (all tensors
 under their published names), `config.json` (the architecture) and, where the tokeniser is not a
 published one, `tokenizer/`.
 """
@@ -12,8 +12,8 @@ published one, `tokenizer/`.
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,60 +27,27 @@ from talk2dino.backbones.checkpoints import (
     check_not_quantised,
     read_state_dict,
     state_shapes,
-    unwrapped,
 )
 from talk2dino.backbones.seeded import parse_seeded, seeded_state
-from talk2dino.backbones.stand_ins import CONFIGURATION, NUMBERS, stand_ins
+from talk2dino.config import build
 from talk2dino.devices import float32_by_default
-from talk2dino.files import check_finished, load_torch
+from talk2dino.files import (
+    atomic_files,
+    check_file,
+    check_finished,
+    check_not_inputs,
+    check_replaceable,
+    save_safetensors,
+)
 from talk2dino.methods.ovsegmentor.config import (
     PRESETS,
     OVSegmentorConfig,
-    config_from_dict,
     get_preset,
 )
 from talk2dino.methods.ovsegmentor.model import TEACHER, OVSegmentor
 from talk2dino.textfiles import read_json
 
-MODEL_KEY = "model"
-
-
-def read_published(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint's `model` entry, by name.
-
-    Args:
-        path: a file in the published layout: a dict with `model`, and whatever a training saves.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is empty or damaged, holds code that no such checkpoint has (nothing of it
-            is run), or has no `model` entry of tensors.
-    """
-    path = Path(path)
-    with stand_ins((*CONFIGURATION, *NUMBERS)):
-        try:
-            content = load_torch(path, mmap=True)
-        except ValueError as error:
-            found = re.search(r"GLOBAL (\S+)", str(error.__cause__))
-            if found is None:
-                raise
-            raise ValueError(
-                f"{path} refers to {found[1]}, which an OVSegmentor checkpoint does not. It was "
-                "changed, or is something else; it is not loaded, and nothing of it was run."
-            ) from error
-    if not isinstance(content, Mapping) or not isinstance(content.get(MODEL_KEY), Mapping):
-        found_type = ", ".join(map(str, content)) if isinstance(content, Mapping) else content
-        raise ValueError(
-            f"{path} has no entry {MODEL_KEY!r} with the weights, as OVSegmentor's checkpoints "
-            f"have. Found: {str(found_type)[:200] or 'nothing'}."
-        )
-    state = {str(name): value for name, value in content[MODEL_KEY].items()}
-    strange = [name for name, value in state.items() if not isinstance(value, Tensor)]
-    if strange or not state:
-        what = f"{strange[0]!r} is no tensor" if strange else "it is empty"
-        raise ValueError(f"{path}: the entry {MODEL_KEY!r} holds no state dict: {what}")
-    return unwrapped(state, path)
-
+logger = logging.getLogger(__name__)
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -99,16 +66,6 @@ TRAINING_ONLY = (
 """How the names begin that evaluation does not need."""
 # transformers stored this buffer up to version 4.30; it counts from 0 and is not read.
 _EXTRA_BUFFER = "embeddings.position_ids"
-
-
-@dataclass(frozen=True)
-class LoadReport:
-    """What a checkpoint held beyond what was asked for; nothing that was needed is missing."""
-
-    training_only: tuple[str, ...]
-    """Names of the entity decoder, its projectors and the teacher."""
-    unexpected: tuple[str, ...]
-    """Names that no OVSegmentor has."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,13 +112,16 @@ def read_checkpoint(
         if (path / TOKENIZER_FOLDER).is_dir():
             tokenizer = path / TOKENIZER_FOLDER
     else:
-        state = read_published(path)
+        state = read_state_dict(path)
         config = identify(state, path)
     if num_heads is not None:
         vision = dataclasses.replace(config.vision, num_heads=num_heads)
         config = dataclasses.replace(config, vision=vision)
-    if expected is not None:
-        _check_size(config, expected, path)
+    if expected is not None and config.name != expected.name:
+        raise ValueError(
+            f"{path} holds {config.name}, but {expected.name} was asked for. Choose the model that "
+            "the file is of, or the file of that model."
+        )
     return Checkpoint(config, present_names(state), str(path), tokenizer)
 
 
@@ -200,24 +160,19 @@ def is_converted(folder: str | Path) -> bool:
 
 
 @float32_by_default()
-def load_model(
-    checkpoint: Checkpoint, stage: str = "evaluation", **options: Any
-) -> tuple[OVSegmentor, LoadReport]:
-    """Build the model of a checkpoint on the CPU and load it.
-
-    Args:
-        checkpoint: weights with their architecture.
-        stage: what the model holds; see OVSegmentor, also for the options.
+def load_model(checkpoint: Checkpoint) -> OVSegmentor:
+    """Build the model of a checkpoint for evaluation, on the CPU, and load it.
 
     Raises:
         ValueError: tensors are missing or have wrong shapes; all are named.
     """
-    model = OVSegmentor(checkpoint.config, stage, **options)
-    return model, load_state(model, checkpoint.state, checkpoint.source)
+    model = OVSegmentor(checkpoint.config)
+    load_state(model, checkpoint.state, checkpoint.source)
+    return model
 
 
-def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> LoadReport:
-    """Load what the model needs of a state dict and report the rest.
+def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> list[str]:
+    """Load what the model needs of a state dict; returns names that no OVSegmentor has.
 
     Raises:
         ValueError: something is missing or has another shape.
@@ -229,19 +184,13 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> Lo
     check_not_quantised(needed, model, source)
     model.load_state_dict(needed)
     rest = [name for name in state if name not in shapes]
-    report = LoadReport(
-        tuple(name for name in rest if name.startswith(TRAINING_ONLY)),
-        tuple(name for name in rest if not name.startswith(TRAINING_ONLY)),
-    )
-    logger = logging.getLogger(__name__)
-    if report.training_only:
-        logger.info("%s: %d tensors of training left out", source, len(report.training_only))
-    if report.unexpected:
-        logger.warning("%s: unexpected keys: %s", source, ", ".join(report.unexpected[:8]))
-    return report
+    unexpected = [name for name in rest if not name.startswith(TRAINING_ONLY)]
+    if unexpected:
+        logger.warning("%s: unexpected keys: %s", source, ", ".join(unexpected[:8]))
+    return unexpected
 
 
-def load_stage1(model: OVSegmentor, state: Mapping[str, Tensor], source: str) -> LoadReport:
+def load_stage1(model: OVSegmentor, state: Mapping[str, Tensor], source: str) -> list[str]:
     """Start stage 2 from the weights of stage 1; the teacher starts as the image encoder.
 
     Args:
@@ -263,6 +212,78 @@ def load_stage1(model: OVSegmentor, state: Mapping[str, Tensor], source: str) ->
     return load_state(model, completed, source)
 
 
+def convert_checkpoint(
+    source: str | Path, folder: str | Path, overwrite: bool = False, num_heads: int | None = None
+) -> tuple[Checkpoint, list[str]]:
+    """Turn a published file into a folder of safetensors and configuration.
+
+    Everything the model has in its stage is kept, so that training can go on from it.
+
+    Args:
+        source: the file.
+        folder: is made if need be.
+        overwrite: replace what is there.
+        num_heads: attention heads of the image encoder, see `read_checkpoint`.
+
+    Returns:
+        The checkpoint, and the names of tensors that were left out.
+
+    Raises:
+        FileExistsError: the folder holds weights already.
+        FileNotFoundError, ValueError: see `read_checkpoint`; also tensors that are missing.
+    """
+    folder = Path(folder)
+    check_folder(folder, overwrite, source)
+    check_file(source, "checkpoint file")
+    checkpoint = read_checkpoint(source, num_heads=num_heads)
+    with torch.device("meta"):
+        model = OVSegmentor(checkpoint.config, stage_of(checkpoint.state))
+    shapes = state_shapes(model)
+    kept = {name: value for name, value in checkpoint.state.items() if name in shapes}
+    check_fit(kept, shapes, f"{source} is no complete {checkpoint.config.name}")
+    rest = [name for name in checkpoint.state if name not in shapes]
+    with atomic_files(folder, *MODEL_FILES) as written:
+        write_model(checkpoint.config, kept, written, str(Path(source).name))
+    return dataclasses.replace(checkpoint, state=kept), rest
+
+
+def save_model(model: OVSegmentor, folder: str | Path, source: str, tokenizer: Any = None) -> None:
+    """Write a model of any stage as a folder; what is there is replaced. See `write_model`."""
+    with atomic_files(folder, *MODEL_FILES) as written:
+        write_model(model.config, model.state_dict(), written, source, tokenizer)
+
+
+def write_model(
+    config: OVSegmentorConfig,
+    state: Mapping[str, Tensor],
+    folder: Path,
+    source: str,
+    tokenizer: Any = None,
+) -> None:
+    """Write MODEL_FILES, which `read_checkpoint` reads.
+
+    Args:
+        config: of the model.
+        state: its tensors.
+        folder: that of `atomic_files`.
+        source: what made it, kept in its configuration.
+        tokenizer: of the transformers library, if it is not the one `config.text.name` says.
+    """
+    if tokenizer is not None:
+        tokenizer.save_pretrained(str(folder / TOKENIZER_FOLDER))
+    save_safetensors(state, folder / WEIGHTS_FILE)
+    content = {"method": "ovsegmentor", "source": source, "model": dataclasses.asdict(config)}
+    (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def check_folder(
+    folder: str | Path, overwrite: bool = False, source: str | Path | None = None
+) -> None:
+    """Raise unless weights can be written into a folder, which need not exist yet."""
+    check_not_inputs((Path(folder) / name for name in MODEL_FILES), [source])
+    check_replaceable(folder, (WEIGHTS_FILE, CONFIG_FILE), overwrite)
+
+
 def identify(state: Mapping[str, Tensor], source: str | Path) -> OVSegmentorConfig:
     """The architecture of a state dict in published names, by the shapes of three tensors.
 
@@ -281,7 +302,9 @@ def identify(state: Mapping[str, Tensor], source: str | Path) -> OVSegmentorConf
         if (preset.vision.width, preset.text.vocabulary) == (width, vocabulary):
             vision = dataclasses.replace(preset.vision, num_groups=groups)
             return dataclasses.replace(preset, vision=vision)
-    known = "; ".join(_size(preset) for preset in PRESETS.values())
+    known = "; ".join(
+        f"{p.name} (width {p.vision.width}, {p.text.vocabulary} tokens)" for p in PRESETS.values()
+    )
     raise ValueError(
         f"{source} holds an image encoder of width {width} and a vocabulary of {vocabulary}, "
         f"which no known OVSegmentor has. Known: {known}."
@@ -340,23 +363,5 @@ def _read_folder(folder: Path) -> tuple[OVSegmentorConfig, dict[str, Tensor]]:
     values = read_json(path)
     if not isinstance(values, dict) or not isinstance(values.get("model"), dict):
         raise ValueError(f"{path} has no section 'model' with the architecture")
-    config = config_from_dict(values["model"], str(path))
+    config = build(OVSegmentorConfig, values["model"], str(path))
     return config, read_state_dict(folder / WEIGHTS_FILE)
-
-
-def _check_size(config: OVSegmentorConfig, expected: OVSegmentorConfig, path: Path) -> None:
-    """Raise unless weights are of the size that was asked for, other numbers of groups aside."""
-    widths = [(c.vision.width, c.text.kind, c.text.width) for c in (config, expected)]
-    if widths[0] != widths[1]:
-        raise ValueError(
-            f"{path} holds {_size(config)}, but {_size(expected)} was asked for. "
-            "Choose the model that the file is of, or the file of that model."
-        )
-
-
-def _size(config: OVSegmentorConfig) -> str:
-    kind = {"bert": "BERT", "roberta": "RoBERTa"}[config.text.kind]
-    return (
-        f"{config.name} (image width {config.vision.width}, {kind} with "
-        f"{config.text.vocabulary} tokens)"
-    )

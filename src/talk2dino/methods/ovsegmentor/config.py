@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-from talk2dino.config import build, check_name
+from talk2dino.config import check_at_least, check_name
 
 STAGES = ("evaluation", "stage1", "stage2")
 """What a model holds: the two encoders; also the entity decoder; also the EMA teacher."""
@@ -42,9 +40,7 @@ class VisionConfig:
     def __post_init__(self) -> None:
         counts = dataclasses.asdict(self)
         drop_path = counts.pop("drop_path")
-        for name, value in counts.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_at_least(1, **counts)
         for name in ("num_heads", "cross_heads"):
             if self.width % counts[name]:
                 raise ValueError(f"width {self.width} cannot be split into {counts[name]} {name}")
@@ -104,9 +100,7 @@ class OVSegmentorConfig:
     """Width D of the space where images and texts meet."""
 
     def __post_init__(self) -> None:
-        for key in ("projector_width", "joint_width"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key} must be at least 1, got {getattr(self, key)}")
+        check_at_least(1, projector_width=self.projector_width, joint_width=self.joint_width)
 
     @property
     def decoder_width(self) -> int:
@@ -150,26 +144,3 @@ def get_preset(name: str) -> OVSegmentorConfig:
         ValueError: there is none; the known ones are listed.
     """
     return PRESETS[check_name("OVSegmentor model", name, PRESETS)]
-
-
-def config_to_dict(config: OVSegmentorConfig) -> dict[str, Any]:
-    """Plain values for a JSON or YAML file."""
-    return dataclasses.asdict(config)
-
-
-def config_from_dict(values: Mapping[str, Any], source: str) -> OVSegmentorConfig:
-    """Read what `config_to_dict` wrote, strictly.
-
-    Args:
-        values: the mapping.
-        source: file name for messages.
-
-    Raises:
-        ValueError: an unknown key or a wrong value.
-    """
-    values = dict(values)
-    vision = build(VisionConfig, values.pop("vision", {}), f"{source}: vision")
-    text = build(TextConfig, values.pop("text", {}), f"{source}: text")
-    if "name" not in values:
-        raise ValueError(f"{source}: the key 'name' is missing")
-    return dataclasses.replace(build(OVSegmentorConfig, values, source), vision=vision, text=text)

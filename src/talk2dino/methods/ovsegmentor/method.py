@@ -11,9 +11,8 @@ import torch
 
 from talk2dino.backbones.templates import ALIASES, get_templates
 from talk2dino.benchmarks.table import BENCHMARKS, STUFF_BACKGROUND, Benchmark
-from talk2dino.config import as_texts
-from talk2dino.files import weights_identity
-from talk2dino.methods.base import Method, MethodOptions, PictureRules, Published, in_checkout
+from talk2dino.files import find_in_checkout, weights_identity
+from talk2dino.methods.base import Method, MethodOptions, PictureRules, Published
 from talk2dino.methods.ovsegmentor.checkpoints import check_source, is_converted
 from talk2dino.methods.ovsegmentor.config import PRESETS
 from talk2dino.methods.ovsegmentor.segmenter import OVSegmentorSegmenter, build_ovsegmentor
@@ -34,6 +33,7 @@ _ALIASES: dict[str, dict[str, str]] = {
 }
 _ALIASES |= {"voc20": _ALIASES["voc"], "context59": _ALIASES["context"]}
 
+# COCO-Stuff is evaluated with a background as class 0, so with 172 classes.
 _THRESHOLDS = {"voc": 0.95, "context": 0.35, "coco_object": 0.9, "coco_stuff": 0.95}
 
 DEFAULT_THRESHOLD = 0.95
@@ -78,8 +78,10 @@ class OVSegmentorMethod(Method):
 
     @property
     def weights(self) -> str:
-        """A converted folder, a published file, or `seeded:<n>`."""
-        return self.options.weights or in_checkout(self.model)
+        """A converted folder, a published file, or `seeded:<n>`; by default those in weights/."""
+        folder = find_in_checkout(f"weights/{self.model}")
+        usual = folder if folder.is_dir() else find_in_checkout(f"weights/{self.model}.pth")
+        return self.options.weights or str(usual)
 
     @property
     def demo(self) -> PictureRules:
@@ -106,13 +108,12 @@ class OVSegmentorMethod(Method):
         """The published one, or that of the published demo."""
         if not row.background:
             return None
-        published = background_threshold(_published_key(row))
-        return DEFAULT_THRESHOLD if published is None else published
+        return _THRESHOLDS.get(_published_key(row), DEFAULT_THRESHOLD)
 
     def words(self, row: Benchmark | None = None) -> ClassWords:
-        """The published prompt names."""
-        key = "" if row is None else _published_key(row)
-        return ClassWords(lambda name: tuple(class_names(key, [name])))
+        """The published prompt names; others as they are, the blank of ADE20K's `bed ` included."""
+        aliases = {} if row is None else _ALIASES.get(_published_key(row), {})
+        return ClassWords(lambda name: (aliases.get(name, name),))
 
     def check(self) -> None:
         """See `check_source`."""
@@ -135,23 +136,3 @@ class OVSegmentorMethod(Method):
 
 def _published_key(row: Benchmark) -> str:
     return "coco_stuff" if row == STUFF_BACKGROUND else row.key
-
-
-def class_names(benchmark: str, names: Sequence[str]) -> list[str]:
-    """The names to put into prompts, in the given order.
-
-    Args:
-        benchmark: key of a benchmark (`voc`, `context`, ...); others have no names of their own.
-        names: MMSegmentation's names. They are used as they are, the blank of ADE20K's `bed `
-            included.
-    """
-    aliases = _ALIASES.get(benchmark, {})
-    return [aliases.get(name, name) for name in as_texts(names)]
-
-
-def background_threshold(benchmark: str) -> float | None:
-    """The published threshold of a benchmark with background; None for one without.
-
-    COCO-Stuff is evaluated with a background as class 0, so with 172 classes.
-    """
-    return _THRESHOLDS.get(benchmark)

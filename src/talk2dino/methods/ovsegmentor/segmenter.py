@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +15,12 @@ from torch import Tensor
 from talk2dino.backbones.templates import check_names, get_templates
 from talk2dino.backbones.vision import IMAGENET_MEAN, IMAGENET_STD
 from talk2dino.devices import in_float32
+from talk2dino.methods.dense import WordSegmenter
 from talk2dino.methods.ovsegmentor.checkpoints import load_model, read_checkpoint
 from talk2dino.methods.ovsegmentor.model import OVSegmentor
 from talk2dino.methods.ovsegmentor.projection import unit_rows
 from talk2dino.methods.ovsegmentor.text import Tokenizer, load_tokenizer
-from talk2dino.segmenter import ClassQuery, ClassWords, Words, make_query, pool_words
-from talk2dino.sizes import Protocol
+from talk2dino.segmenter import ClassQuery, pool_words
 
 MOST_CLASSES = 5
 """Classes a window may show: those its whole image embedding is most like."""
@@ -109,7 +110,7 @@ def paint_scores(labels: Tensor, scores: Tensor, background: float | None) -> Te
 _PROMPT_BATCH = 256
 
 
-class OVSegmentorSegmenter:
+class OVSegmentorSegmenter(WordSegmenter):
     """A `talk2dino.segmenter.Segmenter` that scores the groups of a window.
 
     Args:
@@ -119,14 +120,16 @@ class OVSegmentorSegmenter:
     """
 
     def __init__(self, model: OVSegmentor, tokenizer: Tokenizer, template: str = "simple") -> None:
+        super().__init__()
         get_templates(template)
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.template = template
-        self.words = ClassWords()
-        """By which words classes are looked for, unless a query says it."""
-        self.protocol = Protocol()
-        """Sizes and windows of `label_map`."""
+
+    @property
+    def deciding(self) -> tuple[Any, ...]:
+        """The model."""
+        return (self.model,)
 
     @property
     def device(self) -> torch.device:
@@ -153,26 +156,14 @@ class OVSegmentorSegmenter:
         per_class = torch.cat(embedded).unflatten(0, (len(names), len(templates)))
         return unit_rows(per_class.mean(dim=1))
 
-    def query(
-        self, names: Sequence[str], background: float | None = None, words: Words | None = None
-    ) -> ClassQuery:
-        """See `Segmenter.query`."""
-        labels, of_labels = self.words.lists(names, background, words)
-        return make_query(labels, background, of_labels, self.embed_classes, self.words.pooling)
-
-    @in_float32
-    def window_scores(self, windows: Tensor, query: ClassQuery) -> Tensor:
-        """See `Segmenter.window_scores`; scores are in [0, 1], one value per group and class.
-
-        The background's score is 0 or 1; its threshold is on the groups' scores.
-        """
-        return self.score_features(self.patch_features(windows), windows, query)
-
     @in_float32
     def score_features(
         self, features: WindowFeatures, windows: Tensor, query: ClassQuery
     ) -> Tensor:
-        """`window_scores` of windows whose `patch_features` are there already."""
+        """See `WordSegmenter`; scores are in [0, 1], one value per group and class.
+
+        The background's score is 0 or 1; its threshold is on the groups' scores.
+        """
         height, width = windows.shape[-2:]
         labels = upsample_groups(features.soft, features.grid_hw, (height, width)).argmax(dim=1)
         pool = None if query.pooling is None else partial(pool_words, query=query, dim=-1)
@@ -201,10 +192,6 @@ class OVSegmentorSegmenter:
             embedding=encoded.embedding,
             groups=encoded.groups,
         )
-
-    def shares_features(self, other: object) -> bool:
-        """Whether `other` computes the same `patch_features`."""
-        return isinstance(other, OVSegmentorSegmenter) and self.model is other.model
 
     @in_float32
     def group_maps(self, windows: Tensor) -> list[Tensor]:
@@ -242,14 +229,12 @@ def build_ovsegmentor(
     """
     checkpoint = read_checkpoint(weights, name)
     tokenizer = load_tokenizer(checkpoint.config.text, checkpoint.tokenizer)
-    model, _ = load_model(checkpoint)
+    model = load_model(checkpoint)
     return OVSegmentorSegmenter(model.requires_grad_(False).to(device), tokenizer, template)
 
 
 def normalise(windows: Tensor) -> Tensor:
     """RGB float (B, 3, h, w) in [0, 255] to ImageNet's mean 0 and standard deviation 1."""
-    if windows.ndim != 4 or windows.shape[1] != 3:
-        raise ValueError(f"windows must be (B, 3, h, w), found {tuple(windows.shape)}.")
     mean = windows.new_tensor(IMAGENET_MEAN)[:, None, None] * 255
     std = windows.new_tensor(IMAGENET_STD)[:, None, None] * 255
     return (windows - mean) / std

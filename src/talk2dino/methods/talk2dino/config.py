@@ -15,45 +15,32 @@ from talk2dino.backbones.text import check_text, is_bert
 from talk2dino.backbones.vision import check_vision
 from talk2dino.config import build, check_name
 from talk2dino.files import find_in_checkout
+from talk2dino.methods.dense import RefinementOptions
 from talk2dino.methods.talk2dino.projection import ProjectionConfig
-from talk2dino.methods.talk2dino.recipe import FeatureConfig, Recipe, load_recipe
-from talk2dino.refine.refinement import check_graph
+from talk2dino.methods.talk2dino.recipe import FeatureConfig, FrozenModels, load_recipe
 from talk2dino.textfiles import read_yaml
 from talk2dino.training.job import read_summary
 
 PRETRAINED = "pretrained"
+MODEL_FIELDS = dataclasses.fields(FrozenModels)
 PRECISIONS = {"fp32": "", "tf32": "tf32", "bf16": "bfloat16", "fp16": "float16"}
 """Name -> number type of the backbone's matrix products; see `devices.mixed_precision`."""
 
 
-@dataclass(frozen=True)
-class SegmenterConfig:
+@dataclass(frozen=True, kw_only=True)
+class SegmenterConfig(FrozenModels, RefinementOptions):
     """The frozen models, the projection between them, and the options of inference."""
 
     projection: ProjectionConfig
     """Architecture of the projection."""
     projection_weights: str
     """A file, or `seeded:<n>`."""
-    vision_model: str = "dinov2_vitb14_reg"
-    """Vision backbone; see talk2dino.backbones.vision."""
-    vision_weights: str | None = None
-    """`pretrained`, a file, or `seeded:<n>`; None means the model's default."""
-    text_model: str = "ViT-B/16"
-    """Text encoder; see talk2dino.backbones.text."""
-    text_weights: str | None = None
-    """`pretrained`, a file, or `seeded:<n>`; None means the model's default."""
     input_size: int = 448
     """Side in pixels of the square every window is resized to for the backbone."""
     template: str = "subset"
     """Name of the prompt set; see talk2dino.backbones.templates."""
     pamr: bool = False
     """Refine the scores along the edges of the window."""
-    smoothing: bool = False
-    """Compare means of patches that resemble each other, in place of single ones."""
-    propagation: bool = False
-    """Spread the scores of patches among those that resemble each other."""
-    propagation_graph: str = "window"
-    """Between the patches of which windows: `window` or `image`, all of an image's."""
     clean_background: bool = False
     """Raise scores where the backbone's attention heads agree with a class."""
     average_tokens: bool = False
@@ -66,8 +53,8 @@ class SegmenterConfig:
     """Of the vision backbone: `fp32`, `tf32`, `bf16` or `fp16`. The rest is always float32."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         get_templates(self.template)
-        check_graph(self.propagation_graph, self.propagation)
         check_name("precision", self.precision, PRECISIONS)
         if self.input_size < 1:
             raise ValueError(f"input_size must be positive, got {self.input_size}")
@@ -151,21 +138,13 @@ def read_segmenter_config(path: str | Path, **changes: Any) -> SegmenterConfig:
             raise ValueError(f"{path.name}: unknown section {unknown[0]!r}. Known: model.")
         config = config_from_model_section(model, path.name)
     else:
-        config = config_from_recipe(load_recipe(path))
+        recipe = load_recipe(path)
+        config = SegmenterConfig(
+            projection=recipe.model,
+            projection_weights=_weights_file(path.stem),
+            **{entry.name: getattr(recipe.features, entry.name) for entry in MODEL_FIELDS},
+        )
     return dataclasses.replace(config, **changes)
-
-
-def config_from_recipe(recipe: Recipe) -> SegmenterConfig:
-    """The segmenter a recipe trains; its weights are `weights/<recipe name>.pth`."""
-    features = recipe.features
-    return SegmenterConfig(
-        projection=recipe.model,
-        projection_weights=_weights_file(recipe.path.stem),
-        vision_model=features.vision_model,
-        vision_weights=features.vision_weights,
-        text_model=features.text_model,
-        text_weights=features.text_weights,
-    )
 
 
 def config_from_model_section(model: Mapping[str, Any], source: str) -> SegmenterConfig:
@@ -175,10 +154,7 @@ def config_from_model_section(model: Mapping[str, Any], source: str) -> Segmente
         model: the section's keys and values.
         source: file name for messages.
     """
-    missing = [key for key in ("model_name", "proj_class", "proj_name") if key not in model]
-    if missing:
-        raise ValueError(f"{source}: the model section lacks {', '.join(missing)}.")
-    section = build(ModelSection, model, source)
+    section = build(ModelSection, model, f"{source}: model")
     recipe = load_recipe(f"configs/{section.proj_class}.yaml")
     weights = section.projection_weights
     if weights is None or weights == PRETRAINED:
@@ -213,15 +189,12 @@ class Difference(NamedTuple):
     """What was believed."""
 
 
-def feature_differences(
-    settings: dict[str, Any], expected: FeatureConfig, sizes: bool = True
-) -> list[Difference]:
+def feature_differences(settings: dict[str, Any], expected: FrozenModels) -> list[Difference]:
     """Compare the settings of a feature file with a recipe's `features` section.
 
     Args:
         settings: of a `FeatureFile`; what is not recorded there is not compared.
-        expected: model names, weights and sizes.
-        sizes: also compare the size of the images.
+        expected: model names and weights, and the size of the images in a `FeatureConfig`.
     """
     wanted = {
         ("vision", "model"): _full_name(expected.vision_model),
@@ -230,7 +203,7 @@ def feature_differences(
         ("text", "model"): expected.text_model,
         ("text", "weights"): expected.text_weights or text.default_weights(expected.text_model),
     }
-    if sizes:
+    if isinstance(expected, FeatureConfig):
         wanted["vision", "resize_dim"] = expected.resize_dim
         wanted["vision", "crop_dim"] = expected.crop_dim
     found = {key: settings.get(key[0], {}).get(key[1]) for key in wanted}
@@ -254,14 +227,9 @@ def differences_from_training(config: SegmenterConfig) -> list[str]:
     Read from the JSON file that a training writes beside its weights; none if it is not there.
     """
     summary = read_summary(Path(config.projection_weights).with_suffix(".json"))
-    models = FeatureConfig(
-        config.vision_model, config.vision_weights, config.text_model, config.text_weights
-    )
     return [
         f"the projection was trained on {what} {found}, and meets {expected} now"
-        for what, found, expected in feature_differences(
-            summary.get("trained_on", {}), models, sizes=False
-        )
+        for what, found, expected in feature_differences(summary.get("trained_on", {}), config)
     ]
 
 

@@ -13,7 +13,7 @@ from transformers.modeling_utils import PreTrainedModel
 from talk2dino.methods.talk2dino.api import Talk2DINO
 from talk2dino.methods.talk2dino.auto import Talk2DinoConfig
 from talk2dino.methods.talk2dino.hub.fetch import FetchOptions
-from talk2dino.methods.talk2dino.hub.layout import WEIGHT_FIELDS, FolderConfig, parse_folder_config
+from talk2dino.methods.talk2dino.hub.layout import WEIGHT_FIELDS, FoundModel, parse_folder_config
 from talk2dino.methods.talk2dino.hub.load import LoadedModel, load_model
 from talk2dino.segmenter import ClassQuery
 
@@ -40,8 +40,9 @@ class Talk2DinoModel(Talk2DINO, PreTrainedModel):  # type: ignore[misc]  # ours 
 
     def __init__(self, config: Talk2DinoConfig, loaded: LoadedModel) -> None:
         PreTrainedModel.__init__(self, config)
-        folder = FolderConfig(loaded.segmenter.config, loaded.background_threshold, loaded.training)
-        for key, value in folder.as_json().items():
+        of, threshold = loaded.segmenter.config, loaded.background_threshold
+        found = FoundModel(of, threshold, loaded.origin, loaded.training)
+        for key, value in found.as_json().items():
             setattr(config, key, value)
         self._read = dict(config.segmenter)
         self.loaded = loaded
@@ -115,13 +116,7 @@ class Talk2DinoModel(Talk2DINO, PreTrainedModel):  # type: ignore[misc]  # ours 
         return self if device is None else Talk2DINO.to(self, device)
 
     def save_pretrained(  # type: ignore[override]
-        self,
-        folder: str | Path,
-        *,
-        projection_only: bool = False,
-        results: str | Path | None = None,
-        overwrite: bool = False,
-        safe_serialization: bool = True,
+        self, folder: str | Path, *, safe_serialization: bool = True, **options: Any
     ) -> Path:
         """As `Talk2DINO.save_pretrained`.
 
@@ -130,10 +125,8 @@ class Talk2DinoModel(Talk2DINO, PreTrainedModel):  # type: ignore[misc]  # ours 
 
         Args:
             folder: made if it is not there.
-            projection_only: leave out the frozen models.
-            results: folder of `evaluate --output`, for the table in the card.
-            overwrite: replace the files of an earlier save.
             safe_serialization: only true is supported: weights are written as safetensors.
+            options: `projection_only`, `results`, `overwrite`.
 
         Raises:
             ValueError: `safe_serialization` is false; otherwise as `Talk2DINO.save_pretrained`.
@@ -144,9 +137,7 @@ class Talk2DinoModel(Talk2DINO, PreTrainedModel):  # type: ignore[misc]  # ours 
                 f"safe_serialization={safe_serialization} is not supported: weights are written "
                 "as safetensors. Leave it out."
             )
-        return Talk2DINO.save_pretrained(
-            self, folder, projection_only=projection_only, results=results, overwrite=overwrite
-        )
+        return Talk2DINO.save_pretrained(self, folder, **options)
 
     def forward(self, windows: Tensor, classes: Tensor, background: float | None = None) -> Tensor:
         """Scores of windows (B, 3, h, w), RGB in [0, 255], for rows (C, D) of `embed_classes`."""
@@ -156,7 +147,7 @@ class Talk2DinoModel(Talk2DINO, PreTrainedModel):  # type: ignore[misc]  # ours 
 def _configured(loaded: LoadedModel, config: Talk2DinoConfig) -> LoadedModel:
     """A model with the options that a configuration says, of which it has the weights."""
     given = parse_folder_config(config.to_dict(), "config", folder="")
-    options, ours = dict(vars(given.segmenter)), loaded.segmenter.config
+    options, ours = dict(vars(given.config)), loaded.segmenter.config
     for name in ("projection", "vision_model", "text_model"):
         if options.pop(name) != getattr(ours, name):
             raise ValueError(f"config.segmenter names another {name} than {loaded.origin} has.")

@@ -16,6 +16,7 @@ from talk2dino.backbones import text, vision
 from talk2dino.backbones.seeded import PREFIX
 from talk2dino.backbones.templates import ALIASES
 from talk2dino.benchmarks.table import Benchmark
+from talk2dino.devices import check_compiler, compile_blocks
 from talk2dino.files import find_in_checkout, weights_identity
 from talk2dino.methods.base import Method, MethodOptions, PictureRules, Published, published
 from talk2dino.methods.dense import PatchOptions
@@ -26,9 +27,8 @@ from talk2dino.methods.talk2dino.config import (
     read_segmenter_config,
 )
 from talk2dino.methods.talk2dino.hub.fetch import FetchOptions
-from talk2dino.methods.talk2dino.hub.layout import FILE_SUFFIXES
+from talk2dino.methods.talk2dino.hub.layout import FILE_SUFFIXES, FoundModel
 from talk2dino.methods.talk2dino.hub.load import (
-    FoundModel,
     check_segmenter,
     find_model,
     is_repository,
@@ -71,7 +71,7 @@ _RULES = PictureRules(
 """For a user's pictures."""
 _NOT_OF_TEXT = (
     *("vision_model", "vision_weights", "input_size", "precision", "mean", "std"),
-    *("clean_background", "propagation_graph", *REFINEMENTS),
+    *("compile", "clean_background", "propagation_graph", *REFINEMENTS),
 )
 
 
@@ -91,6 +91,8 @@ class Talk2DinoOptions(PatchOptions):
     """Raise scores where attention agrees with a class."""
     precision: str = "fp32"
     """Of the vision backbone: fp32, tf32, bf16 or fp16."""
+    compile: bool = False
+    """Compile the vision backbone: a minute at the start, faster afterwards."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,7 @@ class Talk2DinoMethod(Method):
             RuntimeError: a model of the Hub could not be downloaded.
         """
         changes = options.given()
+        changes.pop("compile", None)  # it is how a model runs, not what it is
         weights = changes.pop("weights", None)
         if name in MODELS or Path(name).suffix.lower() in RECIPE_SUFFIXES:
             path, label = _recipe(name)
@@ -236,7 +239,7 @@ class Talk2DinoMethod(Method):
         return Published({}) if recorded_refinements(self.config) else super().published
 
     def check(self) -> None:
-        """See `hub.load.FoundModel.check`."""
+        """See `hub.load.check_segmenter`."""
         check_segmenter(self.config, self.whole)
 
     def settings(self) -> dict[str, Any]:
@@ -263,6 +266,7 @@ class Talk2DinoMethod(Method):
         settings["template"] = ALIASES.get(config.template, config.template)
         if config.precision == "fp32":
             settings.pop("precision")
+        settings |= {"compile": True} if self.options.given().get("compile") else {}
         settings |= vision.recorded_normalisation(config.vision_model)
         content: dict[str, Any] = json.loads(json.dumps(settings))
         return content
@@ -285,7 +289,12 @@ class Talk2DinoMethod(Method):
     def load(self, device: torch.device, loaded: Segmenter | None = None) -> Talk2DinoSegmenter:
         """See `hub.load.load_segmenter`."""
         if not isinstance(loaded, Talk2DinoSegmenter):
-            return load_segmenter(self.config, self.whole, device)
+            if compiled := self.options.given().get("compile"):
+                check_compiler(device)
+            segmenter = load_segmenter(self.config, self.whole, device)
+            if compiled:
+                compile_blocks(segmenter.vision.model.blocks)
+            return segmenter
         config = self.config
         return loaded.variant(**{name: getattr(config, name) for name in _OF_INFERENCE})
 

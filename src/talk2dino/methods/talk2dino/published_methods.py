@@ -6,7 +6,7 @@ They are here for code that was written against it. Unlike everything else in th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -88,36 +88,13 @@ class PublishedMethods:
         Raises:
             ValueError: other shapes or types, or an option that is not supported.
         """
-        _check_tensor("image", image, "(B, 3, H, W) BGR")
-        _check_tensor("text_emb", text_emb, "(C, D) from build_text_embedding")
-        if text_emb.ndim != 2 or not len(text_emb) or not text_emb.is_floating_point():
-            raise ValueError(
-                "text_emb must be (C, D), fractions for at least one class, found "
-                f"{tuple(text_emb.shape)} {_kind(text_emb)}. build_text_embedding makes it."
-            )
-        self._check_published(text_emb, classnames, text_is_token, background_func, lambda_bg)
-        if image.ndim != 4 or image.shape[1] != 3 or 0 in image.shape:
-            raise ValueError(f"image must be (B, 3, H, W) BGR, found {tuple(image.shape)}.")
-        text_emb = text_emb.to(self.segmenter.device, torch.float32)
-        windows = image.to(self.segmenter.device, torch.float32).flip(1)  # BGR to RGB
-        method = self.segmenter.variant(pamr=apply_pamr)
-        features = method.patch_features(windows)
-        width = features.patches.shape[-1]
-        if text_emb.shape[1] != width:
-            raise ValueError(f"text_emb must be (C, {width}), found {tuple(text_emb.shape)}.")
-        cosines = patch_cosines(features.patches, text_emb)
-        side = method.config.input_size // method.vision.patch_size
-        masks = method.score_features(features, windows, ClassQuery.of_rows(text_emb))
-        return masks, cosines.unflatten(-1, (side, side))
-
-    def _check_published(
-        self,
-        text_emb: Tensor,
-        classnames: Sequence[str] | None,
-        text_is_token: bool,
-        background_func: str,
-        lambda_bg: float,
-    ) -> None:
+        form = "(C, D), fractions for at least one class, as build_text_embedding makes them"
+        _check_tensor(
+            "text_emb",
+            text_emb,
+            form,
+            lambda given: given.ndim == 2 and len(given) > 0 and given.is_floating_point(),
+        )
         count = len(text_emb) if classnames is None else len(as_texts(classnames))
         if count != len(text_emb):
             raise ValueError(f"{count} class names, but {len(text_emb)} embeddings.")
@@ -129,6 +106,23 @@ class PublishedMethods:
         for name, (found, only) in unsupported.items():
             if found != only:
                 raise ValueError(f"{name}={found!r} is not supported, only {only!r}.")
+        _check_tensor(
+            "image",
+            image,
+            "(B, 3, H, W) BGR",
+            lambda given: given.ndim == 4 and given.shape[1] == 3 and 0 not in given.shape,
+        )
+        text_emb = text_emb.to(self.segmenter.device, torch.float32)
+        windows = image.to(self.segmenter.device, torch.float32).flip(1)  # BGR to RGB
+        method = self.segmenter.variant(pamr=apply_pamr)
+        features = method.patch_features(windows)
+        width = features.patches.shape[-1]
+        if text_emb.shape[1] != width:
+            raise ValueError(f"text_emb must be (C, {width}), found {tuple(text_emb.shape)}.")
+        cosines = patch_cosines(features.patches, text_emb)
+        side = method.config.input_size // method.vision.patch_size
+        masks = method.score_features(features, windows, ClassQuery.of_rows(text_emb))
+        return masks, cosines.unflatten(-1, (side, side))
 
     def _clip_text(self) -> TextEncoder:
         text = self.segmenter.text
@@ -148,18 +142,14 @@ def _as_names(classnames: Sequence[str]) -> list[str]:
 
 def _check_tokens(tokens: Tensor, text: TextEncoder) -> None:
     """Raise ValueError unless these are CLIP's token ids (C, T, 77)."""
-    _check_tensor("tokens", tokens, "(C, T, 77) from build_dataset_class_tokens")
     length, known = text.context_length, text.model.token_embedding.num_embeddings
-    if tokens.ndim != 3 or 0 in tokens.shape or tokens.shape[2] > length:
-        raise ValueError(
-            f"tokens must be (C, T, {length}), one row of prompts per class, found "
-            f"{tuple(tokens.shape)}. build_dataset_class_tokens makes them."
-        )
-    if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
-        raise ValueError(
-            f"tokens must be whole numbers, found {_kind(tokens)}. build_dataset_class_tokens "
-            "makes them."
-        )
+    form = f"(C, T, {length}), whole numbers, as build_dataset_class_tokens makes them"
+
+    def fits(given: Tensor) -> bool:
+        whole = not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
+        return whole and given.ndim == 3 and 0 not in given.shape and given.shape[2] <= length
+
+    _check_tensor("tokens", tokens, form, fits)
     low, high = (int(end) for end in tokens.long().aminmax())  # not there for every small type
     if low < 0 or high >= known:
         raise ValueError(
@@ -168,13 +158,13 @@ def _check_tokens(tokens: Tensor, text: TextEncoder) -> None:
         )
 
 
-def _check_tensor(name: str, value: Any, form: str) -> None:
+def _check_tensor(name: str, value: Any, form: str, fits: Callable[[Tensor], bool]) -> None:
+    """Raise ValueError, with the form that is wanted, for no tensor, or one that does not fit."""
     if not isinstance(value, Tensor):
         raise ValueError(
             f"{name} must be a PyTorch tensor, {form}, found {type(value).__name__}. "
             "torch.from_numpy makes one of an array."
         )
-
-
-def _kind(value: Tensor) -> str:
-    return str(value.dtype).removeprefix("torch.")
+    if not fits(value):
+        kind = str(value.dtype).removeprefix("torch.")
+        raise ValueError(f"{name} must be {form}, found {tuple(value.shape)} {kind}.")

@@ -24,8 +24,8 @@ from talk2dino.textfiles import read_sections, read_yaml
 
 
 @dataclass(frozen=True)
-class FeatureConfig:
-    """The `features:` section: the two frozen models a projection is trained between."""
+class FrozenModels:
+    """The two models that a projection is between."""
 
     vision_model: str = "dinov2_vitb14_reg"
     """Vision backbone; see talk2dino.backbones.vision."""
@@ -35,6 +35,12 @@ class FeatureConfig:
     """Text encoder; see talk2dino.backbones.text."""
     text_weights: str | None = None
     """`pretrained`, a path, or `seeded:<n>`; null means the model's default."""
+
+
+@dataclass(frozen=True)
+class FeatureConfig(FrozenModels):
+    """The `features:` section: what a projection is trained on."""
+
     resize_dim: int = 448
     """Short side of a training image, in pixels."""
     crop_dim: int = 448

@@ -200,15 +200,10 @@ class Talk2DinoSegmenter(DenseSegmenter):
         config = dataclasses.replace(self.config, projection=parts["projection"].config)
         return Talk2DinoSegmenter(**parts, config=config)
 
-    def shares_features(self, other: object) -> bool:
-        """Whether `other` computes the same `patch_features`."""
-        return (
-            isinstance(other, Talk2DinoSegmenter)
-            and self.vision is other.vision
-            and self.projection is other.projection
-            and self.config.input_size == other.config.input_size
-            and self.config.precision == other.config.precision
-        )
+    @property
+    def deciding(self) -> tuple[Any, ...]:
+        """See `WordSegmenter`."""
+        return self.vision, self.projection, self.config.input_size, self.config.precision
 
     def _class_embeddings(self, prompts: Tensor) -> Tensor:
         """Text vectors (C, T, E) of every class's prompts to unit-length classes (C, D)."""

@@ -36,7 +36,7 @@ def data(metafile, images):
 
 @pytest.fixture
 def samples(data, tokenizer):
-    return open_samples(data, SMALL, SampleOptions(pairs=True), tokenizer)
+    return open_samples(data, training_transform(SMALL), SampleOptions(pairs=True), tokenizer)
 
 
 def assert_equal(first, second):
@@ -50,11 +50,11 @@ def assert_equal(first, second):
 def test_a_sample_holds_two_images_and_four_texts(samples):
     assert len(samples) == 4
     sample = samples[0, 0]
-    assert sample.image.shape == sample.pair.image.shape == (3, 16, 16)
+    assert sample.image.shape == sample.paired_image.shape == (3, 16, 16)
     assert (sample.row, sample.caption) == (0, "A dog, on a sofa.")
     assert sample.question == "A [MASK], on a [MASK]."
     assert "dog and sofa" in sample.answer and "{}" not in sample.answer
-    assert sample.pair.prompt in ("A photo of dog", "A photo of sofa")
+    assert sample.paired_prompt in ("A photo of dog", "A photo of sofa")
     assert sample.failures == ()
 
 
@@ -64,8 +64,10 @@ def test_a_sample_depends_on_seed_epoch_and_number_only(data, samples, tokenizer
     random.seed(2), np.random.seed(2), torch.manual_seed(2)
     again = samples[3, 1]
     assert torch.equal(first.image, again.image) and first.answer == again.answer
-    assert torch.equal(first.pair.image, again.pair.image)
-    other = open_samples(data, SMALL, SampleOptions(seed=1, pairs=True), tokenizer)
+    assert torch.equal(first.paired_image, again.paired_image)
+    other = open_samples(
+        data, training_transform(SMALL), SampleOptions(seed=1, pairs=True), tokenizer
+    )
     for changed in (samples[4, 1], samples[3, 0], other[3, 1]):
         assert not torch.equal(first.image, changed.image)
     assert len({samples[epoch, 0].answer for epoch in range(20)}) > 10
@@ -79,9 +81,9 @@ def test_the_global_generators_are_left_alone(samples):
 
 
 def test_stage_1_has_one_image_and_no_need_of_pairs(data, tokenizer):
-    samples = open_samples(data, SMALL, SampleOptions(), tokenizer)
+    samples = open_samples(data, training_transform(SMALL), SampleOptions(), tokenizer)
     batch = Collate(tokenizer)([samples[0, 0], samples[0, 1]])
-    assert samples[0, 0].pair is None
+    assert samples[0, 0].paired_image is None
     assert batch.inputs.paired_images is None and batch.inputs.paired_entities is None
 
 
@@ -98,7 +100,7 @@ def test_a_batch_is_what_the_model_takes(samples, tokenizer):
 
 def test_as_published_the_answer_ends_with_the_names(data, tokenizer):
     published = PretrainingData(**{**vars(data), "compat": True})
-    samples = open_samples(published, SMALL, SampleOptions(), tokenizer)
+    samples = open_samples(published, training_transform(SMALL), SampleOptions(), tokenizer)
     assert samples[0, 0].question == "A dog, on a ofa."
     assert samples[0, 1].question == "Two [MASK]" and samples[0, 1].answer.endswith(" dog")
 
@@ -108,7 +110,7 @@ def test_a_tokeniser_without_a_mask_token_is_refused(data, tokenizer):
         tokenizer = type("Plain", (), {"mask_token": None})()
 
     with pytest.raises(ValueError, match="no mask token"):
-        open_samples(data, SMALL, SampleOptions(), Other())
+        open_samples(data, training_transform(SMALL), SampleOptions(), Other())
 
 
 def test_an_image_that_cannot_be_read_is_replaced_and_named(samples, images, tokenizer):
@@ -249,5 +251,5 @@ def test_pinned_batches_keep_everything(samples, tokenizer, monkeypatch):
 def test_raw_entity_words_name_the_pair(tmp_path, images, tokenizer, word):
     path = write_rows(tmp_path / "one.csv", [(*ROWS[0][:3], [0], [word])])
     data = PretrainingData(str(path), str(images), lemmas="lemminflect")
-    samples = open_samples(data, SMALL, SampleOptions(pairs=True), tokenizer)
-    assert samples[0, 0].pair.prompt == f"A photo of {word}"
+    samples = open_samples(data, training_transform(SMALL), SampleOptions(pairs=True), tokenizer)
+    assert samples[0, 0].paired_prompt == f"A photo of {word}"

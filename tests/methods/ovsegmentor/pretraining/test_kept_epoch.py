@@ -24,7 +24,7 @@ def test_the_weights_of_the_best_epoch_are_written_when_the_last_is_worse(
     files = {"metafile": str(captions), "images": str(captions.parent)}
     recipe = make_recipe(data=files, selection=files)
     result = pretrain(PretrainingJob(recipe, tmp_path / "out", "cpu"))
-    assert (result.run.state.best_epoch, len(epochs)) == (1, 2)
+    assert (result.best_epoch, len(epochs)) == (1, 2)
     first, last = epochs
     written = load_file(tmp_path / "out" / "model.safetensors")
     assert written.keys() <= first.keys()

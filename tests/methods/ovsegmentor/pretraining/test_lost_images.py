@@ -17,7 +17,7 @@ def test_lost_images_are_counted_and_named_across_an_interruption(tmp_path, make
     recipe = make_recipe(data={"metafile": str(data), "images": str(data.parent)})
     interrupted(recipe, tmp_path / "out", 2)
     (progress,) = load_state(tmp_path / "out" / "unfinished.pth", KIND)["progress"]
-    assert list(progress["lost"]) == [f"{lost}.png"]
+    assert list(progress["named"]) == [f"{lost}.png"]
     result = pretrain(PretrainingJob(recipe, tmp_path / "out", "cpu", resume=True))
     whole = pretrain(PretrainingJob(recipe, tmp_path / "whole", "cpu"))
     said = f"2 images of 24 samples could not be read ({lost}.png)"

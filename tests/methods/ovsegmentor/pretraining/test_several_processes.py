@@ -49,7 +49,7 @@ def run_and_stop(recipe, folder, processes):
     result = pretrain(
         PretrainingJob(recipe, folder / "stopped", "cpu", resume=True), processes=processes
     )
-    assert processes.gather(len(result.run.state.records)) == [1, 1]
+    assert processes.gather(len(result.records)) == [1, 1]
 
 
 def work(folder):

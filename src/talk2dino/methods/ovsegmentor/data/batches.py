@@ -14,12 +14,11 @@ from torch.utils.data import DataLoader, Sampler
 
 from talk2dino.config import split_names
 from talk2dino.methods.ovsegmentor.data.dataset import (
-    AugmentConfig,
     Collate,
     ImageFailure,
     PretrainingSamples,
     SampleOptions,
-    training_transform,
+    Transform,
 )
 from talk2dino.methods.ovsegmentor.data.sources import open_rows
 from talk2dino.methods.ovsegmentor.data.words import (
@@ -53,21 +52,23 @@ class PretrainingData:
     """Build questions and answers as the published loader does, with its defects."""
 
     def __post_init__(self) -> None:
+        if not self.metafile:
+            raise ValueError("'metafile:' is empty")
         if self.compat and self.entities:
             raise ValueError("entities cannot be chosen under compat, which has the published ones")
-        if self.entities:
-            EntityTable.of(self.entity_words)
+        self.table  # noqa: B018  # refuses its own wrong values
 
     @property
-    def entity_words(self) -> list[str]:
-        """The words of `entities`."""
-        return [word.strip() for word in split_names(self.entities)] if self.entities else []
+    def table(self) -> EntityTable:
+        """The words that count as entities."""
+        words = map(str.strip, split_names(self.entities))
+        return EntityTable.of(words) if self.entities else PUBLISHED
 
 
 def open_samples(
-    data: PretrainingData, augment: AugmentConfig, options: SampleOptions, tokenizer: Tokenizer
+    data: PretrainingData, transform: Transform, options: SampleOptions, tokenizer: Tokenizer
 ) -> PretrainingSamples:
-    """The samples of a recipe.
+    """The samples of a recipe, of pictures that are transformed.
 
     Raises:
         FileNotFoundError, ValueError: see `open_rows`; also a tokeniser without a mask token.
@@ -75,10 +76,9 @@ def open_samples(
     mask = tokenizer.tokenizer.mask_token
     if mask is None:
         raise ValueError("the tokeniser has no mask token, which questions need. Use a BERT's.")
-    table = EntityTable.of(data.entity_words) if data.entities else PUBLISHED
-    reader = CaptionReader(get_lemma(find_lemmas(data.lemmas)), data.compat, mask, table)
+    reader = CaptionReader(get_lemma(find_lemmas(data.lemmas)), data.compat, mask, data.table)
     rows = open_rows(data.metafile, Path(data.images), reader, options.pairs)
-    return PretrainingSamples(rows, reader, training_transform(augment), options)
+    return PretrainingSamples(rows, reader, transform, options)
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):

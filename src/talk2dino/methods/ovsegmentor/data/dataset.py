@@ -23,6 +23,7 @@ from torchvision import transforms
 
 from talk2dino.backbones.templates import get_templates
 from talk2dino.backbones.vision import IMAGENET_MEAN, IMAGENET_STD
+from talk2dino.config import check_at_least
 from talk2dino.methods.ovsegmentor.data.rows import Rows
 from talk2dino.methods.ovsegmentor.data.words import CaptionReader
 from talk2dino.methods.ovsegmentor.model import PretrainingBatch
@@ -46,8 +47,7 @@ class AugmentConfig:
     def __post_init__(self) -> None:
         if not 0 < self.smallest_crop <= 1:
             raise ValueError(f"smallest_crop must lie in (0, 1], got {self.smallest_crop}")
-        if self.size < 1:
-            raise ValueError(f"size must be at least 1, got {self.size}")
+        check_at_least(1, size=self.size)
 
 
 def training_transform(config: AugmentConfig) -> Transform:
@@ -116,10 +116,8 @@ class SampleOptions:
     """Images tried for one sample before the run is given up."""
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}")
-        if self.attempts < 1:
-            raise ValueError(f"attempts must be at least 1, got {self.attempts}")
+        check_at_least(0, seed=self.seed)
+        check_at_least(1, attempts=self.attempts)
 
 
 @dataclass(frozen=True)
@@ -132,16 +130,6 @@ class ImageFailure:
     """Its file, or its place in a tar."""
     reason: str
     """Why."""
-
-
-@dataclass(frozen=True, eq=False)
-class Pair:
-    """The second image of a sample."""
-
-    image: Tensor
-    """(3, H, W), as the first."""
-    prompt: str
-    """A text that names the entity both images share."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,8 +146,10 @@ class Sample:
     """With its entities masked."""
     answer: str
     """A prompt with the entities."""
-    pair: Pair | None = None
-    """In stage 2."""
+    paired_image: Tensor | None = None
+    """(3, H, W) a second one, in stage 2."""
+    paired_prompt: str = ""
+    """Names the entity that both images share."""
     failures: tuple[ImageFailure, ...] = ()
     """Images that were to be in this sample, and could not be read."""
 
@@ -214,17 +204,18 @@ class PretrainingSamples(Dataset):
         if image is None:
             return None
         pixels = self._transformed(image, random)
-        pair = None
+        second, prompt = None, ""
         if self.options.pairs:
             partner = self.rows.partner(row, random)
-            second = self._read(partner.row, failures)
-            if second is None:
+            image = self._read(partner.row, failures)
+            if image is None:
                 return None
-            pair = Pair(self._transformed(second, random), ENTITY_PROMPT + partner.entity)
+            second, prompt = self._transformed(image, random), ENTITY_PROMPT + partner.entity
         caption = self.rows.caption(row)
         masked = self.reader.read(caption)
         answer = self.reader.answer(masked.classes, template)
-        return Sample(row, pixels, caption, masked.question, answer, pair, tuple(failures))
+        texts = (caption, masked.question, answer)
+        return Sample(row, pixels, *texts, second, prompt, tuple(failures))
 
     def _read(self, row: int, failures: list[ImageFailure]) -> Image.Image | None:
         try:
@@ -266,14 +257,15 @@ class Collate:
 
     def __call__(self, samples: Sequence[Sample]) -> LoadedBatch:
         """Collate some samples, either all with a pair or none."""
-        pairs = [sample.pair for sample in samples if sample.pair]
+        second = [s.paired_image for s in samples if s.paired_image is not None]
+        prompts = [sample.paired_prompt for sample in samples]
         inputs = PretrainingBatch(
             images=torch.stack([sample.image for sample in samples]),
             captions=self._tokens([sample.caption for sample in samples]),
             questions=self._tokens([sample.question for sample in samples]),
             answers=self._tokens([sample.answer for sample in samples]),
-            paired_images=torch.stack([pair.image for pair in pairs]) if pairs else None,
-            paired_entities=self._tokens([pair.prompt for pair in pairs]) if pairs else None,
+            paired_images=torch.stack(second) if second else None,
+            paired_entities=self._tokens(prompts) if second else None,
         )
         failures = tuple(failure for sample in samples for failure in sample.failures)
         return LoadedBatch(inputs, torch.tensor([sample.row for sample in samples]), failures)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 from abc import ABC, abstractmethod
 from array import array
@@ -78,24 +77,6 @@ class EntityIndex:
         sizes = self.member_starts[codes + 1] - self.member_starts[codes]
         positions = self.member_starts[codes] + (choices[1] * sizes).astype(np.int64)
         return codes, self.members[positions]
-
-    def save(self, folder: Path) -> None:
-        """Write the arrays, which processes can then share."""
-        arrays = {name: getattr(self, name) for name in _ARRAYS}
-        for name, values in (arrays | {"names": np.array(self.names, dtype=np.str_)}).items():
-            content = io.BytesIO()  # np.save to a file says nothing of a full disk
-            np.save(content, values)
-            (folder / f"{name}.npy").write_bytes(content.getbuffer())
-
-    @classmethod
-    def load(cls, folder: Path) -> EntityIndex:
-        """Map what `save` wrote into memory."""
-        names = tuple(np.load(folder / "names.npy").tolist())
-        arrays = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS]
-        return cls(names, *arrays)
-
-
-_ARRAYS = ("starts", "codes", "members", "member_starts")
 
 
 logger = logging.getLogger(__name__)
@@ -178,10 +159,30 @@ class Rows(ABC):
             )
 
 
-class CocoRows(Rows):
-    """The annotations of a captions file, in its order.
+class IndexedRows(Rows):
+    """Rows whose pairs need no preparation: a partner is drawn as `makepair` draws one."""
 
-    Pairs need no preparation: a partner is drawn as `prepare-captions makepair` draws one.
+    index: EntityIndex
+    """The entities of every row; of none without pairs."""
+
+    def partner(self, row: int, random: np.random.Generator) -> Partner:
+        if not self.index.names:
+            raise RuntimeError("the captions were opened without pairs")
+        codes, rows = self.index.draw(random, np.array([row]), 1)
+        return Partner(int(rows[0, 0]), self.index.names[codes[0, 0]])
+
+
+def look_at(caption: str, reader: CaptionReader, pairs: bool) -> tuple[str | None, list[str]]:
+    """Why a caption cannot be used, or None, and its entities if there are to be pairs."""
+    problem = reader.problem(caption, not reader.compat)
+    if problem or not pairs:
+        return problem, []
+    entities = reader.entities(caption)
+    return None if entities else "without a partner", entities
+
+
+class CocoRows(IndexedRows):
+    """The annotations of a captions file, in its order.
 
     Args:
         path: COCO captions, as the extraction reads them.
@@ -202,16 +203,13 @@ class CocoRows(Rows):
             raise ValueError(f"{path}: {NO_FILE.format(address)}")
         usable, entities = array("q"), []
         for row, caption in enumerate(self._captions):
-            problem = reader.problem(caption, not reader.compat)
-            found = reader.entities(caption) if pairs and not problem else []
-            if pairs and not problem and not found:
-                problem = "without a partner"
+            problem, found = look_at(caption, reader, pairs)
             if problem:
                 self.refused.add(f"caption {row} ({self.name(row)})", problem)
             else:
                 usable.append(row)
             entities.append(found)
-        self._index = EntityIndex.build(entities)
+        self.index = EntityIndex.build(entities)
         self.finish(usable, str(path))
         check_any_exists([self.source(int(row)) for row in self.usable[:100]], images)
 
@@ -223,9 +221,3 @@ class CocoRows(Rows):
 
     def name(self, row: int) -> str:
         return self._names[self._rows[row]]
-
-    def partner(self, row: int, random: np.random.Generator) -> Partner:
-        if not self._index.names:
-            raise RuntimeError("the captions were opened without pairs")
-        codes, rows = self._index.draw(random, np.array([row]), 1)
-        return Partner(int(rows[0, 0]), self._index.names[codes[0, 0]])

@@ -12,9 +12,8 @@ import json
 import zipfile
 from array import array
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -22,7 +21,13 @@ from talk2dino.config import environment_number
 from talk2dino.features.sources import ImageSource
 from talk2dino.features.tars import IMAGE_MEMBERS, Member, list_tars, read_samples
 from talk2dino.files import atomic_path, user_cache
-from talk2dino.methods.ovsegmentor.data.rows import SHOWN, EntityIndex, Partner, Refused, Rows
+from talk2dino.methods.ovsegmentor.data.rows import (
+    SHOWN,
+    EntityIndex,
+    IndexedRows,
+    Refused,
+    look_at,
+)
 from talk2dino.methods.ovsegmentor.data.words import CaptionReader
 from talk2dino.textfiles import decode_text, parse_json
 
@@ -32,30 +37,20 @@ _LARGE = 2**24  # bytes of a tar that is worth a place in the cache
 _VERSION = 1  # of what is kept there
 
 
-@dataclass(frozen=True, eq=False)
-class TarIndex:
-    """What one tar holds."""
+TarIndex = dict[str, Any]
+"""What one tar with n samples holds:
 
-    places: np.ndarray
-    """(n, 4) int64: offset and size of the image and of the text of every sample."""
-    is_json: np.ndarray
-    """(n,) int8: whether the text is JSON."""
-    usable: np.ndarray
-    """(k,) int64 samples whose caption can be used, ascending."""
-    counts: np.ndarray
-    """(n,) int32: how many entities each has, if pairs are wanted."""
-    codes: np.ndarray
-    """(m,) int32: the entities, positions in `names`."""
-    names: np.ndarray
-    """Words."""
-    refused: np.ndarray
-    """JSON text of the reasons and the examples of `Refused`."""
+places (n, 4) int64: offset and size of the image and of the text of every sample;
+is_json (n,) int8: whether the text is JSON;
+usable (k,) int64: samples whose caption can be used, ascending;
+counts (n,) int32: how many entities each has, if pairs are wanted;
+codes (m,) int32: the entities, positions in `names`, which are words;
+refused: JSON text of the reasons and the examples of `Refused`.
+"""
 
 
-class TarRows(Rows):
+class TarRows(IndexedRows):
     """The samples of all tars, numbered in their order.
-
-    Pairs need no preparation: a partner is drawn as `prepare-captions makepair` draws one.
 
     Args:
         path: a tar, a folder, or a pattern of tars.
@@ -73,20 +68,20 @@ class TarRows(Rows):
             for number in (*range(first, count), *range(first))
         }
         parts = [found.pop(number) for number in range(count)]
-        self._starts = np.cumsum([0, *(len(part.places) for part in parts)])
-        self._places = np.concatenate([part.places for part in parts])
-        self._is_json = np.concatenate([part.is_json for part in parts])
+        self._starts = np.cumsum([0, *(len(part["places"]) for part in parts)])
+        self._places = np.concatenate([part["places"] for part in parts])
+        self._is_json = np.concatenate([part["is_json"] for part in parts])
         known: dict[str, int] = {}
         codes, usable = [], array("q")
         for part, start in zip(parts, self._starts, strict=False):
-            table = [known.setdefault(name, len(known)) for name in part.names.tolist()]
-            codes.append(np.array(table, np.int32)[part.codes])
-            usable.frombytes((part.usable + start).tobytes())
-            reasons, examples = json.loads(str(part.refused))
+            table = [known.setdefault(name, len(known)) for name in part["names"].tolist()]
+            codes.append(np.array(table, np.int32)[part["codes"]])
+            usable.frombytes((part["usable"] + start).tobytes())
+            reasons, examples = json.loads(str(part["refused"]))
             self.refused.reasons.update(reasons)
             self.refused.examples += examples[: SHOWN - len(self.refused.examples)]
-        counts = np.concatenate([part.counts for part in parts])
-        self._index = EntityIndex.of(tuple(known), counts, np.concatenate(codes))
+        counts = np.concatenate([part["counts"] for part in parts])
+        self.index = EntityIndex.of(tuple(known), counts, np.concatenate(codes))
         self.finish(usable, str(path))
 
     def caption(self, row: int) -> str:
@@ -101,12 +96,6 @@ class TarRows(Rows):
     def name(self, row: int) -> str:
         return f"{self._tar(row)} (image at byte {self._places[row, 0]})"
 
-    def partner(self, row: int, random: np.random.Generator) -> Partner:
-        if not self._index.names:
-            raise RuntimeError("the tars were opened without pairs")
-        codes, rows = self._index.draw(random, np.array([row]), 1)
-        return Partner(int(rows[0, 0]), self._index.names[codes[0, 0]])
-
     def _tar(self, row: int) -> Path:
         return self.tars[int(np.searchsorted(self._starts, row, side="right")) - 1]
 
@@ -116,7 +105,7 @@ def indexed(tar: Path, reader: CaptionReader, pairs: bool) -> TarIndex:
     kept = cache_place(tar, reader, pairs)
     rubbish = (ValueError, TypeError, EOFError, zipfile.BadZipFile)
     with suppress(OSError, *rubbish), kept.open("rb") as file, np.load(file) as arrays:
-        return TarIndex(**arrays)
+        return dict(arrays)
     index = _look_through(tar, reader, pairs)
     if tar.stat().st_size >= _LARGE:
         with suppress(OSError):
@@ -127,7 +116,7 @@ def indexed(tar: Path, reader: CaptionReader, pairs: bool) -> TarIndex:
 def keep(index: TarIndex, path: Path) -> None:
     """Write an index to its place in the cache."""
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **vars(index))
+        np.savez(file, **index)
 
 
 def cache_place(tar: Path, reader: CaptionReader, pairs: bool) -> Path:
@@ -154,25 +143,22 @@ def _look_through(tar: Path, reader: CaptionReader, pairs: bool) -> TarIndex:
             is_json.append(text is not None and text.suffix == "json")
             places.extend((*_place(image), *_place(text)))
             caption, missing = _caption(file, image, text, bool(is_json[-1]))
-            problem = missing or reader.problem(caption, not reader.compat)
-            found = reader.entities(caption) if pairs and not problem else []
-            if pairs and not problem and not found:
-                problem = "without a partner"
+            problem, found = (missing, []) if missing else look_at(caption, reader, pairs)
             if problem:
                 refused.add(f"sample {name} of {tar}", problem)
             else:
                 usable.append(len(is_json) - 1)
             counts.append(len(found))
             codes.extend(known.setdefault(entity, len(known)) for entity in found)
-    return TarIndex(
-        np.array(places, np.int64).reshape(-1, 4),
-        np.array(is_json, np.int8),
-        np.array(usable, np.int64),
-        np.array(counts, np.int32),
-        np.array(codes, np.int32),
-        np.array(list(known), np.str_),
-        np.array(json.dumps([refused.reasons, refused.examples])),
-    )
+    return {
+        "places": np.array(places, np.int64).reshape(-1, 4),
+        "is_json": np.array(is_json, np.int8),
+        "usable": np.array(usable, np.int64),
+        "counts": np.array(counts, np.int32),
+        "codes": np.array(codes, np.int32),
+        "names": np.array(list(known), np.str_),
+        "refused": np.array(json.dumps([refused.reasons, refused.examples])),
+    }
 
 
 def _place(member: Member | None) -> tuple[int, int]:

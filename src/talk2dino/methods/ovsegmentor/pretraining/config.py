@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from talk2dino.config import build, check_name
+from talk2dino.config import build, check_at_least, check_name
 from talk2dino.devices import AMP_TYPES
 from talk2dino.files import find_in_checkout
 from talk2dino.methods.ovsegmentor.config import OVSegmentorConfig, get_preset
@@ -55,12 +55,9 @@ class TrainConfig:
     """Of the first weights, orders, augmentation, noise and dropout."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate", "text_length", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("warmup_epochs", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        positive = ("epochs", "batch_size", "accumulate", "text_length", "log_every")
+        check_at_least(1, **{name: getattr(self, name) for name in positive})
+        check_at_least(0, warmup_epochs=self.warmup_epochs, seed=self.seed)
         for name in ("base_lr", "clip_grad"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
@@ -98,18 +95,10 @@ class SelectionConfig:
     """Images and captions that are told apart at once, per process."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 2:
-            raise ValueError(f"batch_size must be at least 2, got {self.batch_size}")
+        check_at_least(2, batch_size=self.batch_size)
 
 
-SECTIONS = {
-    "data": PretrainingData,
-    "augment": AugmentConfig,
-    "train": TrainConfig,
-    "losses": LossConfig,
-    "start": StartConfig,
-    "selection": SelectionConfig,
-}
+SECTIONS = ("data", "augment", "train", "losses", "start", "selection")
 _KEYS = ("model", "stage", "compat", *SECTIONS)
 
 
@@ -188,41 +177,15 @@ def load_pretraining_recipe(path: str | Path, changes: Sequence[str] = ()) -> Pr
         check_name(f"key of {path.name}", str(name), _KEYS)
     for change in changes:
         _apply(content, change)
-    if missing := [key for key in ("model", "stage", "data") if content.get(key) is None]:
-        raise ValueError(f"{path.name}: '{missing[0]}:' is missing")
-    compat = _compat(content, path.name)
-    sections: dict[str, Any] = {
-        name: build(cls, content.get(name) or {}, f"{path.name}: {name}")
-        for name, cls in SECTIONS.items()
-        if name != "data"
-    }
-    data = _data(content["data"], f"{path.name}: data")
+    if isinstance(content.get("data"), Mapping) and "compat" in content["data"]:
+        raise ValueError(f"{path.name}: compat stands at the top of the recipe, for all sections")
+    given = {key: value for key, value in content.items() if value is not None}
+    recipe = build(PretrainingRecipe, given, path.name)
     try:
-        return PretrainingRecipe(
-            model=str(content["model"]),
-            stage=content["stage"],
-            data=replace(data, compat=compat),
-            compat=compat,
-            path=path,
-            **sections,
-        )
+        data = replace(recipe.data, compat=recipe.compat)
+        return replace(recipe, data=data, path=path)
     except ValueError as error:
         raise ValueError(f"{path.name}: {error}") from error
-
-
-def _compat(content: Mapping[str, Any], name: str) -> bool:
-    compat = content.get("compat", False)
-    if not isinstance(compat, bool):
-        raise ValueError(f"{name}: compat must be true or false, got {compat!r}")
-    return compat
-
-
-def _data(values: Any, where: str) -> PretrainingData:
-    if not isinstance(values, Mapping) or not values.get("metafile"):
-        raise ValueError(f"{where}: 'metafile:' is missing")
-    if "compat" in values:
-        raise ValueError(f"{where}: compat stands at the top of the recipe, for all sections")
-    return build(PretrainingData, values, where)
 
 
 def _apply(content: dict[str, Any], change: str) -> None:

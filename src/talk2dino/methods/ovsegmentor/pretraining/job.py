@@ -23,16 +23,16 @@ from talk2dino.methods.ovsegmentor.checkpoints import (
     check_source,
     load_stage1,
     read_checkpoint,
+    write_model,
 )
 from talk2dino.methods.ovsegmentor.config import OVSegmentorConfig
-from talk2dino.methods.ovsegmentor.convert import write_model
 from talk2dino.methods.ovsegmentor.data.batches import open_samples
-from talk2dino.methods.ovsegmentor.data.dataset import Collate, SampleOptions
+from talk2dino.methods.ovsegmentor.data.dataset import Collate, SampleOptions, training_transform
 from talk2dino.methods.ovsegmentor.data.rows import Rows
 from talk2dino.methods.ovsegmentor.data.words import find_lemmas
 from talk2dino.methods.ovsegmentor.model import OVSegmentor
 from talk2dino.methods.ovsegmentor.pretraining.config import SECTIONS, PretrainingRecipe
-from talk2dino.methods.ovsegmentor.pretraining.loop import KIND, PretrainingRun
+from talk2dino.methods.ovsegmentor.pretraining.loop import KIND, PretrainingRun, Progress
 from talk2dino.methods.ovsegmentor.pretraining.selection import HeldOut
 from talk2dino.methods.ovsegmentor.text import (
     TOY,
@@ -209,7 +209,7 @@ def collective_backend(device: str) -> str:
 
 def pretrain(
     job: PretrainingJob, hooks: Hooks | None = None, processes: Processes | None = None
-) -> Pretraining | None:
+) -> Progress | None:
     """Pretrain one stage, and write the files of `pretraining_outputs`.
 
     Args:
@@ -218,14 +218,15 @@ def pretrain(
         processes: this process and its equals, which divide every step; the first one writes.
 
     Returns:
-        What it ends with, or None if the job asked to resume a run that is complete.
+        Where the run ended, or None if the job asked to resume one that is complete.
 
     Raises:
         ValueError, FileNotFoundError: data or first weights do not fit, or resuming would mix
             settings.
         RuntimeError: too many images could not be read; otherwise see `carry_out`.
     """
-    return carry_out(job, Pretraining(job, processes), hooks)
+    work = _Pretraining(job, processes)
+    return None if carry_out(job, work, hooks) is None else work.run.state
 
 
 def run_settings(job: PretrainingJob, world: int) -> dict[str, Any]:
@@ -254,70 +255,50 @@ def run_settings(job: PretrainingJob, world: int) -> dict[str, Any]:
     return settings
 
 
-class Pretraining(Work):
+class _Pretraining(Work):
     """One stage of pretraining."""
 
+    run: PretrainingRun
     kind = KIND
     title = "image-caption loss"
 
     def __init__(self, job: PretrainingJob, processes: Processes | None) -> None:
         super().__init__(job, processes)
         self.job = job
-        self.lost = ""
-        """What images could not be read, if any."""
         self.settings = run_settings(job, self.processes.count)
 
     def open(self, device: torch.device) -> PretrainingRun:
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        run, self.tokenizer = open_run(self.job, device, self.processes)
-        self.failures = run.lost
-        return run
+        recipe, workers = self.job.recipe, self.job.workers
+        tokenizer, transform = first_tokenizer(recipe), training_transform(recipe.augment)
+        options = SampleOptions(recipe.train.seed, pairs=recipe.stage == 2)
+        samples = open_samples(recipe.data, transform, options, tokenizer)
+        if recipe.config.text.name == TOY and recipe.stage == 1:
+            tokenizer = with_words(tokenizer, recipe.config, samples.rows)
+        held_out = None
+        if recipe.selection.metafile:
+            held_out = HeldOut(recipe, tokenizer, self.processes, workers)
+            held_out.check_images()
+        self.tokenizer = tokenizer
+        collate = Collate(tokenizer, recipe.train.text_length)
+        model = first_model(recipe).to(device)
+        return PretrainingRun(model, recipe, samples, collate, held_out, self.processes, workers)
 
     def finish(self, weights: dict[str, Tensor]) -> None:
-        lines = self.processes.gather(self.failures.summary())
-        self.lost = "; ".join(line for line in lines if line)
+        lines = self.processes.gather(self.run.state.summary())
+        self.run.state.lost = "; ".join(line for line in lines if line)
 
     def write(self, weights: dict[str, Tensor], folder: Path) -> None:
         config, source = self.job.recipe.config, f"pretraining, stage {self.job.recipe.stage}"
         write_model(config, weights, folder, source, saved_tokenizer(config, self.tokenizer))
 
     def summary(self) -> dict[str, Any]:
+        judge = self.job.recipe.selection.metafile
+        chosen = "nothing: the last epoch" if judge is None else f"image-caption loss of {judge}"
         return {
             "steps_per_epoch": self.run.steps_per_epoch,
-            "selected_by": _selected_by(self.job.recipe),
+            "selected_by": chosen,
             "last": self.run.state.records[-1],
-            "lost": self.lost,
+            "lost": self.run.state.lost,
         }
-
-
-def open_run(
-    job: PretrainingJob, device: torch.device, processes: Processes
-) -> tuple[PretrainingRun, Tokenizer]:
-    """The run of a job before its first step, and the tokeniser of its model."""
-    recipe = job.recipe
-    tokenizer = first_tokenizer(recipe)
-    options = SampleOptions(recipe.train.seed, pairs=recipe.stage == 2)
-    samples = open_samples(recipe.data, recipe.augment, options, tokenizer)
-    if recipe.config.text.name == TOY and recipe.stage == 1:
-        tokenizer = with_words(tokenizer, recipe.config, samples.rows)
-    held_out = None
-    if recipe.selection.metafile:
-        held_out = HeldOut(recipe, tokenizer, processes, job.workers)
-        held_out.check_images()
-    run = PretrainingRun(
-        first_model(recipe).to(device),
-        recipe,
-        samples,
-        Collate(tokenizer, recipe.train.text_length),
-        held_out,
-        processes,
-        job.workers,
-    )
-    return run, tokenizer
-
-
-def _selected_by(recipe: PretrainingRecipe) -> str:
-    if recipe.selection.metafile is None:
-        return "nothing: the last epoch"
-    return f"image-caption loss of {recipe.selection.metafile}"

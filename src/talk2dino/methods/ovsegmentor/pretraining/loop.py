@@ -31,17 +31,13 @@ _OWN = "bridge_projector."
 
 
 @dataclass
-class Progress(RunState):
-    """Where one process of a run stands."""
+class Progress(RunState, FailureLog):
+    """Where one process of a run stands, and which of its images could not be read."""
 
     sums: list[float] = field(default_factory=lambda: [0.0] * len(VALUES))
     """Sums of `VALUES` over the complete steps of the epoch under way."""
-    samples: int = 0
-    """Samples of this process so far, of which some images could not be read."""
-    failures: int = 0
-    """Images of this process that could not be read."""
-    lost: dict[str, str] = field(default_factory=dict)
-    """The first few of those, name -> reason."""
+    lost: str = ""
+    """What all processes could not read, in one line; known when the run is complete."""
 
 
 def own_statistics(model: OVSegmentor) -> dict[str, Tensor]:
@@ -96,7 +92,6 @@ class PretrainingRun(Run):
         self.loader = make_loader(samples, self.order, collate, workers, pinned)
         self.step = PretrainingStep(model, make_optimizer(model, train), recipe)
         self.schedule = make_schedule(train, world, steps)
-        self.lost = FailureLog()
 
     def keep(self, best: StateFile | None) -> None:
         """In a file of their own."""
@@ -112,8 +107,6 @@ class PretrainingRun(Run):
 
     def snapshot(self) -> dict[str, Any]:
         """The weights of the first process; of each, how far it is and what is not shared."""
-        self.state.samples, self.state.failures = self.lost.samples, self.lost.failures
-        self.state.lost = dict(self.lost.named)
         parts = self.processes.gather((asdict(self.state), own_statistics(self.model)))
         progress, own = [list(column) for column in zip(*parts, strict=True)]
         weights = dict(self.model.state_dict())
@@ -125,8 +118,6 @@ class PretrainingRun(Run):
         self.state = Progress(**snapshot["progress"][rank])
         self.model.load_state_dict({**snapshot["weights"], **snapshot["own"][rank]})
         self.step.restore(snapshot["step"])
-        self.lost.samples, self.lost.failures = self.state.samples, self.state.failures
-        self.lost.named = dict(self.state.lost)
 
     def batches(self) -> Iterator[list[LoadedBatch]]:
         """The micro-batches of each step."""
@@ -138,7 +129,7 @@ class PretrainingRun(Run):
 
     def _next(self, loaded: Iterator[LoadedBatch]) -> LoadedBatch:
         batch = next(loaded)
-        self.lost.add(batch.failures, len(batch.rows))
+        self.state.add(batch.failures, len(batch.rows))
         return batch
 
     def take(self, batch: list[LoadedBatch], step: int) -> Tensor:

@@ -39,15 +39,19 @@ WEIGHT_FIELDS = ("projection_weights", "vision_weights", "text_weights")
 
 
 @dataclass(frozen=True)
-class FolderConfig:
-    """What `config.json` says."""
+class FoundModel:
+    """A model before it is loaded; of a saved one, what its `config.json` says."""
 
-    segmenter: SegmenterConfig
+    config: SegmenterConfig
     """The models and the options of inference."""
     background_threshold: float
     """Threshold that `background=True` stands for."""
+    origin: str
+    """The name, path or repository it was found by."""
     training: Mapping[str, Any] = field(default_factory=dict)
-    """Summary of the training, if it is known."""
+    """Summary of its training, as `train.py` writes it; empty if there is none."""
+    whole: Path | None = None
+    """The file with the weights of its models; None where `config` names them."""
 
     def as_json(self) -> dict[str, Any]:
         """The content of `config.json`, which transformers reads too."""
@@ -55,7 +59,7 @@ class FolderConfig:
             "architectures": ["Talk2DinoModel"],
             "model_type": MODEL_TYPE,
             "background_threshold": self.background_threshold,
-            "segmenter": dataclasses.asdict(self.segmenter),
+            "segmenter": dataclasses.asdict(self.config),
             "training": dict(self.training),
         }
 
@@ -87,7 +91,7 @@ def find_weights(folder: Path) -> Path:
     raise FileNotFoundError(f"{folder} holds no {WEIGHTS}, but {found}.")
 
 
-def read_folder_config(folder: Path) -> FolderConfig | None:
+def read_folder_config(folder: Path) -> FoundModel | None:
     """What `save_pretrained` wrote; None without a `config.json`, or with the published one.
 
     Of the authors' configuration nothing is needed: their weights tell the architecture.
@@ -107,7 +111,7 @@ def read_folder_config(folder: Path) -> FolderConfig | None:
     return parse_folder_config(content, str(path), str(folder))
 
 
-def parse_folder_config(content: Mapping[str, Any], source: str, folder: str) -> FolderConfig:
+def parse_folder_config(content: Mapping[str, Any], source: str, folder: str) -> FoundModel:
     """The content of a `config.json` of ours; weights that are included are `folder`'s.
 
     Raises:
@@ -127,12 +131,8 @@ def parse_folder_config(content: Mapping[str, Any], source: str, folder: str) ->
                 "again."
             )
     included = {name: folder for name in WEIGHT_FIELDS if values.get(name) == INCLUDED}
-    projection = build(ProjectionConfig, values.get("projection", {}), source)
-    try:
-        segmenter = build(SegmenterConfig, {**values, **included, "projection": projection}, source)
-    except TypeError as error:  # a value without a default is not there
-        raise ValueError(f"{source} is not as save_pretrained writes it: {error}.") from error
-    return FolderConfig(segmenter, float(threshold), dict(training))
+    segmenter = build(SegmenterConfig, {"projection": {}, **values, **included}, source)
+    return FoundModel(segmenter, float(threshold), folder, dict(training))
 
 
 VISION, TEXT, PROJECTION = "model.", "clip_model.", "proj."

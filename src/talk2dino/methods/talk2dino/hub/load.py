@@ -19,12 +19,12 @@ from talk2dino.backbones.text import check_text, load_text, text_from_state
 from talk2dino.backbones.vision import check_vision, load_vision, vision_from_state
 from talk2dino.config import build, check_name
 from talk2dino.files import file_sha256, find_in_checkout
-from talk2dino.methods.talk2dino.config import SegmenterConfig, read_segmenter_config
+from talk2dino.methods.talk2dino.config import MODEL_FIELDS, SegmenterConfig, read_segmenter_config
 from talk2dino.methods.talk2dino.hub.fetch import FetchOptions, fetch_folder, hub_address
 from talk2dino.methods.talk2dino.hub.layout import (
     FILE_SUFFIXES,
     PROJECTION,
-    FolderConfig,
+    FoundModel,
     ModelParts,
     find_weights,
     identify_projection,
@@ -97,47 +97,6 @@ def _fingerprint(part: nn.Module) -> dict[str, tuple[tuple[int, ...], int]]:
     }
 
 
-@dataclass(frozen=True)
-class FoundModel:
-    """A model before it is loaded."""
-
-    config: SegmenterConfig
-    """The models and the options of inference."""
-    background_threshold: float
-    """Threshold that `background=True` stands for."""
-    origin: str
-    """The name, path or repository it was found by."""
-    training: Mapping[str, Any] = field(default_factory=dict)
-    """Summary of its training, as `train.py` writes it; empty if there is none."""
-    whole: Path | None = None
-    """The file with the weights of its models; None where `config` names them."""
-
-    def check(self) -> None:
-        """Raise for unknown models and for files that are missing or damaged; loads nothing.
-
-        Raises:
-            ValueError, FileNotFoundError: what is wrong, and what to do.
-        """
-        check_segmenter(self.config, self.whole)
-
-    def load(self, device: str | torch.device = "cpu") -> LoadedModel:
-        """Read the weights.
-
-        Raises:
-            ValueError: damaged files, or those of another model.
-            RuntimeError: a backbone could not be downloaded.
-        """
-        try:
-            segmenter = load_segmenter(self.config, self.whole, device)
-        except RuntimeError as error:
-            if self.origin not in PUBLISHED or self.whole is not None:
-                raise
-            raise RuntimeError(
-                f"{error} Or get the whole model: {_source(PUBLISHED[self.origin])}"
-            ) from error
-        return LoadedModel(segmenter, self.background_threshold, self.origin, self.training)
-
-
 def load_model(
     name_or_path: str,
     device: str | torch.device = "cpu",
@@ -152,11 +111,24 @@ def load_model(
         config: recipe of a projection alone, if the file does not tell.
         fetch: how to reach the Hub.
     """
-    return find_model(name_or_path, config, fetch).load(device)
+    found = find_model(name_or_path, config, fetch)
+    try:
+        segmenter = load_segmenter(found.config, found.whole, device)
+    except RuntimeError as error:
+        if found.origin not in PUBLISHED or found.whole is not None:
+            raise
+        raise RuntimeError(
+            f"{error} Or get the whole model: {_source(PUBLISHED[found.origin])}"
+        ) from error
+    return LoadedModel(segmenter, found.background_threshold, found.origin, found.training)
 
 
 def check_segmenter(config: SegmenterConfig, whole: Path | None) -> None:
-    """See `FoundModel.check`."""
+    """Raise for unknown models and for files that are missing or damaged; loads nothing.
+
+    Raises:
+        ValueError, FileNotFoundError: what is wrong, and what to do.
+    """
     if whole is None:
         config.check()
         return
@@ -173,10 +145,22 @@ def check_segmenter(config: SegmenterConfig, whole: Path | None) -> None:
 def load_segmenter(
     config: SegmenterConfig, whole: Path | None, device: str | torch.device = "cpu"
 ) -> Talk2DinoSegmenter:
-    """The segmenter of a configuration; `whole` is the file with its weights, if there is one."""
+    """The segmenter of a configuration; `whole` is the file with its weights, if there is one.
+
+    Where that holds the projection only, the configuration names the weights of the others.
+    """
     if whole is None:
         return build_segmenter(config, device)
-    return _assemble(config, split_parts(read_model(whole), str(whole)), whole).to(device)
+    source = str(whole)
+    parts = split_parts(read_model(whole), source)
+    projection = projection_from_state(config.projection, parts.projection, source)
+    if parts.vision:
+        vision = vision_from_state(config.vision_model, parts.vision, source)
+        text: Any = text_from_state(config.text_model, parts.text, source)
+    else:
+        vision = load_vision(config.vision_model, config.vision_weights)
+        text = load_text(config.text_model, config.text_weights)
+    return Talk2DinoSegmenter(vision, text, projection, config).to(device)
 
 
 def find_model(
@@ -245,9 +229,7 @@ def _find_folder(folder: Path) -> FoundModel:
     found = read_folder_config(folder)
     if found is None:
         found = _identified(split_parts(read_model(path), str(path)), path)
-    return FoundModel(
-        found.segmenter, found.background_threshold, str(folder), found.training, path
-    )
+    return dataclasses.replace(found, origin=str(folder), whole=path)
 
 
 def _find_file(path: Path, config: str | Path | None) -> FoundModel:
@@ -258,8 +240,7 @@ def _find_file(path: Path, config: str | Path | None) -> FoundModel:
     """
     state = read_model(path)
     if config is None and any(name.startswith(PROJECTION) for name in state):
-        found = _identified(split_parts(state, str(path)), path)
-        return FoundModel(found.segmenter, found.background_threshold, str(path), whole=path)
+        return _identified(split_parts(state, str(path)), path)
     summary = read_summary(path.with_suffix(".json"))
     published = _published_projection(path)
     if config is not None:
@@ -334,15 +315,14 @@ def _config_from_summary(summary: Mapping[str, Any], path: Path) -> SegmenterCon
         for key in ("model", "weights"):
             if recorded.get(key) is not None:
                 models[f"{side}_{key}"] = recorded[key]
-    names = ("vision_model", "vision_weights", "text_model", "text_weights")
     return SegmenterConfig(
         projection=build(ProjectionConfig, values, source),
         projection_weights=str(path),
-        **{name: models[name] for name in names if name in models},
+        **{field.name: models[field.name] for field in MODEL_FIELDS if field.name in models},
     )
 
 
-def _identified(parts: ModelParts, path: Path) -> FolderConfig:
+def _identified(parts: ModelParts, path: Path) -> FoundModel:
     """What a file without a configuration of ours holds, from its tensors."""
     source = str(path)
     if not parts.vision:
@@ -359,20 +339,8 @@ def _identified(parts: ModelParts, path: Path) -> FolderConfig:
         text_model=identify_text(parts.text, source),
         text_weights=source,
     )
-    return FolderConfig(config, default_threshold(projection.dino_embed_dim))
-
-
-def _assemble(config: SegmenterConfig, parts: ModelParts, path: Path) -> Talk2DinoSegmenter:
-    """The models from their tensors; a file with the projection only names the others' weights."""
-    source = str(path)
-    projection = projection_from_state(config.projection, parts.projection, source)
-    if parts.vision:
-        vision = vision_from_state(config.vision_model, parts.vision, source)
-        text: Any = text_from_state(config.text_model, parts.text, source)
-    else:
-        vision = load_vision(config.vision_model, config.vision_weights)
-        text = load_text(config.text_model, config.text_weights)
-    return Talk2DinoSegmenter(vision, text, projection, config)
+    threshold = default_threshold(projection.dino_embed_dim)
+    return FoundModel(config, threshold, source, whole=path)
 
 
 def _source(model: PublishedModel) -> str:

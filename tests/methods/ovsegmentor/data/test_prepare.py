@@ -10,7 +10,7 @@ import pytest
 
 from talk2dino.__main__ import main
 from talk2dino.methods.ovsegmentor.data import pairs as pairs_module
-from talk2dino.methods.ovsegmentor.data.filter import FilterSettings, filter_captions, run_jobs
+from talk2dino.methods.ovsegmentor.data.prepare import FilterSettings, filter_captions, run_jobs
 from talk2dino.methods.ovsegmentor.data.rows import EntityIndex
 
 CAPTIONS = [
@@ -164,24 +164,13 @@ def test_makepair_draws_partners_that_share_the_entity(captions, tmp_path, capsy
 def test_the_seed_and_nothing_else_decides_the_pairs(tmp_path, monkeypatch):
     metafile = tmp_path / "meta.csv"
     metafile.write_text("image_id,caption,entity\n" + "1.jpg,c,dog\n2.jpg,c,cat\n" * 20)
-    monkeypatch.setattr(pairs_module, "ROWS_PER_PART", 7)
+    monkeypatch.setattr(pairs_module, "ROWS_AT_ONCE", 7)
 
     def pairs(seed, name):
         pairs_module.make_pairs(metafile, tmp_path / name, seed)
         return (tmp_path / name).read_bytes()
 
     assert pairs(0, "a.csv") == pairs(0, "b.csv") != pairs(1, "c.csv")
-
-
-def test_unfinished_pairs_of_another_seed_are_thrown_away(tmp_path):
-    metafile, out = tmp_path / "meta.csv", tmp_path / "out.csv"
-    metafile.write_text("image_id,caption,entity\n1.jpg,c,dog\n")
-    work = tmp_path / ".out.csv.parts"
-    work.mkdir()
-    (work / "000000000000.csv").write_text("of another seed")
-    (work / "settings.json").write_text('{"seed": 9}')
-    assert pairs_module.make_pairs(metafile, out) == 1
-    assert "another" not in out.read_text()
 
 
 @pytest.mark.parametrize(
@@ -252,7 +241,7 @@ def test_wrong_arguments_are_refused_at_once(tmp_path, monkeypatch, capsys, argu
 def test_a_failing_job_ends_the_run_with_its_error():
     with pytest.raises(ValueError, match="invalid literal"):
         run_jobs(int, ["1", "x", "3"], processes=1)
-    assert run_jobs(int, [], processes=4) == []
+    run_jobs(int, [], processes=4)
 
 
 @pytest.fixture
