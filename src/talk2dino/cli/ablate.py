@@ -15,14 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from talk2dino.cli import evaluate, train
 from talk2dino.cli.entry import DONE, Command, bar_of
-from talk2dino.cli.flags import add_flags
 from talk2dino.files import atomic_path
 from talk2dino.textfiles import parse_yaml
 
 if TYPE_CHECKING:
     from talk2dino.benchmarks.evaluate import Run
     from talk2dino.benchmarks.job import Job
-    from talk2dino.methods.talk2dino.training.job import TrainJob
 
 DEFAULT = "default"
 OPTIONS = (
@@ -69,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--val_dataset", nargs="+", metavar="F", help="the same, for the validation loss"
     )
-    add_flags(parser, "methods.talk2dino.training.loop:LoopSettings", "scheduler")
+    parser.add_argument("--scheduler", default="linear", help="of the trainings: see train --help")
     parser.add_argument(
         "--output", type=Path, default=Path("results/ablation"), help="folder of results and table"
     )
@@ -103,9 +101,9 @@ def run(args: argparse.Namespace, variants: Variants) -> int:
     rows = []
     for place, root in enumerate(args.data_root):
         for variant in _trained(args, variants):
-            typed, job = _training(args, place, variant, variants[variant][0], args.output)
-            print(f"training for {variant} in {root}: {job.out}", flush=True)
-            if code := train.run(typed, job):
+            typed, training = _training(args, place, variant, variants[variant][0], args.output)
+            print(f"training for {variant} in {root}: {training.out}", flush=True)
+            if code := train.run(typed, training):
                 return code
         job, found = _evaluation(args, place, variants, args.output)
         runs = [run for group in found.values() for run in group]
@@ -131,14 +129,12 @@ def _parts(variant: str, args: argparse.Namespace) -> tuple[Changes, list[str]]:
     """
     from talk2dino.config import check_name
     from talk2dino.methods.registry import method_class, option_names, owners_of
-    from talk2dino.methods.talk2dino.method import Talk2DinoMethod
-    from talk2dino.methods.talk2dino.recipe import recipe_keys
     from talk2dino.sizes import Sizes
 
     method = method_class(args.model)
     known = [*option_names(method), *(f.name for f in dataclasses.fields(Sizes))]
     known = [name for name in known if name not in _NO_OPTIONS]
-    keys = recipe_keys() if method is Talk2DinoMethod else {}
+    keys = train.recipe_keys_of(args.model)
     changes, flags = {}, []
     for word in (word.strip() for word in variant.split("+")):
         name, _, value = word.partition("=")
@@ -167,19 +163,16 @@ def _trained(args: argparse.Namespace, variants: Variants) -> list[str]:
 
 def _slug(changes: Changes) -> str:
     """What the recipe and the weights of a training are called."""
-    return re.sub(r"[^\w.]+", "-", "_".join("=".join(pair) for pair in changes.items())) or DEFAULT
+    return re.sub(r"[^\w.]", "-", "_".join("=".join(pair) for pair in changes.items())) or DEFAULT
 
 
 def _training(
     args: argparse.Namespace, place: int, variant: str, changes: Changes, folder: Path
-) -> tuple[argparse.Namespace, TrainJob]:
-    """A training as `train` takes it, which goes on where it stopped; its recipe is in `folder`."""
-    from talk2dino.methods.talk2dino.method import MODELS
-    from talk2dino.methods.talk2dino.recipe import write_recipe
-
+) -> tuple[argparse.Namespace, Any]:
+    """The flags of `train`, with `--resume`, and its job; the recipe is written to `folder`."""
     values = {key: parse_yaml(value, f"--options {variant}") for key, value in changes.items()}
     recipe = folder / "trained" / f"{_slug(changes)}.yaml"
-    write_recipe(MODELS.get(args.model, args.model), values, recipe)
+    train.write_recipe_of(args.model, values, recipe)
     words = ["--model", str(recipe), "--out", str(_weights(args, place, changes)), "--resume"]
     words += ["--seed", str(place), "--scheduler", args.scheduler, "--device", args.device]
     words += ["--train_dataset", _of(args.train_dataset, place)]
