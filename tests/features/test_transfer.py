@@ -24,7 +24,9 @@ class Played:
         self.calls.append(" ".join(words))
 
     def Stream(self, device):
-        return SimpleNamespace(wait_stream=lambda other: self.note("side waits for", other.name))
+        return SimpleNamespace(
+            name="side", wait_stream=lambda other: self.note("side waits for", other.name)
+        )
 
     def current_stream(self, device):
         return SimpleNamespace(name="main", wait_stream=lambda side: self.note("main waits"))
@@ -33,13 +35,6 @@ class Played:
     def stream(self, side):
         self.note("on side:")
         yield
-
-    def Event(self):
-        number = sum(call == "event" for call in self.calls)
-        self.note("event")
-        return SimpleNamespace(
-            record=lambda side: None, synchronize=lambda: self.note(f"{number} arrived")
-        )
 
 
 class Pixels:
@@ -60,7 +55,7 @@ class Pixels:
 @pytest.fixture
 def cuda(monkeypatch):
     played = Played()
-    for name in ("Stream", "current_stream", "stream", "Event"):
+    for name in ("Stream", "current_stream", "stream"):
         monkeypatch.setattr(torch.cuda, name, getattr(played, name))
     return played
 
@@ -81,19 +76,24 @@ def test_the_next_batch_is_sent_before_the_last_is_worked_on(cuda):
 def test_results_are_handed_out_when_the_next_work_is_launched_and_they_have_arrived(
     cuda, monkeypatch
 ):
-    monkeypatch.setattr(transfer, "_to_pinned", lambda column, side: column)
+    def fetch(columns):
+        (column,) = columns
+        cuda.note("fetch", column.name)
+        return SimpleNamespace(read=lambda: cuda.note(column.name, "arrived") or [column.name])
+
+    monkeypatch.setattr(transfer, "Fetched", fetch)
 
     def batches():
-        for number in range(2):
-            cuda.note("work on", str(number))
-            yield Chunk({"a": torch.full((1,), number)}, {}, [str(number)])
+        for name in "ab":
+            cuda.note("work on", name)
+            yield Chunk({"key": Pixels(cuda, name)}, {}, [name])
 
     for batch in fetched_behind(batches(), CUDA):
-        cuda.note("store", *batch.captions, str(int(batch.columns["a"])))
+        cuda.note("store", *batch.captions, batch.columns["key"])
     assert cuda.calls == [
-        *("work on 0", "side waits for main", "on side:", "event"),
-        *("work on 1", "side waits for main", "on side:", "event"),
-        *("0 arrived", "store 0 0", "1 arrived", "store 1 1"),
+        *("work on a", "side waits for main", "on side:", "a used by side", "fetch a"),
+        *("work on b", "side waits for main", "on side:", "b used by side", "fetch b"),
+        *("a arrived", "store a a", "b arrived", "store b b"),
     ]
 
 

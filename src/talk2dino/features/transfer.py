@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import torch
-from torch import Tensor
 
-from talk2dino.devices import pinned_copy
+from talk2dino.devices import Fetched
 from talk2dino.features.chunks import Chunk
 from talk2dino.features.decode import DecodedBatch
 
@@ -62,30 +61,23 @@ def fetched_behind(batches: Iterable[Chunk], device: torch.device) -> Iterator[C
     """
     if device.type != "cuda":
         for batch in batches:
-            yield Chunk(_to_cpu(batch.columns), batch.failures, batch.captions)
+            yield _arrived(batch, Fetched(list(batch.columns.values())))
         return
     side = torch.cuda.Stream(device)
-    waiting: tuple[Chunk, torch.cuda.Event] | None = None
+    waiting: tuple[Chunk, Fetched] | None = None
     for batch in batches:
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
-            columns = {key: _to_pinned(column, side) for key, column in batch.columns.items()}
-            arrived = torch.cuda.Event()
-            arrived.record(side)
-        coming = Chunk(columns, batch.failures, batch.captions)
+            for column in batch.columns.values():
+                column.record_stream(side)
+            coming = batch, Fetched(list(batch.columns.values()))
         if waiting is not None:
-            waiting[1].synchronize()
-            yield waiting[0]
-        waiting = coming, arrived
+            yield _arrived(*waiting)
+        waiting = coming
     if waiting is not None:
-        waiting[1].synchronize()
-        yield waiting[0]
+        yield _arrived(*waiting)
 
 
-def _to_cpu(columns: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key: column.cpu() for key, column in columns.items()}
-
-
-def _to_pinned(column: Tensor, side: torch.cuda.Stream) -> Tensor:
-    column.record_stream(side)
-    return pinned_copy(column)
+def _arrived(batch: Chunk, fetched: Fetched) -> Chunk:
+    columns = dict(zip(batch.columns, fetched.read(), strict=True))
+    return Chunk(columns, batch.failures, batch.captions)
