@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from talk2dino.app.handlers import Handlers, Service
+from talk2dino.app.handlers import Handlers
 from talk2dino.app.inputs import Limits
 from talk2dino.app.models import Models, find_entry
-from talk2dino.app.pictures import Look, heat_of, look_at
+from talk2dino.app.pictures import heat_of, look_at
 from talk2dino.app.work import Request, Results, segment
 from talk2dino.inference import picture_scores
 from talk2dino.methods.ovsegmentor.method import OVSegmentorMethod
@@ -48,20 +48,20 @@ def test_scores_and_groups_are_those_of_the_demo(small_photo, both):
     assert result.segmentation.names == ("background", "cup", "spoon")
     assert [np.array_equal(picture, groups) for picture in outcome.groups] == [True]
     assert result.segmentation.settings["refine"] == []  # it has no refinement
-    assert "class scores, one scale" in heat_of(result).scale
+    assert "class scores, one scale" in heat_of(result)[1]
 
 
 def test_another_threshold_waits_for_the_next_request(small_photo, both, tmp_path):
     request = Request(small_photo, "cup, spoon", NAME, background=True, threshold=0.4)
     results = Results(tmp_path)
     key = results.put(outcome_of(request, both).result)
-    legends = [look_at(results, key, Look(threshold)).legend for threshold in (0.4, 1.0)]
+    legends = [look_at(results, key, threshold).legend for threshold in (0.4, 1.0)]
     assert legends[0] == legends[1]
 
 
 def test_the_page_shows_groups_where_there_are_some(small_photo, both, tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(small_photo.path.parent))
-    handlers = Handlers(Service(both, Results(tmp_path / "results"), LIMITS))
+    handlers = Handlers(both, Results(tmp_path / "results"), LIMITS)
     payload = {"path": str(small_photo.path), "orig_name": small_photo.name}
     *busy, last = handlers.on_run(payload, "cup", NAME, False, 0.5, None, 0.5, None, True)
     assert all(update[GROUPS] == gr.skip() == update[GROUPS_TAB] for update in busy)
@@ -73,7 +73,7 @@ def test_the_page_shows_groups_where_there_are_some(small_photo, both, tmp_path,
 
 
 def test_choosing_it_offers_what_it_can(both, tmp_path):
-    handlers = Handlers(Service(both, Results(tmp_path), LIMITS))
+    handlers = Handlers(both, Results(tmp_path), LIMITS)
     notice, threshold, refine, _ = handlers.on_model(NAME)
     assert "untrained" in notice
     assert (threshold.minimum, threshold.maximum, threshold.value) == (0, 1, 0.95)

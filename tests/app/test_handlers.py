@@ -3,7 +3,7 @@
 import gradio as gr
 import pytest
 
-from talk2dino.app.handlers import BUG, Handlers, Service, on_failure, on_stop, read_upload
+from talk2dino.app.handlers import BUG, Handlers, on_failure, on_stop, read_upload
 from talk2dino.app.inputs import Limits
 from talk2dino.app.models import GUESSED_THRESHOLD, Facts, ModelEntry, Models
 from talk2dino.app.work import Results
@@ -23,7 +23,7 @@ def uploads(tmp_path, monkeypatch):
 @pytest.fixture
 def handlers(models, tmp_path):
     """The handlers of a page."""
-    return Handlers(Service(models, Results(tmp_path / "results"), Limits()))
+    return Handlers(models, Results(tmp_path / "results"), Limits())
 
 
 def ask(handlers, upload, categories="cup, spoon", model="toy", background=False, old_key=None):
@@ -65,7 +65,7 @@ def test_a_wrong_request_says_why_and_keeps_what_is_shown(handlers):
 
 def test_an_unexpected_error_is_logged_and_ends_in_a_sentence(small_photo, tmp_path, caplog):
     models = Models([ModelEntry("broken", lambda: {}["secret"], RULES, Facts(0.5))], "cpu")
-    handlers = Handlers(Service(models, Results(tmp_path), Limits()))
+    handlers = Handlers(models, Results(tmp_path), Limits())
     *_, update = ask(handlers, small_photo, model="broken")
     assert BUG in update[STATUS]
     assert "secret" not in update[STATUS]
@@ -77,7 +77,7 @@ def test_a_model_that_cannot_be_loaded_says_so(small_photo, tmp_path):
         raise FileNotFoundError("there are no weights at weights/vitb.pth")
 
     models = Models([ModelEntry("vitb", load, RULES, Facts(0.5))], "cpu")
-    handlers = Handlers(Service(models, Results(tmp_path), Limits()))
+    handlers = Handlers(models, Results(tmp_path), Limits())
     *_, update = ask(handlers, small_photo, model="vitb")
     assert "no weights at weights/vitb.pth" in update[STATUS]
     assert not models.is_loaded("vitb")
@@ -86,8 +86,8 @@ def test_a_model_that_cannot_be_loaded_says_so(small_photo, tmp_path):
 def test_a_new_result_replaces_the_old_one(handlers, small_photo):
     first = ask(handlers, small_photo)[-1][KEY]
     second = ask(handlers, small_photo, old_key=first)[-1][KEY]
-    assert handlers.service.results.get(first) is None
-    assert handlers.service.results.get(second) is not None
+    assert handlers.results.get(first) is None
+    assert handlers.results.get(second) is not None
 
 
 def test_a_click_shows_the_scores_there(handlers, small_photo):
@@ -112,7 +112,7 @@ def test_sliders_after_a_result_made_room_say_so(handlers):
 def test_choosing_a_model_brings_its_notice_and_threshold(handlers):
     notice, threshold, refine, known = handlers.on_model("toy")
     assert "untrained" in notice
-    assert threshold.value == handlers.service.models.threshold("toy")
+    assert threshold.value == handlers.models.threshold("toy")
     assert known
     assert refine.interactive
     notice, *_ = handlers.on_model("slow")
@@ -123,7 +123,7 @@ def test_choosing_a_model_brings_its_notice_and_threshold(handlers):
 
 
 def test_what_loading_tells_is_used_at_once_and_shown_afterwards(late, small_photo, tmp_path):
-    handlers = Handlers(Service(late, Results(tmp_path / "results"), Limits()))
+    handlers = Handlers(late, Results(tmp_path / "results"), Limits())
     notice, slider, _, known = handlers.on_model("late")
     assert "once it is loaded" in notice
     assert (slider.value, known) == (GUESSED_THRESHOLD, False)
@@ -132,7 +132,7 @@ def test_what_loading_tells_is_used_at_once_and_shown_afterwards(late, small_pho
     payload = {"path": str(small_photo.path), "orig_name": small_photo.name}
     values = (payload, "cup, spoon", "late", True, slider.value, False, 0.5, None, known)
     *_, update = handlers.on_run(*values)
-    assert handlers.service.results.get(update[KEY]).segmentation.background == 0.61
+    assert handlers.results.get(update[KEY]).segmentation.background == 0.61
     notice, slider, known = handlers.on_loaded(False, slider.value, "late")
     assert "Only its weights tell this." in notice
     assert (slider.value, known) == (0.61, True)
@@ -141,11 +141,11 @@ def test_what_loading_tells_is_used_at_once_and_shown_afterwards(late, small_pho
 
 
 def test_a_threshold_that_was_chosen_counts_also_for_an_unknown_model(late, small_photo, tmp_path):
-    handlers = Handlers(Service(late, Results(tmp_path / "results"), Limits()))
+    handlers = Handlers(late, Results(tmp_path / "results"), Limits())
     payload = {"path": str(small_photo.path), "orig_name": small_photo.name}
     values = (payload, "cup, spoon", "late", True, 0.4, False, 0.5, None, False)
     *_, update = handlers.on_run(*values)
-    assert handlers.service.results.get(update[KEY]).segmentation.background == 0.4
+    assert handlers.results.get(update[KEY]).segmentation.background == 0.4
     notice, slider, known = handlers.on_loaded(False, 0.4, "late")
     assert "Only its weights" in notice
     assert is_unchanged(slider)

@@ -7,7 +7,7 @@ import torch
 
 from talk2dino.app.inputs import Limits
 from talk2dino.app.models import Models, find_entry
-from talk2dino.app.work import Outcome, Progress, Request, segment
+from talk2dino.app.work import Outcome, Request, segment
 from talk2dino.inference import picture_scores
 from talk2dino.pictures.images import read_rgb, rgb_tensor
 from talk2dino.segmenter import ClassQuery
@@ -19,7 +19,7 @@ LIMITS = Limits(max_side=320)
 
 def outcome(request, models, limits=LIMITS):
     *before, last = segment(request, models, limits)
-    assert all(isinstance(step, Progress) for step in before)
+    assert all(isinstance(step, str) for step in before)
     assert isinstance(last, Outcome)
     return last
 
@@ -86,7 +86,7 @@ def test_a_request_of_too_many_windows_is_refused(photo, models):
 def test_loading_is_announced_once(small_photo):
     models = Models([find_entry("toy", CPU)], CPU)
     request = Request(small_photo, "cup, spoon", "toy", refine=())
-    texts = [[step.text for step in segment(request, models, LIMITS)][:-1] for _ in range(2)]
+    texts = [list(segment(request, models, LIMITS))[:-1] for _ in range(2)]
     assert texts == [
         ["Loading toy; this happens once.", "Looking for 2 categories …"],
         ["Looking for 2 categories …"],

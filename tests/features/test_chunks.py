@@ -2,12 +2,13 @@
 
 import errno
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from talk2dino.features import chunks as stage
-from talk2dino.features.chunks import Chunk, Chunks, holds_chunks
+from talk2dino.features.chunks import Chunk, Chunks, fetched_behind, holds_chunks
 
 
 def chunk(number):
@@ -140,3 +141,34 @@ def test_too_little_room_is_seen_before_it_is_used_up(tmp_path):
     with pytest.raises(RuntimeError, match=r"need \d+\.\d GB more .* are free. Make room"):
         chunks.check_room(0, 1)
     chunks.check_room(0, 2 * 10**12)
+
+
+# On their way from the device.
+
+
+def test_results_are_handed_out_when_the_next_work_is_launched_and_they_have_arrived(monkeypatch):
+    calls = []
+
+    def fetch(columns):
+        calls.append("fetch")
+        return SimpleNamespace(read=lambda: calls.append("arrived") or columns)
+
+    def results():
+        for number in range(2):
+            calls.append(f"work on {number}")
+            yield Chunk({"a": torch.full((1,), number)}, {}, [str(number)])
+
+    monkeypatch.setattr(stage, "Fetched", fetch)
+    for result in fetched_behind(results(), SimpleNamespace(type="cuda")):
+        calls.append(f"store {result.captions[0]} {int(result.columns['a'])}")
+    assert calls == [
+        *("work on 0", "fetch", "work on 1", "fetch"),
+        *("arrived", "store 0 0", "arrived", "store 1 1"),
+    ]
+    assert list(fetched_behind([], SimpleNamespace(type="cuda"))) == []
+
+
+def test_elsewhere_results_pass_one_at_a_time():
+    drawn = iter([Chunk({"a": torch.ones(1)}), Chunk({}, {1: "bad"})])
+    assert next(fetched_behind(drawn, torch.device("cpu"))).columns == {"a": torch.ones(1)}
+    assert next(drawn).failures == {1: "bad"}

@@ -68,7 +68,6 @@ def test_shard_numbers_continue_over_splits(tmp_path):
     planned = plan_outputs(tmp_path, Division(n_in_splits=2, out_offset=5, n_shards=2))
     names = [[path.name for path in output.files] for output in planned]
     assert names == [["shard00005.tar", "shard00006.tar"], ["shard00007.tar", "shard00008.tar"]]
-    assert planned[0].sharded
 
 
 @pytest.mark.parametrize(
@@ -204,23 +203,10 @@ def test_an_output_that_cannot_be_written_keeps_the_older_file_and_the_work(tmp_
             raise OSError(28, "No space left on device")
 
     (tmp_path / "val.pth").write_bytes(b"older")
-    (tmp_path / "scratch").mkdir()
     output = Output(0, 1, (tmp_path / "val.pth",))
     with pytest.raises(RuntimeError, match="could not write.*No space left.*kept in .*scratch"):
         output.write(Broken([], []), tmp_path / "scratch")
     assert (tmp_path / "val.pth").read_bytes() == b"older"
-
-
-def test_a_full_disk_is_named_even_if_torch_hides_it(tmp_path, monkeypatch):
-    def write(*_):
-        try:
-            raise OSError(28, "No space left on device")
-        finally:
-            raise RuntimeError("[enforce fail at inline_container.cc] unexpected pos 64 vs 0")
-
-    monkeypatch.setattr(Output, "_write_file", write)
-    with pytest.raises(RuntimeError, match=r"could not write \(No space left on device\)"):
-        Output(0, 1, (tmp_path / "a.pth",)).write(FeatureFile([], []), tmp_path)
 
 
 def test_the_layout_is_that_of_the_input_unless_chosen(tmp_path):

@@ -12,7 +12,6 @@ from talk2dino.cli.extract import main as extract_images
 from talk2dino.cli.extract_text import COMMAND, main
 from talk2dino.features import text
 from talk2dino.features.captions import CaptionInput
-from talk2dino.features.job import Output
 from talk2dino.features.shards import read_shards
 from talk2dino.features.store import FeatureFile, read_features, write_features
 from talk2dino.features.text import (
@@ -205,7 +204,7 @@ def test_a_disk_that_fills_up_harms_nothing(features, capsys, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Output, "_write_file", full)
+        patch.setattr("talk2dino.features.job.write_features", full)
         assert main(arguments(features)) == 1
     message = capsys.readouterr().err
     assert "could not write (No space left on device)" in message

@@ -10,13 +10,12 @@ from typing import Any
 
 import gradio as gr
 from gradio.utils import get_upload_folder
-from PIL import Image
 
 from talk2dino.app import pictures
 from talk2dino.app.inputs import Limits, Upload
 from talk2dino.app.models import GUESSED_THRESHOLD, ModelEntry, Models
-from talk2dino.app.pictures import Heat, Look, View, enlargement, heat_of, look_at
-from talk2dino.app.work import Outcome, Progress, Request, Results, segment
+from talk2dino.app.pictures import View, enlargement, heat_of, look_at
+from talk2dino.app.work import Outcome, Request, Results, segment
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +27,8 @@ STOPPED = "Stopped. Press Segment to start again."
 
 
 @dataclass(frozen=True)
-class Service:
-    """What all visitors of a page share."""
+class Handlers:
+    """The handlers that need what all visitors of a page share."""
 
     models: Models
     """On offer."""
@@ -38,32 +37,24 @@ class Service:
     limits: Limits
     """Of one request."""
 
-
-class Handlers:
-    """The handlers that need what all visitors share."""
-
-    def __init__(self, service: Service) -> None:
-        self.service = service
-
     def on_run(self, *values: Any) -> Iterator[list[Any]]:
         """Segment; shows what is being done, then the result or what was wrong."""
         picture, words, model, background, threshold, refine, opacity, old_key, known = values[:9]
-        service = self.service
         if not known and threshold == GUESSED_THRESHOLD:
             threshold = None
         try:
             upload, more = read_upload(picture), values[9:]
             request = Request(upload, words, model, background, threshold, refine, *more)
-            for step in segment(request, service.models, service.limits):
-                if isinstance(step, Progress):
-                    yield self._update(status=pictures.status(step.text, "busy"), busy=True)
+            for step in segment(request, self.models, self.limits):
+                if isinstance(step, str):
+                    yield _said(step, "busy", busy=True)
                     continue
                 yield self._finished(step, opacity, old_key)
         except USER_ERRORS as error:
-            yield self._update(status=pictures.status(sentence(error), "error"), busy=False)
+            yield _said(sentence(error), "error", busy=False)
         except Exception:
             logger.exception("a request failed")
-            yield self._update(status=pictures.status(BUG, "error"), busy=False)
+            yield _said(BUG, "error", busy=False)
 
     def on_look(
         self,
@@ -79,11 +70,11 @@ class Handlers:
         """
         if key is None:
             return [gr.skip()] * 6
-        result = self.service.results.get(key)
+        result = self.results.get(key)
         if result is not None and model != result.segmentation.settings["model"]:
             threshold = result.segmentation.background or threshold
         try:
-            view = look_at(self.service.results, key, Look(threshold, opacity, position))
+            view = look_at(self.results, key, threshold, opacity, position)
         except USER_ERRORS as error:
             return [gr.skip()] * 5 + [pictures.status(sentence(error), "error")]
         return [*_shown(view), gr.skip()]
@@ -97,14 +88,14 @@ class Handlers:
         event: gr.SelectData,
     ) -> list[Any]:
         """Show the scores at the pixel that was clicked."""
-        result = self.service.results.get(key)
+        result = self.results.get(key)
         times = enlargement(result.segmentation) if result is not None else 1
         position = ", ".join(str(value // times) for value in event.index)
         return [*self.on_look(key, threshold, opacity, position, model), position]
 
     def on_model(self, name: str) -> list[Any]:
         """Say what there is to know about the chosen model, and offer what it can."""
-        models = self.service.models
+        models = self.models
         try:
             entry = models.entry(name)
         except ValueError as error:
@@ -116,7 +107,7 @@ class Handlers:
 
     def on_loaded(self, known: bool, threshold: float, model: str) -> list[Any]:
         """Say what loading the chosen model has told, if the page could not say it before."""
-        models = self.service.models
+        models = self.models
         if known or model not in models.entries or models.facts(model) is None:
             return [gr.skip()] * 3
         moved = threshold != GUESSED_THRESHOLD
@@ -124,38 +115,21 @@ class Handlers:
         return [pictures.notice(models.notice(model)), slider, True]
 
     def _finished(self, outcome: Outcome, opacity: float, old_key: str | None) -> list[Any]:
-        results = self.service.results
-        key = results.put(outcome.result)
-        view = look_at(results, key, Look(opacity=opacity))
-        results.discard(old_key)
-        text = pictures.status(outcome.text, "done")
+        key = self.results.put(outcome.result)
+        shown = _shown(look_at(self.results, key, opacity=opacity))
+        self.results.discard(old_key)
         groups = [
             (picture, f"stage {number}") for number, picture in enumerate(outcome.groups, start=1)
         ]
-        return self._update(view, heat_of(outcome.result), key, groups, status=text, busy=False)
+        tab = gr.Tab(visible=bool(groups))
+        buttons = _buttons(pictures.status(outcome.text, "done"), busy=False)
+        no_pixel = ""  # is chosen in a new result
+        return [*shown, *heat_of(outcome.result), no_pixel, key, *buttons, tab, groups]
 
-    def _update(
-        self,
-        view: View | None = None,
-        heat: Heat | None = None,
-        key: str | None = None,
-        groups: list[tuple[Image.Image, str]] | None = None,
-        *,
-        status: str,
-        busy: bool,
-    ) -> list[Any]:
-        """Values of everything that `on_run` may change."""
-        unchanged = gr.skip()
-        return [
-            *(_shown(view) if view else [unchanged] * 5),
-            list(heat.maps) if heat else unchanged,
-            heat.scale if heat else unchanged,
-            "" if view else unchanged,  # no pixel is chosen in a new result
-            key if view else unchanged,
-            *_buttons(status, busy),
-            unchanged if groups is None else gr.Tab(visible=bool(groups)),
-            unchanged if groups is None else groups,
-        ]
+
+def _said(text: str, kind: str, busy: bool) -> list[Any]:
+    """Values of everything that `on_run` may change, where only the status does."""
+    return [*[gr.skip()] * 9, *_buttons(pictures.status(text, kind), busy), *[gr.skip()] * 2]
 
 
 def threshold_of(models: Models, entry: ModelEntry) -> dict[str, Any]:

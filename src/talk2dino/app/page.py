@@ -12,7 +12,6 @@ import gradio as gr
 from talk2dino.app import pictures
 from talk2dino.app.handlers import (
     Handlers,
-    Service,
     on_begin,
     on_failure,
     on_stop,
@@ -56,11 +55,10 @@ def has_address(sent: Any) -> bool:
 
 
 class Page:
-    """Builds the components of one page and connects them with a service."""
+    """Builds the components of one page and connects them with its handlers."""
 
-    def __init__(self, service: Service, opening: Opening) -> None:
-        self.service = service
-        self.handlers = Handlers(service)
+    def __init__(self, handlers: Handlers, opening: Opening) -> None:
+        self.handlers, self.models = handlers, handlers.models
         self.opening = opening
 
     def build(self) -> gr.Blocks:
@@ -70,8 +68,8 @@ class Page:
             title="Talk2DINO", analytics_enabled=False, delete_cache=(600, 3600), fill_width=True
         )
         with blocks:
-            gr.HTML(pictures.header(str(self.service.models.device)))
-            models = self.service.models
+            gr.HTML(pictures.header(str(self.models.device)))
+            models = self.models
             first = next(iter(models.entries))
             self.notice = gr.HTML(pictures.notice(models.notice(first)), elem_id="notice")
             with gr.Row(elem_id="columns"):
@@ -81,7 +79,7 @@ class Page:
                     self._build_outputs()
                 with gr.Column(scale=4, min_width=320, elem_id="choose"):
                     self._build_options()
-            self.key = gr.State(None, delete_callback=self.service.results.discard)
+            self.key = gr.State(None, delete_callback=self.handlers.results.discard)
             # Whether notice and slider are those of the chosen model, which may not be loaded yet.
             self.known = gr.State(models.facts(first) is not None)
             self._connect()
@@ -134,7 +132,7 @@ class Page:
         )
 
     def _build_options(self) -> None:
-        entries = self.service.models.entries
+        entries = self.models.entries
         first = next(iter(entries.values()))
         with gr.Group(elem_id="options"):
             self.model = gr.Dropdown(
@@ -150,7 +148,7 @@ class Page:
                 elem_id="background",
             )
             self.threshold = gr.Slider(
-                **threshold_of(self.service.models, first),
+                **threshold_of(self.models, first),
                 step=0.005,
                 label="Background threshold",
                 visible=False,
@@ -191,28 +189,10 @@ class Page:
                 )
             with gr.Tab("Heat maps", elem_id="heat-tab"):
                 self.scale = gr.HTML(elem_id="scale")
-                self.heat = gr.Gallery(
-                    label="Heat maps",
-                    show_label=False,
-                    columns=3,
-                    object_fit="contain",
-                    height="auto",
-                    buttons=["fullscreen"],
-                    interactive=False,
-                    elem_id="heat",
-                )
+                self.heat = _gallery("Heat maps", "heat", columns=3)
             with gr.Tab("Groups", visible=False, elem_id="groups-tab") as self.groups_tab:
                 gr.HTML(pictures.GROUPS_HINT)
-                self.groups = gr.Gallery(
-                    label="Groups",
-                    show_label=False,
-                    columns=2,
-                    object_fit="contain",
-                    height="auto",
-                    buttons=["fullscreen"],
-                    interactive=False,
-                    elem_id="groups",
-                )
+                self.groups = _gallery("Groups", "groups", columns=2)
         with gr.Row(elem_id="findings"):
             with gr.Column(min_width=260):
                 gr.HTML("<h2>Areas</h2>")
@@ -298,3 +278,16 @@ class Page:
         self.background.change(
             lambda on: gr.Slider(visible=on), self.background, self.threshold, **light
         )
+
+
+def _gallery(label: str, name: str, columns: int) -> gr.Gallery:
+    return gr.Gallery(
+        label=label,
+        show_label=False,
+        columns=columns,
+        object_fit="contain",
+        height="auto",
+        buttons=["fullscreen"],
+        interactive=False,
+        elem_id=name,
+    )

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,21 +41,9 @@ _POSITION = re.compile(r"\s*(\d{1,6})\s*[,;\s]\s*(\d{1,6})\s*", re.ASCII)
 GONE = "This result is no longer kept: others came after it. Press Segment again."
 
 
-@dataclass(frozen=True)
-class Look:
-    """How a visitor wants to see a result, unchecked."""
-
-    threshold: float | None = None
-    """Of the background, if the result has one; None for that of the request."""
-    opacity: float = 0.5
-    """Of the colours, 0 to 1."""
-    position: str = ""
-    """Column and row of the pixel that is asked for; anything else asks for none."""
-
-
 @dataclass(frozen=True, eq=False)
 class View:
-    """Everything that follows from a result and a look."""
+    """Everything that follows from a result and from how a visitor wants to see it."""
 
     overlay: Image.Image
     """The coloured picture."""
@@ -70,55 +57,42 @@ class View:
     """Overlay with legend to download."""
 
 
-@dataclass(frozen=True, eq=False)
-class Heat:
-    """The heat maps of a result, which no slider changes."""
-
-    maps: Sequence[tuple[Image.Image, str]]
-    """A picture and its caption for every category."""
-    scale: str
-    """HTML of the colour bar."""
-
-
-def look_at(results: Results, key: str | None, look: Look) -> View:
+def look_at(
+    results: Results,
+    key: str | None,
+    threshold: float | None = None,
+    opacity: float = 0.5,
+    position: str = "",
+) -> View:
     """Draw a kept result.
 
+    Args:
+        results: all that are kept.
+        key: of the result.
+        threshold: of the background, if the result has one; None for that of the request.
+        opacity: of the colours, 0 to 1.
+        position: column and row of the pixel that is asked for; anything else asks for none.
+
     Raises:
-        ValueError: it is no longer kept, or the look is out of range.
+        ValueError: it is no longer kept, or a number is out of range.
     """
     result = results.get(key)
     if result is None or key is None:
         raise ValueError(GONE)
-    check_share("opacity", look.opacity)
+    check_share("opacity", opacity)
     found = result.segmentation
-    if look.threshold is not None:
-        check_share("threshold", look.threshold)
-        found = result.at(look.threshold)
-    pixel = chosen_pixel(result, look.position)
+    if threshold is not None:
+        check_share("threshold", threshold)
+        found = result.at(threshold)
+    pixel = chosen_pixel(result, position)
     try:
-        mask_file, overlay_file = save_files(
-            found, result.picture, look.opacity, results.folder(key)
-        )
+        files = save_files(found, result.picture, opacity, results.folder(key))
     except OSError as error:
         if results.get(key) is None:  # removed while this was drawn
             raise ValueError(GONE) from error
         raise
-    return View(
-        overlay=overlay(found, look.opacity, pixel),
-        legend=legend(found),
-        pixel=PIXEL_HINT if pixel is None else pixel_scores(found, *pixel),
-        mask_file=mask_file,
-        overlay_file=overlay_file,
-    )
-
-
-def heat_of(result: Result) -> Heat:
-    """The heat maps of a result, the categories in the order they were given."""
-    found = result.segmentation
-    names = found.names if found.background is None else found.names[1:]
-    maps, (low, high) = heat_maps(found)
-    scale = heat_scale(low, high, result.rules.scores)
-    return Heat(list(zip(maps, names, strict=True)), scale)
+    scores = PIXEL_HINT if pixel is None else pixel_scores(found, *pixel)
+    return View(overlay(found, opacity, pixel), legend(found), scores, *files)
 
 
 def chosen_pixel(result: Result, position: str) -> tuple[int, int] | None:
@@ -153,26 +127,28 @@ def enlargement(found: Segmentation) -> int:
     return -(-SCREEN_SIDE // max(found.image.size))
 
 
-def heat_maps(found: Segmentation) -> tuple[list[Image.Image], tuple[float, float]]:
-    """One picture per category, all on the same scale, so that they can be compared.
+def heat_of(result: Result) -> tuple[list[tuple[Image.Image, str]], str]:
+    """The heat maps of a result, all on one scale so that they can be compared.
 
     Returns:
-        The pictures in the order of the names, without the background's, and the scores of the
-        darkest and the brightest colour.
+        A picture with its caption per category, in the order of the names, and the HTML of the
+        colour bar.
     """
-    scores = found.scores if found.background is None else found.scores[1:]
+    found = result.segmentation
+    start = 0 if found.background is None else 1
+    scores = found.scores[start:]
     low, high = float(scores.min()), float(scores.max())
     size = _fitted(found.image.size, HEAT_SIDE)
     grey = np.asarray(found.image.convert("L").resize(size, Image.Resampling.BILINEAR))
     palette = matplotlib.colormaps[HEAT_COLOURS](np.arange(256), bytes=True)[:, :3]
     maps = []
-    for plane in scores.numpy():
+    for plane, name in zip(scores.numpy(), found.names[start:], strict=True):
         small = cv2.resize(plane, size, interpolation=cv2.INTER_AREA)
         index = (small - low) / max(high - low, 1e-6) * 255
         colours = palette[np.clip(index, 0, 255).astype(np.uint8)]
         mixed = _HEAT_SHARE * colours + (1 - _HEAT_SHARE) * grey[..., None]
-        maps.append(Image.fromarray(mixed.astype(np.uint8)))
-    return maps, (low, high)
+        maps.append((Image.fromarray(mixed.astype(np.uint8)), name))
+    return maps, heat_scale(low, high, result.rules.scores)
 
 
 def save_files(

@@ -15,7 +15,7 @@ from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from talk2dino.app.handlers import Service
+from talk2dino.app.handlers import Handlers
 from talk2dino.app.inputs import Limits, ServerConfig
 from talk2dino.app.models import Models
 from talk2dino.app.page import Opening, Page
@@ -40,7 +40,7 @@ def serve(
     """
     with tempfile.TemporaryDirectory(prefix="talk2dino-app-") as folder, _environment(folder):
         results = Results(Path(folder) / "results")
-        blocks = Page(Service(models, results, limits), opening).build()
+        blocks = Page(Handlers(models, results, limits), opening).build()
         _check_port(config.server_port)
         max_bytes = config.max_uploads_mb * 2**20
         bound = Middleware(UploadBound, blocks=blocks, folder=Path(folder), max_bytes=max_bytes)

@@ -79,14 +79,6 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Progress:
-    """What is being done now."""
-
-    text: str
-    """A sentence for the visitor."""
-
-
-@dataclass(frozen=True)
 class Result:
     """One segmented picture; everything that is shown or downloaded is made from it."""
 
@@ -129,8 +121,8 @@ class Outcome:
     """One picture of the model's groups for each of its stages, if it has any."""
 
 
-def segment(request: Request, models: Models, limits: Limits) -> Iterator[Progress | Outcome]:
-    """Yield what is being done, and at last the outcome.
+def segment(request: Request, models: Models, limits: Limits) -> Iterator[str | Outcome]:
+    """Yield sentences about what is being done, and at last the outcome.
 
     Raises:
         ValueError: wrong input, said in words for the visitor.
@@ -146,11 +138,11 @@ def segment(request: Request, models: Models, limits: Limits) -> Iterator[Progre
     sizes = request.sizes(limits)
     picture = read_picture(request.upload, limits)
     if not models.is_loaded(request.model):
-        yield Progress(f"Loading {request.model}; this happens once.")
+        yield f"Loading {request.model}; this happens once."
     with models.use(request.model):
         pass
     count = f"{len(names)} categories" if len(names) > 1 else names[0]
-    yield Progress(f"Looking for {count} …")
+    yield f"Looking for {count} …"
     with models.use(request.model) as loaded:
         background = request.background
         method, segmenter = loaded.variant(refine, background, sizes, models.device)

@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from talk2dino.cli.entry import DONE, Command, run_command
+from talk2dino.cli.entry import DONE, Command
 from talk2dino.files import atomic_path, check_writable
 
 if TYPE_CHECKING:
     from talk2dino.report.compare import Comparison
     from talk2dino.report.runs import EvaluatedRun
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command."""
-    return run_command(COMMAND, argv)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -102,5 +95,4 @@ COMMAND = Command(
     run=run,
 )
 
-if __name__ == "__main__":
-    sys.exit(main())
+main = COMMAND.main

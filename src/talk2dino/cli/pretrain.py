@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,6 @@ from talk2dino.cli.entry import (
     INTERRUPTED,
     Command,
     core_share,
-    run_command,
     step_bar,
     typed_command,
 )
@@ -25,11 +24,6 @@ if TYPE_CHECKING:
 
 LINE_SECONDS = 60.0
 """Without a terminal for the bar, time between two lines about the steps."""
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    return run_command(COMMAND, argv)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -136,5 +130,4 @@ COMMAND = Command(
     after_interrupt="add --resume to the same command to go on",
 )
 
-if __name__ == "__main__":
-    sys.exit(main())
+main = COMMAND.main

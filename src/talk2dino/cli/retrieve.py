@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from talk2dino.cli.entry import DONE, Command, run_command
+from talk2dino.cli.entry import DONE, Command
 from talk2dino.config import check_at_least
 from talk2dino.files import check_writable
 
@@ -20,11 +19,6 @@ if TYPE_CHECKING:
 IMAGES, CAPTIONS = "disentangled_self_attn", "ann_feats"
 """Columns of a feature file: a vector per head of every image, and one of every caption."""
 _CELL = 224  # pixels of a picture of the sheet
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command."""
-    return run_command(COMMAND, argv)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -124,5 +118,4 @@ COMMAND = Command(
     run=run,
 )
 
-if __name__ == "__main__":
-    sys.exit(main())
+main = COMMAND.main

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +15,6 @@ from talk2dino.cli.entry import (
     Command,
     core_share,
     local_processes,
-    run_command,
     step_bar,
     typed_command,
 )
@@ -27,11 +25,6 @@ if TYPE_CHECKING:
 
 _JOB = "methods.talk2dino.training.job:TrainJob"
 _OF_THE_RECIPE = ("resize_dim", "crop_dim", "vision_weights", "text_weights")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    return run_command(COMMAND, argv)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -175,5 +168,4 @@ COMMAND = Command(
     run=run,
 )
 
-if __name__ == "__main__":
-    sys.exit(main())
+main = COMMAND.main

@@ -11,9 +11,10 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,6 +22,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from talk2dino.devices import Fetched
 from talk2dino.files import atomic_path
 
 _INPUT, _WHOLE, _ABOUT, _CHUNKS = "input.txt", "whole", "about.json", "chunk*.safetensors"
@@ -36,6 +38,25 @@ class Chunk:
     """Position of a failed item among all -> why. It has no row."""
     captions: list[str] = field(default_factory=list)
     """Texts that go with the rows, if any are made."""
+
+
+def fetched_behind(results: Iterable[Chunk], device: torch.device) -> Iterator[Chunk]:
+    """Results with their columns in main memory.
+
+    On CUDA one is handed out when the work of the next has been launched, so that storing it
+    takes no time of the GPU's.
+    """
+    waiting: deque[tuple[Chunk, Fetched]] = deque()
+    for result in results:
+        waiting.append((result, Fetched(list(result.columns.values()))))
+        if len(waiting) > (device.type == "cuda"):
+            yield _arrived(*waiting.popleft())
+    for result, fetched in waiting:
+        yield _arrived(result, fetched)
+
+
+def _arrived(result: Chunk, fetched: Fetched) -> Chunk:
+    return replace(result, columns=dict(zip(result.columns, fetched.read(), strict=True)))
 
 
 class Chunks:

@@ -33,6 +33,14 @@ class DecodedBatch:
             self.caption_inputs = self.caption_inputs.pin_memory()
         return self
 
+    def to(self, device: torch.device) -> DecodedBatch:
+        """The batch with its pixels on `device`; from pinned memory, without waiting for them."""
+        images = self.images.to(device, non_blocking=True)
+        inputs = self.caption_inputs
+        if inputs is not None:
+            inputs = inputs.to(device, non_blocking=True)
+        return DecodedBatch(images, self.failures, inputs)
+
 
 @dataclass(frozen=True)
 class Decoding:

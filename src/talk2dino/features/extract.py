@@ -33,14 +33,13 @@ from talk2dino.devices import (
     resolve_dtype,
 )
 from talk2dino.features.captions import CaptionInput, Collection
-from talk2dino.features.chunks import Chunk
+from talk2dino.features.chunks import Chunk, fetched_behind
 from talk2dino.features.decode import DecodedBatch, Decoding, decoded_batches
 from talk2dino.features.job import Job, Output, Work, fingerprint
 from talk2dino.features.keys import IMAGE_KEYS
 from talk2dino.features.recaption import Captioner, recaptioned
 from talk2dino.features.sources import check_any_exists
 from talk2dino.features.store import FeatureFile
-from talk2dino.features.transfer import fetched_behind, sent_ahead
 from talk2dino.progress import Progress, silent
 
 CPU_BATCH = 4
@@ -245,7 +244,7 @@ def image_features(
 
 
 def _extracted(collection: Collection, models: Models, batches: Sequence[range]) -> Iterator[Chunk]:
-    """The results of batches. Decoding, both copies and the disk's work lie behind the GPU's."""
+    """The results of batches. Decoding and the disk's work lie behind the GPU's."""
     settings = models.settings
     backbone, captioner = models.load()
     decoding = Decoding(
@@ -255,7 +254,7 @@ def _extracted(collection: Collection, models: Models, batches: Sequence[range])
     )
     on_gpu = models.device.type == "cuda"
     decoded = decoded_batches(collection.sources, decoding, batches, pin_memory=on_gpu)
-    found = (_found(batch, models) for batch in sent_ahead(decoded, models.device))
+    found = (_found(batch.to(models.device), models) for batch in decoded)
     yield from fetched_behind(found, models.device)
 
 

@@ -75,46 +75,27 @@ class Output:
     layout: str | None = None
     """Layout of a `.pth`; None is that of the input. Without meaning for shards."""
 
-    @property
-    def sharded(self) -> bool:
-        """Whether shards are written rather than one `.pth`."""
-        return self.files[0].suffix == ".tar"
-
-    def write(self, features: FeatureFile, scratch: Path) -> None:
+    def write(self, features: FeatureFile, kept: Path) -> None:
         """Write everything, each file atomically.
 
         Args:
             features: the whole split.
-            scratch: a folder on the same disk for the unfinished file.
+            kept: where they are until then, for the message.
 
         Raises:
-            RuntimeError: it could not be written; `scratch` and older files are untouched.
+            RuntimeError: it could not be written; older files are untouched.
         """
         try:
-            if self.sharded:
+            if self.files[0].suffix == ".tar":
                 write_shards(features, self.files)
             else:
-                self._write_file(features, scratch)
-        except (OSError, RuntimeError) as error:
+                layout = self.layout or features.layout or "columnar"
+                write_features(features, self.files[0], layout)
+        except OSError as error:
             raise RuntimeError(
-                f"{self.files[0]}: could not write ({_reason(error)}). The features are kept in "
-                f"{scratch}; once there is room, run the same command again to go on."
+                f"{self.files[0]}: could not write ({system_words(error)}). The features are kept "
+                f"in {kept}; once there is room, run the same command again to go on."
             ) from error
-
-    def _write_file(self, features: FeatureFile, scratch: Path) -> None:
-        unfinished = scratch / "result.pth"
-        write_features(features, unfinished, self.layout or features.layout or "columnar")
-        os.replace(unfinished, self.files[0])
-
-
-def _reason(error: BaseException) -> str:
-    """The system's own words; torch hides a full disk behind an error of its zip writer."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError):
-            return system_words(cause)
-        cause = cause.__cause__ or cause.__context__
-    return str(error)
 
 
 def plan_outputs(path: Path, division: Division, layout: str | None = None) -> list[Output]:

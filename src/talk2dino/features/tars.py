@@ -99,7 +99,7 @@ def read_members(tar: Path) -> Iterator[Member]:
         try:
             with tarfile.open(fileobj=file, mode="r:", **_NAMES) as archive:
                 while info := archive.next():
-                    archive.members.clear()  # there may be millions
+                    archive.members.clear()  # type: ignore[attr-defined]  # there may be millions
                     if info.size < 0 or not position < archive.offset <= total:
                         raise tarfile.ReadError(f"unexpected end of data in {info.name}")
                     position = archive.offset

@@ -32,11 +32,10 @@ from talk2dino.devices import (
     resolve_dtype,
 )
 from talk2dino.features.captions import CaptionInput
-from talk2dino.features.chunks import Chunk
+from talk2dino.features.chunks import Chunk, fetched_behind
 from talk2dino.features.job import Job, Output, Work, fingerprint
 from talk2dino.features.keys import CAPTION_KEYS
 from talk2dino.features.store import FeatureFile
-from talk2dino.features.transfer import fetched_behind
 from talk2dino.processes import Processes
 from talk2dino.progress import Progress, silent
 
