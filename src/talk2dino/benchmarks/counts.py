@@ -256,8 +256,8 @@ def first_columns(matrix: Matrix, count: int) -> Matrix:
     if not isinstance(matrix, SparseRows):
         return matrix[:, :count]
     kept = matrix.columns < count
-    parts = (part[kept] for part in (matrix.rows, matrix.columns, matrix.values))
-    return SparseRows(*parts, (matrix.shape[0], count))
+    rows, columns, values = (p[kept] for p in (matrix.rows, matrix.columns, matrix.values))
+    return SparseRows(rows, columns, values, (matrix.shape[0], count))
 
 
 def stacked_areas(images: Iterable[ImageCounts], num_classes: int) -> dict[str, Matrix]:
