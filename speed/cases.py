@@ -9,6 +9,7 @@ from speed.pamr import CASES as PAMR
 from speed.peers import CASES as PEERS
 from speed.propagation import CASES as PROPAGATION
 from speed.retrieval import CASES as RETRIEVAL
+from speed.start import CASES as START
 from speed.store import CASES as STORE
 from speed.tars import CASES as TARS
 from speed.text import CASES as TEXT
@@ -16,7 +17,7 @@ from speed.train import CASES as TRAIN
 
 CASES: dict[str, Case] = {
     **{**PAMR, **PROPAGATION, **TRAIN, **EVALUATE, **EXTRACT},
-    **{**TEXT, **STORE, **RETRIEVAL, **TARS, **PEERS},
+    **{**START, **TEXT, **STORE, **RETRIEVAL, **TARS, **PEERS},
 }
 
 PATHS: dict[str, tuple[str, ...]] = {
@@ -25,6 +26,7 @@ PATHS: dict[str, tuple[str, ...]] = {
     "train": tuple(TRAIN),
     "evaluate": tuple(name for name in EVALUATE if name != "evaluate_windows"),
     "extract": ("extract", "resize"),  # extract_8 is a shorter one
+    "start": tuple(START),
     "text": tuple(TEXT),
     "store": tuple(STORE),
     "retrieval": tuple(RETRIEVAL),

@@ -9,12 +9,15 @@ import torch
 from speed.case import LITERAL, SHIPPED, Case, Step
 
 SIDE = 448
+PHOTOGRAPH = (3000, 4000)
 
 
-def _problem(classes: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+def _problem(
+    classes: int, device: str, size_hw: tuple[int, int] = (SIDE, SIDE)
+) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    images = torch.rand(1, 3, SIDE, SIDE, generator=generator) * 255
-    masks = torch.rand(1, classes, SIDE, SIDE, generator=generator)
+    images = torch.rand(1, 3, *size_hw, generator=generator) * 255
+    masks = torch.rand(1, classes, *size_hw, generator=generator)
     return images.to(device), masks.to(device)
 
 
@@ -47,4 +50,30 @@ def _case(classes: int) -> Case:
     )
 
 
-CASES = {"pamr": _case(21), "pamr_171": _case(171)}
+def _photograph(device: str, folder: Path) -> Step:
+    from talk2dino.refine.pamr import pamr
+
+    images, masks = _problem(3, device, PHOTOGRAPH)
+    return lambda: pamr(images, masks)
+
+
+def _plain_photograph(device: str, folder: Path) -> Step:
+    from talk2dino.refine.pamr import plain_pamr
+
+    images, masks = _problem(3, device, PHOTOGRAPH)
+    return lambda: plain_pamr(images, masks, 10, (1, 2, 4, 8, 12, 24))
+
+
+CASES = {
+    "pamr": _case(21),
+    "pamr_171": _case(171),
+    "photograph": Case(
+        "PAMR of a photograph of 12 megapixels, 3 classes, against all of it at once",
+        {SHIPPED: _photograph, LITERAL: _plain_photograph},
+        repeats=3,
+        targets={LITERAL: 2.0},
+        limits={"peak_share": 1 / 4},
+        work=1,
+        unit="photographs",
+    ),
+}

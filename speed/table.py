@@ -43,7 +43,12 @@ def write_table(page: Path, device: str, records: Mapping[str, Mapping[str, Any]
 
 def _section(records: Mapping[str, Mapping[str, Any]]) -> str:
     machines = dict.fromkeys(record["machine"] for record in records.values())
-    lines = ["", *(f"{machine}." for machine in machines), "", *_table(records), ""]
+    numbers = {name: str(number) for number, name in enumerate(machines, start=1)}
+    if len(numbers) > 1:
+        said = [f"{number}: {name}." for name, number in numbers.items()]
+    else:
+        said, numbers = [f"{name}." for name in machines], {}
+    lines = ["", *"\n\n".join(said).split("\n"), "", *_table(records, numbers), ""]
     baselines = [
         f"| {record['title']} | {_time(record['seconds'])} | {side.replace('_', ' ')} | "
         f"{_time(found['seconds'])} | {1 / found['ratio']:.2f} | {_limit(record, side)} |"
@@ -60,9 +65,11 @@ def _section(records: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _table(records: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
-    yield f"| {' | '.join(_COLUMNS)} |"
-    yield f"|{' --- |' * len(_COLUMNS)}"
+def _table(records: Mapping[str, Mapping[str, Any]], numbers: Mapping[str, str]) -> Iterable[str]:
+    """The rows; with the number of each row's machine, if there are several."""
+    columns = [*_COLUMNS, *(["on"] if numbers else [])]
+    yield f"| {' | '.join(columns)} |"
+    yield f"|{' --- |' * len(columns)}"
     for record in records.values():
         runs = str(record["repeats"])
         cells = [record["title"], runs, _time(record["seconds"]) + _rate(record)]
@@ -78,6 +85,7 @@ def _table(records: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
             ]
         else:
             cells += ["", "", "", _memory(record["peak_mb"]), "", ""]
+        cells += [numbers[record["machine"]]] if numbers else []
         yield f"| {' | '.join(cells)} |"
 
 

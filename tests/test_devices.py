@@ -1,9 +1,12 @@
 """Devices are checked against this machine before anything is loaded."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from talk2dino.devices import (
+    Fetched,
     MemoryFit,
     check_compiler,
     is_out_of_memory,
@@ -165,6 +168,26 @@ def test_where_nothing_can_be_compiled_is_known_before(
         return check_compiler(torch.device(device))
     with pytest.raises(ValueError, match=f"--compile on {device} needs {needed}"):
         check_compiler(torch.device(device))
+
+
+def test_what_a_gpu_fetches_is_waited_for_when_it_is_read(monkeypatch):
+    calls = []
+    arrived = SimpleNamespace(
+        record=lambda stream: calls.append(f"behind {stream}"),
+        synchronize=lambda: calls.append("arrived"),
+    )
+    monkeypatch.setattr(torch.cuda, "Event", lambda: arrived)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"work of {device}")
+    monkeypatch.setattr("talk2dino.devices.pinned_copy", lambda tensor: calls.append("copy") or 7)
+    device = SimpleNamespace(type="cuda")
+    fetched = Fetched([SimpleNamespace(device=device)] * 2)
+    assert calls == ["copy", "copy", f"behind work of {device}"]
+    assert fetched.read() == [7, 7] and calls[-1] == "arrived"
+
+
+def test_on_a_cpu_nothing_has_to_be_fetched():
+    (found,) = Fetched([torch.ones(2)]).read()
+    assert found.tolist() == [1, 1] and Fetched([]).read() == []
 
 
 def test_pieces_are_joined_by_key():

@@ -12,14 +12,17 @@ from talk2dino.benchmarks.results import read_result
 from talk2dino.features.captions import CaptionInput
 from talk2dino.methods.ovsegmentor.checkpoints import _read_folder
 from talk2dino.methods.ovsegmentor.config import get_preset
-from talk2dino.methods.ovsegmentor.data.filter import FilterSettings, filter_captions
-from talk2dino.methods.ovsegmentor.data.merge import json_to_csv
 from talk2dino.methods.ovsegmentor.data.pairs import make_pairs
+from talk2dino.methods.ovsegmentor.data.prepare import (
+    FilterSettings,
+    filter_captions,
+    json_to_csv,
+)
 from talk2dino.methods.ovsegmentor.data.sources import open_rows
 from talk2dino.methods.ovsegmentor.data.words import CaptionReader, dictionary_lemma
 from talk2dino.methods.ovsegmentor.pretraining.config import load_pretraining_recipe
 from talk2dino.methods.talk2dino.config import SegmenterConfig, read_segmenter_config
-from talk2dino.methods.talk2dino.hub.layout import FoundModel, read_folder_config
+from talk2dino.methods.talk2dino.hub.layout import WEIGHT_FIELDS, FoundModel, read_folder_config
 from talk2dino.methods.talk2dino.projection import ProjectionConfig
 from talk2dino.methods.talk2dino.published_yaml import read_published
 from talk2dino.methods.talk2dino.recipe import load_recipe
@@ -79,9 +82,8 @@ def filtered(path):
 
 
 def folder_config():
-    config = SegmenterConfig(
-        ProjectionConfig(), "included", vision_weights="included", text_weights="included"
-    )
+    weights = dict.fromkeys(WEIGHT_FIELDS, "included")
+    config = SegmenterConfig(projection=ProjectionConfig(), **weights)
     return json.dumps(FoundModel(config, 0.5, "x", {"epochs": 3}).as_json())
 
 

@@ -164,6 +164,39 @@ def compile_blocks(blocks: Iterable[torch.nn.Module]) -> None:
         block.compile(backend=COMPILER)
 
 
+def pinned_copy(tensor: torch.Tensor) -> torch.Tensor:
+    """Start a copy of a GPU's tensor to pinned memory, whose blocks PyTorch uses again."""
+    import torch
+
+    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return pinned.copy_(tensor, non_blocking=True)
+
+
+class Fetched:
+    """Tensors on their way to main memory: begun at once, waited for when they are read.
+
+    Args:
+        tensors: of one device. A GPU copies them when it has done what it was given before.
+    """
+
+    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
+        self._arrived: torch.cuda.Event | None = None
+        if tensors and tensors[0].device.type == "cuda":
+            import torch
+
+            self._copies = [pinned_copy(tensor) for tensor in tensors]
+            self._arrived = torch.cuda.Event()
+            self._arrived.record(torch.cuda.current_stream(tensors[0].device))
+        else:
+            self._copies = [tensor.cpu() for tensor in tensors]
+
+    def read(self) -> list[torch.Tensor]:
+        """The copies, in order."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._copies
+
+
 class MemoryFit:
     """Runs a model on as many items at once as fit in memory.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -142,10 +143,9 @@ class WindowMean:
             self._total = scores.new_zeros(scores.shape[0], *self._size_hw)
             self._hits = scores.new_zeros(self._size_hw)
         (top, left), (high, wide) = corner, scores.shape[-2:]
-        rows, columns = (stitching(self._protocol, side) for side in (high, wide))
         hits: float | Tensor = 1
-        if rows is not None and columns is not None:
-            hits = torch.outer(rows, columns).to(scores)
+        if self._protocol.stitch != "uniform":
+            hits = _window_weights(self._protocol, high, wide, scores.device, scores.dtype)
             scores = scores * hits
         self._total[:, top : top + high, left : left + wide] += scores
         self._hits[top : top + high, left : left + wide] += hits
@@ -156,6 +156,16 @@ class WindowMean:
             raise RuntimeError("no window has been added yet.")
         total, self._total = self._total, None
         return total.div_(self._hits)
+
+
+@lru_cache(maxsize=16)
+def _window_weights(
+    protocol: Protocol, high: int, wide: int, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """(high, wide): how much each pixel of a window counts where windows overlap."""
+    rows, columns = stitching(protocol, high), stitching(protocol, wide)
+    assert rows is not None and columns is not None
+    return torch.outer(rows, columns).to(device, dtype)
 
 
 def stitching(protocol: Protocol, length: int) -> Tensor | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -70,7 +70,7 @@ class ClassQuery:
         owner = None if self.owner is None else self.owner.to(device)
         return replace(self, rows=self.rows.to(device), owner=owner)
 
-    @property
+    @cached_property
     def first(self) -> int:
         """The place in `names` of the first class that has a row: 0, or 1 after a background."""
         if self.owner is not None:

@@ -5,6 +5,7 @@ import os
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -293,6 +294,35 @@ def test_pixels_and_labels_for_a_gpu_are_pinned(make_voc, by_colour, monkeypatch
         picture = evaluate._read([run], tasks, 0, pin)
         assert pinned == expected
         assert picture.image.shape == (3, 40, 56)
+
+
+@pytest.mark.parametrize(
+    ("kind", "order"),
+    [("cpu", "start 0, count 0, start 1, count 1"), ("cuda", "start 0, start 1, count 0, count 1")],
+)
+def test_a_gpu_gets_the_next_image_before_counts_are_waited_for(make_voc, monkeypatch, kind, order):
+    calls = []
+    device = SimpleNamespace(type=kind)
+    task = SimpleNamespace(query=SimpleNamespace(rows=SimpleNamespace(device=device)))
+    pictures = [SimpleNamespace(payload=(n, []), uniform=None) for n in range(2)]
+
+    def label(*_):
+        for picture in pictures:
+            calls.append(f"start {picture.payload[0]}")
+            yield picture, []
+
+    monkeypatch.setattr(evaluate, "label_pictures", label)
+    begin = lambda index, *_: lambda: calls.append(f"count {index}") or [index]  # noqa: E731
+    monkeypatch.setattr(evaluate, "begin_count", begin)
+    found = list(evaluate._results([make_run(make_voc(2))], [task], [0, 1], Share()))
+    assert found == [(0, [0]), (1, [1])]
+    assert ", ".join(calls) == order
+
+
+def test_on_a_gpu_pairs_of_classes_are_counted_without_knowing_the_largest(monkeypatch):
+    numbers = torch.randint(0, 30, (200,))
+    monkeypatch.setattr(torch.Tensor, "device", SimpleNamespace(type="cuda"))
+    assert torch.equal(counts_module._bins(numbers, 30), numbers.bincount(minlength=30))
 
 
 def test_counts_of_earlier_versions_are_read_on(tmp_path):

@@ -1,5 +1,6 @@
 """Labels straight from patch scores: the same as step by step, in the memory one allows."""
 
+import gc
 import weakref
 from dataclasses import replace
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from talk2dino.backbones.vision import PatchFeatures
 from talk2dino.benchmarks import spreading
+from talk2dino.benchmarks.counts import begin_count
 from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
 from talk2dino.benchmarks.spreading import Layout, resized_labels, spread_labels, spreading_matrix
 from talk2dino.inference import (
@@ -188,6 +190,51 @@ def test_the_matrix_of_an_axis_does_upsampling_mean_and_resizing():
     halved = spreading_matrix(original=3, scored=6, window=4, starts=[0, 2], upsampled=upsampled)
     assert (halved @ cells.flatten()).tolist() == pytest.approx([0.5, 4.5, 8.5])
     torch.testing.assert_close(halved.sum(dim=1), torch.ones(3))
+
+
+def test_matrices_are_made_once_per_length_and_segmenter(base, monkeypatch):
+    made, original = [], spreading.spreading_matrix
+    noting = lambda *lengths: made.append(lengths[:2]) or original(*lengths)  # noqa: E731
+    monkeypatch.setattr(spreading, "spreading_matrix", noting)
+    query = ClassQuery.of_rows(base.embed_classes(["cat", "dog"]))
+    for _ in range(2):
+        segmenter = base.variant()
+        for width in (150, 120, 150):
+            pixels = image(64, width)
+            labels = labels_of(segmenter, pixels, (80, 101), query)
+            assert torch.equal(labels, step_by_step(segmenter, pixels, (80, 101), query))
+    lengths = [(80, 64), (101, 150), (101, 120)]
+    assert made == 2 * lengths
+    kept = weakref.ref(segmenter)
+    del segmenter
+    gc.collect()
+    assert kept() is None, "matrices do not keep a model in memory"
+
+
+@pytest.mark.parametrize("stitch", ["uniform", "hann"])
+@pytest.mark.parametrize("owner", [None, torch.tensor([0, 1, 1])])
+def test_nothing_of_a_picture_is_asked_for_before_the_next(base, monkeypatch, stitch, owner):
+    rows = base.embed_classes(["cat", "dog", "horse"])
+    query = ClassQuery(tuple("abc" if owner is None else "ab"), rows, owner)
+    protocol, asked = replace(PROTOCOL, stitch=stitch), []
+    target = torch.zeros(80, 101, dtype=torch.uint8)
+
+    def launch(segmenter):
+        pictures = [Picture(image(64, 150), (80, 101), [Task(segmenter, query)])]
+        for _, maps in label_pictures(pictures, protocol, Batching(), CPU):
+            begin_count(0, maps, [target], [len(query.names)])
+
+    segmenters = [base.variant(), base.variant(pamr=True)]
+    for segmenter in segmenters:
+        launch(segmenter)  # makes what pictures of a size share
+    monkeypatch.setattr("talk2dino.benchmarks.counts.Fetched", lambda tensors: None)
+    for name in ("cpu", "item", "tolist", "numpy", "__int__", "__float__", "__bool__"):
+        noting = lambda self, name=name: asked.append(name)  # noqa: E731
+        monkeypatch.setattr(torch.Tensor, name, noting)
+    for segmenter in segmenters:
+        launch(segmenter)
+    monkeypatch.undo()
+    assert asked == []
 
 
 @pytest.mark.parametrize("most_bytes", [1, 4 * 31 * 47 * 3, MIB])

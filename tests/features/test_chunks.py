@@ -162,7 +162,7 @@ def test_results_are_handed_out_when_the_next_work_is_launched_and_they_have_arr
             yield Chunk({"a": torch.full((1,), number)}, {}, [str(number)])
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(stage, "_to_pinned", lambda column: column)
+    monkeypatch.setattr(stage, "pinned_copy", lambda column: column)
     for result in fetched_behind(results(), SimpleNamespace(type="cuda")):
         calls.append(f"store {result.captions[0]} {int(result.columns['a'])}")
     assert calls == [

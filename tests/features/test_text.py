@@ -122,6 +122,7 @@ def test_token_ids_are_kept_without_padding_and_given_as_the_tokeniser_does():
     wanted = model.tokenize([captions[0], captions[2]])
     assert torch.equal(texts.tokens(model, torch.tensor([0, 2])), wanted)
     assert texts.tokens(model, torch.tensor([1])).tolist() == [[49406, 49407]]
+    assert texts._ids.nbytes == 2 * texts.lengths.sum()
 
 
 def test_where_every_position_is_stored_the_order_stays():

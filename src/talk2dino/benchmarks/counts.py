@@ -12,7 +12,7 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from talk2dino.benchmarks.metrics import ignored_label, pair_numbers, refuse_labels
+from talk2dino.devices import Fetched
 
 SUFFIX = ".counts"
 _HEAD = struct.Struct("<4sIII")  # magic, image, number of pairs, checksum of the pairs
@@ -33,6 +34,7 @@ WIDE_PAIR = _PAIRS[b"IMG4"]
 """Of counts that are `joined`: true label, predicted label, pixels."""
 _UNIFORM = b"UNI\n"  # its number stands in place of the number of pairs
 _FEW = 1 << 16  # pairs of classes that are counted in one bin each, also of a small picture
+_FEW_ON_GPU = 1 << 20  # there, finding those that occur means to wait
 DENSE = 1 << 25
 """Entries of the largest array of a result; the counts of more classes are kept as `SparseRows`."""
 
@@ -78,17 +80,22 @@ def joined(counts: Sequence[ImageCounts], firsts: Sequence[int]) -> ImageCounts:
     return ImageCounts(counts[0].index, np.concatenate(parts), counts[0].uniform)
 
 
-def count_image(
+def count_image(*shown: Any) -> list[ImageCounts]:
+    """`begin_count`, and its end at once."""
+    return begin_count(*shown)()
+
+
+def begin_count(
     index: int,
     predicted: Sequence[Tensor],
     targets: Sequence[Tensor],
     num_classes: Sequence[int],
     uniform: int | None = None,
-) -> list[ImageCounts]:
+) -> Callable[[], list[ImageCounts]]:
     """Compare the label maps of an image with their ground truths, where these are not ignored.
 
-    Counted where the label maps are; the counts of all of them are fetched in one piece. Memory
-    follows the pixels, not the square of the classes.
+    Counted where the label maps are; the counts of all of them are fetched in one piece. A GPU is
+    not waited for. Memory follows the pixels, not the square of the classes.
 
     Args:
         index: of the image in its data sets.
@@ -97,19 +104,41 @@ def count_image(
         num_classes: of each benchmark.
         uniform: windows of the image in which all patches are alike, if that is known.
 
+    Returns:
+        what waits for the counts and returns them, one per benchmark. It raises ValueError for
+        labels that are no classes.
+
     Raises:
-        ValueError: they differ in size, or hold labels that are no classes.
+        ValueError: they differ in size.
     """
     triples = list(zip(predicted, targets, num_classes, strict=True))
     moved = [target.to(maps.device, non_blocking=True) for maps, target, _ in triples]
     counted: list[Tensor] = []
     for (maps, _, classes), target in zip(triples, moved, strict=True):
         numbers = pair_numbers(maps, target, classes, ignored_label(classes))
-        if classes**2 <= max(len(numbers), _FEW):
-            counted += [numbers[:0], numbers.bincount(minlength=classes**2 + 2)]
+        if classes**2 <= max(len(numbers), _FEW if numbers.device.type == "cpu" else _FEW_ON_GPU):
+            counted += [numbers[:0], _bins(numbers, classes**2 + 2)]
         else:
             counted += numbers.unique(return_counts=True)
-    fetched = torch.cat(counted).cpu().split([len(part) for part in counted])
+    fetched, sizes = Fetched([torch.cat(counted)]), [len(part) for part in counted]
+    return lambda: _image_counts(index, triples, fetched.read()[0].split(sizes), uniform)
+
+
+def _bins(numbers: Tensor, count: int) -> Tensor:
+    """How often each number below `count` occurs, (count,) int64."""
+    if numbers.device.type == "cpu":
+        return numbers.bincount(minlength=count)
+    # For `bincount` the largest number has to be known first, and the GPU to be waited for.
+    return numbers.new_zeros(count).scatter_add_(0, numbers, torch.ones_like(numbers))
+
+
+def _image_counts(
+    index: int,
+    triples: Sequence[tuple[Tensor, Tensor, int]],
+    fetched: Sequence[Tensor],
+    uniform: int | None,
+) -> list[ImageCounts]:
+    """From the numbers of pairs and their counts, two tensors of each of the `triples`."""
     results = []
     for place, (maps, target, classes) in enumerate(triples):
         found, counts = (part.numpy() for part in fetched[2 * place : 2 * place + 2])

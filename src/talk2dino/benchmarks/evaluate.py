@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,13 @@ from talk2dino.benchmarks.counts import (
     SUFFIX,
     CountsWriter,
     ImageCounts,
-    count_image,
+    begin_count,
     read_counts_folder,
 )
 from talk2dino.benchmarks.datasets import EvaluationSet
 from talk2dino.benchmarks.pictures import PictureFolders
 from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
+from talk2dino.devices import Fetched
 from talk2dino.files import file_sha256
 from talk2dino.processes import Processes
 from talk2dino.progress import Progress, silent
@@ -200,27 +202,47 @@ def _unfinished(
 def _results(
     runs: Sequence[Run], tasks: Sequence[Task], indices: Sequence[int], share: Share
 ) -> Iterator[tuple[int, list[ImageCounts]]]:
-    """Segment images, save their pictures, and count; yields one result per run."""
+    """Segment images, save their pictures, and count; yields one result per run.
+
+    A GPU is given the next image before the results of one are waited for.
+    """
     for run in runs:
         run.folders.claim(run.name)
-    palettes = [run.dataset.palette for run in runs]
     device = tasks[0].query.rows.device
     protocol = runs[0].dataset.benchmark.protocol
     pictures = _read_ahead(runs, tasks, indices, share.readers)
     num_classes = [len(run.dataset.classes) for run in runs]
+    needed = any(run.at_borders or run.folders.wanted() for run in runs)
+    waiting: deque[Callable[[], tuple[int, list[ImageCounts]]]] = deque()
     for picture, maps in label_pictures(pictures, protocol, share.batching, device):
         index, targets = picture.payload
-        results = count_image(index, maps, targets, num_classes, picture.uniform)
-        for place, run in enumerate(runs):
-            if run.at_borders:
-                shown = (maps[place], targets[place], num_classes[place], protocol)
-                results[place] = add_borders(results[place], *shown)
-        for run, predicted, target, palette in zip(runs, maps, targets, palettes, strict=True):
-            if run.folders.wanted():
-                kind = np.uint8 if len(palette) <= 256 else np.uint16
-                ids = predicted.cpu().numpy().astype(kind)
-                run.folders.write(run.dataset.samples[index].name, ids, target.numpy(), palette)
-        yield index, results
+        counting = begin_count(index, maps, targets, num_classes, picture.uniform)
+        fetched = Fetched(maps if needed else [])
+        waiting.append(partial(_finished, runs, index, targets, counting, fetched))
+        if len(waiting) > (device.type == "cuda"):
+            yield waiting.popleft()()
+    for finished in waiting:
+        yield finished()
+
+
+def _finished(
+    runs: Sequence[Run],
+    index: int,
+    targets: Sequence[torch.Tensor],
+    counting: Callable[[], list[ImageCounts]],
+    fetched: Fetched,
+) -> tuple[int, list[ImageCounts]]:
+    """One image's counts, when its pictures are saved; `fetched` holds its label maps if needed."""
+    results = counting()
+    for place, (maps, run) in enumerate(zip(fetched.read(), runs, strict=False)):
+        target, palette = targets[place], run.dataset.palette
+        if run.at_borders:
+            classes, protocol = len(run.dataset.classes), run.dataset.benchmark.protocol
+            results[place] = add_borders(results[place], maps, target, classes, protocol)
+        if run.folders.wanted():
+            ids = maps.numpy().astype(np.uint8 if len(palette) <= 256 else np.uint16)
+            run.folders.write(run.dataset.samples[index].name, ids, target.numpy(), palette)
+    return index, results
 
 
 def _read_ahead(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -218,20 +220,33 @@ def _near(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _matrices(segmenter: PatchScoring, patches: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
     """The spreading matrices of rows and columns, where the patches are."""
-    rows, columns = (
-        spreading_matrix(
-            original,
-            scored,
-            window,
-            layout.protocol.starts(scored),
-            _upsampling(segmenter, cells, window),
-            stitching(layout.protocol, window),
-        ).to(patches)
-        for original, scored, window, cells in zip(
-            layout.original_hw, layout.scored_hw, layout.window_hw, patches.shape[-2:], strict=True
-        )
+    lengths = zip(
+        layout.original_hw, layout.scored_hw, layout.window_hw, patches.shape[-2:], strict=True
     )
+    # A weak reference is the same key for the same segmenter, and does not keep it in memory.
+    place = (weakref.ref(segmenter), layout.protocol, patches.device, patches.dtype)
+    rows, columns = (_matrix_of_axis(*place, *of_axis) for of_axis in lengths)
     return rows, columns
+
+
+@lru_cache(maxsize=64)
+def _matrix_of_axis(
+    reference: weakref.ref[PatchScoring],
+    protocol: Protocol,
+    device: torch.device,
+    dtype: torch.dtype,
+    original: int,
+    scored: int,
+    window: int,
+    cells: int,
+) -> Tensor:
+    """`spreading_matrix` of an axis, which pictures of one size share."""
+    segmenter = reference()
+    assert segmenter is not None
+    upsampled, starts = _upsampling(segmenter, cells, window), protocol.starts(scored)
+    weights = stitching(protocol, window)
+    matrix = spreading_matrix(original, scored, window, starts, upsampled, weights)
+    return matrix.to(device, dtype)
 
 
 def _upsampling(segmenter: PatchScoring, cells: int, window: int) -> Tensor:

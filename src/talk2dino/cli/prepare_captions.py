@@ -19,16 +19,20 @@ from talk2dino.files import (
     hold_lock,
     is_unfinished,
 )
-from talk2dino.methods.ovsegmentor.data.filter import (
+from talk2dino.methods.ovsegmentor.data.metafile import ENTITY, HEADERS, open_table
+from talk2dino.methods.ovsegmentor.data.prepare import (
     DAMAGED,
     KEPT,
+    MERGED,
     FilterCounts,
     FilterSettings,
     filter_captions,
+    json_to_csv,
+    list_parts,
+    made,
+    merge,
     part_paths,
 )
-from talk2dino.methods.ovsegmentor.data.merge import MERGED, json_to_csv, list_parts, made, merge
-from talk2dino.methods.ovsegmentor.data.metafile import ENTITY, HEADERS, open_table
 from talk2dino.methods.ovsegmentor.data.words import AUTO, LEMMAS, find_lemmas
 from talk2dino.progress import Bar
 

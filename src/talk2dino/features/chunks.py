@@ -21,6 +21,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from talk2dino.devices import pinned_copy
 from talk2dino.files import atomic_path
 
 _INPUT, _WHOLE, _ABOUT, _CHUNKS = "input.txt", "whole", "about.json", "chunk*.safetensors"
@@ -51,7 +52,7 @@ def fetched_behind(results: Iterable[Chunk], device: torch.device) -> Iterator[C
         return
     waiting: tuple[Chunk, torch.cuda.Event] | None = None
     for result in results:
-        columns = {key: _to_pinned(column) for key, column in result.columns.items()}
+        columns = {key: pinned_copy(column) for key, column in result.columns.items()}
         arrived = torch.cuda.Event()
         arrived.record()
         if waiting is not None:
@@ -61,12 +62,6 @@ def fetched_behind(results: Iterable[Chunk], device: torch.device) -> Iterator[C
     if waiting is not None:
         waiting[1].synchronize()
         yield waiting[0]
-
-
-def _to_pinned(column: Tensor) -> Tensor:
-    """Start a copy to pinned memory, whose blocks PyTorch keeps and uses again."""
-    pinned = torch.empty(column.shape, dtype=column.dtype, pin_memory=True)
-    return pinned.copy_(column, non_blocking=True)
 
 
 class Chunks:

@@ -18,8 +18,8 @@ from talk2dino.sizes import Protocol
 
 
 @dataclass(frozen=True)
-class PatchOptions(MethodOptions):
-    """Choices of methods that score patches; refinements but PAMR are in no publication."""
+class RefinementOptions:
+    """Which refinements are on; those but PAMR are in no publication."""
 
     pamr: bool | None = None
     """Refine the scores along the edges of the image with PAMR."""
@@ -32,6 +32,11 @@ class PatchOptions(MethodOptions):
 
     def __post_init__(self) -> None:
         check_graph(self.propagation_graph, self.propagation)
+
+
+@dataclass(frozen=True)
+class PatchOptions(RefinementOptions, MethodOptions):
+    """Choices of methods that score patches."""
 
 
 class WordSegmenter(nn.Module):

@@ -138,8 +138,8 @@ def test_a_graph_that_differs_is_not_kept(model, tmp_path, monkeypatch):
 
 
 def test_a_good_graph_is_not_kept_without_the_other(model, tmp_path, monkeypatch):
-    def write_the_first(graph, path, free):
-        if graph.input_name == "tokens":
+    def write_the_first(side, example, path, free):
+        if side.names[0] == "tokens":
             raise RuntimeError("the text side differs")
         path.write_bytes(b"image side")
         return {}

@@ -1,1 +1,1 @@
-"""FreeDA: a bank of prototypes, the segmenter, and the method."""
+"""FreeDA: a bank of prototypes, and the method."""

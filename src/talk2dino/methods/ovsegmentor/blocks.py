@@ -147,17 +147,15 @@ def average_weights(hard: Tensor) -> Tensor:
     return hard / (hard.sum(dim=-1, keepdim=True) + 1)
 
 
-class AssignAttention(nn.Module):
+class AssignAttention(CrossAttention):
     """Groups take the mean of the patches that choose them; one head."""
 
     def __init__(self, width: int) -> None:
-        super().__init__()
-        self.q_proj = nn.Linear(width, width)
-        self.k_proj = nn.Linear(width, width)
-        self.v_proj = nn.Linear(width, width)
-        self.proj = nn.Linear(width, width)
+        super().__init__(width, num_heads=1)
 
-    def forward(self, groups: Tensor, patches: Tensor) -> tuple[Tensor, Assignment]:
+    def forward(  # type: ignore[override]  # also which patch chose which group
+        self, groups: Tensor, patches: Tensor
+    ) -> tuple[Tensor, Assignment]:
         """Groups (B, G, C) and patches (B, P, C) to the groups' means (B, G, C)."""
         queries, keys = self.q_proj(groups), self.k_proj(patches)
         logits = affinity(queries, keys)

@@ -117,8 +117,11 @@ def read_checkpoint(
     if num_heads is not None:
         vision = dataclasses.replace(config.vision, num_heads=num_heads)
         config = dataclasses.replace(config, vision=vision)
-    if expected is not None:
-        _check_size(config, expected, path)
+    if expected is not None and config.name != expected.name:
+        raise ValueError(
+            f"{path} holds {config.name}, but {expected.name} was asked for. Choose the model that "
+            "the file is of, or the file of that model."
+        )
     return Checkpoint(config, present_names(state), str(path), tokenizer)
 
 
@@ -299,7 +302,9 @@ def identify(state: Mapping[str, Tensor], source: str | Path) -> OVSegmentorConf
         if (preset.vision.width, preset.text.vocabulary) == (width, vocabulary):
             vision = dataclasses.replace(preset.vision, num_groups=groups)
             return dataclasses.replace(preset, vision=vision)
-    known = "; ".join(_size(preset) for preset in PRESETS.values())
+    known = "; ".join(
+        f"{p.name} (width {p.vision.width}, {p.text.vocabulary} tokens)" for p in PRESETS.values()
+    )
     raise ValueError(
         f"{source} holds an image encoder of width {width} and a vocabulary of {vocabulary}, "
         f"which no known OVSegmentor has. Known: {known}."
@@ -360,21 +365,3 @@ def _read_folder(folder: Path) -> tuple[OVSegmentorConfig, dict[str, Tensor]]:
         raise ValueError(f"{path} has no section 'model' with the architecture")
     config = build(OVSegmentorConfig, values["model"], str(path))
     return config, read_state_dict(folder / WEIGHTS_FILE)
-
-
-def _check_size(config: OVSegmentorConfig, expected: OVSegmentorConfig, path: Path) -> None:
-    """Raise unless weights are of the size that was asked for, other numbers of groups aside."""
-    widths = [(c.vision.width, c.text.kind, c.text.width) for c in (config, expected)]
-    if widths[0] != widths[1]:
-        raise ValueError(
-            f"{path} holds {_size(config)}, but {_size(expected)} was asked for. "
-            "Choose the model that the file is of, or the file of that model."
-        )
-
-
-def _size(config: OVSegmentorConfig) -> str:
-    kind = {"bert": "BERT", "roberta": "RoBERTa"}[config.text.kind]
-    return (
-        f"{config.name} (image width {config.vision.width}, {kind} with "
-        f"{config.text.vocabulary} tokens)"
-    )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
 from talk2dino.backbones.checkpoints import check_fit, state_shapes
@@ -52,31 +54,6 @@ class PatchStage(nn.Module):
         return self.downsample(x[:, :num_patches], x[:, num_patches:])
 
 
-class GroupStage(nn.Module):
-    """Blocks over the groups (`layers.1` of a checkpoint)."""
-
-    def __init__(self, config: VisionConfig, rates: list[float]) -> None:
-        super().__init__()
-        self.blocks = _blocks(config, rates)
-
-    def forward(self, groups: Tensor) -> Tensor:
-        for block in self.blocks:
-            groups = block(groups)
-        return groups
-
-
-class PatchEmbedding(nn.Module):
-    """Patches by a convolution; pixels right of and below the last whole patch are not covered."""
-
-    def __init__(self, config: VisionConfig) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(3, config.width, config.patch_size, stride=config.patch_size)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 3, h, w) to (B, C, rows, columns)."""
-        return self.proj(images)
-
-
 class ImageEncoder(nn.Module):
     """Normalised RGB images to groups.
 
@@ -89,9 +66,14 @@ class ImageEncoder(nn.Module):
         depth = config.depth_patches + config.depth_groups
         rates = torch.linspace(0, config.drop_path, depth, device="cpu").tolist()
         self.pos_embed = nn.Parameter(torch.zeros(config.grid**2, config.width))
-        self.patch_embed = PatchEmbedding(config)
+        # Pixels right of and below the last whole patch are not covered.
+        self.patch_embed = PatchEmbed(
+            None, config.patch_size, embed_dim=config.width, flatten=False
+        )
         patch_stage = PatchStage(config, rates[: config.depth_patches])
-        group_stage = GroupStage(config, rates[config.depth_patches :])
+        # Blocks over the groups; both stages have the names that a checkpoint has below `layers`.
+        blocks = nn.Sequential(*_blocks(config, rates[config.depth_patches :]))
+        group_stage = nn.Sequential(OrderedDict(blocks=blocks))
         self.layers = nn.ModuleList([patch_stage, group_stage])
         self.norm = nn.LayerNorm(config.width)
         self.apply(_initialise)

@@ -15,9 +15,9 @@ from talk2dino.backbones.text import check_text, is_bert
 from talk2dino.backbones.vision import check_vision
 from talk2dino.config import build, check_name
 from talk2dino.files import find_in_checkout
+from talk2dino.methods.dense import RefinementOptions
 from talk2dino.methods.talk2dino.projection import ProjectionConfig
 from talk2dino.methods.talk2dino.recipe import FeatureConfig, FrozenModels, load_recipe
-from talk2dino.refine.refinement import check_graph
 from talk2dino.textfiles import read_yaml
 from talk2dino.training.job import read_summary
 
@@ -28,7 +28,7 @@ PRECISIONS = {"fp32": "", "tf32": "tf32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmenterConfig(FrozenModels):
+class SegmenterConfig(FrozenModels, RefinementOptions):
     """The frozen models, the projection between them, and the options of inference."""
 
     projection: ProjectionConfig
@@ -41,12 +41,6 @@ class SegmenterConfig(FrozenModels):
     """Name of the prompt set; see talk2dino.backbones.templates."""
     pamr: bool = False
     """Refine the scores along the edges of the window."""
-    smoothing: bool = False
-    """Compare means of patches that resemble each other, in place of single ones."""
-    propagation: bool = False
-    """Spread the scores of patches among those that resemble each other."""
-    propagation_graph: str = "window"
-    """Between the patches of which windows: `window` or `image`, all of an image's."""
     clean_background: bool = False
     """Raise scores where the backbone's attention heads agree with a class."""
     average_tokens: bool = False
@@ -59,8 +53,8 @@ class SegmenterConfig(FrozenModels):
     """Of the vision backbone: `fp32`, `tf32`, `bf16` or `fp16`. The rest is always float32."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         get_templates(self.template)
-        check_graph(self.propagation_graph, self.propagation)
         check_name("precision", self.precision, PRECISIONS)
         if self.input_size < 1:
             raise ValueError(f"input_size must be positive, got {self.input_size}")

@@ -50,6 +50,8 @@ class Exported:
 class ImageSide(nn.Module):
     """Pixels (B, 3, S, S), float32 RGB in [0, 255], to patches and attention logits."""
 
+    names = ("pixels", ["patches", "attention_logits"])
+
     def __init__(self, segmenter: Talk2DinoSegmenter) -> None:
         super().__init__()
         self.vision = FixedSizeBackbone(segmenter.vision, segmenter.config.input_size)
@@ -88,6 +90,8 @@ class FixedSizeBackbone(VisionBackbone):
 
 class TextSide(nn.Module):
     """CLIP's token ids (C, T, 77) of every class's T prompts to unit-length classes (C, D)."""
+
+    names = ("tokens", ["classes"])
 
     def __init__(self, segmenter: Talk2DinoSegmenter) -> None:
         super().__init__()
@@ -129,11 +133,10 @@ def export_onnx(loaded: LoadedModel, folder: str | Path, overwrite: bool = False
     pixels = torch.rand(2, 3, size, size, generator=random) * 255
     prompts = [[t.format(name) for t in templates[:3]] for name in ("cat", "polar bear")]
     tokens = torch.stack([segmenter.text.tokenize(texts) for texts in prompts])
-    image = _Graph(ImageSide(segmenter), pixels, "pixels", ["patches", "attention_logits"])
-    text = _Graph(TextSide(segmenter), tokens, "tokens", ["classes"])
     with atomic_files(folder, *FILES) as written:
-        errors = _write_graph(image, written / IMAGE_FILE, {0: "batch"})
-        errors |= _write_graph(text, written / TEXT_FILE, {0: "classes", 1: "prompts"})
+        image, text = ImageSide(segmenter).eval(), TextSide(segmenter).eval()
+        errors = _write_graph(image, pixels, written / IMAGE_FILE, {0: "batch"})
+        errors |= _write_graph(text, tokens, written / TEXT_FILE, {0: "classes", 1: "prompts"})
         content = json.dumps(_description(loaded, errors), indent=2, ensure_ascii=False) + "\n"
         (written / DESCRIPTION).write_text(content, encoding="utf-8")
     return Exported(tuple(folder / name for name in FILES), errors)
@@ -165,32 +168,24 @@ def check_installed() -> None:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class _Graph:
-    """A module with an input to trace it with."""
-
-    module: nn.Module
-    example: Tensor
-    input_name: str
-    output_names: list[str]
-
-
-def _write_graph(graph: _Graph, path: Path, free: dict[int, str]) -> dict[str, float]:
+def _write_graph(
+    side: ImageSide | TextSide, example: Tensor, path: Path, free: dict[int, str]
+) -> dict[str, float]:
     """Trace, write and compare; returns the relative error per output."""
     with _quiet(), torch.no_grad():
         torch.onnx.export(
-            graph.module.eval(),
-            (graph.example,),
+            side,
+            (example,),
             str(path),
             dynamo=True,
             dynamic_shapes=(free,),
-            input_names=[graph.input_name],
-            output_names=graph.output_names,
+            input_names=[side.names[0]],
+            output_names=side.names[1],
             opset_version=OPSET,
             external_data=False,
             verbose=False,
         )
-        errors = _compare(graph, path) if find_spec("onnxruntime") is not None else {}
+        errors = _compare(side, example, path) if find_spec("onnxruntime") is not None else {}
         wrong = {name: error for name, error in errors.items() if not error <= TOLERANCE}
         if wrong:
             raise RuntimeError(
@@ -200,17 +195,18 @@ def _write_graph(graph: _Graph, path: Path, free: dict[int, str]) -> dict[str, f
     return errors
 
 
-def _compare(graph: _Graph, path: Path) -> dict[str, float]:
+def _compare(side: ImageSide | TextSide, example: Tensor, path: Path) -> dict[str, float]:
     """Relative error of every output, for the example and for a smaller one."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    errors = dict.fromkeys(graph.output_names, 0.0)
-    for example in (graph.example, graph.example[:1]):
-        expected = graph.module(example)
+    given, outputs = side.names
+    errors = dict.fromkeys(outputs, 0.0)
+    for some in (example, example[:1]):
+        expected = side(some)
         expected = expected if isinstance(expected, tuple) else (expected,)
-        found = session.run(graph.output_names, {graph.input_name: example.numpy()})
-        for name, ours, theirs in zip(graph.output_names, expected, found, strict=True):
+        found = session.run(outputs, {given: some.numpy()})
+        for name, ours, theirs in zip(outputs, expected, found, strict=True):
             error = float((torch.from_numpy(theirs) - ours).norm() / ours.norm())
             errors[name] = max(errors[name], error)
     return errors

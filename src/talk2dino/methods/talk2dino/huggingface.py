@@ -116,13 +116,7 @@ class Talk2DinoModel(Talk2DINO, PreTrainedModel):  # type: ignore[misc]  # ours 
         return self if device is None else Talk2DINO.to(self, device)
 
     def save_pretrained(  # type: ignore[override]
-        self,
-        folder: str | Path,
-        *,
-        projection_only: bool = False,
-        results: str | Path | None = None,
-        overwrite: bool = False,
-        safe_serialization: bool = True,
+        self, folder: str | Path, *, safe_serialization: bool = True, **options: Any
     ) -> Path:
         """As `Talk2DINO.save_pretrained`.
 
@@ -131,10 +125,8 @@ class Talk2DinoModel(Talk2DINO, PreTrainedModel):  # type: ignore[misc]  # ours 
 
         Args:
             folder: made if it is not there.
-            projection_only: leave out the frozen models.
-            results: folder of `evaluate --output`, for the table in the card.
-            overwrite: replace the files of an earlier save.
             safe_serialization: only true is supported: weights are written as safetensors.
+            options: `projection_only`, `results`, `overwrite`.
 
         Raises:
             ValueError: `safe_serialization` is false; otherwise as `Talk2DINO.save_pretrained`.
@@ -145,9 +137,7 @@ class Talk2DinoModel(Talk2DINO, PreTrainedModel):  # type: ignore[misc]  # ours 
                 f"safe_serialization={safe_serialization} is not supported: weights are written "
                 "as safetensors. Leave it out."
             )
-        return Talk2DINO.save_pretrained(
-            self, folder, projection_only=projection_only, results=results, overwrite=overwrite
-        )
+        return Talk2DINO.save_pretrained(self, folder, **options)
 
     def forward(self, windows: Tensor, classes: Tensor, background: float | None = None) -> Tensor:
         """Scores of windows (B, 3, h, w), RGB in [0, 255], for rows (C, D) of `embed_classes`."""

@@ -90,7 +90,9 @@ class PublishedMethods:
         """
         form = "(C, D), fractions for at least one class, as build_text_embedding makes them"
         _check_tensor(
-            *("text_emb", text_emb, form),
+            "text_emb",
+            text_emb,
+            form,
             lambda given: given.ndim == 2 and len(given) > 0 and given.is_floating_point(),
         )
         count = len(text_emb) if classnames is None else len(as_texts(classnames))
@@ -105,7 +107,9 @@ class PublishedMethods:
             if found != only:
                 raise ValueError(f"{name}={found!r} is not supported, only {only!r}.")
         _check_tensor(
-            *("image", image, "(B, 3, H, W) BGR"),
+            "image",
+            image,
+            "(B, 3, H, W) BGR",
             lambda given: given.ndim == 4 and given.shape[1] == 3 and 0 not in given.shape,
         )
         text_emb = text_emb.to(self.segmenter.device, torch.float32)

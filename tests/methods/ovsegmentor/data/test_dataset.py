@@ -50,11 +50,11 @@ def assert_equal(first, second):
 def test_a_sample_holds_two_images_and_four_texts(samples):
     assert len(samples) == 4
     sample = samples[0, 0]
-    assert sample.image.shape == sample.pair.image.shape == (3, 16, 16)
+    assert sample.image.shape == sample.paired_image.shape == (3, 16, 16)
     assert (sample.row, sample.caption) == (0, "A dog, on a sofa.")
     assert sample.question == "A [MASK], on a [MASK]."
     assert "dog and sofa" in sample.answer and "{}" not in sample.answer
-    assert sample.pair.prompt in ("A photo of dog", "A photo of sofa")
+    assert sample.paired_prompt in ("A photo of dog", "A photo of sofa")
     assert sample.failures == ()
 
 
@@ -64,7 +64,7 @@ def test_a_sample_depends_on_seed_epoch_and_number_only(data, samples, tokenizer
     random.seed(2), np.random.seed(2), torch.manual_seed(2)
     again = samples[3, 1]
     assert torch.equal(first.image, again.image) and first.answer == again.answer
-    assert torch.equal(first.pair.image, again.pair.image)
+    assert torch.equal(first.paired_image, again.paired_image)
     other = open_samples(
         data, training_transform(SMALL), SampleOptions(seed=1, pairs=True), tokenizer
     )
@@ -83,7 +83,7 @@ def test_the_global_generators_are_left_alone(samples):
 def test_stage_1_has_one_image_and_no_need_of_pairs(data, tokenizer):
     samples = open_samples(data, training_transform(SMALL), SampleOptions(), tokenizer)
     batch = Collate(tokenizer)([samples[0, 0], samples[0, 1]])
-    assert samples[0, 0].pair is None
+    assert samples[0, 0].paired_image is None
     assert batch.inputs.paired_images is None and batch.inputs.paired_entities is None
 
 
@@ -252,4 +252,4 @@ def test_raw_entity_words_name_the_pair(tmp_path, images, tokenizer, word):
     path = write_rows(tmp_path / "one.csv", [(*ROWS[0][:3], [0], [word])])
     data = PretrainingData(str(path), str(images), lemmas="lemminflect")
     samples = open_samples(data, training_transform(SMALL), SampleOptions(pairs=True), tokenizer)
-    assert samples[0, 0].pair.prompt == f"A photo of {word}"
+    assert samples[0, 0].paired_prompt == f"A photo of {word}"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from talk2dino.methods.ovsegmentor.data.filter import FilterSettings, filter_captions
+from talk2dino.methods.ovsegmentor.data.prepare import FilterSettings, filter_captions
 
 SRC = Path(__file__).parents[4] / "src"
 ROWS = 90_000

@@ -5,7 +5,6 @@ import torch
 
 from talk2dino.methods.ovsegmentor.pretraining.step import (
     PretrainingStep,
-    _buckets,
     decays,
     make_optimizer,
     step_seed,
@@ -120,13 +119,6 @@ def test_the_published_weight_decay(make_recipe):
     sizes = [len(group["params"]) for group in optimizer.param_groups]
     assert sizes == [len(named) - len(without), len(without)]
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.05, 0.0]
-
-
-def test_gradients_are_sent_in_buckets_in_order(monkeypatch):
-    monkeypatch.setattr("talk2dino.methods.ovsegmentor.pretraining.step._BUCKET", 10)
-    tensors = [torch.zeros(size) for size in (4, 7, 3, 12, 1)]
-    assert [[t.numel() for t in b] for b in _buckets(tensors)] == [[4, 7], [3, 12], [1]]
-    assert _buckets([]) == []
 
 
 def test_a_frozen_language_model_keeps_its_weights(make_recipe, tokenizer):

@@ -56,13 +56,13 @@ class PretrainingData:
             raise ValueError("'metafile:' is empty")
         if self.compat and self.entities:
             raise ValueError("entities cannot be chosen under compat, which has the published ones")
-        if self.entities:
-            EntityTable.of(self.entity_words)
+        self.table  # noqa: B018  # refuses its own wrong values
 
     @property
-    def entity_words(self) -> list[str]:
-        """The words of `entities`."""
-        return [word.strip() for word in split_names(self.entities)] if self.entities else []
+    def table(self) -> EntityTable:
+        """The words that count as entities."""
+        words = map(str.strip, split_names(self.entities))
+        return EntityTable.of(words) if self.entities else PUBLISHED
 
 
 def open_samples(
@@ -76,8 +76,7 @@ def open_samples(
     mask = tokenizer.tokenizer.mask_token
     if mask is None:
         raise ValueError("the tokeniser has no mask token, which questions need. Use a BERT's.")
-    table = EntityTable.of(data.entity_words) if data.entities else PUBLISHED
-    reader = CaptionReader(get_lemma(find_lemmas(data.lemmas)), data.compat, mask, table)
+    reader = CaptionReader(get_lemma(find_lemmas(data.lemmas)), data.compat, mask, data.table)
     rows = open_rows(data.metafile, Path(data.images), reader, options.pairs)
     return PretrainingSamples(rows, reader, transform, options)
 

@@ -133,16 +133,6 @@ class ImageFailure:
 
 
 @dataclass(frozen=True, eq=False)
-class Pair:
-    """The second image of a sample."""
-
-    image: Tensor
-    """(3, H, W), as the first."""
-    prompt: str
-    """A text that names the entity both images share."""
-
-
-@dataclass(frozen=True, eq=False)
 class Sample:
     """One image with its texts."""
 
@@ -156,8 +146,10 @@ class Sample:
     """With its entities masked."""
     answer: str
     """A prompt with the entities."""
-    pair: Pair | None = None
-    """In stage 2."""
+    paired_image: Tensor | None = None
+    """(3, H, W) a second one, in stage 2."""
+    paired_prompt: str = ""
+    """Names the entity that both images share."""
     failures: tuple[ImageFailure, ...] = ()
     """Images that were to be in this sample, and could not be read."""
 
@@ -212,17 +204,18 @@ class PretrainingSamples(Dataset):
         if image is None:
             return None
         pixels = self._transformed(image, random)
-        pair = None
+        second, prompt = None, ""
         if self.options.pairs:
             partner = self.rows.partner(row, random)
-            second = self._read(partner.row, failures)
-            if second is None:
+            image = self._read(partner.row, failures)
+            if image is None:
                 return None
-            pair = Pair(self._transformed(second, random), ENTITY_PROMPT + partner.entity)
+            second, prompt = self._transformed(image, random), ENTITY_PROMPT + partner.entity
         caption = self.rows.caption(row)
         masked = self.reader.read(caption)
         answer = self.reader.answer(masked.classes, template)
-        return Sample(row, pixels, caption, masked.question, answer, pair, tuple(failures))
+        texts = (caption, masked.question, answer)
+        return Sample(row, pixels, *texts, second, prompt, tuple(failures))
 
     def _read(self, row: int, failures: list[ImageFailure]) -> Image.Image | None:
         try:
@@ -264,14 +257,15 @@ class Collate:
 
     def __call__(self, samples: Sequence[Sample]) -> LoadedBatch:
         """Collate some samples, either all with a pair or none."""
-        pairs = [sample.pair for sample in samples if sample.pair]
+        second = [s.paired_image for s in samples if s.paired_image is not None]
+        prompts = [sample.paired_prompt for sample in samples]
         inputs = PretrainingBatch(
             images=torch.stack([sample.image for sample in samples]),
             captions=self._tokens([sample.caption for sample in samples]),
             questions=self._tokens([sample.question for sample in samples]),
             answers=self._tokens([sample.answer for sample in samples]),
-            paired_images=torch.stack([pair.image for pair in pairs]) if pairs else None,
-            paired_entities=self._tokens([pair.prompt for pair in pairs]) if pairs else None,
+            paired_images=torch.stack(second) if second else None,
+            paired_entities=self._tokens(prompts) if second else None,
         )
         failures = tuple(failure for sample in samples for failure in sample.failures)
         return LoadedBatch(inputs, torch.tensor([sample.row for sample in samples]), failures)

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO, NoReturn, TextIO
+from typing import BinaryIO, NoReturn
 
 from talk2dino.files import check_file
 from talk2dino.textfiles import check_once, refuse_packed
@@ -154,21 +154,6 @@ def open_table(path: str | Path, header: str = "auto") -> Table:
             "caption already, --header yes if these are the image and the caption."
         )
     return Table(path, _two_columns(path, raw), offset)
-
-
-class TableWriter:
-    """Writes a csv with `\\n` line ends.
-
-    Args:
-        file: open for text with `newline=""`.
-    """
-
-    def __init__(self, file: TextIO) -> None:
-        self._writer = csv.writer(file, lineterminator="\n")
-
-    def write(self, fields: Sequence[str]) -> None:
-        """Add one row, or the header."""
-        self._writer.writerow(fields)
 
 
 def _is_tsv(path: Path) -> bool:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from talk2dino.methods.ovsegmentor.data.merge import result
 from talk2dino.methods.ovsegmentor.data.metafile import (
     ENTITY,
     PAIR_ENTITIES,
     PAIR_ROWS,
     Table,
-    TableWriter,
     open_table,
 )
+from talk2dino.methods.ovsegmentor.data.prepare import result
 from talk2dino.methods.ovsegmentor.data.rows import EntityIndex
 from talk2dino.progress import Progress, silent
 
@@ -58,8 +58,8 @@ def make_pairs(metafile: str | Path, out: Path, seed: int = 0, progress: Progres
         temporary.open("w", encoding="utf-8", newline="") as file,
         progress(len(pieces), 0) as bar,
     ):
-        writer, records = TableWriter(file), table.records()
-        writer.write([*table.columns, PAIR_ROWS, PAIR_ENTITIES])
+        writer, records = csv.writer(file, lineterminator="\n"), table.records()
+        writer.writerow([*table.columns, PAIR_ROWS, PAIR_ENTITIES])
         for number, start in enumerate(pieces):
             drawn_for = np.arange(start, min(start + ROWS_AT_ONCE, rows))
             random = np.random.default_rng([seed, number])
@@ -67,7 +67,7 @@ def make_pairs(metafile: str | Path, out: Path, seed: int = 0, progress: Progres
             some = itertools.islice(records, len(drawn_for))
             for record, row_codes, row_partners in zip(some, codes, partners, strict=True):
                 names = [index.names[code] for code in row_codes]
-                writer.write([*table.fields(record), str(row_partners.tolist()), str(names)])
+                writer.writerow([*table.fields(record), str(row_partners.tolist()), str(names)])
             bar.update(1)
     return rows
 

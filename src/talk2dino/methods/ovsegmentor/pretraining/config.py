@@ -98,14 +98,7 @@ class SelectionConfig:
         check_at_least(2, batch_size=self.batch_size)
 
 
-SECTIONS = {
-    "data": PretrainingData,
-    "augment": AugmentConfig,
-    "train": TrainConfig,
-    "losses": LossConfig,
-    "start": StartConfig,
-    "selection": SelectionConfig,
-}
+SECTIONS = ("data", "augment", "train", "losses", "start", "selection")
 _KEYS = ("model", "stage", "compat", *SECTIONS)
 
 

@@ -279,11 +279,9 @@ class _Pretraining(Work):
         if recipe.selection.metafile:
             held_out = HeldOut(recipe, tokenizer, self.processes, workers)
             held_out.check_images()
-        model, collate = (
-            first_model(recipe).to(device),
-            Collate(tokenizer, recipe.train.text_length),
-        )
         self.tokenizer = tokenizer
+        collate = Collate(tokenizer, recipe.train.text_length)
+        model = first_model(recipe).to(device)
         self.run = PretrainingRun(
             model, recipe, samples, collate, held_out, self.processes, workers
         )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import torch
-from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from talk2dino.backbones.vision import IMAGENET_MEAN, IMAGENET_STD
@@ -63,14 +64,12 @@ class HeldOut:
         Raises:
             RuntimeError: in every process, if any of them finds an image that cannot be read.
         """
-        images = _Images(self.samples.rows, self.processes)
-        loader = DataLoader(
-            images,
-            batch_size=None,
-            num_workers=self.workers,
-            generator=torch.Generator().manual_seed(0),  # leaves the global one alone
-        )
-        problem = next((problem for problem in loader if problem), "")
+        rows, place = self.samples.rows, self.processes.rank
+        first_rows = {rows.name(row): row for row in reversed(rows.usable.tolist())}
+        own = sorted(first_rows.values())[place :: self.processes.count]
+        with ThreadPoolExecutor(max(self.workers, 1)) as pool:
+            problem = next(filter(None, pool.map(partial(_problem, rows), own)), "")
+            pool.shutdown(cancel_futures=True)
         for found in self.processes.gather(problem):
             if found:
                 raise RuntimeError(f"a held-out image: {found}")
@@ -100,24 +99,13 @@ class HeldOut:
         return math.fsum(self.processes.gather(own)) / self.processes.count
 
 
-class _Images(Dataset):
-    """What is wrong with each image of one process, which is read for that; else nothing."""
-
-    def __init__(self, rows: Rows, processes: Processes) -> None:
-        self.rows = rows
-        first_rows = {rows.name(row): row for row in reversed(rows.usable.tolist())}
-        self.own = sorted(first_rows.values())[processes.rank :: processes.count]
-
-    def __len__(self) -> int:
-        return len(self.own)
-
-    def __getitem__(self, number: int) -> str:
-        row = self.own[number]
-        try:
-            self.rows.source(row).read()
-        except (ValueError, OSError) as error:
-            return f"{self.rows.name(row)}: {error}"
-        return ""
+def _problem(rows: Rows, row: int) -> str:
+    """What is wrong with the image of a row, which is read for that; else nothing."""
+    try:
+        rows.source(row).read()
+    except (ValueError, OSError) as error:
+        return f"{rows.name(row)}: {error}"
+    return ""
 
 
 def open_held_out(recipe: PretrainingRecipe, tokenizer: Tokenizer) -> PretrainingSamples:

@@ -95,7 +95,6 @@ def decays(name: str, parameter: torch.Tensor) -> bool:
 
 VALUES = ("loss", "matching", "entity", "mask", "gradient_norm")
 """What a step returns, in this order."""
-_BUCKET = 2**25  # gradients sent at once
 
 
 class PretrainingStep:
@@ -186,28 +185,10 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
     A parameter without a gradient has none in any process: they compute the same losses.
     """
     world = num_processes()
-    if world == 1:
-        return
-    for gradients in _buckets([p.grad for p in parameters if p.grad is not None]):
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(flat)
-        flat /= world
-        for gradient, mean in zip(
-            gradients, flat.split([g.numel() for g in gradients]), strict=True
-        ):
-            gradient.copy_(mean.view_as(gradient))
-
-
-def _buckets(gradients: Sequence[Tensor]) -> list[list[Tensor]]:
-    buckets: list[list[Tensor]] = []
-    size = _BUCKET
-    for gradient in gradients:
-        if size >= _BUCKET:
-            buckets.append([])
-            size = 0
-        buckets[-1].append(gradient)
-        size += gradient.numel()
-    return buckets
+    for parameter in parameters if world > 1 else ():
+        if parameter.grad is not None:
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= world
 
 
 def _values(losses: Losses) -> Tensor:

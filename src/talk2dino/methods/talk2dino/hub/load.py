@@ -145,10 +145,22 @@ def check_segmenter(config: SegmenterConfig, whole: Path | None) -> None:
 def load_segmenter(
     config: SegmenterConfig, whole: Path | None, device: str | torch.device = "cpu"
 ) -> Talk2DinoSegmenter:
-    """The segmenter of a configuration; `whole` is the file with its weights, if there is one."""
+    """The segmenter of a configuration; `whole` is the file with its weights, if there is one.
+
+    Where that holds the projection only, the configuration names the weights of the others.
+    """
     if whole is None:
         return build_segmenter(config, device)
-    return _assemble(config, split_parts(read_model(whole), str(whole)), whole).to(device)
+    source = str(whole)
+    parts = split_parts(read_model(whole), source)
+    projection = projection_from_state(config.projection, parts.projection, source)
+    if parts.vision:
+        vision = vision_from_state(config.vision_model, parts.vision, source)
+        text: Any = text_from_state(config.text_model, parts.text, source)
+    else:
+        vision = load_vision(config.vision_model, config.vision_weights)
+        text = load_text(config.text_model, config.text_weights)
+    return Talk2DinoSegmenter(vision, text, projection, config).to(device)
 
 
 def find_model(
@@ -329,19 +341,6 @@ def _identified(parts: ModelParts, path: Path) -> FoundModel:
     )
     threshold = default_threshold(projection.dino_embed_dim)
     return FoundModel(config, threshold, source, whole=path)
-
-
-def _assemble(config: SegmenterConfig, parts: ModelParts, path: Path) -> Talk2DinoSegmenter:
-    """The models from their tensors; a file with the projection only names the others' weights."""
-    source = str(path)
-    projection = projection_from_state(config.projection, parts.projection, source)
-    if parts.vision:
-        vision = vision_from_state(config.vision_model, parts.vision, source)
-        text: Any = text_from_state(config.text_model, parts.text, source)
-    else:
-        vision = load_vision(config.vision_model, config.vision_weights)
-        text = load_text(config.text_model, config.text_weights)
-    return Talk2DinoSegmenter(vision, text, projection, config)
 
 
 def _source(model: PublishedModel) -> str:

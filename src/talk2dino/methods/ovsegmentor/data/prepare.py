@@ -1,36 +1,47 @@
-"""Keep the captions that name an entity (the paper's CC12M to CC4M): one csv per part.
+"""Captions to a metafile: filter them, join the parts, and turn JSON lines into a csv.
 
-A part that is there is complete, so an interrupted run goes on with the missing ones. Memory does
+The filter keeps captions that name an entity (the paper's CC12M to CC4M), in one csv per part. A
+part that is there is complete, so an interrupted run goes on with the missing ones. Memory does
 not depend on the file: every process holds one row.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import multiprocessing
 import os
+import re
+import shutil
 import signal
 import threading
+from codecs import BOM_UTF8
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from talk2dino.files import atomic_files, check_not_inputs, content_digest, is_unfinished
+from talk2dino.files import (
+    atomic_files,
+    check_file,
+    check_not_inputs,
+    content_digest,
+    is_unfinished,
+    listed,
+)
 from talk2dino.methods.ovsegmentor.data.metafile import (
     CAPTION,
     ENTITY,
     IMAGE,
     Table,
-    TableWriter,
     open_table,
 )
 from talk2dino.methods.ovsegmentor.data.words import NO_ENTITY, CaptionReader, get_lemma
 from talk2dino.progress import Progress, silent
-from talk2dino.textfiles import read_json
+from talk2dino.textfiles import parse_json, read_json, refuse_packed
 
 Job = TypeVar("Job")
 
@@ -223,8 +234,8 @@ def _filter_part(part: _Part) -> None:
     record_path = _record_path(part.path)
     with atomic_files(part.path.parent, part.path.name, record_path.name) as folder:
         with (folder / part.path.name).open("w", encoding="utf-8", newline="") as file:
-            writer = TableWriter(file)
-            writer.write((IMAGE, CAPTION, ENTITY))
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow((IMAGE, CAPTION, ENTITY))
             _write_rows(part, reader, writer, counts)
         record = {
             "made_from": part.made_from,
@@ -236,9 +247,7 @@ def _filter_part(part: _Part) -> None:
         (folder / record_path.name).write_text(text, "utf-8")
 
 
-def _write_rows(
-    part: _Part, reader: CaptionReader, writer: TableWriter, counts: FilterCounts
-) -> None:
+def _write_rows(part: _Part, reader: CaptionReader, writer: Any, counts: FilterCounts) -> None:
     table = part.table
     image_column, caption_column = table.column(IMAGE), table.column(CAPTION)
     for row, record in enumerate(table.records(part.start, part.stop), start=part.first_row):
@@ -253,8 +262,147 @@ def _write_rows(
         entities = [] if problem else reader.entities(caption)
         counts.rows[problem or (KEPT if entities else NO_ENTITY)] += 1
         if entities:
-            writer.write((image, caption, ",".join(entities)))
+            writer.writerow((image, caption, ",".join(entities)))
 
 
 def _record_path(part: Path) -> Path:
     return part.with_name(part.name + ".json")
+
+
+MERGED = "cc12m_filtered_subset.csv"
+"""Name of the joined metafile."""
+
+
+def list_parts(folder: str | Path) -> list[Path]:
+    """The csv files of a folder, but results, in the order of the numbers in their names.
+
+    Raises:
+        FileNotFoundError: there is no folder, or no csv file in it.
+        ValueError: parts of one filter run are missing, unfinished, or among other files.
+    """
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder")
+    parts = [path for path in listed(folder, "*.csv") if not made(path).exists()]
+    for part in parts:
+        check_file(part)
+    if not parts:
+        raise FileNotFoundError(f"{folder} holds no .csv files to merge. Filter captions first.")
+    parts.sort(key=_natural)
+    _check_complete(parts)
+    return parts
+
+
+def made(out: Path) -> Path:
+    """The file beside a result that says what it was made from."""
+    return out.with_name(f"{out.name}.made.json")
+
+
+@contextmanager
+def result(out: Path, made_from: dict[str, Any]) -> Iterator[Path]:
+    """Where to write `out`; with what it was made from, which may be completed meanwhile."""
+    with atomic_files(out.parent, out.name, made(out).name) as folder:
+        yield folder / out.name
+        text = json.dumps(made_from, indent=1) + "\n"
+        (folder / made(out).name).write_text(text, encoding="utf-8")
+
+
+def merge(parts: Sequence[Path], out: Path, delete: bool = False) -> None:
+    """Write the rows of all parts below one header; memory does not depend on their size.
+
+    Args:
+        parts: csv files with the same header.
+        out: the file to write.
+        delete: remove the parts and what is said about them when `out` is complete.
+
+    Raises:
+        ValueError: two parts have different headers.
+    """
+    made_from = {"parts": [part.name for part in parts]}
+    with result(out, made_from) as temporary, temporary.open("wb") as target:
+        header = b""
+        for part in parts:
+            with part.open("rb") as source:
+                first = source.readline().rstrip(b"\r\n").removeprefix(BOM_UTF8)
+                header = header or first
+                if first != header:
+                    raise ValueError(
+                        f"{part} has the columns {first.decode('utf-8', 'replace')!r}, "
+                        f"{parts[0]} has {header.decode('utf-8', 'replace')!r}"
+                    )
+                if part is parts[0]:
+                    target.write(header + b"\n")
+                shutil.copyfileobj(source, target)
+                source.seek(-1, os.SEEK_CUR)
+                if source.read(1) != b"\n":
+                    target.write(b"\n")
+    if delete:
+        for part in parts:
+            part.unlink()
+            part.with_name(part.name + ".json").unlink(missing_ok=True)
+
+
+def json_to_csv(source: Path, out: Path) -> int:
+    """Turn JSON lines `{"filename", "caption"}` into a csv with image_id and caption.
+
+    Returns:
+        How many rows were written.
+
+    Raises:
+        ValueError: a line is no such object; the message names it.
+    """
+    refuse_packed(source)
+    rows = 0
+    made_from: dict[str, Any] = {"metafile": str(source)}
+    with (
+        source.open("rb") as lines,
+        result(out, made_from) as temporary,
+        temporary.open("w", encoding="utf-8", newline="") as file,
+    ):
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow((IMAGE, CAPTION))
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                writer.writerow(_json_fields(line, f"{source}: line {number}"))
+                rows += 1
+        made_from["rows"] = rows
+    return rows
+
+
+def _json_fields(line: bytes, where: str) -> tuple[str, str]:
+    record: Any = parse_json(line, where)
+    if isinstance(record, dict):
+        image, caption = record.get("filename", record.get(IMAGE)), record.get(CAPTION)
+        if isinstance(image, str) and isinstance(caption, str):
+            return image, caption
+    raise ValueError(f"{where} is no object with a 'filename' and a 'caption'")
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """cc12m_2 before cc12m_10, so that rows keep the order of the input."""
+    pieces = re.split(r"(\d+)", path.name)
+    return [(int(piece), "") if piece.isdecimal() else (0, piece) for piece in pieces]
+
+
+def _check_complete(parts: Sequence[Path]) -> None:
+    """Parts that know which of how many they are must all be there, from one input."""
+    records = [record for part in parts if (record := read_record(part))]
+    for part in parts:
+        if is_unfinished(part.with_name(part.name + ".json")):
+            raise ValueError(f"{part} is unfinished. Run the filter again to finish it.")
+        if records and read_record(part) is None:
+            raise ValueError(f"{part} is no part of the filter run beside it. Move it elsewhere.")
+    if not records:
+        return
+    made_from = records[0]["made_from"]
+    if any(record["made_from"] != made_from for record in records):
+        raise ValueError(
+            f"{parts[0].parent} holds parts of different filter runs. Keep those of one."
+        )
+    found = {record["part"] for record in records}
+    missing = [number for number in range(made_from["parts"]) if number not in found]
+    if missing:
+        names = ", ".join(f"cc12m_{number}.csv" for number in missing[:5])
+        raise ValueError(
+            f"{parts[0].parent} holds {len(found)} of {made_from['parts']} parts; missing: "
+            f"{names}. Run the filter again to finish it."
+        )

@@ -10,7 +10,7 @@ import pytest
 
 from talk2dino.__main__ import main
 from talk2dino.methods.ovsegmentor.data import pairs as pairs_module
-from talk2dino.methods.ovsegmentor.data.filter import FilterSettings, filter_captions, run_jobs
+from talk2dino.methods.ovsegmentor.data.prepare import FilterSettings, filter_captions, run_jobs
 from talk2dino.methods.ovsegmentor.data.rows import EntityIndex
 
 CAPTIONS = [
