@@ -165,7 +165,8 @@ def test_folders_are_below_the_data_root_or_beside_the_file(make, tmp_path):
     other = tmp_path / "elsewhere" / "mine.yaml"
     other.parent.mkdir()
     other.write_text(path.read_text())
-    assert "mine: no folder" in refused(other, tmp_path / "nowhere")
+    message = refused(other, tmp_path / "nowhere")
+    assert "mine: no folder" in message and "keys images, labels, split" in message
     dataset = EvaluationSet(read_dataset(other, tmp_path), tmp_path)
     assert (dataset.data_root, dataset.samples[0].image) == (tmp_path, "images/a.jpg")
     names = tmp_path / "names.txt"

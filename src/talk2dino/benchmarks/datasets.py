@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from talk2dino.benchmarks.data.labels import forbidden, label_name, label_size, read_any_labels
-from talk2dino.benchmarks.data.sources import check_data_root
+from talk2dino.benchmarks.data.sources import SOURCES, check_data_root
 from talk2dino.benchmarks.table import Benchmark
 from talk2dino.pictures.drawing import class_colours
 from talk2dino.pictures.images import check_image, check_whole, other_pictures
@@ -25,7 +25,6 @@ from talk2dino.textfiles import read_names
 
 logger = logging.getLogger(__name__)
 
-_ADVICE = "`python -m talk2dino data check` says what belongs where."
 _SHOWN = 3
 _SAMPLED = 16  # labels decoded ahead: enough for mistakes that are in every file
 
@@ -201,12 +200,21 @@ def _places(row: Benchmark, root: Path) -> tuple[Path, Path, Path | None]:
             if place.is_dir() if what == "folder" else place.is_file():
                 return place
         tried = " or ".join(map(str, places))
-        raise FileNotFoundError(f"{row.key}: no {what} {tried}{remark}. {_ADVICE}")
+        raise FileNotFoundError(f"{row.key}: no {what} {tried}{remark}. {_where_named(row)}")
 
     images, labels = find(row.images, "folder"), find(row.labels, "folder")
     if row.split is None:
         return images, labels, None
     return images, labels, find(row.split, "file", ", which lists the images")
+
+
+def _where_named(row: Benchmark) -> str:
+    """Where to read what belongs where: `data check` knows more of some data sets only."""
+    if row.folders:
+        return "The keys images, labels, split and data_root of its YAML file name the places."
+    if row.key not in SOURCES:
+        return f"configs/datasets/{row.key}.yaml says what belongs where."
+    return "`python -m talk2dino data check` says what belongs where."
 
 
 def _root(images: Path, labels: Path, root: Path) -> Path:
