@@ -65,13 +65,13 @@ class Share:
     """The part of the images that this invocation evaluates, and how."""
 
     job_id: int = 0
-    """Number of this job ..."""
+    """Number of this job; the last to finish writes all."""
     num_jobs: int = 1
-    """... among so many; together they evaluate every image."""
+    """Jobs that share the images."""
     batching: Batching = field(default_factory=Batching)
     """Of windows."""
     readers: int = 2
-    """Threads that read images ahead."""
+    """Threads that read images ahead, by default one per core."""
 
     def __post_init__(self) -> None:
         if self.num_jobs < 1 or not 0 <= self.job_id < self.num_jobs:

@@ -8,14 +8,13 @@ import dataclasses
 import io
 import json
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from talk2dino.cli import evaluate, train
-from talk2dino.cli.entry import DONE, Command, run_command
+from talk2dino.cli.entry import DONE, Command, bar_of
 from talk2dino.files import atomic_path
 from talk2dino.textfiles import parse_yaml
 
@@ -36,11 +35,6 @@ Changes = dict[str, str]
 """Keys of a recipe with other values, as they are written in YAML."""
 Variants = dict[str, tuple[Changes, list[str]]]
 """Per variant: what it is trained with, and its flags of evaluate."""
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command."""
-    return run_command(COMMAND, argv)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -103,8 +97,6 @@ def check(args: argparse.Namespace) -> Variants:
 def run(args: argparse.Namespace, variants: Variants) -> int:
     """Train and evaluate what is missing, compare, and write the table."""
     from talk2dino.benchmarks.job import run_job
-    from talk2dino.cli.evaluation import Bars
-    from talk2dino.processes import Processes
 
     rows = []
     for place, root in enumerate(args.data_root):
@@ -116,7 +108,7 @@ def run(args: argparse.Namespace, variants: Variants) -> int:
         job, found = _evaluation(args, place, variants, args.output)
         runs = [run for group in found.values() for run in group]
         print(f"{len(runs)} runs of {args.model} in {root}; results in {job.output}", flush=True)
-        run_job(job, runs, progress=Bars(Processes()))
+        run_job(job, runs, progress=bar_of("images"))
         rows += [{"data_root": str(root), **row} for row in _compared(job.output, found)]
     content = {"model": args.model, "rows": rows}
     table = _markdown(rows, [str(root) for root in args.data_root])
@@ -217,7 +209,7 @@ def _evaluation(
             words += ["--weights", str(_weights(args, place, changes)) if trained else "seeded:0"]
         elif args.weights:
             words += ["--weights", _of(args.weights, place)]
-        found[variant] = evaluate.prepared(_typed(evaluate.COMMAND, variant, words))
+        found[variant] = evaluate.check(_typed(evaluate.COMMAND, variant, words))
     evaluations = [entry for job, _ in found.values() for entry in job.evaluations]
     job = dataclasses.replace(found[DEFAULT][0], evaluations=evaluations, one_by_one=True)
     return job, {variant: runs for variant, (_, runs) in found.items()}
@@ -296,5 +288,4 @@ COMMAND = Command(
     run=run,
 )
 
-if __name__ == "__main__":
-    sys.exit(main())
+main = COMMAND.main

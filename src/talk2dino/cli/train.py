@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from talk2dino.cli.entry import (
     DONE,
     Command,
+    bar_of,
     core_share,
     local_processes,
     step_bar,
@@ -93,7 +94,6 @@ def run(args: argparse.Namespace, job: TrainJob) -> int:
     """Train, and say what was written."""
     from talk2dino.methods.talk2dino.training.job import train_projection
     from talk2dino.processes import is_first_process, joined_processes
-    from talk2dino.progress import silent as silent_progress
     from talk2dino.training.history import Record
     from talk2dino.training.run import Hooks
 
@@ -106,7 +106,7 @@ def run(args: argparse.Namespace, job: TrainJob) -> int:
             shown += f"  validation {record['val_loss']:.6g}"
         print(shown)
 
-    encoding = silent_progress if silent else _encoding_bar
+    encoding = bar_of("encoded images", shown=not silent)
     with joined_processes() as processes:
         hooks = Hooks(step_bar, on_epoch=on_epoch)
         result = train_projection(job, hooks, encoding, processes)
@@ -164,13 +164,6 @@ def _job(args: argparse.Namespace) -> TrainJob:
         logger="wandb" if args.use_wandb else args.logger,
         command=typed_command(COMMAND, "train.py", args, but=("resume", "overwrite")),
     )
-
-
-def _encoding_bar(total: int, done: int):  # type: ignore[no-untyped-def]
-    """A bar for the images of a dataset without features."""
-    from tqdm import tqdm
-
-    return tqdm(total=total, initial=done, desc="encoding", unit=" images", disable=None)
 
 
 COMMAND = Command(

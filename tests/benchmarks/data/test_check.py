@@ -196,6 +196,8 @@ def test_wrong_arguments_are_refused(tmp_path, capsys):
 
 def test_the_drawn_world_is_checked_like_any_data(tmp_path, capsys):
     assert main(["check", "toy", "--data_root", str(tmp_path)]) == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "configs/datasets/toy.yaml says what belongs where." in shown
     write_world(tmp_path, WorldConfig(train_images=1, val_images=1, evaluation_images=2))
     assert main(["check", "toy", "--data_root", str(tmp_path)]) == 0
     assert re.search(r"^toy +complete +2 images, 2 labels$", capsys.readouterr().out, re.MULTILINE)

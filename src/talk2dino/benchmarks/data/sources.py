@@ -116,6 +116,6 @@ def check_data_root(root: str | Path) -> None:
     if not Path(root).is_dir():
         raise FileNotFoundError(
             f"there is no data folder {root}. Choose it with --data_root; `python -m talk2dino "
-            "data check` says what belongs there and where to get it. (The drawn world of "
-            "the quickstart is in quickstart/data.)"
+            "data check` says what belongs there and where to get it. (The drawn world is in "
+            "quickstart/data after `python -m talk2dino quickstart`.)"
         )
