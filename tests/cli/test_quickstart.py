@@ -107,8 +107,13 @@ def test_a_run_that_was_cut_short_goes_on(finished):
     assert (folder / "weights" / "toy.pth").read_bytes() == weights
 
 
-def test_other_settings_need_overwrite(finished, capsys):
+def test_other_settings_need_overwrite(finished, tmp_path, capsys):
     folder, _ = finished
+    record = json.loads((folder / "quickstart.json").read_text())
+    record["settings"]["recipe"] = "sha256:0"
+    (tmp_path / "quickstart.json").write_text(json.dumps(record))
+    assert main(["--output", str(tmp_path), *TINY]) == 2
+    assert "a quickstart with another configs/toy.yaml." in capsys.readouterr().err
     assert main(["--output", str(folder), *TINY, "--seed", "5"]) == 2
     message = capsys.readouterr().err
     assert "seed 0 (asked for: 5)" in message

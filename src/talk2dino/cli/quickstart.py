@@ -172,7 +172,7 @@ def _done_steps(args: argparse.Namespace) -> list[str]:
         raise ValueError(f"{path} is no record of a quickstart. Choose another --output.")
     known, wanted = content["settings"], _settings(args)
     differing = [
-        f"{key} {known.get(key)} (asked for: {value})"
+        f"another {RECIPE}" if key == "recipe" else f"{key} {known.get(key)} (asked for: {value})"
         for key, value in wanted.items()
         if known.get(key) != value
     ]
