@@ -73,7 +73,5 @@ CASES = {
         repeats=3,
         targets={LITERAL: 2.0},
         limits={"peak_share": 1 / 4},
-        work=1,
-        unit="photographs",
     ),
 }

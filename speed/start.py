@@ -52,7 +52,5 @@ CASES = {
         },
         inputs=_inputs,
         targets={LITERAL: 1.5},
-        work=1,
-        unit="starts",
     )
 }

@@ -26,15 +26,15 @@ def _inputs(folder: Path) -> None:
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
     random = np.random.default_rng(0)
     counts = random.integers(1, 3, SAMPLES).astype(np.int32)
-    index = TarIndex(
-        np.cumsum(np.full((SAMPLES, 4), 1536), axis=0),
-        np.ones(SAMPLES, np.int8),
-        np.arange(SAMPLES),
-        counts,
-        random.integers(0, ENTITIES, int(counts.sum())).astype(np.int32),
-        np.array([f"entity{number}" for number in range(ENTITIES)]),
-        np.array("[{}, []]"),
-    )
+    index: TarIndex = {
+        "places": np.cumsum(np.full((SAMPLES, 4), 1536), axis=0),
+        "is_json": np.ones(SAMPLES, np.int8),
+        "usable": np.arange(SAMPLES),
+        "counts": counts,
+        "codes": random.integers(0, ENTITIES, int(counts.sum())).astype(np.int32),
+        "names": np.array([f"entity{number}" for number in range(ENTITIES)]),
+        "refused": np.array("[{}, []]"),
+    }
     (folder / "tars").mkdir()
     for number in range(TARS):
         path = folder / "tars" / f"{number:05d}.tar"

@@ -96,7 +96,7 @@ def test_modules_do_not_import_each_other_in_a_circle(root):
 
 OWN_COMMANDS = {
     "talk2dino": {
-        *("train", "export", "evaluate_published", "quickstart", "retrieve"),
+        *("ablate", "train", "export", "evaluate_published", "quickstart", "retrieve"),
     },
     "ovsegmentor": {"pretrain", "prepare_captions", "convert"},
     "freeda": {"convert"},

@@ -31,7 +31,7 @@ def test_the_wheel_has_every_module_recipe_and_template_and_nothing_else(wheel, 
     expected |= {f"talk2dino/vocabularies/{name}" for name in words}
     expected |= {f"talk2dino/assets/{n}.png" for n in ("astronaut", "chelsea", "coffee")}
     expected |= {"talk2dino/app/style.css", "talk2dino/report/page.html"}
-    expected |= {"talk2dino/methods/talk2dino/hub/card.md", "talk2dino/pictures/class_lists.json"}
+    expected |= {"talk2dino/methods/talk2dino/hub/card.md"}
     expected.add("talk2dino/backbones/imagenet_templates.txt")
     assert wheel == expected
 

@@ -12,7 +12,7 @@ import re
 import textwrap
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
@@ -147,13 +147,16 @@ def field_docs(kind: type) -> dict[str, str]:
     """The strings under the fields of a dataclass, those of its bases included."""
     found: dict[str, str] = {}
     for base in reversed(kind.__mro__):
-        if not dataclasses.is_dataclass(base):
-            continue
-        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
-        assert isinstance(body, ast.ClassDef)
-        for entry, text in itertools.pairwise(body.body):
-            if isinstance(entry, ast.AnnAssign) and isinstance(entry.target, ast.Name):
-                value = text.value if isinstance(text, ast.Expr) else None
-                if isinstance(value, ast.Constant) and isinstance(value.value, str):
-                    found[entry.target.id] = " ".join(value.value.split())
+        if dataclasses.is_dataclass(base):
+            body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+            assert isinstance(body, ast.ClassDef)
+            found |= {ast.unparse(entry.target): text for entry, text in documented_fields(body)}
     return found
+
+
+def documented_fields(body: ast.ClassDef) -> Iterator[tuple[ast.AnnAssign, str]]:
+    """The fields in the source of a class, each with the string under it."""
+    for entry, text in itertools.pairwise(body.body):
+        value = text.value if isinstance(text, ast.Expr) else None
+        if isinstance(entry, ast.AnnAssign) and isinstance(value, ast.Constant):
+            yield entry, " ".join(str(value.value).split())

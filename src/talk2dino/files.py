@@ -13,15 +13,18 @@ import shutil
 import stat
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+T = TypeVar("T")
 _LEFTOVER = re.compile(r"\.[^/]{1,40}\.tmp-[0-9a-f]{16}/?")
 _MARK = "talk2dino_unfinished"
 _FAILED = "could not write the file"
@@ -427,3 +430,25 @@ def shipped(relative: str | Path) -> Path:
     package = Path(__file__).resolve().parent
     inside = (package / relative).resolve()  # configs/ and assets/ are links in a checkout
     return inside if inside.exists() else package.parents[1] / relative
+
+
+def read_ahead(reads: Iterable[Callable[[], T]], threads: int, ahead: int = 0) -> Iterator[T]:
+    """The results of `reads` in order, read in threads.
+
+    Args:
+        reads: each reads one thing.
+        threads: how many read at once.
+        ahead: how many things may wait, at least one for every thread.
+    """
+    waiting: deque[Future[T]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for read in reads:
+                waiting.append(pool.submit(read))
+                if len(waiting) > max(ahead, threads):
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

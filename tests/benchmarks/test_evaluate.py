@@ -23,7 +23,7 @@ from talk2dino.benchmarks.counts import (
 )
 from talk2dino.benchmarks.datasets import EvaluationSet, check_files, fingerprint
 from talk2dino.benchmarks.evaluate import Run, Share, evaluate_group, group_runs
-from talk2dino.benchmarks.metrics import confusion_counts, ignored_label
+from talk2dino.benchmarks.metrics import ignored_label
 from talk2dino.benchmarks.pictures import PictureFolders
 from talk2dino.benchmarks.results import bootstrap_interval, read_counts, write_result
 from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
@@ -80,6 +80,19 @@ def test_pictures_that_a_benchmark_passes_over_are_named(tmp_path, caplog):
             Image.new("L", (4, 4), 1).save(tmp_path / folder / name)
     check_files(EvaluationSet(row, tmp_path))
     assert "do not end in .jpg: 'b.JPEG'" in caplog.text
+
+
+def test_label_maps_of_a_benchmark_are_in_one_folder_unless_names_repeat(tmp_path):
+    row = BENCHMARKS["cityscapes"]
+    (tmp_path / row.labels).mkdir(parents=True)
+    for names in (["bonn/a", "ulm/b"], ["bonn/a", "ulm/a", "ulm/b"]):
+        for name in names:
+            path = tmp_path / row.images / f"{name}{row.image_suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        found = [sample.name for sample in EvaluationSet(row, tmp_path).samples]
+        shown = [name[-1] for name in names] if len(names) == 2 else names
+        assert found == [f"{name}_leftImg8bit" for name in shown]
 
 
 def test_a_damaged_picture_is_never_scored_in_part(make_voc):
@@ -418,7 +431,8 @@ def test_counts_of_an_image_are_those_of_its_benchmarks(classes, largest, tmp_pa
             assert stacked[name].sum(axis=0).tolist() == (2 * areas).tolist()
             assert stacked[name].sum(axis=1).tolist() == [areas.sum()] * 2
             assert (np.array([[1.0, 2.0]]) @ stacked[name])[0].tolist() == (3 * areas).tolist()
-        confusion = confusion_counts(predicted, target, count, ignored_label(count)).numpy()
+        counted, confusion = target != ignored_label(count), np.zeros((count, count))
+        np.add.at(confusion, (target[counted].numpy(), predicted[counted].numpy()), 1)
         assert np.array_equal(np.eye(count) @ stacked["confusion"], 2 * confusion)
     writer.close()
     with pytest.raises(ValueError, match="prediction holds labels"):

@@ -5,7 +5,18 @@ import math
 import pytest
 import torch
 
-from talk2dino.benchmarks.metrics import confusion_counts, segmentation_scores
+from talk2dino.benchmarks.counts import count_image, stacked_areas
+from talk2dino.benchmarks.metrics import area_scores
+
+
+def confusion_counts(predicted, target, classes):
+    """(C, C) pixels, true classes in rows."""
+    images = count_image(0, [predicted], [target], [classes])
+    return torch.from_numpy(stacked_areas(images, classes)["confusion"])
+
+
+def segmentation_scores(counts):
+    return area_scores(counts.diagonal(), counts.sum(dim=1), counts.sum(dim=0))
 
 
 def test_counts_have_true_classes_in_rows_and_skip_ignored_pixels():

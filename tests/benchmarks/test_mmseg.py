@@ -32,7 +32,7 @@ def test_every_file_of_a_benchmark_is_read_as_mmsegmentation_reads_it(key):
     assert ours.classes == theirs.classes
     assert np.array_equal(ours.palette, theirs.palette)
     dataset = theirs._dataset
-    loader = load_openmmlab().pipelines.LoadAnnotations(dataset.reduce_zero_label)
+    loader = load_openmmlab()[1].LoadAnnotations(dataset.reduce_zero_label)
     dataset.gt_seg_map_loader = loader
     assert theirs.versions.keys() == {"mmcv", "mmseg"} and not ours.versions
     for index in range(len(ours.samples)):

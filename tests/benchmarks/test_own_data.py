@@ -16,7 +16,7 @@ from talk2dino.benchmarks.dataset_file import read_dataset
 from talk2dino.benchmarks.datasets import EvaluationSet, check_files
 from talk2dino.benchmarks.evaluate import Run, evaluate_group
 from talk2dino.benchmarks.pictures import PictureFolders
-from talk2dino.benchmarks.results import Timing, make_result, write_result
+from talk2dino.benchmarks.results import make_result, timing_fields, write_result
 from talk2dino.benchmarks.scoring import Task
 from talk2dino.benchmarks.table import find_benchmark, find_benchmarks
 from talk2dino.cli.data import main as data
@@ -357,7 +357,7 @@ def evaluate_by_grey(path, tmp_path):
     run = Run("run", settings, dataset, folders)
     query = ClassQuery.of_rows(torch.linspace(0, 1, len(dataset.classes))[:, None])
     done = evaluate_group([run], lambda runs: [Task(ByGrey(), query)], tmp_path / "out")
-    timing = Timing(3, done.seconds, ["mine"], torch.device("cpu"), 1)
+    timing = timing_fields(3, done.seconds, ["mine"], torch.device("cpu"), 1)
     write_result(tmp_path / "out", "run", *make_result(run, done.counts["run"], timing))
 
 

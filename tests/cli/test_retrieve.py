@@ -79,3 +79,12 @@ def test_features_of_another_model_are_refused(folder, tmp_path, capsys):
     argv = ["--store", str(tmp_path / "other.pth"), "--text", "cat", "--model", "toy"]
     assert main(argv) != 0
     assert "width 7, but toy needs 192" in capsys.readouterr().err
+
+
+def test_features_that_are_no_numbers_are_named_and_not_found_first(folder, tmp_path, capsys):
+    content = torch.load(folder / "store.pth", weights_only=True)
+    content["image_features"]["disentangled_self_attn"][2, 1, 0] = torch.nan
+    torch.save(content, tmp_path / "nan.pth")
+    argv = ["--store", str(tmp_path / "nan.pth"), "--text", "cat", "--top", "1", "--model", "toy"]
+    assert main(argv) == 1
+    assert "'disentangled_self_attn' holds numbers that are not finite" in capsys.readouterr().err

@@ -322,7 +322,7 @@ def test_class_lists_and_colours_are_those_of_the_benchmarks():
     pytest.importorskip("mmseg")
     from talk2dino.benchmarks.mmseg import load_openmmlab
 
-    datasets = load_openmmlab().datasets
+    datasets = load_openmmlab()[0]
     stuff, ade, voc = (
         getattr(datasets, f"{name}Dataset") for name in ("COCOStuff", "ADE20K", "PascalVOC")
     )

@@ -149,24 +149,20 @@ def test_too_little_room_is_seen_before_it_is_used_up(tmp_path):
 def test_results_are_handed_out_when_the_next_work_is_launched_and_they_have_arrived(monkeypatch):
     calls = []
 
-    class Event:
-        def record(self):
-            calls.append("recorded")
-
-        def synchronize(self):
-            calls.append("arrived")
+    def fetch(columns):
+        calls.append("fetch")
+        return SimpleNamespace(read=lambda: calls.append("arrived") or columns)
 
     def results():
         for number in range(2):
             calls.append(f"work on {number}")
             yield Chunk({"a": torch.full((1,), number)}, {}, [str(number)])
 
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(stage, "pinned_copy", lambda column: column)
+    monkeypatch.setattr(stage, "Fetched", fetch)
     for result in fetched_behind(results(), SimpleNamespace(type="cuda")):
         calls.append(f"store {result.captions[0]} {int(result.columns['a'])}")
     assert calls == [
-        *("work on 0", "recorded", "work on 1", "recorded"),
+        *("work on 0", "fetch", "work on 1", "fetch"),
         *("arrived", "store 0 0", "arrived", "store 1 1"),
     ]
     assert list(fetched_behind([], SimpleNamespace(type="cuda"))) == []

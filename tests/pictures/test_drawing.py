@@ -5,7 +5,6 @@ import pytest
 from PIL import Image
 
 from talk2dino.pictures.drawing import (
-    LegendStyle,
     class_colours,
     colour_pixels,
     draw_legend,
@@ -95,11 +94,9 @@ def test_the_overlay_keeps_every_pixel_in_place_and_names_every_class(size):
     assert all(present(legend, colour) for colour in colours)
 
 
-def test_the_opacity_of_the_style_is_used():
+def test_the_opacity_is_used():
     picture = Image.new("RGB", (30, 30))
-    overlay = draw_overlay(
-        picture, np.zeros((30, 30), int), ["a"], class_colours(1), LegendStyle(opacity=1.0)
-    )
+    overlay = draw_overlay(picture, np.zeros((30, 30), int), ["a"], class_colours(1), opacity=1.0)
     assert overlay.getpixel((5, 5)) == tuple(class_colours(1)[0])
 
 
@@ -139,9 +136,7 @@ def test_what_does_not_fit_together_is_refused():
     with pytest.raises(ValueError, match="2 names, but 1 colours"):
         draw_overlay(picture, np.zeros((3, 4), int), ["a", "b"], class_colours(1))
     with pytest.raises(ValueError, match=r"opacity must lie between 0 and 1, found 1\.5"):
-        LegendStyle(opacity=1.5)
-    with pytest.raises(ValueError, match="font_size must be positive"):
-        LegendStyle(font_size=0)
+        draw_overlay(picture, np.zeros((3, 4), int), ["a"], class_colours(1), opacity=1.5)
 
 
 def test_a_name_is_drawn_in_a_font_that_has_its_letters():

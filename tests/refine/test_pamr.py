@@ -76,7 +76,7 @@ def test_pictures_of_several_bands_are_refined_like_whole_ones(
     part = 2 * size[1] // torch.get_num_threads()
     monkeypatch.setattr("talk2dino.refine.pamr._PART_PIXELS", part)  # of two rows or one
     monkeypatch.setattr("talk2dino.refine.pamr._MOST_WEIGHTS", 16 * size[1] * 30)  # 30 rows
-    monkeypatch.setattr("talk2dino.refine.pamr_bags._PIXELS", 7 * size[1])
+    monkeypatch.setattr("talk2dino.refine.pamr._BAG_PIXELS", 7 * size[1])
     banded = refine(images, masks, iterations, (1, 4))
     torch.testing.assert_close(banded, whole, rtol=0, atol=2e-6)
     torch.testing.assert_close(banded.double(), exact, rtol=0, atol=2e-6)

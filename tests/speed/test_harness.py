@@ -2,7 +2,9 @@
 
 import ast
 import json
+import shutil
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -110,6 +112,26 @@ def test_a_table_replaces_the_one_before(page, same):
     assert "old" not in text and "a machine" not in text
     assert "another machine" in text and "| two sides |" in text and "| 2x |" in text
     assert "| bare |" in text and "| 2.00 |" in text
+
+
+def test_rows_of_several_machines_say_which(page, same):
+    records = {name: same.record() | {"machine": f"machine {name}"} for name in "ab"}
+    write_table(page, "cpu", records)
+    lines = page.read_text().splitlines()
+    assert {"1: machine a.", "2: machine b."} < set(lines)
+    assert [line[-5:] for line in lines if line.startswith("| two sides |")][:2] == [
+        "| 1 |",
+        "| 2 |",
+    ]
+
+
+def test_the_page_has_the_tables_of_its_figures_and_is_short(root, tmp_path):
+    page = shutil.copy(root / "docs" / "performance.md", tmp_path)
+    figures = json.loads((root / "speed" / "figures.json").read_text())
+    write_table(Path(page), "cpu", figures)
+    text = Path(page).read_text()
+    assert text == (root / "docs" / "performance.md").read_text()
+    assert len(text.splitlines()) <= 150
 
 
 def test_a_page_without_a_place_for_the_table_is_refused(page):

@@ -344,33 +344,18 @@ def as_backbone(model: VisionTransformer | Eva, name: str, weights: str) -> Visi
 
 def create_toy(num_registers: int = 4) -> VisionTransformer:
     """The toy architecture: DINOv2's, 4 blocks of width 192 with 3 heads."""
-    return VisionTransformer(
-        img_size=518,
-        patch_size=14,
-        embed_dim=192,
-        depth=4,
-        num_heads=3,
-        init_values=1e-5,
-        reg_tokens=num_registers,
-        no_embed_class=num_registers > 0,
-        num_classes=0,
-        global_pool="token",
-        dynamic_img_size=True,
-    )
+    registers = {"reg_tokens": num_registers, "no_embed_class": num_registers > 0}
+    return _small(img_size=518, patch_size=14, depth=4, init_values=1e-5, **registers)
 
 
 def create_dino_toy() -> VisionTransformer:
     """DINO's architecture, 3 blocks of width 192 with 3 heads and patches of 8 pixels."""
-    return VisionTransformer(
-        img_size=224,
-        patch_size=8,
-        embed_dim=192,
-        depth=3,
-        num_heads=3,
-        num_classes=0,
-        global_pool="token",
-        dynamic_img_size=True,
-    )
+    return _small(img_size=224, patch_size=8, depth=3)
+
+
+def _small(**shape: Any) -> VisionTransformer:
+    shape |= {"embed_dim": 192, "num_heads": 3, "num_classes": 0, "global_pool": "token"}
+    return VisionTransformer(dynamic_img_size=True, **shape)
 
 
 def official_shapes(model: VisionTransformer | Eva) -> dict[str, tuple[int, ...]]:

@@ -179,7 +179,7 @@ class CountsWriter:
         self._file = open(path, "r+b")  # noqa: SIM115
         try:
             _lock(self._file, path)  # before looking: nobody else appends from here on
-            end = _intact_length(path, settings)
+            end = _read(path, settings)[1]
         except BaseException:
             self._file.close()
             raise
@@ -256,8 +256,8 @@ def first_columns(matrix: Matrix, count: int) -> Matrix:
     if not isinstance(matrix, SparseRows):
         return matrix[:, :count]
     kept = matrix.columns < count
-    parts = (part[kept] for part in (matrix.rows, matrix.columns, matrix.values))
-    return SparseRows(*parts, (matrix.shape[0], count))
+    rows, columns, values = matrix.rows[kept], matrix.columns[kept], matrix.values[kept]
+    return SparseRows(rows, columns, values, (matrix.shape[0], count))
 
 
 def stacked_areas(images: Iterable[ImageCounts], num_classes: int) -> dict[str, Matrix]:
@@ -324,10 +324,6 @@ def _lock(file: BinaryIO, path: Path) -> None:
 
 def _first_line(settings: Mapping[str, Any]) -> bytes:
     return json.dumps(settings, sort_keys=True).encode() + b"\n"
-
-
-def _intact_length(path: Path, settings: Mapping[str, Any]) -> int:
-    return _read(path, settings)[1]
 
 
 def _read(path: Path, settings: Mapping[str, Any]) -> tuple[list[ImageCounts], int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +38,8 @@ class Sample:
     label: str
     """Path below the data root."""
     name: str
-    """Of its label maps: the image's path below the folder of images, without suffix."""
+    """Of its label maps: the image's path below the folder of images, without suffix. Of benchmarks
+    the last part of it, as published, if that tells all images apart."""
 
 
 class EvaluationSet:
@@ -62,16 +63,20 @@ class EvaluationSet:
         """Own images that are left out because they have no label."""
         self.versions: dict[str, str] = {}
         """Of libraries that move a number, besides OpenCV."""
+        pairs = self._pairs(images, labels, split)
+        names = [Path(os.path.relpath(image, images)).with_suffix("") for image, _ in pairs]
+        if not benchmark.folders and len({name.name for name in names}) == len(names):
+            names = [Path(name.name) for name in names]
         self.samples = [
             Sample(
                 os.path.relpath(image, self.data_root),
                 os.path.relpath(label, self.data_root),
-                Path(os.path.relpath(image, images)).with_suffix("").as_posix(),
+                name.as_posix(),
             )
-            for image, label in self._pairs(images, labels, split)
+            for (image, label), name in zip(pairs, names, strict=True)
         ]
         if outside := [sample.name for sample in self.samples if sample.name.startswith("../")]:
-            raise ValueError(f"{benchmark.key}: not in {images}: {_some(outside)}. See {split}.")
+            raise ValueError(f"{benchmark.key}: not in {images}: {some_of(outside)}. See {split}.")
         if not self.samples:
             where = split or f"{images}, files *{', *'.join(benchmark.image_suffixes)}"
             raise ValueError(f"{benchmark.key}: no images in {where}")
@@ -86,7 +91,7 @@ class EvaluationSet:
         stems = [_stem(name, suffixes) for name in names]
         if row.folders and len(set(stems)) < len(stems):
             twice = [name for name in names if stems.count(_stem(name, suffixes)) > 1]
-            raise ValueError(f"{row.key}: several images belong to one label: {_some(twice)}.")
+            raise ValueError(f"{row.key}: several images belong to one label: {some_of(twice)}.")
         pairs = [
             (images / name, labels / f"{stem}{row.label_suffix}")
             for name, stem in zip(names, stems, strict=True)
@@ -108,10 +113,10 @@ class EvaluationSet:
             others = sorted(files_below(labels, ("",)))
             raise ValueError(
                 f"{key}: no image has a label. {images} holds "
-                f"{_some(names) or f'no *{self.benchmark.image_suffix}'}; {labels} holds "
-                f"{_some(others) or 'nothing'}. A label is called like its image with {suffix} in "
-                f"place of {' or '.join(self.benchmark.image_suffixes)}: see image_suffix and "
-                "label_suffix."
+                f"{some_of(names) or f'no *{self.benchmark.image_suffix}'}; {labels} holds "
+                f"{some_of(others) or 'nothing'}. A label is called like its image with "
+                f"{suffix} in place of {' or '.join(self.benchmark.image_suffixes)}: see "
+                "image_suffix and label_suffix."
             )
         if len(found) < len(pairs):
             self.unlabelled = [
@@ -186,25 +191,21 @@ def _places(row: Benchmark, root: Path) -> tuple[Path, Path, Path | None]:
     Raises:
         FileNotFoundError: one is not there.
     """
-    folders = row.folders or (root,)
     if not row.folders:
         check_data_root(root)
-    found = []
-    for name in (row.images, row.labels):
-        place = next((f / name for f in folders if (f / name).is_dir()), None)
-        if place is None:
-            tried = " or ".join(str(folder / name) for folder in folders)
-            raise FileNotFoundError(f"{row.key}: no folder {tried}. {_where_named(row)}")
-        found.append(place)
+
+    def find(name: str, what: str, remark: str = "") -> Path:
+        places = [folder / name for folder in row.folders or (root,)]
+        for place in places:
+            if place.is_dir() if what == "folder" else place.is_file():
+                return place
+        tried = " or ".join(map(str, places))
+        raise FileNotFoundError(f"{row.key}: no {what} {tried}{remark}. {_where_named(row)}")
+
+    images, labels = find(row.images, "folder"), find(row.labels, "folder")
     if row.split is None:
-        return found[0], found[1], None
-    split = next((f / row.split for f in folders if (f / row.split).is_file()), None)
-    if split is None:
-        tried = " or ".join(str(folder / row.split) for folder in folders)
-        raise FileNotFoundError(
-            f"{row.key}: no file {tried}, which lists the images. {_where_named(row)}"
-        )
-    return found[0], found[1], split
+        return images, labels, None
+    return images, labels, find(row.split, "file", ", which lists the images")
 
 
 def _where_named(row: Benchmark) -> str:
@@ -259,7 +260,7 @@ def unknown_values(row: Benchmark, values: np.ndarray, unknown: np.ndarray) -> s
     if len(known) and known[-1] - known[0] + 1 == len(known) and values.ndim == 2:
         text += f"{known[0]} to {known[-1]}"
     else:
-        text += _some([label_name(row.rules, int(value)) for value in known])
+        text += some_of([label_name(row.rules, int(value)) for value in known])
     if not row.folders:
         return (
             f"{text}. Were the labels converted to TrainIds? `python -m talk2dino data check` "
@@ -287,7 +288,7 @@ def check_files(dataset: EvaluationSet) -> None:
         if missing:
             raise FileNotFoundError(
                 f"{row.key}: {len(missing)} of {len(paths)} {kind} files are missing below {root}: "
-                f"{_some(missing)}. `python -m talk2dino data check` says where to get them."
+                f"{some_of(missing)}. `python -m talk2dino data check` says where to get them."
             )
     problems = [
         problem
@@ -295,7 +296,7 @@ def check_files(dataset: EvaluationSet) -> None:
         if (problem := pair_problem(root / sample.image, root / sample.label, row.rules.colours))
     ]
     if problems:
-        raise ValueError(f"{row.key}: {len(problems)} files cannot be used: {_some(problems)}.")
+        raise ValueError(f"{row.key}: {len(problems)} files cannot be used: {some_of(problems)}.")
     if row.split is None and not row.folders:
         images = root / row.images
         if left := pictures_left_out(images, row.image_suffixes):
@@ -304,7 +305,7 @@ def check_files(dataset: EvaluationSet) -> None:
             logger.warning(message, row.key, images, endings, left)
     if without := dataset.unlabelled:
         logger.warning(
-            "%s: %d images without a label, left out: %s", row.key, len(without), _some(without)
+            "%s: %d images without a label, left out: %s", row.key, len(without), some_of(without)
         )
     for index in range(min(_SAMPLED, len(dataset.samples))):
         dataset.read_label(index)
@@ -333,6 +334,7 @@ def pair_problem(image: Path, label: Path, colours: bool = False) -> str | None:
     return None
 
 
-def _some(items: Sequence[str], show: Callable[[str], str] = str) -> str:
-    shown = ", ".join(show(item) for item in items[:_SHOWN])
+def some_of(items: Sequence[str]) -> str:
+    """The first few, with commas, and how many there are."""
+    shown = ", ".join(items[:_SHOWN])
     return shown if len(items) <= _SHOWN else f"{shown}, ... ({len(items)} in all)"

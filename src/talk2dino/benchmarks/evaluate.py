@@ -6,7 +6,6 @@ import hashlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,7 +26,7 @@ from talk2dino.benchmarks.datasets import EvaluationSet
 from talk2dino.benchmarks.pictures import PictureFolders
 from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
 from talk2dino.devices import Fetched
-from talk2dino.files import file_sha256
+from talk2dino.files import file_sha256, read_ahead
 from talk2dino.processes import Processes
 from talk2dino.progress import Progress, silent
 
@@ -66,13 +65,13 @@ class Share:
     """The part of the images that this invocation evaluates, and how."""
 
     job_id: int = 0
-    """Number of this job ..."""
+    """Number of this job; the last to finish writes all."""
     num_jobs: int = 1
-    """... among so many; together they evaluate every image."""
+    """Jobs that share the images."""
     batching: Batching = field(default_factory=Batching)
     """Of windows."""
     readers: int = 2
-    """Threads that read images ahead."""
+    """Threads that read images ahead, by default one per core."""
 
     def __post_init__(self) -> None:
         if self.num_jobs < 1 or not 0 <= self.job_id < self.num_jobs:
@@ -210,7 +209,8 @@ def _results(
         run.folders.claim(run.name)
     device = tasks[0].query.rows.device
     protocol = runs[0].dataset.benchmark.protocol
-    pictures = _read_ahead(runs, tasks, indices, share.readers)
+    reads = (partial(_read, runs, tasks, index, device.type == "cuda") for index in indices)
+    pictures = read_ahead(reads, share.readers, 2 * share.readers)
     num_classes = [len(run.dataset.classes) for run in runs]
     needed = any(run.at_borders or run.folders.wanted() for run in runs)
     waiting: deque[Callable[[], tuple[int, list[ImageCounts]]]] = deque()
@@ -243,25 +243,6 @@ def _finished(
             ids = maps.numpy().astype(np.uint8 if len(palette) <= 256 else np.uint16)
             run.folders.write(run.dataset.samples[index].name, ids, target.numpy(), palette)
     return index, results
-
-
-def _read_ahead(
-    runs: Sequence[Run], tasks: Sequence[Task], indices: Sequence[int], readers: int
-) -> Iterator[Picture]:
-    """Read images and labels in threads, a few ahead of the model and never more."""
-    waiting: deque[Future[Picture]] = deque()
-    pin = tasks[0].query.rows.device.type == "cuda"
-    with ThreadPoolExecutor(readers) as pool:
-        try:
-            for index in indices:
-                waiting.append(pool.submit(_read, runs, tasks, index, pin))
-                if len(waiting) > 2 * readers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
 
 
 def _read(runs: Sequence[Run], tasks: Sequence[Task], index: int, pin: bool) -> Picture:

@@ -6,10 +6,10 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -19,14 +19,13 @@ from talk2dino.benchmarks.datasets import (
     fingerprint,
 )
 from talk2dino.benchmarks.evaluate import Run, Share, evaluate_group, group_runs
-from talk2dino.benchmarks.method import Method
 from talk2dino.benchmarks.mmseg import open_dataset
 from talk2dino.benchmarks.pictures import PictureFolders
 from talk2dino.benchmarks.results import (
-    Timing,
     forget_peak_memory,
     make_result,
     read_result,
+    timing_fields,
     write_result,
 )
 from talk2dino.benchmarks.scoring import Task
@@ -38,6 +37,32 @@ from talk2dino.progress import Progress, silent
 from talk2dino.segmenter import ClassQuery, ClassWords, Segmenter
 
 logger = logging.getLogger(__name__)
+
+
+class Method(Protocol):
+    """What is needed of a model that is not loaded; `methods.base.Method` has all of it."""
+
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def threshold_meaning(self) -> str: ...
+
+    def words(self, row: Benchmark | None = None) -> ClassWords: ...
+
+    def changes(self, row: Benchmark, names: Sequence[str]) -> list[str]: ...
+
+    def published_miou(self, row: Benchmark) -> float | None: ...
+
+    def published_source(self, row: Benchmark) -> str | None: ...
+
+    def check(self) -> None: ...
+
+    def settings(self) -> dict[str, Any]: ...
+
+    def text_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]: ...
+
+    def load(self, device: torch.device, loaded: Segmenter | None = None) -> Segmenter: ...
 
 
 @dataclass(frozen=True)
@@ -97,9 +122,9 @@ class Job:
     evaluations: Sequence[Evaluation]
     """Model after model; those of one model may differ in options of inference only."""
     data_root: Path
-    """The folder that all benchmarks are below."""
+    """Folder of all data."""
     output: Path
-    """Results folder."""
+    """Folder of results."""
     device: torch.device
     """Where the models run."""
     share: Share = field(default_factory=Share)
@@ -107,7 +132,7 @@ class Job:
     folders: PictureFolders = field(default_factory=PictureFolders)
     """Where label maps are saved."""
     reader: str = "own"
-    """One of `mmseg.READERS`."""
+    """Own, or mmseg: names and pictures from MMSegmentation's data sets, the reference."""
     folders_per_benchmark: bool = False
     """Save label maps in a subfolder per benchmark; with several models, per model above it."""
     one_by_one: bool = False
@@ -188,7 +213,7 @@ def run_job(
             forget_peak_memory(job.device)
         done = evaluate_group(group, models.tasks, job.output, job.share, processes, progress)
         keys = [run.dataset.benchmark.key for run in group]
-        timing = Timing(done.images, done.seconds, keys, job.device, processes.count)
+        timing = timing_fields(done.images, done.seconds, keys, job.device, processes.count)
         for run in group:
             counts = done.counts[run.name]
             path = job.output / f"{run.name}.json"

@@ -20,32 +20,7 @@ def ignored_label(num_classes: int) -> int:
     return IGNORED if num_classes <= IGNORED else WIDE_IGNORED
 
 
-def confusion_counts(
-    predicted: Tensor, target: Tensor, num_classes: int, ignored: int = IGNORED
-) -> Tensor:
-    """Count pixels per (true class, predicted class); sum the results over images.
-
-    Args:
-        predicted: integer labels of any shape, 0..num_classes-1 wherever the target counts.
-        target: integer labels of the same shape; pixels equal to `ignored` do not count.
-        num_classes: C.
-
-    Returns:
-        (C, C) int64 on the device of `predicted`; rows are true classes.
-
-    Raises:
-        ValueError: the shapes differ, or a counted label is no class.
-    """
-    numbers = pair_numbers(predicted, target, num_classes, ignored)
-    counts = numbers.bincount(minlength=num_classes**2 + 2)
-    if counts[-1]:
-        refuse_labels(predicted, target, num_classes, ignored)
-    return counts[: num_classes**2].reshape(num_classes, num_classes)
-
-
-def pair_numbers(
-    predicted: Tensor, target: Tensor, num_classes: int, ignored: int = IGNORED
-) -> Tensor:
+def pair_numbers(predicted: Tensor, target: Tensor, num_classes: int, ignored: int) -> Tensor:
     """A number per pixel, (N,) int64; nothing leaves the device.
 
     true * C + predicted; C * C where the pixel is ignored, C * C + 1 where a label is no class.
@@ -99,12 +74,6 @@ class SegmentationScores:
     def mean_accuracy(self) -> float:
         """mAcc over the classes that occur in the ground truth."""
         return float(self.accuracy.nanmean())
-
-
-def segmentation_scores(confusion: Tensor) -> SegmentationScores:
-    """Metrics from confusion counts (C, C), rows = true classes, summed over all images."""
-    counts = confusion.double().cpu()
-    return area_scores(counts.diagonal(), counts.sum(dim=1), counts.sum(dim=0))
 
 
 def percent(value: float) -> float | None:

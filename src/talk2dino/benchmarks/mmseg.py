@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
@@ -32,23 +31,12 @@ INSTALL = (
 )
 
 
-@dataclass(frozen=True)
-class OpenMMLab:
-    """The parts of the two libraries that are used; neither needs a compiled operation."""
-
-    mmcv: ModuleType
-    """mmcv or mmcv-full, 1.x."""
-    datasets: ModuleType
-    """mmseg.datasets."""
-    pipelines: ModuleType
-    """mmseg.datasets.pipelines."""
-    versions: dict[str, str]
-    """mmcv and mmseg."""
-
-
 @lru_cache(maxsize=1)
-def load_openmmlab() -> OpenMMLab:
-    """Import mmcv and mmseg, quietly.
+def load_openmmlab() -> tuple[ModuleType, ModuleType, dict[str, str]]:
+    """Import mmcv and mmseg, quietly; neither needs a compiled operation.
+
+    Returns:
+        mmseg.datasets, mmseg.datasets.pipelines, and the versions of both libraries.
 
     Raises:
         ImportError: one is missing or of a version that does not work; says what to install.
@@ -77,9 +65,7 @@ def load_openmmlab() -> OpenMMLab:
         torch_logger.setLevel(level)
         for handler, level in levels.items():  # mmcv silences the warnings of all others
             handler.setLevel(level)
-    return OpenMMLab(
-        mmcv, datasets, pipelines, {"mmcv": mmcv.__version__, "mmseg": mmseg.__version__}
-    )
+    return datasets, pipelines, {"mmcv": mmcv.__version__, "mmseg": mmseg.__version__}
 
 
 def _reason(error: ImportError) -> str:
@@ -94,16 +80,16 @@ class MMSegSet(EvaluationSet):
     """
 
     def __init__(self, benchmark: Benchmark, data_root: str | Path) -> None:
-        library = load_openmmlab()
+        _, pipelines, versions = load_openmmlab()
         super().__init__(benchmark, data_root)
-        self.versions = library.versions
-        self._load_image = library.pipelines.LoadImageFromFile()
+        self.versions = versions
+        self._load_image = pipelines.LoadImageFromFile()
         protocol = benchmark.protocol
         scale = (protocol.long_side, protocol.short_side)
-        self._resize = library.pipelines.Resize(img_scale=scale, keep_ratio=True)
+        self._resize = pipelines.Resize(img_scale=scale, keep_ratio=True)
 
     def _pairs(self, images: Path, labels: Path, split: Path | None) -> list[tuple[Path, Path]]:
-        row, datasets = self.benchmark, load_openmmlab().datasets
+        row, datasets = self.benchmark, load_openmmlab()[0]
         options: dict[str, Any] = {
             "pipeline": [],
             "img_dir": str(images),

@@ -22,11 +22,11 @@ class PictureFolders:
     """Where label maps go; None for those not wanted."""
 
     predictions: Path | None = None
-    """Class ids."""
+    """Folder that gets class ids, one PNG per image."""
     coloured: Path | None = None
-    """Predictions in the palette of the data set."""
+    """Folder that gets predictions in the colours of the data set."""
     truth: Path | None = None
-    """Ground truth in the palette of the data set."""
+    """Folder that gets the ground truth in the colours of the data set."""
 
     def wanted(self) -> list[Path]:
         """The folders that are written to."""

@@ -5,6 +5,7 @@ Results come from other people's machines, and their fields reach pages, plots a
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import types
 import typing
@@ -14,12 +15,14 @@ from typing import Any, TypedDict
 
 import numpy as np
 
+from talk2dino.benchmarks.data.labels import LabelRules
+
 _LARGEST = 1e15
 """No number of a result is as large, nor infinite."""
 
 
 class TimingFields(TypedDict, total=False):
-    """See `results.Timing`."""
+    """See `results.timing_fields`."""
 
     images: int
     seconds: float
@@ -29,18 +32,6 @@ class TimingFields(TypedDict, total=False):
     processes: int
     peak_memory_mib: float
     peak_gpu_memory_mib: float | None
-
-
-class LabelFields(TypedDict):
-    """See `data.labels.LabelRules`."""
-
-    ignore: list[int]
-    default_ignored: bool
-    shift: int
-    values: list[tuple[list[int], int]]
-    others_shifted: bool
-    unknown_ignored: bool
-    ids: list[int]
 
 
 class Settings(TypedDict, total=False):
@@ -82,7 +73,7 @@ class Result(Needed, total=False):
     classes: list[str] | None
     palette: list[tuple[int, int, int]] | None
     has_background: bool | None
-    label_rules: LabelFields | None
+    label_rules: LabelRules | None
     reduce_zero_label: bool | None
     unlabelled_background: bool | None
     counts: str | None
@@ -142,14 +133,14 @@ def _check(value: Any, hint: Any, where: str) -> None:
     kind, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return
-    if typing.is_typeddict(hint):
+    if typing.is_typeddict(hint) or dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
             raise _wrong(where, "an object", value)
         for name, inner in typing.get_type_hints(hint).items():
             path = f"{where}.{name}" if where else name
             if name in value:
                 _check(value[name], inner, path)
-            elif name in hint.__required_keys__:
+            elif name in getattr(hint, "__required_keys__", [name]):
                 raise WrongField(f"{path} is missing")
     elif kind is types.UnionType:
         if value is not None:
@@ -161,6 +152,8 @@ def _check(value: Any, hint: Any, where: str) -> None:
             _check(name, str, f"a name in {where}")
             _check(item, args[1], f"{where}.{name}")
     elif kind in (list, tuple):
+        if args[-1] is Ellipsis:
+            kind = list
         if not isinstance(value, list) or (kind is tuple and len(value) != len(args)):
             raise _wrong(where, f"a list of {len(args)}" if kind is tuple else "a list", value)
         for place, item in enumerate(value):

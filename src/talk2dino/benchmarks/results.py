@@ -11,7 +11,6 @@ import platform
 import resource
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -25,45 +24,40 @@ from talk2dino.benchmarks.borders import border_scores
 from talk2dino.benchmarks.counts import ImageCounts, Matrix, SparseRows, stacked_areas
 from talk2dino.benchmarks.evaluate import Run
 from talk2dino.benchmarks.metrics import area_scores, percent
-from talk2dino.benchmarks.result_schema import check_fields
+from talk2dino.benchmarks.result_schema import TimingFields, check_fields
 from talk2dino.files import atomic_path
 from talk2dino.textfiles import read_json
 
 FORMAT = 1
 
 
-@dataclass(frozen=True)
-class Timing:
-    """What one invocation took."""
+def timing_fields(
+    images: int, seconds: float, shared_with: Sequence[str], device: torch.device, processes: int
+) -> TimingFields | None:
+    """What one invocation took, for the result; None if nothing was evaluated.
 
-    images: int
-    """Evaluated now, in all processes."""
-    seconds: float
-    """Wall time they took, once the models were loaded and the classes embedded."""
-    shared_with: Sequence[str]
-    """Keys of the benchmarks in the same pass of the backbone, this one included."""
-    device: torch.device
-    """Where the models ran."""
-    processes: int
-    """How many shared the work."""
-
-    def as_json(self) -> dict[str, Any] | None:
-        """For the result; None if nothing was evaluated."""
-        if not self.images:
-            return None
-        gpu = self.device.type == "cuda"
-        return {
-            "images": self.images,
-            "seconds": round(self.seconds, 3),
-            "images_per_second": round(self.images / self.seconds, 3),
-            "shared_with": list(self.shared_with),
-            "device": torch.cuda.get_device_name(self.device) if gpu else self.device.type,
-            "processes": self.processes,
-            "peak_memory_mib": round(peak_memory_mib(), 1),
-            "peak_gpu_memory_mib": (
-                round(torch.cuda.max_memory_allocated(self.device) / 2**20, 1) if gpu else None
-            ),
-        }
+    Args:
+        images: evaluated now, in all processes.
+        seconds: wall time they took, once the models were loaded and the classes embedded.
+        shared_with: keys of the benchmarks in the same pass of the backbone, this one included.
+        device: where the models ran.
+        processes: how many shared the work.
+    """
+    if not images:
+        return None
+    gpu = device.type == "cuda"
+    return {
+        "images": images,
+        "seconds": round(seconds, 3),
+        "images_per_second": round(images / seconds, 3),
+        "shared_with": list(shared_with),
+        "device": torch.cuda.get_device_name(device) if gpu else device.type,
+        "processes": processes,
+        "peak_memory_mib": round(peak_memory_mib(), 1),
+        "peak_gpu_memory_mib": (
+            round(torch.cuda.max_memory_allocated(device) / 2**20, 1) if gpu else None
+        ),
+    }
 
 
 def peak_memory_mib() -> float:
@@ -81,7 +75,7 @@ def forget_peak_memory(device: torch.device) -> None:
 
 
 def make_result(
-    run: Run, counts: Mapping[int, ImageCounts], timing: Timing
+    run: Run, counts: Mapping[int, ImageCounts], timing: TimingFields | None
 ) -> tuple[dict[str, Any], dict[str, Matrix]]:
     """The JSON content and the arrays of a finished run; see docs/evaluation.md."""
     dataset, benchmark = run.dataset, run.dataset.benchmark
@@ -122,10 +116,10 @@ def make_result(
         "label_rules": dataclasses.asdict(benchmark.rules),
         "data_root": str(dataset.data_root.absolute()),
         "counts": f"{run.name}.npz",
-        "predictions": _absolute(run.folders.predictions),
+        "predictions": run.folders.predictions and str(run.folders.predictions.absolute()),
         "settings": settings,
         "versions": versions() | dataset.versions,
-        "timing": timing.as_json(),
+        "timing": timing,
         "command": sys.argv,
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
@@ -345,7 +339,3 @@ def _row(result: Mapping[str, Any], borders: bool) -> tuple[str, ...]:
 
 def _number(value: float | None, form: str = ".2f") -> str:
     return "" if value is None else format(value, form)
-
-
-def _absolute(path: Path | None) -> str | None:
-    return None if path is None else str(path.absolute())

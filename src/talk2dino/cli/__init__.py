@@ -18,7 +18,7 @@ from functools import partial
 from importlib import import_module
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any
 
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
@@ -30,7 +30,9 @@ LEAN = ("open_clip", "timm", "torchvision")
 class _Compiler(ModuleType):
     """`torch._dynamo` as far as `LEAN` use it; the real one as soon as anything else is asked."""
 
-    __path__: ClassVar[list[str]] = []
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__path__ = []
 
     @staticmethod
     def disable(function: Any, *args: Any, **settings: Any) -> Any:

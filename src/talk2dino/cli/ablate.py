@@ -8,22 +8,19 @@ import dataclasses
 import io
 import json
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from talk2dino.cli import evaluate, train
-from talk2dino.cli.entry import DONE, Command, run_command
-from talk2dino.cli.flags import add_flags
+from talk2dino.cli.entry import DONE, Command, bar_of
 from talk2dino.files import atomic_path
 from talk2dino.textfiles import parse_yaml
 
 if TYPE_CHECKING:
     from talk2dino.benchmarks.evaluate import Run
     from talk2dino.benchmarks.job import Job
-    from talk2dino.methods.talk2dino.training.job import TrainJob
 
 DEFAULT = "default"
 OPTIONS = (
@@ -38,11 +35,6 @@ Changes = dict[str, str]
 """Keys of a recipe with other values, as they are written in YAML."""
 Variants = dict[str, tuple[Changes, list[str]]]
 """Per variant: what it is trained with, and its flags of evaluate."""
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command."""
-    return run_command(COMMAND, argv)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--val_dataset", nargs="+", metavar="F", help="the same, for the validation loss"
     )
-    add_flags(parser, "methods.talk2dino.training.loop:LoopSettings", "scheduler")
+    parser.add_argument("--scheduler", default="linear", help="of the trainings: see train --help")
     parser.add_argument(
         "--output", type=Path, default=Path("results/ablation"), help="folder of results and table"
     )
@@ -105,20 +97,18 @@ def check(args: argparse.Namespace) -> Variants:
 def run(args: argparse.Namespace, variants: Variants) -> int:
     """Train and evaluate what is missing, compare, and write the table."""
     from talk2dino.benchmarks.job import run_job
-    from talk2dino.cli.evaluation import Bars
-    from talk2dino.processes import Processes
 
     rows = []
     for place, root in enumerate(args.data_root):
         for variant in _trained(args, variants):
-            typed, job = _training(args, place, variant, variants[variant][0], args.output)
-            print(f"training for {variant} in {root}: {job.out}", flush=True)
-            if code := train.run(typed, job):
+            typed, training = _training(args, place, variant, variants[variant][0], args.output)
+            print(f"training for {variant} in {root}: {training.out}", flush=True)
+            if code := train.run(typed, training):
                 return code
         job, found = _evaluation(args, place, variants, args.output)
         runs = [run for group in found.values() for run in group]
         print(f"{len(runs)} runs of {args.model} in {root}; results in {job.output}", flush=True)
-        run_job(job, runs, progress=Bars(Processes()))
+        run_job(job, runs, progress=bar_of("images"))
         rows += [{"data_root": str(root), **row} for row in _compared(job.output, found)]
     content = {"model": args.model, "rows": rows}
     table = _markdown(rows, [str(root) for root in args.data_root])
@@ -139,14 +129,12 @@ def _parts(variant: str, args: argparse.Namespace) -> tuple[Changes, list[str]]:
     """
     from talk2dino.config import check_name
     from talk2dino.methods.registry import method_class, option_names, owners_of
-    from talk2dino.methods.talk2dino.method import Talk2DinoMethod
-    from talk2dino.methods.talk2dino.recipe import recipe_keys
     from talk2dino.sizes import Sizes
 
     method = method_class(args.model)
     known = [*option_names(method), *(f.name for f in dataclasses.fields(Sizes))]
     known = [name for name in known if name not in _NO_OPTIONS]
-    keys = recipe_keys() if method is Talk2DinoMethod else {}
+    keys = train.recipe_keys_of(args.model)
     changes, flags = {}, []
     for word in (word.strip() for word in variant.split("+")):
         name, _, value = word.partition("=")
@@ -175,19 +163,16 @@ def _trained(args: argparse.Namespace, variants: Variants) -> list[str]:
 
 def _slug(changes: Changes) -> str:
     """What the recipe and the weights of a training are called."""
-    return re.sub(r"[^\w.]+", "-", "_".join("=".join(pair) for pair in changes.items())) or DEFAULT
+    return re.sub(r"[^\w.]", "-", "_".join("=".join(pair) for pair in changes.items())) or DEFAULT
 
 
 def _training(
     args: argparse.Namespace, place: int, variant: str, changes: Changes, folder: Path
-) -> tuple[argparse.Namespace, TrainJob]:
-    """A training as `train` takes it, which goes on where it stopped; its recipe is in `folder`."""
-    from talk2dino.methods.talk2dino.method import MODELS
-    from talk2dino.methods.talk2dino.recipe import write_recipe
-
+) -> tuple[argparse.Namespace, Any]:
+    """The flags of `train`, with `--resume`, and its job; the recipe is written to `folder`."""
     values = {key: parse_yaml(value, f"--options {variant}") for key, value in changes.items()}
     recipe = folder / "trained" / f"{_slug(changes)}.yaml"
-    write_recipe(MODELS.get(args.model, args.model), values, recipe)
+    train.write_recipe_of(args.model, values, recipe)
     words = ["--model", str(recipe), "--out", str(_weights(args, place, changes)), "--resume"]
     words += ["--seed", str(place), "--scheduler", args.scheduler, "--device", args.device]
     words += ["--train_dataset", _of(args.train_dataset, place)]
@@ -224,7 +209,7 @@ def _evaluation(
             words += ["--weights", str(_weights(args, place, changes)) if trained else "seeded:0"]
         elif args.weights:
             words += ["--weights", _of(args.weights, place)]
-        found[variant] = evaluate.prepared(_typed(evaluate.COMMAND, variant, words))
+        found[variant] = evaluate.check(_typed(evaluate.COMMAND, variant, words))
     evaluations = [entry for job, _ in found.values() for entry in job.evaluations]
     job = dataclasses.replace(found[DEFAULT][0], evaluations=evaluations, one_by_one=True)
     return job, {variant: runs for variant, (_, runs) in found.items()}
@@ -303,5 +288,4 @@ COMMAND = Command(
     run=run,
 )
 
-if __name__ == "__main__":
-    sys.exit(main())
+main = COMMAND.main

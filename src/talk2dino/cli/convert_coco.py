@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import argparse
 import sys
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from pathlib import Path
-
-from tqdm import tqdm
 
 from talk2dino.benchmarks.data.convert import (
     OBJECT_SUFFIX,
     STUFF_SUFFIX,
-    Outcome,
+    Conversion,
     plan_coco,
     run_conversions,
     summarise,
 )
-from talk2dino.cli.entry import DONE, FAILED, Command
+from talk2dino.cli.entry import DONE, FAILED, Command, bar_of
+from talk2dino.config import check_at_least
 from talk2dino.files import check_folder_writable
-from talk2dino.progress import Bar
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,14 +39,8 @@ def check(args: argparse.Namespace) -> None:
     """Raise for wrong arguments."""
     if not args.coco.is_dir():
         raise FileNotFoundError(f"{args.coco}: no such folder; it is to hold annotations/val2017")
-    check_workers(args.nproc)
+    check_at_least(1, nproc=args.nproc)
     check_folder_writable(args.out_dir or args.coco)
-
-
-def check_workers(workers: int) -> None:
-    """Raise unless the value of --nproc is one."""
-    if workers < 1:
-        raise ValueError(f"--nproc must be at least 1, got {workers}")
 
 
 def run(args: argparse.Namespace, _: None = None) -> int:
@@ -56,18 +48,13 @@ def run(args: argparse.Namespace, _: None = None) -> int:
     code = DONE
     for suffix in (OBJECT_SUFFIX, STUFF_SUFFIX) if args.stuff else (OBJECT_SUFFIX,):
         plan = plan_coco(args.coco, args.out_dir or args.coco, suffix)
-        outcome = run_conversions(plan, args.nproc, args.overwrite, file_bar)
-        code = max(code, report_outcome(f"*{suffix}.png", outcome))
+        code = max(code, convert_files(args, f"*{suffix}.png", plan))
     return code
 
 
-def file_bar(total: int, done: int) -> AbstractContextManager[Bar]:
-    """A bar on stderr that counts files."""
-    return tqdm(total=total, initial=done, unit=" files", dynamic_ncols=True, smoothing=0.1)
-
-
-def report_outcome(what: str, outcome: Outcome) -> int:
-    """Say what was written and what went wrong; returns the exit code."""
+def convert_files(args: argparse.Namespace, what: str, plan: Sequence[Conversion]) -> int:
+    """Write what is planned, say what was written and what went wrong; returns the exit code."""
+    outcome = run_conversions(plan, args.nproc, args.overwrite, bar_of("files"))
     print(f"{what}: {outcome.written} written, {outcome.present} were there already")
     if outcome.unknown:
         print(
@@ -94,5 +81,4 @@ COMMAND = Command(
     check=check,
     run=run,
 )
-
 main = COMMAND.main

@@ -15,15 +15,14 @@ from talk2dino.benchmarks.data.convert import (
     STUFF_SUFFIX,
     plan_cityscapes,
     plan_coco,
-    run_conversions,
 )
 from talk2dino.benchmarks.data.importing import FORMATS, plan_import
 from talk2dino.benchmarks.data.sources import check_data_root
 from talk2dino.benchmarks.metrics import ignored_label
 from talk2dino.benchmarks.table import BENCHMARKS, STUFF_BACKGROUND, Benchmark, find_benchmarks
-from talk2dino.cli.convert_coco import check_workers, file_bar, report_outcome
-from talk2dino.cli.entry import DONE, FAILED, Command, run_command
-from talk2dino.config import check_name, split_names
+from talk2dino.cli.convert_coco import convert_files
+from talk2dino.cli.entry import DONE, FAILED, Command
+from talk2dino.config import check_at_least, check_name, split_names
 from talk2dino.files import check_folder_writable
 
 if TYPE_CHECKING:
@@ -31,11 +30,6 @@ if TYPE_CHECKING:
 
 _SHOWN_SHARES = 5
 _WIDTH = 100
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command."""
-    return run_command(COMMAND, argv)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def check(args: argparse.Namespace) -> None:
     """Raise for wrong arguments."""
     if args.action == "import":
-        check_workers(args.nproc)
+        check_at_least(1, nproc=args.nproc)
         if len(args.what) != 2 or args.output is None:
             raise ValueError("say `data import FORMAT SOURCE --output FOLDER`.")
         check_name("format", args.what[0], FORMATS)
@@ -95,7 +89,7 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f"convert needs no {args.what[0]!r}: choose with --benchmarks.")
     if not _rows(args):
         raise ValueError("the drawn world (toy) is made by quickstart: nothing to convert.")
-    check_workers(args.nproc)
+    check_at_least(1, nproc=args.nproc)
     if args.sample < 0:
         raise ValueError(f"--sample must not be negative, got {args.sample}")
     if args.action == "convert":
@@ -183,8 +177,7 @@ def import_data(args: argparse.Namespace) -> int:
     """Write the labels and the YAML file of a data set in another program's format."""
     form, source = args.what
     plan = plan_import(form, Path(source), args.output, args.images, args.overwrite)
-    outcome = run_conversions(plan.labels, args.nproc, args.overwrite, file_bar)
-    code = report_outcome(f"{args.output / 'labels'}/*.png", outcome)
+    code = convert_files(args, f"{args.output / 'labels'}/*.png", plan.labels)
     if code == DONE:
         print(f"written: {plan.write_yaml()}")
         print(f"python -m talk2dino data check {args.output / 'dataset.yaml'}")
@@ -215,15 +208,12 @@ def convert_data(args: argparse.Namespace, rows: Sequence[Benchmark]) -> int:
 
 def _convert_coco(args: argparse.Namespace, suffix: str) -> int:
     folder = args.data_root / "coco_stuff164k"
-    plan = plan_coco(folder, folder, suffix)
-    outcome = run_conversions(plan, args.nproc, args.overwrite, file_bar)
-    return report_outcome(f"*{suffix}.png", outcome)
+    return convert_files(args, f"*{suffix}.png", plan_coco(folder, folder, suffix))
 
 
 def _convert_cityscapes(args: argparse.Namespace) -> int:
     plan = plan_cityscapes(args.data_root / "cityscapes")
-    outcome = run_conversions(plan, args.nproc, args.overwrite, file_bar)
-    return report_outcome("*_gtFine_labelTrainIds.png", outcome)
+    return convert_files(args, "*_gtFine_labelTrainIds.png", plan)
 
 
 def _convert_context(args: argparse.Namespace) -> int:
@@ -240,8 +230,7 @@ def _convert_context(args: argparse.Namespace) -> int:
     print(f"reading {annotations}", file=sys.stderr)
     plan, lists = plan_context(annotations, folder)
     write_lists(folder, lists, args.overwrite)
-    outcome = run_conversions(plan, args.nproc, args.overwrite, file_bar)
-    return report_outcome("SegmentationClassContext/*.png", outcome)
+    return convert_files(args, "SegmentationClassContext/*.png", plan)
 
 
 _CONVERTERS = {
@@ -259,6 +248,4 @@ COMMAND = Command(
     check=check,
     run=run,
 )
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = COMMAND.main

@@ -14,12 +14,14 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from huggingface_hub.utils import logging as hub_logging
 
 from talk2dino.config import environment_number
+from talk2dino.progress import Bar, Progress
 
 DONE, FAILED, WRONG_ARGUMENTS, INTERRUPTED = 0, 1, 2, 130
 
@@ -75,9 +77,9 @@ class Command:
         parser.add_argument("--verbose", action="store_true", help="print what is going on inside")
         return parser
 
-    def main(self, argv: Sequence[str] | None = None) -> int:
+    def main(self, argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         """Run the command; returns its exit code."""
-        return run_command(self, argv)
+        return run_command(self, argv, prog)
 
     def _example(self, prog: str | None) -> str:
         """The example by the name that the command was called by: a script's, or the module's."""
@@ -199,6 +201,17 @@ def core_share() -> int:
     """This process's share of the cores that it may use, at least one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, (cores or 1) // local_processes())
+
+
+def bar_of(unit: str, shown: bool = True) -> Progress:
+    """Makes bars that count something, where someone watches."""
+    from tqdm import tqdm
+
+    def make(total: int, done: int) -> AbstractContextManager[Bar]:
+        disable = None if shown else True
+        return tqdm(total=total, initial=done, unit=f" {unit}", dynamic_ncols=True, disable=disable)
+
+    return make
 
 
 def step_bar(steps: Iterable[int], epoch: int, total: int) -> Iterable[int]:

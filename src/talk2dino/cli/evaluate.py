@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from talk2dino.benchmarks.data.sources import check_data_root
 from talk2dino.benchmarks.table import BENCHMARKS, find_benchmarks
-from talk2dino.cli.entry import DONE, Command, run_command
+from talk2dino.cli.entry import DONE, Command
 from talk2dino.cli.evaluation import (
     add_run_flags,
     job_of,
@@ -29,11 +28,6 @@ if TYPE_CHECKING:
     from talk2dino.benchmarks.evaluate import Run
     from talk2dino.benchmarks.job import Evaluation, Job
     from talk2dino.methods.base import Method
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    return run_command(COMMAND, argv)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,11 +68,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_flags(parser)
 
 
-def check(args: argparse.Namespace) -> tuple[Job, list[Run]]:
-    """Find all files and refuse what cannot work, before weights are loaded."""
-    return prepared(args)
-
-
 def run(args: argparse.Namespace, found: tuple[Job, list[Run]]) -> int:
     """Evaluate and print the table."""
     job, runs = found
@@ -86,8 +75,8 @@ def run(args: argparse.Namespace, found: tuple[Job, list[Run]]) -> int:
     return DONE
 
 
-def prepared(args: argparse.Namespace) -> tuple[Job, list[Run]]:
-    """The job of the flags and its runs."""
+def check(args: argparse.Namespace) -> tuple[Job, list[Run]]:
+    """Find all files and refuse what cannot work, before weights are loaded."""
     from talk2dino.benchmarks.job import prepare
 
     if ".y" not in args.benchmarks:  # own data may be elsewhere
@@ -160,6 +149,4 @@ COMMAND = Command(
     check=check,
     run=run,
 )
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = COMMAND.main

@@ -6,10 +6,11 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from talk2dino.cli.entry import DONE, Command, run_command
+from talk2dino.cli.entry import DONE, Command
 from talk2dino.cli.evaluation import (
     add_run_flags,
     job_of,
@@ -22,11 +23,6 @@ if TYPE_CHECKING:
     from talk2dino.methods.talk2dino.published_yaml import PublishedEvaluation
 
 _CONFIGS = "src/open_vocabulary_segmentation/configs"
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    return run_command(COMMAND, argv, prog="main.py")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,6 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check(args: argparse.Namespace) -> tuple[Job, list[Run]]:
     """Read the files, find all data, and refuse what cannot work, before weights are loaded."""
+    from talk2dino.benchmarks.job import prepare
+    from talk2dino.methods.talk2dino.published_yaml import read_published
     from talk2dino.training.history import check_logger
 
     if not args.eval:
@@ -66,7 +64,16 @@ def check(args: argparse.Namespace) -> tuple[Job, list[Run]]:
         raise ValueError("--wandb_name needs --wandb.")
     if args.wandb:
         check_logger("wandb")
-    return prepared(args)
+    read = read_published(args.eval_cfg, args.eval_base_cfg, args.opts)
+    for flag, in_file in (
+        ("coloured", read.evaluate.pred_qual_path),
+        ("truth", read.evaluate.gt_qual_path),
+    ):
+        if getattr(args, flag) is None and in_file is not None:
+            setattr(args, flag, Path(in_file))
+    evaluations = evaluations_of(read, args.precision)
+    job = job_of(args, evaluations, folders_per_benchmark=len(read.benchmarks) > 1)
+    return job, prepare(job)
 
 
 def run(args: argparse.Namespace, found: tuple[Job, list[Run]]) -> int:
@@ -79,21 +86,6 @@ def run(args: argparse.Namespace, found: tuple[Job, list[Run]]) -> int:
         if is_first_process():
             _log(args, job, outcomes)
     return DONE
-
-
-def prepared(args: argparse.Namespace) -> tuple[Job, list[Run]]:
-    """The job of the flags and its runs."""
-    from talk2dino.benchmarks.job import prepare
-    from talk2dino.methods.talk2dino.published_yaml import read_published
-
-    read = read_published(args.eval_cfg, args.eval_base_cfg, args.opts)
-    for flag in ("pred_qual_path", "gt_qual_path"):
-        in_file = getattr(read.evaluate, flag)
-        if getattr(args, flag) is None and in_file is not None:
-            setattr(args, flag, Path(in_file))
-    evaluations = evaluations_of(read, args.precision)
-    job = job_of(args, evaluations, folders_per_benchmark=len(read.benchmarks) > 1)
-    return job, prepare(job)
 
 
 def evaluations_of(read: PublishedEvaluation, precision: str = "fp32") -> list[Evaluation]:
@@ -153,6 +145,4 @@ COMMAND = Command(
     check=check,
     run=run,
 )
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = partial(COMMAND.main, prog="main.py")

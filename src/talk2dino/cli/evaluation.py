@@ -5,21 +5,16 @@ from __future__ import annotations
 import argparse
 import hashlib
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from talk2dino.cli.entry import core_share
+from talk2dino.cli.entry import bar_of, core_share
+from talk2dino.cli.flags import add_flags, from_flags
 from talk2dino.files import atomic_path
 
 if TYPE_CHECKING:
-    import torch
-
-    from talk2dino.benchmarks.evaluate import Run, Share
+    from talk2dino.benchmarks.evaluate import Run
     from talk2dino.benchmarks.job import Evaluation, Job, Outcome
-    from talk2dino.benchmarks.pictures import PictureFolders
-    from talk2dino.processes import Processes
-    from talk2dino.progress import Bar
 
 _GPU_BATCH, _CPU_BATCH = 32, 4
 _SCORE_MIB = 256
@@ -28,22 +23,10 @@ _SCORE_MIB = 256
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
     """Declare where the data is, where results go, and what is evaluated now."""
     files = parser.add_argument_group("files")
-    files.add_argument("--data_root", type=Path, default=Path("data"), help="folder of all data")
-    files.add_argument(
-        "--reader",
-        default="own",
-        help="own, or mmseg: names and pictures from MMSegmentation's data sets, the reference",
-    )
-    files.add_argument("--output", type=Path, default=Path("results"), help="folder of results")
-    files.add_argument(
-        "--save_predictions", type=Path, metavar="DIR", help="write class ids, one PNG per image"
-    )
-    files.add_argument(
-        "--pred_qual_path", type=Path, metavar="DIR", help="write predictions in colours"
-    )
-    files.add_argument(
-        "--gt_qual_path", type=Path, metavar="DIR", help="write the ground truth in colours"
-    )
+    folders = {"data_root": Path("data"), "output": Path("results")}
+    add_flags(files, "benchmarks.job:Job", "data_root", "reader", "output", **folders)
+    kinds = ("predictions=save_predictions", "coloured=pred_qual_path", "truth=gt_qual_path")
+    add_flags(files, "benchmarks.pictures:PictureFolders", *kinds)
     work = parser.add_argument_group("work")
     work.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<i> or mps")
     work.add_argument(
@@ -56,54 +39,34 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         metavar="MIB",
         help="for upsampled scores; more classes take more turns",
     )
-    work.add_argument(
-        "--readers",
-        type=int,
-        default=min(16, max(2, core_share())),
-        help="threads that read images ahead, by default one per core",
-    )
-    work.add_argument("--num_jobs", type=int, default=1, help="jobs that share the images")
-    work.add_argument(
-        "--job_id", type=int, default=0, help="number of this job; the last to finish writes all"
-    )
+    readers = min(16, max(2, core_share()))
+    add_flags(work, "benchmarks.evaluate:Share", "readers", "num_jobs", "job_id", readers=readers)
 
 
 def job_of(
     args: argparse.Namespace, evaluations: Sequence[Evaluation], folders_per_benchmark: bool
 ) -> Job:
     """The job of some evaluations, by the flags that both commands have."""
+    from talk2dino.benchmarks.evaluate import Share
     from talk2dino.benchmarks.job import Job
+    from talk2dino.benchmarks.pictures import PictureFolders
+    from talk2dino.benchmarks.scoring import Batching
     from talk2dino.devices import resolve_device
 
     device = resolve_device(args.device)
+    gpu = device.type == "cuda"
+    size = args.batch_size if args.batch_size is not None else (_GPU_BATCH if gpu else _CPU_BATCH)
+    batching = Batching(size, across_images=gpu, score_bytes=args.score_memory << 20)
     return Job(
         evaluations=evaluations,
         data_root=args.data_root,
         output=args.output,
         device=device,
-        share=share_of(args, device),
-        folders=folders_of(args),
+        share=Share(args.job_id, args.num_jobs, batching, args.readers),
+        folders=from_flags(PictureFolders, args),
         reader=args.reader,
         folders_per_benchmark=folders_per_benchmark,
     )
-
-
-def share_of(args: argparse.Namespace, device: torch.device) -> Share:
-    """The part of the images that the flags ask for."""
-    from talk2dino.benchmarks.evaluate import Share
-    from talk2dino.benchmarks.scoring import Batching
-
-    gpu = device.type == "cuda"
-    size = args.batch_size if args.batch_size is not None else (_GPU_BATCH if gpu else _CPU_BATCH)
-    batching = Batching(size, across_images=gpu, score_bytes=args.score_memory << 20)
-    return Share(args.job_id, args.num_jobs, batching, args.readers)
-
-
-def folders_of(args: argparse.Namespace) -> PictureFolders:
-    """Where the flags want label maps."""
-    from talk2dino.benchmarks.pictures import PictureFolders
-
-    return PictureFolders(args.save_predictions, args.pred_qual_path, args.gt_qual_path)
 
 
 def run_and_report(job: Job, runs: Sequence[Run]) -> list[Outcome]:
@@ -119,23 +82,10 @@ def run_and_report(job: Job, runs: Sequence[Run]) -> list[Outcome]:
             names = ", ".join(dict.fromkeys(run.dataset.benchmark.key for run in runs))
             models = ", ".join(job.models)
             print(f"{models} on {names}; device {job.device}; results in {job.output}")
-        outcomes = run_job(job, runs, processes, Bars(processes))
+        outcomes = run_job(job, runs, processes, bar_of("images", shown=processes.rank == 0))
         if processes.rank == 0:
             _report(job, outcomes)
     return outcomes
-
-
-class Bars:
-    """A progress bar in the first process, nothing in the others."""
-
-    def __init__(self, processes: Processes) -> None:
-        self._silent = processes.rank != 0
-
-    def __call__(self, total: int, done: int) -> AbstractContextManager[Bar]:
-        from tqdm import tqdm
-
-        disable = True if self._silent else None  # None: only where someone watches
-        return tqdm(total=total, initial=done, unit=" images", disable=disable)
 
 
 def _report(job: Job, outcomes: Sequence[Outcome]) -> None:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
+from talk2dino.cli.entry import bar_of
 from talk2dino.cli.flags import add_flags, from_flags
 from talk2dino.devices import AMP_TYPES, DTYPES
 from talk2dino.features.keys import LAYOUTS
 from talk2dino.files import atomic_path, check_not_inputs, content_digest
-from talk2dino.progress import Bar, Progress, silent
+from talk2dino.progress import Progress
 
 if TYPE_CHECKING:
     from talk2dino.features.captions import CaptionInput
@@ -181,11 +179,7 @@ def progress_bar(unit: str, job: Job) -> Progress:
     """
     if job.processes.count > 1:
         unit = f"{unit} of the first of {job.processes.count} processes"
-
-    def bar(total: int, done: int) -> AbstractContextManager[Bar]:
-        return tqdm(total=total, initial=done, unit=f" {unit}", dynamic_ncols=True, smoothing=0.1)
-
-    return bar if job.leads else silent
+    return bar_of(unit, job.leads)
 
 
 def report_written(features: FeatureFile, files: Sequence[Path], keys: Sequence[str]) -> None:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
-import itertools
 from pathlib import Path
 from typing import Any, TypeVar
 
 import talk2dino
+from talk2dino.config import documented_fields
 
 T = TypeVar("T")
 _KINDS = {"int": int, "float": float, "Path": Path, "str": str}
@@ -72,15 +72,13 @@ def _fields(place: str) -> dict[str, tuple[list[str], Any, str]]:
             continue
         for base in node.bases:  # of the same file
             found |= _fields(f"{module}:{ast.unparse(base)}")
-        for entry, text in itertools.pairwise(node.body):
-            if isinstance(entry, ast.AnnAssign) and isinstance(entry.target, ast.Name):
-                kinds = [kind.strip() for kind in ast.unparse(entry.annotation).split("|")]
-                words = " ".join(ast.literal_eval(text.value).split())  # type: ignore[attr-defined]
-                first = words.partition(" ")[0]
-                if first[1:].islower():
-                    words = first.lower() + words[len(first) :]
-                help_text = words.rstrip(".").replace("%", "%%").replace("`", "")
-                found[entry.target.id] = (kinds, _default(entry.value), help_text)
+        for entry, words in documented_fields(node):
+            kinds = [kind.strip() for kind in ast.unparse(entry.annotation).split("|")]
+            first = words.partition(" ")[0]
+            if first[1:].islower():
+                words = first.lower() + words[len(first) :]
+            help_text = words.rstrip(".").replace("%", "%%").replace("`", "")
+            found[ast.unparse(entry.target)] = (kinds, _default(entry.value), help_text)
     return found
 
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from talk2dino.cli.flags import add_flags, from_flags
 from talk2dino.config import check_name, field_docs
 from talk2dino.sizes import Sizes
 
@@ -64,17 +65,12 @@ def add_option_flags(parser: argparse._ActionsContainer) -> None:
         help="how a vocabulary's words of a class are put together: max, the best one (default), "
         "or lse, a soft maximum",
     )
-    docs = field_docs(Sizes)
-    for entry in dataclasses.fields(Sizes):
-        kind = str if entry.name == "stitch" else int
-        letter = "S" if kind is str else "PX"
-        group.add_argument(f"--{entry.name}", type=kind, metavar=letter, help=docs[entry.name])
+    add_flags(group, "sizes:Sizes")
 
 
 def given_sizes(args: argparse.Namespace) -> dict[str, Any]:
     """The sizes that were typed, for `find_method`."""
-    typed = {entry.name: getattr(args, entry.name) for entry in dataclasses.fields(Sizes)}
-    return Sizes(**typed).given()
+    return from_flags(Sizes, args).given()
 
 
 def pooling_of(args: argparse.Namespace, flag: str, vocabulary: object) -> str:

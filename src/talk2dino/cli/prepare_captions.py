@@ -5,12 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
-from tqdm import tqdm
-
-from talk2dino.cli.entry import DONE, FAILED, Command
+from talk2dino.cli.entry import DONE, FAILED, Command, bar_of
 from talk2dino.files import (
     check_file,
     check_folder_writable,
@@ -34,7 +32,6 @@ from talk2dino.methods.ovsegmentor.data.prepare import (
     part_paths,
 )
 from talk2dino.methods.ovsegmentor.data.words import AUTO, LEMMAS, find_lemmas
-from talk2dino.progress import Bar
 
 MODES = ("filter", "merge", "makepair", "json2csv")
 _LOCK = ".prepare-captions.lock"
@@ -137,7 +134,7 @@ def _filter(args: argparse.Namespace) -> int:
     lemmas = find_lemmas(args.lemmas)
     settings = FilterSettings(args.processors, args.compat, lemmas, args.header)
     counts = filter_captions(
-        args.metafile, folder, settings, args.processors, _part_bar, args.overwrite
+        args.metafile, folder, settings, args.processors, bar_of("parts"), args.overwrite
     )
     print(_filter_report(counts, folder))
     if counts.damaged:
@@ -172,7 +169,7 @@ def _pair(args: argparse.Namespace) -> int:
     from talk2dino.methods.ovsegmentor.data.pairs import make_pairs
 
     out = _out(args)
-    rows = make_pairs(args.metafile, out, args.seed, _part_bar)
+    rows = make_pairs(args.metafile, out, args.seed, bar_of("parts"))
     print(f"{out}: {rows} rows")
     return DONE
 
@@ -196,10 +193,6 @@ def _out(args: argparse.Namespace) -> Path:
         return args.dstdir / MERGED
     suffix = "_pair.csv" if args.mode == "makepair" else ".csv"
     return args.metafile.with_name(args.metafile.stem + suffix)
-
-
-def _part_bar(total: int, done: int) -> AbstractContextManager[Bar]:
-    return tqdm(total=total, initial=done, unit=" parts", dynamic_ncols=True)
 
 
 COMMAND = Command(

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from talk2dino.cli.entry import (
     DONE,
-    INTERRUPTED,
     Command,
     core_share,
     step_bar,
@@ -70,26 +69,19 @@ def check(args: argparse.Namespace) -> PretrainingJob:
 def run(args: argparse.Namespace, job: PretrainingJob) -> int:
     """Pretrain, and say what was written."""
     from talk2dino.methods.ovsegmentor.pretraining.job import collective_backend, pretrain
-    from talk2dino.methods.ovsegmentor.pretraining.loop import EpochRecord
     from talk2dino.processes import is_first_process, joined_processes
+    from talk2dino.training.history import Record
     from talk2dino.training.run import Hooks
 
-    def on_epoch(record: EpochRecord) -> None:
-        shown = f"epoch {record.epoch}/{job.recipe.train.epochs}  loss {record.loss:.4f}  "
-        shown += f"matching {record.matching:.4f}  entity {record.entity:.4f}"
-        if job.recipe.stage == 2:
-            shown += f"  mask {record.mask:.4f}"
-        if record.held_out is not None:
-            shown += f"  held out {record.held_out:.4f}"
-        print(shown, flush=True)
+    def on_epoch(record: Record) -> None:
+        losses = ["loss", "matching", "entity", *(["mask"] if job.recipe.stage == 2 else [])]
+        losses += [] if record["held_out"] is None else ["held_out"]
+        shown = [f"{name.replace('_', ' ')} {record[name]:.4f}" for name in losses]
+        place = f"epoch {record['epoch']}/{job.recipe.train.epochs}"
+        print("  ".join([place, *shown]), flush=True)
 
-    try:
-        with joined_processes(collective_backend(job.device)) as processes:
-            hooks = Hooks(step_bar, step_lines(), on_epoch)
-            result = pretrain(job, hooks, processes)
-    except KeyboardInterrupt:
-        print("interrupted; add --resume to the same command to go on", file=sys.stderr)
-        return INTERRUPTED
+    with joined_processes(collective_backend(job.device)) as processes:
+        result = pretrain(job, Hooks(step_bar, step_lines(), on_epoch), processes)
     if not is_first_process():
         return DONE
     if result is None:

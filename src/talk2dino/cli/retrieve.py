@@ -58,6 +58,7 @@ def run(args: argparse.Namespace, opened: tuple[FeatureFile, Tensor]) -> int:
     """Print what fits best, with its cosine, and draw it."""
     from functools import partial
 
+    from talk2dino.features.store import check_finite
     from talk2dino.methods.talk2dino.api import Talk2DINO
     from talk2dino.methods.talk2dino.training.columns import Rows
     from talk2dino.methods.talk2dino.training.retrieval import best_rows
@@ -77,6 +78,7 @@ def run(args: argparse.Namespace, opened: tuple[FeatureFile, Tensor]) -> int:
     key = IMAGES if by_text else CAPTIONS
     read = partial(Rows(store, (key,)).block, key) if store.mapped_from else None
     cosines, rows = best_rows(query, column, args.top, project, read)
+    check_finite(cosines, key, args.store)  # what is none comes first
     pictures = rows if by_text else store.caption_rows[rows]
     names = [_name(store.images[row]) for row in pictures.tolist()]
     found = zip(cosines.tolist(), rows.tolist(), names, strict=True)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from talk2dino.files import check_folder_writable, check_writable
+from talk2dino.files import check_folder_writable, check_not_inputs, check_writable
 from talk2dino.pictures.export import KINDS, Export
 from talk2dino.pictures.images import IMAGE_SUFFIXES, PICTURE_FORMATS, list_images
 
@@ -197,16 +197,13 @@ def _side_file(flag: str, value: str, overlay: Path, several: bool) -> Path:
 
 def _check_outputs(tasks: list[Task], overwrite: bool) -> None:
     outputs = [path for task in tasks for path in task.outputs.values()]
-    inputs = {task.source.resolve() for task in tasks}
     repeated = [path for path, count in Counter(outputs).items() if count > 1]
     if repeated:
         raise ValueError(
             f"{repeated[0]} would be written more than once. Rename one of the pictures or "
             "segment them in separate runs."
         )
-    replaced = [path for path in outputs if path.resolve() in inputs]
-    if replaced:
-        raise ValueError(f"{replaced[0]} is an input. Choose another place for the output.")
+    check_not_inputs(outputs, [task.source for task in tasks])
     existing = [path for path in outputs if path.exists()]
     if len(existing) > 1 and not overwrite:
         raise FileExistsError(

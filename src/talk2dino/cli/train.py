@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from talk2dino.cli.entry import (
     DONE,
-    INTERRUPTED,
     Command,
+    bar_of,
     core_share,
     local_processes,
     step_bar,
@@ -94,37 +94,52 @@ def run(args: argparse.Namespace, job: TrainJob) -> int:
     """Train, and say what was written."""
     from talk2dino.methods.talk2dino.training.job import train_projection
     from talk2dino.processes import is_first_process, joined_processes
-    from talk2dino.progress import silent as silent_progress
-    from talk2dino.training.history import EpochRecord
+    from talk2dino.training.history import Record
     from talk2dino.training.run import Hooks
 
     silent = not is_first_process()
 
-    def on_epoch(record: EpochRecord) -> None:
-        validation = "" if record.val_loss is None else f"  validation {record.val_loss:.6g}"
-        epochs = job.loop.train.num_epochs
-        print(f"epoch {record.epoch}/{epochs}  train {record.train_loss:.6g}{validation}")
+    def on_epoch(record: Record) -> None:
+        shown = f"epoch {record['epoch']}/{job.loop.train.num_epochs}"
+        shown += f"  train {record['train_loss']:.6g}"
+        if record["val_loss"] is not None:
+            shown += f"  validation {record['val_loss']:.6g}"
+        print(shown)
 
-    encoding = silent_progress if silent else _encoding_bar
-    try:
-        with joined_processes() as processes:
-            hooks = Hooks(step_bar, on_epoch=on_epoch)
-            result = train_projection(job, hooks, encoding, processes)
-    except KeyboardInterrupt:
-        print("interrupted; add --resume to the same command to go on", file=sys.stderr)
-        return INTERRUPTED
+    encoding = bar_of("encoded images", shown=not silent)
+    with joined_processes() as processes:
+        hooks = Hooks(step_bar, on_epoch=on_epoch)
+        result = train_projection(job, hooks, encoding, processes)
     if silent:
         return DONE
     if result is None:
         print(f"{job.out} is complete: nothing to resume")
         return DONE
-    if result.best_epoch is not None:
-        print(f"kept the weights of epoch {result.best_epoch}, the lowest validation loss")
+    best = result.run.state.best_epoch
+    if best is not None:
+        print(f"kept the weights of epoch {best}, the lowest validation loss")
     if result.retrieval is not None:
         print(f"text to image: {result.retrieval.text_to_image}")
         print(f"image to text: {result.retrieval.image_to_text}")
     print(f"weights: {job.out}  losses: {job.outputs.losses}, {job.outputs.plot}")
     return DONE
+
+
+def recipe_keys_of(model: str) -> list[str]:
+    """What a recipe can say of the training of a model; nothing if this is no command for it."""
+    from talk2dino.methods.registry import method_class
+    from talk2dino.methods.talk2dino.method import Talk2DinoMethod
+    from talk2dino.methods.talk2dino.recipe import recipe_keys
+
+    return list(recipe_keys()) if method_class(model) is Talk2DinoMethod else []
+
+
+def write_recipe_of(model: str, changes: Mapping[str, Any], path: Path) -> None:
+    """Write the recipe of a model, by its name or file, with other values for some keys."""
+    from talk2dino.methods.talk2dino.method import MODELS
+    from talk2dino.methods.talk2dino.recipe import write_recipe
+
+    write_recipe(MODELS.get(model, model), changes, path)
 
 
 def _job(args: argparse.Namespace) -> TrainJob:
@@ -151,13 +166,6 @@ def _job(args: argparse.Namespace) -> TrainJob:
     )
 
 
-def _encoding_bar(total: int, done: int):  # type: ignore[no-untyped-def]
-    """A bar for the images of a dataset without features."""
-    from tqdm import tqdm
-
-    return tqdm(total=total, initial=done, desc="encoding", unit=" images", disable=None)
-
-
 COMMAND = Command(
     name="train",
     summary="Train a projection from captions to image patches.",
@@ -166,6 +174,7 @@ COMMAND = Command(
     add_arguments=add_arguments,
     check=check,
     run=run,
+    after_interrupt="add --resume to the same command to go on",
 )
 
 main = COMMAND.main

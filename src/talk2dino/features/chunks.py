@@ -11,6 +11,7 @@ import json
 import math
 import os
 import shutil
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from talk2dino.devices import pinned_copy
+from talk2dino.devices import Fetched
 from talk2dino.files import atomic_path
 
 _INPUT, _WHOLE, _ABOUT, _CHUNKS = "input.txt", "whole", "about.json", "chunk*.safetensors"
@@ -45,23 +46,17 @@ def fetched_behind(results: Iterable[Chunk], device: torch.device) -> Iterator[C
     On CUDA one is handed out when the work of the next has been launched, so that storing it
     takes no time of the GPU's.
     """
-    if device.type != "cuda":
-        for result in results:
-            columns = {key: column.cpu() for key, column in result.columns.items()}
-            yield replace(result, columns=columns)
-        return
-    waiting: tuple[Chunk, torch.cuda.Event] | None = None
+    waiting: deque[tuple[Chunk, Fetched]] = deque()
     for result in results:
-        columns = {key: pinned_copy(column) for key, column in result.columns.items()}
-        arrived = torch.cuda.Event()
-        arrived.record()
-        if waiting is not None:
-            waiting[1].synchronize()
-            yield waiting[0]
-        waiting = replace(result, columns=columns), arrived
-    if waiting is not None:
-        waiting[1].synchronize()
-        yield waiting[0]
+        waiting.append((result, Fetched(list(result.columns.values()))))
+        if len(waiting) > (device.type == "cuda"):
+            yield _arrived(*waiting.popleft())
+    for result, fetched in waiting:
+        yield _arrived(result, fetched)
+
+
+def _arrived(result: Chunk, fetched: Fetched) -> Chunk:
+    return replace(result, columns=dict(zip(result.columns, fetched.read(), strict=True)))
 
 
 class Chunks:

@@ -14,6 +14,8 @@ from talk2dino.backbones.vision import ImageTransform
 from talk2dino.features.sources import ImageSource
 from talk2dino.pictures.images import MAX_PIXELS
 
+_NO_PIXELS = torch.empty(0, 3, 0, 0, dtype=torch.uint8)
+
 
 @dataclass(eq=False)
 class DecodedBatch:
@@ -84,14 +86,6 @@ def decoded_batches(
         ) from error
 
 
-@dataclass(frozen=True, eq=False)
-class _Decoded:
-    position: int
-    pixels: Tensor | None = None
-    caption_input: Tensor | None = None
-    problem: str = ""
-
-
 class _Images(Dataset):
     def __init__(self, sources: Sequence[ImageSource], decoding: Decoding) -> None:
         self.sources, self.decoding = sources, decoding
@@ -99,7 +93,7 @@ class _Images(Dataset):
     def __len__(self) -> int:
         return len(self.sources)
 
-    def __getitem__(self, position: int) -> _Decoded:
+    def __getitem__(self, position: int) -> DecodedBatch:
         try:
             image_rgb = self.sources[position].read(self.decoding.transform.least)
             _check_shape(image_rgb, self.decoding.transform.resize_dim)
@@ -108,8 +102,10 @@ class _Images(Dataset):
             caption_input = transform(image_rgb) if transform else None
         # One image must not end a run of hours, whatever a decoder raises: it is counted and named.
         except Exception as error:
-            return _Decoded(position, problem=str(error) or type(error).__name__)
-        return _Decoded(position, pixels, caption_input)
+            return DecodedBatch(_NO_PIXELS, {position: str(error) or type(error).__name__})
+        return DecodedBatch(
+            pixels[None], {}, None if caption_input is None else caption_input[None]
+        )
 
 
 def _check_shape(image_rgb: Image.Image, resize_dim: int) -> None:
@@ -121,11 +117,12 @@ def _check_shape(image_rgb: Image.Image, resize_dim: int) -> None:
         )
 
 
-def _collate(items: list[_Decoded]) -> DecodedBatch:
-    pixels = [item.pixels for item in items if item.pixels is not None]
-    inputs = [item.caption_input for item in items if item.caption_input is not None]
+def _collate(items: list[DecodedBatch]) -> DecodedBatch:
+    """One batch of batches of one image."""
+    pixels = [item.images for item in items if len(item.images)]
+    inputs = [item.caption_inputs for item in items if item.caption_inputs is not None]
     return DecodedBatch(
-        images=torch.stack(pixels) if pixels else torch.empty(0, 3, 0, 0, dtype=torch.uint8),
-        failures={item.position: item.problem for item in items if item.pixels is None},
-        caption_inputs=torch.stack(inputs) if inputs else None,
+        images=torch.cat(pixels) if pixels else _NO_PIXELS,
+        failures={position: why for item in items for position, why in item.failures.items()},
+        caption_inputs=torch.cat(inputs) if inputs else None,
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import chain
 from pathlib import Path
@@ -30,22 +29,6 @@ MAX_INDEXED = 256
 _LABEL_COLOUR = (255, 69, 0)
 _LABEL_SIZE = 16
 _NAMED_COLOURS = 256  # chosen as far apart as possible; more are distinct, but may look alike
-
-
-@dataclass(frozen=True)
-class LegendStyle:
-    """How an overlay is drawn."""
-
-    opacity: float = 0.5
-    """Share of the class colour in a coloured pixel, 0 to 1."""
-    font_size: int | None = None
-    """Height of the legend's text in pixels; None follows the size of the picture."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.opacity <= 1:
-            raise ValueError(f"opacity must lie between 0 and 1, found {self.opacity}.")
-        if self.font_size is not None and self.font_size < 1:
-            raise ValueError(f"font_size must be positive, found {self.font_size}.")
 
 
 def class_colours(count: int, background: bool = False) -> np.ndarray:
@@ -99,7 +82,7 @@ def draw_overlay(
     labels: np.ndarray,
     names: Sequence[str],
     colours: np.ndarray,
-    style: LegendStyle | None = None,
+    opacity: float = 0.5,
 ) -> Image.Image:
     """Colour a picture by label and put a legend with every name below it.
 
@@ -108,29 +91,35 @@ def draw_overlay(
         labels: (H, W) integers, one per pixel.
         names: name of every label, in the order of the labels.
         colours: (C, 3) uint8 RGB, one per name.
+        opacity: share of the class colour in a coloured pixel, 0 to 1.
 
     Returns:
         An RGB picture; its top left corner is the coloured image, pixel by pixel.
     """
-    style = style or LegendStyle()
     height, width = labels.shape
     if image_rgb.size != (width, height):
         raise ValueError(f"image {image_rgb.size} and labels {(width, height)} differ in size.")
     if len(names) != len(colours):
         raise ValueError(f"{len(names)} names, but {len(colours)} colours.")
-    coloured = colour_pixels(np.asarray(image_rgb), labels, colours, style.opacity)
-    font_size = style.font_size or legend_font_size(width, height)
-    legend = draw_legend(names, colours, width, font_size)
+    coloured = colour_pixels(np.asarray(image_rgb), labels, colours, opacity)
+    legend = draw_legend(names, colours, width, legend_font_size(width, height))
     canvas = Image.new("RGB", (max(width, legend.width), height + legend.height), "white")
     canvas.paste(Image.fromarray(coloured), (0, 0))
     canvas.paste(legend, (0, height))
     return canvas
 
 
+def check_opacity(opacity: float) -> None:
+    """Raise ValueError for a share outside 0 to 1."""
+    if not 0 <= opacity <= 1:
+        raise ValueError(f"opacity must lie between 0 and 1, found {opacity}.")
+
+
 def colour_pixels(
     image_rgb: np.ndarray, labels: np.ndarray, colours: np.ndarray, opacity: float
 ) -> np.ndarray:
     """Mix (H, W, 3) uint8 pixels with the colours of their labels; class borders stand out."""
+    check_opacity(opacity)
     painted = colours[labels]
     # Rounded mixing in integers: a large photograph as float would take four times the memory.
     share = round(opacity * 256)

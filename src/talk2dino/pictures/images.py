@@ -118,9 +118,7 @@ def as_rgb(image: ImageInput) -> Image.Image:
         except (MemoryError, UnsupportedPixels):
             raise
         except Exception as error:  # Pillow's decoders raise a dozen kinds on a damaged file
-            raise ValueError(
-                f"{name} is truncated or damaged: {error}. Replace the file."
-            ) from error
+            raise _damaged(name, error) from error
     if not isinstance(image, np.ndarray | Tensor):
         raise ValueError(
             "an image is a path, a PIL image, an array, a tensor, bytes or an open file, found "

@@ -18,7 +18,7 @@ from torch import Tensor
 from talk2dino.config import as_texts, check_name
 from talk2dino.files import atomic_path, check_writable
 from talk2dino.pictures.drawing import (
-    LegendStyle,
+    check_opacity,
     class_colours,
     colour_pixels,
     draw_overlay,
@@ -80,11 +80,10 @@ class Segmentation:
         Raises:
             ValueError: an opacity outside 0 to 1.
         """
-        labels, colours, style = self.labels.numpy(), self.colours, LegendStyle(opacity)
+        labels, colours = self.labels.numpy(), self.colours
         if legend:
-            return draw_overlay(self.image, labels, self.names, colours, style)
-        pixels = colour_pixels(np.asarray(self.image), labels, colours, style.opacity)
-        return Image.fromarray(pixels)
+            return draw_overlay(self.image, labels, self.names, colours, opacity)
+        return Image.fromarray(colour_pixels(np.asarray(self.image), labels, colours, opacity))
 
     def mask(self) -> Image.Image:
         """A palette picture (mode P): pixel values are the labels, shown in class colours.
@@ -107,12 +106,13 @@ class Segmentation:
         Raises:
             ValueError: an unknown name, or an opacity outside 0 to 1.
         """
-        scores = self.scores[self._index(name)]
+        check_opacity(opacity)
+        scores = self.scores[self.names.index(check_name("class", name, self.names))]
         low, high = scores.min(), scores.max()
         share = (scores - low) / (high - low) if high > low else torch.zeros_like(scores)
         heat = matplotlib.colormaps["turbo"](share.numpy(), bytes=True)[..., :3]
         painted = Image.fromarray(np.ascontiguousarray(heat))
-        return Image.blend(self.image, painted, LegendStyle(opacity).opacity)
+        return Image.blend(self.image, painted, opacity)
 
     def areas(self) -> dict[str, float]:
         """Share of the pixels of every name, in percent; they sum to 100."""
@@ -168,9 +168,6 @@ class Segmentation:
         """JSON of what made this segmentation, as stored in its files."""
         values = {"classes": list(self.names), "background": self.background, **self.settings}
         return json.dumps(values, ensure_ascii=False)
-
-    def _index(self, name: str) -> int:
-        return self.names.index(check_name("class", name, self.names))
 
 
 def check_kind(path: Path, kind: str | None = None) -> str:

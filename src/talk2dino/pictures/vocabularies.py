@@ -7,19 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from talk2dino.config import as_texts
+from talk2dino.files import shipped
 from talk2dino.pictures.drawing import class_colours
 from talk2dino.pictures.word_lists import BACKGROUND, WordLists, read_word_lists
-from talk2dino.textfiles import read_json
-
-VOCABULARIES = {"voc": "voc", "coco": "coco_object", "ade": "ade20k"}
-"""Name -> benchmark."""
-
-_OTHER_LISTS = ("pascal", "context", "cityscapes", "stuff", "ade20k", "coco_object", "coco_stuff")
+from talk2dino.textfiles import read_names, read_yaml
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,8 +45,7 @@ def find_vocabulary(words: Sequence[str]) -> Vocabulary:
     """
     words = as_texts(words)
     if len(words) == 1 and words[0] in VOCABULARIES:
-        names = tuple(_class_lists()[words[0]])
-        return Vocabulary(names, _colours(words[0]), VOCABULARIES[words[0]])
+        return _known_list(words[0])
     if len(words) == 1 and Path(words[0]).suffix.lower() == ".txt":
         lists = read_word_lists(words[0])
         return replace(named_classes(lists.names), lists=lists)
@@ -72,7 +66,7 @@ def named_classes(words: Sequence[str]) -> Vocabulary:
     words = as_texts(words)
     first = words[:1] and words[0].strip().lower() == BACKGROUND
     names = class_names(words[1:] if first else words, background=True)
-    ade = _colours("ade")
+    ade = _colours("ade20k")
     colours = ade[: len(names)] if len(names) <= len(ade) else class_colours(len(names))
     return Vocabulary(tuple(names), colours)
 
@@ -106,8 +100,8 @@ def class_names(names: str | Sequence[str], background: bool) -> list[str]:
 
 def group_colours(count: int) -> np.ndarray:
     """Colours (count, 3) uint8 RGB of group tokens, the published ones, repeated after 209."""
-    voc, ade = _colours("voc"), _colours("ade")
-    rows = np.concatenate([_colours("cityscapes"), voc, ade[:25], voc, ade[25:]])
+    city, voc, ade = map(_colours, ("cityscapes", "voc20", "ade20k"))
+    rows = np.concatenate([city, voc, ade[:25], voc, ade[25:]])
     bgr = rows[:, ::-1]  # the published file was read with its channels reversed
     return bgr[np.arange(count) % len(bgr)]
 
@@ -118,15 +112,27 @@ def _looks_like_a_list(word: str) -> bool:
 
 
 @cache
-def _colours(name: str) -> np.ndarray:
-    """(C, 3) uint8 RGB of a list."""
-    known = _class_lists()[name]
-    digits = "".join(known.values() if isinstance(known, dict) else known).replace("#", "")
-    return np.frombuffer(bytes.fromhex(digits), dtype=np.uint8).reshape(-1, 3)
+def _known_list(name: str) -> Vocabulary:
+    """One of VOCABULARIES, as the files of its data set have it."""
+    benchmark, palette = VOCABULARIES[name]
+    content = read_yaml(_FOLDER / f"{benchmark}.yaml")
+    names = content["classes"]
+    names = read_names(_FOLDER / names) if isinstance(names, str) else names
+    names = tuple(names[bool(content.get("background")) :])
+    return Vocabulary(names, _colours(palette)[: len(names)], benchmark)
 
 
 @cache
-def _class_lists() -> dict[str, Any]:
-    """Class names with their colours, those of MMSegmentation; of Cityscapes only the colours."""
-    content: dict[str, Any] = read_json(Path(__file__).with_name("class_lists.json"))
-    return content
+def _colours(data_set: str) -> np.ndarray:
+    return np.loadtxt(_FOLDER / f"{data_set}_palette.txt", np.uint8, ndmin=2)
+
+
+_FOLDER = shipped("configs/datasets")
+VOCABULARIES = {
+    "voc": ("voc", "voc20"),
+    "coco": ("coco_object", "coco_stuff"),
+    "ade": ("ade20k",) * 2,
+}
+"""Name -> benchmark that the classes are of, and the one whose palette begins with theirs."""
+
+_OTHER_LISTS = ("pascal", "context", "cityscapes", "stuff", "ade20k", "coco_object", "coco_stuff")

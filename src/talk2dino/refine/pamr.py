@@ -16,8 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from talk2dino.refine.pamr_bags import average_in_bags
-
 Refine = Callable[[Tensor, Tensor, int, Sequence[int]], Tensor]
 """`pamr` of checked images and masks, both float32 or both float64, at least one iteration."""
 
@@ -27,6 +25,11 @@ _ENOUGH_CLASSES = 6
 _BAND_PIXELS = 2**16  # per band of weights; half or twice as many is no faster
 _PART_PIXELS = 2**15  # and thread, worked on at once: the scores of a few classes stay in its cache
 _MOST_WEIGHTS = 2**28  # numbers, 1 GiB, that bags of a whole picture may take
+# Measured on two cores of Zen 4: rows of 32 scores are two vectors. A call for 16,384 pixels takes
+# a millisecond, so that threads seldom wait for each other; its indices (3 MB for 48 neighbours)
+# serve every band of rows and stay in the third-level cache.
+_BAG_CLASSES = 32
+_BAG_PIXELS = 2**14
 
 
 def pamr(
@@ -255,11 +258,68 @@ def _pamr_in_bags(
 def _pamr_of_all_rows(
     images: Tensor, masks: Tensor, iterations: int, dilations: Sequence[int]
 ) -> Tensor:
+    """`_pamr_in_bags` of pictures whose weights fit in memory.
+
+    PyTorch's embedding bag looks rows of a table up and sums them with weights, in vector registers
+    and on all cores. With the classes innermost, the scores are such a table and a pixel's new
+    scores are one bag, so the neighbours' scores are never copied.
+    """
     refined = masks.new_empty(masks.shape)
-    for image, scores, result in zip(images, masks, refined, strict=True):
+    height, width = masks.shape[-2:]
+    margin = max(dilations)
+    rows = max(1, min(height, _BAG_PIXELS // width))
+    bags = _bags(rows, width, margin, _steps(dilations))
+    for image, all_scores, all_results in zip(images, masks, refined, strict=True):
         weights = _affinities_innermost(image, dilations)
-        average_in_bags(scores, weights, _steps(dilations), iterations, result)
+        chunks = all_scores.split(_BAG_CLASSES)
+        for chunk, result in zip(chunks, all_results.split(_BAG_CLASSES), strict=True):
+            shape = (height + 2 * margin, width + 2 * margin, len(chunk))
+            scores, averaged = chunk.new_empty(shape), chunk.new_empty(shape)
+            _inside(scores, margin).copy_(chunk.movedim(0, -1))
+            for _ in range(iterations):
+                _repeat_border(scores, margin)
+                for top in range(0, height, rows):
+                    part = weights[top : top + rows]
+                    table = scores[top : top + len(part) + 2 * margin].flatten(0, 1)
+                    _inside(averaged, margin)[top : top + rows] = _sum_bags(table, bags, part)
+                scores, averaged = averaged, scores
+            result.copy_(_inside(scores, margin).movedim(-1, 0))
     return refined
+
+
+def _bags(rows: int, width: int, margin: int, steps: Sequence[tuple[int, int]]) -> Tensor:
+    """(rows, W, K): where the neighbours of a band's pixels lie in its table."""
+    padded_width = width + 2 * margin
+    pixels = margin + torch.arange(rows)[:, None] * padded_width + torch.arange(width)
+    offsets = torch.tensor([(margin + dy) * padded_width + dx for dy, dx in steps])
+    return (pixels[..., None] + offsets).int()
+
+
+def _sum_bags(table: Tensor, bags: Tensor, weights: Tensor) -> Tensor:
+    """Rows of `table` (N, C) at `bags`, summed with `weights` (R, W, K): (R, W, C)."""
+    rows, width, size = weights.shape
+    starts = torch.arange(0, weights.numel(), size, dtype=torch.int32)
+    sums, *_ = torch.embedding_bag(
+        table,
+        bags[:rows].flatten(),
+        starts,
+        mode=0,  # the sum
+        per_sample_weights=weights.flatten(),
+    )
+    return sums.unflatten(0, (rows, width))
+
+
+def _inside(padded: Tensor, margin: int) -> Tensor:
+    return padded[margin : len(padded) - margin, margin : padded.shape[1] - margin]
+
+
+def _repeat_border(padded: Tensor, margin: int) -> None:
+    """Fill the margin of (H + 2m, W + 2m, C) with the outermost pixels."""
+    inner_rows = padded[margin : len(padded) - margin]
+    inner_rows[:, :margin] = inner_rows[:, margin : margin + 1]
+    inner_rows[:, -margin:] = inner_rows[:, -margin - 1 : -margin]
+    padded[:margin] = padded[margin]
+    padded[-margin:] = padded[-margin - 1]
 
 
 def _affinities_innermost(image: Tensor, dilations: Sequence[int]) -> Tensor:

@@ -106,7 +106,8 @@ def write_figure(places: Sequence[str | Path], options: FigureOptions) -> list[P
 
 def _find_row(groups: Mapping[str, list[EvaluatedRun]], image: str, wanted: Sequence[str]) -> _Row:
     """The image and the runs of the only benchmark that has both the image and all methods."""
-    found, names = {}, {}
+    found: dict[str, str] = {}
+    names: dict[str, str] = {}
     for key, runs in groups.items():
         counts = next((run.counts for run in runs if run.counts is not None), None)
         paths = [] if counts is None else [PurePosixPath(path) for path in counts["images"]]
@@ -133,13 +134,13 @@ def _find_row(groups: Mapping[str, list[EvaluatedRun]], image: str, wanted: Sequ
         known = ", ".join(run.label for run in groups[key])
         raise ValueError(f"{key}, which has the image {image!r}, lacks {missing}. Known: {known}.")
     if len(fitting) > 1:
-        names = " or ".join(f"{key}/{PurePosixPath(found[key]).stem}" for key in fitting)
-        raise ValueError(f"several benchmarks have the image {image!r}: say {names}.")
+        choices = " or ".join(f"{key}/{PurePosixPath(found[key]).stem}" for key in fitting)
+        raise ValueError(f"several benchmarks have the image {image!r}: say {choices}.")
     (key,) = fitting
-    for name, some in zip(wanted, runs_of[key], strict=True):
+    for method, some in zip(wanted, runs_of[key], strict=True):
         if len(some) > 1:
             stems = ", ".join(run.path.stem for run in some)
-            raise ValueError(f"{name!r} has several results on {key}: name one of {stems}.")
+            raise ValueError(f"{method!r} has several results on {key}: name one of {stems}.")
     return _Row(found[key], f"{key}_{names[key]}", [run for some in runs_of[key] for run in some])
 
 

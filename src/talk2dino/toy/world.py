@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,17 +148,21 @@ def check_world(folder: str | Path, config: WorldConfig, overwrite: bool = False
     if found is None:  # it is not ours: not even `overwrite` removes it
         raise FileExistsError(f"{folder} exists and is no drawn world. Choose another folder.")
     found, wanted = {"world": 1, **found}, {"world": 1, **wanted}
-    differing = [
-        f"{key} {found.get(key)} (asked for: {wanted[key]})"
-        for key in wanted
-        if found.get(key) != wanted[key]
-    ]
+    differing = differences(found, wanted)
     if differing and not overwrite:
         raise FileExistsError(
-            f"{folder} was drawn with {', '.join(differing)}. Choose another folder or pass "
-            "--overwrite."
+            f"{folder} was drawn with {differing}. Choose another folder or pass --overwrite."
         )
     return not differing
+
+
+def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """Which settings are other ones, in words; nothing if all are as wanted."""
+    return ", ".join(
+        f"{key} {found.get(key)} (asked for: {value})"
+        for key, value in wanted.items()
+        if found.get(key) != value
+    )
 
 
 def _settings(config: WorldConfig) -> dict[str, Any]:

@@ -6,85 +6,45 @@ import csv
 import importlib
 import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from talk2dino.config import check_name
 from talk2dino.files import atomic_path
 
-
-class Record(Protocol):
-    """One row of a table; the fields are a training's own."""
-
-    @property
-    def epoch(self) -> int:
-        """Counted from 1."""
-
-    @property
-    def training(self) -> float:
-        """The loss to plot."""
-
-    @property
-    def validation(self) -> float | None:
-        """The same after the epoch on what is not trained on; it chooses the epoch."""
+Record = Mapping[str, Any]
+"""One row of the table of losses: `epoch`, counted from 1, and the numbers of a training."""
 
 
-@dataclass(frozen=True)
-class EpochRecord:
-    """The row of a training with one loss."""
-
-    epoch: int
-    """Counted from 1."""
-    train_loss: float
-    """Mean over the epoch's batches."""
-    val_loss: float | None
-    """Mean over the validation batches after the epoch; None without a validation set."""
-    learning_rate: float
-    """Of the epoch's last step."""
-
-    @property
-    def training(self) -> float:
-        """See Record."""
-        return self.train_loss
-
-    @property
-    def validation(self) -> float | None:
-        """See Record."""
-        return self.val_loss
-
-    def logged(self) -> dict[str, float]:
-        """The row as loggers show it."""
-        values = {"loss/train": self.train_loss, "learning_rate": self.learning_rate}
-        return values if self.val_loss is None else values | {"loss/validation": self.val_loss}
+def write_losses(records: Sequence[Record], path: Path) -> None:
+    """Write the table as CSV: one line per record; what is None is an empty cell."""
+    with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(records[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(records)
 
 
-def write_losses(records: Sequence[Any], path: Path) -> None:
-    """Write the table as CSV: one line per record; what is None is an empty cell.
+def plot_losses(
+    records: Sequence[Record], path: Path, losses: tuple[str, str], title: str = ""
+) -> None:
+    """Draw the training's and the validation's loss over the epochs, as a PNG.
 
     Args:
-        records: dataclasses of one type, one per epoch; their fields are the columns.
+        records: one per epoch.
         path: the file.
+        losses: the two columns; the second may be None in all records, or in some.
+        title: of the picture.
     """
-    with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, [f.name for f in fields(records[0])], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(record) for record in records)
-
-
-def plot_losses(records: Sequence[Record], path: Path, title: str = "") -> None:
-    """Draw both losses over the epochs, as a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
-    epochs = [record.epoch for record in records]
-    axes.plot(epochs, [record.training for record in records], label="training")
-    validated = [(r.epoch, r.validation) for r in records if r.validation is not None]
-    if validated:
-        axes.plot(*zip(*validated, strict=True), label="validation")
-    if all(record.training > 0 for record in records):
+    for column, label in zip(losses, ("training", "validation"), strict=True):
+        shown = [(r["epoch"], r[column]) for r in records if r[column] is not None]
+        if shown:
+            axes.plot(*zip(*shown, strict=True), label=label)
+    if all(record[losses[0]] > 0 for record in records):
         axes.set_yscale("log")
     axes.set(xlabel="epoch", ylabel="mean loss per batch", title=title)
     axes.legend()
@@ -95,8 +55,8 @@ def plot_losses(records: Sequence[Record], path: Path, title: str = "") -> None:
 LOGGERS = ("none", "tensorboard", "wandb", "trackio")
 
 
-class Logger(Protocol):
-    """What the training calls; it does not know which one it has."""
+class Logger:
+    """What the training calls; it does not know which one it has. This one shows nothing."""
 
     def log(self, values: Mapping[str, float], epoch: int) -> None:
         """Show named numbers for one epoch, counted from 1."""
@@ -140,24 +100,14 @@ def open_logger(
     if name == "tensorboard":
         return TensorBoardLogger(out, start_epoch)
     if name == "none":
-        return NoLogger()
+        return Logger()
     run = RunLogger(name, out, settings)
     for values, epoch in history:
         run.log(values, epoch)
     return run
 
 
-class NoLogger:
-    """Shows nothing."""
-
-    def log(self, values: Mapping[str, float], epoch: int) -> None:
-        """Do nothing."""
-
-    def close(self) -> None:
-        """Do nothing."""
-
-
-class TensorBoardLogger:
+class TensorBoardLogger(Logger):
     """Event files in `<weights name>.tensorboard/`."""
 
     def __init__(self, out: Path, start_epoch: int) -> None:
@@ -177,7 +127,7 @@ class TensorBoardLogger:
         self._writer.close()
 
 
-class RunLogger:
+class RunLogger(Logger):
     """A run of the project `talk2dino`, named after the weights file: wandb's, or trackio's.
 
     trackio has the same functions, and keeps its runs on this machine (`trackio show`). Of a killed

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from talk2dino.files import (
 )
 from talk2dino.processes import Processes
 from talk2dino.textfiles import read_json
-from talk2dino.training.history import check_logger, open_logger, plot_losses, write_losses
+from talk2dino.training.history import Record, check_logger, open_logger, plot_losses, write_losses
 from talk2dino.training.run import Hooks, Run, StateFile, check_same_settings, load_state
 
 
@@ -62,36 +62,6 @@ class RunOutputs:
         for path in (self.unfinished, self.best):
             if path is not None:
                 path.unlink(missing_ok=True)
-
-
-def check_destroys(
-    outputs: RunOutputs, overwrite: bool, resume: bool, *, begun: str, done: str
-) -> None:
-    """Raise if a run would destroy what an earlier one left, or could not write.
-
-    Args:
-        outputs: its files.
-        overwrite: start again in any case.
-        resume: go on with what is there.
-        begun: says that there is an unfinished run.
-        done: says that there is a complete one, and what to do.
-
-    Raises:
-        ValueError: the two flags contradict each other.
-        FileExistsError: one of the two is there and no flag says what to do.
-        OSError: the folder cannot be written to.
-    """
-    if overwrite and resume:
-        raise ValueError("--overwrite starts again and --resume goes on: pass one of them")
-    if not (overwrite or resume):
-        if outputs.unfinished.exists():
-            raise FileExistsError(
-                f"{begun} Go on with --resume, start again with --overwrite, or write elsewhere "
-                "with --out."
-            )
-        if outputs.complete.exists():
-            raise FileExistsError(done)
-    check_writable(outputs.complete, overwrite=True)
 
 
 def write_summary(values: Mapping[str, Any], path: Path) -> None:
@@ -141,17 +111,32 @@ class RunJob(ABC):
         """Its files."""
 
     def check(self, read: Iterable[str | Path | None], *, begun: str, done: str) -> None:
-        """Raise ValueError or OSError for what cannot work; see `check_destroys`.
+        """Raise if it cannot work, could not write, or would destroy what an earlier one left.
 
         Args:
             read: the files that the training reads, which it must not write.
             begun: says that there is an unfinished training.
             done: says that there is a complete one, and what to do.
+
+        Raises:
+            ValueError: an unknown device or logger, or flags that contradict each other.
+            FileExistsError: a training is there and no flag says what to do.
+            OSError: the folder cannot be written to.
         """
         resolve_device(self.device)
         check_logger(self.logger)
         outputs = self.outputs
-        check_destroys(outputs, self.overwrite, self.resume, begun=begun, done=done)
+        if self.overwrite and self.resume:
+            raise ValueError("--overwrite starts again and --resume goes on: pass one of them")
+        if not (self.overwrite or self.resume):
+            if outputs.unfinished.exists():
+                raise FileExistsError(
+                    f"{begun} Go on with --resume, start again with --overwrite, or write "
+                    "elsewhere with --out."
+                )
+            if outputs.complete.exists():
+                raise FileExistsError(done)
+        check_writable(outputs.complete, overwrite=True)
         check_not_inputs([self.out, *outputs.results, outputs.unfinished], read)
 
 
@@ -169,6 +154,8 @@ class Work(ABC):
     """Of the plot."""
     late: tuple[str, ...] = ()
     """Settings that are known only when the run is open."""
+    run: Run
+    """The loop, once it is open."""
 
     def __init__(self, job: RunJob, processes: Processes | None) -> None:
         self.outputs, self.processes = job.outputs, processes or Processes()
@@ -179,15 +166,15 @@ class Work(ABC):
         """The run before its first step."""
 
     @abstractmethod
-    def finish(self, run: Run, weights: dict[str, Tensor]) -> None:
+    def finish(self, weights: dict[str, Tensor]) -> None:
         """What is done with a trained model, in every process, before anything is written."""
 
     @abstractmethod
-    def write(self, run: Run, weights: dict[str, Tensor], folder: Path) -> None:
+    def write(self, weights: dict[str, Tensor], folder: Path) -> None:
         """Write the weights and what else the method leaves, in `folder`."""
 
     @abstractmethod
-    def summary(self, run: Run) -> Mapping[str, Any]:
+    def summary(self) -> Mapping[str, Any]:
         """What the summary says besides command, recipe, settings and epochs."""
 
     def present(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -195,11 +182,14 @@ class Work(ABC):
         return settings
 
 
-def carry_out(job: RunJob, work: Work, hooks: Hooks | None = None) -> Run | None:
+W = TypeVar("W", bound=Work)
+
+
+def carry_out(job: RunJob, work: W, hooks: Hooks | None = None) -> W | None:
     """Train, and write the files of `job.outputs`.
 
     Returns:
-        The run, or None if the job asked to resume one that is complete.
+        The work with its run, or None if the job asked to resume one that is complete.
 
     Raises:
         ValueError: resuming would mix settings.
@@ -213,7 +203,7 @@ def carry_out(job: RunJob, work: Work, hooks: Hooks | None = None) -> Run | None
         complete, unfinished = processes.broadcast(_found(job, work) if first else None)
         if complete:
             return None
-        run = work.open(device)
+        work.run = run = work.open(device)
         if unfinished is not None:
             before = work.present(unfinished["settings"])
             check_same_settings(before, work.settings, outputs.unfinished)
@@ -225,11 +215,11 @@ def carry_out(job: RunJob, work: Work, hooks: Hooks | None = None) -> Run | None
             seconds = job.checkpoint_seconds
             keeper = StateFile(outputs.unfinished, work.settings, seconds, outputs.best)
         weights = _train(job, run, hooks or Hooks(), keeper)
-        work.finish(run, weights)
+        work.finish(weights)
         if first:
-            _write(job, work, run, weights)
+            _write(job, work, weights)
         processes.gather(None)  # the others wait
-        return run
+        return work
 
 
 @contextmanager
@@ -271,7 +261,7 @@ def _train(job: RunJob, run: Run, hooks: Hooks, keeper: StateFile | None) -> dic
     if keeper is None:
         return run.run(Hooks())
     outputs, state = job.outputs, run.state
-    history = [(run.logged(r, again=True), run.place(r.epoch)) for r in state.records]
+    history = [(run.logged(r, again=True), run.place(r["epoch"])) for r in state.records]
     start = run.place(state.epoch, state.step)
     log = open_logger(job.logger, outputs.log, keeper.settings, start, history)
 
@@ -280,11 +270,11 @@ def _train(job: RunJob, run: Run, hooks: Hooks, keeper: StateFile | None) -> dic
         if hooks.on_values is not None:
             hooks.on_values(values, step)
 
-    def on_epoch(record: Any) -> None:
+    def on_epoch(record: Record) -> None:
         if not outputs.complete.exists():  # else the table belongs to that
             write_losses(run.state.records, outputs.losses)
         if values := run.logged(record):
-            log.log(values, run.place(record.epoch))
+            log.log(values, run.place(record["epoch"]))
         if hooks.on_epoch is not None:
             hooks.on_epoch(record)
 
@@ -299,20 +289,20 @@ def _train(job: RunJob, run: Run, hooks: Hooks, keeper: StateFile | None) -> dic
         log.close()
 
 
-def _write(job: RunJob, work: Work, run: Run, weights: dict[str, Tensor]) -> None:
+def _write(job: RunJob, work: Work, weights: dict[str, Tensor]) -> None:
     """The kept weights and what is said of them; then the state is no longer needed."""
-    outputs, records = work.outputs, run.state.records
+    outputs, run, records = work.outputs, work.run, work.run.state.records
     summary = {
         "command": job.command,
         "recipe": str(job.recipe.path),
         "settings": work.settings,
         "epochs": len(records),
         "best_epoch": run.state.best_epoch,
-        **work.summary(run),
+        **work.summary(),
     }
     with atomic_files(outputs.folder, *(path.name for path in outputs.results)) as folder:
         write_losses(records, folder / outputs.losses.name)
-        plot_losses(records, folder / outputs.plot.name, work.title)
+        plot_losses(records, folder / outputs.plot.name, run.losses, work.title)
         write_summary(summary, folder / outputs.summary.name)
-        work.write(run, weights, folder)
+        work.write(weights, folder)
     outputs.remove_state()

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +21,6 @@ from torch import Tensor, nn
 from talk2dino.files import load_torch, save_torch
 from talk2dino.processes import Processes
 from talk2dino.training.history import Record
-
-S = TypeVar("S", bound="RunState")
 
 
 @dataclass
@@ -33,15 +31,10 @@ class RunState:
     """Complete epochs."""
     step: int = 0
     """Complete optimiser steps of the epoch under way."""
-    records: list[Any] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
     """One per complete epoch."""
     best_epoch: int | None = None
     """Epoch with the lowest validation loss so far, from 1."""
-
-    @classmethod
-    def read(cls: type[S], values: Mapping[str, Any], record: type) -> S:
-        """The state from its fields, as `asdict` gives them; `record` is the type of its rows."""
-        return cls(**{**values, "records": [record(**row) for row in values["records"]]})
 
 
 @dataclass
@@ -107,7 +100,7 @@ class Hooks:
     """(steps still to do, epoch from 1, steps of an epoch) -> the same steps, shown somewhere."""
     on_values: Callable[[Mapping[str, float], int], None] | None = None
     """Called within an epoch, by trainings that do so, with named numbers and the steps so far."""
-    on_epoch: Callable[[Any], None] | None = None
+    on_epoch: Callable[[Record], None] | None = None
     """Called after every epoch with its record."""
 
 
@@ -126,6 +119,8 @@ class Run(ABC):
     """What its state says that it is: `talk2dino unfinished <something>`."""
     advice: str
     """What to do when a value is not finite."""
+    losses: tuple[str, str]
+    """Columns of a record: the loss to plot, and the same on what is not trained on."""
     judged_by = "validation"
     """What messages call the loss that chooses the epoch."""
     look_every = 1
@@ -191,10 +186,9 @@ class Run(ABC):
     def restore(self, snapshot: Mapping[str, Any]) -> None:
         """Go on from a saved state."""
 
-    def logged(self, record: Any, again: bool = False) -> Mapping[str, float]:
+    @abstractmethod
+    def logged(self, record: Record, again: bool = False) -> dict[str, float]:
         """What loggers show of an epoch, or `again` with what they were shown within it."""
-        values: Mapping[str, float] = record.logged()
-        return values
 
     def place(self, epoch: int, step: int = 0) -> int:
         """Where loggers show the values after so many epochs and steps."""
@@ -258,9 +252,10 @@ class Run(ABC):
         if judged is not None and not math.isfinite(judged):
             raise self.failure(f"the {self.judged_by} loss is {judged}", state.step)
         record = self.record(judged)
-        earlier = [r.validation for r in state.records if r.validation is not None]
+        column = self.losses[1]
+        earlier = [r[column] for r in state.records if r[column] is not None]
         if self.keeps_best and judged is not None and judged < min(earlier, default=math.inf):
-            state.best_epoch = record.epoch
+            state.best_epoch = record["epoch"]
             self.keep(keeper)
         state.records.append(record)
         state.epoch, state.step = state.epoch + 1, 0

@@ -16,9 +16,9 @@ from talk2dino.benchmarks.data.convert import (
     run_conversions,
 )
 from talk2dino.benchmarks.data.labels import (
-    cityscapes_table,
-    coco_object_table,
-    coco_stuff_table,
+    cityscapes_rules,
+    coco_object_rules,
+    coco_stuff_rules,
     read_labels,
 )
 from talk2dino.cli.convert_coco import main
@@ -40,21 +40,31 @@ def coco(tmp_path):
     return tmp_path / "coco"
 
 
+def lookup_of(rules, classes):
+    """The label of every raw value; -1 where it means nothing."""
+    labels, unknown = rules.class_ids(np.arange(256, dtype=np.uint8)[None], classes)
+    return np.where(unknown, -1, labels.astype(int))[0]
+
+
 def test_the_80_objects_are_numbered_from_1_and_the_rest_is_background():
-    lookup = coco_object_table().lookup
+    lookup = lookup_of(coco_object_rules(), 81)
     assert [lookup[v] for v in (0, 10, 12, 24, 26, 89)] == [1, 11, 12, 24, 25, 80]
-    assert sorted(set(lookup.tolist())) == list(range(81))
-    assert not lookup[91:].any()
+    assert sorted(set(lookup.tolist())) == list(range(-1, 81))
+    assert set(lookup[91:].tolist()) == {0, -1} and (lookup[11], lookup[181], lookup[255]) == (
+        -1,
+        0,
+        0,
+    )
 
 
 def test_the_171_stuff_classes_are_numbered_from_0():
-    lookup = coco_stuff_table().lookup
-    assert [lookup[v] for v in (0, 89, 91, 181, 255, 11)] == [0, 79, 80, 170, 255, 255]
-    assert sorted(set(lookup.tolist())) == [*range(171), 255]
+    lookup = lookup_of(coco_stuff_rules(), 171)
+    assert [lookup[v] for v in (0, 89, 91, 181, 255, 11)] == [0, 79, 80, 170, 255, -1]
+    assert sorted(set(lookup.tolist())) == [-1, *range(171), 255]
 
 
 def test_cityscapes_ids_become_train_ids():
-    lookup = cityscapes_table().lookup
+    lookup = lookup_of(cityscapes_rules(), 19)
     road, pole, rider, train, bicycle = 7, 17, 25, 31, 33
     assert [lookup[v] for v in (road, pole, rider, train, bicycle)] == [0, 5, 12, 16, 18]
     ego_vehicle, caravan, trailer = 1, 29, 30

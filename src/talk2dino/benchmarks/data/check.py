@@ -20,6 +20,7 @@ from talk2dino.benchmarks.datasets import (
     files_below,
     pair_problem,
     pictures_left_out,
+    some_of,
     unknown_values,
 )
 from talk2dino.benchmarks.metrics import IGNORED, WIDE_IGNORED
@@ -44,10 +45,6 @@ class LabelSample:
     """(65536,) pixels of every value as stored, of every class where colours are stored."""
     wide: bool = False
     """Whether the files have 16 bits."""
-    problems: list[str] = field(default_factory=list)
-    """Labels that cannot be used."""
-    warnings: list[str] = field(default_factory=list)
-    """Labels that look wrong."""
 
     def shares(self) -> dict[int, float]:
         """Stored value -> share of the pixels, the most frequent first."""
@@ -141,21 +138,21 @@ def check_dataset(row: Benchmark, data_root: str | Path, sample_size: int) -> Da
     ):
         if missing:
             report.problems.append(
-                f"{len(missing)} of {len(pairs)} {kind} are missing: {_some(missing)}"
+                f"{len(missing)} of {len(pairs)} {kind} are missing: {some_of(missing)}"
             )
     wrong = [text for pair in labelled if (text := pair_problem(*pair, row.rules.colours))]
     if wrong:
-        report.problems.append(f"{len(wrong)} files cannot be used: {_some(wrong)}")
+        report.problems.append(f"{len(wrong)} files cannot be used: {some_of(wrong)}")
     if dataset.unlabelled:
         report.warnings.append(
             f"{len(dataset.unlabelled)} images have no label and are left out: "
-            f"{_some(dataset.unlabelled)}"
+            f"{some_of(dataset.unlabelled)}"
         )
     used = {label.resolve() for _, label in pairs}
     folder = dataset.label_folder
     names = sorted(files_below(folder, (row.label_suffix,)))
     if row.split is None and (more := [n for n in names if (folder / n).resolve() not in used]):
-        report.warnings.append(f"{len(more)} labels have no image: {_some(more)}")
+        report.warnings.append(f"{len(more)} labels have no image: {some_of(more)}")
     if labelled and sample_size and not wrong:
         _add_sample(report, _spread(labelled, sample_size))
     return report
@@ -175,7 +172,7 @@ def _listed_stems(
         suffix = benchmark.image_suffix
         stems = sorted(name.removesuffix(suffix) for name in files_below(folder, (suffix,)))
         if not stems:
-            other = _some(sorted(os.listdir(folder))) or "nothing"
+            other = some_of(sorted(os.listdir(folder))) or "nothing"
             there = _explain_missing(folder, root, source, suffix)
             report.problems.append(
                 f"{folder} holds no *{suffix} (found: {other}){there}. {get_images}"
@@ -263,7 +260,7 @@ def _unlabelled(
 def _absent_files(kind: str, folder: Path, missing: Sequence[str], suffix: str, listed: int) -> str:
     """Which files are not there, and under which other endings they are."""
     text = f"{len(missing)} of {listed} {kind} are not in {folder}: "
-    text += _some([f"{stem}{suffix}" for stem in missing])
+    text += some_of([f"{stem}{suffix}" for stem in missing])
     there: dict[str, list[str]] = {}
     for place in {(folder / stem).parent for stem in missing}:
         if place.is_dir():
@@ -315,7 +312,7 @@ def _explain_missing(folder: Path, root: Path, source: Source, *suffixes: str) -
         found = max(candidates, key=lambda other: len(_common_end(other, folder)))
         return f", but {found} is there: move it, or link it: {_link(found, folder, root)}{others}"
     if archives:
-        names = _some(list(dict.fromkeys(str(path) for path in archives)))
+        names = some_of(list(dict.fromkeys(str(path) for path in archives)))
         return f"; these archives are not unpacked: {names}{others}"
     return others
 
@@ -353,11 +350,6 @@ def _spread(items: Sequence[T], count: int) -> list[T]:
     return [items[place] for place in np.unique(places)]
 
 
-def _some(names: Sequence[str], shown: int = 3) -> str:
-    text = ", ".join(names[:shown])
-    return text if len(names) <= shown else f"{text}, ... ({len(names)})"
-
-
 def _add_sample(report: DataReport, pairs: Sequence[tuple[Path, Path]]) -> None:
     """Read the labels of some images and their labels."""
     row, rules = report.benchmark, report.benchmark.rules
@@ -384,19 +376,17 @@ def _add_sample(report: DataReport, pairs: Sequence[tuple[Path, Path]]) -> None:
     for texts in (colours, damaged, sizes, outside if own else []):
         if texts:
             more = f" ({len(texts)} of {len(pairs)} in the sample)"
-            sample.problems.append(texts[0] + more)
+            report.problems.append(texts[0] + more)
     if outside and not own:
         name = Path(outside[0].partition(": ")[0]).name
-        sample.problems.append(_explain_outside(row, sample.pixels, name))
+        report.problems.append(_explain_outside(row, sample.pixels, name))
     elif not own and benchmark_is_empty(row, sample.pixels):
         held = ", ".join(map(str, sample.shares()))
-        sample.warnings.append(
+        report.warnings.append(
             f"the {sample.num_labels} labels looked at hold only {held}: no class at all"
         )
     elif not own and (text := _explain_shift(row, sample)):
-        sample.warnings.append(text)
-    report.problems += sample.problems
-    report.warnings += sample.warnings
+        report.warnings.append(text)
 
 
 def benchmark_is_empty(benchmark: Benchmark, pixels: np.ndarray) -> bool:

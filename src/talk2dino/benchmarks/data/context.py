@@ -64,7 +64,7 @@ def plan_context(
         FileNotFoundError: there is no such file.
         ValueError: it is no JSON, or not of this layout.
     """
-    content = _read_json(Path(annotations))
+    content = read_json(annotations, "Is it cut short? Download it again.")
     segments: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)
     plan, lists = [], {split: list[str]() for split in SPLITS}
     try:
@@ -108,15 +108,6 @@ def write_lists(voc2010: str | Path, lists: Mapping[str, Sequence[str]], overwri
             )
         with atomic_path(path) as temporary:
             temporary.write_text("".join(f"{stem}\n" for stem in stems), encoding="utf-8")
-
-
-def _read_json(path: Path) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: no such file. It is at "
-            "https://codalabuser.blob.core.windows.net/public/trainval_merged.json"
-        )
-    return read_json(path, "Is it cut short? Download it again.")
 
 
 def _draw(

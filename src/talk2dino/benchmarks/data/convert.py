@@ -17,12 +17,14 @@ import numpy as np
 from PIL import Image
 
 from talk2dino.benchmarks.data.labels import (
-    LabelTable,
-    cityscapes_table,
-    coco_object_table,
-    coco_stuff_table,
+    LabelRules,
+    cityscapes_rules,
+    coco_object_rules,
+    coco_stuff_rules,
     read_labels,
 )
+from talk2dino.benchmarks.metrics import IGNORED
+from talk2dino.config import check_at_least
 from talk2dino.files import atomic_path, listed, remove_leftovers
 from talk2dino.progress import Progress, silent
 
@@ -36,7 +38,11 @@ CITYSCAPES_CONVERTED = "_gtFine_labelTrainIds.png"
 
 _LEFTOVER_SECONDS = 60
 
-_COCO_TABLES = {OBJECT_SUFFIX: coco_object_table, STUFF_SUFFIX: coco_stuff_table}
+_COCO = {
+    OBJECT_SUFFIX: (coco_object_rules(), 81, 0),
+    STUFF_SUFFIX: (coco_stuff_rules(), 171, IGNORED),
+}
+"""Ending -> what the raw values mean, the number of classes, and the label of all other values."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +89,13 @@ def plan_coco(coco: str | Path, out: str | Path, suffix: str) -> list[Conversion
             f"{annotations} holds neither {' nor '.join(COCO_SPLITS)}. Unpack "
             "stuffthingmaps_trainval2017.zip there (https://github.com/nightrome/cocostuff)."
         )
-    table = _COCO_TABLES[suffix]()
     plan = []
     for split in splits:
         for source in listed(annotations / split, "*.png"):
             if source.stem.endswith("TrainIds"):
                 continue
             target = Path(out) / "annotations" / split / f"{source.stem}{suffix}.png"
-            plan.append(Conversion(source, target, partial(_renumber, source, table)))
+            plan.append(Conversion(source, target, partial(_renumber, source, *_COCO[suffix])))
     if not plan:
         raise FileNotFoundError(
             f"{annotations} holds no raw label files in {' or '.join(splits)} "
@@ -106,13 +111,13 @@ def plan_cityscapes(cityscapes: str | Path) -> list[Conversion]:
         FileNotFoundError: there is none.
     """
     folder = Path(cityscapes) / "gtFine"
-    table = cityscapes_table()
+    meaning = cityscapes_rules(), 19, IGNORED
     plan = []
     for split in CITYSCAPES_SPLITS:
         for source in listed(folder / split, f"*/*{CITYSCAPES_RAW}"):
             name = source.name.removesuffix(CITYSCAPES_RAW) + CITYSCAPES_CONVERTED
             target = source.with_name(name)
-            plan.append(Conversion(source, target, partial(_renumber, source, table)))
+            plan.append(Conversion(source, target, partial(_renumber, source, *meaning)))
     if not plan:
         raise FileNotFoundError(
             f"{folder} holds no <split>/<city>/*{CITYSCAPES_RAW}. Unpack gtFine_trainvaltest.zip "
@@ -141,8 +146,7 @@ def run_conversions(
     Raises:
         OSError: nothing can be written (a full disk, no permission).
     """
-    if workers < 1:
-        raise ValueError(f"the number of workers must be at least 1, got {workers}")
+    check_at_least(1, workers=workers)
     todo = list(plan) if overwrite else _missing(plan)
     outcome = Outcome(present=len(plan) - len(todo))
     with progress(len(plan), outcome.present) as bar, ThreadPoolExecutor(workers) as pool:
@@ -191,9 +195,13 @@ def _count(conversion: Conversion, result: Sequence[object] | ValueError, outcom
         outcome.unknown.append(f"{conversion.source}: {values}")
 
 
-def _renumber(source: Path, table: LabelTable) -> tuple[np.ndarray, list[int]]:
+def _renumber(
+    source: Path, rules: LabelRules, num_classes: int, other: int
+) -> tuple[np.ndarray, list[int]]:
     raw = read_labels(source)
-    return table.apply(raw), table.unknown_values(raw)
+    labels, unknown = rules.class_ids(raw, num_classes)
+    labels[unknown] = other
+    return labels, np.unique(raw[unknown]).tolist()
 
 
 def summarise(values: Iterable[str], shown: int = 5) -> str:

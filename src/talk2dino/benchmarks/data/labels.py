@@ -32,42 +32,6 @@ CITYSCAPES_LAST_ID = 33
 """Largest official id; the others of 0..33 are not evaluated."""
 
 
-@dataclass(frozen=True, eq=False)
-class LabelTable:
-    """A renumbering of 8-bit labels."""
-
-    lookup: np.ndarray
-    """(256,) uint8, the new label of every raw value."""
-    known: np.ndarray
-    """(256,) bool, the raw values that the data set defines."""
-
-    def apply(self, raw: np.ndarray) -> np.ndarray:
-        """Renumber (H, W) uint8 labels."""
-        return self.lookup[raw]
-
-    def unknown_values(self, raw: np.ndarray) -> list[int]:
-        """Values in (H, W) uint8 `raw` that the data set does not define."""
-        present = np.bincount(raw.ravel(), minlength=256) > 0
-        return np.flatnonzero(present & ~self.known).tolist()
-
-
-def coco_object_table() -> LabelTable:
-    """Raw COCO-Stuff to COCO-Object: 0 background (stuff and unlabelled too), objects 1 to 80."""
-    objects = [v for v in COCO_STUFF_IDS if v <= LAST_COCO_OBJECT]
-    return _table(objects, first=1, other=0, unlabelled=(*COCO_STUFF_IDS, IGNORED))
-
-
-def coco_stuff_table() -> LabelTable:
-    """Raw COCO-Stuff to the 171 consecutive labels from 0; anything else is ignored (255)."""
-    return _table(COCO_STUFF_IDS, first=0, other=IGNORED, unlabelled=(IGNORED,))
-
-
-def cityscapes_table() -> LabelTable:
-    """Official Cityscapes ids to train ids 0 to 18; classes that are not evaluated become 255."""
-    unlabelled = (*range(CITYSCAPES_LAST_ID + 1), IGNORED)
-    return _table(CITYSCAPES_IDS, first=0, other=IGNORED, unlabelled=unlabelled)
-
-
 def read_labels(path: str | Path) -> np.ndarray:
     """Read a label file as stored: grey values, or the indices of a palette PNG.
 
@@ -232,6 +196,31 @@ def _rules_table(rules: LabelRules, num_classes: int, wide: bool) -> tuple[np.nd
     return keys, np.array([table[key] for key in keys.tolist()], np.int32)
 
 
+def coco_object_rules() -> LabelRules:
+    """Raw COCO-Stuff to COCO-Object: 0 background (stuff and unlabelled too), objects 1 to 80."""
+    objects = [v for v in COCO_STUFF_IDS if v <= LAST_COCO_OBJECT]
+    return _renumbered(objects, first=1, other=0, unlabelled=(*COCO_STUFF_IDS, IGNORED))
+
+
+def coco_stuff_rules() -> LabelRules:
+    """Raw COCO-Stuff to the 171 consecutive labels from 0; anything else is ignored (255)."""
+    return _renumbered(COCO_STUFF_IDS, first=0, other=IGNORED, unlabelled=(IGNORED,))
+
+
+def cityscapes_rules() -> LabelRules:
+    """Official Cityscapes ids to train ids 0 to 18; classes that are not evaluated become 255."""
+    unlabelled = (*range(CITYSCAPES_LAST_ID + 1), IGNORED)
+    return _renumbered(CITYSCAPES_IDS, first=0, other=IGNORED, unlabelled=unlabelled)
+
+
+def _renumbered(
+    ids: Iterable[int], first: int, other: int, unlabelled: Iterable[int]
+) -> LabelRules:
+    table = dict.fromkeys(unlabelled, other) | {raw: n for n, raw in enumerate(ids, start=first)}
+    values = tuple(((raw,), label) for raw, label in table.items())
+    return LabelRules(default_ignored=False, values=values, others_shifted=False)
+
+
 def label_name(rules: LabelRules, value: int) -> str:
     """A value of `LabelRules.known` as people write it."""
     return str([value >> 16, value >> 8 & 255, value & 255]) if rules.colours else str(value)
@@ -310,13 +299,3 @@ def _lossy(image: Image.Image) -> str:
         f"is no lossless PNG but {image.format}, which may have changed its class numbers: "
         "use the official file."
     )
-
-
-def _table(ids: Iterable[int], first: int, other: int, unlabelled: Iterable[int]) -> LabelTable:
-    lookup = np.full(256, other, dtype=np.uint8)
-    known = np.zeros(256, dtype=bool)
-    known[list(unlabelled)] = True
-    for label, raw in enumerate(ids, start=first):
-        lookup[raw] = label
-        known[raw] = True
-    return LabelTable(lookup, known)

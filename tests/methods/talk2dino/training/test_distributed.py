@@ -45,7 +45,7 @@ def trained(features, case, processes=None):
     )
     run.choose_heads = (lambda given: chosen_heads(projection, given)) if with_heads else None
     weights = run.run(Hooks())
-    losses = [(record.train_loss, record.val_loss) for record in run.state.records]
+    losses = [(record["train_loss"], record["val_loss"]) for record in run.state.records]
     return weights, losses, run.state.heads
 
 

@@ -29,7 +29,7 @@ def make_run(features, model=None, train=None, text=None, validation=None, **loo
 
 
 def train_losses(run):
-    return [record.train_loss for record in run.state.records]
+    return [record["train_loss"] for record in run.state.records]
 
 
 @pytest.mark.parametrize("strategy", strategies())
@@ -63,7 +63,7 @@ def test_every_model_class_and_text_trains_and_reloads(tiny_features, model, tex
     weights = run.run(Hooks())
     losses = train_losses(run)
     assert losses[-1] < losses[0]
-    assert all(math.isfinite(record.val_loss) for record in run.state.records)
+    assert all(math.isfinite(record["val_loss"]) for record in run.state.records)
     assert any(not torch.equal(before[name], value) for name, value in weights.items())
     build_projection(run.model.config).load_state_dict(weights, strict=True)
 
@@ -73,7 +73,7 @@ def test_every_model_class_and_text_trains_and_reloads(tiny_features, model, tex
 def test_both_optimisers_follow_both_schedules(tiny_features, scheduler, optimizer):
     run = make_run(tiny_features(), scheduler=scheduler, optimizer=optimizer, warmup=2)
     run.run(Hooks())
-    rates = [record.learning_rate for record in run.state.records]
+    rates = [record["learning_rate"] for record in run.state.records]
     if scheduler == "linear":
         assert rates == [0.01] * 4
     else:
@@ -154,7 +154,7 @@ def test_the_best_model_is_the_one_with_the_lowest_validation_loss(tiny_features
     weights = run.run(
         Hooks(on_epoch=lambda _: seen.append(run.model.linear_layer.weight.detach().clone()))
     )
-    losses = [record.val_loss for record in run.state.records]
+    losses = [record["val_loss"] for record in run.state.records]
     best = losses.index(min(losses))
     assert run.state.best_epoch == best + 1 != 6
     assert torch.equal(weights["linear_layer.weight"], seen[best])

@@ -31,7 +31,7 @@ def test_an_epoch_ends_with_the_weights_of_the_literal_training(tiny_features):
     pairs = StoredPairs(features, choose_features(CONFIG), "f.pth")
     run = TrainingRun(model, pairs, None, LoopSettings(TRAIN))
     weights = run.run(Hooks())
-    assert run.state.records[0].train_loss == pytest.approx(sum(losses) / 4, rel=1e-5)
+    assert run.state.records[0]["train_loss"] == pytest.approx(sum(losses) / 4, rel=1e-5)
     for name, value in literal.state_dict().items():
         torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-6)
 

@@ -44,7 +44,7 @@ from talk2dino.methods.ovsegmentor.text import (
 from talk2dino.methods.ovsegmentor.vision import load_dino
 from talk2dino.processes import Processes
 from talk2dino.training.job import RunJob, RunOutputs, Work, carry_out
-from talk2dino.training.run import Hooks, Run
+from talk2dino.training.run import Hooks
 
 
 def pretraining_outputs(folder: Path) -> RunOutputs:
@@ -258,6 +258,7 @@ def run_settings(job: PretrainingJob, world: int) -> dict[str, Any]:
 class _Pretraining(Work):
     """One stage of pretraining."""
 
+    run: PretrainingRun
     kind = KIND
     title = "image-caption loss"
 
@@ -282,25 +283,22 @@ class _Pretraining(Work):
         self.tokenizer = tokenizer
         collate = Collate(tokenizer, recipe.train.text_length)
         model = first_model(recipe).to(device)
-        self.run = PretrainingRun(
-            model, recipe, samples, collate, held_out, self.processes, workers
-        )
-        return self.run
+        return PretrainingRun(model, recipe, samples, collate, held_out, self.processes, workers)
 
-    def finish(self, run: Run, weights: dict[str, Tensor]) -> None:
+    def finish(self, weights: dict[str, Tensor]) -> None:
         lines = self.processes.gather(self.run.state.summary())
         self.run.state.lost = "; ".join(line for line in lines if line)
 
-    def write(self, run: Run, weights: dict[str, Tensor], folder: Path) -> None:
+    def write(self, weights: dict[str, Tensor], folder: Path) -> None:
         config, source = self.job.recipe.config, f"pretraining, stage {self.job.recipe.stage}"
         write_model(config, weights, folder, source, saved_tokenizer(config, self.tokenizer))
 
-    def summary(self, run: Run) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         judge = self.job.recipe.selection.metafile
         chosen = "nothing: the last epoch" if judge is None else f"image-caption loss of {judge}"
         return {
-            "steps_per_epoch": run.steps_per_epoch,
+            "steps_per_epoch": self.run.steps_per_epoch,
             "selected_by": chosen,
-            "last": asdict(run.state.records[-1]),
+            "last": self.run.state.records[-1],
             "lost": self.run.state.lost,
         }

@@ -23,49 +23,11 @@ from talk2dino.methods.ovsegmentor.pretraining.step import (
     step_seed,
 )
 from talk2dino.processes import Processes
+from talk2dino.training.history import Record
 from talk2dino.training.run import Hooks, Run, RunState, StateFile, weights_on_cpu
 
 KIND = "talk2dino unfinished OVSegmentor pretraining"
 _OWN = "bridge_projector."
-
-
-@dataclass(frozen=True)
-class EpochRecord:
-    """One row of the table; losses are means over the epoch's steps and the processes."""
-
-    epoch: int
-    """Counted from 1."""
-    loss: float
-    """The weighted sum."""
-    matching: float
-    """Images and captions."""
-    entity: float
-    """Completed captions and answers."""
-    mask: float
-    """Masks of paired images; 0 in stage 1."""
-    gradient_norm: float
-    """Before clipping."""
-    held_out: float | None
-    """Image-caption loss of the held-out captions; None without any."""
-    learning_rate: float
-    """Of the epoch's last step."""
-
-    @property
-    def training(self) -> float:
-        """See talk2dino.training.history.Record."""
-        return self.matching
-
-    @property
-    def validation(self) -> float | None:
-        """See talk2dino.training.history.Record."""
-        return self.held_out
-
-    def logged(self, stage: int) -> dict[str, float]:
-        """The row as loggers show it."""
-        names = VALUES if stage > 1 else [name for name in VALUES if name != "mask"]
-        values = {f"train/{name}": getattr(self, name) for name in names}
-        held_out = {} if self.held_out is None else {"held_out/matching": self.held_out}
-        return values | held_out | {"learning_rate": self.learning_rate}
 
 
 @dataclass
@@ -100,6 +62,7 @@ class PretrainingRun(Run):
     state: Progress
     kind = KIND
     advice = "Try a lower base_lr, or float32 (amp: null)."
+    losses = ("matching", "held_out")
     judged_by = "held-out"
 
     def __init__(
@@ -152,7 +115,7 @@ class PretrainingRun(Run):
     def restore(self, snapshot: Mapping[str, Any]) -> None:
         """See Run."""
         rank = self.processes.rank
-        self.state = Progress.read(snapshot["progress"][rank], EpochRecord)
+        self.state = Progress(**snapshot["progress"][rank])
         self.model.load_state_dict({**snapshot["weights"], **snapshot["own"][rank]})
         self.step.restore(snapshot["step"])
 
@@ -192,36 +155,38 @@ class PretrainingRun(Run):
         if hooks.on_values:
             means = [math.fsum(column) / len(rows) for column in zip(*rows, strict=True)]
             done = self.place(self.state.epoch, self.state.step)
-            hooks.on_values(self._named(means), done)
+            shown = self._named(means, self.learning_rate(self.state.step - 1))
+            hooks.on_values({**shown, "similarity_scale": self.model.scale.item()}, done)
 
-    def _named(self, means: list[float]) -> dict[str, float]:
+    def _named(self, means: list[float], rate: float) -> dict[str, float]:
         values = {f"train/{name}": value for name, value in zip(VALUES, means, strict=True)}
         if self.recipe.stage == 1:
             del values["train/mask"]
-        values["learning_rate"] = self.learning_rate(self.state.step - 1)
-        values["similarity_scale"] = self.model.scale.item()
-        return values
+        return {**values, "learning_rate": rate}
 
     def judge(self) -> float | None:
         """The image-caption loss of the held-out captions."""
         return self.held_out.loss(self.model) if self.held_out else None
 
-    def record(self, judged: float | None) -> EpochRecord:
-        """See Run."""
+    def record(self, judged: float | None) -> Record:
+        """Means of `VALUES` over the epoch's steps and the processes; stage 1 has a mask of 0."""
         sums, self.state.sums = self.state.sums, [0.0] * len(VALUES)
         means = {name: s / self.steps_per_epoch for name, s in zip(VALUES, sums, strict=True)}
         rate = self.learning_rate(self.steps_per_epoch - 1)
-        return EpochRecord(self.state.epoch + 1, held_out=judged, learning_rate=rate, **means)
+        epoch = {"epoch": self.state.epoch + 1, **means}
+        return {**epoch, "held_out": judged, "learning_rate": rate}
 
     def learning_rate(self, step: int) -> float:
         """See Run."""
         return self.schedule.learning_rate(self.place(self.state.epoch, step))
 
-    def logged(self, record: EpochRecord, again: bool = False) -> dict[str, float]:
+    def logged(self, record: Record, again: bool = False) -> dict[str, float]:
         """The held-out loss; loggers were shown the others within the epoch."""
+        held_out = record["held_out"]
+        values = {} if held_out is None else {"held_out/matching": held_out}
         if again:
-            return record.logged(self.recipe.stage)
-        return {} if record.held_out is None else {"held_out/matching": record.held_out}
+            values |= self._named([record[n] for n in VALUES], record["learning_rate"])
+        return values
 
     def place(self, epoch: int, step: int = 0) -> int:
         """Optimiser steps of the whole run."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from talk2dino.features.store import FeatureFile
 from talk2dino.methods.talk2dino.alignment import PAIRWISE, takes
 from talk2dino.methods.talk2dino.projection import ProjectionConfig, images_stay, unit
 from talk2dino.methods.talk2dino.recipe import Recipe
-from talk2dino.methods.talk2dino.training.columns import ColumnChoice, place_columns
+from talk2dino.methods.talk2dino.training.columns import Columns
 
 VISUAL_FEATURES = (
     "disentangled_self_attn",
@@ -43,26 +43,6 @@ class Batch:
     """Keyword arguments of forward: self_attn_maps, cls, text_input_mask, text_argmax."""
     visual_is_unit: bool = False
     """Whether the visual vectors have length 1."""
-
-
-class Pairs(Protocol):
-    """A set of captions, each with its image: stored features, or images encoded as they come."""
-
-    choice: FeatureChoice
-    features: FeatureFile
-    """The records, and with stored features also those."""
-    caption_rows: Tensor
-    """(M,) the image of each caption."""
-    num_images: int
-
-    def __len__(self) -> int:
-        """Number of captions."""
-
-    def widths(self) -> dict[str, int]:
-        """The sizes that a projection must fit: dino_embed_dim, clip_embed_dim, num_attn_head."""
-
-    def batches(self, indices: Sequence[Tensor]) -> Iterator[Batch]:
-        """One batch for each (B,) tensor of caption numbers, in that order."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +139,46 @@ def choose_features(
     )
 
 
-class StoredPairs:
+class Pairs(ABC):
+    """A set of captions, each with its image: stored features, or images encoded as they come.
+
+    Args:
+        features: the records, and with stored features also those.
+        choice: which of its columns to use.
+    """
+
+    def __init__(self, features: FeatureFile, choice: FeatureChoice) -> None:
+        self.features, self.choice = features, choice
+        self.caption_rows = features.caption_rows.clone()
+        """(M,) the image of each caption."""
+        self.num_images = features.num_images
+
+    def __len__(self) -> int:
+        """Number of captions."""
+        return len(self.caption_rows)
+
+    @abstractmethod
+    def columns_of_some(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Features of at least one image and caption, key -> (n, ...): their shapes count."""
+
+    def widths(self) -> dict[str, int]:
+        """Recipe key -> the size that a projection must have to fit."""
+        images, captions = self.columns_of_some()
+        widths = {
+            "dino_embed_dim": images[self.choice.visual].shape[-1],
+            "clip_embed_dim": captions[self.choice.caption_keys[0]].shape[-1],
+        }
+        per_head = images.get("self_attn_maps", images[self.choice.visual])
+        if self.choice.with_maps or self.choice.visual == "disentangled_self_attn":
+            widths["num_attn_head"] = per_head.shape[-2]
+        return widths
+
+    @abstractmethod
+    def batches(self, indices: Sequence[Tensor]) -> Iterator[Batch]:
+        """One batch for each (B,) tensor of caption numbers, in that order."""
+
+
+class StoredPairs(Pairs):
     """Pairs from a feature file: one tensor per key, indexed once per batch.
 
     Args:
@@ -186,26 +205,17 @@ class StoredPairs:
             _check_column(features.require(key, path), key, path)
         if choice.text == LAST_LAYER_TEXT:
             _check_positions(features, path)
-        self.choice = choice
-        self.features = features
-        self.caption_rows = features.caption_rows.clone()
-        self.num_images = features.num_images
-        if not len(self.caption_rows):
+        super().__init__(features, choice)
+        if not len(self):
             raise ValueError(f"{path} holds no captions")
         self.device = torch.device(device)
         unit_key = choice.visual if choice.unit_visual else None
-        columns = ColumnChoice(choice.image_keys, choice.caption_keys, unit_key)
-        self.columns = place_columns(features, columns, self.device, memory_bytes)
+        keys = (choice.image_keys, choice.caption_keys, unit_key)
+        self.columns = Columns(features, *keys, self.device, memory_bytes)
 
-    def __len__(self) -> int:
-        """Number of captions."""
-        return len(self.caption_rows)
-
-    def widths(self) -> dict[str, int]:
-        """The sizes that a projection must fit."""
-        return feature_widths(
-            self.choice, self.features.image_features, self.features.caption_features
-        )
+    def columns_of_some(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """All of them, wherever they are."""
+        return self.features.image_features, self.features.caption_features
 
     def batches(self, indices: Sequence[Tensor]) -> Iterator[Batch]:
         """One batch for each (B,) tensor of caption numbers."""
@@ -302,20 +312,6 @@ def _check_positions(features: FeatureFile, path: str | Path) -> None:
         raise ValueError(
             f"{path}: 'text_argmax' is {ends.min()} to {ends.max()}, of {length} positions"
         )
-
-
-def feature_widths(
-    choice: FeatureChoice, images: dict[str, Tensor], captions: dict[str, Tensor]
-) -> dict[str, int]:
-    """Recipe key -> the size that these features have."""
-    widths = {
-        "dino_embed_dim": images[choice.visual].shape[-1],
-        "clip_embed_dim": captions[choice.caption_keys[0]].shape[-1],
-    }
-    per_head = images.get("self_attn_maps", images[choice.visual])
-    if choice.with_maps or choice.visual == "disentangled_self_attn":
-        widths["num_attn_head"] = per_head.shape[-2]
-    return widths
 
 
 def check_widths(pairs: Pairs, recipe: Recipe, path: str | Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,9 +47,8 @@ from talk2dino.methods.talk2dino.training.sources import (
 )
 from talk2dino.processes import Processes
 from talk2dino.progress import Progress, silent
-from talk2dino.training.history import EpochRecord
 from talk2dino.training.job import RunJob, RunOutputs, Work, carry_out
-from talk2dino.training.run import Hooks, Run, weights_on_cpu
+from talk2dino.training.run import Hooks, weights_on_cpu
 
 SUFFIX = ".pth"
 HEADS_SUFFIX = ".heads.json"
@@ -170,15 +169,6 @@ class TrainJob(RunJob):
         return choose_features(self.recipe.model, self.feature_name, self.text_features)
 
 
-@dataclass(frozen=True)
-class TrainResult:
-    """What a training ends with."""
-
-    records: list[EpochRecord]
-    best_epoch: int | None
-    retrieval: Retrieval | None
-
-
 def check_job(job: TrainJob) -> None:
     """Raise ValueError or OSError for arguments that cannot work; opens no large file."""
     choice, start = job.choice, job.recipe.model.starting_checkpoint
@@ -224,7 +214,7 @@ def train_projection(
     hooks: Hooks | None = None,
     encoding: Progress = silent,
     processes: Processes | None = None,
-) -> TrainResult | None:
+) -> Training | None:
     """Train, and write the files of `projection_outputs`.
 
     Args:
@@ -234,20 +224,19 @@ def train_projection(
         processes: this process and its equals, which divide every batch; the first one writes.
 
     Returns:
-        The result, or None if the job asked to resume a training that is complete.
+        What it ends with, or None if the job asked to resume a training that is complete.
 
     Raises:
         ValueError: features are missing or do not fit the recipe, or resuming would mix settings.
         RuntimeError: see `carry_out`.
     """
-    work = _Training(job, encoding, processes)
-    run = carry_out(job, work, hooks)
-    return None if run is None else TrainResult(run.state.records, run.state.best_epoch, work.ranks)
+    return carry_out(job, Training(job, encoding, processes), hooks)
 
 
-class _Training(Work):
+class Training(Work):
     """One training of a projection."""
 
+    run: TrainingRun
     kind = KIND
     late = ("captions",)
 
@@ -255,7 +244,8 @@ class _Training(Work):
         super().__init__(job, processes)
         self.job, self.encoding, self.title = job, encoding, job.out.stem
         self.settings = run_settings(job)
-        self.ranks: Retrieval | None = None
+        self.retrieval: Retrieval | None = None
+        """Of the final weights, with a test set."""
 
     def open(self, device: torch.device) -> TrainingRun:
         job, processes = self.job, self.processes
@@ -271,25 +261,25 @@ class _Training(Work):
     def present(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
         return present_settings(settings)
 
-    def finish(self, run: Run, weights: dict[str, Tensor]) -> None:
+    def finish(self, weights: dict[str, Tensor]) -> None:
         if self.processes.rank == 0 and self.test is not None:
             self.model.load_state_dict(weights)
-            self.ranks = retrieval(*embed_pairs(self.model.eval(), self.test))
+            self.retrieval = retrieval(*embed_pairs(self.model.eval(), self.test))
 
-    def write(self, run: Run, weights: dict[str, Tensor], folder: Path) -> None:
-        heads, name = cast(TrainingRun, run).state.heads, Path(self.job.out.name)
+    def write(self, weights: dict[str, Tensor], folder: Path) -> None:
+        heads, name = self.run.state.heads, Path(self.job.out.name)
         if heads is not None:
             write_heads(heads, self.pairs, folder / name.with_suffix(HEADS_SUFFIX))
         save_torch(weights, folder / name)
 
-    def summary(self, run: Run) -> dict[str, Any]:
-        last = run.state.records[-1]
+    def summary(self) -> dict[str, Any]:
+        last = self.run.state.records[-1]
         return {
             "features": asdict(self.job.recipe.features),
             "trained_on": _made_with(self.job, self.pairs),
-            "train_loss": last.train_loss,
-            "val_loss": last.val_loss,
-            "retrieval": asdict(self.ranks) if self.ranks else None,
+            "train_loss": last["train_loss"],
+            "val_loss": last["val_loss"],
+            "retrieval": asdict(self.retrieval) if self.retrieval else None,
         }
 
 

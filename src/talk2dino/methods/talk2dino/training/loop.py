@@ -17,7 +17,7 @@ from talk2dino.methods.talk2dino.recipe import TrainConfig
 from talk2dino.methods.talk2dino.training.dataset import Batch, Pairs
 from talk2dino.methods.talk2dino.training.step import BatchLoss, Share
 from talk2dino.processes import Processes
-from talk2dino.training.history import EpochRecord
+from talk2dino.training.history import Record
 from talk2dino.training.run import Hooks, Run, RunState, StateFile, epoch_order, weights_on_cpu
 from talk2dino.training.schedules import Schedule
 
@@ -79,6 +79,7 @@ class TrainingRun(Run):
 
     state: TrainingState
     kind = KIND
+    losses = ("train_loss", "val_loss")
     advice = "Try a lower learning rate, or look for such values in the features."
     look_every = 50
 
@@ -132,7 +133,7 @@ class TrainingRun(Run):
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
         """See Run."""
-        self.state = TrainingState.read(snapshot["state"], EpochRecord)
+        self.state = TrainingState(**snapshot["state"])
         self.model.load_state_dict(snapshot["weights"])
         self.optimizer.load_state_dict(snapshot["optimizer"])
 
@@ -180,11 +181,21 @@ class TrainingRun(Run):
         self.model.train()
         return math.fsum(torch.stack(losses).tolist()) / len(losses)
 
-    def record(self, judged: float | None) -> EpochRecord:
+    def record(self, judged: float | None) -> Record:
         """See Run."""
         losses, self.state.losses = self.state.losses, []
-        rate = self.learning_rate(self.steps_per_epoch - 1)
-        return EpochRecord(self.state.epoch + 1, math.fsum(losses) / len(losses), judged, rate)
+        return {
+            "epoch": self.state.epoch + 1,
+            "train_loss": math.fsum(losses) / len(losses),
+            "val_loss": judged,
+            "learning_rate": self.learning_rate(self.steps_per_epoch - 1),
+        }
+
+    def logged(self, record: Record, again: bool = False) -> dict[str, float]:
+        """See Run."""
+        values = {"loss/train": record["train_loss"], "learning_rate": record["learning_rate"]}
+        validated = {"loss/validation": record["val_loss"]}
+        return values if record["val_loss"] is None else values | validated
 
     def learning_rate(self, step: int) -> float:
         """See Run."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,6 @@ from talk2dino.methods.talk2dino.training.dataset import (
     FeatureChoice,
     Pairs,
     StoredPairs,
-    feature_widths,
     make_batch,
 )
 from talk2dino.progress import Progress, silent
@@ -87,59 +87,48 @@ class Encoders:
     def __init__(
         self, options: ImageOptions, device: torch.device | str, progress: Progress = silent
     ) -> None:
-        self.options = options
-        self.device = torch.device(device)
-        self.progress = progress
-        self._loaded: tuple[VisionBackbone, TextEncoder | BertEncoder] | None = None
+        self.options, self.device, self.progress = options, torch.device(device), progress
 
-    def load(self) -> tuple[VisionBackbone, TextEncoder | BertEncoder]:
-        """The backbone and the text encoder, on the device."""
-        if self._loaded is None:
-            frozen = self.options.features
-            self._loaded = (
-                load_vision(frozen.vision_model, frozen.vision_weights, self.device),
-                load_text(frozen.text_model, frozen.text_weights, self.device),
-            )
-        return self._loaded
+    @cached_property
+    def vision(self) -> VisionBackbone:
+        """On the device."""
+        frozen = self.options.features
+        return load_vision(frozen.vision_model, frozen.vision_weights, self.device)
+
+    @cached_property
+    def text(self) -> TextEncoder | BertEncoder:
+        """On the device."""
+        frozen = self.options.features
+        return load_text(frozen.text_model, frozen.text_weights, self.device)
 
     def decoding(self) -> Decoding:
         """How images are read for the backbone."""
         frozen = self.options.features
-        transform = self.load()[0].image_transform(frozen.resize_dim, frozen.crop_dim)
+        transform = self.vision.image_transform(frozen.resize_dim, frozen.crop_dim)
         return Decoding(transform, self.options.workers)
 
     def images(self, decoded: DecodedBatch, keys: Sequence[str]) -> dict[str, Tensor]:
         """Key -> (B, ...) features of decoded images."""
-        return _trainable(image_features(self.load()[0], decoded.images.to(self.device), keys))
+        return _trainable(image_features(self.vision, decoded.images.to(self.device), keys))
 
     def captions(self, captions: list[str], keys: tuple[str, ...]) -> dict[str, Tensor]:
         """Key -> (B, ...) features of captions."""
-        return _trainable(caption_features(self.load()[1], captions, keys))
+        return _trainable(caption_features(self.text, captions, keys))
 
 
-class EncodedPairs:
+class EncodedPairs(Pairs):
     """Pairs whose images and captions are encoded whenever a batch needs them."""
 
     def __init__(self, collection: Collection, choice: FeatureChoice, encoders: Encoders) -> None:
-        self.choice = choice
-        self.collection = collection
-        self.encoders = encoders
-        self.features = collection.features
-        self.caption_rows = collection.features.caption_rows
-        self.num_images = collection.features.num_images
+        super().__init__(collection.features, choice)
+        self.collection, self.encoders = collection, encoders
         check_all_exist(collection)
-
-    def __len__(self) -> int:
-        """Number of captions."""
-        return len(self.caption_rows)
-
-    def widths(self) -> dict[str, int]:
-        """The sizes that a projection must fit: those of the first pair."""
-        return feature_widths(self.choice, *self._first())
 
     def bytes_of_all(self) -> int:
         """Size of the features of all images and captions, judged by the first pair."""
-        images, captions = ({k: v.nbytes for k, v in part.items()} for part in self._first())
+        images, captions = (
+            {k: v.nbytes for k, v in part.items()} for part in self.columns_of_some()
+        )
         return sum(images.values()) * self.num_images + sum(captions.values()) * len(self)
 
     def batches(self, indices: Sequence[Tensor]) -> Iterator[Batch]:
@@ -202,7 +191,7 @@ class EncodedPairs:
             )
         return columns
 
-    def _first(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def columns_of_some(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Features of one image (any; shapes are all that counts) and of the first caption."""
         size = self.encoders.options.features.crop_dim
         blank = DecodedBatch(torch.zeros(1, 3, size, size, dtype=torch.uint8))
