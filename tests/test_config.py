@@ -93,7 +93,7 @@ def test_a_wrong_value_is_named_with_its_file(cls, key, value, message):
         ("", "ltype: triplet, margin: -1", "margin must be finite and not negative"),
         ("", "ltype: triplet, margin: .nan", "margin must be finite"),
         ("", "ltype: triplet, max_violation: 2", "max_violation must be bool"),
-        ("", "ltype: infonse", "unknown loss .* Did you mean 'infonce'"),
+        ("", "ltype: infonse, margin: 0.3", "unknown loss .* Did you mean 'infonce'"),
         ("alpha: 0.5", "", "alpha has no effect with alignment_strategy: max_score"),
         ("hidden_embed_dim: 5", "", "hidden_embed_dim has no effect with model_class: Projection"),
         ("hidden_layer: 2, model_class: VisualProjectionLayer", "", "hidden_layer has no effect"),

@@ -7,13 +7,14 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from talk2dino.__main__ import main as project_main
 from talk2dino.cli.quickstart import COMMAND, MAINS, main
 from talk2dino.features.store import read_features
-from talk2dino.toy.scene import CLASS_NAMES
+from talk2dino.toy.scene import CLASS_COLOURS, CLASS_NAMES
 
 TINY = ["--images", "12", "--epochs", "2", "--device", "cpu"]
 
@@ -49,7 +50,9 @@ def test_the_panel_and_the_overlay_are_pictures(finished):
     panel = Image.open(folder / "quickstart.png")
     assert panel.width > 4 * 224  # picture, ground truth, trained and untrained
     assert panel.height > 2 * 224
-    assert Image.open(folder / "demo.png").height > 224
+    legend = np.array(Image.open(folder / "demo.png"))[224:].reshape(-1, 3)
+    drawn = [CLASS_COLOURS[name] for name in CLASS_NAMES]  # lemons are yellow there, too
+    assert set(drawn) <= set(map(tuple, legend.tolist()))
 
 
 def test_the_commands_are_printed_as_one_would_type_them(finished):
@@ -107,8 +110,13 @@ def test_a_run_that_was_cut_short_goes_on(finished):
     assert (folder / "weights" / "toy.pth").read_bytes() == weights
 
 
-def test_other_settings_need_overwrite(finished, capsys):
+def test_other_settings_need_overwrite(finished, tmp_path, capsys):
     folder, _ = finished
+    record = json.loads((folder / "quickstart.json").read_text())
+    record["settings"]["recipe"] = "sha256:0"
+    (tmp_path / "quickstart.json").write_text(json.dumps(record))
+    assert main(["--output", str(tmp_path), *TINY]) == 2
+    assert "a quickstart with another configs/toy.yaml." in capsys.readouterr().err
     assert main(["--output", str(folder), *TINY, "--seed", "5"]) == 2
     message = capsys.readouterr().err
     assert "seed 0 (asked for: 5)" in message

@@ -220,7 +220,7 @@ def test_wrong_flags_are_refused_before_anything_is_loaded(folder, capsys, flags
 @pytest.mark.parametrize(
     ("vocab", "message"),
     [
-        (["coc"], "unknown vocabulary 'coc'. Known: voc, coco, ade, or class names"),
+        (["coc"], "unknown vocabulary 'coc'. Known: voc, coco, ade, drawn_world, or class names"),
         (["ade20k"], "unknown vocabulary 'ade20k'"),
         (["cat", " "], "class name number 2 is empty"),
         (["cat", "Cat"], "'Cat' is there twice"),

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from talk2dino.pictures.vocabularies import find_vocabulary
+from talk2dino.toy.scene import CLASS_NAMES, class_palette
 
 
 def test_a_text_file_names_one_class_per_line(tmp_path):
@@ -23,3 +24,9 @@ def test_a_file_that_cannot_be_read_as_names_is_refused(tmp_path):
     (tmp_path / "odd.txt").write_bytes(b"caf\xe9")
     with pytest.raises(ValueError, match=r"odd\.txt is no text in UTF-8"):
         find_vocabulary([str(tmp_path / "odd.txt")])
+
+
+def test_the_drawn_world_is_a_list_in_its_own_colours():
+    found = find_vocabulary(["drawn_world"])
+    assert found.names == CLASS_NAMES and found.benchmark == "toy"
+    assert np.array_equal(found.colours, class_palette())

@@ -22,7 +22,6 @@ from talk2dino.files import (
     find_in_checkout,
 )
 from talk2dino.textfiles import read_json, read_yaml
-from talk2dino.toy.scene import CLASS_NAMES
 from talk2dino.toy.world import World, check_world, world_of_size
 
 RECIPE = "configs/toy.yaml"
@@ -71,7 +70,7 @@ STEPS = {
     "demo": (
         "demo.png",
         "demo.py --config {recipe} --weights {out}/weights/toy.pth --input {picture} "
-        "--output {out}/demo.png --textual_categories {names}",
+        "--output {out}/demo.png --vocab drawn_world",
     ),
 }
 """Name of a step -> what it makes or completes, and its command, one after the other."""
@@ -125,7 +124,6 @@ def run(args: argparse.Namespace, done: list[str]) -> int:
     places = {
         **{"out": out, "data": out / "data", "images": args.images, "seed": args.seed},
         "recipe": _recipe(args),
-        "names": ",".join(name.replace(" ", "_") for name in CLASS_NAMES),
     }
     for name, (made, line) in STEPS.items():
         if name == "panel":  # of the evaluation's pictures, those with the most in them first
@@ -172,7 +170,7 @@ def _done_steps(args: argparse.Namespace) -> list[str]:
         raise ValueError(f"{path} is no record of a quickstart. Choose another --output.")
     known, wanted = content["settings"], _settings(args)
     differing = [
-        f"{key} {known.get(key)} (asked for: {value})"
+        f"another {RECIPE}" if key == "recipe" else f"{key} {known.get(key)} (asked for: {value})"
         for key, value in wanted.items()
         if known.get(key) != value
     ]

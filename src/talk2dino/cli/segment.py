@@ -54,6 +54,8 @@ class Plan:
     """Of the labels."""
     colours: np.ndarray
     """(C, 3) uint8 RGB of the labels in the pictures of --vis."""
+    palette: np.ndarray | None
+    """Those of overlays and masks if the classes are a data set's; None for generated ones."""
     background: float | None
     """Threshold of the background, or None for none."""
     words: ClassWords
@@ -207,7 +209,8 @@ def check(args: argparse.Namespace) -> Plan:
     colours = vocabulary.colours
     if background is not None:
         colours = np.concatenate([np.array([BACKGROUND_COLOUR], np.uint8), colours])
-    return Plan(method, names, colours, background, words, tasks, load, export)
+    palette = None if vocabulary.benchmark is None else colours
+    return Plan(method, names, colours, palette, background, words, tasks, load, export)
 
 
 def run(args: argparse.Namespace, plan: Plan) -> int:
@@ -228,7 +231,15 @@ def run(args: argparse.Namespace, plan: Plan) -> int:
     query = plan.method.query(segmenter, plan.names, plan.background, words=plan.words)
     protocol = plan.method.demo.protocol
     job = SegmentJob(
-        segmenter, query, plan.load, protocol, plan.colours, args.opacity, settings, plan.export
+        segmenter,
+        query,
+        plan.load,
+        protocol,
+        plan.colours,
+        plan.palette,
+        args.opacity,
+        settings,
+        plan.export,
     )
     failures = []
     for number, task in enumerate(plan.tasks, start=1):
@@ -255,7 +266,7 @@ def read_model(args: argparse.Namespace) -> tuple[Method, Vocabulary, float | No
     Raises:
         ValueError, FileNotFoundError: flags that make no sense.
     """
-    from talk2dino.benchmarks.table import BENCHMARKS
+    from talk2dino.benchmarks.table import find_benchmark
     from talk2dino.methods.base import UNIFIED, refuse_threshold
     from talk2dino.methods.registry import find_method
 
@@ -279,7 +290,7 @@ def read_model(args: argparse.Namespace) -> tuple[Method, Vocabulary, float | No
     if args.vocab is not None:
         found = find_vocabulary(words)
         if found.benchmark is not None:  # by the names that the method has for them
-            of = method.words(BENCHMARKS[found.benchmark]).of
+            of = method.words(find_benchmark(found.benchmark)).of
             found = replace(found, names=tuple(of(name)[0] for name in found.names))
         return method, found, background
     if background is None:  # then "background" is a class like any other

@@ -15,7 +15,7 @@ from PIL import Image
 
 from talk2dino.cli.segment_files import Task
 from talk2dino.inference import resize_pixels
-from talk2dino.pictures.drawing import blend, indexed_mask, write_names
+from talk2dino.pictures.drawing import blend, draw_overlay, indexed_mask, write_names
 from talk2dino.pictures.export import Export
 from talk2dino.pictures.group_maps import draw_groups
 from talk2dino.pictures.images import check_image, read_rgb
@@ -98,6 +98,8 @@ class SegmentJob:
     """Size and windows."""
     colours: np.ndarray | None = None
     """(C, 3) uint8 RGB of the labels in the pictures of --vis; None for those of overlays."""
+    palette: np.ndarray | None = None
+    """(C, 3) uint8 RGB of the labels in overlays and masks; None for generated ones."""
     opacity: float = 0.5
     """Of the class colours of an overlay."""
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -165,13 +167,14 @@ class SegmentJob:
 
     def _draw(self, kind: str, found: Segmentation) -> Image.Image:
         labels = found.labels.numpy()
+        palette = found.colours if self.palette is None else self.palette
         if kind == "output":
-            return found.overlay(self.opacity)
+            return draw_overlay(found.image, labels, found.names, palette, self.opacity)
         if kind == "save_mask":
-            return found.mask()
+            return indexed_mask(labels, palette)
         if kind == "mask":
             return Image.fromarray(labels.astype(np.uint8))
-        colours = found.colours if self.colours is None else self.colours
+        colours = palette if self.colours is None else self.colours
         if kind == "pred":
             return indexed_mask(labels, colours)
         kept = None if found.background is None else 0

@@ -132,6 +132,7 @@ VOCABULARIES = {
     "voc": ("voc", "voc20"),
     "coco": ("coco_object", "coco_stuff"),
     "ade": ("ade20k",) * 2,
+    "drawn_world": ("toy",) * 2,
 }
 """Name -> benchmark that the classes are of, and the one whose palette begins with theirs."""
 

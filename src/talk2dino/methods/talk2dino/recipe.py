@@ -198,10 +198,14 @@ def _build_train(section: Any, source: str) -> TrainConfig:
     general = [(key, hint, field(default=None)) for key, hint in hints.items()]
     given = section if isinstance(section, Mapping) else {}
     ltype = str(given.get("ltype", TrainConfig.ltype))
-    own = _loss_keys(ltype) if ltype in LOSSES else []  # TrainConfig refuses an unknown one
+    try:
+        check_name("loss (ltype)", ltype, LOSSES)  # first: it decides which keys there are
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    own = _loss_keys(ltype)
     for key in given:
         owners = [name for name in LOSSES if key in (entry[0] for entry in _loss_keys(name))]
-        if owners and ltype in LOSSES and ltype not in owners:
+        if owners and ltype not in owners:
             raise ValueError(
                 f"{source}: {key} has no effect with ltype: {ltype}, it belongs to "
                 f"{' and '.join(owners)}. Remove it, or choose that loss."
