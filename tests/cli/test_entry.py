@@ -122,7 +122,9 @@ def test_a_misspelt_command_is_answered(capsys):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_explains_itself_with_an_example_whose_flags_exist(name, capsys):
     assert main([name, "--help"]) == 0
-    example = capsys.readouterr().out.split("example:\n")[1]
+    shown = capsys.readouterr().out
+    assert not re.search(r"\bNone\b", shown)
+    example = shown.split("example:\n")[1]
     words = shlex.split(example)
     assert words[:4] == ["python", "-m", "talk2dino", name]
     _load(name).parser().parse_args(words[4:])
@@ -142,6 +144,14 @@ def test_help_and_completion_come_at_once_without_torch():
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert told.returncode == 0, f"imported to declare flags: {told.stderr}"
+
+
+@pytest.mark.parametrize("name", ["extract", "extract-text", "evaluate"])
+def test_the_value_of_a_flag_is_called_like_the_flag(name):
+    parser = _load(name).parser()
+    for action in parser._actions:
+        if action.dest in ("weights", "predictions", "coloured", "truth") and action.nargs is None:
+            assert f"--{action.metavar.lower()}" == action.option_strings[0]
 
 
 def test_a_model_is_loaded_without_the_libraries_that_only_others_need():

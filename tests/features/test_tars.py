@@ -136,6 +136,17 @@ def test_a_size_that_the_file_has_not_is_refused(tmp_path, size):
         list(read_members(tmp_path / "0.tar"))
 
 
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE])
+@pytest.mark.parametrize("size", [2**21, 2**40])
+def test_a_name_fills_no_memory_whatever_its_header_says(tmp_path, kind, size):
+    info = tarfile.TarInfo("a.jpg")
+    info.type, info.size = kind, size
+    header = info.tobuf(tarfile.GNU_FORMAT)
+    (tmp_path / "0.tar").write_bytes(header + b"name" * BLOCK + bytes(2 * BLOCK))
+    with pytest.raises(ValueError, match=rf"0\.tar is damaged .*attributes of {size} bytes"):
+        list(read_members(tmp_path / "0.tar"))
+
+
 def test_links_are_named_and_left_out(tmp_path, caplog):
     with tarfile.open(tmp_path / "0.tar", "w") as tar:
         info = tarfile.TarInfo("a.jpg")

@@ -41,6 +41,7 @@ def add_flags(parser: argparse._ActionsContainer, place: str, *names: str, **def
         parser.add_argument(
             *flags,
             dest=name,
+            metavar=flags[0].lstrip("-").upper(),
             type=next(_KINDS[kind] for kind in kinds if kind in _KINDS),
             default=None if default is _REQUIRED else default,
             required=default is _REQUIRED,

@@ -41,7 +41,7 @@ class Division:
     out_offset: int = 0
     """Added to the number in `<stem>_<number>.pth`, or to the number of every shard."""
     n_shards: int = 0
-    """Shards per split; without shards, one `.pth` file per split."""
+    """Shards per split, where shards are written in place of a `.pth` file."""
 
     def __post_init__(self) -> None:
         if self.n_in_splits < 1 or self.n_shards < 0:

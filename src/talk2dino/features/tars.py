@@ -4,6 +4,7 @@ first dot. Headers are read once; the samples' bytes stay where they are until a
 from __future__ import annotations
 
 import glob
+import io
 import logging
 import os
 import re
@@ -29,6 +30,7 @@ IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _NAMES: Any = {"encoding": "utf-8", "errors": "surrogateescape"}
 _END, _LONGEST_END = 2 * 512, 22 * 512  # bytes; up to 20 blocks more fill the last record
+_LARGEST_EXTENSION = 2**20  # bytes of a long name or of extended attributes
 
 
 def is_tar_input(path: str | Path) -> bool:
@@ -87,14 +89,25 @@ class Member:
         return self.name.rpartition("/")[2].partition(".")[2].lower()
 
 
+class _Headers(io.BufferedReader):
+    """A file of which no more than a header is read at once: a damaged size fills no memory."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or not 0 <= size <= _LARGEST_EXTENSION:
+            raise tarfile.ReadError(f"a name or attributes of {size} bytes")
+        return super().read(size)
+
+
 def read_members(tar: Path) -> Iterator[Member]:
     """The files of a tar, in order. Hidden ones, such as macOS's `._<name>`, are passed over.
+
+    Whatever the bytes are, no more than 1 MiB is read at once.
 
     Raises:
         ValueError: it is no tar, a header is damaged, or what follows the last member is not the
             end mark, all of it and alone. The members before that have been given out.
     """
-    with tar.open("rb") as file:
+    with _Headers(tar.open("rb", buffering=0)) as file:
         total, position = os.fstat(file.fileno()).st_size, 0
         try:
             with tarfile.open(fileobj=file, mode="r:", **_NAMES) as archive:

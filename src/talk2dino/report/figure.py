@@ -40,7 +40,7 @@ class FigureOptions:
     methods: Sequence[str] = ()
     """Labels of the report, names of models, or result files without their ending; none: all."""
     data_root: Path | None = None
-    """Where the images and labels are now; None for where they were evaluated."""
+    """Where the images and labels are now (default: where they were evaluated)."""
     overwrite: bool = False
     """Replace a figure that is there."""
 

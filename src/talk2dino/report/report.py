@@ -37,7 +37,7 @@ class ReportOptions:
     examples: int = 3
     """Best, median and worst images, so many of each; 0 for none."""
     data_root: Path | None = None
-    """Where the images and labels are now; None for where they were evaluated."""
+    """Where the images and labels are now (default: where they were evaluated)."""
     tables: bool = False
     """Also write the numbers as LaTeX and CSV into the folder `<stem>_tables`."""
     overwrite: bool = False
