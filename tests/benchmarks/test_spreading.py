@@ -284,6 +284,19 @@ def test_of_many_classes_those_are_left_out_that_are_the_best_nowhere(
     assert background is None or original == (1, 1) or (by_blocks == 0).any()
 
 
+@pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_of_many_classes_one_with_scores_that_are_no_numbers_wins_as_of_few(
+    base, value, monkeypatch
+):
+    layout = Layout((50, 131), (64, 96), PROTOCOL)
+    scores = torch.rand(len(layout.corners), 40, 8, 8, generator=torch.Generator().manual_seed(0))
+    scores[:, 9] = value
+    monkeypatch.setattr(spreading, "_MANY", 39)
+    query, pixels = ClassQuery.of_rows(torch.eye(40)), image(64, 96).float()
+    assert (spread_labels(base, scores, pixels, layout, query) == 9).all()
+
+
 class LiveBytes(TorchDispatchMode):
     """The most bytes in tensors that were made under it and were alive at once."""
 

@@ -202,7 +202,7 @@ def _labels_by_blocks(grid: Tensor, rows: Tensor, columns: Tensor, query: ClassQ
         for (places, across), block in zip(sides, strip.split(_BLOCK, dim=1), strict=True):
             cells = band[:, places].reshape(-1, len(grid))
             ahead = cells - cells[:, [cells.sum(axis=0).argmax()]]
-            able = np.flatnonzero(ahead.max(axis=0) >= rounding)
+            able = np.flatnonzero(~(ahead.max(axis=0) < rounding))  # those that are nan, too
             weights = np.einsum("ha,wb->hwab", down, across).reshape(block.numel(), -1)
             scores = weights @ cells[:, able]  # (h * w, k)
             found = scores.argmax(axis=1)  # several times as fast as PyTorch's
