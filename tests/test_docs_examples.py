@@ -17,7 +17,6 @@ from talk2dino.features.store import FeatureFile, read_features, write_features
 from talk2dino.toy.world import WorldConfig, write_world
 
 DOCS = Path(__file__).parents[1] / "docs"
-MINIATURES = Path(__file__).parent / "parity" / "data" / "seg" / "data"
 SCRIPTS = {
     "dino_extraction_v2.py": "extract",
     "text_features_extraction.py": "extract-text",
@@ -207,7 +206,7 @@ def test_pictures_are_labelled_for_other_programs(root, tmp_path, run_python):
 
 
 def test_the_smallest_method_is_evaluated_and_segments(follow, root, tree):
-    shutil.copytree(MINIATURES, tree / "data")
+    write_quickstart(tree)
     shutil.copytree(root / "assets", tree / "assets")
     assert "grey" in follow("The smallest one")
     assert Image.open(tree / "coffee_grey.png").size[0] >= 600
