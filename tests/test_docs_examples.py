@@ -185,7 +185,7 @@ def test_a_projection_is_trained_on_after_another_and_compared(tmp_path, monkeyp
         command = words[2:] if words[0] == "-m" else [SCRIPTS[words[0]], *words[1:]]
         assert main(command) == 0, f"{line}\n{capsys.readouterr().err}"
     settings = json.loads(Path("weights/photos.json").read_text())["settings"]
-    assert settings["model.starting_checkpoint"] == "quickstart/weights/toy.pth"
+    assert settings["model.starting_checkpoint"] == "world0/weights/toy.pth"
     assert "points of mIoU, 95 % interval" in capsys.readouterr().out
     (old,) = Path("after").glob("toy_*.json")
     assert json.loads(old.read_text())["num_images"] == 1
