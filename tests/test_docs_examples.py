@@ -17,7 +17,6 @@ from talk2dino.features.store import FeatureFile, read_features, write_features
 from talk2dino.toy.world import WorldConfig, write_world
 
 DOCS = Path(__file__).parents[1] / "docs"
-MINIATURES = Path(__file__).parent / "parity" / "data" / "seg" / "data"
 SCRIPTS = {
     "dino_extraction_v2.py": "extract",
     "text_features_extraction.py": "extract-text",
@@ -186,7 +185,7 @@ def test_a_projection_is_trained_on_after_another_and_compared(tmp_path, monkeyp
         command = words[2:] if words[0] == "-m" else [SCRIPTS[words[0]], *words[1:]]
         assert main(command) == 0, f"{line}\n{capsys.readouterr().err}"
     settings = json.loads(Path("weights/photos.json").read_text())["settings"]
-    assert settings["model.starting_checkpoint"] == "quickstart/weights/toy.pth"
+    assert settings["model.starting_checkpoint"] == "world0/weights/toy.pth"
     assert "points of mIoU, 95 % interval" in capsys.readouterr().out
     (old,) = Path("after").glob("toy_*.json")
     assert json.loads(old.read_text())["num_images"] == 1
@@ -207,7 +206,7 @@ def test_pictures_are_labelled_for_other_programs(root, tmp_path, run_python):
 
 
 def test_the_smallest_method_is_evaluated_and_segments(follow, root, tree):
-    shutil.copytree(MINIATURES, tree / "data")
+    write_quickstart(tree)
     shutil.copytree(root / "assets", tree / "assets")
     assert "grey" in follow("The smallest one")
     assert Image.open(tree / "coffee_grey.png").size[0] >= 600

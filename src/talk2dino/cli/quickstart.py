@@ -42,7 +42,7 @@ _EXTRACT = (
     "--extract_disentangled_self_attn --out_path {out}/features/%s.pth"
 )
 _EVALUATE = (
-    "-m talk2dino evaluate --model {recipe} --weights %s --benchmarks toy --pamr "
+    "-m talk2dino evaluate --model {recipe} --weights %s --benchmarks toy "
     "--data_root {data} --output {out}/results --save_predictions {out}/predictions/%s"
 )
 _TEXT = "text_features_extraction.py --ann_path {out}/features/%s.pth --model toy"
@@ -59,7 +59,7 @@ STEPS = {
     ),
     "evaluation (trained)": (
         "predictions/trained",
-        _EVALUATE % ("{out}/weights/toy.pth", "trained"),
+        _EVALUATE % ("{out}/weights/toy.pth", "trained") + " --pamr",
     ),
     "evaluation (untrained)": ("predictions/untrained", _EVALUATE % ("seeded:0", "untrained")),
     "report": ("report.html", "-m talk2dino report {out}/results --output {out}/report.html"),
