@@ -332,10 +332,15 @@ def test_a_gpu_gets_the_next_image_before_counts_are_waited_for(make_voc, monkey
     assert ", ".join(calls) == order
 
 
-def test_on_a_gpu_pairs_of_classes_are_counted_without_knowing_the_largest(monkeypatch):
+@pytest.mark.parametrize(("kind", "other"), [("cuda", "bincount"), ("mps", "scatter_add_")])
+def test_on_nvidias_gpus_pairs_of_classes_are_counted_without_knowing_the_largest(
+    monkeypatch, kind, other
+):
     numbers = torch.randint(0, 30, (200,))
-    monkeypatch.setattr(torch.Tensor, "device", SimpleNamespace(type="cuda"))
-    assert torch.equal(counts_module._bins(numbers, 30), numbers.bincount(minlength=30))
+    expected = numbers.bincount(minlength=30)
+    monkeypatch.setattr(torch.Tensor, "device", SimpleNamespace(type=kind))
+    monkeypatch.setattr(torch.Tensor, other, None)
+    assert torch.equal(counts_module._bins(numbers, 30), expected)
 
 
 def test_counts_of_earlier_versions_are_read_on(tmp_path):

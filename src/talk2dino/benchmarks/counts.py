@@ -116,7 +116,7 @@ def begin_count(
     counted: list[Tensor] = []
     for (maps, _, classes), target in zip(triples, moved, strict=True):
         numbers = pair_numbers(maps, target, classes, ignored_label(classes))
-        if classes**2 <= max(len(numbers), _FEW if numbers.device.type == "cpu" else _FEW_ON_GPU):
+        if classes**2 <= max(len(numbers), _FEW_ON_GPU if numbers.device.type == "cuda" else _FEW):
             counted += [numbers[:0], _bins(numbers, classes**2 + 2)]
         else:
             counted += numbers.unique(return_counts=True)
@@ -126,7 +126,7 @@ def begin_count(
 
 def _bins(numbers: Tensor, count: int) -> Tensor:
     """How often each number below `count` occurs, (count,) int64."""
-    if numbers.device.type == "cpu":
+    if numbers.device.type != "cuda":
         return numbers.bincount(minlength=count)
     # For `bincount` the largest number has to be known first, and the GPU to be waited for.
     return numbers.new_zeros(count).scatter_add_(0, numbers, torch.ones_like(numbers))
