@@ -282,8 +282,9 @@ def test_examples_are_buttons_with_a_name_and_a_picture(visitor):
     examples = visitor.page.locator("#examples")
     for name, words in (("coffee", "cup, spoon"), ("chelsea", "cat, nose")):
         button = examples.get_by_role("button", name=name)
-        button.locator("img").scroll_into_view_if_needed()
-        assert button.locator("img").evaluate("image => image.naturalWidth") > 0
+        image = button.locator("img")
+        image.scroll_into_view_if_needed()
+        visitor.page.wait_for_function("image => image.naturalWidth", arg=image.element_handle())
         button.click()
         expect(visitor.page.locator("#categories textarea")).to_have_value(words)
         shown = visitor.page.locator("#picture img[src*='gradio_api/file']")
