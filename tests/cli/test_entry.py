@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -47,13 +48,15 @@ def test_the_exit_code_of_the_work_is_returned():
 def test_help_shows_the_example_and_the_defaults_that_say_something(capsys):
     def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--number", type=int, default=1, help="how many")
+        parser.add_argument("--roots", nargs="+", default=[Path("a"), Path("b")], help="where")
         for flag, default in (("--word", ""), ("--words", []), ("--path", None), ("--on", False)):
             parser.add_argument(flag, default=default, help="see above")
 
     described = dataclasses.replace(command(), add_arguments=add_arguments)
     assert run_command(described, ["--help"]) == 0
     shown = capsys.readouterr().out
-    assert shown.count("(default:") == 1 and "how many (default: 1)" in shown
+    assert shown.count("(default:") == 2 and "how many (default: 1)" in shown
+    assert "where (default: a b)" in shown
     assert "python -m talk2dino try --number 3" in shown
     assert "--debug" in shown
 

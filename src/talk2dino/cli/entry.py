@@ -189,6 +189,8 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefa
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if isinstance(action.default, bool) or action.default in (None, "", []):
             return action.help
+        if isinstance(action.default, list):  # as it would be typed
+            return f"{action.help} (default: {' '.join(map(str, action.default))})"
         return super()._get_help_string(action)
 
 
