@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import torch
@@ -12,6 +11,7 @@ from torchvision import transforms
 
 from talk2dino.backbones.vision import IMAGENET_MEAN, IMAGENET_STD
 from talk2dino.devices import mixed_precision
+from talk2dino.files import read_ahead
 from talk2dino.methods.ovsegmentor.data.batches import EpochBatches, make_loader, open_samples
 from talk2dino.methods.ovsegmentor.data.dataset import (
     Collate,
@@ -67,9 +67,8 @@ class HeldOut:
         rows, place = self.samples.rows, self.processes.rank
         first_rows = {rows.name(row): row for row in reversed(rows.usable.tolist())}
         own = sorted(first_rows.values())[place :: self.processes.count]
-        with ThreadPoolExecutor(max(self.workers, 1)) as pool:
-            problem = next(filter(None, pool.map(partial(_problem, rows), own)), "")
-            pool.shutdown(cancel_futures=True)
+        looks = (partial(_problem, rows, row) for row in own)
+        problem = next(filter(None, read_ahead(looks, max(self.workers, 1))), "")
         for found in self.processes.gather(problem):
             if found:
                 raise RuntimeError(f"a held-out image: {found}")
