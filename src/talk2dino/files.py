@@ -49,6 +49,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
 
 
+def write_text(path: str | Path, text: str, errors: str = "strict") -> None:
+    """Write a text file in UTF-8 as `atomic_path` does; `errors` as of `str.encode`."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors=errors)
+
+
 @contextmanager
 def atomic_files(folder: str | Path, *names: str) -> Iterator[Path]:
     """A temporary folder for files that are valid together; they move to `folder` on success.

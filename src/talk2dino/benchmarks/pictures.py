@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from talk2dino.benchmarks.metrics import IGNORED, ignored_label
-from talk2dino.files import atomic_path, check_folder_writable
+from talk2dino.files import atomic_path, check_folder_writable, write_text
 
 OWNER = ".talk2dino-run"
 """A file in a folder of label maps that names the run they belong to."""
@@ -64,8 +64,7 @@ class PictureFolders:
         """Make the folders and note whose they are."""
         for folder in self.wanted():
             folder.mkdir(parents=True, exist_ok=True)
-            with atomic_path(folder / OWNER) as temporary:
-                temporary.write_text(f"{run}\n", encoding="utf-8")
+            write_text(folder / OWNER, f"{run}\n")
 
     def write(
         self, name: str, predicted: np.ndarray, target: np.ndarray, palette: np.ndarray

@@ -25,7 +25,7 @@ from talk2dino.benchmarks.counts import ImageCounts, Matrix, SparseRows, stacked
 from talk2dino.benchmarks.evaluate import Run
 from talk2dino.benchmarks.metrics import area_scores, percent
 from talk2dino.benchmarks.result_schema import TimingFields, check_fields
-from talk2dino.files import atomic_path
+from talk2dino.files import atomic_path, write_text
 from talk2dino.textfiles import read_json
 
 FORMAT = 1
@@ -143,8 +143,7 @@ def write_result(
     with atomic_path(output / f"{name}.npz") as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **plain)
     path = output / f"{name}.json"
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=1) + "\n")
     return path
 
 

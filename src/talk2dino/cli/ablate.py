@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from talk2dino.cli import evaluate, train
 from talk2dino.cli.entry import DONE, Command, bar_of
-from talk2dino.files import atomic_path
+from talk2dino.files import write_text
 from talk2dino.textfiles import parse_yaml
 
 if TYPE_CHECKING:
@@ -115,8 +115,7 @@ def run(args: argparse.Namespace, variants: Variants) -> int:
     path = args.output / "ablation.md"
     numbers = path.with_suffix(".json")
     for file, text in ((numbers, json.dumps(content, indent=1) + "\n"), (path, table)):
-        with atomic_path(file) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(file, text)
     print(f"\n{table}\nwritten: {path}, {numbers}")
     return DONE
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from talk2dino.cli.entry import DONE, Command
-from talk2dino.files import atomic_path, check_writable
+from talk2dino.files import check_writable, write_text
 
 if TYPE_CHECKING:
     from talk2dino.report.compare import Comparison
@@ -53,8 +53,7 @@ def run(args: argparse.Namespace, runs: list[EvaluatedRun]) -> int:
     first, second = runs
     found = compare_runs(first, [second])[0]
     if args.json is not None:
-        with atomic_path(args.json) as temporary:
-            temporary.write_text(json.dumps(found.as_json(), indent=1) + "\n", encoding="utf-8")
+        write_text(args.json, json.dumps(found.as_json(), indent=1) + "\n")
     print(_text(found, args.most))
     if args.json is not None:
         print(f"\nwritten: {args.json}")

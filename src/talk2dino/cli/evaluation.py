@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from talk2dino.cli.entry import bar_of, core_share
 from talk2dino.cli.flags import add_flags, from_flags
-from talk2dino.files import atomic_path
+from talk2dino.files import write_text
 
 if TYPE_CHECKING:
     from talk2dino.benchmarks.evaluate import Run
@@ -108,8 +108,7 @@ def _report(job: Job, outcomes: Sequence[Outcome]) -> None:
     table += _changes(job, outcomes)
     path = job.output / f"{_table_name(job, complete)}.md"
     for file, text in ((path, table), (path.with_suffix(".csv"), csv_table(results))):
-        with atomic_path(file) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(file, text)
     print(f"\n{table}")
     for outcome in complete:
         assert outcome.result is not None

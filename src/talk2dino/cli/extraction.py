@@ -13,7 +13,7 @@ from talk2dino.cli.entry import bar_of
 from talk2dino.cli.flags import add_flags, from_flags
 from talk2dino.devices import AMP_TYPES, DTYPES
 from talk2dino.features.keys import LAYOUTS
-from talk2dino.files import atomic_path, check_not_inputs, content_digest
+from talk2dino.files import check_not_inputs, content_digest, write_text
 from talk2dino.progress import Progress
 
 if TYPE_CHECKING:
@@ -204,9 +204,8 @@ def report_failures(failures: Sequence[str], path: Path) -> None:
     if not failures:
         path.unlink(missing_ok=True)
         return
-    with atomic_path(path) as temporary:
-        text = "".join(f"{line}\n" for line in failures)
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+    text = "".join(f"{line}\n" for line in failures)
+    write_text(path, text, errors="backslashreplace")
     print(f"{len(failures)} images failed and were left out:", file=sys.stderr)
     for line in failures[:SHOWN_FAILURES]:
         print(f"  {line}", file=sys.stderr)

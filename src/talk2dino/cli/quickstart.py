@@ -16,10 +16,10 @@ from typing import Any
 
 from talk2dino.cli.entry import DONE, INTERRUPTED, Command
 from talk2dino.files import (
-    atomic_path,
     check_folder_writable,
     content_digest,
     find_in_checkout,
+    write_text,
 )
 from talk2dino.textfiles import read_json, read_yaml
 from talk2dino.toy.world import World, check_world, world_of_size
@@ -253,8 +253,7 @@ def _write_results(out: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def _print_table(results: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 from talk2dino.features.chunks import Chunk, Chunks, holds_chunks, system_words
 from talk2dino.features.shards import shard_paths, write_shards
 from talk2dino.features.store import FeatureFile, write_features
-from talk2dino.files import atomic_path, check_folder_writable, hold_lock, remove_folder
+from talk2dino.files import check_folder_writable, hold_lock, remove_folder, write_text
 from talk2dino.processes import Processes
 from talk2dino.progress import Progress
 
@@ -208,7 +208,7 @@ class Job:
         self.resumed = known is not None and not differing and self._holds_work()
         if known is None or differing:
             self._clear()
-            _write(self.folder / SETTINGS, json.dumps(settings, indent=1))
+            write_text(self.folder / SETTINGS, json.dumps(settings, indent=1))
 
     def join(self, processes: Processes) -> None:
         """Work on this job together with others; each calls this before anything else.
@@ -289,7 +289,7 @@ class Job:
 
     def finish(self, output: Output, failures: Sequence[str] = ()) -> None:
         """Note that `output` is written and what it lacks, and drop its chunks."""
-        _write(self._done(output), json.dumps(list(failures)))
+        write_text(self._done(output), json.dumps(list(failures)))
         shutil.rmtree(self.folder / _name(output), ignore_errors=True)
 
     def discard(self, output: Output) -> None:
@@ -342,11 +342,6 @@ class Job:
 
 def _name(output: Output) -> str:
     return f"split{output.split:05d}"
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(text)
 
 
 def _read_settings(path: Path) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from talk2dino.files import atomic_path
+from talk2dino.files import atomic_path, write_text
 
 if TYPE_CHECKING:
     from talk2dino.pictures.segmentation import Segmentation
@@ -88,8 +88,7 @@ class Export:
                     "annotations": self._marks,
                     "categories": categories,
                 }
-            with atomic_path(self.path) as temporary:
-                temporary.write_text(json.dumps(content), encoding="utf-8")
+            write_text(self.path, json.dumps(content))
         return self.path
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from talk2dino.files import atomic_path, check_writable
+from talk2dino.files import atomic_path, check_writable, write_text
 from talk2dino.progress import Progress, silent
 from talk2dino.report.compare import compare_comparable
 from talk2dino.report.examples import draw_rows, make_example
@@ -89,8 +89,7 @@ def write_report(
         compared = [found for section in sections.values() for found in section.comparisons]
         written += write_tables(folder, runs, compared)
     page = build_page(runs, figure_svg(overview), sections, notes)
-    with atomic_path(options.output) as temporary:
-        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
+    write_text(options.output, page, errors="backslashreplace")
     return written, notes
 
 

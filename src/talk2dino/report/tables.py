@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from talk2dino.benchmarks.results import at_borders
-from talk2dino.files import atomic_path
+from talk2dino.files import write_text
 from talk2dino.report.compare import Comparison
 from talk2dino.report.runs import MEASURES, EvaluatedRun, by_benchmark, methods
 
@@ -78,8 +78,7 @@ def write_tables(
             texts[".tex"] = table.latex()
         for suffix, text in texts.items():
             written.append(folder / f"{table.name}{suffix}")
-            with atomic_path(written[-1]) as temporary:
-                temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+            write_text(written[-1], text, errors="backslashreplace")
     return written
 
 

@@ -17,11 +17,11 @@ from torch import Tensor
 from talk2dino.devices import resolve_device
 from talk2dino.files import (
     atomic_files,
-    atomic_path,
     check_finished,
     check_not_inputs,
     check_writable,
     hold_lock,
+    write_text,
 )
 from talk2dino.processes import Processes
 from talk2dino.textfiles import read_json
@@ -67,8 +67,7 @@ class RunOutputs:
 def write_summary(values: Mapping[str, Any], path: Path) -> None:
     """Write JSON with one line per entry, atomically."""
     text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+    write_text(path, text, errors="backslashreplace")
 
 
 def read_summary(path: Path) -> dict[str, Any]:

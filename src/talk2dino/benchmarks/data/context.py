@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from talk2dino.benchmarks.data.convert import Conversion
-from talk2dino.files import atomic_path
+from talk2dino.files import write_text
 from talk2dino.textfiles import check_once, read_json, read_names
 
 # fmt: off
@@ -106,8 +106,7 @@ def write_lists(voc2010: str | Path, lists: Mapping[str, Sequence[str]], overwri
             raise FileExistsError(
                 f"{path} lists other images than the annotations do. Remove it or pass --overwrite."
             )
-        with atomic_path(path) as temporary:
-            temporary.write_text("".join(f"{stem}\n" for stem in stems), encoding="utf-8")
+        write_text(path, "".join(f"{stem}\n" for stem in stems))
 
 
 def _draw(

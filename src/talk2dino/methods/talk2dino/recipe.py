@@ -16,7 +16,7 @@ import yaml
 from torch import Tensor
 
 from talk2dino.config import build, check_at_least, check_name
-from talk2dino.files import atomic_path, find_in_checkout
+from talk2dino.files import find_in_checkout, write_text
 from talk2dino.methods.talk2dino.alignment import takes
 from talk2dino.methods.talk2dino.losses import LOSSES
 from talk2dino.methods.talk2dino.projection import SECTIONS, ProjectionConfig
@@ -145,8 +145,7 @@ def write_recipe(source: str | Path, changes: Mapping[str, Any], path: Path) -> 
     sections = recipe_keys()
     for key, value in changes.items():
         content[sections[key]] = {**(content.get(sections[key]) or {}), key: value}
-    with atomic_path(path) as temporary:
-        temporary.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    write_text(path, yaml.safe_dump(content, sort_keys=False))
     return load_recipe(path)
 
 

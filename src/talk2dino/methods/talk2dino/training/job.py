@@ -14,7 +14,7 @@ from torch import Tensor
 
 from talk2dino.backbones.text import check_text, is_bert, load_text
 from talk2dino.backbones.vision import recorded_normalisation
-from talk2dino.files import atomic_path, content_digest, save_torch
+from talk2dino.files import content_digest, save_torch, write_text
 from talk2dino.methods.talk2dino.alignment import selected_heads
 from talk2dino.methods.talk2dino.projection import (
     CLIPLastLayer,
@@ -349,8 +349,7 @@ def write_heads(heads: Tensor, pairs: Pairs, path: Path) -> None:
         str(annotation["id"]): {"image_id": annotation["image_id"], "head": head}
         for annotation, head in zip(pairs.features.annotations, heads.tolist(), strict=True)
     }
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(chosen) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(chosen) + "\n")
 
 
 def _made_with(job: TrainJob, pairs: Pairs) -> dict[str, Any]:
