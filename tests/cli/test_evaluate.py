@@ -19,7 +19,8 @@ pytest.importorskip("mmseg")
 
 from talk2dino import label_map, load_segmenter
 from talk2dino.__main__ import main as project_main
-from talk2dino.benchmarks.results import markdown_table, read_counts, read_result
+from talk2dino.benchmarks.results import read_counts, read_result
+from talk2dino.benchmarks.tables import results_table
 from talk2dino.cli.compare import main as compare
 from talk2dino.cli.evaluate import main
 from talk2dino.cli.evaluate_published import main as published_main
@@ -119,21 +120,14 @@ def test_one_json_and_its_counts_per_run(voc20):
 def test_the_table_has_columns_for_a_paper_where_it_has_numbers(voc20):
     (table,) = files_below(voc20, "table_toy_*.md")
     lines = table.read_text().splitlines()
-    assert [cell.strip() for cell in lines[0].split("|")][1:5] == [
-        "benchmark",
-        "mIoU",
-        "95 %",
-        "mAcc",
-    ]
+    heads = ["benchmark", "mIoU", "95 % from", "to", "mAcc"]
+    assert [cell.strip() for cell in lines[0].split("|")][1:6] == heads
     assert "voc20" in lines[2]
     (csv,) = files_below(voc20, "table_toy_*.csv")
-    assert csv.read_text().startswith("benchmark,mIoU,95 %,paper,difference")
+    assert csv.read_text().startswith("benchmark,mIoU,95 % from,to,mAcc")
     result = read_result(files_below(voc20)[0])
-    beside = markdown_table([{**result, "published": 80.0}, {**result, "benchmark": "voc"}])
-    assert [cell.strip() for cell in beside.splitlines()[0].split("|")][4:6] == [
-        "paper",
-        "difference",
-    ]
+    beside = results_table([{**result, "published": 80.0}, {**result, "benchmark": "voc"}])
+    assert beside.columns[4:6] == ["paper", "difference"]
 
 
 def test_the_same_command_again_changes_nothing(voc20, capsys):
@@ -450,7 +444,7 @@ def test_borders_are_scored_beside_an_unchanged_result(voc20, tmp_path, capsys):
     assert after["seam_pairs"] > 0 and 0 <= after["seam_error"] <= 100
     assert f"{after['boundary_mIoU']:.2f}" in shown
     assert report([*map(str, paths), "--examples", "0"]) == 0
-    assert "<th>seam error [%]</th>" in (output / "report.html").read_text()
+    assert "<th>seam error</th>" in (output / "report.html").read_text()
 
 
 def test_a_vocabulary_of_the_classes_own_names_changes_no_count(voc20, tmp_path):

@@ -24,7 +24,7 @@ from talk2dino.methods.ovsegmentor.segmenter import OVSegmentorSegmenter
 from talk2dino.methods.proxyclip import ProxyClipMethod
 from talk2dino.methods.talk2dino.method import Talk2DinoMethod
 from talk2dino.methods.talk2dino.segmenter import Talk2DinoSegmenter
-from talk2dino.report.examples import _read_truth
+from talk2dino.report.pictures import read_maps
 from talk2dino.report.runs import find_runs
 
 MINIATURES = Path(__file__).parents[1] / "parity" / "data" / "seg" / "data"
@@ -121,7 +121,8 @@ def test_the_report_reads_the_labels_of_172_classes_as_the_evaluation_does(both)
     (run,) = [run for run in runs if run.benchmark == "coco_stuff_bg"]
     dataset = EvaluationSet(STUFF_BACKGROUND, MINIATURES)
     for index, sample in enumerate(dataset.samples):
-        assert np.array_equal(_read_truth(run, MINIATURES, sample.image), dataset.read_label(index))
+        truth = read_maps(sample.image, [run], MINIATURES).truth
+        assert np.array_equal(truth, dataset.read_label(index))
 
 
 def test_predictions_of_two_models_do_not_meet(both):

@@ -67,9 +67,8 @@ def test_images_of_one_name_in_two_folders_are_told_apart(data, tmp_path, capsys
         (place / "b").mkdir()
         (place / f"{source}.png").rename(place / "b" / "5.png")
     assert draw(folder, "--images", "5") == 1
-    assert (
-        "voc has several images '5': say images/5.png or images/b/5.png" in capsys.readouterr().err
-    )
+    said = "there are several images '5': say voc/images/5.png or voc/images/b/5.png"
+    assert said in capsys.readouterr().err
     assert draw(folder, "--images", "images/5.png,images/b/5.png") == 0
     for name, kept in (("images_5", "5.png"), ("images_b_5", "b/5.png")):
         shown = Image.open(folder / "out_files" / f"voc_{name}_voc_toy_11111111.png")
@@ -90,9 +89,12 @@ def test_rows_of_one_benchmark_share_a_legend(data, tmp_path):
     ("flags", "message"),
     [
         (["--images", "9", "--methods", "toy"], "no image '9' among the results on voc, voc20"),
-        (["--images", "1", "--methods", "toy,vitl"], "voc, which has the image '1', lacks vitl"),
-        (["--images", "voc/1"], "has several results on voc: name one of"),
-        (["--images", "1", "--methods", "other"], "several benchmarks have the image '1': say voc"),
+        (["--images", "1", "--methods", "toy,vitl"], "voc has it, but not of vitl. Known: other"),
+        (["--images", "voc/1"], "has several results on voc/images/1.png: name"),
+        (
+            ["--images", "1", "--methods", "other"],
+            "'1': say voc/images/1.png or voc20/images",
+        ),
         (["--images", "1", "--methods", "toy", "--data_root", "."], "There is no image at"),
     ],
 )

@@ -5,9 +5,10 @@ import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from talk2dino.cli.report import main
-from talk2dino.report.examples import make_example
+from talk2dino.report.pictures import make_example, read_maps
 from talk2dino.report.plots import draw_class_bars, figure_svg, shown_classes
 from talk2dino.report.runs import find_runs, methods, pick_examples, top_confusions
 from tests.report.conftest import CLASSES, NUM_IMAGES, write_run
@@ -36,10 +37,11 @@ def test_one_page_without_network_and_plots_beside_it(results, capsys):
 
 
 def test_a_report_is_not_overwritten_unasked(results, capsys):
-    assert main([str(results), "--examples", "0"]) == 0
+    (results / "report.html").write_text("mine")
     assert main([str(results)]) == 2
     assert "--overwrite" in capsys.readouterr().err
-    assert main([str(results), "--examples", "0", "--overwrite"]) == 0
+    assert main([str(results / "ade20k_toy_33333333.json"), "--examples", "0", "--overwrite"]) == 0
+    assert "mine" not in (results / "report.html").read_text()
 
 
 def test_best_median_and_worst_are_ranked_by_the_image(results):
@@ -116,9 +118,12 @@ def test_the_ground_truth_of_zero_based_labels_is_shifted(results, data):
     content = json.loads(path.read_text()) | {"reduce_zero_label": True}
     path.write_text(json.dumps(content))
     runs, _ = find_runs([path])
-    example = make_example("images/0.png", runs, None)
-    assert [entry.name for entry in example.legend][-1] == "not labelled"
-    assert example.trouble == []
+    maps = read_maps("images/0.png", runs, None)
+    stored = np.asarray(Image.open(data / "labels" / "0.png"))
+    assert (
+        np.array_equal(maps.truth, np.where(stored % 255 == 0, 255, stored - 1))
+        and not maps.trouble
+    )
 
 
 def test_without_counts_or_predictions_or_data_the_rest_is_shown(results, data, tmp_path):
@@ -141,8 +146,9 @@ def test_examples_need_the_counts_of_one_run_only(results, data):
     runs = find_runs([results])[0]
     runs[0].path.with_suffix(".npz").unlink()
     picked = pick_examples(runs, 1)
-    example = make_example(picked["best"][0], runs, None)
-    assert example.truth is not None
+    name = picked["best"][0]
+    example = make_example(name, runs, read_maps(name, runs, None))
+    assert example.panels[1] is not None
     assert example.scores[0] is None and example.scores[1] is not None
 
 

@@ -5,13 +5,14 @@ import re
 
 import pytest
 
+from talk2dino.benchmarks.tables import Table
 from talk2dino.cli.report import main
+from talk2dino.report.report import tables_of
 from talk2dino.report.runs import find_runs
-from talk2dino.report.tables import Table, tables_of
 
 
 def test_numbers_are_rounded_for_papers_and_whole_for_programs():
-    table = Table("t", ["a_b", "x & y"], [["50 %", 1.25], ["m^2~<\\>", None], ["{n}", -3.0]])
+    table = Table(["a_b", "x & y"], [["50 %", 1.25], ["m^2~<\\>", None], ["{n}", -3.0]])
     assert table.latex().splitlines() == [
         r"\begin{tabular}{lr}",
         r"\toprule",
@@ -28,17 +29,17 @@ def test_numbers_are_rounded_for_papers_and_whole_for_programs():
 
 def test_the_best_of_several_is_bold():
     rows = [["one", 1.0, 5.0], ["two", 2.0, None]]
-    lines = Table("t", ["m", "x", "y"], rows, compared=True).latex().splitlines()
+    lines = Table(["m", "x", "y"], rows, compared=True).latex().splitlines()
     assert lines[4:6] == [r"one & 1.0 & 5.0 \\", r"two & \textbf{2.0} & -- \\"]
 
 
 def test_a_run_at_borders_has_them_in_its_table(results):
     runs = find_runs([results])[0]
-    assert "seam error" not in tables_of(runs, [])[1].columns
+    assert "seam error" not in tables_of(runs, [])["runs"].columns
     runs[0].result.update(boundary_mIoU=12.5, seam_error=None, seam_pairs=0)
-    table = tables_of(runs, [])[1]
-    assert table.columns[-2:] == ["boundary mIoU", "seam error"]
-    assert [row[-2] for row in table.rows] == [12.5, None, None]
+    table = tables_of(runs, [])["runs"]
+    assert table.columns[-1] == "boundary mIoU"
+    assert [row[-1] for row in table.rows] == [12.5, *[None] * 3]
 
 
 def test_the_report_writes_every_table(results, capsys):

@@ -89,7 +89,7 @@ def run_and_report(job: Job, runs: Sequence[Run]) -> list[Outcome]:
 
 
 def _report(job: Job, outcomes: Sequence[Outcome]) -> None:
-    from talk2dino.benchmarks.results import csv_table, markdown_table, published_sources
+    from talk2dino.benchmarks.tables import published_sources, results_table
 
     complete = [outcome for outcome in outcomes if outcome.result is not None]
     for outcome in outcomes:
@@ -102,14 +102,15 @@ def _report(job: Job, outcomes: Sequence[Outcome]) -> None:
     if not complete:
         return
     results: list[dict[str, Any]] = [o.result for o in complete if o.result is not None]
-    table = markdown_table(results)
+    table = results_table(results)
+    text = table.markdown()
     if sources := published_sources(results):
-        table += f"\nPaper: {'; '.join(sources)}.\n"
-    table += _changes(job, outcomes)
+        text += f"\nPaper: {'; '.join(sources)}.\n"
+    text += _changes(job, outcomes)
     path = job.output / f"{_table_name(job, complete)}.md"
-    for file, text in ((path, table), (path.with_suffix(".csv"), csv_table(results))):
-        write_text(file, text)
-    print(f"\n{table}")
+    write_text(path, text)
+    write_text(path.with_suffix(".csv"), table.csv())
+    print(f"\n{text}")
     for outcome in complete:
         assert outcome.result is not None
         absent = [name for name, iou in outcome.result["per_class"].items() if iou is None]
@@ -134,7 +135,7 @@ def _report(job: Job, outcomes: Sequence[Outcome]) -> None:
 
 def _table_name(job: Job, outcomes: Sequence[Outcome]) -> str:
     """One name per set of runs, so that tables never overwrite each other."""
-    from talk2dino.benchmarks.results import protocol_of
+    from talk2dino.benchmarks.tables import protocol_of
 
     names = "\n".join(outcome.run.name for outcome in outcomes)
     words = ["table", *job.models]
@@ -146,7 +147,7 @@ def _table_name(job: Job, outcomes: Sequence[Outcome]) -> str:
 
 def _changes(job: Job, outcomes: Sequence[Outcome]) -> str:
     """Lines on what the protocol is, and on what it changes; empty for methods' own."""
-    from talk2dino.benchmarks.results import protocol_of
+    from talk2dino.benchmarks.tables import protocol_of
     from talk2dino.methods.base import PROTOCOLS
 
     protocol = protocol_of(outcomes[0].run.settings)

@@ -55,7 +55,7 @@ def check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace, _: None = None) -> int:
     """Write the report, or the figure."""
     if args.figure is not None:
-        from talk2dino.report.figure import write_figure
+        from talk2dino.report.pictures import write_figure
 
         figure, *single = write_figure(args.results, _options(args))
         print(f"{figure}, and its {len(single)} pictures in {single[0].parent}")
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace, _: None = None) -> int:
 def _options(args: argparse.Namespace) -> Any:
     """Of the figure, or of the page."""
     if args.figure is not None:
-        from talk2dino.report.figure import FigureOptions
+        from talk2dino.report.pictures import FigureOptions
 
         return from_flags(FigureOptions, args, output=args.figure)
     from talk2dino.report.report import ReportOptions

@@ -1,31 +1,37 @@
-"""A report of evaluated runs: one HTML file, and its plots as PNG for papers and slides."""
+"""A report of evaluated runs: one HTML file that needs nothing else, plots as PNG, and tables."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import base64
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+from PIL import Image
+
+from talk2dino.benchmarks.tables import Cell, Table, published_sources, results_table
 from talk2dino.files import atomic_path, check_writable, write_text
 from talk2dino.progress import Progress, silent
-from talk2dino.report.compare import compare_comparable
-from talk2dino.report.examples import draw_rows, make_example
-from talk2dino.report.page import Section, build_page
-from talk2dino.report.plots import (
-    draw_class_bars,
-    draw_confusion,
-    draw_overview,
-    figure_svg,
-    save_png,
-)
+from talk2dino.report import plots
+from talk2dino.report.compare import DRAWS, Comparison, compare_comparable
+from talk2dino.report.pictures import Example, draw_rows, has_predictions, make_example, read_maps
 from talk2dino.report.runs import (
+    MEASURES,
     EvaluatedRun,
     by_benchmark,
     find_runs,
     methods,
     pick_examples,
+    top_confusions,
 )
-from talk2dino.report.tables import write_tables
+
+_MOST_PANELS = 6
+"""Pictures in one row of an example."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +55,32 @@ class ReportOptions:
         if self.output.suffix.lower() not in (".html", ".htm"):
             raise ValueError(f"the report {self.output} must be named *.html.")
 
+    def beside(self, what: str) -> Path:
+        """Folder of the plots, or of the tables."""
+        return self.output.with_name(f"{self.output.stem}_{what}")
+
+
+@dataclass(frozen=True)
+class Section:
+    """What is shown of one benchmark."""
+
+    runs: list[EvaluatedRun]
+    """Its runs."""
+    class_bars: bytes
+    """SVG."""
+    comparisons: list[Comparison]
+    """Of the other runs with the first."""
+    not_compared: list[str]
+    """Why the others are not."""
+    confusions: list[bytes | None]
+    """SVG per run; None without counts."""
+    examples: dict[str, list[Example]] = field(default_factory=dict)
+    """"best", "median", "worst" -> images."""
+
     @property
-    def plots(self) -> Path:
-        """Folder of the PNG files."""
-        return self.output.with_name(f"{self.output.stem}_plots")
+    def has_predictions(self) -> bool:
+        """Whether those of every run are there."""
+        return all(map(has_predictions, self.runs))
 
 
 def write_report(
@@ -74,51 +102,179 @@ def write_report(
     """
     check_writable(options.output, options.overwrite)
     runs, notes = find_runs(places)
-    overview = draw_overview(runs)
-    written = [options.output, options.plots / "overview.png"]
-    save_png(overview, written[-1])
+    written = [options.output]
+
+    def plot(name: str, figure: Figure) -> bytes:
+        """Write it as PNG; returns it as SVG."""
+        written.append(options.beside("plots") / f"{name}.png")
+        plots.save_png(figure, written[-1])
+        return plots.figure_svg(figure)
+
+    overview = plot("overview", plots.draw_overview(runs))
+    names, groups = methods(runs), by_benchmark(runs)
     sections = {}
-    groups = by_benchmark(runs)
     with progress(len(groups), 0) as bar:
         for key, group in groups.items():
-            sections[key], files = _make_section(group, methods(runs), options)
-            written += files
+            places_of = [names.index(run.label) for run in group]
+            bars = plot(f"{key}_classes", plots.draw_class_bars(group, places_of))
+            confusions = [
+                None
+                if run.counts is None
+                else plot(f"{run.path.stem}_confusion", plots.draw_confusion(run))
+                for run in group
+            ]
+            picked = pick_examples(group, options.examples) if options.examples else {}
+            examples = {
+                kind: [
+                    make_example(name, group, read_maps(name, group, options.data_root))
+                    for name in images
+                ]
+                for kind, images in picked.items()
+            }
+            if examples:
+                rows = [(kind, example) for kind, some in examples.items() for example in some]
+                written.append(options.beside("plots") / f"{key}_examples.png")
+                with atomic_path(written[-1]) as temporary:
+                    draw_rows(rows, [run.label for run in group]).save(temporary, format="PNG")
+            compared = compare_comparable(group)
+            sections[key] = Section(group, bars, *compared, confusions, examples)
             bar.update(1)
     if options.tables:
-        folder = options.output.with_name(f"{options.output.stem}_tables")
-        compared = [found for section in sections.values() for found in section.comparisons]
-        written += write_tables(folder, runs, compared)
-    page = build_page(runs, figure_svg(overview), sections, notes)
+        found = [comparison for section in sections.values() for comparison in section.comparisons]
+        for name, table in tables_of(runs, found).items():
+            texts = {"csv": table.csv()}
+            if not name.endswith("_images"):  # those fit no page
+                texts["tex"] = table.latex()
+            for kind, text in texts.items():
+                written.append(options.beside("tables") / f"{name}.{kind}")
+                write_text(written[-1], text, errors="backslashreplace")
+    page = _page(runs, overview, sections, notes)
     write_text(options.output, page, errors="backslashreplace")
     return written, notes
 
 
-def _make_section(
-    runs: list[EvaluatedRun], names: list[str], options: ReportOptions
-) -> tuple[Section, list[Path]]:
-    key = runs[0].benchmark
-    bars = draw_class_bars(runs, [names.index(run.label) for run in runs])
-    files = [options.plots / f"{key}_classes.png"]
-    save_png(bars, files[0])
-    confusions: list[bytes | None] = []
-    for run in runs:
-        if run.counts is None:
-            confusions.append(None)
-            continue
-        figure = draw_confusion(run)
-        confusions.append(figure_svg(figure))
-        files.append(options.plots / f"{run.path.stem}_confusion.png")
-        save_png(figure, files[-1])
-    picked = pick_examples(runs, options.examples) if options.examples else {}
-    examples = {
-        kind: [make_example(name, runs, options.data_root) for name in images]
-        for kind, images in picked.items()
+def _page(
+    runs: Sequence[EvaluatedRun],
+    overview: bytes,
+    sections: Mapping[str, Section],
+    notes: Sequence[str],
+) -> str:
+    """The template with everything that it shows."""
+    environment = Environment(
+        loader=PackageLoader(__package__, "."), autoescape=True, undefined=StrictUndefined
+    )
+    environment.filters |= {
+        function.__name__.lstrip("_"): function
+        for function in (_data_uri, _jpeg, _number, _signed, _settings)
     }
-    if examples:
-        files.append(options.plots / f"{key}_examples.png")
-        rows = [(kind, example) for kind, some in examples.items() for example in some]
-        sheet = draw_rows(rows, [run.label for run in runs])
-        with atomic_path(files[-1]) as temporary:
-            sheet.save(temporary, format="PNG")
-    comparisons, reasons = compare_comparable(runs)
-    return Section(runs, figure_svg(bars), comparisons, reasons, confusions, examples), files
+    return environment.get_template("page.html").render(
+        runs=runs,
+        names=methods(runs),
+        overview=overview,
+        sections=sections,
+        notes=notes,
+        all_runs=_runs_table(runs),
+        sources=published_sources([run.result for run in runs]),
+        finished=max((run.result["finished"] or "")[:10] for run in runs),
+        scores=_scores(runs),
+        best=_best(runs),
+        method_colour=plots.method_colour,
+        shown_classes=plots.shown_classes,
+        top_confusions=top_confusions,
+        draws=DRAWS,
+        one_column=plots.ONE_COLUMN,
+        most_panels=_MOST_PANELS,
+    )
+
+
+def _scores(runs: Sequence[EvaluatedRun]) -> list[dict[str, Any]]:
+    """Methods down, benchmarks across: how papers compare."""
+    found = {(run.label, run.benchmark): run for run in runs}
+    rows = []
+    for name in methods(runs):
+        cells = [found.get((name, key)) for key in by_benchmark(runs)]
+        shown = [run for run in cells if run is not None]
+        known = [run.result["mIoU"] for run in shown if run.result["mIoU"] is not None]
+        mean = _number(sum(known) / len(known)) if len(known) == len(cells) else ""
+        rows.append({"first": shown[0], "runs": cells, "mean": mean})
+    return rows
+
+
+def _best(runs: Sequence[EvaluatedRun]) -> list[EvaluatedRun]:
+    """The runs with the highest number of their benchmark."""
+    scored = [run for run in runs if run.result["mIoU"] is not None]
+    highest = {
+        key: max(run.result["mIoU"] for run in group) for key, group in by_benchmark(scored).items()
+    }
+    return [run for run in scored if run.result["mIoU"] == highest[run.benchmark]]
+
+
+def _data_uri(content: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _jpeg(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, format="JPEG", quality=88)
+    return buffer.getvalue()
+
+
+def _number(value: float | None, form: str = ".2f") -> str:
+    """A number, or a dash for none."""
+    return "–" if value is None else format(value, form)
+
+
+def _signed(value: float, form: str = "+.1f") -> str:
+    """A difference in points, with its sign."""
+    return format(value, form).replace("-", "−")
+
+
+def _settings(run: EvaluatedRun) -> str:
+    keys = ("command", "settings", "uniform_windows", "versions", "timing", "data_root", "finished")
+    content = {key: run.result[key] for key in keys if run.result[key] is not None}
+    return json.dumps(content, indent=1, ensure_ascii=False)
+
+
+def _runs_table(runs: Sequence[EvaluatedRun]) -> Table:
+    """A row per run, as `evaluate` prints them."""
+    return results_table(
+        [{**run.result, "benchmark": run.title, "model": run.label} for run in runs]
+    )
+
+
+def tables_of(runs: Sequence[EvaluatedRun], comparisons: Sequence[Comparison]) -> dict[str, Table]:
+    """`scores`, `runs`, `differences`, and per benchmark its classes and images."""
+    groups = by_benchmark(runs)
+    found = {(run.label, run.benchmark): run.result["mIoU"] for run in runs}
+    scores = [[name, *(found.get((name, key)) for key in groups)] for name in methods(runs)]
+    titles = [group[0].title for group in groups.values()]
+    tables = {
+        "scores": Table(["method", *titles], scores, compared=True),
+        "runs": _runs_table(runs),
+    }
+    if comparisons:
+        rows: list[Sequence[Cell]] = [
+            (title, c.first.label, c.second.label, d.difference, *d.interval, 100 * d.better)
+            for c in comparisons
+            for title, d in ((c.first.title, c), (f"{c.first.title}, boundary", c.boundary))
+            if d is not None
+        ]
+        heads = ("benchmark", "A", "B", "B - A", "low", "high", "better in %")
+        tables["differences"] = Table(heads, rows)
+    for key, group in groups.items():
+        classes, images = {}, {}
+        for measure, name in MEASURES.items():
+            for run in (run for run in group if run.result[name] is not None):
+                head = f"{run.label}, boundary" if measure else run.label
+                classes[head] = run.result[name]
+                images[head] = run.scores_of_images(measure)
+        tables[f"{key}_classes"] = _by_name("class", classes, compared=True)
+        tables[f"{key}_images"] = _by_name("image", images)
+    return tables
+
+
+def _by_name(what: str, columns: Mapping[str, Mapping[str, Cell]], compared: bool = False) -> Table:
+    """A row per name that is in any column."""
+    names = dict.fromkeys(name for column in columns.values() for name in column)
+    rows = [[name, *(column.get(name) for column in columns.values())] for name in names]
+    return Table([what, *columns], rows, compared)

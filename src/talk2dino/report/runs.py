@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,15 @@ import numpy as np
 
 from talk2dino.benchmarks.counts import SparseRows
 from talk2dino.benchmarks.result_schema import WrongField, check_counts
-from talk2dino.benchmarks.results import options_of, protocol_of, read_counts, read_result
+from talk2dino.benchmarks.results import read_counts, read_result
 from talk2dino.benchmarks.table import BENCHMARKS
+from talk2dino.benchmarks.tables import options_of, protocol_of
 from talk2dino.files import listed
 
 MEASURES = {"": "per_class", "boundary_": "per_class_boundary_iou"}
 """What is summed over images: how the names of its counts begin -> the result's field."""
+_WEIGHTS = ("projection_weights", "weights")
+"""Settings that `--weights` names."""
 _WEIGHTS_FLAG = re.compile(r"--weights[ =](\S+)(?: --|$)")  # one word: for one model
 
 
@@ -132,8 +134,8 @@ def find_runs(places: Sequence[str | Path]) -> tuple[list[EvaluatedRun], list[st
                 skipped.append(str(error))
     if not found:
         raise FileNotFoundError(
-            f"{', '.join(map(str, places))} holds no results{_because(skipped)}. Make some: python "
-            "-m talk2dino evaluate --model vitb --benchmarks all --output results/"
+            f"{', '.join(map(str, places))}: no results. Make some: python -m talk2dino evaluate "
+            f"--model vitb --benchmarks all --output results/ {'; '.join(skipped[:3])}".rstrip()
         )
     runs = [EvaluatedRun(path, result, _method(result)) for path, result in found.items()]
     order = {key: place for place, key in enumerate(BENCHMARKS)}
@@ -192,10 +194,6 @@ def top_confusions(run: EvaluatedRun, count: int) -> list[tuple[str, str, float]
     return [(names[t], names[p], 100 * wrong[t, p] / total) for t, p in pairs if wrong[t, p]]
 
 
-def _because(skipped: Sequence[str]) -> str:
-    return f" ({'; '.join(skipped[:3])})" if skipped else ""
-
-
 def _method(result: Mapping[str, Any]) -> str:
     own = f"{result['model']}{' + PAMR' if result['pamr'] else ''}"
     words = options_of(result["settings"])
@@ -204,53 +202,44 @@ def _method(result: Mapping[str, Any]) -> str:
     return ", ".join([own, *words])
 
 
-def _weights(run: EvaluatedRun) -> str:
-    """The projection's, or those of the whole model: the file as typed, or a few letters."""
-    models = _models(run)
-    name = str(models.get("projection_weights") or models.get("weights") or "")
-    kind, _, digest = name.partition(":")
-    if kind == "sha256":
-        typed = _WEIGHTS_FLAG.findall(" ".join(run.result.get("command") or []))
-        file = typed[0].rpartition("=")[2] if len(typed) == 1 else ""
-        name = Path(file).name or digest[:8]
-    return f", weights {name}" if name else ""
-
-
-def _other_models(run: EvaluatedRun) -> str:
-    """The same for all benchmarks of a method, which the hash of a run is not."""
-    text = json.dumps(_models(run), sort_keys=True)
-    return f", models {hashlib.sha256(text.encode()).hexdigest()[:8]}"
-
-
-def _models(run: EvaluatedRun) -> dict[str, Any]:
-    """The settings that do not depend on the benchmark."""
-    segmenter = (run.result.get("settings") or {}).get("segmenter") or {}
-    per_benchmark = ("pamr", "clean_background")
-    return {key: value for key, value in segmenter.items() if key not in per_benchmark}
-
-
-def _threshold(run: EvaluatedRun) -> str:
-    value = run.result["bg_thresh"]
-    return "" if value is None else f", threshold {value}"
-
-
 def _distinguish(runs: list[EvaluatedRun]) -> list[EvaluatedRun]:
-    """Make labels unique within each benchmark, and the same for all benchmarks of a method."""
-    differences: list[Callable[[EvaluatedRun], str]] = [
-        _weights,
-        _other_models,
-        _threshold,
+    """Make labels unique within each benchmark, and the same for all benchmarks of a method.
+
+    One setting after the other is added where runs of one label differ in it; then their places.
+    """
+    known = dict.fromkeys(key for run in runs for key in _settings(run))
+    weights = [key for key in _WEIGHTS if key in known]
+    endings: list[Callable[[EvaluatedRun], str]] = [
+        *(partial(_setting, key) for key in dict.fromkeys([*weights, *known])),
         lambda run: f", {run.path.parent.name}",
-        lambda run: f", {run.path.stem.rsplit('_', 1)[-1]}",
         lambda run: f", {run.path}",
     ]
-    for difference in differences:
-        endings: dict[tuple[str, str], set[str]] = {}
+    for ending in endings:
+        found: dict[tuple[str, str], set[str]] = {}
         for run in runs:
-            endings.setdefault((run.benchmark, run.label), set()).add(difference(run))
-        ambiguous = {label for (_, label), found in endings.items() if len(found) > 1}
+            found.setdefault((run.benchmark, run.label), set()).add(ending(run))
+        ambiguous = {label for (_, label), several in found.items() if len(several) > 1}
         runs = [
-            replace(run, label=run.label + difference(run)) if run.label in ambiguous else run
+            replace(run, label=run.label + ending(run)) if run.label in ambiguous else run
             for run in runs
         ]
     return runs
+
+
+def _settings(run: EvaluatedRun) -> dict[str, Any]:
+    segmenter = (run.result["settings"] or {}).get("segmenter") or {}
+    return {**segmenter, "threshold": run.result["bg_thresh"]}
+
+
+def _setting(key: str, run: EvaluatedRun) -> str:
+    """One setting as the end of a label; of weights the file as typed, or a few letters."""
+    value = _settings(run).get(key)
+    if value is None:
+        return ""
+    text = value if isinstance(value, str) else json.dumps(value)
+    kind, _, digest = text.partition(":")
+    if kind == "sha256":
+        typed = _WEIGHTS_FLAG.findall(" ".join(run.result["command"] or []))
+        known = key in _WEIGHTS and len(typed) == 1
+        text = Path(typed[0].rpartition("=")[2]).name if known else digest[:8]
+    return f", {key.removeprefix('projection_').replace('_', ' ')} {text}"

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 import talk2dino
 from talk2dino.backbones.seeded import PREFIX
 from talk2dino.backbones.text import PRETRAINED, TextEncoder, default_weights
-from talk2dino.benchmarks.results import NoResult, markdown_table, read_result
+from talk2dino.benchmarks.results import NoResult, read_result
+from talk2dino.benchmarks.tables import results_table
 from talk2dino.files import (
     atomic_files,
     check_replaceable,
@@ -83,7 +84,7 @@ def model_card(found: FoundModel, name: str, results: Sequence[Mapping[str, Any]
         undefined=StrictUndefined,
     )
     tables = {
-        heading: markdown_table(rows)
+        heading: results_table(rows).markdown()
         for heading, refined in (("Without PAMR", False), ("With PAMR", True))
         if (rows := [result for result in results if bool(result["pamr"]) is refined])
     }

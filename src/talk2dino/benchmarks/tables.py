@@ -1,0 +1,182 @@
+"""Tables of results: Markdown for terminals, CSV for programs, LaTeX for papers."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Cell = str | float | int | None
+Result = Mapping[str, Any]
+_ESCAPES = str.maketrans(
+    {
+        **{character: f"\\{character}" for character in "&%$#_{}"},
+        **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
+        **{"<": r"\textless{}", ">": r"\textgreater{}", "\n": " "},
+    }
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under their heads; None is an empty cell."""
+
+    columns: Sequence[str]
+    """Heads."""
+    rows: Sequence[Sequence[Cell]]
+    """Cells: text, or numbers in percent or points."""
+    compared: bool = False
+    """Whether the best number of each column is bold in LaTeX."""
+
+    def without_empty(self) -> Table:
+        """Without the columns in which nothing is."""
+        cells = list(zip(*self.rows, strict=True))
+        kept = [place for place, column in enumerate(cells) if set(column) != {None}]
+        rows = [[row[place] for place in kept] for row in self.rows]
+        return Table([self.columns[place] for place in kept], rows, self.compared)
+
+    def csv(self) -> str:
+        """Numbers with all their digits."""
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([self.columns, *self.rows])
+        return text.getvalue()
+
+    def markdown(self) -> str:
+        """Aligned, so that it also reads as text; two digits after the point."""
+        shown = [self.columns, *self.texts()]
+        left = self._words()
+        widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+        rule = ["-" * (w - 1) + "-:"[not word] for w, word in zip(widths, left, strict=True)]
+        lines = [
+            [
+                cell.ljust(width) if word else cell.rjust(width)
+                for cell, width, word in zip(row, widths, left, strict=True)
+            ]
+            for row in (shown[0], rule, *shown[1:])
+        ]
+        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+    def texts(self) -> list[list[str]]:
+        """The rows as people read them."""
+        return [
+            ["" if c is None else f"{c:.2f}" if isinstance(c, float) else str(c) for c in row]
+            for row in self.rows
+        ]
+
+    def latex(self) -> str:
+        """A `tabular` with booktabs' rules; numbers with one digit after the point."""
+        lines = [
+            rf"\begin{{tabular}}{{{''.join('rl'[word] for word in self._words())}}}",
+            r"\toprule",
+            " & ".join(map(_latex, self.columns)) + r" \\",
+            r"\midrule",
+            *(" & ".join(self._latex_cells(row)) + r" \\" for row in self.rows),
+            r"\bottomrule",
+            r"\end{tabular}",
+        ]
+        return "\n".join(lines) + "\n"
+
+    def _words(self) -> list[bool]:
+        """Which columns hold text; they stand left."""
+        columns = zip(*self.rows, strict=True)
+        return [any(isinstance(cell, str) for cell in column) for column in columns]
+
+    def _latex_cells(self, row: Sequence[Cell]) -> Iterator[str]:
+        for place, cell in enumerate(row):
+            shown = _latex(cell)
+            numbers = [value for r in self.rows if isinstance(value := r[place], float)]
+            best = self.compared and len(numbers) > 1 and isinstance(cell, float)
+            yield rf"\textbf{{{shown}}}" if best and cell == max(numbers) else shown
+
+
+def _latex(cell: Cell) -> str:
+    if isinstance(cell, str):
+        return cell.translate(_ESCAPES)
+    if cell is None:
+        return "--"
+    return f"{cell:.1f}".replace("-", "$-$") if isinstance(cell, float) else str(cell)
+
+
+_COLUMNS = {
+    "benchmark": "benchmark",
+    "mIoU": "mIoU",
+    "low": "95 % from",
+    "high": "to",
+    "published": "paper",
+    "difference": "difference",
+    "mAcc": "mAcc",
+    "aAcc": "aAcc",
+    "num_images": "images",
+    "images_per_second": "images/s",
+    "boundary_mIoU": "boundary mIoU",
+    "seam_error": "seam error",
+}
+"""What is shown of a result -> its head."""
+
+
+def results_table(results: Sequence[Result]) -> Table:
+    """One row per result, and per model their mean where there are several benchmarks.
+
+    An option that all models have stands beside the mIoU, one of some behind their names.
+    """
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(result["model"], []).append(result)
+    options = {model: options_of(group[0].get("settings")) for model, group in groups.items()}
+    shared = [w for w in next(iter(options.values())) if all(w in o for o in options.values())]
+    rows = []
+    for model, group in groups.items():
+        name = ", ".join([model, *(word for word in options[model] if word not in shared)])
+        rows += [(name if len(groups) > 1 else None, *row) for row in _rows_of_model(group)]
+    heads = {**_COLUMNS, "mIoU": ", ".join(["mIoU", *shared])}
+    return Table(["model", *heads.values()], rows).without_empty()
+
+
+def _rows_of_model(results: Sequence[Result]) -> Iterator[list[Cell]]:
+    for result in results:
+        low, high = result["mIoU_interval"]
+        yield _row({**result, **(result["timing"] or {}), "low": low, "high": high})
+    once = len({result["benchmark"] for result in results}) == len(results)
+    if len(results) > 1 and once and all(result["mIoU"] is not None for result in results):
+        total = sum(result["num_images"] for result in results)
+        means = {key: _mean([result[key] for result in results]) for key in ("mIoU", "published")}
+        yield _row({"benchmark": "mean", **means, "num_images": total})
+
+
+def _row(shown: Mapping[str, Any]) -> list[Cell]:
+    ours, paper = shown["mIoU"], shown["published"]
+    difference = None if ours is None or paper is None else ours - paper
+    return [{**shown, "difference": difference}.get(key) for key in _COLUMNS]
+
+
+def _mean(numbers: Sequence[float | None]) -> float | None:
+    known = [number for number in numbers if number is not None]
+    return sum(known) / len(known) if len(known) == len(numbers) else None
+
+
+def published_sources(results: Sequence[Result]) -> list[str]:
+    """Who printed the numbers that results stand beside: a line per source, with its models."""
+    models: dict[str, dict[str, None]] = {}
+    for result in results:
+        if (source := result.get("published_source")) is not None:
+            models.setdefault(source, {})[result["model"]] = None
+    return [f"{', '.join(names)}: {source}" for source, names in models.items()]
+
+
+def protocol_of(settings: Mapping[str, Any] | None) -> str | None:
+    """The protocol in the settings of a result; None for the method's own."""
+    found = ((settings or {}).get("segmenter") or {}).get("protocol")
+    return None if found is None else str(found)
+
+
+def options_of(settings: Mapping[str, Any] | None) -> list[str]:
+    """In words, what no publication has: the protocol, sizes and refinements of a result."""
+    segmenter = (settings or {}).get("segmenter") or {}
+    sizes = segmenter.get("sizes") or {}
+    words = [f"{name.replace('_', ' ')} {value}" for name, value in sizes.items()]
+    words += [name for name in ("smoothing", "propagation") if segmenter.get(name)]
+    words += ["over the image"] if segmenter.get("propagation_graph") == "image" else []
+    protocol = protocol_of(settings)
+    return words if protocol is None else [protocol, *words]

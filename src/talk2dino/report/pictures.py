@@ -1,0 +1,368 @@
+"""Images with their ground truth and the prediction of every run, coloured, side by side.
+
+For the page's examples, and for the comparison figure of papers, of which every picture is a file
+of its own, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from talk2dino.benchmarks.data.labels import LabelRules, read_any_labels
+from talk2dino.benchmarks.metrics import ignored_label
+from talk2dino.benchmarks.pictures import palette_picture
+from talk2dino.files import atomic_path, check_writable
+from talk2dino.pictures.drawing import (
+    class_colours,
+    colour_pixels,
+    draw_legend,
+    legend_font,
+    wrap_text,
+)
+from talk2dino.pictures.images import read_rgb
+from talk2dino.report.runs import EvaluatedRun, by_benchmark, find_runs, methods
+
+PANEL_WIDTH = 340
+"""Of a picture, in pixels, unless it is smaller itself."""
+_LEAST_WIDTH = 160
+"""Of a column, so that titles have room."""
+_OPACITY = 0.72
+_MOST_NAMED = 12
+"""Classes in the legend of an example: the largest in the label and the predictions."""
+_GAP = 8
+_FONT_SIZE = 15
+_INK = (30, 30, 30)
+_PALE = (150, 150, 150)
+
+
+@dataclass(frozen=True, eq=False)
+class Maps:
+    """What the files of one image hold; None for what cannot be read or was not kept."""
+
+    image: np.ndarray | None
+    """(H, W, 3) uint8 RGB."""
+    truth: np.ndarray | None
+    """(H, W) class ids; see `metrics.ignored_label`."""
+    predictions: list[np.ndarray | None]
+    """(H, W) class ids per run."""
+    trouble: list[str]
+    """Why something cannot be read."""
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One image with everything that is shown of it."""
+
+    name: str
+    """Path below the data root."""
+    panels: list[Image.Image | None]
+    """Small: the image, and over it the ground truth and the prediction of every run."""
+    scores: list[float | None]
+    """The image's own mIoU per run, in percent."""
+    legend: dict[str, tuple[int, int, int]]
+    """Class -> RGB, the largest first."""
+    trouble: list[str]
+    """Why something is not shown."""
+
+
+def read_maps(name: str, runs: Sequence[EvaluatedRun], data_root: Path | None) -> Maps:
+    """Read one image.
+
+    Args:
+        name: path below the data root.
+        runs: of one benchmark.
+        data_root: where the data is now; None for where it was evaluated.
+    """
+    trouble: list[str] = []
+
+    def attempt(read: Callable[[], np.ndarray | None]) -> np.ndarray | None:
+        try:
+            return read()
+        except (OSError, ValueError) as error:
+            trouble.append(str(error))
+            return None
+
+    first = next(run for run in runs if run.counts is not None)  # the picked image is in one
+    root = data_root or Path(first.result["data_root"])
+    return Maps(
+        attempt(lambda: np.asarray(read_rgb(root / name))),
+        attempt(lambda: _read_truth(first, root, name)),
+        [attempt(lambda run=run: _read_prediction(run, name)) for run in runs],  # type: ignore[misc]
+        trouble,
+    )
+
+
+def make_example(
+    name: str, runs: Sequence[EvaluatedRun], maps: Maps, most_named: int = _MOST_NAMED
+) -> Example:
+    """Colour one image, and name at most so many of its classes."""
+    scores = [run.image_scores.get(name) for run in runs]
+    found = [maps.truth, *maps.predictions]
+    if maps.image is None:
+        return Example(name, [None] * (1 + len(found)), scores, {}, maps.trouble)
+    palette = palette_of(runs[0])
+    panels = [_panel(maps.image), *(_over(maps.image, labels, palette) for labels in found)]
+    pixels = np.zeros(len(palette), np.int64)
+    for labels in found:
+        if labels is not None:
+            pixels += np.bincount(labels.ravel(), minlength=len(palette))
+    classes = runs[0].classes
+    order = np.argsort(-pixels[: len(classes)], kind="stable").tolist()
+    shown = [value for value in order if pixels[value]][:most_named]
+    legend = {classes[value]: tuple(palette[value].tolist()) for value in shown}
+    return Example(name, panels, scores, legend, maps.trouble)
+
+
+def has_predictions(run: EvaluatedRun) -> bool:
+    """Whether the run's predictions were saved and are still there."""
+    folder = run.result["predictions"]
+    return folder is not None and Path(folder).is_dir()
+
+
+def _read_truth(run: EvaluatedRun, root: Path, name: str) -> np.ndarray:
+    assert run.counts is not None
+    index = run.counts["images"].tolist().index(name)
+    rules = _rules(run)
+    values = read_any_labels(root / str(run.counts["labels"][index]), rules.colours)
+    return rules.class_ids(values, len(run.classes))[0]
+
+
+def _rules(run: EvaluatedRun) -> LabelRules:
+    """What its label files mean; earlier versions wrote two flags."""
+    if run.result["label_rules"] is not None:
+        return LabelRules.from_json(run.result["label_rules"])
+    if run.result["unlabelled_background"]:
+        return LabelRules(default_ignored=False, shift=1, values=(((255,), 0),))
+    return LabelRules(ignore=(0,), shift=-1) if run.result["reduce_zero_label"] else LabelRules()
+
+
+def _read_prediction(run: EvaluatedRun, name: str) -> np.ndarray | None:
+    if not has_predictions(run):
+        return None
+    parts = Path(name).with_suffix(".png").parts
+    places = [Path(run.result["predictions"], *parts[start:]) for start in range(len(parts))]
+    path = next((place for place in places if place.is_file()), places[-1])
+    labels = read_any_labels(path)
+    if labels.max() > ignored_label(len(run.classes)):
+        raise ValueError(f"{path} holds {labels.max()}, which is no class of {run.benchmark}.")
+    return labels
+
+
+def palette_of(run: EvaluatedRun) -> np.ndarray:
+    """(256 or 65536, 3) uint8: the data set's colours, or ours; labels without class are white."""
+    colours = np.full((ignored_label(len(run.classes)) + 1, 3), 255, dtype=np.uint8)
+    known = run.result["palette"]
+    if known is None:
+        known = class_colours(len(run.classes), background=bool(run.result["has_background"]))
+    colours[: len(known)] = np.asarray(known, dtype=np.uint8)
+    return colours
+
+
+def _over(image: np.ndarray, labels: np.ndarray | None, palette: np.ndarray) -> Image.Image | None:
+    """The labels over the picture, which is seen where none counts; None if the sizes differ."""
+    if labels is None or image.shape[:2] != labels.shape:
+        return None
+    painted = colour_pixels(image, labels, palette, _OPACITY)
+    uncounted = labels == len(palette) - 1
+    painted[uncounted] = image[uncounted]
+    return _panel(painted)
+
+
+def _panel(pixels: np.ndarray) -> Image.Image:
+    picture = Image.fromarray(pixels)
+    scale = min(PANEL_WIDTH / picture.width, 1)
+    size = (round(picture.width * scale) or 1, round(picture.height * scale) or 1)
+    return picture.resize(size, Image.Resampling.LANCZOS)
+
+
+def draw_rows(rows: Sequence[tuple[str, Example]], labels: Sequence[str]) -> Image.Image:
+    """Image, ground truth and predictions of examples, row by row, each above its legend.
+
+    Args:
+        rows: what stands left of each, and the example.
+        labels: of the runs, one column each.
+
+    Returns:
+        An RGB picture.
+    """
+    font = legend_font(_FONT_SIZE)
+    left = round(max(font.getlength(title) for title, _ in rows))
+    left += 3 * _GAP if left else _GAP
+    widths = [panel.width for _, row in rows for panel in row.panels if panel is not None]
+    step = max([_LEAST_WIDTH, *widths]) + _GAP
+    titles = [wrap_text(text, font, step - _GAP) for text in ("image", "ground truth", *labels)]
+    width = left + len(titles) * step
+    middles = [left + place * step + (step - _GAP) // 2 for place in range(len(titles))]
+    header = Image.new("RGB", (width, max(map(len, titles)) * (_FONT_SIZE + 4) + 2 * _GAP), "white")
+    pen = ImageDraw.Draw(header)
+    for x, lines in zip(middles, titles, strict=True):
+        text = "\n".join(lines)
+        pen.text((x, header.height // 2), text, _INK, font, anchor="mm", align="center")
+    strips = [header]
+    for title, row in rows:
+        height = max((panel.height for panel in row.panels if panel is not None), default=40)
+        colours = np.array(list(row.legend.values()), dtype=np.uint8).reshape(-1, 3)
+        legend = draw_legend(list(row.legend), colours, width - left, _FONT_SIZE - 2)
+        strips.append(Image.new("RGB", (width, height + legend.height + _GAP), "white"))
+        pen = ImageDraw.Draw(strips[-1])
+        pen.text((left - 2 * _GAP, height // 2), title, _INK, font, anchor="rm")
+        for x, panel in zip(middles, row.panels, strict=True):
+            if panel is None:
+                pen.text((x, height // 2), "not kept", _PALE, font, anchor="mm")
+            else:
+                strips[-1].paste(panel, (x - panel.width // 2, 0))
+        strips[-1].paste(legend, (left, height))
+    picture = Image.new("RGB", (width, sum(strip.height for strip in strips)))
+    top = 0
+    for strip in strips:
+        picture.paste(strip, (0, top))
+        top += strip.height
+    return picture
+
+
+@dataclass(frozen=True)
+class FigureOptions:
+    """What a figure shows and where it goes."""
+
+    output: Path
+    """The PNG; its single pictures go into the folder `<stem>_files` beside it."""
+    images: Sequence[str]
+    """File names without their ending, or <benchmark>/<name> where several have the image."""
+    methods: Sequence[str] = ()
+    """Labels of the report, names of models, or result files without their ending; none: all."""
+    data_root: Path | None = None
+    """Where the images and labels are now (default: where they were evaluated)."""
+    overwrite: bool = False
+    """Replace a figure that is there."""
+
+    def __post_init__(self) -> None:
+        if self.output.suffix.lower() != ".png":
+            raise ValueError(f"the figure {self.output} must be named *.png.")
+        if not self.images:
+            raise ValueError("a figure needs images: --images a,b,c")
+
+
+def write_figure(places: Sequence[str | Path], options: FigureOptions) -> list[Path]:
+    """Draw the figure, and write its pictures one by one: label maps in the data set's palette.
+
+    Args:
+        places: result files, or folders that hold them.
+        options: see there.
+
+    Returns:
+        the files that were written, the figure first.
+
+    Raises:
+        FileNotFoundError, ValueError: no such results, image, method or prediction; two of them
+            with the name.
+        FileExistsError: there is a figure already and `overwrite` is false.
+    """
+    check_writable(options.output, options.overwrite)
+    groups = by_benchmark(runs := find_runs(places)[0])
+    rows = [_find_row(groups, image, options.methods or methods(runs)) for image in options.images]
+    examples: list[Example] = []
+    single: dict[str, Image.Image] = {}
+    for row in rows:
+        maps = read_maps(row.image, row.runs, options.data_root)
+        single |= _single_pictures(row, maps)
+        examples.append(make_example(row.image, row.runs, maps, len(row.runs[0].classes)))
+    # One legend below the rows of a benchmark that stand together.
+    for (row, example), (below, other) in pairwise(zip(rows, examples, strict=True)):
+        if row.runs == below.runs:
+            other.legend.update(example.legend)
+            example.legend.clear()
+    figure = draw_rows([("", example) for example in examples], [r.label for r in rows[0].runs])
+    folder = options.output.with_name(f"{options.output.stem}_files")
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {options.output: figure, **{folder / name: p for name, p in single.items()}}
+    for path, picture in files.items():
+        with atomic_path(path) as temporary:
+            picture.save(temporary, format="PNG")
+    return list(files)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One image of one benchmark."""
+
+    image: str
+    """Path below the data root."""
+    name: str
+    """What the files of its pictures begin with."""
+    runs: list[EvaluatedRun]
+    """One per method."""
+
+
+def _find_row(groups: Mapping[str, list[EvaluatedRun]], image: str, wanted: Sequence[str]) -> _Row:
+    """The image and the runs of the only benchmark that has both the image and all methods."""
+    found: dict[str, _Row] = {}
+    lacking = ""
+    for key, runs in groups.items():
+        counts = next((run.counts for run in runs if run.counts is not None), {"images": ()})
+        paths = [PurePosixPath(path) for path in counts["images"]]
+        stems = [path.stem for path in paths]
+        for path in paths:
+            if image not in (str(path), path.stem, f"{key}/{path.stem}", f"{key}/{path}"):
+                continue
+            several = {name: _called(runs, name) for name in wanted}
+            missing = [name for name, some in several.items() if not some]
+            if missing:
+                known = ", ".join(run.label for run in runs)
+                lacking += f" {key} has it, but not of {', '.join(missing)}. Known: {known}."
+                continue
+            alone = stems.count(path.stem) == 1
+            parts = [path.stem] if alone else path.with_suffix("").parts
+            chosen = [run for some in several.values() for run in some]
+            found[f"{key}/{path}"] = _Row(str(path), "_".join([key, *parts]), chosen)
+    if not found:
+        raise ValueError(
+            f"no image {image!r} among the results on {', '.join(groups)}.{lacking} Images are "
+            "named by their files without the ending; the .npz of a result lists them."
+        )
+    if len(found) > 1:
+        raise ValueError(f"there are several images {image!r}: say {' or '.join(found)}.")
+    ((place, row),) = found.items()
+    if len(row.runs) > len(wanted):
+        stems = [run.path.stem for run in row.runs]
+        raise ValueError(
+            f"a method has several results on {place}: name {len(wanted)} of {', '.join(stems)}."
+        )
+    return row
+
+
+def _called(runs: Sequence[EvaluatedRun], name: str) -> list[EvaluatedRun]:
+    """The run of this label or file, or all of this model."""
+    one = [run for run in runs if name in (run.label, run.path.stem)]
+    return one or [run for run in runs if run.result["model"] == name]
+
+
+def _single_pictures(row: _Row, maps: Maps) -> dict[str, Image.Image]:
+    """File names to the picture itself, and to label maps of as many pixels.
+
+    Raises:
+        ValueError: one is not there, or of another size.
+    """
+    if maps.image is None or maps.truth is None or maps.trouble:
+        raise ValueError(" ".join(maps.trouble))
+    palette = palette_of(row.runs[0])[: len(row.runs[0].classes)]
+    found = {f"{row.name}_image.png": Image.fromarray(maps.image)}
+    found[f"{row.name}_truth.png"] = palette_picture(maps.truth, palette)
+    for run, labels in zip(row.runs, maps.predictions, strict=True):
+        if labels is None:
+            raise ValueError(
+                f"{run.label} has no prediction of {row.image} ({run.path.name}): evaluate with "
+                "--save_predictions DIR."
+            )
+        if labels.shape != maps.image.shape[:2]:
+            raise ValueError(
+                f"the prediction of {run.label} is {labels.shape}, and {row.image} "
+                f"{maps.image.shape[:2]}: the data has changed since. Evaluate again."
+            )
+        found[f"{row.name}_{run.path.stem}.png"] = palette_picture(labels, palette)
+    return found
