@@ -1,10 +1,10 @@
 """A page with the toy model, served once for all tests of this folder."""
 
 import json
+import shutil
 import socket
 import threading
 import uuid
-from dataclasses import replace
 
 import pytest
 
@@ -14,9 +14,8 @@ import httpx
 import torch
 from PIL import Image
 
-from talk2dino.app.inputs import Limits, ServerConfig, Upload
-from talk2dino.app.models import Facts, ModelEntry, Models, find_entry
-from talk2dino.app.page import Opening
+from talk2dino.app.inputs import Limits, ServerConfig
+from talk2dino.app.models import Entry, Models, find_entry
 from talk2dino.app.server import serve
 
 CPU = torch.device("cpu")
@@ -35,20 +34,18 @@ class Client:
         config = self.http.get("config").json()
         ids = {part["props"].get("elem_id"): part["id"] for part in config["components"]}
         self.run = next(
-            number["id"]
-            for number in config["dependencies"]
-            if number["inputs"] and number["inputs"][0] == ids["picture"]
+            number["id"] for number in config["dependencies"] if ids["picture"] in number["inputs"]
         )
 
     def upload(self, path, name):
         """The server's path of an upload."""
-        with path.open("rb") as file:
+        with open(path, "rb") as file:
             answer = self.http.post("gradio_api/upload", files={"files": (name, file)})
         return answer.json()[0]
 
     def join(self, picture, words="cup, spoon", model="toy"):
         """The answer to asking for a turn with a request without refinement."""
-        data = [picture, words, model, False, 0.5, [], 0.5, None, None, "max", None, None, None]
+        data = [0.5, picture, words, model, False, 0.5, [], "max"]
         request = {"fn_index": self.run, "data": data, "session_hash": self.session}
         return self.http.post("gradio_api/queue/join", json=request)
 
@@ -72,13 +69,13 @@ class Gate:
         self.entered, self.opened = threading.Event(), threading.Event()
 
     def entry(self):
-        toy = find_entry("toy", CPU)
-        return ModelEntry("slow", lambda: self._load(toy), toy.rules, Facts(toy.facts.threshold))
+        toy = find_entry("toy")
+        return Entry("slow", lambda: self._find(toy), toy.rules)
 
-    def _load(self, toy):
+    def _find(self, toy):
         self.entered.set()
         self.opened.wait(timeout=60)
-        return replace(toy.load(), facts=Facts(toy.facts.threshold))
+        return toy.method
 
 
 @pytest.fixture(scope="session")
@@ -88,35 +85,29 @@ def gate():
 
 @pytest.fixture(scope="session")
 def models(gate):
-    groups = find_entry("ovsegmentor_toy=seeded:0", CPU)
-    return Models([find_entry("toy", CPU), gate.entry(), groups, late_entry()], CPU)
-
-
-def late_entry():
-    """A model of which nothing is known before it is loaded; then its threshold is 0.61."""
-    toy = find_entry("toy", CPU)
-    facts = Facts(0.61, "Only its weights tell this.")
-    return ModelEntry("late", lambda: replace(toy.load(), facts=facts), toy.rules)
+    return Models([find_entry("toy"), gate.entry(), find_entry("ovsegmentor_toy=seeded:0")], CPU)
 
 
 @pytest.fixture
-def late():
-    """That model, not loaded yet."""
-    return Models([late_entry()], CPU)
-
-
-@pytest.fixture
-def photo(photos):
-    """A photograph as a visitor sends it."""
-    return Upload(photos / "chelsea.png", "chelsea.png")
+def photo(photos, tmp_path):
+    """What the page sends for a photograph."""
+    path = shutil.copy(photos / "chelsea.png", tmp_path)
+    return {"path": str(path), "orig_name": "chelsea.png"}
 
 
 @pytest.fixture
 def small_photo(photos, tmp_path):
-    """A photograph of 60 x 40 pixels, for tests that are not about pixels."""
+    """The same of 60 x 40 pixels, for tests that are not about pixels."""
     path = tmp_path / "small.png"
     Image.open(photos / "coffee.png").convert("RGB").resize((60, 40)).save(path)
-    return Upload(path, "my coffee.png")
+    return {"path": str(path), "orig_name": "my coffee.png"}
+
+
+@pytest.fixture
+def uploads(tmp_path, monkeypatch):
+    """The folder of uploads, in which both lie."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    return tmp_path
 
 
 @pytest.fixture(scope="session")
@@ -138,7 +129,7 @@ def page(models, photos, connections):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", noted)
         config = ServerConfig(max_upload_mb=MAX_UPLOAD_MB, max_uploads_mb=MAX_UPLOADS_MB)
-        with serve(models, LIMITS, Opening(examples), config) as page:
+        with serve(models, LIMITS, config, examples) as page:
             yield page
 
 

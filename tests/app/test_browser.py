@@ -16,7 +16,6 @@ from PIL import Image
 
 from talk2dino.app.inputs import ServerConfig
 from talk2dino.app.models import Models
-from talk2dino.app.page import Opening
 from talk2dino.app.server import serve
 from tests.app.conftest import CPU, FILE, LIMITS, Client, Gate
 
@@ -198,7 +197,9 @@ def test_sliders_and_heat_maps_need_no_new_request(visitor, photos, artifacts):
     page.screenshot(path=artifacts / "heat_maps.png", full_page=True)
 
 
-def test_groups_are_shown_where_the_model_has_them(visitor, photos, artifacts):
+def test_groups_are_shown_where_the_model_has_them_and_no_tab_changes_the_width(
+    visitor, photos, artifacts
+):
     page = visitor.page
     tab = page.get_by_role("tab", name="Groups")
     expect(tab).to_have_count(0)
@@ -212,18 +213,9 @@ def test_groups_are_shown_where_the_model_has_them(visitor, photos, artifacts):
     tab.click()
     expect(page.locator("#groups .caption-label")).to_have_text(["stage 1"])
     page.screenshot(path=artifacts / "groups.png", full_page=True)
-
-
-def test_no_tab_changes_the_width_of_the_page(visitor, small_photo):
-    page = visitor.page
-    page.click("#model input")
-    page.get_by_role("option", name="ovsegmentor_toy").click()
-    visitor.upload(small_photo.path)
-    visitor.name("cup")
-    visitor.segment()
-    for tab in ("Overlay", "Heat maps", "Groups"):
-        page.get_by_role("tab", name=tab).click()
-        expect(page.get_by_role("tab", name=tab)).to_have_attribute("aria-selected", "true")
+    for name in ("Overlay", "Heat maps", "Groups"):
+        page.get_by_role("tab", name=name).click()
+        expect(page.get_by_role("tab", name=name)).to_have_attribute("aria-selected", "true")
         assert page.locator(".gradio-container").bounding_box()["width"] == 1240
 
 
@@ -243,23 +235,6 @@ def test_choosing_another_model_leaves_the_result_as_it_is(visitor, photos):
     page.keyboard.type("1, 1")
     expect(page.locator("#pixel li")).to_have_count(3)  # a handler has answered since
     assert page.locator("#areas li").all_inner_texts() == before
-
-
-def test_the_page_says_of_a_model_what_only_loading_it_tells(visitor, small_photo):
-    page = visitor.page
-    page.check("#background input")
-    page.click("#model input")
-    page.get_by_role("option", name="late").click()
-    expect(page.locator("#notice")).to_contain_text("can be said once it is loaded")
-    visitor.upload(small_photo.path)
-    visitor.name("cup, spoon")
-    visitor.segment()
-    expect(page.locator("#notice")).to_contain_text("Only its weights tell this.")
-    expect(page.locator("#threshold input[type=number]")).to_have_value("0.61")
-    page.fill("#threshold input[type=number]", "0.8")
-    page.keyboard.press("Tab")
-    visitor.segment()
-    expect(page.locator("#threshold input[type=number]")).to_have_value("0.8")
 
 
 def test_a_phone_shows_the_page_without_scrolling_sideways(visitor, photos, artifacts):
@@ -314,7 +289,7 @@ def test_the_keyboard_alone_is_enough(visitor):
 
 
 def test_visitors_at_once_see_their_own_results(visit_many, photos, tmp_path):
-    visitors = visit_many(4)
+    visitors = visit_many(2)
     for number, visitor in enumerate(visitors):
         picture = tmp_path / str(number) / "same name.png"
         picture.parent.mkdir()
@@ -364,7 +339,7 @@ def test_a_full_queue_says_so(browser, photos, small_photo):
     gate = Gate()
     config = ServerConfig(max_queue=1)
     with contextlib.ExitStack() as stack:
-        served = stack.enter_context(serve(Models([gate.entry()], CPU), LIMITS, Opening(), config))
+        served = stack.enter_context(serve(Models([gate.entry()], CPU), LIMITS, config))
         clients = [Client(served.local_url) for _ in range(2)]
         for client in clients:
             stack.callback(client.http.close)
@@ -374,7 +349,7 @@ def test_a_full_queue_says_so(browser, photos, small_photo):
         refused.upload(photos / "coffee.png")
         refused.name("cup, spoon")
         for client in clients:
-            picture = {"path": client.upload(small_photo.path, "cup.png"), **FILE}
+            picture = {"path": client.upload(small_photo["path"], "cup.png"), **FILE}
             assert client.join(picture, model="slow").status_code == 200
             assert gate.entered.wait(timeout=20)  # the first has its turn, the second waits
         assert "Too many requests are waiting" in refused.segment("error")

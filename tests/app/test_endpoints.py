@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import gc
 import json
 import os
 import threading
@@ -66,7 +67,7 @@ def test_an_uploaded_page_is_not_shown_as_one(client, tmp_path):
 
 
 def test_an_upload_keeps_its_name_out_of_the_paths(client, small_photo):
-    path = client.upload(small_photo.path, "../../<b>.png")
+    path = client.upload(small_photo["path"], "../../<b>.png")
     event = client.segment({"path": path, "orig_name": "../../<b>.png", **FILE})
     saved = event["output"]["data"][OVERLAY_FILE]["value"]["path"]
     assert saved.endswith("/b_overlay.png")
@@ -127,7 +128,7 @@ class Later(datetime.datetime):
 
 
 def test_an_upload_is_deleted_after_an_hour_but_no_example(client, page, small_photo, monkeypatch):
-    upload = client.upload(small_photo.path, "holiday.png")
+    upload = client.upload(small_photo["path"], "holiday.png")
     parts = client.http.get("config").json()["components"]
     (example, *_) = [part["props"]["icon"]["path"] for part in parts if part["props"].get("icon")]
     interval, age = page.delete_cache
@@ -143,7 +144,7 @@ def test_an_upload_is_deleted_after_an_hour_but_no_example(client, page, small_p
 def test_the_result_of_a_closed_page_is_deleted_after_an_hour(
     client, page, small_photo, monkeypatch
 ):
-    path = client.upload(small_photo.path, "holiday.png")
+    path = client.upload(small_photo["path"], "holiday.png")
     event = client.segment({"path": path, **FILE})
     result = event["output"]["data"][OVERLAY_FILE]["value"]["path"]
     sessions = page.app.state_holder
@@ -152,6 +153,7 @@ def test_the_result_of_a_closed_page_is_deleted_after_an_hour(
     assert client.http.get(f"gradio_api/file={result}").status_code == 200
     monkeypatch.setattr(state_holder, "datetime", SimpleNamespace(datetime=Later))
     sessions.delete_all_expired_state()
+    gc.collect()
     assert client.http.get(f"gradio_api/file={result}").status_code in (403, 404)
 
 
@@ -161,7 +163,7 @@ def test_ten_requests_at_once_each_get_their_own_result(address, small_photo):
     def visit(number):
         client = Client(address)
         with contextlib.closing(client.http):
-            path = client.upload(small_photo.path, f"{number}.png")
+            path = client.upload(small_photo["path"], f"{number}.png")
             event = client.segment({"path": path, **FILE}, f"thing {number}, other {number}")
             legends[number] = event["output"]["data"][LEGEND]
 

@@ -8,10 +8,10 @@ from huggingface_hub import constants
 
 from talk2dino import Talk2DINO
 from talk2dino.app.inputs import Limits
-from talk2dino.app.models import Facts, Models, find_entry
-from talk2dino.app.work import Request, segment
+from talk2dino.app.models import Models, find_entry
+from talk2dino.app.work import segment
 from talk2dino.files import file_sha256
-from talk2dino.methods.registry import MODEL_NAMES
+from talk2dino.methods.registry import METHODS
 from talk2dino.methods.talk2dino.hub.load import load_model
 from talk2dino.methods.talk2dino.hub.published import TOY_THRESHOLD
 
@@ -62,41 +62,36 @@ def downloaded(untrained, cache):
 
 
 def test_an_untrained_model_of_the_hub_is_shown_as_one(downloaded):
-    entry = find_entry(REPO, CPU)
-    assert entry.facts.threshold == load_model(REPO).background_threshold
-    assert "untrained" in entry.facts.notice
-    assert entry.load().facts == entry.facts
+    entry = find_entry(REPO)
+    assert entry.rules.threshold == load_model(REPO).background_threshold
+    assert "untrained" in entry.notice
 
 
-def test_of_a_model_that_is_not_downloaded_yet_nothing_is_claimed(cache):
-    assert find_entry(REPO, CPU).facts is None
+def test_a_repository_that_cannot_be_downloaded_is_refused_before_the_page_opens(cache):
+    with pytest.raises(RuntimeError, match=f"could not download {REPO}"):
+        find_entry(REPO)
 
 
 def test_a_folder_brings_its_threshold_and_says_if_it_is_untrained(untrained):
-    entry = find_entry(str(untrained), CPU)
-    assert entry.facts.threshold == TOY_THRESHOLD
-    assert "untrained" in entry.facts.notice
-    assert entry.load().facts == entry.facts
+    entry = find_entry(str(untrained))
+    assert entry.rules.threshold == TOY_THRESHOLD
+    assert "untrained" in entry.notice
 
 
 def test_a_folder_without_our_configuration_tells_by_its_tensors(untrained, tmp_path):
     shutil.copy(untrained / "model.safetensors", tmp_path)
-    entry = find_entry(str(tmp_path), CPU)
-    facts = entry.facts
-    assert facts == entry.load().facts
-    assert facts.threshold == load_model(str(tmp_path)).background_threshold
-    assert "drawn pictures of apple" in facts.notice
+    entry = find_entry(str(tmp_path))
+    assert entry.rules.threshold == load_model(str(tmp_path)).background_threshold
+    assert "drawn pictures of apple" in entry.notice
 
 
 def test_a_file_says_what_its_folder_would_say(trained, tmp_path):
-    entry = find_entry(str(trained), CPU)
-    facts = entry.facts
-    assert facts == entry.load().facts
-    assert facts.threshold == load_model(str(trained)).background_threshold
-    assert "drawn pictures of apple" in facts.notice
+    entry = find_entry(str(trained))
+    assert entry.rules.threshold == load_model(str(trained)).background_threshold
+    assert "drawn pictures of apple" in entry.notice
     folder = Talk2DINO.from_pretrained(str(trained)).save_pretrained(tmp_path / "mine")
-    saved = find_entry(str(folder), CPU).facts
-    assert saved.threshold == facts.threshold
+    saved = find_entry(str(folder))
+    assert saved.rules.threshold == entry.rules.threshold
     assert "drawn pictures of apple" in saved.notice
 
 
@@ -105,48 +100,48 @@ def test_a_file_says_what_its_folder_would_say(trained, tmp_path):
     [("vitb", 0.55), ("vitl", 0.54), ("lorebianchi98/Talk2DINO-ViTL", 0.54)],
 )
 def test_published_models_have_their_published_thresholds(name, threshold):
-    assert find_entry(name, CPU).facts == Facts(threshold)
+    entry = find_entry(name)
+    assert (entry.rules.threshold, entry.notice) == (threshold, "")
 
 
 def test_a_folder_in_weights_speaks_for_a_short_name(untrained, tmp_path, monkeypatch):
     shutil.copytree(untrained, tmp_path / "weights" / "vitl")
     monkeypatch.chdir(tmp_path)
-    facts = find_entry("vitl", CPU).facts
-    assert facts.threshold == load_model("vitl").background_threshold == 0.54
-    assert "untrained" in facts.notice
+    entry = find_entry("vitl")
+    assert entry.rules.threshold == load_model("vitl").background_threshold == 0.54
+    assert "untrained" in entry.notice
 
 
 def test_configured_models_say_what_their_colours_are_worth(root, trained):
     recipe = str(root / "configs" / "toy.yaml")
-    entry = find_entry(recipe, CPU, "mine", weights="seeded:0")
-    assert entry.name == "mine" and "“mine” has random, untrained" in entry.facts.notice
-    assert entry.load().facts == entry.facts
-    entry = find_entry(recipe, CPU, weights=str(trained))
-    assert "drawn pictures of apple" in entry.facts.notice
+    entry = find_entry(recipe, "mine", weights="seeded:0")
+    assert entry.name == "mine" and "“mine” has random, untrained" in entry.notice
+    entry = find_entry(recipe, weights=str(trained))
+    assert "drawn pictures of apple" in entry.notice
     large = str(root / "configs" / "vitl_mlp_infonce.yaml")
-    entry = find_entry(large, CPU, weights=str(trained))
-    assert entry.facts == Facts(0.54)
+    entry = find_entry(large, weights=str(trained))
+    assert (entry.rules.threshold, entry.notice) == (0.54, "")
 
 
-TOYS = [name for name in MODEL_NAMES if "toy" in name.split("_")]
+TOYS = [next(name for name in names if name.endswith("toy")) for names in METHODS.values()]
 
 
 @pytest.mark.parametrize("name", TOYS)
-def test_every_method_has_a_place_on_the_page(name, small_photo):
-    entry = find_entry(f"{name}=seeded:0", CPU)
-    assert "untrained" in entry.facts.notice
-    models = Models([entry], CPU)
-    for background in (False, True):
-        request = Request(
-            small_photo, "cup, spoon", entry.name, background, None, ["pamr"] if background else []
-        )
-        *_, done = segment(request, models, Limits(max_side=64))
-        found = done.result.segmentation
-        assert found.background == (entry.facts.threshold if background else None)
-        assert found.names[-2:] == ("cup", "spoon")
-        refines = entry.rules.refines is not None
-        assert found.settings["refine"] == (["pamr"] if refines and background else [])
-        assert bool(done.groups) == entry.rules.groups
+def test_every_method_has_a_place_on_the_page(name, small_photo, uploads):
+    entry = find_entry(f"{name}=seeded:0")
+    assert "untrained" in entry.notice
+    *_, done = segment(
+        Models([entry], CPU),
+        Limits(max_side=64),
+        small_photo,
+        "cup, spoon",
+        entry.name,
+        True,
+        refine=(),
+    )
+    assert done.segmentation.background == entry.rules.threshold
+    assert done.segmentation.names == ("background", "cup", "spoon")
+    assert bool(done.groups) == entry.rules.groups
 
 
 @pytest.mark.parametrize(
@@ -177,7 +172,7 @@ def test_a_model_that_cannot_be_loaded_is_refused_before(name, message, untraine
     weights.unlink()
     weights.write_bytes(b"\0" * 100)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        find_entry(name.format(tmp_path), CPU)
+        find_entry(name.format(tmp_path))
 
 
 @pytest.mark.parametrize("file", ["vitb_mlp_infonce.pth", "vitb/readme.txt"])
@@ -187,4 +182,4 @@ def test_wrong_weights_under_a_published_name_are_refused(file, tmp_path, monkey
     path.write_text("no weights")
     monkeypatch.chdir(tmp_path)
     with pytest.raises((ValueError, FileNotFoundError), match=r"not the published|holds no model"):
-        find_entry("vitb", CPU)
+        find_entry("vitb")

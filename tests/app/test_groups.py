@@ -8,8 +8,8 @@ import torch
 from talk2dino.app.handlers import Handlers
 from talk2dino.app.inputs import Limits
 from talk2dino.app.models import Models, find_entry
-from talk2dino.app.pictures import heat_of, look_at
-from talk2dino.app.work import Request, Results, segment
+from talk2dino.app.pictures import heat_of
+from talk2dino.app.work import segment
 from talk2dino.inference import picture_scores
 from talk2dino.methods.ovsegmentor.method import OVSegmentorMethod
 from talk2dino.pictures.group_maps import draw_groups
@@ -23,65 +23,34 @@ LIMITS = Limits(max_side=320)
 GROUPS_TAB, GROUPS = -2, -1
 
 
-@pytest.fixture(scope="module")
-def both():
-    """Both methods, OVSegmentor first."""
-    return Models([find_entry(NAME, CPU), find_entry("toy", CPU)], CPU)
+pytestmark = pytest.mark.usefixtures("uploads")
 
 
-def outcome_of(request, models):
-    *_, last = segment(request, models, LIMITS)
-    return last
-
-
-def test_scores_and_groups_are_those_of_the_demo(small_photo, both):
-    request = Request(small_photo, "cup, spoon", NAME, background=True, threshold=0.4)
-    outcome = outcome_of(request, both)
-    result = outcome.result
-    pixels = read_rgb(small_photo.path)
-    with both.use(NAME) as model:
+def test_scores_and_groups_are_those_of_the_demo(small_photo, models):
+    *_, result = segment(models, LIMITS, small_photo, "cup, spoon", NAME, True, 0.4)
+    pixels = read_rgb(small_photo["path"])
+    with models.use(NAME) as model:
         segmenter = model.segmenter
         query = ClassQuery.of_rows(segmenter.embed_classes(["cup", "spoon"]), 0.4)
         scores = picture_scores(segmenter, rgb_tensor(pixels), query)
         (groups,) = draw_groups(segmenter, np.asarray(pixels), CPU)
     assert result.segmentation.scores.equal(scores)
     assert result.segmentation.names == ("background", "cup", "spoon")
-    assert [np.array_equal(picture, groups) for picture in outcome.groups] == [True]
+    assert [np.array_equal(picture, groups) for picture in result.groups] == [True]
     assert result.segmentation.settings["refine"] == []  # it has no refinement
     assert "class scores, one scale" in heat_of(result)[1]
+    assert result.at(1.0) is result.segmentation, "another threshold waits for the next request"
 
 
-def test_another_threshold_waits_for_the_next_request(small_photo, both, tmp_path):
-    request = Request(small_photo, "cup, spoon", NAME, background=True, threshold=0.4)
-    results = Results(tmp_path)
-    key = results.put(outcome_of(request, both).result)
-    legends = [look_at(results, key, threshold).legend for threshold in (0.4, 1.0)]
-    assert legends[0] == legends[1]
-
-
-def test_the_page_shows_groups_where_there_are_some(small_photo, both, tmp_path, monkeypatch):
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(small_photo.path.parent))
-    handlers = Handlers(both, Results(tmp_path / "results"), LIMITS)
-    payload = {"path": str(small_photo.path), "orig_name": small_photo.name}
-    *busy, last = handlers.on_run(payload, "cup", NAME, False, 0.5, None, 0.5, None, True)
+def test_the_page_shows_groups_where_there_are_some(small_photo, models):
+    handlers = Handlers(models, LIMITS)
+    *busy, last = handlers.on_run(0.5, small_photo, "cup", NAME)
     assert all(update[GROUPS] == gr.skip() == update[GROUPS_TAB] for update in busy)
     assert last[GROUPS_TAB].visible
     assert [caption for _, caption in last[GROUPS]] == ["stage 1"]
-    *_, last = handlers.on_run(payload, "cup", "toy", False, 0.5, False, 0.5, None, True)
+    *_, last = handlers.on_run(0.5, small_photo, "cup", "toy")
     assert not last[GROUPS_TAB].visible
     assert last[GROUPS] == []
-
-
-def test_choosing_it_offers_what_it_can(both, tmp_path):
-    handlers = Handlers(both, Results(tmp_path), LIMITS)
-    notice, threshold, refine, _ = handlers.on_model(NAME)
-    assert "untrained" in notice
-    assert (threshold.minimum, threshold.maximum, threshold.value) == (0, 1, 0.95)
-    assert "Press Segment" in threshold.info
-    assert not refine.interactive
-    _, threshold, refine, _ = handlers.on_model("toy")
-    assert (threshold.minimum, threshold.maximum, threshold.info) == (0.3, 0.8, None)
-    assert refine.interactive
 
 
 @pytest.mark.parametrize(
@@ -93,21 +62,18 @@ def test_choosing_it_offers_what_it_can(both, tmp_path):
 )
 def test_wrong_weights_are_refused_before_the_page_opens(name, message, tmp_path):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        find_entry(name.format(tmp_path), CPU)
+        find_entry(name.format(tmp_path))
 
 
 def test_two_weights_of_one_model_are_two_entries():
-    entries = [find_entry(f"ovsegmentor_toy=seeded:{seed}", CPU) for seed in (0, 1)]
+    entries = [find_entry(f"ovsegmentor_toy=seeded:{seed}") for seed in (0, 1)]
     assert list(Models(entries, CPU).entries) == [NAME, "ovsegmentor_toy=seeded:1"]
 
 
 def test_a_trained_toy_says_what_it_has_seen(monkeypatch):
     monkeypatch.setattr(OVSegmentorMethod, "check", lambda self: None)
-    assert (
-        "nothing but drawn pictures of apple"
-        in find_entry("ovsegmentor_toy=folder", CPU).facts.notice
-    )
-    assert find_entry("ovsegmentor_vitb", CPU).facts.notice is None
+    assert "nothing but drawn pictures of apple" in find_entry("ovsegmentor_toy=folder").notice
+    assert find_entry("ovsegmentor_vitb").notice == ""
 
 
 class Corner:

@@ -1,44 +1,38 @@
-"""The handlers of the page, called as Gradio calls them."""
+"""The handlers of the page, called as Gradio calls them, and what they show."""
+
+import json
 
 import gradio as gr
+import numpy as np
 import pytest
+from PIL import Image
 
-from talk2dino.app.handlers import BUG, Handlers, on_failure, on_stop, read_upload
+from talk2dino.app import pictures
+from talk2dino.app.handlers import BUG, Handlers, on_click, on_failure, on_look, on_stop
 from talk2dino.app.inputs import Limits
-from talk2dino.app.models import GUESSED_THRESHOLD, Facts, ModelEntry, Models
-from talk2dino.app.work import Results
+from talk2dino.app.models import Entry, Models
+from talk2dino.app.work import segment
 from talk2dino.methods.base import PictureRules
 
+MARKUP = "<img src=x onerror=alert(1)>"
 RULES = PictureRules(0.5)
 OVERLAY, LEGEND, PIXEL, MASK_FILE, OVERLAY_FILE = range(5)
-HEAT, SCALE, POSITION, KEY, STATUS, RUN, STOP = range(5, 12)
+HEAT, SCALE, POSITION, RESULT, STATUS, RUN, STOP = range(5, 12)
+pytestmark = pytest.mark.usefixtures("uploads")
 
 
-@pytest.fixture(autouse=True)
-def uploads(tmp_path, monkeypatch):
-    """The folder of uploads, in which `small_photo` lies."""
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-
-
-@pytest.fixture
-def handlers(models, tmp_path):
-    """The handlers of a page."""
-    return Handlers(models, Results(tmp_path / "results"), Limits())
-
-
-def ask(handlers, upload, categories="cup, spoon", model="toy", background=False, old_key=None):
+def ask(models, upload, categories="cup, spoon", model="toy", background=False):
     """All updates of one request without refinement."""
-    payload = {"path": str(upload.path), "orig_name": upload.name} if upload else None
-    values = (payload, categories, model, background, 0.5, False, 0.5, old_key, True)
-    return list(handlers.on_run(*values))
+    asked = (upload, categories, model, background, 0.5, [])
+    return list(Handlers(models, Limits()).on_run(0.5, *asked))
 
 
 def is_unchanged(value):
     return isinstance(value, dict) and value == gr.skip()
 
 
-def test_a_request_shows_everything_and_can_be_stopped_meanwhile(handlers, small_photo):
-    *busy, last = ask(handlers, small_photo)
+def test_a_request_shows_everything_and_can_be_stopped_meanwhile(models, small_photo):
+    *busy, last = ask(models, small_photo)
     assert busy
     for update in busy:
         assert "t2d-busy" in update[STATUS]
@@ -54,8 +48,8 @@ def test_a_request_shows_everything_and_can_be_stopped_meanwhile(handlers, small
     assert last[MASK_FILE].value["path"].endswith("my_coffee_mask.png")
 
 
-def test_a_wrong_request_says_why_and_keeps_what_is_shown(handlers):
-    (update,) = ask(handlers, None)
+def test_a_wrong_request_says_why_and_keeps_what_is_shown(models):
+    (update,) = ask(models, None)
     assert "t2d-error" in update[STATUS]
     assert 'role="alert"' in update[STATUS]
     assert "Choose a picture" in update[STATUS]
@@ -63,115 +57,60 @@ def test_a_wrong_request_says_why_and_keeps_what_is_shown(handlers):
     assert (update[RUN].interactive, update[STOP].interactive) == (True, False)
 
 
-def test_an_unexpected_error_is_logged_and_ends_in_a_sentence(small_photo, tmp_path, caplog):
-    models = Models([ModelEntry("broken", lambda: {}["secret"], RULES, Facts(0.5))], "cpu")
-    handlers = Handlers(models, Results(tmp_path), Limits())
-    *_, update = ask(handlers, small_photo, model="broken")
+def test_an_unexpected_error_is_logged_and_ends_in_a_sentence(small_photo, caplog):
+    models = Models([Entry("broken", lambda: {}["secret"], RULES)], "cpu")
+    *_, update = ask(models, small_photo, model="broken")
     assert BUG in update[STATUS]
     assert "secret" not in update[STATUS]
     assert "KeyError: 'secret'" in caplog.text
 
 
-def test_a_model_that_cannot_be_loaded_says_so(small_photo, tmp_path):
-    def load():
+def test_a_model_that_cannot_be_loaded_says_so(small_photo):
+    def find():
         raise FileNotFoundError("there are no weights at weights/vitb.pth")
 
-    models = Models([ModelEntry("vitb", load, RULES, Facts(0.5))], "cpu")
-    handlers = Handlers(models, Results(tmp_path), Limits())
-    *_, update = ask(handlers, small_photo, model="vitb")
+    models = Models([Entry("vitb", find, RULES)], "cpu")
+    *_, update = ask(models, small_photo, model="vitb")
     assert "no weights at weights/vitb.pth" in update[STATUS]
-    assert not models.is_loaded("vitb")
 
 
-def test_a_new_result_replaces_the_old_one(handlers, small_photo):
-    first = ask(handlers, small_photo)[-1][KEY]
-    second = ask(handlers, small_photo, old_key=first)[-1][KEY]
-    assert handlers.results.get(first) is None
-    assert handlers.results.get(second) is not None
-
-
-def test_a_click_shows_the_scores_there(handlers, small_photo):
-    key = ask(handlers, small_photo)[-1][KEY]
+def test_a_click_shows_the_scores_there(models, small_photo):
+    result = ask(models, small_photo)[-1][RESULT]
     event = gr.SelectData(None, {"index": [12 * 12 + 3, 7 * 12 + 11], "value": None})  # enlarged
-    *shown, status, position = handlers.on_click(key, 0.5, 0.5, "toy", event)
+    *shown, status, position = on_click(result, 0.5, 0.5, "toy", event)
     assert position == "12, 7"
     assert "column 12, row 7" in shown[PIXEL]
     assert is_unchanged(status)
 
 
-def test_sliders_before_the_first_result_change_nothing(handlers):
-    assert all(is_unchanged(value) for value in handlers.on_look(None, 0.5, 0.5, "", "toy"))
+def test_sliders_before_the_first_result_change_nothing():
+    assert all(is_unchanged(value) for value in on_look(None, 0.5, 0.5, "", "toy"))
 
 
-def test_sliders_after_a_result_made_room_say_so(handlers):
-    *shown, status = handlers.on_look("gone", 0.5, 0.5, "", "toy")
+def test_what_cannot_be_drawn_is_said_and_changes_nothing(models, small_photo, monkeypatch):
+    def fails(*args):
+        raise OSError("disk full")
+
+    result = ask(models, small_photo)[-1][RESULT]
+    monkeypatch.setattr(pictures, "save_files", fails)
+    *shown, status = on_look(result, 0.5, 0.5, "", "toy")
     assert all(is_unchanged(value) for value in shown)
-    assert "no longer kept" in status
+    assert "disk full" in status
 
 
-def test_choosing_a_model_brings_its_notice_and_threshold(handlers):
-    notice, threshold, refine, known = handlers.on_model("toy")
+def test_choosing_a_model_brings_its_notice_and_what_it_can(models):
+    handlers = Handlers(models, Limits())
+    notice, threshold, refine = handlers.on_model("toy")
     assert "untrained" in notice
-    assert threshold.value == handlers.models.threshold("toy")
-    assert known
+    assert threshold.value == models.entry("toy").rules.threshold
+    assert (threshold.minimum, threshold.maximum, threshold.info) == (0.3, 0.8, None)
     assert refine.interactive
-    notice, *_ = handlers.on_model("slow")
-    assert notice == ""
-    notice, *others = handlers.on_model("<b>other")
-    assert "no model “&lt;b&gt;other”" in notice
-    assert all(is_unchanged(value) for value in others)
-
-
-def test_what_loading_tells_is_used_at_once_and_shown_afterwards(late, small_photo, tmp_path):
-    handlers = Handlers(late, Results(tmp_path / "results"), Limits())
-    notice, slider, _, known = handlers.on_model("late")
-    assert "once it is loaded" in notice
-    assert (slider.value, known) == (GUESSED_THRESHOLD, False)
-    assert all(is_unchanged(value) for value in handlers.on_loaded(False, slider.value, "late"))
-
-    payload = {"path": str(small_photo.path), "orig_name": small_photo.name}
-    values = (payload, "cup, spoon", "late", True, slider.value, False, 0.5, None, known)
-    *_, update = handlers.on_run(*values)
-    assert handlers.results.get(update[KEY]).segmentation.background == 0.61
-    notice, slider, known = handlers.on_loaded(False, slider.value, "late")
-    assert "Only its weights tell this." in notice
-    assert (slider.value, known) == (0.61, True)
-    assert all(is_unchanged(value) for value in handlers.on_loaded(True, 0.7, "late"))
-    assert "Only its weights" in handlers.on_model("late")[0]
-
-
-def test_a_threshold_that_was_chosen_counts_also_for_an_unknown_model(late, small_photo, tmp_path):
-    handlers = Handlers(late, Results(tmp_path / "results"), Limits())
-    payload = {"path": str(small_photo.path), "orig_name": small_photo.name}
-    values = (payload, "cup, spoon", "late", True, 0.4, False, 0.5, None, False)
-    *_, update = handlers.on_run(*values)
-    assert handlers.results.get(update[KEY]).segmentation.background == 0.4
-    notice, slider, known = handlers.on_loaded(False, 0.4, "late")
-    assert "Only its weights" in notice
-    assert is_unchanged(slider)
-    assert known
-
-
-@pytest.mark.parametrize("payload", [None, {}, {"path": None}])
-def test_no_file_is_no_upload(payload):
-    assert read_upload(payload) is None
-
-
-def test_an_upload_without_a_name_is_called_like_its_file(tmp_path):
-    payload = {"path": str(tmp_path / "x" / "cat.png"), "orig_name": None}
-    assert read_upload(payload).name == "cat.png"
-
-
-@pytest.mark.parametrize("place", ["elsewhere", "behind a link", "above"])
-def test_a_file_outside_the_folder_of_uploads_is_refused(handlers, photos, tmp_path, place):
-    (tmp_path / "link.png").symlink_to(photos / "chelsea.png")
-    paths = {
-        "elsewhere": photos / "chelsea.png",
-        "behind a link": tmp_path / "link.png",
-        "above": f"{tmp_path}/../x.png",
-    }
-    update = next(handlers.on_run({"path": str(paths[place])}, "cat", "toy", *[0] * 6))
-    assert "not uploaded" in update[STATUS]
+    _, threshold, refine = handlers.on_model("ovsegmentor_toy=seeded:0")
+    assert (threshold.minimum, threshold.maximum, threshold.value) == (0, 1, 0.95)
+    assert "Press Segment" in threshold.info
+    assert not refine.interactive
+    assert handlers.on_model("slow")[0] == ""
+    assert all(is_unchanged(value) for value in handlers.on_model("<b>other"))
 
 
 def test_only_a_request_that_was_not_stopped_is_told_that_too_many_wait():
@@ -180,3 +119,111 @@ def test_only_a_request_that_was_not_stopped_is_told_that_too_many_wait():
     assert (run.interactive, stop.interactive) == (True, False)
     stopped, *_ = on_stop()
     assert all(is_unchanged(value) for value in on_failure(stopped))
+
+
+@pytest.fixture(scope="module")
+def result(models, photos):
+    """One with a background."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(photos))
+        upload = {"path": str(photos / "chelsea.png")}
+        asked = (upload, f"cat, {MARKUP}", "toy", True, 0.5, ())
+        *_, found = segment(models, Limits(max_side=200), *asked)
+    return found
+
+
+def look(result, threshold=0.5, opacity=0.5, position=""):
+    """What is shown, as the page gets it."""
+    *shown, status = on_look(result, threshold, opacity, position, "toy")
+    assert is_unchanged(status)
+    return shown
+
+
+def files_of(shown):
+    return [button.value["path"] for button in shown[MASK_FILE:]]
+
+
+def test_the_files_hold_the_labels_at_full_size_and_the_legend(result):
+    shown, found = look(result), result.segmentation
+    mask_file, overlay_file = files_of(shown)
+    with Image.open(mask_file) as mask:
+        assert (mask.mode, mask.size) == ("P", (451, 300))
+        assert set(np.unique(np.asarray(mask))) == set(np.unique(found.labels))
+        assert json.loads(mask.info["talk2dino"])["model"] == "toy"
+    with Image.open(overlay_file) as overlay:
+        assert overlay.width == 252  # as wide as its legend
+        assert overlay.height > 133
+        corner = np.asarray(overlay)[:133, :200]
+    np.testing.assert_array_equal(corner, np.asarray(found.overlay(0.5, legend=False)))
+    assert shown[OVERLAY].size == (800, 532), "a small picture is enlarged on the screen"
+    assert mask_file.endswith("/chelsea_mask.png")
+
+
+def test_opacity_and_threshold_change_the_picture(result):
+    plain = look(result, opacity=0.0)[OVERLAY].reduce(4)
+    difference = np.asarray(plain, float) - np.asarray(result.picture.image, float)
+    assert np.abs(difference).mean() < 2
+    legend = look(result, threshold=1.0)[LEGEND]
+    assert "100.0 %" in legend
+    assert legend.index(">background<") < legend.index(">cat<")
+
+
+def test_a_chosen_pixel_is_marked_in_the_picture_but_not_in_the_files(result):
+    def seen(position):
+        overlay, _, _, *files = look(result, position=position)
+        return np.asarray(overlay), [open(f.value["path"], "rb").read() for f in files]
+
+    (without, files), (marked, same) = seen(""), seen("100, 60")
+    assert np.any(marked != without)
+    assert files == same
+
+
+def test_the_scores_at_a_pixel_are_those_of_the_result(result):
+    found = result.segmentation
+    html = look(result, position="7,9")[PIXEL]
+    for name, score in zip(("background", "cat"), found.scores[:2, 9, 7].tolist(), strict=True):
+        assert f"<span>{name}</span>" in html
+        assert f"<em>{score:.3f}</em>" in html
+    assert "column 7, row 9" in html
+
+
+@pytest.mark.parametrize("position", ["", "7", "7,", "a, b", "-1, 2", "1, 2, 3", "1.5, 2"])
+def test_an_unfinished_position_asks_for_no_pixel(result, position):
+    assert look(result, position=position)[PIXEL] == pictures.PIXEL_HINT
+
+
+def test_a_position_outside_is_moved_to_the_border(result):
+    assert "column 199, row 132" in look(result, position="9999 9999")[PIXEL]
+
+
+def test_markup_in_a_name_is_text_everywhere(result):
+    shown = look(result, position="1, 1")
+    pieces = [shown[LEGEND], shown[PIXEL], pictures.status(MARKUP), pictures.notice(MARKUP)]
+    for html in pieces:
+        assert "<img" not in html
+        assert "&lt;img src=x onerror=alert(1)&gt;" in html
+    assert "<b>" not in pictures.header("<b>")
+
+
+def test_heat_maps_share_one_scale_and_leave_the_background_out(result):
+    maps, scale = pictures.heat_of(result)
+    assert [name for _, name in maps] == ["cat", MARKUP]
+    assert all(image.size == (200, 133) for image, _ in maps)
+    scores = result.segmentation.scores[1:]
+    assert f"{scores.min():.3f}" in scale
+    assert f"{scores.max():.3f}" in scale
+
+
+def test_many_scores_are_cut_after_the_best(models, photo):
+    names = ", ".join(f"thing {index}" for index in range(11))
+    *_, done = segment(models, Limits(max_side=50), photo, names, "toy", refine=())
+    html = pictures.pixel_scores(done.segmentation, 0, 0)
+    assert html.count("<li") == pictures.PIXEL_ROWS
+    assert "and 3 lower ones" in html
+    assert len(pictures.heat_of(done)[0]) == 11
+
+
+@pytest.mark.parametrize("numbers", [(2, 0.5), (0.5, -0.1)])
+def test_a_look_out_of_range_is_refused(result, numbers):
+    *_, status = on_look(result, *numbers, "", "toy")
+    assert "t2d-error" in status and "between 0 and 1" in status

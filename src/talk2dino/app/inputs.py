@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
-from talk2dino.config import split_names
+from talk2dino.config import check_at_least, split_names
 from talk2dino.pictures.images import check_image, read_rgb
 from talk2dino.pictures.word_lists import WordLists, read_word_lists
 from talk2dino.segmenter import BACKGROUND
@@ -29,9 +31,7 @@ class Limits:
     """Names in one request."""
 
     def __post_init__(self) -> None:
-        for flag in ("max_pixels", "max_side", "max_categories"):
-            if getattr(self, flag) < 1:
-                raise ValueError(f"--{flag} must be at least 1, got {getattr(self, flag)}.")
+        check_at_least(1, **{f"--{flag}": value for flag, value in vars(self).items()})
         if self.max_categories > 255:
             raise ValueError(
                 f"--max_categories must be at most 255, got {self.max_categories}: "
@@ -57,9 +57,8 @@ class ServerConfig:
     """Of all uploads together; the oldest make room."""
 
     def __post_init__(self) -> None:
-        for flag in ("max_queue", "max_upload_mb"):
-            if getattr(self, flag) < 1:
-                raise ValueError(f"--{flag} must be at least 1, got {getattr(self, flag)}.")
+        smallest = {"--max_queue": self.max_queue, "--max_upload_mb": self.max_upload_mb}
+        check_at_least(1, **smallest)
         if self.max_uploads_mb <= self.max_upload_mb:
             raise ValueError(
                 f"--max_uploads_mb must be more than --max_upload_mb ({self.max_upload_mb}), got "
@@ -67,16 +66,6 @@ class ServerConfig:
             )
         if self.server_port is not None and not 1 <= self.server_port <= 65535:
             raise ValueError(f"--server_port must lie between 1 and 65535, got {self.server_port}.")
-
-
-@dataclass(frozen=True)
-class Upload:
-    """A file that a visitor has sent."""
-
-    path: Path
-    """Where the server keeps it."""
-    name: str
-    """What the visitor calls it; never used as a path."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,31 +126,45 @@ def read_names(
     return list(lists.names), lists
 
 
-def read_picture(upload: Upload | None, limits: Limits) -> Picture:
+def read_picture(payload: Mapping[str, Any] | None, limits: Limits) -> Picture:
     """Decode an upload at the size at which it will be scored.
 
+    Gradio checks of what is marked as a file that it is an upload; it lets other paths pass, so
+    that the page's endpoints would read any picture of the server. Here the folder is checked.
+
+    Args:
+        payload: what the page sends: where the server keeps the file, and what its visitor calls
+            it, which is never used as a path.
+        limits: of the request.
+
     Raises:
-        ValueError: nothing given, no image, damaged, or more than `limits.max_pixels`.
+        ValueError: nothing given, no upload, no image, damaged, or more than `limits.max_pixels`.
     """
-    if upload is None:
+    from gradio.utils import get_upload_folder
+
+    if not payload or not payload.get("path"):
         raise ValueError("Choose a picture first: upload one, paste one, or take an example.")
+    path, folder = Path(payload["path"]).resolve(), Path(get_upload_folder()).resolve()
+    if not path.is_relative_to(folder):
+        raise ValueError("This picture was not uploaded. Choose it again.")
+    name = payload.get("orig_name") or path.name
     try:
-        height, width = check_image(upload.path)
+        height, width = check_image(path)
         if height * width > limits.max_pixels:
             raise ValueError(
-                f"{upload.name} has {width} × {height} pixels ({_mega(height * width)} megapixels);"
-                f" at most {_mega(limits.max_pixels)} megapixels are taken. Make it smaller first."
+                f"{name} has {width} × {height} pixels ({_mega(height * width)} megapixels); at "
+                f"most {_mega(limits.max_pixels)} megapixels are taken. Make it smaller first."
             )
-        image = read_rgb(upload.path)
+        image = read_rgb(path)
     except FileNotFoundError as error:
-        raise ValueError(f"{upload.name} is no longer on the server. Upload it again.") from error
+        raise ValueError(f"{name} is no longer on the server. Upload it again.") from error
     except (ValueError, OSError) as error:  # the visitor's name for it, not the server's path
-        raise ValueError(str(error).replace(str(upload.path), upload.name)) from error
+        raise ValueError(str(error).replace(str(path), name)) from error
     full_hw = (image.height, image.width)
     height, width = scoring_size(*full_hw, limits.max_side)
     if (height, width) != full_hw:
         image = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    return Picture(image, full_hw, _safe_stem(upload.name))
+    return Picture(image, full_hw, _safe_stem(name))
 
 
 def _mega(pixels: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +12,15 @@ from talk2dino.app import pictures
 from talk2dino.app.handlers import (
     Handlers,
     on_begin,
+    on_click,
     on_failure,
+    on_look,
     on_stop,
     refinement_of,
     threshold_of,
 )
 from talk2dino.refine.refinement import REFINEMENTS
 from talk2dino.segmenter import POOLINGS
-from talk2dino.sizes import STITCHES
-
-
-@dataclass(frozen=True)
-class Opening:
-    """What the page shows before anything was done."""
-
-    examples: Sequence[tuple[Path, str]] = ()
-    """Pictures, each with the categories that go with it."""
-    categories: str = ""
-    """Text of the field of categories."""
 
 
 class UploadsOnly(gr.Blocks):
@@ -55,11 +45,20 @@ def has_address(sent: Any) -> bool:
 
 
 class Page:
-    """Builds the components of one page and connects them with its handlers."""
+    """Builds the components of one page and connects them with its handlers.
 
-    def __init__(self, handlers: Handlers, opening: Opening) -> None:
+    Args:
+        handlers: of all visitors.
+        examples: pictures, each with the categories that go with it.
+        categories: text of the field of categories when the page opens.
+    """
+
+    def __init__(
+        self, handlers: Handlers, examples: Sequence[tuple[Path, str]], categories: str
+    ) -> None:
         self.handlers, self.models = handlers, handlers.models
-        self.opening = opening
+        self.first = next(iter(self.models.entries.values()))
+        self.examples, self.words = examples, categories
 
     def build(self) -> gr.Blocks:
         """The whole page."""
@@ -69,9 +68,7 @@ class Page:
         )
         with blocks:
             gr.HTML(pictures.header(str(self.models.device)))
-            models = self.models
-            first = next(iter(models.entries))
-            self.notice = gr.HTML(pictures.notice(models.notice(first)), elem_id="notice")
+            self.notice = gr.HTML(pictures.notice(self.first.notice), elem_id="notice")
             with gr.Row(elem_id="columns"):
                 with gr.Column(scale=4, min_width=320, elem_id="ask"):
                     self._build_inputs()
@@ -79,9 +76,7 @@ class Page:
                     self._build_outputs()
                 with gr.Column(scale=4, min_width=320, elem_id="choose"):
                     self._build_options()
-            self.key = gr.State(None, delete_callback=self.handlers.results.discard)
-            # Whether notice and slider are those of the chosen model, which may not be loaded yet.
-            self.known = gr.State(models.facts(first) is not None)
+            self.result = gr.State(None)
             self._connect()
         return blocks
 
@@ -99,16 +94,16 @@ class Page:
         self.categories = gr.Textbox(
             label="Categories",
             info="Any words, separated by commas; aliases of one after semicolons",
-            value=self.opening.categories,
+            value=self.words,
             placeholder="cat; kitten, sofa, window",
             max_lines=4,
             elem_id="categories",
             render=False,
         )
-        if self.opening.examples:
+        if self.examples:
             gr.HTML('<p class="t2d-hint">Examples</p>')
             with gr.Row(elem_id="examples"):
-                for path, words in self.opening.examples:
+                for path, words in self.examples:
                     self._build_example(path, words)
         self.categories.render()
         with gr.Row(elem_id="buttons"):
@@ -132,11 +127,10 @@ class Page:
         )
 
     def _build_options(self) -> None:
-        entries = self.models.entries
-        first = next(iter(entries.values()))
+        first = self.first
         with gr.Group(elem_id="options"):
             self.model = gr.Dropdown(
-                list(entries), value=first.name, label="Model", elem_id="model"
+                list(self.models.entries), value=first.name, label="Model", elem_id="model"
             )
             self.refine = gr.CheckboxGroup(
                 list(REFINEMENTS), label="Refine", elem_id="refine", **refinement_of(first)
@@ -148,7 +142,7 @@ class Page:
                 elem_id="background",
             )
             self.threshold = gr.Slider(
-                **threshold_of(self.models, first),
+                **threshold_of(first),
                 step=0.005,
                 label="Background threshold",
                 visible=False,
@@ -158,23 +152,13 @@ class Page:
             self.opacity = gr.Slider(
                 0, 1, value=0.5, step=0.05, label="Opacity", buttons=[], elem_id="opacity"
             )
-            with gr.Accordion("Sizes and aliases", open=False, elem_id="more"):
-                self.more = self._build_more()
-
-    def _build_more(self) -> list[gr.components.Component]:
-        """The last fields of a request."""
-        own = "Pixels; the model's own if empty"
-        return [
-            gr.Radio(
-                list(POOLINGS),
-                value=POOLINGS[0],
-                label="Several words of a category",
-                info="max: the best one counts; lse: all do",
-            ),
-            gr.Number(None, label="Short side of the picture", info=own, precision=0),
-            gr.Number(None, label="Side of a window", info=own, precision=0),
-            gr.Dropdown([*STITCHES], value=None, label="Seams", info="The model's own if empty"),
-        ]
+            with gr.Accordion("Aliases", open=False, elem_id="more"):
+                self.pooling = gr.Radio(
+                    list(POOLINGS),
+                    value=POOLINGS[0],
+                    label="Several words of a category",
+                    info="max: the best one counts; lse: all do",
+                )
 
     def _build_outputs(self) -> None:
         with gr.Tabs():
@@ -216,7 +200,7 @@ class Page:
 
     def _connect(self) -> None:
         shown = [self.overlay, self.legend, self.pixel, self.mask_file, self.overlay_file]
-        look = [self.key, self.threshold, self.opacity, self.position, self.model]
+        look = [self.result, self.threshold, self.opacity, self.position, self.model]
         buttons = [self.status, self.run, self.stop]
         hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         light: dict[str, Any] = {**hidden, "concurrency_id": "light", "concurrency_limit": 4}
@@ -231,11 +215,11 @@ class Page:
         running = begun.then(
             self.handlers.on_run,
             [
-                *(self.picture, self.categories, self.model, self.background),
-                *(self.threshold, self.refine, self.opacity, self.key, self.known, *self.more),
+                *(self.opacity, self.picture, self.categories, self.model),
+                *(self.background, self.threshold, self.refine, self.pooling),
             ],
             [
-                *(*shown, self.heat, self.scale, self.position, self.key),
+                *(*shown, self.heat, self.scale, self.position, self.result),
                 *(*buttons, self.groups_tab, self.groups),
             ],
             preprocess=False,  # Gradio would open the file itself, and hide what is wrong with it
@@ -244,35 +228,22 @@ class Page:
             concurrency_limit=1,
             trigger_mode="once",
         )
-        running.then(
-            self.handlers.on_loaded,
-            [self.known, self.threshold, self.model],
-            [self.notice, self.threshold, self.known],
-            **light,
-        )
         running.failure(on_failure, self.status, buttons, queue=False, **hidden)
         self.stop.click(on_stop, None, buttons, cancels=[running], queue=False, **hidden)
-        for slider in (self.threshold, self.opacity):
-            slider.input(  # not when another model brings its own threshold
-                self.handlers.on_look,
-                look,
-                [*shown, self.status],
-                trigger_mode="always_last",
-                **light,
+        for control in (self.threshold, self.opacity, self.position):
+            control.input(  # not when another model brings its own threshold
+                on_look, look, [*shown, self.status], trigger_mode="always_last", **light
             )
-        self.position.input(
-            self.handlers.on_look, look, [*shown, self.status], trigger_mode="always_last", **light
-        )
         self.overlay.select(
-            self.handlers.on_click,
-            [self.key, self.threshold, self.opacity, self.model],
+            on_click,
+            [self.result, self.threshold, self.opacity, self.model],
             [*shown, self.status, self.position],
             **light,
         )
         self.model.change(
             self.handlers.on_model,
             self.model,
-            [self.notice, self.threshold, self.refine, self.known],
+            [self.notice, self.threshold, self.refine],
             **light,
         )
         self.background.change(

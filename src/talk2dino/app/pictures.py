@@ -6,18 +6,16 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import matplotlib
 import numpy as np
 from markupsafe import Markup
 from PIL import Image, ImageDraw
 
 from talk2dino.app.inputs import Picture
-from talk2dino.app.work import Result, Results, check_share
-from talk2dino.pictures.segmentation import Segmentation, save_picture
+from talk2dino.app.work import Result
+from talk2dino.pictures.segmentation import HEAT_COLOURS, Segmentation, save_picture
 
 PIXEL_ROWS = 8
 """Scores that are shown for a pixel."""
@@ -30,78 +28,19 @@ GROUPS_HINT = (
     '<p class="t2d-hint">What the model takes to belong together, before it looks for words.</p>'
 )
 PIXEL_HINT = '<p class="t2d-hint">No pixel chosen.</p>'
-HEAT_COLOURS = "viridis"
 HEAT_SIDE = 480
 """Longer side of a heat map in pixels."""
 SCREEN_SIDE = 680
 """Least longer side of a picture on the screen: the width of its frame."""
-_HEAT_SHARE = 0.75  # of the colour; the rest is the picture in grey
 _POSITION = re.compile(r"\s*(\d{1,6})\s*[,;\s]\s*(\d{1,6})\s*", re.ASCII)
 
-GONE = "This result is no longer kept: others came after it. Press Segment again."
 
-
-@dataclass(frozen=True, eq=False)
-class View:
-    """Everything that follows from a result and from how a visitor wants to see it."""
-
-    overlay: Image.Image
-    """The coloured picture."""
-    legend: str
-    """HTML of names and areas."""
-    pixel: str
-    """HTML of the scores at the chosen pixel, or a hint."""
-    mask_file: Path
-    """Indexed PNG to download."""
-    overlay_file: Path
-    """Overlay with legend to download."""
-
-
-def look_at(
-    results: Results,
-    key: str | None,
-    threshold: float | None = None,
-    opacity: float = 0.5,
-    position: str = "",
-) -> View:
-    """Draw a kept result.
-
-    Args:
-        results: all that are kept.
-        key: of the result.
-        threshold: of the background, if the result has one; None for that of the request.
-        opacity: of the colours, 0 to 1.
-        position: column and row of the pixel that is asked for; anything else asks for none.
-
-    Raises:
-        ValueError: it is no longer kept, or a number is out of range.
-    """
-    result = results.get(key)
-    if result is None or key is None:
-        raise ValueError(GONE)
-    check_share("opacity", opacity)
-    found = result.segmentation
-    if threshold is not None:
-        check_share("threshold", threshold)
-        found = result.at(threshold)
-    pixel = chosen_pixel(result, position)
-    try:
-        files = save_files(found, result.picture, opacity, results.folder(key))
-    except OSError as error:
-        if results.get(key) is None:  # removed while this was drawn
-            raise ValueError(GONE) from error
-        raise
-    scores = PIXEL_HINT if pixel is None else pixel_scores(found, *pixel)
-    return View(overlay(found, opacity, pixel), legend(found), scores, *files)
-
-
-def chosen_pixel(result: Result, position: str) -> tuple[int, int] | None:
+def chosen_pixel(found: Segmentation, position: str) -> tuple[int, int] | None:
     """Column and row of a text like `120, 80`, moved inside the picture; None for other texts."""
-    found = _POSITION.fullmatch(position)
-    if found is None:
+    typed = _POSITION.fullmatch(position)
+    if typed is None:
         return None
-    image = result.segmentation.image
-    return min(int(found[1]), image.width - 1), min(int(found[2]), image.height - 1)
+    return min(int(typed[1]), found.image.width - 1), min(int(typed[2]), found.image.height - 1)
 
 
 def overlay(
@@ -113,7 +52,7 @@ def overlay(
     the position of a click wrongly.
     """
     image = found.overlay(opacity, legend=False)
-    times = enlargement(found)
+    times = enlargement(found.image)
     if times > 1:
         image = image.resize((image.width * times, image.height * times), Image.Resampling.BICUBIC)
     if mark_xy is not None:
@@ -122,9 +61,9 @@ def overlay(
     return image
 
 
-def enlargement(found: Segmentation) -> int:
+def enlargement(image: Image.Image) -> int:
     """How many screen pixels wide and high a pixel is drawn."""
-    return -(-SCREEN_SIDE // max(found.image.size))
+    return -(-SCREEN_SIDE // max(image.size))
 
 
 def heat_of(result: Result) -> tuple[list[tuple[Image.Image, str]], str]:
@@ -134,21 +73,14 @@ def heat_of(result: Result) -> tuple[list[tuple[Image.Image, str]], str]:
         A picture with its caption per category, in the order of the names, and the HTML of the
         colour bar.
     """
-    found = result.segmentation
-    start = 0 if found.background is None else 1
-    scores = found.scores[start:]
-    low, high = float(scores.min()), float(scores.max())
-    size = _fitted(found.image.size, HEAT_SIDE)
-    grey = np.asarray(found.image.convert("L").resize(size, Image.Resampling.BILINEAR))
-    palette = matplotlib.colormaps[HEAT_COLOURS](np.arange(256), bytes=True)[:, :3]
-    maps = []
-    for plane, name in zip(scores.numpy(), found.names[start:], strict=True):
-        small = cv2.resize(plane, size, interpolation=cv2.INTER_AREA)
-        index = (small - low) / max(high - low, 1e-6) * 255
-        colours = palette[np.clip(index, 0, 255).astype(np.uint8)]
-        mixed = _HEAT_SHARE * colours + (1 - _HEAT_SHARE) * grey[..., None]
-        maps.append((Image.fromarray(mixed.astype(np.uint8)), name))
-    return maps, heat_scale(low, high, result.rules.scores)
+    found = result.at(None)
+    names = found.names[0 if found.background is None else 1 :]
+    scores = found.scores[-len(names) :]
+    span = float(scores.min()), float(scores.max())
+    maps = [(found.heat_map(name, span=span), name) for name in names]
+    for image, _ in maps:
+        image.thumbnail((HEAT_SIDE, HEAT_SIDE))
+    return maps, heat_scale(*span, result.rules.scores)
 
 
 def save_files(
@@ -180,11 +112,6 @@ def _draw_ring(image: Image.Image, centre_xy: tuple[int, int]) -> None:
         draw.ellipse((x - r, y - r, x + r, y + r), outline=colour, width=round(width * unit))
 
 
-def _fitted(size: tuple[int, int], side: int) -> tuple[int, int]:
-    scale = min(side / max(size), 1.0)
-    return max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)
-
-
 def header(device: str) -> str:
     """Title, one sentence, and where the models run."""
     return Markup(
@@ -194,7 +121,7 @@ def header(device: str) -> str:
     ).format(device)
 
 
-def notice(text: str | None) -> str:
+def notice(text: str) -> str:
     """A line about the chosen model that nobody may miss; empty without one."""
     return Markup('<div class="t2d-notice">{}</div>').format(text) if text else ""
 

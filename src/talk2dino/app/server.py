@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import gradio as gr
 from starlette.middleware import Middleware
@@ -18,51 +18,73 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from talk2dino.app.handlers import Handlers
 from talk2dino.app.inputs import Limits, ServerConfig
 from talk2dino.app.models import Models
-from talk2dino.app.page import Opening, Page
-from talk2dino.app.work import Results
+from talk2dino.app.page import Page
 
-_SYSTEM_FONTS = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "sans-serif")
-_MONOSPACE = ("ui-monospace", "SFMono-Regular", "Menlo", "monospace")
 _REFUSED = "Too many pictures are being uploaded. Try again in a minute."
-_ENVIRONMENT = ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED")
 
 
 @contextmanager
 def serve(
-    models: Models, limits: Limits, opening: Opening, config: ServerConfig
+    models: Models,
+    limits: Limits,
+    config: ServerConfig,
+    examples: Sequence[tuple[Path, str]] = (),
+    categories: str = "",
 ) -> Iterator[gr.Blocks]:
     """Run the server inside a `with` block; yields the page, whose `local_url` is its address.
 
     Uploads, drawn pictures and downloads live in a temporary folder that is removed at the end.
 
+    Args:
+        models: on offer.
+        limits: of one request.
+        config: where the page is served.
+        examples: pictures, each with the categories that go with it.
+        categories: that the page starts with.
+
     Raises:
         OSError: the port is taken.
     """
-    with tempfile.TemporaryDirectory(prefix="talk2dino-app-") as folder, _environment(folder):
-        results = Results(Path(folder) / "results")
-        blocks = Page(Handlers(models, results, limits), opening).build()
-        _check_port(config.server_port)
+    with (
+        tempfile.TemporaryDirectory(prefix="talk2dino-app-") as folder,
+        patch.dict(os.environ, GRADIO_TEMP_DIR=folder, GRADIO_ANALYTICS_ENABLED="False"),
+    ):
+        blocks = Page(Handlers(models, limits), examples, categories).build()
         max_bytes = config.max_uploads_mb * 2**20
         bound = Middleware(UploadBound, blocks=blocks, folder=Path(folder), max_bytes=max_bytes)
         blocks.queue(max_size=config.max_queue, default_concurrency_limit=1)
-        blocks.launch(
-            server_name=config.server_name,
-            server_port=config.server_port,
-            share=config.share,
-            max_file_size=config.max_upload_mb * 2**20,
-            app_kwargs={"middleware": [bound]},
-            theme=_theme(),
-            css=(Path(__file__).parent / "style.css").read_text(encoding="utf-8"),
-            footer_links=[],
-            run_history=False,
-            enable_monitoring=False,
-            ssr_mode=False,
-            pwa=False,
-            mcp_server=False,
-            state_session_capacity=1000,
-            prevent_thread_lock=True,
-            quiet=True,
+        # Fonts of the visitor's system: nothing is fetched from elsewhere.
+        theme = gr.themes.Soft(
+            primary_hue="indigo",
+            neutral_hue="slate",
+            radius_size="lg",
+            font=["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "sans-serif"],
+            font_mono=["ui-monospace", "SFMono-Regular", "Menlo", "monospace"],
         )
+        try:
+            blocks.launch(
+                server_name=config.server_name,
+                server_port=config.server_port,
+                share=config.share,
+                max_file_size=config.max_upload_mb * 2**20,
+                app_kwargs={"middleware": [bound]},
+                theme=theme,
+                css=(Path(__file__).parent / "style.css").read_text(encoding="utf-8"),
+                footer_links=[],
+                run_history=False,
+                enable_monitoring=False,
+                ssr_mode=False,
+                pwa=False,
+                mcp_server=False,
+                state_session_capacity=1000,
+                prevent_thread_lock=True,
+                quiet=True,
+            )
+        except OSError as error:
+            raise OSError(
+                f"port {config.server_port or '7860 and those after it'} cannot be used. Choose "
+                "another --server_port."
+            ) from error
         try:
             yield blocks
         finally:
@@ -122,44 +144,3 @@ class UploadBound:
             with contextlib.suppress(FileNotFoundError):
                 if path.is_file():
                     yield path, path.stat()
-
-
-def _check_port(port: int | None) -> None:
-    """Raise OSError if a port that was asked for cannot be listened at; Gradio looks likewise."""
-    if port is None:
-        return
-    with socket.socket() as attempt:
-        attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            attempt.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise OSError(
-                f"port {port} cannot be used ({error.strerror}). Choose another --server_port, or "
-                "leave it out for the first free one from 7860."
-            ) from error
-
-
-def _theme() -> gr.themes.Base:
-    """Fonts of the visitor's system: nothing is fetched from elsewhere."""
-    return gr.themes.Soft(
-        primary_hue="indigo",
-        neutral_hue="slate",
-        radius_size="lg",
-        font=list(_SYSTEM_FONTS),
-        font_mono=list(_MONOSPACE),
-    )
-
-
-@contextmanager
-def _environment(folder: str) -> Iterator[None]:
-    """Gradio reads these from the environment; they are as before after the block."""
-    before = {name: os.environ.get(name) for name in _ENVIRONMENT}
-    os.environ.update(dict(zip(_ENVIRONMENT, (folder, "False"), strict=True)))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,11 +16,8 @@ from talk2dino.cli.flags import add_flags, from_flags
 from talk2dino.methods.registry import DEFAULT_MODEL, MODEL_NAMES
 
 if TYPE_CHECKING:
-    import torch
-
     from talk2dino.app.inputs import Limits, ServerConfig
-    from talk2dino.app.models import ModelEntry, Models
-    from talk2dino.app.page import Opening
+    from talk2dino.app.models import Entry, Models
 
 EXAMPLES = {
     "assets/coffee.png": "cup, spoon, wooden table",
@@ -82,10 +80,12 @@ class Plan:
     """On offer, none of them loaded."""
     limits: Limits
     """Of one request."""
-    opening: Opening
-    """What the page shows at first."""
     server: ServerConfig
     """Where."""
+    examples: Sequence[tuple[Path, str]]
+    """Pictures, each with the categories that go with it."""
+    categories: str
+    """That the page starts with."""
 
 
 def check(args: argparse.Namespace) -> Plan:
@@ -102,9 +102,10 @@ def check(args: argparse.Namespace) -> Plan:
 
     server = from_flags(ServerConfig, args)
     limits = from_flags(Limits, args)
-    opening = _opening(args, limits)
+    categories = _categories(args, limits)
+    examples = _examples(args, categories)
     device = resolve_device(args.device)
-    return Plan(Models(_entries(args, device), device), limits, opening, server)
+    return Plan(Models(_entries(args), device), limits, server, examples, categories)
 
 
 def run(args: argparse.Namespace, plan: Plan) -> int:
@@ -112,20 +113,20 @@ def run(args: argparse.Namespace, plan: Plan) -> int:
     from talk2dino.app.server import serve
 
     models = plan.models
-    first = next(iter(models.entries))
-    print(f"loading {first} on {models.device}")
+    first = next(iter(models.entries.values()))
+    print(f"loading {first.name} on {models.device}")
     try:
-        with models.use(first):
+        with models.use(first.name):
             pass  # what is wrong with it is said here, not to the first visitor
     except (OSError, RuntimeError):
         print("note: --model toy shows the page without any weights")
         raise
-    notice = models.notice(first)
-    if notice is not None:
-        print(f"note: {notice}")
+    if first.notice:
+        print(f"note: {first.notice}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that files are removed then, too
     try:
-        with serve(models, plan.limits, plan.opening, plan.server) as page:
+        served = serve(models, plan.limits, plan.server, plan.examples, plan.categories)
+        with served as page:
             print(f"open {page.local_url} in a browser; Ctrl-C ends it", flush=True)
             threading.Event().wait()
     except KeyboardInterrupt:
@@ -133,7 +134,7 @@ def run(args: argparse.Namespace, plan: Plan) -> int:
     return DONE
 
 
-def _entries(args: argparse.Namespace, device: torch.device) -> list[ModelEntry]:
+def _entries(args: argparse.Namespace) -> list[Entry]:
     """The models of the flags, the first one first."""
     from talk2dino.app.models import find_entry
     from talk2dino.files import find_in_checkout
@@ -143,9 +144,9 @@ def _entries(args: argparse.Namespace, device: torch.device) -> list[ModelEntry]
         given = {flag: value for flag in WEIGHTS if (value := getattr(args, flag)) is not None}
         trained = args.weights is not None and not args.weights.startswith("seeded:")
         label = Path(args.weights if trained else args.config).stem
-        entries.append(find_entry(str(find_in_checkout(args.config)), device, label, **given))
+        entries.append(find_entry(str(find_in_checkout(args.config)), label, **given))
     names = args.model or ([] if entries else [DEFAULT_MODEL])
-    return [*entries, *(find_entry(name, device) for name in names)]
+    return [*entries, *(find_entry(name) for name in names)]
 
 
 def _categories(args: argparse.Namespace, limits: Limits) -> str:
@@ -171,23 +172,21 @@ def _categories(args: argparse.Namespace, limits: Limits) -> str:
     return text
 
 
-def _opening(args: argparse.Namespace, limits: Limits) -> Opening:
-    """Examples and words that the page starts with."""
-    from talk2dino.app.page import Opening
+def _examples(args: argparse.Namespace, categories: str) -> list[tuple[Path, str]]:
+    """Pictures that the page starts with, each with its categories."""
     from talk2dino.files import find_in_checkout
     from talk2dino.pictures.images import list_images
 
-    words = _categories(args, limits)
     if args.examples is None:
         found = [(find_in_checkout(path), words) for path, words in EXAMPLES.items()]
-        return Opening([pair for pair in found if pair[0].is_file()], words)
+        return [pair for pair in found if pair[0].is_file()]
     folder = Path(args.examples)
     if not folder.is_dir():
         raise FileNotFoundError(f"--examples: there is no folder {folder}.")
     pictures = list_images(folder)[:MAX_EXAMPLES]
     if not pictures:
         raise FileNotFoundError(f"--examples: {folder} holds no pictures.")
-    return Opening([(picture, words) for picture in pictures], words)
+    return [(picture, categories) for picture in pictures]
 
 
 COMMAND = Command(

@@ -37,8 +37,6 @@ class PictureRules:
 
     threshold: float
     """Of the background."""
-    guessed: bool = False
-    """Whether the model's own threshold will be known when it is downloaded."""
     always_background: bool = False
     """Whether there is a background unless it is refused."""
     protocol: Protocol = WHOLE
@@ -115,7 +113,7 @@ class Method:
 
     @classmethod
     def remote(cls, name: str) -> PictureRules | None:
-        """The rules of a model that would have to be downloaded first; None: it is here."""
+        """The rules of a published model that is not downloaded yet; None for others."""
         return None
 
     @property

@@ -28,6 +28,8 @@ from talk2dino.pictures.images import PICTURE_FORMATS
 
 KINDS = ("overlay", "mask", "scores")
 """What `Segmentation.save` can write."""
+HEAT_COLOURS = "turbo"
+"""Of heat maps, by matplotlib's name."""
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -93,24 +95,25 @@ class Segmentation:
         """
         return indexed_mask(self.labels.numpy(), self.colours)
 
-    def heat_map(self, name: str, opacity: float = 0.6) -> Image.Image:
+    def heat_map(
+        self, name: str, opacity: float = 0.6, span: tuple[float, float] | None = None
+    ) -> Image.Image:
         """How well every pixel fits one class, blue to red, over the picture.
-
-        The colours span the class's own lowest to highest score in this picture; `scores` has
-        the values themselves.
 
         Args:
             name: one of `names`.
             opacity: share of the heat map, 0 to 1; 1 hides the picture.
+            span: scores at which the colours begin and end; None for the class's own lowest and
+                highest in this picture.
 
         Raises:
             ValueError: an unknown name, or an opacity outside 0 to 1.
         """
         check_opacity(opacity)
         scores = self.scores[self.names.index(check_name("class", name, self.names))]
-        low, high = scores.min(), scores.max()
+        low, high = span or (float(scores.min()), float(scores.max()))
         share = (scores - low) / (high - low) if high > low else torch.zeros_like(scores)
-        heat = matplotlib.colormaps["turbo"](share.numpy(), bytes=True)[..., :3]
+        heat = matplotlib.colormaps[HEAT_COLOURS](share.numpy(), bytes=True)[..., :3]
         painted = Image.fromarray(np.ascontiguousarray(heat))
         return Image.blend(self.image, painted, opacity)
 

@@ -174,15 +174,13 @@ class Talk2DinoMethod(Method):
 
     @classmethod
     def remote(cls, name: str) -> PictureRules | None:
-        """Of a published model, or the usual ones of a repository that is not in the cache."""
+        """See `Method`; the published threshold is known before."""
         published = PUBLISHED.get(short_name(name) or name)
-        if published is None and (Path(name).exists() or not is_repository(name)):
+        if published is None:
             return None
         try:
             find_model(name, fetch=FetchOptions(local_files_only=True))
         except RuntimeError:
-            if published is None:
-                return dataclasses.replace(_RULES, guessed=True)
             return dataclasses.replace(_RULES, threshold=published.background_threshold)
         return None
 
