@@ -313,7 +313,7 @@ def damaged_image(data):
     ("spoil", "message"),
     [
         (remove_all, "there is no data folder"),
-        (remove_split, "val.txt, which lists the images"),
+        (remove_split, "there is no "),
         (empty_split, "val.txt is empty: it lists no names"),
         (repeated_split, "val.txt lists more than once: 2007_000001 (3 times), 2007_000000 (2"),
         (remove_images, "3 of 3 image files are missing"),

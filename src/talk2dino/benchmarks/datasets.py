@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +17,9 @@ import cv2
 import numpy as np
 
 from talk2dino.benchmarks.data.labels import forbidden, label_name, label_size, read_any_labels
-from talk2dino.benchmarks.data.sources import SOURCES, check_data_root
+from talk2dino.benchmarks.data.sources import SOURCES
 from talk2dino.benchmarks.table import Benchmark
+from talk2dino.files import listed
 from talk2dino.pictures.drawing import class_colours
 from talk2dino.pictures.images import check_image, check_whole, other_pictures
 from talk2dino.textfiles import read_names
@@ -56,9 +57,9 @@ class EvaluationSet:
 
     def __init__(self, benchmark: Benchmark, data_root: str | Path) -> None:
         self.benchmark = benchmark
-        images, labels, split = _places(benchmark, Path(data_root))
+        images, labels, split = find_places(benchmark, Path(data_root))
         self.data_root = _root(images, labels, Path(data_root))
-        self.label_folder = labels
+        self.image_folder = images
         self.unlabelled: list[str] = []
         """Own images that are left out because they have no label."""
         self.versions: dict[str, str] = {}
@@ -181,40 +182,43 @@ class EvaluationSet:
         labels, unknown = rules.class_ids(values, len(row.classes))
         if unknown.any() and not rules.unknown_ignored:
             path = self.data_root / self.samples[index].label
-            raise ValueError(f"{path}: {unknown_values(row, values, unknown)}")
+            text = f"{path}: {unknown_values(row, values, unknown)}."
+            if row.key in SOURCES:
+                text += " `python -m talk2dino data check` names the usual mistakes."
+            raise ValueError(text)
         return labels
 
 
-def _places(row: Benchmark, root: Path) -> tuple[Path, Path, Path | None]:
+class MissingPlaces(FileNotFoundError):
+    """Folders or a list of a data set are not there."""
+
+    def __init__(self, row: Benchmark, paths: Sequence[Path]) -> None:
+        self.paths = paths
+        if row.folders:
+            where = "The keys images, labels, split and data_root of its YAML file name the places."
+        elif row.key in SOURCES:
+            where = "`python -m talk2dino data check` says what belongs where."
+        else:
+            where = f"configs/datasets/{row.key}.yaml says what belongs where."
+        super().__init__(f"{row.key}: there is no {', no '.join(map(str, paths))}. {where}")
+
+
+def find_places(row: Benchmark, root: Path) -> tuple[Path, Path, Path | None]:
     """The folders of images and labels, and the list of images if there is one.
 
     Raises:
-        FileNotFoundError: one is not there.
+        MissingPlaces: not all are there.
     """
-    if not row.folders:
-        check_data_root(root)
-
-    def find(name: str, what: str, remark: str = "") -> Path:
-        places = [folder / name for folder in row.folders or (root,)]
-        for place in places:
-            if place.is_dir() if what == "folder" else place.is_file():
-                return place
-        tried = " or ".join(map(str, places))
-        raise FileNotFoundError(f"{row.key}: no {what} {tried}{remark}. {_where_named(row)}")
-
-    images, labels = find(row.images, "folder"), find(row.labels, "folder")
-    if row.split is None:
-        return images, labels, None
-    return images, labels, find(row.split, "file", ", which lists the images")
-
-
-def _where_named(row: Benchmark) -> str:
-    """Where to read what belongs where: `data check` knows more of some data sets only."""
-    if row.folders:
-        return "The keys images, labels, split and data_root of its YAML file name the places."
-    if row.key not in SOURCES:
-        return f"configs/datasets/{row.key}.yaml says what belongs where."
-    return "`python -m talk2dino data check` says what belongs where."
+    found, missing = [], []
+    for name in (row.images, row.labels, row.split):
+        places = [folder / name for folder in row.folders or (root,)] if name else []
+        there = [place for place in places if place.exists()]
+        found.append(there[0] if there else None)
+        missing += places if not there else []
+    images, labels, split = found
+    if missing or images is None or labels is None:
+        raise MissingPlaces(row, missing)
+    return images, labels, split
 
 
 def _root(images: Path, labels: Path, root: Path) -> Path:
@@ -244,12 +248,6 @@ def _with_suffix(stem: Path, suffixes: Sequence[str]) -> Path:
     return next((path for path in paths if path.is_file()), paths[0])
 
 
-def pictures_left_out(folder: Path, suffixes: Sequence[str]) -> str:
-    """Names of the pictures below a data set's folder that it passes over; empty if none."""
-    paths = (Path(place, name) for place, _, names in os.walk(folder) for name in names)
-    return other_pictures(path for path in paths if not path.name.endswith(tuple(suffixes)))
-
-
 def unknown_values(row: Benchmark, values: np.ndarray, unknown: np.ndarray) -> str:
     """Which values of a label file mean nothing, how many pixels have them, and what may help."""
     found, counts = np.unique(values[unknown], axis=0, return_counts=True)
@@ -261,13 +259,11 @@ def unknown_values(row: Benchmark, values: np.ndarray, unknown: np.ndarray) -> s
         text += f"{known[0]} to {known[-1]}"
     else:
         text += some_of([label_name(row.rules, int(value)) for value in known])
-    if not row.folders:
-        return (
-            f"{text}. Were the labels converted to TrainIds? `python -m talk2dino data check` "
-            "names the mistake."
-        )
-    wide = " (a file of 16 bits, where 65535 is what 255 is of 8)" * (values.dtype == np.uint16)
-    return f"{text}{wide}. See the keys ignore, shift and values, or say `unknown: ignore`."
+    if row.folders:
+        wide = " (a file of 16 bits, where 65535 is what 255 is of 8)"
+        text += wide * (values.dtype == np.uint16)
+        text += ". See the keys ignore, shift and values, or say `unknown: ignore`"
+    return text
 
 
 def check_files(dataset: EvaluationSet) -> None:
@@ -276,39 +272,55 @@ def check_files(dataset: EvaluationSet) -> None:
     Only headers are read, but for the first labels.
 
     Raises:
-        FileNotFoundError: images or labels are missing; names the first few and their number.
-        ValueError: files that cannot be used, likewise.
+        FileNotFoundError, ValueError: see `problems_of`.
     """
-    row, root = dataset.benchmark, dataset.data_root
-    for kind, paths in (
-        ("image", [sample.image for sample in dataset.samples]),
-        ("label", [sample.label for sample in dataset.samples]),
-    ):
-        missing = [path for path in paths if not (root / path).is_file()]
-        if missing:
-            raise FileNotFoundError(
-                f"{row.key}: {len(missing)} of {len(paths)} {kind} files are missing below {root}: "
-                f"{some_of(missing)}. `python -m talk2dino data check` says where to get them."
-            )
-    problems = [
-        problem
-        for sample in dataset.samples
-        if (problem := pair_problem(root / sample.image, root / sample.label, row.rules.colours))
-    ]
-    if problems:
-        raise ValueError(f"{row.key}: {len(problems)} files cannot be used: {some_of(problems)}.")
-    if row.split is None and not row.folders:
-        images = root / row.images
-        if left := pictures_left_out(images, row.image_suffixes):
-            endings = ", ".join(row.image_suffixes)
-            message = "%s: pictures of %s do not end in %s: %s"
-            logger.warning(message, row.key, images, endings, left)
-    if without := dataset.unlabelled:
-        logger.warning(
-            "%s: %d images without a label, left out: %s", row.key, len(without), some_of(without)
-        )
+    for problem in problems_of(dataset):
+        raise problem
+    for note in notes_of(dataset):
+        logger.warning("%s", note)
     for index in range(min(_SAMPLED, len(dataset.samples))):
         dataset.read_label(index)
+
+
+def problems_of(dataset: EvaluationSet) -> Iterator[Exception]:
+    """What keeps a data set from being evaluated, as far as names and headers tell."""
+    row, root = dataset.benchmark, dataset.data_root
+    pairs = [(root / sample.image, root / sample.label) for sample in dataset.samples]
+    for place, kind in enumerate(("image", "label")):
+        missing = [pair[place] for pair in pairs if not pair[place].is_file()]
+        if missing:
+            names = some_of([str(path.relative_to(root)) for path in missing])
+            text = (
+                f"{row.key}: {len(missing)} of {len(pairs)} {kind} files are missing below {root}"
+            )
+            yield FileNotFoundError(f"{text}: {names}{_other_endings(missing)}.")
+    there = [pair for pair in pairs if pair[0].is_file() and pair[1].is_file()]
+    wrong = [found for pair in there if (found := pair_problem(*pair, row.rules.colours))]
+    if wrong:
+        yield ValueError(f"{row.key}: {len(wrong)} files cannot be used: {some_of(wrong)}.")
+
+
+def _other_endings(missing: Sequence[Path]) -> str:
+    """How the names of missing files end where they stand, as a clause."""
+    there: dict[tuple[Path, str], set[str]] = {}
+    for folder in {path.parent for path in missing}:
+        for path in listed(folder, "*"):
+            there.setdefault((folder, path.stem), set()).add(path.suffix)
+    found = set().union(*(there.get((path.parent, path.stem), ()) for path in missing))
+    return f", but *{', *'.join(sorted(found))} is there: rename the files" if found else ""
+
+
+def notes_of(dataset: EvaluationSet) -> Iterator[str]:
+    """What is left out of a data set."""
+    row = dataset.benchmark
+    if dataset.unlabelled:
+        names = some_of(dataset.unlabelled)
+        yield f"{row.key}: {len(dataset.unlabelled)} images without a label, left out: {names}"
+    elif row.split is None and not row.folders:
+        folder, endings = dataset.image_folder, row.image_suffixes
+        files = (Path(place, name) for place, _, names in os.walk(folder) for name in names)
+        if left := other_pictures(path for path in files if not path.name.endswith(endings)):
+            yield f"{row.key}: pictures that do not end in {' or '.join(endings)}: {left}"
 
 
 def fingerprint(dataset: EvaluationSet) -> str:

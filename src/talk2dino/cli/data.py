@@ -7,7 +7,6 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from talk2dino.benchmarks.data.context import find_context_json, plan_context, write_lists
 from talk2dino.benchmarks.data.convert import (
@@ -18,18 +17,15 @@ from talk2dino.benchmarks.data.convert import (
 )
 from talk2dino.benchmarks.data.importing import FORMATS, plan_import
 from talk2dino.benchmarks.data.sources import check_data_root
-from talk2dino.benchmarks.metrics import ignored_label
 from talk2dino.benchmarks.table import BENCHMARKS, STUFF_BACKGROUND, Benchmark, find_benchmarks
 from talk2dino.cli.convert_coco import convert_files
 from talk2dino.cli.entry import DONE, FAILED, Command
 from talk2dino.config import check_at_least, check_name, split_names
 from talk2dino.files import check_folder_writable
 
-if TYPE_CHECKING:
-    from talk2dino.benchmarks.data.check import DataReport, LabelSample
-
-_SHOWN_SHARES = 5
-_WIDTH = 100
+_WRAPPER = textwrap.TextWrapper(
+    100, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -103,7 +99,7 @@ def run(args: argparse.Namespace, _: None = None) -> int:
     if args.action == "import":
         return import_data(args)
     rows = _rows(args)
-    return check_data(args, rows) if args.action == "check" else convert_data(args, rows)
+    return check_benchmarks(args, rows) if args.action == "check" else convert_data(args, rows)
 
 
 def _rows(args: argparse.Namespace) -> list[Benchmark]:
@@ -115,62 +111,25 @@ def _rows(args: argparse.Namespace) -> list[Benchmark]:
     return [row for row in dict.fromkeys(rows) if row.key != drawn]
 
 
-def check_data(args: argparse.Namespace, rows: Sequence[Benchmark]) -> int:
+def check_benchmarks(args: argparse.Namespace, rows: Sequence[Benchmark]) -> int:
     """Print what was found of every benchmark; FAILED if one cannot be evaluated."""
-    from talk2dino.benchmarks.data.check import check_benchmark, check_dataset
-    from talk2dino.benchmarks.data.sources import SOURCES
+    from talk2dino.benchmarks.data.check import check_data
 
     if not args.data_root.is_dir() and not all(row.folders for row in rows):
         print(f"! there is no data folder {args.data_root}. Choose it with --data_root\n")
-    reports = [
-        (check_benchmark if row.key in SOURCES else check_dataset)(row, args.data_root, args.sample)
-        for row in rows
-    ]
+    reports = [check_data(row, args.data_root, args.sample) for row in rows]
     for report in reports:
-        print("\n".join(_describe(report)))
+        counts = f"{report.num_images} images, {report.num_labels} labels"
+        print(f"{report.row.key:<13}{report.state:<12}{counts}")
+        if report.histogram:
+            print(f"    {report.histogram}")
+        for mark, texts in (("!", report.problems), ("?", report.warnings)):
+            for text in texts:
+                print(_WRAPPER.fill(f"  {mark} {text}"))
     usable = [report for report in reports if not report.problems]
     where = "" if all(row.folders for row in rows) else f" in {args.data_root}"
     print(f"{len(usable)} of {len(reports)} benchmarks can be evaluated{where}")
     return DONE if len(usable) == len(reports) else FAILED
-
-
-def _describe(report: DataReport) -> list[str]:
-    row = report.benchmark
-    counts = f"{report.num_images} images, {report.num_labels} labels"
-    lines = [f"{row.key:<13}{report.state:<12}{counts}"]
-    if report.sample is not None:
-        lines.append("    " + _histogram(report.sample, row))
-    for mark, texts in (("!", report.problems), ("?", report.warnings)):
-        for text in texts:
-            lines += textwrap.wrap(
-                text,
-                _WIDTH,
-                initial_indent=f"  {mark} ",
-                subsequent_indent="    ",
-                break_long_words=False,
-                break_on_hyphens=False,
-            )
-    return lines
-
-
-def _histogram(sample: LabelSample, row: Benchmark) -> str:
-    """The most frequent labels of a sample, in one line."""
-    import numpy as np
-
-    shares, count = sample.shares(), len(row.classes)
-    entries = []
-    for value, share in list(shares.items())[:_SHOWN_SHARES]:
-        label, unknown = value, False
-        if not row.rules.colours:
-            kind = np.uint16 if sample.wide else np.uint8
-            ids, wrong = row.rules.class_ids(np.array([[value]], kind), count)
-            label, unknown = int(ids[0, 0]), bool(wrong[0, 0])
-        name = "(no class)" if unknown else "(ignored)"
-        if not unknown and label != ignored_label(count):
-            name = row.classes[label]
-        entries.append(f"{value} {name} {100 * share:.0f} %")
-    more = ", ..." if len(shares) > _SHOWN_SHARES else ""
-    return f"{sample.num_labels} labels, {len(shares)} values: {', '.join(entries)}{more}"
 
 
 def import_data(args: argparse.Namespace) -> int:

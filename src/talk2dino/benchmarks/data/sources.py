@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 
@@ -13,25 +13,22 @@ class Source:
 
     counts: tuple[int, ...]
     """Official numbers of images; more than one where two lists are in use."""
-    images: str
-    """Where to get the images, and what to unpack where."""
-    labels: str
-    """Where to get the labels."""
-    other_lists: dict[int, str]
+    get: str
+    """Where to get images and labels, and what to unpack where."""
+    other_lists: Mapping[int, str]
     """Number of images of another list -> which list that is."""
-    conversion: str | None = None
-    """Ending of the raw label files that `data convert` reads, in place of `label_suffix`."""
-    lookalikes: Mapping[str, str] = field(default_factory=dict)
-    """Beginning of a folder's name -> why what is in it cannot stand in."""
+    outside: str
+    """What labels with values that are no class probably are."""
+    raw_suffix: str = ""
+    """Ending of the label files that `data convert` reads, in place of `label_suffix`."""
     most_ignored: float = 1.0
     """Largest share of 255 among the labels; more, if 0 was a class and has become 255."""
 
 
 _VOC = Source(
     counts=(1449,),
-    images="VOCtrainval_11-May-2012.tar, http://host.robots.ox.ac.uk/pascal/VOC/voc2012/; "
-    "unpack it in {root}",
-    labels="the same VOCtrainval_11-May-2012.tar",
+    get="VOCtrainval_11-May-2012.tar, http://host.robots.ox.ac.uk/pascal/VOC/voc2012/; unpack it "
+    "in {root}",
     other_lists={
         1464: "ImageSets/Segmentation/train.txt",
         2913: "ImageSets/Segmentation/trainval.txt",
@@ -39,18 +36,13 @@ _VOC = Source(
         10582: "the augmented training list (trainaug.txt)",
         17125: "all images of VOC2012",
     },
-    lookalikes={
-        "SegmentationClassAug": "SBD's labels, drawn by others, without the border of 255 that is "
-        "not evaluated: their numbers are not comparable",
-        "SegmentationObject": "numbers of objects, not classes",
-    },
+    outside="these are other labels, such as numbers of objects",
     most_ignored=0.5,
 )
 _CONTEXT = Source(
     counts=(5104, 5105),  # trainval_merged.json, and the list of the original annotation
-    images="VOCtrainval_03-May-2010.tar, http://host.robots.ox.ac.uk/pascal/VOC/voc2010/; "
-    "unpack it in {root}",
-    labels="trainval_merged.json, "
+    get="VOCtrainval_03-May-2010.tar, http://host.robots.ox.ac.uk/pascal/VOC/voc2010/; unpack it "
+    "in {root}. Masks and lists are no part of it: get trainval_merged.json, "
     "https://codalabuser.blob.core.windows.net/public/trainval_merged.json; put it into "
     "{root}/VOCdevkit/VOC2010 and run: "
     "python -m talk2dino data convert --data_root {root} --benchmarks context",
@@ -61,22 +53,19 @@ _CONTEXT = Source(
         10100: "training and validation together",
         10103: "training and validation together",
     },
+    outside="these are the 459 labels of PASCAL Context; convert trainval_merged.json",
     most_ignored=0.5,
 )
 _COCO = Source(
     counts=(5000,),
-    images="val2017.zip, http://images.cocodataset.org/zips/val2017.zip; unpack it in "
-    "{root}/coco_stuff164k/images",
-    labels="stuffthingmaps_trainval2017.zip, "
+    get="val2017.zip, http://images.cocodataset.org/zips/val2017.zip; unpack it in "
+    "{root}/coco_stuff164k/images; and stuffthingmaps_trainval2017.zip, "
     "http://calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset/"
     "stuffthingmaps_trainval2017.zip; unpack it in {root}/coco_stuff164k/annotations, then run: "
     "python -m talk2dino data convert --data_root {root} --benchmarks {key}",
     other_lists={118287: "train2017", 40504: "val2014"},
-    conversion=".png",
-    lookalikes={
-        "panoptic_": "panoptic labels, in colours",
-        "stuff_": "stuff alone, without objects",
-    },
+    outside="these are raw COCO-Stuff ids, not TrainIds; remove and convert them",
+    raw_suffix=".png",
 )
 
 SOURCES = {
@@ -88,23 +77,21 @@ SOURCES = {
     "coco_stuff": _COCO,
     "cityscapes": Source(
         counts=(500,),
-        images="leftImg8bit_trainvaltest.zip, https://www.cityscapes-dataset.com/downloads/ "
-        "(needs an account); unpack it in {root}/cityscapes",
-        labels="gtFine_trainvaltest.zip, https://www.cityscapes-dataset.com/downloads/ (needs an "
-        "account); unpack it in {root}/cityscapes, then run: "
+        get="leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip, "
+        "https://www.cityscapes-dataset.com/downloads/ (needs an account); unpack them in "
+        "{root}/cityscapes, then run: "
         "python -m talk2dino data convert --data_root {root} --benchmarks cityscapes",
         other_lists={2975: "the training set", 1525: "the test set, which has no labels"},
-        conversion="_gtFine_labelIds.png",
-        lookalikes={"gtCoarse": "coarse labels, which are not evaluated"},
+        outside="these are labelIds under the name of TrainIds; remove and convert them",
+        raw_suffix="_gtFine_labelIds.png",
     ),
     "ade20k": Source(
         counts=(2000,),
-        images="ADEChallengeData2016.zip, "
+        get="ADEChallengeData2016.zip, "
         "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip; "
         "unpack it in {root}/ade",
-        labels="the same ADEChallengeData2016.zip",
         other_lists={20210: "the training set"},
-        lookalikes={"ADE20K_20": "the full release, another data set than ADEChallengeData2016"},
+        outside="these are not the 150 classes of ADEChallengeData2016",
         most_ignored=0.0,
     ),
 }
