@@ -95,7 +95,7 @@ def test_rows_of_one_benchmark_share_a_legend(data, tmp_path):
             ["--images", "1", "--methods", "other"],
             "'1': say voc/images/1.png or voc20/images",
         ),
-        (["--images", "1", "--methods", "toy", "--data_root", "."], "There is no image at"),
+        (["--images", "1", "--methods", "toy", "--data_root", "."], "no such image"),
     ],
 )
 def test_what_cannot_be_drawn_is_named(compared, capsys, flags, message):

@@ -11,15 +11,15 @@ import mimetypes
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from talk2dino.files import check_file
-from talk2dino.pictures.png import pixels_of_png
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,6 +57,10 @@ _UPRIGHT = {
 }
 
 
+class UnsupportedPixels(ValueError):
+    """An intact file whose pixels have no meaning as what is asked for."""
+
+
 def read_rgb(path: str | Path, least: int = 0) -> Image.Image:
     """Read an image file as an upright 8-bit RGB picture.
 
@@ -73,14 +77,12 @@ def read_rgb(path: str | Path, least: int = 0) -> Image.Image:
         FileNotFoundError: there is no such file.
         ValueError: empty, truncated, too large, or not an image that can be shown as RGB.
     """
-    return use_picture(path, lambda image: _to_rgb(_drafted(image, least), str(path)))
+    return use_picture(path, lambda image: _to_rgb(image, least))
 
 
 def decode_rgb(data: bytes, name: str, least: int = 0) -> Image.Image:
     """`read_rgb` for an encoded image in memory; `name` is what errors call it."""
-    if not data:
-        raise ValueError(f"{name} is empty (0 bytes): not an image.")
-    return _use_whole(io.BytesIO(data), name, lambda image: _to_rgb(_drafted(image, least), name))
+    return _use(io.BytesIO(data), name, lambda image: _to_rgb(image, least))
 
 
 def as_rgb(image: ImageInput) -> Image.Image:
@@ -96,29 +98,28 @@ def as_rgb(image: ImageInput) -> Image.Image:
     """
     from torch import Tensor
 
-    if isinstance(image, Mapping):
-        image = _of_column(image)
+    if isinstance(image, Mapping):  # a column keeps the bytes of a picture, its path, or both
+        row = image
+        image = next((row[key] for key in ("bytes", "path") if row.get(key) is not None), row)
+        if isinstance(image, Mapping):
+            raise ValueError(
+                f"an image in a dict is under 'bytes' or 'path', found {list(row)[:6]}."
+            )
     if isinstance(image, str) and image.startswith(("http://", "https://", "data:")):
         raise ValueError(f"{image[:80]} is an address. Download the picture and give its path.")
     if isinstance(image, str | Path):
         return read_rgb(image)
     if isinstance(image, bytes | bytearray | memoryview):
         return decode_rgb(bytes(image), "the image")
+    if isinstance(image, Image.Image):
+        with _errors_of(getattr(image, "filename", "") or "the image"):
+            if 0 in image.size:
+                raise UnsupportedPixels(f"has no pixels: {image.width} x {image.height}.")
+            return _to_rgb(image)
     if isinstance(image, io.TextIOBase):
         raise ValueError("the image is a file opened as text. Open it with mode 'rb'.")
-    if hasattr(image, "read") and not isinstance(image, Image.Image):
-        file = cast(BinaryIO, image)
-        return decode_rgb(file.read(), str(getattr(file, "name", "the image")))
-    if isinstance(image, Image.Image):
-        if 0 in image.size:
-            raise ValueError(f"the image has no pixels: {image.width} x {image.height}.")
-        name = getattr(image, "filename", "") or "the image"
-        try:
-            return _to_rgb(image, name)
-        except (MemoryError, UnsupportedPixels):
-            raise
-        except Exception as error:  # Pillow's decoders raise a dozen kinds on a damaged file
-            raise _damaged(name, error) from error
+    if hasattr(image, "read"):
+        return decode_rgb(image.read(), str(getattr(image, "name", "the image")))
     if not isinstance(image, np.ndarray | Tensor):
         raise ValueError(
             "an image is a path, a PIL image, an array, a tensor, bytes or an open file, found "
@@ -134,14 +135,6 @@ def as_rgb(image: ImageInput) -> Image.Image:
     if isinstance(image, Tensor):
         image = image.permute(1, 2, 0).cpu().numpy()
     return Image.fromarray(np.ascontiguousarray(image))
-
-
-def _of_column(row: Mapping[str, Any]) -> ImageInput:
-    """The picture of a data set's column, which keeps its bytes, its path, or both."""
-    given = next((row[key] for key in ("bytes", "path") if row.get(key) is not None), None)
-    if given is None or isinstance(given, Mapping):
-        raise ValueError(f"an image in a dict is under 'bytes' or 'path', found {list(row)[:6]}.")
-    return cast(ImageInput, given)
 
 
 def check_image(path: str | Path) -> tuple[int, int]:
@@ -165,15 +158,15 @@ def use_picture(path: str | Path, use: Callable[[Image.Image], T], header_only: 
 
     Args:
         path: an image file.
-        use: takes what is wanted from it; an error in it is damage, but for UnsupportedPixels.
+        use: takes what is wanted from it; an error in it is damage, but for UnsupportedPixels,
+            whose message continues the name of the file.
         header_only: `use` needs no pixels, so they may be missing.
 
     Raises: as `read_rgb`.
     """
-    path = Path(path)
-    _check_file(path)
-    with path.open("rb") as file:
-        return _use_whole(file, str(path), use, header_only)
+    check_file(path, "image")
+    with Path(path).open("rb") as file:
+        return _use(file, str(path), use, header_only)
 
 
 def list_images(folder: str | Path) -> list[Path]:
@@ -201,20 +194,6 @@ def rgb_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def _drafted(image: Image.Image, least: int) -> Image.Image:
-    if least:
-        image.draft(None, (least, least))
-    return image
-
-
-def _check_file(path: Path) -> None:
-    if not path.exists():
-        raise FileNotFoundError(f"There is no image at {path}.")
-    check_file(path)
-    if path.stat().st_size == 0:
-        raise ValueError(f"{path} is empty (0 bytes): not an image.")
-
-
 def _is_picture(path: Path) -> bool:
     if path.name.startswith(".") or not path.is_file():
         return False
@@ -227,66 +206,104 @@ def _is_picture(path: Path) -> bool:
         return False
 
 
-def _use_whole(
+def _use(
     file: BinaryIO, name: str, use: Callable[[Image.Image], T], header_only: bool = False
 ) -> T:
-    """Also where Pillow refuses an intact PNG for chunks that no pixel needs."""
-    plain = None if header_only else _plain_png(file, name)
+    with _errors_of(name):
+        if not file.read(1):
+            raise UnsupportedPixels("is empty (0 bytes): not an image.")
+        with Image.open(_plain_png(file, header_only) or file) as image:
+            if image.format == "EPS":  # a program, which Pillow would give to Ghostscript
+                raise UnsupportedPixels("is an EPS drawing, which is not read. Save it as PNG.")
+            _check_size(image.width, image.height)
+            return use(image)
+
+
+@contextmanager
+def _errors_of(name: str) -> Iterator[None]:
+    """Pillow's decoders raise a dozen kinds on a damaged file: one sentence about it."""
     try:
-        return _use(file, name, use)
-    except UnsupportedPixels:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's: on damage, and at half of MAX_PIXELS
+            yield
+    except MemoryError:
         raise
-    except ValueError:
-        plain = plain or _plain_png(file, name)
-        if plain is None:
-            raise
-        return _use(plain, name, use)
-
-
-def _plain_png(file: BinaryIO, name: str) -> BinaryIO | None:
-    try:
-        return pixels_of_png(file, MAX_PIXELS)
-    except (ValueError, struct.error, zlib.error) as error:
-        raise _damaged(name, error) from error
-
-
-def _use(file: BinaryIO, name: str, use: Callable[[Image.Image], T]) -> T:
-    file.seek(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's: on damage, and at half of MAX_PIXELS
-        with _open(file, name) as image:
-            try:
-                return use(image)
-            except (MemoryError, UnsupportedPixels):
-                raise
-            except Exception as error:  # Pillow's decoders raise a dozen kinds on a damaged file
-                raise _damaged(name, error) from error
-
-
-def _damaged(name: str, reason: Exception) -> ValueError:
-    return ValueError(f"{name} is truncated or damaged: {reason}. Replace the file.")
-
-
-def _open(file: BinaryIO, name: str) -> Image.Image:
-    """Open without decoding. Raises ValueError for what is no image and for a huge one."""
-    try:
-        image = Image.open(file)
+    except UnsupportedPixels as error:
+        raise type(error)(f"{name} {error}") from None
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name} is too large: {error} Make it smaller first.") from error
     except UnidentifiedImageError as error:
         raise ValueError(f"{name} is not an image in a format Pillow can read.") from error
-    except MemoryError:
-        raise
-    except Exception as error:  # a damaged header: SyntaxError, struct.error, OSError, ...
-        raise ValueError(f"{name} has a damaged header: {error}. Replace the file.") from error
-    if image.format == "EPS":  # a program, which Pillow would give to Ghostscript
-        raise ValueError(f"{name} is an EPS drawing, which is not read. Save it as PNG first.")
-    if image.width * image.height > MAX_PIXELS:
-        raise ValueError(
-            f"{name} is too large: {image.width} x {image.height} pixels, at most {MAX_PIXELS} "
-            "are read. Make it smaller first."
+    except Exception as error:
+        raise ValueError(f"{name} is truncated or damaged: {error}. Replace the file.") from error
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise UnsupportedPixels(
+            f"is too large: {width} x {height} pixels, at most {MAX_PIXELS} are read. Make it "
+            "smaller first."
         )
-    return image
+
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
+_WHOLE = ((0, 0, 1, 1),)  # first column and row, steps between them
+_ADAM7 = (
+    *((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4)),
+    *((0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)),
+)
+
+
+def _plain_png(file: BinaryIO, header_only: bool) -> BinaryIO | None:
+    """A PNG without what its pixels do not need, after a check that every pixel is there.
+
+    Pillow refuses intact PNGs for damaged or large metadata, and shows cut ones in part. Of the
+    metadata, transparency stays, and EXIF that is intact.
+
+    Returns:
+        None for other files, which are at their start again.
+
+    Raises:
+        ValueError: pixels are missing or damaged; says which chunk is.
+    """
+    file.seek(0)
+    if file.read(len(_SIGNATURE)) != _SIGNATURE:
+        file.seek(0)
+        return None
+    kept, missing, stream = io.BytesIO(), 0, zlib.decompressobj()
+    kept.write(_SIGNATURE)
+    found, wanted = set(), {b"IHDR", b"IDAT"}
+    while b"IEND" not in found and len(head := file.read(8)) == 8:
+        size, kind = struct.unpack(">I4s", head)
+        if kind == b"IDAT" and header_only:
+            return io.BytesIO(kept.getvalue() + head)
+        if kind[:1].islower() and kind not in (b"tRNS", b"eXIf"):
+            file.seek(size + 4, io.SEEK_CUR)
+            continue
+        body, checksum = file.read(size), file.read(4)
+        if checksum != struct.pack(">I", zlib.crc32(kind + body)):
+            if kind == b"eXIf":
+                continue
+            raise ValueError(f"its chunk {kind!r} is cut or has a wrong checksum")
+        found.add(kind)
+        kept.write(head + body + checksum)
+        if kind == b"IHDR":
+            width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", body)
+            _check_size(width, height)
+            wanted |= {b"PLTE"} if colour == 3 else set()
+            for left, top, across, down in _ADAM7 if interlaced else _WHOLE:
+                columns, rows = -((left - width) // across), -((top - height) // down)
+                if columns > 0 and rows > 0:  # a byte begins every row
+                    bits = columns * depth * _CHANNELS.get(colour, 0)
+                    missing += rows * (1 + -(-bits // 8))
+        while kind == b"IDAT" and body and missing > 0 and not stream.eof:
+            missing -= len(stream.decompress(body, 2**20))
+            body = stream.unconsumed_tail
+    if wanted - found or missing > 0:
+        raise ValueError("the file ends before its last pixel")
+    kept.seek(0)
+    return kept
 
 
 def _load_roughly(image: Image.Image) -> None:
@@ -310,19 +327,27 @@ def _orientation(image: Image.Image) -> int | None:
         return None
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+def _to_rgb(image: Image.Image, least: int = 0) -> Image.Image:
+    if least:
+        image.draft(None, (least, least))
     image.load()
     if image.mode == "F":
         raise UnsupportedPixels(
-            f"{name} holds floating point pixels, whose range is not defined. "
-            "Save it with 8 or 16 bits per channel."
+            "holds floating point pixels, whose range is not defined. Save it with 8 or 16 bits "
+            "per channel."
         )
     bits = _grey_bits(image)
     orientation = _orientation(image)
     if orientation in _UPRIGHT:
         image = image.transpose(_UPRIGHT[orientation])
     if image.mode.startswith("I"):
-        return _grey_to_rgb(np.asarray(image), bits, name)
+        values = np.asarray(image)
+        if bits > 16 or values.min() < 0:
+            raise UnsupportedPixels(
+                f"holds {bits}-bit pixels from {values.min()} to {values.max()}, whose range is "
+                "not defined. Save it with 8 or 16 bits per channel."
+            )
+        return Image.fromarray((values >> bits - 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
         layer = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
@@ -330,21 +355,8 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     return image.convert("RGB")
 
 
-def _grey_to_rgb(values: np.ndarray, bits: int, name: str) -> Image.Image:
-    if bits > 16 or values.min() < 0:
-        raise UnsupportedPixels(
-            f"{name} holds {bits}-bit pixels from {values.min()} to {values.max()}, whose range is "
-            "not defined. Save it with 8 or 16 bits per channel."
-        )
-    return Image.fromarray((values >> bits - 8).astype(np.uint8)).convert("RGB")
-
-
 def _grey_bits(image: Image.Image) -> int:
     """Of a grey value in one of Pillow's modes I; they are known of files, not of copies."""
     if hasattr(image, "tag_v2"):
         return int(image.tag_v2.get(_BITS_PER_SAMPLE, (16,))[0])
     return 32 if image.mode == "I" and image.format != "PPM" else 16
-
-
-class UnsupportedPixels(ValueError):
-    """An intact file whose pixels have no meaning as what is asked for."""

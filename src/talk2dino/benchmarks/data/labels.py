@@ -243,7 +243,7 @@ def _use_labels(
 ) -> T:
     def checked(image: Image.Image) -> T:
         if (problem := (refuse or _no_bytes)(image)) is not None:
-            raise WrongLabelMode(f"{path} {problem}")
+            raise WrongLabelMode(problem)
         return use(image)
 
     try:
