@@ -11,11 +11,18 @@ import torch
 from PIL import Image
 
 from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
-from talk2dino.inference import picture_scores, resize_pixels, resize_scores, score_labels
+from talk2dino.inference import (
+    picture_scores,
+    resize_picture,
+    resize_pixels,
+    resize_scores,
+    score_labels,
+)
+from talk2dino.pictures.drawing import blend, group_colours
 from talk2dino.pictures.images import ImageInput, as_rgb, rgb_tensor
 from talk2dino.pictures.segmentation import Segmentation
 from talk2dino.pictures.vocabularies import class_names
-from talk2dino.segmenter import ClassQuery, Segmenter
+from talk2dino.segmenter import ClassQuery, Grouping, Segmenter
 from talk2dino.sizes import Protocol, scoring_size
 
 
@@ -46,6 +53,26 @@ def segment_picture(
     scores = resize_scores(scores, (image.height, image.width))
     labels = score_labels(scores).cpu()
     return Segmentation(image, labels, scores.cpu(), query.names, query.background, settings or {})
+
+
+@torch.inference_mode()
+def draw_groups(segmenter: Grouping, image: Image.Image, device: torch.device) -> list[Image.Image]:
+    """One picture per stage of grouping: half the image, half the colours of its groups.
+
+    Args:
+        segmenter: one with groups.
+        image: RGB; it is grouped as a whole, in one window of a benchmark's size.
+        device: where the segmenter is.
+    """
+    size_hw = (image.height, image.width)
+    window = resize_picture(rgb_tensor(image), Protocol().scored_size(*size_hw))[None]
+    pictures, first = [], 0
+    for maps in segmenter.group_maps(window.to(device, torch.float32)):
+        colours = group_colours(first + maps.shape[1])[first:]
+        first += maps.shape[1]
+        labels = score_labels(resize_scores(maps[0], size_hw))
+        pictures.append(Image.fromarray(blend(np.asarray(image), colours[labels.cpu().numpy()])))
+    return pictures
 
 
 def label_map(segmenter: Segmenter, image_rgb: np.ndarray, query: ClassQuery) -> np.ndarray:

@@ -213,20 +213,6 @@ class Grouping(Protocol):
         """
 
 
-def require_groups(segmenter: object) -> Grouping:
-    """`segmenter` if it has group maps.
-
-    Raises:
-        ValueError: its method has none.
-    """
-    if isinstance(segmenter, Grouping):
-        return segmenter
-    raise ValueError(
-        f"{type(segmenter).__name__} has no groups, so there are no group maps of it. They exist "
-        "for methods with group tokens."
-    )
-
-
 @dataclass(frozen=True)
 class ClassWords:
     """By which words a method looks for classes."""

@@ -4,6 +4,7 @@ import gradio as gr
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from talk2dino.app.handlers import Handlers
 from talk2dino.app.inputs import Limits
@@ -12,9 +13,9 @@ from talk2dino.app.pictures import heat_of
 from talk2dino.app.work import segment
 from talk2dino.inference import picture_scores
 from talk2dino.methods.ovsegmentor.method import OVSegmentorMethod
-from talk2dino.pictures.group_maps import draw_groups
+from talk2dino.pictures.drawing import group_colours
 from talk2dino.pictures.images import read_rgb, rgb_tensor
-from talk2dino.pictures.vocabularies import group_colours
+from talk2dino.predict import draw_groups
 from talk2dino.segmenter import ClassQuery
 
 CPU = torch.device("cpu")
@@ -33,7 +34,7 @@ def test_scores_and_groups_are_those_of_the_demo(small_photo, models):
         segmenter = model.segmenter
         query = ClassQuery.of_rows(segmenter.embed_classes(["cup", "spoon"]), 0.4)
         scores = picture_scores(segmenter, rgb_tensor(pixels), query)
-        (groups,) = draw_groups(segmenter, np.asarray(pixels), CPU)
+        (groups,) = draw_groups(segmenter, pixels, CPU)
     assert result.segmentation.scores.equal(scores)
     assert result.segmentation.names == ("background", "cup", "spoon")
     assert [np.array_equal(picture, groups) for picture in result.groups] == [True]
@@ -88,9 +89,7 @@ class Corner:
 
 def test_groups_are_of_the_whole_picture_at_a_benchmarks_size():
     segmenter = Corner()
-    (picture,) = draw_groups(segmenter, np.zeros((60, 90, 3), np.uint8), CPU)
+    (picture,) = draw_groups(segmenter, Image.new("RGB", (90, 60)), CPU)
     assert segmenter.size_hw == (448, 672)
     colours = group_colours(2) // 2
     assert np.asarray(picture)[[5, 55], [5, 85]].tolist() == colours.tolist()
-    with pytest.raises(ValueError, match="has no groups"):
-        draw_groups(object(), np.zeros((60, 90, 3), np.uint8), CPU)

@@ -15,8 +15,8 @@ from talk2dino.cli.segment import main
 from talk2dino.cli.segment_files import MODES, Task
 from talk2dino.cli.segment_job import Load, SegmentJob
 from talk2dino.inference import picture_scores
-from talk2dino.pictures.drawing import blend, write_names
-from talk2dino.pictures.vocabularies import find_vocabulary, group_colours
+from talk2dino.pictures.drawing import blend, group_colours, write_names
+from talk2dino.pictures.vocabularies import find_vocabulary
 from talk2dino.segmenter import ClassQuery, with_background
 from talk2dino.sizes import Protocol
 

@@ -21,7 +21,7 @@ def present(image, colour):
     return bool((np.asarray(image) == np.array(colour)).all(axis=-1).any())
 
 
-@pytest.mark.parametrize("count", [0, 1, 2, 21, 171, 256, 300, 5000])
+@pytest.mark.parametrize("count", [0, 1, 2, 21, 171, 256, 848])
 @pytest.mark.parametrize("background", [False, True])
 def test_colours_never_repeat_and_are_always_the_same(count, background):
     colours = class_colours(count, background)
@@ -40,11 +40,6 @@ def test_few_classes_get_clearly_different_colours_and_none_looks_like_backgroun
     gaps = np.abs(colours[:, None] - colours[None]).sum(axis=-1)
     assert colours[0].tolist() == [0, 0, 0]
     assert gaps[~np.eye(20, dtype=bool)].min() > 80
-
-
-def test_more_colours_than_exist_are_refused():
-    with pytest.raises(ValueError, match="there are no 16777217 different"):
-        class_colours(2**24 + 1)
 
 
 def test_an_indexed_mask_holds_labels_and_shows_colours(tmp_path):

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 
@@ -22,11 +21,10 @@ from talk2dino.app.models import Models
 from talk2dino.config import check_name
 from talk2dino.inference import score_labels
 from talk2dino.methods.base import PictureRules
-from talk2dino.pictures.group_maps import draw_groups
 from talk2dino.pictures.segmentation import Segmentation
-from talk2dino.predict import class_threshold, segment_picture
+from talk2dino.predict import class_threshold, draw_groups, segment_picture
 from talk2dino.refine.refinement import chosen_refinements
-from talk2dino.segmenter import POOLINGS
+from talk2dino.segmenter import POOLINGS, Grouping
 
 
 @dataclass(eq=False)
@@ -155,8 +153,8 @@ def segment(
         query = method.query(segmenter, names, wanted if background else None, words=words)
         settings = {"model": model, "refine": list(rules.refines or ()), "image": picture.stem}
         found = segment_picture(segmenter, picture.image, query, rules.protocol, settings=settings)
-        pixels = np.asarray(picture.image)
-        groups = draw_groups(segmenter, pixels, models.device) if rules.groups else []
+        grouping = segmenter if isinstance(segmenter, Grouping) else None
+        groups = draw_groups(grouping, picture.image, models.device) if grouping else []
     seconds = time.perf_counter() - started
     yield Result(picture, found, model, rules, _summary(len(names), picture, seconds), groups)
 

@@ -17,11 +17,10 @@ from talk2dino.cli.segment_files import Task
 from talk2dino.inference import resize_pixels
 from talk2dino.pictures.drawing import blend, draw_overlay, indexed_mask, write_names
 from talk2dino.pictures.export import Export
-from talk2dino.pictures.group_maps import draw_groups
 from talk2dino.pictures.images import check_image, read_rgb
 from talk2dino.pictures.segmentation import Segmentation, save_picture, save_scores
-from talk2dino.predict import segment_picture
-from talk2dino.segmenter import ClassQuery, Segmenter
+from talk2dino.predict import draw_groups, segment_picture
+from talk2dino.segmenter import ClassQuery, Grouping, Segmenter
 from talk2dino.sizes import WHOLE, Protocol, scoring_size
 
 GROUP_MODES = ("all_groups", "first_group", "final_group")
@@ -144,7 +143,8 @@ class SegmentJob:
             small = resize_pixels(pixels, self.protocol.scored_size(*size_hw))
             pictures[outputs["input"]] = Image.fromarray(resize_pixels(small, size_hw))
         if any(mode in outputs for mode in GROUP_MODES):
-            groups = draw_groups(self.segmenter, np.asarray(image), self.query.rows.device)
+            assert isinstance(self.segmenter, Grouping)
+            groups = draw_groups(self.segmenter, image, self.query.rows.device)
             for number, picture in enumerate(groups):
                 if "all_groups" in outputs:
                     first = outputs["all_groups"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import unicodedata
 from collections.abc import Iterator, Sequence
-from functools import cache, lru_cache
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,8 @@ import matplotlib
 import numpy as np
 from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
+
+from talk2dino.files import shipped
 
 if TYPE_CHECKING:
     from matplotlib.font_manager import FontEntry
@@ -28,14 +30,13 @@ MAX_INDEXED = 256
 
 _LABEL_COLOUR = (255, 69, 0)
 _LABEL_SIZE = 16
-_NAMED_COLOURS = 256  # chosen as far apart as possible; more are distinct, but may look alike
 
 
 def class_colours(count: int, background: bool = False) -> np.ndarray:
-    """Colours that are always the same and never repeat.
+    """Colours that are always the same; a class keeps its own when others are added.
 
-    The first 256 are chosen one after the other as far as possible from all earlier ones, so few
-    classes get very different colours, and a class keeps its colour when others are added.
+    They were chosen one after the other as far as possible from all earlier ones, so few classes
+    get very different colours. After 1024 they repeat.
 
     Args:
         count: number of labels, the background included.
@@ -44,21 +45,25 @@ def class_colours(count: int, background: bool = False) -> np.ndarray:
     Returns:
         (count, 3) uint8 RGB.
     """
+    distinct = palette("distinct")
+    colours = distinct[np.arange(-1 if background else 0, count - background) % len(distinct)]
     if background:
-        named = class_colours(max(count - 1, 0))
-        return np.concatenate([np.array([BACKGROUND_COLOUR], dtype=np.uint8), named])[:count]
-    if count > 0xFFFFFF:
-        raise ValueError(f"there are no {count} different 8-bit colours.")
-    chosen = list(_distant_colours()[:count])
-    used = {*_distant_colours(), BACKGROUND_COLOUR}
-    step = 0
-    while len(chosen) < count:
-        step += 1
-        value = step * 0x9E3779B1 & 0xFFFFFF  # odd factor: visits every 24-bit colour once
-        colour = (value >> 16, value >> 8 & 255, value & 255)
-        if colour not in used:
-            chosen.append(colour)
-    return np.array(chosen, dtype=np.uint8).reshape(count, 3)
+        colours[:1] = BACKGROUND_COLOUR
+    return colours
+
+
+@cache
+def palette(name: str) -> np.ndarray:
+    """(C, 3) uint8 RGB: the colours of a data set by its key, or `distinct`."""
+    return np.loadtxt(shipped(f"configs/datasets/{name}_palette.txt"), np.uint8, ndmin=2)
+
+
+def group_colours(count: int) -> np.ndarray:
+    """Colours (count, 3) uint8 RGB of group tokens, the published ones, repeated after 209."""
+    city, voc, ade = map(palette, ("cityscapes", "voc20", "ade20k"))
+    rows = np.concatenate([city, voc, ade[:25], voc, ade[25:]])
+    bgr = rows[:, ::-1]  # the published file was read with its channels reversed
+    return bgr[np.arange(count) % len(bgr)]
 
 
 def indexed_mask(labels: np.ndarray, colours: np.ndarray) -> Image.Image:
@@ -297,43 +302,3 @@ def _borders(labels: np.ndarray) -> np.ndarray:
     borders[:, :-1] |= labels[:, :-1] != labels[:, 1:]
     borders[:-1] |= labels[:-1] != labels[1:]
     return borders
-
-
-@lru_cache(maxsize=1)
-def _distant_colours() -> tuple[tuple[int, int, int], ...]:
-    """Colours found by taking, again and again, the candidate farthest from all taken ones."""
-    levels = np.arange(0, 256, 17)
-    candidates = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1)
-    candidates = candidates.reshape(-1, 3)
-    places = _oklab(candidates)
-    readable = (places[:, 0] > 0.42) & (places[:, 0] < 0.93)
-    candidates, places = candidates[readable], places[readable]
-    first = np.array([230, 25, 75])  # a strong red; then as far as possible from greys and it
-    taken = _oklab(np.array([(0, 0, 0), (128, 128, 128), (255, 255, 255), first]))
-    distance = np.linalg.norm(places[:, None] - taken[None], axis=-1).min(axis=1)
-    colours = [first]
-    while len(colours) < _NAMED_COLOURS:
-        farthest = int(distance.argmax())
-        colours.append(candidates[farthest])
-        distance = np.minimum(distance, np.linalg.norm(places - places[farthest], axis=-1))
-    return tuple((int(r), int(g), int(b)) for r, g, b in colours)
-
-
-def _oklab(rgb: np.ndarray) -> np.ndarray:
-    """(N, 3) RGB in 0..255 to OKLab (Ottosson 2020), where distance is visible difference."""
-    share = rgb / 255.0
-    linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
-    cones = linear @ np.array(
-        [
-            [0.4122214708, 0.2119034982, 0.0883024619],
-            [0.5363325363, 0.6806995451, 0.2817188376],
-            [0.0514459929, 0.1073969566, 0.6299787005],
-        ]
-    )
-    return np.cbrt(cones) @ np.array(
-        [
-            [0.2104542553, 1.9779984951, 0.0259040371],
-            [0.7936177850, -2.4285922050, 0.7827717662],
-            [-0.0040720468, 0.4505937099, -0.8086757660],
-        ]
-    )

@@ -26,8 +26,6 @@ from talk2dino.pictures.drawing import (
 )
 from talk2dino.pictures.images import PICTURE_FORMATS
 
-KINDS = ("overlay", "mask", "scores")
-"""What `Segmentation.save` can write."""
 HEAT_COLOURS = "turbo"
 """Of heat maps, by matplotlib's name."""
 
@@ -143,52 +141,39 @@ class Segmentation:
         order = values.argsort(descending=True, stable=True).tolist()
         return {self.names[index]: float(values[index]) for index in order}
 
-    def save(self, path: str | Path, kind: str | None = None, overwrite: bool = False) -> Path:
+    def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Write one file; returns its path.
 
         Args:
             path: `.npz` for the scores; a picture (`.png`, `.jpg`, `.webp`) for the overlay with
                 legend; a name that ends in `_mask.png` for the indexed mask.
-            kind: `overlay`, `mask` or `scores`, if the name should not decide.
             overwrite: replace an existing file.
 
         Raises:
-            ValueError: a suffix that does not go with the kind.
+            ValueError: another suffix.
             FileExistsError: the file exists and `overwrite` is false.
             OSError: it cannot be written.
         """
         path = Path(path)
-        kind = check_kind(path, kind)
+        suffix = path.suffix.lower()
+        if suffix not in (*PICTURE_FORMATS, ".npz"):
+            wanted = ", ".join(PICTURE_FORMATS)
+            raise ValueError(
+                f"{path}: pictures are written as {wanted}, scores as .npz, not "
+                f"{suffix or 'without suffix'}."
+            )
         check_writable(path, overwrite)
-        record = self.record()
-        if kind == "scores":
-            save_scores(self.scores, self.names, path, record)
+        if suffix == ".npz":
+            save_scores(self.scores, self.names, path, self.record())
         else:
-            save_picture(self.mask() if kind == "mask" else self.overlay(), path, record)
+            is_mask = path.name.lower().endswith("_mask.png")
+            save_picture(self.mask() if is_mask else self.overlay(), path, self.record())
         return path
 
     def record(self) -> str:
         """JSON of what made this segmentation, as stored in its files."""
         values = {"classes": list(self.names), "background": self.background, **self.settings}
         return json.dumps(values, ensure_ascii=False)
-
-
-def check_kind(path: Path, kind: str | None = None) -> str:
-    """What to write at `path`: `overlay`, `mask` or `scores`.
-
-    Raises:
-        ValueError: an unknown kind, or a suffix that does not go with it.
-    """
-    suffix = path.suffix.lower()
-    if kind is None:
-        is_mask = path.name.lower().endswith("_mask.png")
-        kind = "mask" if is_mask else "scores" if suffix == ".npz" else "overlay"
-    check_name("kind of file", kind, KINDS)
-    allowed = {"overlay": list(PICTURE_FORMATS), "mask": [".png"], "scores": [".npz"]}[kind]
-    if suffix not in allowed:
-        wanted = ", ".join(allowed) + (", or .npz for the scores" if kind == "overlay" else "")
-        raise ValueError(f"{path}: {kind} can be written as {wanted}, not {suffix or 'no suffix'}.")
-    return kind
 
 
 def save_picture(picture: Image.Image, path: Path, record: str) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from talk2dino.config import as_texts
 from talk2dino.files import shipped
-from talk2dino.pictures.drawing import class_colours
+from talk2dino.pictures.drawing import class_colours, palette
 from talk2dino.pictures.word_lists import BACKGROUND, WordLists, read_word_lists
 from talk2dino.textfiles import read_names, read_yaml
 
@@ -66,7 +66,7 @@ def named_classes(words: Sequence[str]) -> Vocabulary:
     words = as_texts(words)
     first = words[:1] and words[0].strip().lower() == BACKGROUND
     names = class_names(words[1:] if first else words, background=True)
-    ade = _colours("ade20k")
+    ade = palette("ade20k")
     colours = ade[: len(names)] if len(names) <= len(ade) else class_colours(len(names))
     return Vocabulary(tuple(names), colours)
 
@@ -98,14 +98,6 @@ def class_names(names: str | Sequence[str], background: bool) -> list[str]:
     return found
 
 
-def group_colours(count: int) -> np.ndarray:
-    """Colours (count, 3) uint8 RGB of group tokens, the published ones, repeated after 209."""
-    city, voc, ade = map(_colours, ("cityscapes", "voc20", "ade20k"))
-    rows = np.concatenate([city, voc, ade[:25], voc, ade[25:]])
-    bgr = rows[:, ::-1]  # the published file was read with its channels reversed
-    return bgr[np.arange(count) % len(bgr)]
-
-
 def _looks_like_a_list(word: str) -> bool:
     key = word.lower()
     return key in _OTHER_LISTS or bool(difflib.get_close_matches(key, VOCABULARIES, cutoff=0.65))
@@ -114,17 +106,12 @@ def _looks_like_a_list(word: str) -> bool:
 @cache
 def _known_list(name: str) -> Vocabulary:
     """One of VOCABULARIES, as the files of its data set have it."""
-    benchmark, palette = VOCABULARIES[name]
+    benchmark, colours = VOCABULARIES[name]
     content = read_yaml(_FOLDER / f"{benchmark}.yaml")
     names = content["classes"]
     names = read_names(_FOLDER / names) if isinstance(names, str) else names
     names = tuple(names[bool(content.get("background")) :])
-    return Vocabulary(names, _colours(palette)[: len(names)], benchmark)
-
-
-@cache
-def _colours(data_set: str) -> np.ndarray:
-    return np.loadtxt(_FOLDER / f"{data_set}_palette.txt", np.uint8, ndmin=2)
+    return Vocabulary(names, palette(colours)[: len(names)], benchmark)
 
 
 _FOLDER = shipped("configs/datasets")

@@ -17,8 +17,7 @@ from talk2dino.methods.ovsegmentor.segmenter import (
     paint_scores,
 )
 from talk2dino.methods.registry import find_method
-from talk2dino.methods.talk2dino.segmenter import Talk2DinoSegmenter
-from talk2dino.segmenter import ClassQuery, FeatureSharing, require_groups
+from talk2dino.segmenter import ClassQuery, FeatureSharing
 
 # Three groups and seven classes; the first group is the best and owns no pixel below.
 SCORES = torch.tensor([[[0.0, 0.9], [0.2, 0.5], [0.3, 0.1]]])
@@ -142,15 +141,9 @@ def test_sliding_windows_keep_a_constant(size):
 
 
 def test_group_maps_share_every_pixel_among_the_groups(segmenter):
-    (maps,) = require_groups(segmenter).group_maps(255 * torch.rand(2, 3, 70, 50))
+    (maps,) = segmenter.group_maps(255 * torch.rand(2, 3, 70, 50))
     assert maps.shape == (2, 8, 70, 50)
     torch.testing.assert_close(maps.sum(dim=1), torch.ones(2, 70, 50))
-
-
-def test_a_method_without_groups_refuses_group_maps():
-    talk2dino = object.__new__(Talk2DinoSegmenter)
-    with pytest.raises(ValueError, match="Talk2DinoSegmenter has no groups"):
-        require_groups(talk2dino)
 
 
 def test_class_names_and_thresholds_are_the_published_ones():
