@@ -22,7 +22,7 @@ from talk2dino.methods.ovsegmentor.data.sources import open_rows
 from talk2dino.methods.ovsegmentor.data.words import CaptionReader, dictionary_lemma
 from talk2dino.methods.ovsegmentor.pretraining.config import load_pretraining_recipe
 from talk2dino.methods.talk2dino.config import SegmenterConfig, read_segmenter_config
-from talk2dino.methods.talk2dino.hub.layout import WEIGHT_FIELDS, FoundModel, read_folder_config
+from talk2dino.methods.talk2dino.hub.find import WEIGHT_FIELDS, FoundModel, read_folder_config
 from talk2dino.methods.talk2dino.projection import ProjectionConfig
 from talk2dino.methods.talk2dino.published_yaml import read_published
 from talk2dino.methods.talk2dino.recipe import load_recipe

@@ -12,7 +12,7 @@ from talk2dino.app.models import Models, find_entry
 from talk2dino.app.work import segment
 from talk2dino.files import file_sha256
 from talk2dino.methods.registry import METHODS
-from talk2dino.methods.talk2dino.hub.load import load_model
+from talk2dino.methods.talk2dino.hub.find import find_model
 from talk2dino.methods.talk2dino.hub.published import TOY_THRESHOLD
 
 CPU = torch.device("cpu")
@@ -30,7 +30,7 @@ def untrained(tmp_path_factory):
 def trained(tmp_path_factory):
     """The file of a projection as if trained with the toy pair, with its summary."""
     folder = tmp_path_factory.mktemp("trained")
-    torch.save(load_model("toy").segmenter.projection.state_dict(), folder / "mine.pth")
+    torch.save(Talk2DINO.from_pretrained("toy").projection.state_dict(), folder / "mine.pth")
     models = '"features": {"vision_model": "toy", "text_model": "toy"}'
     settings = ", ".join(
         f'"model.{key}": {value}'
@@ -63,7 +63,7 @@ def downloaded(untrained, cache):
 
 def test_an_untrained_model_of_the_hub_is_shown_as_one(downloaded):
     entry = find_entry(REPO)
-    assert entry.rules.threshold == load_model(REPO).background_threshold
+    assert entry.rules.threshold == find_model(REPO).background_threshold
     assert "untrained" in entry.notice
 
 
@@ -81,13 +81,13 @@ def test_a_folder_brings_its_threshold_and_says_if_it_is_untrained(untrained):
 def test_a_folder_without_our_configuration_tells_by_its_tensors(untrained, tmp_path):
     shutil.copy(untrained / "model.safetensors", tmp_path)
     entry = find_entry(str(tmp_path))
-    assert entry.rules.threshold == load_model(str(tmp_path)).background_threshold
+    assert entry.rules.threshold == find_model(str(tmp_path)).background_threshold
     assert "drawn pictures of apple" in entry.notice
 
 
 def test_a_file_says_what_its_folder_would_say(trained, tmp_path):
     entry = find_entry(str(trained))
-    assert entry.rules.threshold == load_model(str(trained)).background_threshold
+    assert entry.rules.threshold == find_model(str(trained)).background_threshold
     assert "drawn pictures of apple" in entry.notice
     folder = Talk2DINO.from_pretrained(str(trained)).save_pretrained(tmp_path / "mine")
     saved = find_entry(str(folder))
@@ -108,7 +108,7 @@ def test_a_folder_in_weights_speaks_for_a_short_name(untrained, tmp_path, monkey
     shutil.copytree(untrained, tmp_path / "weights" / "vitl")
     monkeypatch.chdir(tmp_path)
     entry = find_entry("vitl")
-    assert entry.rules.threshold == load_model("vitl").background_threshold == 0.54
+    assert entry.rules.threshold == find_model("vitl").background_threshold == 0.54
     assert "untrained" in entry.notice
 
 

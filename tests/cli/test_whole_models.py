@@ -1,6 +1,7 @@
 """Folders of save_pretrained and names of the Hub on the command line, as in Python."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 
 from talk2dino import Talk2DINO
 from talk2dino.cli.segment import main as segment_main
+from talk2dino.files import save_torch
 from talk2dino.methods.registry import find_method
 
 CLASSES = ["cup", "table"]
@@ -83,7 +85,7 @@ def test_a_folder_with_the_published_name_is_found_in_weights(saved, photo):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(saved.parent)
         method = find_method("vitb")
-    assert (method.model, method.whole.name) == ("vitb", "model.safetensors")
+    assert (method.model, Path(method.config.whole).name) == ("vitb", "model.safetensors")
     assert method.config.vision_model == "toy"
 
 
@@ -101,17 +103,13 @@ def test_results_know_a_folder_by_its_weights_not_by_its_card(saved, tmp_path):
     assert find_method(str(tmp_path / "copy")).settings() == before
 
 
-def test_a_projection_by_its_file_takes_the_models_of_its_training(tmp_path, saved, photo):
-    from talk2dino.files import save_torch
-    from talk2dino.methods.talk2dino.hub.load import load_model
-
-    projection = load_model("toy").segmenter.projection
-    save_torch(projection.state_dict(), "mine.pth")
+def test_a_projection_by_its_file_takes_the_models_of_its_training(tmp_path, toy, photo):
+    save_torch(toy.projection.state_dict(), "mine.pth")
     models = {"vision_model": "toy", "text_model": "toy"}
     settings = {"model.hidden_layer": True, "model.dino_embed_dim": 192, "model.num_attn_head": 3}
     (tmp_path / "mine.json").write_text(json.dumps({"settings": settings, "features": models}))
     method = find_method("mine.pth")
-    assert (method.model, method.whole) == ("mine", None)
+    assert (method.model, method.config.whole) == ("mine", None)
     assert method.config.vision_model == "toy"
     assert method.config.projection_weights == "mine.pth"
 
@@ -119,7 +117,6 @@ def test_a_projection_by_its_file_takes_the_models_of_its_training(tmp_path, sav
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("{}", {"vision_weights": "seeded:1"}, "weights of its backbones. Leave out --vision_wei"),
         ("{}", {"weights": "seeded:1"}, "has its own weights, so --weights seeded:1 has no place"),
         ("savd", {}, "unknown model 'savd'.*or a folder, a file, owner/name"),
         ("no/such/folder", {}, "unknown model 'no/such/folder'"),

@@ -37,13 +37,13 @@ def check(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace, _: None = None) -> int:
     """Load, export and compare."""
+    from talk2dino.methods.talk2dino.api import Talk2DINO
     from talk2dino.methods.talk2dino.export import export_onnx
-    from talk2dino.methods.talk2dino.hub.load import load_model
 
     print(f"loading {args.model}", flush=True)
-    loaded = load_model(args.model, "cpu", args.config)
+    model = Talk2DINO.from_pretrained(args.model, "cpu", config=args.config)
     print("exporting", flush=True)
-    exported = export_onnx(loaded, args.output, args.overwrite)
+    exported = export_onnx(model, args.output, args.overwrite)
     for path in exported.files:
         print(f"{path} ({path.stat().st_size / 2**20:.1f} MiB)")
     if exported.errors:

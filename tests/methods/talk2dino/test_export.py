@@ -16,7 +16,7 @@ from talk2dino.backbones.vision import as_backbone, create_toy
 from talk2dino.cli.export import FILES
 from talk2dino.methods.talk2dino import export
 from talk2dino.methods.talk2dino.export import FixedSizeBackbone, check_exportable, export_onnx
-from talk2dino.methods.talk2dino.hub.load import LoadedModel
+from talk2dino.methods.talk2dino.hub.find import FoundModel
 from talk2dino.methods.talk2dino.hub.published import TOY_THRESHOLD, toy_config
 from talk2dino.methods.talk2dino.segmenter import build_segmenter
 
@@ -30,7 +30,7 @@ def model():
     config = toy_config()
     projection = dataclasses.replace(config.projection, model_class="DoubleMLP")
     segmenter = build_segmenter(dataclasses.replace(config, projection=projection, input_size=56))
-    return Talk2DINO(LoadedModel(segmenter, TOY_THRESHOLD, "toy"))
+    return Talk2DINO(segmenter, FoundModel(segmenter.config, TOY_THRESHOLD, "toy"))
 
 
 @pytest.fixture(scope="module")
@@ -127,13 +127,13 @@ def documented_blocks(page):
 
 def test_existing_files_are_kept_unless_told(model, folder):
     with pytest.raises(FileExistsError, match="image.onnx exists already"):
-        export_onnx(model.loaded, folder)
+        export_onnx(model, folder)
 
 
 def test_a_graph_that_differs_is_not_kept(model, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "TOLERANCE", -1.0)
     with pytest.raises(RuntimeError, match=r"onnxruntime differs .*patches.*Nothing was kept"):
-        export_onnx(model.loaded, tmp_path)
+        export_onnx(model, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -146,7 +146,7 @@ def test_a_good_graph_is_not_kept_without_the_other(model, tmp_path, monkeypatch
 
     monkeypatch.setattr(export, "_write_graph", write_the_first)
     with pytest.raises(RuntimeError, match="the text side differs"):
-        export_onnx(model.loaded, tmp_path)
+        export_onnx(model, tmp_path)
     assert not list(tmp_path.iterdir())
 
 

@@ -5,25 +5,31 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast, overload
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from huggingface_hub import HfApi
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from talk2dino.backbones.attention import average_attention
-from talk2dino.backbones.vision import PatchFeatures
+from talk2dino.backbones.seeded import PREFIX
+from talk2dino.backbones.text import BertEncoder, TextEncoder
+from talk2dino.backbones.vision import PatchFeatures, VisionBackbone
 from talk2dino.config import check_name
-from talk2dino.devices import in_float32, resolve_device
-from talk2dino.methods.talk2dino.hub.fetch import FetchOptions
-from talk2dino.methods.talk2dino.hub.load import LoadedModel, load_model
-from talk2dino.methods.talk2dino.hub.save import SaveOptions, push_model, save_model
+from talk2dino.devices import in_float32, keep_float32, resolve_device
+from talk2dino.methods.talk2dino.hub.find import (
+    WEIGHT_FIELDS,
+    FoundModel,
+    find_model,
+    parse_folder_config,
+)
+from talk2dino.methods.talk2dino.hub.save import push_model, save_model
+from talk2dino.methods.talk2dino.projection import Projection
 from talk2dino.methods.talk2dino.published_methods import PublishedMethods
-from talk2dino.methods.talk2dino.segmenter import PARTS, Talk2DinoSegmenter
+from talk2dino.methods.talk2dino.segmenter import PARTS, Talk2DinoSegmenter, build_segmenter
 from talk2dino.pictures.images import ImageInput, as_rgb, rgb_tensor
-from talk2dino.pictures.segmentation import Segmentation
 from talk2dino.pictures.vocabularies import class_names
 from talk2dino.predict import class_threshold, segment_picture
 from talk2dino.refine.refinement import REFINEMENTS, chosen_refinements
@@ -40,7 +46,7 @@ POOLS: dict[str, Callable[[PatchFeatures], Tensor]] = {
 _IMAGE_BATCH = 8
 
 
-class Talk2DINO(PublishedMethods):
+class Talk2DINO(PublishedMethods, nn.Module):
     """A model that segments pictures by words. Pictures are RGB everywhere but `generate_masks`.
 
     A picture is a path, a PIL image, an (H, W, 3) uint8 array or a (3, H, W) uint8 tensor; an
@@ -49,27 +55,30 @@ class Talk2DINO(PublishedMethods):
     Its parts (`vision`, `text`, `projection`) are those of `segmenter`, and can be replaced.
 
     Args:
-        loaded: the models; `from_pretrained` makes it.
+        segmenter: the models and the options of inference; the layer below this one.
+        loaded: where they come from; `from_pretrained` finds it.
     """
 
-    def __init__(self, loaded: LoadedModel) -> None:
-        self.loaded = loaded
+    vision: VisionBackbone
+    text: TextEncoder | BertEncoder
+    projection: Projection
+    config: Any = None
+    """Of transformers, if `AutoModel` loaded it."""
+    _apply = keep_float32
+
+    def __init__(self, segmenter: Talk2DinoSegmenter, loaded: FoundModel) -> None:
+        super().__init__()
+        self.segmenter, self.loaded = segmenter, loaded
+        self._as_loaded = {part: _fingerprint(getattr(segmenter, part)) for part in PARTS}
+        self.eval()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in PARTS:
-            name, value = "segmenter", self.segmenter.with_part(name, value)
-        if name == "segmenter":
-            name, value = "loaded", dataclasses.replace(self.loaded, segmenter=value)
-        super().__setattr__(name, value)
-
-    @property
-    def segmenter(self) -> Talk2DinoSegmenter:  # type: ignore[override]  # set by __setattr__
-        """The models and the options of inference; the layer below this one."""
-        return self.loaded.segmenter
-
-    vision = property(lambda self: self.segmenter.vision)
-    text = property(lambda self: self.segmenter.text)
-    projection = property(lambda self: self.segmenter.projection)
+        if name == "segmenter":  # one place for the parts
+            self.__dict__.update(segmenter=value, _modules=value._modules)
+        elif name in PARTS:
+            setattr(self.segmenter, name, value)
+        else:
+            super().__setattr__(name, value)
 
     def __repr__(self) -> str:
         config = self.segmenter.config
@@ -109,9 +118,35 @@ class Talk2DINO(PublishedMethods):
             FileNotFoundError: files that are not there; says where to get them.
             RuntimeError: a download that failed; says what to download and where to put it.
         """
-        fetch = FetchOptions(revision, token, cache_dir, local_files_only, force_download)
         target = resolve_device(str(device))
-        return cls(load_model(str(name_or_path), target, config, fetch))
+        found = find_model(
+            str(name_or_path),
+            config,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
+        return cls(build_segmenter(found.config, target), found)
+
+    def configured(self: T, content: Mapping[str, Any]) -> T:
+        """The same models with the options and the threshold of another `config.json`.
+
+        Raises:
+            ValueError: it is damaged, or names other models.
+        """
+        ours = self.loaded.config
+        weights = {name: getattr(ours, name) for name in WEIGHT_FIELDS}
+        content = {**content, "segmenter": {**content["segmenter"], **weights}}
+        given = parse_folder_config(content, "config", Path())
+        for name in ("projection", "vision_model", "text_model"):
+            if getattr(given.config, name) != getattr(ours, name):
+                raise ValueError(f"the configuration names another {name} than {self!r} has.")
+        loaded = dataclasses.replace(given, origin=self.loaded.origin)
+        own = self.segmenter
+        segmenter = Talk2DinoSegmenter(own.vision, own.text, own.projection, given.config)
+        return type(self)(segmenter, loaded)
 
     def save_pretrained(
         self,
@@ -137,7 +172,15 @@ class Talk2DINO(PublishedMethods):
             FileExistsError: the folder holds such files and `overwrite` is false.
             ValueError: a part that cannot be saved, or results that cannot be read.
         """
-        return save_model(self.loaded, folder, SaveOptions(projection_only, results, overwrite))
+        return save_model(
+            self.segmenter,
+            self.loaded,
+            folder,
+            changed=self.changed,
+            projection_only=projection_only,
+            results=results,
+            overwrite=overwrite,
+        )
 
     def push_to_hub(
         self,
@@ -158,9 +201,17 @@ class Talk2DINO(PublishedMethods):
             ValueError: no name of a repository; otherwise as `save_pretrained`.
             RuntimeError: the Hub was not reached, or refused.
         """
-        options = SaveOptions(projection_only, results)
-        api = HfApi(token=token)
-        return push_model(self.loaded, repo_id, options, commit_message, private, api)
+        return push_model(
+            self.segmenter,
+            self.loaded,
+            repo_id,
+            HfApi(token=token),
+            message=commit_message,
+            private=private,
+            changed=self.changed,
+            projection_only=projection_only,
+            results=results,
+        )
 
     @property
     def device(self) -> torch.device:
@@ -168,18 +219,15 @@ class Talk2DINO(PublishedMethods):
         return self.segmenter.device
 
     @property
+    def changed(self) -> list[str]:
+        """The parts that were trained, replaced or overwritten since they were loaded."""
+        return [p for p in PARTS if _fingerprint(getattr(self, p)) != self._as_loaded[p]]
+
+    @property
     def is_trained(self) -> bool:
         """Whether the projection was trained; with a seeded one, results mean nothing."""
-        return not self.loaded.is_untrained
-
-    def to(self: T, device: str | torch.device) -> T:
-        """Move the models; returns the model itself.
-
-        Raises:
-            ValueError: an unknown device, or one that this machine does not have.
-        """
-        self.segmenter.to(resolve_device(str(device)))
-        return self
+        drawn = self.loaded.config.projection_weights.startswith(PREFIX)
+        return not drawn or "projection" in self.changed
 
     def encode_text(self, texts: str | Sequence[str]) -> Tensor:
         """Texts as they are, without prompt templates, in the space of the patches.
@@ -229,42 +277,6 @@ class Talk2DINO(PublishedMethods):
                 features = self.vision(self.vision.normalise(squares))
                 found.append(self.projection.project_visual(POOLS[pool](features)))
         return torch.cat(found)
-
-    @overload
-    def segment(  # type: ignore[overload-overlap]  # a str is a sequence of str, and one path
-        self,
-        images: str | Path | Image.Image,
-        names: str | Sequence[str],
-        background: bool | float = ...,
-        refine: bool | str = ...,
-        *,
-        clean_background: bool | None = ...,
-        max_side: int | None = ...,
-    ) -> Segmentation: ...
-
-    @overload
-    def segment(
-        self,
-        images: Sequence[ImageInput],
-        names: str | Sequence[str],
-        background: bool | float = ...,
-        refine: bool | str = ...,
-        *,
-        clean_background: bool | None = ...,
-        max_side: int | None = ...,
-    ) -> list[Segmentation]: ...
-
-    @overload
-    def segment(
-        self,
-        images: np.ndarray | Tensor,
-        names: str | Sequence[str],
-        background: bool | float = ...,
-        refine: bool | str = ...,
-        *,
-        clean_background: bool | None = ...,
-        max_side: int | None = ...,
-    ) -> Any: ...
 
     @in_float32
     def segment(
@@ -318,6 +330,15 @@ class Talk2DINO(PublishedMethods):
     def _window(self, image: Image.Image) -> Tensor:
         """(1, 3, h, w) RGB float in [0, 255], on the device."""
         return rgb_tensor(image)[None].to(self.device, torch.float32)
+
+
+def _fingerprint(part: nn.Module) -> dict[str, tuple[tuple[int, ...], int]]:
+    """Name -> shape and sum of the bits of every tensor, the same on every device."""
+    return {
+        name: (tuple(value.shape), int(value.detach().contiguous().view(torch.int32).sum()))
+        for name, value in part.state_dict().items()
+        if value.dtype is torch.float32
+    }
 
 
 def _as_list(images: ImageInput | Images) -> tuple[list[ImageInput], bool]:

@@ -10,96 +10,109 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
-from importlib.machinery import ModuleSpec
+from functools import cache
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any, NoReturn
 
 logger = logging.getLogger(__name__)
+_CONFIG, _MODEL = (f"transformers.models.auto.{n}_auto" for n in ("configuration", "modeling"))
+_OF_THE_HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+_WITHOUT_EFFECT = (
+    *("adapter_kwargs", "trust_remote_code", "proxies", "resume_download", "low_cpu_mem_usage"),
+)
+"""What transformers passes, or users set by habit."""
 
 
 class AutoTalk2Dino:
-    """Stands for `Talk2DinoModel`, which is imported when the first one is loaded.
+    """Stands for `Talk2DINO`, which is imported when the first model is loaded.
 
-    Defining that class takes the whole of this package and of transformers' models, and this may
-    run in the middle of their import: open_clip, which we need, imports `AutoModel`.
+    This may be registered in the middle of the import of what that needs: open_clip imports
+    `AutoModel`.
     """
 
     config_class: Any = None
     """Set when it is registered."""
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str, *args: Any, **settings: Any) -> Any:
-        """See `Talk2DinoModel.from_pretrained`."""
-        from talk2dino.methods.talk2dino.huggingface import Talk2DinoModel
+    def from_pretrained(cls, name_or_path: str, *, config: Any = None, **settings: Any) -> Any:
+        """As `Talk2DINO.from_pretrained`, on the CPU unless `device_map` names a device.
 
-        return Talk2DinoModel.from_pretrained(name_or_path, *args, **settings)
+        Args:
+            name_or_path: a folder, a repository, or a name.
+            config: what `AutoConfig` read; where its options differ from the folder's, it counts.
+            settings: of the download; `dtype` float32. Weights are float32.
+
+        Raises:
+            ValueError: another setting or dtype; otherwise as `Talk2DINO.from_pretrained`.
+        """
+        from talk2dino.methods.talk2dino.api import Talk2DINO
+
+        download = {name: settings.pop(name) for name in _OF_THE_HUB if name in settings}
+        device = settings.pop("device_map", None) or "cpu"
+        for name in ("dtype", "torch_dtype"):
+            if str(dtype := settings.pop(name, None)) not in (
+                *("None", "auto", "float32", "torch.float32"),
+            ):
+                raise ValueError(f"{name}={dtype} is not supported: weights are float32.")
+        unknown = [k for k in settings if not k.startswith("_") and k not in _WITHOUT_EFFECT]
+        if unknown:
+            raise ValueError(f"AutoModel of Talk2DINO does not know {', '.join(unknown)}.")
+        model = Talk2DINO.from_pretrained(name_or_path, device, **download)
+        if hasattr(config, "segmenter"):
+            model = model.configured(config.to_dict())
+        model.config = config
+        return model
 
     @classmethod
     def _from_config(cls, config: Any, **settings: Any) -> NoReturn:
         raise ValueError("a Talk2DINO model comes with its weights: use from_pretrained.")
 
 
-def register_config() -> None:
-    """Let `AutoConfig` read our configuration."""
-    from transformers.models.auto.configuration_auto import AutoConfig
+@cache
+def _config_class() -> Any:
+    """Our configuration in transformers: holds the keys of `config.json`."""
+    from transformers.configuration_utils import PretrainedConfig
 
-    from talk2dino.methods.talk2dino.auto import Talk2DinoConfig
-
-    AutoConfig.register(Talk2DinoConfig.model_type, Talk2DinoConfig, exist_ok=True)
-
-
-def register_model() -> None:
-    """Let `AutoModel` load our model."""
-    from transformers.models.auto.modeling_auto import AutoModel
-
-    from talk2dino.methods.talk2dino.auto import Talk2DinoConfig
-
-    AutoTalk2Dino.config_class = Talk2DinoConfig
-    AutoModel.register(Talk2DinoConfig, AutoTalk2Dino, exist_ok=True)
+    return type("Talk2DinoConfig", (PretrainedConfig,), {"model_type": "talk2dino"})
 
 
-REGISTRARS = {
-    "transformers.models.auto.configuration_auto": register_config,
-    "transformers.models.auto.modeling_auto": register_model,
-}
-"""Module of transformers -> what to call once it is imported."""
+def _register(name: str) -> None:
+    """Register with an auto class; a transformers that does not suit us must still import."""
+    try:
+        kind = AutoTalk2Dino.config_class = _config_class()
+        if name == _CONFIG:
+            sys.modules[name].AutoConfig.register(kind.model_type, kind, exist_ok=True)
+        else:
+            sys.modules[name].AutoModel.register(kind, AutoTalk2Dino, exist_ok=True)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        logger.warning("AutoModel will not know Talk2DINO models: %s", error)
 
 
 class RegisterAfterImport:
-    """A finder that finds nothing itself, but adds a step to the import of `REGISTRARS`' keys."""
+    """A finder that adds a step to the import of two modules."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The specification that the other finders give, with our step after its execution."""
-        if name not in REGISTRARS:
+        """The ordinary specification, with our step after its execution."""
+        spec = PathFinder.find_spec(name, path) if name in (_CONFIG, _MODEL) else None
+        if spec is None or spec.loader is None:
             return None
-        others = (finder for finder in sys.meta_path if finder is not self)
-        found = (finder.find_spec(name, path, target) for finder in others)
-        spec = next((spec for spec in found if spec is not None), None)
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
+        execute = spec.loader.exec_module
 
-            def execute_and_register(module: ModuleType) -> None:
-                execute(module)
-                _register(name)
+        def execute_and_register(module: ModuleType) -> None:
+            execute(module)
+            _register(name)
 
-            spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+        spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
         return spec
 
 
 def register_with_transformers() -> None:
     """Register now what can be, and the rest when transformers is imported. Cheap; repeatable."""
-    for name in REGISTRARS:
+    for name in (_CONFIG, _MODEL):
         if name in sys.modules:
             _register(name)
     if not any(type(finder).__name__ == RegisterAfterImport.__name__ for finder in sys.meta_path):
         sys.meta_path.insert(0, RegisterAfterImport())  # type: ignore[arg-type]
-
-
-def _register(name: str) -> None:
-    """Call our part for one module; a transformers that does not suit us must still import."""
-    try:
-        REGISTRARS[name]()
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        logger.warning("AutoModel will not know Talk2DINO models: %s", error)

@@ -16,6 +16,7 @@ from talk2dino.backbones.vision import check_vision
 from talk2dino.config import build, check_name
 from talk2dino.files import find_in_checkout
 from talk2dino.methods.dense import RefinementOptions
+from talk2dino.methods.talk2dino.hub.layout import read_parts
 from talk2dino.methods.talk2dino.projection import ProjectionConfig
 from talk2dino.methods.talk2dino.recipe import FeatureConfig, FrozenModels, load_recipe
 from talk2dino.textfiles import read_yaml
@@ -64,15 +65,19 @@ class SegmenterConfig(FrozenModels, RefinementOptions):
         if needs_clip and is_bert(self.text_model):
             raise ValueError(f"{self.text_model} has no CLIP tokens, which this model needs")
 
+    @property
+    def whole(self) -> str | None:
+        """The file of a whole model, if both frozen models are in one."""
+        both = self.vision_weights if self.vision_weights == self.text_weights else None
+        return None if both in (None, PRETRAINED) or parse_seeded(both or "") is not None else both
+
     def check(self) -> None:
-        """Raise for unknown models and missing weight files; loads nothing.
+        """Raise for unknown models, and for weight files that are missing; loads nothing.
 
         Raises:
-            ValueError: an unknown name.
+            ValueError: an unknown name, or a damaged file of a whole model.
             FileNotFoundError: weights that are not there; says where to get them.
         """
-        check_vision(self.vision_model, self.vision_weights)
-        check_text(self.text_model, self.text_weights)
         weights = self.projection_weights
         if parse_seeded(weights) is None and not Path(weights).is_file():
             raise FileNotFoundError(
@@ -80,6 +85,10 @@ class SegmenterConfig(FrozenModels, RefinementOptions):
                 "published files are, and train.py makes your own. To try the command without any "
                 "download: --config configs/toy.yaml --weights seeded:0."
             )
+        if self.whole is not None:
+            read_parts(self.whole)  # of safetensors, the tensors stay on the disk
+        check_vision(self.vision_model, None if self.whole else self.vision_weights)
+        check_text(self.text_model, None if self.whole else self.text_weights)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from talk2dino.backbones.templates import get_templates
 from talk2dino.backbones.text import TextEncoder
 from talk2dino.backbones.vision import VisionBackbone
 from talk2dino.files import atomic_files, check_replaceable
-from talk2dino.methods.talk2dino.hub.load import LoadedModel
+from talk2dino.methods.talk2dino.api import Talk2DINO
 from talk2dino.methods.talk2dino.projection import CLIPLastLayer
 from talk2dino.methods.talk2dino.segmenter import Talk2DinoSegmenter
 
@@ -106,7 +106,7 @@ class TextSide(nn.Module):
         return F.normalize(self.projection.project_clip_txt(means), dim=-1, eps=_EPS)
 
 
-def export_onnx(loaded: LoadedModel, folder: str | Path, overwrite: bool = False) -> Exported:
+def export_onnx(model: Talk2DINO, folder: str | Path, overwrite: bool = False) -> Exported:
     """Write `image.onnx`, `text.onnx` and `talk2dino.json`, which describes both.
 
     Batch, number of classes and number of prompts are free; the image's size is the model's.
@@ -114,7 +114,7 @@ def export_onnx(loaded: LoadedModel, folder: str | Path, overwrite: bool = False
     files are written, or none.
 
     Args:
-        loaded: a model on the CPU.
+        model: on the CPU.
         folder: where to write; made if it is not there.
         overwrite: replace existing files.
 
@@ -124,7 +124,7 @@ def export_onnx(loaded: LoadedModel, folder: str | Path, overwrite: bool = False
         FileExistsError: a file is there already and `overwrite` is false.
         RuntimeError: onnxruntime gives other numbers.
     """
-    folder, segmenter = Path(folder), loaded.segmenter
+    folder, segmenter = Path(folder), model.segmenter
     check_exportable(segmenter)
     check_replaceable(folder, FILES, overwrite)
     size, templates = segmenter.config.input_size, get_templates(segmenter.config.template)
@@ -137,7 +137,7 @@ def export_onnx(loaded: LoadedModel, folder: str | Path, overwrite: bool = False
         image, text = ImageSide(segmenter).eval(), TextSide(segmenter).eval()
         errors = _write_graph(image, pixels, written / IMAGE_FILE, {0: "batch"})
         errors |= _write_graph(text, tokens, written / TEXT_FILE, {0: "classes", 1: "prompts"})
-        content = json.dumps(_description(loaded, errors), indent=2, ensure_ascii=False) + "\n"
+        content = json.dumps(_description(model, errors), indent=2, ensure_ascii=False) + "\n"
         (written / DESCRIPTION).write_text(content, encoding="utf-8")
     return Exported(tuple(folder / name for name in FILES), errors)
 
@@ -225,15 +225,15 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _description(loaded: LoadedModel, errors: dict[str, float]) -> dict[str, Any]:
+def _description(model: Talk2DINO, errors: dict[str, float]) -> dict[str, Any]:
     """What a program needs to know to use the two files."""
-    segmenter = loaded.segmenter
+    segmenter = model.segmenter
     vision, projection, size = segmenter.vision, segmenter.projection, segmenter.config.input_size
     side, text = size // vision.patch_size, segmenter.text
     width = segmenter.embed_texts(["a"]).shape[-1]
     assert isinstance(text, TextEncoder)
     return {
-        "model": loaded.origin,
+        "model": model.loaded.origin,
         "vision_model": vision.name,
         "text_model": text.name,
         "projection": type(projection).__name__,
@@ -259,7 +259,7 @@ def _description(loaded: LoadedModel, errors: dict[str, float]) -> dict[str, Any
         "scores": "sigmoid(patches / |patches| @ classes.T), resized bilinearly to the image with "
         "aligned corners: the corner pixels of grid and image coincide (align_corners=True)",
         "templates": list(get_templates(segmenter.config.template)),
-        "background_threshold": loaded.background_threshold,
+        "background_threshold": model.loaded.background_threshold,
         "relative_errors": errors,
         "opset": OPSET,
         "versions": {"talk2dino": talk2dino.__version__, "torch": torch.__version__},

@@ -26,14 +26,12 @@ from talk2dino.methods.talk2dino.config import (
     differences_from_training,
     read_segmenter_config,
 )
-from talk2dino.methods.talk2dino.hub.fetch import FetchOptions
-from talk2dino.methods.talk2dino.hub.layout import FILE_SUFFIXES, FoundModel
-from talk2dino.methods.talk2dino.hub.load import (
-    check_segmenter,
+from talk2dino.methods.talk2dino.hub.find import (
+    FILE_SUFFIXES,
+    FoundModel,
     find_model,
     is_repository,
     is_whole_model,
-    load_segmenter,
 )
 from talk2dino.methods.talk2dino.hub.published import (
     PUBLISHED,
@@ -42,7 +40,7 @@ from talk2dino.methods.talk2dino.hub.published import (
     demo_threshold,
     short_name,
 )
-from talk2dino.methods.talk2dino.segmenter import Talk2DinoSegmenter
+from talk2dino.methods.talk2dino.segmenter import Talk2DinoSegmenter, build_segmenter
 from talk2dino.refine.refinement import REFINEMENTS, recorded_refinements
 from talk2dino.segmenter import Segmenter
 
@@ -101,8 +99,6 @@ class Talk2DinoMethod(Method):
 
     config: SegmenterConfig
     """Models and options of inference."""
-    whole: Path | None = None
-    """The file with the weights of its models; None where `config` names them."""
     background_threshold: float | None = None
     """Of pictures that belong to no benchmark; None for the published one."""
 
@@ -120,7 +116,7 @@ class Talk2DinoMethod(Method):
         takes it for. A folder as the weights of a name replaces the whole model.
 
         Raises:
-            FileNotFoundError, ValueError: see `read_segmenter_config` and `hub.load.find_model`.
+            FileNotFoundError, ValueError: see `read_segmenter_config` and `hub.find.find_model`.
             RuntimeError: a model of the Hub could not be downloaded.
         """
         changes = options.given()
@@ -156,13 +152,8 @@ class Talk2DinoMethod(Method):
     def _found(
         cls, found: FoundModel, label: str, options: MethodOptions, changes: Mapping[str, Any]
     ) -> Talk2DinoMethod:
-        replaced = sorted(set(BACKBONE_WEIGHTS) & set(changes))
-        if found.whole is not None and replaced:
-            raise ValueError(
-                f"{found.origin} holds the weights of its backbones. Leave out --{replaced[0]}."
-            )
         config = dataclasses.replace(found.config, **changes)
-        return cls(label, options, config, found.whole, found.background_threshold)
+        return cls(label, options, config, found.background_threshold)
 
     @property
     def demo(self) -> PictureRules:
@@ -179,9 +170,9 @@ class Talk2DinoMethod(Method):
         if published is None:
             return None
         try:
-            find_model(name, fetch=FetchOptions(local_files_only=True))
+            find_model(name, local_files_only=True)
         except RuntimeError:
-            return dataclasses.replace(_RULES, threshold=published.background_threshold)
+            return dataclasses.replace(_RULES, threshold=default_threshold(published.width))
         return None
 
     @property
@@ -237,22 +228,18 @@ class Talk2DinoMethod(Method):
         return Published({}) if recorded_refinements(self.config) else super().published
 
     def check(self) -> None:
-        """See `hub.load.check_segmenter`."""
-        check_segmenter(self.config, self.whole)
+        """See `SegmenterConfig.check`."""
+        self.config.check()
 
     def settings(self) -> dict[str, Any]:
         """The configuration as plain data."""
         config = self.config
         settings = dataclasses.asdict(config)
         for side, weights in (
-            ("projection", config.projection_weights),
+            ("projection", config.whole or config.projection_weights),
             ("vision", config.vision_weights or vision.default_weights(config.vision_model)),
             ("text", config.text_weights or text.default_weights(config.text_model)),
         ):
-            if self.whole is not None and (
-                side == "projection" or Path(weights) in (self.whole, self.whole.parent)
-            ):
-                weights = str(self.whole)  # not the folder: a model card decides no scores
             settings[f"{side}_weights"] = weights_identity(weights)
         settings["projection"].pop("starting_checkpoint")
         if not takes(config.projection.alignment_strategy, "temperature"):
@@ -276,20 +263,20 @@ class Talk2DinoMethod(Method):
     def describe(self) -> tuple[str, list[str]]:
         """Its backbones and its projection; notes on models it was not trained with."""
         config = self.config
-        source = f"projection {config.projection_weights}"
-        if self.whole is not None:
-            source = f"from {self.whole.parent}"
+        source = (
+            f"from {config.whole}" if config.whole else f"projection {config.projection_weights}"
+        )
         notes = differences_from_training(config)
         if self.untrained:
             notes = ["this projection is untrained; the colours will mean nothing", *notes]
         return f"{config.vision_model} and {config.text_model}, {source}", notes
 
     def load(self, device: torch.device, loaded: Segmenter | None = None) -> Talk2DinoSegmenter:
-        """See `hub.load.load_segmenter`."""
+        """See `build_segmenter`."""
         if not isinstance(loaded, Talk2DinoSegmenter):
             if compiled := self.options.given().get("compile"):
                 check_compiler(device)
-            segmenter = load_segmenter(self.config, self.whole, device)
+            segmenter = build_segmenter(self.config, device)
             if compiled:
                 compile_blocks(segmenter.vision.model.blocks)
             return segmenter

@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from talk2dino.backbones.checkpoints import load_strict, read_state_dict, state_shapes
+from talk2dino.backbones.checkpoints import load_strict, looks_like, state_shapes
 from talk2dino.backbones.seeded import parse_seeded, seeded_state
 from talk2dino.config import build, check_at_least, check_name
 from talk2dino.devices import float32_by_default, keep_float32
 from talk2dino.methods.talk2dino.alignment import align, strategies
+from talk2dino.methods.talk2dino.hub.layout import read_parts
 from talk2dino.textfiles import read_sections
 
 SECTIONS = ("model", "train", "features")
@@ -371,7 +372,7 @@ def load_projection(
     Args:
         config: its configuration, or a file of `configs/`.
         weights: a file (`.pth` or safetensors; older files say `linear_layer2` for the first
-            hidden layer) or `seeded:<n>`.
+            hidden layer), alone or of a whole model, or `seeded:<n>`.
         device: where to put it.
 
     Raises:
@@ -379,27 +380,41 @@ def load_projection(
         ValueError: keys or shapes that do not fit, all named.
     """
     config = _read_config(config)
-    seed = parse_seeded(str(weights))
+    seed, model = parse_seeded(str(weights)), build_projection(config)
     if seed is not None:
-        state = seeded_state(seed, state_shapes(build_projection(config)))
+        state = seeded_state(seed, state_shapes(model))
     else:
-        state = read_state_dict(weights)
-    return projection_from_state(config, state, weights).to(device)
-
-
-def projection_from_state(
-    config: ProjectionConfig, state: Mapping[str, Tensor], weights: str | Path
-) -> Projection:
-    """A model in evaluation mode from a state dict; `weights` is where that came from.
-
-    Raises:
-        ValueError: keys or shapes that do not fit, all named.
-    """
-    model = build_projection(config)
+        state = read_parts(weights).projection
     if isinstance(model, ProjectionLayer):
         state = model.rename_keys(state)
     load_strict(model, state, weights)
-    return model.eval()
+    return model.eval().to(device)
+
+
+def identify_projection(state: Mapping[str, Tensor], source: str) -> ProjectionConfig:
+    """The architecture of a ProjectionLayer, read from its tensors.
+
+    Raises:
+        ValueError: the state dict of another class, or of another model; says which it looks like.
+    """
+    first = state.get("linear_layer.weight")
+    if first is None and (kind := looks_like(state)):
+        raise ValueError(f"{source} is no Talk2DINO model or projection: it looks like {kind}.")
+    if first is None or first.ndim != 2 or any("visual" in name for name in state):
+        names = sorted(state)
+        found = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+        raise ValueError(
+            f"{source} holds another projection than ProjectionLayer ({found}). "
+            "Say which with config=, a recipe of configs/."
+        )
+    layers = {name.split(".")[1] for name in state if name.startswith("hidden_layers.")}
+    hidden = len(layers) or int("linear_layer2.weight" in state)
+    return ProjectionConfig(
+        hidden_layer=hidden,
+        dino_embed_dim=first.shape[0],
+        clip_embed_dim=first.shape[1],
+        num_attn_head=max(first.shape[0] // 64, 1),
+    )
 
 
 def images_stay(config: ProjectionConfig) -> bool:

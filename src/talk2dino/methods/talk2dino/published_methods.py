@@ -6,7 +6,7 @@ They are here for code that was written against it. Unlike everything else in th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,6 @@ from torch import Tensor
 
 from talk2dino.backbones.templates import check_names, get_templates
 from talk2dino.backbones.text import TextEncoder
-from talk2dino.config import as_texts
 from talk2dino.devices import in_float32
 from talk2dino.methods.talk2dino.segmenter import Talk2DinoSegmenter, patch_cosines
 from talk2dino.segmenter import ClassQuery
@@ -40,9 +39,9 @@ class PublishedMethods:
             ValueError: an unknown set; no class, an empty one or one that is no text; a text
                 encoder that is no CLIP.
         """
-        names = _as_names(classnames)
-        text, templates = self._clip_text(), get_templates(template_set)
-        tokens = [text.tokenize([t.format(name) for t in templates]) for name in names]
+        names, templates = check_names(classnames), get_templates(template_set)
+        tokenize = self._clip_text().tokenize
+        tokens = [tokenize([template.format(name) for template in templates]) for name in names]
         return torch.stack(tokens).to(self.segmenter.device)
 
     def build_text_embedding(self, text: Tensor) -> Tensor:
@@ -51,10 +50,10 @@ class PublishedMethods:
         The mean of the prompts' CLIP vectors, projected; what `segmenter.embed_classes` gives.
 
         Raises:
-            ValueError: another shape or type, ids that are none of CLIP's, or a text encoder that
-                is no CLIP.
+            ValueError: another shape or type, or a text encoder that is no CLIP.
         """
-        _check_tokens(text, self._clip_text())
+        self._clip_text()
+        _check_tensor("tokens", text, "(C, T, 77) whole numbers", 3, whole=True)
         return self.segmenter.embed_class_tokens(text.long())
 
     @in_float32
@@ -73,9 +72,8 @@ class PublishedMethods:
 
         Args:
             image: (B, 3, H, W) **BGR**, float in [0, 255], as MMSegmentation loads pictures.
-            img_metas: not used; the published callers pass it.
+            img_metas, classnames: not used; the published callers pass them.
             text_emb: (C, D) from `build_text_embedding`.
-            classnames: the classes; only their number is checked.
             text_is_token: only false is supported: classes are compared by one vector each.
             apply_pamr: refine the masks along the image's edges.
             background_func: how cleaning mixes; there is one way.
@@ -88,37 +86,19 @@ class PublishedMethods:
         Raises:
             ValueError: other shapes or types, or an option that is not supported.
         """
-        form = "(C, D), fractions for at least one class, as build_text_embedding makes them"
-        _check_tensor(
-            "text_emb",
-            text_emb,
-            form,
-            lambda given: given.ndim == 2 and len(given) > 0 and given.is_floating_point(),
-        )
-        count = len(text_emb) if classnames is None else len(as_texts(classnames))
-        if count != len(text_emb):
-            raise ValueError(f"{count} class names, but {len(text_emb)} embeddings.")
-        unsupported = {
-            "text_is_token": (text_is_token, False),
-            "background_func": (background_func, BACKGROUND_FUNCTION),
-            "lambda_bg": (lambda_bg, LAMBDA),
-        }
-        for name, (found, only) in unsupported.items():
+        _check_tensor("image", image, "(B, 3, H, W) BGR", 4)
+        _check_tensor("text_emb", text_emb, "(C, D) of build_text_embedding", 2)
+        for name, found, only in (
+            ("text_is_token", text_is_token, False),
+            ("background_func", background_func, BACKGROUND_FUNCTION),
+            ("lambda_bg", lambda_bg, LAMBDA),
+        ):
             if found != only:
                 raise ValueError(f"{name}={found!r} is not supported, only {only!r}.")
-        _check_tensor(
-            "image",
-            image,
-            "(B, 3, H, W) BGR",
-            lambda given: given.ndim == 4 and given.shape[1] == 3 and 0 not in given.shape,
-        )
         text_emb = text_emb.to(self.segmenter.device, torch.float32)
         windows = image.to(self.segmenter.device, torch.float32).flip(1)  # BGR to RGB
         method = self.segmenter.variant(pamr=apply_pamr)
         features = method.patch_features(windows)
-        width = features.patches.shape[-1]
-        if text_emb.shape[1] != width:
-            raise ValueError(f"text_emb must be (C, {width}), found {tuple(text_emb.shape)}.")
         cosines = patch_cosines(features.patches, text_emb)
         side = method.config.input_size // method.vision.patch_size
         masks = method.score_features(features, windows, ClassQuery.of_rows(text_emb))
@@ -131,40 +111,9 @@ class PublishedMethods:
         return text
 
 
-def _as_names(classnames: Sequence[str]) -> list[str]:
-    """Class names as a list. Raises ValueError unless there are some, all of them words."""
-    form = "class names are a list, as ['cat', 'dog']"
-    names = [] if isinstance(classnames, str) else as_texts(classnames, form)
-    if not names:
-        raise ValueError(f"{form}, found {classnames!r}.")
-    return check_names(names)
-
-
-def _check_tokens(tokens: Tensor, text: TextEncoder) -> None:
-    """Raise ValueError unless these are CLIP's token ids (C, T, 77)."""
-    length, known = text.context_length, text.model.token_embedding.num_embeddings
-    form = f"(C, T, {length}), whole numbers, as build_dataset_class_tokens makes them"
-
-    def fits(given: Tensor) -> bool:
-        whole = not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
-        return whole and given.ndim == 3 and 0 not in given.shape and given.shape[2] <= length
-
-    _check_tensor("tokens", tokens, form, fits)
-    low, high = (int(end) for end in tokens.long().aminmax())  # not there for every small type
-    if low < 0 or high >= known:
-        raise ValueError(
-            f"tokens must be CLIP's ids from 0 to {known - 1}, found {low if low < 0 else high}. "
-            "build_dataset_class_tokens makes them."
-        )
-
-
-def _check_tensor(name: str, value: Any, form: str, fits: Callable[[Tensor], bool]) -> None:
-    """Raise ValueError, with the form that is wanted, for no tensor, or one that does not fit."""
+def _check_tensor(name: str, value: Any, form: str, ndim: int, whole: bool = False) -> None:
+    """Raise ValueError for what is no tensor with `ndim` axes, none of them empty."""
     if not isinstance(value, Tensor):
-        raise ValueError(
-            f"{name} must be a PyTorch tensor, {form}, found {type(value).__name__}. "
-            "torch.from_numpy makes one of an array."
-        )
-    if not fits(value):
-        kind = str(value.dtype).removeprefix("torch.")
-        raise ValueError(f"{name} must be {form}, found {tuple(value.shape)} {kind}.")
+        raise ValueError(f"{name} must be a tensor {form}, found {type(value).__name__}.")
+    if value.ndim != ndim or 0 in value.shape or (whole and value.is_floating_point()):
+        raise ValueError(f"{name} must be {form}, found {tuple(value.shape)} {value.dtype}.")

@@ -8,16 +8,33 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from talk2dino.backbones.templates import check_names, get_templates
-from talk2dino.backbones.text import BertEncoder, TextEncoder, TextFeatures, load_text, trimmed
-from talk2dino.backbones.vision import PatchFeatures, VisionBackbone, load_vision
+from talk2dino.backbones.text import (
+    BertEncoder,
+    TextEncoder,
+    TextFeatures,
+    load_text,
+    text_from_state,
+    trimmed,
+)
+from talk2dino.backbones.vision import (
+    PatchFeatures,
+    VisionBackbone,
+    load_vision,
+    vision_from_state,
+)
 from talk2dino.config import as_texts
 from talk2dino.devices import in_float32, mixed_precision
 from talk2dino.methods.dense import DenseSegmenter
 from talk2dino.methods.talk2dino.config import PRECISIONS, SegmenterConfig
-from talk2dino.methods.talk2dino.projection import CLIPLastLayer, Projection, load_projection
+from talk2dino.methods.talk2dino.hub.layout import read_parts
+from talk2dino.methods.talk2dino.projection import (
+    CLIPLastLayer,
+    Projection,
+    load_projection,
+)
 from talk2dino.refine.refinement import Refinement, make_refinements
 from talk2dino.segmenter import ClassQuery, pool_words
 
@@ -59,11 +76,28 @@ def clean_background(
     return (masks + weight * attention) / (1 + weight)
 
 
-PARTS = ("vision", "text", "projection")
-"""The models of a `Talk2DinoSegmenter`, by attribute."""
+PARTS: dict[str, Any] = {
+    "vision": VisionBackbone,
+    "text": TextEncoder | BertEncoder,
+    "projection": Projection,
+}
+"""The models of a `Talk2DinoSegmenter`, by attribute, and what they are."""
 
 _EPS = 1e-6  # of the normalisations in the published inference code
 _PROMPT_BATCH = 256
+
+
+def _check_fit(vision: Any, text: Any, projection: Projection) -> None:
+    """Raise ValueError unless the widths of the frozen models are those of the projection."""
+    for side, width, expected in (
+        ("text", text.embed_dim, projection.config.clip_embed_dim),
+        ("vision", vision.embed_dim, projection.config.dino_embed_dim),
+    ):
+        if width != expected:
+            raise ValueError(
+                f"the {side} model gives vectors of width {width}, but the projection expects "
+                f"{expected}. Choose the {side} model that the projection was trained with."
+            )
 
 
 class Talk2DinoSegmenter(DenseSegmenter):
@@ -84,20 +118,28 @@ class Talk2DinoSegmenter(DenseSegmenter):
         config: SegmenterConfig,
     ) -> None:
         super().__init__()
-        for side, width, expected in (
-            ("text", text.embed_dim, config.projection.clip_embed_dim),
-            ("vision", vision.embed_dim, config.projection.dino_embed_dim),
-        ):
-            if width != expected:
-                raise ValueError(
-                    f"the {side} model gives vectors of width {width}, but the projection expects "
-                    f"{expected}. Choose the {side} model that the projection was trained with."
-                )
+        _check_fit(vision, text, projection)
         vision.check_size(config.input_size, config.input_size)
         self.vision = vision
         self.text = text
         self.projection = projection
         self.config = config
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """A part can be replaced by another that fits the others.
+
+        Raises:
+            ValueError: something else, or a model that does not fit.
+        """
+        parts = self.__dict__.get("_modules", {})
+        if name in parts:
+            if not isinstance(value, PARTS[name]):
+                raise ValueError(
+                    f"{name} is a {type(parts[name]).__name__}, found {type(value).__name__}. "
+                    "load_vision, load_text and load_projection make such parts."
+                )
+            _check_fit(**{**parts, name: value})
+        super().__setattr__(name, value)
 
     @property
     def refinements(self) -> tuple[Refinement, ...]:
@@ -183,23 +225,6 @@ class Talk2DinoSegmenter(DenseSegmenter):
         config = dataclasses.replace(self.config, **changes)
         return Talk2DinoSegmenter(self.vision, self.text, self.projection, config)
 
-    def with_part(self, name: str, part: nn.Module) -> Talk2DinoSegmenter:
-        """The same with another model for one of `PARTS`.
-
-        Raises:
-            ValueError: something else, or a model that does not fit the others.
-        """
-        before = getattr(self, name)
-        kinds = {"vision": VisionBackbone, "text": TextEncoder | BertEncoder}
-        if not isinstance(part, kinds.get(name, Projection)):
-            raise ValueError(
-                f"{name} is a {type(before).__name__}, found {type(part).__name__}. load_vision, "
-                "load_text and load_projection make such parts."
-            )
-        parts: dict[str, Any] = {key: getattr(self, key) for key in PARTS} | {name: part}
-        config = dataclasses.replace(self.config, projection=parts["projection"].config)
-        return Talk2DinoSegmenter(**parts, config=config)
-
     @property
     def deciding(self) -> tuple[Any, ...]:
         """See `WordSegmenter`."""
@@ -268,8 +293,14 @@ def build_segmenter(
     """
     config.check()
     # The projection first: it is the one whose file most often does not fit, and loads at once.
-    projection = load_projection(config.projection, config.projection_weights, device)
-    vision = load_vision(config.vision_model, config.vision_weights, device)
-    text = load_text(config.text_model, config.text_weights, device)
+    projection = load_projection(config.projection, config.projection_weights)
+    text: TextEncoder | BertEncoder
+    if config.whole:
+        parts = read_parts(config.whole)
+        vision = vision_from_state(config.vision_model, parts.vision, config.whole)
+        text = text_from_state(config.text_model, parts.text, config.whole)
+    else:
+        vision = load_vision(config.vision_model, config.vision_weights, device)
+        text = load_text(config.text_model, config.text_weights, device)
     config = dataclasses.replace(config, text_model=text.name)  # with its activation
-    return Talk2DinoSegmenter(vision, text, projection, config)
+    return Talk2DinoSegmenter(vision, text, projection, config).to(device)

@@ -1,9 +1,5 @@
 """What the Hub answers, and what a user is told."""
 
-import os
-import subprocess
-import sys
-
 import httpx
 import pytest
 from huggingface_hub.errors import (
@@ -16,20 +12,35 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from talk2dino.methods.talk2dino.hub.fetch import FetchOptions, fetch_folder, hub_address
+from talk2dino.methods.talk2dino.hub import fetch
+from talk2dino.methods.talk2dino.hub.fetch import fetch_folder, hub_address
 
 ANSWER = httpx.Response(404, request=httpx.Request("GET", "https://huggingface.co/a/b"))
+MISSING = RemoteEntryNotFoundError("x", response=ANSWER)
+FIRST, SECOND = "a" * 40, "b" * 40
 
 
-def failing(error, only=None):
-    """A download that fails, for one file or for all."""
+def unreached(status):
+    error = LocalEntryNotFoundError("x")
+    error.__cause__ = HfHubHTTPError(
+        f"{status} no", response=httpx.Response(status, request=ANSWER.request)
+    )
+    return error
+
+
+@pytest.fixture
+def answers(monkeypatch):
+    """What the download of each file gives: an error, or the commit that it is of."""
+    found, asked = {"config.json": FIRST, "model.safetensors": FIRST}, []
 
     def download(repo, name, **settings):
-        if only in (None, name):
-            raise error
-        return f"/cache/{name}"
+        asked.append((repo, name, settings))
+        if isinstance(found[name], Exception):
+            raise found[name]
+        return f"/cache/models--a--b/snapshots/{found[name]}/{name}"
 
-    return download
+    monkeypatch.setattr(fetch, "hf_hub_download", download)
+    return found, asked
 
 
 @pytest.mark.parametrize(
@@ -41,108 +52,47 @@ def failing(error, only=None):
         (HFValidationError("x"), ValueError, "no name of a Hub repository"),
         (LocalEntryNotFoundError("x"), RuntimeError, "not in the cache.*into one folder"),
         (httpx.ConnectError("no route\nmore"), RuntimeError, r"ConnectError: no route\).*download"),
+        (unreached(403), RuntimeError, "HfHubHTTPError: 403 no; not in the cache"),
+        (unreached(503), RuntimeError, "HfHubHTTPError: 503 no; not in the cache"),
     ],
 )
-def test_every_answer_is_explained(error, kind, message):
+def test_every_answer_is_explained(answers, error, kind, message):
+    answers[0].update({"config.json": error, "model.safetensors": error})
     with pytest.raises(kind, match=message):
-        fetch_folder("a/b", FetchOptions(revision="v7"), "Advice.", failing(error))
+        fetch_folder("a/b", "Advice.", revision="v7")
 
 
-def test_a_repository_without_weights_is_no_model():
-    missing = RemoteEntryNotFoundError("x", response=ANSWER)
+def test_a_repository_without_weights_is_no_model(answers):
+    answers[0]["model.safetensors"] = MISSING
     with pytest.raises(ValueError, match="a/b holds no model.safetensors"):
-        fetch_folder("a/b", FetchOptions(), "", failing(missing, "model.safetensors"))
+        fetch_folder("a/b")
 
 
-def test_a_repository_without_a_configuration_is_left_to_its_weights():
-    missing = RemoteEntryNotFoundError("x", response=ANSWER)
-    folder = fetch_folder("a/b", FetchOptions(), "", failing(missing, "config.json"))
-    assert str(folder) == "/cache"
+def test_only_two_files_are_fetched_and_the_options_reach_the_hub(answers):
+    options = {"revision": "v1", "token": "t", "cache_dir": "/c", "force_download": True}
+    assert fetch_folder("a/b", **options).name == FIRST
+    assert answers[1] == [("a/b", "config.json", options), ("a/b", "model.safetensors", options)]
 
 
-def test_only_two_files_are_fetched_and_the_options_reach_the_hub():
-    asked = []
-    options = FetchOptions(
-        revision="v1", token="t", cache_dir="/c", local_files_only=True, force_download=True
-    )
-
-    def download(repo, name, **settings):
-        asked.append((repo, name, FetchOptions(**settings)))
-        return f"/cache/{name}"
-
-    fetch_folder("a/b", options, "", download)
-    assert asked == [("a/b", "config.json", options), ("a/b", "model.safetensors", options)]
+def test_files_of_two_commits_are_refused(answers):
+    answers[0]["model.safetensors"] = SECOND
+    with pytest.raises(ValueError, match="a/b got another commit while it was downloaded"):
+        fetch_folder("a/b")
 
 
-FIRST, SECOND = "a" * 40, "b" * 40
-MISSING = RemoteEntryNotFoundError("x", response=ANSWER)
-
-
-def cached(commits, missing=()):
-    """A download that finds each file in the next of `commits`, and keeps what was asked."""
-    asked = []
-
-    def download(repo, name, **settings):
-        asked.append((name, settings["revision"]))
-        if (name, settings["revision"]) in missing:
-            raise MISSING
-        return f"/cache/{commits[len(asked) - 1]}/{name}"
-
-    return download, asked
-
-
-def test_both_files_are_of_one_commit():
-    download, asked = cached([FIRST, FIRST])
-    fetch_folder("a/b", FetchOptions(), "", download)
-    assert asked == [("config.json", None), ("model.safetensors", FIRST)]
-
-
-def test_a_configuration_that_came_with_the_weights_commit_is_fetched_too(tmp_path):
-    download, asked = cached([None, SECOND, SECOND], missing=[("config.json", None)])
-    fetch_folder("a/b", FetchOptions(cache_dir=tmp_path), "", download)
-    assert asked[1:] == [("model.safetensors", None), ("config.json", SECOND)]
-
-
+@pytest.mark.parametrize("error", [MISSING, LocalEntryNotFoundError("x")])
 @pytest.mark.parametrize("known", [True, False])
-def test_offline_weights_alone_load_only_if_the_hub_had_no_configuration(tmp_path, known):
+def test_weights_alone_load_only_if_the_hub_had_no_configuration(answers, tmp_path, error, known):
+    answers[0]["config.json"] = error
     if known:  # what the client keeps when a file does not exist
         (tmp_path / "models--a--b" / ".no_exist" / FIRST).mkdir(parents=True)
         (tmp_path / "models--a--b" / ".no_exist" / FIRST / "config.json").touch()
         (tmp_path / "models--a--b" / "snapshots" / FIRST).mkdir(parents=True)
-
-    def download(repo, name, **settings):
-        if name == "config.json":
-            raise LocalEntryNotFoundError("x")
-        return str(tmp_path / "models--a--b" / "snapshots" / FIRST / name)
-
-    options = FetchOptions(cache_dir=tmp_path, local_files_only=True)
-    if known:
-        assert fetch_folder("a/b", options, "", download).name == FIRST
+        assert fetch_folder("a/b", cache_dir=tmp_path).name == FIRST
     else:
-        with pytest.raises(RuntimeError, match="offline mode, and not in the cache"):
-            fetch_folder("a/b", options, "", download)
+        with pytest.raises((RuntimeError, ValueError)):
+            fetch_folder("a/b", cache_dir=tmp_path)
 
 
-@pytest.mark.parametrize("status", [403, 429, 503])
-def test_the_reason_of_the_server_is_said(status):
-    error = LocalEntryNotFoundError("x")
-    error.__cause__ = HfHubHTTPError(
-        f"{status} no", response=httpx.Response(status, request=ANSWER.request)
-    )
-    with pytest.raises(RuntimeError, match=f"HfHubHTTPError: {status} no; not in the cache"):
-        fetch_folder("a/b", FetchOptions(), "", failing(error))
-
-
-def test_addresses_follow_the_endpoint(monkeypatch):
+def test_addresses_follow_the_endpoint():
     assert hub_address("a/b", "https://hub.example") == "https://hub.example/a/b"
-    code = (
-        "from talk2dino.methods.talk2dino.hub import fetch, load; "
-        "from talk2dino.methods.talk2dino.hub.published import PUBLISHED; "
-        "print(fetch._by_hand('a/b', 'x', ''), load._source(PUBLISHED['vitb']), "
-        "bool(load._ADDRESS.match('https://hub.example/a/b')))"
-    )
-    environment = os.environ | {"HF_ENDPOINT": "https://hub.example"}
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
-    text = said.stdout.decode()
-    assert text.count("https://hub.example/") == 2 and text.endswith("True\n"), said.stderr
-    assert "huggingface.co" not in text

@@ -6,20 +6,27 @@ import pytest
 import timm
 import torch
 
+from talk2dino.backbones.checkpoints import looks_like
 from talk2dino.backbones.text import create_text_tower
 from talk2dino.backbones.vision import SHORT_NAMES, create_toy, official_shapes
-from talk2dino.methods.talk2dino.hub.layout import (
-    identify_projection,
-    identify_text,
-    identify_vision,
-    looks_like,
-    split_parts,
-)
-from talk2dino.methods.talk2dino.hub.load import _identified
-from talk2dino.methods.talk2dino.hub.published import PUBLISHED
-from talk2dino.methods.talk2dino.projection import build_projection
+from talk2dino.methods.talk2dino.hub import layout
+from talk2dino.methods.talk2dino.hub.find import _identified
+from talk2dino.methods.talk2dino.hub.layout import identify_text, identify_vision, read_parts
+from talk2dino.methods.talk2dino.hub.published import PUBLISHED, default_threshold
+from talk2dino.methods.talk2dino.projection import build_projection, identify_projection
 
 from .conftest import prefixed, projection_state
+
+
+@pytest.fixture
+def split(monkeypatch):
+    """`read_parts` of what is in memory."""
+
+    def read(state, path="f"):
+        monkeypatch.setattr(layout, "read_state_dict", lambda _: state)
+        return read_parts(path)
+
+    return read
 
 
 def vision_shapes(name):
@@ -37,20 +44,21 @@ def vision_shapes(name):
 
 
 @pytest.mark.parametrize("short", PUBLISHED)
-def test_the_published_models_are_known_by_their_tensors(short):
+def test_the_published_models_are_known_by_their_tensors(short, split):
     model = PUBLISHED[short]
     vision = vision_shapes(model.vision_model)
     with torch.device("meta"):
         text = create_text_tower("ViT-B/16").state_dict()
-        projection = build_projection(model.projection).state_dict()
+        projection = build_projection(model.config("x").projection).state_dict()
     state = prefixed("model.", vision) | prefixed("clip_model.", text)
-    parts = split_parts(state | prefixed("proj.", projection), "model.safetensors")
-    assert identify_vision(parts.vision, "f") == model.vision_model
-    assert identify_text(parts.text, "f") == "ViT-B/16"
-    found = identify_projection(parts.projection, "f")
-    assert (found.dino_embed_dim, found.num_hidden_layers) == (model.width, 1)
-    assert found.num_attn_head == model.projection.num_attn_head
-    assert _identified(parts, Path("f")).background_threshold == model.background_threshold
+    split(state | prefixed("proj.", projection))
+    found = _identified(Path("f"))
+    config = found.config
+    assert (config.vision_model, config.text_model) == (model.vision_model, "ViT-B/16")
+    assert config.projection.dino_embed_dim == model.width
+    assert config.projection.num_hidden_layers == 1
+    assert config.projection.num_attn_head == model.config("x").projection.num_attn_head
+    assert found.background_threshold == default_threshold(model.width)
 
 
 def test_registers_and_sizes_are_told_apart():
@@ -68,7 +76,7 @@ def official_toy():
     return official_shapes(create_toy())
 
 
-def test_layer_scales_that_were_renamed_get_their_name_back():
+def test_layer_scales_that_were_renamed_get_their_name_back(split):
     state = {
         "model.patch_embed.proj.weight": torch.zeros(1, 3, 14, 14),
         "model.blocks.0.ls1.weight": torch.zeros(1),
@@ -77,7 +85,7 @@ def test_layer_scales_that_were_renamed_get_their_name_back():
         "clip_model.token_embedding.weight": torch.zeros(1, 1),
         "proj.linear_layer.weight": torch.zeros(1, 1),
     }
-    names = set(split_parts(state, "f").vision)
+    names = set(split(state).vision)
     assert {"blocks.0.ls1.gamma", "blocks.0.gamma_2", "blocks.0.norm1.weight"} < names
 
 
@@ -124,21 +132,17 @@ def test_tensors_of_another_number_of_dimensions_are_named():
 )
 def test_the_file_of_another_model_is_recognised(names, kind):
     assert kind in looks_like(names)
-    state = {name: torch.zeros(1) for name in names}
-    with pytest.raises(ValueError, match=f"no Talk2DINO model.*it looks like.*{kind}"):
-        split_parts(state, "other.safetensors")
+    if "linear_layer.weight" not in names:
+        state = {name: torch.zeros(1) for name in names}
+        with pytest.raises(ValueError, match=f"no Talk2DINO model.*it looks like.*{kind}"):
+            identify_projection(state, "other.safetensors")
 
 
-def test_an_unknown_file_shows_its_first_names():
-    assert looks_like(["some.weight"]) is None
-    with pytest.raises(ValueError, match="it begins with some.weight"):
-        split_parts({"some.weight": torch.zeros(1)}, "f")
-
-
-def test_a_model_that_lacks_a_part_or_has_one_too_many_is_refused():
+def test_a_model_that_lacks_a_part_or_has_one_too_many_is_refused(split):
     projection = prefixed("proj.", projection_state(192))
     clip = {"clip_model.token_embedding.weight": torch.zeros(1, 1)}
-    with pytest.raises(ValueError, match=r"no model\.\*"):
-        split_parts(projection | clip, "f")
+    with pytest.raises(ValueError, match=r"no model\.patch_embed"):
+        split(projection | clip)
     with pytest.raises(ValueError, match="unexpected decoder.weight"):
-        split_parts(projection | {"decoder.weight": torch.zeros(1)}, "f")
+        split(projection | {"decoder.weight": torch.zeros(1)})
+    assert looks_like(["some.weight"]) is None

@@ -12,15 +12,12 @@ from huggingface_hub import HfApi, ModelCard
 
 from talk2dino import Talk2DINO
 from talk2dino.backbones.text import load_text
-from talk2dino.methods.talk2dino.hub import save
-from talk2dino.methods.talk2dino.hub.load import LoadedModel
+from talk2dino.methods.talk2dino.hub.find import FoundModel
 from talk2dino.methods.talk2dino.hub.save import (
-    SaveOptions,
+    _own_results,
     _saved_config,
     model_card,
     push_model,
-    read_results,
-    save_model,
 )
 from talk2dino.methods.talk2dino.projection import build_projection
 from talk2dino.methods.talk2dino.recipe import write_recipe
@@ -41,9 +38,8 @@ TRAINING = {
 def trained(toy):
     """The toy model as if `train.py` had trained it."""
     config = dataclasses.replace(toy.segmenter.config, projection_weights="weights/mine.pth")
-    segmenter = toy.segmenter.variant()
-    segmenter.config = config
-    return Talk2DINO(LoadedModel(segmenter, 0.5, "weights/mine.pth", TRAINING))
+    found = FoundModel(config, 0.5, "weights/mine.pth", TRAINING)
+    return Talk2DINO(toy.segmenter.variant(projection_weights="weights/mine.pth"), found)
 
 
 @pytest.fixture(scope="module")
@@ -87,14 +83,13 @@ def test_the_projection_can_be_saved_alone(toy, tmp_path):
 
 
 def test_parts_that_others_cannot_get_are_not_left_out(toy, tmp_path):
-    segmenter = toy.segmenter.variant(vision_weights="/home/me/dino.pth")
-    mine = LoadedModel(segmenter, 0.5, "mine")
+    mine = Talk2DINO(toy.segmenter.variant(vision_weights="/home/me/dino.pth"), toy.loaded)
     with pytest.raises(ValueError, match="come from /home/me/dino.pth, which others do not have"):
-        save_model(mine, tmp_path / "x", SaveOptions(projection_only=True))
+        mine.save_pretrained(tmp_path / "x", projection_only=True)
     assert not (tmp_path / "x").exists()
 
 
-def test_the_card_tells_training_and_its_own_numbers(trained, tmp_path, caplog):
+def test_the_card_tells_training_and_its_own_numbers(trained, tmp_path):
     results = tmp_path / "results"
     results.mkdir()
     own = trained.segmenter.config.projection_weights
@@ -138,13 +133,12 @@ def test_the_card_tells_training_and_its_own_numbers(trained, tmp_path, caplog):
     (number,) = ModelCard(card).data.eval_results  # as the Hub reads it
     assert (number.dataset_name, number.metric_name) == ("VOC20", "mIoU with PAMR")
     assert number.metric_value == 84.25
-    assert "left out of the card: mine on voc20, of other weights" in caplog.text
     (results / "voc20_pamr_2.json").write_text(json.dumps(run))
     with pytest.raises(ValueError, match="two results of this model on voc20"):
         trained.save_pretrained(tmp_path / "n", projection_only=True, results=results)
     for path in results.glob("voc20_pamr*"):
         path.unlink()
-    with pytest.raises(ValueError, match=r"other weights only: mine on voc20\. Evaluate what is"):
+    with pytest.raises(ValueError, match=r"no results of these weights\. Evaluate what is saved"):
         trained.save_pretrained(tmp_path / "n", projection_only=True, results=results)
     assert not (tmp_path / "n").exists()
 
@@ -152,29 +146,24 @@ def test_the_card_tells_training_and_its_own_numbers(trained, tmp_path, caplog):
 def test_what_a_training_says_of_itself_is_text_in_the_card(trained):
     bad = "<script>alert(1)</script>\n# Title"
     training = {"command": "train.py\n```\n# Title", "recipe": bad, "settings": {"captions": bad}}
-    config = save._saved_config(dataclasses.replace(trained.loaded, training=training), True)
-    card = model_card(config, "./m", [])
+    card = model_card(dataclasses.replace(trained.loaded, training=training), "./m", [])
     assert "<script" not in card and "\n# Title" not in card and "\n```\n#" not in card
     assert "* recipe: &lt;script&gt;alert(1)&lt;/script&gt; # Title" in card
     assert "    train.py\n    ```\n    # Title" in card
 
 
-def test_a_result_with_a_wrong_field_is_no_row_of_the_card(tmp_path):
-    content = {"format": 1, "benchmark": "voc20", "mIoU": "84"}
-    (tmp_path / "voc20.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"voc20.json is no result of an.*: title is missing"):
-        read_results(tmp_path)
-
-
-def test_a_folder_without_results_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds no results of an evaluation"):
-        read_results(tmp_path)
-
-
-def test_a_damaged_file_among_the_results_is_named(tmp_path):
-    (tmp_path / "voc20.json").write_text("{")
-    with pytest.raises(ValueError, match=r"voc20.json is not JSON .*evaluate again"):
-        read_results(tmp_path)
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"format": 1, "benchmark": "voc20", "mIoU": "84"}', "no result of an.*title is missing"),
+        ("{", "is not JSON .*evaluate again"),
+        ("[]", "holds no results of these weights"),
+    ],
+)
+def test_results_that_are_none_are_named(trained, tmp_path, content, message):
+    (tmp_path / "voc20.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        _own_results(tmp_path, trained.segmenter.config, "mine")
 
 
 def test_a_mixture_of_two_saves_is_refused_until_it_is_saved_again(toy, tmp_path):
@@ -198,14 +187,20 @@ class RecordingApi(HfApi):
         self.card = (Path(folder_path) / "README.md").read_text()
 
 
-def test_pushing_uploads_the_three_files(toy):
-    api = RecordingApi()
-    options = SaveOptions(projection_only=True)
-    address = push_model(toy.loaded, "me/mine", options, "First", True, api)
-    assert address == "https://huggingface.co/me/mine"
-    assert api.created == ("me/mine", {"private": True, "exist_ok": True})
-    assert api.uploaded == ("me/mine", ["README.md", "config.json", "model.safetensors"])
+def push(model, repo, api):
+    settings = {"message": "First", "private": True, "projection_only": True}
+    return push_model(model.segmenter, model.loaded, repo, api, **settings)
+
+
+def test_pushing_uploads_the_three_files_under_the_name_of_the_repository(trained):
+    api = RecordingApi(endpoint="https://hub.example")
+    assert push(trained, "me/great-1.5", api) == "https://hub.example/me/great-1.5"
+    assert api.created == ("me/great-1.5", {"private": True, "exist_ok": True})
+    assert api.uploaded == ("me/great-1.5", ["README.md", "config.json", "model.safetensors"])
     assert api.message == "First"
+    assert "# great-1.5\n" in api.card
+    assert 'from_pretrained("me/great-1.5")' in api.card
+    assert "weights/mine" not in api.card
 
 
 def test_pushing_without_network_says_what_to_do_and_leaves_nothing(toy, tmp_path, monkeypatch):
@@ -215,23 +210,16 @@ def test_pushing_without_network_says_what_to_do_and_leaves_nothing(toy, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
-def test_a_wrong_repository_is_refused_before_anything_is_written(toy):
-    with pytest.raises(ValueError, match="my model!"):
-        push_model(toy.loaded, "my model!", SaveOptions(results="nowhere"), "", None, None)
+@pytest.mark.parametrize("name", ["my model!", "mine"])
+def test_a_wrong_repository_is_refused_before_anything_is_written(toy, name):
+    with pytest.raises(ValueError, match=f"'{name}' is no repository of an owner"):
+        push(toy, name, None)
 
 
 def test_the_card_of_a_folder_is_called_like_the_folder(toy, tmp_path):
     card = (toy.save_pretrained(tmp_path / "toy", projection_only=True) / "README.md").read_text()
     assert "# toy\n" in card
     assert 'from_pretrained("./toy")' in card  # "toy" alone is a model of the package
-
-
-def test_the_card_of_a_repository_is_called_like_the_repository(trained):
-    api = RecordingApi()
-    push_model(trained.loaded, "me/great-1.5", SaveOptions(projection_only=False), "", None, api)
-    assert "# great-1.5\n" in api.card
-    assert 'from_pretrained("me/great-1.5")' in api.card
-    assert "weights/mine" not in api.card
 
 
 @pytest.mark.parametrize(
@@ -251,9 +239,8 @@ def test_the_card_of_a_repository_is_called_like_the_repository(trained):
 def test_the_licence_is_that_of_the_projection_or_of_a_backbone_in_the_folder(
     toy, vision, projection_only, licence
 ):
-    segmenter = toy.segmenter.variant(vision_model=vision)
-    config = _saved_config(LoadedModel(segmenter, 0.5, "x"), projection_only)
-    card = model_card(config, "me/mine", [])
+    config = _saved_config(toy.segmenter.variant(vision_model=vision), (), projection_only)
+    card = model_card(FoundModel(config, 0.5, "x"), "me/mine", [])
     assert f"\n{licence}" in card.split("\n---\n")[0]
     assert "## Licences\n\nThe projection and the code are Apache-2.0." in card
     assert "DINOv3 the DINOv3 licence, OpenAI's CLIP MIT." in card
@@ -296,7 +283,7 @@ def test_what_was_changed_in_python_is_used_saved_and_described(how, tmp_path):
 
 
 def test_a_replaced_frozen_model_goes_with_the_whole_model_only(toy, tmp_path):
-    model = Talk2DINO(toy.loaded)
+    model = Talk2DINO(toy.segmenter.variant(), toy.loaded)
     model.text = load_text("toy", "seeded:5")
     assert not torch.equal(model.encode_text("a"), toy.encode_text("a"))
     with pytest.raises(ValueError, match="text model's weights come from a change in Python"):
@@ -311,16 +298,3 @@ def test_a_part_that_does_not_fit_is_refused(toy):
     narrow = dataclasses.replace(toy.projection.config, dino_embed_dim=64)
     with pytest.raises(ValueError, match="vectors of width 192, but the projection expects 64"):
         toy.projection = build_projection(narrow)
-
-
-def test_a_repository_without_an_owner_is_refused_before_it_is_made(toy):
-    api = RecordingApi()
-    with pytest.raises(ValueError, match="'mine' is no repository of an owner: give owner/name"):
-        push_model(toy.loaded, "mine", SaveOptions(projection_only=True), "", None, api)
-    assert not hasattr(api, "created")
-
-
-def test_the_address_after_a_push_is_that_of_the_endpoint(toy):
-    api = RecordingApi(endpoint="https://hub.example")
-    options = SaveOptions(projection_only=True)
-    assert push_model(toy.loaded, "me/m", options, "", None, api) == "https://hub.example/me/m"

@@ -8,7 +8,7 @@ from talk2dino.backbones.seeded import PREFIX
 from talk2dino.methods.talk2dino.config import SegmenterConfig
 from talk2dino.methods.talk2dino.projection import ProjectionConfig
 
-HUB_FILES = ("model.safetensors", "config.json")
+HUB_FILES = WEIGHTS, CONFIG = ("model.safetensors", "config.json")
 """What a model's repository holds, and all that is downloaded of it."""
 
 TOY = "toy"
@@ -30,21 +30,13 @@ class PublishedModel:
     projection_sha256: str | None
     """Checksum of that file; None where it is not recorded."""
 
-    @property
-    def background_threshold(self) -> float:
-        """Published threshold of the background, on sigmoid(cosine)."""
-        return default_threshold(self.width)
-
-    @property
-    def projection(self) -> ProjectionConfig:
-        """Architecture of the projection."""
-        heads = self.width // 64  # as every DINO
-        return ProjectionConfig(hidden_layer=True, dino_embed_dim=self.width, num_attn_head=heads)
-
     def config(self, projection_weights: str) -> SegmenterConfig:
         """The segmenter, with backbones that timm and open_clip download."""
+        heads = self.width // 64  # as every DINO
         return SegmenterConfig(
-            projection=self.projection,
+            projection=ProjectionConfig(
+                hidden_layer=True, dino_embed_dim=self.width, num_attn_head=heads
+            ),
             projection_weights=projection_weights,
             vision_model=self.vision_model,
         )
@@ -102,9 +94,8 @@ def toy_config() -> SegmenterConfig:
 
 def demo_threshold(config: SegmenterConfig) -> float:
     """Background threshold for pictures that belong to no benchmark."""
-    if config.projection_weights.startswith(PREFIX):
-        return TOY_THRESHOLD
-    return default_threshold(config.projection.dino_embed_dim)
+    untrained = config.projection_weights.startswith(PREFIX)
+    return TOY_THRESHOLD if untrained else default_threshold(config.projection.dino_embed_dim)
 
 
 def default_threshold(width: int) -> float:

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import shlex
 import tempfile
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
-from huggingface_hub.utils import validate_repo_id
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from torch import Tensor, nn
 
 import talk2dino
 from talk2dino.backbones.seeded import PREFIX
@@ -33,37 +29,16 @@ from talk2dino.files import (
 )
 from talk2dino.methods.talk2dino.config import SegmenterConfig
 from talk2dino.methods.talk2dino.hub.fetch import hub_address, reason
-from talk2dino.methods.talk2dino.hub.layout import (
-    CONFIG,
-    INCLUDED,
-    PROJECTION,
-    TEXT,
-    VISION,
-    WEIGHTS,
-    FoundModel,
-    find_weights,
-)
-from talk2dino.methods.talk2dino.hub.load import LoadedModel, is_repository
-from talk2dino.methods.talk2dino.hub.published import TOY
+from talk2dino.methods.talk2dino.hub.find import INCLUDED, FoundModel, is_repository
+from talk2dino.methods.talk2dino.hub.layout import PROJECTION, TEXT, VISION
+from talk2dino.methods.talk2dino.hub.published import CONFIG, TOY, WEIGHTS
 from talk2dino.methods.talk2dino.recipe import present_settings
+from talk2dino.methods.talk2dino.segmenter import Talk2DinoSegmenter
 
+CARD = "README.md"
+FILES = (WEIGHTS, CARD, CONFIG)
+"""Of a saved model; the last one makes the others valid."""
 _DINOV3_LICENCE = "https://ai.meta.com/resources/models-and-libraries/dinov3-license"
-
-
-def read_results(folder: str | Path) -> list[dict[str, Any]]:
-    """The results in the output folder of an evaluation, in the order of their names.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: a damaged file, or one with a wrong field.
-    """
-    results = []
-    for path in listed(folder, "*.json"):
-        with suppress(NoResult):  # of another command
-            results.append(read_result(path))
-    if not results:
-        raise FileNotFoundError(f"{folder} holds no results of an evaluation (*.json).")
-    return results
 
 
 def model_card(found: FoundModel, name: str, results: Sequence[Mapping[str, Any]]) -> str:
@@ -72,7 +47,7 @@ def model_card(found: FoundModel, name: str, results: Sequence[Mapping[str, Any]
     Args:
         found: what is in the folder.
         name: what `from_pretrained` finds the folder by: its repository, or a path.
-        results: as `read_results` gives them.
+        results: of evaluations, as `benchmarks.results.read_result` gives them.
     """
     title = name.rpartition("/")[2]
     training = found.training
@@ -151,44 +126,55 @@ def _licence(config: SegmenterConfig) -> dict[str, Any]:
     return {"license": "other", "license_name": name, "license_link": _DINOV3_LICENCE}
 
 
-logger = logging.getLogger(__name__)
-
-CARD = "README.md"
-FILES = (WEIGHTS, CARD, CONFIG)
-"""Of a saved model; the last one makes the others valid."""
-
-
-@dataclass(frozen=True)
-class SaveOptions:
-    """What goes into the folder."""
-
-    projection_only: bool = False
-    """Leave out the frozen models, which are then downloaded when the folder is loaded."""
-    results: str | Path | None = None
-    """Folder of `evaluate --output`, for the model card's table."""
-    overwrite: bool = False
-    """Replace the files of an earlier save."""
-
-
 def save_model(
-    loaded: LoadedModel, folder: str | Path, options: SaveOptions, repo: str | None = None
+    segmenter: Talk2DinoSegmenter,
+    found: FoundModel,
+    folder: str | Path,
+    *,
+    changed: Collection[str] = (),
+    projection_only: bool = False,
+    results: str | Path | None = None,
+    overwrite: bool = False,
+    repo: str | None = None,
 ) -> Path:
     """Write `model.safetensors`, `config.json` and the model card; returns the folder.
 
-    The card calls the model by its repository, or by the folder's name if there is none.
+    Args:
+        segmenter: the models.
+        found: where they come from.
+        folder: made if it is not there.
+        changed: which of the models were changed since they were loaded.
+        projection_only, results, overwrite: see `Talk2DINO.save_pretrained`.
+        repo: what the card calls the model; None for the folder's name.
 
     Raises:
-        FileExistsError: one of them is there already and `overwrite` is false.
+        FileExistsError: one of the files is there already and `overwrite` is false.
         ValueError: a part that cannot be saved, or results that cannot be read.
     """
     folder = Path(folder)
-    check_replaceable(folder, FILES, options.overwrite)
-    results = _own_results(loaded, options.results) if options.results is not None else []
-    config = _saved_config(loaded, options.projection_only)
-    tensors = _tensors(loaded, options.projection_only)
+    check_replaceable(folder, FILES, overwrite)
+    config = _saved_config(segmenter, changed, projection_only)
+    training = dict(found.training)
+    if "projection" in changed:
+        training["changed_later"] = True
+        if results is not None:
+            raise ValueError(
+                f"the results in {results} are of the projection as it was loaded, and it was "
+                "changed since. Save without them, evaluate what was saved, and save that."
+            )
+    rows = [] if results is None else _own_results(Path(results), segmenter.config, found.origin)
+    found = dataclasses.replace(found, config=config, training=training)
     # A path, because a name alone may be that of another model: a folder called toy.
-    card = model_card(config, repo or f"./{folder.resolve().name}", results)
-    text = json.dumps(config.as_json(), indent=2, ensure_ascii=False) + "\n"
+    card = model_card(found, repo or f"./{folder.resolve().name}", rows)
+    text = json.dumps(found.as_json(), indent=2, ensure_ascii=False) + "\n"
+    parts = {PROJECTION: segmenter.projection}
+    if not projection_only:
+        parts |= {VISION: segmenter.vision.model, TEXT: segmenter.text.model}
+    tensors = {
+        prefix + name: value.detach().cpu()
+        for prefix, module in parts.items()
+        for name, value in module.state_dict().items()
+    }
     with atomic_files(folder, *FILES) as written:
         save_safetensors(tensors, written / WEIGHTS)
         (written / CARD).write_text(card, encoding="utf-8")
@@ -197,24 +183,32 @@ def save_model(
 
 
 def push_model(
-    loaded: LoadedModel,
+    segmenter: Talk2DinoSegmenter,
+    found: FoundModel,
     repo: str,
-    options: SaveOptions,
-    message: str,
-    private: bool | None,
     api: HfApi,
+    *,
+    message: str,
+    private: bool | None = None,
+    **options: Any,
 ) -> str:
     """Create the repository if need be and upload the three files; returns its address.
+
+    Args:
+        segmenter, found, options: see `save_model`.
+        repo: `owner/name`.
+        api: of the Hub.
+        message: of the commit.
+        private: whether a new repository is.
 
     Raises:
         ValueError: no name of a repository; otherwise as `save_model`.
         RuntimeError: the Hub was not reached, or refused.
     """
-    validate_repo_id(repo)
-    if not is_repository(repo):  # the Hub would make one of the user's, and then not find it
+    if not is_repository(repo):  # without an owner the Hub makes one, and then does not find it
         raise ValueError(f"{repo!r} is no repository of an owner: give owner/name.")
     with tempfile.TemporaryDirectory() as folder:
-        save_model(loaded, folder, options, repo)
+        save_model(segmenter, found, folder, repo=repo, **options)
         try:
             api.create_repo(repo, private=private, exist_ok=True)
             api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message)
@@ -226,60 +220,54 @@ def push_model(
     return hub_address(repo, api.endpoint)
 
 
-def _own_results(loaded: LoadedModel, folder: str | Path) -> list[dict[str, Any]]:
-    """The results of this model's weights; others are left out, and named.
+def _own_results(folder: Path, config: SegmenterConfig, origin: str) -> list[dict[str, Any]]:
+    """The results of a model's weights among those of an evaluation's output folder.
 
     Raises:
-        FileNotFoundError, ValueError: there are none, or a benchmark has two.
+        ValueError: there are none, a benchmark has two, or a file is damaged.
     """
-    if loaded.changed("projection"):
-        raise ValueError(
-            f"the results in {folder} are of the projection as it was loaded, and it was changed "
-            "since. Save without them, evaluate what was saved, and save that with its results."
-        )
-    weights = Path(loaded.segmenter.config.projection_weights)
-    own = weights_identity(find_weights(weights) if weights.is_dir() else weights)
-    kept, others = {}, []
-    for result in read_results(folder):
-        segmenter = (result["settings"] or {}).get("segmenter", {})
-        if segmenter.get("projection_weights") != own:
-            others.append(f"{result['model']} on {result['benchmark']}")
-            continue
-        key = (result["benchmark"], bool(result["pamr"]))
-        if key in kept:
-            raise ValueError(
-                f"{folder} holds two results of this model on {result['benchmark']}. Keep the one "
-                "for the card in a folder of its own."
-            )
-        kept[key] = result
+    weights, kept = weights_identity(config.projection_weights), {}
+    for path in listed(folder, "*.json"):
+        with suppress(NoResult):  # of another command
+            result = read_result(path)
+            segmenter = (result["settings"] or {}).get("segmenter", {})
+            if segmenter.get("projection_weights") != weights:
+                continue
+            key = (result["benchmark"], bool(result["pamr"]))
+            if key in kept:
+                raise ValueError(
+                    f"{folder} holds two results of this model on {result['benchmark']}. Keep the "
+                    "one for the card in a folder of its own."
+                )
+            kept[key] = result
     if not kept:
         raise ValueError(
-            f"{folder} holds results of other weights only: {', '.join(others)}. Evaluate what is "
-            f"saved: python -m talk2dino evaluate --model {shlex.quote(loaded.origin)}"
+            f"{folder} holds no results of these weights. Evaluate what is saved: "
+            f"python -m talk2dino evaluate --model {shlex.quote(origin)}"
         )
-    if others:
-        logger.warning("left out of the card: %s, of other weights", ", ".join(others))
     return list(kept.values())
 
 
-def _saved_config(loaded: LoadedModel, projection_only: bool) -> FoundModel:
+def _saved_config(
+    segmenter: Talk2DinoSegmenter, changed: Collection[str], projection_only: bool
+) -> SegmenterConfig:
     """The configuration, whose weights are in the folder or can be had by name."""
-    config = loaded.segmenter.config
-    if not projection_only and not isinstance(loaded.segmenter.text, TextEncoder):
+    config = segmenter.config
+    if not projection_only and not isinstance(segmenter.text, TextEncoder):
         raise ValueError(
             f"{config.text_model} is no CLIP text encoder, and cannot be saved with the model. "
             "Pass projection_only=True."
         )
     changes: dict[str, Any] = {"pamr": False, "clean_background": False}
-    changes["projection"] = loaded.segmenter.projection.config
-    if not loaded.is_untrained:
+    changes["projection"] = segmenter.projection.config
+    if not config.projection_weights.startswith(PREFIX) or "projection" in changed:
         changes["projection_weights"] = INCLUDED
     for side in ("vision", "text"):
         name = f"{side}_weights"
         weights = getattr(config, name) or default_weights(getattr(config, f"{side}_model"))
-        if loaded.changed(side):
+        if side in changed:
             weights = "a change in Python"
-            changes[f"{side}_model"] = getattr(loaded.segmenter, side).name
+            changes[f"{side}_model"] = getattr(segmenter, side).name
         by_name = weights == PRETRAINED or weights.startswith(PREFIX)
         if projection_only and not by_name:
             raise ValueError(
@@ -287,20 +275,4 @@ def _saved_config(loaded: LoadedModel, projection_only: bool) -> FoundModel:
                 "the whole model."
             )
         changes[name] = weights if projection_only else INCLUDED
-    segmenter = dataclasses.replace(config, **changes)
-    training = dict(loaded.training)
-    if loaded.changed("projection"):
-        training["changed_later"] = True
-    return FoundModel(segmenter, loaded.background_threshold, loaded.origin, training)
-
-
-def _tensors(loaded: LoadedModel, projection_only: bool) -> dict[str, Tensor]:
-    segmenter = loaded.segmenter
-    parts: list[tuple[str, nn.Module]] = [(PROJECTION, segmenter.projection)]
-    if not projection_only:
-        parts += [(VISION, segmenter.vision.model), (TEXT, segmenter.text.model)]
-    return {
-        prefix + name: value.detach().cpu()
-        for prefix, module in parts
-        for name, value in module.state_dict().items()
-    }
+    return dataclasses.replace(config, **changes)
