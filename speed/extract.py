@@ -43,20 +43,19 @@ def photographs(folder: Path, count: int = PHOTOGRAPHS) -> None:
 def _shipped(device: str, folder: Path) -> Step:
     from talk2dino.cli.extract import default_workers
     from talk2dino.features.captions import CaptionInput
-    from talk2dino.features.extract import ImageSettings, Models, extract_split
-    from talk2dino.features.job import Division, Job, plan_outputs
+    from talk2dino.features.extract import ImageExtraction, ImageSettings
+    from talk2dino.features.job import Job
 
     settings = ImageSettings(
         MODEL, WEIGHTS, SIDE, SIDE, KEYS, device=device, workers=default_workers()
     )
-    models = Models(settings)
-    models.load()
-    outputs = plan_outputs(folder / "features.pth", Division())
+    extraction = ImageExtraction(settings)
+    _ = extraction.models  # loaded before anything is timed
 
     def step() -> list[torch.Tensor]:
-        with Job(outputs, settings.recorded(), overwrite=True) as job:
-            data = CaptionInput(folder / "captions.json", folder)
-            features = extract_split(data, job, outputs[0], models)
+        data = CaptionInput(folder / "captions.json", folder)
+        with Job(data, extraction, folder / "features.pth", overwrite=True) as job:
+            features = job.make(0)
             assert features is not None
             return [features.image_features[key].clone() for key in KEYS]
 
@@ -82,12 +81,12 @@ def _literal(device: str, folder: Path) -> Step:
 def _bare(device: str, folder: Path) -> Step:
     """timm's own forward pass over pixels that are decoded and normalised already."""
     from talk2dino.backbones.vision import load_vision
-    from talk2dino.features.extract import CPU_BATCH
+    from talk2dino.features.extract import ImageExtraction
 
     backbone = load_vision(MODEL, WEIGHTS, device)
     transform = backbone.image_transform(SIDE, SIDE)
     pixels = [transform(Image.open(path)) for path in sorted(folder.glob("*.jpg"))]
-    size = CPU_BATCH if device == "cpu" else 64
+    size = ImageExtraction.cpu_batch if device == "cpu" else 64
     batches = [backbone.normalise(p.to(device)) for p in torch.stack(pixels).split(size)]
 
     def step() -> None:

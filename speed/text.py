@@ -52,17 +52,17 @@ def _inputs(folder: Path) -> None:
 
 def _shipped(model: str, device: str, folder: Path) -> Step:
     from talk2dino.features.captions import CaptionInput
-    from talk2dino.features.job import Division, Job, plan_outputs
-    from talk2dino.features.text import Encoder, TextSettings, extract_text_split
+    from talk2dino.features.job import Job
+    from talk2dino.features.text import TextExtraction, TextSettings
 
-    encoder = Encoder(TextSettings(model, "seeded:0", device=device))
-    encoder.load()
-    outputs = plan_outputs(folder / f"{Path(model).name}.pth", Division())
+    extraction = TextExtraction(TextSettings(model, "seeded:0", device=device))
+    _ = extraction.models  # loaded before anything is timed
+    out = folder / f"{Path(model).name}.pth"
 
     def step() -> torch.Tensor:
-        with Job(outputs, encoder.settings.recorded(), overwrite=True) as job:
-            data = CaptionInput(folder / "captions.json", need_images=False)
-            features = extract_text_split(data, job, outputs[0], encoder)
+        data = CaptionInput(folder / "captions.json", need_images=False)
+        with Job(data, extraction, out, overwrite=True) as job:
+            features = job.make(0)
             assert features is not None
             return features.caption_features["ann_feats"].clone()
 

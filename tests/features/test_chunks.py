@@ -32,13 +32,6 @@ def test_rows_come_back_mapped_and_in_order_whoever_was_first(tmp_path):
     assert whole.columns["a"][:, 1, 1].tolist() == list(range(9))
 
 
-def test_rows_come_back_in_any_order(tmp_path):
-    order = torch.tensor([8, 0, 1, 2, 6, 7, 3, 5, 4])
-    columns = filled(tmp_path, 0, 1, 2).together(order).columns
-    assert columns["b"].tolist() == order.argsort().tolist()
-    assert columns["a"][:, 0, 0].tolist() == order.argsort().tolist()
-
-
 def test_every_kind_of_number_is_kept(tmp_path):
     columns = {
         name: torch.tensor([[0, 1], [1, 0]]).to(getattr(torch, name))
@@ -102,6 +95,12 @@ def test_work_on_another_input_is_refused(tmp_path):
         Chunks(tmp_path / "split", "other input", 9, 3)
 
 
+def test_overwrite_drops_work_on_another_input_only(tmp_path):
+    filled(tmp_path, 0, 1)
+    assert Chunks(tmp_path / "split", "input", 9, 3, overwrite=True).finished() == {0, 1}
+    assert not Chunks(tmp_path / "split", "other input", 9, 3, overwrite=True).finished()
+
+
 def test_a_folder_without_a_finished_chunk_holds_nothing(tmp_path):
     chunks = filled(tmp_path)
     (chunks.folder / "chunk0000000.tmp").touch()
@@ -138,7 +137,7 @@ def test_too_little_room_is_seen_before_it_is_used_up(tmp_path):
     chunks = filled(tmp_path, 0)
     chunks.check_room(0, 1)
     chunks.numbers = range(10**12)
-    with pytest.raises(RuntimeError, match=r"need \d+\.\d GB more .* are free. Make room"):
+    with pytest.raises(RuntimeError, match=r"need \d+\.\d+ GB more .* are free. Make room"):
         chunks.check_room(0, 1)
     chunks.check_room(0, 2 * 10**12)
 

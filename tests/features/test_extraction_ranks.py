@@ -97,7 +97,7 @@ def test_captions_sorted_by_length_are_divided_too(fork_server, images, alone, t
     for name in ("a.pth", "b.pth"):
         (tmp_path / name).write_bytes(alone)
         arguments[name] = ["--ann_path", str(tmp_path / name), "--model", "toy"]
-        arguments[name] += ["--device", "cpu", "--batch_size", "8"]
+        arguments[name] += ["--device", "cpu", "--batch_size", "1"]  # two chunks
     codes, _ = run_ranks(fork_server, extract_text.main, arguments["a.pth"], 2, logs)
     assert codes == [0, 0]
     torch.set_num_threads(1)

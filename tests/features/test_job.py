@@ -1,72 +1,121 @@
 """A run's outputs, names, and work folder."""
 
+import json
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import pytest
 import torch
 
-from talk2dino.features.chunks import Chunk
-from talk2dino.features.job import Division, Job, Output, Work, plan_outputs
-from talk2dino.features.store import FeatureFile, read_features
+from talk2dino.features.captions import CaptionInput
+from talk2dino.features.chunks import Chunk, Extraction
+from talk2dino.features.job import Division, Job
+from talk2dino.features.store import FeatureFile, read_features, write_features
 from talk2dino.processes import Processes
-from talk2dino.progress import silent
-
-SETTINGS = {"model": "toy", "resize_dim": 56}
 
 
-def outputs(tmp_path, **changes):
-    return plan_outputs(tmp_path / "val.pth", Division(**changes))
+@dataclass(frozen=True)
+class Settings:
+    size: int = 56
+    keys: tuple[str, ...] = ("dino_features",)
+    section: str = "vision"
+    weights: str | None = None
+    device: str = "cpu"
+    batch_size: int = 2
+
+    def recorded(self):
+        return {"size": self.size}
 
 
-def work(total=4, fingerprint="input", made=None, fails_at=None):
-    """Rows that hold their own positions, two per batch; `made` lists the batches computed."""
+class Positions(Extraction):
+    """Rows that hold their own positions, two per batch."""
 
-    def batches(wanted):
-        for items in wanted:
-            if fails_at in items:
+    unit, cpu_batch, models = "images", 2, None
+
+    def __init__(self, fails_at=None, failing=(), version=0, **settings):
+        super().__init__(Settings(**settings))
+        self.fails_at, self.failing, self.version, self.made = fails_at, failing, version, []
+
+    def items(self, collection):
+        return [[image["id"], self.version] for image in collection.features.images]
+
+    def results(self, collection, chunks):
+        for items in chunks:
+            if self.fails_at in items:
                 raise KeyboardInterrupt
-            if made is not None:
-                made.append(items)
-            yield Chunk({"a": torch.tensor(items)})
+            self.made.append(items)
+            rows = torch.tensor([[row] for row in items if row not in self.failing])
+            failures = {row: f"image {row}: gone" for row in items if row in self.failing}
+            yield Chunk({"dino_features": rows} if len(rows) else {}, failures)
 
-    return Work(fingerprint, total, 2, lambda fresh: None, batches)
+    def completed(self, collection, made):
+        kept = torch.tensor(
+            [r for r in range(len(self.items(collection))) if r not in made.failures]
+        )
+        return collection.features.select(kept).completed(made.columns, "vision", {"size": 56})
 
 
-def begun(tmp_path, settings=SETTINGS, **changes):
-    """A job that was ended after its first batch."""
-    job = Job(outputs(tmp_path, **changes), settings)
-    with pytest.raises(KeyboardInterrupt), job:
-        job.collected(job.outputs[0], work(fails_at=2), silent)
+@pytest.fixture
+def begin(tmp_path):
+    """Begins a job on some images."""
+
+    def job(count=4, division=None, out="val.pth", overwrite=False, max_failures=0, **changes):
+        path = tmp_path / f"{count}.json"
+        if not path.exists():
+            images = [{"id": n, "file_name": "x"} for n in range(count)]
+            annotations = [{"id": n, "image_id": n, "caption": ""} for n in range(count)]
+            path.write_text(json.dumps({"images": images, "annotations": annotations}))
+        data = CaptionInput(changes.pop("data", path))
+        more = {"overwrite": overwrite, "max_failures": max_failures}
+        return Job(data, Positions(**changes), tmp_path / "out" / out, division, **more)
+
     return job
 
 
-def computed(job, *arguments):
+@pytest.fixture
+def begun(begin):
+    """A job that was ended after its first batch."""
+
+    def job(**changes):
+        job = begin(fails_at=2, **changes)
+        with pytest.raises(KeyboardInterrupt), job:
+            job.make(0)
+        return job
+
+    return job
+
+
+def computed(job):
     """The batches that are computed when the job goes on."""
-    made = []
-    found = job.collected(job.outputs[0], work(*arguments, made=made), silent)
-    assert found.columns["a"].tolist() == list(range(4))
-    return made
+    column = job.make(0).image_features["dino_features"]
+    assert column.flatten().tolist() == list(range(4))
+    return job.extraction.made
+
+
+def files(tmp_path):
+    folder = tmp_path / "out"
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
 def test_one_split_is_the_named_file(tmp_path):
-    assert [o.files for o in outputs(tmp_path)] == [(tmp_path / "val.pth",)]
+    assert Division().outputs(tmp_path / "val.pth") == {0: [tmp_path / "val.pth"]}
 
 
 def test_splits_are_numbered_from_the_offsets(tmp_path):
-    planned = outputs(tmp_path, n_in_splits=4, in_batch_offset=2, out_offset=10)
-    assert [o.split for o in planned] == [2, 3]
-    assert [o.files[0].name for o in planned] == ["val_12.pth", "val_13.pth"]
+    division = Division(n_in_splits=4, in_batch_offset=2, out_offset=10)
+    planned = division.outputs(tmp_path / "val.pth")
+    assert planned == {2: [tmp_path / "val_12.pth"], 3: [tmp_path / "val_13.pth"]}
 
 
 def test_a_job_makes_the_split_of_its_number_only(tmp_path):
-    (planned,) = outputs(tmp_path, n_in_splits=4, job_id=2)
-    assert (planned.split, planned.files[0].name) == (2, "val_2.pth")
+    planned = Division(n_in_splits=4, job_id=2).outputs(tmp_path / "val.pth")
+    assert planned == {2: [tmp_path / "val_2.pth"]}
 
 
 def test_shard_numbers_continue_over_splits(tmp_path):
-    planned = plan_outputs(tmp_path, Division(n_in_splits=2, out_offset=5, n_shards=2))
-    names = [[path.name for path in output.files] for output in planned]
+    planned = Division(n_in_splits=2, out_offset=5, n_shards=2).outputs(tmp_path)
+    names = [[path.name for path in paths] for paths in planned.values()]
     assert names == [["shard00005.tar", "shard00006.tar"], ["shard00007.tar", "shard00008.tar"]]
 
 
@@ -86,98 +135,107 @@ def test_impossible_divisions_are_refused(changes, message):
         Division(**changes)
 
 
-def test_a_finished_job_leaves_no_folder(tmp_path):
-    with Job(outputs(tmp_path), SETTINGS) as job:
-        job.collected(job.outputs[0], work(), silent)
-        job.finish(job.outputs[0])
-    assert not list(tmp_path.iterdir())
+def test_a_finished_job_leaves_its_output_only(begin, tmp_path):
+    with begin() as job:
+        job.make(0)
+    assert files(tmp_path) == ["val.pth"]
 
 
-def test_a_job_that_fails_before_any_work_leaves_no_folder(tmp_path):
-    with pytest.raises(ZeroDivisionError), Job(outputs(tmp_path), SETTINGS):
+def test_a_job_that_fails_before_any_work_leaves_no_folder(begin, tmp_path):
+    with pytest.raises(ZeroDivisionError), begin():
         raise ZeroDivisionError
-    assert not list(tmp_path.iterdir())
+    assert files(tmp_path) == []
 
 
-def test_work_is_kept_and_found_again(tmp_path):
-    assert begun(tmp_path).resumed is False
-    with Job(outputs(tmp_path), SETTINGS) as job:
+def test_work_is_kept_and_found_again(begin, begun):
+    assert begun().resumed is False
+    with begin() as job:
         assert job.resumed
         assert computed(job) == [range(2, 4)]
 
 
-def test_other_settings_are_refused_and_named(tmp_path):
-    begun(tmp_path)
+def test_other_settings_are_refused_and_named(begin, begun):
+    begun()
     with pytest.raises(
-        ValueError, match=r"other settings \(resize_dim: 56 there, 112 asked for\).*--overwrite"
+        ValueError, match=r"other settings \(size: 56 there, 112 asked for\).*--overwrite"
     ):
-        Job(outputs(tmp_path), {**SETTINGS, "resize_dim": 112})
-    assert Job(outputs(tmp_path), SETTINGS).resumed
+        begin(size=112)
+    assert begin().resumed
 
 
-def test_overwrite_drops_work_with_other_settings(tmp_path):
-    begun(tmp_path)
-    with Job(outputs(tmp_path), {**SETTINGS, "amp": True}, overwrite=True) as job:
+def test_overwrite_drops_work_with_other_settings_only(begin, begun):
+    begun()
+    assert begin(overwrite=True).resumed
+    with begin(size=112, overwrite=True) as job:
         assert not job.resumed
         assert len(computed(job)) == 2
 
 
-def test_overwrite_continues_work_with_the_same_settings(tmp_path):
-    begun(tmp_path)
-    assert Job(outputs(tmp_path), SETTINGS, overwrite=True).resumed
-
-
-def test_overwrite_drops_work_on_another_input(tmp_path):
-    begun(tmp_path)
-    with Job(outputs(tmp_path), SETTINGS, overwrite=True) as job:
-        assert len(computed(job, 4, "other")) == 2
-
-
-def test_work_on_another_input_is_refused(tmp_path):
-    begun(tmp_path)
-    job = Job(outputs(tmp_path), SETTINGS)
+def test_work_on_another_input_is_refused_unless_it_may_be_dropped(begin, begun):
+    begun()
     with pytest.raises(ValueError, match="another input"):
-        job.collected(job.outputs[0], work(4, "other"), silent)
+        begin(version=1).make(0)
+    with begin(version=1, overwrite=True) as job:
+        assert len(computed(job)) == 2
 
 
-def test_finished_splits_are_not_done_again(tmp_path):
-    planned = outputs(tmp_path, n_in_splits=3)
-    with pytest.raises(KeyboardInterrupt), Job(planned, SETTINGS) as job:
-        job.finish(planned[0], ["image 3: gone"])
+def test_finished_splits_are_not_done_again(begin):
+    three = Division(n_in_splits=3)
+    with pytest.raises(KeyboardInterrupt), begin(division=three) as job:
+        job.finish(0, ["image 3: gone"])
         raise KeyboardInterrupt
-    again = Job(planned, SETTINGS)
-    assert again.pending() == planned[1:]
+    again = begin(division=three)
+    assert again.pending() == [1, 2]
     assert again.failures() == ["image 3: gone"]
 
 
-def test_an_existing_output_is_refused(tmp_path):
-    (tmp_path / "val_1.pth").touch()
+def test_an_existing_output_is_refused(begin, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "val_1.pth").touch()
     with pytest.raises(FileExistsError, match=r"val_1\.pth exists already.*--overwrite"):
-        Job(outputs(tmp_path, n_in_splits=2), SETTINGS)
-    with Job(outputs(tmp_path, n_in_splits=2), SETTINGS, overwrite=True):
+        begin(division=Division(n_in_splits=2))
+    with begin(division=Division(n_in_splits=2), overwrite=True):
         pass
-    assert [path.name for path in tmp_path.iterdir()] == ["val_1.pth"]
+    assert files(tmp_path) == ["val_1.pth"]
 
 
-def test_the_own_output_does_not_stop_a_job_that_was_killed_after_writing_it(tmp_path):
-    begun(tmp_path)
-    (tmp_path / "val.pth").touch()
-    assert Job(outputs(tmp_path), SETTINGS).resumed
+def test_the_own_output_does_not_stop_a_job_that_was_killed_after_writing_it(
+    begin, begun, tmp_path
+):
+    begun()
+    (tmp_path / "out" / "val.pth").touch()
+    assert begin().resumed
 
 
-def test_a_second_process_is_refused(tmp_path):
+def test_items_that_fail_are_named_and_left_out(begin):
+    with begin(failing=(1,)) as job:
+        assert job.make(0).image_features["dino_features"].flatten().tolist() == [0, 2, 3]
+        assert job.failures() == ["image 1: gone"]
+
+
+def test_where_all_items_fail_nothing_is_kept(begin, tmp_path):
+    message = "none of the 4 images could be read; image 0: gone"
+    with pytest.raises(RuntimeError, match=message), begin(failing=range(4)) as job:
+        job.make(0)
+    assert files(tmp_path) == []
+
+
+def test_a_file_loses_no_more_items_than_allowed(begin, tmp_path):
+    with begin() as job:
+        job.make(0)
+    path = tmp_path / "out" / "val.pth"
+    again = {"data": path, "failing": (1,), "overwrite": True}
+    with pytest.raises(RuntimeError, match="would lose them.*--max_failures 1"):
+        begin(**again).make(0)
+    with begin(**again, max_failures=1) as job:
+        assert job.make(0).num_images == 3
+
+
+def test_a_lock_held_by_another_process_is_reported(begin, begun, tmp_path):
     pytest.importorskip("fcntl")
-    with Job(outputs(tmp_path), SETTINGS) as job:
-        code = f"import fcntl; fcntl.lockf(open({str(job.folder / 'lock')!r}, 'w'), 6)"
-        other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        assert "BlockingIOError" in other.stderr
-
-
-def test_a_lock_held_by_another_process_is_reported(tmp_path):
-    pytest.importorskip("fcntl")
-    begun(tmp_path)
+    lock = begun().folder / "lock"
     code = (
-        f"import fcntl; f = open({str(tmp_path / 'val.pth.parts' / 'lock')!r}, 'w'); "
+        f"import fcntl; f = open({str(lock)!r}, 'w'); "
         "fcntl.lockf(f, 6); print('held', flush=True); input()"
     )
     with subprocess.Popen(
@@ -185,36 +243,24 @@ def test_a_lock_held_by_another_process_is_reported(tmp_path):
     ) as holder:
         assert holder.stdout.readline()
         with pytest.raises(RuntimeError, match=r"another process is at work on .*val\.pth\.parts"):
-            Job(outputs(tmp_path), SETTINGS)
+            begin()
         holder.communicate(b"\n")
 
 
-def test_damaged_settings_name_the_folder_to_delete(tmp_path):
-    begun(tmp_path)
-    (tmp_path / "val.pth.parts" / "settings.json").write_text("{")
+def test_damaged_settings_name_the_folder_to_delete(begin, begun):
+    (begun().folder / "settings.json").write_text("{")
     with pytest.raises(ValueError, match=r"Delete the folder .*val\.pth\.parts"):
-        Job(outputs(tmp_path), SETTINGS)
+        begin()
 
 
-def test_an_output_that_cannot_be_written_keeps_the_older_file_and_the_work(tmp_path):
-    class Broken(FeatureFile):
-        @property
-        def num_images(self):
-            raise OSError(28, "No space left on device")
-
-    (tmp_path / "val.pth").write_bytes(b"older")
-    output = Output(0, 1, (tmp_path / "val.pth",))
-    with pytest.raises(RuntimeError, match="could not write.*No space left.*kept in .*scratch"):
-        output.write(Broken([], []), tmp_path / "scratch")
-    assert (tmp_path / "val.pth").read_bytes() == b"older"
-
-
-def test_the_layout_is_that_of_the_input_unless_chosen(tmp_path):
-    features = FeatureFile([{"id": 1}], [])
-    features.layout = "coco"
+def test_the_layout_is_that_of_the_input_unless_chosen(begin, tmp_path):
+    features = FeatureFile([{"id": 1, "file_name": "x"}], [])
+    write_features(features, tmp_path / "published.pth", "coco")
+    job = begin(data=tmp_path / "published.pth")
     for layout, expected in ((None, "coco"), ("columnar", "columnar")):
-        Output(0, 1, (tmp_path / "a.pth",), layout).write(features, tmp_path)
-        assert read_features(tmp_path / "a.pth").layout == expected
+        job.layout = layout
+        job.make(0)
+        assert read_features(job.path).layout == expected
 
 
 # Several processes.
@@ -229,10 +275,9 @@ class FirstOfTwo(Processes):
         return [value, value]
 
 
-def test_a_process_computes_every_nth_chunk(tmp_path):
-    made = []
-    with Job(outputs(tmp_path), {}) as job:
-        job.processes = FirstOfTwo(0, 2)
-        with pytest.raises(RuntimeError, match="another process of this extraction has ended"):
-            job.collected(job.outputs[0], work(9, made=made), silent)
-    assert made == [range(2), range(4, 6), range(8, 9)]
+def test_a_process_computes_every_nth_chunk(begin):
+    job = begin(9)
+    job.processes = FirstOfTwo(0, 2)
+    with pytest.raises(RuntimeError, match="another process of this extraction has ended"):
+        job.make(0)
+    assert job.extraction.made == [range(2), range(4, 6), range(8, 9)]

@@ -15,8 +15,7 @@ from talk2dino.features.captions import CaptionInput
 from talk2dino.features.shards import read_shards
 from talk2dino.features.store import FeatureFile, read_features, write_features
 from talk2dino.features.text import (
-    Encoder,
-    OrderedTexts,
+    TextExtraction,
     TextSettings,
     caption_features,
     token_features,
@@ -105,31 +104,40 @@ def test_only_floating_point_tensors_are_stored_in_half(features):
     assert kinds["text_input_mask"] == torch.bool
 
 
-def ordered(captions, **settings):
-    return OrderedTexts(captions, Encoder(TextSettings("toy", device="cpu", **settings)))
+def tokenised(captions, **settings):
+    return TextExtraction(TextSettings("toy", device="cpu", **settings))._tokenised(captions)
 
 
-def test_captions_with_many_tokens_come_first_and_every_caption_once():
-    texts = ordered(["a b", "a b c", "a", "d e f", "antidisestablishmentarianism?"])
-    assert texts.order.tolist() == [4, 1, 3, 0, 2]
-    assert texts.lengths.tolist() == [4, 5, 3, 5, 9]
-
-
-def test_token_ids_are_kept_without_padding_and_given_as_the_tokeniser_does():
-    captions = ["a b", "", "three words here " * 30]
-    texts = ordered(captions)
+def test_captions_with_many_tokens_come_first_and_a_batch_ends_with_its_longest():
+    captions = ["a b", "a b c", "a", "d e f", "antidisestablishmentarianism?"]
+    order, batches = tokenised(captions, batch_size=2)
+    assert order.tolist() == [4, 1, 3, 0, 2]
+    assert [tuple(batch.shape) for batch in batches] == [(2, 9), (2, 5), (1, 3)]
     model = cached_load("toy", None, torch.device("cpu"))
-    wanted = model.tokenize([captions[0], captions[2]])
-    assert torch.equal(texts.tokens(model, torch.tensor([0, 2])), wanted)
-    assert texts.tokens(model, torch.tensor([1])).tolist() == [[49406, 49407]]
-    assert texts._ids.nbytes == 2 * texts.lengths.sum()
+    wanted = model.tokenize(captions)[order]
+    assert torch.equal(batches[0], wanted[:2, :9])
+    assert torch.equal(batches[2], wanted[4:, :3])
 
 
 def test_where_every_position_is_stored_the_order_stays():
-    texts = ordered(["a b", "a b c"], dense=True)
-    assert texts.order.tolist() == [0, 1]
-    model = cached_load("toy", None, torch.device("cpu"))
-    assert texts.tokens(model, torch.tensor([1])).shape == (1, 77)
+    order, (tokens,) = tokenised(["a b", "a b c"], dense=True)
+    assert order.tolist() == [0, 1]
+    assert tokens.shape == (2, 77)
+
+
+def test_captions_are_tokenised_and_sorted_some_at_a_time(features, coco, monkeypatch):
+    """However many there are, the ids of a few batches are in memory; no row changes its place."""
+    seen, real = [], TextExtraction._tokenised
+
+    def watched(self, captions):
+        seen.append(len(captions))
+        return real(self, captions)
+
+    monkeypatch.setattr(TextExtraction, "_tokenised", watched)
+    monkeypatch.setattr(text, "SORTED_BATCHES", 2)
+    assert main(arguments(features, "--batch_size", "2")) == 0
+    assert seen == [4, 4, 3]
+    assert_close(read_features(features).caption_features["ann_feats"], expected(coco))
 
 
 def test_an_unknown_key_is_refused():
@@ -287,7 +295,7 @@ def test_tars_without_a_single_caption_are_refused(tmp_path, coco, capsys):
     with tarfile.open(path, "w") as tar:
         tar.add(coco.folder / "000.jpg", "0.jpg")
     assert main(arguments(path, "--out_path", str(tmp_path / "o.pth"))) == 1
-    assert "web.tar holds no captions to encode" in capsys.readouterr().err
+    assert "web.tar holds no captions" in capsys.readouterr().err
     assert not (tmp_path / "o.pth").exists()
 
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import argparse
 import sys
-from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from talk2dino.cli.entry import DONE, FAILED, Command, core_share
 from talk2dino.cli.extraction import (
-    Plan,
     add_output_arguments,
     add_precision_argument,
-    make_plan,
-    run_plan,
+    make_job,
+    run_job,
 )
 from talk2dino.cli.flags import add_flags, from_flags
 from talk2dino.features.keys import IMAGE_KEYS
+
+if TYPE_CHECKING:
+    from talk2dino.features.job import Job
 
 _SETTINGS = "features.extract:ImageSettings"
 
@@ -48,35 +50,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def check(args: argparse.Namespace) -> Plan:
+def check(args: argparse.Namespace) -> Job:
     """Refuse wrong arguments; take over unfinished work."""
     from talk2dino.features.captions import CaptionInput
-    from talk2dino.features.extract import ImageSettings, Models
-    from talk2dino.features.recaption import check_installed
+    from talk2dino.features.extract import ImageExtraction, ImageSettings
 
     chosen = args.keys or ["dino_features"]
     keys = tuple(key for key in IMAGE_KEYS if key in chosen)
-    settings = from_flags(ImageSettings, args, keys=keys)
-    if args.blip_model:
-        check_installed()
-    models, data = Models(settings), CaptionInput(args.ann_path, args.data_dir)
-    return make_plan(args, data, models, command="extract", blip_model=args.blip_model)
+    extraction = ImageExtraction(from_flags(ImageSettings, args, keys=keys))
+    return make_job(args, CaptionInput(args.ann_path, args.data_dir), extraction, args.max_failures)
 
 
-def run(args: argparse.Namespace, plan: Plan) -> int:
+def run(args: argparse.Namespace, job: Job) -> int:
     """Extract split after split; 1 if more images failed than allowed.
 
     Only the first of several processes says so: when one exits with 1, `torch.distributed.run`
     ends the others at once, and the first has its report to write.
     """
-    from talk2dino.features.extract import extract_split
-
-    extract = partial(extract_split, max_failures=args.max_failures)
-    path = plan.out_path
+    path = job.path
     if args.job_id is not None:  # the other jobs have lists of their own
         path = path.with_name(f"{path.stem}_{args.job_id + args.out_offset}{path.suffix}")
-    failures = run_plan(plan, "images", extract, path.with_name(f"{path.name}.failed.txt"))
-    if not plan.job.leads or len(failures) <= args.max_failures:
+    failures = run_job(job, path.with_name(f"{path.name}.failed.txt"))
+    if not job.leads or len(failures) <= args.max_failures:
         return DONE
     print(
         f"error: {len(failures)} failures are more than --max_failures {args.max_failures}; "

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from talk2dino.cli.entry import DONE, Command
 from talk2dino.cli.extraction import (
-    Plan,
     add_output_arguments,
     add_precision_argument,
-    make_plan,
-    run_plan,
+    make_job,
+    run_job,
 )
 from talk2dino.cli.flags import add_flags, from_flags
+
+if TYPE_CHECKING:
+    from talk2dino.features.job import Job
 
 _SETTINGS = "features.text:TextSettings"
 
@@ -36,21 +39,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_output_arguments(parser, n_shards=10)
 
 
-def check(args: argparse.Namespace) -> Plan:
+def check(args: argparse.Namespace) -> Job:
     """Refuse wrong arguments; take over unfinished work."""
     from talk2dino.features.captions import CaptionInput
-    from talk2dino.features.text import Encoder, TextSettings
+    from talk2dino.features.text import TextExtraction, TextSettings
 
-    encoder = Encoder(from_flags(TextSettings, args))
-    data = CaptionInput(args.ann_path, need_images=False)
-    return make_plan(args, data, encoder, command="extract_text")
+    extraction = TextExtraction(from_flags(TextSettings, args))
+    return make_job(args, CaptionInput(args.ann_path, need_images=False), extraction)
 
 
-def run(args: argparse.Namespace, plan: Plan) -> int:
+def run(args: argparse.Namespace, job: Job) -> int:
     """Encode split after split."""
-    from talk2dino.features.text import extract_text_split
-
-    run_plan(plan, "captions", extract_text_split)
+    run_job(job)
     return DONE
 
 

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from talk2dino.cli.entry import bar_of
 from talk2dino.cli.flags import add_flags, from_flags
 from talk2dino.devices import AMP_TYPES, DTYPES
 from talk2dino.features.keys import LAYOUTS
-from talk2dino.files import check_not_inputs, content_digest, write_text
-from talk2dino.progress import Progress
+from talk2dino.files import write_text
 
 if TYPE_CHECKING:
     from talk2dino.features.captions import CaptionInput
-    from talk2dino.features.extract import Models
-    from talk2dino.features.job import Job, Output
+    from talk2dino.features.chunks import Extraction
+    from talk2dino.features.job import Job
     from talk2dino.features.store import FeatureFile
-    from talk2dino.features.text import Encoder
 
 SHOWN_FAILURES = 10
 
@@ -55,70 +52,36 @@ def add_output_arguments(parser: argparse.ArgumentParser, n_shards: int) -> None
     group.add_argument("--overwrite", action="store_true", help="replace what is there")
 
 
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """What an extraction command has checked, and is about to do."""
-
-    data: CaptionInput
-    """Images and captions."""
-    models: Models | Encoder
-    """What the features are made with; loaded when first needed."""
-    job: Job
-    """The outputs, with the work that an earlier run left unfinished."""
-    out_path: Path
-    """The `.pth` file, or the folder of the shards."""
-
-
-def make_plan(
-    args: argparse.Namespace, data: CaptionInput, models: Models | Encoder, **decisive: Any
-) -> Plan:
+def make_job(
+    args: argparse.Namespace,
+    data: CaptionInput,
+    extraction: Extraction,
+    max_failures: int = 0,
+) -> Job:
     """Take over the job of a run.
 
     Args:
         args: the flags of `add_output_arguments`.
         data: what is read.
-        models: what the features are made with.
-        decisive: `command`, and what else decides the outputs' bytes.
+        extraction: what makes the features.
+        max_failures: most images that a file completed in place may lose.
     """
-    from talk2dino.features.job import Division, Job, plan_outputs
-    from talk2dino.processes import is_first_process
+    from talk2dino.features.job import Division, Job
 
     if args.write_as_wds and args.n_shards < 1:
         raise ValueError(f"--n_shards must be at least 1, got {args.n_shards}")
     if args.write_as_wds and args.layout:
         raise ValueError("--layout is for .pth files; leave it out with --write_as_wds")
     division = from_flags(Division, args, n_shards=args.n_shards if args.write_as_wds else 0)
-    out_path, settings = output_path(args), models.settings
-    outputs = plan_outputs(out_path, division, args.layout)
-    decisive |= {
-        "ann_path": str(args.ann_path.resolve()),
-        **settings.recorded(),
-        "weights_digest": content_digest(settings.weights),
-        "keys": sorted(settings.keys),
-        "device": models.device.type,
-        "batch_size": models.batch_size,
-        "layout": args.layout,
-        **vars(division),
-    }
-    written = [path for output in outputs for path in output.files]
-    check_not_inputs(written, [settings.weights, *data.tars])
-    completed = decisive["command"] == "extract_text" and data.is_path(written[0])
-    job = Job(outputs, decisive, args.overwrite, completed, leads=is_first_process())
-    return Plan(data, models, job, out_path)
+    path = output_path(args)
+    return Job(data, extraction, path, division, args.layout, args.overwrite, max_failures)
 
 
-def run_plan(
-    plan: Plan,
-    unit: str,
-    extract: Callable[[CaptionInput, Job, Output, Any, Progress], FeatureFile | None],
-    failed: Path | None = None,
-) -> list[str]:
+def run_job(job: Job, failed: Path | None = None) -> list[str]:
     """Extract split after split.
 
     Args:
-        plan: what is to be done.
-        unit: what is counted.
-        extract: makes an output; returns None in every process but the first.
+        job: what is to be done.
         failed: where the failures are listed.
 
     Returns:
@@ -126,16 +89,16 @@ def run_plan(
     """
     from talk2dino.processes import joined_processes
 
-    job, models = plan.job, plan.models
     with joined_processes() as processes, job:
         job.join(processes)
-        models.device = processes.device(models.device)
-        bar = progress_bar(unit, job)
-        for output in job.pending():
-            features = extract(plan.data, job, output, models, bar)
+        unit = job.extraction.unit
+        if processes.count > 1:  # the first one shows its own share
+            unit = f"{unit} of the first of {processes.count} processes"
+        for split in job.pending():
+            features = job.make(split, bar_of(unit, job.leads))
             if features is not None:
-                report_written(features, output.files, models.settings.keys)
-        failures: list[str] = job.failures()
+                report_written(features, job.outputs[split], job.extraction.settings.keys)
+        failures = job.failures()
         if job.leads and failed:  # before the job is over: a kill must not lose the list
             report_failures(failures, failed)
     return failures
@@ -170,16 +133,6 @@ def output_path(args: argparse.Namespace) -> Path:
     elif path.suffix not in (".pth", ".pt"):
         raise ValueError(f"--out_path {path} must end in .pth (or add --write_as_wds)")
     return path
-
-
-def progress_bar(unit: str, job: Job) -> Progress:
-    """A factory of bars that show done, total, rate and time left on stderr.
-
-    Of several processes the first one shows its own share.
-    """
-    if job.processes.count > 1:
-        unit = f"{unit} of the first of {job.processes.count} processes"
-    return bar_of(unit, job.leads)
 
 
 def report_written(features: FeatureFile, files: Sequence[Path], keys: Sequence[str]) -> None:

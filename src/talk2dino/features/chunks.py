@@ -1,8 +1,8 @@
-"""Finished work on disk while a long extraction runs, so that a kill at any moment loses nothing.
+"""What makes features, and finished work on disk, so that a kill at any moment loses nothing.
 
-The items are cut into chunks of one batch each, the same ones whoever computes them. A finished
-chunk is a file of its own, named by its number, and whole or absent. Chunk k belongs to process
-k mod N. When all are there, they are put together.
+The items are cut into chunks, the same ones whoever computes them. A finished chunk is a file of
+its own, named by its number, and whole or absent. Chunk k belongs to process k mod N. When all are
+there, they are put together.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ import json
 import math
 import os
 import shutil
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,22 +24,80 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from talk2dino.devices import Fetched
-from talk2dino.files import atomic_path
+from talk2dino.devices import Fetched, MemoryFit, resolve_device
+from talk2dino.features.captions import Collection
+from talk2dino.features.store import FeatureFile
+from talk2dino.files import atomic_path, write_text
 
 _INPUT, _WHOLE, _ABOUT, _CHUNKS = "input.txt", "whole", "about.json", "chunk*.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """The result of one batch of items."""
+    """The results of some items."""
 
     columns: dict[str, Tensor]
     """Key -> (n, ...) rows of the items that succeeded, in order."""
     failures: dict[int, str] = field(default_factory=dict)
-    """Position of a failed item among all -> why. It has no row."""
+    """Position of a failed item among all -> its name and why. It has no row."""
     captions: list[str] = field(default_factory=list)
     """Texts that go with the rows, if any are made."""
+
+
+class Extraction(ABC):
+    """One kind of features: frozen models, and what they make of the items of a collection.
+
+    Args:
+        settings: what is made, and how: a dataclass with the fields `keys`, `section`, `weights`,
+            `device` and `batch_size`, and `recorded()` for the feature file.
+    """
+
+    unit: str
+    """What an item is called, in the plural."""
+    cpu_batch: int
+    """Items at once on a CPU: more are no faster, and their activations leave its cache."""
+    completes_input = False
+    """Whether the output may be the input, which keeps what it has."""
+
+    settings: Any
+
+    def __init__(self, settings: Any) -> None:
+        self.settings = settings
+        self.device = resolve_device(settings.device)
+        self.fit = MemoryFit(self.unit)
+
+    @property
+    def batch_size(self) -> int:
+        """Items per forward pass on this device."""
+        size = self.settings.batch_size
+        return min(size, self.cpu_batch) if self.device.type == "cpu" else size
+
+    @property
+    def chunk_size(self) -> int:
+        """Items whose results become one file; whoever computes them, they are the same."""
+        return self.batch_size
+
+    @cached_property
+    @abstractmethod
+    def models(self) -> Any:
+        """The frozen models, on the device; loaded when first asked for."""
+
+    @abstractmethod
+    def items(self, collection: Collection) -> list[Any]:
+        """Every item as JSON data that changes when its features would.
+
+        Raises:
+            FileNotFoundError: nothing is where it should be.
+        """
+
+    @abstractmethod
+    def results(self, collection: Collection, chunks: Sequence[range]) -> Iterator[Chunk]:
+        """The results of chunks, which are given by the positions of their items."""
+
+    def completed(self, collection: Collection, made: Chunk) -> FeatureFile:
+        """The records of a collection with the results of all its items."""
+        section, recorded = self.settings.section, self.settings.recorded()
+        return collection.features.completed(made.columns, section, recorded)
 
 
 def fetched_behind(results: Iterable[Chunk], device: torch.device) -> Iterator[Chunk]:
@@ -47,16 +107,17 @@ def fetched_behind(results: Iterable[Chunk], device: torch.device) -> Iterator[C
     takes no time of the GPU's.
     """
     waiting: deque[tuple[Chunk, Fetched]] = deque()
+
+    def arrived() -> Chunk:
+        result, fetched = waiting.popleft()
+        return replace(result, columns=dict(zip(result.columns, fetched.read(), strict=True)))
+
     for result in results:
         waiting.append((result, Fetched(list(result.columns.values()))))
         if len(waiting) > (device.type == "cuda"):
-            yield _arrived(*waiting.popleft())
-    for result, fetched in waiting:
-        yield _arrived(result, fetched)
-
-
-def _arrived(result: Chunk, fetched: Fetched) -> Chunk:
-    return replace(result, columns=dict(zip(result.columns, fetched.read(), strict=True)))
+            yield arrived()
+    while waiting:
+        yield arrived()
 
 
 class Chunks:
@@ -67,23 +128,27 @@ class Chunks:
         fingerprint: identifies the input; other work is refused.
         total: items of the split.
         size: items per chunk.
+        overwrite: drop work on another input.
 
     Raises:
         ValueError: the folder holds work on another input.
     """
 
-    def __init__(self, folder: Path, fingerprint: str, total: int, size: int) -> None:
+    def __init__(
+        self, folder: Path, fingerprint: str, total: int, size: int, overwrite: bool = False
+    ) -> None:
         self.folder, self.total, self.size = folder, total, size
         self.numbers = range(-(-total // size))
         known = folder / _INPUT
+        if known.is_file() and known.read_text() != fingerprint:
+            if not overwrite:
+                raise ValueError(
+                    f"{folder} holds unfinished work on another input (other images or captions)."
+                    " Give that input again to go on, or pass --overwrite to start anew."
+                )
+            shutil.rmtree(folder)
         if not known.is_file():
-            with atomic_path(known) as temporary:
-                temporary.write_text(fingerprint)
-        elif known.read_text() != fingerprint:
-            raise ValueError(
-                f"{folder} holds unfinished work on another input (other images or captions)."
-                " Give that input again to go on, or pass --overwrite to start anew."
-            )
+            write_text(known, fingerprint)
 
     def items(self, number: int) -> range:
         """The positions of a chunk."""
@@ -130,17 +195,13 @@ class Chunks:
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise RuntimeError(
-                f"{self.folder}: the features need {_in_words(needed)} more while they are made, "
-                f"half of it at the end, and {_in_words(free)} are free. Make room, or choose "
+                f"{self.folder}: the features need {needed / 1e9:.3f} GB more while they are made, "
+                f"half of it at the end, and {free / 1e9:.3f} GB are free. Make room, or choose "
                 "another --out_path, fewer features or --dtype float16."
             )
 
-    def together(self, order: Tensor | None = None) -> Chunk:
+    def together(self) -> Chunk:
         """All chunks as one, its rows mapped from disk; the single files go.
-
-        Args:
-            order: (total,) int64, a permutation: the item at position i becomes row order[i]. By
-                default rows stay in order, without those of failed items.
 
         Raises:
             RuntimeError: it could not be written.
@@ -150,43 +211,39 @@ class Chunks:
             if not whole.is_dir():
                 with atomic_path(whole) as temporary:
                     temporary.mkdir()
-                    self._put_together(temporary, order)
+                    self._put_together(temporary)
             for number in self.numbers:
                 self._path(number).unlink(missing_ok=True)
         except OSError as error:
             raise self._cannot_write(error) from error
         about = json.loads((whole / _ABOUT).read_text())
         columns = {
-            key: _mapped(whole / f"{key}.rows", getattr(torch, dtype), shape)
+            key: torch.from_file(
+                str(whole / key), shared=False, size=math.prod(shape), dtype=getattr(torch, dtype)
+            ).view(shape)
             for key, (dtype, shape) in about["columns"].items()
         }
-        return Chunk(columns, _failures(about), about["captions"])
+        failures = {int(position): why for position, why in about["failures"].items()}
+        return Chunk(columns, failures, about["captions"])
 
-    def _put_together(self, folder: Path, order: Tensor | None) -> None:
-        """Write `<key>.rows`, the raw rows of all chunks, and what else they say."""
-        count, failures, captions = 0, dict[int, str](), list[str]()
-        kinds, files = dict[str, tuple[str, tuple[int, ...]]](), dict[str, BinaryIO]()
+    def _put_together(self, folder: Path) -> None:
+        """Write for every key a file of the raw rows of all chunks, and what else they say."""
+        count, failures, captions = 0, dict[str, str](), list[str]()
+        kinds, files = dict[str, tuple[str, list[int]]](), dict[str, BinaryIO]()
         with ExitStack() as stack:
             for number in self.numbers:
                 with safetensors.safe_open(self._path(number), "pt") as chunk:
                     about = {key: json.loads(text) for key, text in chunk.metadata().items()}
                     columns = {key: chunk.get_tensor(key) for key in sorted(chunk.keys())}
-                failures |= _failures(about)
-                assert order is None or not failures
+                failures |= about["failures"]
                 captions += about["captions"]
-                added = len(self.items(number)) - len(about["failures"])
-                places = torch.arange(count, count + added)
-                count += added
-                for key, rows in columns.items() if added else ():
+                count += len(self.items(number)) - len(about["failures"])
+                for key, rows in columns.items():
                     if key not in files:
-                        kinds[key] = str(rows.dtype).removeprefix("torch."), tuple(rows.shape[1:])
-                        files[key] = stack.enter_context((folder / f"{key}.rows").open("wb"))
-                    _write_rows(files[key], rows, places if order is None else order[places])
-        about = {
-            "columns": {key: (dtype, [count, *shape]) for key, (dtype, shape) in kinds.items()},
-            "failures": failures,
-            "captions": captions,
-        }
+                        files[key] = stack.enter_context((folder / key).open("wb"))
+                    kinds[key] = str(rows.dtype).removeprefix("torch."), [count, *rows.shape[1:]]
+                    _write(files[key], rows.view(torch.uint8).numpy().data.cast("B"))
+        about = {"columns": kinds, "failures": failures, "captions": captions}
         (folder / _ABOUT).write_text(json.dumps(about))
 
     def _cannot_write(self, error: OSError) -> RuntimeError:
@@ -209,10 +266,6 @@ def system_words(error: OSError) -> str:
     return os.strerror(error.errno) if error.errno else str(error)
 
 
-def _failures(about: Mapping[str, Any]) -> dict[int, str]:
-    return {int(position): why for position, why in about["failures"].items()}
-
-
 def _is_complete(path: Path) -> bool:
     """Whether all of a chunk is there; after a power cut, only a part of a file may be."""
     try:
@@ -224,22 +277,3 @@ def _is_complete(path: Path) -> bool:
 
 def _write(file: BinaryIO, data: bytes | memoryview) -> None:
     file.write(data)
-
-
-def _write_rows(file: BinaryIO, rows: Tensor, places: Tensor) -> None:
-    """Write each row at its place; neighbours that stay together in one go."""
-    size = rows[:1].nbytes
-    breaks = (places.diff() != 1).nonzero().flatten() + 1
-    pieces = (part.tensor_split(breaks) for part in (rows, places))
-    for piece, place in zip(*pieces, strict=True):
-        file.seek(int(place[0]) * size)
-        _write(file, piece.contiguous().view(torch.uint8).numpy().data.cast("B"))
-
-
-def _mapped(path: Path, dtype: torch.dtype, shape: list[int]) -> Tensor:
-    mapped = torch.from_file(str(path), shared=False, size=math.prod(shape), dtype=dtype)
-    return mapped.view(shape)
-
-
-def _in_words(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,26 +25,19 @@ from talk2dino.backbones.vision import (
 from talk2dino.config import check_name
 from talk2dino.devices import (
     AMP_TYPES,
-    MemoryFit,
     check_compiler,
     compile_blocks,
     joined,
     mixed_precision,
-    resolve_device,
     resolve_dtype,
 )
-from talk2dino.features.captions import CaptionInput, Collection
-from talk2dino.features.chunks import Chunk, fetched_behind
+from talk2dino.features.captions import Collection
+from talk2dino.features.chunks import Chunk, Extraction, fetched_behind
 from talk2dino.features.decode import DecodedBatch, Decoding, decoded_batches
-from talk2dino.features.job import Job, Output, Work, fingerprint
 from talk2dino.features.keys import IMAGE_KEYS
-from talk2dino.features.recaption import Captioner, recaptioned
+from talk2dino.features.recaption import Captioner, check_installed, recaptioned
 from talk2dino.features.sources import check_any_exists
-from talk2dino.features.store import FeatureFile
-from talk2dino.progress import Progress, silent
-
-CPU_BATCH = 4
-"""Images at once on a CPU: more are no faster, and their activations leave its cache."""
+from talk2dino.features.store import FeatureFile, Record
 
 
 @dataclass(frozen=True)
@@ -77,6 +71,9 @@ class ImageSettings:
     """Images per forward pass (on a CPU fewer)."""
     workers: int = 2
     """Processes that read images."""
+
+    section: ClassVar[str] = "vision"
+    """Where a feature file's settings keep `recorded()`."""
 
     def __post_init__(self) -> None:
         for key in self.keys:
@@ -123,92 +120,84 @@ def check_crop(settings: ImageSettings) -> None:
         )
 
 
-class Models:
-    """The frozen models of a run, loaded when first needed."""
+class ImageExtraction(Extraction):
+    """Features of images; those that cannot be read are left out with their captions."""
+
+    settings: ImageSettings
+    unit = "images"
+    cpu_batch = 4
 
     def __init__(self, settings: ImageSettings) -> None:
+        super().__init__(settings)
         check_crop(settings)
-        self.settings = settings
-        self.device = resolve_device(settings.device)
         if settings.compile:
             check_compiler(self.device)
-        self.fit = MemoryFit("images")
-        self._loaded: tuple[VisionBackbone, Captioner | None] | None = None
+        if settings.blip_model:
+            check_installed()
 
-    @property
-    def batch_size(self) -> int:
-        """Images per forward pass on this device."""
-        size = self.settings.batch_size
-        return min(size, CPU_BATCH) if self.device.type == "cpu" else size
-
-    def load(self) -> tuple[VisionBackbone, Captioner | None]:
+    @cached_property
+    def models(self) -> tuple[VisionBackbone, Captioner | None]:
         """The backbone, and the captioning model if one is asked for."""
-        if self._loaded is None:
-            name = self.settings.blip_model
-            captioner = Captioner(name, self.device) if name else None
-            backbone = load_vision(self.settings.model, self.settings.weights, self.device)
-            if self.settings.compile:
-                compile_blocks(backbone.model.blocks)
-            self._loaded = backbone, captioner
-        return self._loaded
+        name = self.settings.blip_model
+        captioner = Captioner(name, self.device) if name else None
+        backbone = load_vision(self.settings.model, self.settings.weights, self.device)
+        if self.settings.compile:
+            compile_blocks(backbone.model.blocks)
+        return backbone, captioner
 
-
-def extract_split(
-    data: CaptionInput,
-    job: Job,
-    output: Output,
-    models: Models,
-    progress: Progress = silent,
-    max_failures: int = 0,
-) -> FeatureFile | None:
-    """Extract one split of the input, from where an earlier run was ended, and write its output.
-
-    Images that cannot be read are left out with their captions, and noted in the job.
-
-    Returns:
-        What was written; None in every process but the first.
-
-    Raises:
-        FileNotFoundError: none of the images exists.
-        RuntimeError: none could be read, or nothing could be written.
-    """
-    collection = data.split(output.split, output.num_splits)
-    settings = models.settings
-    total = len(collection.sources)
-
-    def prepare(fresh: bool) -> None:
-        if fresh:
-            check_any_exists(collection.sources, data.data_dir)
-        models.load()
-
-    work = Work(
-        fingerprint(
+    def items(self, collection: Collection) -> list[Any]:
+        """Id, name, and what changes with the file."""
+        check_any_exists(collection.sources)
+        return [
             (image["id"], _name(image), source.state())
             for image, source in zip(collection.features.images, collection.sources, strict=True)
-        ),
-        total,
-        models.batch_size,
-        prepare,
-        lambda batches: _extracted(collection, models, batches),
-    )
-    made = job.collected(output, work, progress)
-    if made is None:
-        return None
-    failures = _failure_lines(collection.features, made)
-    if len(failures) == total:
-        job.discard(output)
-        raise RuntimeError(f"none of the {total} images could be read; {failures[0]}")
-    in_place = data.is_path(output.files[0])
-    if in_place and len(failures) > max_failures:
-        raise RuntimeError(
-            f"{len(failures)} of {total} images could not be read ({failures[0]}), and "
-            f"{data.path} would lose them. It is left as it was. Run again with "
-            f"--max_failures {len(failures)} to accept that."
+        ]
+
+    def results(self, collection: Collection, chunks: Sequence[range]) -> Iterator[Chunk]:
+        """One batch is one chunk. Decoding and the disk's work lie behind the GPU's."""
+        settings, (backbone, captioner) = self.settings, self.models
+        decoding = Decoding(
+            backbone.image_transform(settings.resize_dim, settings.crop_dim, settings.resize),
+            settings.workers,
+            captioner.transform if captioner else None,
         )
-    features = _assembled(collection.features, made, settings)
-    output.write(features, job.folder)
-    job.finish(output, failures)
-    return features
+        on_gpu = self.device.type == "cuda"
+        decoded = decoded_batches(collection.sources, decoding, chunks, pin_memory=on_gpu)
+        images = collection.features.images
+        found = (self._found(batch.to(self.device), images) for batch in decoded)
+        yield from fetched_behind(found, self.device)
+
+    def _found(self, decoded: DecodedBatch, images: list[Record]) -> Chunk:
+        """The features of a batch whose pixels are on the device, and stay there."""
+        backbone, captioner = self.models
+        dtype = resolve_dtype(self.settings.dtype)
+        columns: dict[str, Tensor] = {}
+        captions: list[str] = []
+
+        def features(pixels: Tensor) -> dict[str, Tensor]:
+            found = image_features(backbone, pixels, self.settings.keys, self.settings.amp)
+            return {key: column.to(dtype) for key, column in found.items()}
+
+        if len(decoded.images):
+            columns = joined(self.fit.pieces(features, decoded.images))
+            if captioner and decoded.caption_inputs is not None:
+                pieces = self.fit.pieces(captioner, decoded.caption_inputs)
+                captions = [caption for piece in pieces for caption in piece]
+        failures = {
+            row: f"image {images[row]['id']} ({_name(images[row])}): {why}"
+            for row, why in decoded.failures.items()
+        }
+        return Chunk(columns, failures, captions)
+
+    def completed(self, collection: Collection, made: Chunk) -> FeatureFile:
+        """The images that could be read; older image columns stay if made the same way."""
+        kept = torch.ones(collection.features.num_images, dtype=torch.bool)
+        kept[list(made.failures)] = False
+        read = replace(collection, features=collection.features.select(kept.nonzero().flatten()))
+        result = super().completed(read, made)
+        if self.settings.blip_model:
+            recaptioned(result, made.captions, self.settings.blip_model)
+        return result
 
 
 @torch.inference_mode()
@@ -241,59 +230,6 @@ def image_features(
         "second_last_out": lambda: found.penultimate_cls.float(),
     }
     return {key: make[key]() for key in keys}
-
-
-def _extracted(collection: Collection, models: Models, batches: Sequence[range]) -> Iterator[Chunk]:
-    """The results of batches. Decoding and the disk's work lie behind the GPU's."""
-    settings = models.settings
-    backbone, captioner = models.load()
-    decoding = Decoding(
-        backbone.image_transform(settings.resize_dim, settings.crop_dim, settings.resize),
-        settings.workers,
-        captioner.transform if captioner else None,
-    )
-    on_gpu = models.device.type == "cuda"
-    decoded = decoded_batches(collection.sources, decoding, batches, pin_memory=on_gpu)
-    found = (_found(batch.to(models.device), models) for batch in decoded)
-    yield from fetched_behind(found, models.device)
-
-
-def _found(decoded: DecodedBatch, models: Models) -> Chunk:
-    """The features of a batch whose pixels are on the device, and stay there."""
-    backbone, captioner = models.load()
-    dtype = resolve_dtype(models.settings.dtype)
-    columns: dict[str, Tensor] = {}
-    captions: list[str] = []
-
-    def features(images: Tensor) -> dict[str, Tensor]:
-        found = image_features(backbone, images, models.settings.keys, models.settings.amp)
-        return {key: column.to(dtype) for key, column in found.items()}
-
-    if len(decoded.images):
-        columns = joined(models.fit.pieces(features, decoded.images))
-        if captioner and decoded.caption_inputs is not None:
-            pieces = models.fit.pieces(captioner, decoded.caption_inputs)
-            captions = [caption for piece in pieces for caption in piece]
-    return Chunk(columns, decoded.failures, captions)
-
-
-def _assembled(features: FeatureFile, made: Chunk, settings: ImageSettings) -> FeatureFile:
-    """The records with the new columns; older image columns stay if made the same way."""
-    kept = torch.ones(features.num_images, dtype=torch.bool)
-    kept[list(made.failures)] = False
-    whole = features.select(kept.nonzero().flatten())
-    result = whole.completed(made.columns, True, "vision", settings.recorded())
-    if settings.blip_model:
-        recaptioned(result, made.captions, settings.blip_model)
-    return result
-
-
-def _failure_lines(features: FeatureFile, made: Chunk) -> list[str]:
-    images = features.images
-    return [
-        f"image {images[row]['id']} ({_name(images[row])}): {why}"
-        for row, why in sorted(made.failures.items())
-    ]
 
 
 def _name(image: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""One run of an extraction command: which files it makes, and where its unfinished work is kept.
+"""One run of an extraction: what it reads, what it makes, and where its unfinished work is kept.
 
 The work folder `<first output>.parts` exists from the start to the end of a run. It holds the
 settings, the finished chunks of the split at work, and `<split>.done` for every written split.
@@ -11,19 +11,25 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from torch import Tensor
-
-from talk2dino.features.chunks import Chunk, Chunks, holds_chunks, system_words
+from talk2dino.features.captions import CaptionInput, Collection
+from talk2dino.features.chunks import Chunks, Extraction, holds_chunks, system_words
 from talk2dino.features.shards import shard_paths, write_shards
 from talk2dino.features.store import FeatureFile, write_features
-from talk2dino.files import check_folder_writable, hold_lock, remove_folder, write_text
-from talk2dino.processes import Processes
-from talk2dino.progress import Progress
+from talk2dino.files import (
+    check_folder_writable,
+    check_not_inputs,
+    content_digest,
+    hold_lock,
+    remove_folder,
+    write_text,
+)
+from talk2dino.processes import Processes, is_first_process
+from talk2dino.progress import Progress, silent
 
 SETTINGS = "settings.json"
 
@@ -61,154 +67,117 @@ class Division:
         if self.out_offset < 0:
             raise ValueError(f"--out_offset must not be negative, got {self.out_offset}")
 
+    def outputs(self, path: Path) -> dict[int, list[Path]]:
+        """Split -> the file, or the shards, that it becomes; `path` is that of the command."""
+        splits = range(self.in_batch_offset, self.n_in_splits)
+        return {
+            split: self._files(path, split)
+            for split in (splits if self.job_id is None else (self.job_id,))
+        }
 
-@dataclass(frozen=True)
-class Output:
-    """The file, or the shards, that one split becomes."""
-
-    split: int
-    """Number of the split of the input."""
-    num_splits: int
-    """How many splits the input has."""
-    files: tuple[Path, ...]
-    """What is written."""
-    layout: str | None = None
-    """Layout of a `.pth`; None is that of the input. Without meaning for shards."""
-
-    def write(self, features: FeatureFile, kept: Path) -> None:
-        """Write everything, each file atomically.
-
-        Args:
-            features: the whole split.
-            kept: where they are until then, for the message.
-
-        Raises:
-            RuntimeError: it could not be written; older files are untouched.
-        """
-        try:
-            if self.files[0].suffix == ".tar":
-                write_shards(features, self.files)
-            else:
-                layout = self.layout or features.layout or "columnar"
-                write_features(features, self.files[0], layout)
-        except OSError as error:
-            raise RuntimeError(
-                f"{self.files[0]}: could not write ({system_words(error)}). The features are kept "
-                f"in {kept}; once there is room, run the same command again to go on."
-            ) from error
-
-
-def plan_outputs(path: Path, division: Division, layout: str | None = None) -> list[Output]:
-    """The outputs of a run, in order.
-
-    Args:
-        path: the `.pth` file; or the folder of the shards.
-        division: splits and numbers.
-        layout: of `.pth` files; None for that of the input.
-    """
-    outputs = []
-    splits = range(division.in_batch_offset, division.n_in_splits)
-    for split in splits if division.job_id is None else (division.job_id,):
-        if division.n_shards:
-            first = division.out_offset + split * division.n_shards
-            files = tuple(shard_paths(path, division.n_shards, first))
-        elif division.n_in_splits == 1 and division.out_offset == 0:
-            files = (path,)
-        else:
-            number = split + division.out_offset
-            files = (path.with_name(f"{path.stem}_{number}{path.suffix}"),)
-        outputs.append(Output(split, division.n_in_splits, files, layout))
-    return outputs
-
-
-def fingerprint(items: Iterable[Any]) -> str:
-    """A short text that differs between inputs that differ in `items` (plain JSON data)."""
-    digest = hashlib.sha256()
-    for item in items:
-        digest.update(json.dumps(item).encode() + b"\n")
-    return digest.hexdigest()
-
-
-@dataclass(frozen=True, eq=False)
-class Work:
-    """What is to be done on one split."""
-
-    fingerprint: str
-    """Identifies the items and their order."""
-    total: int
-    """How many items there are."""
-    batch_size: int
-    """Items per batch."""
-    prepare: Callable[[bool], object]
-    """Called before the first batch, told whether nothing is done yet; loads the models."""
-    batches: Callable[[Sequence[range]], Iterable[Chunk]]
-    """The results of batches, which are given by the positions of their items."""
-    order: Tensor | None = None
-    """(total,) int64, the row of the item at each position; None if they are the same."""
+    def _files(self, path: Path, split: int) -> list[Path]:
+        if self.n_shards:
+            return shard_paths(path, self.n_shards, self.out_offset + split * self.n_shards)
+        if self.n_in_splits == 1 and self.out_offset == 0:
+            return [path]
+        return [path.with_name(f"{path.stem}_{split + self.out_offset}{path.suffix}")]
 
 
 class Job:
-    """The work folder of a run.
+    """One run, used in a `with` block.
 
     Args:
-        outputs: what the run makes, at least one.
-        settings: everything that decides the bytes of the outputs, as plain JSON data.
+        data: what is read.
+        extraction: what makes the features.
+        path: the `.pth` file; or the folder of the shards.
+        division: splits and numbers.
+        layout: of `.pth` files; None for that of the input.
         overwrite: replace existing outputs; drop unfinished work made with other settings.
-        in_place: the output is the input, which is completed and then replaced.
-        leads: this is the only process or the first of several; the others touch no file before
-            they have joined it.
+        max_failures: most items that a file may lose when it is completed in place.
 
-    Used in a `with` block. The folder goes when the block is left without an error, or when there
-    is no finished work in it.
+    The work folder goes when the block is left without an error, or when there is no finished
+    work in it.
 
     Attributes:
+        outputs: split -> the files that it becomes.
         folder: the work folder.
-        overwrite: as given.
+        leads: this is the only process or the first of several; the others touch no file before
+            they have joined it.
         resumed: an earlier run left finished work.
         processes: those that work on the job, once they have joined.
 
     Raises:
         FileExistsError: an output is there already.
-        ValueError: the work folder was made with other settings.
+        ValueError: the work folder was made with other settings; or an output is an input.
         RuntimeError: another process is at work in it.
     """
 
     def __init__(
         self,
-        outputs: Sequence[Output],
-        settings: dict[str, Any],
+        data: CaptionInput,
+        extraction: Extraction,
+        path: Path,
+        division: Division | None = None,
+        layout: str | None = None,
         overwrite: bool = False,
-        in_place: bool = False,
-        leads: bool = True,
+        max_failures: int = 0,
     ) -> None:
-        self.outputs = list(outputs)
-        first = self.outputs[0].files[0]
-        self.folder = first.with_name(f"{first.name}.parts")
-        self.overwrite = overwrite
-        self.leads = leads
+        self.data, self.extraction, self.path = data, extraction, path
+        self.division, self.layout = division or Division(), layout
+        self.overwrite, self.max_failures = overwrite, max_failures
+        self.outputs = self.division.outputs(path)
+        files = [path for written in self.outputs.values() for path in written]
+        check_not_inputs(files, [extraction.settings.weights, *data.tars])
+        self.folder = files[0].with_name(f"{files[0].name}.parts")
+        self.in_place = data.is_path(files[0])
+        self.keeps = self.in_place and extraction.completes_input and not overwrite
+        self.leads = is_first_process()
         self.processes = Processes()
         self.resumed = False
         self._lock: TextIO | None = None
-        if leads:
-            self._take_over_folder(json.loads(json.dumps(settings)), in_place)
+        if self.leads:
+            self._take_over_folder(files)
 
-    def _take_over_folder(self, settings: dict[str, Any], in_place: bool) -> None:
+    def _decisive(self) -> dict[str, Any]:
+        """Everything that decides the bytes of the outputs, as plain JSON data."""
+        settings = self.extraction.settings
+        decisive = {
+            **asdict(settings),
+            **settings.recorded(),
+            "weights_digest": content_digest(settings.weights),
+            "ann_path": str(self.data.path.resolve()),
+            "device": self.extraction.device.type,
+            "batch_size": self.extraction.batch_size,
+            "layout": self.layout,
+            **vars(self.division),
+        }
+        decisive.pop("workers", None)
+        return json.loads(json.dumps(decisive))
+
+    def _take_over_folder(self, files: list[Path]) -> None:
         check_folder_writable(self.folder.parent)
-        known = _read_settings(self.folder / SETTINGS)
-        differing = _differences(known, settings) if known is not None else ""
+        known, wanted = _read_settings(self.folder / SETTINGS), self._decisive()
+        differing = "" if known is None else _differences(known, wanted)
         if differing and not self.overwrite:
             raise ValueError(
                 f"{self.folder} holds unfinished work with other settings ({differing}). Use the "
                 "same settings to go on, or pass --overwrite to start anew."
             )
-        if known is None and not self.overwrite and not in_place:
-            self._check_absent()
+        existing = [path for path in files if path.exists()]
+        if existing and known is None and not (self.overwrite or self.keeps):
+            raise FileExistsError(
+                f"{existing[0]} exists already. Choose another name or pass --overwrite."
+            )
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = hold_lock(self.folder / "lock")
         self.resumed = known is not None and not differing and self._holds_work()
         if known is None or differing:
-            self._clear()
-            write_text(self.folder / SETTINGS, json.dumps(settings, indent=1))
+            for path in self.folder.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif path.name != "lock":
+                    path.unlink()
+            write_text(self.folder / SETTINGS, json.dumps(wanted, indent=1))
 
     def join(self, processes: Processes) -> None:
         """Work on this job together with others; each calls this before anything else.
@@ -222,61 +191,82 @@ class Job:
                 f"{processes.count}. Unset RANK, or start with python -m torch.distributed.run."
             )
         self.processes = processes
+        self.extraction.device = processes.device(self.extraction.device)
         self.resumed = processes.gather(self.resumed)[0]
 
-    def pending(self) -> list[Output]:
-        """The outputs that are not written yet."""
-        return [output for output in self.outputs if not self._done(output).exists()]
+    def pending(self) -> list[int]:
+        """The splits that are not written yet."""
+        return [split for split in self.outputs if not self._done(split).exists()]
 
-    def collected(self, output: Output, work: Work, progress: Progress) -> Chunk | None:
-        """Do what an earlier run has not done of `output`, and put all of it together.
+    def make(self, split: int, progress: Progress = silent) -> FeatureFile | None:
+        """Do what an earlier run has not done of a split, and write what it becomes.
 
-        Every process works on chunks of its own. When one of them fails, the others end too.
+        Every process works on chunks of its own. When one of them fails, the others end too. Items
+        that fail are left out with what belongs to them, and noted.
 
         Returns:
-            The finished rows; None in every process but the first.
+            What was written; None in every process but the first.
 
         Raises:
-            ValueError: an earlier run worked on another input.
-            RuntimeError: rows could not be written, or another process has ended.
+            FileNotFoundError, ValueError: there is nothing to work on, or nothing to add; an
+                earlier run worked on another input.
+            RuntimeError: every item failed, or too many in place; something could not be written;
+                another process has ended.
         """
-        # What the first finds counts: times and places of the same pictures may differ elsewhere.
-        chunks = self._chunks(output, work) if self.leads else None
-        found = (work.fingerprint, chunks.finished()) if chunks else None
-        fingerprint, finished = self._gather(found)[0]
-        if chunks is None:
-            folder = self.folder / _name(output)
-            chunks = Chunks(folder, fingerprint, work.total, work.batch_size)
-        self._work(chunks, finished, work, progress)
-        self._gather(None)  # every chunk is there
-        return chunks.together(work.order) if self.leads else None
+        collection = self.data.split(split, self.division.n_in_splits)
+        if self.keeps and not self.resumed:
+            _check_new(collection.features, self.extraction.settings, self.data.path)
+        chunks = self._computed(split, collection, progress)
+        if not self.leads:
+            return None
+        made = chunks.together()
+        failures = list(dict(sorted(made.failures.items())).values())
+        unit, total = self.extraction.unit, chunks.total
+        if len(failures) == total:
+            shutil.rmtree(chunks.folder)
+            raise RuntimeError(f"none of the {total} {unit} could be read; {failures[0]}")
+        if self.in_place and len(failures) > self.max_failures:
+            raise RuntimeError(
+                f"{len(failures)} of {total} {unit} could not be read ({failures[0]}), and "
+                f"{self.data.path} would lose them. It is left as it was. Run again with "
+                f"--max_failures {len(failures)} to accept that."
+            )
+        if self.keeps:
+            for key in collection.features.caption_features:
+                made.columns.pop(key, None)
+        features = self.extraction.completed(collection, made)
+        self._write(features, self.outputs[split])
+        self.finish(split, failures)
+        return features
 
-    def _work(self, chunks: Chunks, finished: set[int], work: Work, progress: Progress) -> None:
+    def _computed(self, split: int, collection: Collection, progress: Progress) -> Chunks:
+        """The chunks of a split, all of which are there."""
+        items = self.extraction.items(collection)
+        if not items:
+            raise ValueError(f"{self.data.path} holds no {self.extraction.unit}")
+        size, folder = self.extraction.chunk_size, self._folder(split)
+        fingerprint, finished = "", set[int]()
+        if self.leads:
+            fingerprint = _fingerprint([size, *items])
+            finished = Chunks(folder, fingerprint, len(items), size, self.overwrite).finished()
+        # What the first finds counts: times and places of the same pictures may differ elsewhere.
+        fingerprint, finished = self._gather((fingerprint, finished))[0]
+        chunks = Chunks(folder, fingerprint, len(items), size)
         mine = chunks.numbers[self.processes.rank :: self.processes.count]
         left = [number for number in mine if number not in finished]
-        if not left:
-            return
-        work.prepare(not finished)  # before the bar, whose rate is that of the work
-        total = sum(len(chunks.items(number)) for number in mine)
-        ahead = sum(len(chunks.items(number)) for number in left)
-        with progress(total, total - ahead) as bar:
-            results = work.batches([chunks.items(number) for number in left])
-            for number, result in zip(left, results, strict=True):
-                chunks.write(number, result)
-                if number == left[0]:
-                    chunks.check_room(number, len(finished) + 1)
-                bar.update(len(chunks.items(number)))
-
-    def _chunks(self, output: Output, work: Work) -> Chunks:
-        """Where the first process finds, or makes, the work on an output."""
-        folder = self.folder / _name(output)
-        try:
-            return Chunks(folder, work.fingerprint, work.total, work.batch_size)
-        except ValueError:
-            if not self.overwrite:
-                raise
-            shutil.rmtree(folder)
-            return Chunks(folder, work.fingerprint, work.total, work.batch_size)
+        total, ahead = (sum(len(chunks.items(n)) for n in some) for some in (mine, left))
+        if left:
+            _ = self.extraction.models  # before the bar, whose rate is that of the work
+            with progress(total, total - ahead) as bar:
+                ranges = [chunks.items(number) for number in left]
+                results = self.extraction.results(collection, ranges)
+                for number, result in zip(left, results, strict=True):
+                    chunks.write(number, result)
+                    if number == left[0]:
+                        chunks.check_room(number, len(finished) + 1)
+                    bar.update(len(chunks.items(number)))
+        self._gather(None)  # every chunk is there
+        return chunks
 
     def _gather(self, value: Any) -> list[Any]:
         try:
@@ -287,21 +277,30 @@ class Job:
                 f"{self.folder}; run the same command again to go on."
             ) from error
 
-    def finish(self, output: Output, failures: Sequence[str] = ()) -> None:
-        """Note that `output` is written and what it lacks, and drop its chunks."""
-        write_text(self._done(output), json.dumps(list(failures)))
-        shutil.rmtree(self.folder / _name(output), ignore_errors=True)
+    def _write(self, features: FeatureFile, files: list[Path]) -> None:
+        """Write a split, each file atomically."""
+        try:
+            if self.division.n_shards:
+                write_shards(features, files)
+            else:
+                write_features(features, files[0], self.layout or features.layout or "columnar")
+        except OSError as error:
+            raise RuntimeError(
+                f"{files[0]}: could not write ({system_words(error)}). The features are kept "
+                f"in {self.folder}; once there is room, run the same command again to go on."
+            ) from error
 
-    def discard(self, output: Output) -> None:
-        """Drop the chunks of an output that nothing can be made of."""
-        shutil.rmtree(self.folder / _name(output))
+    def finish(self, split: int, failures: Sequence[str] = ()) -> None:
+        """Note that a split is written and what it lacks, and drop its chunks."""
+        write_text(self._done(split), json.dumps(list(failures)))
+        shutil.rmtree(self._folder(split), ignore_errors=True)
 
     def failures(self) -> list[str]:
         """What the written outputs lack, over all runs of this job.
 
         Every process calls this last, and waits until the first one has written everything.
         """
-        done = [self._done(output) for output in self.outputs] if self.leads else []
+        done = [self._done(split) for split in self.outputs] if self.leads else []
         lines = [line for path in done if path.is_file() for line in json.loads(path.read_text())]
         return self.processes.gather(lines)[0]
 
@@ -321,27 +320,34 @@ class Job:
         begun = any(map(holds_chunks, self.folder.glob("split*/")))
         return begun or any(self.folder.glob("*.done"))
 
-    def _done(self, output: Output) -> Path:
-        return self.folder / f"{_name(output)}.done"
+    def _folder(self, split: int) -> Path:
+        return self.folder / f"split{split:05d}"
 
-    def _check_absent(self) -> None:
-        for output in self.outputs:
-            for path in output.files:
-                if path.exists():
-                    raise FileExistsError(
-                        f"{path} exists already. Choose another name or pass --overwrite."
-                    )
-
-    def _clear(self) -> None:
-        for path in self.folder.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path.name != "lock":
-                path.unlink()
+    def _done(self, split: int) -> Path:
+        return self._folder(split).with_suffix(".done")
 
 
-def _name(output: Output) -> str:
-    return f"split{output.split:05d}"
+def _fingerprint(items: list[Any]) -> str:
+    """A short text that differs between inputs whose items differ."""
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(json.dumps(item).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _check_new(features: FeatureFile, settings: Any, path: Path) -> None:
+    """Raise ValueError unless a file that keeps what it has can be completed."""
+    held = [key for key in settings.keys if key in features.caption_features]
+    if held and features.settings.get(settings.section) != settings.recorded():
+        raise ValueError(
+            f"{path} already holds {', '.join(held)}, made with other or unknown settings. "
+            "Pass --overwrite to replace them, or --out_path to write another file."
+        )
+    if len(held) == len(settings.keys):
+        raise ValueError(
+            f"{path} already holds {', '.join(held)}, made with the same settings. "
+            "Pass --overwrite to compute them again."
+        )
 
 
 def _read_settings(path: Path) -> dict[str, Any] | None:

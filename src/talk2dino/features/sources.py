@@ -106,7 +106,7 @@ def image_source(record: dict[str, Any], data_dir: str | Path) -> ImageSource:
     return ImageSource(tuple(places))
 
 
-def check_any_exists(sources: Sequence[ImageSource], data_dir: str | Path) -> None:
+def check_any_exists(sources: Sequence[ImageSource]) -> None:
     """Raise unless at least one image is there (stops looking at the first).
 
     Raises:
@@ -119,8 +119,7 @@ def check_any_exists(sources: Sequence[ImageSource], data_dir: str | Path) -> No
         raise FileNotFoundError(f"none of the {len(sources)} images exists: {problems[-1]}")
     raise FileNotFoundError(
         f"none of the {len(sources)} images exists: the first was looked for at "
-        f"{' and '.join(sources[0].places)}. "
-        f"--data_dir is {str(data_dir)!r}: is it the folder with the images?"
+        f"{' and '.join(sources[0].places)}. Is --data_dir the folder with the images?"
     )
 
 

@@ -22,7 +22,7 @@ import json
 import logging
 import zipfile
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from talk2dino.config import check_name
-from talk2dino.features.keys import LAYOUTS, adding_command, first_few
+from talk2dino.features.keys import BERT_KEY, LAYOUTS, adding_command, first_few
 from talk2dino.features.published import check_tensor, pack, unpack
 from talk2dino.files import load_torch, save_torch
 from talk2dino.textfiles import parse_json
@@ -138,28 +138,22 @@ class FeatureFile:
         )
 
     def completed(
-        self,
-        columns: dict[str, Tensor],
-        of_images: bool,
-        section: str,
-        made: dict[str, Any],
-        alike: Collection[str] | None = None,
+        self, columns: dict[str, Tensor], section: str, made: dict[str, Any]
     ) -> FeatureFile:
         """These records with more columns; older ones of the kind stay if made the same way.
 
         Args:
             columns: key -> (N, ...) or (M, ...).
-            of_images: whether they are features of images, rather than of captions.
-            section: where `settings` keep how columns of the kind were made.
+            section: where `settings` keep how they were made: `vision`, `text` or `bert`.
             made: how these were.
-            alike: the keys of the kind; None for all that features of images, or captions, have.
         """
         result = FeatureFile(
             *(self.images, self.annotations, self.image_features, self.caption_features),
             *(self.settings, self.extra, self.layout),
         )
-        held = result.image_features if of_images else result.caption_features
-        older = [k for k in held if k not in columns and (alike is None or k in alike)]
+        held = result.image_features if section == "vision" else result.caption_features
+        alike = [key for key in held if (key == BERT_KEY) == (section == "bert")]
+        older = [key for key in alike if key not in columns]
         if older and self.settings.get(section) != made:
             logger.warning(
                 "%s of the input were made with other or unknown settings and are left out",

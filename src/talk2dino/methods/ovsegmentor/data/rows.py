@@ -211,7 +211,7 @@ class CocoRows(IndexedRows):
             entities.append(found)
         self.index = EntityIndex.build(entities)
         self.finish(usable, str(path))
-        check_any_exists([self.source(int(row)) for row in self.usable[:100]], images)
+        check_any_exists([self.source(int(row)) for row in self.usable[:100]])
 
     def caption(self, row: int) -> str:
         return self._captions[row]

@@ -80,7 +80,7 @@ class TableRows(Rows):
         if highest >= len(offsets):
             self._out_of_range(row, highest)
         self.finish(usable, str(table.path))
-        check_any_exists([self.source(int(row)) for row in self.usable[:100]], images)
+        check_any_exists([self.source(int(row)) for row in self.usable[:100]])
 
     def caption(self, row: int) -> str:
         return self._field(row, CAPTION).strip()
