@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import inspect
 import itertools
+import math
 import os
 import re
 import textwrap
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
@@ -42,14 +44,16 @@ def split_names(text: str) -> list[str]:
     return re.split("[,\uff0c\u3001\u060c\ufe50\ufe51\uff64]", text)
 
 
-def build(cls: type[T], values: Mapping[str, Any], source: str) -> T:
+def build(cls: type[T], values: Mapping[str, Any], source: str, exact: bool = False) -> T:
     """Make the dataclass `cls` from a mapping, strictly.
 
     Args:
-        cls: a dataclass whose fields have simple types, or are other dataclasses.
+        cls: a dataclass whose fields have simple types, lists, tuples and mappings of them, or are
+            other dataclasses.
         values: field name -> value, as read from YAML; another dataclass is a mapping, nothing, or
             built already.
         source: file name for the messages.
+        exact: a number in quotes is text, and no number is infinite.
 
     Raises:
         ValueError: an unknown key or a missing one, a value of the wrong type, or one the dataclass
@@ -66,7 +70,7 @@ def build(cls: type[T], values: Mapping[str, Any], source: str) -> T:
                 f"{source}: unknown key {key!r}.{_suggestion(str(key), known)} "
                 f"Known: {', '.join(known)}."
             )
-        checked[key] = _typed(value, hints[key], f"{source}: {key}")
+        checked[key] = _typed(value, hints[key], f"{source}: {key}", exact)
     needed = [f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING]
     if missing := [f"'{name}:'" for name in needed if name not in checked]:
         raise ValueError(f"{source}: {', '.join(missing)} {'are' if missing[1:] else 'is'} missing")
@@ -91,28 +95,59 @@ def environment_number(name: str, default: int, least: int = 0) -> int:
     return int(text or default)
 
 
-def _typed(value: Any, hint: Any, where: str) -> Any:
-    """`value` as the annotated type; YAML's `1e-4` (a string) counts as a number."""
-    if dataclasses.is_dataclass(hint):
-        built = type(value) is hint
-        return value if built else build(cast(type, hint), {} if value is None else value, where)
-    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+def _typed(value: Any, hint: Any, where: str, exact: bool) -> Any:
+    """`value` as the annotated type; YAML's `1e-4` (a string) counts as a number unless `exact`."""
+    union = isinstance(hint, types.UnionType)
+    allowed = typing.get_args(hint) if union else (hint,)
     if value is None and types.NoneType in allowed:
         return None
+    for kind in allowed:
+        if kind is Any or (dataclasses.is_dataclass(kind) and type(value) is kind):
+            return value
+        if dataclasses.is_dataclass(kind):
+            return build(cast(type, kind), {} if value is None else value, where, exact)
+        outer = typing.get_origin(kind) or kind
+        if outer in (list, tuple) and isinstance(value, list | tuple):
+            return _typed_items(value, kind, where, exact)
+        if isinstance(value, dict) and (outer is dict or typing.is_typeddict(kind)):
+            return _typed_values(value, kind, where, exact)
     if isinstance(value, bool):
         if bool in allowed:
             return value
     elif int in allowed and isinstance(value, int):
         return value
-    elif float in allowed and isinstance(value, int | float | str):
-        try:
-            return float(value)
-        except (ValueError, OverflowError):
-            pass
-    elif str in allowed and isinstance(value, str):
+    elif float in allowed and isinstance(value, int | float if exact else int | float | str):
+        with contextlib.suppress(ValueError, OverflowError):
+            if math.isfinite(number := float(value)) or not exact:
+                return number
+    elif str in allowed and isinstance(value, str) and not re.search("[\ud800-\udfff]", value):
         return value
-    wanted = " or ".join("null" if t is types.NoneType else t.__name__ for t in allowed)
-    raise ValueError(f"{where} must be {wanted}, got {value!r}")
+    names = (getattr(kind, "__name__", str(kind)) for kind in allowed)
+    wanted = " or ".join("null" if name == "NoneType" else name for name in names)
+    raise ValueError(f"{where} must be {wanted}, got {value!r:.80}")
+
+
+def _typed_items(value: Sequence[Any], hint: Any, where: str, exact: bool) -> Any:
+    """A list or a tuple, of any length or of one type for each place."""
+    kind, args = typing.get_origin(hint), typing.get_args(hint)
+    several = kind is list or args[-1] is Ellipsis
+    if not several and len(value) != len(args):
+        raise ValueError(f"{where} must be a list of {len(args)}, got {value!r:.80}")
+    hints = [args[0]] * len(value) if several else args
+    pairs = enumerate(zip(value, hints, strict=True))
+    return kind(_typed(item, inner, f"{where}[{place}]", exact) for place, (item, inner) in pairs)
+
+
+def _typed_values(value: Mapping[Any, Any], hint: Any, where: str, exact: bool) -> dict[Any, Any]:
+    """A mapping, of one type or with one for each key that is known."""
+    if typing.is_typeddict(hint):
+        known = typing.get_type_hints(hint)
+        return {k: _typed(v, known.get(k, Any), f"{where}.{k}", exact) for k, v in value.items()}
+    of_key, of_value = typing.get_args(hint)
+    return {
+        _typed(k, of_key, f"{where}: a key", exact): _typed(v, of_value, f"{where}.{k}", exact)
+        for k, v in value.items()
+    }
 
 
 def as_texts(

@@ -196,20 +196,20 @@ def changed(data, folder, **changes):
     [
         ("benchmark", "../../outside", "benchmark must be a name, no path"),
         ("benchmark", "/tmp/outside", "benchmark must be a name, no path"),
-        ("num_images", "<script>alert(1)</script>", "num_images must be a whole number"),
-        ("num_images", True, "num_images must be a whole number"),
-        ("mIoU", "84", "mIoU must be a number"),
-        ("aAcc", float("inf"), "aAcc must be a finite number"),
+        ("num_images", "<script>alert(1)</script>", "num_images must be int"),
+        ("num_images", True, "num_images must be int"),
+        ("mIoU", "84", "mIoU must be float"),
+        ("aAcc", float("inf"), "aAcc must be float or null, got inf"),
         ("mIoU_interval", [1], "mIoU_interval must be a list of 2"),
-        ("per_class", CLASSES, "per_class must be an object"),
-        ("per_class", {"cat": [1]}, r"per_class\.cat must be a number"),
-        ("per_class", {"\ud800": 1}, "a name in per_class must be text"),
-        ("title", {}, "title must be text"),
+        ("per_class", CLASSES, "per_class must be dict"),
+        ("per_class", {"cat": [1]}, r"per_class\.cat must be float"),
+        ("per_class", {"\ud800": 1}, "per_class: a key must be str"),
+        ("title", {}, "title must be str"),
         ("palette", [[1, 2]], r"palette\[0\] must be a list of 3"),
         ("palette", [[1, 2, 300]], "palette must be at most 65535 colours"),
-        ("predictions", 3, "predictions must be text"),
-        ("timing", {"images_per_second": "fast"}, r"timing\.images_per_second must be a number"),
-        ("settings", {"segmenter": []}, r"settings\.segmenter must be an object"),
+        ("predictions", 3, "predictions must be str"),
+        ("timing", {"images_per_second": "fast"}, r"timing\.images_per_second must be float"),
+        ("settings", {"segmenter": []}, r"settings\.segmenter must be dict"),
     ],
 )
 def test_a_field_of_another_type_is_named_and_nothing_is_written(
@@ -217,7 +217,7 @@ def test_a_field_of_another_type_is_named_and_nothing_is_written(
 ):
     folder = changed(data, tmp_path / "results", **{field: value})
     assert main([str(folder), "--output", str(tmp_path / "p" / "q" / "r.html")]) == 1
-    assert re.search(f"voc_toy_11111111.json is no result.*{message}", capsys.readouterr().err)
+    assert re.search(f"voc_toy_11111111.json: {message}", capsys.readouterr().err)
     assert not (tmp_path / "p").exists()
 
 
@@ -225,9 +225,7 @@ def test_a_field_of_another_type_is_named_and_nothing_is_written(
 def test_a_field_that_is_missing_is_named(data, tmp_path, capsys, field):
     folder = changed(data, tmp_path / "results", **{field: ...})
     assert main([str(folder)]) == 1
-    assert f"voc_toy_11111111.json is no result of an evaluation: {field} is missing" in (
-        capsys.readouterr().err
-    )
+    assert f"voc_toy_11111111.json: '{field}:' is missing" in (capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from talk2dino.benchmarks.data.labels import LabelRules
+from talk2dino.benchmarks.data.labels import LabelRules, Value
 from talk2dino.benchmarks.metrics import WIDE_IGNORED
-from talk2dino.config import build, check_name
+from talk2dino.config import build
 from talk2dino.sizes import Protocol
 from talk2dino.textfiles import check_once, read_names, read_text, read_yaml
 
@@ -29,12 +29,6 @@ _SYNONYMS = {
     "metainfo.palette": "palette",
 }
 """Keys of MMSegmentation 1.x -> ours."""
-_KEYS = (
-    *("name", "title", "images", "labels", "image_suffix", "label_suffix", "split", "classes"),
-    *("ignore", "shift", "reduce_zero_label", "values", "unknown", "background", "bg_thresh"),
-    *("palette", "protocol", "data_root", "type", "readme_name", "clean_background"),
-    "class_file",
-)
 
 
 @dataclass(frozen=True)
@@ -117,6 +111,71 @@ class Benchmark:
         )
 
 
+@dataclass(frozen=True)
+class _Keys:
+    """What a file may say; docs/data_sets.md has the meaning of every key."""
+
+    images: str
+    labels: str
+    classes: str | list[Any] | dict[int, Any]
+    name: str = ""
+    title: str = ""
+    data_root: str = ""
+    image_suffix: str | list[str] = ".jpg"
+    label_suffix: str = ".png"
+    split: str | None = None
+    ignore: int | list[int] | None = None
+    shift: int | None = None
+    reduce_zero_label: bool = False
+    values: dict[int, int] | list[tuple[tuple[int, int, int], int]] | None = None
+    unknown: str | None = None
+    background: bool = False
+    bg_thresh: float | None = None
+    palette: str | list[tuple[int, int, int]] = ""
+    protocol: dict[str, Any] = field(default_factory=dict)
+    type: str = ""
+    class_file: str = ""
+    readme_name: str = ""
+    clean_background: bool = False
+
+    def __post_init__(self) -> None:
+        if self.name and not re.fullmatch(r"\w[\w.-]*", self.name, re.ASCII):
+            raise ValueError(
+                f"the name {self.name!r} becomes part of file names: letters, digits, . _ and -"
+            )
+        if not self.image_suffix or not self.images or not self.labels:
+            raise ValueError("images, labels and image_suffix must not be empty")
+        if self.bg_thresh is not None and not self.background:
+            raise ValueError("bg_thresh without `background: true` means nothing")
+        if self.unknown not in (None, "ignore") or (self.unknown and self.values is None):
+            raise ValueError("unknown may be `ignore`, of what is in no `values`, or absent")
+        if self.reduce_zero_label and (self.shift, self.values) != (None, None):
+            raise ValueError(
+                "reduce_zero_label is a shift of -1 and ignores 0: no shift or values beside it"
+            )
+        grey = [label for value, _ in self.pairs for label in value if len(value) == 1]
+        colours = [part for value, _ in self.pairs for part in value if len(value) == 3]
+        for label in (*self.ignored, *grey, *(label for _, label in self.pairs)):
+            if not 0 <= label <= WIDE_IGNORED:
+                raise ValueError(f"ignore and values must be label values, found {label}")
+        if not all(0 <= part <= 255 for part in colours):
+            raise ValueError("values: a colour is [r, g, b] of 0 to 255")
+
+    @property
+    def ignored(self) -> tuple[int, ...]:
+        """Label values without a class."""
+        listed = self.ignore if isinstance(self.ignore, list) else [self.ignore]
+        found = [label for label in listed if label is not None]
+        return (0, *found) if self.reduce_zero_label else tuple(found)
+
+    @property
+    def pairs(self) -> tuple[tuple[Value, int], ...]:
+        """`values`, of grey pixels and of coloured ones alike."""
+        if isinstance(self.values, dict):
+            return tuple(((value,), label) for value, label in self.values.items())
+        return tuple(self.values or ())
+
+
 def read_dataset(path: str | Path, data_root: str | Path = "data") -> Benchmark:
     """The data set of a YAML file; images and labels are not looked at.
 
@@ -129,49 +188,42 @@ def read_dataset(path: str | Path, data_root: str | Path = "data") -> Benchmark:
         ValueError: an unknown key, or a value that means nothing; says which.
     """
     path, source = Path(path), str(path)
-    content = _ours(read_yaml(path), source)
-    own = str(_text(content, "data_root", source) or "")
-    folders = tuple(dict.fromkeys(base / own for base in (path.parent, Path(data_root))))
-    name = _text(content, "name", source) or path.stem
-    if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
-        raise ValueError(
-            f"{source}: the name {name!r} becomes part of file names: letters, digits, . _ and - "
-            "only. Give another one with `name:`."
-        )
-    classes, words, ids = _classes(content, source, folders)
-    background = _flag(content, "background", source)
-    if background and "background" in map(str.lower, classes[1:]):
+    keys = build(_Keys, _ours(read_yaml(path), source), source)
+    folders = tuple(dict.fromkeys(base / keys.data_root for base in (path.parent, Path(data_root))))
+    classes, words, ids = _classes(keys.classes, f"{source}: classes", folders)
+    if keys.background and "background" in map(str.lower, classes[1:]):
         raise ValueError(f"{source}: with `background: true`, class 0 alone is the background.")
-    sizes = content.get("protocol") or {}
-    threshold = content.get("bg_thresh")
-    if threshold is not None and not background:
-        raise ValueError(f"{source}: bg_thresh without `background: true` means nothing.")
-    if threshold is not None and not isinstance(threshold, int | float):
-        raise ValueError(f"{source}: bg_thresh must be a number, found {threshold!r}.")
-    suffixes = content.get("image_suffix", ".jpg")
-    suffixes = tuple(suffixes) if isinstance(suffixes, list) else (suffixes,)
-    if not suffixes or not all(isinstance(suffix, str) and suffix for suffix in suffixes):
-        raise ValueError(f"{source}: image_suffix must be text or a list of it, like .jpg.")
+    check_once([value for value, _ in keys.pairs], f"{source}: values")
+    name, suffixes = keys.name or path.stem, keys.image_suffix
+    shifted = keys.shift is not None or keys.values is None
     return Benchmark(
         key=name,
-        title=_text(content, "title", source) or name,
-        images=_text(content, "images", source, needed=True),
-        labels=_text(content, "labels", source, needed=True),
+        title=keys.title or name,
+        images=keys.images,
+        labels=keys.labels,
         classes=classes,
         words=words,
-        class_file=_text(content, "class_file", source),
-        palette=_palette(content.get("palette"), len(classes), source, folders),
-        readme_name=_text(content, "readme_name", source) or name,
-        dataset=_text(content, "type", source),
-        split=_text(content, "split", source) or None,
-        image_suffixes=suffixes,
-        label_suffix=_text(content, "label_suffix", source) or ".png",
-        rules=_rules(content, ids, len(classes), source),
-        background=background,
-        bg_thresh=None if threshold is None else float(threshold),
-        clean_background=_flag(content, "clean_background", source),
-        protocol=build(Protocol, sizes, f"{source}: protocol"),
-        sizes=tuple(sizes.items()),
+        class_file=keys.class_file,
+        palette=_palette(keys.palette, len(classes), f"{source}: palette", folders),
+        readme_name=keys.readme_name or name,
+        dataset=keys.type,
+        split=keys.split,
+        image_suffixes=(suffixes,) if isinstance(suffixes, str) else tuple(suffixes),
+        label_suffix=keys.label_suffix,
+        rules=LabelRules(
+            ignore=keys.ignored,
+            default_ignored=keys.ignore is None,
+            shift=-1 if keys.reduce_zero_label else keys.shift or 0,
+            values=keys.pairs,
+            others_shifted=shifted,
+            unknown_ignored=keys.unknown is not None,
+            ids=ids,
+        ),
+        background=keys.background,
+        bg_thresh=keys.bg_thresh,
+        clean_background=keys.clean_background,
+        protocol=build(Protocol, keys.protocol, f"{source}: protocol"),
+        sizes=tuple(keys.protocol.items()),
         folders=folders,
     )
 
@@ -180,79 +232,49 @@ def _ours(content: Mapping[str, Any], source: str) -> dict[str, Any]:
     """With our keys in place of MMSegmentation's."""
     flat: dict[str, Any] = {}
     for key, value in content.items():
-        parts = {key: value}
-        if key in ("data_prefix", "metainfo"):
-            if not isinstance(value, dict):
-                raise ValueError(f"{source}: {key} must hold 'key: value' lines, found {value!r}")
-            parts = {f"{key}.{inner}": part for inner, part in value.items()}
-        for name, part in parts.items():
+        nested = key in ("data_prefix", "metainfo") and isinstance(value, dict)
+        for inner, part in value.items() if nested else [(None, value)]:
+            name = f"{key}.{inner}" if nested else str(key)
             known = _SYNONYMS.get(name, name)
-            try:
-                check_name("key", str(known), _KEYS, similar=[*_KEYS, *_SYNONYMS])
-            except ValueError as error:
-                raise ValueError(f"{source}: {error}") from None
             if known in flat:
                 raise ValueError(f"{source}: {known} is given twice, once as {name}. Keep one.")
             flat[known] = part
     return flat
 
 
-def _text(content: Mapping[str, Any], key: str, source: str, needed: bool = False) -> str:
-    value = content.get(key)
-    if isinstance(value, str) and value.strip():
-        return value
-    if value is None and not needed:
-        return ""
-    raise ValueError(f"{source}: {key} must be text, found {value!r}.")
-
-
-def _flag(content: Mapping[str, Any], key: str, source: str) -> bool:
-    value = content.get(key, False)
-    if not isinstance(value, bool):
-        raise ValueError(f"{source}: {key} must be true or false, found {value!r}.")
-    return value
-
-
-def _is_label(value: Any) -> bool:
-    return type(value) is int and 0 <= value <= WIDE_IGNORED
-
-
 def _classes(
-    content: Mapping[str, Any], source: str, folders: Sequence[Path]
+    given: str | list[Any] | dict[int, Any], where: str, folders: Sequence[Path]
 ) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...], tuple[int, ...]]:
     """Names, words, and the ids if they are not 0, 1, 2, ..."""
-    given, ids = content.get("classes"), ()
-    where = f"{source}: classes"
+    ids: tuple[int, ...] = ()
+    lines: list[tuple[str, Any]]
     if isinstance(given, str):
         listing = find_text(given, folders, where)
+        where = str(listing)
         numbered = [(n, line.strip()) for n, line in enumerate(_lines(listing), start=1)]
         lines = [(f"line {n}", line) for n, line in numbered if line and not line.startswith("#")]
-        where = str(listing)
-    elif isinstance(given, dict) and given and all(_is_label(key) for key in given):
+    elif isinstance(given, dict):
         lines = [(f"id {key}", given[key]) for key in sorted(given)]
         ids = tuple(sorted(given))
         ids = () if ids == tuple(range(len(ids))) else ids
-    elif isinstance(given, list):
-        lines = [(f"class {place}", line) for place, line in enumerate(given)]
     else:
+        lines = [(f"class {place}", line) for place, line in enumerate(given)]
+    if not 0 < len(lines) <= WIDE_IGNORED or not all(0 <= i <= WIDE_IGNORED for i in ids):
         raise ValueError(
-            f"{where} must be a list of names, the path of a text file, or a mapping of ids "
-            f"(0 to {WIDE_IGNORED}) to names, found {given!r}."
+            f"{where}: {len(lines)} classes; 1 to {WIDE_IGNORED} can be evaluated, with such ids."
         )
-    if not 0 < len(lines) <= WIDE_IGNORED:
-        raise ValueError(f"{where}: {len(lines)} classes; 1 to {WIDE_IGNORED} can be evaluated.")
     owners: dict[str, str] = {}
     words = []
-    line: Any
     for place, line in lines:
         if not isinstance(line, str):
-            hint = " Write it in quotes." if isinstance(line, bool | int | float) else ""
-            raise ValueError(f"{where}, {place}: a class name is text, found {line!r}.{hint}")
+            raise ValueError(
+                f"{where}, {place}: a class name is text, found {line!r}. Write it in quotes."
+            )
         # A name alone is kept as it is: MMSegmentation's "bed " is in recorded results.
         found = tuple(word.strip() for word in line.split(";")) if ";" in line else (line,)
-        if not all(map(str.strip, found)):
-            raise ValueError(f"{where}, {place}: an empty word in {line!r}.")
         for word in found:
+            if not word.strip():
+                raise ValueError(f"{where}, {place}: an empty word in {line!r}.")
             if word in owners:
                 raise ValueError(f"{where}, {place}: {word!r} is there twice, see {owners[word]}.")
             owners[word] = place
@@ -279,73 +301,14 @@ def find_text(name: str, folders: Sequence[Path], where: str) -> Path:
 
 
 def _palette(
-    given: Any, count: int, source: str, folders: Sequence[Path]
+    given: str | list[tuple[int, int, int]], count: int, where: str, folders: Sequence[Path]
 ) -> tuple[tuple[int, int, int], ...]:
-    where = f"{source}: palette"
     if isinstance(given, str):
-        lines = [line.split() for line in _lines(find_text(given, folders, where))]
-        given = [[int(n) if n.isdecimal() else n for n in line] for line in lines if line]
-    for colour in given or ():
-        _check_colour(colour, where)
-    if given and len(given) != count:
-        raise ValueError(f"{where} has {len(given)} colours for {count} classes.")
-    return tuple(map(tuple, given or ()))
-
-
-def _check_colour(colour: Any, where: str) -> None:
-    fits = isinstance(colour, list) and len(colour) == 3
-    if not fits or not all(type(part) is int and 0 <= part <= 255 for part in colour):
-        raise ValueError(f"{where}: a colour is [r, g, b] of 0 to 255, found {colour!r}.")
-
-
-def _rules(content: Mapping[str, Any], ids: tuple[int, ...], count: int, source: str) -> LabelRules:
-    ignore, shift, values = (content.get(key) for key in ("ignore", "shift", "values"))
-    unknown = content.get("unknown")
-    if unknown not in (None, "ignore"):
-        raise ValueError(f"{source}: unknown must be `ignore` or absent, found {unknown!r}.")
-    if unknown is not None and values is None:
-        raise ValueError(f"{source}: unknown says what is in no `values`, which are absent.")
-    if shift is not None and type(shift) is not int:
-        raise ValueError(f"{source}: shift must be a whole number, found {shift!r}.")
-    if ignore is not None:
-        ignore = ignore if isinstance(ignore, list) else [ignore]
-        if not all(map(_is_label, ignore)):
-            raise ValueError(f"{source}: ignore must be label values, found {ignore!r}.")
-    if _flag(content, "reduce_zero_label", source):
-        if shift is not None or values is not None:
-            raise ValueError(
-                f"{source}: reduce_zero_label is a shift of -1 and ignores 0. Leave it out, or "
-                "shift and values."
-            )
-        shift = -1
-    zero = (0,) if content.get("reduce_zero_label") else ()
-    return LabelRules(
-        ignore=zero + tuple(ignore or ()),
-        default_ignored=ignore is None,
-        shift=shift or 0,
-        values=() if values is None else _values(values, source),
-        others_shifted=shift is not None or values is None,
-        unknown_ignored=unknown is not None,
-        ids=ids,
-    )
-
-
-def _values(given: Any, source: str) -> tuple[tuple[tuple[int, ...], int], ...]:
-    """What is said of single values: a mapping of grey ones, or pairs of colours and ids."""
-    where = f"{source}: values"
-    if isinstance(given, dict):
-        pairs = [([value], label) for value, label in given.items()]
-    elif isinstance(given, list) and all(isinstance(p, list) and len(p) == 2 for p in given):
-        pairs = [(colour, label) for colour, label in given]
-        for colour, _ in pairs:
-            _check_colour(colour, where)
-    else:
-        raise ValueError(
-            f"{where} must be a mapping of file values to class ids, or a list of "
-            f"[[r, g, b], class id], found {given!r:.80}."
-        )
-    for value, label in pairs:
-        if not _is_label(value[0]) or not _is_label(label):
-            raise ValueError(f"{where}: {value[0]!r}: {label!r} are no label value and class id.")
-    check_once([tuple(value) for value, _ in pairs], where)
-    return tuple((tuple(value), label) for value, label in pairs)
+        lines = _lines(find_text(given, folders, where)) if given else []
+        given = [tuple(map(int, line.split())) for line in lines if line.strip()]  # type: ignore[misc]
+    if given and (
+        len(given) != count
+        or not all(len(rgb) == 3 and 0 <= min(rgb) <= max(rgb) <= 255 for rgb in given)
+    ):
+        raise ValueError(f"{where}: {count} classes need as many [r, g, b] of 0 to 255.")
+    return tuple(given)

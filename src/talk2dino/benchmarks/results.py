@@ -6,12 +6,14 @@ import contextlib
 import dataclasses
 import json
 import platform
+import re
 import resource
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from datetime import datetime, timezone
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -20,18 +22,90 @@ import talk2dino
 from talk2dino.benchmarks.bootstrap import bootstrap_interval
 from talk2dino.benchmarks.borders import border_scores
 from talk2dino.benchmarks.counts import ImageCounts, Matrix, SparseRows, stacked_areas
+from talk2dino.benchmarks.data.labels import LabelRules
 from talk2dino.benchmarks.evaluate import Run
 from talk2dino.benchmarks.metrics import area_scores, percent
-from talk2dino.benchmarks.result_schema import TimingFields, check_fields
+from talk2dino.config import build
 from talk2dino.files import atomic_path, write_text
 from talk2dino.textfiles import read_json
 
 FORMAT = 1
+_SPARSE = ("rows", "columns", "values", "shape")
+
+
+class Timing(TypedDict, total=False):
+    """What one invocation took; see `timing_fields`."""
+
+    images: int
+    seconds: float
+    images_per_second: float
+    shared_with: list[str]
+    device: str
+    processes: int
+    peak_memory_mib: float
+    peak_gpu_memory_mib: float | None
+
+
+class Settings(TypedDict, total=False):
+    """What decides the counts; see `job.run_settings`."""
+
+    segmenter: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Result:
+    """The fields of a result; what an earlier version did not write is None.
+
+    Results come from other people's machines, and reach pages, plots and file names.
+    """
+
+    benchmark: str
+    title: str
+    model: str
+    pamr: bool
+    bg_thresh: float | None
+    num_images: int
+    mIoU: float | None
+    mAcc: float | None
+    aAcc: float | None
+    mIoU_interval: tuple[float | None, float | None]
+    published: float | None
+    per_class: dict[str, float | None]
+    data_root: str
+    readme_name: str | None = None
+    published_source: str | None = None
+    uniform_windows: int | None = None
+    with_bg_clean: bool | None = None
+    per_class_accuracy: dict[str, float | None] | None = None
+    boundary_mIoU: float | None = None
+    per_class_boundary_iou: dict[str, float | None] | None = None
+    seam_error: float | None = None
+    seam_pairs: int | None = None
+    classes: list[str] | None = None
+    palette: list[tuple[int, int, int]] | None = None
+    has_background: bool | None = None
+    label_rules: LabelRules | None = None
+    reduce_zero_label: bool | None = None
+    unlabelled_background: bool | None = None
+    counts: str | None = None
+    predictions: str | None = None
+    settings: Settings | None = None
+    versions: dict[str, str] | None = None
+    timing: Timing | None = None
+    command: list[str] | None = None
+    finished: str | None = None
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"\w[\w.-]*", self.benchmark, re.ASCII):
+            raise ValueError(f"benchmark must be a name, no path, got {self.benchmark!r:.80}")
+        colours = [value for colour in self.palette or () for value in colour]
+        if len(colours) > 3 * 65535 or not all(0 <= value <= 255 for value in colours):
+            raise ValueError("palette must be at most 65535 colours of numbers from 0 to 255")
 
 
 def timing_fields(
     images: int, seconds: float, shared_with: Sequence[str], device: torch.device, processes: int
-) -> TimingFields | None:
+) -> Timing | None:
     """What one invocation took, for the result; None if nothing was evaluated.
 
     Args:
@@ -73,7 +147,7 @@ def forget_peak_memory(device: torch.device) -> None:
 
 
 def make_result(
-    run: Run, counts: Mapping[int, ImageCounts], timing: TimingFields | None
+    run: Run, counts: Mapping[int, ImageCounts], timing: Timing | None
 ) -> tuple[dict[str, Any], dict[str, Matrix]]:
     """The JSON content and the arrays of a finished run; see docs/evaluation.md."""
     dataset, benchmark = run.dataset, run.dataset.benchmark
@@ -149,24 +223,28 @@ class NoResult(ValueError):
     """A JSON file of something else."""
 
 
+class WrongField(ValueError):
+    """A result that holds something else than a result may."""
+
+
 def read_result(path: str | Path) -> dict[str, Any]:
-    """The content of a result JSON, in the types of `result_schema.Result`.
+    """The fields of a result JSON; see `Result`.
 
     Raises:
         NoResult: it is something else.
         WrongField: a field is missing or has another type.
         ValueError: it is damaged.
     """
-    path = Path(path)
     content = read_json(path, "Delete it and evaluate again.")
     if not isinstance(content, dict) or not {"format", "benchmark", "mIoU"} <= content.keys():
         raise NoResult(f"{path} is no result of an evaluation.")
     if content["format"] != FORMAT:
         raise NoResult(f"{path} has format {content['format']!r}; this version reads {FORMAT}.")
-    return check_fields(content, str(path))
-
-
-_SPARSE = ("rows", "columns", "values", "shape")
+    known = {field.name for field in fields(Result)} & content.keys()
+    try:
+        return vars(build(Result, {name: content[name] for name in known}, str(path), exact=True))
+    except ValueError as error:
+        raise WrongField(f"{error}. Delete it and evaluate again.") from error
 
 
 def read_counts(path: str | Path) -> dict[str, Any]:
@@ -180,6 +258,27 @@ def read_counts(path: str | Path) -> dict[str, Any]:
         rows, columns, values, shape = (found.pop(f"{name}.{part}") for part in _SPARSE)
         found[name] = SparseRows(rows, columns, values, tuple(shape.tolist()))
     return found
+
+
+def check_counts(counts: Mapping[str, np.ndarray], result: Mapping[str, Any]) -> None:
+    """Raise ValueError unless the arrays beside a result have its images and classes."""
+    images, classes = result["num_images"], len(result["per_class"])
+    shapes = {
+        **dict.fromkeys(("images", "labels"), ((images,), "U")),
+        **dict.fromkeys(("intersect", "union", "label_area"), ((images, classes), "iu")),
+        "confusion": ((classes, classes), "iu"),
+    }
+    optional = {f"boundary_{name}": shapes["union"] for name in ("intersect", "union")}
+    shapes |= {name: shape for name, shape in optional.items() if name in counts}
+    for name, (shape, kinds) in shapes.items():
+        found = counts.get(name)
+        if found is None or found.shape != shape or found.dtype.kind not in kinds:
+            what = "missing" if found is None else f"{found.dtype} {found.shape}"
+            raise ValueError(f"{name} must have the shape {shape}, as in the JSON; it is {what}")
+    for path in map(str, (*counts["images"], *counts["labels"])):
+        parts = PureWindowsPath(path).parts
+        if ".." in parts or PureWindowsPath(path).drive or PurePosixPath(path).is_absolute():
+            raise ValueError(f"{path!r} is no path below the data root")
 
 
 def versions() -> dict[str, str]:

@@ -135,8 +135,8 @@ def _read_truth(run: EvaluatedRun, root: Path, name: str) -> np.ndarray:
 
 def _rules(run: EvaluatedRun) -> LabelRules:
     """What its label files mean; earlier versions wrote two flags."""
-    if run.result["label_rules"] is not None:
-        return LabelRules.from_json(run.result["label_rules"])
+    if isinstance(rules := run.result["label_rules"], LabelRules):
+        return rules
     if run.result["unlabelled_background"]:
         return LabelRules(default_ignored=False, shift=1, values=(((255,), 0),))
     return LabelRules(ignore=(0,), shift=-1) if run.result["reduce_zero_label"] else LabelRules()

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from talk2dino.benchmarks.counts import SparseRows
-from talk2dino.benchmarks.result_schema import WrongField, check_counts
-from talk2dino.benchmarks.results import read_counts, read_result
+from talk2dino.benchmarks.results import WrongField, check_counts, read_counts, read_result
 from talk2dino.benchmarks.table import BENCHMARKS
 from talk2dino.benchmarks.tables import options_of, protocol_of
 from talk2dino.files import listed

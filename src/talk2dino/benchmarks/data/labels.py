@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -123,13 +123,6 @@ class LabelRules:
     """Whether values without a class are ignored; otherwise they are an error."""
     ids: tuple[int, ...] = ()
     """Ids of the classes, ascending; none: 0, 1, 2, ..."""
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> LabelRules:
-        """From what `dataclasses.asdict` gave, after it was JSON."""
-        values = tuple((tuple(value), label) for value, label in content["values"])
-        lists = {name: tuple(content[name]) for name in ("ignore", "ids")}
-        return cls(**{**content, **lists, "values": values})
 
     @property
     def colours(self) -> bool:
