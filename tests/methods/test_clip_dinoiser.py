@@ -76,7 +76,7 @@ def test_a_background_without_a_word_has_a_channel_too(toy):
 def test_a_picture_of_a_pixel_one_class_and_a_word_twice(model):
     segmenter = load_segmenter(model, "seeded:0")
     rows = segmenter.query(["cat", "cat"]).rows
-    assert torch.equal(rows[0], rows[1])
+    assert torch.allclose(rows[0], rows[1], atol=1e-6)  # sums of a batch differ in their last bits
     query = segmenter.query(["cat"], 0.5)
     for size_hw in ((1, 1), (5, 3)):
         labels = label_map(segmenter, np.full((*size_hw, 3), 99, np.uint8), query)
