@@ -182,7 +182,7 @@ def save_picture(picture: Image.Image, path: Path, record: str) -> None:
     if path.suffix.lower() == ".png":
         info = PngInfo()
         info.add_itxt("talk2dino", _printable(record))
-        options |= {"pnginfo": info, "compress_level": 3}  # 6 takes three times as long
+        options |= {"pnginfo": info, "compress_level": 2}  # 6 takes four times as long
     else:
         options["quality"] = 95
     with atomic_path(path) as temporary:
