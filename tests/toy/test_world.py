@@ -27,8 +27,10 @@ def every_file(world: World):
     return {str(path.relative_to(world.folder)): path.read_bytes() for path in paths}
 
 
-def test_the_same_settings_give_the_same_bytes(world, tmp_path):
-    assert every_file(write_world(tmp_path / "again", SMALL)) == every_file(world)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_same_settings_give_the_same_bytes(world, tmp_path, workers):
+    again = write_world(tmp_path / "again", SMALL, workers=workers)
+    assert every_file(again) == every_file(world)
 
 
 def test_another_seed_gives_another_world(world, tmp_path):

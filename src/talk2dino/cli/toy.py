@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from talk2dino.cli.entry import DONE, Command
+from talk2dino.cli.entry import DONE, Command, core_share
 from talk2dino.toy.world import WorldConfig, check_world, world_of_size, write_world
+
+_FEW = 200  # pictures that are drawn before other processes have begun
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +36,8 @@ def run(args: argparse.Namespace, config: WorldConfig) -> int:
         return DONE
     total = config.train_images + config.val_images + config.evaluation_images
     with tqdm(total=total, unit=" pictures", disable=None) as bar:
-        world = write_world(args.output, config, args.overwrite, on_picture=bar.update)
+        workers = 0 if total < _FEW else core_share()
+        world = write_world(args.output, config, args.overwrite, bar.update, workers)
     print(
         f"{world.folder}: {config.train_images} pictures with captions to train on, "
         f"{config.val_images} to validate, {config.evaluation_images} with masks to evaluate"

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,7 @@ def write_world(
     config: WorldConfig,
     overwrite: bool = False,
     on_picture: Callable[[], object] = lambda: None,
+    workers: int = 0,
 ) -> World:
     """Draw a world, or find it drawn already.
 
@@ -116,6 +117,7 @@ def write_world(
         folder: where to put it; written beside it and renamed, so it is complete or absent.
         overwrite: replace a world that was made with other settings.
         on_picture: called after each picture.
+        workers: processes that draw; 0 draws in this one.
 
     Raises:
         FileExistsError: `folder` holds something else and `overwrite` is false.
@@ -131,7 +133,8 @@ def write_world(
             ("val", config.val_images, _write_coco),
             ("evaluation", config.evaluation_images, _write_voc),
         ):
-            write(building, split, _scenes(config, split, count, on_picture), config)
+            scenes = _scenes(_Split(config, split, count), on_picture, workers)
+            write(building, split, scenes, config)
         settings = json.dumps(_settings(config), indent=2) + "\n"
         (building.folder / "world.json").write_text(settings, encoding="utf-8")
     return world
@@ -184,11 +187,30 @@ def _random(config: WorldConfig, split: str, index: int, purpose: int) -> np.ran
     return np.random.default_rng([config.seed, _SPLITS.index(split), index, purpose])
 
 
-def _scenes(
-    config: WorldConfig, split: str, count: int, on_picture: Callable[[], object]
-) -> Iterator[Scene]:
-    for index in range(count):
-        yield draw_scene(config.size, _random(config, split, index, purpose=0), config.world)
+@dataclass(frozen=True)
+class _Split:
+    """The pictures of a set, as PyTorch's loaders ask for them."""
+
+    config: WorldConfig
+    split: str
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Scene:
+        rng = _random(self.config, self.split, index, purpose=0)
+        return draw_scene(self.config.size, rng, self.config.world)
+
+
+def _scenes(split: _Split, on_picture: Callable[[], object], workers: int) -> Iterator[Scene]:
+    scenes: Iterable[Scene] = map(split.__getitem__, range(len(split)))
+    if workers:
+        from torch.utils.data import DataLoader  # its processes end when this one is killed
+
+        scenes = DataLoader(split, batch_size=None, num_workers=workers)  # type: ignore[arg-type]
+    for scene in scenes:
+        yield scene
         on_picture()
 
 
