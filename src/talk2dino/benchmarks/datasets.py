@@ -16,7 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from talk2dino.benchmarks.data.labels import forbidden, label_name, label_size, read_any_labels
+from talk2dino.benchmarks.data.labels import forbidden, label_name, label_size, read_labels
 from talk2dino.benchmarks.data.sources import SOURCES
 from talk2dino.benchmarks.table import Benchmark
 from talk2dino.files import listed
@@ -168,9 +168,9 @@ class EvaluationSet:
         return self.class_ids(index, self.read_label_file(index))
 
     def read_label_file(self, index: int) -> np.ndarray:
-        """The values of a label file, which benchmarks may share; see `read_any_labels`."""
+        """The values of a label file, which benchmarks may share; see `read_labels`."""
         path = self.data_root / self.samples[index].label
-        return read_any_labels(path, self.benchmark.rules.colours)
+        return read_labels(path, self.benchmark.rules.colours)
 
     def class_ids(self, index: int, values: np.ndarray) -> np.ndarray:
         """What the values of an image's label file mean for this data set, as `read_label`.

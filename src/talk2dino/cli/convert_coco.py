@@ -13,7 +13,6 @@ from talk2dino.benchmarks.data.convert import (
     Conversion,
     plan_coco,
     run_conversions,
-    summarise,
 )
 from talk2dino.cli.entry import DONE, FAILED, Command, bar_of
 from talk2dino.config import check_at_least
@@ -60,17 +59,23 @@ def convert_files(args: argparse.Namespace, what: str, plan: Sequence[Conversion
         print(
             f"warning: {len(outcome.unknown)} files hold values that the data set does not "
             "define; their pixels became background or are ignored. Are these the raw files?\n"
-            + summarise(outcome.unknown),
+            + _first(outcome.unknown),
             file=sys.stderr,
         )
     if not outcome.failures:
         return DONE
     print(
         f"error: {len(outcome.failures)} files could not be converted:\n"
-        f"{summarise(outcome.failures)}\nReplace them and run the same command again.",
+        f"{_first(outcome.failures)}\nReplace them and run the same command again.",
         file=sys.stderr,
     )
     return FAILED
+
+
+def _first(lines: Sequence[str], shown: int = 5) -> str:
+    """A few lines, indented, and how many more there are."""
+    more = [f"... and {len(lines) - shown} more"] if len(lines) > shown else []
+    return "\n".join(f"  {line}" for line in [*lines[:shown], *more])
 
 
 COMMAND = Command(

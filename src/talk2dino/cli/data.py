@@ -8,12 +8,14 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from talk2dino.benchmarks.data.context import find_context_json, plan_context, write_lists
 from talk2dino.benchmarks.data.convert import (
     OBJECT_SUFFIX,
     STUFF_SUFFIX,
+    find_context_json,
     plan_cityscapes,
     plan_coco,
+    plan_context,
+    write_lists,
 )
 from talk2dino.benchmarks.data.importing import FORMATS, plan_import
 from talk2dino.benchmarks.data.sources import check_data_root

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image, ImageDraw
 
-from talk2dino.benchmarks.data.labels import LabelRules, read_any_labels
+from talk2dino.benchmarks.data.labels import LabelRules, read_labels
 from talk2dino.benchmarks.metrics import ignored_label
 from talk2dino.benchmarks.pictures import palette_picture
 from talk2dino.files import atomic_path, check_writable
@@ -129,7 +129,7 @@ def _read_truth(run: EvaluatedRun, root: Path, name: str) -> np.ndarray:
     assert run.counts is not None
     index = run.counts["images"].tolist().index(name)
     rules = _rules(run)
-    values = read_any_labels(root / str(run.counts["labels"][index]), rules.colours)
+    values = read_labels(root / str(run.counts["labels"][index]), rules.colours)
     return rules.class_ids(values, len(run.classes))[0]
 
 
@@ -148,7 +148,7 @@ def _read_prediction(run: EvaluatedRun, name: str) -> np.ndarray | None:
     parts = Path(name).with_suffix(".png").parts
     places = [Path(run.result["predictions"], *parts[start:]) for start in range(len(parts))]
     path = next((place for place in places if place.is_file()), places[-1])
-    labels = read_any_labels(path)
+    labels = read_labels(path)
     if labels.max() > ignored_label(len(run.classes)):
         raise ValueError(f"{path} holds {labels.max()}, which is no class of {run.benchmark}.")
     return labels

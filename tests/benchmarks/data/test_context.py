@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from talk2dino.benchmarks.data.context import (
+from talk2dino.benchmarks.data.convert import (
     CONTEXT_IDS,
     find_context_json,
     plan_context,
+    run_conversions,
     write_lists,
 )
-from talk2dino.benchmarks.data.convert import run_conversions
 from talk2dino.benchmarks.data.labels import read_labels
 
 
@@ -95,8 +95,8 @@ def test_a_category_outside_the_59_is_an_error(annotations):
     content = json.loads(annotations.read_text())
     content["annos_segmentation"][0]["category_id"] = 1
     annotations.write_text(json.dumps(content))
-    plan, _ = plan_context(annotations, annotations.parent)
-    assert "2008_000002: category 1 is none" in run_conversions(plan, workers=1).failures[0]
+    with pytest.raises(ValueError, match="trainval_merged.json: category 1 is none of the 59"):
+        plan_context(annotations, annotations.parent)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"images": [{}], "annos_segmentation": []}'])

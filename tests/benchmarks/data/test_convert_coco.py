@@ -15,12 +15,7 @@ from talk2dino.benchmarks.data.convert import (
     plan_coco,
     run_conversions,
 )
-from talk2dino.benchmarks.data.labels import (
-    cityscapes_rules,
-    coco_object_rules,
-    coco_stuff_rules,
-    read_labels,
-)
+from talk2dino.benchmarks.data.labels import read_labels
 from talk2dino.cli.convert_coco import main
 
 
@@ -40,35 +35,41 @@ def coco(tmp_path):
     return tmp_path / "coco"
 
 
-def lookup_of(rules, classes):
-    """The label of every raw value; -1 where it means nothing."""
-    labels, unknown = rules.class_ids(np.arange(256, dtype=np.uint8)[None], classes)
-    return np.where(unknown, -1, labels.astype(int))[0]
+def converted(plan):
+    """What every raw value from 0 to 255 becomes, and those that mean nothing."""
+    labels, unknown = plan[0].convert()
+    return labels.ravel().tolist(), unknown
 
 
-def test_the_80_objects_are_numbered_from_1_and_the_rest_is_background():
-    lookup = lookup_of(coco_object_rules(), 81)
-    assert [lookup[v] for v in (0, 10, 12, 24, 26, 89)] == [1, 11, 12, 24, 25, 80]
-    assert sorted(set(lookup.tolist())) == list(range(-1, 81))
-    assert set(lookup[91:].tolist()) == {0, -1} and (lookup[11], lookup[181], lookup[255]) == (
-        -1,
-        0,
-        0,
-    )
+@pytest.fixture
+def every_value(tmp_path):
+    """A COCO and a Cityscapes label with all values."""
+    values = np.arange(256).reshape(16, 16)
+    save(tmp_path / "annotations" / "val2017" / "1.png", values)
+    save(tmp_path / "gtFine" / "val" / "ulm" / "a_gtFine_labelIds.png", values)
+    return tmp_path
 
 
-def test_the_171_stuff_classes_are_numbered_from_0():
-    lookup = lookup_of(coco_stuff_rules(), 171)
-    assert [lookup[v] for v in (0, 89, 91, 181, 255, 11)] == [0, 79, 80, 170, 255, -1]
-    assert sorted(set(lookup.tolist())) == [-1, *range(171), 255]
+def test_the_80_objects_are_numbered_from_1_and_the_rest_is_background(every_value):
+    labels, unknown = converted(plan_coco(every_value, every_value, OBJECT_SUFFIX))
+    assert [labels[v] for v in (0, 10, 12, 24, 26, 89)] == [1, 11, 12, 24, 25, 80]
+    assert sorted(set(labels)) == list(range(81)) and set(labels[90:]) == {0}
+    assert 11 in unknown and not {181, 255} & set(unknown)
 
 
-def test_cityscapes_ids_become_train_ids():
-    lookup = lookup_of(cityscapes_rules(), 19)
+def test_the_171_stuff_classes_are_numbered_from_0(every_value):
+    labels, unknown = converted(plan_coco(every_value, every_value, STUFF_SUFFIX))
+    assert [labels[v] for v in (0, 89, 91, 181, 255, 11)] == [0, 79, 80, 170, 255, 255]
+    assert sorted(set(labels)) == [*range(171), 255] and len(unknown) == 256 - 172
+
+
+def test_cityscapes_ids_become_train_ids(every_value):
+    labels, unknown = converted(plan_cityscapes(every_value))
     road, pole, rider, train, bicycle = 7, 17, 25, 31, 33
-    assert [lookup[v] for v in (road, pole, rider, train, bicycle)] == [0, 5, 12, 16, 18]
+    assert [labels[v] for v in (road, pole, rider, train, bicycle)] == [0, 5, 12, 16, 18]
     ego_vehicle, caravan, trailer = 1, 29, 30
-    assert [lookup[v] for v in (0, ego_vehicle, caravan, trailer)] == [255] * 4
+    assert [labels[v] for v in (0, ego_vehicle, caravan, trailer)] == [255] * 4
+    assert unknown == list(range(34, 255))
 
 
 def test_the_command_writes_beside_the_input_and_goes_on_where_it_stopped(coco, capsys):

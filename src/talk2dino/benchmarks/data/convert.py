@@ -6,43 +6,60 @@ was interrupted goes on where it stopped when it is started again.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from talk2dino.benchmarks.data.labels import (
-    LabelRules,
-    cityscapes_rules,
-    coco_object_rules,
-    coco_stuff_rules,
-    read_labels,
-)
+from talk2dino.benchmarks.data.labels import read_labels
 from talk2dino.benchmarks.metrics import IGNORED
 from talk2dino.config import check_at_least
-from talk2dino.files import atomic_path, listed, remove_leftovers
+from talk2dino.files import atomic_path, listed, read_ahead, remove_leftovers, write_text
 from talk2dino.progress import Progress, silent
+from talk2dino.textfiles import check_once, read_json, read_names
+
+Labels = tuple[np.ndarray, Sequence[Any]]
+"""(H, W) uint8 or uint16, and values that were not understood."""
 
 COCO_SPLITS = ("train2017", "val2017")
-CITYSCAPES_SPLITS = ("train", "val")
-
+COCO_STUFF_IDS = tuple(sorted({*range(182)} - {11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90}))
+"""The 171 raw pixel values of COCO-Stuff: 80 objects up to 89, then 91 kinds of stuff."""
+COCO_OBJECT_IDS = tuple(value for value in COCO_STUFF_IDS if value < 90)
 OBJECT_SUFFIX = "_instanceTrainIds"
 STUFF_SUFFIX = "_labelTrainIds"
+
+CITYSCAPES_SPLITS = ("train", "val")
+CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+"""Official ids of the 19 evaluated Cityscapes classes, road to bicycle, in order."""
 CITYSCAPES_RAW = "_gtFine_labelIds.png"
 CITYSCAPES_CONVERTED = "_gtFine_labelTrainIds.png"
 
-_LEFTOVER_SECONDS = 60
-
-_COCO = {
-    OBJECT_SUFFIX: (coco_object_rules(), 81, 0),
-    STUFF_SUFFIX: (coco_stuff_rules(), 171, IGNORED),
+# fmt: off
+CONTEXT_IDS = {
+    "aeroplane": 2, "bag": 9, "bed": 18, "bedclothes": 19, "bench": 22, "bicycle": 23,
+    "bird": 25, "boat": 31, "book": 33, "bottle": 34, "building": 44, "bus": 45,
+    "cabinet": 46, "car": 59, "cat": 65, "ceiling": 68, "chair": 72, "cloth": 80,
+    "computer": 85, "cow": 98, "cup": 104, "curtain": 105, "dog": 113, "door": 115,
+    "fence": 144, "floor": 158, "flower": 159, "food": 162, "grass": 187, "ground": 189,
+    "horse": 207, "keyboard": 220, "light": 232, "motorbike": 258, "mountain": 259,
+    "mouse": 260, "person": 284, "plate": 295, "platform": 296, "pottedplant": 308,
+    "road": 324, "rock": 326, "sheep": 347, "shelves": 349, "sidewalk": 354, "sign": 355,
+    "sky": 360, "snow": 366, "sofa": 368, "table": 397, "track": 415, "train": 416,
+    "tree": 420, "truck": 424, "tvmonitor": 427, "wall": 440, "water": 445, "window": 454,
+    "wood": 458,
 }
-"""Ending -> what the raw values mean, the number of classes, and the label of all other values."""
+# fmt: on
+"""Class k = 1 ... 59 -> its id among the 459 labels; 0 is the background. Both are alphabetical."""
+
+CONTEXT_JSON = "trainval_merged.json"
+"""The annotation of the "PASCAL in Detail" challenge, of which MMSegmentation's masks are made too
+(there through the `detail` package): run-length coded segments with ids of the 459 labels."""
+_CLASS_OF = {category: index for index, category in enumerate(CONTEXT_IDS.values(), start=1)}
 
 
 @dataclass(frozen=True)
@@ -53,8 +70,8 @@ class Conversion:
     """What it is made from, for messages."""
     target: Path
     """The file to write."""
-    convert: Callable[[], tuple[np.ndarray, Sequence[object]]]
-    """Reads and converts: (H, W) uint8 or uint16, and values that were not understood."""
+    convert: Callable[[], Labels]
+    """Reads and converts."""
 
 
 @dataclass
@@ -69,61 +86,6 @@ class Outcome:
     """One line per file that could not be converted."""
     unknown: list[str] = field(default_factory=list)
     """One line per file with values that the data set does not define."""
-
-
-def plan_coco(coco: str | Path, out: str | Path, suffix: str) -> list[Conversion]:
-    """Every raw COCO-Stuff label below `<coco>/annotations`, and where its conversion goes.
-
-    Args:
-        coco: folder with `annotations/train2017` and/or `annotations/val2017`.
-        out: folder that receives the same tree; usually `coco` itself.
-        suffix: OBJECT_SUFFIX (81 classes) or STUFF_SUFFIX (171 classes).
-
-    Raises:
-        FileNotFoundError: no split is there, or it holds no raw label.
-    """
-    annotations = Path(coco) / "annotations"
-    splits = [split for split in COCO_SPLITS if (annotations / split).is_dir()]
-    if not splits:
-        raise FileNotFoundError(
-            f"{annotations} holds neither {' nor '.join(COCO_SPLITS)}. Unpack "
-            "stuffthingmaps_trainval2017.zip there (https://github.com/nightrome/cocostuff)."
-        )
-    plan = []
-    for split in splits:
-        for source in listed(annotations / split, "*.png"):
-            if source.stem.endswith("TrainIds"):
-                continue
-            target = Path(out) / "annotations" / split / f"{source.stem}{suffix}.png"
-            plan.append(Conversion(source, target, partial(_renumber, source, *_COCO[suffix])))
-    if not plan:
-        raise FileNotFoundError(
-            f"{annotations} holds no raw label files in {' or '.join(splits)} "
-            "(000000000139.png, ...). Unpack stuffthingmaps_trainval2017.zip there."
-        )
-    return plan
-
-
-def plan_cityscapes(cityscapes: str | Path) -> list[Conversion]:
-    """Every `*_gtFine_labelIds.png` of train and val, converted beside itself.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    folder = Path(cityscapes) / "gtFine"
-    meaning = cityscapes_rules(), 19, IGNORED
-    plan = []
-    for split in CITYSCAPES_SPLITS:
-        for source in listed(folder / split, f"*/*{CITYSCAPES_RAW}"):
-            name = source.name.removesuffix(CITYSCAPES_RAW) + CITYSCAPES_CONVERTED
-            target = source.with_name(name)
-            plan.append(Conversion(source, target, partial(_renumber, source, *meaning)))
-    if not plan:
-        raise FileNotFoundError(
-            f"{folder} holds no <split>/<city>/*{CITYSCAPES_RAW}. Unpack gtFine_trainvaltest.zip "
-            f"in {folder.parent} (https://www.cityscapes-dataset.com/downloads/)."
-        )
-    return plan
 
 
 def run_conversions(
@@ -147,67 +109,191 @@ def run_conversions(
         OSError: nothing can be written (a full disk, no permission).
     """
     check_at_least(1, workers=workers)
-    todo = list(plan) if overwrite else _missing(plan)
+    for folder in {conversion.target.parent for conversion in plan}:
+        remove_leftovers(folder)
+    todo = [c for c in plan if overwrite or not c.target.exists()]
     outcome = Outcome(present=len(plan) - len(todo))
-    with progress(len(plan), outcome.present) as bar, ThreadPoolExecutor(workers) as pool:
-        try:
-            for conversion, result in zip(todo, pool.map(_run_one, todo), strict=True):
-                _count(conversion, result, outcome)
-                bar.update(1)
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+    with progress(len(plan), outcome.present) as bar:
+        for conversion, found in zip(
+            todo, read_ahead((partial(_write, c) for c in todo), workers), strict=True
+        ):
+            if isinstance(found, ValueError):
+                outcome.failures.append(str(found))
+            else:
+                outcome.written += 1
+                if len(found):
+                    outcome.unknown.append(f"{conversion.source}: {', '.join(map(str, found))}")
+            bar.update(1)
     return outcome
 
 
-def _missing(plan: Sequence[Conversion]) -> list[Conversion]:
-    """Conversions whose file is absent; one listing per folder, as there are 120,000 in COCO."""
-    present: dict[Path, set[str]] = {}
-    for folder in {conversion.target.parent for conversion in plan}:
-        remove_leftovers(folder)
-        present[folder] = set(os.listdir(folder)) if folder.is_dir() else set()
-    return [c for c in plan if c.target.name not in present[c.target.parent]]
-
-
-def _run_one(conversion: Conversion) -> Sequence[object] | ValueError:
+def _write(conversion: Conversion) -> Sequence[Any] | ValueError:
     """Write one file; returns the values that were not understood, or why it failed."""
     try:
         labels, unknown = conversion.convert()
     except (ValueError, FileNotFoundError) as error:
         return ValueError(str(error))
-    save_labels(labels, conversion.target)
+    with atomic_path(conversion.target) as temporary:
+        Image.fromarray(labels).save(temporary, format="PNG")
     return unknown
 
 
-def save_labels(labels: np.ndarray, path: Path) -> None:
-    """Write (H, W) uint8 or uint16 labels as a grey PNG, atomically."""
-    with atomic_path(path) as temporary:
-        Image.fromarray(labels).save(temporary, format="PNG")
+def plan_coco(coco: str | Path, out: str | Path, suffix: str) -> list[Conversion]:
+    """Every raw COCO-Stuff label below `<coco>/annotations`, and where its conversion goes.
+
+    Args:
+        coco: folder with `annotations/train2017` and/or `annotations/val2017`.
+        out: folder that receives the same tree; usually `coco` itself.
+        suffix: OBJECT_SUFFIX (0 background, stuff and unlabelled pixels too, objects 1 to 80) or
+            STUFF_SUFFIX (171 classes from 0; anything else is ignored).
+
+    Raises:
+        FileNotFoundError: there is no raw label.
+    """
+    ids, first, other = (
+        (COCO_OBJECT_IDS, 1, 0) if suffix == OBJECT_SUFFIX else (COCO_STUFF_IDS, 0, IGNORED)
+    )
+    annotations = Path(coco) / "annotations"
+    plan = []
+    for split in COCO_SPLITS:
+        for source in listed(annotations / split, "*.png"):
+            if not source.stem.endswith("TrainIds"):
+                target = Path(out) / "annotations" / split / f"{source.stem}{suffix}.png"
+                convert = partial(_renumber, source, ids, first, other, {*COCO_STUFF_IDS, IGNORED})
+                plan.append(Conversion(source, target, convert))
+    if not plan:
+        raise FileNotFoundError(
+            f"{annotations} holds no raw label files in {' or '.join(COCO_SPLITS)} "
+            "(000000000139.png, ...). Unpack stuffthingmaps_trainval2017.zip there "
+            "(https://github.com/nightrome/cocostuff)."
+        )
+    return plan
 
 
-def _count(conversion: Conversion, result: Sequence[object] | ValueError, outcome: Outcome) -> None:
-    if isinstance(result, ValueError):
-        outcome.failures.append(str(result))
-        return
-    outcome.written += 1
-    if result:
-        values = ", ".join(map(str, result))
-        outcome.unknown.append(f"{conversion.source}: {values}")
+def plan_cityscapes(cityscapes: str | Path) -> list[Conversion]:
+    """Every `*_gtFine_labelIds.png` of train and val, converted beside itself.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    folder = Path(cityscapes) / "gtFine"
+    known = {*range(34), IGNORED}
+    plan = []
+    for split in CITYSCAPES_SPLITS:
+        for source in listed(folder / split, f"*/*{CITYSCAPES_RAW}"):
+            name = source.name.removesuffix(CITYSCAPES_RAW) + CITYSCAPES_CONVERTED
+            convert = partial(_renumber, source, CITYSCAPES_IDS, 0, IGNORED, known)
+            plan.append(Conversion(source, source.with_name(name), convert))
+    if not plan:
+        raise FileNotFoundError(
+            f"{folder} holds no <split>/<city>/*{CITYSCAPES_RAW}. Unpack gtFine_trainvaltest.zip "
+            f"in {folder.parent} (https://www.cityscapes-dataset.com/downloads/)."
+        )
+    return plan
 
 
-def _renumber(
-    source: Path, rules: LabelRules, num_classes: int, other: int
-) -> tuple[np.ndarray, list[int]]:
+def _renumber(source: Path, ids: Sequence[int], first: int, other: int, known: set[int]) -> Labels:
+    """The raw values `ids` become labels from `first` on, all others `other`."""
+    table = np.full(1 << 16, other, np.uint8)
+    table[list(ids)] = np.arange(first, first + len(ids))
     raw = read_labels(source)
-    labels, unknown = rules.class_ids(raw, num_classes)
-    labels[unknown] = other
-    return labels, np.unique(raw[unknown]).tolist()
+    return table[raw], [value for value in np.unique(raw).tolist() if value not in known]
 
 
-def summarise(values: Iterable[str], shown: int = 5) -> str:
-    """The first few lines, indented, and how many more there are."""
-    lines = list(values)
-    text = [f"  {line}" for line in lines[:shown]]
-    if len(lines) > shown:
-        text.append(f"  ... and {len(lines) - shown} more")
-    return "\n".join(text)
+def find_context_json(voc2010: str | Path) -> Path | None:
+    """`trainval_merged.json` in the VOC2010 folder or one of the two above it."""
+    folder = Path(voc2010)
+    places = [place / CONTEXT_JSON for place in (folder, folder.parent, folder.parents[1])]
+    return next((path for path in places if path.is_file()), None)
+
+
+def plan_context(
+    annotations: str | Path, voc2010: str | Path
+) -> tuple[list[Conversion], dict[str, list[str]]]:
+    """Every mask to write, and the image stems of `train` and `val`.
+
+    Args:
+        annotations: `trainval_merged.json`; it is held in memory as long as the plan.
+        voc2010: the VOC2010 folder that receives `SegmentationClassContext/<stem>.png`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no JSON, or not of this layout.
+    """
+    content = read_json(annotations, "Is it cut short? Download it again.")
+    segments: dict[Any, list[tuple[int, Any]]] = defaultdict(list)
+    plan, lists = [], {split: list[str]() for split in ("train", "val")}
+    try:
+        for name in ("file_name", "image_id"):
+            check_once([image[name] for image in content["images"]], f"{annotations}: {name}")
+        for segment in content["annos_segmentation"]:
+            label = _CLASS_OF.get(category := segment["category_id"])
+            if label is None:
+                raise ValueError(
+                    f"{annotations}: category {category} is none of the 59 classes. Is it the "
+                    "annotation with all 459 labels?"
+                )
+            segments[segment["image_id"]].append((label, segment["segmentation"]))
+        for image in content["images"]:
+            if image["phase"] in lists:
+                stem = Path(image["file_name"]).stem
+                lists[image["phase"]].append(stem)
+                target = Path(voc2010) / "SegmentationClassContext" / f"{stem}.png"
+                size_hw = int(image["height"]), int(image["width"])
+                convert = partial(draw_segments, stem, size_hw, segments[image["image_id"]])
+                plan.append(Conversion(Path(stem), target, convert))
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{annotations} is not the {CONTEXT_JSON} of PASCAL in Detail: {error} is missing in "
+            "'images' (phase, file_name, image_id, height, width) or 'annos_segmentation' "
+            "(image_id, category_id, segmentation)."
+        ) from error
+    if not plan:
+        raise ValueError(f"{annotations} lists no images of the phases {' or '.join(lists)}.")
+    return plan, lists
+
+
+def write_lists(voc2010: str | Path, lists: Mapping[str, Sequence[str]], overwrite: bool) -> None:
+    """Write `ImageSets/SegmentationContext/<split>.txt`; a list that is there stays.
+
+    Raises:
+        FileExistsError: another list is there and `overwrite` is false.
+    """
+    for split, stems in lists.items():
+        path = Path(voc2010) / "ImageSets" / "SegmentationContext" / f"{split}.txt"
+        if path.is_file() and not overwrite:
+            if read_names(path) == list(stems):
+                continue
+            raise FileExistsError(
+                f"{path} lists other images than the annotations do. Remove it or pass --overwrite."
+            )
+        write_text(path, "".join(f"{stem}\n" for stem in stems))
+
+
+def draw_segments(
+    where: str, size_hw: tuple[int, int], segments: Iterable[tuple[int, Any]], wide: bool = False
+) -> Labels:
+    """A label map of COCO's run lengths (compressed or as a list) or polygons, the last on top."""
+    try:
+        from pycocotools import mask as coco_mask
+    except ImportError as error:
+        raise ImportError(
+            "COCO's segments need pycocotools. Run: pip install pycocotools"
+        ) from error
+    labels = np.zeros(size_hw, np.uint16 if wide else np.uint8)
+    for label, segment in segments:
+        if segment in ([], None):
+            continue
+        try:
+            coded = segment
+            if isinstance(segment, list):
+                coded = coco_mask.merge(coco_mask.frPyObjects(segment, *size_hw))
+            elif isinstance(segment["counts"], list):
+                coded = coco_mask.frPyObjects(segment, *size_hw)
+            inside = coco_mask.decode(coded).astype(bool)
+        except Exception as error:  # the library raises a dozen kinds on rubbish
+            raise ValueError(f"{where}: a segmentation cannot be read ({error}).") from error
+        if inside.shape != size_hw:
+            raise ValueError(f"{where}: a segment of {inside.shape} in an image of {size_hw}.")
+        labels[inside] = label
+    return labels, []

@@ -9,7 +9,7 @@ import csv
 import io
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -18,9 +18,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from talk2dino.benchmarks.data.context import decode_segment
-from talk2dino.benchmarks.data.convert import Conversion
-from talk2dino.benchmarks.data.labels import LabelRules, Value, read_any_labels
+from talk2dino.benchmarks.data.convert import Conversion, Labels, draw_segments
+from talk2dino.benchmarks.data.labels import LabelRules, Value, read_labels
 from talk2dino.benchmarks.metrics import IGNORED, WIDE_IGNORED, ignored_label
 from talk2dino.files import atomic_files, listed
 from talk2dino.pictures.images import IMAGE_SUFFIXES
@@ -29,8 +28,6 @@ from talk2dino.textfiles import check_once, read_json, read_text
 _YAML, _CLASSES = "dataset.yaml", "classes.txt"
 _BACKGROUNDS = ("background", "_background_")
 _VOC_BORDER = (224, 224, 192)
-
-Convert = Callable[[], tuple[np.ndarray, Sequence[Any]]]
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ class Found:
     """Folder of the images."""
     names: list[str]
     """The image files with a label, below that folder."""
-    convert: Sequence[Convert]
+    convert: Sequence[Callable[[], Labels]]
     """Makes the label of each; see `Conversion`."""
 
 
@@ -137,13 +134,12 @@ def coco_panoptic(source: Path, images: Path | None) -> Found:
     return Found(classes, _image_folder(source, names, images), names, convert)
 
 
-def _panoptic(
-    mask: Path, table: Mapping[int, int], num_classes: int
-) -> tuple[np.ndarray, list[int]]:
-    ids = read_any_labels(mask, colours=True).astype(np.int32) @ np.array([1, 256, 65536], np.int32)
+def _panoptic(mask: Path, table: Mapping[int, int], num_classes: int) -> Labels:
+    ids = read_labels(mask, colours=True).astype(np.int32) @ np.array([1, 256, 65536], np.int32)
     present, places = np.unique(ids, return_inverse=True)
     ignored = ignored_label(num_classes)
-    labels = np.array([table.get(value, ignored) for value in present.tolist()], _kind(num_classes))
+    kind = np.uint8 if num_classes <= IGNORED else np.uint16
+    labels = np.array([table.get(value, ignored) for value in present.tolist()], kind)
     unknown = [value for value in present.tolist() if value and value not in table]
     return labels[places].reshape(ids.shape), unknown
 
@@ -159,34 +155,15 @@ def coco_instances(source: Path, images: Path | None) -> Found:
     files = [_inside(image["file_name"], source) for image in content["images"]]
     convert = [
         partial(
-            _instances,
+            draw_segments,
             f"{source}, image {image['id']}",
             (int(image["height"]), int(image["width"])),
             segments[image["id"]],
-            len(names) + 1,
+            wide=len(names) + 1 > IGNORED,
         )
         for image in content["images"]
     ]
-    return Found(["background", *names], _image_folder(source, files, images), files, list(convert))
-
-
-def _instances(
-    where: str, size_hw: tuple[int, int], segments: Iterable[tuple[int, Any]], num_classes: int
-) -> tuple[np.ndarray, list[int]]:
-    labels = np.zeros(size_hw, _kind(num_classes))
-    for label, segment in segments:
-        if segment in ([], None):
-            continue
-        try:
-            inside = decode_segment(segment, size_hw)
-        except ImportError:
-            raise
-        except Exception as error:  # the library raises a dozen kinds on rubbish
-            raise ValueError(f"{where}: a segmentation cannot be read ({error}).") from error
-        if inside.shape != size_hw:
-            raise ValueError(f"{where}: a segment of {inside.shape} in an image of {size_hw}.")
-        labels[inside] = label
-    return labels, []
+    return Found(["background", *names], _image_folder(source, files, images), files, convert)
 
 
 def voc_colour(source: Path, images: Path | None) -> Found:
@@ -280,11 +257,10 @@ def _masks(
     return Found(classes, images, [there[stem] for stem in stems], list(convert))
 
 
-def _mask(path: Path, rules: LabelRules, num_classes: int) -> tuple[np.ndarray, list[str]]:
-    values = read_any_labels(path, rules.colours)
+def _mask(path: Path, rules: LabelRules, num_classes: int) -> Labels:
+    values = read_labels(path, rules.colours)
     labels, unknown = rules.class_ids(values, num_classes)
-    names = np.unique(values[unknown], axis=0).tolist()
-    return labels, [str(name) for name in names]
+    return labels, np.unique(values[unknown], axis=0).tolist()
 
 
 def _categories(content: Any) -> tuple[list[str], dict[Any, int]]:
@@ -308,16 +284,9 @@ def _inside(name: str, source: Path) -> str:
 
 def _image_folder(source: Path, names: Sequence[str], images: Path | None) -> Path:
     """Where the images of a COCO file are: COCO's own places are tried."""
-    split = source.stem.rpartition("_")[2]
-    places = (
-        [images]
-        if images
-        else [
-            root / part
-            for root in (source.parent, source.parent.parent)
-            for part in (split, f"images/{split}", "images", ".")
-        ]
-    )
+    split, above = source.stem.rpartition("_")[2], (source.parent, source.parent.parent)
+    parts = (split, f"images/{split}", "images", ".")
+    places = [images] if images else [root / part for root in above for part in parts]
     for place in places:
         if names and (place / names[0]).is_file():
             return place
@@ -325,10 +294,6 @@ def _image_folder(source: Path, names: Sequence[str], images: Path | None) -> Pa
         f"{names[0] if names else 'no image'} of {source} is in none of "
         f"{', '.join(map(str, places))}. Name the folder with --images."
     )
-
-
-def _kind(num_classes: int) -> type[np.unsignedinteger[Any]]:
-    return np.uint8 if num_classes <= IGNORED else np.uint16
 
 
 FORMATS: dict[str, Callable[[Path, Path | None], Found]] = {

@@ -1,8 +1,8 @@
-"""Ground-truth label files: how they are read, and the tables that renumber published ids."""
+"""Ground-truth label files: how they are read, and what their values mean."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,33 +19,8 @@ from talk2dino.pictures.images import MAX_PIXELS, UnsupportedPixels, use_picture
 
 T = TypeVar("T")
 
-COCO_STUFF_UNUSED = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)
-"""Raw ids below 182 that COCO and COCO-Stuff never use."""
-COCO_STUFF_IDS = tuple(v for v in range(182) if v not in COCO_STUFF_UNUSED)
-"""The 171 raw pixel values of COCO-Stuff: 80 objects up to 89, then 91 kinds of stuff."""
-LAST_COCO_OBJECT = 89
-"""Largest raw value of an object; above it is stuff."""
 
-CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
-"""Official ids of the 19 evaluated Cityscapes classes, road to bicycle, in order."""
-CITYSCAPES_LAST_ID = 33
-"""Largest official id; the others of 0..33 are not evaluated."""
-
-
-def read_labels(path: str | Path) -> np.ndarray:
-    """Read a label file as stored: grey values, or the indices of a palette PNG.
-
-    Returns:
-        (H, W) uint8.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged, no PNG, or holds colours instead of class numbers.
-    """
-    return _use_labels(path, lambda image: np.array(image, dtype=np.uint8))
-
-
-def read_any_labels(path: str | Path, colours: bool = False) -> np.ndarray:
+def read_labels(path: str | Path, colours: bool = False) -> np.ndarray:
     """Read a label file of 8 or 16 bits: PNG, TIFF or NPY.
 
     Args:
@@ -68,19 +43,18 @@ def read_any_labels(path: str | Path, colours: bool = False) -> np.ndarray:
         values = np.array(image)
         return values.astype(np.uint8 if image.mode in _GREY else np.uint16)
 
-    return _use_labels(path, use, refuse=_no_colours if colours else _no_values)
+    return _use_labels(path, use, colours)
 
 
 def label_size(path: str | Path, colours: bool = False) -> tuple[int, int]:
     """(height, width) of a label file, from its header.
 
-    Raises: as `read_any_labels`, except for damage behind the header.
+    Raises: as `read_labels`, except for damage behind the header.
     """
     if Path(path).suffix.lower() == ".npy":
         height, width = _open_npy(path).shape
         return height, width
-    refuse = _no_colours if colours else _no_values
-    return _use_labels(path, lambda image: (image.height, image.width), True, refuse)
+    return _use_labels(path, lambda image: (image.height, image.width), colours, header_only=True)
 
 
 def _open_npy(path: str | Path) -> np.ndarray:
@@ -138,7 +112,7 @@ class LabelRules:
         """What a label file means.
 
         Args:
-            values: (H, W) or (H, W, 3), from `read_any_labels`.
+            values: (H, W) or (H, W, 3), from `read_labels`.
             num_classes: C.
 
         Returns:
@@ -189,31 +163,6 @@ def _rules_table(rules: LabelRules, num_classes: int, wide: bool) -> tuple[np.nd
     return keys, np.array([table[key] for key in keys.tolist()], np.int32)
 
 
-def coco_object_rules() -> LabelRules:
-    """Raw COCO-Stuff to COCO-Object: 0 background (stuff and unlabelled too), objects 1 to 80."""
-    objects = [v for v in COCO_STUFF_IDS if v <= LAST_COCO_OBJECT]
-    return _renumbered(objects, first=1, other=0, unlabelled=(*COCO_STUFF_IDS, IGNORED))
-
-
-def coco_stuff_rules() -> LabelRules:
-    """Raw COCO-Stuff to the 171 consecutive labels from 0; anything else is ignored (255)."""
-    return _renumbered(COCO_STUFF_IDS, first=0, other=IGNORED, unlabelled=(IGNORED,))
-
-
-def cityscapes_rules() -> LabelRules:
-    """Official Cityscapes ids to train ids 0 to 18; classes that are not evaluated become 255."""
-    unlabelled = (*range(CITYSCAPES_LAST_ID + 1), IGNORED)
-    return _renumbered(CITYSCAPES_IDS, first=0, other=IGNORED, unlabelled=unlabelled)
-
-
-def _renumbered(
-    ids: Iterable[int], first: int, other: int, unlabelled: Iterable[int]
-) -> LabelRules:
-    table = dict.fromkeys(unlabelled, other) | {raw: n for n, raw in enumerate(ids, start=first)}
-    values = tuple(((raw,), label) for raw, label in table.items())
-    return LabelRules(default_ignored=False, values=values, others_shifted=False)
-
-
 def label_name(rules: LabelRules, value: int) -> str:
     """A value of `LabelRules.known` as people write it."""
     return str([value >> 16, value >> 8 & 255, value & 255]) if rules.colours else str(value)
@@ -231,12 +180,12 @@ class WrongLabelMode(UnsupportedPixels):
 def _use_labels(
     path: str | Path,
     use: Callable[[Image.Image], T],
+    colours: bool,
     header_only: bool = False,
-    refuse: Callable[[Image.Image], str | None] | None = None,
 ) -> T:
     def checked(image: Image.Image) -> T:
-        if (problem := (refuse or _no_bytes)(image)) is not None:
-            raise WrongLabelMode(problem)
+        if (problem := _unfit(image, colours)) is not None:
+            raise WrongLabelMode(f"{path} {problem}")
         return use(image)
 
     try:
@@ -248,47 +197,27 @@ def _use_labels(
 _GREY = ("1", "L", "P")
 
 
-def _no_bytes(image: Image.Image) -> str | None:
-    """Why a picture is no PNG of 8-bit class numbers, if so."""
-    if not isinstance(image, PngImageFile):
-        return _lossy(image)
-    return _no_values(image) or (
-        None
-        if image.mode in _GREY
-        else f"has pixels of mode {image.mode}; labels must be 8-bit grey or palette indices."
-    )
-
-
-def _no_values(image: Image.Image) -> str | None:
-    """Why a picture holds no class numbers of 8 or 16 bits, if so."""
+def _unfit(image: Image.Image, colours: bool) -> str | None:
+    """Why a picture holds no class numbers of 8 or 16 bits, or no 8-bit colours, if so."""
     if not isinstance(image, PngImageFile | TiffImageFile):
-        return _lossy(image)
+        return (
+            f"is no lossless PNG but {image.format}, which may have changed its class numbers: "
+            "use the official file."
+        )
+    # Grey of 2 or 4 bits is stretched to 0 to 255 by every reader. Pillow before 11 reads 16-bit
+    # PNG as "I".
+    raw = str(image.tile[0][3] if image.tile else image.mode)
+    if colours:
+        if image.mode in ("RGB", "RGBA", "P") and "16" not in raw:
+            return None
+        return f"has pixels of mode {image.mode}, and `values:` are colours; they need 8-bit RGB."
     if image.mode in ("RGB", "RGBA", "LA", "PA"):
         return (
             f"holds {image.mode} colours, not class numbers. It was probably re-saved by a "
             "program that flattens palettes, or is a colour visualisation: use the official file, "
             "or say with `values:` which colour is which class."
         )
-    # Grey of 2 or 4 bits is stretched to 0 to 255 by every reader. Pillow before 11 reads 16-bit
-    # PNG as "I".
-    raw = str(image.tile[0][3] if image.tile else image.mode)
     wide = image.mode.startswith("I;16") or (image.mode == "I" and "I;16" in raw)
     if (image.mode not in _GREY and not wide) or "L;2" in raw or "L;4" in raw:
         return f"has pixels of mode {raw}; labels must be grey of 8 or 16 bits or palette indices."
     return None
-
-
-def _no_colours(image: Image.Image) -> str | None:
-    """Why a picture holds no 8-bit colours, if so."""
-    if not isinstance(image, PngImageFile | TiffImageFile):
-        return _lossy(image)
-    if image.mode in ("RGB", "RGBA", "P") and "16" not in str(image.tile[0][3]):
-        return None
-    return f"has pixels of mode {image.mode}, and `values:` are colours; they need 8-bit RGB."
-
-
-def _lossy(image: Image.Image) -> str:
-    return (
-        f"is no lossless PNG but {image.format}, which may have changed its class numbers: "
-        "use the official file."
-    )
