@@ -92,7 +92,7 @@ def _areas(run: Any, counts: dict[int, Any]) -> torch.Tensor:
     """Shares (N, 4, C) of each image's labelled pixels: as `_shares` of the literal version."""
     from talk2dino.benchmarks.counts import stacked_areas
 
-    found = stacked_areas((counts[i] for i in sorted(counts)), len(run.dataset.classes))
+    found = stacked_areas([counts[i] for i in sorted(counts)], len(run.dataset.classes))
     names = ("intersect", "union", "pred_area", "label_area")
     return _shares(torch.stack([torch.from_numpy(found[name]) for name in names], dim=1))
 

@@ -108,13 +108,3 @@ def test_counts_at_borders_are_kept_on_disk(tmp_path):
     writer.close()
     found = read_counts_folder(tmp_path, {"boundary": True})
     assert border_scores([found[0], found[1]], CLASSES)[0] == border_scores(counts, CLASSES)[0]
-
-
-def test_boundaries_of_very_many_classes_are_counted_sparsely(monkeypatch):
-    images = [counts_of(blobs(n, ignored=0), blobs(n + 5), n) for n in range(2)]
-    _, dense = border_scores(images, CLASSES)
-    monkeypatch.setattr("talk2dino.benchmarks.counts.DENSE", 1)
-    _, sparse = border_scores(images, CLASSES)
-    for name, matrix in sparse.items():
-        assert matrix.shape == (2, 3)
-        assert np.array_equal(np.eye(2) @ matrix, dense[name])

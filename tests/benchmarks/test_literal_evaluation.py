@@ -48,7 +48,7 @@ def test_areas_of_a_benchmark_are_the_literal_ones(base, key, tmp_path):
     classes = segmenter.embed_classes(run.dataset.prompted_classes)
     query = ClassQuery.of_rows(classes, 0.52 if row.background else None)
     found = evaluate_group([run], lambda runs: [Task(segmenter, query)], tmp_path).counts[key]
-    ours = stacked_areas((found[index] for index in range(3)), len(row.classes))
+    ours = stacked_areas([found[index] for index in range(3)], len(row.classes))
     files = [
         (MINIATURES / sample.image, MINIATURES / sample.label) for sample in run.dataset.samples
     ]

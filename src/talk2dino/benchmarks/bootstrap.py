@@ -7,14 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from talk2dino.benchmarks.counts import Matrix, SparseRows
-
 _RESAMPLES = 1000
 _WEIGHTS = 1 << 22
 """How often each image is in each draw, so many numbers at once: 32 MiB; fewer are slower."""
 
 
-def resampled_mious(areas: Sequence[tuple[Matrix, Matrix]], draws: int) -> np.ndarray:
+def resampled_mious(areas: Sequence[tuple[np.ndarray, np.ndarray]], draws: int) -> np.ndarray:
     """mIoU of several runs on images that are drawn again, with replacement.
 
     Args:
@@ -27,7 +25,7 @@ def resampled_mious(areas: Sequence[tuple[Matrix, Matrix]], draws: int) -> np.nd
     """
     generator = np.random.default_rng(0)
     images, classes = areas[0][0].shape
-    numbers = [tuple(map(_as_floats, pair)) for pair in areas]
+    numbers = [tuple(matrix.astype(np.float64) for matrix in pair) for pair in areas]
     mious = np.full((draws, len(areas)), np.nan)
     step = max(_WEIGHTS // max(images, classes, 1), 1)
     for start in range(0, draws, step):
@@ -42,10 +40,6 @@ def resampled_mious(areas: Sequence[tuple[Matrix, Matrix]], draws: int) -> np.nd
     return mious
 
 
-def _as_floats(matrix: Matrix) -> Matrix:
-    return matrix if isinstance(matrix, SparseRows) else matrix.astype(np.float64)
-
-
 def interval_of(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     """The percentiles between which a share of the values lies; nan if there is none."""
     values = values[np.isfinite(values)]
@@ -55,7 +49,7 @@ def interval_of(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def bootstrap_interval(intersect: Matrix, union: Matrix) -> tuple[float, float]:
+def bootstrap_interval(intersect: np.ndarray, union: np.ndarray) -> tuple[float, float]:
     """95 % percentile bootstrap over images of the mIoU.
 
     Args:

@@ -13,15 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from talk2dino.benchmarks.counts import (
-    WIDE_PAIR,
-    ImageCounts,
-    Matrix,
-    count_image,
-    first_columns,
-    joined,
-    stacked_areas,
-)
+from talk2dino.benchmarks.counts import PAIR, ImageCounts, count_image, joined, stacked_areas
 from talk2dino.benchmarks.metrics import area_scores, ignored_label, percent
 from talk2dino.sizes import Protocol
 
@@ -95,13 +87,13 @@ def add_borders(
         maps.append(torch.from_numpy(shown))
     boundary = count_image(regions.index, maps[:1], maps[1:], [num_classes + 1])[0]
     same, differing = seam_pairs(guess, truth, protocol)
-    seams = ImageCounts(regions.index, np.array([(0, 0, same), (0, 1, differing)], WIDE_PAIR))
+    seams = ImageCounts(regions.index, np.array([(0, 0, same), (0, 1, differing)], PAIR))
     return joined([regions, boundary, seams], _firsts(num_classes))
 
 
 def border_scores(
     images: Sequence[ImageCounts], names: Sequence[str]
-) -> tuple[dict[str, Any], dict[str, Matrix]]:
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """What a result says of borders, in percent; None where there is none.
 
     Args:
@@ -112,8 +104,8 @@ def border_scores(
         its fields; and `boundary_intersect` and `boundary_union` (N, C), pixels per image.
     """
     _, boundary, seams = _firsts(len(names))
-    areas = stacked_areas((image.between(boundary, seams) for image in images), len(names) + 1)
-    areas = {name: first_columns(matrix, len(names)) for name, matrix in areas.items()}
+    areas = stacked_areas([image.between(boundary, seams) for image in images], len(names) + 1)
+    areas = {name: matrix[:, : len(names)] for name, matrix in areas.items()}
     order = ("intersect", "label_area", "pred_area")
     scores = area_scores(*(torch.from_numpy(areas[name].sum(axis=0)) for name in order))
     pairs = np.concatenate([image.between(seams, seams + 2).pairs for image in images])

@@ -12,7 +12,7 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,13 +30,14 @@ _PAIRS = {
     magic: np.dtype([("true", kind), ("predicted", kind), ("pixels", "<u4")])
     for magic, kind in ((b"IMG\n", "u1"), (b"IMG2", "<u2"), (b"IMG4", "<u4"))
 }
-WIDE_PAIR = _PAIRS[b"IMG4"]
-"""Of counts that are `joined`: true label, predicted label, pixels."""
+"""Earlier versions wrote the smaller ones."""
+PAIR = _PAIRS[b"IMG4"]
+"""True label, predicted label, pixels."""
 _UNIFORM = b"UNI\n"  # its number stands in place of the number of pairs
 _FEW = 1 << 16  # pairs of classes that are counted in one bin each, also of a small picture
 _FEW_ON_GPU = 1 << 20  # there, finding those that occur means to wait
-DENSE = 1 << 25
-"""Entries of the largest array of a result; the counts of more classes are kept as `SparseRows`."""
+MOST_CONFUSED = 5_793
+"""Classes of which a table of all pairs is kept: 256 MiB."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,18 +51,6 @@ class ImageCounts:
     uniform: int | None = None
     """Windows in which all patches are alike; None of a method that does not tell."""
 
-    def areas(self) -> tuple[np.ndarray, np.ndarray]:
-        """The classes (n,) that occur, and (3, n) int64: `intersect`, `pred_area`, `label_area`."""
-        true, predicted = self.pairs["true"], self.pairs["predicted"]
-        classes, places = np.unique(np.concatenate([true, predicted]), return_inverse=True)
-        found = np.zeros((3, len(classes)), np.int64)
-        labelled, guessed = np.split(places, 2)
-        same = true == predicted
-        np.add.at(found[0], labelled[same], self.pairs["pixels"][same])
-        np.add.at(found[1], guessed, self.pairs["pixels"])
-        np.add.at(found[2], labelled, self.pairs["pixels"])
-        return classes.astype(np.int64), found
-
     def between(self, first: int, end: int) -> ImageCounts:
         """The pairs of labels from `first` up to `end`, counted from 0; see `joined`."""
         pairs = self.pairs[(self.pairs["true"] >= first) & (self.pairs["true"] < end)]
@@ -74,7 +63,7 @@ def joined(counts: Sequence[ImageCounts], firsts: Sequence[int]) -> ImageCounts:
     """Several counts of one image in one table of pairs, the labels of each from its `first` on."""
     parts = []
     for found, first in zip(counts, firsts, strict=True):
-        parts.append(found.pairs.astype(WIDE_PAIR))
+        parts.append(found.pairs.copy())
         parts[-1]["true"] += first
         parts[-1]["predicted"] += first
     return ImageCounts(counts[0].index, np.concatenate(parts), counts[0].uniform)
@@ -153,7 +142,7 @@ def _image_counts(
 
 def _pairs(numbers: np.ndarray, counts: np.ndarray, num_classes: int) -> np.ndarray:
     """Records of pairs of classes: true * C + predicted, and their pixels."""
-    pairs = np.empty(len(numbers), _PAIRS[b"IMG\n" if num_classes <= 256 else b"IMG2"])
+    pairs = np.empty(len(numbers), PAIR)
     pairs["true"], pairs["predicted"] = np.divmod(numbers, num_classes)
     pairs["pixels"] = counts
     return pairs
@@ -192,8 +181,7 @@ class CountsWriter:
     def add(self, counts: ImageCounts) -> None:
         """Append one image; it is in the file when this returns."""
         data = counts.pairs.tobytes()
-        (magic,) = (magic for magic, kind in _PAIRS.items() if kind == counts.pairs.dtype)
-        head = _HEAD.pack(magic, counts.index, len(counts.pairs), zlib.crc32(data))
+        head = _HEAD.pack(b"IMG4", counts.index, len(counts.pairs), zlib.crc32(data))
         if counts.uniform is not None:
             head = _HEAD.pack(_UNIFORM, counts.index, counts.uniform, 0) + head
         self._file.write(head + data)
@@ -219,93 +207,25 @@ def read_counts_folder(folder: Path, settings: Mapping[str, Any]) -> dict[int, I
     return found
 
 
-@dataclass(frozen=True, eq=False)
-class SparseRows:
-    """A matrix of which most entries are 0: what `draws @ matrix`, sums and files need of one."""
-
-    rows: np.ndarray
-    """(n,) int64, and ..."""
-    columns: np.ndarray
-    """... (n,) int64: where ..."""
-    values: np.ndarray
-    """... these (n,) int64 are."""
-    shape: tuple[int, int]
-    """Of the whole."""
-
-    __array_ufunc__ = None  # so that NumPy leaves @ to this class
-
-    def __rmatmul__(self, left: np.ndarray) -> np.ndarray:
-        """(D, N) @ (N, C), in float64."""
-        return np.stack(
-            [np.bincount(self.columns, row[self.rows] * self.values, self.shape[1]) for row in left]
-        )
-
-    def sum(self, axis: int) -> np.ndarray:
-        """Over rows (0) or columns (1), int64."""
-        total = np.zeros(self.shape[1 - axis], np.int64)
-        np.add.at(total, self.rows if axis else self.columns, self.values)
-        return total
-
-
-Matrix = np.ndarray | SparseRows
-"""int64, dense or sparse as fits."""
-
-
-def first_columns(matrix: Matrix, count: int) -> Matrix:
-    """The matrix without its columns from `count` on."""
-    if not isinstance(matrix, SparseRows):
-        return matrix[:, :count]
-    kept = matrix.columns < count
-    rows, columns, values = matrix.rows[kept], matrix.columns[kept], matrix.values[kept]
-    return SparseRows(rows, columns, values, (matrix.shape[0], count))
-
-
-def stacked_areas(images: Iterable[ImageCounts], num_classes: int) -> dict[str, Matrix]:
+def stacked_areas(images: Sequence[ImageCounts], num_classes: int) -> dict[str, np.ndarray]:
     """`intersect`, `union`, `pred_area`, `label_area` (N, C) and `confusion` (C, C), int64.
 
-    Each is an array if it has at most DENSE entries, else `SparseRows`.
+    The last one only of at most MOST_CONFUSED classes.
     """
-    classes, areas = [], []
-    small = num_classes**2 <= DENSE
-    confusion = np.zeros(num_classes**2 if small else 0, np.int64)
-    pairs: list[tuple[np.ndarray, np.ndarray]] = []
-    for image in images:
-        numbers = image.pairs["true"].astype(np.int64) * num_classes + image.pairs["predicted"]
-        if small:
-            confusion[numbers] += image.pairs["pixels"]  # no pair occurs twice in an image
-        else:
-            pairs.append((numbers, image.pairs["pixels"].astype(np.int64)))
-        found = image.areas()
-        classes.append(found[0])
-        areas.append(found[1])
-    rows = np.repeat(np.arange(len(classes)), [len(found) for found in classes])
-    columns = np.concatenate(classes or [rows])
-    intersect, predicted, labelled = np.concatenate(areas or [np.zeros((3, 0), np.int64)], axis=1)
-    parts = {
-        "intersect": intersect,
-        "union": predicted + labelled - intersect,
-        "pred_area": predicted,
-        "label_area": labelled,
-    }
-    shape = (len(classes), num_classes)
-    result = {name: _matrix(rows, columns, values, shape) for name, values in parts.items()}
-    square = (num_classes, num_classes)
-    if small:
-        return result | {"confusion": confusion.reshape(square)}
-    numbers, places = np.unique(np.concatenate([n for n, _ in pairs]), return_inverse=True)
-    total = np.zeros(len(numbers), np.int64)
-    np.add.at(total, places, np.concatenate([pixels for _, pixels in pairs]))
-    return result | {"confusion": _matrix(*np.divmod(numbers, num_classes), total, square)}
-
-
-def _matrix(
-    rows: np.ndarray, columns: np.ndarray, values: np.ndarray, shape: tuple[int, int]
-) -> Matrix:
-    if shape[0] * shape[1] > DENSE:
-        return SparseRows(rows, columns, values, shape)
-    dense = np.zeros(shape, np.int64)
-    dense[rows, columns] = values
-    return dense
+    names = ("intersect", "pred_area", "label_area")
+    found = {name: np.zeros((len(images), num_classes), np.int64) for name in names}
+    confused = num_classes <= MOST_CONFUSED
+    confusion = np.zeros((num_classes, num_classes) if confused else (0, 0), np.int64)
+    for row, image in enumerate(images):
+        true, predicted, pixels = (image.pairs[name] for name in ("true", "predicted", "pixels"))
+        same = true == predicted
+        found["intersect"][row, true[same]] = pixels[same]  # no pair occurs twice in an image
+        np.add.at(found["pred_area"][row], predicted, pixels)
+        np.add.at(found["label_area"][row], true, pixels)
+        if confused:
+            confusion[true, predicted] += pixels
+    found["union"] = found["pred_area"] + found["label_area"] - found["intersect"]
+    return found | {"confusion": confusion} if confused else found
 
 
 def _lock(file: BinaryIO, path: Path) -> None:
@@ -354,6 +274,6 @@ def _read(path: Path, settings: Mapping[str, Any]) -> tuple[list[ImageCounts], i
         payload = data[position + _HEAD.size : end]
         if end > len(data) or zlib.crc32(payload) != checksum:
             break
-        found.append(ImageCounts(index, np.frombuffer(payload, kind), uniform))
+        found.append(ImageCounts(index, np.frombuffer(payload, kind).astype(PAIR), uniform))
         start, position, uniform = end, end, None
     return found, start

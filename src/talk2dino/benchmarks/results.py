@@ -21,7 +21,7 @@ import torch
 import talk2dino
 from talk2dino.benchmarks.bootstrap import bootstrap_interval
 from talk2dino.benchmarks.borders import border_scores
-from talk2dino.benchmarks.counts import ImageCounts, Matrix, SparseRows, stacked_areas
+from talk2dino.benchmarks.counts import MOST_CONFUSED, ImageCounts, stacked_areas
 from talk2dino.benchmarks.data.labels import LabelRules
 from talk2dino.benchmarks.evaluate import Run
 from talk2dino.benchmarks.metrics import area_scores, percent
@@ -30,7 +30,6 @@ from talk2dino.files import atomic_path, write_text
 from talk2dino.textfiles import read_json
 
 FORMAT = 1
-_SPARSE = ("rows", "columns", "values", "shape")
 
 
 class Timing(TypedDict, total=False):
@@ -148,12 +147,12 @@ def forget_peak_memory(device: torch.device) -> None:
 
 def make_result(
     run: Run, counts: Mapping[int, ImageCounts], timing: Timing | None
-) -> tuple[dict[str, Any], dict[str, Matrix]]:
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The JSON content and the arrays of a finished run; see docs/evaluation.md."""
     dataset, benchmark = run.dataset, run.dataset.benchmark
     names: list[str] = run.settings["classes"]
     images = [counts[index] for index in range(len(dataset.samples))]
-    regions = (image.between(0, len(names)) for image in images) if run.at_borders else images
+    regions = [image.between(0, len(names)) for image in images] if run.at_borders else images
     areas = stacked_areas(regions, len(names))
     sums = (areas[name].sum(axis=0) for name in ("intersect", "label_area", "pred_area"))
     scores = area_scores(*map(torch.from_numpy, sums))
@@ -203,15 +202,10 @@ def make_result(
 
 
 def write_result(
-    output: Path, name: str, content: Mapping[str, Any], arrays: Mapping[str, Matrix]
+    output: Path, name: str, content: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
 ) -> Path:
     """Write both files, the counts first: a JSON always has its counts. Returns the JSON's path."""
-    plain: dict[str, Any] = {}
-    for key, value in arrays.items():
-        if isinstance(value, SparseRows):
-            plain |= {f"{key}.{part}": getattr(value, part) for part in _SPARSE}
-        else:
-            plain[key] = value
+    plain: Any = dict(arrays)
     with atomic_path(output / f"{name}.npz") as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **plain)
     path = output / f"{name}.json"
@@ -247,17 +241,10 @@ def read_result(path: str | Path) -> dict[str, Any]:
         raise WrongField(f"{error}. Delete it and evaluate again.") from error
 
 
-def read_counts(path: str | Path) -> dict[str, Any]:
-    """The arrays that belong to a result; `path` is the JSON's or the NPZ's.
-
-    Those of very many classes are `SparseRows`, see `stacked_areas`.
-    """
+def read_counts(path: str | Path) -> dict[str, np.ndarray]:
+    """The arrays that belong to a result; `path` is the JSON's or the NPZ's."""
     with np.load(Path(path).with_suffix(".npz"), allow_pickle=False) as arrays:
-        found = {name: arrays[name] for name in arrays.files}
-    for name in [name.removesuffix(".shape") for name in found if name.endswith(".shape")]:
-        rows, columns, values, shape = (found.pop(f"{name}.{part}") for part in _SPARSE)
-        found[name] = SparseRows(rows, columns, values, tuple(shape.tolist()))
-    return found
+        return {name: arrays[name] for name in arrays.files}
 
 
 def check_counts(counts: Mapping[str, np.ndarray], result: Mapping[str, Any]) -> None:
@@ -266,8 +253,9 @@ def check_counts(counts: Mapping[str, np.ndarray], result: Mapping[str, Any]) ->
     shapes = {
         **dict.fromkeys(("images", "labels"), ((images,), "U")),
         **dict.fromkeys(("intersect", "union", "label_area"), ((images, classes), "iu")),
-        "confusion": ((classes, classes), "iu"),
     }
+    if classes <= MOST_CONFUSED:
+        shapes["confusion"] = ((classes, classes), "iu")
     optional = {f"boundary_{name}": shapes["union"] for name in ("intersect", "union")}
     shapes |= {name: shape for name, shape in optional.items() if name in counts}
     for name, (shape, kinds) in shapes.items():

@@ -119,7 +119,7 @@ def write_report(
             bars = plot(f"{key}_classes", plots.draw_class_bars(group, places_of))
             confusions = [
                 None
-                if run.counts is None
+                if "confusion" not in (run.counts or ())
                 else plot(f"{run.path.stem}_confusion", plots.draw_confusion(run))
                 for run in group
             ]
