@@ -19,7 +19,7 @@ from tests.app.conftest import FILE, MAX_UPLOAD_MB, MAX_UPLOADS_MB, Client
 # Gradio asks pandas for things that pandas will drop.
 pytestmark = pytest.mark.filterwarnings("ignore:::gradio")
 
-LEGEND, OVERLAY_FILE, STATUS = 1, 4, 9
+LEGEND, OVERLAY_FILE, STATUS = 1, 4, 5
 
 
 @pytest.fixture

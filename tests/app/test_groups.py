@@ -1,14 +1,13 @@
 """The page with a model that has groups: OVSegmentor."""
 
-import gradio as gr
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from talk2dino.app.handlers import Handlers
 from talk2dino.app.inputs import Limits
 from talk2dino.app.models import Models, find_entry
+from talk2dino.app.page import Page
 from talk2dino.app.pictures import heat_of
 from talk2dino.app.work import segment
 from talk2dino.inference import picture_scores
@@ -21,7 +20,6 @@ from talk2dino.segmenter import ClassQuery
 CPU = torch.device("cpu")
 NAME = "ovsegmentor_toy=seeded:0"
 LIMITS = Limits(max_side=320)
-GROUPS_TAB, GROUPS = -2, -1
 
 
 pytestmark = pytest.mark.usefixtures("uploads")
@@ -44,14 +42,14 @@ def test_scores_and_groups_are_those_of_the_demo(small_photo, models):
 
 
 def test_the_page_shows_groups_where_there_are_some(small_photo, models):
-    handlers = Handlers(models, LIMITS)
-    *busy, last = handlers.on_run(0.5, small_photo, "cup", NAME)
-    assert all(update[GROUPS] == gr.skip() == update[GROUPS_TAB] for update in busy)
-    assert last[GROUPS_TAB].visible
-    assert [caption for _, caption in last[GROUPS]] == ["stage 1"]
-    *_, last = handlers.on_run(0.5, small_photo, "cup", "toy")
-    assert not last[GROUPS_TAB].visible
-    assert last[GROUPS] == []
+    page = Page(models, LIMITS)
+    *busy, last = page.on_run(0.5, small_photo, "cup", NAME)
+    assert not any(page.groups in update or page.groups_tab in update for update in busy)
+    assert last[page.groups_tab].visible
+    assert [caption for _, caption in last[page.groups]] == ["stage 1"]
+    *_, last = page.on_run(0.5, small_photo, "cup", "toy")
+    assert not last[page.groups_tab].visible
+    assert last[page.groups] == []
 
 
 @pytest.mark.parametrize(

@@ -1,26 +1,33 @@
-"""The page: its components, and which handler answers which of them."""
+"""The page: its components, and what happens when they are used."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from talk2dino.app import pictures
-from talk2dino.app.handlers import (
-    Handlers,
-    on_begin,
-    on_click,
-    on_failure,
-    on_look,
-    on_stop,
-    refinement_of,
-    threshold_of,
-)
+from talk2dino.app.inputs import Limits
+from talk2dino.app.models import Entry, Models
+from talk2dino.app.pictures import PARTS
+from talk2dino.app.work import Result, Results, segment
 from talk2dino.refine.refinement import REFINEMENTS
 from talk2dino.segmenter import POOLINGS
+
+logger = logging.getLogger(__name__)
+
+USER_ERRORS = (ValueError, OSError, RuntimeError, MemoryError)
+BUG = "Something went wrong here; the terminal of the server says what."
+WAITING = "Waiting for a turn …"
+REFUSED = "Too many requests are waiting. Try again in a minute."
+STOPPED = "Stopped. Press Segment to start again."
+PIXEL_HINT = PARTS.hint("No pixel chosen.")
+
+Updates = dict[Any, Any]
+"""Component -> its new value; what is not in it stays."""
 
 
 class UploadsOnly(gr.Blocks):
@@ -45,33 +52,38 @@ def has_address(sent: Any) -> bool:
 
 
 class Page:
-    """Builds the components of one page and connects them with its handlers.
+    """One page: its components are attributes, its handlers take and give their values.
 
     Args:
-        handlers: of all visitors.
+        models: on offer.
+        limits: of one request.
         examples: pictures, each with the categories that go with it.
         categories: text of the field of categories when the page opens.
     """
 
     def __init__(
-        self, handlers: Handlers, examples: Sequence[tuple[Path, str]], categories: str
+        self,
+        models: Models,
+        limits: Limits,
+        examples: Sequence[tuple[Path, str]] = (),
+        categories: str = "",
     ) -> None:
-        self.handlers, self.models = handlers, handlers.models
-        self.first = next(iter(self.models.entries.values()))
-        self.examples, self.words = examples, categories
+        self.models, self.limits = models, limits
+        self.results = Results()
+        self.first = next(iter(models.entries.values()))
+        self.blocks = self._build(examples, categories)
 
-    def build(self) -> gr.Blocks:
-        """The whole page."""
+    def _build(self, examples: Sequence[tuple[Path, str]], categories: str) -> gr.Blocks:
         # Files of uploads and displayed pictures live for an hour; nothing is sent to Gradio.
         blocks = UploadsOnly(
             title="Talk2DINO", analytics_enabled=False, delete_cache=(600, 3600), fill_width=True
         )
         with blocks:
-            gr.HTML(pictures.header(str(self.models.device)))
-            self.notice = gr.HTML(pictures.notice(self.first.notice), elem_id="notice")
+            gr.HTML(PARTS.header(self.models.device))
+            self.notice = gr.HTML(PARTS.notice(self.first.notice), elem_id="notice")
             with gr.Row(elem_id="columns"):
                 with gr.Column(scale=4, min_width=320, elem_id="ask"):
-                    self._build_inputs()
+                    self._build_inputs(examples, categories)
                 with gr.Column(scale=6, min_width=320, elem_id="answer"):
                     self._build_outputs()
                 with gr.Column(scale=4, min_width=320, elem_id="choose"):
@@ -80,7 +92,7 @@ class Page:
             self._connect()
         return blocks
 
-    def _build_inputs(self) -> None:
+    def _build_inputs(self, examples: Sequence[tuple[Path, str]], categories: str) -> None:
         self.picture = gr.Image(
             label="Picture",
             sources=["upload", "clipboard", "webcam"],
@@ -94,22 +106,25 @@ class Page:
         self.categories = gr.Textbox(
             label="Categories",
             info="Any words, separated by commas; aliases of one after semicolons",
-            value=self.words,
+            value=categories,
             placeholder="cat; kitten, sofa, window",
             max_lines=4,
             elem_id="categories",
             render=False,
         )
-        if self.examples:
-            gr.HTML('<p class="t2d-hint">Examples</p>')
+        if examples:
+            gr.HTML(PARTS.hint("Examples"))
             with gr.Row(elem_id="examples"):
-                for path, words in self.examples:
+                for path, words in examples:
                     self._build_example(path, words)
         self.categories.render()
         with gr.Row(elem_id="buttons"):
             self.run = gr.Button("Segment", variant="primary", scale=3, elem_id="run")
             self.stop = gr.Button("Stop", scale=1, min_width=80, interactive=False, elem_id="stop")
-        self.status = gr.HTML(pictures.NOTHING_YET, elem_id="status")
+        self.status = gr.HTML(
+            PARTS.status("Choose a picture, name what may be in it, and press Segment."),
+            elem_id="status",
+        )
 
     def _build_example(self, path: Path, words: str) -> None:
         """A picture to press; gr.Examples has buttons that a screen reader cannot name."""
@@ -133,7 +148,7 @@ class Page:
                 list(self.models.entries), value=first.name, label="Model", elem_id="model"
             )
             self.refine = gr.CheckboxGroup(
-                list(REFINEMENTS), label="Refine", elem_id="refine", **refinement_of(first)
+                list(REFINEMENTS), label="Refine", elem_id="refine", **_refinement_of(first)
             )
             self.background = gr.Checkbox(
                 False,
@@ -142,7 +157,7 @@ class Page:
                 elem_id="background",
             )
             self.threshold = gr.Slider(
-                **threshold_of(first),
+                **_threshold_of(first),
                 step=0.005,
                 label="Background threshold",
                 visible=False,
@@ -175,12 +190,14 @@ class Page:
                 self.scale = gr.HTML(elem_id="scale")
                 self.heat = _gallery("Heat maps", "heat", columns=3)
             with gr.Tab("Groups", visible=False, elem_id="groups-tab") as self.groups_tab:
-                gr.HTML(pictures.GROUPS_HINT)
+                gr.HTML(
+                    PARTS.hint("What belongs together to the model, before it looks for words.")
+                )
                 self.groups = _gallery("Groups", "groups", columns=2)
         with gr.Row(elem_id="findings"):
             with gr.Column(min_width=260):
                 gr.HTML("<h2>Areas</h2>")
-                self.legend = gr.HTML(pictures.NO_AREAS, elem_id="areas")
+                self.legend = gr.HTML(PARTS.hint("Nothing segmented yet."), elem_id="areas")
             with gr.Column(min_width=260):
                 gr.HTML("<h2>Scores at a pixel</h2>")
                 self.position = gr.Textbox(
@@ -189,7 +206,7 @@ class Page:
                     max_lines=1,
                     elem_id="position",
                 )
-                self.pixel = gr.HTML(pictures.PIXEL_HINT, elem_id="pixel")
+                self.pixel = gr.HTML(PIXEL_HINT, elem_id="pixel")
         with gr.Row(elem_id="downloads"):
             self.mask_file = gr.DownloadButton(
                 "Download mask", interactive=False, elem_id="mask-file"
@@ -199,28 +216,28 @@ class Page:
             )
 
     def _connect(self) -> None:
-        shown = [self.overlay, self.legend, self.pixel, self.mask_file, self.overlay_file]
-        look = [self.result, self.threshold, self.opacity, self.position, self.model]
+        drawn = [self.overlay, self.legend, self.pixel, self.mask_file, self.overlay_file]
         buttons = [self.status, self.run, self.stop]
+        look = [self.result, self.threshold, self.opacity, self.position, self.model]
         hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         light: dict[str, Any] = {**hidden, "concurrency_id": "light", "concurrency_limit": 4}
         begun = gr.on(
             [self.run.click, self.categories.submit],
-            on_begin,
+            lambda: self._said(WAITING, "busy"),
             None,
             buttons,
             queue=False,  # at once: while waiting for a turn, Stop must work
             **hidden,
         )
         running = begun.then(
-            self.handlers.on_run,
+            self.on_run,
             [
                 *(self.opacity, self.picture, self.categories, self.model),
                 *(self.background, self.threshold, self.refine, self.pooling),
             ],
             [
-                *(*shown, self.heat, self.scale, self.position, self.result),
-                *(*buttons, self.groups_tab, self.groups),
+                *(*drawn, *buttons, self.heat, self.scale, self.position, self.result),
+                *(self.groups_tab, self.groups),
             ],
             preprocess=False,  # Gradio would open the file itself, and hide what is wrong with it
             api_visibility="private",
@@ -228,27 +245,135 @@ class Page:
             concurrency_limit=1,
             trigger_mode="once",
         )
-        running.failure(on_failure, self.status, buttons, queue=False, **hidden)
-        self.stop.click(on_stop, None, buttons, cancels=[running], queue=False, **hidden)
+        running.failure(self.on_failure, self.status, buttons, queue=False, **hidden)
+        stopped = self._said(STOPPED)
+        self.stop.click(lambda: stopped, None, buttons, cancels=[running], queue=False, **hidden)
         for control in (self.threshold, self.opacity, self.position):
             control.input(  # not when another model brings its own threshold
-                on_look, look, [*shown, self.status], trigger_mode="always_last", **light
+                self.on_look, look, [*drawn, self.status], trigger_mode="always_last", **light
             )
-        self.overlay.select(
-            on_click,
-            [self.result, self.threshold, self.opacity, self.model],
-            [*shown, self.status, self.position],
-            **light,
-        )
-        self.model.change(
-            self.handlers.on_model,
-            self.model,
-            [self.notice, self.threshold, self.refine],
-            **light,
-        )
+        self.overlay.select(self.on_click, look, [*drawn, self.status, self.position], **light)
+        chosen = [self.notice, self.threshold, self.refine]
+        self.model.change(self.on_model, self.model, chosen, **light)
         self.background.change(
             lambda on: gr.Slider(visible=on), self.background, self.threshold, **light
         )
+
+    def on_run(self, opacity: float, *asked: Any) -> Iterator[Updates]:
+        """Segment; shows what is being done, then the result or what was wrong."""
+        try:
+            for step in segment(self.models, self.limits, *asked):
+                if isinstance(step, str):
+                    yield self._said(step, "busy")
+                    continue
+                self.results.add(step)
+                heat, scale = pictures.heat_of(step)
+                groups = [(picture, f"stage {n}") for n, picture in enumerate(step.groups, start=1)]
+                yield {
+                    **self._drawn(step, None, opacity),
+                    **self._said(step.text, "done"),
+                    self.heat: heat,
+                    self.scale: scale,
+                    self.position: "",
+                    self.result: step,
+                    self.groups_tab: gr.Tab(visible=bool(groups)),
+                    self.groups: groups,
+                }
+        except USER_ERRORS as error:
+            yield self._said(str(error) or type(error).__name__, "error")
+        except Exception:
+            logger.exception("a request failed")
+            yield self._said(BUG, "error")
+
+    def on_failure(self, shown_status: str) -> Updates:
+        """Gradio did not take a request, because too many wait, or cut it off."""
+        stopped = STOPPED in shown_status  # by the visitor, who has been told
+        return {self.status: gr.skip()} if stopped else self._said(REFUSED, "error")
+
+    def on_look(
+        self,
+        result: Result | None,
+        threshold: float,
+        opacity: float,
+        position: str,
+        model: str,
+    ) -> Updates:
+        """Draw the kept result again, as the sliders and the position say.
+
+        The threshold is that of `model`, the chosen one: a result of another keeps its own.
+        """
+        if result is None:
+            return {self.status: gr.skip()}
+        try:
+            own = model == result.model
+            return self._drawn(result, threshold if own else None, opacity, position)
+        except USER_ERRORS as error:
+            return {self.status: PARTS.status(str(error), "error")}
+
+    def on_click(
+        self,
+        result: Result | None,
+        threshold: float,
+        opacity: float,
+        _: str,
+        model: str,
+        event: gr.SelectData,
+    ) -> Updates:
+        """Show the scores at the pixel that was clicked."""
+        times = pictures.enlargement(result.picture.image) if result is not None else 1
+        position = ", ".join(str(value // times) for value in event.index)
+        looked = self.on_look(result, threshold, opacity, position, model)
+        return {**looked, self.position: position}
+
+    def on_model(self, name: str) -> Updates:
+        """Say what there is to know about the chosen model, and offer what it can."""
+        entry = self.models.entry(name)
+        return {
+            self.notice: PARTS.notice(entry.notice),
+            self.threshold: gr.Slider(**_threshold_of(entry)),
+            self.refine: gr.CheckboxGroup(**_refinement_of(entry)),
+        }
+
+    def _said(self, text: str, kind: str = "info") -> Updates:
+        """The status line, and which of the two buttons can be pressed."""
+        busy = kind == "busy"
+        return {
+            self.status: PARTS.status(text, kind),
+            self.run: gr.Button(interactive=not busy),
+            self.stop: gr.Button(interactive=busy),
+        }
+
+    def _drawn(
+        self, result: Result, threshold: float | None, opacity: float, position: str = ""
+    ) -> Updates:
+        found = result.at(threshold)
+        pixel = pictures.chosen_pixel(found, position)
+        files = pictures.save_files(found, result.picture, opacity, result.folder)
+        mask_file, overlay_file = (
+            gr.DownloadButton(value=str(file), interactive=True) for file in files
+        )
+        return {
+            self.overlay: pictures.overlay(found, opacity, pixel),
+            self.legend: pictures.legend(found),
+            self.pixel: PIXEL_HINT if pixel is None else pictures.pixel_scores(found, *pixel),
+            self.mask_file: mask_file,
+            self.overlay_file: overlay_file,
+        }
+
+
+def _threshold_of(entry: Entry) -> dict[str, Any]:
+    """The slider of background thresholds as a model needs it."""
+    lowest, highest = entry.rules.thresholds
+    info = None if entry.rules.redraws else "Press Segment to apply it"
+    return {"minimum": lowest, "maximum": highest, "value": entry.rules.threshold, "info": info}
+
+
+def _refinement_of(entry: Entry) -> dict[str, Any]:
+    """The switches of refinements as a model needs them."""
+    refines = entry.rules.refines
+    able = refines is not None
+    info = "Scores that follow the picture" if able else "This model has no refinement"
+    return {"value": list(refines or ()), "interactive": able, "info": info}
 
 
 def _gallery(label: str, name: str, columns: int) -> gr.Gallery:

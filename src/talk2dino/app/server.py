@@ -15,7 +15,6 @@ from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from talk2dino.app.handlers import Handlers
 from talk2dino.app.inputs import Limits, ServerConfig
 from talk2dino.app.models import Models
 from talk2dino.app.page import Page
@@ -49,7 +48,7 @@ def serve(
         tempfile.TemporaryDirectory(prefix="talk2dino-app-") as folder,
         patch.dict(os.environ, GRADIO_TEMP_DIR=folder, GRADIO_ANALYTICS_ENABLED="False"),
     ):
-        blocks = Page(Handlers(models, limits), examples, categories).build()
+        blocks = Page(models, limits, examples, categories).blocks
         max_bytes = config.max_uploads_mb * 2**20
         bound = Middleware(UploadBound, blocks=blocks, folder=Path(folder), max_bytes=max_bytes)
         blocks.queue(max_size=config.max_queue, default_concurrency_limit=1)
