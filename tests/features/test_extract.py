@@ -17,7 +17,7 @@ from talk2dino.cli.extract import COMMAND, main
 from talk2dino.features import extract as stage
 from talk2dino.features.extract import image_features
 from talk2dino.features.job import Job
-from talk2dino.features.keys import IMAGE_KEYS, adding_command
+from talk2dino.features.keys import IMAGE_KEYS
 from talk2dino.features.sources import ImageSource
 from talk2dino.features.store import FeatureFile, read_features, write_features
 from talk2dino.methods.talk2dino.config import feature_differences
@@ -205,8 +205,6 @@ def test_fast_resizing_is_recorded_and_close_even_for_a_large_jpeg(tmp_path, coc
     assert fast.settings["vision"] == {**exact.settings["vision"], "resize": "fast"}
     one, other = (made.image_features["dino_features"] for made in (exact, fast))
     assert 0 < (one - other).norm() / one.norm() < 0.02
-    command = adding_command("patch_tokens", tmp_path / "b.pth", fast.settings)
-    assert "--crop_dim 56 --resize fast" in command
 
 
 def test_the_published_layout_is_written_on_request(tmp_path, coco):

@@ -160,7 +160,7 @@ def test_shards_that_do_not_fit_together_are_refused(tmp_path):
     write_member(tmp_path / "c.tar", {**record, "id": 9})
     with pytest.raises(ValueError, match="differ in the shape of 'ann_feats'"):
         read_shards([tmp_path / "a.tar", tmp_path / "b.tar"])
-    with pytest.raises(ValueError, match="caption 7 holds ann_feats, caption 9 does not"):
+    with pytest.raises(ValueError, match="differ in their features"):
         read_shards([tmp_path / "a.tar", tmp_path / "c.tar"])
 
 

@@ -9,17 +9,15 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from talk2dino.features.keys import first_few
 from talk2dino.features.shards import read_shards
 from talk2dino.features.sources import ImageSource, image_source
-from talk2dino.features.store import FeatureFile, check_finite, check_id, read_features
+from talk2dino.features.store import FeatureFile, check_finite, check_records, read_features
 from talk2dino.features.tars import hold_features, is_tar_input, list_tars, read_web_samples
 from talk2dino.files import check_file
 from talk2dino.textfiles import read_json
@@ -81,10 +79,15 @@ class CaptionInput:
             sources = [image_source(image, self.data_dir) for image in features.images]
         return Collection(features, sources or [])
 
+    def _checked(self, features: FeatureFile) -> FeatureFile:
+        check_records(features, self.path)
+        for key, column in {**features.image_features, **features.caption_features}.items():
+            check_finite(column, key, self.path)
+        return features
+
     def _rows(self, number: int, count: int) -> tuple[FeatureFile, None]:
         if self._whole is None:
-            self._whole = _read_file(self.path)
-            check_captions(self._whole, self.path)
+            self._whole = self._checked(_read_file(self.path))
         whole = self._whole
         start, stop = _bounds(number, count, whole.num_images, f"images of {self.path}")
         return whole.select(torch.arange(start, stop)) if count > 1 else whole, None
@@ -92,9 +95,7 @@ class CaptionInput:
     def _tars(self, number: int, count: int) -> tuple[FeatureFile, list[ImageSource] | None]:
         start, stop = _bounds(number, count, len(self.tars), f"tars of {self.path}")
         if hold_features(self.tars):
-            shards = read_shards(self.tars[start:stop])
-            check_captions(shards, self.path)
-            return shards, None
+            return self._checked(read_shards(self.tars[start:stop])), None
         samples = read_web_samples(list(enumerate(self.tars))[start:stop])
         if not samples.images:
             raise ValueError(f"{self.path}: the tars hold no samples")
@@ -138,52 +139,3 @@ def _bounds(number: int, count: int, total: int, what: str) -> tuple[int, int]:
     if count > total:
         raise ValueError(f"--n_in_splits {count} is more than the {total} {what}")
     return total * number // count, total * (number + 1) // count
-
-
-def check_captions(features: FeatureFile, path: Path, need_ids: bool = True) -> None:
-    """Every record usable, every annotation with its image; lone images are counted.
-
-    Args:
-        features: what was read.
-        path: its file, for messages.
-        need_ids: whether annotations have ids; otherwise all of them or none.
-
-    Raises:
-        ValueError: names the first record that is not usable.
-    """
-    try:
-        images, texts = features.images, features.annotations
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    _check_records(images, ("id",), f"{path}: image")
-    need_ids = need_ids or any("id" in text for text in texts if isinstance(text, dict))
-    keys = ("id", "image_id", "caption") if need_ids else ("image_id", "caption")
-    _check_records(texts, keys, f"{path}: annotation")
-    ids = Counter(text["id"] for text in texts) if need_ids else Counter()
-    twice = first_few(name for name, count in ids.items() if count > 1)
-    if twice:
-        raise ValueError(f"{path}: annotation ids that occur more than once: {twice}")
-    for row, annotation in enumerate(texts):
-        if not isinstance(annotation["caption"], str):
-            raise ValueError(
-                f"{path}: the caption of annotation {annotation.get('id', row)} is "
-                f"{annotation['caption']!r}, not text"
-            )
-    try:
-        features.check_rows()
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    for key, column in {**features.image_features, **features.caption_features}.items():
-        check_finite(column, key, path)
-
-
-def _check_records(records: list[Any], keys: tuple[str, ...], where: str) -> None:
-    for row, record in enumerate(records):
-        if not isinstance(record, dict):
-            raise ValueError(f"{where} {row} is not a record but {record!r}")
-        for key in keys:
-            if key not in record:
-                hint = " Is this a captions file?" if key == "caption" else ""
-                raise ValueError(f"{where} {record.get('id', row)} has no {key!r}.{hint}")
-            if key != "caption":
-                check_id(record[key], f"{where} {row} has the {key!r}")

@@ -40,35 +40,16 @@ LAYOUTS = ("columnar", "coco")
 """Of a feature file: ours (features/store.py), and the published one."""
 
 
-def adding_command(key: str, path: Path, settings: dict[str, Any]) -> str:
-    """The sentence that tells how to add `key` to the feature file `path`.
-
-    It repeats the recorded settings: with others the features of the file would not be kept.
-    """
+def adding_command(key: str, path: Path) -> str:
+    """The sentence that tells how to add `key` to the feature file `path`."""
     if key in CAPTION_KEYS:
-        recorded = {} if key.startswith("bert") else settings.get("text", {})
-        flags = [*_as_flags(recorded, "--text_weights"), CAPTION_KEYS[key]]
-        script = "text_features_extraction.py"
+        words = ["text_features_extraction.py", f"--ann_path {path}", CAPTION_KEYS[key]]
     elif key in IMAGE_KEYS:
-        recorded = settings.get("vision", {})
-        flags = [*_as_flags(recorded, "--vision_weights"), IMAGE_KEYS[key], "--overwrite"]
-        script = "dino_extraction_v2.py"
+        words = ["dino_extraction_v2.py", f"--ann_path {path}", IMAGE_KEYS[key], "--overwrite"]
     else:
         return f"Known keys: {', '.join([*IMAGE_KEYS, *CAPTION_KEYS])}."
-    return f"Run: {' '.join(filter(None, ['python', script, f'--ann_path {path}', *flags]))}"
-
-
-def _as_flags(recorded: dict[str, Any], weights_flag: str) -> list[str]:
-    """Recorded settings as the flags that ask for them again; defaults are left out."""
-    flags = []
-    for name, value in recorded.items():
-        if (name, value) in (("weights", "pretrained"), ("dtype", "float32")) or value is False:
-            continue
-        if name in ("mean", "std"):  # the model's own
-            continue
-        flag = weights_flag if name == "weights" else f"--{name}"
-        flags.append(flag if value is True else f"{flag} {value}")
-    return flags
+    command = " ".join(["python", *filter(None, words)])
+    return f"Run, with the model and sizes that made the others: {command}"
 
 
 def first_few(values: Iterable[Any], count: int = 3) -> str:

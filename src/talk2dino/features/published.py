@@ -33,10 +33,9 @@ def unpack(stored: dict[str, Any], path: str | Path) -> Unpacked:
     and counted in a warning.
 
     Raises:
-        ValueError: a record is no dict, or the tensors differ in shape or in which records hold
-            them; the message names the first few.
+        ValueError: see `stacked`.
     """
-    images, image_features, lost = _stack(stored["images"], IMAGE_KEYS, f"{path}: image")
+    images, image_features, lost = stacked(stored["images"], IMAGE_KEYS, f"{path}: image")
     annotations = stored["annotations"]
     if lost:
         gone = {stored["images"][row].get("id") for row in lost}
@@ -47,7 +46,9 @@ def unpack(stored: dict[str, Any], path: str | Path) -> Unpacked:
             path,
             len(lost),
         )
-    annotations, caption_features, unread = _stack(annotations, CAPTION_KEYS, f"{path}: annotation")
+    annotations, caption_features, unread = stacked(
+        annotations, CAPTION_KEYS, f"{path}: annotation"
+    )
     if unread:
         raise ValueError(
             f"{path}: {len(unread)} of {len(annotations) + len(unread)} annotations carry no "
@@ -114,10 +115,20 @@ def _as_tensor(value: Any, what: str) -> Tensor:
         raise ValueError(f"{what} is a {type(value).__name__}, not a tensor") from error
 
 
-def _stack(
+def stacked(
     records: list[Any], known: Iterable[str], where: str
 ) -> tuple[list[Record], dict[str, Tensor], list[int]]:
-    """Take the tensors out of the records: (plain records, columns, rows without any tensor)."""
+    """Take the tensors out of records: (plain records, columns, rows without any tensor).
+
+    Args:
+        records: as they were read; whatever has a name that others have as a tensor must be one.
+        known: names of tensors.
+        where: what a record is, for messages.
+
+    Raises:
+        ValueError: a record is no dict, or the tensors differ in shape or in which records hold
+            them; the message names the first few.
+    """
     wrong = [row for row, record in enumerate(records) if not isinstance(record, dict)]
     if wrong:
         raise ValueError(f"{where} {wrong[0]} is not a record (a dict)")

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from talk2dino.features.keys import CAPTION_KEYS, IMAGE_KEYS, first_few
-from talk2dino.features.published import check_tensor
+from talk2dino.features.published import Record, stacked
 from talk2dino.features.store import FeatureFile, check_id
 from talk2dino.features.tars import read_members
 from talk2dino.files import atomic_path, check_archive
@@ -53,32 +51,22 @@ def read_shards(tars: Sequence[Path]) -> FeatureFile:
     Raises:
         ValueError: a tar or member is damaged, holds code, or the members do not fit together.
     """
-    members = [member for tar in tars for member in _read_members(tar)]
-    if not members:
-        raise ValueError(f"{first_few(tars)}: the shards hold no captions")
-    tensors = {key for key, value in members[0].items() if isinstance(value, Tensor)}
-    for member in members:
-        if {key for key, value in member.items() if isinstance(value, Tensor)} != tensors:
-            raise ValueError(
-                f"{first_few(tars)}: the shards differ in their features: caption "
-                f"{members[0]['id']} holds {first_few(sorted(tensors), 9)}, caption "
-                f"{member['id']} does not"
-            )
-    first_of_image: dict[Any, dict[str, Any]] = {}
-    for member in members:
-        first_of_image.setdefault(member["image_id"], member)
-    owners = list(first_of_image.values())
-    image_keys = sorted(tensors & IMAGE_KEYS.keys())
-    return FeatureFile(
-        [member["image"] for member in owners],
-        [
-            {k: v for k, v in member.items() if k not in tensors and k not in ("image", "settings")}
-            for member in members
-        ],
-        {key: _stack(owners, key, tars) for key in image_keys},
-        {key: _stack(members, key, tars) for key in sorted(tensors - IMAGE_KEYS.keys())},
-        members[0].get("settings"),
-    )
+    where = first_few(tars)
+    images: dict[Any, Record] = {}
+    annotations: list[Record] = []
+    settings: dict[str, Any] = {}
+    for member in (member for tar in tars for member in _read_members(tar)):
+        of_image = {key: member.pop(key) for key in IMAGE_KEYS if key in member}
+        images.setdefault(member["image_id"], {**member.pop("image"), **of_image})
+        settings = member.pop("settings", None) or settings
+        annotations.append(member)
+    if not annotations:
+        raise ValueError(f"{where}: the shards hold no captions")
+    plain_images, of_images, lost = stacked(list(images.values()), IMAGE_KEYS, f"{where}: image")
+    plain, of_captions, unread = stacked(annotations, CAPTION_KEYS, f"{where}: caption")
+    if lost or unread:
+        raise ValueError(f"{where}: the shards differ in their features: some have none")
+    return FeatureFile(plain_images, plain, of_images, of_captions, settings)
 
 
 def _member_name(annotation_id: Any) -> str:
@@ -88,7 +76,7 @@ def _member_name(annotation_id: Any) -> str:
 
 def _member(features: FeatureFile, row: int) -> bytes:
     image_row = int(features.caption_rows[row])
-    member: dict[str, Any] = {**features.annotations[row], "image": features.images[image_row]}
+    member: Record = {**features.annotations[row], "image": features.images[image_row]}
     member["settings"] = features.settings
     for columns, place in ((features.image_features, image_row), (features.caption_features, row)):
         for key in sorted(columns):
@@ -98,38 +86,20 @@ def _member(features: FeatureFile, row: int) -> bytes:
     return buffer.getvalue()
 
 
-def _read_members(tar: Path) -> list[dict[str, Any]]:
-    found = []
+def _read_members(tar: Path) -> Iterator[Record]:
     with tar.open("rb") as file:
         for member in read_members(tar):
             file.seek(member.offset)
-            found.append(_load(file.read(member.size), f"{member.name} of {tar}"))
-    return found
+            yield _load(file.read(member.size), f"{member.name} of {tar}")
 
 
-def _load(data: bytes, name: str) -> dict[str, Any]:
+def _load(data: bytes, name: str) -> Record:
     try:
         check_archive(io.BytesIO(data))
         member = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # the loader raises a dozen kinds on rubbish
         raise ValueError(f"{name} is damaged or holds more than tensors and plain data") from error
-    if not isinstance(member, dict):
-        raise ValueError(f"{name} is not a caption of a feature shard, but no dict")
-    missing = [k for k in ("id", "image_id", "caption", "image") if k not in member]
-    if missing:
-        raise ValueError(f"{name} is not a caption of a feature shard: it has no {missing[0]!r}")
-    if not isinstance(member["image"], dict):
-        raise ValueError(f"{name}: its 'image' is a {type(member['image']).__name__}, not a record")
-    check_id(member["image_id"], f"{name} has the 'image_id'")
-    for key, value in member.items():
-        if isinstance(value, Tensor) or key in IMAGE_KEYS or key in CAPTION_KEYS:
-            check_tensor(value, f"{name}: {key!r}")
+    if not isinstance(member, dict) or not isinstance(member.get("image"), dict):
+        raise ValueError(f"{name} is not a caption of a feature shard: it has no 'image' record")
+    check_id(member.get("image_id"), f"{name} has the 'image_id'")
     return member
-
-
-def _stack(members: list[dict[str, Any]], key: str, tars: Sequence[Path]) -> Tensor:
-    shapes = Counter(tuple(member[key].shape) for member in members)
-    if len(shapes) > 1:
-        where = first_few(tars)
-        raise ValueError(f"{where}: the shards differ in the shape of {key!r}: {first_few(shapes)}")
-    return torch.stack([member[key] for member in members])

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from talk2dino.config import check_name
 from talk2dino.features.keys import BERT_KEY, LAYOUTS, adding_command, first_few
-from talk2dino.features.published import check_tensor, pack, unpack
+from talk2dino.features.published import Record, check_tensor, pack, unpack
 from talk2dino.files import load_torch, save_torch
 from talk2dino.textfiles import parse_json
 
@@ -41,8 +41,6 @@ logger = logging.getLogger(__name__)
 FORMAT = "talk2dino-features"
 VERSION = 1
 _CHECKED_BYTES = 2**24
-
-Record = dict[str, Any]
 
 
 class FeatureFile:
@@ -90,15 +88,6 @@ class FeatureFile:
         """(M,) int64: the row in `images` of each annotation's image."""
         return caption_rows(self.images, self.annotations)
 
-    def check_rows(self) -> None:
-        """Raise ValueError unless `num_images` and `caption_rows` are those of the records."""
-        rows = caption_rows(self.images, self.annotations)
-        if len(self.images) != self.num_images or not torch.equal(rows, self.caption_rows):
-            raise ValueError(
-                "'num_images' or 'caption_rows' contradict the records: captions would be used "
-                "with images that they do not describe. Extract the features again."
-            )
-
     @cached_property
     def num_images(self) -> int:
         """N, known without parsing the records."""
@@ -114,7 +103,7 @@ class FeatureFile:
             if key in columns:
                 return columns[key]
         held = ", ".join([*self.image_features, *self.caption_features]) or "no features"
-        command = adding_command(key, Path(path), self.settings)
+        command = adding_command(key, Path(path))
         raise ValueError(f"{path} holds no {key!r} (it holds {held}). {command}")
 
     def select(self, image_rows: Tensor) -> FeatureFile:
@@ -230,14 +219,58 @@ def check_id(value: Any, what: str) -> None:
         raise ValueError(f"{what} {value!r}, not a number or text")
 
 
-def check_records(features: FeatureFile, path: str | Path) -> None:
-    """`check_rows`, naming the file; the records are parsed for it, and not kept."""
-    apart = FeatureFile(features._images, features._annotations)
-    apart.num_images, apart.caption_rows = features.num_images, features.caption_rows
+def check_records(features: FeatureFile, path: str | Path, need_ids: bool = True) -> None:
+    """Every record usable, every annotation with its image, and the rows those of the records.
+
+    Records that are still JSON are parsed for it, and not kept.
+
+    Args:
+        features: what was read.
+        path: its file, for messages.
+        need_ids: whether annotations have ids; otherwise all of them or none.
+
+    Raises:
+        ValueError: names the first record that is not usable.
+    """
     try:
-        apart.check_rows()
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} holds damaged records: {error}") from error
+        images, texts = _records(features._images), _records(features._annotations)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    _check_keys(images, ("id",), f"{path}: image")
+    need_ids = need_ids or any("id" in text for text in texts if isinstance(text, dict))
+    keys = ("id", "image_id", "caption") if need_ids else ("image_id", "caption")
+    _check_keys(texts, keys, f"{path}: annotation")
+    ids = Counter(text["id"] for text in texts) if need_ids else Counter()
+    twice = first_few(name for name, count in ids.items() if count > 1)
+    if twice:
+        raise ValueError(f"{path}: annotation ids that occur more than once: {twice}")
+    for row, annotation in enumerate(texts):
+        if not isinstance(annotation["caption"], str):
+            raise ValueError(
+                f"{path}: the caption of annotation {annotation.get('id', row)} is "
+                f"{annotation['caption']!r}, not text"
+            )
+    try:
+        rows = caption_rows(images, texts)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if len(images) != features.num_images or not torch.equal(rows, features.caption_rows):
+        raise ValueError(
+            f"{path}: 'num_images' or 'caption_rows' contradict the records: captions would be "
+            "used with images that they do not describe. Extract the features again."
+        )
+
+
+def _check_keys(records: list[Any], keys: tuple[str, ...], where: str) -> None:
+    for row, record in enumerate(records):
+        if not isinstance(record, dict):
+            raise ValueError(f"{where} {row} is not a record but {record!r}")
+        for key in keys:
+            if key not in record:
+                hint = " Is this a captions file?" if key == "caption" else ""
+                raise ValueError(f"{where} {record.get('id', row)} has no {key!r}.{hint}")
+            if key != "caption":
+                check_id(record[key], f"{where} {row} has the {key!r}")
 
 
 def check_finite(column: Tensor, key: str, path: str | Path) -> None:

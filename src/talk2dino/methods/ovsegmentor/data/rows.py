@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from talk2dino.features.captions import check_captions, read_coco
+from talk2dino.features.captions import read_coco
 from talk2dino.features.sources import ImageSource, check_any_exists, image_source
+from talk2dino.features.store import check_records
 from talk2dino.methods.ovsegmentor.data.words import CaptionReader
 
 
@@ -194,7 +195,7 @@ class CocoRows(IndexedRows):
     def __init__(self, path: Path, images: Path, reader: CaptionReader, pairs: bool) -> None:
         self.refused = Refused()
         features = read_coco(path)
-        check_captions(features, path, need_ids=False)
+        check_records(features, path, need_ids=False)
         self._captions = [text["caption"].strip() for text in features.annotations]
         self._rows = features.caption_rows.numpy()
         self._sources = [image_source(image, images) for image in features.images]

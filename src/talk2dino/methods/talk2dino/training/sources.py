@@ -265,7 +265,7 @@ def open_pairs(path: str, choice: FeatureChoice, encoders: Encoders) -> Pairs:
     place, options = _located(path, encoders.options)
     if Path(place).suffix in FEATURE_SUFFIXES:
         stored = read_features(place)
-        check_records(stored, place)
+        check_records(stored, place, need_ids=False)
         return StoredPairs(stored, choice, path, encoders.device, options.cache_bytes)
     collection = CaptionInput(place, options.data_dir).split(0, 1)
     if holds_features(place):
