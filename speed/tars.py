@@ -27,13 +27,12 @@ def _inputs(folder: Path) -> None:
     random = np.random.default_rng(0)
     counts = random.integers(1, 3, SAMPLES).astype(np.int32)
     index: TarIndex = {
-        "places": np.cumsum(np.full((SAMPLES, 4), 1536), axis=0),
-        "is_json": np.ones(SAMPLES, np.int8),
+        "places": np.cumsum(np.full((SAMPLES, 5), 1536), axis=0),
         "usable": np.arange(SAMPLES),
         "counts": counts,
         "codes": random.integers(0, ENTITIES, int(counts.sum())).astype(np.int32),
         "names": np.array([f"entity{number}" for number in range(ENTITIES)]),
-        "refused": np.array("[{}, []]"),
+        "left_out": np.array("[{}, []]"),
     }
     (folder / "tars").mkdir()
     for number in range(TARS):
@@ -52,7 +51,7 @@ def _reader() -> CaptionReader:
 
 def _shipped(device: str, folder: Path) -> Step:
     """Up to the places of the first batch's images and of their partners'."""
-    from talk2dino.methods.ovsegmentor.data.batches import EpochBatches
+    from talk2dino.methods.ovsegmentor.data.samples import EpochBatches
     from talk2dino.methods.ovsegmentor.data.tar_rows import TarRows
 
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
@@ -63,7 +62,7 @@ def _shipped(device: str, folder: Path) -> Step:
         for _, number in next(iter(EpochBatches(len(rows.usable), BATCH))):
             row = int(rows.usable[number])
             rows.source(row)
-            rows.source(rows.partner(row, random).row)
+            rows.source(rows.partner(row, random)[0])
 
     return step
 

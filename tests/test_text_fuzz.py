@@ -12,13 +12,8 @@ from talk2dino.benchmarks.results import read_result
 from talk2dino.features.captions import CaptionInput
 from talk2dino.methods.ovsegmentor.checkpoints import _read_folder
 from talk2dino.methods.ovsegmentor.config import get_preset
-from talk2dino.methods.ovsegmentor.data.pairs import make_pairs
-from talk2dino.methods.ovsegmentor.data.prepare import (
-    FilterSettings,
-    filter_captions,
-    json_to_csv,
-)
-from talk2dino.methods.ovsegmentor.data.sources import open_rows
+from talk2dino.methods.ovsegmentor.data.prepare import filter_captions, json_to_csv, make_pairs
+from talk2dino.methods.ovsegmentor.data.samples import open_rows
 from talk2dino.methods.ovsegmentor.data.words import CaptionReader, dictionary_lemma
 from talk2dino.methods.ovsegmentor.pretraining.config import load_pretraining_recipe
 from talk2dino.methods.talk2dino.config import SegmenterConfig, read_segmenter_config
@@ -78,7 +73,7 @@ def read_table(path):
 
 def filtered(path):
     shutil.rmtree(path.parent / "parts", ignore_errors=True)
-    filter_captions(path, path.parent / "parts", FilterSettings(parts=2, lemmas="dictionary"))
+    filter_captions(path, path.parent / "parts", 2)
 
 
 def folder_config():

@@ -10,7 +10,7 @@ import pytest
 from talk2dino.features.captions import CaptionInput
 from talk2dino.features.shards import read_shards
 from talk2dino.features.tars import list_tars, read_members, read_samples, read_web_samples
-from talk2dino.methods.ovsegmentor.data.sources import open_rows
+from talk2dino.methods.ovsegmentor.data.samples import open_rows
 from talk2dino.methods.ovsegmentor.data.words import CaptionReader, dictionary_lemma
 from talk2dino.methods.talk2dino.training.sources import holds_features
 

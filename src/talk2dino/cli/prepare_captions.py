@@ -15,22 +15,17 @@ from talk2dino.files import (
     check_not_inputs,
     check_writable,
     hold_lock,
-    is_unfinished,
 )
-from talk2dino.methods.ovsegmentor.data.metafile import ENTITY, HEADERS, open_table
 from talk2dino.methods.ovsegmentor.data.prepare import (
-    DAMAGED,
-    KEPT,
     MERGED,
-    FilterCounts,
-    FilterSettings,
     filter_captions,
     json_to_csv,
     list_parts,
-    made,
+    make_pairs,
     merge,
     part_paths,
 )
+from talk2dino.methods.ovsegmentor.data.table import ENTITY, open_table
 from talk2dino.methods.ovsegmentor.data.words import AUTO, LEMMAS, find_lemmas
 
 MODES = ("filter", "merge", "makepair", "json2csv")
@@ -59,19 +54,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--processors", type=int, default=8, help="filter: processes, and parts")
     parser.add_argument("--seed", type=int, default=0, help="of the pairs")
     parser.add_argument(
-        "--header", choices=HEADERS, default="auto", help="whether filter's input names its columns"
-    )
-    parser.add_argument(
         "--lemmas",
         choices=LEMMAS,
         default=AUTO,
         help="where filter takes singulars from; auto: NLTK's WordNet if its data is installed, "
         "else lemminflect",
-    )
-    parser.add_argument(
-        "--compat",
-        action="store_true",
-        help="filter as published: exact words only, so that `dogs` and `Dog` do not count",
     )
     parser.add_argument("--delete_parts", action="store_true", help="merge: remove the parts after")
     parser.add_argument("--overwrite", action="store_true", help="replace a result that is there")
@@ -91,7 +78,7 @@ def check(args: argparse.Namespace) -> None:
     elif args.mode == "json2csv":
         check_file(args.metafile)
     else:
-        table = open_table(args.metafile, args.header if args.mode == "filter" else "auto")
+        table = open_table(args.metafile)
         if args.mode == "makepair":
             table.column(ENTITY)
     if args.mode == "filter":
@@ -102,11 +89,11 @@ def check(args: argparse.Namespace) -> None:
         out, inputs = _out(args), [args.metafile]
         if args.mode == "merge":
             inputs = list_parts(args.dstdir)
-        check_not_inputs([out, made(out)], inputs)
+        check_not_inputs([out], inputs)
         if (out.parent / _LOCK).exists():  # of a run that is at work, or was killed
             with _alone(args):
                 pass
-        check_writable(out, args.overwrite or is_unfinished(made(out)))
+        check_writable(out, args.overwrite)
 
 
 def run(args: argparse.Namespace, _: None = None) -> int:
@@ -130,31 +117,25 @@ def _alone(args: argparse.Namespace) -> Iterator[None]:
 
 
 def _filter(args: argparse.Namespace) -> int:
-    folder = _folder(args)
-    lemmas = find_lemmas(args.lemmas)
-    settings = FilterSettings(args.processors, args.compat, lemmas, args.header)
-    counts = filter_captions(
-        args.metafile, folder, settings, args.processors, bar_of("parts"), args.overwrite
+    folder, parts = _folder(args), args.processors
+    kept, left_out = filter_captions(
+        args.metafile,
+        folder,
+        parts,
+        find_lemmas(args.lemmas),
+        processes=parts,
+        progress=bar_of("parts"),
+        overwrite=args.overwrite,
     )
-    print(_filter_report(counts, folder))
-    if counts.damaged:
-        print(
-            f"warning: {counts.rows[DAMAGED]} rows are damaged and were left out; the first:",
-            *counts.damaged,
-            sep="\n  ",
-            file=sys.stderr,
-        )
-    if not counts.rows[KEPT]:
+    reasons = f" (left out: {left_out})" if left_out.reasons else ""
+    print(f"{folder}: kept {kept} of {kept + left_out.reasons.total()} captions{reasons}")
+    if left_out.examples:
+        named = "\n  ".join(left_out.examples)
+        print(f"warning: damaged rows were left out; the first:\n  {named}", file=sys.stderr)
+    if not kept:
         print("error: no caption names an entity of the list", file=sys.stderr)
         return FAILED
     return DONE
-
-
-def _filter_report(counts: FilterCounts, folder: Path) -> str:
-    left_out = sorted((name, count) for name, count in counts.rows.items() if name != KEPT)
-    reasons = "; ".join(f"{count} {name}" for name, count in left_out)
-    text = f"{folder}: kept {counts.rows[KEPT]} of {counts.rows.total()} captions"
-    return f"{text} (left out: {reasons})" if reasons else text
 
 
 def _merge(args: argparse.Namespace) -> int:
@@ -166,8 +147,6 @@ def _merge(args: argparse.Namespace) -> int:
 
 
 def _pair(args: argparse.Namespace) -> int:
-    from talk2dino.methods.ovsegmentor.data.pairs import make_pairs
-
     out = _out(args)
     rows = make_pairs(args.metafile, out, args.seed, bar_of("parts"))
     print(f"{out}: {rows} rows")

@@ -1,7 +1,5 @@
 """Two processes train like one with the batches of both: loss, gradients, running statistics."""
 
-import dataclasses
-
 import torch
 
 from talk2dino.methods.ovsegmentor.text import Tokenizer, Tokens, toy_tokenizer
@@ -19,7 +17,7 @@ def prepared_model():
 
 def rows(batch, part):
     """Some of a batch's samples."""
-    fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
+    fields = batch._asdict()
     for name, value in fields.items():
         if isinstance(value, Tokens):
             fields[name] = Tokens(value.ids[part], value.mask[part])
@@ -34,7 +32,7 @@ def whole_batch():
 
 def results(model, losses):
     """What is compared: losses, gradients, running statistics."""
-    values = {f"loss {f.name}": getattr(losses, f.name) for f in dataclasses.fields(losses)}
+    values = {f"loss {name}": loss for name, loss in losses._asdict().items()}
     values |= {f"gradient {n}": p.grad for n, p in model.named_parameters() if p.grad is not None}
     return values | {f"buffer {n}": b for n, b in model.named_buffers() if "running" in n}
 

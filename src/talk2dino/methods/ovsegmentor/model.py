@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -50,8 +50,7 @@ class EncodedTexts:
     """(B, T, E) all tokens of the last layer, before the projection."""
 
 
-@dataclass(frozen=True, eq=False)
-class PretrainingBatch:
+class PretrainingBatch(NamedTuple):
     """One step's samples; images are normalised RGB of the training size."""
 
     images: Tensor
@@ -69,15 +68,11 @@ class PretrainingBatch:
 
     def to(self, device: str | torch.device) -> PretrainingBatch:
         """The same on another device."""
-        moved: dict[str, Any] = {}
-        for name in self.__dataclass_fields__:
-            value = getattr(self, name)
-            moved[name] = None if value is None else value.to(device)
-        return PretrainingBatch(**moved)
+        parts: list[Any] = [None if part is None else part.to(device) for part in self]
+        return PretrainingBatch(*parts)
 
 
-@dataclass(frozen=True, eq=False)
-class Losses:
+class Losses(NamedTuple):
     """What one step costs."""
 
     total: Tensor
@@ -86,8 +81,8 @@ class Losses:
     """InfoNCE of images and captions."""
     entity: Tensor
     """InfoNCE of completed captions and answers."""
-    mask: Tensor | None = None
-    """Consistency of the masks of paired images; stage 2."""
+    mask: Tensor
+    """Consistency of the masks of paired images; 0 in stage 1."""
 
 
 class OVSegmentor(nn.Module):
@@ -178,7 +173,7 @@ class OVSegmentor(nn.Module):
         entity = infonce(completed, answers.embedding, self.scale)
         total = matching + self.losses.entity * entity
         if self.stage == "stage1":
-            return Losses(total, matching, entity)
+            return Losses(total, matching, entity, torch.zeros_like(total))
         mask = self._mask_loss(batch, images)
         return Losses(total + self.losses.mask * mask, matching, entity, mask)
 

@@ -6,12 +6,12 @@ import json
 import numpy as np
 import pytest
 
-from talk2dino.methods.ovsegmentor.data.sources import open_rows
-from talk2dino.methods.ovsegmentor.data.words import CaptionReader, EntityTable, dictionary_lemma
+from talk2dino.methods.ovsegmentor.data.samples import open_rows
+from talk2dino.methods.ovsegmentor.data.words import CaptionReader, dictionary_lemma, own_entities
 
 from .conftest import save_image
 
-table = EntityTable.of(["heart", "snow", "Lemon"])
+table = own_entities(["heart", "snow", "Lemon"])
 reader = CaptionReader(dictionary_lemma, table=table)
 CAPTIONS = ["Two hearts.", "a heart in the snow", "a dog", "", "lemons"]
 
@@ -30,22 +30,22 @@ def coco(tmp_path):
 
 
 def test_own_entities_replace_the_published_ones():
-    assert reader.entities("Hearts, a dog and a LEMON") == ["heart", "Lemon"]
+    assert reader.look_at("Hearts, a dog and a LEMON") == (None, ["heart", "Lemon"])
     assert reader.read("a lemon's heart").classes == ("Lemon", "heart")
     assert reader.read("a lemon's heart").question == "a [MASK]'s [MASK]"
-    assert CaptionReader(dictionary_lemma).entities("Hearts, a dog") == ["dog"]
+    assert CaptionReader(dictionary_lemma).look_at("Hearts, a dog") == (None, ["dog"])
 
 
 @pytest.mark.parametrize(("words", "named"), [([], "nothing"), (["a b"], "a b"), (["x", ""], "''")])
 def test_entities_are_single_words(words, named):
     with pytest.raises(ValueError, match=f"entities must be single words, got .*{named}"):
-        EntityTable.of(words)
+        own_entities(words)
 
 
 def test_every_caption_with_an_entity_is_a_row(coco):
     rows = open_rows(coco, coco.parent / "images", reader)
     assert rows.usable.tolist() == [0, 1, 4]
-    assert rows.refused.reasons == {"without an entity": 1, "empty": 1}
+    assert rows.left_out.reasons == {"without an entity": 1, "empty": 1}
     assert (rows.caption(4), rows.name(4)) == ("lemons", "1.png")
     assert rows.source(0).read().size == rows.source(4).read().size
     with pytest.raises(RuntimeError, match="opened without pairs"):
@@ -56,8 +56,8 @@ def test_partners_share_an_entity(coco):
     rows = open_rows(coco, coco.parent / "images", reader, pairs=True)
     random = np.random.default_rng(0)
     partners = [rows.partner(1, random) for _ in range(40)]
-    assert {(p.row, p.entity) for p in partners} == {(0, "heart"), (1, "heart"), (1, "snow")}
-    assert rows.partner(4, random).row == 4
+    assert set(partners) == {(0, "heart"), (1, "heart"), (1, "snow")}
+    assert rows.partner(4, random)[0] == 4
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_under_compat_captions_without_an_entity_stay_but_have_no_partner(coco):
     assert rows.usable.tolist() == [0, 1, 2, 4]
     rows = open_rows(coco, coco.parent / "images", published, pairs=True)
     assert rows.usable.tolist() == [2]
-    assert rows.refused.reasons["without a partner"] == 3
+    assert rows.left_out.reasons["without an entity"] == 3
 
 
 def test_ids_that_are_text_on_one_side_and_numbers_on_the_other_are_named(coco):

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from talk2dino.__main__ import main
-from talk2dino.methods.ovsegmentor.data import pairs as pairs_module
-from talk2dino.methods.ovsegmentor.data.prepare import FilterSettings, filter_captions, run_jobs
-from talk2dino.methods.ovsegmentor.data.rows import EntityIndex
+from talk2dino.methods.ovsegmentor.data import prepare as prepare_module
+from talk2dino.methods.ovsegmentor.data.entities import EntityLists
+from talk2dino.methods.ovsegmentor.data.prepare import filter_captions, run_jobs
 
 CAPTIONS = [
     ("0.jpg", "Two dogs, and a Cat"),
@@ -56,19 +56,13 @@ def test_filter_keeps_the_captions_that_name_an_entity(captions, tmp_path, capsy
     )
 
 
-def test_the_published_filter_wants_the_very_words(captions, tmp_path):
-    prepare("filter", "--metafile", captions, "--processors", 1, "--compat")
-    rows = read(tmp_path / "subsets" / "cc12m_0.csv")
-    assert [row[0] for row in rows] == ["image_id", "2,x.jpg", "6.jpg"]
-
-
 def test_damaged_rows_are_counted_and_named(tmp_path, capsys):
     path = tmp_path / "cc.tsv"
     path.write_bytes(b"0.jpg\ta cat\n1.jpg\ta\tcat\n2.jpg\t\xff cat\n")
     assert prepare("filter", "--metafile", path, "--processors", 1) == 0
     printed = capsys.readouterr()
     assert "kept 1 of 3 captions (left out: 2 damaged)" in printed.out
-    assert "2 rows are damaged" in printed.err
+    assert "damaged rows were left out" in printed.err
     assert "row 1 has 3 fields instead of 2" in printed.err
     assert "row 2 is not UTF-8" in printed.err
 
@@ -82,46 +76,45 @@ def test_nothing_kept_is_a_failure(tmp_path, capsys):
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 20])
 def test_parts_joined_are_the_whole_whatever_their_number(captions, tmp_path, parts):
-    filter_captions(captions, tmp_path / "whole", FilterSettings(1))
-    filter_captions(captions, tmp_path / "parts", FilterSettings(parts))
+    filter_captions(captions, tmp_path / "whole", 1)
+    filter_captions(captions, tmp_path / "parts", parts)
     assert prepare("merge", "--dstdir", tmp_path / "parts", "--delete_parts") == 0
     whole = (tmp_path / "whole" / "cc12m_0.csv").read_bytes()
     left = {path.name for path in (tmp_path / "parts").iterdir()}
-    assert left == {"cc12m_filtered_subset.csv", "cc12m_filtered_subset.csv.made.json"}
+    assert left == {"cc12m_filtered_subset.csv"}
     assert (tmp_path / "parts" / "cc12m_filtered_subset.csv").read_bytes() == whole
 
 
 def test_rows_of_damaged_lines_count_from_the_file_in_every_part(tmp_path):
     path = tmp_path / "cc.tsv"
     path.write_text("".join(f"{i}.jpg\ta cat\n" for i in range(9)) + "9.jpg\n")
-    counts = filter_captions(path, tmp_path / "parts", FilterSettings(parts=3))
-    assert counts.damaged == ["row 9 has 1 fields instead of 2"] and counts.rows["kept"] == 9
+    kept, left_out = filter_captions(path, tmp_path / "parts", 3)
+    assert left_out.examples == ["row 9 has 1 fields instead of 2"] and kept == 9
 
 
 def test_parts_of_other_settings_are_not_mixed(captions, tmp_path, capsys):
     arguments = ("filter", "--metafile", captions, "--processors", 1)
     assert prepare(*arguments) == 0
-    assert prepare(*arguments, "--compat") == 1
-    assert "made from another input or with other settings" in capsys.readouterr().err
-    assert prepare(*arguments, "--compat", "--overwrite") == 0
     captions.write_text("1.jpg,a dog\n")
-    assert prepare(*arguments, "--compat") == 1
+    assert prepare(*arguments) == 1
+    assert "made from another input or with other settings" in capsys.readouterr().err
+    assert prepare(*arguments, "--overwrite") == 0
     (tmp_path / "subsets" / "cc12m_0.csv.json").unlink()
-    assert prepare(*arguments, "--compat") == 1
+    assert prepare(*arguments) == 1
 
 
 def test_merge_wants_all_parts_of_one_run(captions, tmp_path, capsys):
     folder = tmp_path / "parts"
-    filter_captions(captions, folder, FilterSettings(parts=2))
+    filter_captions(captions, folder, 2)
     (folder / "cc12m_1.csv").rename(tmp_path / "cc12m_1.csv")
     assert prepare("merge", "--dstdir", folder) == 2
-    assert "1 of 2 parts; missing: cc12m_1.csv" in capsys.readouterr().err
+    assert "does not hold the 2 parts of one run" in capsys.readouterr().err
     (tmp_path / "cc12m_1.csv").rename(folder / "cc12m_1.csv")
     record = json.loads((folder / "cc12m_1.csv.json").read_text())
-    record["made_from"]["compat"] = True
+    record["made_from"]["lemmas"] = "wordnet"
     (folder / "cc12m_1.csv.json").write_text(json.dumps(record))
     assert prepare("merge", "--dstdir", folder) == 2
-    assert "parts of different filter runs" in capsys.readouterr().err
+    assert "does not hold the 2 parts of one run" in capsys.readouterr().err
 
 
 def test_merge_joins_csv_files_of_other_origin_by_number(tmp_path, capsys):
@@ -148,7 +141,7 @@ def test_makepair_draws_partners_that_share_the_entity(captions, tmp_path, capsy
     assert capsys.readouterr().out == f"{tmp_path / 'meta_pair.csv'}: 60 rows\n"
     header, *written = read(tmp_path / "meta_pair.csv")
     assert header == ["image_id", "caption", "entity", "pairindex", "pairentity"]
-    owners = [set(pairs_module.split_entities(row[2])) for row in rows]
+    owners = [{word.strip() for word in row[2].split(",")} for row in rows]
     for row, fields in enumerate(written):
         partners, entities = map(ast.literal_eval, fields[3:])
         assert len(partners) == len(entities) == 10
@@ -157,17 +150,15 @@ def test_makepair_draws_partners_that_share_the_entity(captions, tmp_path, capsy
     everything = Counter(p for fields in written for p in ast.literal_eval(fields[3]))
     assert len(everything) > 50 and max(everything.values()) < 40
     assert [path.name for path in tmp_path.glob(".meta*")] == []
-    record = json.loads((tmp_path / "meta_pair.csv.made.json").read_text())
-    assert record == {"metafile": str(metafile), "seed": 0, "rows": 60}
 
 
 def test_the_seed_and_nothing_else_decides_the_pairs(tmp_path, monkeypatch):
     metafile = tmp_path / "meta.csv"
     metafile.write_text("image_id,caption,entity\n" + "1.jpg,c,dog\n2.jpg,c,cat\n" * 20)
-    monkeypatch.setattr(pairs_module, "ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(prepare_module, "ROWS_AT_ONCE", 7)
 
     def pairs(seed, name):
-        pairs_module.make_pairs(metafile, tmp_path / name, seed)
+        prepare_module.make_pairs(metafile, tmp_path / name, seed)
         return (tmp_path / name).read_bytes()
 
     assert pairs(0, "a.csv") == pairs(0, "b.csv") != pairs(1, "c.csv")
@@ -176,7 +167,7 @@ def test_the_seed_and_nothing_else_decides_the_pairs(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ("image_id,caption\n1.jpg,c\n", "no column 'entity'"),
+        ("image_id,caption\n1.jpg,c\n", "unknown column of"),
         ("image_id,caption,entity\n1,c,dog\n2,c,\n", "row 1, column 'entity': names no entity"),
         ("image_id,caption,entity\n1,c\n", "row 0 has 2 fields instead of 3"),
         ("image_id,caption,entity\n", "holds no rows"),
@@ -191,7 +182,10 @@ def test_makepair_names_the_row_and_column_of_a_problem(tmp_path, capsys, conten
 
 
 def test_draws_are_uniform_over_entities_then_over_rows():
-    index = EntityIndex.build([["a"], ["a", "b"], [], ["b"], ["b"]])
+    lists = EntityLists()
+    for entities in (["a"], ["a", "b"], [], ["b"], ["b"]):
+        lists.add(entities)
+    index = lists.index()
     codes, partners = index.draw(np.random.default_rng(0), np.array([1]), 30_000)
     shares = np.bincount(partners[0], minlength=5) / 30_000
     np.testing.assert_allclose(shares, [1 / 4, 1 / 4 + 1 / 6, 0, 1 / 6, 1 / 6], atol=0.01)
@@ -254,14 +248,13 @@ def filtered(tmp_path):
 
 
 def test_overwrite_removes_parts_only_and_not_before_the_new_ones(filtered, tmp_path, capsys):
-    assert prepare("filter", *filtered, "--processors", 3) == 0
+    filter_captions(filtered[1], tmp_path, 3)
     (tmp_path / "cc12m_mine.csv").write_text("mine")
-    assert prepare("filter", *filtered, "--processors", 2) == 1  # made with other settings
-    assert prepare("filter", *filtered, "--processors", 2, "--overwrite") == 0
+    assert prepare("filter", *filtered, "--processors", 1) == 1  # made with other settings
+    assert prepare("filter", *filtered, "--processors", 1, "--overwrite") == 0
     assert "kept 100 of 100" in capsys.readouterr().out
-    assert sorted(path.name for path in tmp_path.glob("*.csv")) == [
-        *("cc12m_0.csv", "cc12m_1.csv", "cc12m_all.csv", "cc12m_mine.csv"),
-    ]
+    names = sorted(path.name for path in tmp_path.glob("*.csv"))
+    assert names == ["cc12m_0.csv", "cc12m_all.csv", "cc12m_mine.csv"]
 
 
 def test_a_filter_does_not_replace_its_input_or_a_table_that_is_no_part(filtered, tmp_path, capsys):
@@ -276,17 +269,16 @@ def test_a_filter_does_not_replace_its_input_or_a_table_that_is_no_part(filtered
 
 def test_a_merge_takes_no_result_for_a_part(filtered, tmp_path, capsys):
     parts = tmp_path / "parts"
-    assert prepare("filter", *filtered, "--dstdir", parts, "--processors", 2) == 0
+    filter_captions(filtered[1], parts, 2)
     assert prepare("merge", "--dstdir", parts) == 0
     assert prepare("merge", "--dstdir", parts, "--out", parts / "all.csv") == 0
     assert "all.csv: 2 parts" in capsys.readouterr().out
     assert len((parts / "all.csv").read_text().splitlines()) == 101
     assert prepare("merge", "--dstdir", parts, "--out", parts / "cc12m_0.csv", "--overwrite") == 2
     assert "cc12m_0.csv is an input" in capsys.readouterr().err
-    assert prepare("merge", "--dstdir", parts, "--out", tmp_path / "cc12m_0.csv") == 0
-    (parts / "more.csv").write_text("image_id,caption,entity\n")
+    (parts / "more_1.csv").write_text("image_id,caption,entity\n")
     assert prepare("merge", "--dstdir", parts, "--overwrite") == 2
-    assert "more.csv is no part of the filter run" in capsys.readouterr().err
+    assert "does not hold the 2 parts of one run of the filter" in capsys.readouterr().err
 
 
 def test_pairs_are_not_written_over_their_metafile(filtered, tmp_path, capsys):

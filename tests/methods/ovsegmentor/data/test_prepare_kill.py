@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from talk2dino.methods.ovsegmentor.data.prepare import FilterSettings, filter_captions
+from talk2dino.methods.ovsegmentor.data.prepare import filter_captions
 
 SRC = Path(__file__).parents[4] / "src"
-ROWS = 90_000
+ROWS = 60_000
 
 
 def command(mode, *arguments):
@@ -67,7 +67,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="ne
 def test_the_workers_of_a_killed_filter_end_and_it_goes_on_to_the_same_bytes(captions, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     settings = ("--metafile", captions, "--processors", 3, "--lemmas", "lemminflect")
-    filter_captions(captions, whole, FilterSettings(parts=3))  # undisturbed, in one process
+    filter_captions(captions, whole, 3)  # undisturbed, in one process
     kill_when(
         start("filter", *settings, "--dstdir", parts),
         lambda: any(parts.glob(".cc12m_*.tmp-*")),

@@ -58,12 +58,12 @@ def test_every_word_is_found_in_the_plural_and_in_any_case(change):
             # `men` is listed itself, `TV` means the same as `tv`
             listed = plural if plural in FILTER_WORDS and form == plural else word
             expected = "tv" if word == "TV" else listed
-            assert reader.entities(f"two {change(form)}, here") == [expected], form
+            assert reader.look_at(f"two {change(form)}, here") == (None, [expected]), form
 
 
 @pytest.mark.parametrize("word", ["sits", "lit", "training", "booked", "person", "ski", "dress"])
 def test_other_words_and_verbs_are_no_entities(word):
-    assert reader.read(word).classes == () and reader.entities(word) == []
+    assert reader.read(word).classes == () and reader.look_at(word) == (NO_ENTITY, [])
 
 
 def test_question_and_answer_of_the_papers_kind():
@@ -108,15 +108,8 @@ def test_apostrophes_leave_the_published_question():
     assert published_question("it's a dog's 'day'", str).question == "it a [MASK] day"
 
 
-def test_the_published_filter_matches_words_exactly():
-    assert published.entities("A Dog and dogs, a cat. The car's T-shirt; TV...tv! (bus)") == [
-        *("cat", "car", "T-shirt", "TV", "tv", "bus")
-    ]
-    assert published.entities("a cat/dog on a sofa-bed, U.S.car") == []
-
-
 def test_entities_are_listed_once_in_their_order():
-    assert reader.entities("dogs, a cat and a Dog") == ["dog", "cat"]
+    assert reader.look_at("dogs, a cat and a Dog") == (None, ["dog", "cat"])
     assert reader.read("dogs, a cat and a Dog").classes == ("dog", "cat")
 
 
@@ -134,12 +127,8 @@ def test_entities_are_listed_once_in_their_order():
     ],
 )
 def test_captions_that_cannot_be_used_say_why(caption, problem, published_problem):
-    assert reader.problem(caption) == problem
-    assert published.problem(caption) == published_problem
-
-
-def test_a_caption_without_an_entity_can_be_allowed():
-    assert reader.problem("sunset over the sea", need_entity=False) is None
+    assert reader.look_at(caption)[0] == problem
+    assert published.look_at(caption)[0] == published_problem
 
 
 def test_an_unknown_source_of_lemmas_lists_the_known():
@@ -148,18 +137,10 @@ def test_an_unknown_source_of_lemmas_lists_the_known():
 
 
 def test_without_wordnet_lemmas_come_from_the_dictionary(monkeypatch):
-    words._wordnet_problem.cache_clear()
     monkeypatch.setitem(sys.modules, "nltk", None)
     assert find_lemmas() == "lemminflect" and get_lemma("lemminflect")("knives") == "knife"
     with pytest.raises(RuntimeError, match="pip install nltk"):
         find_lemmas("wordnet")
-    words._wordnet_problem.cache_clear()
-
-
-def test_without_any_source_the_package_to_install_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "lemminflect", None)
-    with pytest.raises(ImportError, match="pip install lemminflect"):
-        find_lemmas("lemminflect")
 
 
 @pytest.fixture
@@ -177,10 +158,8 @@ def toy_nltk(tmp_path, monkeypatch):
         "class WordNetLemmatizer:\n    def lemmatize(self, word): return {'oxen': 'ox'}[word]\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    words._wordnet_problem.cache_clear()
     words.wordnet_lemma.cache_clear()
     yield lambda place: __import__("nltk.data").data.installed.append(place)
-    words._wordnet_problem.cache_clear()
     words.wordnet_lemma.cache_clear()
     for name in ("nltk", "nltk.data", "nltk.stem"):
         sys.modules.pop(name, None)

@@ -16,7 +16,8 @@ from talk2dino.methods.ovsegmentor.pretraining.step import make_schedule
     [
         ({"trian": {}}, "unknown key of tiny.yaml 'trian'.*Did you mean 'train'"),
         ({"train": {"epoch": 3}}, "tiny.yaml: train: unknown key 'epoch'. Did you mean 'epochs'"),
-        ({"data": {"compat": True}}, "compat stands at the top of the recipe"),
+        ({"data": {"compat": True}}, "data: unknown key 'compat'"),
+        ({"augment": {"smallest_crop": 0}}, "smallest_crop must lie in"),
         ({"data": {"metafile": ""}}, "data: 'metafile:' is empty"),
         ({"data": []}, r"data: expected 'key: value' lines, found \[\]"),
         ({"stage": None}, "tiny.yaml: 'stage:' is missing"),
@@ -82,8 +83,8 @@ def test_a_wrong_replacement_is_refused(write_recipe, change, message):
 def test_compat_reaches_the_loader_and_the_mask_loss(root):
     path = root / "configs" / "ovsegmentor_stage2.yaml"
     corrected, published = (load_pretraining_recipe(path, [f"compat={c}"]) for c in (False, True))
-    assert (corrected.data.compat, corrected.mask_batch) == (False, 128)
-    assert (published.data.compat, published.mask_batch) == (True, None)
+    assert (corrected.compat, corrected.mask_batch) == (False, 128)
+    assert (published.compat, published.mask_batch) == (True, None)
 
 
 def test_the_published_recipes_train_as_published(root):
@@ -100,20 +101,20 @@ def test_the_published_recipes_train_as_published(root):
     schedule = make_schedule(first.train, world=8, steps_per_epoch=1000)
     expected = {0: 8e-6, 1: 8.156e-6, 1000: 1.64e-4, 1999: 3.19844e-4, 2000: 3.173777e-4}
     for time, rate in (expected | {15000: 2.0e-4, 29999: 8.0e-5}).items():
-        assert schedule.value(time) == pytest.approx(rate, rel=1e-5)
+        assert schedule(time) == pytest.approx(rate, rel=1e-5)
     schedule = make_schedule(second.train, world=8, steps_per_epoch=1000)
     for time, rate in {0: 2.5e-6, 5000: 1.375e-6, 9999: 2.5e-7}.items():
-        assert schedule.value(time) == pytest.approx(rate, rel=1e-4)
-    assert [schedule.learning_rate(n) for n in (0, 1, 2)] == [schedule.value(n) for n in (0, 0, 1)]
+        assert schedule(time) == pytest.approx(rate, rel=1e-4)
 
 
 def test_rates_grow_with_the_samples_of_a_step_however_they_are_divided():
     values = {"batch_size": 64, "base_lr": 0.4, "min_lr": 0.1, "warmup_lr": 0.2}
     one = make_schedule(TrainConfig(**values), world=1, steps_per_epoch=10)
-    assert (one.base, one.floor, one.warmup) == (0.4 / 64, 0.1 / 64, 0.2 / 64)
+    assert (one(0), one(300)) == (0.2 / 64, 0.1 / 64)
     two = make_schedule(TrainConfig(**values, accumulate=2), world=1, steps_per_epoch=10)
-    assert (two.base, two.floor, two.warmup) == (0.4 / 32, 0.1 / 32, 0.2 / 32)
-    assert make_schedule(TrainConfig(**values), world=2, steps_per_epoch=10) == two
+    other = make_schedule(TrainConfig(**values), world=2, steps_per_epoch=10)
+    for step in (0, 7, 20, 150, 300):
+        assert two(step) == other(step) == pytest.approx(2 * one(step))
 
 
 @pytest.mark.parametrize(

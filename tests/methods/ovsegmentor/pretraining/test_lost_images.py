@@ -1,6 +1,6 @@
 """Images that cannot be read: counted and named across an interruption."""
 
-from talk2dino.methods.ovsegmentor.data.batches import EpochBatches
+from talk2dino.methods.ovsegmentor.data.samples import EpochBatches
 from talk2dino.methods.ovsegmentor.pretraining.job import PretrainingJob, pretrain
 from talk2dino.methods.ovsegmentor.pretraining.loop import KIND
 from talk2dino.training.run import load_state

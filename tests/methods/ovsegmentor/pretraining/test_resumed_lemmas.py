@@ -11,8 +11,8 @@ from .conftest import interrupted
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
-        ("absent", None, "data.lemmas was 'lemminflect', now 'wordnet'"),
-        (None, "absent", "data.lemmas was 'wordnet', now 'lemminflect'"),
+        (False, True, "data.lemmas was 'lemminflect', now 'wordnet'"),
+        (True, False, "data.lemmas was 'wordnet', now 'lemminflect'"),
     ],
     ids=["appeared", "vanished"],
 )
@@ -21,8 +21,8 @@ def test_resuming_is_refused_after_the_data_of_wordnet_appeared_or_vanished(
 ):
     recipe = make_recipe(data={"lemmas": "auto"})
     monkeypatch.setattr(words, "wordnet_lemma", words.dictionary_lemma)  # its data is not there
-    monkeypatch.setattr(words, "_wordnet_problem", lambda: before)
+    monkeypatch.setattr(words, "_has_wordnet", lambda: before)
     interrupted(recipe, tmp_path / "out", 0, epoch=1)
-    monkeypatch.setattr(words, "_wordnet_problem", lambda: after)
+    monkeypatch.setattr(words, "_has_wordnet", lambda: after)
     with pytest.raises(ValueError, match=message):
         pretrain(PretrainingJob(recipe, tmp_path / "out", "cpu", resume=True))

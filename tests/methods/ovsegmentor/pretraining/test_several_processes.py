@@ -5,7 +5,7 @@ import torch
 
 from talk2dino.methods.ovsegmentor.pretraining.config import load_pretraining_recipe
 from talk2dino.methods.ovsegmentor.pretraining.loop import KIND
-from talk2dino.methods.ovsegmentor.pretraining.step import PretrainingStep, make_optimizer
+from talk2dino.methods.ovsegmentor.pretraining.step import PretrainingStep
 from talk2dino.training.run import load_state
 from tests.methods.ovsegmentor.test_distributed import prepared_model, rows, whole_batch
 from tests.ranks import run_ranks
@@ -13,7 +13,7 @@ from tests.ranks import run_ranks
 
 def one_step(recipe, part):
     """The values, gradients and weights of an optimiser step on some rows of the batch."""
-    step = PretrainingStep(model := prepared_model(), make_optimizer(model, recipe.train), recipe)
+    step = PretrainingStep(model := prepared_model(), recipe)
     values = step([rows(whole_batch(), part)], [0], rate=1e-3)
     found = {f"gradient {n}": p.grad for n, p in model.named_parameters() if p.grad is not None}
     teacher = {f"teacher {n}": p for n, p in model.img_encoder_momentum.named_parameters()}

@@ -17,7 +17,7 @@ def make_step(recipe, stage="stage1"):
     model = seeded_toy(stage).train()
     if stage == "stage2":
         model.copy_teacher()
-    return PretrainingStep(model, make_optimizer(model, recipe.train), recipe)
+    return PretrainingStep(model, recipe)
 
 
 def gradients(step):
@@ -125,7 +125,7 @@ def test_a_frozen_language_model_keeps_its_weights(make_recipe, tokenizer):
     recipe = make_recipe()
     step = make_step(recipe)
     step.model.text_encoder.transformer.requires_grad_(False)
-    step = PretrainingStep(step.model, make_optimizer(step.model, recipe.train), recipe)
+    step = PretrainingStep(step.model, recipe)
     before = {n: v.clone() for n, v in step.model.state_dict().items()}
     step([make_batch(tokenizer)], [0], rate=1e-2)
     for name, value in step.model.state_dict().items():
@@ -141,6 +141,6 @@ def test_under_compat_the_mask_loss_is_the_sum_over_a_process(make_recipe, token
     for compat in (False, True):
         recipe = make_recipe(2, compat=compat, data={"entities": ""})
         model = seeded_toy("stage2", mask_batch=recipe.mask_batch).train()
-        step = PretrainingStep(model, make_optimizer(model, recipe.train), recipe)
+        step = PretrainingStep(model, recipe)
         masks.append(step([make_batch(tokenizer)], [0], rate=0.0)[3].item())
     assert masks[0] == pytest.approx(masks[1] * 128 / 4)

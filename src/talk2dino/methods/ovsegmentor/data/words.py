@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -71,21 +72,16 @@ def find_lemmas(name: str = AUTO) -> str:
 
     Raises:
         ValueError: an unknown name.
-        ImportError: the package is not installed.
-        RuntimeError: WordNet is asked for, and its data is not installed.
+        RuntimeError: WordNet is asked for, and NLTK or its data is not installed.
     """
     check_name("source of lemmas", name, LEMMAS)
-    if name != DICTIONARY:
-        problem = _wordnet_problem()
-        if problem is None:
-            return WORDNET
-        if name == WORDNET:
-            raise RuntimeError(problem)
-    try:
-        import lemminflect  # noqa: F401
-    except ImportError as error:
-        raise ImportError("lemmas need lemminflect: pip install lemminflect") from error
-    return DICTIONARY
+    has_wordnet = name != DICTIONARY and _has_wordnet()
+    if name == WORDNET and not has_wordnet:
+        raise RuntimeError(
+            "NLTK's WordNet is not installed: pip install nltk, then python -m nltk.downloader "
+            f"wordnet; or use {DICTIONARY}."
+        )
+    return WORDNET if has_wordnet else DICTIONARY
 
 
 def get_lemma(name: str) -> Lemma:
@@ -112,23 +108,14 @@ def wordnet_lemma(word: str) -> str:
     return str(WordNetLemmatizer().lemmatize(word))
 
 
-@lru_cache(1)
-def _wordnet_problem() -> str | None:
-    """Why WordNet cannot be used, or None."""
-    try:
-        import nltk.data
-    except ImportError:
-        return "WordNet needs NLTK: pip install nltk"
+def _has_wordnet() -> bool:
     for place in ("corpora/wordnet", "corpora/wordnet.zip"):
-        try:
+        with suppress(ImportError, LookupError):
+            import nltk.data
+
             nltk.data.find(place)
-        except LookupError:
-            continue
-        return None
-    return (
-        "NLTK is installed, but not its WordNet data. Install it with python -m nltk.downloader "
-        f"wordnet, or use {DICTIONARY}."
-    )
+            return True
+    return False
 
 
 MASK = "[MASK]"
@@ -139,43 +126,29 @@ EMPTY, OTHER_SCRIPT, NO_ENTITY = "empty", "in another script", "without an entit
 _WORD = re.compile(r"[^\W_]+(?:[-'’][^\W_]+)*")
 _POSSESSIVE = re.compile(r"['’]s$", re.IGNORECASE)
 _HAN = re.compile("[\u4e00-\u9fa5]")
-# What NLTK's word tokeniser separates from a word, as far as it can touch a listed word.
-_TREEBANK_GAPS = re.compile(r"[\s,;:?!()\[\]{}<>\"“”„‘’«»`*&$#@%–—]+|--+|\.\.+")
-_TREEBANK_END = re.compile(r"(?:'(?:s|re|ve|ll|m|d)?)+$", re.IGNORECASE)
-_SENTENCE = re.compile(r"(?<=[.?!])['\")\]]*\s+(?=[\"'(\[]*[A-Z0-9])")
+_CLASS_SET = frozenset(CLASSES)
 
-_WORD_SET, _CLASS_SET = frozenset(FILTER_WORDS), frozenset(CLASSES)
+EntityTable = Mapping[str, tuple[str, str]]
+"""The lower-case form of a word that counts as an entity -> the word as its list writes it, and the
+class it stands for."""
 
-
-@dataclass(frozen=True)
-class EntityTable:
-    """The words that count as entities, by their lower-case form."""
-
-    words: Mapping[str, str]
-    """-> the word as the list writes it."""
-    classes: Mapping[str, str]
-    """-> the class it stands for."""
-
-    @classmethod
-    def of(cls, words: Iterable[str]) -> EntityTable:
-        """A list of one's own, each word its own class.
-
-        Raises:
-            ValueError: there is none, or one is no single word.
-        """
-        words = list(dict.fromkeys(words))
-        wrong = [word for word in words if not _WORD.fullmatch(word)]
-        if wrong or not words:
-            raise ValueError(f"entities must be single words, got {(wrong or ['nothing'])[0]!r}")
-        table = {word.lower(): word for word in reversed(words)}
-        return cls(table, table)
+PUBLISHED: EntityTable = {
+    word.lower(): (word, SYNONYMS.get(word, word)) for word in reversed(FILTER_WORDS)
+}
+"""The 100 words of the paper (`tv` wins over `TV`), and the 73 classes they stand for."""
 
 
-PUBLISHED = EntityTable(
-    {word.lower(): word for word in reversed(FILTER_WORDS)},  # `tv` wins over `TV`
-    {word.lower(): SYNONYMS.get(word, word) for word in (*CLASSES, *FILTER_WORDS, *SYNONYMS)},
-)
-"""The 100 words of the paper, and the 73 classes they stand for."""
+def own_entities(words: Iterable[str]) -> EntityTable:
+    """A list of one's own, each word its own class.
+
+    Raises:
+        ValueError: there is none, or one is no single word.
+    """
+    words = list(words)
+    wrong = [word for word in words if not _WORD.fullmatch(word)]
+    if wrong or not words:
+        raise ValueError(f"entities must be single words, got {(wrong or ['nothing'])[0]!r}")
+    return {word.lower(): (word, word) for word in reversed(words)}
 
 
 @dataclass(frozen=True)
@@ -198,27 +171,18 @@ class CaptionReader:
     """Do what the published programs do, with their defects: see `published_question`."""
     mask: str = MASK
     """The tokeniser's mask token."""
-    table: EntityTable = field(default=PUBLISHED)
-    """The entities; under `compat` always the published ones."""
+    table: EntityTable = field(default_factory=lambda: PUBLISHED)
+    """The entities; what is masked under `compat` is always the published ones."""
 
-    def problem(self, caption: str, need_entity: bool = True) -> str | None:
-        """EMPTY, OTHER_SCRIPT, NO_ENTITY, or None for a caption that can be used."""
+    def look_at(self, caption: str) -> tuple[str | None, list[str]]:
+        """Why a caption cannot be used, or None; and its entities, as their list writes them."""
         if not caption.strip():
-            return EMPTY
+            return EMPTY, []
         if _HAN.search(caption) or not (self.compat or _is_latin(caption)):
-            return OTHER_SCRIPT
-        if need_entity and not self.read(caption).classes:
-            return NO_ENTITY
-        return None
-
-    def entities(self, caption: str) -> list[str]:
-        """The words of the filter list in a caption, as the list writes them, each once."""
-        if self.compat:
-            found = [word for word in _treebank_words(caption) if word in _WORD_SET]
-        else:
-            words = (match.group() for match in _WORD.finditer(caption))
-            found = [hit for word in words if (hit := self._look_up(word, self.table.words))]
-        return list(dict.fromkeys(found))
+            return OTHER_SCRIPT, []
+        hits = (self._look_up(match.group()) for match in _WORD.finditer(caption))
+        entities = list(dict.fromkeys(hit[0] for hit in hits if hit))
+        return (None if entities else NO_ENTITY), entities
 
     def read(self, caption: str) -> Masked:
         """Mask the entities of a caption.
@@ -231,10 +195,10 @@ class CaptionReader:
         found: list[str] = []
 
         def replace(match: re.Match[str]) -> str:
-            hit = self._look_up(match.group(), self.table.classes)
+            hit = self._look_up(match.group())
             if hit is None:
                 return match.group()
-            found.append(hit)
+            found.append(hit[1])
             return self.mask + match.group()[len(_stem(match.group())) :]
 
         question = _WORD.sub(replace, caption).strip()
@@ -247,9 +211,9 @@ class CaptionReader:
             return template[: template.index("{}")] + names
         return template.format(names)
 
-    def _look_up(self, word: str, table: Mapping[str, str]) -> str | None:
+    def _look_up(self, word: str) -> tuple[str, str] | None:
         word = _stem(word).lower()
-        return table.get(word) or table.get(self.lemma(word))
+        return self.table.get(word) or self.table.get(self.lemma(word))
 
 
 def published_question(caption: str, lemma: Lemma, mask: str = MASK) -> Masked:
@@ -281,11 +245,3 @@ def _is_latin(caption: str) -> bool:
     letters = [character for character in caption if character.isalpha()]
     latin = sum(unicodedata.name(character, "").startswith("LATIN") for character in letters)
     return 2 * latin >= len(letters)
-
-
-def _treebank_words(caption: str) -> Iterator[str]:
-    """The words of NLTK's `word_tokenize`, without its sentence model."""
-    for sentence in _SENTENCE.split(caption):
-        *inner, last = _TREEBANK_GAPS.split(sentence.rstrip(" \n\t'\")]}>”’»?!").removesuffix("."))
-        for word in (*inner, last):
-            yield _TREEBANK_END.sub("", word.lstrip("'"))

@@ -3,22 +3,63 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from talk2dino.config import build, check_at_least, check_name
+from talk2dino.config import build, check_at_least, check_name, split_names
 from talk2dino.devices import AMP_TYPES
 from talk2dino.files import find_in_checkout
 from talk2dino.methods.ovsegmentor.config import OVSegmentorConfig, get_preset
-from talk2dino.methods.ovsegmentor.data.batches import PretrainingData
-from talk2dino.methods.ovsegmentor.data.dataset import AugmentConfig
+from talk2dino.methods.ovsegmentor.data.words import PUBLISHED, EntityTable, own_entities
 from talk2dino.methods.ovsegmentor.losses import PUBLISHED_BATCH, LossConfig
 from talk2dino.textfiles import parse_yaml, read_yaml
 
 LR_BATCH = 4096
 """Learning rates in recipes are for this many samples per step."""
+
+
+@dataclass(frozen=True)
+class PretrainingData:
+    """The `data:` section."""
+
+    metafile: str
+    """A csv or tsv with image_id and caption (stage 2 also pairindex and pairentity), COCO
+    captions, or tars."""
+    images: str = ""
+    """Folder of the images that a metafile names."""
+    entities: str = ""
+    """Words to look for, separated by commas; by default those of the paper."""
+    lemmas: str = "auto"
+    """Source of singulars: auto, lemminflect or wordnet."""
+
+    def __post_init__(self) -> None:
+        if not self.metafile:
+            raise ValueError("'metafile:' is empty")
+        self.table  # noqa: B018  # refuses its own wrong values
+
+    @property
+    def table(self) -> EntityTable:
+        """The words that count as entities."""
+        words = map(str.strip, split_names(self.entities))
+        return own_entities(words) if self.entities else PUBLISHED
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """The `augment:` section: how training images are changed."""
+
+    deit: bool = True
+    """DeiT's augmentation (stage 1), or only crop and flip (stage 2)."""
+    smallest_crop: float = 0.08
+    """Smallest share of an image's area that a crop takes: 0.08 in stage 1, 0.4 in stage 2."""
+    size: int = 224
+    """Side of the result in pixels."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.smallest_crop <= 1:
+            raise ValueError(f"smallest_crop must lie in (0, 1], got {self.smallest_crop}")
 
 
 @dataclass(frozen=True)
@@ -130,6 +171,8 @@ class PretrainingRecipe:
 
     def __post_init__(self) -> None:
         config = self.config
+        if self.compat and self.data.entities:
+            raise ValueError("entities cannot be chosen under compat, which has the published ones")
         if self.stage not in (1, 2):
             raise ValueError(f"stage must be 1 or 2, got {self.stage}")
         if self.augment.size != config.vision.image_size:
@@ -177,15 +220,8 @@ def load_pretraining_recipe(path: str | Path, changes: Sequence[str] = ()) -> Pr
         check_name(f"key of {path.name}", str(name), _KEYS)
     for change in changes:
         _apply(content, change)
-    if isinstance(content.get("data"), Mapping) and "compat" in content["data"]:
-        raise ValueError(f"{path.name}: compat stands at the top of the recipe, for all sections")
     given = {key: value for key, value in content.items() if value is not None}
-    recipe = build(PretrainingRecipe, given, path.name)
-    try:
-        data = replace(recipe.data, compat=recipe.compat)
-        return replace(recipe, data=data, path=path)
-    except ValueError as error:
-        raise ValueError(f"{path.name}: {error}") from error
+    return replace(build(PretrainingRecipe, given, path.name), path=path)
 
 
 def _apply(content: dict[str, Any], change: str) -> None:

@@ -26,14 +26,18 @@ from talk2dino.methods.ovsegmentor.checkpoints import (
     write_model,
 )
 from talk2dino.methods.ovsegmentor.config import OVSegmentorConfig
-from talk2dino.methods.ovsegmentor.data.batches import open_samples
-from talk2dino.methods.ovsegmentor.data.dataset import Collate, SampleOptions, training_transform
 from talk2dino.methods.ovsegmentor.data.rows import Rows
+from talk2dino.methods.ovsegmentor.data.samples import Collate, crop_and_flip, deit_transform
 from talk2dino.methods.ovsegmentor.data.words import find_lemmas
 from talk2dino.methods.ovsegmentor.model import OVSegmentor
 from talk2dino.methods.ovsegmentor.pretraining.config import SECTIONS, PretrainingRecipe
-from talk2dino.methods.ovsegmentor.pretraining.loop import KIND, PretrainingRun, Progress
-from talk2dino.methods.ovsegmentor.pretraining.selection import HeldOut
+from talk2dino.methods.ovsegmentor.pretraining.loop import (
+    KIND,
+    HeldOut,
+    PretrainingRun,
+    Progress,
+    open_samples,
+)
 from talk2dino.methods.ovsegmentor.text import (
     TOY,
     Tokenizer,
@@ -270,19 +274,21 @@ class _Pretraining(Work):
     def open(self, device: torch.device) -> PretrainingRun:
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        recipe, workers = self.job.recipe, self.job.workers
-        tokenizer, transform = first_tokenizer(recipe), training_transform(recipe.augment)
-        options = SampleOptions(recipe.train.seed, pairs=recipe.stage == 2)
-        samples = open_samples(recipe.data, transform, options, tokenizer)
+        recipe, workers, augment = self.job.recipe, self.job.workers, self.job.recipe.augment
+        tokenizer = first_tokenizer(recipe)
+        transform = (deit_transform if augment.deit else crop_and_flip)(
+            augment.size, augment.smallest_crop
+        )
+        samples = open_samples(recipe, recipe.data, transform, tokenizer, recipe.stage == 2)
         if recipe.config.text.name == TOY and recipe.stage == 1:
             tokenizer = with_words(tokenizer, recipe.config, samples.rows)
-        held_out = None
+        self.tokenizer, held_out = tokenizer, None
         if recipe.selection.metafile:
             held_out = HeldOut(recipe, tokenizer, self.processes, workers)
-            held_out.check_images()
-        self.tokenizer = tokenizer
         collate = Collate(tokenizer, recipe.train.text_length)
         model = first_model(recipe).to(device)
+        if held_out:
+            held_out.loss(model)  # a broken image is found now, and not after an epoch
         return PretrainingRun(model, recipe, samples, collate, held_out, self.processes, workers)
 
     def finish(self, weights: dict[str, Tensor]) -> None:

@@ -2,32 +2,127 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from talk2dino.devices import mixed_precision
 from talk2dino.files import load_torch, save_torch
-from talk2dino.methods.ovsegmentor.data.batches import EpochBatches, FailureLog, make_loader
-from talk2dino.methods.ovsegmentor.data.dataset import Collate, LoadedBatch, PretrainingSamples
+from talk2dino.methods.ovsegmentor.data.samples import (
+    Collate,
+    EpochBatches,
+    FailureLog,
+    LoadedBatch,
+    PretrainingSamples,
+    Transform,
+    make_loader,
+    open_rows,
+    whole_image,
+)
+from talk2dino.methods.ovsegmentor.data.words import CaptionReader, find_lemmas, get_lemma
+from talk2dino.methods.ovsegmentor.losses import infonce
 from talk2dino.methods.ovsegmentor.model import OVSegmentor
-from talk2dino.methods.ovsegmentor.pretraining.config import PretrainingRecipe
-from talk2dino.methods.ovsegmentor.pretraining.selection import HeldOut
+from talk2dino.methods.ovsegmentor.pretraining.config import PretrainingData, PretrainingRecipe
 from talk2dino.methods.ovsegmentor.pretraining.step import (
     VALUES,
     PretrainingStep,
-    make_optimizer,
     make_schedule,
     step_seed,
 )
+from talk2dino.methods.ovsegmentor.text import Tokenizer
 from talk2dino.processes import Processes
 from talk2dino.training.history import Record
 from talk2dino.training.run import Hooks, Run, RunState, StateFile, weights_on_cpu
 
 KIND = "talk2dino unfinished OVSegmentor pretraining"
 _OWN = "bridge_projector."
+
+
+def open_samples(
+    recipe: PretrainingRecipe,
+    data: PretrainingData,
+    transform: Transform,
+    tokenizer: Tokenizer,
+    pairs: bool = False,
+) -> PretrainingSamples:
+    """Some captions of a recipe with their pictures.
+
+    Raises:
+        FileNotFoundError, ValueError: see `open_rows`; also a tokeniser without a mask token.
+    """
+    mask = tokenizer.tokenizer.mask_token
+    if mask is None:
+        raise ValueError("the tokeniser has no mask token, which questions need. Use a BERT's.")
+    reader = CaptionReader(get_lemma(find_lemmas(data.lemmas)), recipe.compat, mask, data.table)
+    rows = open_rows(data.metafile, Path(data.images), reader, pairs)
+    return PretrainingSamples(rows, reader, transform, recipe.train.seed, pairs)
+
+
+class HeldOut:
+    """The image-caption loss of held-out captions, which are neither trained on nor reported.
+
+    Whole, unchanged images, and the same batches every time. Only what segmentation uses is judged;
+    the entity decoder is not.
+
+    Args:
+        recipe: its selection section has a metafile.
+        tokenizer: of the model's text encoder.
+        processes: this process and its equals, which divide every batch.
+        workers: processes that read images.
+
+    Raises:
+        ValueError: there are fewer captions than processes; see also `open_samples`.
+    """
+
+    def __init__(
+        self, recipe: PretrainingRecipe, tokenizer: Tokenizer, processes: Processes, workers: int
+    ) -> None:
+        self.recipe, self.processes, chosen = recipe, processes, recipe.selection
+        assert chosen.metafile is not None
+        data = dataclasses.replace(recipe.data, metafile=chosen.metafile, images=chosen.images)
+        samples = open_samples(recipe, data, whole_image(recipe.augment.size), tokenizer)
+        rank, world = processes.rank, processes.count
+        if len(samples) < world:
+            raise ValueError(
+                f"selection: metafile: {chosen.metafile} holds {len(samples)} captions that can be "
+                f"used; at least {world} are needed, one for each process"
+            )
+        size = min(chosen.batch_size, len(samples) // world)
+        self.batches = EpochBatches(len(samples), size, 0, rank, world)
+        collate = Collate(tokenizer, recipe.train.text_length)
+        self.loader = make_loader(samples, self.batches, collate, workers)
+
+    @torch.no_grad()
+    def loss(self, model: OVSegmentor) -> float:
+        """Mean InfoNCE over the batches and processes; the model's mode is put back.
+
+        Raises:
+            RuntimeError: in every process, if an image could not be read in any of them: epochs
+                could not be compared.
+        """
+        training = model.training
+        model.eval()
+        losses, failures = [], []
+        self.batches.start_at(0)
+        for batch in self.loader:
+            failures += batch.failures
+            inputs = batch.inputs.to(model.device)
+            with mixed_precision(self.recipe.train.amp or "", model.device):
+                images = model.encode_images(inputs.images)
+                captions = model.encode_texts(inputs.captions)
+            losses.append(infonce(images.embedding, captions.embedding, model.scale))
+        model.train(training)
+        every = self.processes.gather((torch.stack(losses).mean().item(), failures[:1]))
+        for _, failed in every:
+            for name, reason in failed:
+                raise RuntimeError(f"a held-out image: {name}: {reason}")
+        return math.fsum(loss for loss, _ in every) / self.processes.count
 
 
 @dataclass
@@ -90,7 +185,7 @@ class PretrainingRun(Run):
         self.saves_together = world > 1
         pinned = model.device.type == "cuda"
         self.loader = make_loader(samples, self.order, collate, workers, pinned)
-        self.step = PretrainingStep(model, make_optimizer(model, train), recipe)
+        self.step = PretrainingStep(model, recipe)
         self.schedule = make_schedule(train, world, steps)
 
     def keep(self, best: StateFile | None) -> None:
@@ -129,7 +224,7 @@ class PretrainingRun(Run):
 
     def _next(self, loaded: Iterator[LoadedBatch]) -> LoadedBatch:
         batch = next(loaded)
-        self.state.add(batch.failures, len(batch.rows))
+        self.state.add(batch.failures, len(batch.inputs.images))
         return batch
 
     def take(self, batch: list[LoadedBatch], step: int) -> Tensor:
@@ -178,7 +273,8 @@ class PretrainingRun(Run):
 
     def learning_rate(self, step: int) -> float:
         """See Run."""
-        return self.schedule.learning_rate(self.place(self.state.epoch, step))
+        # As published the schedule's value one step earlier; the first two updates share one.
+        return self.schedule(max(self.place(self.state.epoch, step) - 1, 0))
 
     def logged(self, record: Record, again: bool = False) -> dict[str, float]:
         """The held-out loss; loggers were shown the others within the epoch."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from talk2dino.devices import mixed_precision
-from talk2dino.methods.ovsegmentor.model import Losses, OVSegmentor, PretrainingBatch
+from talk2dino.methods.ovsegmentor.model import OVSegmentor, PretrainingBatch
 from talk2dino.methods.ovsegmentor.pretraining.config import (
     LR_BATCH,
     PretrainingRecipe,
@@ -25,50 +24,22 @@ BETAS = (0.9, 0.999)
 EPS = 1e-8
 
 
-@dataclass(frozen=True)
-class CosineSchedule:
-    """A linear warm-up, then half a cosine.
+def make_schedule(train: TrainConfig, world: int, steps_per_epoch: int) -> Callable[[int], float]:
+    """The learning rate after so many optimiser steps: a linear warm-up, then half a cosine.
 
-    As published the cosine is not shifted by the warm-up: where the warm-up ends, the rate drops
-    a little.
+    Rates grow with the samples per step. As published the cosine is not shifted by the warm-up:
+    where the warm-up ends, the rate drops a little.
     """
-
-    base: float
-    """Where the warm-up ends, and the cosine would begin."""
-    floor: float
-    """Where the cosine ends."""
-    warmup: float
-    """Where the warm-up begins."""
-    warmup_steps: int
-    """Its length."""
-    total_steps: int
-    """Of the whole run."""
-
-    def value(self, time: int) -> float:
-        """The curve after `time` optimiser steps."""
-        if time < self.warmup_steps:
-            return self.warmup + time * (self.base - self.warmup) / self.warmup_steps
-        cosine = math.cos(math.pi * time / self.total_steps)
-        return self.floor + (self.base - self.floor) * (1 + cosine) / 2
-
-    def learning_rate(self, step: int) -> float:
-        """The rate of update number `step`, the first being 0.
-
-        As published it is the curve's value one step earlier; the first two updates share one.
-        """
-        return self.value(max(step - 1, 0))
-
-
-def make_schedule(train: TrainConfig, world: int, steps_per_epoch: int) -> CosineSchedule:
-    """The schedule of a recipe on `world` processes; rates grow with the samples per step."""
     factor = train.batch_size * world * train.accumulate / LR_BATCH
-    return CosineSchedule(
-        base=train.base_lr * factor,
-        floor=train.min_lr * factor,
-        warmup=train.warmup_lr * factor,
-        warmup_steps=train.warmup_epochs * steps_per_epoch,
-        total_steps=train.epochs * steps_per_epoch,
-    )
+    base, floor, first = (rate * factor for rate in (train.base_lr, train.min_lr, train.warmup_lr))
+    warmup, total = (n * steps_per_epoch for n in (train.warmup_epochs, train.epochs))
+
+    def rate(time: int) -> float:
+        if time < warmup:
+            return first + time * (base - first) / warmup
+        return floor + (base - floor) * (1 + math.cos(math.pi * time / total)) / 2
+
+    return rate
 
 
 def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
@@ -102,14 +73,12 @@ class PretrainingStep:
 
     Args:
         model: of stage 1 or 2, on its device.
-        optimizer: over its trained parameters.
-        recipe: accumulation, clipping, number type, EMA.
+        recipe: optimiser, accumulation, clipping, number type, EMA.
     """
 
-    def __init__(
-        self, model: OVSegmentor, optimizer: torch.optim.Optimizer, recipe: PretrainingRecipe
-    ) -> None:
-        self.model, self.optimizer, self.recipe = model, optimizer, recipe
+    def __init__(self, model: OVSegmentor, recipe: PretrainingRecipe) -> None:
+        self.model, self.recipe = model, recipe
+        self.optimizer = make_optimizer(model, recipe.train)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         # float16's small gradients vanish unless the loss is scaled up.
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=recipe.train.amp == "float16")
@@ -170,7 +139,7 @@ class PretrainingStep:
             with mixed_precision(self.recipe.train.amp or "", device):
                 losses = self.model(batch)
             self.scaler.scale(losses.total / count).backward()
-        return _values(losses)
+        return torch.stack([part.detach().float() for part in losses])
 
 
 def step_seed(seed: int, epoch: int, step: int, micro: int, rank: int) -> int:
@@ -189,9 +158,3 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
         if parameter.grad is not None:
             dist.all_reduce(parameter.grad)
             parameter.grad /= world
-
-
-def _values(losses: Losses) -> Tensor:
-    mask = losses.total.new_zeros(()) if losses.mask is None else losses.mask
-    parts = (losses.total, losses.matching, losses.entity, mask)
-    return torch.stack([part.detach().float() for part in parts])

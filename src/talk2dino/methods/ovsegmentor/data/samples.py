@@ -1,0 +1,396 @@
+"""Pretraining samples and their batches: functions of the seed, the epoch and a number alone.
+
+So a resumed run continues exactly, whatever the number of workers. An image that cannot be read is
+never passed over in silence: its sample is replaced by another, a few times at most, and the batch
+says so.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import create_transform
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision import transforms
+
+from talk2dino.backbones.templates import get_templates
+from talk2dino.backbones.vision import IMAGENET_MEAN, IMAGENET_STD
+from talk2dino.features.tars import is_tar_input
+from talk2dino.methods.ovsegmentor.data.rows import CocoRows, Rows, TableRows
+from talk2dino.methods.ovsegmentor.data.table import open_table
+from talk2dino.methods.ovsegmentor.data.tar_rows import TarRows
+from talk2dino.methods.ovsegmentor.data.words import CaptionReader
+from talk2dino.methods.ovsegmentor.model import PretrainingBatch
+from talk2dino.methods.ovsegmentor.text import Tokenizer
+from talk2dino.training.run import epoch_order
+
+logger = logging.getLogger(__name__)
+
+Transform = Callable[[Image.Image], Tensor]
+"""An RGB picture -> (3, size, size) float32, normalised with ImageNet's mean and deviation."""
+
+TEXT_LENGTH = 77
+"""Tokens of a training text."""
+ATTEMPTS = 8
+"""Images tried for one sample before the run is given up."""
+ENTITY_PROMPT = "A photo of "
+LOST = 0.01
+"""Share of the samples so far above which images that cannot be read end a run."""
+LOST_FREELY = 20
+"""Images that may be lost in any case."""
+_SEED_LIMIT = 2**32
+_NAMED = 20
+
+
+def deit_transform(size: int, smallest_crop: float) -> Transform:
+    """DeiT's augmentation, of stage 1; it draws from the generators of Python, NumPy and torch."""
+    return create_transform(
+        input_size=size,
+        is_training=True,
+        scale=(smallest_crop, 1.0),
+        ratio=(3 / 4, 4 / 3),
+        interpolation="bilinear",
+        hflip=0.5,
+        auto_augment="rand-m9-mstd0.5-inc1",
+        re_prob=0.25,
+        re_mode="pixel",
+        re_count=1,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+    )
+
+
+def crop_and_flip(size: int, smallest_crop: float) -> Transform:
+    """The augmentation of stage 2; it draws from torch's generator."""
+    return _normalised(
+        transforms.RandomResizedCrop(size, (smallest_crop, 1.0)),
+        transforms.RandomHorizontalFlip(),
+    )
+
+
+def whole_image(size: int) -> Transform:
+    """The short side to 8/7 of `size`, and of that the central square."""
+    return _normalised(transforms.Resize(size * 256 // 224), transforms.CenterCrop(size))
+
+
+def _normalised(*steps: Callable[[Image.Image], Image.Image]) -> Transform:
+    normalise = transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)
+    transform: Transform = transforms.Compose([*steps, transforms.ToTensor(), normalise])
+    return transform
+
+
+@contextmanager
+def seeded_globals(seed: int) -> Iterator[None]:
+    """The global generators of Python, NumPy and torch (CPU) start from `seed`, and are put back.
+
+    Args:
+        seed: below 2**32.
+    """
+    python, legacy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.random.default_generator.manual_seed(seed)
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)
+        torch.set_rng_state(cpu)
+
+
+def open_rows(
+    path: str | Path, images: str | Path, reader: CaptionReader, pairs: bool = False
+) -> Rows:
+    """Open a metafile, COCO captions, or web tars.
+
+    Captions without an entity are left out, except under the reader's `compat`.
+
+    Args:
+        path: a csv or tsv, a JSON of COCO captions, or a tar, a folder or a pattern of tars.
+        images: the folder of the images that a metafile names; not used for tars.
+        reader: tells which captions can be used.
+        pairs: whether partners will be asked for (stage 2); a csv has to list them.
+
+    Raises:
+        FileNotFoundError: no such file, or none of the images exists.
+        ValueError: columns are missing, a row is damaged, pairs are out of range, or nothing can
+            be used.
+    """
+    if is_tar_input(path):
+        return TarRows(path, reader, pairs)
+    if Path(path).name.lower().endswith((".json", ".json.gz")):
+        return CocoRows(Path(path), Path(images), reader, pairs)
+    return TableRows(open_table(path), Path(images), reader, pairs)
+
+
+class Failure(NamedTuple):
+    """An image that could not be read."""
+
+    name: str
+    """Its file, or its place in a tar."""
+    reason: str
+    """Why."""
+
+
+class Sample(NamedTuple):
+    """One image with its texts; see `PretrainingBatch`."""
+
+    row: int
+    """Its row, after replacements."""
+    image: Tensor
+    """(3, size, size)."""
+    caption: str
+    question: str
+    answer: str
+    paired_image: Tensor | None = None
+    """(3, size, size) another image that shares an entity."""
+    paired_prompt: str = ""
+    """A prompt with that entity."""
+    failures: tuple[Failure, ...] = ()
+    """Images that this sample stands in for."""
+
+
+class PretrainingSamples(Dataset[Sample]):
+    """Samples by (epoch, number), which are functions of these and the seed.
+
+    Args:
+        rows: captions with their images.
+        reader: makes questions and answers.
+        transform: of images; it may draw from the global generators.
+        seed: of the answers' templates, the partners and the transform.
+        pairs: whether each sample has a second image (stage 2).
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        reader: CaptionReader,
+        transform: Transform,
+        seed: int = 0,
+        pairs: bool = False,
+    ) -> None:
+        self.rows, self.reader, self.transform = rows, reader, transform
+        self.seed, self.pairs = seed, pairs
+        self._templates = get_templates("full")
+
+    def __len__(self) -> int:
+        return len(self.rows.usable)
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        """The sample of (epoch, number).
+
+        Raises:
+            RuntimeError: too many images in a row could not be read; all are named.
+        """
+        epoch, number = key
+        failures: list[Failure] = []
+        row = int(self.rows.usable[number])
+        for attempt in range(ATTEMPTS):
+            random = np.random.default_rng([self.seed, epoch, number, attempt])
+            if attempt:
+                row = int(random.choice(self.rows.usable))
+            sample = self._make(row, random, failures)
+            if sample:
+                return sample._replace(failures=tuple(failures))
+        named = "\n".join(f"  {name}: {reason}" for name, reason in failures)
+        raise RuntimeError(
+            f"{len(failures)} images in a row could not be read:\n{named}\n"
+            "Is the folder of the images right, and reachable?"
+        )
+
+    def _make(
+        self, row: int, random: np.random.Generator, failures: list[Failure]
+    ) -> Sample | None:
+        """The sample of a row; None, and one more failure, if an image cannot be read."""
+        template = self._templates[random.integers(len(self._templates))]
+        image = self._read(row, failures)
+        if image is None:
+            return None
+        pixels = self._transformed(image, random)
+        second, prompt = None, ""
+        if self.pairs:
+            partner, entity = self.rows.partner(row, random)
+            image = self._read(partner, failures)
+            if image is None:
+                return None
+            second, prompt = self._transformed(image, random), ENTITY_PROMPT + entity
+        caption = self.rows.caption(row)
+        masked = self.reader.read(caption)
+        answer = self.reader.answer(masked.classes, template)
+        return Sample(row, pixels, caption, masked.question, answer, second, prompt)
+
+    def _read(self, row: int, failures: list[Failure]) -> Image.Image | None:
+        try:
+            return self.rows.source(row).read()
+        except (ValueError, OSError) as error:
+            failures.append(Failure(self.rows.name(row), str(error)))
+            return None
+
+    def _transformed(self, image: Image.Image, random: np.random.Generator) -> Tensor:
+        with seeded_globals(int(random.integers(_SEED_LIMIT))):
+            return self.transform(image)
+
+
+class LoadedBatch(NamedTuple):
+    """One process's samples of one step."""
+
+    inputs: PretrainingBatch
+    """What the model takes."""
+    failures: tuple[Failure, ...] = ()
+    """Images that could not be read; other samples are in their place."""
+
+
+@dataclass(frozen=True)
+class Collate:
+    """Samples to a batch, with the texts tokenised."""
+
+    tokenizer: Tokenizer
+    """Of the model's text encoder."""
+    length: int = TEXT_LENGTH
+    """Every text is padded and cut to this many tokens."""
+
+    def __call__(self, samples: Sequence[Sample]) -> LoadedBatch:
+        """Collate some samples, either all with a pair or none."""
+        _, images, captions, questions, answers, second, prompts, failures = zip(
+            *samples, strict=True
+        )
+        paired = second[0] is not None
+        inputs = PretrainingBatch(
+            images=torch.stack(images),
+            captions=self.tokenizer(captions, self.length),
+            questions=self.tokenizer(questions, self.length),
+            answers=self.tokenizer(answers, self.length),
+            paired_images=torch.stack(second) if paired else None,
+            paired_entities=self.tokenizer(prompts, self.length) if paired else None,
+        )
+        return LoadedBatch(inputs, tuple(itertools.chain(*failures)))
+
+
+class EpochBatches(Sampler[list[tuple[int, int]]]):
+    """Keys of the batches of one process: every epoch another order, the last few left out.
+
+    All processes shuffle alike; of each step's samples, process r takes the r-th part. So W
+    processes with batches of B see in every step what one process with batches of W * B sees.
+
+    Args:
+        size: number of samples.
+        batch_size: samples per process and step.
+        seed: of the orders.
+        rank: this process.
+        world: how many processes there are.
+
+    Raises:
+        ValueError: there are fewer samples than one step takes.
+    """
+
+    def __init__(
+        self, size: int, batch_size: int, seed: int = 0, rank: int = 0, world: int = 1
+    ) -> None:
+        if size < batch_size * world:
+            raise ValueError(
+                f"{size} samples are fewer than one step takes ({world} x {batch_size})"
+            )
+        self.size, self.batch_size, self.seed = size, batch_size, seed
+        self.rank, self.world = rank, world
+        self.epoch = self.step = 0
+
+    @property
+    def steps(self) -> int:
+        """Steps per epoch."""
+        return self.size // (self.batch_size * self.world)
+
+    def start_at(self, epoch: int, step: int = 0) -> None:
+        """Let the next iteration be the rest of `epoch` (from 0) from `step` (from 0) on."""
+        self.epoch, self.step = epoch, step
+
+    def __len__(self) -> int:
+        """Steps of the next iteration."""
+        return self.steps - self.step
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch = self.epoch
+        order = epoch_order(self.size, self.seed, epoch)
+        for step in range(self.step, self.steps):
+            start = (step * self.world + self.rank) * self.batch_size
+            numbers = order[start : start + self.batch_size].tolist()
+            yield [(epoch, number) for number in numbers]
+
+
+def make_loader(
+    samples: PretrainingSamples,
+    batches: EpochBatches,
+    collate: Collate,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> DataLoader:
+    """A loader of `LoadedBatch`; call `batches.start_at` before each iteration over it.
+
+    It draws nothing from the global generators.
+    """
+    return DataLoader(
+        samples,
+        batch_sampler=batches,
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        persistent_workers=workers > 0,
+        worker_init_fn=_set_up_worker,
+        generator=torch.Generator().manual_seed(0),  # for base seeds, which nothing uses
+    )
+
+
+def _set_up_worker(_: int) -> None:
+    """No warning about tokenisers that were used before the fork."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+@dataclass
+class FailureLog:
+    """Counts the images of a run that could not be read, and ends the run if they are many.
+
+    One image that is met in several epochs counts each time.
+    """
+
+    samples: int = 0
+    """Samples so far."""
+    failures: int = 0
+    """Images so far that could not be read."""
+    named: list[str] = field(default_factory=list)
+    """The names of the first few."""
+
+    def add(self, failures: Sequence[Failure], samples: int) -> None:
+        """Count one batch of `samples` samples.
+
+        Raises:
+            RuntimeError: too many failed.
+        """
+        self.samples += samples
+        self.failures += len(failures)
+        for name, reason in failures:
+            if len(self.named) < _NAMED and name not in self.named:
+                self.named.append(name)
+                logger.warning("%s: %s; another sample stands in", name, reason)
+        if failures and self.failures > max(LOST_FREELY, LOST * self.samples):
+            raise RuntimeError(
+                f"{self.summary()}. More than {LOST:.1%} are too many: see to the images, "
+                "then resume."
+            )
+
+    def summary(self) -> str:
+        """One line, empty if nothing failed."""
+        if not self.failures:
+            return ""
+        names = ", ".join(self.named[:3])
+        return f"{self.failures} images of {self.samples} samples could not be read ({names})"
