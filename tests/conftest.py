@@ -10,6 +10,8 @@ from types import SimpleNamespace
 
 import talk2dino.cli  # noqa: F401  before torch: threads wait as they do in the commands
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # one thread each, in the processes of the tests as well
+    os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that would download fails at once instead
 os.environ.setdefault("MPLBACKEND", "Agg")
 
@@ -33,7 +35,7 @@ PRELOADED = [
 
 @pytest.fixture(autouse=True, scope="session")
 def _few_threads() -> None:
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or min(2, os.cpu_count() or 1)))
 
 
 @pytest.fixture(scope="session")
