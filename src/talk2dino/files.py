@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -143,31 +144,24 @@ def remove_leftovers(folder: str | Path) -> None:
 
 @cache
 def _remove_leftovers(folder: str) -> None:
-    try:
-        names = [name for name in os.listdir(folder) if _LEFTOVER.fullmatch(name)]
-    except OSError:  # nothing there, or nothing that may be seen
-        return
-    for path in (os.path.join(folder, name) for name in names):
-        lock = _lock_folder(path)
-        if lock is not None:
-            shutil.rmtree(path, ignore_errors=True)
-            os.close(lock)
+    with suppress(OSError):  # nothing there, or nothing that may be seen
+        for name in filter(_LEFTOVER.fullmatch, os.listdir(folder)):
+            path = os.path.join(folder, name)
+            if (lock := _lock_folder(path)) is not None:
+                shutil.rmtree(path, ignore_errors=True)
+                os.close(lock)
 
 
 def _lock_folder(folder: str | Path, wait: bool = False) -> int | None:
-    """Hold a folder until the number is closed; None: another process does, or nobody can."""
-    try:
-        import fcntl
-
+    """Hold a folder until the number is closed; None: it is gone, or another process holds it."""
+    with suppress(OSError):
         number = os.open(folder, os.O_RDONLY)
-    except (ImportError, OSError):  # Windows; or it is gone
-        return None
-    try:
-        fcntl.flock(number, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:
-        os.close(number)
-        return None
-    return number
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            return number
+        except OSError:
+            os.close(number)
+    return None
 
 
 def check_writable(path: str | Path, overwrite: bool = False) -> None:
@@ -243,11 +237,11 @@ def listed(folder: str | Path, pattern: str) -> list[Path]:
     return sorted(path for path in Path(folder).glob(pattern) if not path.name.startswith("."))
 
 
-def weights_identity(weights: str | Path) -> str:
-    """Weights as results name them: `pretrained` and `seeded:<n>` stay, files by their content."""
-    path = Path(weights)
-    if not path.exists():
-        return str(weights)
+def content_digest(path: str | Path | None) -> str:
+    """An input by its content; what is no path (None, `pretrained`, `seeded:<n>`) stays."""
+    if not os.path.exists(str(path)):
+        return str(path)
+    path = Path(str(path))
     if path.is_file():
         return f"sha256:{file_sha256(path)}"
     files = sorted(p for p in path.rglob("*") if p.is_file())
@@ -288,38 +282,25 @@ def _sha256(*file: str | int) -> str:
     return computed.hexdigest()
 
 
-def content_digest(path: str | Path | None) -> str:
-    """`weights_identity` of any input; what is no path (None, `pretrained`) stands for itself."""
-    return weights_identity(str(path))
-
-
-def hold_lock(path: str | Path) -> TextIO | None:
+def hold_lock(path: str | Path) -> TextIO:
     """Hold the lock file `path` until it is closed or this process ends.
 
-    Worker processes do not inherit this kind of lock.
-
-    Returns:
-        The open file, or None where there are no such locks.
+    Worker processes do not inherit this kind of lock. Where a file system has none, nothing is
+    held.
 
     Raises:
         RuntimeError: another process holds it.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return None
     path = Path(path)
     file = path.open("w")
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        file.close()
         if error.errno in (errno.EACCES, errno.EAGAIN):
+            file.close()
             raise RuntimeError(
                 f"another process is at work on {path}. Wait for it or stop it first."
             ) from error
-        path.unlink(missing_ok=True)  # a file system without locks
-        return None
     return file
 
 
@@ -382,21 +363,16 @@ def load_torch(path: str | Path, mmap: bool = False) -> Any:
     try:
         check_archive(path)
         return torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
-    except pickle.UnpicklingError as error:
-        with path.open("rb") as file:
-            start = file.read(16)
-        if not start.startswith((b"PK", b"\x80")):  # neither a zip archive nor a pickle
-            raise ValueError(f"{path} is not a torch file: it begins with {start!r}") from error
-        if "Unsupported" not in str(error) and "GLOBAL" not in str(error):
-            raise ValueError(f"{path} is damaged or is not a torch file") from error
+    except PermissionError:
+        raise
+    except Exception as error:  # the loader raises a dozen kinds on rubbish
+        code = isinstance(error, pickle.UnpicklingError) and "Unsupported operand" not in str(error)
+        if not code:
+            raise ValueError(f"{path} is damaged, cut short, or is not a torch file") from error
         raise ValueError(
             f"{path} holds pickled code, not only tensors, and is not loaded: "
             "running code from a file is unsafe. Save it again as a plain dict of tensors."
         ) from error
-    except PermissionError:
-        raise
-    except Exception as error:  # the loader raises a dozen kinds on rubbish
-        raise ValueError(f"{path} is damaged, cut short, or is not a torch file") from error
 
 
 def is_torchscript(path: str | Path) -> bool:

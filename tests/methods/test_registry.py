@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from talk2dino.benchmarks.table import BENCHMARKS, DRAWN_WORLD, STUFF_BACKGROUND
-from talk2dino.files import weights_identity
+from talk2dino.files import content_digest
 from talk2dino.methods.ovsegmentor.method import OVSegmentorMethod
 from talk2dino.methods.registry import (
     MODEL_NAMES,
@@ -128,12 +128,12 @@ def test_a_converted_folder_is_found_by_name_and_known_by_content(tmp_path, monk
     assert isinstance(method, OVSegmentorMethod)
     assert method.weights == "weights/ovsegmentor_toy"
     (tmp_path / "weights" / "ovsegmentor_toy" / "model.safetensors").write_bytes(b"one")
-    first = weights_identity(method.weights)
+    first = content_digest(method.weights)
     assert first.startswith("sha256:")
     moved = (tmp_path / "weights" / "ovsegmentor_toy").rename(tmp_path / "elsewhere")
-    assert weights_identity(moved) == first
+    assert content_digest(moved) == first
     (moved / "model.safetensors").write_bytes(b"three")
-    assert weights_identity(moved) != first
+    assert content_digest(moved) != first
 
 
 def test_options_of_the_other_method_are_named():
@@ -157,10 +157,10 @@ def test_loaded_weights_are_used_again():
 def test_a_file_is_read_once_however_often_it_is_asked_for(tmp_path, monkeypatch):
     path = tmp_path / "a.pth"
     path.write_bytes(b"content")
-    first = weights_identity(path)
+    first = content_digest(path)
     monkeypatch.setattr("builtins.open", pytest.fail)
-    assert weights_identity(path) == first
-    assert weights_identity("pretrained") == "pretrained"
+    assert content_digest(path) == first
+    assert content_digest("pretrained") == "pretrained"
 
 
 def test_models_are_split_at_commas_unless_a_file_has_them_in_its_name(tmp_path):

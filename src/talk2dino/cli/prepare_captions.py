@@ -111,9 +111,8 @@ def _alone(args: argparse.Namespace) -> Iterator[None]:
     try:
         yield
     finally:
-        if lock:
-            (folder / _LOCK).unlink(missing_ok=True)
-            lock.close()
+        (folder / _LOCK).unlink(missing_ok=True)
+        lock.close()
 
 
 def _filter(args: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ import torch
 from talk2dino.backbones.seeded import PREFIX
 from talk2dino.benchmarks.table import BENCHMARKS, Benchmark
 from talk2dino.config import check_name
-from talk2dino.files import weights_identity
+from talk2dino.files import content_digest
 from talk2dino.refine.refinement import REFINEMENTS
 from talk2dino.segmenter import ClassQuery, ClassWords, Segmenter, Words
 from talk2dino.sizes import WHOLE, Protocol, Sizes
@@ -198,7 +198,7 @@ class Method:
 
     def settings(self) -> dict[str, Any]:
         """All that decides its scores, as plain JSON data; weights by their content."""
-        return {"model": self.model, "weights": weights_identity(str(self.options.weights))}
+        return {"model": self.model, "weights": content_digest(str(self.options.weights))}
 
     def text_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """The part of what `settings` returned that decides the rows of classes."""

@@ -27,7 +27,7 @@ from talk2dino.backbones.clip_image import (
 from talk2dino.backbones.seeded import parse_seeded, seeded_state
 from talk2dino.backbones.text import TextEncoder, default_weights
 from talk2dino.benchmarks.table import Benchmark
-from talk2dino.files import find_in_checkout, weights_identity
+from talk2dino.files import content_digest, find_in_checkout
 from talk2dino.methods.base import PictureRules, published
 from talk2dino.methods.clip_words import (
     ANY,
@@ -273,7 +273,7 @@ class ClipDinoiserMethod(ClipWordMethod):
 
     def settings(self) -> dict[str, Any]:
         """Model, weights and rules."""
-        weights, clip = weights_identity(self.weights), weights_identity(self.clip_weights)
+        weights, clip = content_digest(self.weights), content_digest(self.clip_weights)
         return {**super().settings(), "weights": weights, "clip_weights": clip}
 
     def load(self, device: torch.device, loaded: Segmenter | None = None) -> ClipDinoiserSegmenter:

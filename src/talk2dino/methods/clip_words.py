@@ -26,7 +26,7 @@ from talk2dino.backbones.clip_image import (
 from talk2dino.backbones.templates import check_names, get_templates
 from talk2dino.backbones.text import TextEncoder, default_weights
 from talk2dino.benchmarks.table import BENCHMARKS, Benchmark
-from talk2dino.files import shipped, weights_identity
+from talk2dino.files import content_digest, shipped
 from talk2dino.methods.base import PAPERS_TABLE, Method, PictureRules, Published
 from talk2dino.methods.dense import DenseSegmenter, PatchOptions
 from talk2dino.pictures.word_lists import WordLists, read_word_lists
@@ -201,7 +201,7 @@ class ClipWordMethod(Method):
         """Model, weights and rules."""
         return {
             "model": self.model,
-            "weights": weights_identity(self.options.weights or default_weights(self.clip)),
+            "weights": content_digest(self.options.weights or default_weights(self.clip)),
             "logit_scale": self.rules.logit_scale,
             "area": self.rules.area,
             "pamr": self.refines,

@@ -26,7 +26,7 @@ from talk2dino.backbones.seeded import parse_seeded
 from talk2dino.backbones.text import TextEncoder
 from talk2dino.backbones.vision import VisionBackbone, check_vision, default_weights, load_vision
 from talk2dino.benchmarks.table import Benchmark
-from talk2dino.files import weights_identity
+from talk2dino.files import content_digest
 from talk2dino.methods.base import published
 from talk2dino.methods.clip_words import (
     ANY,
@@ -245,7 +245,7 @@ class ProxyClipMethod(ClipWordMethod):
 
     def settings(self) -> dict[str, Any]:
         """Model, weights and rules."""
-        vision = weights_identity(self.vision_weights)
+        vision = content_digest(self.vision_weights)
         return {**super().settings(), "vision_weights": vision, "compat": self.options.compat}
 
     def load(self, device: torch.device, loaded: Segmenter | None = None) -> ProxyClipSegmenter:

@@ -15,7 +15,7 @@ from talk2dino.backbones.text import default_weights
 from talk2dino.backbones.vision import PRETRAINED, check_vision, load_vision, patch_size
 from talk2dino.benchmarks.table import BENCHMARKS, Benchmark
 from talk2dino.config import check_at_least
-from talk2dino.files import weights_identity
+from talk2dino.files import content_digest
 from talk2dino.methods.base import Method, MethodOptions, PictureRules, published
 from talk2dino.methods.freeda.bank import check_bank, load_bank
 from talk2dino.methods.freeda.segmenter import FreeDASegmenter, Superpixels, import_felzenszwalb
@@ -144,9 +144,9 @@ class FreeDAMethod(Method):
         superpixels = self.superpixels
         return {
             "model": self.model,
-            "weights": weights_identity(self.clip_weights),
-            "vision_weights": weights_identity(self.vision_weights),
-            "bank": weights_identity(str(self.bank)),
+            "weights": content_digest(self.clip_weights),
+            "vision_weights": content_digest(self.vision_weights),
+            "bank": content_digest(str(self.bank)),
             "neighbours": self.options.neighbours,
             "superpixels": superpixels and dataclasses.asdict(superpixels),
         }

@@ -11,7 +11,7 @@ import torch
 
 from talk2dino.backbones.templates import ALIASES, get_templates
 from talk2dino.benchmarks.table import BENCHMARKS, STUFF_BACKGROUND, Benchmark
-from talk2dino.files import find_in_checkout, weights_identity
+from talk2dino.files import content_digest, find_in_checkout
 from talk2dino.methods.base import Method, MethodOptions, PictureRules, Published
 from talk2dino.methods.ovsegmentor.checkpoints import check_source, is_converted
 from talk2dino.methods.ovsegmentor.config import PRESETS
@@ -123,7 +123,7 @@ class OVSegmentorMethod(Method):
         """Model, weights and template."""
         return {
             "model": self.model,
-            "weights": weights_identity(self.weights),
+            "weights": content_digest(self.weights),
             "template": ALIASES.get(self.options.template, self.options.template),
         }
 

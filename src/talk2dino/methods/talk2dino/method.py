@@ -17,7 +17,7 @@ from talk2dino.backbones.seeded import PREFIX
 from talk2dino.backbones.templates import ALIASES
 from talk2dino.benchmarks.table import Benchmark
 from talk2dino.devices import check_compiler, compile_blocks
-from talk2dino.files import find_in_checkout, weights_identity
+from talk2dino.files import content_digest, find_in_checkout
 from talk2dino.methods.base import Method, MethodOptions, PictureRules, Published, published
 from talk2dino.methods.dense import PatchOptions
 from talk2dino.methods.talk2dino.alignment import takes
@@ -240,7 +240,7 @@ class Talk2DinoMethod(Method):
             ("vision", config.vision_weights or vision.default_weights(config.vision_model)),
             ("text", config.text_weights or text.default_weights(config.text_model)),
         ):
-            settings[f"{side}_weights"] = weights_identity(weights)
+            settings[f"{side}_weights"] = content_digest(weights)
         settings["projection"].pop("starting_checkpoint")
         if not takes(config.projection.alignment_strategy, "temperature"):
             settings["projection"].pop("routing_temperature")

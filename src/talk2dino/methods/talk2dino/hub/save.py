@@ -23,9 +23,9 @@ from talk2dino.benchmarks.tables import results_table
 from talk2dino.files import (
     atomic_files,
     check_replaceable,
+    content_digest,
     listed,
     save_safetensors,
-    weights_identity,
 )
 from talk2dino.methods.talk2dino.config import SegmenterConfig
 from talk2dino.methods.talk2dino.hub.fetch import hub_address, reason
@@ -226,7 +226,7 @@ def _own_results(folder: Path, config: SegmenterConfig, origin: str) -> list[dic
     Raises:
         ValueError: there are none, a benchmark has two, or a file is damaged.
     """
-    weights, kept = weights_identity(config.projection_weights), {}
+    weights, kept = content_digest(config.projection_weights), {}
     for path in listed(folder, "*.json"):
         with suppress(NoResult):  # of another command
             result = read_result(path)
