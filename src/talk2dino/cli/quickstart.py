@@ -5,26 +5,28 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import shutil
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from talk2dino.cli.entry import DONE, INTERRUPTED, Command
 from talk2dino.files import (
     check_folder_writable,
     content_digest,
     find_in_checkout,
+    remove_folder,
     write_text,
 )
 from talk2dino.textfiles import read_json, read_yaml
-from talk2dino.toy.world import World, check_world, world_of_size
+from talk2dino.toy.world import World, check_world, differences, world_of_size
+
+if TYPE_CHECKING:
+    from talk2dino.benchmarks.tables import Table
 
 RECIPE = "configs/toy.yaml"
+RECORD = "quickstart.json"
 MAINS = {
     "-m talk2dino toy": "talk2dino.cli.toy",
     "dino_extraction_v2.py": "talk2dino.cli.extract",
@@ -102,7 +104,7 @@ def check(args: argparse.Namespace) -> list[str]:
     read_yaml(find_in_checkout(RECIPE))
     check_folder_writable(args.output)
     done = _done_steps(args)
-    known = (args.output / "quickstart.json").exists()
+    known = (args.output / RECORD).exists()
     if not known and args.output.is_dir() and any(args.output.iterdir()):
         # Whatever it is, it is not ours to replace.
         raise FileExistsError(
@@ -118,9 +120,9 @@ def run(args: argparse.Namespace, done: list[str]) -> int:
     from talk2dino.toy.examples import read_examples
 
     out: Path = args.output
-    if args.overwrite:
-        _remove_results(out)
-    _write_json(out / "quickstart.json", {"settings": _settings(args), "done": done})
+    if args.overwrite and out.is_dir():
+        remove_folder(out)  # `check` has seen that it is a quickstart
+    _write_record(args, done)
     places = {
         **{"out": out, "data": out / "data", "images": args.images, "seed": args.seed},
         "recipe": _recipe(args),
@@ -141,10 +143,10 @@ def run(args: argparse.Namespace, done: list[str]) -> int:
         if code != DONE:
             return code
         done.append(name)
-        _write_json(out / "quickstart.json", {"settings": _settings(args), "done": done})
-    _print_table(_write_results(out))
-    print(f"\npictures: {out / 'quickstart.png'} and {out / 'demo.png'}; ", end="")
-    print(f"numbers: {out / 'results.json'}\nreport: {out / 'report.html'}")
+        _write_record(args, done)
+    print(f"\nIoU in percent\n\n{_class_table(out / 'results').markdown()}")
+    print(f"pictures: {out / 'quickstart.png'} and {out / 'demo.png'}")
+    print(f"report: {out / 'report.html'}")
     print(f"everything took {time.perf_counter() - started:.0f} s")
     return DONE
 
@@ -152,7 +154,12 @@ def run(args: argparse.Namespace, done: list[str]) -> int:
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
     """Everything that decides the results."""
     recipe = content_digest(find_in_checkout(RECIPE))
-    return {"images": args.images, "epochs": args.epochs, "seed": args.seed, "recipe": recipe}
+    return {"images": args.images, "epochs": args.epochs, "seed": args.seed, RECIPE: recipe}
+
+
+def _write_record(args: argparse.Namespace, done: list[str]) -> None:
+    content = {"settings": _settings(args), "done": done}
+    write_text(args.output / RECORD, json.dumps(content, indent=2) + "\n")
 
 
 def _done_steps(args: argparse.Namespace) -> list[str]:
@@ -162,40 +169,24 @@ def _done_steps(args: argparse.Namespace) -> list[str]:
         FileExistsError: the folder belongs to other settings.
         ValueError: the record is damaged.
     """
-    path = args.output / "quickstart.json"
+    path = args.output / RECORD
     if args.overwrite or not path.exists():
         return []
     content = read_json(path, "Delete it, or pass --overwrite.")
     if not isinstance(content, dict) or not {"settings", "done"} <= content.keys():
         raise ValueError(f"{path} is no record of a quickstart. Choose another --output.")
-    known, wanted = content["settings"], _settings(args)
-    differing = [
-        f"another {RECIPE}" if key == "recipe" else f"{key} {known.get(key)} (asked for: {value})"
-        for key, value in wanted.items()
-        if known.get(key) != value
-    ]
-    if differing:
+    if differing := differences(content["settings"], _settings(args)):
         raise FileExistsError(
-            f"{path.parent} holds a quickstart with {', '.join(differing)}. Choose another "
+            f"{path.parent} holds a quickstart with {differing}. Choose another "
             "folder with --output, or pass --overwrite to start again."
         )
     return list(content["done"])
 
 
-def _remove_results(out: Path) -> None:
-    """Remove what an earlier quickstart made; `check` has seen that it is one."""
-    drawn = ("quickstart_files", "report_plots")
-    for name in ("data", "features", "weights", "results", "predictions", *drawn):
-        shutil.rmtree(out / name, ignore_errors=True)
-    for name in ("toy.yaml", "results.json", "quickstart.png", "demo.png", "report.html"):
-        (out / name).unlink(missing_ok=True)
-
-
 def _recipe(args: argparse.Namespace) -> Path:
     """The shipped recipe, or a copy of it with another number of epochs."""
-    shipped = find_in_checkout(RECIPE)
-    if args.epochs is None or args.epochs == read_yaml(shipped)["train"]["num_epochs"]:
-        return shipped
+    if args.epochs is None:
+        return find_in_checkout(RECIPE)
     from talk2dino.methods.talk2dino.recipe import write_recipe
 
     write_recipe(RECIPE, {"num_epochs": args.epochs}, args.output / "toy.yaml")
@@ -207,8 +198,9 @@ def _run_step(words: list[str], made: Path) -> int:
     script = next(name for name in MAINS if words[: len(name.split())] == name.split())
     words += _going_on(script, made)
     print(f"\n$ python {shlex.join(words)}", flush=True)
-    with _timed(made):
-        code: int = import_module(MAINS[script]).main(words[len(script.split()) :])
+    started = time.perf_counter()
+    code: int = import_module(MAINS[script]).main(words[len(script.split()) :])
+    print(f"  {time.perf_counter() - started:.1f} s")
     if code == INTERRUPTED:
         raise KeyboardInterrupt
     if code != DONE:
@@ -218,64 +210,30 @@ def _run_step(words: list[str], made: Path) -> int:
 
 def _going_on(script: str, made: Path) -> list[str]:
     """The flag that a command needs after an interruption that left its output unrecorded."""
-    from talk2dino.features.store import read_features
-
-    if script.endswith(("toy", "evaluate")):
-        return []  # they go on where they were
     if script == "train.py":
         begun = made.exists() or made.with_suffix(".resume.pth").exists()
         return ["--resume"] if begun else []
-    begun = made.exists()
     if script == "text_features_extraction.py":  # it completes a file that is there
-        begun = "ann_feats" in read_features(made).caption_features
-    return ["--overwrite"] if begun else []
+        from talk2dino.features.store import read_features
+
+        return ["--overwrite"] if "ann_feats" in read_features(made).caption_features else []
+    if script.endswith(("toy", "evaluate")) or not made.exists():
+        return []  # those two go on where they were
+    return ["--overwrite"]
 
 
-def _write_results(out: Path) -> dict[str, Any]:
-    """The numbers of the trained projection beside those of the untrained one."""
+def _class_table(results: Path) -> Table:
+    """IoU per class and their mean, beside those of the untrained projection."""
     from talk2dino.benchmarks.results import read_result
+    from talk2dino.benchmarks.tables import Table
 
-    content: dict[str, Any] = {}
-    for path in sorted((out / "results").glob("toy_*.json")):
+    columns = {}
+    for path in results.glob("toy_*.json"):
         result = read_result(path)
         weights = result["settings"]["segmenter"]["projection_weights"]
-        content["num_images"] = result["num_images"]
-        content["untrained" if weights == "seeded:0" else "trained"] = {
-            "mIoU": round(result["mIoU"], 2),
-            "aAcc": round(result["aAcc"], 2),
-            "per_class": {
-                name: None if iou is None else round(iou, 2)
-                for name, iou in result["per_class"].items()
-            },
-        }
-    _write_json(out / "results.json", content)
-    return content
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-def _print_table(results: dict[str, Any]) -> None:
-    """IoU per class and their mean, in percent, beside those of the untrained projection."""
-    trained, untrained = results["trained"], results["untrained"]
-    rows = {name: (iou, untrained["per_class"][name]) for name, iou in trained["per_class"].items()}
-    rows["mIoU"] = (trained["mIoU"], untrained["mIoU"])
-    print(f"\n{'class':<12}{'IoU':>7}{'untrained':>11}")
-    for name, pair in rows.items():
-        shown = ["-" if value is None else f"{value:.1f}" for value in pair]
-        print(f"{name:<12}{shown[0]:>7}{shown[1]:>11}")
-
-
-@contextmanager
-def _timed(output: Path) -> Iterator[None]:
-    """Print how long the block took and how large its output is."""
-    started = time.perf_counter()
-    yield
-    seconds = time.perf_counter() - started
-    parts = output.rglob("*") if output.is_dir() else [output]
-    size = sum(path.stat().st_size for path in parts if path.is_file())
-    print(f"  {seconds:.1f} s, {size / 1e6:.1f} MB in {output}")
+        columns[weights == "seeded:0"] = {**result["per_class"], "mIoU": result["mIoU"]}
+    rows = [[name, iou, columns[True][name]] for name, iou in columns[False].items()]
+    return Table(["class", "trained", "untrained"], rows)
 
 
 COMMAND = Command(
