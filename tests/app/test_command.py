@@ -75,7 +75,7 @@ def test_a_vocabulary_fills_the_field(tmp_path):
     file.write_text("# mine\nbackground; wall\nsofa; red couch\ncat\n", encoding="utf-8")
     text = app._categories(parsed("--vocab", str(file)), Limits())
     assert text == "background; wall, sofa; red couch, cat"
-    assert read_names(text, True, Limits())[0] == ["sofa", "cat"]
+    assert read_names(text, True, Limits()).names == ("sofa", "cat")
     assert app._categories(parsed("--vocab", "voc"), Limits()).startswith("aeroplane, bicy")
     file.write_text("hello, world\n", encoding="utf-8")
     with pytest.raises(ValueError, match="commas separate categories here, see 'hello, world'"):

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from talk2dino.app.inputs import Limits, read_names, read_picture
+from talk2dino.pictures.vocabularies import Vocabulary
 
 LIMITS = Limits(max_pixels=10_000, max_side=50, max_categories=3)
 pytestmark = pytest.mark.usefixtures("uploads")
@@ -27,14 +28,14 @@ def upload(path, name):
     ],
 )
 def test_free_text_becomes_names(text, names):
-    assert read_names(text, False, LIMITS) == (names, None)
+    assert read_names(text, False, LIMITS) == Vocabulary(tuple(names))
 
 
 def test_semicolons_make_a_vocabulary_of_free_text():
-    names, lists = read_names("background; wall, sofa; red_couch\ncat", True, LIMITS)
-    assert names == ["sofa", "cat"]
-    assert lists.words == (("sofa", "red couch"), ("cat",))
-    assert lists.background == ("wall",)
+    found = read_names("background; wall, sofa; red_couch\ncat", True, LIMITS)
+    assert found.names == ("sofa", "cat")
+    assert found.words == (("sofa", "red couch"), ("cat",))
+    assert found.background == ("wall",)
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,7 @@ from talk2dino.methods.proxyclip import (
     shared_words,
 )
 from talk2dino.methods.registry import find_method, load_segmenter
-from talk2dino.pictures.vocabularies import find_vocabulary
-from talk2dino.pictures.word_lists import read_word_lists
+from talk2dino.pictures.vocabularies import find_vocabulary, read_word_lists
 from talk2dino.segmenter import ClassQuery
 from talk2dino.sizes import Protocol
 

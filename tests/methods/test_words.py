@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from talk2dino import load_model, load_segmenter
-from talk2dino.pictures.word_lists import read_word_lists
+from talk2dino.pictures.vocabularies import read_word_lists
 
 MODELS = ("toy", "ovsegmentor_toy", "sclip_toy", "proxyclip_toy", "clip_dinoiser_toy", "freeda_toy")
 WORDS = ["cat", "dog", "tree", "house"]

@@ -11,7 +11,7 @@ from PIL import Image
 
 from talk2dino.config import check_at_least, split_names
 from talk2dino.pictures.images import check_image, read_rgb
-from talk2dino.pictures.word_lists import WordLists, read_word_lists
+from talk2dino.pictures.vocabularies import Vocabulary, read_word_lists
 from talk2dino.segmenter import BACKGROUND
 from talk2dino.sizes import scoring_size
 
@@ -80,16 +80,11 @@ class Picture:
     """Start of the names of the files to download."""
 
 
-def read_names(
-    text: str | None, background: bool, limits: Limits
-) -> tuple[list[str], WordLists | None]:
+def read_names(text: str | None, background: bool, limits: Limits) -> Vocabulary:
     """Category names from free text: commas or lines separate them, underscores mean spaces.
 
     Empty parts and repetitions (case does not count: CLIP reads lower case) are left out. Where
     there is a `;`, every part is a line of a vocabulary, `name; alias`: see `read_word_lists`.
-
-    Returns:
-        The names, and the words that they are looked for by; None for the model's own.
 
     Raises:
         ValueError: none, too many, a very long one, or one called like the background.
@@ -119,11 +114,11 @@ def read_names(
             "“background” is added by the switch of that name. Remove the word, or switch it off."
         )
     if not any(";" in name for name in names.values()):
-        return list(names.values()), None
-    lists = read_word_lists(list(names.values()))
-    if lists.background and not background:
+        return Vocabulary(tuple(names.values()))
+    found = read_word_lists(list(names.values()))
+    if found.background and not background:
         raise ValueError("These are words of the background. Switch it on, or remove that line.")
-    return list(lists.names), lists
+    return found
 
 
 def read_picture(payload: Mapping[str, Any] | None, limits: Limits) -> Picture:

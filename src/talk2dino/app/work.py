@@ -137,7 +137,8 @@ def segment(
     entry = models.entry(model)
     own = entry.rules.threshold
     wanted = class_threshold(own if threshold is None else threshold, own)
-    names, lists = read_names(categories, background, limits)
+    vocabulary = read_names(categories, background, limits)
+    names = vocabulary.names
     check_name("pooling", pooling, POOLINGS)
     chosen = None if refine is None else chosen_refinements(refine)
     picture = read_picture(upload, limits)
@@ -149,7 +150,7 @@ def segment(
     with models.use(model) as entry:
         method, segmenter = entry.variant(chosen, background, models.device)
         rules = method.demo
-        words = None if lists is None else lists.class_words(method.words(), pooling)
+        words = vocabulary.class_words(method.words(), pooling)
         query = method.query(segmenter, names, wanted if background else None, words=words)
         settings = {"model": model, "refine": list(rules.refines or ()), "image": picture.stem}
         found = segment_picture(segmenter, picture.image, query, rules.protocol, settings=settings)

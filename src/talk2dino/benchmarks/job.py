@@ -31,7 +31,7 @@ from talk2dino.benchmarks.results import (
 from talk2dino.benchmarks.scoring import Task
 from talk2dino.benchmarks.table import Benchmark
 from talk2dino.files import check_folder_writable, load_torch, remove_leftovers, save_torch
-from talk2dino.pictures.word_lists import WordLists
+from talk2dino.pictures.vocabularies import Vocabulary
 from talk2dino.processes import Processes
 from talk2dino.progress import Progress, silent
 from talk2dino.segmenter import ClassQuery, ClassWords, Segmenter
@@ -77,7 +77,7 @@ class Evaluation:
     """Threshold of the background class; None where there is none."""
     boundary: bool = False
     """Whether borders of classes and windows are scored too."""
-    vocabulary: WordLists | None = None
+    vocabulary: Vocabulary | None = None
     """Classes and words in place of the benchmark's and the method's."""
     pooling: str = "max"
     """Of the words of a class, where a vocabulary has several; one of `segmenter.POOLINGS`."""

@@ -158,8 +158,7 @@ def _categories(args: argparse.Namespace, limits: Limits) -> str:
         return str(args.categories)
     if args.categories:
         raise ValueError("--categories and --vocab both fill the field. Give one of them.")
-    found = find_vocabulary(args.vocab)
-    lines = found.names if found.lists is None else found.lists.lines()
+    lines = find_vocabulary(args.vocab).lines()
     if len(lines) > limits.max_categories:
         raise ValueError(
             f"--vocab {args.vocab} has {len(lines)} lines, more than the {limits.max_categories} "

@@ -103,7 +103,7 @@ def _evaluations(args: argparse.Namespace) -> list[Evaluation]:
     """Models, their benchmarks, and the threshold as published or as asked for."""
     from talk2dino.benchmarks.job import Evaluation
     from talk2dino.methods.base import UNIFIED, refuse_threshold
-    from talk2dino.pictures.word_lists import read_word_lists
+    from talk2dino.pictures.vocabularies import read_word_lists
 
     evaluations, without = [], []
     pooling = pooling_of(args, "--vocabulary", args.vocabulary)

@@ -22,7 +22,7 @@ from talk2dino.cli.method_flags import (
 from talk2dino.cli.segment_files import BESIDE_OVERLAY, MODES, Task, plan_export, plan_tasks
 from talk2dino.config import check_name, split_names
 from talk2dino.methods.registry import DEFAULT_MODEL, MODEL_NAMES, RESUMED_MODEL
-from talk2dino.pictures.drawing import BACKGROUND_COLOUR, MAX_INDEXED, class_colours
+from talk2dino.pictures.drawing import BACKGROUND_COLOUR, MAX_INDEXED
 from talk2dino.pictures.export import KINDS as EXPORTS
 from talk2dino.pictures.vocabularies import (
     BACKGROUND,
@@ -193,11 +193,8 @@ def check(args: argparse.Namespace) -> Plan:
         modes = _modes_of(args.vis or DEFAULT_MODES, method)
     tasks = plan_tasks(args, modes)
     export = plan_export(args, tasks)
-    lists = vocabulary.lists
-    pooling = pooling_of(args, "--vocab", lists)
-    words = method.words()
-    if lists is not None:
-        words = lists.class_words(words, pooling)
+    pooling = pooling_of(args, "--vocab", vocabulary.words)
+    words = vocabulary.class_words(method.words(), pooling)
     names = [*([] if background is None else [BACKGROUND]), *vocabulary.names]
     _check_count(len(names), tasks[0])
     device = resolve_device(args.device)
@@ -294,7 +291,7 @@ def read_model(args: argparse.Namespace) -> tuple[Method, Vocabulary, float | No
             found = replace(found, names=tuple(of(name)[0] for name in found.names))
         return method, found, background
     if background is None:  # then "background" is a class like any other
-        return method, Vocabulary(tuple(words), class_colours(len(words))), None
+        return method, Vocabulary(tuple(words)), None
     return method, named_classes(words), background
 
 

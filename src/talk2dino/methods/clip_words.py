@@ -29,7 +29,7 @@ from talk2dino.benchmarks.table import BENCHMARKS, Benchmark
 from talk2dino.files import content_digest, shipped
 from talk2dino.methods.base import PAPERS_TABLE, Method, PictureRules, Published
 from talk2dino.methods.dense import DenseSegmenter, PatchOptions
-from talk2dino.pictures.word_lists import WordLists, read_word_lists
+from talk2dino.pictures.vocabularies import Vocabulary, read_word_lists
 from talk2dino.refine.refinement import (
     PAMR,
     Refinement,
@@ -53,7 +53,7 @@ _EXPANSIONS: dict[str | None, dict[str, tuple[str, ...]]] = {
 
 
 @cache
-def published_words(benchmark: str) -> WordLists:
+def published_words(benchmark: str) -> Vocabulary:
     """ProxyCLIP's words for the classes of a benchmark, which other methods share."""
     return read_word_lists(shipped(f"vocabularies/proxyclip_{benchmark}.txt"))
 

@@ -63,7 +63,7 @@ def load_segmenter(
         benchmark: key of a benchmark or the YAML file of a data set, whose options, vocabulary and
             protocol the segmenter then has; None for those of a user's pictures.
         vocabulary: words by which classes are looked for when `query` is asked for their names: a
-            text file, or its lines, `name; alias; alias`; see `word_lists.read_word_lists`.
+            text file, or its lines, `name; alias; alias`; see `vocabularies.read_word_lists`.
         pooling: how the words of a class are put together: "max", the best one, or "lse".
         device: where to put it.
         settings: options of the method, such as `pamr=False`; see `--help` of `evaluate`. And
@@ -124,7 +124,7 @@ def _words(
     row: Benchmark | None = None,
 ) -> ClassWords:
     """The words of a method for a benchmark, or for a user's pictures, or those of a vocabulary."""
-    from talk2dino.pictures.word_lists import read_word_lists
+    from talk2dino.pictures.vocabularies import read_word_lists
     from talk2dino.segmenter import POOLINGS
 
     check_name("pooling", pooling, POOLINGS)

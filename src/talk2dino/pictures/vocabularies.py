@@ -1,38 +1,95 @@
-"""Class lists that the demo knows by name, with the colours of their data sets."""
+"""Vocabularies: classes with their words, from text files, by name, or as they are given."""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from talk2dino.config import as_texts
 from talk2dino.files import shipped
-from talk2dino.pictures.drawing import class_colours, palette
-from talk2dino.pictures.word_lists import BACKGROUND, WordLists, read_word_lists
-from talk2dino.textfiles import read_names, read_yaml
+from talk2dino.textfiles import read_names, read_text, read_yaml
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from talk2dino.segmenter import ClassWords
+
+BACKGROUND = "background"  # as in segmenter.py, which needs PyTorch
+VOCABULARIES = {"voc": "voc", "coco": "coco_object", "ade": "ade20k", "drawn_world": "toy"}
+"""Name -> benchmark that the classes are of."""
+_PALETTES = {"voc": "voc20", "coco_object": "coco_stuff", "toy": "toy"}  # those begin with theirs
+_OTHER_LISTS = ("pascal", "context", "cityscapes", "stuff", "ade20k", "coco_object", "coco_stuff")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Vocabulary:
-    """What is looked for; the background does not count."""
+    """Classes in order; the background does not count."""
 
     names: tuple[str, ...]
-    """Class names; those of a data set are MMSegmentation's."""
-    colours: np.ndarray
-    """(C, 3) uint8 RGB, one per name."""
+    """Of the classes in results; those of a data set are MMSegmentation's."""
+    words: tuple[tuple[str, ...], ...] | None = None
+    """Per class those that it is looked for by, its name first; None: the method's own."""
+    background: tuple[str, ...] = ()
+    """Words that compete with the classes and stand for the background; none: the method's own."""
+    source: str = "the vocabulary"
+    """The file, for messages."""
     benchmark: str | None = None
     """Key of the benchmark that the names are of; methods may have other names for it."""
-    lists: WordLists | None = None
-    """Of a text file: the words of every class."""
+
+    @property
+    def colours(self) -> np.ndarray:
+        """(C, 3) uint8 RGB, one per name: those of the data set, or of ADE20K's classes."""
+        from talk2dino.pictures.drawing import class_colours, palette
+
+        known, count = palette(_PALETTES.get(self.benchmark or "", "ade20k")), len(self.names)
+        return known[:count] if count <= len(known) else class_colours(count)
+
+    def lines(self) -> list[str]:
+        """As in a file, without blank ones and remarks."""
+        if self.words is None:
+            return list(self.names)
+        first = [(BACKGROUND, *self.background)] if self.background else []
+        return ["; ".join(words) for words in (*first, *self.words)]
+
+    def class_words(self, own: ClassWords, pooling: str) -> ClassWords:
+        """The words of a method, `own`, with these in their place.
+
+        With one word per class there is nothing to pool, and the method scores as without them.
+        """
+        if self.words is None:
+            return own
+        found = dict(zip(map(_key, self.names), self.words, strict=True))
+        several = bool(self.background) or any(len(of_class) > 1 for of_class in self.words)
+        return dataclasses.replace(
+            own,
+            of=lambda name: found[_key(name)] if _key(name) in found else own.of(name),
+            background=self.background or own.background,
+            pooling=pooling if several else None,
+        )
+
+    def check_fits(self, benchmark: str, num_classes: int, background: bool) -> None:
+        """Raise ValueError unless a benchmark has so many classes beside its background."""
+        if len(self.names) != num_classes:
+            beside = " beside its background" if background else ""
+            raise ValueError(
+                f"{self.source} lists {len(self.names)} classes, the last one {self.names[-1]!r}; "
+                f"{benchmark} has {num_classes}{beside}. Write one line for each, in its order."
+            )
+        if self.background and not background:
+            raise ValueError(
+                f"{self.source} has words for a background, which {benchmark} has not. "
+                "Leave that line out."
+            )
 
 
 def find_vocabulary(words: Sequence[str]) -> Vocabulary:
-    """A known class list, or the given names as they are, in the colours of ADE20K's classes.
+    """A known class list, or the given names as they are.
 
     Args:
         words: one of VOCABULARIES alone; or a text file (.txt) alone, see `read_word_lists`; or
@@ -45,11 +102,11 @@ def find_vocabulary(words: Sequence[str]) -> Vocabulary:
     """
     words = as_texts(words)
     if len(words) == 1 and words[0] in VOCABULARIES:
-        return _known_list(words[0])
+        return _known_list(VOCABULARIES[words[0]])
     if len(words) == 1 and Path(words[0]).suffix.lower() == ".txt":
-        lists = read_word_lists(words[0])
-        return replace(named_classes(lists.names), lists=lists)
-    if len(words) == 1 and _looks_like_a_list(words[0]):
+        return read_word_lists(words[0])
+    key = words[0].lower() if len(words) == 1 else ""
+    if key in _OTHER_LISTS or difflib.get_close_matches(key, VOCABULARIES, cutoff=0.65):
         raise ValueError(
             f"unknown vocabulary {words[0]!r}. Known: {', '.join(VOCABULARIES)}, or class names. "
             f"For a single class of this name: --textual_categories {words[0]!r}"
@@ -65,10 +122,7 @@ def named_classes(words: Sequence[str]) -> Vocabulary:
     """
     words = as_texts(words)
     first = words[:1] and words[0].strip().lower() == BACKGROUND
-    names = class_names(words[1:] if first else words, background=True)
-    ade = palette("ade20k")
-    colours = ade[: len(names)] if len(names) <= len(ade) else class_colours(len(names))
-    return Vocabulary(tuple(names), colours)
+    return Vocabulary(tuple(class_names(words[1:] if first else words, background=True)))
 
 
 def class_names(names: str | Sequence[str], background: bool) -> list[str]:
@@ -98,29 +152,64 @@ def class_names(names: str | Sequence[str], background: bool) -> list[str]:
     return found
 
 
-def _looks_like_a_list(word: str) -> bool:
-    key = word.lower()
-    return key in _OTHER_LISTS or bool(difflib.get_close_matches(key, VOCABULARIES, cutoff=0.65))
-
-
 @cache
-def _known_list(name: str) -> Vocabulary:
-    """One of VOCABULARIES, as the files of its data set have it."""
-    benchmark, colours = VOCABULARIES[name]
-    content = read_yaml(_FOLDER / f"{benchmark}.yaml")
+def _known_list(benchmark: str) -> Vocabulary:
+    """The classes of a data set, as its files have them."""
+    folder = shipped("configs/datasets")
+    content = read_yaml(folder / f"{benchmark}.yaml")
     names = content["classes"]
-    names = read_names(_FOLDER / names) if isinstance(names, str) else names
-    names = tuple(names[bool(content.get("background")) :])
-    return Vocabulary(names, palette(colours)[: len(names)], benchmark)
+    names = read_names(folder / names) if isinstance(names, str) else names
+    return Vocabulary(tuple(names[bool(content.get("background")) :]), benchmark=benchmark)
 
 
-_FOLDER = shipped("configs/datasets")
-VOCABULARIES = {
-    "voc": ("voc", "voc20"),
-    "coco": ("coco_object", "coco_stuff"),
-    "ade": ("ade20k",) * 2,
-    "drawn_world": ("toy",) * 2,
-}
-"""Name -> benchmark that the classes are of, and the one whose palette begins with theirs."""
+def read_word_lists(given: str | Path | Sequence[str]) -> Vocabulary:
+    """A vocabulary of one class per line, `name; alias; alias`.
 
-_OTHER_LISTS = ("pascal", "context", "cityscapes", "stuff", "ade20k", "coco_object", "coco_stuff")
+    Blank lines and those that begin with `#` do not count. The first line may begin with
+    `background`: its other words are the background's.
+
+    Args:
+        given: a text file, or its lines.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: no class, an empty word, or a word that is there twice; names the line.
+    """
+    if isinstance(given, str | Path):
+        source, lines = str(given), re.split(r"\r\n?|\n", read_text(given))
+    else:
+        source, lines = "the vocabulary", list(given)
+    classes: list[tuple[str, ...]] = []
+    background: tuple[str, ...] | None = None
+    seen: dict[str, int] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        words = tuple(" ".join(word.split()) for word in line.split(";"))
+        if not all(words):
+            raise ValueError(f"{source}, line {number}: an empty word in {line.strip()!r}.")
+        is_background = background is None and not classes and _key(words[0]) == BACKGROUND
+        if is_background:
+            words = background = words[1:]
+        else:
+            classes.append(words)
+        for word in words:
+            if _key(word) in seen:
+                raise ValueError(
+                    f"{source}, line {number}: {word!r} is in line {seen[_key(word)]} already. "
+                    "A word belongs to one class, once."
+                )
+            if _key(word) == BACKGROUND:
+                raise ValueError(
+                    f"{source}, line {number}: {word!r} may only be the first word of the first "
+                    "line, for the words of the background."
+                )
+            seen[_key(word)] = number
+    if not classes:
+        raise ValueError(f"{source} lists no classes. Write one on each line: name; alias; alias")
+    names = tuple(words[0] for words in classes)
+    return Vocabulary(names, tuple(classes), background or (), source)
+
+
+def _key(word: str) -> str:
+    return " ".join(word.lower().split())
