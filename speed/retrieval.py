@@ -24,13 +24,14 @@ def _write(folder: Path) -> None:
 
 def _shipped(device: str, folder: Path) -> Step:
     from talk2dino.features.store import read_features
-    from talk2dino.methods.talk2dino.training.columns import Rows
+    from talk2dino.methods.talk2dino.training.columns import forget
     from talk2dino.methods.talk2dino.training.retrieval import best_rows
 
     store = read_features(folder / "s.pth")
-    read = partial(Rows(store, (_KEY,)).block, _KEY)
+    column = store.image_features[_KEY]
+    done = partial(forget, column)
     query = torch.randn(1, PATCH_DIM, generator=torch.Generator().manual_seed(1)).to(device)
-    return lambda: list(best_rows(query, store.image_features[_KEY], TOP, read=read))
+    return lambda: list(best_rows(query, column, TOP, done=done))
 
 
 CASES = {

@@ -10,7 +10,7 @@ from talk2dino.features.captions import CaptionInput
 from talk2dino.features.shards import read_shards
 from talk2dino.features.store import json_bytes, read_features, write_features
 from talk2dino.methods.talk2dino.training.dataset import LAST_LAYER_TEXT, FeatureChoice, StoredPairs
-from talk2dino.methods.talk2dino.training.sources import open_pairs
+from talk2dino.methods.talk2dino.training.sources import open_datasets
 from tests.features.test_store import published, small
 
 
@@ -84,7 +84,7 @@ def test_records_and_rows_that_differ_are_named_by_extraction_and_training(store
         CaptionInput(path, need_images=False).split(0, 1)
     encoders = type("Encoders", (), {"options": None, "device": "cpu"})
     with pytest.raises(ValueError, match=rf"features\.pth.*{message}"):
-        open_pairs(str(path), FeatureChoice("dino_features"), encoders)
+        open_datasets([(str(path), FeatureChoice("dino_features"))], None, encoders)
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace, opened: tuple[FeatureFile, Tensor]) -> int:
 
     from talk2dino.features.store import check_finite
     from talk2dino.methods.talk2dino.api import Talk2DINO
-    from talk2dino.methods.talk2dino.training.columns import Rows
+    from talk2dino.methods.talk2dino.training.columns import forget
     from talk2dino.methods.talk2dino.training.retrieval import best_rows
 
     store, column = opened
@@ -76,8 +76,8 @@ def run(args: argparse.Namespace, opened: tuple[FeatureFile, Tensor]) -> int:
             f"{expected}. Name the --model that the features were extracted for."
         )
     key = IMAGES if by_text else CAPTIONS
-    read = partial(Rows(store, (key,)).block, key) if store.mapped_from else None
-    cosines, rows = best_rows(query, column, args.top, project, read)
+    done = partial(forget, column) if store.mapped_from else None
+    cosines, rows = best_rows(query, column, args.top, project, done)
     check_finite(cosines, key, args.store)  # what is none comes first
     pictures = rows if by_text else store.caption_rows[rows]
     names = [_name(store.images[row]) for row in pictures.tolist()]

@@ -62,8 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=_half_of_the_memory_gb(),
         help="features up to this size are kept in memory by each process; larger ones are read "
-        "from their file, or encoded, again in every epoch (default: half of the memory, divided "
-        "by the processes on it: %(default)s)",
+        "from their file again in every epoch (default: half of the memory, divided by the "
+        "processes on it: %(default)s)",
     )
     group.add_argument(
         "--workers", type=int, default=min(8, core_share()), help="decoding processes"

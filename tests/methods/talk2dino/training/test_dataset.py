@@ -14,6 +14,8 @@ from talk2dino.methods.talk2dino.training.dataset import (
     end_positions,
 )
 
+PLAIN = FeatureChoice(config=ProjectionConfig(cosine=False))
+
 
 def only_batch(pairs, index):
     return next(pairs.batches([torch.tensor(index)]))
@@ -21,7 +23,7 @@ def only_batch(pairs, index):
 
 def test_a_caption_comes_with_the_features_of_its_own_image(tiny_features):
     features = tiny_features(images=4, per_image=2)
-    pairs = StoredPairs(features, FeatureChoice(), "f.pth")
+    pairs = StoredPairs(features, PLAIN, "f.pth")
     batch = only_batch(pairs, [7, 0, 3])
     assert torch.equal(batch.visual, features.image_features["disentangled_self_attn"][[3, 0, 1]])
     assert torch.equal(batch.text, features.caption_features["ann_feats"][[7, 0, 3]])
@@ -35,17 +37,18 @@ def test_features_stored_in_half_precision_are_used_in_float32(tiny_features):
     features = tiny_features()
     for columns in (features.image_features, features.caption_features):
         columns.update({k: v.half() for k, v in columns.items() if v.is_floating_point()})
-    batch = only_batch(StoredPairs(features, FeatureChoice(), "f.pth"), [0, 1])
+    batch = only_batch(StoredPairs(features, PLAIN, "f.pth"), [0, 1])
     assert batch.visual.dtype == batch.text.dtype == torch.float32
 
 
 def test_validation_uses_one_vector_per_image_where_training_uses_one_per_head():
     assert FeatureChoice().for_validation().visual == "avg_self_attn_out"
-    routed = FeatureChoice(routed=True)
+    routed = FeatureChoice(config=ProjectionConfig(alignment_strategy="soft_routing"))
     assert routed.for_validation() == routed
     assert routed.for_retrieval().visual == "avg_self_attn_out"
     assert FeatureChoice("dino_features").for_validation().visual == "dino_features"
-    assert FeatureChoice("patch_tokens", with_maps=True).for_validation().with_maps
+    weighted = choose_features(ProjectionConfig(weight_attn_heads="static"))
+    assert weighted.for_validation() == weighted
 
 
 def test_learned_head_weights_take_patches_maps_and_cls(tiny_features):
@@ -120,12 +123,12 @@ def test_a_missing_key_names_the_command_that_adds_it(tiny_features, key, comman
     features.image_features.pop(key, None)
     features.caption_features.pop(key, None)
     with pytest.raises(ValueError, match=f"f.pth holds no '{key}'.*{command}"):
-        StoredPairs(features, FeatureChoice(), "f.pth")
+        StoredPairs(features, PLAIN, "f.pth")
 
 
 def test_a_file_without_captions_is_refused(tiny_features):
     with pytest.raises(ValueError, match=r"f\.pth holds no captions"):
-        StoredPairs(tiny_features(per_image=0), FeatureChoice(), "f.pth")
+        StoredPairs(tiny_features(per_image=0), PLAIN, "f.pth")
 
 
 @pytest.mark.parametrize(
@@ -142,6 +145,11 @@ def test_a_file_without_captions_is_refused(tiny_features):
 def test_features_that_do_not_go_with_the_model_are_refused(config, visual, text, message):
     with pytest.raises(ValueError, match=message):
         choose_features(ProjectionConfig(**config), visual, text)
+
+
+def checked(features, recipe):
+    columns = features.image_features, features.caption_features
+    check_widths(*columns, choose_features(recipe.model), recipe, "f.pth")
 
 
 @pytest.mark.parametrize(
@@ -161,12 +169,10 @@ def test_features_that_do_not_go_with_the_model_are_refused(config, visual, text
 )
 def test_features_of_another_width_than_the_recipe_are_refused(tiny_features, config, message):
     recipe = Recipe(ProjectionConfig(**config), path=Path("vitb.yaml"), written=tuple(config))
-    pairs = StoredPairs(tiny_features(), choose_features(recipe.model), "f.pth")
     with pytest.raises(ValueError, match=f"vitb.yaml says {message}"):
-        check_widths(pairs, recipe, "f.pth")
+        checked(tiny_features(), recipe)
 
 
 def test_a_number_of_heads_that_decides_nothing_may_be_left_out(tiny_features):
     config = ProjectionConfig(dino_embed_dim=6, clip_embed_dim=64)
-    pairs = StoredPairs(tiny_features(), choose_features(config), "f.pth")
-    check_widths(pairs, Recipe(config), "f.pth")
+    checked(tiny_features(), Recipe(config))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from talk2dino.config import check_name
 from talk2dino.features.keys import DIMENSIONS
 from talk2dino.features.store import FeatureFile
 from talk2dino.methods.talk2dino.alignment import PAIRWISE, takes
-from talk2dino.methods.talk2dino.projection import ProjectionConfig, images_stay, unit
+from talk2dino.methods.talk2dino.projection import ProjectionConfig, images_stay
 from talk2dino.methods.talk2dino.recipe import Recipe
 from talk2dino.methods.talk2dino.training.columns import Columns
 
@@ -53,24 +52,14 @@ class FeatureChoice:
     """One of VISUAL_FEATURES."""
     text: str = "ann_feats"
     """One of TEXT_FEATURES."""
-    with_maps: bool = False
-    """Also the attention logits (H, P), for learned head weights."""
-    with_cls: bool = False
-    """Also the CLS embedding, for head weights conditioned on it."""
-    keep_cls: bool = False
-    """Averaged text: count position 0."""
-    keep_end_seq: bool = False
-    """Averaged text: count the end-of-text position."""
-    unit_visual: bool = False
-    """Scale the visual vectors to length 1: all that the model would do to them."""
-    routed: bool = False
-    """Whether the caption mixes the heads of its image: soft_routing."""
+    config: ProjectionConfig = field(default_factory=ProjectionConfig)
+    """What is trained on them."""
 
     @property
     def image_keys(self) -> tuple[str, ...]:
-        """Keys needed per image."""
-        maps = ("self_attn_maps",) if self.with_maps else ()
-        return (self.visual, *maps, *(("dino_features",) if self.with_cls else ()))
+        """Keys needed per image: also the attention logits and the CLS token for head weights."""
+        more = {"static": ("self_attn_maps",), "conditioned": ("self_attn_maps", "dino_features")}
+        return (self.visual, *more.get(self.config.weight_attn_heads or "", ()))
 
     @property
     def caption_keys(self) -> tuple[str, ...]:
@@ -81,9 +70,15 @@ class FeatureChoice:
             return (LAST_LAYER_TEXT, "text_argmax")
         return (self.text,)
 
+    @property
+    def unit_key(self) -> str | None:
+        """The column that is scaled to length 1, if that is all that the model does to images."""
+        return self.visual if images_stay(self.config) else None
+
     def for_validation(self) -> FeatureChoice:
-        """As for retrieval, but where heads are routed: then with all heads, as in training."""
-        return self if self.routed else self.for_retrieval()
+        """As for retrieval, but where captions mix the heads: then with all, as in training."""
+        routed = takes(self.config.alignment_strategy, "temperature")
+        return self if routed else self.for_retrieval()
 
     def for_retrieval(self) -> FeatureChoice:
         """A caption meets the average map's vector, not one per head."""
@@ -127,59 +122,11 @@ def choose_features(
             f"{config.alignment_strategy} cannot use. Choose one of "
             f"{', '.join(PAIRWISE)}, or --text_features {AVERAGED_TEXT}."
         )
-    return FeatureChoice(
-        visual,
-        text,
-        with_maps=weighted,
-        with_cls=config.weight_attn_heads == "conditioned",
-        keep_cls=config.keep_cls,
-        keep_end_seq=config.keep_end_seq,
-        unit_visual=images_stay(config),
-        routed=takes(config.alignment_strategy, "temperature"),
-    )
+    return FeatureChoice(visual, text, config)
 
 
-class Pairs(ABC):
-    """A set of captions, each with its image: stored features, or images encoded as they come.
-
-    Args:
-        features: the records, and with stored features also those.
-        choice: which of its columns to use.
-    """
-
-    def __init__(self, features: FeatureFile, choice: FeatureChoice) -> None:
-        self.features, self.choice = features, choice
-        self.caption_rows = features.caption_rows.clone()
-        """(M,) the image of each caption."""
-        self.num_images = features.num_images
-
-    def __len__(self) -> int:
-        """Number of captions."""
-        return len(self.caption_rows)
-
-    @abstractmethod
-    def columns_of_some(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Features of at least one image and caption, key -> (n, ...): their shapes count."""
-
-    def widths(self) -> dict[str, int]:
-        """Recipe key -> the size that a projection must have to fit."""
-        images, captions = self.columns_of_some()
-        widths = {
-            "dino_embed_dim": images[self.choice.visual].shape[-1],
-            "clip_embed_dim": captions[self.choice.caption_keys[0]].shape[-1],
-        }
-        per_head = images.get("self_attn_maps", images[self.choice.visual])
-        if self.choice.with_maps or self.choice.visual == "disentangled_self_attn":
-            widths["num_attn_head"] = per_head.shape[-2]
-        return widths
-
-    @abstractmethod
-    def batches(self, indices: Sequence[Tensor]) -> Iterator[Batch]:
-        """One batch for each (B,) tensor of caption numbers, in that order."""
-
-
-class StoredPairs(Pairs):
-    """Pairs from a feature file: one tensor per key, indexed once per batch.
+class StoredPairs:
+    """A set of captions, each with its image's features: one tensor per key, indexed per batch.
 
     Args:
         features: a feature file, mapped from disk or in memory.
@@ -205,60 +152,45 @@ class StoredPairs(Pairs):
             _check_column(features.require(key, path), key, path)
         if choice.text == LAST_LAYER_TEXT:
             _check_positions(features, path)
-        super().__init__(features, choice)
+        self.features, self.choice = features, choice
+        self.caption_rows = features.caption_rows.clone()
+        """(M,) the image of each caption."""
         if not len(self):
             raise ValueError(f"{path} holds no captions")
-        self.device = torch.device(device)
-        unit_key = choice.visual if choice.unit_visual else None
-        keys = (choice.image_keys, choice.caption_keys, unit_key)
-        self.columns = Columns(features, *keys, self.device, memory_bytes)
+        keys = (choice.image_keys, choice.caption_keys, choice.unit_key)
+        self.columns = Columns(features, *keys, torch.device(device), memory_bytes)
 
-    def columns_of_some(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """All of them, wherever they are."""
-        return self.features.image_features, self.features.caption_features
+    def __len__(self) -> int:
+        """Number of captions."""
+        return len(self.caption_rows)
 
     def batches(self, indices: Sequence[Tensor]) -> Iterator[Batch]:
-        """One batch for each (B,) tensor of caption numbers."""
+        """One batch for each (B,) tensor of caption numbers, in that order."""
         if not indices:
             return
         order = torch.cat(list(indices))
         sizes = [len(index) for index in indices]
         for images, captions in self.columns.read(self.caption_rows[order], order, sizes):
-            yield make_batch(self.choice, images, captions, self.columns.unit_done)
+            yield _batch(self.choice, images, captions)
 
 
-def make_batch(
-    choice: FeatureChoice,
-    images: dict[str, Tensor],
-    captions: dict[str, Tensor],
-    unit_done: bool = False,
-) -> Batch:
-    """Arrange the gathered features of B pairs as forward takes them.
-
-    Args:
-        choice: which features to use.
-        images: image key -> (B, ...).
-        captions: caption key -> (B, ...).
-        unit_done: whether the visual vectors have length 1 already.
-    """
+def _batch(choice: FeatureChoice, images: dict[str, Tensor], captions: dict[str, Tensor]) -> Batch:
+    """Arrange the gathered features of B pairs, key -> (B, ...), as forward takes them."""
     extras = {}
-    if choice.with_maps:
+    if "self_attn_maps" in images:
         extras["self_attn_maps"] = images["self_attn_maps"].float()
-    if choice.with_cls:
+    if choice.config.weight_attn_heads == "conditioned":
         extras["cls"] = images["dino_features"].float()
     text = captions[choice.caption_keys[0]].float()
     if choice.text == AVERAGED_TEXT:
         mask = captions["text_input_mask"].bool()
-        text = average_tokens(text, mask, choice.keep_cls, choice.keep_end_seq)
+        text = average_tokens(text, mask, choice.config.keep_cls, choice.config.keep_end_seq)
     elif choice.text == DENSE_TEXT:
         extras["text_input_mask"] = captions["text_input_mask"].bool()
         extras["text_argmax"] = end_positions(extras["text_input_mask"])
     elif choice.text == LAST_LAYER_TEXT:
         extras["text_argmax"] = captions["text_argmax"].long()
-    visual = images[choice.visual].float()
-    if choice.unit_visual and not unit_done:
-        visual = unit(visual)
-    return Batch(visual, text, extras, choice.unit_visual)
+    return Batch(images[choice.visual].float(), text, extras, choice.unit_key is not None)
 
 
 def average_tokens(
@@ -314,20 +246,38 @@ def _check_positions(features: FeatureFile, path: str | Path) -> None:
         )
 
 
-def check_widths(pairs: Pairs, recipe: Recipe, path: str | Path) -> None:
-    """Raise ValueError unless the features fit the recipe; the message has both numbers.
+def check_widths(
+    images: Mapping[str, Tensor],
+    captions: Mapping[str, Tensor],
+    choice: FeatureChoice,
+    recipe: Recipe,
+    path: str | Path,
+) -> None:
+    """Raise ValueError unless features fit the recipe; the message has both numbers.
 
     The number of heads decides something only where heads are weighted. Elsewhere it may be left
     out, but it must not be wrong.
+
+    Args:
+        images, captions: key -> (n, ...), at least one of each: their shapes count.
+        choice: which of them are used.
+        recipe: of the training.
+        path: where they are from.
     """
-    config = recipe.model
-    for key, found in pairs.widths().items():
-        if key == "num_attn_head" and not (config.weight_attn_heads or key in recipe.written):
-            continue
+    config, visual = recipe.model, images[choice.visual]
+    widths = {
+        "dino_embed_dim": ("image", visual.shape[-1]),
+        "clip_embed_dim": ("text", captions[choice.caption_keys[0]].shape[-1]),
+    }
+    per_head = images["self_attn_maps"] if config.weight_attn_heads else visual
+    if config.weight_attn_heads or (
+        choice.visual == VISUAL_FEATURES[0] and "num_attn_head" in recipe.written
+    ):
+        widths["num_attn_head"] = ("attention map", per_head.shape[-2])
+    for key, (what, found) in widths.items():
         if found != getattr(config, key):
-            what = {"dino_embed_dim": "image", "clip_embed_dim": "text"}.get(key, "attention map")
             raise ValueError(
                 f"{recipe.path.name} says {key}: {getattr(config, key)}, but the {what} features "
-                f"in {path} ({pairs.choice.visual}, {pairs.choice.text}) have {found}. "
+                f"in {path} ({choice.visual}, {choice.text}) have {found}. "
                 "Choose the recipe of the backbone that the features were extracted with."
             )

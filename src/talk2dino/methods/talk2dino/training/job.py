@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from talk2dino.backbones.text import check_text, is_bert, load_text
-from talk2dino.backbones.vision import recorded_normalisation
 from talk2dino.files import content_digest, save_torch, write_text
 from talk2dino.methods.talk2dino.alignment import selected_heads
 from talk2dino.methods.talk2dino.projection import (
@@ -28,9 +27,7 @@ from talk2dino.methods.talk2dino.training.dataset import (
     DENSE_TEXT,
     Batch,
     FeatureChoice,
-    Pairs,
     StoredPairs,
-    check_widths,
     choose_features,
 )
 from talk2dino.methods.talk2dino.training.loop import KIND, LoopSettings, TrainingRun
@@ -39,11 +36,8 @@ from talk2dino.methods.talk2dino.training.sources import (
     Encoders,
     ImageOptions,
     check_source,
-    encoding_settings,
     holds_features,
-    in_memory,
-    open_pairs,
-    warn_of_other_models,
+    open_datasets,
 )
 from talk2dino.processes import Processes
 from talk2dino.progress import Progress, silent
@@ -81,7 +75,7 @@ def default_weights(recipe: str | Path, pedix: str = "") -> Path:
 BATCH_SIZE = 256
 
 
-def embed_pairs(model: Projection, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
+def embed_pairs(model: Projection, pairs: StoredPairs) -> tuple[Tensor, Tensor, Tensor]:
     """Every caption, and every image that has one, in the common space.
 
     Args:
@@ -111,7 +105,9 @@ def chosen_heads(model: Projection, batch: Batch) -> Tensor:
 
 def check_retrieval(choice: FeatureChoice) -> None:
     """Raise ValueError unless the features give one vector per caption and per image."""
-    if choice.text == DENSE_TEXT or (choice.visual == "patch_tokens" and not choice.with_maps):
+    if choice.text == DENSE_TEXT or (
+        choice.visual == "patch_tokens" and not choice.config.weight_attn_heads
+    ):
         raise ValueError(
             "--test_dataset ranks one vector per caption and per image, "
             f"which {choice.visual} with {choice.text} are not. Leave the flag out."
@@ -250,7 +246,16 @@ class Training(Work):
     def open(self, device: torch.device) -> TrainingRun:
         job, processes = self.job, self.processes
         encoders = Encoders(job.images, device, self.encoding)
-        self.pairs, validation, self.test = open_datasets(job, encoders)
+        choice = job.choice
+        wanted = (
+            (job.train_dataset, choice),
+            (job.val_dataset, choice.for_validation()),
+            (job.test_dataset, choice.for_retrieval()),
+        )
+        datasets = [None if path is None else (path, chosen) for path, chosen in wanted]
+        train, validation, self.test = open_datasets(datasets, job.recipe, encoders)
+        assert train is not None
+        self.pairs = train
         self.model = first_model(job.recipe.model, job.loop.seed, job.images.features).to(device)
         self.model.load_state_dict(processes.broadcast(weights_on_cpu(self.model)))
         run = TrainingRun(self.model, self.pairs, validation, job.loop, processes)
@@ -276,34 +281,11 @@ class Training(Work):
         last = self.run.state.records[-1]
         return {
             "features": asdict(self.job.recipe.features),
-            "trained_on": _made_with(self.job, self.pairs),
+            "trained_on": self.pairs.features.settings,
             "train_loss": last["train_loss"],
             "val_loss": last["val_loss"],
             "retrieval": asdict(self.retrieval) if self.retrieval else None,
         }
-
-
-def open_datasets(job: TrainJob, encoders: Encoders) -> tuple[Pairs, Pairs | None, Pairs | None]:
-    """The training, validation and test pairs, checked against the recipe."""
-    choice, recipe = job.choice, job.recipe
-    wanted = (
-        (job.train_dataset, choice),
-        (job.val_dataset, choice.for_validation()),
-        (job.test_dataset, choice.for_retrieval()),
-    )
-    opened: list[tuple[Pairs, str] | None] = []
-    for path, features in wanted:
-        if path is None:
-            opened.append(None)
-            continue
-        pairs = open_pairs(path, features, encoders)
-        check_widths(pairs, recipe, path)
-        warn_of_other_models(pairs, recipe.features, path)
-        opened.append((pairs, path))
-    # Images are encoded only now, when everything is known to fit.
-    train, validation, test = (o and in_memory(*o) for o in opened)
-    assert train is not None
-    return train, validation, test
 
 
 def first_model(config: ProjectionConfig, seed: int, text: FeatureConfig) -> Projection:
@@ -339,29 +321,14 @@ def run_settings(job: TrainJob) -> dict[str, Any]:
         "save_head_activations": job.save_heads,
     }
     if not holds_features(job.train_dataset):
-        settings |= encoding_settings(job.images)
+        settings |= job.images.settings()
     return settings
 
 
-def write_heads(heads: Tensor, pairs: Pairs, path: Path) -> None:
+def write_heads(heads: Tensor, pairs: StoredPairs, path: Path) -> None:
     """JSON: annotation id -> image id and the head chosen for the caption in the last epoch."""
     chosen = {
         str(annotation["id"]): {"image_id": annotation["image_id"], "head": head}
         for annotation, head in zip(pairs.features.annotations, heads.tolist(), strict=True)
     }
     write_text(path, json.dumps(chosen) + "\n")
-
-
-def _made_with(job: TrainJob, pairs: Pairs) -> dict[str, Any]:
-    """What made the training features, as a feature file says it."""
-    if isinstance(pairs, StoredPairs):
-        return pairs.features.settings
-    models = job.images.features
-    return {
-        "vision": {
-            "model": models.vision_model,
-            "weights": models.vision_weights,
-            **recorded_normalisation(models.vision_model),
-        },
-        "text": {"model": models.text_model, "weights": models.text_weights},
-    }

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from talk2dino.config import check_name
 from talk2dino.methods.talk2dino.projection import Projection
 from talk2dino.methods.talk2dino.recipe import TrainConfig
-from talk2dino.methods.talk2dino.training.dataset import Batch, Pairs
+from talk2dino.methods.talk2dino.training.dataset import Batch, StoredPairs
 from talk2dino.methods.talk2dino.training.step import BatchLoss, Share
 from talk2dino.processes import Processes
 from talk2dino.training.history import Record
@@ -86,8 +86,8 @@ class TrainingRun(Run):
     def __init__(
         self,
         model: Projection,
-        pairs: Pairs,
-        validation: Pairs | None,
+        pairs: StoredPairs,
+        validation: StoredPairs | None,
         settings: LoopSettings,
         processes: Processes | None = None,
     ) -> None:

@@ -101,13 +101,13 @@ def best_rows(
     stored: Tensor,
     top: int,
     project: Callable[[Tensor], Tensor] = _as_stored,
-    read: Callable[[int, int], Tensor] | None = None,
+    done: Callable[[], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The rows of a store that are most similar to a query; memory is flat in the rows.
 
     Args:
         queries: (Q, D), of any length; the best of them counts.
-        stored, project, read: see `cosine_blocks`.
+        stored, project, done: see `cosine_blocks`.
         top: rows to find; all if there are fewer.
 
     Returns:
@@ -115,7 +115,7 @@ def best_rows(
     """
     check_at_least(1, top=top)
     found, rows = torch.empty(0), torch.empty(0, dtype=torch.int64)
-    for part, cosines in cosine_blocks(stored, queries, project=project, read=read):
+    for part, cosines in cosine_blocks(stored, queries, project=project, done=done):
         found = torch.cat([found, cosines.amax(dim=1).cpu()])
         rows = torch.cat([rows, torch.arange(part.start, part.start + len(cosines))])
         order = found.sort(descending=True, stable=True).indices[:top]
@@ -128,7 +128,7 @@ def cosine_blocks(
     queries: Tensor,
     scores_at_once: int = SCORES_AT_ONCE,
     project: Callable[[Tensor], Tensor] = _as_stored,
-    read: Callable[[int, int], Tensor] | None = None,
+    done: Callable[[], None] | None = None,
 ) -> Iterator[tuple[slice, Tensor]]:
     """The cosines of a store with queries, some of its rows at a time: how all ranks are found.
 
@@ -137,7 +137,7 @@ def cosine_blocks(
         queries: (Q, D), of any length as the others.
         scores_at_once: bound on the scores in memory.
         project: (..., E) to (..., D).
-        read: the rows of `stored` from one number to before another, where they are on disk.
+        done: called after every block; `columns.forget`, where `stored` is mapped from a file.
 
     Yields:
         Which rows, and (rows, Q).
@@ -147,10 +147,11 @@ def cosine_blocks(
     step = min(scores_at_once // (heads * len(queries)), _BLOCK // stored[:1].numel())
     for start in range(0, len(stored), step := max(1, step)):
         stop = min(start + step, len(stored))
-        block = stored[start:stop] if read is None else read(start, stop)
-        block = project(block.to(unit.device, torch.float32)).flatten(0, -2)
+        block = project(stored[start:stop].to(unit.device, torch.float32)).flatten(0, -2)
         lengths = torch.linalg.vector_norm(block, dim=-1, keepdim=True).clamp(min=1e-12)
         cosines = (block @ unit).div_(lengths).view(stop - start, heads, -1)
+        if done is not None:
+            done()
         yield slice(start, stop), cosines.amax(dim=1)
 
 

@@ -1,13 +1,13 @@
 """Opens what `--train_dataset` names: stored features, or images to encode.
 
-Images are encoded by the frozen models to what a stored file would hold. What fits in memory is
-encoded once, before the first epoch; otherwise every batch is encoded when it comes, every epoch.
+Images are encoded by the frozen models, once, before the first epoch, to what a stored file would
+hold.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from torch import Tensor
 from talk2dino.backbones.text import BertEncoder, TextEncoder, is_bert, load_text
 from talk2dino.backbones.vision import VisionBackbone, load_vision, recorded_normalisation
 from talk2dino.features.captions import CaptionInput, Collection
-from talk2dino.features.decode import DecodedBatch, Decoding, batches_of, decoded_batches
+from talk2dino.features.decode import Decoding, batches_of, decoded_batches
 from talk2dino.features.extract import ImageSettings, image_features
 from talk2dino.features.keys import first_few
 from talk2dino.features.store import FeatureFile, check_records, read_features
@@ -27,17 +27,16 @@ from talk2dino.features.tars import hold_features, is_tar_input, list_tars
 from talk2dino.features.text import BERT_KEY, TextSettings, caption_features
 from talk2dino.files import listed
 from talk2dino.methods.talk2dino.config import feature_differences
-from talk2dino.methods.talk2dino.recipe import FeatureConfig
-from talk2dino.methods.talk2dino.training.dataset import (
-    Batch,
-    FeatureChoice,
-    Pairs,
-    StoredPairs,
-    make_batch,
-)
+from talk2dino.methods.talk2dino.recipe import FeatureConfig, Recipe
+from talk2dino.methods.talk2dino.training.dataset import FeatureChoice, StoredPairs, check_widths
 from talk2dino.progress import Progress, silent
 
 IMAGES_AT_ONCE, CAPTIONS_AT_ONCE = 64, 256
+FEATURE_SUFFIXES = (".pth", ".pt")
+Dataset = tuple[str, FeatureChoice]
+"""What a flag names, and which features are used of it."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -74,6 +73,21 @@ class ImageOptions:
                 f"{frozen.text_model} of the recipe's features section"
             )
 
+    def settings(self) -> dict[str, Any]:
+        """What the numbers depend on when images are encoded."""
+        frozen = {f"features.{key}": value for key, value in asdict(self.features).items()}
+        own = recorded_normalisation(self.features.vision_model)
+        return {**frozen, **own, "data_dir": str(self.data_dir)}
+
+    def made_with(self) -> dict[str, Any]:
+        """What makes the features, as a feature file says it."""
+        models = self.features
+        own = recorded_normalisation(models.vision_model)
+        return {
+            "vision": {"model": models.vision_model, "weights": models.vision_weights, **own},
+            "text": {"model": models.text_model, "weights": models.text_weights},
+        }
+
 
 class Encoders:
     """The two frozen models, loaded when first needed.
@@ -101,115 +115,129 @@ class Encoders:
         frozen = self.options.features
         return load_text(frozen.text_model, frozen.text_weights, self.device)
 
-    def decoding(self) -> Decoding:
-        """How images are read for the backbone."""
-        frozen = self.options.features
-        transform = self.vision.image_transform(frozen.resize_dim, frozen.crop_dim)
-        return Decoding(transform, self.options.workers)
-
-    def images(self, decoded: DecodedBatch, keys: Sequence[str]) -> dict[str, Tensor]:
-        """Key -> (B, ...) features of decoded images."""
-        return _trainable(image_features(self.vision, decoded.images.to(self.device), keys))
+    def images(self, images: Tensor, keys: Sequence[str]) -> dict[str, Tensor]:
+        """Key -> (B, ...) features of decoded images (B, 3, S, S) uint8, on the CPU."""
+        found = image_features(self.vision, images.to(self.device), keys)
+        return {key: column.cpu() for key, column in found.items()}
 
     def captions(self, captions: list[str], keys: tuple[str, ...]) -> dict[str, Tensor]:
-        """Key -> (B, ...) features of captions."""
-        return _trainable(caption_features(self.text, captions, keys))
+        """Key -> (B, ...) features of captions, on the CPU."""
+        found = caption_features(self.text, captions, keys)
+        return {key: column.cpu() for key, column in found.items()}
 
 
-class EncodedPairs(Pairs):
-    """Pairs whose images and captions are encoded whenever a batch needs them."""
+def check_source(path: str, choice: FeatureChoice, images: ImageOptions) -> None:
+    """Raise unless there is something at `path` that can be read; opens nothing large.
 
-    def __init__(self, collection: Collection, choice: FeatureChoice, encoders: Encoders) -> None:
-        super().__init__(collection.features, choice)
-        self.collection, self.encoders = collection, encoders
-        check_all_exist(collection)
+    Args:
+        path: a feature file; a folder or pattern of tars, with our features or with images; a COCO
+            captions JSON; or a folder of images with one such JSON in it.
 
-    def bytes_of_all(self) -> int:
-        """Size of the features of all images and captions, judged by the first pair."""
-        images, captions = (
-            {k: v.nbytes for k, v in part.items()} for part in self.columns_of_some()
+    Raises:
+        FileNotFoundError, ValueError: nothing there, of an unknown kind, or images that the models
+            of `images` cannot encode.
+    """
+    place, images = _located(path, images)
+    CaptionInput(place, images.data_dir)  # finds the file or the tars
+    if not holds_features(place):
+        images.check(choice)
+
+
+def open_datasets(
+    datasets: Sequence[Dataset | None], recipe: Recipe, encoders: Encoders
+) -> list[StoredPairs | None]:
+    """The pairs of a caption and its image's features; images are encoded when all is checked.
+
+    Raises:
+        ValueError: a file is damaged, lacks a feature (the message names the command for it) or
+            does not fit the recipe; an image cannot be read; features that memory does not hold.
+        FileNotFoundError: images are missing.
+    """
+    opened = [None if given is None else _open(*given, recipe, encoders) for given in datasets]
+    pairs: list[StoredPairs | None] = []
+    for given, found in zip(datasets, opened, strict=True):
+        if isinstance(found, Collection):
+            assert given is not None
+            path, choice = given
+            found = StoredPairs(_encoded(found, choice, encoders), choice, path, encoders.device)
+        pairs.append(found)
+    return pairs
+
+
+def _open(
+    path: str, choice: FeatureChoice, recipe: Recipe, encoders: Encoders
+) -> StoredPairs | Collection:
+    """Stored features, or images and captions whose features will fit."""
+    place, options = _located(path, encoders.options)
+    if holds_features(place):
+        if Path(place).suffix in FEATURE_SUFFIXES:
+            features = read_features(place)
+            check_records(features, place, need_ids=False)
+        else:
+            features = CaptionInput(place, options.data_dir).split(0, 1).features
+        pairs = StoredPairs(features, choice, path, encoders.device, options.cache_bytes)
+        columns = (features.image_features, features.caption_features)
+        check_widths(*columns, choice, recipe, path)
+        for what, found, wanted in feature_differences(features.settings, recipe.features):
+            logger.warning("%s: %s is %s, the recipe says %s", path, what, found, wanted)
+        return pairs
+    collection = CaptionInput(place, options.data_dir).split(0, 1)
+    _check_all_exist(collection)
+    side, records = options.features.crop_dim, collection.features
+    blank = torch.zeros(1, 3, side, side, dtype=torch.uint8)
+    image = encoders.images(blank, choice.image_keys)
+    caption = encoders.captions([records.annotations[0]["caption"]], choice.caption_keys)
+    check_widths(image, caption, choice, recipe, path)
+    needed = sum(v.nbytes for v in image.values()) * records.num_images
+    needed += sum(v.nbytes for v in caption.values()) * len(records.annotations)
+    if needed > options.cache_bytes:
+        raise ValueError(
+            f"{path}: its features would take {needed / 1e9:.1f} GB of memory, more than "
+            f"--cache_gb {options.cache_bytes / 1e9:g}. Extract them to a file, which is read from "
+            "the disk: dino_extraction_v2.py and text_features_extraction.py."
         )
-        return sum(images.values()) * self.num_images + sum(captions.values()) * len(self)
+    return collection
 
-    def batches(self, indices: Sequence[Tensor]) -> Iterator[Batch]:
-        """One batch for each (B,) tensor of caption numbers; all but the last of one size."""
-        if not indices:
-            return
-        rows = self.caption_rows[torch.cat(list(indices))].tolist()
-        sources = [self.collection.sources[row] for row in rows]
-        batches = batches_of(len(indices[0]), len(rows))
-        found = decoded_batches(sources, self.encoders.decoding(), batches)
-        for index, decoded in zip(indices, found, strict=True):
-            for position, problem in decoded.failures.items():
-                image = self.features.images[rows[position]]
-                raise RuntimeError(f"image {image['id']}: {problem}")
-            captions = [self.features.annotations[i]["caption"] for i in index.tolist()]
-            yield make_batch(
-                self.choice,
-                self.encoders.images(decoded, self.choice.image_keys),
-                self.encoders.captions(captions, self.choice.caption_keys),
-            )
 
-    def encode_all(self) -> FeatureFile:
-        """All features at once, in memory: what the extraction commands would have stored.
+def _encoded(collection: Collection, choice: FeatureChoice, encoders: Encoders) -> FeatureFile:
+    """All features, in memory: what the extraction commands would have stored.
 
-        Raises:
-            ValueError: an image cannot be read; the message names the first few.
-        """
-        features = self.features
-        images = self._encode_images()
-        texts = [annotation["caption"] for annotation in features.annotations]
-        parts = [
-            self.encoders.captions(texts[i : i + CAPTIONS_AT_ONCE], self.choice.caption_keys)
-            for i in range(0, len(texts), CAPTIONS_AT_ONCE)
-        ]
-        captions = {k: torch.cat([p[k].cpu() for p in parts]) for k in self.choice.caption_keys}
-        return FeatureFile(features.images, features.annotations, images, captions)
-
-    def _encode_images(self) -> dict[str, Tensor]:
-        columns: dict[str, Tensor] = {}
-        failures: dict[int, str] = {}
-        batches = batches_of(IMAGES_AT_ONCE, self.num_images)
-        all_decoded = decoded_batches(self.collection.sources, self.encoders.decoding(), batches)
-        with self.encoders.progress(self.num_images, 0) as bar:
-            for batch, decoded in zip(batches, all_decoded, strict=True):
-                failures |= decoded.failures
-                if not failures:
-                    found = self.encoders.images(decoded, self.choice.image_keys)
-                    for key, rows in found.items():
-                        shape = (self.num_images, *rows.shape[1:])
-                        column = columns.setdefault(key, torch.empty(shape))
-                        column[batch.start : batch.stop] = rows.cpu()
-                bar.update(len(batch))
-        if failures:
-            named = [
-                f"image {self.features.images[row]['id']}: {why}" for row, why in failures.items()
-            ]
-            raise ValueError(
-                f"{len(failures)} of {self.num_images} images cannot be read: {first_few(named)}. "
-                "Extract the features first: dino_extraction_v2.py leaves such images out."
-            )
-        return columns
-
-    def columns_of_some(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Features of one image (any; shapes are all that counts) and of the first caption."""
-        size = self.encoders.options.features.crop_dim
-        blank = DecodedBatch(torch.zeros(1, 3, size, size, dtype=torch.uint8))
-        caption = [self.features.annotations[0]["caption"]]
-        return (
-            self.encoders.images(blank, self.choice.image_keys),
-            self.encoders.captions(caption, self.choice.caption_keys),
+    Raises:
+        ValueError: an image cannot be read; the message names the first few.
+    """
+    records, options = collection.features, encoders.options
+    columns: dict[str, Tensor] = {}
+    failures: dict[int, str] = {}
+    sizes = options.features.resize_dim, options.features.crop_dim
+    decoding = Decoding(encoders.vision.image_transform(*sizes), options.workers)
+    batches = batches_of(IMAGES_AT_ONCE, records.num_images)
+    decoded_all = decoded_batches(collection.sources, decoding, batches)
+    with encoders.progress(records.num_images, 0) as bar:
+        for batch, decoded in zip(batches, decoded_all, strict=True):
+            failures |= decoded.failures
+            if not failures:
+                for key, rows in encoders.images(decoded.images, choice.image_keys).items():
+                    shape = (records.num_images, *rows.shape[1:])
+                    column = columns.setdefault(key, torch.empty(shape))
+                    column[batch.start : batch.stop] = rows
+            bar.update(len(batch))
+    if failures:
+        named = [f"image {records.images[row]['id']}: {why}" for row, why in failures.items()]
+        raise ValueError(
+            f"{len(failures)} of {records.num_images} images cannot be read: {first_few(named)}. "
+            "Extract the features first: dino_extraction_v2.py leaves such images out."
         )
+    texts = [annotation["caption"] for annotation in records.annotations]
+    parts = [
+        encoders.captions(texts[start : start + CAPTIONS_AT_ONCE], choice.caption_keys)
+        for start in range(0, len(texts), CAPTIONS_AT_ONCE)
+    ]
+    captions = {key: torch.cat([part[key] for part in parts]) for key in choice.caption_keys}
+    made = options.made_with()
+    return FeatureFile(records.images, records.annotations, columns, captions, made)
 
 
-def encoding_settings(options: ImageOptions) -> dict[str, Any]:
-    """What the numbers depend on when images are encoded."""
-    frozen = {f"features.{key}": value for key, value in asdict(options.features).items()}
-    own = recorded_normalisation(options.features.vision_model)
-    return {**frozen, **own, "data_dir": str(options.data_dir)}
-
-
-def check_all_exist(collection: Collection) -> None:
+def _check_all_exist(collection: Collection) -> None:
     """Raise FileNotFoundError if an image is missing, before anything is encoded."""
     missing = [
         (image, source)
@@ -226,80 +254,6 @@ def check_all_exist(collection: Collection) -> None:
             f"{len(missing)} of {len(collection.sources)} images are missing: {names}; {why} "
             "dino_extraction_v2.py leaves such images out."
         )
-
-
-def _trainable(columns: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies that autograd accepts as inputs: what inference mode made, it refuses."""
-    return {key: column.clone() for key, column in columns.items()}
-
-
-FEATURE_SUFFIXES = (".pth", ".pt")
-
-logger = logging.getLogger(__name__)
-
-
-def check_source(path: str, choice: FeatureChoice, images: ImageOptions) -> None:
-    """Raise unless there is something at `path` that `open_pairs` can read; opens nothing large.
-
-    Args:
-        path: a feature file; a folder or pattern of tars, with our features or with images; a COCO
-            captions JSON; or a folder of images with one such JSON in it.
-
-    Raises:
-        FileNotFoundError, ValueError: nothing there, of an unknown kind, or images that the models
-            of `images` cannot encode.
-    """
-    place, images = _located(path, images)
-    CaptionInput(place, images.data_dir)  # finds the file or the tars
-    if not holds_features(place):
-        images.check(choice)
-
-
-def open_pairs(path: str, choice: FeatureChoice, encoders: Encoders) -> Pairs:
-    """The pairs of a caption and its image's features at `path`.
-
-    Raises:
-        ValueError: the file is damaged, or lacks a feature; the message names the command for it.
-        FileNotFoundError: images are missing.
-    """
-    place, options = _located(path, encoders.options)
-    if Path(place).suffix in FEATURE_SUFFIXES:
-        stored = read_features(place)
-        check_records(stored, place, need_ids=False)
-        return StoredPairs(stored, choice, path, encoders.device, options.cache_bytes)
-    collection = CaptionInput(place, options.data_dir).split(0, 1)
-    if holds_features(place):
-        return StoredPairs(collection.features, choice, path, encoders.device)
-    return EncodedPairs(collection, choice, encoders)
-
-
-def in_memory(pairs: Pairs, path: str) -> Pairs:
-    """The same pairs, encoded now and kept if their features fit; stored ones as they are.
-
-    Raises:
-        ValueError: an image cannot be read.
-    """
-    if not isinstance(pairs, EncodedPairs):
-        return pairs
-    needed, limit = pairs.bytes_of_all(), pairs.encoders.options.cache_bytes
-    if needed <= limit:
-        return StoredPairs(pairs.encode_all(), pairs.choice, path, pairs.encoders.device)
-    logger.warning(
-        "%s: its features would take %.1f GB of memory, more than --cache_gb %g: they are encoded "
-        "again in every epoch. Extracting them once to a file is much faster.",
-        path,
-        needed / 1e9,
-        limit / 1e9,
-    )
-    return pairs
-
-
-def warn_of_other_models(pairs: Pairs, recipe: FeatureConfig, path: str) -> None:
-    """Warn where stored features say that they were made in another way than the recipe says."""
-    if not isinstance(pairs, StoredPairs):
-        return
-    for what, found, wanted in feature_differences(pairs.features.settings, recipe):
-        logger.warning("%s: %s is %s, the recipe says %s", path, what, found, wanted)
 
 
 def holds_features(path: str) -> bool:
