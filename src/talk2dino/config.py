@@ -171,6 +171,11 @@ def _suggestion(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
+def reason(error: BaseException) -> str:
+    """The first line of an error's text, or the name of its kind."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def check_at_least(smallest: int, **values: int) -> None:
     """Raise ValueError for a value below the smallest that can work, by its name."""
     for name, value in values.items():

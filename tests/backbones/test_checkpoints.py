@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import nn
 
 from talk2dino.backbones.checkpoints import load_strict, read_state_dict, unwrapped
@@ -34,27 +34,12 @@ def test_safetensors_are_read(tmp_path, state):
     assert read_state_dict(tmp_path / "a.safetensors")["weight"].shape == (2, 3)
 
 
-def test_a_damaged_safetensors_file_is_named(tmp_path):
-    (tmp_path / "a.safetensors").write_bytes(b"\x10")
-    with pytest.raises(ValueError, match="a.safetensors is damaged"):
-        read_state_dict(tmp_path / "a.safetensors")
-
-
 @pytest.mark.parametrize("header", [b"[]", b'"x"', b"[" * 100_000, b'{"a": [1]}'])
 def test_a_header_of_another_structure_is_damage(tmp_path, header):
     path = tmp_path / "a.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header)
     with pytest.raises(ValueError, match="a.safetensors is damaged"):
         read_state_dict(path)
-
-
-def test_a_header_as_long_as_a_web_page_begins_is_no_web_page(tmp_path, state):
-    path, length = tmp_path / "a.safetensors", int.from_bytes(b" <", "little")
-    save_file(state, path, metadata={"note": ""})
-    short = int.from_bytes(path.read_bytes()[:8], "little")
-    save_file(state, path, metadata={"note": "x" * (length - short)})
-    assert path.read_bytes().startswith(b" <")
-    assert read_state_dict(path).keys() == state.keys()
 
 
 @pytest.mark.parametrize(
@@ -312,33 +297,23 @@ def test_a_fitting_state_is_copied(state):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    "content",
     [
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4\n", "git lfs pull"),
-        (b"<!DOCTYPE html><title>404</title>", "is a web page"),
-        (b"\x10\0\0\0\0\0\0\0not json at all.....", "damaged, cut short, or no safetensors"),
-        (b"", "model.safetensors is empty \\(0 bytes\\)"),
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4\n",
+        b"<!DOCTYPE html><title>404</title>",
+        b"\x10\0\0\0\0\0\0\0not json at all.....",
+        b"",
+        save({"a": torch.zeros(100)})[:-100],
     ],
 )
-def test_what_a_download_leaves_instead_of_a_safetensors_file_is_named(tmp_path, content, message):
+def test_what_a_download_leaves_instead_of_a_safetensors_file_is_named(tmp_path, content):
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=message):
-        read_state_dict(path)
-
-
-def test_a_safetensors_file_that_is_cut_short_says_how_much_is_there(tmp_path):
-    path = tmp_path / "model.safetensors"
-    save_file({"a": torch.zeros(100)}, path)
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-100])
-    with pytest.raises(ValueError, match=rf"{len(whole) - 100} of {len(whole)} bytes"):
+    with pytest.raises(ValueError, match=r"model.safetensors is damaged, .*Download it again"):
         read_state_dict(path)
 
 
 @pytest.mark.parametrize("name", ["mine.pth", "pytorch_model.bin"])
-def test_a_safetensors_file_under_another_name_is_to_be_renamed(tmp_path, state, name):
+def test_a_safetensors_file_is_read_under_any_name(tmp_path, state, name):
     save_file(state, tmp_path / name, metadata={"format": "pt"})
-    renamed = f"Rename it to {name.split('.')[0]}.safetensors"
-    with pytest.raises(ValueError, match=f"{name} is a safetensors file. {renamed}"):
-        read_state_dict(tmp_path / name)
+    assert read_state_dict(tmp_path / name).keys() == state.keys()

@@ -142,7 +142,7 @@ def test_a_file_of_the_text_tower_alone_is_refused(tmp_path, toy):
     ("name", "weights", "error", "message"),
     [
         ("ViT-B/61", None, ValueError, "unknown CLIP model .*Did you mean 'ViT-B/16'"),
-        ("toy", "pretrained", ValueError, "toy CLIP encoder has no pretrained weights"),
+        ("toy", "pretrained", ValueError, "toy CLIP model has no pretrained weights"),
         ("toy", "absent.pt", FileNotFoundError, "no CLIP weights at 'absent.pt'"),
     ],
 )

@@ -28,12 +28,6 @@ def toy():
     return load_text("toy")
 
 
-def test_the_last_block_at_the_ends_alone_gives_the_vectors_of_the_whole_block(toy):
-    tokens = toy.tokenize(CAPTIONS)
-    at_ends, whole = toy(tokens).pooled, toy(tokens, dense=True).pooled
-    torch.testing.assert_close(at_ends, whole, rtol=1e-4, atol=1e-5)
-
-
 def test_vectors_are_those_of_the_literal_tower_at_77_positions(toy):
     found = literal.extract(CAPTIONS, dict(toy.model.state_dict()), heads=8, batch_size=2)
     expected = torch.stack([annotation["ann_feats"] for annotation in found])

@@ -12,15 +12,15 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from talk2dino.backbones.checkpoints import WithoutInitialisation, load_strict
+from talk2dino.backbones.seeded import default_weights
 from talk2dino.backbones.text import (
     CLIP_MODELS,
     GELU,
     TextEncoder,
     activation_of,
-    check_weights,
+    check_clip_weights,
     clip_state,
     create_text_tower,
-    default_weights,
     text_from_state,
 )
 from talk2dino.config import check_name
@@ -142,7 +142,7 @@ def check_clip(name: str, weights: str | None = None) -> None:
     """Raise ValueError or FileNotFoundError for a CLIP that cannot be loaded; loads nothing."""
     if name.removesuffix(GELU) not in CLIP_MODELS:
         check_name("CLIP model", name, [*TOYS, *CLIP_MODELS])
-    check_weights("CLIP", name, weights)
+    check_clip_weights("CLIP", name, weights)
 
 
 def load_clip(

@@ -1,4 +1,4 @@
-"""Deterministic weights computed from parameter names: everything runs without a download.
+"""Where weights come from: a download, a file, or names alone, so that all runs without either.
 
 `seeded:<n>` in place of a weights file means: every tensor of the checkpoint, under its official
 name and shape, is drawn from a generator seeded with n and the checksum of that name.
@@ -9,12 +9,31 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+PRETRAINED = "pretrained"
 PREFIX = "seeded:"
+
+
+def default_weights(name: str) -> str:
+    """`pretrained`, or `seeded:0` for a toy."""
+    return f"{PREFIX}0" if name.startswith(("toy", "dino_toy")) else PRETRAINED
+
+
+def check_weights(kind: str, name: str, weights: str | None) -> None:
+    """Raise for weights of a model that cannot be there; `kind` is what messages call it."""
+    weights = weights or default_weights(name)
+    if weights == PRETRAINED:
+        if default_weights(name) != PRETRAINED:
+            raise ValueError(f"the toy {kind} model has no pretrained weights. Use seeded:<n>.")
+    elif parse_seeded(weights) is None and not Path(weights).is_file():
+        raise FileNotFoundError(
+            f"no {kind} weights at {weights!r}. Give a file, 'pretrained' or 'seeded:<n>'."
+        )
 
 
 def parse_seeded(weights: str | None) -> int | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import open_clip
 import torch
-from open_clip.transformer import QuickGELU, ResidualAttentionBlock, TextTransformer
+from open_clip.transformer import QuickGELU, TextTransformer
 from torch import Tensor, nn
 
 from talk2dino.backbones.checkpoints import (
@@ -20,13 +20,18 @@ from talk2dino.backbones.checkpoints import (
     read_state_dict,
     state_shapes,
 )
-from talk2dino.backbones.seeded import parse_seeded, seeded_state
+from talk2dino.backbones.seeded import (
+    PRETRAINED,
+    check_weights,
+    default_weights,
+    parse_seeded,
+    seeded_state,
+)
 from talk2dino.backbones.tokens import Tokenizer
-from talk2dino.config import as_texts, check_name
+from talk2dino.config import as_texts, check_name, reason
 from talk2dino.devices import float32_by_default, keep_float32
 
 TOY = "toy"
-PRETRAINED = "pretrained"
 CLIP_MODELS = {
     "ViT-B/16": "ViT-B-16-quickgelu",
     "ViT-B/32": "ViT-B-32-quickgelu",
@@ -109,11 +114,10 @@ class TextEncoder(nn.Module):
         for block in blocks:
             x = block(x, attn_mask=causal)
         second_last = x
-        if dense:
-            x = model.ln_final(last(x, attn_mask=causal))  # (B, length, width)
-            end = at_positions(x, end_positions)
-        else:
-            end = model.ln_final(block_at_ends(last, x, end_positions))
+        x = model.ln_final(last(x, attn_mask=causal))  # (B, length, width)
+        # `gather`, because indexing with a range fixes the batch in an ONNX export.
+        places = end_positions[:, None, None].expand(-1, 1, x.shape[-1])
+        end = x.gather(1, places).squeeze(1)
         return TextFeatures(
             pooled=end @ model.text_projection,
             mask=tokens > 0,
@@ -139,35 +143,6 @@ def trimmed(tokens: Tensor) -> Tensor:
     Best done before the ids go to a GPU, which would have to be waited for.
     """
     return tokens[:, : int(tokens.argmax(dim=-1).max()) + 1]
-
-
-def at_positions(x: Tensor, positions: Tensor) -> Tensor:
-    """The vector at one position of each sequence: (B, T, width) and (B,) to (B, width)."""
-    # `gather`, because indexing with a range fixes the batch in an ONNX export.
-    return x.gather(1, positions[:, None, None].expand(-1, 1, x.shape[-1])).squeeze(1)
-
-
-def block_at_ends(block: ResidualAttentionBlock, x: Tensor, end_positions: Tensor) -> Tensor:
-    """What a causal block gives at one position of each caption, without computing the others.
-
-    Only keys and values are needed of every position; after the last block nothing else is read.
-
-    Args:
-        block: open_clip's.
-        x: (B, T, width) its input.
-        end_positions: (B,) the position asked for.
-
-    Returns:
-        (B, width)
-    """
-    later = torch.arange(x.shape[1], device=x.device) > end_positions.unsqueeze(1)  # (B, T)
-    # As `key_padding_mask`, for which PyTorch loads sympy: half a second.
-    hidden = later[:, None, None].expand(-1, block.attn.num_heads, 1, -1).flatten(0, 1)
-    normed = block.ln_1(x)
-    query = at_positions(normed, end_positions).unsqueeze(1)
-    mixed = block.attn(query, normed, normed, attn_mask=hidden, need_weights=False)[0]
-    end = at_positions(x, end_positions) + block.ls_1(mixed.squeeze(1))
-    return end + block.ls_2(block.mlp(block.ln_2(end)))
 
 
 class BertEncoder(nn.Module):
@@ -197,9 +172,8 @@ class BertEncoder(nn.Module):
                 name, add_pooling_layer=True, trust_remote_code=False
             )
         except (OSError, ValueError, RuntimeError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise RuntimeError(
-                f"could not load the BERT model {name!r} ({reason}). "
+                f"could not load the BERT model {name!r} ({reason(error)}). "
                 "Give the path of a local folder that holds it."
             ) from error
         self.name = name
@@ -235,28 +209,16 @@ def check_text(name: str, weights: str | None = None) -> None:
     known = [TOY, *CLIP_MODELS]
     if name.removesuffix(GELU) not in CLIP_MODELS:
         check_name("text model", name, [*known, "or a BERT model, as bert-base-uncased"])
-    check_weights("text", name, weights)
+    check_clip_weights("text", name, weights)
 
 
-def check_weights(kind: str, name: str, weights: str | None) -> None:
-    """Raise for weights of a model that cannot be there; `kind` is what messages call it."""
-    weights = weights or default_weights(name)
-    if weights == PRETRAINED:
-        if name.startswith(TOY):
-            raise ValueError(f"the toy {kind} encoder has no pretrained weights. Use seeded:<n>.")
-        if name not in PUBLISHED:
-            raise ValueError(
-                f"{name} has no weights of OpenAI, whose activation is QuickGELU. Give a file."
-            )
-    elif parse_seeded(weights) is None and not Path(weights).is_file():
-        raise FileNotFoundError(
-            f"no {kind} weights at {weights!r}. Give a file, 'pretrained' or 'seeded:<n>'."
+def check_clip_weights(kind: str, name: str, weights: str | None) -> None:
+    """Raise for weights of a CLIP that cannot be there; `kind` is what messages call it."""
+    check_weights(kind, name, weights)
+    if (weights or default_weights(name)) == PRETRAINED and name not in PUBLISHED:
+        raise ValueError(
+            f"{name} has no weights of OpenAI, whose activation is QuickGELU. Give a file."
         )
-
-
-def default_weights(name: str) -> str:
-    """`pretrained`, or `seeded:0` for a toy."""
-    return "seeded:0" if name.startswith(TOY) else PRETRAINED
 
 
 def load_text(
@@ -396,9 +358,8 @@ def _download(name: str) -> dict[str, Tensor]:
         entry = open_clip.get_pretrained_cfg(*PUBLISHED[name])
         path = open_clip.download_pretrained(entry)
     except Exception as error:  # open_clip raises what its network libraries raise
-        reason = (str(error).strip().splitlines() or [""])[0]
         raise RuntimeError(
-            f"could not download the weights of CLIP {name} ({type(error).__name__}: {reason}). "
+            f"could not download the weights of CLIP {name} ({reason(error)}). "
             "Give a local file instead (--text_weights FILE): OpenAI's .pt or open_clip's "
             f"({_address(name)}). Or seeded:0 for a trial run without weights."
         ) from error

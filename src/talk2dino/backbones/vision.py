@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -28,8 +27,14 @@ from talk2dino.backbones.checkpoints import (
     read_state_dict,
     state_shapes,
 )
-from talk2dino.backbones.seeded import parse_seeded, seeded_state
-from talk2dino.config import check_name
+from talk2dino.backbones.seeded import (
+    PRETRAINED,
+    check_weights,
+    default_weights,
+    parse_seeded,
+    seeded_state,
+)
+from talk2dino.config import check_name, reason
 from talk2dino.devices import float32_by_default, keep_float32
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -38,7 +43,6 @@ TOY = "toy"
 DINO_TOY = "dino_toy"
 PLAIN_TOY = "toy_without_registers"
 TOYS = (TOY, DINO_TOY, PLAIN_TOY)
-PRETRAINED = "pretrained"
 EXACT, FAST = RESIZES = ("exact", "fast")
 """How pictures are resized: by PIL, or by PyTorch, from a JPEG at a part of its size."""
 _SIZES = {"s": "small", "b": "base", "l": "large", "g": "giant"}
@@ -248,14 +252,7 @@ def check_vision(name: str, weights: str | None = None) -> None:
         if architecture not in timm_names:
             known = [TOY, *SHORT_NAMES, "or any timm ViT name"]
             check_name("vision model", name, known, similar=[*known, *timm_names])
-    weights = weights or default_weights(name)
-    if weights == PRETRAINED:
-        if name in TOYS:
-            raise ValueError("the toy model has no pretrained weights. Use seeded:<n>.")
-    elif parse_seeded(weights) is None and not Path(weights).is_file():
-        raise FileNotFoundError(
-            f"no vision weights at {weights!r}. Give a file, 'pretrained' or 'seeded:<n>'."
-        )
+    check_weights("vision", name, weights)
 
 
 def normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -279,11 +276,6 @@ def patch_size(name: str) -> int:
     """Side of a backbone's patches in pixels; builds it without memory and loads nothing."""
     with torch.device("meta"):
         return _create(name, pretrained=False).patch_embed.patch_size[0]
-
-
-def default_weights(name: str) -> str:
-    """`pretrained`, or `seeded:0` for a toy."""
-    return "seeded:0" if name in TOYS else PRETRAINED
 
 
 def load_vision(
@@ -410,7 +402,7 @@ def _create(name: str, pretrained: bool) -> VisionTransformer | Eva:
         if not pretrained:
             raise ValueError(f"timm cannot build {timm_name!r} as a plain ViT: {error}") from error
         raise RuntimeError(
-            f"could not download the weights of {timm_name} ({_first_line(error)}). Give a local "
+            f"could not download the weights of {timm_name} ({reason(error)}). Give a local "
             f"file instead (--vision_weights FILE): {_addresses(timm_name)}. Or seeded:0 for a "
             "trial run without weights."
         ) from error
@@ -442,7 +434,3 @@ def to_timm(
     except (RuntimeError, LookupError, AttributeError) as error:
         raise ValueError(f"{source}: the weights are of another architecture ({error})") from error
     return {name: value for name, value in converted.items() if not name.startswith("head.")}
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"

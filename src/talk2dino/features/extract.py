@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from talk2dino.backbones.attention import average_attention, head_embeddings
+from talk2dino.backbones.seeded import default_weights
 from talk2dino.backbones.vision import (
     EXACT,
     RESIZES,
     VisionBackbone,
     check_vision,
-    default_weights,
     load_vision,
     patch_size,
     recorded_normalisation,

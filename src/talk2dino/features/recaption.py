@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from talk2dino.config import check_name
+from talk2dino.config import check_name, reason
 from talk2dino.features.store import FeatureFile
 
 MODEL_CLASSES = {
@@ -53,9 +53,8 @@ class Captioner:
             processor = transformers.AutoProcessor.from_pretrained(name, trust_remote_code=False)
             model = getattr(transformers, MODEL_CLASSES[kind]).from_pretrained(name)
         except OSError as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise RuntimeError(
-                f"could not load the captioning model {name!r} ({reason}). "
+                f"could not load the captioning model {name!r} ({reason(error)}). "
                 "Give --blip_model a local folder that holds it."
             ) from error
         self.transform = CaptionTransform(processor.image_processor)

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from talk2dino.backbones.seeded import default_weights
 from talk2dino.backbones.text import (
     BertEncoder,
     TextEncoder,
     check_text,
-    default_weights,
     is_bert,
     load_text,
     trimmed,

@@ -233,7 +233,7 @@ def test_an_empty_name_is_not_the_current_folder(name):
 def test_a_half_downloaded_file_is_recognised(tmp_path, toy_folder):
     whole = (toy_folder / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=rf"cut short: {len(whole) // 2} of {len(whole)} bytes"):
+    with pytest.raises(ValueError, match="damaged, cut short"):
         load_model(str(tmp_path))
 
 
