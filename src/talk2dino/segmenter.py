@@ -124,6 +124,14 @@ class FeatureSharing(Protocol):
 
 
 @runtime_checkable
+class UniformWindows(FeatureSharing, Protocol):
+    """A segmenter that finds nothing to go by in some windows; results count them."""
+
+    def uniform_windows(self, features: Any) -> list[bool]:
+        """For each window of `patch_features`, whether all of its patches are alike."""
+
+
+@runtime_checkable
 class PatchScoring(FeatureSharing, Protocol):
     """A segmenter that scores patches and spreads these scores over the pixels, class by class.
 

@@ -317,7 +317,7 @@ def test_a_gpu_gets_the_next_image_before_counts_are_waited_for(make_voc, monkey
     calls = []
     device = SimpleNamespace(type=kind)
     task = SimpleNamespace(query=SimpleNamespace(rows=SimpleNamespace(device=device)))
-    pictures = [SimpleNamespace(payload=(n, [])) for n in range(2)]
+    pictures = [SimpleNamespace(payload=(n, []), uniform=None) for n in range(2)]
 
     def label(*_):
         for picture in pictures:
@@ -357,11 +357,11 @@ def test_counts_of_earlier_versions_are_read_on(tmp_path):
         read_counts_folder(tmp_path, settings | {"benchmark": "ade20k"})
 
 
-@pytest.mark.parametrize("cut", [0, 3])
-def test_a_record_that_was_cut_short_is_dropped(tmp_path, cut):
+@pytest.mark.parametrize("cut", [0, 3, 20])
+def test_the_uniform_windows_of_an_image_stay_with_its_counts(tmp_path, cut):
     path, settings = tmp_path / "a.counts", {"benchmark": "voc"}
     nothing = np.empty(0, counts_module.PAIR)
-    images = [counts_module.ImageCounts(n, nothing) for n in range(3)]
+    images = [counts_module.ImageCounts(n, nothing, n or None) for n in range(3)]
     for image in images:
         writer = CountsWriter(path, settings)
         writer.add(image)
@@ -370,7 +370,35 @@ def test_a_record_that_was_cut_short_is_dropped(tmp_path, cut):
     writer = CountsWriter(path, settings)
     writer.add(counts_module.ImageCounts(5, nothing))
     writer.close()
-    assert list(read_counts_folder(tmp_path, settings)) == ([0, 1, 5] if cut else [0, 1, 2, 5])
+    found = {
+        index: image.uniform for index, image in read_counts_folder(tmp_path, settings).items()
+    }
+    assert found == {0: None, 1: 1, 5: None} | ({} if cut else {2: 2})
+
+
+def test_uniform_windows_are_counted_per_image():
+    class Uniform:
+        """Of one channel; a window is uniform where it is black."""
+
+        def shares_features(self, other):
+            return True
+
+        def patch_features(self, windows):
+            return windows.mean(dim=1, keepdim=True)
+
+        def score_features(self, features, windows, query):
+            return features
+
+        def uniform_windows(self, features):
+            return [bool(window.amax() == 0) for window in features]
+
+    image = torch.zeros(3, 8, 24, dtype=torch.uint8)
+    image[..., 16:] = 9
+    protocol = Protocol(short_side=8, window=8, stride=8)
+    tasks = [Task(Uniform(), ClassQuery.of_rows(torch.ones(1, 1)))]
+    pictures = [Picture(some, (8, 24), tasks) for some in (image, image.flip(2) + 1)]
+    found = label_pictures(pictures, protocol, Batching(4, across_images=True), torch.device("cpu"))
+    assert [picture.uniform for picture, _ in found] == [2, 0]
 
 
 def random_maps(*classes, size=(9, 7)):
@@ -411,7 +439,7 @@ def test_counts_of_an_image_are_those_of_its_benchmarks(classes, tmp_path):
         np.add.at(confusion, (target[counted].numpy(), predicted[counted].numpy()), 1)
         assert np.array_equal(stacked["confusion"], 2 * confusion)
     writer.close()
-    with pytest.raises(ValueError, match="labels outside 0 to"):
+    with pytest.raises(ValueError, match="prediction holds labels"):
         count_image(6, [maps[-1] + classes[-1]], targets[-1:], classes[-1:])
 
 

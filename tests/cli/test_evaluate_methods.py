@@ -284,6 +284,8 @@ def test_a_killed_comparison_under_the_unified_protocol_goes_on(
         assert "prompted" not in settings and result["published"] is None
     superpixels = results[("freeda_toy", "voc20")]["settings"]["segmenter"]["superpixels"]
     assert superpixels == {"scale": 100, "sigma": 0.7, "min_size": 20}  # its own, kept
+    assert results[("proxyclip_toy", "voc20")]["uniform_windows"] is not None
+    assert results[("toy", "voc20")]["uniform_windows"] is None
     assert report_main([str(tmp_path), "--examples", "0"]) == 0
     assert "freeda_toy, unified protocol" in (tmp_path / "report.html").read_text()
 

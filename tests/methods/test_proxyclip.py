@@ -80,6 +80,8 @@ def test_a_window_of_one_colour_has_finite_scores(toy):
     assert scores.isfinite().all()
     features = toy.patch_features(torch.full((1, 3, 64, 64), 127.0))
     assert features.mean_similarities[0] > 1 / 1.2  # where the published code gives NaN
+    assert toy.uniform_windows(features) == [True]
+    assert toy.uniform_windows(features._replace(mean_similarities=(0.83, 0.84))) == [False, True]
 
 
 def test_a_window_scores_alike_whatever_it_is_batched_with(toy):

@@ -1,7 +1,8 @@
 """Pixel counts per image, kept on disk as they come: what a killed evaluation goes on from.
 
-A file is a line of JSON (the settings) and then one record per image; a record that was cut short
-by a kill is dropped when the file is read.
+A file is a line of JSON (the settings) and then one record per image, of methods that find uniform
+windows with their number in front; a record that was cut short by a kill is dropped when the file
+is read.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from talk2dino.benchmarks.metrics import ignored_label, pair_numbers
+from talk2dino.benchmarks.metrics import ignored_label, pair_numbers, refuse_labels
 from talk2dino.devices import Fetched
 
 SUFFIX = ".counts"
@@ -32,6 +33,7 @@ _PAIRS = {
 """Earlier versions wrote the smaller ones."""
 PAIR = _PAIRS[b"IMG4"]
 """True label, predicted label, pixels."""
+_UNIFORM = b"UNI\n"  # its number stands in place of the number of pairs
 _FEW = 1 << 16  # pairs of classes that are counted in one bin each, also of a small picture
 _FEW_ON_GPU = 1 << 20  # there, finding those that occur means to wait
 MOST_CONFUSED = 5_793
@@ -46,13 +48,15 @@ class ImageCounts:
     """Of the image in its data set."""
     pairs: np.ndarray
     """(n,) records: true class, predicted class, pixels."""
+    uniform: int | None = None
+    """Windows in which all patches are alike; None of a method that does not tell."""
 
     def between(self, first: int, end: int) -> ImageCounts:
         """The pairs of labels from `first` up to `end`, counted from 0; see `joined`."""
         pairs = self.pairs[(self.pairs["true"] >= first) & (self.pairs["true"] < end)]
         pairs["true"] -= first
         pairs["predicted"] -= first
-        return ImageCounts(self.index, pairs)
+        return ImageCounts(self.index, pairs, self.uniform)
 
 
 def joined(counts: Sequence[ImageCounts], firsts: Sequence[int]) -> ImageCounts:
@@ -62,7 +66,7 @@ def joined(counts: Sequence[ImageCounts], firsts: Sequence[int]) -> ImageCounts:
         parts.append(found.pairs.copy())
         parts[-1]["true"] += first
         parts[-1]["predicted"] += first
-    return ImageCounts(counts[0].index, np.concatenate(parts))
+    return ImageCounts(counts[0].index, np.concatenate(parts), counts[0].uniform)
 
 
 def count_image(*shown: Any) -> list[ImageCounts]:
@@ -75,6 +79,7 @@ def begin_count(
     predicted: Sequence[Tensor],
     targets: Sequence[Tensor],
     num_classes: Sequence[int],
+    uniform: int | None = None,
 ) -> Callable[[], list[ImageCounts]]:
     """Compare the label maps of an image with their ground truths, where these are not ignored.
 
@@ -86,6 +91,7 @@ def begin_count(
         predicted: (H, W) label maps, one per benchmark.
         targets: (H, W) ground truths, likewise; see `metrics.ignored_label`.
         num_classes: of each benchmark.
+        uniform: windows of the image in which all patches are alike, if that is known.
 
     Returns:
         what waits for the counts and returns them, one per benchmark. It raises ValueError for
@@ -94,24 +100,17 @@ def begin_count(
     Raises:
         ValueError: they differ in size.
     """
+    triples = list(zip(predicted, targets, num_classes, strict=True))
+    moved = [target.to(maps.device, non_blocking=True) for maps, target, _ in triples]
     counted: list[Tensor] = []
-    for maps, target, classes in zip(predicted, targets, num_classes, strict=True):
-        truth = target.to(maps.device, non_blocking=True)
-        numbers = pair_numbers(maps, truth, classes, ignored_label(classes))
+    for (maps, _, classes), target in zip(triples, moved, strict=True):
+        numbers = pair_numbers(maps, target, classes, ignored_label(classes))
         if classes**2 <= max(len(numbers), _FEW_ON_GPU if numbers.device.type == "cuda" else _FEW):
             counted += [numbers[:0], _bins(numbers, classes**2 + 2)]
         else:
             counted += numbers.unique(return_counts=True)
-    fetched = Fetched(counted)
-
-    def finish() -> list[ImageCounts]:
-        found = [part.numpy() for part in fetched.read()]
-        return [
-            ImageCounts(index, _pairs(numbers, counts, classes))
-            for numbers, counts, classes in zip(found[::2], found[1::2], num_classes, strict=True)
-        ]
-
-    return finish
+    fetched, sizes = Fetched([torch.cat(counted)]), [len(part) for part in counted]
+    return lambda: _image_counts(index, triples, fetched.read()[0].split(sizes), uniform)
 
 
 def _bins(numbers: Tensor, count: int) -> Tensor:
@@ -122,15 +121,30 @@ def _bins(numbers: Tensor, count: int) -> Tensor:
     return numbers.new_zeros(count).scatter_add_(0, numbers, torch.ones_like(numbers))
 
 
+def _image_counts(
+    index: int,
+    triples: Sequence[tuple[Tensor, Tensor, int]],
+    fetched: Sequence[Tensor],
+    uniform: int | None,
+) -> list[ImageCounts]:
+    """From the numbers of pairs and their counts, two tensors of each of the `triples`."""
+    results = []
+    for place, (maps, target, classes) in enumerate(triples):
+        found, counts = (part.numpy() for part in fetched[2 * place : 2 * place + 2])
+        places = found if len(found) else np.arange(len(counts))
+        if counts[places == classes**2 + 1].any():
+            refuse_labels(maps.cpu(), target, classes, ignored_label(classes))
+        occurring = (counts > 0) & (places < classes**2)
+        pairs = _pairs(places[occurring], counts[occurring], classes)
+        results.append(ImageCounts(index, pairs, uniform))
+    return results
+
+
 def _pairs(numbers: np.ndarray, counts: np.ndarray, num_classes: int) -> np.ndarray:
-    """Records of pairs of classes, of `pair_numbers` that occur so often; without any, of all."""
-    numbers = numbers if len(numbers) else np.arange(len(counts))
-    if counts[numbers == num_classes**2 + 1].any():
-        raise ValueError(f"ground truth or prediction holds labels outside 0 to {num_classes - 1}")
-    occurring = (counts > 0) & (numbers < num_classes**2)
-    pairs = np.empty(int(occurring.sum()), PAIR)
-    pairs["true"], pairs["predicted"] = np.divmod(numbers[occurring], num_classes)
-    pairs["pixels"] = counts[occurring]
+    """Records of pairs of classes: true * C + predicted, and their pixels."""
+    pairs = np.empty(len(numbers), PAIR)
+    pairs["true"], pairs["predicted"] = np.divmod(numbers, num_classes)
+    pairs["pixels"] = counts
     return pairs
 
 
@@ -168,6 +182,8 @@ class CountsWriter:
         """Append one image; it is in the file when this returns."""
         data = counts.pairs.tobytes()
         head = _HEAD.pack(b"IMG4", counts.index, len(counts.pairs), zlib.crc32(data))
+        if counts.uniform is not None:
+            head = _HEAD.pack(_UNIFORM, counts.index, counts.uniform, 0) + head
         self._file.write(head + data)
         self._file.flush()
 
@@ -244,16 +260,20 @@ def _read(path: Path, settings: Mapping[str, Any]) -> tuple[list[ImageCounts], i
             f"{path} was made with other settings, --batch_size or pictures, or is no file. "
             "Choose another --output, or delete its folder."
         )
-    start, found = len(line), []
-    while start + _HEAD.size <= len(data):
-        magic, index, pairs, checksum = _HEAD.unpack_from(data, start)
+    start, found, uniform = len(line), [], None
+    position = start
+    while position + _HEAD.size <= len(data):
+        magic, index, pairs, checksum = _HEAD.unpack_from(data, position)
+        if magic == _UNIFORM:
+            position, uniform = position + _HEAD.size, pairs
+            continue
         kind = _PAIRS.get(magic)
         if kind is None:
             break
-        end = start + _HEAD.size + pairs * kind.itemsize
-        payload = data[start + _HEAD.size : end]
+        end = position + _HEAD.size + pairs * kind.itemsize
+        payload = data[position + _HEAD.size : end]
         if end > len(data) or zlib.crc32(payload) != checksum:
             break
-        found.append(ImageCounts(index, np.frombuffer(payload, kind).astype(PAIR)))
-        start = end
+        found.append(ImageCounts(index, np.frombuffer(payload, kind).astype(PAIR), uniform))
+        start, position, uniform = end, end, None
     return found, start

@@ -73,6 +73,7 @@ class Result:
     data_root: str
     readme_name: str | None = None
     published_source: str | None = None
+    uniform_windows: int | None = None
     with_bg_clean: bool | None = None
     per_class_accuracy: dict[str, float | None] | None = None
     boundary_mIoU: float | None = None
@@ -157,6 +158,7 @@ def make_result(
     scores = area_scores(*map(torch.from_numpy, sums))
     low, high = bootstrap_interval(areas["intersect"], areas["union"])
     borders, at_borders = border_scores(images, names) if run.at_borders else ({}, {})
+    told = [image.uniform for image in counts.values() if image.uniform is not None]
     settings = run.settings
     pamr = bool(settings["segmenter"].get("pamr"))
     content = {
@@ -169,6 +171,7 @@ def make_result(
         "with_bg_clean": bool(settings["segmenter"].get("clean_background")),
         "bg_thresh": settings["bg_thresh"],
         "num_images": len(dataset.samples),
+        "uniform_windows": sum(told) if len(told) == len(counts) else None,
         "mIoU": percent(scores.mean_iou),
         "mAcc": percent(scores.mean_accuracy),
         "aAcc": percent(scores.all_accuracy),

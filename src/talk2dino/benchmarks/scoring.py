@@ -16,6 +16,7 @@ from talk2dino.segmenter import (
     FeatureSharing,
     PatchScoring,
     Segmenter,
+    UniformWindows,
     join_features,
     take_features,
 )
@@ -44,6 +45,9 @@ class Picture:
     """At least one."""
     payload: Any = None
     """Handed back with the labels."""
+    uniform: int | None = None
+    """Windows in which the segmenters found nothing, once there are labels; None if they do not
+    tell. See `UniformWindows`."""
 
 
 @dataclass(frozen=True)
@@ -136,19 +140,28 @@ def _score(batch: list[tuple[_Progress, tuple[int, int]]]) -> None:
     windows = torch.stack(
         [item.pixels[:, top : top + high, left : left + wide] for item, (top, left) in batch]
     )
-    for index, scores in enumerate(_task_scores(first.picture.tasks, windows)):
+    uniform: list[bool] | None = None
+    for index, (scores, alike) in enumerate(_task_scores(first.picture.tasks, windows)):
+        uniform = alike  # of all tasks: they are of one model
         for (item, corner), window in zip(batch, scores, strict=True):
             found = item.found[index]
             if isinstance(found, WindowMean):
                 found.add(corner, window)
             else:
                 found.append(window)
-    for item, _ in batch:
+    for place, (item, _) in enumerate(batch):
         item.scored += 1
+        if uniform is not None:
+            item.picture.uniform = (item.picture.uniform or 0) + uniform[place]
 
 
-def _task_scores(tasks: Sequence[Task], windows: Tensor) -> Iterator[Sequence[Any] | Tensor]:
-    """Per task what `_Progress.found` holds of every window; features are computed once."""
+def _task_scores(
+    tasks: Sequence[Task], windows: Tensor
+) -> Iterator[tuple[Sequence[Any] | Tensor, list[bool] | None]]:
+    """Per task what `_Progress.found` holds of every window, and which windows are uniform.
+
+    Features are computed once.
+    """
     owner: Segmenter | None = None
     features: Any = None
     for task in tasks:
@@ -157,14 +170,17 @@ def _task_scores(tasks: Sequence[Task], windows: Tensor) -> Iterator[Sequence[An
             owner is None or not segmenter.shares_features(owner)
         ):
             owner, features = segmenter, segmenter.patch_features(windows)
+        uniform = None
+        if isinstance(segmenter, UniformWindows):
+            uniform = segmenter.uniform_windows(features)
         if isinstance(segmenter, PatchScoring) and segmenter.joins_windows:
-            yield [take_features(features, index) for index in range(len(windows))]
+            yield [take_features(features, index) for index in range(len(windows))], uniform
         elif isinstance(segmenter, PatchScoring):
-            yield segmenter.patch_scores(features, query)
+            yield segmenter.patch_scores(features, query), uniform
         elif isinstance(segmenter, FeatureSharing):
-            yield segmenter.score_features(features, windows, query)
+            yield segmenter.score_features(features, windows, query), uniform
         else:
-            yield segmenter.window_scores(windows, query)
+            yield segmenter.window_scores(windows, query), uniform
 
 
 def _finish(progress: _Progress, batching: Batching) -> tuple[Picture, list[Tensor]]:

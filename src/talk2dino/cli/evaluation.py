@@ -119,6 +119,11 @@ def _report(job: Job, outcomes: Sequence[Outcome]) -> None:
                 f"{_shown(job, outcome)}: {len(absent)} classes without any pixel (nan), "
                 "left out of the mean"
             )
+        if outcome.result["uniform_windows"]:
+            print(
+                f"{_shown(job, outcome)}: {outcome.result['uniform_windows']} windows in which all "
+                "patches are alike; see docs/evaluation.md"
+            )
     timings = [result["timing"] for result in results if result["timing"]]
     if timings:
         memory = max(timing["peak_memory_mib"] for timing in timings)

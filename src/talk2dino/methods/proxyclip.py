@@ -166,6 +166,10 @@ class ProxyClipSegmenter(ClipWordSegmenter):
         patches = self.image.blocks[-1].attn.out_proj(torch.stack(mixed))
         return ProxyFeatures(self.image.project(patches), (high, wide), means)
 
+    def uniform_windows(self, features: ProxyFeatures) -> list[bool]:
+        """Where every patch attends to itself alone; published runs have no scores there."""
+        return [mean > 1 / _BETA for mean in features.mean_similarities]
+
     def last_values(self, windows: Tensor, grid: tuple[int, int]) -> Tensor:
         """The values of CLIP's last block, without the CLS token's, at a grid: (B, P, D)."""
         tokens, own_grid = self.image.tokens(

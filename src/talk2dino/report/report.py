@@ -230,7 +230,7 @@ def _signed(value: float, form: str = "+.1f") -> str:
 
 
 def _settings(run: EvaluatedRun) -> str:
-    keys = ("command", "settings", "versions", "timing", "data_root", "finished")
+    keys = ("command", "settings", "uniform_windows", "versions", "timing", "data_root", "finished")
     content = {key: run.result[key] for key in keys if run.result[key] is not None}
     return json.dumps(content, indent=1, ensure_ascii=False)
 
