@@ -119,7 +119,7 @@ def test_the_files_of_benchmarks_are_the_benchmarks_and_nobody_elses(tmp_path, m
 
 
 def test_methods_have_no_published_number_for_a_row_that_is_added(monkeypatch):
-    mine = dataclasses.replace(BENCHMARKS["voc"], key="mine", readme_name="mine")
+    mine = dataclasses.replace(BENCHMARKS["voc"], name="mine", readme_name="mine")
     method = find_method("vitb", {"weights": "seeded:0"})
     numbers = {key: method.published_miou(row) for key, row in BENCHMARKS.items()}
     monkeypatch.setattr(table, "BENCHMARKS", {"mine": mine, **BENCHMARKS})

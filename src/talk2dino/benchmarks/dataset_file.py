@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from talk2dino.segmenter import ClassWords
 
 _SYNONYMS = {
-    "img_suffix": "image_suffix",
+    "image_suffix": "image_suffixes",
+    "img_suffix": "image_suffixes",
     "seg_map_suffix": "label_suffix",
     "ann_file": "split",
     "ignore_index": "ignore",
@@ -28,32 +29,30 @@ _SYNONYMS = {
     "metainfo.classes": "classes",
     "metainfo.palette": "palette",
 }
-"""Keys of MMSegmentation 1.x -> ours."""
+"""Keys of MMSegmentation 1.x, and another spelling -> ours."""
 
 
 @dataclass(frozen=True)
-class Benchmark:
-    """What is evaluated and where its files are; the keys of docs/data_sets.md."""
+class _Keys:
+    """What a file says of its data set; docs/data_sets.md has all keys."""
 
-    key: str
-    """What results call it: the file's `name`."""
-    title: str
-    """For tables."""
+    name: str
+    """What results call it: the file's stem unless it says another one."""
     images: str
     """Folder of the images below the root."""
     labels: str
     """Folder of the labels below the root."""
     classes: tuple[str, ...]
     """Names by id, the background included."""
-    words: tuple[tuple[str, ...], ...] = ()
-    """By which words classes are looked for, one tuple per class; none: by a method's own."""
+    title: str = ""
+    """For tables."""
     class_file: str = ""
     """File below the root whose names stand in place of `classes`, where it is there."""
     palette: tuple[tuple[int, int, int], ...] = ()
     """RGB by id; none: generated."""
     readme_name: str = ""
     """What the published README and its configs folder call it."""
-    dataset: str = ""
+    type: str = ""
     """Class of MMSegmentation that `--reader mmseg` uses; none: its CustomDataset."""
     split: str | None = None
     """File that lists the images by stem, or None for all that have a label."""
@@ -61,8 +60,6 @@ class Benchmark:
     """What an image's file name ends with ..."""
     label_suffix: str = ".png"
     """... and by what it is replaced in its label's."""
-    rules: LabelRules = field(default_factory=LabelRules)
-    """What the values of a label file mean."""
     background: bool = False
     """Class 0 is the background, found by threshold."""
     bg_thresh: float | None = None
@@ -71,10 +68,40 @@ class Benchmark:
     """Background cleaning is part of the published protocol."""
     protocol: Protocol = field(default_factory=Protocol)
     """Sizes."""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"\w[\w.-]*", self.name, re.ASCII):
+            raise ValueError(
+                f"the name {self.name!r} becomes part of file names: letters, digits, . _ and -"
+            )
+        if not all((self.images, self.labels, *self.image_suffixes)) or not self.image_suffixes:
+            raise ValueError("images, labels and image_suffix must not be empty")
+        if self.bg_thresh is not None and not self.background:
+            raise ValueError("bg_thresh without `background: true` means nothing")
+        if self.background and "background" in map(str.lower, self.classes[1:]):
+            raise ValueError("with `background: true`, class 0 alone is the background")
+        colours = [part for colour in self.palette for part in colour]
+        if colours and (len(self.palette) != len(self.classes) or not _are_bytes(colours)):
+            raise ValueError(f"palette: {len(self.classes)} classes need as many [r, g, b] to 255")
+
+
+@dataclass(frozen=True)
+class Benchmark(_Keys):
+    """What is evaluated and where its files are."""
+
+    words: tuple[tuple[str, ...], ...] = ()
+    """By which words classes are looked for, one tuple per class; none: by a method's own."""
+    rules: LabelRules = field(default_factory=LabelRules)
+    """What the values of a label file mean."""
     sizes: tuple[tuple[str, int], ...] = ()
-    """Those of them that the file gives: no method changes them."""
+    """Those of the protocol that the file gives: no method changes them."""
     folders: tuple[Path, ...] = ()
     """Where the files of an own data set may be besides the data root; none for benchmarks."""
+
+    @property
+    def key(self) -> str:
+        """Its name."""
+        return self.name
 
     @property
     def image_suffix(self) -> str:
@@ -112,68 +139,51 @@ class Benchmark:
 
 
 @dataclass(frozen=True)
-class _Keys:
-    """What a file may say; docs/data_sets.md has the meaning of every key."""
+class _LabelKeys:
+    """What a file says of the values of labels."""
 
-    images: str
-    labels: str
-    classes: str | list[Any] | dict[int, Any]
-    name: str = ""
-    title: str = ""
-    data_root: str = ""
-    image_suffix: str | list[str] = ".jpg"
-    label_suffix: str = ".png"
-    split: str | None = None
     ignore: int | list[int] | None = None
     shift: int | None = None
     reduce_zero_label: bool = False
     values: dict[int, int] | list[tuple[tuple[int, int, int], int]] | None = None
     unknown: str | None = None
-    background: bool = False
-    bg_thresh: float | None = None
-    palette: str | list[tuple[int, int, int]] = ""
-    protocol: dict[str, Any] = field(default_factory=dict)
-    type: str = ""
-    class_file: str = ""
-    readme_name: str = ""
-    clean_background: bool = False
 
-    def __post_init__(self) -> None:
-        if self.name and not re.fullmatch(r"\w[\w.-]*", self.name, re.ASCII):
-            raise ValueError(
-                f"the name {self.name!r} becomes part of file names: letters, digits, . _ and -"
-            )
-        if not self.image_suffix or not self.images or not self.labels:
-            raise ValueError("images, labels and image_suffix must not be empty")
-        if self.bg_thresh is not None and not self.background:
-            raise ValueError("bg_thresh without `background: true` means nothing")
+    def rules(self, ids: tuple[int, ...]) -> LabelRules:
+        """What that means for the classes of these ids."""
         if self.unknown not in (None, "ignore") or (self.unknown and self.values is None):
-            raise ValueError("unknown may be `ignore`, of what is in no `values`, or absent")
+            raise ValueError("unknown may be `ignore`, of what is in no `values`, or absent.")
         if self.reduce_zero_label and (self.shift, self.values) != (None, None):
             raise ValueError(
-                "reduce_zero_label is a shift of -1 and ignores 0: no shift or values beside it"
+                "reduce_zero_label is a shift of -1 and ignores 0: no shift or values beside it."
             )
-        grey = [label for value, _ in self.pairs for label in value if len(value) == 1]
-        colours = [part for value, _ in self.pairs for part in value if len(value) == 3]
-        for label in (*self.ignored, *grey, *(label for _, label in self.pairs)):
+        values = self.values or ()
+        given: list[tuple[Value, int]] = (
+            [((value,), label) for value, label in values.items()]
+            if isinstance(values, dict)
+            else list(values)
+        )
+        check_once([value for value, _ in given], "values")
+        zero = [0] if self.reduce_zero_label else []
+        ignore = zero + (self.ignore if isinstance(self.ignore, list) else [self.ignore or 0])
+        ignore = zero if self.ignore is None else ignore
+        for label in (*ignore, *(label for _, label in given), *(v[0] for v, _ in given)):
             if not 0 <= label <= WIDE_IGNORED:
-                raise ValueError(f"ignore and values must be label values, found {label}")
-        if not all(0 <= part <= 255 for part in colours):
-            raise ValueError("values: a colour is [r, g, b] of 0 to 255")
+                raise ValueError(f"ignore and values must be label values, found {label}.")
+        if not _are_bytes([part for value, _ in given for part in value if len(value) == 3]):
+            raise ValueError("values: a colour is [r, g, b] of 0 to 255.")
+        return LabelRules(
+            ignore=tuple(ignore),
+            default_ignored=self.ignore is None,
+            shift=-1 if self.reduce_zero_label else self.shift or 0,
+            values=tuple(given),
+            others_shifted=self.shift is not None or self.values is None,
+            unknown_ignored=self.unknown is not None,
+            ids=ids,
+        )
 
-    @property
-    def ignored(self) -> tuple[int, ...]:
-        """Label values without a class."""
-        listed = self.ignore if isinstance(self.ignore, list) else [self.ignore]
-        found = [label for label in listed if label is not None]
-        return (0, *found) if self.reduce_zero_label else tuple(found)
 
-    @property
-    def pairs(self) -> tuple[tuple[Value, int], ...]:
-        """`values`, of grey pixels and of coloured ones alike."""
-        if isinstance(self.values, dict):
-            return tuple(((value,), label) for value, label in self.values.items())
-        return tuple(self.values or ())
+def _are_bytes(numbers: Sequence[int]) -> bool:
+    return all(0 <= number <= 255 for number in numbers)
 
 
 def read_dataset(path: str | Path, data_root: str | Path = "data") -> Benchmark:
@@ -188,42 +198,29 @@ def read_dataset(path: str | Path, data_root: str | Path = "data") -> Benchmark:
         ValueError: an unknown key, or a value that means nothing; says which.
     """
     path, source = Path(path), str(path)
-    keys = build(_Keys, _ours(read_yaml(path), source), source)
-    folders = tuple(dict.fromkeys(base / keys.data_root for base in (path.parent, Path(data_root))))
-    classes, words, ids = _classes(keys.classes, f"{source}: classes", folders)
-    if keys.background and "background" in map(str.lower, classes[1:]):
-        raise ValueError(f"{source}: with `background: true`, class 0 alone is the background.")
-    check_once([value for value, _ in keys.pairs], f"{source}: values")
-    name, suffixes = keys.name or path.stem, keys.image_suffix
-    shifted = keys.shift is not None or keys.values is None
+    given = {"name": path.stem} | _ours(read_yaml(path), source)
+    own = given.pop("data_root", "")
+    folders = tuple(dict.fromkeys(base / str(own) for base in (path.parent, Path(data_root))))
+    names = [name for name in given if name in _LabelKeys.__dataclass_fields__]
+    of_labels = build(_LabelKeys, {name: given.pop(name) for name in names}, source)
+    words, ids = _classes(given.get("classes"), f"{source}: classes", folders)
+    given["classes"] = [found[0] for found in words]
+    if isinstance(given.get("palette"), str):
+        lines = _lines(find_text(given["palette"], folders, f"{source}: palette"))
+        given["palette"] = [[int(n) for n in line.split()] for line in lines if line.strip()]
+    if isinstance(given.get("image_suffixes"), str):
+        given["image_suffixes"] = [given["image_suffixes"]]
+    keys = build(_Keys, given, source)
+    try:
+        rules = of_labels.rules(ids)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    name = keys.name
     return Benchmark(
-        key=name,
-        title=keys.title or name,
-        images=keys.images,
-        labels=keys.labels,
-        classes=classes,
-        words=words,
-        class_file=keys.class_file,
-        palette=_palette(keys.palette, len(classes), f"{source}: palette", folders),
-        readme_name=keys.readme_name or name,
-        dataset=keys.type,
-        split=keys.split,
-        image_suffixes=(suffixes,) if isinstance(suffixes, str) else tuple(suffixes),
-        label_suffix=keys.label_suffix,
-        rules=LabelRules(
-            ignore=keys.ignored,
-            default_ignored=keys.ignore is None,
-            shift=-1 if keys.reduce_zero_label else keys.shift or 0,
-            values=keys.pairs,
-            others_shifted=shifted,
-            unknown_ignored=keys.unknown is not None,
-            ids=ids,
-        ),
-        background=keys.background,
-        bg_thresh=keys.bg_thresh,
-        clean_background=keys.clean_background,
-        protocol=build(Protocol, keys.protocol, f"{source}: protocol"),
-        sizes=tuple(keys.protocol.items()),
+        **{**vars(keys), "title": keys.title or name, "readme_name": keys.readme_name or name},
+        words=words if any(len(found) > 1 for found in words) else (),
+        rules=rules,
+        sizes=tuple((given.get("protocol") or {}).items()),
         folders=folders,
     )
 
@@ -243,9 +240,9 @@ def _ours(content: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 
 def _classes(
-    given: str | list[Any] | dict[int, Any], where: str, folders: Sequence[Path]
-) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...], tuple[int, ...]]:
-    """Names, words, and the ids if they are not 0, 1, 2, ..."""
+    given: Any, where: str, folders: Sequence[Path]
+) -> tuple[tuple[tuple[str, ...], ...], tuple[int, ...]]:
+    """The words of every class, its name first, and the ids if they are not 0, 1, 2, ..."""
     ids: tuple[int, ...] = ()
     lines: list[tuple[str, Any]]
     if isinstance(given, str):
@@ -253,12 +250,16 @@ def _classes(
         where = str(listing)
         numbered = [(n, line.strip()) for n, line in enumerate(_lines(listing), start=1)]
         lines = [(f"line {n}", line) for n, line in numbered if line and not line.startswith("#")]
-    elif isinstance(given, dict):
+    elif isinstance(given, dict) and all(isinstance(key, int) for key in given):
         lines = [(f"id {key}", given[key]) for key in sorted(given)]
         ids = tuple(sorted(given))
         ids = () if ids == tuple(range(len(ids))) else ids
-    else:
+    elif isinstance(given, list):
         lines = [(f"class {place}", line) for place, line in enumerate(given)]
+    else:
+        raise ValueError(
+            f"{where} must be a list of names, a text file, or ids with names, found {given!r:.80}."
+        )
     if not 0 < len(lines) <= WIDE_IGNORED or not all(0 <= i <= WIDE_IGNORED for i in ids):
         raise ValueError(
             f"{where}: {len(lines)} classes; 1 to {WIDE_IGNORED} can be evaluated, with such ids."
@@ -279,8 +280,7 @@ def _classes(
                 raise ValueError(f"{where}, {place}: {word!r} is there twice, see {owners[word]}.")
             owners[word] = place
         words.append(found)
-    several = any(len(found) > 1 for found in words)
-    return tuple(found[0] for found in words), tuple(words) if several else (), ids
+    return tuple(words), ids
 
 
 def _lines(path: Path) -> list[str]:
@@ -298,17 +298,3 @@ def find_text(name: str, folders: Sequence[Path], where: str) -> Path:
             return folder / name
     tried = " or ".join(str(folder / name) for folder in folders)
     raise FileNotFoundError(f"{where}: no file {tried}. Put it there, or choose --data_root.")
-
-
-def _palette(
-    given: str | list[tuple[int, int, int]], count: int, where: str, folders: Sequence[Path]
-) -> tuple[tuple[int, int, int], ...]:
-    if isinstance(given, str):
-        lines = _lines(find_text(given, folders, where)) if given else []
-        given = [tuple(map(int, line.split())) for line in lines if line.strip()]  # type: ignore[misc]
-    if given and (
-        len(given) != count
-        or not all(len(rgb) == 3 and 0 <= min(rgb) <= max(rgb) <= 255 for rgb in given)
-    ):
-        raise ValueError(f"{where}: {count} classes need as many [r, g, b] of 0 to 255.")
-    return tuple(given)

@@ -96,7 +96,7 @@ class MMSegSet(EvaluationSet):
             "ann_dir": str(labels),
             "test_mode": True,
         }
-        cls = getattr(datasets, row.dataset, None)
+        cls = getattr(datasets, row.type, None)
         if cls is None:
             cls, palette = datasets.CustomDataset, EvaluationSet.palette.fget(self)  # type: ignore[attr-defined]
             options |= {"classes": row.classes, "palette": palette.tolist()}

@@ -53,7 +53,7 @@ def find_benchmark(name: str, data_root: str | Path = "data") -> Benchmark:
         FileNotFoundError: the file is not there, or one that it names.
     """
     rows = [*BENCHMARKS.values(), STUFF_BACKGROUND, DRAWN_WORLD]
-    names = {row.dataset: row for row in rows if row.dataset}
+    names = {row.type: row for row in rows if row.type}
     names |= {row.readme_name: row for row in rows}
     names |= {row.key: row for row in rows}
     if name in names:
