@@ -6,10 +6,10 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -39,40 +39,14 @@ from talk2dino.segmenter import ClassQuery, ClassWords, Segmenter
 logger = logging.getLogger(__name__)
 
 
-class Method(Protocol):
-    """What is needed of a model that is not loaded; `methods.base.Method` has all of it."""
-
-    @property
-    def model(self) -> str: ...
-
-    @property
-    def threshold_meaning(self) -> str: ...
-
-    def words(self, row: Benchmark | None = None) -> ClassWords: ...
-
-    def changes(self, row: Benchmark, names: Sequence[str]) -> list[str]: ...
-
-    def published_miou(self, row: Benchmark) -> float | None: ...
-
-    def published_source(self, row: Benchmark) -> str | None: ...
-
-    def check(self) -> None: ...
-
-    def settings(self) -> dict[str, Any]: ...
-
-    def text_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]: ...
-
-    def load(self, device: torch.device, loaded: Segmenter | None = None) -> Segmenter: ...
-
-
 @dataclass(frozen=True)
 class Evaluation:
     """One benchmark and how it is segmented."""
 
     benchmark: Benchmark
     """Its row."""
-    method: Method
-    """Model and options of inference."""
+    method: Any
+    """Model and options of inference: a `methods.base.Method`, which is not loaded."""
     bg_thresh: float | None
     """Threshold of the background class; None where there is none."""
     boundary: bool = False
@@ -102,17 +76,17 @@ class Evaluation:
         own = dataset.benchmark.class_words(self.method.words(dataset.benchmark))
         return own if self.vocabulary is None else self.vocabulary.class_words(own, self.pooling)
 
-    def classes(self, dataset: EvaluationSet) -> list[str]:
-        """The names of the classes in results, but for the background.
+    def lists(self, dataset: EvaluationSet) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """The names of the data set's labels in results, and the words of each.
 
         Raises:
             ValueError: the vocabulary does not fit.
         """
-        if self.vocabulary is None:
-            return dataset.prompted_classes
-        row = dataset.benchmark
-        self.vocabulary.check_fits(row.key, len(dataset.prompted_classes), row.background)
-        return list(self.vocabulary.names)
+        names, row = dataset.prompted_classes, dataset.benchmark
+        if self.vocabulary is not None:
+            self.vocabulary.check_fits(row.key, len(names), row.background)
+            names = list(self.vocabulary.names)
+        return self.words(dataset).lists(names, self.bg_thresh)
 
 
 @dataclass(frozen=True)
@@ -233,8 +207,9 @@ def run_job(
 
 def run_settings(evaluation: Evaluation, dataset: EvaluationSet) -> dict[str, Any]:
     """Everything that decides the counts, as plain JSON data; weights by their content."""
-    named = evaluation.classes(dataset)
-    background = dataset.classes[: len(dataset.classes) - len(named)]
+    labels, words = evaluation.lists(dataset)
+    background = dataset.classes[: len(dataset.classes) - len(dataset.prompted_classes)]
+    named = list(labels)[-len(dataset.prompted_classes) :]
     settings = {
         "benchmark": evaluation.benchmark.key,
         "bg_thresh": evaluation.bg_thresh,
@@ -245,7 +220,6 @@ def run_settings(evaluation: Evaluation, dataset: EvaluationSet) -> dict[str, An
     }
     if evaluation.benchmark.folders:  # those of a benchmark are what its key says
         settings["labels"] = dataclasses.asdict(evaluation.benchmark.rules)
-    labels, words = _words(evaluation, dataset)
     prompted = ["; ".join(of_label) for of_label in words]
     if len(labels) > len(named) and not words[0]:
         prompted = prompted[1:]  # the background is its threshold
@@ -264,13 +238,6 @@ def run_name(evaluation: Evaluation, settings: dict[str, Any]) -> str:
     words = [evaluation.benchmark.key, evaluation.method.model]
     words += ["pamr"] if settings["segmenter"].get("pamr") else []
     return "_".join([*words, _digest(settings)[:8]])
-
-
-def _words(
-    evaluation: Evaluation, dataset: EvaluationSet
-) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """The names of a data set's labels, and by which words they are looked for."""
-    return evaluation.words(dataset).lists(evaluation.classes(dataset), evaluation.bg_thresh)
 
 
 def _digest(content: Any) -> str:
@@ -304,7 +271,7 @@ class _Models:
 
     def _query(self, evaluation: Evaluation, segmenter: Segmenter, run: Run) -> ClassQuery:
         """What is looked for, from memory or from the results folder if its rows are there."""
-        labels, words = _words(evaluation, run.dataset)
+        labels, words = evaluation.lists(run.dataset)
         deciding = evaluation.method.text_settings(run.settings["segmenter"])
         key = _digest([labels, words, deciding])[:16]
         path = self._job.output / "embeddings" / f"{key}.pth"
