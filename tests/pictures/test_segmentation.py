@@ -1,5 +1,6 @@
 """A segmentation as pictures, numbers and files."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from talk2dino.pictures.drawing import class_colours
 from talk2dino.pictures.segmentation import Segmentation
 
 
@@ -90,3 +92,25 @@ def test_files_are_not_overwritten_and_wrong_suffixes_are_refused(result, tmp_pa
 def test_parts_that_do_not_belong_together_are_refused(result):
     with pytest.raises(ValueError, match=r"2 names and a picture of 4 x 2 need scores \(2, 2, 4\)"):
         Segmentation(result.image, result.labels, result.scores, ("cat", "dog"))
+
+
+@pytest.mark.parametrize("size", [(640, 480), (7, 5), (3000, 40)])
+def test_the_overlay_keeps_every_pixel_in_place_and_names_every_class(size):
+    width, height = size
+    labels = torch.zeros(height, width).long()
+    labels[:, width // 2 :] = 1
+    names, colours = ("left", "right", "nowhere"), class_colours(3)
+    found = Segmentation(
+        Image.new("RGB", size, (10, 20, 30)), labels, torch.zeros(3, height, width), names
+    )
+    overlay = found.overlay()
+    assert overlay.width >= width and overlay.height > height
+    corner = np.asarray(overlay)[:height, :width]
+    assert np.array_equal(corner, np.asarray(found.overlay(legend=False)))
+    legend = np.asarray(overlay)[height:].reshape(-1, 3)
+    assert all((legend == colour).all(axis=1).any() for colour in colours)
+    assert found.overlay(1.0).getpixel((1, 1)) == tuple(colours[0])
+    other = dataclasses.replace(found, palette=colours[::-1])
+    assert other.overlay(1.0).getpixel((1, 1)) == tuple(colours[2])
+    with pytest.raises(ValueError, match=r"opacity must lie between 0 and 1, found 1\.5"):
+        found.overlay(1.5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from PIL import Image
 
 from talk2dino.cli.segment_files import Task
 from talk2dino.inference import resize_pixels
-from talk2dino.pictures.drawing import blend, draw_overlay, indexed_mask, write_names
+from talk2dino.pictures.drawing import blend, indexed_mask, write_names
 from talk2dino.pictures.export import Export
 from talk2dino.pictures.images import check_image, read_rgb
 from talk2dino.pictures.segmentation import Segmentation, save_picture, save_scores
@@ -163,18 +163,18 @@ class SegmentJob:
                 f"pixels; --max_side {max(image.size)} keeps its size"
             )
         settings = {"image": str(path), **self.settings}
-        return segment_picture(self.segmenter, image, self.query, self.protocol, most, settings)
+        found = segment_picture(self.segmenter, image, self.query, self.protocol, most, settings)
+        return replace(found, palette=self.palette)
 
     def _draw(self, kind: str, found: Segmentation) -> Image.Image:
         labels = found.labels.numpy()
-        palette = found.colours if self.palette is None else self.palette
         if kind == "output":
-            return draw_overlay(found.image, labels, found.names, palette, self.opacity)
+            return found.overlay(self.opacity)
         if kind == "save_mask":
-            return indexed_mask(labels, palette)
+            return found.mask()
         if kind == "mask":
             return Image.fromarray(labels.astype(np.uint8))
-        colours = palette if self.colours is None else self.colours
+        colours = found.colours if self.colours is None else self.colours
         if kind == "pred":
             return indexed_mask(labels, colours)
         kept = None if found.background is None else 0

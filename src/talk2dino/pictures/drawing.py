@@ -82,38 +82,6 @@ def indexed_mask(labels: np.ndarray, colours: np.ndarray) -> Image.Image:
     return mask
 
 
-def draw_overlay(
-    image_rgb: Image.Image,
-    labels: np.ndarray,
-    names: Sequence[str],
-    colours: np.ndarray,
-    opacity: float = 0.5,
-) -> Image.Image:
-    """Colour a picture by label and put a legend with every name below it.
-
-    Args:
-        image_rgb: the picture, in its own size.
-        labels: (H, W) integers, one per pixel.
-        names: name of every label, in the order of the labels.
-        colours: (C, 3) uint8 RGB, one per name.
-        opacity: share of the class colour in a coloured pixel, 0 to 1.
-
-    Returns:
-        An RGB picture; its top left corner is the coloured image, pixel by pixel.
-    """
-    height, width = labels.shape
-    if image_rgb.size != (width, height):
-        raise ValueError(f"image {image_rgb.size} and labels {(width, height)} differ in size.")
-    if len(names) != len(colours):
-        raise ValueError(f"{len(names)} names, but {len(colours)} colours.")
-    coloured = colour_pixels(np.asarray(image_rgb), labels, colours, opacity)
-    legend = draw_legend(names, colours, width, legend_font_size(width, height))
-    canvas = Image.new("RGB", (max(width, legend.width), height + legend.height), "white")
-    canvas.paste(Image.fromarray(coloured), (0, 0))
-    canvas.paste(legend, (0, height))
-    return canvas
-
-
 def check_opacity(opacity: float) -> None:
     """Raise ValueError for a share outside 0 to 1."""
     if not 0 <= opacity <= 1:
@@ -180,64 +148,40 @@ def legend_font_size(width: int, height: int) -> int:
 def draw_legend(
     names: Sequence[str], colours: np.ndarray, width: int, font_size: int
 ) -> Image.Image:
-    """A white strip of entries, a coloured square with a name each, wrapped into lines.
+    """A white strip of entries in lines, a coloured square with a name each.
 
     Args:
-        names: one per entry, see `drawn_name`; one too long for a line is broken.
+        names: one per entry, see `drawn_name`.
         colours: (C, 3) uint8 RGB.
-        width: the width to fill; a narrow picture gets a wider legend.
+        width: the width to fill; a narrow picture or a long name gets a wider strip.
         font_size: height of the text in pixels.
 
     Returns:
         An RGB picture at least `width` wide, of height 0 without names.
     """
-    shown = [drawn_name(name, number) for number, name in enumerate(names)]
-    fonts = [legend_font(font_size, path) for _, path in shown]
-    width = max(width, 18 * font_size)
-    gap = font_size // 2
-    line_height = round(font_size * 1.5)
-    text_left = gap + font_size + font_size // 3  # from an entry's left edge: margin, square, space
-    room = width - text_left - gap
-    entries = [wrap_text(text, font, room) for (text, _), font in zip(shown, fonts, strict=True)]
-
-    places, x, y, row_height = [], 0, gap, 0
-    for lines, font in zip(entries, fonts, strict=True):
-        entry_width = text_left + round(max(font.getlength(line) for line in lines)) + gap
-        if x and x + entry_width > width:
-            x, y, row_height = 0, y + row_height, 0
+    gap, line_height = font_size // 2, round(font_size * 1.5)
+    left = gap + font_size + font_size // 3  # from an entry's edge: margin, square, space
+    entries = []
+    for number, name in enumerate(names):
+        text, path = drawn_name(name, number)
+        font = legend_font(font_size, path)
+        entries.append((text, font, left + round(font.getlength(text)) + gap))
+    width = max([width, 18 * font_size, *(wide for _, _, wide in entries)])
+    places, x, y = [], 0, gap
+    for _, _, wide in entries:
+        if x + wide > width:
+            x, y = 0, y + line_height
         places.append((x, y))
-        x += entry_width
-        row_height = max(row_height, line_height * len(lines))
-
-    strip = Image.new("RGB", (width, y + row_height + gap if names else 0), "white")
+        x += wide
+    strip = Image.new("RGB", (width, y + line_height + gap if names else 0), "white")
     draw = ImageDraw.Draw(strip)
-    for (x, y), lines, font, colour in zip(places, entries, fonts, colours, strict=True):
-        left, top = x + gap, y + (line_height - font_size) // 2
-        box = (left, top, left + font_size - 1, top + font_size - 1)
-        draw.rectangle(box, fill=tuple(int(c) for c in colour), outline=(90, 90, 90))
-        for index, line in enumerate(lines):
-            middle = y + index * line_height + line_height // 2
-            draw.text((x + text_left, middle), line, fill=(20, 20, 20), font=font, anchor="lm")
+    for (x, y), (text, font, _), colour in zip(places, entries, colours.tolist(), strict=True):
+        top = y + (line_height - font_size) // 2
+        box = (x + gap, top, x + gap + font_size - 1, top + font_size - 1)
+        draw.rectangle(box, fill=tuple(colour), outline=(90, 90, 90))
+        place = (x + left, y + line_height // 2)
+        draw.text(place, text, fill=(20, 20, 20), font=font, anchor="lm")
     return strip
-
-
-def wrap_text(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
-    """Break `text` into lines of at most `width` pixels: at spaces, inside a word if need be."""
-    lines, line = [], ""
-    for word in text.split(" "):
-        longer = f"{line} {word}" if line else word
-        if font.getlength(longer) <= width:
-            line = longer
-            continue
-        if line:
-            lines.append(line)
-        line = ""
-        for character in word:
-            if line and font.getlength(line + character) > width:
-                lines.append(line)
-                line = ""
-            line += character
-    return [*lines, line]
 
 
 def legend_font(size: int, path: str | None = None) -> ImageFont.FreeTypeFont:

@@ -21,8 +21,9 @@ from talk2dino.pictures.drawing import (
     check_opacity,
     class_colours,
     colour_pixels,
-    draw_overlay,
+    draw_legend,
     indexed_mask,
+    legend_font_size,
 )
 from talk2dino.pictures.images import PICTURE_FORMATS
 
@@ -50,6 +51,9 @@ class Segmentation:
     """Threshold of the background, or None if there is none."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What made it; stored in the files of `save`."""
+    palette: np.ndarray | None = None
+    """(C, 3) uint8 RGB of the labels; None for colours that are always the same for the first, the
+    second, ... name."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(as_texts(self.names)))
@@ -67,8 +71,9 @@ class Segmentation:
 
     @property
     def colours(self) -> np.ndarray:
-        """(C, 3) uint8 RGB, one per name: always the same for the first, the second, ... name."""
-        return class_colours(len(self.names), self.background is not None)
+        """(C, 3) uint8 RGB, one per name."""
+        own = class_colours(len(self.names), self.background is not None)
+        return own if self.palette is None else self.palette
 
     def overlay(self, opacity: float = 0.5, legend: bool = True) -> Image.Image:
         """The picture in the colours of its classes.
@@ -80,10 +85,16 @@ class Segmentation:
         Raises:
             ValueError: an opacity outside 0 to 1.
         """
-        labels, colours = self.labels.numpy(), self.colours
-        if legend:
-            return draw_overlay(self.image, labels, self.names, colours, opacity)
-        return Image.fromarray(colour_pixels(np.asarray(self.image), labels, colours, opacity))
+        pixels, colours = np.asarray(self.image), self.colours
+        coloured = Image.fromarray(colour_pixels(pixels, self.labels.numpy(), colours, opacity))
+        if not legend:
+            return coloured
+        width, height = coloured.size
+        strip = draw_legend(self.names, colours, width, legend_font_size(width, height))
+        canvas = Image.new("RGB", (strip.width, height + strip.height), "white")
+        canvas.paste(coloured, (0, 0))
+        canvas.paste(strip, (0, height))
+        return canvas
 
     def mask(self) -> Image.Image:
         """A palette picture (mode P): pixel values are the labels, shown in class colours.

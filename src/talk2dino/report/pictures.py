@@ -6,6 +6,7 @@ of its own, too.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -23,7 +24,6 @@ from talk2dino.pictures.drawing import (
     colour_pixels,
     draw_legend,
     legend_font,
-    wrap_text,
 )
 from talk2dino.pictures.images import read_rgb
 from talk2dino.report.runs import EvaluatedRun, by_benchmark, find_runs, methods
@@ -196,7 +196,8 @@ def draw_rows(rows: Sequence[tuple[str, Example]], labels: Sequence[str]) -> Ima
     left += 3 * _GAP if left else _GAP
     widths = [panel.width for _, row in rows for panel in row.panels if panel is not None]
     step = max([_LEAST_WIDTH, *widths]) + _GAP
-    titles = [wrap_text(text, font, step - _GAP) for text in ("image", "ground truth", *labels)]
+    columns = max(round((step - _GAP) / font.getlength("n")), 1)
+    titles = [textwrap.wrap(text, columns) for text in ("image", "ground truth", *labels)]
     width = left + len(titles) * step
     middles = [left + place * step + (step - _GAP) // 2 for place in range(len(titles))]
     header = Image.new("RGB", (width, max(map(len, titles)) * (_FONT_SIZE + 4) + 2 * _GAP), "white")
