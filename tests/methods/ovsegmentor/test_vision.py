@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from timm.layers import DropPath
 
 from talk2dino.methods.ovsegmentor.blocks import average_weights, choose_groups
 from talk2dino.methods.ovsegmentor.config import VisionConfig
@@ -54,23 +55,15 @@ def test_training_samples_groups_in_proportion_to_their_softmax():
     torch.testing.assert_close(shares, logits[0, :, 0].softmax(dim=0), atol=0.015, rtol=0)
 
 
-def test_the_noise_is_in_the_choice_only(encoder):
+def test_the_noise_is_in_the_choice_only(encoder, monkeypatch):
     images = torch.randn(1, 3, 224, 224)
-    encoder.train()
-    try:
-        rates = [block.drop_path.drop_prob for layer in encoder.layers for block in layer.blocks]
-        assert rates == pytest.approx([0.1 * i / 11 for i in range(12)])
-        for layer in encoder.layers:
-            for block in layer.blocks:
-                block.drop_path.drop_prob = 0.0
-        noisy = encoder(images).assignment
-    finally:
-        for rate, block in zip(
-            rates, (b for layer in encoder.layers for b in layer.blocks), strict=True
-        ):
-            block.drop_path.drop_prob = rate
-        encoder.eval()
-    quiet = encoder(images).assignment
+    drops = [module for module in encoder.modules() if isinstance(module, DropPath)]
+    rates = [drop.drop_prob for drop in drops]
+    assert rates == pytest.approx([0.1 * i / 11 for i in range(1, 12) for _ in range(2)])
+    for drop in drops:
+        monkeypatch.setattr(drop, "drop_prob", 0.0)
+    noisy = encoder.train()(images).assignment
+    quiet = encoder.eval()(images).assignment
     for name in ("soft", "queries", "keys"):
         torch.testing.assert_close(getattr(noisy, name), getattr(quiet, name))
     assert not torch.equal(noisy.hard, quiet.hard)

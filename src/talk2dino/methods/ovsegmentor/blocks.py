@@ -11,38 +11,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from timm.layers import DropPath, Mlp
+from timm.layers import Mlp
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 
-def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Softmax attention (B, H, T, d) of queries (B, H, T, d) to keys and values (B, H, P, d).
+def attention_block(width: int, num_heads: int, drop_path: float = 0.0) -> Block:
+    """A pre-norm transformer block. It takes no padding mask, so padded positions take part: the
+    published one accepts a mask and never applies it, and the weights were trained that way."""
+    block = Block(width, num_heads, qkv_bias=True, norm_layer=nn.LayerNorm, drop_path=drop_path)
+    # Patches choose groups by an argmax: torch's fused kernel rounds differently, and moves one of
+    # the 250880 pixels of the recorded label map.
+    block.attn.fused_attn = False  # type: ignore[assignment]
+    return block
 
-    Written out, since patches choose groups by an argmax: torch's fused kernel rounds differently,
-    and moves one of the 250880 pixels of the recorded label map.
-    """
-    logits = queries @ keys.transpose(-2, -1) * queries.shape[-1] ** -0.5
-    return logits.softmax(dim=-1) @ values
 
-
-class SelfAttention(nn.Module):
-    """Multi-head self-attention with one linear map for queries, keys and values.
-
-    It takes no padding mask: the published one accepts a mask and never applies it, so padded
-    positions take part. Published weights were trained that way.
-    """
-
-    def __init__(self, width: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, T, 3, H, C / H)
-        queries, keys, values = qkv.permute(2, 0, 3, 1, 4)
-        attended = attend(queries, keys, values)
-        return self.proj(attended.transpose(1, 2).flatten(2))
+def affinity(queries: Tensor, keys: Tensor) -> Tensor:
+    """Scaled dot products (..., G, P) of queries (..., G, C) with keys (..., P, C)."""
+    return queries @ keys.transpose(-2, -1) * queries.shape[-1] ** -0.5
 
 
 class CrossAttention(nn.Module):
@@ -57,31 +43,12 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, queries: Tensor, keys: Tensor) -> Tensor:
-        attended = attend(
-            self._heads(self.q_proj(queries)),
-            self._heads(self.k_proj(keys)),
-            self._heads(self.v_proj(keys)),
-        )
+        logits = affinity(self._heads(self.q_proj(queries)), self._heads(self.k_proj(keys)))
+        attended = logits.softmax(dim=-1) @ self._heads(self.v_proj(keys))
         return self.proj(attended.transpose(1, 2).flatten(2))
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, H, T, C / H)
-
-
-class AttentionBlock(nn.Module):
-    """A pre-norm transformer block."""
-
-    def __init__(self, width: int, num_heads: int, drop_path: float = 0.0) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width)
-        self.attn = SelfAttention(width, num_heads)
-        self.norm2 = nn.LayerNorm(width)
-        self.mlp = Mlp(width, 4 * width, width)
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
 class CrossAttentionBlock(nn.Module):
@@ -111,11 +78,6 @@ class Assignment:
     """(B, G, C) of the groups."""
     keys: Tensor
     """(B, P, C) of the patches."""
-
-
-def affinity(queries: Tensor, keys: Tensor) -> Tensor:
-    """Scaled dot products (B, G, P) of group queries (B, G, C) with patch keys (B, P, C)."""
-    return queries @ keys.transpose(-2, -1) * queries.shape[-1] ** -0.5
 
 
 def choose_groups(logits: Tensor, training: bool) -> Tensor:
@@ -202,7 +164,7 @@ class EntityBlock(nn.Module):
         self.norm_x = nn.LayerNorm(width)
         self.pre_assign_attn = CrossAttentionBlock(width, num_heads)
         self.assign = AssignAttention(width)
-        self.post_attn = AttentionBlock(width, num_heads)
+        self.post_attn = attention_block(width, num_heads)
         self.norm_new_x = nn.LayerNorm(width)
 
     def forward(self, groups: Tensor, words: Tensor) -> Tensor:

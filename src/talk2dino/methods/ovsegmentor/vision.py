@@ -13,7 +13,7 @@ from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
 from talk2dino.backbones.checkpoints import check_fit, state_shapes
-from talk2dino.methods.ovsegmentor.blocks import Assignment, AttentionBlock, GroupingBlock
+from talk2dino.methods.ovsegmentor.blocks import Assignment, GroupingBlock, attention_block
 from talk2dino.methods.ovsegmentor.config import VisionConfig
 
 POSITIONS = "pos_embed"
@@ -167,7 +167,7 @@ def load_dino(encoder: ImageEncoder, state: Mapping[str, Tensor]) -> list[str]:
 
 
 def _blocks(config: VisionConfig, rates: list[float]) -> nn.ModuleList:
-    return nn.ModuleList(AttentionBlock(config.width, config.num_heads, rate) for rate in rates)
+    return nn.ModuleList(attention_block(config.width, config.num_heads, rate) for rate in rates)
 
 
 def _initialise(module: nn.Module) -> None:
