@@ -276,11 +276,18 @@ def refuse_threshold(background: float | None) -> None:
 
 
 @dataclass(frozen=True)
-class Around:
-    """A method with something changed: what is not changed is the method's, but for its numbers."""
+class Adapted:
+    """A method under another protocol or with other sizes than its own, or with both.
+
+    What is not changed is the method's, but for its numbers.
+    """
 
     native: Any
     """The method."""
+    unified: bool
+    """Whether its sizes and words are those that all share; templates and scoring stay its own."""
+    sizes: Sizes
+    """In place of its own, or of the shared ones."""
 
     published = Published({})
     published_miou, published_source = Method.published_miou, Method.published_source
@@ -289,107 +296,49 @@ class Around:
     def __getattr__(self, name: str) -> Any:
         if name == "native":  # before it is set, as in a copy
             raise AttributeError(name)
-        return getattr(self.native, name)
+        found = getattr(self.native, name)
+        if name not in ("refined", "on", "for_pictures", "for_windows"):
+            return found
+        return lambda *given, **named: dataclasses.replace(self, native=found(*given, **named))
 
-    def refined(self, names: Collection[str]) -> Method:
+    @property
+    def demo(self) -> PictureRules:
         """See `Method`, as all below."""
-        return self._around(self.native.refined(names))
-
-    def on(self, row: Benchmark) -> Method:
-        return self._around(self.native.on(row))
-
-    def for_pictures(self, background: bool) -> Method:
-        return self._around(self.native.for_pictures(background))
-
-    def for_windows(self, side: int) -> Method:
-        return self._around(self.native.for_windows(side))
-
-    def text_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        own = {name: value for name, value in settings.items() if name not in ("protocol", "sizes")}
-        return self.native.text_settings(own)  # type: ignore[no-any-return]
-
-    def _around(self, native: Method) -> Method:
-        return cast(Method, dataclasses.replace(self, native=native))
-
-
-@dataclass(frozen=True)
-class Sized(Around):
-    """Any method with other sizes of images and windows than its own."""
-
-    sizes: Sizes
-    """In place of those."""
-
-    @property
-    def demo(self) -> PictureRules:
-        """With these sizes."""
         rules = self.native.demo
+        if self.unified:
+            rules = dataclasses.replace(rules, protocol=Protocol(), always_background=False)
         return dataclasses.replace(rules, protocol=self.sizes.of(rules.protocol))
-
-    def benchmark(self, row: Benchmark) -> Benchmark:
-        """The method's row with these sizes."""
-        own = self.native.benchmark(row)
-        return dataclasses.replace(own, protocol=self.sizes.of(own.protocol))
-
-    def settings(self) -> dict[str, Any]:
-        """Those of the method, and these sizes."""
-        return {**self.native.settings(), "sizes": self.sizes.given()}
-
-
-def with_sizes(method: Method, sizes: Sizes) -> Method:
-    """The method with sizes, of which there may be none.
-
-    Raises:
-        ValueError: a window that is smaller than a patch of the method.
-    """
-    if not sizes.given():
-        return method
-    if sizes.window is not None:
-        if sizes.window < method.patch_size:
-            raise ValueError(
-                f"a window of {sizes.window} pixels is smaller than a patch of {method.model}, "
-                f"which has {method.patch_size}. Choose a larger one."
-            )
-        method = method.for_windows(sizes.window)
-    return cast(Method, Sized(method, sizes))
-
-
-@dataclass(frozen=True)
-class Unified(Around):
-    """Any method with sizes and words that all share; templates and scoring stay its own."""
-
-    @property
-    def demo(self) -> PictureRules:
-        """The method's with the sizes and windows of the benchmarks, and no background."""
-        return dataclasses.replace(self.native.demo, protocol=Protocol(), always_background=False)
 
     @property
     def published_on(self) -> Sequence[Benchmark]:
-        """The benchmarks whose every pixel has a class."""
-        return [row for row in BENCHMARKS.values() if not row.background]
+        """If it is unified, the benchmarks whose every pixel has a class."""
+        without = [row for row in BENCHMARKS.values() if not row.background]
+        return without if self.unified else self.native.published_on
 
     def benchmark(self, row: Benchmark) -> Benchmark:
-        """The row with the shared sizes, but for those that the file of an own data set gives.
+        """The row with the sizes, but for those that the file of an own data set gives.
 
         Raises:
-            ValueError: it has a background.
+            ValueError: it has a background, and the protocol has none.
         """
-        if row.background:
+        if self.unified and row.background:
             known = ", ".join(known.key for known in self.published_on)
             raise ValueError(
                 f"{row.key} has a background, but {_WHY}. The unified protocol is for {known} and "
                 "data sets of your own without `background: true`."
             )
-        return row.with_protocol(Protocol())
+        own = row.with_protocol(Protocol()) if self.unified else self.native.benchmark(row)
+        return dataclasses.replace(own, protocol=self.sizes.of(own.protocol))
 
-    def threshold(self, row: Benchmark) -> None:
-        """None."""
+    def threshold(self, row: Benchmark) -> float | None:
+        return None if self.unified else self.native.threshold(row)
 
     def words(self, row: Benchmark | None = None) -> ClassWords:
-        """The names themselves."""
-        return UnifiedWords()
+        return UnifiedWords() if self.unified else self.native.words(row)
 
     def changes(self, row: Benchmark, names: Sequence[str]) -> list[str]:
-        """See `Method`."""
+        if not self.unified:
+            return []
         own = self.native.benchmark(row)
         old, new = (dataclasses.asdict(found.protocol) for found in (own, row))
         of, now_of = (r.class_words(m.words(r)).of for r, m in ((own, self.native), (row, self)))
@@ -401,15 +350,27 @@ class Unified(Around):
         return [f"{what}{now} in place of {was}" for what, now, was in changes if now != was]
 
     def settings(self) -> dict[str, Any]:
-        """Those of the method, and the protocol."""
-        return {**self.native.settings(), "protocol": UNIFIED}
+        own = self.native.settings() | ({"protocol": UNIFIED} if self.unified else {})
+        return own | ({"sizes": self.sizes.given()} if self.sizes.given() else {})
+
+    def text_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        own = {name: value for name, value in settings.items() if name not in ("protocol", "sizes")}
+        return self.native.text_settings(own)
 
 
-def under_protocol(method: Method, protocol: str) -> Method:
-    """The method under one of PROTOCOLS.
+def adapted(method: Method, protocol: str, sizes: Sizes) -> Method:
+    """The method under one of PROTOCOLS, with sizes, of which there may be none.
 
     Raises:
-        ValueError: there is no such protocol.
+        ValueError: there is no such protocol, or a window is smaller than a patch of the method.
     """
     unified = check_name("protocol", protocol, PROTOCOLS) == UNIFIED
-    return cast(Method, Unified(method)) if unified else method
+    if sizes.window is not None:
+        if sizes.window < method.patch_size:
+            raise ValueError(
+                f"a window of {sizes.window} pixels is smaller than a patch of {method.model}, "
+                f"which has {method.patch_size}. Choose a larger one."
+            )
+        method = method.for_windows(sizes.window)
+    changed = unified or sizes.given()
+    return cast(Method, Adapted(method, unified, sizes)) if changed else method

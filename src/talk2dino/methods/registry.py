@@ -158,7 +158,7 @@ def find_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
         ValueError: an unknown name, or an option that does not belong to the method.
         FileNotFoundError: the YAML file is not there.
     """
-    from talk2dino.methods.base import under_protocol, with_sizes
+    from talk2dino.methods.base import adapted
     from talk2dino.refine.refinement import chosen_refinements
     from talk2dino.sizes import Sizes
 
@@ -176,8 +176,7 @@ def find_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
                 f"{owners_of(option)}"
             )
     options = build(kind.Options, settings, name)
-    method = under_protocol(kind.from_options(name, options), protocol)
-    return with_sizes(method, sizes)
+    return adapted(kind.from_options(name, options), protocol, sizes)
 
 
 def option_names(kind: type[Method]) -> list[str]:
