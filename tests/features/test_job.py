@@ -123,11 +123,11 @@ def test_shard_numbers_continue_over_splits(tmp_path):
     ("changes", "message"),
     [
         ({"n_in_splits": 0}, "at least 1"),
-        ({"n_in_splits": 2, "in_batch_offset": 2}, "the splits are 0 to 1"),
-        ({"in_batch_offset": -1}, "the splits are 0 to 0"),
-        ({"n_in_splits": 2, "job_id": 2}, "the jobs are 0 to 1"),
+        ({"n_in_splits": 2, "in_batch_offset": 2}, "with 2 splits .* 0 to 1"),
+        ({"in_batch_offset": -1}, "with 1 splits .* 0 to 0"),
+        ({"n_in_splits": 2, "job_id": 2}, "--job_id 2: with 2 splits"),
         ({"n_in_splits": 2, "job_id": 1, "in_batch_offset": 1}, "--job_id the only"),
-        ({"out_offset": -1}, "must not be negative"),
+        ({"out_offset": -1}, "out_offset not negative"),
     ],
 )
 def test_impossible_divisions_are_refused(changes, message):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from talk2dino.toy.examples import list_examples, read_examples
+from talk2dino.toy.examples import read_examples
 
 
 @pytest.fixture
@@ -28,16 +28,6 @@ def voc(tmp_path):
 
 def test_every_listed_picture_is_read_with_its_mask(voc):
     examples = list(read_examples(voc))
-    assert [example.path.stem for example in examples] == list_examples(voc) == ["a", "b"]
+    assert [example.path.stem for example in examples] == ["a", "b"]
     assert examples[0].image.shape == (3, 32, 32)
     assert examples[1].mask.unique().tolist() == [0, 1, 255]
-
-
-def test_an_empty_or_missing_list_is_named(voc):
-    listing = voc / "ImageSets" / "Segmentation" / "val.txt"
-    listing.write_text("")
-    with pytest.raises(ValueError, match="lists no names"):
-        list_examples(voc)
-    listing.unlink()
-    with pytest.raises(FileNotFoundError, match=r"val\.txt: no such file"):
-        list_examples(voc)

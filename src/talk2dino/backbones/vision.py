@@ -145,14 +145,7 @@ class VisionBackbone(nn.Module):
 
     def check_size(self, height: int, width: int) -> None:
         """Raise ValueError unless an image of that size divides into whole patches."""
-        size = self.patch_size
-        for side in (height, width):
-            if side < size or side % size:
-                fitting = max(round(side / size), 1) * size
-                raise ValueError(
-                    f"an image side of {side} px does not divide into the {size}-pixel patches "
-                    f"of {self.name}. Use {fitting} (for example --resize_dim and --crop_dim)."
-                )
+        check_sides(self.name, self.patch_size, height, width)
 
     def normalise(self, images_rgb: Tensor) -> Tensor:
         """(B, 3, h, w) RGB in [0, 255], uint8 or float, to zero mean and unit std."""
@@ -242,6 +235,17 @@ def _query_key_bias(attn: Any) -> tuple[Tensor | None, Tensor | None]:
     if getattr(attn, "q_bias", None) is not None:
         return attn.q_bias, attn.k_bias
     return None, None
+
+
+def check_sides(name: str, size: int, *sides: int) -> None:
+    """Raise ValueError unless sides in pixels divide into whole patches of `size` pixels."""
+    for side in sides:
+        if side < size or side % size:
+            fitting = max(round(side / size), 1) * size
+            raise ValueError(
+                f"an image side of {side} px does not divide into the {size}-pixel patches "
+                f"of {name}. Use {fitting} (for example --resize_dim and --crop_dim)."
+            )
 
 
 def check_vision(name: str, weights: str | None = None) -> None:

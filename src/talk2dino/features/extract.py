@@ -17,6 +17,7 @@ from talk2dino.backbones.vision import (
     EXACT,
     RESIZES,
     VisionBackbone,
+    check_sides,
     check_vision,
     load_vision,
     patch_size,
@@ -109,17 +110,6 @@ class ImageSettings:
         }
 
 
-def check_crop(settings: ImageSettings) -> None:
-    """Raise ValueError unless the crop divides into whole patches; loads nothing."""
-    size = patch_size(settings.model)
-    if settings.crop_dim % size:
-        smaller = max(settings.crop_dim // size, 1) * size
-        raise ValueError(
-            f"--crop_dim {settings.crop_dim} does not divide into the {size}-pixel patches of "
-            f"{settings.model}. Use for example {smaller} or {smaller + size}."
-        )
-
-
 class ImageExtraction(Extraction):
     """Features of images; those that cannot be read are left out with their captions."""
 
@@ -129,7 +119,7 @@ class ImageExtraction(Extraction):
 
     def __init__(self, settings: ImageSettings) -> None:
         super().__init__(settings)
-        check_crop(settings)
+        check_sides(settings.model, patch_size(settings.model), settings.crop_dim)
         if settings.compile:
             check_compiler(self.device)
         if settings.blip_model:

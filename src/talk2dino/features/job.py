@@ -50,22 +50,21 @@ class Division:
     """Shards per split, where shards are written in place of a `.pth` file."""
 
     def __post_init__(self) -> None:
-        if self.n_in_splits < 1 or self.n_shards < 0:
-            raise ValueError("--n_in_splits and --n_shards must be at least 1")
-        if not 0 <= self.in_batch_offset < self.n_in_splits:
+        if min(self.n_in_splits, 1 + self.n_shards, 1 + self.out_offset) < 1:
             raise ValueError(
-                f"--in_batch_offset {self.in_batch_offset}: with --n_in_splits "
-                f"{self.n_in_splits} the splits are 0 to {self.n_in_splits - 1}"
+                "--n_in_splits must be at least 1, --n_shards and --out_offset not negative"
             )
-        if self.job_id is not None and not 0 <= self.job_id < self.n_in_splits:
-            raise ValueError(
-                f"--job_id {self.job_id}: with --num_jobs {self.n_in_splits} the jobs are 0 to "
-                f"{self.n_in_splits - 1}"
-            )
+        for flag, number in (
+            ("--in_batch_offset", self.in_batch_offset),
+            ("--job_id", self.job_id),
+        ):
+            if number is not None and not 0 <= number < self.n_in_splits:
+                raise ValueError(
+                    f"{flag} {number}: with {self.n_in_splits} splits (--num_jobs or "
+                    f"--n_in_splits) they are 0 to {self.n_in_splits - 1}"
+                )
         if self.job_id is not None and self.in_batch_offset:
             raise ValueError("--in_batch_offset is the first of several splits, --job_id the only")
-        if self.out_offset < 0:
-            raise ValueError(f"--out_offset must not be negative, got {self.out_offset}")
 
     def outputs(self, path: Path) -> dict[int, list[Path]]:
         """Split -> the file, or the shards, that it becomes; `path` is that of the command."""

@@ -7,13 +7,16 @@ import logging
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from talk2dino.features.keys import CAPTION_KEYS, IMAGE_KEYS, first_few
 from talk2dino.textfiles import parse_json
+
+if TYPE_CHECKING:
+    from talk2dino.features.store import FeatureFile
 
 logger = logging.getLogger(__name__)
 
@@ -84,20 +87,19 @@ def check_tensor(value: Any, what: str) -> Tensor:
     return value
 
 
-def pack(
-    images: list[Record],
-    annotations: list[Record],
-    image_features: dict[str, Tensor],
-    caption_features: dict[str, Tensor],
-    settings: dict[str, Any],
-    extra: dict[str, Any],
-) -> dict[str, Any]:
-    """The dict to save. Rows are views of their column, so `torch.save` writes each once."""
+def pack(features: FeatureFile, of_images: Columns, of_captions: Columns) -> dict[str, Any]:
+    """The dict to save. Rows are views of their column, so `torch.save` writes each once.
+
+    Args:
+        features: the records.
+        of_images: its columns, each alone in its storage.
+        of_captions: likewise.
+    """
     return {
-        **extra,
-        SETTINGS: json.dumps(settings),
-        "images": _with_rows(images, image_features),
-        "annotations": _with_rows(annotations, caption_features),
+        **features.extra,
+        SETTINGS: json.dumps(features.settings),
+        "images": _with_rows(features.images, of_images),
+        "annotations": _with_rows(features.annotations, of_captions),
     }
 
 

@@ -81,43 +81,24 @@ def check_installed() -> None:
 
 
 def recaptioned(features: FeatureFile, captions: list[str], model: str) -> None:
-    """Give every image of `features` its one new caption, in place.
+    """Give every image of `features` its one new caption, in place; its id is the image's.
 
-    The id of the first old annotation stays, or is the image's own if it had none; the old captions
-    are kept as `original_captions`. Features of the old captions are dropped.
+    Old captions are kept as `original_captions`. Their features are dropped.
 
     Args:
         features: with one row per caption in `images`.
         captions: (N,) new ones, in the order of the images.
         model: name to record.
     """
-    old: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in features.images}
+    old: dict[Any, list[str]] = {image["id"]: [] for image in features.images}
     for annotation in features.annotations:
-        old[annotation["image_id"]].append(annotation)
-    taken = {annotation["id"] for annotation in features.annotations}
-    annotations = []
-    for image, caption in zip(features.images, captions, strict=True):
-        before = old[image["id"]]
-        own = before[0]["id"] if before else _free(image["id"], taken)
-        taken.add(own)
-        originals = [annotation["caption"] for annotation in before]
-        annotations.append(
-            {
-                "id": own,
-                "image_id": image["id"],
-                "caption": caption,
-                "original_captions": originals,
-            }
-        )
-    features.annotations = annotations
+        old[annotation["image_id"]].append(annotation["caption"])
+    features.annotations = [
+        {"id": own, "image_id": own, "caption": caption, "original_captions": before}
+        for (own, before), caption in zip(old.items(), captions, strict=True)
+    ]
     features.__dict__.pop("caption_rows", None)
     features.caption_features = {}
     features.settings.pop("text", None)
     features.settings.pop("bert", None)
     features.settings["captions"] = {"blip_model": model}
-
-
-def _free(wanted: Any, taken: set[Any]) -> Any:
-    if wanted not in taken:
-        return wanted
-    return max((name for name in taken if isinstance(name, int)), default=0) + 1

@@ -200,7 +200,23 @@ def write_features(features: FeatureFile, path: str | Path, layout: str = "colum
     """
     check_name("layout", layout, LAYOUTS)
     _check(features, path)
-    save_torch(_packed(features) if layout == "coco" else _columnar(features), path)
+    of_images = _storable(features.image_features)
+    of_captions = _storable(features.caption_features)
+    if layout == "coco":
+        return save_torch(pack(features, of_images, of_captions), path)
+    stored = {
+        "format": FORMAT,
+        "version": VERSION,
+        "images": json_bytes(features.images),
+        "annotations": json_bytes(features.annotations),
+        "extra": json_bytes(features.extra),
+        "settings": json_bytes(features.settings),
+        "num_images": features.num_images,
+        "caption_rows": features.caption_rows.clone(),
+        "image_features": of_images,
+        "caption_features": of_captions,
+    }
+    return save_torch(stored, path)
 
 
 def json_bytes(value: Any) -> Tensor:
@@ -342,29 +358,6 @@ def _check(features: FeatureFile, path: str | Path) -> None:
                 raise ValueError(
                     f"{path}: {key!r} has shape {shape}, which does not fit {count} {kind}"
                 )
-
-
-def _columnar(features: FeatureFile) -> dict[str, Any]:
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "images": json_bytes(features.images),
-        "annotations": json_bytes(features.annotations),
-        "extra": json_bytes(features.extra),
-        "settings": json_bytes(features.settings),
-        "num_images": features.num_images,
-        "caption_rows": features.caption_rows.clone(),
-        "image_features": _storable(features.image_features),
-        "caption_features": _storable(features.caption_features),
-    }
-
-
-def _packed(features: FeatureFile) -> dict[str, Any]:
-    return pack(
-        *(features.images, features.annotations),
-        *(_storable(features.image_features), _storable(features.caption_features)),
-        *(features.settings, features.extra),
-    )
 
 
 def _storable(columns: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -28,19 +28,9 @@ class Example:
 
 
 def read_examples(voc: str | Path) -> Iterator[Example]:
-    """The listed pictures with their masks, in the order of the list."""
-    for name in list_examples(voc):
+    """The pictures to evaluate with their masks, in the order of the list."""
+    for name in read_names(Path(voc) / "ImageSets" / "Segmentation" / "val.txt"):
         path = Path(voc) / "JPEGImages" / f"{name}.jpg"
         with Image.open(Path(voc) / "SegmentationClass" / f"{name}.png") as mask:
             labels = torch.from_numpy(np.asarray(mask, dtype=np.int64))
         yield Example(path, rgb_tensor(read_rgb(path)), labels)
-
-
-def list_examples(voc: str | Path) -> list[str]:
-    """File stems of the pictures to evaluate.
-
-    Raises:
-        FileNotFoundError: there is no list.
-        ValueError: it is empty, or lists a picture twice.
-    """
-    return read_names(Path(voc) / "ImageSets" / "Segmentation" / "val.txt")
