@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from talk2dino.benchmarks.metrics import ignored_label, pair_numbers, refuse_labels
+from talk2dino.benchmarks.metrics import ignored_label, pair_numbers
 from talk2dino.devices import Fetched
 
 SUFFIX = ".counts"
@@ -100,17 +100,24 @@ def begin_count(
     Raises:
         ValueError: they differ in size.
     """
-    triples = list(zip(predicted, targets, num_classes, strict=True))
-    moved = [target.to(maps.device, non_blocking=True) for maps, target, _ in triples]
     counted: list[Tensor] = []
-    for (maps, _, classes), target in zip(triples, moved, strict=True):
-        numbers = pair_numbers(maps, target, classes, ignored_label(classes))
+    for maps, target, classes in zip(predicted, targets, num_classes, strict=True):
+        truth = target.to(maps.device, non_blocking=True)
+        numbers = pair_numbers(maps, truth, classes, ignored_label(classes))
         if classes**2 <= max(len(numbers), _FEW_ON_GPU if numbers.device.type == "cuda" else _FEW):
             counted += [numbers[:0], _bins(numbers, classes**2 + 2)]
         else:
             counted += numbers.unique(return_counts=True)
-    fetched, sizes = Fetched([torch.cat(counted)]), [len(part) for part in counted]
-    return lambda: _image_counts(index, triples, fetched.read()[0].split(sizes), uniform)
+    fetched = Fetched(counted)
+
+    def finish() -> list[ImageCounts]:
+        found = [part.numpy() for part in fetched.read()]
+        return [
+            ImageCounts(index, _pairs(numbers, counts, classes), uniform)
+            for numbers, counts, classes in zip(found[::2], found[1::2], num_classes, strict=True)
+        ]
+
+    return finish
 
 
 def _bins(numbers: Tensor, count: int) -> Tensor:
@@ -121,30 +128,15 @@ def _bins(numbers: Tensor, count: int) -> Tensor:
     return numbers.new_zeros(count).scatter_add_(0, numbers, torch.ones_like(numbers))
 
 
-def _image_counts(
-    index: int,
-    triples: Sequence[tuple[Tensor, Tensor, int]],
-    fetched: Sequence[Tensor],
-    uniform: int | None,
-) -> list[ImageCounts]:
-    """From the numbers of pairs and their counts, two tensors of each of the `triples`."""
-    results = []
-    for place, (maps, target, classes) in enumerate(triples):
-        found, counts = (part.numpy() for part in fetched[2 * place : 2 * place + 2])
-        places = found if len(found) else np.arange(len(counts))
-        if counts[places == classes**2 + 1].any():
-            refuse_labels(maps.cpu(), target, classes, ignored_label(classes))
-        occurring = (counts > 0) & (places < classes**2)
-        pairs = _pairs(places[occurring], counts[occurring], classes)
-        results.append(ImageCounts(index, pairs, uniform))
-    return results
-
-
 def _pairs(numbers: np.ndarray, counts: np.ndarray, num_classes: int) -> np.ndarray:
-    """Records of pairs of classes: true * C + predicted, and their pixels."""
-    pairs = np.empty(len(numbers), PAIR)
-    pairs["true"], pairs["predicted"] = np.divmod(numbers, num_classes)
-    pairs["pixels"] = counts
+    """Records of pairs of classes, of `pair_numbers` that occur so often; without any, of all."""
+    numbers = numbers if len(numbers) else np.arange(len(counts))
+    if counts[numbers == num_classes**2 + 1].any():
+        raise ValueError(f"ground truth or prediction holds labels outside 0 to {num_classes - 1}")
+    occurring = (counts > 0) & (numbers < num_classes**2)
+    pairs = np.empty(int(occurring.sum()), PAIR)
+    pairs["true"], pairs["predicted"] = np.divmod(numbers[occurring], num_classes)
+    pairs["pixels"] = counts[occurring]
     return pairs
 
 

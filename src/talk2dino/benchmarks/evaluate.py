@@ -255,18 +255,8 @@ def _read(runs: Sequence[Run], tasks: Sequence[Task], index: int, pin: bool) -> 
         if path not in files:
             files[path] = run.dataset.read_label_file(index)
         target = run.dataset.class_ids(index, files[path])
-        _check_size(run, index, target, size_hw)
         targets.append(torch.from_numpy(target))
     image = torch.from_numpy(pixels)
     if pin:
         image, targets = image.pin_memory(), [target.pin_memory() for target in targets]
     return Picture(image.permute(2, 0, 1), size_hw, tasks, (index, targets))
-
-
-def _check_size(run: Run, index: int, target: np.ndarray, size_hw: tuple[int, int]) -> None:
-    if target.shape != tuple(size_hw):
-        sample = run.dataset.samples[index]
-        raise ValueError(
-            f"{run.dataset.data_root / sample.label} is {target.shape[0]} pixels high and "
-            f"{target.shape[1]} wide, but its image is {size_hw[0]} high and {size_hw[1]} wide."
-        )

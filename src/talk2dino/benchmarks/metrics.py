@@ -42,18 +42,6 @@ def pair_numbers(predicted: Tensor, target: Tensor, num_classes: int, ignored: i
     return pairs.flatten()
 
 
-def refuse_labels(predicted: Tensor, target: Tensor, num_classes: int, ignored: int) -> None:
-    """Raise ValueError for the labels that are no classes."""
-    predicted, target = predicted.long(), target.long()
-    counted = target != ignored
-    for name, labels in (("ground truth", target[counted]), ("prediction", predicted[counted])):
-        if not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
-            raise ValueError(
-                f"{name} holds labels {int(labels.min())} to {int(labels.max())}; "
-                f"with {num_classes} classes they must be 0 to {num_classes - 1} or {ignored}."
-            )
-
-
 @dataclass(frozen=True, eq=False)
 class SegmentationScores:
     """Metrics of a whole set of images, as fractions in [0, 1]."""

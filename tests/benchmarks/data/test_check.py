@@ -250,6 +250,23 @@ def test_labels_in_a_folder_of_the_archive_are_found(tmp_path):
     assert main(["convert", "--data_root", str(tmp_path), "--benchmarks", "stuff"]) == 1
 
 
+@pytest.mark.parametrize(
+    ("key", "folder", "said"),
+    [
+        ("voc", "VOCdevkit/VOC2012/SegmentationClassAug", "their numbers are not comparable"),
+        ("cityscapes", "cityscapes/gtCoarse/val", "coarse labels, which are not evaluated"),
+        ("ade20k", "ade/ADE20K_2021_17_01/images/validation", "the full release, another data"),
+    ],
+)
+def test_data_that_cannot_stand_in_are_named(key, folder, said, tmp_path):
+    if key != "ade20k":
+        row = put(tmp_path, key, ["a"])
+        shutil.rmtree(tmp_path / row.labels)
+    save(tmp_path / folder / "a.png")
+    _, problems = look(tmp_path, key)
+    assert said in problems and "link it" not in problems
+
+
 @pytest.mark.parametrize("kind", ["images", "labels"])
 def test_files_with_another_ending_are_seen(kind, tmp_path):
     row = put(tmp_path, "voc", ["a", "b"])

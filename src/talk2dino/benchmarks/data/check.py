@@ -74,7 +74,7 @@ def check_data(row: Benchmark, data_root: str | Path, sample_size: int) -> DataR
             labels = (row.label_suffix, source.raw_suffix or row.label_suffix)
             for path in error.paths:
                 suffixes = row.image_suffixes if path == root / row.images else labels
-                report.problems.append(f"no {path}{_elsewhere(path, root, suffixes)}")
+                report.problems.append(f"no {path}{_elsewhere(path, root, source, suffixes)}")
     except (OSError, ValueError) as error:
         report.problems.append(str(error))
     else:
@@ -191,30 +191,36 @@ def _numbering(row: Benchmark, pixels: np.ndarray, num_labels: int, source: Sour
     return None
 
 
-def _elsewhere(path: Path, root: Path, suffixes: Sequence[str]) -> str:
-    """What there is of a missing place, as a clause: in another folder, or packed.
+def _elsewhere(path: Path, root: Path, source: Source, suffixes: Sequence[str]) -> str:
+    """What there is of a missing place, as a clause: in another folder, packed, or of other data.
 
     Args:
         path: a folder, or a list of images.
         root: the folder of all data sets.
+        source: of its data set.
         suffixes: what files of the folder end with.
     """
-    found = []
+    found, others = [], ""
     for place, folders, files in os.walk(root):
         here = Path(place)
-        folders[:] = [] if len(here.relative_to(root).parts) >= _DEPTH else sorted(folders)
-        if here.name.lower() == path.name.lower() and _holds(here, suffixes):
+        kinds = [what for start, what in source.lookalikes.items() if here.name.startswith(start)]
+        deep = len(here.relative_to(root).parts) >= _DEPTH
+        folders[:] = [] if kinds or deep else sorted(folders)
+        if kinds:
+            others += f"; {here} is there, which is {kinds[0]}"
+        elif here.name.lower() == path.name.lower() and _holds(here, suffixes):
             found.append(here)
         elif path.name in files and here.name == path.parent.name:
             found.append(here / path.name)
     if found:
         parts = set(path.parts)
         best = max(found, key=lambda other: len(parts.intersection(other.parts)))
-        made, source, target = map(_quoted, (path.parent, best.absolute(), path))
-        return f", but {best} is there: link it (mkdir -p {made} && ln -s {source} {target})"
+        made, there, target = map(_quoted, (path.parent, best.absolute(), path))
+        command = f"mkdir -p {made} && ln -s {there} {target}"
+        return f", but {best} is there: link it ({command}){others}"
     places = {root, *(place for place in path.parents if place.is_relative_to(root))}
     packed = [p for place in places for p in listed(place, "*") if p.suffix in _ARCHIVES]
-    return f"; not unpacked: {some_of(sorted(map(str, packed)))}" if packed else ""
+    return f"; not unpacked: {some_of(sorted(map(str, packed)))}{others}" if packed else others
 
 
 def _holds(folder: Path, suffixes: Sequence[str]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -21,6 +21,8 @@ class Source:
     """What labels with values that are no class probably are."""
     raw_suffix: str = ""
     """Ending of the label files that `data convert` reads, in place of `label_suffix`."""
+    lookalikes: Mapping[str, str] = field(default_factory=dict)
+    """Beginning of a folder's name -> why what is in it cannot stand in."""
     most_ignored: float = 1.0
     """Largest share of 255 among the labels; more, if 0 was a class and has become 255."""
 
@@ -37,6 +39,11 @@ _VOC = Source(
         17125: "all images of VOC2012",
     },
     outside="these are other labels, such as numbers of objects",
+    lookalikes={
+        "SegmentationClassAug": "SBD's labels, drawn by others, without the border of 255 that is "
+        "not evaluated: their numbers are not comparable",
+        "SegmentationObject": "numbers of objects, not classes",
+    },
     most_ignored=0.5,
 )
 _CONTEXT = Source(
@@ -66,6 +73,10 @@ _COCO = Source(
     other_lists={118287: "train2017", 40504: "val2014"},
     outside="these are raw COCO-Stuff ids, not TrainIds; remove and convert them",
     raw_suffix=".png",
+    lookalikes={
+        "panoptic_": "panoptic labels, in colours",
+        "stuff_": "stuff alone, without objects",
+    },
 )
 
 SOURCES = {
@@ -84,6 +95,7 @@ SOURCES = {
         other_lists={2975: "the training set", 1525: "the test set, which has no labels"},
         outside="these are labelIds under the name of TrainIds; remove and convert them",
         raw_suffix="_gtFine_labelIds.png",
+        lookalikes={"gtCoarse": "coarse labels, which are not evaluated"},
     ),
     "ade20k": Source(
         counts=(2000,),
@@ -92,6 +104,7 @@ SOURCES = {
         "unpack it in {root}/ade",
         other_lists={20210: "the training set"},
         outside="these are not the 150 classes of ADEChallengeData2016",
+        lookalikes={"ADE20K_20": "the full release, another data set than ADEChallengeData2016"},
         most_ignored=0.0,
     ),
 }
