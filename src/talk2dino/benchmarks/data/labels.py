@@ -67,7 +67,7 @@ def _open_npy(path: str | Path) -> np.ndarray:
     except (ValueError, OSError, EOFError, SyntaxError) as error:
         raise ValueError(f"{path} is no NPY file, or damaged ({error}).") from error
     if values.ndim != 2 or values.dtype not in (np.uint8, np.uint16) or values.size > MAX_PIXELS:
-        raise WrongLabelMode(
+        raise ValueError(
             f"{path} holds {values.dtype} {values.shape}; labels are (H, W) uint8 or uint16 of at "
             f"most {MAX_PIXELS} pixels."
         )
@@ -173,10 +173,6 @@ def forbidden(path: str | Path) -> str:
     return f"{path} may not be read: permission denied. Change its mode (chmod) or its owner."
 
 
-class WrongLabelMode(UnsupportedPixels):
-    """An intact picture that holds no 8-bit class numbers."""
-
-
 def _use_labels(
     path: str | Path,
     use: Callable[[Image.Image], T],
@@ -185,7 +181,7 @@ def _use_labels(
 ) -> T:
     def checked(image: Image.Image) -> T:
         if (problem := _unfit(image, colours)) is not None:
-            raise WrongLabelMode(f"{path} {problem}")
+            raise UnsupportedPixels(problem)
         return use(image)
 
     try:
