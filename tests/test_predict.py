@@ -28,10 +28,8 @@ def pixels(name="VOC2012/JPEGImages/2007_000000.jpg"):
 @pytest.mark.parametrize(
     ("model", "key", "options", "flags"),
     [
-        ("toy", "voc", {}, []),
         ("toy", "voc", {"clean_background": False}, ["--clean_background", "off"]),
         ("toy", "context59", {}, []),
-        ("ovsegmentor_toy", "voc", {}, []),
         ("ovsegmentor_toy", "context59", {}, []),
     ],
 )
@@ -60,7 +58,7 @@ def test_a_model_segments_as_its_method_does_pictures(model, threshold):
     for background in (False, True):
         result = loaded.segment(pixels(), NAMES, background)
         method = find_method(model, {"weights": SEEDED}).for_pictures(background)
-        segmenter = method.load(torch.device("cpu"))
+        segmenter = method.load(torch.device("cpu"), loaded.segmenter)
         query = method.query(segmenter, NAMES, threshold if background else None)
         scores = picture_scores(
             segmenter, torch.tensor(pixels()).permute(2, 0, 1), query, method.demo.protocol
