@@ -92,9 +92,9 @@ def check(args: argparse.Namespace) -> TrainJob:
 
 def run(args: argparse.Namespace, job: TrainJob) -> int:
     """Train, and say what was written."""
-    from talk2dino.methods.talk2dino.training.job import train_projection
     from talk2dino.processes import is_first_process, joined_processes
     from talk2dino.training.history import Record
+    from talk2dino.training.job import carry_out
     from talk2dino.training.run import Hooks
 
     silent = not is_first_process()
@@ -108,19 +108,18 @@ def run(args: argparse.Namespace, job: TrainJob) -> int:
 
     encoding = bar_of("encoded images", shown=not silent)
     with joined_processes() as processes:
-        hooks = Hooks(step_bar, on_epoch=on_epoch)
-        result = train_projection(job, hooks, encoding, processes)
+        done = carry_out(job, Hooks(step_bar, on_epoch=on_epoch, encoding=encoding), processes)
     if silent:
         return DONE
-    if result is None:
+    if done is None:
         print(f"{job.out} is complete: nothing to resume")
         return DONE
-    best = result.run.state.best_epoch
+    best = done.state.best_epoch
     if best is not None:
         print(f"kept the weights of epoch {best}, the lowest validation loss")
-    if result.retrieval is not None:
-        print(f"text to image: {result.retrieval.text_to_image}")
-        print(f"image to text: {result.retrieval.image_to_text}")
+    if done.retrieval is not None:
+        print(f"text to image: {done.retrieval.text_to_image}")
+        print(f"image to text: {done.retrieval.image_to_text}")
     print(f"weights: {job.out}  losses: {job.outputs.losses}, {job.outputs.plot}")
     return DONE
 

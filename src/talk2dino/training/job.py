@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -104,18 +104,50 @@ class RunJob(ABC):
     command: str = ""
     """What the user typed, for the record."""
 
+    kind: ClassVar[str]
+    """See `Run.kind`."""
+    late: ClassVar[tuple[str, ...]] = ()
+    """Settings that are known only when the run is open: its `late`."""
+
     @property
     @abstractmethod
     def outputs(self) -> RunOutputs:
         """Its files."""
 
-    def check(self, read: Iterable[str | Path | None], *, begun: str, done: str) -> None:
+    @property
+    def title(self) -> str:
+        """Of the plot."""
+        return self.out.stem
+
+    @abstractmethod
+    def settings(self, processes: Processes) -> dict[str, Any]:
+        """Everything that the final weights depend on, flat: what `--resume` compares."""
+
+    @abstractmethod
+    def open(self, device: torch.device, processes: Processes, hooks: Hooks) -> Any:
+        """The `Run` before its first step."""
+
+    @abstractmethod
+    def finish(self, run: Any, weights: dict[str, Tensor]) -> None:
+        """What is done with a trained model, in every process, before anything is written."""
+
+    @abstractmethod
+    def write(self, run: Any, weights: dict[str, Tensor], folder: Path) -> None:
+        """Write the weights and what else the method leaves, in `folder`."""
+
+    @abstractmethod
+    def summary(self, run: Any) -> Mapping[str, Any]:
+        """What the summary says besides command, recipe, settings and epochs."""
+
+    def present(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The settings of an earlier run as they are called now."""
+        return settings
+
+    def check(self, read: Iterable[str | Path | None]) -> None:
         """Raise if it cannot work, could not write, or would destroy what an earlier one left.
 
         Args:
             read: the files that the training reads, which it must not write.
-            begun: says that there is an unfinished training.
-            done: says that there is a complete one, and what to do.
 
         Raises:
             ValueError: an unknown device or logger, or flags that contradict each other.
@@ -127,98 +159,60 @@ class RunJob(ABC):
         outputs = self.outputs
         if self.overwrite and self.resume:
             raise ValueError("--overwrite starts again and --resume goes on: pass one of them")
-        if not (self.overwrite or self.resume):
-            if outputs.unfinished.exists():
+        for path, what in (
+            (outputs.unfinished, "holds an unfinished training"),
+            (outputs.complete, "exists already"),
+        ):
+            if path.exists() and not (self.overwrite or self.resume):
                 raise FileExistsError(
-                    f"{begun} Go on with --resume, start again with --overwrite, or write "
-                    "elsewhere with --out."
+                    f"{path} {what}. Go on with --resume, start again "
+                    "with --overwrite, or write elsewhere with --out."
                 )
-            if outputs.complete.exists():
-                raise FileExistsError(done)
         check_writable(outputs.complete, overwrite=True)
         check_not_inputs([self.out, *outputs.results, outputs.unfinished], read)
 
 
-class Work(ABC):
-    """What `carry_out` does for one method.
+def carry_out(job: RunJob, hooks: Hooks | None = None, processes: Processes | None = None) -> Any:
+    """Train, and write the files of `job.outputs`.
 
     Args:
         job: the arguments.
+        hooks: progress, and what is called with values and records.
         processes: this process and its equals, which divide every batch; the first one writes.
-    """
-
-    kind: str
-    """See `Run.kind`."""
-    title = ""
-    """Of the plot."""
-    late: tuple[str, ...] = ()
-    """Settings that are known only when the run is open."""
-    run: Run
-    """The loop, once it is open."""
-
-    def __init__(self, job: RunJob, processes: Processes | None) -> None:
-        self.outputs, self.processes = job.outputs, processes or Processes()
-        self.settings: dict[str, Any] = {}
-
-    @abstractmethod
-    def open(self, device: torch.device) -> Run:
-        """The run before its first step."""
-
-    @abstractmethod
-    def finish(self, weights: dict[str, Tensor]) -> None:
-        """What is done with a trained model, in every process, before anything is written."""
-
-    @abstractmethod
-    def write(self, weights: dict[str, Tensor], folder: Path) -> None:
-        """Write the weights and what else the method leaves, in `folder`."""
-
-    @abstractmethod
-    def summary(self) -> Mapping[str, Any]:
-        """What the summary says besides command, recipe, settings and epochs."""
-
-    def present(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The settings of an earlier run as they are called now."""
-        return settings
-
-
-W = TypeVar("W", bound=Work)
-
-
-def carry_out(job: RunJob, work: W, hooks: Hooks | None = None) -> W | None:
-    """Train, and write the files of `job.outputs`.
 
     Returns:
-        The work with its run, or None if the job asked to resume one that is complete.
+        The run, or None if the job asked to resume one that is complete.
 
     Raises:
         ValueError: resuming would mix settings.
         RuntimeError: a loss is not finite (the last good state stays on disk), or another
             process trains to the same files.
     """
-    outputs, processes = work.outputs, work.processes
-    first = processes.rank == 0
+    hooks, processes = hooks or Hooks(), processes or Processes()
+    outputs, settings, first = job.outputs, job.settings(processes), processes.rank == 0
     with _held(outputs, first):
         device = processes.device(resolve_device(job.device))
-        complete, unfinished = processes.broadcast(_found(job, work) if first else None)
+        complete, unfinished = processes.broadcast(_found(job, settings) if first else None)
         if complete:
             return None
-        work.run = run = work.open(device)
+        run = job.open(device, processes, hooks)
+        settings |= run.late
         if unfinished is not None:
-            before = work.present(unfinished["settings"])
-            check_same_settings(before, work.settings, outputs.unfinished)
+            before = job.present(unfinished["settings"])
+            check_same_settings(before, settings, outputs.unfinished)
             run.restore(unfinished)
         keeper = None
         if first:
             if job.overwrite:
                 outputs.remove_state()
             seconds = job.checkpoint_seconds
-            keeper = StateFile(outputs.unfinished, work.settings, seconds, outputs.best)
-        weights = _train(job, run, hooks or Hooks(), keeper)
-        work.finish(weights)
+            keeper = StateFile(outputs.unfinished, settings, seconds, outputs.best)
+        weights = _train(job, run, hooks, keeper)
+        job.finish(run, weights)
         if first:
-            _write(job, work, weights)
+            _write(job, run, settings, weights)
         processes.gather(None)  # the others wait
-        return work
+        return run
 
 
 @contextmanager
@@ -237,21 +231,21 @@ def _held(outputs: RunOutputs, first: bool) -> Iterator[None]:
             lock.close()
 
 
-def _found(job: RunJob, work: Work) -> tuple[bool, dict[str, Any] | None]:
+def _found(job: RunJob, settings: Mapping[str, Any]) -> tuple[bool, dict[str, Any] | None]:
     """Whether a training to be resumed is complete, and else the state to go on from."""
-    outputs = work.outputs
+    outputs = job.outputs
     if not job.resume:
         return False, None
     if outputs.unfinished.exists():
-        place, unfinished = outputs.unfinished, load_state(outputs.unfinished, work.kind)
-        before = work.present(unfinished["settings"])
+        place, unfinished = outputs.unfinished, load_state(outputs.unfinished, job.kind)
+        before = job.present(unfinished["settings"])
     elif outputs.complete.exists():
         place, unfinished = outputs.complete, None
-        before = work.present(read_summary(outputs.summary).get("settings", {}))
+        before = job.present(read_summary(outputs.summary).get("settings", {}))
     else:
         return False, None
-    late = {name: before.get(name) for name in work.late}
-    check_same_settings(before, {**work.settings, **late}, place)
+    late = {name: before.get(name) for name in job.late}
+    check_same_settings(before, {**settings, **late}, place)
     return unfinished is None, unfinished
 
 
@@ -288,20 +282,20 @@ def _train(job: RunJob, run: Run, hooks: Hooks, keeper: StateFile | None) -> dic
         log.close()
 
 
-def _write(job: RunJob, work: Work, weights: dict[str, Tensor]) -> None:
+def _write(job: RunJob, run: Run, settings: Mapping[str, Any], weights: dict[str, Tensor]) -> None:
     """The kept weights and what is said of them; then the state is no longer needed."""
-    outputs, run, records = work.outputs, work.run, work.run.state.records
+    outputs, records = job.outputs, run.state.records
     summary = {
         "command": job.command,
         "recipe": str(job.recipe.path),
-        "settings": work.settings,
+        "settings": settings,
         "epochs": len(records),
         "best_epoch": run.state.best_epoch,
-        **work.summary(),
+        **job.summary(run),
     }
     with atomic_files(outputs.folder, *(path.name for path in outputs.results)) as folder:
         write_losses(records, folder / outputs.losses.name)
-        plot_losses(records, folder / outputs.plot.name, run.losses, work.title)
+        plot_losses(records, folder / outputs.plot.name, run.losses, job.title)
         write_summary(summary, folder / outputs.summary.name)
-        work.write(weights, folder)
+        job.write(run, weights, folder)
     outputs.remove_state()

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from talk2dino.files import load_torch, save_torch
 from talk2dino.processes import Processes
+from talk2dino.progress import Progress, silent
 from talk2dino.training.history import Record
 
 
@@ -102,6 +103,8 @@ class Hooks:
     """Called within an epoch, by trainings that do so, with named numbers and the steps so far."""
     on_epoch: Callable[[Record], None] | None = None
     """Called after every epoch with its record."""
+    encoding: Progress = silent
+    """Progress of what is done with the data before the first step."""
 
 
 class Run(ABC):
@@ -143,6 +146,8 @@ class Run(ABC):
         self.model, self.state = model, state
         self.epochs, self.steps_per_epoch = epochs, steps_per_epoch
         self.processes = processes or Processes()
+        self.late: dict[str, Any] = {}
+        """Settings that were not known before; see `RunJob.late`."""
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.pending: list[Tensor] = []  # values of steps, still on the device
 

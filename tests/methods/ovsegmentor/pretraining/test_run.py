@@ -157,11 +157,11 @@ def test_resuming_refuses_other_settings_and_knows_a_complete_run(
     assert code == 1
     assert "train.seed was 0, now 9" in capsys.readouterr().err
     assert run_main(stage1.parent / "one.yaml", stage1) == 2
-    assert "holds a model already" in capsys.readouterr().err
+    assert "exists already. Go on" in capsys.readouterr().err
     tiny = load_pretraining_recipe(write_recipe())
     interrupted(tiny, tmp_path / "new", 0)
     assert run_main(write_recipe(), tmp_path / "new") == 2
-    assert "unfinished pretraining" in capsys.readouterr().err
+    assert "holds an unfinished training" in capsys.readouterr().err
     assert run_main(write_recipe(), tmp_path / "new", "--resume", "--overwrite") == 2
     assert run_main(write_recipe(), tmp_path / "new", "--overwrite") == 0
 

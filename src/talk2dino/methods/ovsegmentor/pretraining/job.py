@@ -47,7 +47,7 @@ from talk2dino.methods.ovsegmentor.text import (
 )
 from talk2dino.methods.ovsegmentor.vision import load_dino
 from talk2dino.processes import Processes
-from talk2dino.training.job import RunJob, RunOutputs, Work, carry_out
+from talk2dino.training.job import RunJob, RunOutputs, carry_out
 from talk2dino.training.run import Hooks
 
 
@@ -177,10 +177,77 @@ class PretrainingJob(RunJob):
     workers: int = 0
     """Processes that read images; the result does not depend on it."""
 
+    kind = KIND
+    title = "image-caption loss"
+
     @property
     def outputs(self) -> RunOutputs:
         """Its files, in the folder `out`."""
         return pretraining_outputs(self.out)
+
+    def settings(self, processes: Processes) -> dict[str, Any]:
+        """See `RunJob`, as all below."""
+        recipe = self.recipe
+        settings: dict[str, Any] = {
+            "model": recipe.model,
+            "stage": recipe.stage,
+            "compat": recipe.compat,
+            "processes": processes.count,
+        }
+        for section in SECTIONS:
+            for key, value in asdict(getattr(recipe, section)).items():
+                settings[f"{section}.{key}"] = value
+        settings["data.lemmas"] = find_lemmas(recipe.data.lemmas)  # auto may come to mean another
+        weights = recipe.start.stage1
+        if weights and (Path(weights) / WEIGHTS_FILE).is_file():
+            weights = str(Path(weights) / WEIGHTS_FILE)
+        for name, path in (
+            ("data.metafile", recipe.data.metafile),
+            ("selection.metafile", recipe.selection.metafile),
+            ("start.stage1", weights),
+            ("start.dino", recipe.start.dino),
+        ):
+            settings[f"{name} digest"] = content_digest(path)
+        return settings
+
+    def open(self, device: torch.device, processes: Processes, hooks: Hooks) -> PretrainingRun:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        recipe, workers, augment = self.recipe, self.workers, self.recipe.augment
+        tokenizer = first_tokenizer(recipe)
+        transform = (deit_transform if augment.deit else crop_and_flip)(
+            augment.size, augment.smallest_crop
+        )
+        samples = open_samples(recipe, recipe.data, transform, tokenizer, recipe.stage == 2)
+        if recipe.config.text.name == TOY and recipe.stage == 1:
+            tokenizer = with_words(tokenizer, recipe.config, samples.rows)
+        held_out = None
+        if recipe.selection.metafile:
+            held_out = HeldOut(recipe, tokenizer, processes, workers)
+        collate = Collate(tokenizer, recipe.train.text_length)
+        model = first_model(recipe).to(device)
+        if held_out:
+            held_out.loss(model)  # a broken image is found now, and not after an epoch
+        return PretrainingRun(model, recipe, samples, collate, held_out, processes, workers)
+
+    def finish(self, run: PretrainingRun, weights: dict[str, Tensor]) -> None:
+        lines = run.processes.gather(run.state.summary())
+        run.state.lost = "; ".join(line for line in lines if line)
+
+    def write(self, run: PretrainingRun, weights: dict[str, Tensor], folder: Path) -> None:
+        config, source = self.recipe.config, f"pretraining, stage {self.recipe.stage}"
+        tokenizer = saved_tokenizer(config, run.collate.tokenizer)
+        write_model(config, weights, folder, source, tokenizer)
+
+    def summary(self, run: PretrainingRun) -> dict[str, Any]:
+        judge = self.recipe.selection.metafile
+        chosen = "nothing: the last epoch" if judge is None else f"image-caption loss of {judge}"
+        return {
+            "steps_per_epoch": run.steps_per_epoch,
+            "selected_by": chosen,
+            "last": run.state.records[-1],
+            "lost": run.state.lost,
+        }
 
 
 def check_job(job: PretrainingJob) -> None:
@@ -188,12 +255,7 @@ def check_job(job: PretrainingJob) -> None:
     require_transformers()
     recipe, start = job.recipe, job.recipe.start
     read = (recipe.path, recipe.data.metafile, recipe.selection.metafile, start.dino)
-    job.check(
-        (*read, start.stage1, start.text),
-        begun=f"{job.out} holds an unfinished pretraining.",
-        done=f"{job.out} holds a model already. Write elsewhere with --out, or replace "
-        "it with --overwrite.",
-    )
+    job.check((*read, start.stage1, start.text))
     check_start(recipe)
     if job.workers < 0:
         raise ValueError(f"--workers must not be negative, got {job.workers}")
@@ -229,82 +291,5 @@ def pretrain(
             settings.
         RuntimeError: too many images could not be read; otherwise see `carry_out`.
     """
-    work = _Pretraining(job, processes)
-    return None if carry_out(job, work, hooks) is None else work.run.state
-
-
-def run_settings(job: PretrainingJob, world: int) -> dict[str, Any]:
-    """Everything that the final weights depend on, flat: what `--resume` compares."""
-    recipe = job.recipe
-    settings: dict[str, Any] = {
-        "model": recipe.model,
-        "stage": recipe.stage,
-        "compat": recipe.compat,
-        "processes": world,
-    }
-    for section in SECTIONS:
-        for key, value in asdict(getattr(recipe, section)).items():
-            settings[f"{section}.{key}"] = value
-    settings["data.lemmas"] = find_lemmas(recipe.data.lemmas)  # auto may come to mean another
-    weights = recipe.start.stage1
-    if weights and (Path(weights) / WEIGHTS_FILE).is_file():
-        weights = str(Path(weights) / WEIGHTS_FILE)
-    for name, path in (
-        ("data.metafile", recipe.data.metafile),
-        ("selection.metafile", recipe.selection.metafile),
-        ("start.stage1", weights),
-        ("start.dino", recipe.start.dino),
-    ):
-        settings[f"{name} digest"] = content_digest(path)
-    return settings
-
-
-class _Pretraining(Work):
-    """One stage of pretraining."""
-
-    run: PretrainingRun
-    kind = KIND
-    title = "image-caption loss"
-
-    def __init__(self, job: PretrainingJob, processes: Processes | None) -> None:
-        super().__init__(job, processes)
-        self.job = job
-        self.settings = run_settings(job, self.processes.count)
-
-    def open(self, device: torch.device) -> PretrainingRun:
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        recipe, workers, augment = self.job.recipe, self.job.workers, self.job.recipe.augment
-        tokenizer = first_tokenizer(recipe)
-        transform = (deit_transform if augment.deit else crop_and_flip)(
-            augment.size, augment.smallest_crop
-        )
-        samples = open_samples(recipe, recipe.data, transform, tokenizer, recipe.stage == 2)
-        if recipe.config.text.name == TOY and recipe.stage == 1:
-            tokenizer = with_words(tokenizer, recipe.config, samples.rows)
-        self.tokenizer, held_out = tokenizer, None
-        if recipe.selection.metafile:
-            held_out = HeldOut(recipe, tokenizer, self.processes, workers)
-        collate = Collate(tokenizer, recipe.train.text_length)
-        model = first_model(recipe).to(device)
-        if held_out:
-            held_out.loss(model)  # a broken image is found now, and not after an epoch
-        return PretrainingRun(model, recipe, samples, collate, held_out, self.processes, workers)
-
-    def finish(self, weights: dict[str, Tensor]) -> None:
-        lines = self.processes.gather(self.run.state.summary())
-        self.run.state.lost = "; ".join(line for line in lines if line)
-
-    def write(self, weights: dict[str, Tensor], folder: Path) -> None:
-        config, source = self.job.recipe.config, f"pretraining, stage {self.job.recipe.stage}"
-        write_model(config, weights, folder, source, saved_tokenizer(config, self.tokenizer))
-
-    def summary(self) -> dict[str, Any]:
-        judge = self.job.recipe.selection.metafile
-        chosen = "nothing: the last epoch" if judge is None else f"image-caption loss of {judge}"
-        return {
-            "steps_per_epoch": self.run.steps_per_epoch,
-            "selected_by": chosen,
-            "last": self.run.state.records[-1],
-            "lost": self.run.state.lost,
-        }
+    run = carry_out(job, hooks, processes)
+    return None if run is None else run.state

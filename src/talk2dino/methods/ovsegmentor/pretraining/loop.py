@@ -170,7 +170,7 @@ class PretrainingRun(Run):
         processes: Processes | None = None,
         workers: int = 0,
     ) -> None:
-        self.recipe, self.held_out = recipe, held_out
+        self.recipe, self.held_out, self.collate = recipe, held_out, collate
         processes = processes or Processes()
         train, rank, world = recipe.train, processes.rank, processes.count
         self.order = EpochBatches(len(samples), train.batch_size, train.seed, rank, world)

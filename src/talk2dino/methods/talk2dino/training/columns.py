@@ -22,6 +22,7 @@ BLOCK_BYTES = 16 << 20
 """Bytes read at a time when a column is read whole."""
 BATCHES_AHEAD = 2
 """Batches read ahead from disk, each by its own thread."""
+_ROWS = 16  # read at a time: the system may map two megabytes around every row
 _MADVISE = ctypes.CDLL(None).madvise if os.name == "posix" else None
 
 Gathered = dict[str, Tensor]
@@ -107,12 +108,17 @@ class Columns:
         )
 
     def _take(self, key: str, index: Tensor) -> Tensor:
-        values = self._columns[key].index_select(0, index)
+        column = self._columns[key]
+        if not self.on_disk:
+            values = column.index_select(0, index)
+        else:
+            values = torch.empty((len(index), *column.shape[1:]), dtype=column.dtype)
+            for few, part in zip(index.split(_ROWS), values.split(_ROWS), strict=True):
+                torch.index_select(column, 0, few, out=part)
+                forget(column)
+            check_finite(values, key, self._file or "")
         if self._read_whole:
             return values
-        if self.on_disk:
-            check_finite(values, key, self._file or "")
-            forget(self._columns[key])
         return unit(values.float()) if key == self._unit_key else values
 
     def _whole(self, key: str, column: Tensor) -> Tensor:

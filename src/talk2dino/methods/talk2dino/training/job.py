@@ -31,7 +31,7 @@ from talk2dino.methods.talk2dino.training.dataset import (
     choose_features,
 )
 from talk2dino.methods.talk2dino.training.loop import KIND, LoopSettings, TrainingRun
-from talk2dino.methods.talk2dino.training.retrieval import Retrieval, retrieval
+from talk2dino.methods.talk2dino.training.retrieval import retrieval
 from talk2dino.methods.talk2dino.training.sources import (
     Encoders,
     ImageOptions,
@@ -40,8 +40,7 @@ from talk2dino.methods.talk2dino.training.sources import (
     open_datasets,
 )
 from talk2dino.processes import Processes
-from talk2dino.progress import Progress, silent
-from talk2dino.training.job import RunJob, RunOutputs, Work, carry_out
+from talk2dino.training.job import RunJob, RunOutputs
 from talk2dino.training.run import Hooks, weights_on_cpu
 
 SUFFIX = ".pth"
@@ -154,6 +153,9 @@ class TrainJob(RunJob):
     save_heads: bool = False
     """Write the head chosen for every caption in the last epoch."""
 
+    kind = KIND
+    late = ("captions",)
+
     @property
     def outputs(self) -> RunOutputs:
         """Its files, beside the weights `out`."""
@@ -164,16 +166,74 @@ class TrainJob(RunJob):
         """The features to train on."""
         return choose_features(self.recipe.model, self.feature_name, self.text_features)
 
+    def settings(self, processes: Processes) -> dict[str, Any]:
+        """See `RunJob`, as all below; they do not depend on the number of processes."""
+        loop = asdict(self.loop)
+        del loop["train"]
+        settings = {
+            **{f"model.{key}": value for key, value in asdict(self.recipe.model).items()},
+            **{f"train.{key}": value for key, value in self.loop.train.as_dict().items()},
+            **loop,
+            "train_dataset": self.train_dataset,
+            "train_dataset_digest": content_digest(self.train_dataset),
+            "val_dataset": self.val_dataset,
+            "val_dataset_digest": content_digest(self.val_dataset),
+            "feature_name": self.choice.visual,
+            "text_features": self.choice.text,
+            "save_head_activations": self.save_heads,
+        }
+        if not holds_features(self.train_dataset):
+            settings |= self.images.settings()
+        return settings
+
+    def present(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        return present_settings(settings)
+
+    def open(self, device: torch.device, processes: Processes, hooks: Hooks) -> TrainingRun:
+        encoders, choice = Encoders(self.images, device, hooks.encoding), self.choice
+        wanted = (
+            (self.train_dataset, choice),
+            (self.val_dataset, choice.for_validation()),
+            (self.test_dataset, choice.for_retrieval()),
+        )
+        datasets = [None if path is None else (path, chosen) for path, chosen in wanted]
+        pairs, validation, test = open_datasets(datasets, self.recipe, encoders)
+        assert pairs is not None
+        model = first_model(self.recipe.model, self.loop.seed, self.images.features).to(device)
+        model.load_state_dict(processes.broadcast(weights_on_cpu(model)))
+        run = TrainingRun(model, pairs, validation, self.loop, processes)
+        run.choose_heads = partial(chosen_heads, model) if self.save_heads else None
+        run.test, run.late = test, {"captions": len(pairs)}
+        return run
+
+    def finish(self, run: TrainingRun, weights: dict[str, Tensor]) -> None:
+        if run.processes.rank == 0 and run.test is not None:
+            run.model.load_state_dict(weights)
+            run.retrieval = retrieval(*embed_pairs(run.model.eval(), run.test))
+
+    def write(self, run: TrainingRun, weights: dict[str, Tensor], folder: Path) -> None:
+        heads, name = run.state.heads, Path(self.out.name)
+        if heads is not None:
+            write_heads(heads, run.pairs, folder / name.with_suffix(HEADS_SUFFIX))
+        save_torch(weights, folder / name)
+
+    def summary(self, run: TrainingRun) -> dict[str, Any]:
+        last = run.state.records[-1]
+        return {
+            "features": asdict(self.recipe.features),
+            "trained_on": run.pairs.features.settings,
+            "train_loss": last["train_loss"],
+            "val_loss": last["val_loss"],
+            "retrieval": asdict(run.retrieval) if run.retrieval else None,
+        }
+
 
 def check_job(job: TrainJob) -> None:
     """Raise ValueError or OSError for arguments that cannot work; opens no large file."""
     choice, start = job.choice, job.recipe.model.starting_checkpoint
     encoders = (job.images.features.vision_weights, job.images.features.text_weights)
     job.check(
-        (job.train_dataset, job.val_dataset, job.test_dataset, job.recipe.path, start, *encoders),
-        begun=f"{job.outputs.unfinished} holds an unfinished training.",
-        done=f"{job.out} exists already. Write elsewhere with --out or --name_pedix, "
-        "or replace it with --overwrite (--resume goes on with an interrupted training).",
+        (job.train_dataset, job.val_dataset, job.test_dataset, job.recipe.path, start, *encoders)
     )
     if job.save_heads:
         check_heads_recorded(job.recipe.model, choice)
@@ -205,89 +265,6 @@ def _check_start(job: TrainJob) -> None:
             )
 
 
-def train_projection(
-    job: TrainJob,
-    hooks: Hooks | None = None,
-    encoding: Progress = silent,
-    processes: Processes | None = None,
-) -> Training | None:
-    """Train, and write the files of `projection_outputs`.
-
-    Args:
-        job: the arguments; see `check_job`.
-        hooks: progress of the steps, and what is called after every epoch.
-        encoding: progress of encoding images, if the datasets hold images.
-        processes: this process and its equals, which divide every batch; the first one writes.
-
-    Returns:
-        What it ends with, or None if the job asked to resume a training that is complete.
-
-    Raises:
-        ValueError: features are missing or do not fit the recipe, or resuming would mix settings.
-        RuntimeError: see `carry_out`.
-    """
-    return carry_out(job, Training(job, encoding, processes), hooks)
-
-
-class Training(Work):
-    """One training of a projection."""
-
-    run: TrainingRun
-    kind = KIND
-    late = ("captions",)
-
-    def __init__(self, job: TrainJob, encoding: Progress, processes: Processes | None) -> None:
-        super().__init__(job, processes)
-        self.job, self.encoding, self.title = job, encoding, job.out.stem
-        self.settings = run_settings(job)
-        self.retrieval: Retrieval | None = None
-        """Of the final weights, with a test set."""
-
-    def open(self, device: torch.device) -> TrainingRun:
-        job, processes = self.job, self.processes
-        encoders = Encoders(job.images, device, self.encoding)
-        choice = job.choice
-        wanted = (
-            (job.train_dataset, choice),
-            (job.val_dataset, choice.for_validation()),
-            (job.test_dataset, choice.for_retrieval()),
-        )
-        datasets = [None if path is None else (path, chosen) for path, chosen in wanted]
-        train, validation, self.test = open_datasets(datasets, job.recipe, encoders)
-        assert train is not None
-        self.pairs = train
-        self.model = first_model(job.recipe.model, job.loop.seed, job.images.features).to(device)
-        self.model.load_state_dict(processes.broadcast(weights_on_cpu(self.model)))
-        run = TrainingRun(self.model, self.pairs, validation, job.loop, processes)
-        run.choose_heads = partial(chosen_heads, self.model) if job.save_heads else None
-        self.settings["captions"] = len(self.pairs)
-        return run
-
-    def present(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
-        return present_settings(settings)
-
-    def finish(self, weights: dict[str, Tensor]) -> None:
-        if self.processes.rank == 0 and self.test is not None:
-            self.model.load_state_dict(weights)
-            self.retrieval = retrieval(*embed_pairs(self.model.eval(), self.test))
-
-    def write(self, weights: dict[str, Tensor], folder: Path) -> None:
-        heads, name = self.run.state.heads, Path(self.job.out.name)
-        if heads is not None:
-            write_heads(heads, self.pairs, folder / name.with_suffix(HEADS_SUFFIX))
-        save_torch(weights, folder / name)
-
-    def summary(self) -> dict[str, Any]:
-        last = self.run.state.records[-1]
-        return {
-            "features": asdict(self.job.recipe.features),
-            "trained_on": self.pairs.features.settings,
-            "train_loss": last["train_loss"],
-            "val_loss": last["val_loss"],
-            "retrieval": asdict(self.retrieval) if self.retrieval else None,
-        }
-
-
 def first_model(config: ProjectionConfig, seed: int, text: FeatureConfig) -> Projection:
     """The projection before training: `starting_checkpoint`, or drawn from the seed.
 
@@ -302,27 +279,6 @@ def first_model(config: ProjectionConfig, seed: int, text: FeatureConfig) -> Pro
         encoder = load_text(text.text_model, text.text_weights)
         model.copy_from(encoder.model)
     return model
-
-
-def run_settings(job: TrainJob) -> dict[str, Any]:
-    """Everything that the final weights depend on, flat: what `--resume` compares."""
-    loop = asdict(job.loop)
-    del loop["train"]
-    settings = {
-        **{f"model.{key}": value for key, value in asdict(job.recipe.model).items()},
-        **{f"train.{key}": value for key, value in job.loop.train.as_dict().items()},
-        **loop,
-        "train_dataset": job.train_dataset,
-        "train_dataset_digest": content_digest(job.train_dataset),
-        "val_dataset": job.val_dataset,
-        "val_dataset_digest": content_digest(job.val_dataset),
-        "feature_name": job.choice.visual,
-        "text_features": job.choice.text,
-        "save_head_activations": job.save_heads,
-    }
-    if not holds_features(job.train_dataset):
-        settings |= job.images.settings()
-    return settings
 
 
 def write_heads(heads: Tensor, pairs: StoredPairs, path: Path) -> None:

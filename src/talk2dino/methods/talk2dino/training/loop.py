@@ -15,6 +15,7 @@ from talk2dino.config import check_name
 from talk2dino.methods.talk2dino.projection import Projection
 from talk2dino.methods.talk2dino.recipe import TrainConfig
 from talk2dino.methods.talk2dino.training.dataset import Batch, StoredPairs
+from talk2dino.methods.talk2dino.training.retrieval import Retrieval
 from talk2dino.methods.talk2dino.training.step import BatchLoss, Share
 from talk2dino.processes import Processes
 from talk2dino.training.history import Record
@@ -77,6 +78,7 @@ class TrainingRun(Run):
             the same weights.
     """
 
+    model: Projection
     state: TrainingState
     kind = KIND
     losses = ("train_loss", "val_loss")
@@ -105,6 +107,9 @@ class TrainingRun(Run):
         self.keeps_best = train.save_best_model
         self.choose_heads: Callable[[Batch], Tensor] | None = None
         """If set, (B,) the head of every caption, recorded in the last epoch."""
+        self.test: StoredPairs | None = None
+        self.retrieval: Retrieval | None = None
+        """Of the final weights on the test set, once they are there."""
         self.device = self.parameters[0].device
         several = self.processes.count > 1
         self.share = Share(self.processes, self.device) if several else None
