@@ -74,8 +74,15 @@ def build(cls: type[T], values: Mapping[str, Any], source: str, exact: bool = Fa
     needed = [f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING]
     if missing := [f"'{name}:'" for name in needed if name not in checked]:
         raise ValueError(f"{source}: {', '.join(missing)} {'are' if missing[1:] else 'is'} missing")
-    try:
+    with naming(source):
         return cls(**checked)
+
+
+@contextlib.contextmanager
+def naming(source: str) -> Iterator[None]:
+    """Begin what a ValueError says with the name of a file."""
+    try:
+        yield
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
 

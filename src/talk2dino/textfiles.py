@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from talk2dino.config import check_name
+from talk2dino.config import check_name, naming
 from talk2dino.files import check_file
 
 MAX_YAML = 2**16
@@ -105,10 +105,8 @@ def read_sections(path: str | Path, known: Iterable[str], required: str) -> dict
     path = Path(path)
     sections = read_yaml(path)
     for name in sections:
-        try:
+        with naming(path.name):
             check_name("section", str(name), known)
-        except ValueError as error:
-            raise ValueError(f"{path.name}: {error}") from error
     if required not in sections:
         raise ValueError(f"{path.name}: the section '{required}:' is missing")
     return sections

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from talk2dino.cli.entry import DONE, Command
 from talk2dino.files import check_replaceable
@@ -43,11 +44,11 @@ def run(args: argparse.Namespace, _: None = None) -> int:
     print(f"loading {args.model}", flush=True)
     model = Talk2DINO.from_pretrained(args.model, "cpu", config=args.config)
     print("exporting", flush=True)
-    exported = export_onnx(model, args.output, args.overwrite)
-    for path in exported.files:
+    errors = export_onnx(model, args.output, args.overwrite)
+    for path in (Path(args.output) / name for name in FILES):
         print(f"{path} ({path.stat().st_size / 2**20:.1f} MiB)")
-    if exported.errors:
-        worst = max(exported.errors.values())
+    if errors:
+        worst = max(errors.values())
         print(f"onnxruntime agrees with PyTorch: relative error {worst:.1e} at most")
     else:
         print("note: not compared with PyTorch, because onnxruntime is not installed")

@@ -96,7 +96,7 @@ def test_projection_weights_default_to_the_named_file(weights, name):
     ("change", "message"),
     [
         ({"type": "Other"}, "unknown model type 'Other'. Known: DINOText"),
-        ({"with_bg_claen": True}, "unknown key 'with_bg_claen'.*'with_bg_clean'"),
+        ({"with_bg_claen": True}, "unknown key 'with_bg_claen'.*mean 'with_bg_clean'"),
         ({"proj_model": "Nothing"}, "unknown model_class 'Nothing'"),
         ({"resize_dim": 0}, "input_size must be positive"),
     ],

@@ -61,7 +61,14 @@ def align(
             f"alignment_strategy {strategy!r} needs one vector per caption, got token-level text. "
             f"Use one of: {', '.join(PAIRWISE)}."
         )
-    return text @ PER_HEAD[strategy](visual, text, **options).T
+    return text @ of_own_caption(visual, text, strategy, **options).T
+
+
+def of_own_caption(visual: Tensor, text: Tensor, strategy: str, **options: Any) -> Tensor:
+    """(B, D) what stands for each image (B, H, D) by a strategy of `PER_HEAD`."""
+    return PER_HEAD[strategy](
+        visual, text, **{name: value for name, value in options.items() if takes(strategy, name)}
+    )
 
 
 def strategies() -> list[str]:

@@ -9,7 +9,6 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
-from huggingface_hub import HfApi
 from PIL import Image
 from torch import Tensor, nn
 
@@ -25,7 +24,7 @@ from talk2dino.methods.talk2dino.hub.find import (
     find_model,
     parse_folder_config,
 )
-from talk2dino.methods.talk2dino.hub.save import push_model, save_model
+from talk2dino.methods.talk2dino.hub.save import Saving
 from talk2dino.methods.talk2dino.projection import Projection
 from talk2dino.methods.talk2dino.published_methods import PublishedMethods
 from talk2dino.methods.talk2dino.segmenter import PARTS, Talk2DinoSegmenter, build_segmenter
@@ -46,7 +45,7 @@ POOLS: dict[str, Callable[[PatchFeatures], Tensor]] = {
 _IMAGE_BATCH = 8
 
 
-class Talk2DINO(PublishedMethods, nn.Module):
+class Talk2DINO(Saving, PublishedMethods, nn.Module):
     """A model that segments pictures by words. Pictures are RGB everywhere but `generate_masks`.
 
     A picture is a path, a PIL image, an (H, W, 3) uint8 array or a (3, H, W) uint8 tensor; an
@@ -148,78 +147,13 @@ class Talk2DINO(PublishedMethods, nn.Module):
         segmenter = Talk2DinoSegmenter(own.vision, own.text, own.projection, given.config)
         return type(self)(segmenter, loaded)
 
-    def save_pretrained(
-        self,
-        folder: str | Path,
-        *,
-        projection_only: bool = False,
-        results: str | Path | None = None,
-        overwrite: bool = False,
-    ) -> Path:
-        """Write `model.safetensors`, `config.json` and a model card; returns the folder.
-
-        The card says what the model is made of, how it was trained (if it was loaded from what
-        `train.py` wrote) and its benchmark results.
-
-        Args:
-            folder: made if it is not there.
-            projection_only: leave out the frozen models (4 MB instead of a gigabyte); they are
-                downloaded when the folder is loaded.
-            results: folder of `evaluate --output`, for the table in the card.
-            overwrite: replace the files of an earlier save.
-
-        Raises:
-            FileExistsError: the folder holds such files and `overwrite` is false.
-            ValueError: a part that cannot be saved, or results that cannot be read.
-        """
-        return save_model(
-            self.segmenter,
-            self.loaded,
-            folder,
-            changed=self.changed,
-            projection_only=projection_only,
-            results=results,
-            overwrite=overwrite,
-        )
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool | None = None,
-        token: str | bool | None = None,
-        commit_message: str = "Upload a Talk2DINO model",
-        projection_only: bool = False,
-        results: str | Path | None = None,
-    ) -> str:
-        """Upload what `save_pretrained` writes to `owner/name`; returns the address.
-
-        The repository is made if it is not there; other files in it stay. Arguments as in
-        `save_pretrained`; `token` is the Hub's, by default the one of `hf auth login`.
-
-        Raises:
-            ValueError: no name of a repository; otherwise as `save_pretrained`.
-            RuntimeError: the Hub was not reached, or refused.
-        """
-        return push_model(
-            self.segmenter,
-            self.loaded,
-            repo_id,
-            HfApi(token=token),
-            message=commit_message,
-            private=private,
-            changed=self.changed,
-            projection_only=projection_only,
-            results=results,
-        )
-
     @property
     def device(self) -> torch.device:
         """Where the models are."""
         return self.segmenter.device
 
     @property
-    def changed(self) -> list[str]:
+    def changed(self) -> list[str]:  # type: ignore[override]
         """The parts that were trained, replaced or overwritten since they were loaded."""
         return [p for p in PARTS if _fingerprint(getattr(self, p)) != self._as_loaded[p]]
 

@@ -13,7 +13,7 @@ from talk2dino.backbones.seeded import parse_seeded
 from talk2dino.backbones.templates import get_templates
 from talk2dino.backbones.text import check_text, is_bert
 from talk2dino.backbones.vision import check_vision
-from talk2dino.config import build, check_name
+from talk2dino.config import build, check_name, naming
 from talk2dino.files import find_in_checkout
 from talk2dino.methods.dense import RefinementOptions
 from talk2dino.methods.talk2dino.hub.layout import read_parts
@@ -91,41 +91,17 @@ class SegmenterConfig(FrozenModels, RefinementOptions):
         check_text(self.text_model, None if self.whole else self.text_weights)
 
 
-@dataclass(frozen=True)
-class ModelSection:
-    """The `model:` section of an evaluation's model YAML, as published."""
-
-    type: str
-    """DINOText, the published name of the method."""
-    model_name: str
-    """Vision backbone."""
-    proj_class: str
-    """Name of a file of `configs/`, without its suffix: the projection's architecture."""
-    proj_name: str
-    """Name of a file of `weights/`, without its suffix."""
-    clip_model_name: str = "ViT-B/16"
-    """Text encoder."""
-    resize_dim: int = 448
-    """Side of the backbone's square input in pixels."""
-    proj_model: str = "ProjectionLayer"
-    """Class of the projection."""
-    with_bg_clean: bool = False
-    """Background cleaning."""
-    use_avg_text_token: bool = False
-    """Average the text tokens instead of taking the end-of-text vector."""
-    keep_cls: bool = False
-    """When averaging, keep position 0."""
-    keep_end_seq: bool = False
-    """When averaging, keep the end-of-text position."""
-    vision_weights: str | None = None
-    """`pretrained`, a file, or `seeded:<n>`."""
-    text_weights: str | None = None
-    """`pretrained`, a file, or `seeded:<n>`."""
-    projection_weights: str | None = None
-    """`pretrained` (weights/<proj_name>.pth), a file, or `seeded:<n>`."""
-
-    def __post_init__(self) -> None:
-        check_name("model type", self.type, ["DINOText"])
+_MODEL_YAML = {
+    "model_name": "vision_model",
+    "clip_model_name": "text_model",
+    "resize_dim": "input_size",
+    "with_bg_clean": "clean_background",
+    "use_avg_text_token": "average_tokens",
+    **{name: name for name in ("keep_cls", "keep_end_seq", "vision_weights", "text_weights")},
+}
+"""Key of the `model:` section of an evaluation's model YAML, as published -> ours."""
+_NAMES = ("type", "model_name", "proj_class", "proj_name")
+"""Keys that it must have; the last two name files of `configs/` and `weights/`."""
 
 
 def read_segmenter_config(path: str | Path, **changes: Any) -> SegmenterConfig:
@@ -163,24 +139,26 @@ def config_from_model_section(model: Mapping[str, Any], source: str) -> Segmente
         model: the section's keys and values.
         source: file name for messages.
     """
-    section = build(ModelSection, model, f"{source}: model")
-    recipe = load_recipe(f"configs/{section.proj_class}.yaml")
-    weights = section.projection_weights
-    if weights is None or weights == PRETRAINED:
-        weights = _weights_file(section.proj_name)
-    return SegmenterConfig(
-        projection=dataclasses.replace(recipe.model, model_class=section.proj_model),
-        projection_weights=weights,
-        vision_model=section.model_name,
-        vision_weights=section.vision_weights,
-        text_model=section.clip_model_name,
-        text_weights=section.text_weights,
-        input_size=section.resize_dim,
-        clean_background=section.with_bg_clean,
-        average_tokens=section.use_avg_text_token,
-        keep_cls=section.keep_cls,
-        keep_end_seq=section.keep_end_seq,
+    source = f"{source}: model"
+    known = (*_NAMES, "proj_model", "projection_weights", *_MODEL_YAML)
+    for key in model:
+        if key not in known:
+            with naming(source):
+                check_name("key", str(key), known)
+    if missing := [f"'{name}:'" for name in _NAMES if name not in model]:
+        raise ValueError(f"{source}: {', '.join(missing)} are missing")
+    with naming(source):
+        check_name("model type", model["type"], ["DINOText"])
+        projection = load_recipe(f"configs/{model['proj_class']}.yaml").model
+        if "proj_model" in model:
+            projection = dataclasses.replace(projection, model_class=model["proj_model"])
+    weights = model.get("projection_weights")
+    values = {_MODEL_YAML[key]: value for key, value in model.items() if key in _MODEL_YAML}
+    values["projection"] = projection
+    values["projection_weights"] = (
+        _weights_file(str(model["proj_name"])) if weights in (None, PRETRAINED) else weights
     )
+    return build(SegmenterConfig, values, source)
 
 
 def _weights_file(name: str) -> str:

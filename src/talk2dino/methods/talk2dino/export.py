@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -35,16 +32,6 @@ MAX_BYTES = 2_000_000_000
 """Of one ONNX file: protobuf's limit, rounded down."""
 
 _EPS = 1e-6
-
-
-@dataclass(frozen=True)
-class Exported:
-    """What `export_onnx` wrote."""
-
-    files: tuple[Path, ...]
-    """The two graphs and their description."""
-    errors: dict[str, float]
-    """Relative error of onnxruntime per output; empty if it was not compared."""
 
 
 class ImageSide(nn.Module):
@@ -106,7 +93,7 @@ class TextSide(nn.Module):
         return F.normalize(self.projection.project_clip_txt(means), dim=-1, eps=_EPS)
 
 
-def export_onnx(model: Talk2DINO, folder: str | Path, overwrite: bool = False) -> Exported:
+def export_onnx(model: Talk2DINO, folder: str | Path, overwrite: bool = False) -> dict[str, float]:
     """Write `image.onnx`, `text.onnx` and `talk2dino.json`, which describes both.
 
     Batch, number of classes and number of prompts are free; the image's size is the model's.
@@ -117,6 +104,9 @@ def export_onnx(model: Talk2DINO, folder: str | Path, overwrite: bool = False) -
         model: on the CPU.
         folder: where to write; made if it is not there.
         overwrite: replace existing files.
+
+    Returns:
+        Relative error of onnxruntime per output; empty if it was not compared.
 
     Raises:
         ImportError: onnx or onnxscript is not installed.
@@ -139,7 +129,7 @@ def export_onnx(model: Talk2DINO, folder: str | Path, overwrite: bool = False) -
         errors |= _write_graph(text, tokens, written / TEXT_FILE, {0: "classes", 1: "prompts"})
         content = json.dumps(_description(model, errors), indent=2, ensure_ascii=False) + "\n"
         (written / DESCRIPTION).write_text(content, encoding="utf-8")
-    return Exported(tuple(folder / name for name in FILES), errors)
+    return errors
 
 
 def check_exportable(segmenter: Talk2DinoSegmenter) -> None:
@@ -172,57 +162,46 @@ def _write_graph(
     side: ImageSide | TextSide, example: Tensor, path: Path, free: dict[int, str]
 ) -> dict[str, float]:
     """Trace, write and compare; returns the relative error per output."""
-    with _quiet(), torch.no_grad():
-        torch.onnx.export(
-            side,
-            (example,),
-            str(path),
-            dynamo=True,
-            dynamic_shapes=(free,),
-            input_names=[side.names[0]],
-            output_names=side.names[1],
-            opset_version=OPSET,
-            external_data=False,
-            verbose=False,
-        )
-        errors = _compare(side, example, path) if find_spec("onnxruntime") is not None else {}
-        wrong = {name: error for name, error in errors.items() if not error <= TOLERANCE}
-        if wrong:
-            raise RuntimeError(
-                f"onnxruntime differs from PyTorch by {wrong} (relative), more than "
-                f"{TOLERANCE}. Nothing was kept; try other versions of onnxscript or onnxruntime."
+    given, outputs = side.names
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # the exporter's remarks on its own progress
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                side,
+                (example,),
+                str(path),
+                dynamo=True,
+                dynamic_shapes=(free,),
+                input_names=[given],
+                output_names=outputs,
+                opset_version=OPSET,
+                external_data=False,
+                verbose=False,
             )
-    return errors
-
-
-def _compare(side: ImageSide | TextSide, example: Tensor, path: Path) -> dict[str, float]:
-    """Relative error of every output, for the example and for a smaller one."""
+    finally:
+        logging.disable(before)
+    if find_spec("onnxruntime") is None:
+        return {}
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    given, outputs = side.names
     errors = dict.fromkeys(outputs, 0.0)
     for some in (example, example[:1]):
-        expected = side(some)
+        with torch.no_grad():
+            expected = side(some)
         expected = expected if isinstance(expected, tuple) else (expected,)
         found = session.run(outputs, {given: some.numpy()})
         for name, ours, theirs in zip(outputs, expected, found, strict=True):
             error = float((torch.from_numpy(theirs) - ours).norm() / ours.norm())
             errors[name] = max(errors[name], error)
+    if wrong := {name: error for name, error in errors.items() if not error <= TOLERANCE}:
+        raise RuntimeError(
+            f"onnxruntime differs from PyTorch by {wrong} (relative), more than "
+            f"{TOLERANCE}. Nothing was kept; try other versions of onnxscript or onnxruntime."
+        )
     return errors
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks on its own progress."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def _description(model: Talk2DINO, errors: dict[str, float]) -> dict[str, Any]:

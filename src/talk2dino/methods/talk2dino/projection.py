@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +15,13 @@ from talk2dino.backbones.checkpoints import load_strict, looks_like, state_shape
 from talk2dino.backbones.seeded import parse_seeded, seeded_state
 from talk2dino.config import build, check_at_least, check_name
 from talk2dino.devices import float32_by_default, keep_float32
-from talk2dino.methods.talk2dino.alignment import align, strategies
+from talk2dino.methods.talk2dino.alignment import (
+    PER_HEAD,
+    align,
+    of_own_caption,
+    strategies,
+    takes,
+)
 from talk2dino.methods.talk2dino.hub.layout import read_parts
 from talk2dino.textfiles import read_sections
 
@@ -138,8 +144,9 @@ class Projection(nn.Module):
         text_argmax: Tensor | None = None,
         visual_is_unit: bool = False,
         generator: torch.Generator | None = None,
+        gather: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """Scores of all pairs of a batch.
+        """Scores of all pairs of a batch, or of all processes' batches.
 
         Args:
             visual: (B, D), (B, H, D), or (B, P, D) patches when heads are weighted.
@@ -149,7 +156,8 @@ class Projection(nn.Module):
             text_input_mask: (B, T) bool, the tokens that exist.
             text_argmax: (B,) position of each end-of-text token.
             visual_is_unit: the visual vectors have length 1 already; see `images_stay`.
-            generator: randomness of `sampled_attn_map`.
+            generator: randomness of `sampled_attn_map`, seeded alike in every process.
+            gather: (b, ...) of this process to (B, ...) of all, if there are several.
 
         Returns:
             (B, B), diagonal = true pairs; orientation as in `alignment.align`.
@@ -164,16 +172,19 @@ class Projection(nn.Module):
         )
         token_mask = None
         if text.ndim == 3:
-            token_mask = self.token_mask(text, text_input_mask, text_argmax)
-        return align(
-            visual,
-            text,
-            self.config.alignment_strategy,
-            self.config.alpha,
-            token_mask,
-            generator,
-            self.config.routing_temperature,
-        )
+            if text_input_mask is None:
+                text_input_mask = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
+            kept = (self.config.keep_cls, self.config.keep_end_seq)
+            token_mask = counted_tokens(text_input_mask.bool(), *kept, text_argmax)
+        strategy, temperature = self.config.alignment_strategy, self.config.routing_temperature
+        if gather is not None:
+            # Needs an image and its own caption only, and draws nothing: H times less to send.
+            if visual.ndim == 3 and strategy in PER_HEAD and not takes(strategy, "generator"):
+                visual = of_own_caption(visual, text, strategy, temperature=temperature)
+            if token_mask is not None:
+                token_mask = gather(token_mask.to(torch.uint8)).bool()
+            visual, text = gather(visual), gather(text)
+        return align(visual, text, strategy, self.config.alpha, token_mask, generator, temperature)
 
     def embed(
         self,
@@ -182,6 +193,7 @@ class Projection(nn.Module):
         *,
         self_attn_maps: Tensor | None = None,
         cls: Tensor | None = None,
+        text_input_mask: Tensor | None = None,
         text_argmax: Tensor | None = None,
         visual_is_unit: bool = False,
     ) -> tuple[Tensor, Tensor]:
@@ -200,18 +212,45 @@ class Projection(nn.Module):
     ) -> Tensor:
         raise ValueError(f"{type(self).__name__} has no head weights")
 
-    def token_mask(self, text: Tensor, mask: Tensor | None, end: Tensor | None) -> Tensor:
-        """(B, T) bool: the tokens that count; CLS and end-of-text positions as configured."""
-        kept = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
-        if mask is not None:
-            kept &= mask.bool()
-        if not self.config.keep_end_seq:
-            if end is None:
-                end = kept.sum(dim=1) - 1  # the last token that exists
-            kept = kept.scatter(1, end.unsqueeze(1), False)
-        if not self.config.keep_cls:
-            kept[:, 0] = False
-        return kept
+
+def end_positions(mask: Tensor) -> Tensor:
+    """(B,) last true position of each row of a (B, T) mask.
+
+    The mask is `token id > 0`, and the word "!" has id 0: counting the true values would miss.
+    """
+    positions = torch.arange(mask.shape[1], device=mask.device)
+    return (mask * positions).argmax(dim=1)
+
+
+def counted_tokens(
+    mask: Tensor, keep_cls: bool, keep_end_seq: bool, end: Tensor | None = None
+) -> Tensor:
+    """(B, T) bool: of a caption's own positions, without the first and the end of text or with."""
+    counted = mask.clone()
+    if not keep_end_seq:
+        counted.scatter_(1, (end_positions(mask) if end is None else end)[:, None], False)
+    if not keep_cls:
+        counted[:, 0] = False
+    return counted
+
+
+def average_tokens(
+    tokens: Tensor, mask: Tensor, keep_cls: bool = False, keep_end_seq: bool = False
+) -> Tensor:
+    """Mean of a caption's token vectors, by default without the first and end-of-text positions.
+
+    Args:
+        tokens: (B, T, E).
+        mask: (B, T) bool, true for the caption's own positions.
+        keep_cls: count position 0 too.
+        keep_end_seq: count the end-of-text position too.
+
+    Returns:
+        (B, E); zeros for a caption with nothing between the two.
+    """
+    counted = counted_tokens(mask, keep_cls, keep_end_seq)
+    number = counted.sum(dim=1, keepdim=True).clamp(min=1)
+    return torch.einsum("bte,bt->be", tokens, counted.to(tokens.dtype)) / number
 
 
 class ProjectionLayer(Projection):

@@ -10,7 +10,7 @@ from typing import Any
 
 from talk2dino.backbones.templates import get_templates
 from talk2dino.benchmarks.table import Benchmark, find_benchmarks
-from talk2dino.config import build, check_name
+from talk2dino.config import build, check_name, naming
 from talk2dino.methods.talk2dino.config import SegmenterConfig, config_from_model_section
 from talk2dino.textfiles import parse_yaml, read_yaml
 
@@ -123,10 +123,8 @@ def _sections(
         if name in WITHOUT_EFFECT[""]:
             ignored.append(str(name))
             continue
-        try:
+        with naming(source):
             check_name("section", str(name), SECTIONS)
-        except ValueError as error:
-            raise ValueError(f"{source}: {error}") from error
         if not isinstance(values, Mapping):
             raise ValueError(f"{source}: '{name}:' must hold 'key: value' lines, found {values!r}")
         found[name] = {}

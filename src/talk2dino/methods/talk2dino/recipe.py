@@ -15,7 +15,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from talk2dino.config import build, check_at_least, check_name
+from talk2dino.config import build, check_at_least, check_name, naming
 from talk2dino.files import find_in_checkout, write_text
 from talk2dino.methods.talk2dino.alignment import takes
 from talk2dino.methods.talk2dino.losses import LOSSES
@@ -197,10 +197,8 @@ def _build_train(section: Any, source: str) -> TrainConfig:
     general = [(key, hint, field(default=None)) for key, hint in hints.items()]
     given = section if isinstance(section, Mapping) else {}
     ltype = str(given.get("ltype", TrainConfig.ltype))
-    try:
+    with naming(source):
         check_name("loss (ltype)", ltype, LOSSES)  # first: it decides which keys there are
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from error
     own = _loss_keys(ltype)
     for key in given:
         owners = [name for name in LOSSES if key in (entry[0] for entry in _loss_keys(name))]
@@ -212,10 +210,8 @@ def _build_train(section: Any, source: str) -> TrainConfig:
     values: Any = build(dataclasses.make_dataclass("Section", [*general, *own]), section, source)
     typed = {key: getattr(values, key) for key in given}
     loss = {key: typed.pop(key) for key, *_ in own if key in typed}
-    try:
+    with naming(source):
         return TrainConfig(**typed, loss=loss)
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from error
 
 
 def _loss_keys(ltype: str) -> list[tuple[str, Any, Any]]:

@@ -14,7 +14,6 @@ from talk2dino.backbones.templates import check_names, get_templates
 from talk2dino.backbones.text import (
     BertEncoder,
     TextEncoder,
-    TextFeatures,
     load_text,
     text_from_state,
     trimmed,
@@ -33,6 +32,7 @@ from talk2dino.methods.talk2dino.hub.layout import read_parts
 from talk2dino.methods.talk2dino.projection import (
     CLIPLastLayer,
     Projection,
+    average_tokens,
     load_projection,
 )
 from talk2dino.refine.refinement import Refinement, make_refinements
@@ -260,21 +260,13 @@ class Talk2DinoSegmenter(DenseSegmenter):
                     self.projection.project_clip_txt(features.penultimate, features.end_positions)
                 )
             elif self.config.average_tokens:
-                embedded.append(self._average_tokens(self.text(batch, dense=True)))
+                dense = self.text(batch, dense=True)
+                assert dense.tokens is not None
+                kept = (self.config.keep_cls, self.config.keep_end_seq)
+                embedded.append(average_tokens(dense.tokens, dense.mask, *kept))
             else:
                 embedded.append(self.text(batch).pooled.float())
         return torch.cat(embedded)
-
-    def _average_tokens(self, features: TextFeatures) -> Tensor:
-        """Dense text features to (B, E): the mean over each prompt's own tokens."""
-        assert features.tokens is not None
-        kept = features.mask.clone()
-        if not self.config.keep_cls:
-            kept[:, 0] = False
-        if not self.config.keep_end_seq:
-            kept.scatter_(1, features.end_positions[:, None], False)
-        total = (features.tokens * kept[..., None]).sum(dim=1)
-        return total / kept.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 def patch_cosines(patches: Tensor, classes: Tensor) -> Tensor:

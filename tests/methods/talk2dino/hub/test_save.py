@@ -12,12 +12,12 @@ from huggingface_hub import HfApi, ModelCard
 
 from talk2dino import Talk2DINO
 from talk2dino.backbones.text import load_text
+from talk2dino.methods.talk2dino.hub import save
 from talk2dino.methods.talk2dino.hub.find import FoundModel
 from talk2dino.methods.talk2dino.hub.save import (
     _own_results,
     _saved_config,
     model_card,
-    push_model,
 )
 from talk2dino.methods.talk2dino.projection import build_projection
 from talk2dino.methods.talk2dino.recipe import write_recipe
@@ -187,14 +187,11 @@ class RecordingApi(HfApi):
         self.card = (Path(folder_path) / "README.md").read_text()
 
 
-def push(model, repo, api):
-    settings = {"message": "First", "private": True, "projection_only": True}
-    return push_model(model.segmenter, model.loaded, repo, api, **settings)
-
-
-def test_pushing_uploads_the_three_files_under_the_name_of_the_repository(trained):
+def test_pushing_uploads_the_three_files_under_the_name_of_the_repository(trained, monkeypatch):
     api = RecordingApi(endpoint="https://hub.example")
-    assert push(trained, "me/great-1.5", api) == "https://hub.example/me/great-1.5"
+    monkeypatch.setattr(save, "HfApi", lambda token: api)
+    settings = {"commit_message": "First", "private": True, "projection_only": True}
+    assert trained.push_to_hub("me/great-1.5", **settings) == "https://hub.example/me/great-1.5"
     assert api.created == ("me/great-1.5", {"private": True, "exist_ok": True})
     assert api.uploaded == ("me/great-1.5", ["README.md", "config.json", "model.safetensors"])
     assert api.message == "First"
@@ -213,7 +210,7 @@ def test_pushing_without_network_says_what_to_do_and_leaves_nothing(toy, tmp_pat
 @pytest.mark.parametrize("name", ["my model!", "mine"])
 def test_a_wrong_repository_is_refused_before_anything_is_written(toy, name):
     with pytest.raises(ValueError, match=f"'{name}' is no repository of an owner"):
-        push(toy, name, None)
+        toy.push_to_hub(name)
 
 
 def test_the_card_of_a_folder_is_called_like_the_folder(toy, tmp_path):

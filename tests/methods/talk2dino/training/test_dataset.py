@@ -3,15 +3,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from talk2dino.methods.talk2dino.projection import ProjectionConfig
+from talk2dino.methods.talk2dino.projection import (
+    ProjectionConfig,
+    average_tokens,
+    end_positions,
+)
 from talk2dino.methods.talk2dino.recipe import Recipe
 from talk2dino.methods.talk2dino.training.dataset import (
     FeatureChoice,
     StoredPairs,
-    average_tokens,
     check_widths,
     choose_features,
-    end_positions,
 )
 
 PLAIN = FeatureChoice(config=ProjectionConfig(cosine=False))
@@ -72,7 +74,6 @@ def test_token_level_text_comes_with_its_mask_and_end_positions(tiny_features):
     mask = features.caption_features["text_input_mask"][[2, 5]]
     assert batch.text.shape == (2, 7, 64)
     assert torch.equal(batch.extras["text_input_mask"], mask)
-    assert torch.equal(batch.extras["text_argmax"], mask.sum(dim=1) - 1)
 
 
 def test_the_last_layer_is_trained_on_the_output_of_the_one_before(tiny_features):

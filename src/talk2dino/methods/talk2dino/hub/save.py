@@ -126,98 +126,103 @@ def _licence(config: SegmenterConfig) -> dict[str, Any]:
     return {"license": "other", "license_name": name, "license_link": _DINOV3_LICENCE}
 
 
-def save_model(
-    segmenter: Talk2DinoSegmenter,
-    found: FoundModel,
-    folder: str | Path,
-    *,
-    changed: Collection[str] = (),
-    projection_only: bool = False,
-    results: str | Path | None = None,
-    overwrite: bool = False,
-    repo: str | None = None,
-) -> Path:
-    """Write `model.safetensors`, `config.json` and the model card; returns the folder.
+class Saving:
+    """Mixed into `Talk2DINO`."""
 
-    Args:
-        segmenter: the models.
-        found: where they come from.
-        folder: made if it is not there.
-        changed: which of the models were changed since they were loaded.
-        projection_only, results, overwrite: see `Talk2DINO.save_pretrained`.
-        repo: what the card calls the model; None for the folder's name.
+    segmenter: Talk2DinoSegmenter
+    loaded: FoundModel
+    changed: Collection[str]
 
-    Raises:
-        FileExistsError: one of the files is there already and `overwrite` is false.
-        ValueError: a part that cannot be saved, or results that cannot be read.
-    """
-    folder = Path(folder)
-    check_replaceable(folder, FILES, overwrite)
-    config = _saved_config(segmenter, changed, projection_only)
-    training = dict(found.training)
-    if "projection" in changed:
-        training["changed_later"] = True
-        if results is not None:
-            raise ValueError(
-                f"the results in {results} are of the projection as it was loaded, and it was "
-                "changed since. Save without them, evaluate what was saved, and save that."
-            )
-    rows = [] if results is None else _own_results(Path(results), segmenter.config, found.origin)
-    found = dataclasses.replace(found, config=config, training=training)
-    # A path, because a name alone may be that of another model: a folder called toy.
-    card = model_card(found, repo or f"./{folder.resolve().name}", rows)
-    text = json.dumps(found.as_json(), indent=2, ensure_ascii=False) + "\n"
-    parts = {PROJECTION: segmenter.projection}
-    if not projection_only:
-        parts |= {VISION: segmenter.vision.model, TEXT: segmenter.text.model}
-    tensors = {
-        prefix + name: value.detach().cpu()
-        for prefix, module in parts.items()
-        for name, value in module.state_dict().items()
-    }
-    with atomic_files(folder, *FILES) as written:
-        save_safetensors(tensors, written / WEIGHTS)
-        (written / CARD).write_text(card, encoding="utf-8")
-        (written / CONFIG).write_text(text, encoding="utf-8")
-    return folder
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        projection_only: bool = False,
+        results: str | Path | None = None,
+        overwrite: bool = False,
+        repo_id: str | None = None,
+    ) -> Path:
+        """Write `model.safetensors`, `config.json` and a model card; returns the folder.
 
+        The card says what the model is made of, how it was trained (if it was loaded from what
+        `train.py` wrote) and its benchmark results.
 
-def push_model(
-    segmenter: Talk2DinoSegmenter,
-    found: FoundModel,
-    repo: str,
-    api: HfApi,
-    *,
-    message: str,
-    private: bool | None = None,
-    **options: Any,
-) -> str:
-    """Create the repository if need be and upload the three files; returns its address.
+        Args:
+            folder: made if it is not there.
+            projection_only: leave out the frozen models (4 MB instead of a gigabyte); they are
+                downloaded when the folder is loaded.
+            results: folder of `evaluate --output`, for the table in the card.
+            overwrite: replace the files of an earlier save.
+            repo_id: what the card calls the model; None for the folder's name.
 
-    Args:
-        segmenter, found, options: see `save_model`.
-        repo: `owner/name`.
-        api: of the Hub.
-        message: of the commit.
-        private: whether a new repository is.
+        Raises:
+            FileExistsError: the folder holds such files and `overwrite` is false.
+            ValueError: a part that cannot be saved, or results that cannot be read.
+        """
+        folder, segmenter, training = Path(folder), self.segmenter, dict(self.loaded.training)
+        check_replaceable(folder, FILES, overwrite)
+        config = _saved_config(segmenter, self.changed, projection_only)
+        if "projection" in self.changed:
+            training["changed_later"] = True
+            if results is not None:
+                raise ValueError(
+                    f"the results in {results} are of the projection as it was loaded, and it was "
+                    "changed since. Save without them, evaluate what was saved, and save that."
+                )
+        rows = _own_results(Path(results), segmenter.config, self.loaded.origin) if results else []
+        found = dataclasses.replace(self.loaded, config=config, training=training)
+        # A path, because a name alone may be that of another model: a folder called toy.
+        card = model_card(found, repo_id or f"./{folder.resolve().name}", rows)
+        text = json.dumps(found.as_json(), indent=2, ensure_ascii=False) + "\n"
+        parts = {PROJECTION: segmenter.projection}
+        if not projection_only:
+            parts |= {VISION: segmenter.vision.model, TEXT: segmenter.text.model}
+        tensors = {
+            prefix + name: value.detach().cpu()
+            for prefix, module in parts.items()
+            for name, value in module.state_dict().items()
+        }
+        with atomic_files(folder, *FILES) as written:
+            save_safetensors(tensors, written / WEIGHTS)
+            (written / CARD).write_text(card, encoding="utf-8")
+            (written / CONFIG).write_text(text, encoding="utf-8")
+        return folder
 
-    Raises:
-        ValueError: no name of a repository; otherwise as `save_model`.
-        RuntimeError: the Hub was not reached, or refused.
-    """
-    if not is_repository(repo):  # without an owner the Hub makes one, and then does not find it
-        raise ValueError(f"{repo!r} is no repository of an owner: give owner/name.")
-    with tempfile.TemporaryDirectory() as folder:
-        save_model(segmenter, found, folder, repo=repo, **options)
-        try:
-            api.create_repo(repo, private=private, exist_ok=True)
-            api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message)
-        except Exception as error:  # the network libraries raise what they raise
-            raise RuntimeError(
-                f"could not upload to {repo} ({reason(error)}). Check the network "
-                "and the token (hf auth login), or upload what save_pretrained writes by hand."
-            ) from error
-    return hub_address(repo, api.endpoint)
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        commit_message: str = "Upload a Talk2DINO model",
+        projection_only: bool = False,
+        results: str | Path | None = None,
+    ) -> str:
+        """Upload what `save_pretrained` writes to `owner/name`; returns the address.
+
+        The repository is made if it is not there; other files in it stay. Arguments as in
+        `save_pretrained`; `token` is the Hub's, by default the one of `hf auth login`.
+
+        Raises:
+            ValueError: no name of a repository; otherwise as `save_pretrained`.
+            RuntimeError: the Hub was not reached, or refused.
+        """
+        if not is_repository(repo_id):  # without an owner the Hub makes one, and never finds it
+            raise ValueError(f"{repo_id!r} is no repository of an owner: give owner/name.")
+        api, what = HfApi(token=token), {"projection_only": projection_only, "results": results}
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, repo_id=repo_id, **what)  # type: ignore[arg-type]
+            try:
+                api.create_repo(repo_id, private=private, exist_ok=True)
+                api.upload_folder(
+                    repo_id=repo_id, folder_path=folder, commit_message=commit_message
+                )
+            except Exception as error:  # the network libraries raise what they raise
+                raise RuntimeError(
+                    f"could not upload to {repo_id} ({reason(error)}). Check the network "
+                    "and the token (hf auth login), or upload what save_pretrained writes by hand."
+                ) from error
+        return hub_address(repo_id, api.endpoint)
 
 
 def _own_results(folder: Path, config: SegmenterConfig, origin: str) -> list[dict[str, Any]]:

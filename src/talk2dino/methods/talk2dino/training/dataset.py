@@ -13,7 +13,7 @@ from talk2dino.config import check_name
 from talk2dino.features.keys import DIMENSIONS
 from talk2dino.features.store import FeatureFile
 from talk2dino.methods.talk2dino.alignment import PAIRWISE, takes
-from talk2dino.methods.talk2dino.projection import ProjectionConfig, images_stay
+from talk2dino.methods.talk2dino.projection import ProjectionConfig, average_tokens, images_stay
 from talk2dino.methods.talk2dino.recipe import Recipe
 from talk2dino.methods.talk2dino.training.columns import Columns
 
@@ -187,42 +187,9 @@ def _batch(choice: FeatureChoice, images: dict[str, Tensor], captions: dict[str,
         text = average_tokens(text, mask, choice.config.keep_cls, choice.config.keep_end_seq)
     elif choice.text == DENSE_TEXT:
         extras["text_input_mask"] = captions["text_input_mask"].bool()
-        extras["text_argmax"] = end_positions(extras["text_input_mask"])
     elif choice.text == LAST_LAYER_TEXT:
         extras["text_argmax"] = captions["text_argmax"].long()
     return Batch(images[choice.visual].float(), text, extras, choice.unit_key is not None)
-
-
-def average_tokens(
-    tokens: Tensor, mask: Tensor, keep_cls: bool = False, keep_end_seq: bool = False
-) -> Tensor:
-    """Mean of a caption's token vectors, by default without the first and end-of-text positions.
-
-    Args:
-        tokens: (B, T, E).
-        mask: (B, T) bool, true for the caption's own positions.
-        keep_cls: count position 0 too.
-        keep_end_seq: count the end-of-text position too.
-
-    Returns:
-        (B, E); zeros for a caption with nothing between the two.
-    """
-    counted = mask.clone()
-    if not keep_end_seq:
-        counted.scatter_(1, end_positions(mask)[:, None], False)
-    if not keep_cls:
-        counted[:, 0] = False
-    number = counted.sum(dim=1, keepdim=True).clamp(min=1)
-    return torch.einsum("bte,bt->be", tokens, counted.to(tokens.dtype)) / number
-
-
-def end_positions(mask: Tensor) -> Tensor:
-    """(B,) last true position of each row of a (B, T) mask.
-
-    The mask is `token id > 0`, and the word "!" has id 0: counting the true values would miss.
-    """
-    positions = torch.arange(mask.shape[1], device=mask.device)
-    return (mask * positions).argmax(dim=1)
 
 
 def _check_column(column: Tensor, key: str, path: str | Path) -> None:

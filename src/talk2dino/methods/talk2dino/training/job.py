@@ -124,8 +124,9 @@ def check_heads_recorded(config: ProjectionConfig, choice: FeatureChoice) -> Non
 
 
 def _embed(model: Projection, batch: Batch) -> tuple[Tensor, Tensor]:
-    extras = {key: value for key, value in batch.extras.items() if key != "text_input_mask"}
-    return model.embed(batch.visual, batch.text, **extras, visual_is_unit=batch.visual_is_unit)
+    return model.embed(
+        batch.visual, batch.text, **batch.extras, visual_is_unit=batch.visual_is_unit
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from talk2dino.methods.talk2dino.alignment import PER_HEAD, align, takes
+from talk2dino.methods.talk2dino.alignment import takes
 from talk2dino.methods.talk2dino.projection import Projection
 from talk2dino.methods.talk2dino.recipe import TrainConfig
 from talk2dino.methods.talk2dino.training.dataset import Batch
@@ -55,38 +56,6 @@ class Share:
         dist.all_reduce(flat, group=self._group)
         for gradient, total in zip(found, flat.split([g.numel() for g in found]), strict=True):
             gradient.copy_(total.view_as(gradient))
-
-
-def shared_scores(
-    model: Projection,
-    batch: Batch,
-    gather: Callable[[Tensor], Tensor],
-    generator: torch.Generator | None,
-) -> Tensor:
-    """The scores of the whole batch from this process's share: as `model(...)` of all of it.
-
-    Args:
-        model: the projection, with the same weights in every process.
-        batch: the share of this process.
-        gather: (b, ...) of this process to (B, ...) of all.
-        generator: as in `alignment.align`, seeded alike in every process.
-    """
-    extras, config = batch.extras, model.config
-    inputs = {key: extras[key] for key in extras if key != "text_input_mask"}
-    visual, text = model.embed(
-        batch.visual, batch.text, **inputs, visual_is_unit=batch.visual_is_unit
-    )
-    token_mask = None
-    if text.ndim == 3:
-        mask = model.token_mask(text, extras.get("text_input_mask"), extras.get("text_argmax"))
-        token_mask = gather(mask.to(torch.uint8)).bool()
-    strategy = config.alignment_strategy
-    # Needs an image and its own caption only, and draws nothing.
-    if visual.ndim == 3 and strategy in PER_HEAD and not takes(strategy, "generator"):
-        routing = takes(strategy, "temperature")
-        options = {"temperature": config.routing_temperature} if routing else {}
-        visual = PER_HEAD[strategy](visual, text, **options)  # H times less to send
-    return align(gather(visual), gather(text), strategy, config.alpha, token_mask, generator)
 
 
 class _Gather(torch.autograd.Function):
@@ -151,13 +120,18 @@ class BatchLoss:
             loss = self._replayed(batch)
             if loss is not None:
                 return loss
-        return self._train.loss_of(self._scores(batch, total, generator))
-
-    def _scores(self, batch: Batch, total: int, generator: torch.Generator | None) -> Tensor:
-        share = self.share
-        if share is None:
-            return scores_of(self.model, batch, generator)
-        return shared_scores(self.model, batch, lambda own: share.gather(own, total), generator)
+        gather = None
+        if (share := self.share) is not None:
+            gather = partial(share.gather, total=total)
+        scores = self.model(
+            batch.visual,
+            batch.text,
+            **batch.extras,
+            visual_is_unit=batch.visual_is_unit,
+            generator=generator,
+            gather=gather,
+        )
+        return self._train.loss_of(scores)
 
     def _replayed(self, batch: Batch) -> Tensor | None:
         """The loss by the graph, recorded when first needed; None if it cannot be."""
@@ -180,27 +154,13 @@ class BatchLoss:
         return loss.clone()  # the next replay writes into the same memory
 
 
-def scores_of(model: Projection, batch: Batch, generator: torch.Generator | None) -> Tensor:
-    """(B, B) scores of a whole batch."""
-    scores: Tensor = model(
-        batch.visual,
-        batch.text,
-        **batch.extras,
-        visual_is_unit=batch.visual_is_unit,
-        generator=generator,
-    )
-    return scores
-
-
 class _PlainLoss(nn.Module):
     """(visual, text) to the loss: the form that CUDA graphs want."""
 
     def __init__(self, model: Projection, train: TrainConfig, visual_is_unit: bool) -> None:
         super().__init__()
-        self.model = model
-        self._train = train
-        self._visual_is_unit = visual_is_unit
+        self.model, self._train, self._visual_is_unit = model, train, visual_is_unit
 
     def forward(self, visual: Tensor, text: Tensor) -> Any:
-        batch = Batch(visual, text, visual_is_unit=self._visual_is_unit)
-        return self._train.loss_of(scores_of(self.model, batch, None))
+        scores = self.model(visual, text, visual_is_unit=self._visual_is_unit)
+        return self._train.loss_of(scores)
