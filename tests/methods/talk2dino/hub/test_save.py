@@ -155,7 +155,10 @@ def test_what_a_training_says_of_itself_is_text_in_the_card(trained):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"format": 1, "benchmark": "voc20", "mIoU": "84"}', "no result of an.*title is missing"),
+        (
+            '{"format": 1, "benchmark": "voc20", "mIoU": "84"}',
+            "voc20.json.*(mIoU must be|title is missing)",
+        ),
         ("{", "is not JSON .*evaluate again"),
         ("[]", "holds no results of these weights"),
     ],
