@@ -16,7 +16,7 @@ from talk2dino.inference import (
     stitching,
 )
 from talk2dino.segmenter import ClassQuery
-from talk2dino.sizes import WHOLE, Protocol, Sizes, benchmark_size, window_corners, window_starts
+from talk2dino.sizes import WHOLE, Protocol, Sizes
 
 
 class ColourSegmenter:
@@ -51,12 +51,12 @@ class PositionSegmenter(ColourSegmenter):
     [(100, [0]), (448, [0]), (449, [0, 1]), (672, [0, 224]), (673, [0, 224, 225])],
 )
 def test_the_last_window_is_shifted_back_inside(length, starts):
-    assert window_starts(length) == starts
+    assert [left for _, left in Protocol().corners(448, length)] == starts
 
 
 @pytest.mark.parametrize("length", [448, 500, 672, 895, 896, 2048])
 def test_the_number_of_windows_is_the_published_one_and_all_pixels_are_covered(length):
-    starts = window_starts(length)
+    starts = [top for top, _ in Protocol().corners(length, 448)]
     assert len(starts) == max(length - 448 + 223, 0) // 224 + 1
     covered = np.zeros(length)
     for start in starts:
@@ -96,8 +96,8 @@ def test_overlapping_windows_are_averaged():
 def test_a_mean_of_no_windows_is_refused_and_corners_go_row_by_row():
     with pytest.raises(RuntimeError, match="no window"):
         WindowMean((4, 6)).scores()
-    assert window_corners(4, 6, Protocol(window=4, stride=2)) == [(0, 0), (0, 2)]
-    assert window_corners(6, 4, Protocol(window=4, stride=2)) == [(0, 0), (2, 0)]
+    assert Protocol(window=4, stride=2).corners(4, 6) == [(0, 0), (0, 2)]
+    assert Protocol(window=4, stride=2).corners(6, 4) == [(0, 0), (2, 0)]
 
 
 def test_labels_are_the_first_best_classes():
@@ -118,7 +118,7 @@ def test_a_side_shorter_than_the_window_is_used_whole():
     [((375, 500), (448, 597)), ((1024, 2048), (448, 896)), ((100, 2000), (102, 2048))],
 )
 def test_benchmark_sizes(size, expected):
-    assert benchmark_size(*size) == expected
+    assert Protocol().scored_size(*size) == expected
 
 
 def test_pixels_and_scores_are_resized_to_height_by_width():
@@ -159,7 +159,7 @@ def test_windows_are_averaged_as_pixel_by_pixel(stitch):
     generator = torch.Generator().manual_seed(0)
     mean = WindowMean((height, width), protocol)
     total, hits = torch.zeros(2, height, width), torch.zeros(height, width)
-    for corner in window_corners(height, width, protocol):
+    for corner in protocol.corners(height, width):
         scores = torch.rand(2, 8, 8, generator=generator)
         mean.add(corner, scores)
         for y in range(8):

@@ -20,7 +20,7 @@ from talk2dino.segmenter import (
     join_features,
     with_background,
 )
-from talk2dino.sizes import Protocol, window_corners
+from talk2dino.sizes import Protocol
 
 
 @torch.inference_mode()
@@ -49,7 +49,7 @@ def sliding_window_scores(
     image = image.to(query.rows.device, torch.float32)
     height, width = image.shape[-2:]
     high, wide = protocol.window_size(height, width)
-    corners = window_corners(height, width, protocol)
+    corners = protocol.corners(height, width)
     joins = isinstance(segmenter, PatchScoring) and segmenter.joins_windows
     if (high, wide) == (height, width) and not joins:
         return segmenter.window_scores(image[None], query)[0]

@@ -47,10 +47,11 @@ class Protocol:
         return plain if plain.pop("stitch") == "uniform" else dataclasses.asdict(self)
 
     def scored_size(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) at which an image is scored."""
+        """(height, width) at which an image is scored, rounded as MMCV does."""
         if self.short_side is None:
             return height, width
-        return benchmark_size(height, width, self.short_side, self.long_side)
+        scale = min(self.long_side / max(height, width), self.short_side / min(height, width))
+        return int(height * scale + 0.5), int(width * scale + 0.5)
 
     def window_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) of every window of an image that is scored at this size."""
@@ -58,9 +59,17 @@ class Protocol:
             return height, width
         return min(self.window, height), min(self.window, width)
 
+    def corners(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Top left pixel (y, x) of every window, row by row; the last ones end at the border."""
+        tops, lefts = self.starts(height), self.starts(width)
+        return [(top, left) for top in tops for left in lefts]
+
     def starts(self, length: int) -> list[int]:
         """First pixel of every window along a side of the image."""
-        return [0] if self.window is None else window_starts(length, self.window, self.stride)
+        if self.window is None:
+            return [0]
+        count = max(length - self.window + self.stride - 1, 0) // self.stride + 1
+        return [max(min(index * self.stride, length - self.window), 0) for index in range(count)]
 
 
 @dataclass(frozen=True)
@@ -101,25 +110,6 @@ class Sizes:
 
 WHOLE = Protocol(short_side=None, window=None)
 """A picture at its own size, as one window."""
-
-
-def window_corners(height: int, width: int, protocol: Protocol) -> list[tuple[int, int]]:
-    """Top left pixel (y, x) of every window, row by row."""
-    lefts = protocol.starts(width)
-    return [(top, left) for top in protocol.starts(height) for left in lefts]
-
-
-def window_starts(length: int, size: int = 448, stride: int = 224) -> list[int]:
-    """First pixel of every window along one side; the last window ends at the border."""
-    count = max(length - size + stride - 1, 0) // stride + 1
-    return [max(min(index * stride, length - size), 0) for index in range(count)]
-
-
-def benchmark_size(height: int, width: int, short: int = 448, long: int = 2048) -> tuple[int, int]:
-    """(height, width) at which benchmarks score an image: short side `short`, long side at most
-    `long`, rounded as MMCV does."""
-    scale = min(long / max(height, width), short / min(height, width))
-    return int(height * scale + 0.5), int(width * scale + 0.5)
 
 
 def scoring_size(height: int, width: int, max_side: int | None) -> tuple[int, int]:

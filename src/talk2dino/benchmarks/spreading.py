@@ -14,7 +14,7 @@ from torch import Tensor
 
 from talk2dino.inference import WindowMean, final_scores, resize_scores, stitching
 from talk2dino.segmenter import ClassQuery, Finalising, PatchScoring, Segmenter
-from talk2dino.sizes import Protocol, window_corners
+from talk2dino.sizes import Protocol
 
 MOST_BYTES = 1 << 28
 """Memory for the upsampled scores of a picture, unless one says otherwise: 256 MiB."""
@@ -39,7 +39,7 @@ class Layout:
     @property
     def corners(self) -> list[tuple[int, int]]:
         """Top left pixel of every window, row by row."""
-        return window_corners(*self.scored_hw, self.protocol)
+        return self.protocol.corners(*self.scored_hw)
 
     @property
     def window_hw(self) -> tuple[int, int]:

@@ -14,14 +14,13 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from huggingface_hub.utils import logging as hub_logging
 
 from talk2dino.config import environment_number
-from talk2dino.progress import Bar, Progress
+from talk2dino.progress import Progress
 
 DONE, FAILED, WRONG_ARGUMENTS, INTERRUPTED = 0, 1, 2, 130
 
@@ -209,7 +208,7 @@ def bar_of(unit: str, shown: bool = True) -> Progress:
     """Makes bars that count something: at once on a terminal, twice a minute in a log."""
     from tqdm import tqdm
 
-    def make(total: int, done: int) -> AbstractContextManager[Bar]:
+    def make(total: int, done: int) -> tqdm[Any]:
         return tqdm(
             total=total,
             initial=done,
