@@ -8,8 +8,7 @@ import pytest
 from talk2dino.benchmarks.bootstrap import bootstrap_interval, resampled_mious
 from talk2dino.cli.compare import main
 from talk2dino.cli.report import main as report
-from talk2dino.report.compare import DRAWS, compare_runs
-from talk2dino.report.runs import find_runs
+from talk2dino.report.runs import DRAWS, compare_runs, find_runs
 from tests.report.conftest import write_run
 
 
@@ -84,7 +83,7 @@ def test_the_difference_and_its_interval_are_those_of_paired_draws(pair):
     assert found.difference == pytest.approx(second.result["mIoU"] - first.result["mIoU"])
     assert set(found.per_class) == {"background", "cat & <dog>", "sofa"}  # no tree anywhere
     assert next(iter(found.images)) == "images/5.png"
-    own = second.image_scores["images/5.png"] - first.image_scores["images/5.png"]
+    own = second.image_scores[""]["images/5.png"] - first.image_scores[""]["images/5.png"]
     assert found.images["images/5.png"] == own
     assert [name for name, _ in found.most("per_class", 9)] == [
         "cat & <dog>",

@@ -46,7 +46,7 @@ def test_a_report_is_not_overwritten_unasked(results, capsys):
 
 def test_best_median_and_worst_are_ranked_by_the_image(results):
     runs, _ = find_runs([results / "voc_toy_11111111.json"])
-    scores = runs[0].image_scores
+    scores = runs[0].image_scores[""]
     assert scores["images/0.png"] == 100 and scores["images/5.png"] == min(scores.values())
     picked = pick_examples(runs, 1)
     assert picked["best"] == ["images/0.png"] and picked["worst"] == ["images/5.png"]
@@ -62,7 +62,7 @@ def test_an_image_without_labelled_pixels_is_not_ranked(results):
     arrays["union"][3] = arrays["intersect"][3] = 0
     np.savez(path, **arrays)
     runs, _ = find_runs([path.with_suffix(".json")])
-    assert "images/3.png" not in runs[0].image_scores
+    assert "images/3.png" not in runs[0].image_scores[""]
 
 
 def test_the_largest_mistakes_are_named(results):

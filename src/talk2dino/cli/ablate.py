@@ -227,8 +227,7 @@ def _typed(command: Command, variant: str, argv: Sequence[str]) -> argparse.Name
 
 def _compared(folder: Path, variants: dict[str, list[Run]]) -> list[dict[str, Any]]:
     """Per benchmark and variant: score, paired difference to the default, time and memory."""
-    from talk2dino.report.compare import compare_runs
-    from talk2dino.report.runs import find_runs
+    from talk2dino.report.runs import compare_runs, find_runs
 
     paths = {run.name: folder / f"{run.name}.json" for group in variants.values() for run in group}
     found = {run.path: run for run in find_runs(list(paths.values()))[0]}

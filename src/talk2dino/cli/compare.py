@@ -11,8 +11,7 @@ from talk2dino.cli.entry import DONE, Command
 from talk2dino.files import check_writable, write_text
 
 if TYPE_CHECKING:
-    from talk2dino.report.compare import Comparison
-    from talk2dino.report.runs import EvaluatedRun
+    from talk2dino.report.runs import Comparison, EvaluatedRun
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,8 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check(args: argparse.Namespace) -> list[EvaluatedRun]:
     """The two runs; refuse what cannot be read or compared."""
-    from talk2dino.report.compare import check_comparable
-    from talk2dino.report.runs import find_runs
+    from talk2dino.report.runs import check_comparable, find_runs
 
     if args.most < 0:
         raise ValueError(f"--most must not be negative, got {args.most}.")
@@ -48,7 +46,7 @@ def check(args: argparse.Namespace) -> list[EvaluatedRun]:
 
 def run(args: argparse.Namespace, runs: list[EvaluatedRun]) -> int:
     """Compare, print and write."""
-    from talk2dino.report.compare import compare_runs
+    from talk2dino.report.runs import compare_runs
 
     first, second = runs
     found = compare_runs(first, [second])[0]
@@ -61,7 +59,7 @@ def run(args: argparse.Namespace, runs: list[EvaluatedRun]) -> int:
 
 
 def _text(found: Comparison, most: int) -> str:
-    from talk2dino.report.compare import DRAWS
+    from talk2dino.report.runs import DRAWS
 
     lines = [f"{found.first.title}, {found.first.result['num_images']} images"]
     lines += [

@@ -102,7 +102,7 @@ def make_example(
     name: str, runs: Sequence[EvaluatedRun], maps: Maps, most_named: int = _MOST_NAMED
 ) -> Example:
     """Colour one image, and name at most so many of its classes."""
-    scores = [run.image_scores.get(name) for run in runs]
+    scores = [run.image_scores.get("", {}).get(name) for run in runs]
     found = [maps.truth, *maps.predictions]
     if maps.image is None:
         return Example(name, [None] * (1 + len(found)), scores, {}, maps.trouble)

@@ -18,12 +18,14 @@ from talk2dino.benchmarks.tables import Cell, Table, published_sources, results_
 from talk2dino.files import atomic_path, check_writable, write_text
 from talk2dino.progress import Progress, silent
 from talk2dino.report import plots
-from talk2dino.report.compare import DRAWS, Comparison, compare_comparable
 from talk2dino.report.pictures import Example, draw_rows, has_predictions, make_example, read_maps
 from talk2dino.report.runs import (
+    DRAWS,
     MEASURES,
+    Comparison,
     EvaluatedRun,
     by_benchmark,
+    compare_comparable,
     find_runs,
     methods,
     pick_examples,
@@ -267,7 +269,7 @@ def tables_of(runs: Sequence[EvaluatedRun], comparisons: Sequence[Comparison]) -
             for run in (run for run in group if run.result[name] is not None):
                 head = f"{run.label}, boundary" if measure else run.label
                 classes[head] = run.result[name]
-                images[head] = run.scores_of_images(measure)
+                images[head] = run.image_scores.get(measure, {})
         tables[f"{key}_classes"] = _by_name("class", classes, compared=True)
         tables[f"{key}_images"] = _by_name("image", images)
     return tables

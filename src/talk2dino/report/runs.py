@@ -1,18 +1,20 @@
-"""The evaluated runs that a report is about: found, labelled and grouped by benchmark."""
+"""The evaluated runs that a report is about: found, labelled, and compared on the same images."""
 
 from __future__ import annotations
 
 import json
 import re
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from talk2dino.benchmarks.bootstrap import interval_of, resampled_mious
 from talk2dino.benchmarks.results import WrongField, check_counts, read_counts, read_result
 from talk2dino.benchmarks.table import BENCHMARKS
 from talk2dino.benchmarks.tables import options_of, protocol_of
@@ -20,6 +22,9 @@ from talk2dino.files import listed
 
 MEASURES = {"": "per_class", "boundary_": "per_class_boundary_iou"}
 """What is summed over images: how the names of its counts begin -> the result's field."""
+DRAWS = 10_000
+"""Lists of images that are drawn again."""
+_MOST_NAMED = 3
 _WEIGHTS = ("projection_weights", "weights")
 """Settings that `--weights` names."""
 _WEIGHTS_FLAG = re.compile(r"--weights[ =](\S+)(?: --|$)")  # one word: for one model
@@ -83,25 +88,33 @@ class EvaluatedRun:
         return self.counts[f"{measure}intersect"], self.counts[f"{measure}union"]
 
     @cached_property
-    def image_scores(self) -> dict[str, float]:
-        """Image -> its own mIoU in percent, over the classes in its label or prediction.
+    def image_scores(self) -> dict[str, dict[str, float]]:
+        """Measure -> image -> its own mIoU in percent, over the classes in its label or prediction.
 
         Images without a labelled pixel are left out.
         """
-        return self.scores_of_images("")
+        scores = {}
+        for measure in self.measures:
+            intersect, union = self.areas(measure)
+            iou = np.divide(intersect, union, out=np.zeros(union.shape), where=union > 0)
+            found = zip(
+                self.counted("images"), iou.sum(axis=1), (union > 0).sum(axis=1), strict=True
+            )
+            scores[measure] = {name: 100 * float(total / n) for name, total, n in found if n}
+        return scores
 
-    def scores_of_images(self, measure: str) -> dict[str, float]:
-        """`image_scores` by one of MEASURES."""
-        if self.counts is None or measure not in self.measures:
-            return {}
-        intersect, union = self.areas(measure)
-        iou = np.divide(intersect, union, out=np.zeros(union.shape), where=union > 0).sum(axis=1)
-        occurring = (union > 0).sum(axis=1)
-        return {
-            str(name): 100 * float(total / count)
-            for name, total, count in zip(self.counts["images"], iou, occurring, strict=True)
-            if count
-        }
+    def counted(self, name: str) -> list[Any]:
+        """An array of the counts as a list.
+
+        Raises:
+            ValueError: their file is not there.
+        """
+        if self.counts is None:
+            raise ValueError(
+                f"{self.path.with_suffix('.npz')} is not there: it holds the counts per image, and "
+                f"belongs beside {self.path.name}."
+            )
+        return self.counts[name].tolist()
 
 
 def find_runs(places: Sequence[str | Path]) -> tuple[list[EvaluatedRun], list[str]]:
@@ -165,7 +178,7 @@ def pick_examples(runs: Sequence[EvaluatedRun], count: int) -> dict[str, list[st
     Returns:
         "best", "median", "worst" -> paths below the data root.
     """
-    scored = [run.image_scores for run in runs if run.image_scores]
+    scored = [run.image_scores[""] for run in runs if run.image_scores]
     if not scored:
         return {}
     common = [name for name in scored[0] if all(name in scores for scores in scored)]
@@ -242,3 +255,133 @@ def _setting(key: str, run: EvaluatedRun) -> str:
         known = key in _WEIGHTS and len(typed) == 1
         text = Path(typed[0].rpartition("=")[2]).name if known else digest[:8]
     return f", {key.removeprefix('projection_').replace('_', ' ')} {text}"
+
+
+@dataclass(frozen=True, eq=False)
+class Differences:
+    """How a run B differs from a run A by one measure; all are B - A, in points of IoU."""
+
+    difference: float
+    """Of the mIoU."""
+    interval: tuple[float, float]
+    """95 % paired bootstrap over images: both runs see the same images in every draw."""
+    better: float
+    """Share of the draws, 0 to 1, in which B has the higher mIoU."""
+    per_class: dict[str, float]
+    """Class -> difference of its IoU, the largest first; only classes that occur in both."""
+    images: dict[str, float]
+    """Image -> difference of its own mIoU, the largest first."""
+
+    def most(self, what: str, count: int) -> list[tuple[str, float]]:
+        """The `per_class` or `images` that differ most, the gains first; those that differ."""
+        values: dict[str, float] = getattr(self, what)
+        largest = islice(((name, v) for name, v in values.items() if v), count)
+        return sorted(largest, key=lambda entry: -entry[1])
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison(Differences):
+    """How a run B differs from a run A."""
+
+    first: EvaluatedRun
+    """A."""
+    second: EvaluatedRun
+    """B."""
+    boundary: Differences | None
+    """The same by boundary IoU, if both runs were evaluated with it."""
+
+    def as_json(self) -> dict[str, Any]:
+        """For a file."""
+        runs = {"a": self.first, "b": self.second}
+        return {
+            "benchmark": self.first.benchmark,
+            **{letter: {"label": r.label, "file": str(r.path)} for letter, r in runs.items()},
+            **{field.name: getattr(self, field.name) for field in fields(Differences)},
+            "boundary": self.boundary and vars(self.boundary),
+            "draws": DRAWS,
+        }
+
+
+def compare_runs(first: EvaluatedRun, others: Sequence[EvaluatedRun]) -> list[Comparison]:
+    """Compare runs with the first one; `check_comparable` says whether they can be."""
+    runs = [first, *others]
+    places = [(place, measure) for place, run in enumerate(runs) for measure in run.measures]
+    areas = [runs[place].areas(measure) for place, measure in places]
+    drawn = dict(zip(places, 100 * resampled_mious(areas, DRAWS).T, strict=True))
+    comparisons = []
+    for place, run in enumerate(others, start=1):
+        found = {
+            measure: _differences(first, run, measure, drawn[place, measure] - drawn[0, measure])
+            for measure in run.measures
+            if measure in first.measures
+        }
+        regions, boundary = found[""], found.get("boundary_")
+        comparisons.append(Comparison(**vars(regions), first=first, second=run, boundary=boundary))
+    return comparisons
+
+
+def _differences(
+    first: EvaluatedRun, second: EvaluatedRun, measure: str, drawn: np.ndarray
+) -> Differences:
+    """By one measure, with the differences of the draws."""
+    with np.errstate(invalid="ignore"):
+        own, other = (
+            100 * intersect.sum(axis=0) / union.sum(axis=0)
+            for intersect, union in (first.areas(measure), second.areas(measure))
+        )
+    classes = zip(first.classes, (other - own).tolist(), strict=True)
+    images, scores = first.image_scores[measure], second.image_scores[measure]
+
+    def largest_first(values: Iterable[tuple[str, float]]) -> dict[str, float]:
+        known = [(name, value) for name, value in values if np.isfinite(value)]
+        return dict(sorted(known, key=lambda entry: -abs(entry[1])))
+
+    return Differences(
+        float(np.nanmean(other) - np.nanmean(own)),
+        interval_of(drawn),
+        float(np.mean(drawn[np.isfinite(drawn)] > 0)),
+        largest_first(classes),
+        largest_first((name, scores[name] - v) for name, v in images.items() if name in scores),
+    )
+
+
+def compare_comparable(runs: Sequence[EvaluatedRun]) -> tuple[list[Comparison], list[str]]:
+    """Compare those runs of a benchmark that can be with the first; the reasons of the others."""
+    first, *others = [run for run in runs if run.counts is not None] or runs
+    comparable, reasons = [], []
+    for run in others:
+        try:
+            check_comparable(first, run)
+            comparable.append(run)
+        except ValueError as error:
+            reasons.append(str(error))
+    return compare_runs(first, comparable) if comparable else [], reasons
+
+
+def check_comparable(first: EvaluatedRun, second: EvaluatedRun) -> None:
+    """Raise ValueError unless two runs are of the same images, labels and classes."""
+    names = first.counted("images"), second.counted("images")
+    trouble = _difference("classes", first.classes, second.classes) + _difference("images", *names)
+    if not trouble:
+        one, two = (np.array(run.counted("label_area")) for run in (first, second))
+        differing = (one != two).any(axis=1)
+        if differing.any():
+            shown = ", ".join(np.array(names[0])[differing][:_MOST_NAMED])
+            trouble = [f"the ground truth differs in {int(differing.sum())} images, as in {shown}"]
+        elif not one.any():
+            trouble = ["no pixel has a label"]
+    if trouble:
+        raise ValueError(
+            f"{second.path} cannot be compared with {first.path}: {'; '.join(trouble)}."
+        )
+
+
+def _difference(what: str, first: Sequence[str], second: Sequence[str]) -> list[str]:
+    """What two lists of names do not share, as a sentence or none."""
+    if first == second:
+        return []
+    parts = [f"{len(first)} and {len(second)} {what}"]
+    for text, some, others in (("first", first, second), ("second", second, first)):
+        if only := [name for name in some if name not in set(others)]:
+            parts.append(f"only in the {text}: {', '.join(only[:_MOST_NAMED])}")
+    return [", ".join(parts) if parts[1:] else f"the {what} are in another order"]
