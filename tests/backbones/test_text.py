@@ -16,7 +16,6 @@ from talk2dino.backbones.text import (
     create_text_tower,
     is_bert,
     load_text,
-    trimmed,
 )
 from tests.literal import text as literal
 
@@ -37,7 +36,7 @@ def test_vectors_are_those_of_the_literal_tower_at_77_positions(toy):
 
 
 def test_token_ids_are_cut_behind_the_longest_caption(toy):
-    assert trimmed(toy.tokenize(["a cat", ""])).tolist() == [
+    assert toy.trimmed(toy.tokenize(["a cat", ""])).tolist() == [
         [49406, 320, 2368, 49407],
         [49406, 49407, 0, 0],
     ]

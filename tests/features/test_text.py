@@ -104,36 +104,46 @@ def test_only_floating_point_tensors_are_stored_in_half(features):
     assert kinds["text_input_mask"] == torch.bool
 
 
-def tokenised(captions, **settings):
-    return TextExtraction(TextSettings("toy", device="cpu", **settings))._tokenised(captions)
+def encoded(monkeypatch, captions, **settings):
+    """What the encoder is given, batch by batch, and the vectors."""
+    given = []
+
+    def encode(model, tokens, *rest):
+        given.append(tokens)
+        return token_features(model, tokens, *rest)
+
+    monkeypatch.setattr(text, "token_features", encode)
+    extraction = TextExtraction(TextSettings("toy", device="cpu", **settings))
+    made = extraction._encoded(extraction.models.tokenize(captions))
+    return given, made.columns["ann_feats"]
 
 
-def test_captions_with_many_tokens_come_first_and_a_batch_ends_with_its_longest():
+def test_captions_with_many_tokens_come_first_and_a_batch_ends_with_its_longest(monkeypatch):
     captions = ["a b", "a b c", "a", "d e f", "antidisestablishmentarianism?"]
-    order, batches = tokenised(captions, batch_size=2)
-    assert order.tolist() == [4, 1, 3, 0, 2]
+    batches, vectors = encoded(monkeypatch, captions, batch_size=2)
     assert [tuple(batch.shape) for batch in batches] == [(2, 9), (2, 5), (1, 3)]
     model = cached_load("toy", None, torch.device("cpu"))
-    wanted = model.tokenize(captions)[order]
+    wanted = model.tokenize(captions)[[4, 1, 3, 0, 2]]
     assert torch.equal(batches[0], wanted[:2, :9])
     assert torch.equal(batches[2], wanted[4:, :3])
+    assert_close(vectors, model.encode(captions))
 
 
-def test_where_every_position_is_stored_the_order_stays():
-    order, (tokens,) = tokenised(["a b", "a b c"], dense=True)
-    assert order.tolist() == [0, 1]
+def test_where_every_position_is_stored_the_order_stays(monkeypatch):
+    (tokens,), _ = encoded(monkeypatch, ["a b", "a b c"], dense=True)
     assert tokens.shape == (2, 77)
+    assert tokens[0].argmax() == 3
 
 
 def test_captions_are_tokenised_and_sorted_some_at_a_time(features, coco, monkeypatch):
     """However many there are, the ids of a few batches are in memory; no row changes its place."""
-    seen, real = [], TextExtraction._tokenised
+    seen, real = [], TextExtraction._encoded
 
-    def watched(self, captions):
-        seen.append(len(captions))
-        return real(self, captions)
+    def watched(self, tokens):
+        seen.append(len(tokens))
+        return real(self, tokens)
 
-    monkeypatch.setattr(TextExtraction, "_tokenised", watched)
+    monkeypatch.setattr(TextExtraction, "_encoded", watched)
     monkeypatch.setattr(text, "SORTED_BATCHES", 2)
     assert main(arguments(features, "--batch_size", "2")) == 0
     assert seen == [4, 4, 3]
@@ -262,7 +272,8 @@ def test_bert_stores_its_pooler_output(features, tmp_path, coco):
     assert main(arguments(features, "--model", str(folder))) == 0
     stored = read_features(features)
     assert sorted(stored.caption_features) == ["ann_feats", "bert-base_features"]
-    assert stored.caption_features["bert-base_features"].shape == (11, 8)
+    bert = load_text(str(folder)).encode([a["caption"] for a in coco.annotations])
+    assert_close(stored.caption_features["bert-base_features"], bert)
     assert set(stored.settings) == {"text", "bert"}
 
 

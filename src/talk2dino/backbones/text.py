@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,7 +69,34 @@ class TextFeatures:
     """(B, T, width) output of the second-to-last block, if asked for."""
 
 
-class TextEncoder(nn.Module):
+class _Encoder(nn.Module):
+    """What text encoders have in common: texts to token ids, and these to one vector each."""
+
+    _apply = keep_float32
+    tokenize: Callable[[Sequence[str]], Tensor]
+    lengths: Callable[[Tensor], Tensor]
+    pooled: Callable[[Tensor], Tensor]
+    embed_dim: int
+
+    def trimmed(self, tokens: Tensor) -> Tensor:
+        """(B, ..., T) token ids without the positions behind the longest text's end.
+
+        Best done before the ids go to a GPU, which would have to be waited for.
+        """
+        return tokens[..., : int(self.lengths(tokens).max())]
+
+    def encode(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+        """Texts to (N, E) float32, on the encoder's device, without gradients."""
+        texts, device = as_texts(texts), next(self.parameters()).device
+        vectors = [torch.empty(0, self.embed_dim, device=device)]
+        for start in range(0, len(texts), batch_size):
+            tokens = self.trimmed(self.tokenize(texts[start : start + batch_size]))
+            with torch.no_grad():
+                vectors.append(self.pooled(tokens.to(device)).float())
+        return torch.cat(vectors)
+
+
+class TextEncoder(_Encoder):
     """CLIP's frozen text tower with its tokeniser.
 
     Args:
@@ -77,8 +104,6 @@ class TextEncoder(nn.Module):
         name: what the user calls it.
         weights: where the weights came from.
     """
-
-    _apply = keep_float32
 
     def __init__(self, model: TextTransformer, name: str, weights: str) -> None:
         super().__init__()
@@ -92,6 +117,14 @@ class TextEncoder(nn.Module):
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Texts to (B, 77) int64 token ids; a long text keeps its end-of-text token, last."""
         return self.tokenizer(as_texts(texts))
+
+    def lengths(self, tokens: Tensor) -> Tensor:
+        """(B,) how many positions of each text are read: those up to its end-of-text token."""
+        return tokens.argmax(dim=-1) + 1
+
+    def pooled(self, tokens: Tensor) -> Tensor:
+        """Token ids (B, T) to the texts' vectors (B, E)."""
+        return self(tokens).pooled
 
     def forward(
         self, tokens: Tensor, dense: bool = False, penultimate: bool = False
@@ -126,26 +159,8 @@ class TextEncoder(nn.Module):
             penultimate=second_last if penultimate else None,
         )
 
-    def encode(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
-        """Texts to (N, E) float32, on the encoder's device, without gradients."""
-        texts, device = as_texts(texts), self.model.positional_embedding.device
-        with torch.no_grad():
-            batches = [
-                self(trimmed(self.tokenize(texts[i : i + batch_size])).to(device)).pooled.float()
-                for i in range(0, len(texts), batch_size)
-            ]
-        return torch.cat(batches) if batches else torch.empty(0, self.embed_dim, device=device)
 
-
-def trimmed(tokens: Tensor) -> Tensor:
-    """(B, 77) token ids without the positions behind the longest caption's end.
-
-    Best done before the ids go to a GPU, which would have to be waited for.
-    """
-    return tokens[:, : int(tokens.argmax(dim=-1).max()) + 1]
-
-
-class BertEncoder(nn.Module):
+class BertEncoder(_Encoder):
     """A Hugging Face BERT; its pooler output stands for a caption.
 
     Args:
@@ -155,8 +170,6 @@ class BertEncoder(nn.Module):
         ImportError: transformers is not installed.
         RuntimeError: the model could not be loaded or downloaded.
     """
-
-    _apply = keep_float32
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -180,19 +193,22 @@ class BertEncoder(nn.Module):
         self.weights = PRETRAINED
         self.embed_dim: int = self.model.config.hidden_size
 
-    def encode(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
-        """Texts to (N, E) float32 pooler outputs, without gradients."""
-        texts = as_texts(texts)
-        pooled = [self._pooled(texts[i : i + batch_size]) for i in range(0, len(texts), batch_size)]
-        return torch.cat(pooled) if pooled else torch.empty(0, self.embed_dim)
-
-    @torch.no_grad()
-    def _pooled(self, texts: list[str]) -> Tensor:
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Texts to (B, 2, T) int64: token ids, and 1 where there is one."""
         limit = self.model.config.max_position_embeddings
-        tokens = self._tokenizer(
-            texts, padding=True, truncation=True, max_length=limit, return_tensors="pt"
+        found = self._tokenizer(
+            as_texts(texts), padding=True, truncation=True, max_length=limit, return_tensors="pt"
         )
-        return self.model(**tokens.to(self.model.device)).pooler_output.float()
+        return torch.stack([found["input_ids"], found["attention_mask"]], dim=1)
+
+    def lengths(self, tokens: Tensor) -> Tensor:
+        """(B,) how many positions of each text are read."""
+        return tokens[:, 1].sum(dim=-1)
+
+    def pooled(self, tokens: Tensor) -> Tensor:
+        """Token ids and marks (B, 2, T) to the texts' vectors (B, E)."""
+        ids, marks = tokens.unbind(dim=1)
+        return self.model(input_ids=ids, attention_mask=marks).pooler_output
 
 
 def is_bert(name: str) -> bool:

@@ -92,7 +92,7 @@ class Extraction(ABC):
 
     @abstractmethod
     def results(self, collection: Collection, chunks: Sequence[range]) -> Iterator[Chunk]:
-        """The results of chunks, which are given by the positions of their items."""
+        """The results of chunks, given by the positions of their items, on the device."""
 
     def completed(self, collection: Collection, made: Chunk) -> FeatureFile:
         """The records of a collection with the results of all its items."""

@@ -33,7 +33,7 @@ from talk2dino.devices import (
     resolve_dtype,
 )
 from talk2dino.features.captions import Collection
-from talk2dino.features.chunks import Chunk, Extraction, fetched_behind
+from talk2dino.features.chunks import Chunk, Extraction
 from talk2dino.features.decode import DecodedBatch, Decoding, decoded_batches
 from talk2dino.features.keys import IMAGE_KEYS
 from talk2dino.features.recaption import Captioner, check_installed, recaptioned
@@ -144,7 +144,7 @@ class ImageExtraction(Extraction):
         ]
 
     def results(self, collection: Collection, chunks: Sequence[range]) -> Iterator[Chunk]:
-        """One batch is one chunk. Decoding and the disk's work lie behind the GPU's."""
+        """One batch is one chunk; batches are decoded ahead."""
         settings, (backbone, captioner) = self.settings, self.models
         decoding = Decoding(
             backbone.image_transform(settings.resize_dim, settings.crop_dim, settings.resize),
@@ -154,8 +154,7 @@ class ImageExtraction(Extraction):
         on_gpu = self.device.type == "cuda"
         decoded = decoded_batches(collection.sources, decoding, chunks, pin_memory=on_gpu)
         images = collection.features.images
-        found = (self._found(batch.to(self.device), images) for batch in decoded)
-        yield from fetched_behind(found, self.device)
+        return (self._found(batch.to(self.device), images) for batch in decoded)
 
     def _found(self, decoded: DecodedBatch, images: list[Record]) -> Chunk:
         """The features of a batch whose pixels are on the device, and stay there."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from talk2dino.features.captions import CaptionInput, Collection
-from talk2dino.features.chunks import Chunks, Extraction, holds_chunks, system_words
+from talk2dino.features.chunks import Chunks, Extraction, fetched_behind, holds_chunks, system_words
 from talk2dino.features.shards import shard_paths, write_shards
 from talk2dino.features.store import FeatureFile, write_features
 from talk2dino.files import (
@@ -259,7 +259,8 @@ class Job:
             with progress(total, total - ahead) as bar:
                 ranges = [chunks.items(number) for number in left]
                 results = self.extraction.results(collection, ranges)
-                for number, result in zip(left, results, strict=True):
+                fetched = fetched_behind(results, self.extraction.device)
+                for number, result in zip(left, fetched, strict=True):
                     chunks.write(number, result)
                     if number == left[0]:
                         chunks.check_room(number, len(finished) + 1)

@@ -17,12 +17,11 @@ from talk2dino.backbones.text import (
     check_text,
     is_bert,
     load_text,
-    trimmed,
 )
 from talk2dino.config import check_name
 from talk2dino.devices import AMP_TYPES, joined, mixed_precision, resolve_dtype
 from talk2dino.features.captions import Collection
-from talk2dino.features.chunks import Chunk, Extraction, fetched_behind
+from talk2dino.features.chunks import Chunk, Extraction
 from talk2dino.features.keys import BERT_KEY, CLIP_KEYS
 from talk2dino.files import read_ahead
 
@@ -113,48 +112,28 @@ class TextExtraction(Extraction):
         return [annotation["caption"] for annotation in collection.features.annotations]
 
     def results(self, collection: Collection, chunks: Sequence[range]) -> Iterator[Chunk]:
-        """One chunk is tokenised while another is encoded, and one stored behind that."""
-        captions = self.items(collection)
-        reads = [partial(self._tokenised, captions[some.start : some.stop]) for some in chunks]
-        found = (self._found(*tokenised) for tokenised in read_ahead(reads, threads=1))
-        yield from fetched_behind(found, self.device)
+        """One chunk is tokenised while another is encoded."""
+        captions, model = self.items(collection), self.models
+        some = [captions[positions.start : positions.stop] for positions in chunks]
+        reads = [partial(model.tokenize, texts) for texts in some]
+        yield from map(self._encoded, read_ahead(reads, threads=1))
 
-    def _tokenised(self, captions: list[str]) -> tuple[Tensor, Sequence[Any]]:
-        """The order in which some captions are encoded, and each batch: token ids, or texts."""
-        model, size = self.models, self.batch_size
-        if isinstance(model, BertEncoder):  # it tokenises later; here words count
-            lengths = torch.tensor([len(caption.split()) for caption in captions])
-            order = lengths.argsort(descending=True, stable=True)
-            return order, [[captions[row] for row in rows] for rows in order.split(size)]
-        tokens = model.tokenize(captions)
-        if not _sortable(self.settings.keys):
-            return torch.arange(len(captions)), [tokens]
-        order = tokens.argmax(dim=-1).argsort(descending=True, stable=True)
-        return order, [trimmed(tokens[rows]) for rows in order.split(size)]
-
-    def _found(self, order: Tensor, batches: Sequence[Any]) -> Chunk:
+    def _encoded(self, tokens: Tensor) -> Chunk:
         """The features of some captions, in their own order, on the device."""
         model, settings = self.models, self.settings
         dtype = resolve_dtype(settings.dtype)
 
         def features(tokens: Tensor) -> dict[str, Tensor]:
-            assert isinstance(model, TextEncoder)
             found = token_features(model, tokens, settings.keys, settings.amp)
             return {k: v.to(dtype) if v.is_floating_point() else v for k, v in found.items()}
 
-        def bert_features(texts: list[str], rows: Tensor) -> dict[str, Tensor]:
-            with mixed_precision(settings.amp, self.device):
-                found = caption_features(model, [texts[row] for row in rows], settings.keys)
-            return {key: column.to(dtype) for key, column in found.items()}
-
+        order, batches = torch.arange(len(tokens)), [tokens]
+        if _sortable(settings.keys):
+            order = model.lengths(tokens).argsort(descending=True, stable=True)
+            batches = [model.trimmed(tokens[rows]) for rows in order.split(self.batch_size)]
         pieces: list[dict[str, Tensor]] = []
         for batch in batches:
-            if isinstance(batch, Tensor):
-                tokens = batch.to(self.device, non_blocking=True)
-                pieces += self.fit.pieces(features, tokens)
-            else:
-                rows = torch.arange(len(batch), device=self.device)
-                pieces += self.fit.pieces(partial(bert_features, batch), rows)
+            pieces += self.fit.pieces(features, batch.to(self.device, non_blocking=True))
         place = order.argsort().to(self.device)
         return Chunk({key: column[place] for key, column in joined(pieces).items()})
 
@@ -174,23 +153,26 @@ def caption_features(
         (B, 77, E), `text_input_mask` (B, 77) bool, `clip_second_last_out` (B, 77, width),
         `text_argmax` (B,) int64; for BERT `bert-base_features` (B, E).
     """
-    if isinstance(model, BertEncoder):
-        return {BERT_KEY: model.encode(captions)}
-    for key in keys:
-        check_name("feature of a CLIP text encoder", key, CLIP_KEYS)
+    if isinstance(model, TextEncoder):
+        for key in keys:
+            check_name("feature of a CLIP text encoder", key, CLIP_KEYS)
     tokens = model.tokenize(captions)
-    device = next(model.parameters()).device
-    return token_features(model, (trimmed(tokens) if _sortable(keys) else tokens).to(device), keys)
+    if _sortable(keys):
+        tokens = model.trimmed(tokens)
+    return token_features(model, tokens.to(next(model.parameters()).device), keys)
 
 
 @torch.inference_mode()
 def token_features(
-    model: TextEncoder, tokens: Tensor, keys: Sequence[str], amp: str = ""
+    model: TextEncoder | BertEncoder, tokens: Tensor, keys: Sequence[str], amp: str = ""
 ) -> dict[str, Tensor]:
-    """`caption_features` of (B, T) token ids that are on the encoder's device.
+    """`caption_features` of (B, ..., T) token ids that are on the encoder's device.
 
     T is 77 where every position is stored; else it may end with the longest caption.
     """
+    if isinstance(model, BertEncoder):
+        with mixed_precision(amp, tokens.device):
+            return {BERT_KEY: model.pooled(tokens).float()}
     dense, second_last = "clip_txt_out_tokens" in keys, "clip_second_last_out" in keys
     with mixed_precision(amp, tokens.device):
         found = model(tokens, dense=dense, penultimate=second_last)

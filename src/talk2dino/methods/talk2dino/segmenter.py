@@ -16,7 +16,6 @@ from talk2dino.backbones.text import (
     TextEncoder,
     load_text,
     text_from_state,
-    trimmed,
 )
 from talk2dino.backbones.vision import (
     PatchFeatures,
@@ -244,7 +243,7 @@ class Talk2DinoSegmenter(DenseSegmenter):
     def _embed_prompts(self, prompts: Sequence[str]) -> Tensor:
         """Prompts (N,) to text vectors (N, E), or (N, D) where the projection holds CLIP's end."""
         if isinstance(self.text, TextEncoder):
-            return self._embed_tokens(trimmed(self.text.tokenize(prompts)))
+            return self._embed_tokens(self.text.trimmed(self.text.tokenize(prompts)))
         if isinstance(self.projection, CLIPLastLayer) or self.config.average_tokens:
             raise ValueError(f"{self.text.name} is no CLIP text encoder, which this model needs")
         return self.text.encode(prompts)
