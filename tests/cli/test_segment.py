@@ -243,7 +243,7 @@ def test_other_models_than_those_of_the_training_are_noted(folder, capsys):
     (folder / "mine.json").write_text(json.dumps({"trained_on": made_with}))
     assert segment("--weights", "mine.pth", "--no_pamr") == 0
     said = capsys.readouterr().out
-    assert "trained on vision weights seeded:3, and meets seeded:0 now" in said
+    assert "trained, vision weights is seeded:3, not seeded:0 as now" in said
     assert "text" not in said.split("note:", 1)[1].splitlines()[0]
     assert segment("--weights", "mine.pth", "--vision_weights", "seeded:3", "--overwrite") == 0
     assert "note:" not in capsys.readouterr().out

@@ -20,8 +20,6 @@ from talk2dino.features.job import Job
 from talk2dino.features.keys import IMAGE_KEYS
 from talk2dino.features.sources import ImageSource
 from talk2dino.features.store import FeatureFile, read_features, write_features
-from talk2dino.methods.talk2dino.config import feature_differences
-from talk2dino.methods.talk2dino.recipe import FeatureConfig
 from tests.literal import extraction as literal
 
 ALL_KEYS = list(IMAGE_KEYS.values())
@@ -141,15 +139,8 @@ def test_the_normalisation_of_a_backbone_is_recorded_where_it_is_not_imagenets(
     assert main(coco.arguments(tmp_path / "a.pth", *flags)) == 0
     made = read_features(tmp_path / "a.pth", mmap=False)
     assert made.settings["vision"]["mean"] == made.settings["vision"]["std"] == [0.5] * 3
-    expected = FeatureConfig("vit_tiny_patch16_224", "seeded:0", resize_dim=32, crop_dim=32)
-    assert feature_differences(made.settings, expected) == []
     # As an earlier version wrote it, which normalised with ImageNet's.
     del made.settings["vision"]["mean"], made.settings["vision"]["std"]
-    found = feature_differences(made.settings, expected)
-    assert [(what, found[0], wanted) for what, found, wanted in found] == [
-        ("vision mean", 0.485, [0.5] * 3),
-        ("vision std", 0.229, [0.5] * 3),
-    ]
     write_features(made, tmp_path / "old.pth")
     more = ["--ann_path", str(tmp_path / "old.pth"), "--data_dir", str(coco.folder)]
     more += ["--out_path", str(tmp_path / "b.pth"), "--extract_patch_tokens", *flags]

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from talk2dino.backbones import text, vision
 from talk2dino.backbones.seeded import parse_seeded
@@ -18,7 +18,7 @@ from talk2dino.files import find_in_checkout
 from talk2dino.methods.dense import RefinementOptions
 from talk2dino.methods.talk2dino.hub.layout import read_parts
 from talk2dino.methods.talk2dino.projection import ProjectionConfig
-from talk2dino.methods.talk2dino.recipe import FeatureConfig, FrozenModels, load_recipe
+from talk2dino.methods.talk2dino.recipe import FrozenModels, load_recipe
 from talk2dino.textfiles import read_yaml
 from talk2dino.training.job import read_summary
 
@@ -165,47 +165,23 @@ def _weights_file(name: str) -> str:
     return str(find_in_checkout(Path("weights") / f"{name.removesuffix('.pth')}.pth"))
 
 
-class Difference(NamedTuple):
-    """One setting that is not as expected."""
-
-    what: str
-    """For example `vision weights`."""
-    found: Any
-    """What the features say."""
-    expected: Any
-    """What was believed."""
-
-
-def feature_differences(settings: dict[str, Any], expected: FrozenModels) -> list[Difference]:
-    """Compare the settings of a feature file with a recipe's `features` section.
+def feature_differences(settings: Mapping[str, Any], expected: FrozenModels) -> list[str]:
+    """Sentences about frozen models that are not those that made some features.
 
     Args:
         settings: of a `FeatureFile`; what is not recorded there is not compared.
-        expected: model names and weights, and the size of the images in a `FeatureConfig`.
+        expected: their names and weights.
     """
-    wanted = {
-        ("vision", "model"): _full_name(expected.vision_model),
-        ("vision", "weights"): expected.vision_weights
-        or vision.default_weights(expected.vision_model),
-        ("text", "model"): expected.text_model,
-        ("text", "weights"): expected.text_weights or text.default_weights(expected.text_model),
-    }
-    if isinstance(expected, FeatureConfig):
-        wanted["vision", "resize_dim"] = expected.resize_dim
-        wanted["vision", "crop_dim"] = expected.crop_dim
-    found = {key: settings.get(key[0], {}).get(key[1]) for key in wanted}
-    if found["vision", "model"] is not None:  # nothing recorded stands for ImageNet's
-        mean, std = vision.normalisation(expected.vision_model)
-        wanted |= {("vision", "mean"): list(mean), ("vision", "std"): list(std)}
-        recorded = settings["vision"]
-        found["vision", "mean"] = list(recorded.get("mean", vision.IMAGENET_MEAN))
-        found["vision", "std"] = list(recorded.get("std", vision.IMAGENET_STD))
-    found["vision", "model"] = _full_name(found["vision", "model"])
-    return [
-        Difference(" ".join(key), found[key], value)
-        for key, value in wanted.items()
-        if found[key] not in (None, value)
-    ]
+    differences = []
+    for side, module in (("vision", vision), ("text", text)):
+        found = settings.get(side, {})
+        name = getattr(expected, f"{side}_model")
+        weights = getattr(expected, f"{side}_weights") or module.default_weights(name)
+        for key, wanted in (("model", name), ("weights", weights)):
+            names = [vision.SHORT_NAMES.get(n, n) for n in (found.get(key), wanted)]
+            if names[0] not in (None, names[1]):
+                differences.append(f"{side} {key} is {names[0]}, not {names[1]}")
+    return differences
 
 
 def differences_from_training(config: SegmenterConfig) -> list[str]:
@@ -214,11 +190,5 @@ def differences_from_training(config: SegmenterConfig) -> list[str]:
     Read from the JSON file that a training writes beside its weights; none if it is not there.
     """
     summary = read_summary(Path(config.projection_weights).with_suffix(".json"))
-    return [
-        f"the projection was trained on {what} {found}, and meets {expected} now"
-        for what, found, expected in feature_differences(summary.get("trained_on", {}), config)
-    ]
-
-
-def _full_name(name: Any) -> Any:
-    return vision.SHORT_NAMES.get(name, name)
+    found = feature_differences(summary.get("trained_on", {}), config)
+    return [f"when the projection was trained, {difference} as now" for difference in found]

@@ -87,13 +87,25 @@ def read_published(
         ValueError: an unknown section or key, or a wrong value.
     """
     files = [Path(path) for path in (evaluation_file, model_file) if path is not None]
+    given = [(path.name, read_yaml(path)) for path in files]
     merged: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
     ignored: list[str] = []
-    for path in files:
-        for name, values in _sections(read_yaml(path), path.name, ignored).items():
-            merged[name] |= values
-    for name, values in _sections(_parse_options(options), "--opts", ignored).items():
-        merged[name] |= values
+    for source, content in (*given, ("--opts", _parse_options(options))):
+        for name, values in content.items():
+            if name in WITHOUT_EFFECT[""]:
+                ignored.append(str(name))
+                continue
+            with naming(source):
+                check_name("section", str(name), SECTIONS)
+            if not isinstance(values, Mapping):
+                raise ValueError(
+                    f"{source}: '{name}:' must hold 'key: value' lines, found {values!r}"
+                )
+            for key, value in values.items():
+                if key in WITHOUT_EFFECT[name] or (key in QUALITATIVE and value is None):
+                    ignored.append(f"{name}.{key}")
+                else:
+                    merged[name][key] = value
     if ignored:
         logger.warning(
             "these keys have no effect here and are ignored: %s%s",
@@ -107,33 +119,16 @@ def read_published(
                 f"{source}: the section '{name}:' is missing. A model file (--eval_cfg) and an "
                 "evaluation file (--eval_base) are needed."
             )
-    benchmarks = _tasks(merged["evaluate"].pop("task", None), source)
-    evaluate = build(EvaluateSection, merged["evaluate"], source)
-    config = config_from_model_section(merged["model"], source)
-    recipe = str(merged["model"]["proj_class"])
-    return PublishedEvaluation(config, benchmarks, evaluate, recipe, Path(model_file).stem)
-
-
-def _sections(
-    content: Mapping[str, Any], source: str, ignored: list[str]
-) -> dict[str, dict[str, Any]]:
-    """The sections of one file without the keys that have no effect, which are noted."""
-    found: dict[str, dict[str, Any]] = {}
-    for name, values in content.items():
-        if name in WITHOUT_EFFECT[""]:
-            ignored.append(str(name))
-            continue
-        with naming(source):
-            check_name("section", str(name), SECTIONS)
-        if not isinstance(values, Mapping):
-            raise ValueError(f"{source}: '{name}:' must hold 'key: value' lines, found {values!r}")
-        found[name] = {}
-        for key, value in values.items():
-            if key in WITHOUT_EFFECT[name] or (key in QUALITATIVE and value is None):
-                ignored.append(f"{name}.{key}")
-            else:
-                found[name][key] = value
-    return found
+    task = merged["evaluate"].pop("task", None)
+    if not isinstance(task, str | list) or not all(isinstance(name, str) for name in task):
+        raise ValueError(f"{source}: evaluate.task must list benchmarks, found {task!r}.")
+    return PublishedEvaluation(
+        config=config_from_model_section(merged["model"], source),
+        benchmarks=find_benchmarks(task),
+        evaluate=build(EvaluateSection, merged["evaluate"], source),
+        recipe=str(merged["model"]["proj_class"]),
+        model_file=Path(model_file).stem,
+    )
 
 
 def _parse_options(options: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -147,11 +142,3 @@ def _parse_options(options: Sequence[str]) -> dict[str, dict[str, Any]]:
         value = parse_yaml(text, f"--opts {option[:200]}: the value")
         content.setdefault(section, {})[key] = value
     return content
-
-
-def _tasks(task: Any, source: str) -> list[Benchmark]:
-    if isinstance(task, str):
-        return find_benchmarks(task)
-    if not isinstance(task, list) or not all(isinstance(name, str) for name in task):
-        raise ValueError(f"{source}: evaluate.task must list benchmarks, found {task!r}.")
-    return find_benchmarks(task)

@@ -267,15 +267,15 @@ def test_a_damaged_configuration_is_named(tmp_path, toy_folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"segmenter": 5}, "segmenter must hold names and values, found 5"),
+        ({"segmenter": 5}, "config: expected 'key: value' lines, found 5"),
         ({"segmenter": {"colour": 1}}, "unknown key 'colour'"),
         ({"segmenter": {}}, "'projection_weights:' is missing"),
         ({"segmenter": {"projection": [1]}}, r"found \[1\]"),
         ({"segmenter": {"projection_weights": 5}}, "projection_weights must be str, got 5"),
         ({"segmenter": {"input_size": "448"}}, "input_size must be int, got '448'"),
-        ({"background_threshold": None}, "background_threshold must be a number from 0 to 1"),
-        ({"background_threshold": 7}, "background_threshold must be a number.*found 7"),
-        ({"training": [1]}, r"training must hold names and values, found \[1\]"),
+        ({"background_threshold": None}, "background_threshold must be float, got None"),
+        ({"background_threshold": 7}, "background_threshold lies between 0 and 1, got 7"),
+        ({"training": [1]}, r"training must be dict.*, got \[1\]"),
     ],
 )
 def test_a_changed_configuration_is_refused_with_what_was_found(changes, message, tmp_path):

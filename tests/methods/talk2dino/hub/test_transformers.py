@@ -69,7 +69,7 @@ def test_the_model_of_transformers_is_the_same_model(auto, toy):
     [
         ({"dtype": "float16"}, "weights are float32"),
         ({"quantize": True}, "does not know quantize"),
-        ({"background_threshold": 3}, "background_threshold must be a number from 0 to 1"),
+        ({"background_threshold": 3}, "background_threshold lies between 0 and 1"),
     ],
 )
 def test_settings_that_would_be_ignored_are_refused(folder, settings, message):

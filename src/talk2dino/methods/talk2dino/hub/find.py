@@ -54,8 +54,14 @@ class FoundModel:
     """Threshold that `background=True` stands for."""
     origin: str
     """The name, path or repository it was found by."""
-    training: Mapping[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
     """Summary of its training, as `train.py` writes it; empty if there is none."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.background_threshold <= 1:
+            raise ValueError(
+                f"background_threshold lies between 0 and 1, got {self.background_threshold}"
+            )
 
     def as_json(self) -> dict[str, Any]:
         """The content of `config.json`, which transformers reads too."""
@@ -64,7 +70,7 @@ class FoundModel:
             "model_type": "talk2dino",
             "background_threshold": self.background_threshold,
             "segmenter": dataclasses.asdict(self.config),
-            "training": dict(self.training),
+            "training": self.training,
         }
 
 
@@ -166,23 +172,18 @@ def parse_folder_config(content: Mapping[str, Any], source: str, folder: Path) -
     Raises:
         ValueError: names what is missing, unknown or of another type.
     """
-    values, training = content["segmenter"], content.get("training") or {}
-    threshold = content.get("background_threshold")
-    if not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
-        raise ValueError(
-            f"{source}: background_threshold must be a number from 0 to 1, found {threshold!r}. "
-            "Save the model again."
-        )
-    for name, section in (("segmenter", values), ("training", training)):
-        if not isinstance(section, Mapping):
-            raise ValueError(
-                f"{source}: {name} must hold names and values, found {section!r}. Save the model "
-                "again."
-            )
-    names = [name for name in WEIGHT_FIELDS if values.get(name) == INCLUDED]
-    included = dict.fromkeys(names, str(find_weights(folder))) if names else {}
-    segmenter = build(SegmenterConfig, {"projection": {}, **values, **included}, source)
-    return FoundModel(segmenter, float(threshold), str(folder), dict(training))
+    values = content["segmenter"]
+    if isinstance(values, Mapping):
+        names = [name for name in WEIGHT_FIELDS if values.get(name) == INCLUDED]
+        included = dict.fromkeys(names, str(find_weights(folder))) if names else {}
+        values = {"projection": {}, **values, **included}
+    found = {
+        "config": values,
+        "background_threshold": content.get("background_threshold"),
+        "origin": str(folder),
+        "training": content.get("training") or {},
+    }
+    return build(FoundModel, found, source, exact=True)
 
 
 def _find_folder(folder: Path) -> FoundModel:

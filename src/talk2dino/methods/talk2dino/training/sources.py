@@ -178,8 +178,8 @@ def _open(
         pairs = StoredPairs(features, choice, path, encoders.device, options.cache_bytes)
         columns = (features.image_features, features.caption_features)
         check_widths(*columns, choice, recipe, path)
-        for what, found, wanted in feature_differences(features.settings, recipe.features):
-            logger.warning("%s: %s is %s, the recipe says %s", path, what, found, wanted)
+        for difference in feature_differences(features.settings, recipe.features):
+            logger.warning("%s: %s as the recipe says", path, difference)
         return pairs
     collection = CaptionInput(place, options.data_dir).split(0, 1)
     _check_all_exist(collection)
