@@ -161,7 +161,7 @@ def test_a_recipe_for_another_backbone_is_refused_before_images_are_read(folder,
     [
         (["--crop_dim", "60"], "--crop_dim 60 is larger than --resize_dim 56"),
         (["--vision_weights", "no.pth"], "no.pth"),
-        (["--text_weights", "pretrained"], "toy text encoder has no pretrained weights"),
+        (["--text_weights", "pretrained"], "has no pretrained weights"),
         (["--text_features", "bert-base_features"], "does not come from text_model toy"),
         (["--workers", "-1"], "--workers must not be negative"),
     ],
