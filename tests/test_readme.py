@@ -13,7 +13,7 @@ import yaml
 
 from speed.run import names_of
 from talk2dino.__main__ import COMMANDS, _load
-from talk2dino.cli.evaluate_published import COMMAND as EVALUATE_PUBLISHED
+from talk2dino.cli.evaluate_published import EvaluatePublished
 from talk2dino.features.store import read_features
 from talk2dino.methods.talk2dino.projection import ProjectionConfig, load_projection
 from talk2dino.methods.talk2dino.recipe import FeatureConfig, TrainConfig
@@ -48,18 +48,16 @@ def command_lines():
 
 
 def parse(line):
-    """The command and its parsed flags, or a failure that shows the line."""
+    """The command with its flags, or a failure that shows the line."""
     script, *rest = shlex.split(line)[1:]
     if script == "-m" and rest[0] == "torch.distributed.run":
         assert rest[1] == "src/open_vocabulary_segmentation/main.py"
-        command, rest = EVALUATE_PUBLISHED, rest[2:]
-        return command, command.parser(argv=rest).parse_args(rest)
+        return EvaluatePublished.parse(rest[2:])
     if script == "-m":
         _, name, *rest = [script, *rest][1:]
     else:
         name = SCRIPTS[script]
-    command = _load(name)
-    return command, command.parser(argv=rest).parse_args(rest)
+    return _load(name).parse(rest)
 
 
 def test_every_command_is_known_and_its_flags_parse(root):
@@ -217,12 +215,10 @@ def test_the_five_published_lines_work_as_written(coco):
     lines = re.search(r"```bash\n(.*?)```", section, re.DOTALL)[1].strip().splitlines()
     assert len(lines) == 5
     # Only the weights are replaced: nothing can be downloaded here.
-    weights = {"extract": " --vision_weights seeded:0", "extract-text": " --text_weights seeded:0"}
+    weights = {"Extract": " --vision_weights seeded:0", "ExtractText": " --text_weights seeded:0"}
     for line in lines:
-        command, _ = parse(line)
-        command, args = parse(line + weights.get(command.name, ""))
-        found = command.check(args)
-        assert command.run(args, found) == 0, line
+        command = parse(line + weights.get(type(parse(line)).__name__, ""))
+        assert command.run(command.check()) == 0, line
     features = read_features(coco.parent / "coco2014_b14" / "train.pth")
     assert features.image_features["disentangled_self_attn"].shape == (3, 12, 768)
     assert features.image_features["avg_self_attn_out"].shape == (3, 768)

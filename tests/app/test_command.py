@@ -8,11 +8,10 @@ import sys
 import urllib.request
 
 import pytest
-import torch
 
 from talk2dino.app.inputs import Limits, read_names
 from talk2dino.cli import app
-from talk2dino.cli.app import COMMAND, main
+from talk2dino.cli.app import App, main
 
 
 def refused(capsys, *flags):
@@ -26,7 +25,6 @@ def refused(capsys, *flags):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--model", "toy", "--weights", "seeded:0"], "--weights belongs to --config"),
         (["--model", "toy", "--max_queue", "0"], "--max_queue must be at least 1"),
         (["--model", "toy", "--max_upload_mb", "-1"], "--max_upload_mb must be at least 1"),
         (["--model", "toy", "--max_uploads_mb", "50"], "more than --max_upload_mb (50), got 50"),
@@ -34,15 +32,18 @@ def refused(capsys, *flags):
         (["--model", "toy", "--server_port", "70000"], "between 1 and 65535, got 70000"),
         (["--model", "toy", "--examples", "nowhere"], "no folder nowhere"),
         (["--model", "toy", "--device", "abacus"], "abacus"),
-        (["--model", "toy", "--vocab", "ade"], "150 lines, more than the 64 of a request"),
+        (
+            ["--model", "toy", "--vocab", "ade"],
+            "150 categories are too many for one request; at most 64",
+        ),
         (["--model", "toy", "--vocab", "cityscapes"], "unknown vocabulary 'cityscapes'"),
         (["--model", "toy", "--vocab", "voc", "--categories", "cat"], "both fill the field"),
         (["--model", "nope"], "unknown model 'nope'"),
         (["--model", "toy", "vitbb"], "unknown model 'vitbb'"),
         (["--model", "toy", "mine.pth"], "no file or folder mine.pth"),
         (["--model", "toy", "ovsegmentor_vitb=nowhere"], "no OVSegmentor weights"),
-        (["--config", "nowhere.yaml"], "nowhere.yaml"),
-        (["--config", "configs/toy.yaml", "--weights", "none.pth"], "no projection weights"),
+        (["--model", "nowhere.yaml"], "nowhere.yaml"),
+        (["--model", "toy=none.pth"], "no projection weights"),
     ],
 )
 def test_wrong_flags_are_refused_before_a_model_is_loaded(flags, message, capsys):
@@ -59,41 +60,33 @@ def test_without_gradio_it_says_what_to_install(monkeypatch, capsys):
 
 
 def parsed(*flags):
-    return COMMAND.parser().parse_args(list(flags))
+    return App.parse(list(flags))
 
 
 def test_models_are_offered_in_the_order_of_the_flags():
-    names = [entry.name for entry in app._entries(parsed("--model", "toy", "vitb"))]
-    assert names == ["toy", "vitb"]
-    assert [entry.name for entry in app._entries(parsed())] == ["vitb"]
-    both = parsed("--config", "configs/toy.yaml", "--weights", "seeded:1", "--model", "vitb")
-    assert [entry.name for entry in app._entries(both)] == ["toy", "vitb"]
+    models = parsed("--model", "toy", "vitb", "--device", "cpu").check()[0]
+    assert list(models.entries) == ["toy", "vitb"]
+    assert parsed().model == ["vitb"]
 
 
 def test_a_vocabulary_fills_the_field(tmp_path):
     file = tmp_path / "mine.txt"
     file.write_text("# mine\nbackground; wall\nsofa; red couch\ncat\n", encoding="utf-8")
-    text = app._categories(parsed("--vocab", str(file)), Limits())
+    text = parsed("--vocab", str(file)).words(Limits())
     assert text == "background; wall, sofa; red couch, cat"
     assert read_names(text, True, Limits()).names == ("sofa", "cat")
-    assert app._categories(parsed("--vocab", "voc"), Limits()).startswith("aeroplane, bicy")
+    assert parsed("--vocab", "voc").words(Limits()).startswith("aeroplane, bicy")
     file.write_text("hello, world\n", encoding="utf-8")
     with pytest.raises(ValueError, match="commas separate categories here, see 'hello, world'"):
-        app._categories(parsed("--vocab", str(file)), Limits())
-
-
-def test_a_configured_model_is_called_like_its_weights(tmp_path):
-    torch.save({"weight": torch.zeros(1)}, tmp_path / "mine.pth")
-    flags = parsed("--config", "configs/toy.yaml", "--weights", str(tmp_path / "mine.pth"))
-    assert [entry.name for entry in app._entries(flags)] == ["mine"]
+        parsed("--vocab", str(file)).words(Limits())
 
 
 def test_examples_come_from_the_given_folder_or_the_checkout(tmp_path):
     for number in range(10):
         (tmp_path / f"{number}.png").touch()
-    examples = app._examples(parsed("--examples", str(tmp_path)), "cat, dog")
+    examples = parsed("--examples", str(tmp_path)).pictures("cat, dog")
     assert examples == [(tmp_path / f"{number}.png", "cat, dog") for number in range(8)]
-    own = app._examples(parsed(), "cat, dog")
+    own = parsed().pictures("cat, dog")
     assert [path.name for path, _ in own] == ["coffee.png", "chelsea.png", "astronaut.png"]
     assert all(words for _, words in own)
 
@@ -118,10 +111,6 @@ def test_the_help_names_every_flag_with_its_meaning_and_a_command_that_works(cap
     flags = shown.partition(" options: ")[2]
     for flag, meaning in (
         ("--model", "models to choose from, the first at once"),
-        ("--config", "recipe of configs/"),
-        ("--weights", "a file or seeded:<n>"),
-        ("--vision_weights", "pretrained, a file, or seeded:<n>"),
-        ("--text_weights", "pretrained, a file, or seeded:<n>"),
         ("--device", "auto, cpu, cuda"),
         ("--categories", "what the field starts with"),
         ("--examples", "folder whose first 8 pictures are examples"),
@@ -139,8 +128,7 @@ def test_the_help_names_every_flag_with_its_meaning_and_a_command_that_works(cap
     ):
         assert meaning in flags.partition(f" {flag} ")[2][:200], flag
     assert shown.endswith("example: python app.py --model toy")
-    example = COMMAND.example.split()[2:]
-    COMMAND.check(parsed(*example))
+    parsed(*App.example.split()).check()
 
 
 def test_without_weights_it_says_what_works_without(capsys):

@@ -100,7 +100,7 @@ def test_results_without_a_time_have_a_dash():
         (["--options", "lr=0"], "lr-0.yaml: lr must be positive"),
         (["--options", "margin=0.2"], "margin has no effect with ltype: infonce"),
         (["--train_dataset", "no.pth"], "no.pth"),
-        (["--model", "ovsegmentor_toy", "--options", "lr=1"], "unknown option of ovsegmentor_toy"),
+        (["--model", "ovsegmentor_toy", "--options", "lr=1"], "ovsegmentor_toy is no Talk2DINO"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_runs(
@@ -116,10 +116,12 @@ def test_what_cannot_be_trained_is_refused_before_anything_runs(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--options", "smoothin"], "unknown option of toy 'smoothin'. Known: pamr, smoothing"),
+        (["--options", "smoothin"], "unknown flag --smoothin. Did you mean --smoothing?"),
         (["--options", "superpixels"], "It is an option of freeda_vitl"),
-        (["--options", "weights=a.pth"], "unknown option of toy 'weights'"),
-        (["--options", "short_side=wide"], "--options short_side=wide: argument --short_side"),
+        (
+            ["--options", "short_side=wide"],
+            "--options short_side=wide: error: argument --short_side",
+        ),
         (["--options", "window=96+stride=100"], "a stride of 100 leaves gaps"),
         (["--model", "nothing"], "unknown model 'nothing'"),
         (["--weights", "a", "b", "c"], "--weights names 3 files for 2 folders"),

@@ -1,7 +1,5 @@
 """Exit codes and one-line errors, the same for every command."""
 
-import argparse
-import dataclasses
 import os
 import re
 import shlex
@@ -13,18 +11,37 @@ import pytest
 
 from talk2dino.__main__ import COMMANDS, _load, main
 from talk2dino.cli import train
-from talk2dino.cli.entry import Command, core_share, run_command, typed_command
+from talk2dino.cli.entry import Command, core_share, free_memory, memory_share
 
 
-def command(check=lambda args: None, run=lambda args, _: 0):
-    return Command(
-        name="try",
-        summary="Tries something.",
-        example="python -m talk2dino try --number 3",
-        add_arguments=lambda parser: parser.add_argument("--number", type=int, default=1),
-        check=check,
-        run=run,
-    )
+def command(check=lambda self: None, run=lambda self, found: 0):
+    """The `main` of a command with one flag."""
+
+    class Try(Trial):
+        pass
+
+    Try.check, Try.run = check, run
+    return Try.main
+
+
+class Trial(Command):
+    """Tries something."""
+
+    script = "-m talk2dino try"
+    example = "--number 3"
+
+    number: int = 1
+    """How many."""
+    roots: list[Path] = [Path("a"), Path("b")]
+    """Where."""
+    word: str = ""
+    """See above."""
+    words: list[str] = []
+    """See above."""
+    path: Path | None = None
+    """See above."""
+    on: bool = False
+    """See above, of {COMMANDS}."""
 
 
 def fail(error):
@@ -35,72 +52,65 @@ def fail(error):
 
 
 def test_a_message_that_repeats_a_damaged_file_is_shortened(capsys):
-    assert run_command(command(run=fail(ValueError("a" * 50_000 + " Replace it."))), []) == 1
+    assert command(run=fail(ValueError("a" * 50_000 + " Replace it.")))([]) == 1
     error = capsys.readouterr().err
     assert len(error) < 5000 and " [...] aaa" in error and error.endswith(" Replace it.\n")
 
 
 def test_the_exit_code_of_the_work_is_returned():
-    assert run_command(command(), []) == 0
-    assert run_command(command(run=lambda args, _: args.number), ["--number", "1"]) == 1
+    assert command()([]) == 0
+    assert command(run=lambda self, found: self.number)(["--number", "1"]) == 1
 
 
 def test_help_shows_the_example_and_the_defaults_that_say_something(capsys):
-    def add_arguments(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--number", type=int, default=1, help="how many")
-        parser.add_argument("--roots", nargs="+", default=[Path("a"), Path("b")], help="where")
-        for flag, default in (("--word", ""), ("--words", []), ("--path", None), ("--on", False)):
-            parser.add_argument(flag, default=default, help="see above")
-
-    described = dataclasses.replace(command(), add_arguments=add_arguments)
-    assert run_command(described, ["--help"]) == 0
-    shown = capsys.readouterr().out
+    assert Trial.main(["--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
     assert shown.count("(default:") == 2 and "how many (default: 1)" in shown
-    assert "where (default: a b)" in shown
+    assert "where (default: a b)" in shown and "see above, of extract, extract-text" in shown
     assert "python -m talk2dino try --number 3" in shown
     assert "--debug" in shown
 
 
 @pytest.mark.parametrize("argv", [["--nmber", "3"], ["--num", "3"], ["--number", "x"]])
 def test_wrong_flags_give_two(argv, capsys):
-    assert run_command(command(), argv) == 2
+    assert command()(argv) == 2
     assert "usage:" in capsys.readouterr().err
 
 
 def test_a_misspelt_flag_is_named_with_what_was_probably_meant(capsys):
-    assert run_command(command(), ["--nmber=3"]) == 2
+    assert command()(["--nmber=3"]) == 2
     assert "unknown flag --nmber. Did you mean --number?" in capsys.readouterr().err
-    assert run_command(command(), ["--zzzzzz"]) == 2
+    assert command()(["--zzzzzz"]) == 2
     assert "unknown flag --zzzzzz.\n" in capsys.readouterr().err
 
 
 def test_a_failed_check_gives_two_and_a_failed_run_one_without_traceback(capsys):
-    assert run_command(command(check=fail(ValueError("no such thing"))), []) == 2
-    assert run_command(command(run=fail(OSError("disk full"))), []) == 1
+    assert command(check=fail(ValueError("no such thing")))([]) == 2
+    assert command(run=fail(OSError("disk full")))([]) == 1
     assert capsys.readouterr().err == "error: no such thing\nerror: disk full\n"
 
 
 def test_debug_shows_the_traceback(capsys):
-    assert run_command(command(run=fail(RuntimeError("broken"))), ["--debug"]) == 1
+    assert command(run=fail(RuntimeError("broken")))(["--debug"]) == 1
     shown = capsys.readouterr().err
     assert "Traceback" in shown
     assert "error: broken" in shown
 
 
 def test_an_error_without_words_is_named_by_its_type(capsys):
-    assert run_command(command(run=fail(MemoryError())), []) == 1
+    assert command(run=fail(MemoryError()))([]) == 1
     assert capsys.readouterr().err == "error: MemoryError\n"
 
 
 @pytest.mark.parametrize("stage", ["check", "run"])
 def test_an_interrupt_says_how_to_go_on(capsys, stage):
-    assert run_command(command(**{stage: fail(KeyboardInterrupt())}), []) == 130
+    assert command(**{stage: fail(KeyboardInterrupt())})([]) == 130
     assert "run the same command again" in capsys.readouterr().err
 
 
 def test_bugs_keep_their_traceback():
     with pytest.raises(TypeError):
-        run_command(command(run=fail(TypeError("a bug"))), [])
+        command(run=fail(TypeError("a bug")))([])
 
 
 def test_all_commands_are_listed(capsys):
@@ -130,7 +140,7 @@ def test_every_command_explains_itself_with_an_example_whose_flags_exist(name, c
     example = shown.split("example:\n")[1]
     words = shlex.split(example)
     assert words[:4] == ["python", "-m", "talk2dino", name]
-    _load(name).parser().parse_args(words[4:])
+    _load(name).parse(words[4:])
     assert main(["help", name]) == 0
     assert example in capsys.readouterr().out
 
@@ -140,9 +150,9 @@ def test_a_script_shows_its_example_by_its_own_name(capsys):
     assert "example:\n  python train.py --model" in capsys.readouterr().out
 
 
-def test_help_and_completion_come_at_once_without_torch():
+def test_help_comes_at_once_without_torch():
     code = (
-        "import sys; from talk2dino.__main__ import main; main(['--completion']); "
+        "import sys; from talk2dino.__main__ import main; main(['--help']); "
         "sys.exit(' '.join(sorted({'torch', 'transformers', 'gradio'} & set(sys.modules))) or 0)"
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -199,28 +209,10 @@ def test_scripts_run_from_a_checkout_in_any_folder(script, root, tmp_path):
     assert "example:" in result.stdout
 
 
-TYPED = [
-    "--input a.png 'b c.png' --output out --textual_categories a,b",
-    "--input a.png --output out --textual_categories a --no_clean_background --opacity 0.7",
-    "--input a.png --output out --textual_categories a --clean_background --save_mask",
-    "--input a.png --output out --textual_categories a --save_mask m.png --with_background",
-]
-
-
-@pytest.mark.parametrize("typed", TYPED)
-def test_a_command_can_be_written_down_again(typed):
-    segment = _load("segment")
-    args = segment.parser().parse_args(shlex.split(typed))
-    _, script, *words = shlex.split(typed_command(segment, "demo.py", args))
-    assert script == "demo.py"
-    assert sorted(words) == sorted(shlex.split(typed))
-    assert segment.parser().parse_args(words) == args
-
-
-def test_flags_that_change_no_result_are_not_written_down():
-    args = _load("segment").parser().parse_args([*shlex.split(TYPED[0]), "--overwrite", "--debug"])
-    assert "--overwrite" not in typed_command(_load("segment"), "demo.py", args, ("overwrite",))
-    assert "--debug" not in typed_command(_load("segment"), "demo.py", args)
+def test_a_record_has_the_typed_line_without_flags_that_change_no_result():
+    typed = "--input a.png 'b c.png' --output out --textual_categories a,b"
+    segment = _load("segment").parse(shlex.split(f"{typed} --overwrite"))
+    assert segment.line("--overwrite") == f"python demo.py {typed}"
 
 
 def test_the_overview_has_one_line_per_command(capsys):
@@ -231,33 +223,20 @@ def test_the_overview_has_one_line_per_command(capsys):
         assert line.split(maxsplit=1)[1].endswith(".") and len(line) < 100
 
 
-def test_bash_completes_commands_and_flags(capsys):
-    assert main(["--completion"]) == 0
-    script = capsys.readouterr().out
-    ask = (
-        "COMP_WORDS=({words}); COMP_CWORD={at}; _talk2dino; echo ${{COMPREPLY[*]}}; COMPREPLY=()\n"
-    )
-    questions = [ask.format(words="talk2dino ev", at=1)]
-    questions += [ask.format(words="talk2dino segment --no_b", at=2)]
-    questions += [ask.format(words="talk2dino segment photo", at=2)]
-    result = subprocess.run(
-        ["bash", "-c", script + "".join(questions)], capture_output=True, text=True
-    )
-    assert result.stdout.splitlines() == ["evaluate", "--no_background", ""], result.stderr
-
-
 def test_processes_of_one_machine_share_its_cores_and_its_memory(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(8), raising=False)
-    alone = train._half_of_the_memory_gb()
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert core_share() == 2
-    assert train._half_of_the_memory_gb() == pytest.approx(alone / 4, abs=0.1)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
-    assert core_share() == 1
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "")
-    assert core_share() == 8
+    monkeypatch.setattr("talk2dino.cli.entry.free_memory", lambda: 2**30)
+    for count, cores in (("4", 2), ("16", 1), ("", 8)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", count)
+        assert core_share() == cores and memory_share() == 2**30 / int(count or 1)
 
 
-def test_the_module_of_a_command_has_its_name():
-    for name, module in COMMANDS.items():
-        assert module == f"talk2dino.cli.{name.replace('-', '_')}"
+def test_free_memory_is_what_the_system_can_still_give(monkeypatch):
+    read = "talk2dino.cli.entry.Path.read_text"
+    lines = "MemTotal:       20 kB\nMemAvailable:   17 kB\nPages: 3\n"
+    monkeypatch.setattr(read, lambda path, encoding: lines)
+    assert free_memory() == 17 * 1024
+    monkeypatch.setattr(read, lambda path, encoding: "MemTotal: 20 kB\n")
+    assert free_memory() is None or free_memory() > 2**20
+    monkeypatch.delattr("os.sysconf", raising=False)
+    assert free_memory() is None

@@ -1,24 +1,27 @@
 """Flags of methods come from their options; `--refine` is another name for switches."""
 
-import argparse
-
 import pytest
 
-from talk2dino.cli.method_flags import add_method_flags, given_options, options_of
+from talk2dino.cli.method_flags import MethodCommand
 
 
-def parse(*argv):
-    parser = argparse.ArgumentParser(allow_abbrev=False)
-    parser.add_argument("--model", default="toy")
-    parser.add_argument("--weights")
-    parser.add_argument("--refine")
-    add_method_flags(parser, argv)
-    return parser.parse_args(argv)
+class Try(MethodCommand):
+    """Takes models."""
+
+    example = ""
+
+    model: str = "toy"
+    """Names with commas."""
+    weights: str | None = None
+    """Not an option of a method here."""
 
 
 def options(*argv):
-    args = parse(*argv)
-    return options_of(args, args.model.split(","))
+    """What is typed of the options of methods, by model."""
+    found = Try.parse(argv)
+    settings = found.settings_of(found.model.split(","))
+    assert all(own.pop("protocol") == "native" for own in settings.values())
+    return settings
 
 
 @pytest.mark.parametrize(
@@ -35,7 +38,7 @@ def options(*argv):
     ],
 )
 def test_only_what_was_typed_is_given(argv, found):
-    assert given_options(parse(*argv)) == found
+    assert options(*argv) == {"toy": found}
 
 
 @pytest.mark.parametrize(
@@ -55,10 +58,9 @@ def test_what_cannot_be_meant_is_a_sentence(argv, message):
         options(*argv)
 
 
-def test_contradictory_switches_are_refused(capsys):
-    with pytest.raises(SystemExit):
-        parse("--pamr", "--no_pamr")
-    assert "not allowed with argument --pamr" in capsys.readouterr().err
+def test_contradictory_switches_are_refused():
+    with pytest.raises(ValueError, match="--pamr and --no_pamr contradict each other"):
+        options("--pamr", "--no_pamr")
 
 
 def test_an_option_of_some_models_goes_to_those_and_is_mentioned(capsys):

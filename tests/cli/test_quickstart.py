@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from talk2dino.__main__ import main as project_main
-from talk2dino.cli.quickstart import COMMAND, MAINS, main
+from talk2dino.cli.quickstart import MAINS, Quickstart, main
 from talk2dino.features.store import read_features
 from talk2dino.toy.scene import CLASS_COLOURS, CLASS_NAMES
 
@@ -170,7 +170,7 @@ def test_a_damaged_record_is_named(tmp_path, capsys):
 
 def test_it_is_a_command_of_the_project(capsys):
     assert project_main(["quickstart", "--help"]) == 0
-    assert COMMAND.summary in capsys.readouterr().out
+    assert Quickstart.summary() in capsys.readouterr().out
 
 
 def test_an_interrupted_step_interrupts_the_quickstart(tmp_path, monkeypatch, capsys):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from talk2dino.cli.segment import COMMAND, main, parse_categories, read_model
+from talk2dino.cli.segment import Segment, main, parse_categories
 from talk2dino.methods.talk2dino.projection import build_projection
 from talk2dino.methods.talk2dino.recipe import load_recipe
 from talk2dino.pictures.drawing import class_colours
@@ -133,7 +133,7 @@ def test_a_class_called_background_beside_the_background_is_refused(folder, caps
         (["--with_background", "--bg_thresh", "1.5"], "--bg_thresh must lie between 0 and 1"),
         (["--with_background", "--bg_thresh", "nan"], "--bg_thresh must lie between 0 and 1"),
         (["--opacity", "-1"], "--opacity must lie between 0 and 1"),
-        (["--max_side", "0"], "--max_side must be at least 1"),
+        (["--max_side", "0"], "max_side must be at least 1"),
         (["--protocol", "unifed"], "unknown protocol 'unifed'. Known: native, unified"),
         (["--protocol", "unified", "--with_background"], "the unified protocol has none"),
         (["--template", "subzet"], "unknown template 'subzet'"),
@@ -143,11 +143,11 @@ def test_a_class_called_background_beside_the_background_is_refused(folder, caps
         (["--weights", "seeded:x"], "an integer >= 0 must follow 'seeded:'"),
         (["--vision_weights", "nowhere.pth"], "no vision weights at 'nowhere.pth'"),
         (["--text_weights", "nowhere.pt"], "no text weights at 'nowhere.pt'"),
-        (["--save_mask", "mask.jpg"], "--save_mask mask.jpg: the file must end in .png"),
-        (["--save_scores", "scores.pt"], "--save_scores scores.pt: the file must end in .npz"),
+        (["--save_mask", "mask.jpg"], "--save_mask mask.jpg needs one of the suffixes .png"),
+        (["--save_scores", "scores.pt"], "--save_scores scores.pt needs one of the suffixes .npz"),
         (["--save_mask", "out.png"], "out.png would be written more than once"),
         (["--save_mask", "photo.png", "--overwrite"], "photo.png is an input"),
-        (["--clean_background", "--no_clean_background"], "not allowed with argument"),
+        (["--clean_background", "--no_clean_background"], "contradict each other"),
         (["--with_back"], "unrecognized arguments: --with_back"),
     ],
 )
@@ -174,9 +174,6 @@ def test_missing_and_unreadable_pictures_are_refused(folder, capsys):
     assert "text.png is not an image" in refused(capsys, source=["text.png"])
     (folder / "empty").mkdir()
     assert "--input empty holds no image files" in refused(capsys, source=["empty"], output="o")
-    (folder / "a.png").touch()
-    message = refused(capsys, source=["a.png", "text.png"], output="o")
-    assert "a.png is empty (0 bytes)" in message and message.count("\n") == 2
 
 
 def test_a_single_truncated_picture_is_found_before_anything_is_loaded(folder, capsys):
@@ -224,12 +221,12 @@ def test_defaults_follow_the_published_demo(monkeypatch, tmp_path):
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "vitb_mlp_infonce.pth").touch()
     flags = ["--input", "a.png", "--output", "b.png", "--textual_categories", "cat"]
-    plain = read_model(COMMAND.parser().parse_args(flags))[0].config
+    plain = Segment.parse(flags).read_model()[0].config
     assert plain.vision_model == "dinov2_vitb14_reg" and plain.text_model == "ViT-B/16"
     assert plain.pamr and not plain.clean_background and plain.template == "subset"
     assert plain.projection_weights.endswith("weights/vitb_mlp_infonce.pth")
     flags += ["--with_background", "--no_pamr"]
-    changed = read_model(COMMAND.parser().parse_args(flags))[0].config
+    changed = Segment.parse(flags).read_model()[0].config
     assert changed.clean_background and not changed.pamr
 
 

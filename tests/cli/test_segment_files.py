@@ -1,10 +1,10 @@
 """What the segment command reads, and where it writes."""
 
-import argparse
 from pathlib import Path
 
 import pytest
 
+from talk2dino.cli.segment import Segment
 from talk2dino.cli.segment_files import plan_tasks
 
 
@@ -18,10 +18,10 @@ def folder(tmp_path, monkeypatch):
 
 
 def plan(*inputs, output="out", mask=None, scores=None, overwrite=False):
-    args = argparse.Namespace(
-        input=inputs, output=output, save_mask=mask, save_scores=scores, overwrite=overwrite
-    )
-    return plan_tasks(args)
+    words = ["--input", *inputs, "--output", output, "--textual_categories", "a"]
+    for flag, value in (("--save_mask", mask), ("--save_scores", scores)):
+        words += [] if value is None else [flag, value]
+    return plan_tasks(Segment.parse([*words, *(["--overwrite"] if overwrite else [])]))
 
 
 def written(tasks):
@@ -30,7 +30,7 @@ def written(tasks):
 
 def test_one_file_gives_exactly_the_named_output():
     (task,) = plan("photo", output="seg.jpg", mask="m.png", scores="")
-    assert written([task]) == [["m.png", "seg_scores.npz", "seg.jpg"]]
+    assert written([task]) == [["seg.jpg", "m.png", "seg_scores.npz"]]
 
 
 def test_one_file_into_a_folder_keeps_its_name():
@@ -38,13 +38,13 @@ def test_one_file_into_a_folder_keeps_its_name():
     for output in ("out", "new/"):
         (task,) = plan("in/b.jpg", output=output, mask="", scores="in")
         folder = output.rstrip("/")
-        assert written([task]) == [[f"{folder}/b_mask.png", "in/b_scores.npz", f"{folder}/b.png"]]
+        assert written([task]) == [[f"{folder}/b.png", f"{folder}/b_mask.png", "in/b_scores.npz"]]
 
 
 def test_a_folder_gives_its_images_in_order():
     tasks = plan("in", mask="", scores="elsewhere")
     assert [str(task.source) for task in tasks] == ["in/a.png", "in/b.jpg"]
-    assert written(tasks)[0] == ["out/a_mask.png", "elsewhere/a_scores.npz", "out/a.png"]
+    assert written(tasks)[0] == ["out/a.png", "out/a_mask.png", "elsewhere/a_scores.npz"]
 
 
 def test_equal_stems_keep_their_suffix_and_repeated_inputs_count_once():
@@ -72,11 +72,11 @@ def test_one_file_for_several_inputs_and_the_folder_of_the_inputs_are_refused(se
         plan("in", **settings)
 
 
-def test_existing_files_are_counted_and_replaced_only_on_request():
+def test_existing_files_are_replaced_only_on_request():
     Path("out").mkdir()
     for name in ("a.png", "b.png"):
         (Path("out") / name).touch()
-    with pytest.raises(FileExistsError, match=r"2 of 2 output files exist.*--overwrite"):
+    with pytest.raises(FileExistsError, match=r"out/a.png exists already.*--overwrite"):
         plan("in")
     assert len(plan("in", overwrite=True)) == 2
 

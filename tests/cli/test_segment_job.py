@@ -1,18 +1,20 @@
 """One picture of the segment command; colours above all."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from talk2dino.cli.segment_files import Task
-from talk2dino.cli.segment_job import Load, SegmentJob, available_memory, scoring_bytes
+from talk2dino.cli.segment_job import SegmentJob, scoring_bytes
 from talk2dino.methods.talk2dino.config import SegmenterConfig
 from talk2dino.methods.talk2dino.projection import ProjectionConfig
 from talk2dino.methods.talk2dino.segmenter import build_segmenter
 from talk2dino.pictures.drawing import class_colours
 from talk2dino.segmenter import ClassQuery
-from talk2dino.sizes import scoring_size
+from talk2dino.sizes import WHOLE, scoring_size
 
 CPU = torch.device("cpu")
 
@@ -32,10 +34,12 @@ class ColourSegmenter:
         return torch.cat([torch.full_like(scores[:, :1], background), scores], dim=1)
 
 
-def make_job(segmenter, rows, names, background=None, max_side=None, refined=True, opacity=0.5):
-    query = ClassQuery(tuple(names), rows, None, background)
-    load = Load(len(names), CPU, max_side, refined)
-    return SegmentJob(segmenter, query, load, opacity=opacity)
+def make_job(segmenter, rows, names, background=None, refined=True, device=CPU, **more):
+    rules = SimpleNamespace(protocol=WHOLE, refines=("pamr",) if refined else ())
+    colours = class_colours(len(names), background is not None)
+    job = SegmentJob(SimpleNamespace(demo=rules), names, colours, device, **more)
+    job.segmenter, job.query = segmenter, ClassQuery(tuple(names), rows, None, background)
+    return job
 
 
 def task(tmp_path, image, **outputs):
@@ -148,20 +152,13 @@ def test_memory_is_estimated_for_the_cpu_only(tmp_path, monkeypatch):
     assert scoring_bytes(*size, size, 10, refined=True) > 2 * plain
     assert scoring_bytes(*size, (100, 100), 10, refined=True) < plain
     Image.new("1", (900, 900)).save(tmp_path / "big.png")
-    monkeypatch.setattr("talk2dino.cli.segment_job.available_memory", lambda: 2**30)
+    names = [str(number) for number in range(5_000)]
+    job = make_job(None, torch.eye(5_000), names, refined=False)
+    monkeypatch.setattr("talk2dino.cli.segment_job.free_memory", lambda: 2**30)
     with pytest.raises(ValueError, match=r"30.* GiB of memory, 1.0 GiB are free.*--max_side 2048"):
-        Load(5_000, CPU, refined=False).check(tmp_path / "big.png")
-    Load(5_000, torch.device("cuda"), refined=False).check(tmp_path / "big.png")
-    monkeypatch.setattr("talk2dino.cli.segment_job.available_memory", lambda: None)
-    Load(5_000, CPU, refined=False).check(tmp_path / "big.png")
-
-
-def test_available_memory_is_what_the_system_can_still_give(monkeypatch):
-    read = "talk2dino.cli.segment_job.Path.read_text"
-    lines = "MemTotal:       20 kB\nMemAvailable:   17 kB\nPages: 3\n"
-    monkeypatch.setattr(read, lambda path, encoding: lines)
-    assert available_memory() == 17 * 1024
-    monkeypatch.setattr(read, lambda path, encoding: "MemTotal: 20 kB\n")
-    assert available_memory() is None or available_memory() > 2**20
-    monkeypatch.delattr("os.sysconf", raising=False)
-    assert available_memory() is None
+        job.check(tmp_path / "big.png")
+    make_job(None, torch.eye(5_000), names, refined=False, device=torch.device("cuda")).check(
+        tmp_path / "big.png"
+    )
+    monkeypatch.setattr("talk2dino.cli.segment_job.free_memory", lambda: None)
+    job.check(tmp_path / "big.png")

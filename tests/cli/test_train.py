@@ -33,8 +33,8 @@ def test_a_training_writes_weights_losses_plot_and_summary(folder, capsys):
     assert all(row["val_loss"] for row in rows)
     summary = json.loads((folder / "weights/recipe.json").read_text())
     assert summary["command"] == (
-        "python train.py --model recipe.yaml --train_dataset train.pth --val_dataset val.pth "
-        "--test_dataset val.pth --warmup 2 --device cpu"
+        "python train.py --model recipe.yaml --train_dataset train.pth --device cpu "
+        "--val_dataset val.pth --test_dataset val.pth --warmup 2"
     )
     assert summary["settings"]["warmup"] == 2
     assert summary["settings"]["train.lr"] == 0.01

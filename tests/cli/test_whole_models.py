@@ -134,11 +134,3 @@ def test_a_folder_of_the_other_method_asks_for_its_size(tmp_path):
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(FileNotFoundError, match=r"holds no model\.safetensors"):
         find_method(str(tmp_path))
-
-
-def test_hardly_a_pixel_above_the_threshold_is_explained(photo, capsys):
-    flags = ("--with_background", "--bg_thresh", "0.9", "--no_pamr")
-    assert segment(photo, "--model", "toy", *flags) == 0
-    assert "background 100%; the highest score is 0." in capsys.readouterr().out
-    assert segment(photo, "--model", "toy", "--overwrite") == 0
-    assert "highest" not in capsys.readouterr().out

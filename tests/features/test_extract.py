@@ -13,7 +13,7 @@ from PIL import Image
 from talk2dino.backbones.attention import average_attention, head_embeddings
 from talk2dino.backbones.seeded import seeded_state
 from talk2dino.backbones.vision import load_vision, official_shapes
-from talk2dino.cli.extract import COMMAND, main
+from talk2dino.cli.extract import Extract, main
 from talk2dino.features import extract as stage
 from talk2dino.features.extract import image_features
 from talk2dino.features.job import Job
@@ -303,7 +303,7 @@ def test_an_image_too_long_to_resize_is_a_named_failure(tmp_path, coco, capsys):
         (["--write_as_wds", "--layout", "coco"], "--layout is for .pth files"),
         (["--ann_path", "nothing.json"], "nothing.json: no such file or folder"),
         (["--ann_path", "nothing{0..3}.tar"], "no such tar: nothing0.tar"),
-        (["--out_path", "."], "is a folder"),
+        (["--out_path", "."], "be no folder"),
         (["--out_path", "features.npz"], "must end in .pth"),
     ],
 )
@@ -352,9 +352,9 @@ def test_the_flags_are_as_published():
         "--extract_self_attn_maps --extract_disentangled_self_attn --out_path o --write_as_wds "
         "--n_shards 3 --n_in_split 2 --in_batch_offset 1 --out_offset 1 --blip_model b"
     )
-    args = COMMAND.parser().parse_args(published.split())
+    args = Extract.parse(published.split())
     assert args.n_in_splits == 2
-    defaults = COMMAND.parser().parse_args(["--ann_path", "a"])
+    defaults = Extract.parse(["--ann_path", "a"])
     assert (defaults.model, defaults.resize_dim, defaults.crop_dim) == (
         "dinov2_vitl14_reg",
         518,

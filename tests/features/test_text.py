@@ -9,7 +9,7 @@ import torch
 
 from talk2dino.backbones.text import load_text
 from talk2dino.cli.extract import main as extract_images
-from talk2dino.cli.extract_text import COMMAND, main
+from talk2dino.cli.extract_text import ExtractText, main
 from talk2dino.features import text
 from talk2dino.features.captions import CaptionInput
 from talk2dino.features.shards import read_shards
@@ -325,8 +325,8 @@ def test_the_flags_are_as_published():
         "--extract_second_last_dense_out --write_as_wds --n_shards 3 --n_in_splits 2 "
         "--in_batch_offset 1 --out_offset 1"
     )
-    COMMAND.parser().parse_args(published.split())
-    defaults = COMMAND.parser().parse_args(["--ann_path", "a"])
+    ExtractText.parse(published.split())
+    defaults = ExtractText.parse(["--ann_path", "a"])
     assert (defaults.model, defaults.batch_size, defaults.n_shards) == ("ViT-B/16", 256, 10)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,48 +13,51 @@ if TYPE_CHECKING:
     from talk2dino.report.runs import Comparison, EvaluatedRun
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the flags."""
-    parser.add_argument("first", type=Path, metavar="A.json", help="result of an evaluation")
-    parser.add_argument("second", type=Path, metavar="B.json", help="result on the same images")
-    parser.add_argument(
-        "--json", type=Path, metavar="OUT", help="write all differences, those of every image too"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
-    parser.add_argument(
-        "--most", type=int, default=10, help="classes and images that are printed, so many of each"
-    )
+class Compare(Command):
+    """Compare two results on the same images: paired difference, classes, images."""
 
+    positional = ("first", "second")
+    example = "results/a.json results/b.json --json difference.json"
 
-def check(args: argparse.Namespace) -> list[EvaluatedRun]:
-    """The two runs; refuse what cannot be read or compared."""
-    from talk2dino.report.runs import check_comparable, find_runs
+    first: Path
+    """Result of an evaluation."""
+    second: Path
+    """Result on the same images."""
+    json: Path | None = None
+    """Write all differences, those of every image too."""
+    overwrite: bool = False
+    """Replace a file that is there."""
+    most: int = 10
+    """Classes and images that are printed, so many of each."""
 
-    if args.most < 0:
-        raise ValueError(f"--most must not be negative, got {args.most}.")
-    for path in (args.first, args.second):
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such result file")
-    if args.json is not None:
-        check_writable(args.json, args.overwrite)
-    found = {run.path: run for run in find_runs([args.first, args.second])[0]}
-    runs = [found[path.resolve()] for path in (args.first, args.second)]
-    check_comparable(*runs)
-    return runs
+    def check(self) -> list[EvaluatedRun]:
+        """The two runs; refuse what cannot be read or compared."""
+        from talk2dino.report.runs import check_comparable, find_runs
 
+        if self.most < 0:
+            raise ValueError(f"--most must not be negative, got {self.most}.")
+        for path in (self.first, self.second):
+            if not path.is_file():
+                raise FileNotFoundError(f"{path}: no such result file")
+        if self.json is not None:
+            check_writable(self.json, self.overwrite)
+        found = {run.path: run for run in find_runs([self.first, self.second])[0]}
+        runs = [found[path.resolve()] for path in (self.first, self.second)]
+        check_comparable(*runs)
+        return runs
 
-def run(args: argparse.Namespace, runs: list[EvaluatedRun]) -> int:
-    """Compare, print and write."""
-    from talk2dino.report.runs import compare_runs
+    def run(self, runs: list[EvaluatedRun]) -> int:
+        """Compare, print and write."""
+        from talk2dino.report.runs import compare_runs
 
-    first, second = runs
-    found = compare_runs(first, [second])[0]
-    if args.json is not None:
-        write_text(args.json, json.dumps(found.as_json(), indent=1) + "\n")
-    print(_text(found, args.most))
-    if args.json is not None:
-        print(f"\nwritten: {args.json}")
-    return DONE
+        first, second = runs
+        found = compare_runs(first, [second])[0]
+        if self.json is not None:
+            write_text(self.json, json.dumps(found.as_json(), indent=1) + "\n")
+        print(_text(found, self.most))
+        if self.json is not None:
+            print(f"\nwritten: {self.json}")
+        return DONE
 
 
 def _text(found: Comparison, most: int) -> str:
@@ -83,13 +85,4 @@ def _text(found: Comparison, most: int) -> str:
     return "\n".join(lines)
 
 
-COMMAND = Command(
-    name="compare",
-    summary="Compare two results on the same images: paired difference, classes, images.",
-    example="python -m talk2dino compare results/a.json results/b.json --json difference.json",
-    add_arguments=add_arguments,
-    check=check,
-    run=run,
-)
-
-main = COMMAND.main
+main = Compare.main

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,41 +18,46 @@ from talk2dino.config import check_at_least
 from talk2dino.files import check_folder_writable
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the flags."""
-    parser.add_argument(
-        "coco", type=Path, help="the coco_stuff164k folder, with annotations/train2017 and val2017"
-    )
-    parser.add_argument("-o", "--out_dir", type=Path, help="write the same tree here (the input)")
-    parser.add_argument("--nproc", type=int, default=16, help="files converted at the same time")
-    parser.add_argument(
-        "--stuff",
-        action="store_true",
-        help=f"write the 171-class {STUFF_SUFFIX}.png of COCO-Stuff as well",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="convert again what is there")
+class ConvertCoco(Command):
+    """Convert COCO-Stuff pixel maps to the 81 labels of COCO-Object."""
+
+    script = "convert_dataset/convert_coco.py"
+    positional = ("coco",)
+    settings = {"out_dir": {"flags": ("--out_dir", "-o")}}
+    example = "data/coco_stuff164k -o data/coco_stuff164k"
+
+    coco: Path
+    """The coco_stuff164k folder, with annotations/train2017 and val2017."""
+    out_dir: Path | None = None
+    """Write the same tree here (default: the input)."""
+    nproc: int = 16
+    """Files converted at the same time."""
+    stuff: bool = False
+    """Write the 171-class {STUFF_SUFFIX}.png of COCO-Stuff as well."""
+    overwrite: bool = False
+    """Convert again what is there."""
+
+    def check(self) -> None:
+        """Raise for wrong arguments."""
+        if not self.coco.is_dir():
+            raise FileNotFoundError(
+                f"{self.coco}: no such folder; it is to hold annotations/val2017"
+            )
+        check_at_least(1, nproc=self.nproc)
+        check_folder_writable(self.out_dir or self.coco)
+
+    def run(self, found: None) -> int:
+        """Convert."""
+        code = DONE
+        for suffix in (OBJECT_SUFFIX, STUFF_SUFFIX) if self.stuff else (OBJECT_SUFFIX,):
+            plan = plan_coco(self.coco, self.out_dir or self.coco, suffix)
+            code = max(code, convert_files(f"*{suffix}.png", plan, self.nproc, self.overwrite))
+        return code
 
 
-def check(args: argparse.Namespace) -> None:
-    """Raise for wrong arguments."""
-    if not args.coco.is_dir():
-        raise FileNotFoundError(f"{args.coco}: no such folder; it is to hold annotations/val2017")
-    check_at_least(1, nproc=args.nproc)
-    check_folder_writable(args.out_dir or args.coco)
-
-
-def run(args: argparse.Namespace, _: None = None) -> int:
-    """Convert."""
-    code = DONE
-    for suffix in (OBJECT_SUFFIX, STUFF_SUFFIX) if args.stuff else (OBJECT_SUFFIX,):
-        plan = plan_coco(args.coco, args.out_dir or args.coco, suffix)
-        code = max(code, convert_files(args, f"*{suffix}.png", plan))
-    return code
-
-
-def convert_files(args: argparse.Namespace, what: str, plan: Sequence[Conversion]) -> int:
+def convert_files(what: str, plan: Sequence[Conversion], nproc: int, overwrite: bool) -> int:
     """Write what is planned, say what was written and what went wrong; returns the exit code."""
-    outcome = run_conversions(plan, args.nproc, args.overwrite, bar_of("files"))
+    outcome = run_conversions(plan, nproc, overwrite, bar_of("files"))
     print(f"{what}: {outcome.written} written, {outcome.present} were there already")
     if outcome.unknown:
         print(
@@ -78,12 +82,4 @@ def _first(lines: Sequence[str], shown: int = 5) -> str:
     return "\n".join(f"  {line}" for line in [*lines[:shown], *more])
 
 
-COMMAND = Command(
-    name="convert-coco",
-    summary="Convert COCO-Stuff pixel maps to the 81 labels of COCO-Object.",
-    example="python convert_dataset/convert_coco.py data/coco_stuff164k -o data/coco_stuff164k",
-    add_arguments=add_arguments,
-    check=check,
-    run=run,
-)
-main = COMMAND.main
+main = ConvertCoco.main

@@ -13,12 +13,13 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 from huggingface_hub.utils import logging as hub_logging
 
+from talk2dino.cli.flags import add_flags
 from talk2dino.config import environment_number
 from talk2dino.progress import Progress
 
@@ -27,121 +28,130 @@ DONE, FAILED, WRONG_ARGUMENTS, INTERRUPTED = 0, 1, 2, 130
 # What a user's files and arguments can cause. Anything else is a bug and keeps its traceback.
 USER_ERRORS = (ValueError, OSError, RuntimeError, ImportError, MemoryError)
 
+C = TypeVar("C", bound="Command")
 _LONGEST = 4000  # characters of a message
 
 
-@dataclass(frozen=True)
 class Command:
-    """One command of the project."""
+    """One command: its fields are its flags, its docstring says what it does.
 
-    name: str
-    """The word after `python -m talk2dino`."""
-    summary: str
-    """One line for the list of commands."""
-    example: str
-    """A command line that works, shown by --help."""
-    add_arguments: Callable[[argparse.ArgumentParser], None]
-    """Declares the flags."""
-    check: Callable[[argparse.Namespace], Any]
-    """Raises ValueError or OSError for wrong arguments, before anything expensive starts; returns
-    what `run` needs to know."""
-    run: Callable[[argparse.Namespace, Any], int]
-    """Does the work with what `check` found; returns the exit code."""
-    add_more: Callable[[argparse.ArgumentParser, Sequence[str] | None], None] | None = None
-    """Declares the flags that depend on the command line."""
-    after_interrupt: str = "run the same command again to go on"
+    A line of the command is an object of the class: `argparse` fills in the fields.
+    """
+
+    script: ClassVar[str]
+    """What is run: a script of the checkout, else `-m talk2dino <command>`."""
+    example: ClassVar[str]
+    """Flags that work, shown by --help."""
+    positional: ClassVar[Sequence[str]] = ()
+    """Fields that are given without a flag."""
+    settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Field -> what `add_flags` does not see in its type."""
+    after_interrupt: ClassVar[str] = "run the same command again to go on"
     """What a user can do after Ctrl-C."""
 
-    def parser(
-        self, prog: str | None = None, argv: Sequence[str] | None = None, more: bool = True
-    ) -> argparse.ArgumentParser:
+    debug: bool = False
+    """Show the traceback of an error."""
+    verbose: bool = False
+    """Print what is going on inside."""
+    typed: Sequence[str] = ()  # the words of the line
+
+    def __init_subclass__(cls) -> None:
+        name = cls.__module__.rpartition(".")[2].replace("_", "-")
+        cls.script = vars(cls).get("script", f"-m talk2dino {name}")
+
+    def check(self) -> Any:
+        """Raise ValueError or OSError for wrong arguments, before anything expensive starts.
+
+        Returns:
+            What `run` needs to know.
+        """
+
+    def run(self, found: Any) -> int:
+        """Do the work with what `check` found; returns the exit code."""
+        raise NotImplementedError
+
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        """Declare the flags: one for each field, unless the command says otherwise."""
+        cls.own_flags(parser)
+
+    @classmethod
+    def own_flags(cls, parser: argparse._ActionsContainer, *names: str, **changes: Any) -> None:
+        """Declare flags of the command's fields; see `add_flags`."""
+        changes = {**cls.settings, **changes}
+        for name in cls.positional:
+            changes[name] = {"flags": (), **changes.get(name, {})}
+        add_flags(parser, cls, *names, **changes)
+
+    @classmethod
+    def add_more(cls, parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
+        """Declare the flags that depend on the command line."""
+
+    @classmethod
+    def parser(cls, prog: str | None = None, argv: Sequence[str] = ()) -> argparse.ArgumentParser:
         """The command's parser; long flags are never abbreviated.
 
         Args:
             prog: what the command is called.
             argv: the command line, on which some flags depend.
-            more: declare those too, which takes a second.
         """
         parser = _Parser(
             prog=prog,
-            description=self.summary,
-            epilog=f"example:\n  {self._example(prog)}",
+            description=cls.summary(),
+            epilog=f"example:\n  {prog or f'python {cls.script}'} {cls.example}",
             formatter_class=_HelpFormatter,
             allow_abbrev=False,
         )
-        self.add_arguments(parser)
-        if more and self.add_more is not None:
-            self.add_more(parser, argv)
-        parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        parser.add_argument("--verbose", action="store_true", help="print what is going on inside")
+        parser.given = argv
+        cls.add_arguments(parser)
+        cls.add_more(parser, argv)
+        add_flags(parser, "cli.entry:Command", "debug", "verbose")
         return parser
 
-    def main(self, argv: Sequence[str] | None = None, prog: str | None = None) -> int:
-        """Run the command; returns its exit code."""
-        return run_command(self, argv, prog)
+    @classmethod
+    def summary(cls) -> str:
+        """One line for the list of commands."""
+        return (cls.__doc__ or "").partition("\n")[0]
 
-    def _example(self, prog: str | None) -> str:
-        """The example by the name that the command was called by: a script's, or the module's."""
-        words = self.example.split(" ", 2)
-        if prog is None or words[1] == "-m":
-            return self.example
-        return " ".join([prog, *words[2:]])
+    @classmethod
+    def parse(cls: type[C], argv: Sequence[str], prog: str | None = None) -> C:
+        """The command with the flags of a command line; argparse exits if they are wrong."""
+        command = cls()
+        command.typed = argv
+        return cls.parser(prog, argv).parse_args(argv, command)
 
+    def line(self, *without: str) -> str:
+        """The command line for the record, without flags that do not change the result."""
+        words = [word for word in self.typed if word not in without]
+        return f"python {self.script} {shlex.join(words)}"
 
-def typed_command(
-    command: Command, script: str, args: argparse.Namespace, but: Sequence[str] = ()
-) -> str:
-    """A command line that does the same: every flag that is not at its default.
-
-    Args:
-        command: whose flags they are.
-        script: the root script, for example `train.py`.
-        args: the parsed flags; attributes that are no flags do not count.
-        but: flags that do not change the result, and are left out.
-    """
-    words = ["python", script]
-    for action in command.parser(argv=getattr(args, "typed", None))._actions:
-        value = getattr(args, action.dest, None)
-        if value == action.default or action.dest in ("help", "debug", "verbose", *but):
-            continue
-        if action.nargs == 0 and value != action.const:
-            continue  # the other one of a pair like --x and --no_x
-        off = [flag for flag in action.option_strings if flag.startswith("--no_")]
-        if value is False and off:
-            words.append(off[0])
-            continue
-        words.append(action.option_strings[0])
-        if value != action.const:
-            words += [str(v) for v in value] if isinstance(value, list) else [str(value)]
-    return shlex.join(words)
-
-
-def run_command(
-    command: Command, argv: Sequence[str] | None = None, prog: str | None = None
-) -> int:
-    """Parse, check and run; turns errors into one line on stderr and an exit code."""
-    argv = sys.argv[1:] if argv is None else list(argv)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # names of files need not be UTF-8
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        parser = command.parser(prog, argv)
-        args = parser.parse_args(argv, argparse.Namespace(typed=argv))
-    except SystemExit as stop:  # argparse: 0 after --help, 2 after a wrong flag
-        return stop.code if isinstance(stop.code, int) else WRONG_ARGUMENTS
-    except ValueError as error:  # of a default that depends on the environment
-        return _report(error, WRONG_ARGUMENTS, debug=False)
-    _set_up_logging(args.verbose)
-    code = WRONG_ARGUMENTS
-    try:
-        found = command.check(args)
-        code = FAILED
-        return command.run(args, found)
-    except KeyboardInterrupt:
-        print(f"interrupted; {command.after_interrupt}", file=sys.stderr)
-        return INTERRUPTED
-    except USER_ERRORS as error:
-        return _report(error, code, args.debug)
+    @classmethod
+    def main(cls, argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+        """Parse, check and run; turns errors into one line on stderr and an exit code."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # names of files need not be UTF-8
+                stream.reconfigure(errors="backslashreplace")
+        argv = sys.argv[1:] if argv is None else list(argv)
+        code = WRONG_ARGUMENTS
+        try:
+            command = cls.parse(argv, prog)
+            _set_up_logging(command.verbose)
+            found = command.check()
+            code = FAILED
+            return command.run(found)
+        except SystemExit as stop:  # argparse: 0 after --help, 2 after a wrong flag
+            return stop.code if isinstance(stop.code, int) else WRONG_ARGUMENTS
+        except KeyboardInterrupt:
+            print(f"interrupted; {cls.after_interrupt}", file=sys.stderr)
+            return INTERRUPTED
+        except USER_ERRORS as error:
+            if "--debug" in argv:
+                traceback.print_exception(error)
+            message = str(error) or type(error).__name__
+            if len(message) > _LONGEST:  # of something damaged that it repeats
+                message = f"{message[: _LONGEST // 2]} [...] {message[-_LONGEST // 2 :]}"
+            print(f"error: {message}", file=sys.stderr)
+            return code
 
 
 def _set_up_logging(verbose: bool) -> None:
@@ -153,24 +163,10 @@ def _set_up_logging(verbose: bool) -> None:
         hub_logging.set_verbosity_error()
 
 
-def _report(error: BaseException, code: int, debug: bool) -> int:
-    if debug:
-        traceback.print_exception(error)
-    message = str(error) or type(error).__name__
-    if len(message) > _LONGEST:  # of something damaged that it repeats
-        message = f"{message[: _LONGEST // 2]} [...] {message[-_LONGEST // 2 :]}"
-    print(f"error: {message}", file=sys.stderr)
-    return code
-
-
 class _Parser(argparse.ArgumentParser):
     """Adds to a complaint what a misspelt flag was probably meant to be."""
 
     given: Sequence[str] = ()
-
-    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def,override]
-        self.given = sys.argv[1:] if args is None else list(args)
-        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         known = [flag for flag in self._option_string_actions if flag.startswith("--")]
@@ -204,7 +200,26 @@ def core_share() -> int:
     return max(1, (cores or 1) // local_processes())
 
 
-def bar_of(unit: str, shown: bool = True) -> Progress:
+def free_memory() -> int | None:
+    """Bytes that this machine can still give; all it has, or None, where the system says less."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        found = dict(line.split(":") for line in lines)["MemAvailable"]
+        return int(found.removesuffix("kB")) * 1024
+    except (OSError, LookupError, ValueError):  # not Linux
+        pass
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return None
+
+
+def memory_share() -> float:
+    """This process's share of the memory that is free; of 16 GB where nothing says it."""
+    return (free_memory() or 16e9) / local_processes()
+
+
+def bar_of(unit: str, shown: bool = True, **more: Any) -> Progress:
     """Makes bars that count something: at once on a terminal, twice a minute in a log."""
     from tqdm import tqdm
 
@@ -216,22 +231,17 @@ def bar_of(unit: str, shown: bool = True) -> Progress:
             dynamic_ncols=True,
             mininterval=0.1 if sys.stderr.isatty() else 30,
             disable=not shown,
+            **more,
         )
 
     return make
 
 
 def step_bar(steps: Iterable[int], epoch: int, total: int) -> Iterable[int]:
-    """A bar for one epoch, if someone is looking."""
-    from tqdm import tqdm
-
-    remaining = list(steps)
-    return tqdm(
-        remaining,
-        desc=f"epoch {epoch}",
-        total=total,
-        initial=total - len(remaining),
-        unit="step",
-        leave=False,
-        disable=None,
-    )
+    """A bar for one epoch; in a log from its first half minute on."""
+    remaining, delay = list(steps), 0 if sys.stderr.isatty() else 30
+    bars = bar_of("steps", desc=f"epoch {epoch}", leave=False, delay=delay)
+    with bars(total, total - len(remaining)) as bar:
+        for step in remaining:
+            yield step
+            bar.update(1)

@@ -3,150 +3,261 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import hashlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from talk2dino.benchmarks.data.sources import check_data_root
 from talk2dino.benchmarks.table import BENCHMARKS, find_benchmarks
-from talk2dino.cli.entry import DONE, Command
-from talk2dino.cli.evaluation import (
-    add_run_flags,
-    job_of,
-    run_and_report,
-)
-from talk2dino.cli.method_flags import (
-    add_method_flags,
-    add_option_flags,
-    given_sizes,
-    options_of,
-    pooling_of,
-)
-from talk2dino.methods.registry import MODEL_NAMES
+from talk2dino.cli.entry import DONE, Command, bar_of, core_share
+from talk2dino.cli.flags import add_flags, from_flags
+from talk2dino.cli.method_flags import MethodCommand
+from talk2dino.files import write_text
+from talk2dino.methods.registry import MODEL_NAMES  # noqa: F401  for the help
 
 if TYPE_CHECKING:
     from talk2dino.benchmarks.evaluate import Run
-    from talk2dino.benchmarks.job import Evaluation, Job
-    from talk2dino.methods.base import Method
+    from talk2dino.benchmarks.job import Evaluation, Job, Outcome
+
+    Found = tuple[Job, list[Run]]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the flags."""
-    parser.add_argument(
-        "--model",
-        required=True,
-        help=f"names with commas: {', '.join(MODEL_NAMES)}; or a config, a folder of "
-        "save_pretrained, owner/name",
-    )
-    parser.add_argument(
-        "--benchmarks",
-        default="all",
-        help="all of a model's publication, or names and YAML files of data sets with commas: "
-        "voc,mine.yaml",
-    )
-    parser.add_argument(
-        "--weights",
-        nargs="+",
-        metavar="W",
-        help="a file, a folder or seeded:<n>; with several models <model>=<file>",
-    )
-    parser.add_argument(
-        "--bg_thresh", type=float, help="background threshold (default: the published one)"
-    )
-    parser.add_argument(
-        "--boundary",
-        action="store_true",
-        help="score borders too: boundary IoU, and pixels that differ across windows' borders",
-    )
-    parser.add_argument(
-        "--vocabulary",
-        type=Path,
-        metavar="FILE.txt",
-        help="words of the classes, a line for each in the benchmark's order: name; alias; alias",
-    )
-    add_option_flags(parser)
-    add_run_flags(parser)
+class EvaluationCommand(Command):
+    """What both evaluation commands share: flags, the run, and the table at the end."""
 
+    data_root: Path = Path("data")
+    """Folder of all data."""
+    output: Path = Path("results")
+    """Folder of results."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:<i> or mps."""
+    batch_size: int | None = None
+    """Windows per pass (default: 32 on a GPU, else 4)."""
+    score_memory: int = 256
+    """MiB for upsampled scores; more classes take more turns."""
+    reader: str
+    readers: int
+    num_jobs: int
+    job_id: int
 
-def run(args: argparse.Namespace, found: tuple[Job, list[Run]]) -> int:
-    """Evaluate and print the table."""
-    job, runs = found
-    run_and_report(job, runs)
-    return DONE
+    @classmethod
+    def run_flags(cls, parser: argparse.ArgumentParser) -> None:
+        """Declare where the data is, where results go, and what is evaluated now."""
+        files = parser.add_argument_group("files")
+        cls.own_flags(files, "data_root", "output")
+        add_flags(files, "benchmarks.job:Job", "reader")
+        kinds = ("predictions=save_predictions", "coloured=pred_qual_path", "truth=gt_qual_path")
+        add_flags(files, "benchmarks.pictures:PictureFolders", *kinds)
+        work = parser.add_argument_group("work")
+        cls.own_flags(work, "device", "batch_size", "score_memory")
+        share = ("readers", "num_jobs", "job_id")
+        readers = min(16, max(2, core_share()))
+        add_flags(work, "benchmarks.evaluate:Share", *share, readers=readers)
 
+    def found(self, evaluations: Sequence[Evaluation], folders_per_benchmark: bool) -> Found:
+        """The job of some evaluations, and their runs; all data is looked for."""
+        from talk2dino.benchmarks.evaluate import Share
+        from talk2dino.benchmarks.job import Job, prepare
+        from talk2dino.benchmarks.pictures import PictureFolders
+        from talk2dino.benchmarks.scoring import Batching
+        from talk2dino.devices import resolve_device
 
-def check(args: argparse.Namespace) -> tuple[Job, list[Run]]:
-    """Find all files and refuse what cannot work, before weights are loaded."""
-    from talk2dino.benchmarks.job import prepare
-
-    if ".y" not in args.benchmarks:  # own data may be elsewhere
-        check_data_root(args.data_root)  # before a model is downloaded
-    job = job_of(args, _evaluations(args), folders_per_benchmark=True)
-    return job, prepare(job)
-
-
-def _methods(args: argparse.Namespace) -> list[Method]:
-    """The models of the flags."""
-    from talk2dino.methods.registry import find_method, split_models, split_weights
-
-    names = split_models(args.model)
-    weights = split_weights(args.weights, names)
-    methods, sizes = [], given_sizes(args)
-    for name, chosen in options_of(args, names).items():
-        if name in weights:
-            chosen["weights"] = weights[name]
-        methods.append(find_method(name, {**chosen, **sizes, "protocol": args.protocol}))
-    return methods
-
-
-def _evaluations(args: argparse.Namespace) -> list[Evaluation]:
-    """Models, their benchmarks, and the threshold as published or as asked for."""
-    from talk2dino.benchmarks.job import Evaluation
-    from talk2dino.methods.base import UNIFIED, refuse_threshold
-    from talk2dino.pictures.vocabularies import read_word_lists
-
-    evaluations, without = [], []
-    pooling = pooling_of(args, "--vocabulary", args.vocabulary)
-    words = None if args.vocabulary is None else read_word_lists(args.vocabulary)
-    changes = {"boundary": args.boundary, "vocabulary": words, "pooling": pooling}
-    if args.protocol == UNIFIED:
-        refuse_threshold(args.bg_thresh)
-    for method in _methods(args):
-        asked = args.benchmarks.strip()
-        rows = list(method.published_on)
-        if asked != "all":
-            rows = find_benchmarks(asked, args.data_root)
-        for row in dict.fromkeys(map(method.benchmark, rows)):
-            threshold = method.threshold(row) if row.bg_thresh is None else row.bg_thresh
-            if args.bg_thresh is not None and row.background:
-                threshold = args.bg_thresh
-            for remark in method.remarks(row):
-                _warn(remark)
-            if not row.background:
-                without.append(row.key)
-            evaluations.append(Evaluation(row, method.on(row), threshold, **changes))
-    if not evaluations:
-        raise ValueError(
-            f"--benchmarks all: no numbers of {args.model} are published. Name the benchmarks: "
-            f"--benchmarks {','.join(BENCHMARKS)}"
+        device = resolve_device(self.device)
+        gpu = device.type == "cuda"
+        size = self.batch_size if self.batch_size is not None else (32 if gpu else 4)
+        batching = Batching(size, across_images=gpu, score_bytes=self.score_memory << 20)
+        job = Job(
+            evaluations=evaluations,
+            data_root=self.data_root,
+            output=self.output,
+            device=device,
+            share=Share(self.job_id, self.num_jobs, batching, self.readers),
+            folders=from_flags(PictureFolders, self),
+            reader=self.reader,
+            folders_per_benchmark=folders_per_benchmark,
         )
-    if args.bg_thresh is not None and without:
-        keys = ", ".join(dict.fromkeys(without))
-        _warn(f"--bg_thresh is unused for {keys}: no background class there")
-    return evaluations
+        return job, prepare(job)
+
+    def run(self, found: Found) -> int:
+        """Evaluate in this process or in all that were started together; rank 0 prints."""
+        from talk2dino.benchmarks.job import run_job
+        from talk2dino.processes import joined_processes
+
+        job, runs = found
+        with joined_processes() as processes:
+            job = dataclasses.replace(job, device=processes.device(job.device))
+            first = processes.rank == 0
+            if first:
+                names = ", ".join(dict.fromkeys(run.dataset.benchmark.key for run in runs))
+                models = ", ".join(job.models)
+                print(f"{models} on {names}; device {job.device}; results in {job.output}")
+            outcomes = run_job(job, runs, processes, bar_of("images", shown=first))
+            if first:
+                _report(job, outcomes)
+                self.log(job, outcomes)
+        return DONE
+
+    def log(self, job: Job, outcomes: Sequence[Outcome]) -> None:
+        """Tell others of the results."""
 
 
-def _warn(text: str) -> None:
+class Evaluate(EvaluationCommand, MethodCommand):
+    """Evaluate models on the benchmarks and compare with the papers."""
+
+    example = "--model vitb --benchmarks all --pamr --data_root data"
+
+    model: str
+    """Names with commas: {MODEL_NAMES}; or a config, a folder of save_pretrained, owner/name."""
+    benchmarks: str = "all"
+    """All of a model's publication, or names and YAML files of data sets with commas:
+    voc,mine.yaml."""
+    weights: list[str] | None = None
+    """A file, a folder or seeded:<n>; with several models <model>=<file>."""
+    bg_thresh: float | None = None
+    """Background threshold (default: the published one)."""
+    boundary: bool = False
+    """Score borders too: boundary IoU, and pixels that differ across windows' borders."""
+    vocabulary: Path | None = None
+    """Text file with words of the classes, a line for each in the benchmark's order: name; alias;
+    alias."""
+
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        """Declare the flags."""
+        own = ("model", "benchmarks", "weights", "bg_thresh", "boundary", "vocabulary")
+        cls.own_flags(parser, *own)
+        cls.option_flags(parser)
+        cls.run_flags(parser)
+
+    def check(self) -> Found:
+        """Find all files and refuse what cannot work, before weights are loaded."""
+        if ".y" not in self.benchmarks:  # own data may be elsewhere
+            check_data_root(self.data_root)  # before a model is downloaded
+        return self.found(self._evaluations(), folders_per_benchmark=True)
+
+    def _evaluations(self) -> list[Evaluation]:
+        """Models, their benchmarks, and the threshold as published or as asked for."""
+        from talk2dino.benchmarks.job import Evaluation
+        from talk2dino.methods.base import UNIFIED, refuse_threshold
+        from talk2dino.methods.registry import find_method, split_models, split_weights
+        from talk2dino.pictures.vocabularies import read_word_lists
+
+        names = split_models(self.model)
+        weights = split_weights(self.weights, names)
+        pooling = self.pooled("--vocabulary", self.vocabulary)
+        words = None if self.vocabulary is None else read_word_lists(self.vocabulary)
+        changes: dict[str, Any] = {
+            "boundary": self.boundary,
+            "vocabulary": words,
+            "pooling": pooling,
+        }
+        if self.protocol == UNIFIED:
+            refuse_threshold(self.bg_thresh)
+        asked = self.benchmarks.strip()
+        evaluations, without = [], []
+        for name, settings in self.settings_of(names).items():
+            chosen = {"weights": weights[name]} if name in weights else {}
+            method = find_method(name, settings | chosen)
+            rows = list(method.published_on)
+            if asked != "all":
+                rows = find_benchmarks(asked, self.data_root)
+            for row in dict.fromkeys(map(method.benchmark, rows)):
+                threshold = method.threshold(row) if row.bg_thresh is None else row.bg_thresh
+                if self.bg_thresh is not None and row.background:
+                    threshold = self.bg_thresh
+                for remark in method.remarks(row):
+                    warn(remark)
+                if not row.background:
+                    without.append(row.key)
+                evaluations.append(Evaluation(row, method.on(row), threshold, **changes))
+        if not evaluations:
+            raise ValueError(
+                f"--benchmarks all: no numbers of {self.model} are published. Name the "
+                f"benchmarks: --benchmarks {','.join(BENCHMARKS)}"
+            )
+        if self.bg_thresh is not None and without:
+            warn(f"--bg_thresh is unused for {', '.join(dict.fromkeys(without))}: {NO_BACKGROUND}")
+        return evaluations
+
+
+NO_BACKGROUND = "no background class there"
+
+
+def warn(text: str) -> None:
+    """Say on stderr what a user may not expect."""
     print(f"warning: {text}", file=sys.stderr)
 
 
-COMMAND = Command(
-    name="evaluate",
-    summary="Evaluate models on the benchmarks and compare with the papers.",
-    example="python -m talk2dino evaluate --model vitb --benchmarks all --pamr --data_root data",
-    add_arguments=add_arguments,
-    add_more=add_method_flags,
-    check=check,
-    run=run,
-)
-main = COMMAND.main
+def _report(job: Job, outcomes: Sequence[Outcome]) -> None:
+    """Print the table of what is complete and what is worth saying, and write the table."""
+    from talk2dino.benchmarks.tables import published_sources, results_table
+
+    complete = [outcome for outcome in outcomes if outcome.result is not None]
+    for outcome in outcomes:
+        if outcome.result is None:
+            total = len(outcome.run.dataset.samples)
+            print(
+                f"{_shown(job, outcome)}: {outcome.counted} of {total} images are "
+                "counted; the job that completes them writes the result"
+            )
+    if not complete:
+        return
+    results: list[dict[str, Any]] = [o.result for o in complete if o.result is not None]
+    table = results_table(results)
+    text = table.markdown()
+    if sources := published_sources(results):
+        text += f"\nPaper: {'; '.join(sources)}.\n"
+    text += _changes(job, outcomes)
+    names = "\n".join(outcome.run.name for outcome in complete)  # other runs, another table
+    digest = hashlib.sha256(names.encode()).hexdigest()[:8]
+    path = job.output / f"{'_'.join(['table', *job.models, digest])}.md"
+    write_text(path, text)
+    write_text(path.with_suffix(".csv"), table.csv())
+    print(f"\n{text}")
+    for outcome, result in zip(complete, results, strict=True):
+        absent = [name for name, iou in result["per_class"].items() if iou is None]
+        if absent:
+            print(
+                f"{_shown(job, outcome)}: {len(absent)} classes without any pixel (nan), "
+                "left out of the mean"
+            )
+        if result["uniform_windows"]:
+            print(
+                f"{_shown(job, outcome)}: {result['uniform_windows']} windows in which all "
+                "patches are alike; see docs/evaluation.md"
+            )
+    timings = [result["timing"] for result in results if result["timing"]]
+    if timings:
+        memory = max(timing["peak_memory_mib"] for timing in timings)
+        print(f"peak memory {memory:.0f} MiB", end="")
+        gpu = [t["peak_gpu_memory_mib"] for t in timings if t["peak_gpu_memory_mib"]]
+        print(f", on the GPU {max(gpu):.0f} MiB" if gpu else "")
+    print(f"written: {path} and, per benchmark, {', '.join(str(o.path.name) for o in complete)}")
+
+
+def _changes(job: Job, outcomes: Sequence[Outcome]) -> str:
+    """Lines on what the protocol is, and on what it changes; empty for methods' own."""
+    from talk2dino.benchmarks.tables import protocol_of
+    from talk2dino.methods.base import PROTOCOLS
+
+    protocol = protocol_of(outcomes[0].run.settings)
+    if protocol is None:
+        return ""
+    lines = ["", f"Protocol {protocol}: {PROTOCOLS[protocol]}. Changed:", ""]
+    for evaluation, outcome in zip(job.evaluations, outcomes, strict=True):
+        row, names = evaluation.benchmark, outcome.run.dataset.classes
+        changes = "; ".join(evaluation.method.changes(row, names)) or "nothing"
+        lines.append(f"- {evaluation.method.model}, {row.key}: {changes}")
+    return "\n".join([*lines, ""])
+
+
+def _shown(job: Job, outcome: Outcome) -> str:
+    """What a line calls a run: its benchmark, and its model where there are several."""
+    key = outcome.run.dataset.benchmark.key
+    return f"{outcome.run.model}, {key}" if len(job.models) > 1 else key
+
+
+main = Evaluate.main

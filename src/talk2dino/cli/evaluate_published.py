@@ -4,88 +4,96 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from talk2dino.cli.entry import DONE, Command
-from talk2dino.cli.evaluation import (
-    add_run_flags,
-    job_of,
-    run_and_report,
-)
+from talk2dino.cli.evaluate import NO_BACKGROUND, EvaluationCommand, warn
 
 if TYPE_CHECKING:
-    from talk2dino.benchmarks.evaluate import Run
     from talk2dino.benchmarks.job import Evaluation, Job, Outcome
+    from talk2dino.cli.evaluate import Found
     from talk2dino.methods.talk2dino.published_yaml import PublishedEvaluation
 
 _CONFIGS = "src/open_vocabulary_segmentation/configs"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the published flags and the common ones."""
-    parser.add_argument("--eval", action="store_true", help="evaluate; nothing else is done here")
-    parser.add_argument("--eval_cfg", type=Path, required=True, help="YAML file of the model")
-    parser.add_argument(
-        "--eval_base_cfg",
-        "--eval_base",
-        dest="eval_base_cfg",
-        type=Path,
-        help="YAML file of the evaluation",
-    )
-    parser.add_argument(
-        "--opts",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override the files, such as evaluate.bg_thresh=0.52 model.vision_weights=seeded:7",
-    )
-    parser.add_argument("--wandb", action="store_true", help="log the numbers to Weights & Biases")
-    parser.add_argument("--wandb_name", help="name of the run there (default: the result's)")
-    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
-    add_run_flags(parser)
-    parser.add_argument(
-        "--precision", default="fp32", help="of the vision backbone: fp32, tf32, bf16 or fp16"
+class EvaluatePublished(EvaluationCommand):
+    """Evaluate as the published README says."""
+
+    script = "-m torch.distributed.run src/open_vocabulary_segmentation/main.py"
+    settings = {
+        "eval_base_cfg": {"flags": ("--eval_base_cfg", "--eval_base")},
+        "local_rank": {"flags": ("--local_rank", "--local-rank"), "help": argparse.SUPPRESS},
+    }
+    example = (
+        f"--eval --eval_cfg {_CONFIGS}/voc/dinotext_voc_vitb_mlp_infonce.yml "
+        f"--eval_base {_CONFIGS}/voc/eval_voc_pamr.yml"
     )
 
+    eval: bool = False
+    """Evaluate; nothing else is done here."""
+    eval_cfg: Path
+    """YAML file of the model."""
+    eval_base_cfg: Path | None = None
+    """YAML file of the evaluation."""
+    opts: list[str] = []
+    """KEY=VALUE: override the files, such as evaluate.bg_thresh=0.52
+    model.vision_weights=seeded:7."""
+    wandb: bool = False
+    """Log the numbers to Weights & Biases."""
+    wandb_name: str | None = None
+    """Name of the run there (default: the result's)."""
+    precision: str = "fp32"
+    """Of the vision backbone: fp32, tf32, bf16 or fp16."""
+    local_rank: int | None = None
+    """Not read."""
+    coloured: Path | None
+    truth: Path | None
 
-def check(args: argparse.Namespace) -> tuple[Job, list[Run]]:
-    """Read the files, find all data, and refuse what cannot work, before weights are loaded."""
-    from talk2dino.benchmarks.job import prepare
-    from talk2dino.methods.talk2dino.published_yaml import read_published
-    from talk2dino.training.history import check_logger
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        """Declare the published flags and the common ones."""
+        own = ("eval", "eval_cfg", "eval_base_cfg", "opts", "wandb", "wandb_name", "local_rank")
+        cls.own_flags(parser, *own, "precision")
+        cls.run_flags(parser)
 
-    if not args.eval:
-        raise ValueError("this command only evaluates: pass --eval. Training is train.py.")
-    if args.wandb_name and not args.wandb:
-        raise ValueError("--wandb_name needs --wandb.")
-    if args.wandb:
-        check_logger("wandb")
-    read = read_published(args.eval_cfg, args.eval_base_cfg, args.opts)
-    for flag, in_file in (
-        ("coloured", read.evaluate.pred_qual_path),
-        ("truth", read.evaluate.gt_qual_path),
-    ):
-        if getattr(args, flag) is None and in_file is not None:
-            setattr(args, flag, Path(in_file))
-    evaluations = evaluations_of(read, args.precision)
-    job = job_of(args, evaluations, folders_per_benchmark=len(read.benchmarks) > 1)
-    return job, prepare(job)
+    def check(self) -> Found:
+        """Read the files, find all data, and refuse what cannot work, before weights are loaded."""
+        from talk2dino.methods.talk2dino.published_yaml import read_published
+        from talk2dino.training.history import check_logger
 
+        if not self.eval:
+            raise ValueError("this command only evaluates: pass --eval. Training is train.py.")
+        if self.wandb_name and not self.wandb:
+            raise ValueError("--wandb_name needs --wandb.")
+        if self.wandb:
+            check_logger("wandb")
+        read = read_published(self.eval_cfg, self.eval_base_cfg, self.opts)
+        coloured, truth = read.evaluate.pred_qual_path, read.evaluate.gt_qual_path
+        self.coloured = self.coloured or (None if coloured is None else Path(coloured))
+        self.truth = self.truth or (None if truth is None else Path(truth))
+        evaluations = evaluations_of(read, self.precision)
+        return self.found(evaluations, folders_per_benchmark=len(read.benchmarks) > 1)
 
-def run(args: argparse.Namespace, found: tuple[Job, list[Run]]) -> int:
-    """Evaluate and print the table."""
-    job, runs = found
-    outcomes = run_and_report(job, runs)
-    if args.wandb:
-        from talk2dino.processes import is_first_process
+    def log(self, job: Job, outcomes: Sequence[Outcome]) -> None:
+        """Log the numbers to Weights & Biases, if asked to."""
+        from talk2dino.training.history import open_logger
 
-        if is_first_process():
-            _log(args, job, outcomes)
-    return DONE
+        if not self.wandb:
+            return
+        values = {
+            f"{result['benchmark']}/{name}": result[name]
+            for result in (outcome.result for outcome in outcomes)
+            if result is not None
+            for name in ("mIoU", "mAcc", "aAcc")
+            if result[name] is not None
+        }
+        name = self.wandb_name or outcomes[0].run.name
+        settings = {outcome.run.name: dict(outcome.run.settings) for outcome in outcomes}
+        wandb = open_logger("wandb", job.output / f"{name}.run", settings)
+        wandb.log(values, 0)
+        wandb.close()
 
 
 def evaluations_of(read: PublishedEvaluation, precision: str = "fp32") -> list[Evaluation]:
@@ -103,11 +111,7 @@ def evaluations_of(read: PublishedEvaluation, precision: str = "fp32") -> list[E
     )
     without = [row.key for row in read.benchmarks if not row.background]
     if section.bg_thresh is not None and without:
-        print(
-            f"warning: evaluate.bg_thresh is unused for {', '.join(without)}: "
-            "no background class there",
-            file=sys.stderr,
-        )
+        warn(f"evaluate.bg_thresh is unused for {', '.join(without)}: {NO_BACKGROUND}")
     name = name_of_recipe(read.recipe) or read.model_file
     method = Talk2DinoMethod(name, Talk2DinoOptions(), config)
     return [
@@ -116,33 +120,4 @@ def evaluations_of(read: PublishedEvaluation, precision: str = "fp32") -> list[E
     ]
 
 
-def _log(args: argparse.Namespace, job: Job, outcomes: Sequence[Outcome]) -> None:
-    from talk2dino.training.history import open_logger
-
-    results = [outcome.result for outcome in outcomes if outcome.result is not None]
-    values = {
-        f"{result['benchmark']}/{name}": result[name]
-        for result in results
-        for name in ("mIoU", "mAcc", "aAcc")
-        if result[name] is not None
-    }
-    name = args.wandb_name or outcomes[0].run.name
-    settings = {outcome.run.name: dict(outcome.run.settings) for outcome in outcomes}
-    wandb = open_logger("wandb", job.output / f"{name}.run", settings)
-    wandb.log(values, 0)
-    wandb.close()
-
-
-COMMAND = Command(
-    name="evaluate-published",
-    summary="Evaluate as the published README says.",
-    example=(
-        "python -m torch.distributed.run src/open_vocabulary_segmentation/main.py --eval "
-        f"--eval_cfg {_CONFIGS}/voc/dinotext_voc_vitb_mlp_infonce.yml "
-        f"--eval_base {_CONFIGS}/voc/eval_voc_pamr.yml"
-    ),
-    add_arguments=add_arguments,
-    check=check,
-    run=run,
-)
-main = partial(COMMAND.main, prog="main.py")
+main = EvaluatePublished.main

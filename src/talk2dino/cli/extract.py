@@ -4,81 +4,185 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from talk2dino.cli.entry import DONE, FAILED, Command, core_share
-from talk2dino.cli.extraction import (
-    add_output_arguments,
-    add_precision_argument,
-    make_job,
-    run_job,
-)
+from talk2dino.cli.entry import DONE, FAILED, Command, bar_of, core_share
 from talk2dino.cli.flags import add_flags, from_flags
-from talk2dino.features.keys import IMAGE_KEYS
+from talk2dino.devices import AMP_TYPES, DTYPES
+from talk2dino.features.keys import IMAGE_KEYS, LAYOUTS
+from talk2dino.files import write_text
 
 if TYPE_CHECKING:
-    from talk2dino.features.job import Job
-
-_SETTINGS = "features.extract:ImageSettings"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the published flags and ours."""
-    parser.add_argument(
-        "--ann_path",
-        type=Path,
-        required=True,
-        help="COCO captions JSON, feature file (.pth), or folder or pattern of tars",
-    )
-    parser.add_argument("--data_dir", type=Path, default=Path("../coco/"), help="image folder")
-    group = parser.add_argument_group("model")
-    names = ["model", "weights=vision_weights", "resize_dim", "crop_dim", "resize", "blip_model"]
-    defaults = {"resize": "exact", "workers": default_workers()}
-    names += ["compile", "device", "batch_size", "workers"]
-    add_flags(group, _SETTINGS, *names, **defaults)
-    add_precision_argument(group)
-    group = parser.add_argument_group("features (without any of these: --extract_cls)")
-    for key, flag in IMAGE_KEYS.items():
-        group.add_argument(flag, dest="keys", action="append_const", const=key, help=f"store {key}")
-    add_output_arguments(parser, n_shards=25)
-    parser.add_argument(
-        "--max_failures",
-        type=int,
-        default=0,
-        help="with more unreadable images than this the exit code is 1 (the rest is written)",
-    )
-
-
-def check(args: argparse.Namespace) -> Job:
-    """Refuse wrong arguments; take over unfinished work."""
     from talk2dino.features.captions import CaptionInput
-    from talk2dino.features.extract import ImageExtraction, ImageSettings
+    from talk2dino.features.chunks import Extraction
+    from talk2dino.features.job import Job
+    from talk2dino.features.store import FeatureFile
 
-    chosen = args.keys or ["dino_features"]
-    keys = tuple(key for key in IMAGE_KEYS if key in chosen)
-    extraction = ImageExtraction(from_flags(ImageSettings, args, keys=keys))
-    return make_job(args, CaptionInput(args.ann_path, args.data_dir), extraction, args.max_failures)
+SHOWN_FAILURES = 10
 
 
-def run(args: argparse.Namespace, job: Job) -> int:
-    """Extract split after split; 1 if more images failed than allowed.
+class ExtractionCommand(Command):
+    """What the two extraction commands share: where the features go, and the work itself."""
 
-    Only the first of several processes says so: when one exits with 1, `torch.distributed.run`
-    ends the others at once, and the first has its report to write.
-    """
-    path = job.path
-    if args.job_id is not None:  # the other jobs have lists of their own
-        path = path.with_name(f"{path.stem}_{args.job_id + args.out_offset}{path.suffix}")
-    failures = run_job(job, path.with_name(f"{path.name}.failed.txt"))
-    if not job.leads or len(failures) <= args.max_failures:
-        return DONE
-    print(
-        f"error: {len(failures)} failures are more than --max_failures {args.max_failures}; "
-        "everything else is written",
-        file=sys.stderr,
+    ann_path: Path
+    """COCO captions JSON, feature file (.pth), or folder or pattern of tars."""
+    out_path: Path | None = None
+    """The .pth file, or the folder of the shards (default: the annotation path with .pth)."""
+    layout: str | None = None
+    """Of a .pth: ours or the published one."""
+    write_as_wds: bool = False
+    """Write webdataset shards."""
+    overwrite: bool = False
+    """Replace what is there."""
+    n_shards: int
+    job_id: int | None
+    out_offset: int
+
+    @classmethod
+    def output_flags(cls, parser: argparse.ArgumentParser, settings: str, n_shards: int) -> None:
+        """Declare number types, where the features go, and how the input is divided."""
+        amp = {"nargs": "?", "const": "auto", "choices": AMP_TYPES}
+        add_flags(parser, settings, "amp", amp=amp)
+        group = parser.add_argument_group("output")
+        cls.own_flags(group, "out_path", "layout", "write_as_wds", layout={"choices": LAYOUTS})
+        splits = ("n_in_splits=num_jobs|n_in_splits|n_in_split", "job_id", "in_batch_offset")
+        division = ("n_shards", *splits, "out_offset")
+        add_flags(group, "features.job:Division", *division, n_shards=n_shards)
+        add_flags(group, settings, "dtype", dtype={"choices": DTYPES})
+        cls.own_flags(group, "overwrite")
+
+    def job(self, data: CaptionInput, extraction: Extraction, max_failures: int = 0) -> Job:
+        """Take over the job of a run.
+
+        Args:
+            data: what is read.
+            extraction: what makes the features.
+            max_failures: most images that a file completed in place may lose.
+        """
+        from talk2dino.features.job import Division, Job
+
+        if self.write_as_wds and self.n_shards < 1:
+            raise ValueError(f"--n_shards must be at least 1, got {self.n_shards}")
+        if self.write_as_wds and self.layout:
+            raise ValueError("--layout is for .pth files; leave it out with --write_as_wds")
+        division = from_flags(Division, self, n_shards=self.n_shards if self.write_as_wds else 0)
+        path = self.place()
+        return Job(data, extraction, path, division, self.layout, self.overwrite, max_failures)
+
+    def place(self) -> Path:
+        """`--out_path`, or the annotation path with `.pth`; for shards a folder.
+
+        Raises:
+            ValueError: a pattern of tars has no natural output name, or the path is of the wrong
+                kind.
+        """
+        from talk2dino.features.tars import is_tar_input
+
+        source, tars = self.ann_path, is_tar_input(self.ann_path)
+        folder = source.is_dir()
+        if self.out_path is None and tars and not folder:
+            raise ValueError("--out_path is needed when --ann_path names tars")
+        path = self.out_path or source.with_name(f"{source.name if folder else source.stem}.pth")
+        if not self.write_as_wds:
+            if path.is_dir() or path.suffix not in (".pth", ".pt"):
+                raise ValueError(
+                    f"--out_path {path} must end in .pth and be no folder (or add --write_as_wds)"
+                )
+            return path
+        path = path.with_suffix("") if path.suffix in (".pth", ".tar") else path
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"--out_path {path} is a file; shards need a folder")
+        if tars and path.resolve() == (source if folder else source.parent).resolve():
+            raise ValueError(
+                f"the shards would be written among the tars of the input in {path}. "
+                "Give another folder with --out_path."
+            )
+        return path
+
+    def extract(self, job: Job, failed: Path | None = None) -> list[str]:
+        """Extract split after split; returns the failures.
+
+        Args:
+            job: what is to be done.
+            failed: where the failures are listed.
+        """
+        from talk2dino.processes import joined_processes
+
+        with joined_processes() as processes, job:
+            job.join(processes)
+            unit = job.extraction.unit
+            if processes.count > 1:  # the first one shows its own share
+                unit = f"{unit} of the first of {processes.count} processes"
+            for split in job.pending():
+                features = job.make(split, bar_of(unit, job.leads))
+                if features is not None:
+                    _report_written(features, job.outputs[split], job.extraction.settings.keys)
+            failures = job.failures()
+            if job.leads and failed:  # before the job is over: a kill must not lose the list
+                _report_failures(failures, failed)
+        return failures
+
+
+class Extract(ExtractionCommand):
+    """Extract image features with a frozen vision backbone."""
+
+    script = "dino_extraction_v2.py"
+    example = (
+        "--ann_path ../coco/captions_val2014.json --out_path ../coco2014_b14/val.pth "
+        "--model dinov2_vitb14_reg --resize_dim 448 --crop_dim 448 --extract_avg_self_attn "
+        "--extract_disentangled_self_attn"
     )
-    return FAILED
+
+    data_dir: Path = Path("../coco/")
+    """Image folder."""
+    keys: list[str] | None
+    max_failures: int = 0
+    """With more unreadable images than this the exit code is 1 (the rest is written)."""
+
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        """Declare the published flags and ours."""
+        cls.own_flags(parser, "ann_path", "data_dir", "max_failures")
+        names = ["model", "weights=vision_weights", "resize_dim", "crop_dim", "resize"]
+        names += ["blip_model", "compile", "device", "batch_size", "workers"]
+        settings = "features.extract:ImageSettings"
+        add_flags(parser, settings, *names, resize="exact", workers=default_workers())
+        group = parser.add_argument_group("features (without any of these: --extract_cls)")
+        for key, flag in IMAGE_KEYS.items():
+            stored = f"store {key}"
+            group.add_argument(flag, dest="keys", action="append_const", const=key, help=stored)
+        cls.output_flags(parser, settings, n_shards=25)
+
+    def check(self) -> Job:
+        """Refuse wrong arguments; take over unfinished work."""
+        from talk2dino.features.captions import CaptionInput
+        from talk2dino.features.extract import ImageExtraction, ImageSettings
+
+        chosen = self.keys or ["dino_features"]
+        keys = tuple(key for key in IMAGE_KEYS if key in chosen)
+        extraction = ImageExtraction(from_flags(ImageSettings, self, keys=keys))
+        return self.job(CaptionInput(self.ann_path, self.data_dir), extraction, self.max_failures)
+
+    def run(self, job: Job) -> int:
+        """Extract split after split; 1 if more images failed than allowed.
+
+        Only the first of several processes says so: when one exits with 1,
+        `torch.distributed.run` ends the others at once, and the first has its report to write.
+        """
+        path = job.path
+        if self.job_id is not None:  # the other jobs have lists of their own
+            path = path.with_name(f"{path.stem}_{self.job_id + self.out_offset}{path.suffix}")
+        failures = self.extract(job, path.with_name(f"{path.name}.failed.txt"))
+        if not job.leads or len(failures) <= self.max_failures:
+            return DONE
+        print(
+            f"error: {len(failures)} failures are more than --max_failures {self.max_failures}; "
+            "everything else is written",
+            file=sys.stderr,
+        )
+        return FAILED
 
 
 def default_workers() -> int:
@@ -86,17 +190,35 @@ def default_workers() -> int:
     return max(1, min(16, core_share() - 1))
 
 
-COMMAND = Command(
-    name="extract",
-    summary="Extract image features with a frozen vision backbone.",
-    example=(
-        "python dino_extraction_v2.py --ann_path ../coco/captions_val2014.json "
-        "--out_path ../coco2014_b14/val.pth --model dinov2_vitb14_reg --resize_dim 448 "
-        "--crop_dim 448 --extract_avg_self_attn --extract_disentangled_self_attn"
-    ),
-    add_arguments=add_arguments,
-    check=check,
-    run=run,
-)
+def _report_written(features: FeatureFile, files: Sequence[Path], keys: Sequence[str]) -> None:
+    """Say what was written where."""
+    where = str(files[0]) if len(files) == 1 else f"{files[0]} ... {files[-1].name}"
+    images = features.num_images
+    if files[0].suffix == ".tar":  # one member per caption
+        images = len(features.caption_rows.unique())
+    print(f"{where}: {images} images, {len(features.caption_rows)} captions")
+    if images < features.num_images:
+        lone = features.num_images - images
+        print(f"  {lone} images without captions have no place in shards")
+    columns = {**features.image_features, **features.caption_features}
+    for key in keys:
+        if key in columns:
+            dtype = str(columns[key].dtype).removeprefix("torch.")
+            print(f"  {key} {tuple(columns[key].shape)} {dtype}")
 
-main = COMMAND.main
+
+def _report_failures(failures: Sequence[str], path: Path) -> None:
+    """Name the failed images on stderr, and all of them in a text file."""
+    if not failures:
+        path.unlink(missing_ok=True)
+        return
+    text = "".join(f"{line}\n" for line in failures)
+    write_text(path, text, errors="backslashreplace")
+    shown = [f"  {line}" for line in failures[:SHOWN_FAILURES]]
+    if more := failures[SHOWN_FAILURES:]:
+        shown.append(f"  ... and {len(more)} more")
+    lines = [f"{len(failures)} images failed and were left out:", *shown, f"All of them: {path}"]
+    print("\n".join(lines), file=sys.stderr)
+
+
+main = Extract.main

@@ -1,6 +1,6 @@
-"""Flags that come from the fields of a settings class: type, default and help.
+"""Flags that come from the fields of a class: type, default and help.
 
-The class is read from its source and not imported, so that --help needs no PyTorch.
+A class that is not imported yet is read from its source, so that --help needs no PyTorch.
 """
 
 from __future__ import annotations
@@ -8,6 +8,10 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
+import re
+import sys
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,46 +19,67 @@ import talk2dino
 from talk2dino.config import documented_fields
 
 T = TypeVar("T")
-_KINDS = {"int": int, "float": float, "Path": Path, "str": str}
+_KINDS = {"bool": bool, "int": int, "float": float, "Path": Path, "str": str}
+_KIND = re.compile(r"(list\[)?\b(bool|int|float|Path|str)\b")
 _REQUIRED = object()
 
 
-def add_flags(parser: argparse._ActionsContainer, place: str, *names: str, **defaults: Any) -> None:
-    """Declare a flag for fields of a dataclass, called like them, with the strings under them.
+def add_flags(
+    parser: argparse._ActionsContainer, place: str | type, *names: str, **changes: Any
+) -> None:
+    """Declare a flag for fields of a class, called like them, with the strings under them.
 
     Args:
         parser: or a group of it.
-        place: module below talk2dino and class, as in `features.extract:ImageSettings`.
+        place: module below talk2dino and class, as in `features.extract:ImageSettings`; or the
+            class itself, with the fields of its bases.
         names: its fields; none for all. `field=flag` for another spelling of the flag, or for
             several: `field=flag|alias`.
-        defaults: field -> the command's own default, where the class has another or computes it.
+        changes: field -> the command's own default, where the class has another or computes it, or
+            a dictionary: other settings of `add_argument`, and `flags` in its own spelling, none
+            for an argument without a flag.
     """
-    known = _fields(place)
+    if isinstance(place, str):
+        module, _, kind = place.partition(":")
+        known = _fields(f"talk2dino.{module}", kind)
+    else:
+        known = {}
+        for base in place.__mro__[-2::-1]:  # all but object
+            if base.__module__ != "talk2dino.cli.entry":  # what every command has
+                known |= _fields(base.__module__, base.__name__)
     for name in names or known:
         name, _, spelt = name.partition("=")
-        kinds, default, text = known[name]
-        flags = [f"--{flag}" for flag in (spelt or name).split("|")]
-        if "bool" in kinds:
-            parser.add_argument(*flags, dest=name, action="store_true", help=text)
-            continue
-        default = defaults.get(name, default)
-        parser.add_argument(
-            *flags,
-            dest=name,
-            metavar=flags[0].lstrip("-").upper(),
-            type=next(_KINDS[kind] for kind in kinds if kind in _KINDS),
-            default=None if default is _REQUIRED else default,
-            required=default is _REQUIRED,
-            help=text,
-        )
+        annotation, default, text = known[name]
+        change = changes.get(name, {})
+        change = dict(change) if isinstance(change, Mapping) else {"default": change}
+        flags = change.pop("flags", [f"--{flag}" for flag in (spelt or name).split("|")])
+        settings: dict[str, Any] = {"help": text}
+        if annotation == "bool" and "type" not in change:
+            settings["action"] = "store_true"
+        else:
+            kinds = _KIND.search(annotation)
+            assert kinds is not None, f"no flag can hold {place} {name}: {annotation}"
+            several, kind = kinds.groups()
+            settings |= {"type": _KINDS[kind], "nargs": "+" if several else None}
+            settings |= {} if default is _REQUIRED else {"default": default}
+            settings["metavar"] = flags[0].lstrip("-").upper() if flags else name.upper()
+        settings |= change
+        if "choices" in change:
+            del settings["metavar"]
+        if settings.get("default") is argparse.SUPPRESS and isinstance(default, str | int):
+            settings["help"] += "" if isinstance(default, bool) else f" (default: {default})"
+        if flags:
+            required = "action" not in settings and "default" not in settings
+            settings = {"dest": name, "required": required, **settings}
+        parser.add_argument(*(flags or [name]), **settings)
 
 
-def from_flags(kind: type[T], args: argparse.Namespace, **values: Any) -> T:
+def from_flags(kind: type[T], args: object, **values: Any) -> T:
     """A dataclass from the flags of its fields.
 
     Args:
         kind: the dataclass.
-        args: the parsed flags.
+        args: what holds the parsed flags.
         values: fields that are no flags, or that are other than the flags say.
     """
     names = [entry.name for entry in dataclasses.fields(kind)]  # type: ignore[arg-type]
@@ -62,31 +87,40 @@ def from_flags(kind: type[T], args: argparse.Namespace, **values: Any) -> T:
     return kind(**{**given, **values})
 
 
-def _fields(place: str) -> dict[str, tuple[list[str], Any, str]]:
-    """Name of a field -> its types, its default, and the string under it as a help text."""
-    module, _, name = place.partition(":")
-    source = Path(talk2dino.__file__).parent.joinpath(*module.split(".")).with_suffix(".py")
-    tree = ast.parse(source.read_text(encoding="utf-8"))
-    found: dict[str, tuple[list[str], Any, str]] = {}
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.ClassDef) or node.name != name:
-            continue
-        for base in node.bases:  # of the same file
-            found |= _fields(f"{module}:{ast.unparse(base)}")
-        for entry, words in documented_fields(node):
-            kinds = [kind.strip() for kind in ast.unparse(entry.annotation).split("|")]
-            first = words.partition(" ")[0]
-            if first[1:].islower():
-                words = first.lower() + words[len(first) :]
-            help_text = words.rstrip(".").replace("%", "%%").replace("`", "")
-            found[ast.unparse(entry.target)] = (kinds, _default(entry.value), help_text)
+def _fields(module: str, name: str) -> dict[str, tuple[str, Any, str]]:
+    """Name of a field -> its type, its default, and the string under it as a help text."""
+    values = vars(sys.modules.get(module, argparse.Namespace()))
+    below = Path(talk2dino.__file__).parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
+    node = _classes(Path(values.get("__file__", below))).get(name)
+    found: dict[str, tuple[str, Any, str]] = {}
+    for base in [] if node is None else node.bases:  # of the same file
+        found |= _fields(module, ast.unparse(base))
+    for entry, words in () if node is None else documented_fields(node):
+        field, default = ast.unparse(entry.target), _REQUIRED
+        if entry.value is not None:
+            default = _default(entry.value, getattr(values.get(name), field, None))
+        first = words.partition(" ")[0]
+        if first[1:].islower():
+            words = first.lower() + words[len(first) :]
+        help_text = words.rstrip(".").replace("%", "%%").replace("`", "")
+        help_text = re.sub(r"\{(\w+)\}", lambda m: _listed(values[m[1]]), help_text)
+        found[field] = (ast.unparse(entry.annotation), default, help_text)
     return found
 
 
-def _default(value: ast.expr | None) -> Any:
-    if value is None:
-        return _REQUIRED
+@cache
+def _classes(source: Path) -> dict[str, ast.ClassDef]:
+    tree = ast.parse(source.read_text(encoding="utf-8"))
+    return {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+
+
+def _default(value: ast.expr, computed: Any) -> Any:
     try:
         return ast.literal_eval(value)
     except ValueError:
-        return None  # computed; the command has its own
+        return computed
+
+
+def _listed(value: Any) -> str:
+    """How a help text shows a value of its module that stands in it in braces."""
+    return str(value) if isinstance(value, str | int) else ", ".join(value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 import sys
@@ -80,19 +79,34 @@ STEPS = {
 PANEL_ROWS = 6
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the flags."""
-    parser.add_argument("--output", type=Path, default=Path("quickstart"), help="folder")
-    parser.add_argument("--images", type=int, default=1536, help="training pictures to draw")
-    parser.add_argument("--epochs", type=int, help=f"of the training (default: as in {RECIPE})")
-    parser.add_argument("--seed", type=int, default=0, help="of the drawing and the training")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<i> or mps")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="start again, replacing what is there"
-    )
+class Quickstart(Command):
+    """Draw a small world, run the whole pipeline on it, and show what came out."""
+
+    example = ""
+
+    output: Path = Path("quickstart")
+    """Folder."""
+    images: int = 1536
+    """Training pictures to draw."""
+    epochs: int | None = None
+    """Of the training (default: as in {RECIPE})."""
+    seed: int = 0
+    """Of the drawing and the training."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:<i> or mps."""
+    overwrite: bool = False
+    """Start again, replacing what is there."""
+
+    def check(self) -> list[str]:
+        """Refuse wrong arguments before anything is drawn; returns the steps that are done."""
+        return check(self)
+
+    def run(self, done: list[str]) -> int:
+        """Draw, extract, train, evaluate and show; steps that are done are skipped."""
+        return run(self, done)
 
 
-def check(args: argparse.Namespace) -> list[str]:
+def check(args: Quickstart) -> list[str]:
     """Refuse wrong arguments before anything is drawn; returns the steps that are done."""
     from talk2dino.devices import resolve_device
 
@@ -114,7 +128,7 @@ def check(args: argparse.Namespace) -> list[str]:
     return done
 
 
-def run(args: argparse.Namespace, done: list[str]) -> int:
+def run(args: Quickstart, done: list[str]) -> int:
     """Draw, extract, train, evaluate and show; steps that are done are skipped."""
     started = time.perf_counter()
     from talk2dino.toy.examples import read_examples
@@ -151,18 +165,18 @@ def run(args: argparse.Namespace, done: list[str]) -> int:
     return DONE
 
 
-def _settings(args: argparse.Namespace) -> dict[str, Any]:
+def _settings(args: Quickstart) -> dict[str, Any]:
     """Everything that decides the results."""
     recipe = content_digest(find_in_checkout(RECIPE))
     return {"images": args.images, "epochs": args.epochs, "seed": args.seed, RECIPE: recipe}
 
 
-def _write_record(args: argparse.Namespace, done: list[str]) -> None:
+def _write_record(args: Quickstart, done: list[str]) -> None:
     content = {"settings": _settings(args), "done": done}
     write_text(args.output / RECORD, json.dumps(content, indent=2) + "\n")
 
 
-def _done_steps(args: argparse.Namespace) -> list[str]:
+def _done_steps(args: Quickstart) -> list[str]:
     """The steps that an earlier run with the same settings has noted.
 
     Raises:
@@ -183,7 +197,7 @@ def _done_steps(args: argparse.Namespace) -> list[str]:
     return list(content["done"])
 
 
-def _recipe(args: argparse.Namespace) -> Path:
+def _recipe(args: Quickstart) -> Path:
     """The shipped recipe, or a copy of it with another number of epochs."""
     if args.epochs is None:
         return find_in_checkout(RECIPE)
@@ -236,13 +250,4 @@ def _class_table(results: Path) -> Table:
     return Table(["class", "trained", "untrained"], rows)
 
 
-COMMAND = Command(
-    name="quickstart",
-    summary="Draw a small world, run the whole pipeline on it, and show what came out.",
-    example="python -m talk2dino quickstart",
-    add_arguments=add_arguments,
-    check=check,
-    run=run,
-)
-
-main = COMMAND.main
+main = Quickstart.main

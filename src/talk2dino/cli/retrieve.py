@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,79 +15,95 @@ if TYPE_CHECKING:
 
     from talk2dino.features.store import FeatureFile
 
+    Found = tuple[FeatureFile, Tensor]
+
 IMAGES, CAPTIONS = "disentangled_self_attn", "ann_feats"
 """Columns of a feature file: a vector per head of every image, and one of every caption."""
 _CELL = 224  # pixels of a picture of the sheet
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the flags."""
-    parser.add_argument("--store", type=Path, required=True, help="feature file of extract")
-    asked = parser.add_mutually_exclusive_group(required=True)
-    asked.add_argument("--text", help="find the images that fit it, by their best head")
-    asked.add_argument("--image", type=Path, help="find the captions that fit it")
-    parser.add_argument("--top", type=int, default=10, help="how many to find")
-    parser.add_argument("--model", default="vitb", help="a Talk2DINO: a name, folder or file")
-    parser.add_argument("--sheet", type=Path, metavar="PNG", help="draw the found pictures")
-    parser.add_argument(
-        "--images", type=Path, metavar="DIR", help="where the pictures of the store are"
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<i> or mps")
-    parser.add_argument("--overwrite", action="store_true", help="replace a sheet that is there")
+class Retrieve(Command):
+    """Find the images of a feature file that fit a text, or the captions of an image."""
 
+    example = "--store val.pth --text 'a red bus' --top 10"
 
-def check(args: argparse.Namespace) -> tuple[FeatureFile, Tensor]:
-    """The feature file and the column that is searched; raises for wrong arguments."""
-    from talk2dino.features.store import read_features
+    store: Path
+    """Feature file of extract."""
+    text: str | None = None
+    """Find the images that fit it, by their best head."""
+    image: Path | None = None
+    """Find the captions that fit it."""
+    top: int = 10
+    """How many to find."""
+    model: str = "vitb"
+    """A Talk2DINO: a name, folder or file."""
+    sheet: Path | None = None
+    """PNG: draw the found pictures."""
+    images: Path | None = None
+    """Folder with the pictures of the store."""
+    device: str = "auto"
+    """Auto, cpu, cuda, cuda:<i> or mps."""
+    overwrite: bool = False
+    """Replace a sheet that is there."""
 
-    check_at_least(1, top=args.top)
-    if args.image is not None and not args.image.is_file():
-        raise FileNotFoundError(f"{args.image}: no such picture")
-    if args.text is not None and not args.text.strip():
-        raise ValueError("--text is empty. Say what to look for.")
-    if args.sheet is not None:
-        check_writable(args.sheet, args.overwrite)
-        if args.images is None or not args.images.is_dir():
-            raise ValueError(f"--sheet needs the folder of the pictures: --images {args.images}")
-    store = read_features(args.store)
-    return store, store.require(CAPTIONS if args.text is None else IMAGES, args.store)
+    def check(self) -> Found:
+        """The feature file and the column that is searched; raises for wrong arguments."""
+        from talk2dino.features.store import read_features
 
+        if (self.text is None) == (self.image is None):
+            raise ValueError("say what to look for with --text or with --image, one of them.")
+        check_at_least(1, top=self.top)
+        if self.image is not None and not self.image.is_file():
+            raise FileNotFoundError(f"{self.image}: no such picture")
+        if self.text is not None and not self.text.strip():
+            raise ValueError("--text is empty. Say what to look for.")
+        if self.sheet is not None:
+            check_writable(self.sheet, self.overwrite)
+            if self.images is None or not self.images.is_dir():
+                raise ValueError(
+                    f"--sheet needs the folder of the pictures: --images {self.images}"
+                )
+        store = read_features(self.store)
+        return store, store.require(CAPTIONS if self.text is None else IMAGES, self.store)
 
-def run(args: argparse.Namespace, opened: tuple[FeatureFile, Tensor]) -> int:
-    """Print what fits best, with its cosine, and draw it."""
-    from functools import partial
+    def run(self, opened: Found) -> int:
+        """Print what fits best, with its cosine, and draw it."""
+        from functools import partial
 
-    from talk2dino.features.store import check_finite
-    from talk2dino.methods.talk2dino.api import Talk2DINO
-    from talk2dino.methods.talk2dino.training.columns import forget
-    from talk2dino.methods.talk2dino.training.retrieval import best_rows
+        from talk2dino.features.store import check_finite
+        from talk2dino.methods.talk2dino.api import Talk2DINO
+        from talk2dino.methods.talk2dino.training.columns import forget
+        from talk2dino.methods.talk2dino.training.retrieval import best_rows
 
-    store, column = opened
-    model = Talk2DINO.from_pretrained(args.model, device=args.device)
-    projection = model.projection
-    by_text = args.text is not None
-    query = model.encode_text(args.text) if by_text else model.encode_image(args.image, "attention")
-    project = projection.project_visual if by_text else projection.project_clip_txt
-    expected = model.vision.embed_dim if by_text else model.text.embed_dim
-    if column.shape[-1] != expected:
-        raise ValueError(
-            f"{args.store} holds vectors of width {column.shape[-1]}, but {args.model} needs "
-            f"{expected}. Name the --model that the features were extracted for."
-        )
-    key = IMAGES if by_text else CAPTIONS
-    done = partial(forget, column) if store.mapped_from else None
-    cosines, rows = best_rows(query, column, args.top, project, done)
-    check_finite(cosines, key, args.store)  # what is none comes first
-    pictures = rows if by_text else store.caption_rows[rows]
-    names = [_name(store.images[row]) for row in pictures.tolist()]
-    found = zip(cosines.tolist(), rows.tolist(), names, strict=True)
-    for place, (cosine, row, name) in enumerate(found, 1):
-        caption = "" if by_text else f"  {store.annotations[row]['caption']}"
-        print(f"{place:>3}  {cosine:.4f}  {name}{caption}")
-    if args.sheet is not None:
-        _draw([args.images / name for name in names], args.sheet)
-        print(f"written: {args.sheet}")
-    return DONE
+        store, column = opened
+        model = Talk2DINO.from_pretrained(self.model, device=self.device)
+        projection = model.projection
+        by_text = self.image is None
+        if self.image is not None:
+            query = model.encode_image(self.image, "attention")
+        else:
+            query = model.encode_text(self.text or "")
+        project = projection.project_visual if by_text else projection.project_clip_txt
+        expected = model.vision.embed_dim if by_text else model.text.embed_dim
+        if column.shape[-1] != expected:
+            raise ValueError(
+                f"{self.store} holds vectors of width {column.shape[-1]}, but {self.model} needs "
+                f"{expected}. Name the --model that the features were extracted for."
+            )
+        key = IMAGES if by_text else CAPTIONS
+        done = partial(forget, column) if store.mapped_from else None
+        cosines, rows = best_rows(query, column, self.top, project, done)
+        check_finite(cosines, key, self.store)  # what is none comes first
+        pictures = rows if by_text else store.caption_rows[rows]
+        names = [_name(store.images[row]) for row in pictures.tolist()]
+        found = zip(cosines.tolist(), rows.tolist(), names, strict=True)
+        for place, (cosine, row, name) in enumerate(found, 1):
+            caption = "" if by_text else f"  {store.annotations[row]['caption']}"
+            print(f"{place:>3}  {cosine:.4f}  {name}{caption}")
+        if self.sheet is not None and self.images is not None:
+            _draw([self.images / name for name in names], self.sheet)
+            print(f"written: {self.sheet}")
+        return DONE
 
 
 def _name(record: dict[str, object]) -> str:
@@ -111,13 +126,4 @@ def _draw(paths: Sequence[Path], sheet: Path) -> None:
     save_picture(canvas, sheet, "")
 
 
-COMMAND = Command(
-    name="retrieve",
-    summary="Find the images of a feature file that fit a text, or the captions of an image.",
-    example="python -m talk2dino retrieve --store val.pth --text 'a red bus' --top 10",
-    add_arguments=add_arguments,
-    check=check,
-    run=run,
-)
-
-main = COMMAND.main
+main = Retrieve.main

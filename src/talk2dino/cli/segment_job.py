@@ -1,48 +1,72 @@
-"""One picture of the segment command: read, score, draw, write."""
+"""The pictures of the segment command: read, score, draw, write."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from talk2dino.cli.entry import free_memory
 from talk2dino.cli.segment_files import Task
 from talk2dino.inference import resize_pixels
-from talk2dino.pictures.drawing import blend, indexed_mask, write_names
+from talk2dino.pictures.drawing import blend, write_names
 from talk2dino.pictures.export import Export
 from talk2dino.pictures.images import check_image, read_rgb
 from talk2dino.pictures.segmentation import Segmentation, save_picture, save_scores
 from talk2dino.predict import draw_groups, segment_picture
-from talk2dino.segmenter import ClassQuery, Grouping, Segmenter
-from talk2dino.sizes import WHOLE, Protocol, scoring_size
+from talk2dino.segmenter import ClassQuery, ClassWords, Grouping, Segmenter
+from talk2dino.sizes import scoring_size
+
+if TYPE_CHECKING:
+    from talk2dino.methods.base import Method
 
 GROUP_MODES = ("all_groups", "first_group", "final_group")
 _GIB = 2**30
 _MOST_WEIGHTS = 2**28  # PAMR holds no more at a time
 _HUGE_PIXELS = 16_000_000  # refined beyond this only if asked for: it takes a minute on a laptop
 _HUGE_SIDE = 4096
-_ONLY_BACKGROUND = 0.99  # share of the pixels
 
 
-@dataclass(frozen=True)
-class Load:
-    """What it takes to score a picture."""
+@dataclass(eq=False)
+class SegmentJob:
+    """Segments one picture after the other with the same classes."""
 
-    classes: int
-    """How many are scored, the background included."""
+    method: Method
+    """Model and options; the modes of groups need one with groups."""
+    names: Sequence[str]
+    """Of the labels."""
+    colours: np.ndarray
+    """(C, 3) uint8 RGB of the labels."""
     device: torch.device
-    """Where."""
+    """Where the model runs."""
+    background: float | None = None
+    """Threshold of the background, or None for none."""
+    words: ClassWords | None = None
+    """By which the classes are looked for."""
     max_side: int | None = None
-    """Larger pictures are scored at this long side; None: see `size_of`."""
-    refined: bool = True
-    """Whether the scores of whole pictures are refined."""
+    """Larger pictures are scored at this long side; None: see `side_of`."""
+    opacity: float = 0.5
+    """Of the class colours of an overlay."""
+    export: Export | None = None
+    """Gets every segmentation."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What is recorded in every file."""
+    segmenter: Segmenter = field(init=False)
+    query: ClassQuery = field(init=False)
+
+    def load(self) -> None:
+        """Load the model and look the classes up."""
+        self.segmenter = self.method.load(self.device)
+        self.settings = {**self.settings, "segmenter": self.method.settings()}
+        self.query = self.method.query(
+            self.segmenter, self.names, self.background, words=self.words
+        )
 
     def check(self, path: Path) -> None:
         """Raise for a picture whose header is damaged, or that needs more memory than there is.
@@ -54,14 +78,20 @@ class Load:
         if self.device.type != "cpu":
             return  # the device says itself when it is full
         scored = scoring_size(height, width, self.side_of(height, width))
-        needed = scoring_bytes(height, width, scored, self.classes, self.refined)
-        available = available_memory()
+        count = len(self.names)
+        needed = scoring_bytes(height, width, scored, count, self.refined)
+        available = free_memory()
         if available is not None and needed > available:
             raise ValueError(
-                f"{path}: {width} x {height} pixels and {self.classes} classes need about "
+                f"{path}: {width} x {height} pixels and {count} classes need about "
                 f"{needed / _GIB:.1f} GiB of memory, {available / _GIB:.1f} GiB are free. "
                 "Pass --max_side 2048, name fewer classes, or make the picture smaller."
             )
+
+    @property
+    def refined(self) -> bool:
+        """Whether the scores of whole pictures are refined."""
+        return "pamr" in (self.method.demo.refines or ())
 
     def side_of(self, height: int, width: int) -> int | None:
         """The longest side at which a picture is scored; None: it keeps its size.
@@ -71,41 +101,6 @@ class Load:
         huge = self.refined and height * width > _HUGE_PIXELS
         return _HUGE_SIDE if huge and self.max_side is None else self.max_side
 
-    def check_any(self, paths: Sequence[Path]) -> None:
-        """Raise ValueError if all are refused; a single one does not stop a run."""
-        problems = []
-        for path in paths:
-            try:
-                self.check(path)
-            except (ValueError, OSError) as error:
-                problems.append(str(error))
-        if len(problems) == len(paths):
-            raise ValueError("\n".join(problems))
-
-
-@dataclass(frozen=True, eq=False)
-class SegmentJob:
-    """Segments one picture after the other with the same classes."""
-
-    segmenter: Segmenter
-    """Any method; the modes of groups need one with groups."""
-    query: ClassQuery
-    """The classes and the background's threshold."""
-    load: Load
-    """How large pictures may be."""
-    protocol: Protocol = WHOLE
-    """Size and windows."""
-    colours: np.ndarray | None = None
-    """(C, 3) uint8 RGB of the labels in the pictures of --vis; None for those of overlays."""
-    palette: np.ndarray | None = None
-    """(C, 3) uint8 RGB of the labels in overlays and masks; None for generated ones."""
-    opacity: float = 0.5
-    """Of the class colours of an overlay."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """What makes the files; stored inside them."""
-    export: Export | None = None
-    """Gets every segmentation."""
-
     def segment(self, task: Task) -> str:
         """Write the files of one picture; returns a line that says what was found.
 
@@ -114,24 +109,23 @@ class SegmentJob:
             RuntimeError: not enough memory on the device.
         """
         started = time.perf_counter()
-        self.load.check(task.source)
+        self.check(task.source)
         image, outputs = read_rgb(task.source), task.outputs
         pictures = self._without_classes(image, outputs)
-        found = None
+        line, record = "", ""
         if left := [kind for kind in outputs if kind not in ("input", *GROUP_MODES)]:
             found = self._found(image, task.source)
+            line, record = f": {_shares(found)}", found.record()
             drawn = [kind for kind in left if kind != "save_scores"]
             pictures |= {outputs[kind]: self._draw(kind, found) for kind in drawn}
-        record = "" if found is None else found.record()
-        if found is not None and "save_scores" in outputs:
-            save_scores(found.scores, found.names, outputs["save_scores"], record)
-        if found is not None and self.export is not None:
-            self.export.add(found, task.source)
+            if "save_scores" in outputs:
+                save_scores(found.scores, found.names, outputs["save_scores"], record)
+            if self.export is not None:
+                self.export.add(found, task.source)
         for path, picture in pictures.items():
             save_picture(picture, path, record)
         where = outputs.get("output", f"{len(pictures)} files")
-        line = f"{task.source} -> {where} ({time.perf_counter() - started:.1f} s)"
-        return line if found is None else f"{line}: {_shares(found)}{_advice(found)}"
+        return f"{task.source} -> {where} ({time.perf_counter() - started:.1f} s){line}"
 
     def _without_classes(
         self, image: Image.Image, outputs: Mapping[str, Path]
@@ -140,7 +134,7 @@ class SegmentJob:
         pictures = {}
         if "input" in outputs:  # as the model saw it, at its own size again
             pixels, size_hw = np.asarray(image), (image.height, image.width)
-            small = resize_pixels(pixels, self.protocol.scored_size(*size_hw))
+            small = resize_pixels(pixels, self.method.demo.protocol.scored_size(*size_hw))
             pictures[outputs["input"]] = Image.fromarray(resize_pixels(small, size_hw))
         if any(mode in outputs for mode in GROUP_MODES):
             assert isinstance(self.segmenter, Grouping)
@@ -155,31 +149,29 @@ class SegmentJob:
         return pictures
 
     def _found(self, image: Image.Image, path: Path) -> Segmentation:
-        most = self.load.side_of(image.height, image.width)
-        if most != self.load.max_side:
+        most = self.side_of(image.height, image.width)
+        if most != self.max_side:
             megapixels = image.height * image.width / 1e6
             print(
                 f"note: {path} has {megapixels:.0f} megapixels: scored at a long side of {most} "
                 f"pixels; --max_side {max(image.size)} keeps its size"
             )
-        settings = {"image": str(path), **self.settings}
-        found = segment_picture(self.segmenter, image, self.query, self.protocol, most, settings)
-        return replace(found, palette=self.palette)
+        settings, protocol = {"image": str(path), **self.settings}, self.method.demo.protocol
+        found = segment_picture(self.segmenter, image, self.query, protocol, most, settings)
+        return replace(found, palette=self.colours)
 
     def _draw(self, kind: str, found: Segmentation) -> Image.Image:
         labels = found.labels.numpy()
         if kind == "output":
             return found.overlay(self.opacity)
-        if kind == "save_mask":
+        if kind in ("pred", "save_mask"):
             return found.mask()
         if kind == "mask":
             return Image.fromarray(labels.astype(np.uint8))
-        colours = found.colours if self.colours is None else self.colours
-        if kind == "pred":
-            return indexed_mask(labels, colours)
         kept = None if found.background is None else 0
-        blended = Image.fromarray(blend(np.asarray(found.image), colours[labels], labels == kept))
-        return blended if kind == "input_pred" else write_names(blended, labels, found.names, kept)
+        blended = blend(np.asarray(found.image), self.colours[labels], labels == kept)
+        picture = Image.fromarray(blended)
+        return picture if kind == "input_pred" else write_names(picture, labels, found.names, kept)
 
 
 def _shares(found: Segmentation) -> str:
@@ -188,15 +180,6 @@ def _shares(found: Segmentation) -> str:
     largest = sorted(areas.items(), key=lambda area: -area[1])
     shown = [f"{n} {f'{share:.0f}%' if share >= 1 else '<1%'}" for n, share in largest[:5]]
     return ", ".join(shown) + (", ..." if len(largest) > 5 else "")
-
-
-def _advice(found: Segmentation) -> str:
-    """What to do when hardly a pixel belongs to a class."""
-    threshold = found.background
-    if threshold is None or found.labels.eq(0).double().mean() < _ONLY_BACKGROUND:
-        return ""
-    best = found.scores[1:].max().item()
-    return f"; the highest score is {best:.3f}, --bg_thresh {threshold:g}: lower it"
 
 
 def scoring_bytes(
@@ -214,17 +197,3 @@ def scoring_bytes(
     if scored != (height, width):
         planes += (classes + 4) * height * width
     return 4 * planes
-
-
-def available_memory() -> int | None:
-    """Bytes that this machine can still give; all it has, or None, where the system says less."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        found = dict(line.split(":") for line in lines)["MemAvailable"]
-        return int(found.removesuffix("kB")) * 1024
-    except (OSError, LookupError, ValueError):  # not Linux
-        pass
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
-        return None

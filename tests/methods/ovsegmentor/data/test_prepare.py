@@ -222,8 +222,8 @@ def test_a_line_that_is_no_caption_is_named(tmp_path, capsys, line):
         (("merge", "--dstdir", "."), "holds no .csv files to merge"),
         (("filter", "--metafile", "nowhere.csv"), "nowhere.csv: no such file"),
         (("json2csv", "--metafile", "nowhere.json"), "nowhere.json: no such file"),
-        (("filter", "--metafile", "x.csv", "--processors", "0"), "--processors must be at least 1"),
-        (("makepair", "--metafile", "x.csv", "--seed", "-1"), "--seed must not be negative"),
+        (("filter", "--metafile", "x.csv", "--processors", "0"), "processors must be at least 1"),
+        (("makepair", "--metafile", "x.csv", "--seed", "-1"), "seed must be at least 0"),
     ],
 )
 def test_wrong_arguments_are_refused_at_once(tmp_path, monkeypatch, capsys, arguments, problem):

@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 
-from talk2dino.cli.train import COMMAND
+from talk2dino.cli.train import Train
 from talk2dino.methods.talk2dino.projection import build_projection
 from talk2dino.methods.talk2dino.recipe import load_recipe
 from talk2dino.methods.talk2dino.training.dataset import choose_features
@@ -56,4 +56,4 @@ def test_a_recipe_opens_with_its_command_hardware_time_and_expectation(root, nam
     lines = re.search(r"Command:\s+((?:.*\\\n)*.*)", opening).group(1)
     python, script, *flags = shlex.split(lines.replace("\\\n#", " "))
     assert (python, script) == ("python", "train.py")
-    assert COMMAND.parser().parse_args(flags).model == f"configs/{name}.yaml"
+    assert Train.parse(flags).model == f"configs/{name}.yaml"
