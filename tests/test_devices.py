@@ -9,7 +9,6 @@ from talk2dino.devices import (
     Fetched,
     MemoryFit,
     check_compiler,
-    is_out_of_memory,
     joined,
     mixed_precision,
     resolve_device,
@@ -108,23 +107,25 @@ def test_a_batch_that_fits_is_one_piece_and_no_items_are_none():
     assert seen == [9]
 
 
-def test_a_single_item_that_does_not_fit_is_an_error():
-    with pytest.raises(RuntimeError, match="not even one of the captions at a time fits"):
+def test_a_single_item_that_does_not_fit_is_an_error_and_others_are_not_taken_for_it():
+    with pytest.raises(RuntimeError, match="CUDA out of memory"):
         MemoryFit("captions").pieces(limited(0, []), torch.ones(3))
-
-
-def test_other_errors_are_not_taken_for_a_lack_of_memory():
-    def model(items):
-        raise RuntimeError("shapes differ")
-
+    seen = []
     with pytest.raises(RuntimeError, match="shapes differ"):
-        MemoryFit("images").pieces(model, torch.ones(3))
-    for sentence in (
+        MemoryFit("images").pieces(limited(1, seen, "shapes differ"), torch.ones(3))
+    assert seen == [3]
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
         "MPS backend out of memory",
         "DefaultCPUAllocator: can't allocate memory",
-    ):
-        assert is_out_of_memory(RuntimeError(sentence))
+    ],
+)
+def test_a_lack_of_memory_has_many_names(problem):
+    assert len(MemoryFit("images").pieces(limited(2, [], problem), torch.ones(4))) == 2
 
 
 def test_memory_is_given_back_on_cuda_before_the_next_try(monkeypatch):
@@ -178,9 +179,10 @@ def test_what_a_gpu_fetches_is_waited_for_when_it_is_read(monkeypatch):
     )
     monkeypatch.setattr(torch.cuda, "Event", lambda: arrived)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"work of {device}")
-    monkeypatch.setattr("talk2dino.devices.pinned_copy", lambda tensor: calls.append("copy") or 7)
+    pinned = SimpleNamespace(copy_=lambda tensor, non_blocking: calls.append("copy") or 7)
+    monkeypatch.setattr(torch, "empty", lambda shape, dtype, pin_memory: pinned)
     device = SimpleNamespace(type="cuda")
-    fetched = Fetched([SimpleNamespace(device=device)] * 2)
+    fetched = Fetched([SimpleNamespace(device=device, shape=(2,), dtype=torch.float32)] * 2)
     assert calls == ["copy", "copy", f"behind work of {device}"]
     assert fetched.read() == [7, 7] and calls[-1] == "arrived"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -25,6 +26,9 @@ products NVIDIA's GPUs take of numbers with 10 bits behind the point; elsewhere 
 
 COMPILER = "inductor"
 """PyTorch's name of what `compile_blocks` compiles with."""
+
+_NO_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory|ALLOC_FAILED")
+"""In errors of PyTorch, and of CUDA's libraries that it calls."""
 
 _Result = TypeVar("_Result")
 _Method = TypeVar("_Method", bound=Callable[..., Any])
@@ -164,14 +168,6 @@ def compile_blocks(blocks: Iterable[torch.nn.Module]) -> None:
         block.compile(backend=COMPILER)
 
 
-def pinned_copy(tensor: torch.Tensor) -> torch.Tensor:
-    """Start a copy of a GPU's tensor to pinned memory, whose blocks PyTorch uses again."""
-    import torch
-
-    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    return pinned.copy_(tensor, non_blocking=True)
-
-
 class Fetched:
     """Tensors on their way to main memory: begun at once, waited for when they are read.
 
@@ -181,14 +177,19 @@ class Fetched:
 
     def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
         self._arrived: torch.cuda.Event | None = None
-        if tensors and tensors[0].device.type == "cuda":
-            import torch
-
-            self._copies = [pinned_copy(tensor) for tensor in tensors]
-            self._arrived = torch.cuda.Event()
-            self._arrived.record(torch.cuda.current_stream(tensors[0].device))
-        else:
+        if not tensors or tensors[0].device.type != "cuda":
             self._copies = [tensor.cpu() for tensor in tensors]
+            return
+        import torch
+
+        # To pinned memory, whose blocks PyTorch uses again.
+        blocks = [
+            torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors
+        ]
+        pairs = zip(blocks, tensors, strict=True)
+        self._copies = [block.copy_(tensor, non_blocking=True) for block, tensor in pairs]
+        self._arrived = torch.cuda.Event()
+        self._arrived.record(torch.cuda.current_stream(tensors[0].device))
 
     def read(self) -> list[torch.Tensor]:
         """The copies, in order."""
@@ -228,33 +229,24 @@ class MemoryFit:
         start = 0
         while start < len(items):
             piece = items[start : start + (self.size or len(items))]
-            problem = ""
             try:
                 results.append(function(piece))
                 start += len(piece)
+                continue
             except RuntimeError as error:
-                if not is_out_of_memory(error):
+                if len(piece) == 1 or not _NO_MEMORY.search(str(error)):
                     raise
-                problem = str(error).splitlines()[0]
-            if problem:  # behind the except block, whose error holds on to the function's tensors
-                self._shrink(len(piece), items.device, problem)
-        return results
-
-    def _shrink(self, tried: int, device: torch.device, problem: str) -> None:
-        if tried == 1:
-            raise RuntimeError(
-                f"not even one of the {self.what} at a time fits in the memory of {device} "
-                f"({problem}). Free some, or choose a smaller model or smaller inputs."
+            # Behind the except block, whose error holds on to the function's tensors.
+            self.size = len(piece) // 2
+            logger.warning(
+                "%d %s at a time do not fit in the memory of %s; going on with %d",
+                *(len(piece), self.what, items.device, self.size),
             )
-        self.size = tried // 2
-        logger.warning(
-            "%d %s at a time do not fit in the memory of %s; going on with %d",
-            *(tried, self.what, device, self.size),
-        )
-        if device.type == "cuda":
-            import torch
+            if items.device.type == "cuda":
+                import torch
 
-            torch.cuda.empty_cache()
+                torch.cuda.empty_cache()
+        return results
 
 
 def joined(pieces: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -264,9 +256,3 @@ def joined(pieces: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tens
     if len(pieces) == 1:
         return dict(pieces[0])
     return {key: torch.cat([piece[key] for piece in pieces]) for key in pieces[0]}
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether PyTorch, or a library of CUDA's that it calls, found no memory."""
-    sentences = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
-    return any(sentence in str(error) for sentence in sentences)
