@@ -190,6 +190,13 @@ def check_at_least(smallest: int, **values: int) -> None:
             raise ValueError(f"{name} must be at least {smallest}, got {value}")
 
 
+def check_between(lowest: float, highest: float, **values: float) -> None:
+    """Raise ValueError for a value outside of [lowest, highest], or infinite, by its name."""
+    for name, value in values.items():
+        if not lowest <= value <= highest or math.isinf(value):
+            raise ValueError(f"{name} must lie in [{lowest}, {highest}], got {value}")
+
+
 def field_docs(kind: type) -> dict[str, str]:
     """The strings under the fields of a dataclass, those of its bases included."""
     found: dict[str, str] = {}

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from talk2dino.methods.ovsegmentor.checkpoints import seeded_weights
+from talk2dino.methods.ovsegmentor.checkpoints import seeded_weights, write_model
 from talk2dino.methods.ovsegmentor.config import get_preset
 from talk2dino.methods.ovsegmentor.model import OVSegmentor, PretrainingBatch
-from talk2dino.methods.ovsegmentor.text import Tokenizer, toy_tokenizer
+from talk2dino.methods.ovsegmentor.text import Tokenizer, Tokens, toy_tokenizer
 
 TOY = get_preset("ovsegmentor_toy")
 
@@ -20,6 +20,11 @@ def seeded_toy(stage: str = "evaluation", **options) -> OVSegmentor:
     model = OVSegmentor(TOY, stage, **options)
     model.load_state_dict(seeded_weights(TOY, 0, stage))
     return model.eval()
+
+
+def save(model, folder, tokenizer=None):
+    folder.mkdir()
+    write_model(model.config, model.state_dict(), folder, "a test", tokenizer)
 
 
 def published_state(stage="stage2"):
@@ -52,6 +57,15 @@ def make_batch(tokenizer: Tokenizer, size: int = 4) -> PretrainingBatch:
         paired_images=torch.randn(size, 3, 224, 224, generator=generator),
         paired_entities=tokenizer([f"A photo of {noun}" for noun in nouns], 32),
     )
+
+
+def rows(batch: PretrainingBatch, part: slice) -> PretrainingBatch:
+    """Some of a batch's samples."""
+    parts = (
+        Tokens(*(tensor[part] for tensor in value)) if isinstance(value, Tokens) else value[part]
+        for value in batch
+    )
+    return PretrainingBatch(*parts)
 
 
 class _Node:

@@ -18,13 +18,12 @@ from talk2dino.methods.ovsegmentor.checkpoints import (
     load_stage1,
     load_state,
     read_checkpoint,
-    save_model,
     seeded_weights,
     stage_of,
 )
 from talk2dino.methods.ovsegmentor.config import get_preset
 from talk2dino.methods.ovsegmentor.model import OVSegmentor
-from tests.methods.ovsegmentor.conftest import TOY, published_state, seeded_toy
+from tests.methods.ovsegmentor.conftest import TOY, published_state, save, seeded_toy
 
 
 class Attack:
@@ -166,7 +165,7 @@ def test_an_unfinished_pretraining_is_called_one(tmp_path):
 
 
 def test_a_damaged_configuration_is_named(tmp_path, toy):
-    save_model(toy, tmp_path / "toy", "a test")
+    save(toy, tmp_path / "toy")
     for content, message in (("{", "is not JSON"), ("[]", "no section 'model'")):
         (tmp_path / "toy" / "config.json").write_text(content)
         with pytest.raises(ValueError, match=message):
@@ -182,7 +181,7 @@ def test_an_existing_folder_is_kept_unless_told_otherwise(tmp_path, publish):
 
 
 def test_a_saved_model_brings_its_tokeniser(tmp_path, toy, tokenizer):
-    save_model(toy, tmp_path / "toy", "a test", tokenizer.tokenizer)
+    save(toy, tmp_path / "toy", tokenizer.tokenizer)
     checkpoint = read_checkpoint(tmp_path / "toy")
     assert checkpoint.tokenizer == tmp_path / "toy" / "tokenizer"
     assert read_checkpoint("seeded:0", "ovsegmentor_toy").tokenizer is None

@@ -13,6 +13,7 @@ from talk2dino.methods.ovsegmentor.losses import (
     stop_gradient_of,
     unit_range,
 )
+from talk2dino.methods.ovsegmentor.projection import gather_rows, num_processes, process_rank
 
 
 def maps(seed, batch=2):
@@ -86,3 +87,9 @@ def test_impossible_settings_are_refused(values):
     (name,) = values
     with pytest.raises(ValueError, match=f"{name} must"):
         LossConfig(**values)
+
+
+def test_one_process_needs_no_group():
+    rows = torch.randn(3, 2)
+    assert (num_processes(), process_rank()) == (1, 0)
+    assert gather_rows(rows) is rows

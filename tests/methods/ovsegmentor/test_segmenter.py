@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from talk2dino.backbones.templates import get_templates
 from talk2dino.benchmarks.table import BENCHMARKS
 from talk2dino.inference import sliding_window_scores
-from talk2dino.methods.ovsegmentor.checkpoints import save_model
 from talk2dino.methods.ovsegmentor.segmenter import (
     OVSegmentorSegmenter,
     WindowFeatures,
@@ -18,6 +17,7 @@ from talk2dino.methods.ovsegmentor.segmenter import (
 )
 from talk2dino.methods.registry import find_method
 from talk2dino.segmenter import ClassQuery, FeatureSharing
+from tests.methods.ovsegmentor.conftest import save
 
 # Three groups and seven classes; the first group is the best and owns no pixel below.
 SCORES = torch.tensor([[[0.0, 0.9], [0.2, 0.5], [0.3, 0.1]]])
@@ -162,7 +162,7 @@ def test_class_names_and_thresholds_are_the_published_ones():
 
 
 def test_a_saved_model_segments_like_the_one_it_came_from(tmp_path, segmenter):
-    save_model(segmenter.model, tmp_path / "m", "a test", segmenter.tokenizer.tokenizer)
+    save(segmenter.model, tmp_path / "m", segmenter.tokenizer.tokenizer)
     loaded = build_ovsegmentor(tmp_path / "m")
     windows, names = 255 * torch.rand(1, 3, 64, 64), ["cat", "dog"]
     ours, theirs = (s.window_scores(windows, s.query(names, 0.9)) for s in (loaded, segmenter))

@@ -124,7 +124,7 @@ def test_dino_weights_that_do_not_fit_are_named(encoder, dino):
         ({"num_groups": 0}, "num_groups must be at least 1"),
         ({"num_heads": 7}, "width 768 cannot be split into 7 num_heads"),
         ({"image_size": 225}, "no multiple of patch_size 16"),
-        ({"drop_path": 1.0}, r"drop_path must lie in \[0, 1\)"),
+        ({"drop_path": 1.0}, "drop_path must lie in"),
     ],
 )
 def test_impossible_encoders_are_refused(values, message):

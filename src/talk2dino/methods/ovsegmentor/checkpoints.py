@@ -4,7 +4,7 @@ Published files are pickles of everything a training had: the tensors, the optim
 OmegaConf configuration object. Only the tensors are read; the rest becomes empty stand-ins, and
 nothing that a file holds is run.
 
-A folder, which `convert_checkpoint` and `save_model` write, holds `model.safetensors` (all tensors
+A folder, which `convert_checkpoint` and a pretraining write, holds `model.safetensors` (all tensors
 under their published names), `config.json` (the architecture) and, where the tokeniser is not a
 published one, `tokenizer/`.
 """
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from talk2dino.backbones.checkpoints import (
     check_fit,
-    check_not_quantised,
+    load_strict,
     read_state_dict,
     state_shapes,
 )
@@ -88,7 +88,7 @@ def read_checkpoint(
     """Read weights of any kind.
 
     Args:
-        source: a folder that `convert_checkpoint` or `save_model` made, a file in the published
+        source: a folder that `convert_checkpoint` or a pretraining made, a file in the published
             layout, or `seeded:<n>`.
         name: the architecture they have to be of; with `seeded:<n>` it has to be given.
         num_heads: attention heads of the image encoder where they are not the preset's; no
@@ -177,13 +177,9 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> li
     Raises:
         ValueError: something is missing or has another shape.
     """
-    state = present_names(state)
-    shapes = state_shapes(model)
-    needed = {name: state[name] for name in state if name in shapes}
-    check_fit(needed, shapes, f"{source} does not fit this {type(model).__name__}")
-    check_not_quantised(needed, model, source)
-    model.load_state_dict(needed)
-    rest = [name for name in state if name not in shapes]
+    state, names = present_names(state), model.state_dict()
+    load_strict(model, {name: value for name, value in state.items() if name in names}, source)
+    rest = [name for name in state if name not in names]
     unexpected = [name for name in rest if not name.startswith(TRAINING_ONLY)]
     if unexpected:
         logger.warning("%s: unexpected keys: %s", source, ", ".join(unexpected[:8]))
@@ -245,12 +241,6 @@ def convert_checkpoint(
     with atomic_files(folder, *MODEL_FILES) as written:
         write_model(checkpoint.config, kept, written, str(Path(source).name))
     return dataclasses.replace(checkpoint, state=kept), rest
-
-
-def save_model(model: OVSegmentor, folder: str | Path, source: str, tokenizer: Any = None) -> None:
-    """Write a model of any stage as a folder; what is there is replaced. See `write_model`."""
-    with atomic_files(folder, *MODEL_FILES) as written:
-        write_model(model.config, model.state_dict(), written, source, tokenizer)
 
 
 def write_model(

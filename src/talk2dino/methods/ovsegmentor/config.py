@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 
-from talk2dino.config import check_at_least, check_name
+from talk2dino.config import check_at_least, check_between, check_name
 
 STAGES = ("evaluation", "stage1", "stage2")
 """What a model holds: the two encoders; also the entity decoder; also the EMA teacher."""
@@ -48,8 +48,7 @@ class VisionConfig:
             raise ValueError(
                 f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}"
             )
-        if not 0 <= drop_path < 1:
-            raise ValueError(f"drop_path must lie in [0, 1), got {drop_path}")
+        check_between(0, 0.99, drop_path=drop_path)
 
     @property
     def grid(self) -> int:

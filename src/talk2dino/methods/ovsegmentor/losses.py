@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from talk2dino.config import check_between
 from talk2dino.methods.ovsegmentor.projection import gather_rows, process_rank, unit_rows
 
 PUBLISHED_BATCH = 128
@@ -33,12 +34,8 @@ class LossConfig:
     """How much of itself the teacher keeps at every optimiser step; stage 2."""
 
     def __post_init__(self) -> None:
-        for name in ("entity", "mask"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be finite and not negative: {getattr(self, name)}")
-        for name in ("threshold", "group_ratio", "ema"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        check_between(0, math.inf, entity=self.entity, mask=self.mask)
+        check_between(0, 1, threshold=self.threshold, group_ratio=self.group_ratio, ema=self.ema)
 
 
 def similarity_scale(logit_scale: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from talk2dino.backbones.checkpoints import load_strict
-from talk2dino.config import as_texts
+from talk2dino.config import as_texts, reason
 from talk2dino.methods.ovsegmentor.config import TextConfig
 
 TOY = "toy"
@@ -193,8 +193,7 @@ def _build(config: TextConfig) -> nn.Module:
 
 
 def _not_loaded(what: str, name: str, error: Exception) -> str:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return (
-        f"could not load the {what} {name!r} ({reason}). "
+        f"could not load the {what} {name!r} ({reason(error)}). "
         "Give the path of a local folder that holds it."
     )

@@ -1,11 +1,14 @@
 """Whole runs: both stages, interruption, selection, and what stops one."""
 
+import contextlib
+import io
 import json
 import os
 import signal
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -20,7 +23,7 @@ from talk2dino.methods.ovsegmentor.segmenter import build_ovsegmentor
 from talk2dino.segmenter import ClassQuery
 from talk2dino.training.run import Hooks, load_state
 
-from .conftest import interrupted, write_captions
+from .conftest import interrupted, recipe_values, write_captions
 
 FLAGS = ("--device", "cpu", "--workers", "0")
 
@@ -32,17 +35,20 @@ def run_main(recipe, out, *flags):
 @pytest.fixture(scope="module")
 def stage1(tmp_path_factory, captions):
     """A finished stage 1, with held-out captions."""
-    import yaml
-
-    from .conftest import recipe_values
-
     folder = tmp_path_factory.mktemp("runs")
     held_out = write_captions(folder / "held_out", 6)
     values = recipe_values(captions)
     values["selection"] = {"metafile": str(held_out), "images": str(held_out.parent)}
     (folder / "one.yaml").write_text(yaml.safe_dump(values))
-    assert run_main(folder / "one.yaml", folder / "one") == 0
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert run_main(folder / "one.yaml", folder / "one") == 0
+    (folder / "said.txt").write_text(said.getvalue())
     return folder / "one"
+
+
+def test_the_command_says_where_it_is(stage1):
+    starts = [line.split("  ")[0] for line in (stage1.parent / "said.txt").read_text().splitlines()]
+    assert [start for start in starts if start.startswith("epoch")] == ["epoch 1/2", "epoch 2/2"]
 
 
 def test_stage_1_writes_a_folder_that_segments(stage1, capsys):
@@ -104,14 +110,26 @@ def dies_in_save(arguments, threads, fatal):
     main(arguments)
 
 
+KILLED = {"accumulate": 2, "batch_size": 2, "amp": "bfloat16"}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, captions):
+    """What the run that is killed below leaves if it is not."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(recipe_values(captions, **KILLED)))
+    assert run_main(folder / "tiny.yaml", folder / "out") == 0
+    return folder / "out"
+
+
 @pytest.mark.parametrize(
     ("fatal", "stands"),
     [(4, (0, 2)), (6, (1, 1))],  # epoch 1 is shown and about to be saved; a step of epoch 2 is
 )
 def test_a_killed_run_goes_on_to_the_same_bytes(
-    fork_server, write_recipe, tmp_path, fatal, stands, a_second_later
+    fork_server, write_recipe, tmp_path, undisturbed, fatal, stands, a_second_later
 ):
-    recipe = write_recipe(train={"accumulate": 2, "batch_size": 2, "amp": "bfloat16"})
+    recipe = write_recipe(train=KILLED)
     out = tmp_path / "killed"
     arguments = ["--config", str(recipe), "--out", str(out), *FLAGS, "--checkpoint_seconds", "0"]
     arguments += ["--logger", "tensorboard"]
@@ -125,9 +143,8 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     assert (snapshot["progress"][0]["epoch"], snapshot["progress"][0]["step"]) == stands
     a_second_later()
     assert main([*arguments, "--resume"]) == 0
-    assert run_main(recipe, tmp_path / "undisturbed") == 0
     for name in ("model.safetensors", "losses.csv", "config.json"):
-        assert (out / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
+        assert (out / name).read_bytes() == (undisturbed / name).read_bytes()
     assert not list(out.glob(".*"))
     (folder,) = out.rglob("*.tensorboard")
     events = EventAccumulator(str(folder)).Reload().Scalars("train/loss")

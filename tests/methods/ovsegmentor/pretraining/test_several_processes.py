@@ -6,18 +6,26 @@ import torch
 from talk2dino.methods.ovsegmentor.pretraining.config import load_pretraining_recipe
 from talk2dino.methods.ovsegmentor.pretraining.loop import KIND
 from talk2dino.methods.ovsegmentor.pretraining.step import PretrainingStep
+from talk2dino.methods.ovsegmentor.text import Tokenizer, toy_tokenizer
 from talk2dino.training.run import load_state
-from tests.methods.ovsegmentor.test_distributed import prepared_model, rows, whole_batch
+from tests.methods.ovsegmentor.conftest import make_batch, rows, seeded_toy
 from tests.ranks import run_ranks
 
 
 def one_step(recipe, part):
-    """The values, gradients and weights of an optimiser step on some rows of the batch."""
-    step = PretrainingStep(model := prepared_model(), recipe)
-    values = step([rows(whole_batch(), part)], [0], rate=1e-3)
+    """Values, gradients, statistics and teacher of an optimiser step on some rows of a batch.
+
+    Projectors are in training mode; there is no dropout, noise or statistic of one process.
+    """
+    model = seeded_toy("stage2")
+    model.img_projector.train()
+    model.text_projector.train()
+    batch = make_batch(Tokenizer(toy_tokenizer(), 96), 6)
+    values = PretrainingStep(model, recipe)([rows(batch, part)], [0], rate=1e-3)
     found = {f"gradient {n}": p.grad for n, p in model.named_parameters() if p.grad is not None}
     teacher = {f"teacher {n}": p for n, p in model.img_encoder_momentum.named_parameters()}
-    return {"values": values, **found, **teacher}
+    statistics = {f"buffer {n}": b for n, b in model.named_buffers() if "running" in n}
+    return {"values": values, **found, **statistics, **teacher}
 
 
 class Stop(Exception):
@@ -79,6 +87,7 @@ def test_two_processes_step_like_one_and_resume_exactly(
     alone = one_step(load_pretraining_recipe(recipe), slice(None))
     assert together.keys() == alone.keys()
     gradients = [name for name in alone if name.startswith("gradient")]
+    assert len(gradients) > 100
     largest = max(float(alone[name].abs().max()) for name in gradients)
     for name, value in alone.items():
         atol = 1e-4 * largest if name in gradients else 1e-5

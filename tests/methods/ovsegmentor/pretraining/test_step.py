@@ -9,8 +9,7 @@ from talk2dino.methods.ovsegmentor.pretraining.step import (
     make_optimizer,
     step_seed,
 )
-from tests.methods.ovsegmentor.conftest import make_batch, seeded_toy
-from tests.methods.ovsegmentor.test_distributed import rows
+from tests.methods.ovsegmentor.conftest import make_batch, rows, seeded_toy
 
 
 def make_step(recipe, stage="stage1"):

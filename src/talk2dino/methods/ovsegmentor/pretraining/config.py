@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from talk2dino.config import build, check_at_least, check_name, split_names
+from talk2dino.config import build, check_at_least, check_between, check_name, split_names
 from talk2dino.devices import AMP_TYPES
 from talk2dino.files import find_in_checkout
 from talk2dino.methods.ovsegmentor.config import OVSegmentorConfig, get_preset
@@ -58,8 +58,7 @@ class AugmentConfig:
     """Side of the result in pixels."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.smallest_crop <= 1:
-            raise ValueError(f"smallest_crop must lie in (0, 1], got {self.smallest_crop}")
+        check_between(1e-6, 1, smallest_crop=self.smallest_crop)
 
 
 @dataclass(frozen=True)
@@ -99,12 +98,8 @@ class TrainConfig:
         positive = ("epochs", "batch_size", "accumulate", "text_length", "log_every")
         check_at_least(1, **{name: getattr(self, name) for name in positive})
         check_at_least(0, warmup_epochs=self.warmup_epochs, seed=self.seed)
-        for name in ("base_lr", "clip_grad"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
-        for name in ("min_lr", "warmup_lr", "weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be finite and not negative: {getattr(self, name)}")
+        rates = ("base_lr", "min_lr", "warmup_lr", "weight_decay", "clip_grad")
+        check_between(0, math.inf, **{name: getattr(self, name) for name in rates})
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs {self.warmup_epochs} leave nothing of {self.epochs}")
         if self.amp is not None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from talk2dino.backbones.checkpoints import check_layout, read_state_dict
+from talk2dino.config import reason
 from talk2dino.devices import resolve_device
 from talk2dino.files import content_digest
 from talk2dino.methods.ovsegmentor.checkpoints import (
@@ -50,42 +51,10 @@ from talk2dino.processes import Processes
 from talk2dino.training.job import RunJob, RunOutputs, carry_out
 from talk2dino.training.run import Hooks
 
-
-def pretraining_outputs(folder: Path) -> RunOutputs:
-    """The files in a folder, beside the model's own."""
-    summary, losses, plot = (
-        folder / name for name in ("pretraining.json", "losses.csv", "losses.png")
-    )
-    return RunOutputs(
-        complete=folder / CONFIG_FILE,
-        unfinished=folder / UNFINISHED_FILE,
-        summary=summary,
-        losses=losses,
-        plot=plot,
-        lock=folder / "lock",
-        log=folder / folder.name,
-        results=(summary, losses, plot, *(folder / name for name in MODEL_FILES)),
-        best=folder / "best.pth",
-    )
-
-
 PRETRAINED = "pretrained"
 _DINO_MODELS = {768: "vit_base_patch16_224.dino", 384: "vit_small_patch16_224.dino"}
 _CAPTIONS = 10_000  # that the toy tokeniser learns its words from
 _WORDS = "abcdefghijklmnopqrstuvwxyz"
-
-
-def check_start(recipe: PretrainingRecipe) -> None:
-    """Raise unless the first weights can be where the recipe says; reads nothing."""
-    start = recipe.start
-    if start.stage1:
-        check_source(start.stage1)
-    if start.dino == PRETRAINED and recipe.config.vision.width not in _DINO_MODELS:
-        raise ValueError(f"start: there are no pretrained DINO weights for {recipe.model}")
-    if start.dino and start.dino != PRETRAINED and not Path(start.dino).is_file():
-        raise FileNotFoundError(f"start: dino: {start.dino}: no such file")
-    if start.text and recipe.config.text.name == TOY:
-        raise ValueError(f"start: the text encoder of {recipe.model} has no pretrained weights")
 
 
 def first_model(recipe: PretrainingRecipe) -> OVSegmentor:
@@ -95,9 +64,19 @@ def first_model(recipe: PretrainingRecipe) -> OVSegmentor:
         FileNotFoundError, ValueError: weights are absent, damaged or of another size.
         RuntimeError: they could not be downloaded.
     """
+    start, config, checkpoint = recipe.start, recipe.config, None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
-        model = _stage2(recipe) if recipe.stage == 2 else _stage1(recipe)
+        if start.stage1:
+            checkpoint = read_checkpoint(start.stage1, recipe.model)
+            config = checkpoint.config
+        model = OVSegmentor(config, f"stage{recipe.stage}", recipe.losses, recipe.mask_batch)
+        if checkpoint:
+            load_stage1(model, checkpoint.state, checkpoint.source)
+        if start.dino:
+            load_dino(model.img_encoder, _dino(start.dino, config.vision.width))
+        if start.text:
+            model.text_encoder.load_pretrained(None if start.text == PRETRAINED else start.text)
     if recipe.train.freeze_text:
         model.text_encoder.transformer.requires_grad_(False)
     return model.train()
@@ -121,34 +100,6 @@ def with_words(tokenizer: Tokenizer, config: OVSegmentorConfig, rows: Rows) -> T
     return Tokenizer(toy_tokenizer(ranked[:room]), config.text.positions)
 
 
-def saved_tokenizer(config: OVSegmentorConfig, tokenizer: Tokenizer) -> Any:
-    """What is saved beside the weights: only a tokeniser that has no name elsewhere."""
-    if config.text.name != TOY:
-        return None
-    fast = tokenizer.tokenizer.backend_tokenizer
-    fast.no_truncation()  # as the last batch left them: a run that is resumed at its end has none
-    fast.no_padding()
-    return tokenizer.tokenizer
-
-
-def _stage1(recipe: PretrainingRecipe) -> OVSegmentor:
-    model = OVSegmentor(recipe.config, "stage1", recipe.losses, recipe.mask_batch)
-    start = recipe.start
-    if start.dino:
-        load_dino(model.img_encoder, _dino(start.dino, recipe.config.vision.width))
-    if start.text:
-        model.text_encoder.load_pretrained(None if start.text == PRETRAINED else start.text)
-    return model
-
-
-def _stage2(recipe: PretrainingRecipe) -> OVSegmentor:
-    assert recipe.start.stage1 is not None
-    checkpoint = read_checkpoint(recipe.start.stage1, recipe.model)
-    model = OVSegmentor(checkpoint.config, "stage2", recipe.losses, recipe.mask_batch)
-    load_stage1(model, checkpoint.state, checkpoint.source)
-    return model
-
-
 def _dino(source: str, width: int) -> dict[str, Tensor]:
     if source != PRETRAINED:
         state = read_state_dict(source)
@@ -160,9 +111,9 @@ def _dino(source: str, width: int) -> dict[str, Tensor]:
     try:
         return timm.create_model(name, pretrained=True, num_classes=0).state_dict()
     except (OSError, ValueError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RuntimeError(
-            f"could not load DINO's weights {name} ({reason}). Give a local file as start: dino:"
+            f"could not load DINO's weights {name} ({reason(error)}). Give a local file as "
+            "start: dino:"
         ) from error
 
 
@@ -182,18 +133,26 @@ class PretrainingJob(RunJob):
 
     @property
     def outputs(self) -> RunOutputs:
-        """Its files, in the folder `out`."""
-        return pretraining_outputs(self.out)
+        """Its files, in the folder `out`, beside the model's own."""
+        names = ("pretraining.json", "losses.csv", "losses.png")
+        summary, losses, plot = (self.out / name for name in names)
+        return RunOutputs(
+            complete=self.out / CONFIG_FILE,
+            unfinished=self.out / UNFINISHED_FILE,
+            summary=summary,
+            losses=losses,
+            plot=plot,
+            lock=self.out / "lock",
+            log=self.out / self.out.name,
+            results=(summary, losses, plot, *(self.out / name for name in MODEL_FILES)),
+            best=self.out / "best.pth",
+        )
 
     def settings(self, processes: Processes) -> dict[str, Any]:
         """See `RunJob`, as all below."""
         recipe = self.recipe
-        settings: dict[str, Any] = {
-            "model": recipe.model,
-            "stage": recipe.stage,
-            "compat": recipe.compat,
-            "processes": processes.count,
-        }
+        settings = {"model": recipe.model, "stage": recipe.stage, "compat": recipe.compat}
+        settings["processes"] = processes.count
         for section in SECTIONS:
             for key, value in asdict(getattr(recipe, section)).items():
                 settings[f"{section}.{key}"] = value
@@ -236,7 +195,11 @@ class PretrainingJob(RunJob):
 
     def write(self, run: PretrainingRun, weights: dict[str, Tensor], folder: Path) -> None:
         config, source = self.recipe.config, f"pretraining, stage {self.recipe.stage}"
-        tokenizer = saved_tokenizer(config, run.collate.tokenizer)
+        tokenizer = None
+        if config.text.name == TOY:  # which has no name elsewhere
+            tokenizer = run.collate.tokenizer.tokenizer
+            tokenizer.backend_tokenizer.no_truncation()  # the last batch left it with both,
+            tokenizer.backend_tokenizer.no_padding()  # but a run that is resumed at its end not
         write_model(config, weights, folder, source, tokenizer)
 
     def summary(self, run: PretrainingRun) -> dict[str, Any]:
@@ -256,13 +219,17 @@ def check_job(job: PretrainingJob) -> None:
     recipe, start = job.recipe, job.recipe.start
     read = (recipe.path, recipe.data.metafile, recipe.selection.metafile, start.dino)
     job.check((*read, start.stage1, start.text))
-    check_start(recipe)
     if job.workers < 0:
         raise ValueError(f"--workers must not be negative, got {job.workers}")
-    for name, path in (
-        ("data", job.recipe.data.metafile),
-        ("selection", job.recipe.selection.metafile),
-    ):
+    if start.stage1:
+        check_source(start.stage1)
+    if start.dino == PRETRAINED and recipe.config.vision.width not in _DINO_MODELS:
+        raise ValueError(f"start: there are no pretrained DINO weights for {recipe.model}")
+    if start.text and recipe.config.text.name == TOY:
+        raise ValueError(f"start: the text encoder of {recipe.model} has no pretrained weights")
+    if start.dino and start.dino != PRETRAINED and not Path(start.dino).is_file():
+        raise FileNotFoundError(f"start: dino: {start.dino}: no such file")
+    for name, path in (("data", recipe.data.metafile), ("selection", recipe.selection.metafile)):
         if path and Path(path).suffix in (".csv", ".tsv", ".json") and not Path(path).is_file():
             raise FileNotFoundError(f"{name}: metafile: {path}: no such file")
 
@@ -276,7 +243,7 @@ def collective_backend(device: str) -> str:
 def pretrain(
     job: PretrainingJob, hooks: Hooks | None = None, processes: Processes | None = None
 ) -> Progress | None:
-    """Pretrain one stage, and write the files of `pretraining_outputs`.
+    """Pretrain one stage, and write the files of `job.outputs`.
 
     Args:
         job: the arguments; see `check_job`.
