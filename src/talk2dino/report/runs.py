@@ -97,14 +97,13 @@ class EvaluatedRun:
         for measure in self.measures:
             intersect, union = self.areas(measure)
             iou = np.divide(intersect, union, out=np.zeros(union.shape), where=union > 0)
-            found = zip(
-                self.counted("images"), iou.sum(axis=1), (union > 0).sum(axis=1), strict=True
-            )
+            names, occurring = self.counted("images").tolist(), (union > 0).sum(axis=1)
+            found = zip(names, iou.sum(axis=1), occurring, strict=True)
             scores[measure] = {name: 100 * float(total / n) for name, total, n in found if n}
         return scores
 
-    def counted(self, name: str) -> list[Any]:
-        """An array of the counts as a list.
+    def counted(self, name: str) -> np.ndarray:
+        """An array of the counts.
 
         Raises:
             ValueError: their file is not there.
@@ -114,7 +113,7 @@ class EvaluatedRun:
                 f"{self.path.with_suffix('.npz')} is not there: it holds the counts per image, and "
                 f"belongs beside {self.path.name}."
             )
-        return self.counts[name].tolist()
+        return self.counts[name]
 
 
 def find_runs(places: Sequence[str | Path]) -> tuple[list[EvaluatedRun], list[str]]:
@@ -360,13 +359,13 @@ def compare_comparable(runs: Sequence[EvaluatedRun]) -> tuple[list[Comparison], 
 
 def check_comparable(first: EvaluatedRun, second: EvaluatedRun) -> None:
     """Raise ValueError unless two runs are of the same images, labels and classes."""
-    names = first.counted("images"), second.counted("images")
+    names = first.counted("images").tolist(), second.counted("images").tolist()
     trouble = _difference("classes", first.classes, second.classes) + _difference("images", *names)
     if not trouble:
-        one, two = (np.array(run.counted("label_area")) for run in (first, second))
+        one, two = (run.counted("label_area") for run in (first, second))
         differing = (one != two).any(axis=1)
         if differing.any():
-            shown = ", ".join(np.array(names[0])[differing][:_MOST_NAMED])
+            shown = ", ".join(first.counted("images")[differing][:_MOST_NAMED])
             trouble = [f"the ground truth differs in {int(differing.sum())} images, as in {shown}"]
         elif not one.any():
             trouble = ["no pixel has a label"]
