@@ -24,8 +24,6 @@ class Convert(Command):
     """The published .pth file; the folder of FreeDA's bank."""
     out: Path
     """Folder for model.safetensors and config.json; FreeDA's file."""
-    num_heads: int | None = None
-    """Attention heads of the image encoder, if not the known 8; no file says them."""
     overwrite: bool = False
     """Replace what is there."""
 
@@ -38,15 +36,11 @@ class Convert(Command):
             return
         if not self.checkpoint.is_file():
             raise FileNotFoundError(f"{self.checkpoint}: no such checkpoint file")
-        if self.num_heads is not None and self.num_heads < 1:
-            raise ValueError(f"--num_heads must be at least 1, got {self.num_heads}")
         check_folder(self.out, self.overwrite, self.checkpoint)
 
     def _check_bank(self) -> None:
         from talk2dino.methods.freeda.bank import check_bank
 
-        if self.num_heads is not None:
-            raise ValueError("--num_heads means nothing for freeda. Leave it out.")
         check_bank(str(self.checkpoint), "freeda")
         if not self.checkpoint.is_dir():
             raise ValueError(
@@ -66,9 +60,7 @@ class Convert(Command):
             return DONE
         from talk2dino.methods.ovsegmentor.checkpoints import convert_checkpoint, stage_of
 
-        checkpoint, unexpected = convert_checkpoint(
-            self.checkpoint, self.out, self.overwrite, self.num_heads
-        )
+        checkpoint, unexpected = convert_checkpoint(self.checkpoint, self.out)
         stage = stage_of(checkpoint.state)
         print(f"{checkpoint.config.name}, {stage}: {len(checkpoint.state)} tensors in {self.out}")
         if unexpected:

@@ -33,7 +33,6 @@ from talk2dino.config import build
 from talk2dino.devices import float32_by_default
 from talk2dino.files import (
     atomic_files,
-    check_file,
     check_finished,
     check_not_inputs,
     check_replaceable,
@@ -82,17 +81,13 @@ class Checkpoint:
     """Folder of the tokeniser, if it came along."""
 
 
-def read_checkpoint(
-    source: str | Path, name: str | None = None, num_heads: int | None = None
-) -> Checkpoint:
+def read_checkpoint(source: str | Path, name: str | None = None) -> Checkpoint:
     """Read weights of any kind.
 
     Args:
         source: a folder that `convert_checkpoint` or a pretraining made, a file in the published
             layout, or `seeded:<n>`.
         name: the architecture they have to be of; with `seeded:<n>` it has to be given.
-        num_heads: attention heads of the image encoder where they are not the preset's; no
-            published file says them.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
@@ -114,9 +109,6 @@ def read_checkpoint(
     else:
         state = read_state_dict(path)
         config = identify(state, path)
-    if num_heads is not None:
-        vision = dataclasses.replace(config.vision, num_heads=num_heads)
-        config = dataclasses.replace(config, vision=vision)
     if expected is not None and config.name != expected.name:
         raise ValueError(
             f"{path} holds {config.name}, but {expected.name} was asked for. Choose the model that "
@@ -208,30 +200,24 @@ def load_stage1(model: OVSegmentor, state: Mapping[str, Tensor], source: str) ->
     return load_state(model, completed, source)
 
 
-def convert_checkpoint(
-    source: str | Path, folder: str | Path, overwrite: bool = False, num_heads: int | None = None
-) -> tuple[Checkpoint, list[str]]:
+def convert_checkpoint(source: str | Path, folder: str | Path) -> tuple[Checkpoint, list[str]]:
     """Turn a published file into a folder of safetensors and configuration.
 
-    Everything the model has in its stage is kept, so that training can go on from it.
+    Everything the model has in its stage is kept, so that training can go on from it. The number
+    of attention heads, which no file says, is that of the known architecture; the folder's
+    configuration may be edited.
 
     Args:
         source: the file.
-        folder: is made if need be.
-        overwrite: replace what is there.
-        num_heads: attention heads of the image encoder, see `read_checkpoint`.
+        folder: is made if need be; what is there is replaced, see `check_folder`.
 
     Returns:
         The checkpoint, and the names of tensors that were left out.
 
     Raises:
-        FileExistsError: the folder holds weights already.
         FileNotFoundError, ValueError: see `read_checkpoint`; also tensors that are missing.
     """
-    folder = Path(folder)
-    check_folder(folder, overwrite, source)
-    check_file(source, "checkpoint file")
-    checkpoint = read_checkpoint(source, num_heads=num_heads)
+    checkpoint = read_checkpoint(source)
     with torch.device("meta"):
         model = OVSegmentor(checkpoint.config, stage_of(checkpoint.state))
     shapes = state_shapes(model)
