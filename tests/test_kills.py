@@ -129,7 +129,7 @@ def save(weights, folder, *flags):
     model = Talk2DINO.from_pretrained("toy", device="cpu")
     if weights != "seeded:0":
         with torch.no_grad():
-            model.loaded.segmenter.projection.linear_layer.weight.add_(1)
+            model.projection.linear_layer.weight.add_(1)
     try:
         model.save_pretrained(folder, overwrite="--overwrite" in flags)
     except FileExistsError:

@@ -236,7 +236,7 @@ def test_what_made_the_features_is_recorded_and_differences_are_warned_of(folder
     assert main(arguments) == 0
     summary = json.loads(Path("made_w.json").read_text())
     assert summary["trained_on"]["vision"]["weights"] == "seeded:4"
-    for part in ("vision model is toy", "vision weights is seeded:4", "resize_dim is 224"):
+    for part in ("vision model is toy", "vision weights is seeded:4, not pretrained"):
         assert part in caplog.text
 
 

@@ -106,8 +106,6 @@ class RunJob(ABC):
 
     kind: ClassVar[str]
     """See `Run.kind`."""
-    late: ClassVar[tuple[str, ...]] = ()
-    """Settings that are known only when the run is open: its `late`."""
 
     @property
     @abstractmethod
@@ -196,10 +194,7 @@ def carry_out(job: RunJob, hooks: Hooks | None = None, processes: Processes | No
         if complete:
             return None
         run = job.open(device, processes, hooks)
-        settings |= run.late
         if unfinished is not None:
-            before = job.present(unfinished["settings"])
-            check_same_settings(before, settings, outputs.unfinished)
             run.restore(unfinished)
         keeper = None
         if first:
@@ -244,8 +239,7 @@ def _found(job: RunJob, settings: Mapping[str, Any]) -> tuple[bool, dict[str, An
         before = job.present(read_summary(outputs.summary).get("settings", {}))
     else:
         return False, None
-    late = {name: before.get(name) for name in job.late}
-    check_same_settings(before, {**settings, **late}, place)
+    check_same_settings(before, settings, place)
     return unfinished is None, unfinished
 
 

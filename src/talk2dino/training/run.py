@@ -146,8 +146,6 @@ class Run(ABC):
         self.model, self.state = model, state
         self.epochs, self.steps_per_epoch = epochs, steps_per_epoch
         self.processes = processes or Processes()
-        self.late: dict[str, Any] = {}
-        """Settings that were not known before; see `RunJob.late`."""
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.pending: list[Tensor] = []  # values of steps, still on the device
 

@@ -18,6 +18,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from talk2dino.config import reason
 from talk2dino.files import file_sha256
 from talk2dino.methods.talk2dino.hub.published import CONFIG, WEIGHTS
 
@@ -111,8 +112,3 @@ def check_blob(path: Path) -> None:
 def hub_address(repo: str, endpoint: str = ENDPOINT) -> str:
     """Where a browser finds a repository; HF_ENDPOINT names another Hub."""
     return f"{endpoint}/{repo}"
-
-
-def reason(error: BaseException) -> str:
-    """The kind of an error and the first line of what it says, in one line."""
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"

@@ -13,11 +13,7 @@ from talk2dino.config import build, check_name
 from talk2dino.files import check_finished, file_sha256, find_in_checkout
 from talk2dino.methods.talk2dino.config import MODEL_FIELDS, SegmenterConfig, read_segmenter_config
 from talk2dino.methods.talk2dino.hub.fetch import fetch_folder
-from talk2dino.methods.talk2dino.hub.layout import (
-    identify_text,
-    identify_vision,
-    read_parts,
-)
+from talk2dino.methods.talk2dino.hub.layout import identify, read_parts
 from talk2dino.methods.talk2dino.hub.published import (
     CONFIG,
     PUBLISHED,
@@ -277,12 +273,13 @@ def _identified(path: Path) -> FoundModel:
             f"{path} holds the projection only, and no config.json of save_pretrained says which "
             "backbones it belongs to."
         )
+    vision, text = identify(parts, source)
     config = SegmenterConfig(
         projection=projection,
         projection_weights=source,
-        vision_model=identify_vision(parts.vision, source),
+        vision_model=vision,
         vision_weights=source,
-        text_model=identify_text(parts.text, source),
+        text_model=text,
         text_weights=source,
     )
     return FoundModel(config, default_threshold(projection.dino_embed_dim), source)

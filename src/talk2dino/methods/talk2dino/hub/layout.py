@@ -7,7 +7,6 @@ the projection. Architectures are read from the shapes, so they need no configur
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +22,17 @@ _PREFIXES = {
 """Beginning of a name -> its part; the first three are those of a `state_dict()` of ours."""
 _UNUSED = ("pamr.", "logit_scale", "clip_model.logit_scale")
 """Published files also hold these; refinement has no weights, the temperature is constant."""
-_SIZES = {384: ("s", "small"), 768: ("b", "base"), 1024: ("l", "large"), 1536: ("g", "giant")}
+_VISION = {
+    (192, 14): "toy",
+    (768, 14): "dinov2_vitb14_reg",
+    (1024, 14): "dinov2_vitl14_reg",
+    (384, 16): "vit_small_patch16_dinov3.lvd1689m",
+    (768, 16): "vit_base_patch16_dinov3.lvd1689m",
+    (1024, 16): "vit_large_patch16_dinov3.lvd1689m",
+}
+"""Width and side of a patch -> vision backbone."""
+_TEXT = {(512, 3): "toy", (512, 12): "ViT-B/16", (768, 12): "ViT-L/14"}
+"""Width and number of blocks -> text encoder."""
 _OLD_SCALES = (
     (re.compile(r"\.weight_([12])$"), r".gamma_\1"),
     (re.compile(r"\.(ls[12])\.weight$"), r".\1.gamma"),
@@ -76,46 +85,20 @@ def read_parts(path: str | Path) -> ModelParts:
     return ModelParts(vision, text, projection)
 
 
-def identify_vision(state: Mapping[str, Tensor], source: str) -> str:
-    """The backbone's name, read from its tensors.
+def identify(parts: ModelParts, source: str) -> tuple[str, str]:
+    """The names of the vision backbone and of the text encoder, read from their tensors.
 
     Raises:
-        ValueError: none of the published backbones has these shapes.
+        ValueError: they are none of the published ones.
     """
-    width, _, patch, _ = _shape(state, "patch_embed.proj.weight", 4, source)
-    registers = "register_tokens" in state or "reg_token" in state
-    letter, size = _SIZES.get(width, (None, None))
-    if patch == 14 and width == 192 and registers:
-        return "toy"
-    if patch == 14 and letter and "pos_embed" in state:
-        return f"dinov2_vit{letter}14" + ("_reg" if registers else "")
-    if patch == 16 and letter in ("s", "b", "l") and "pos_embed" not in state:
-        with_bias = "blocks.0.attn.qkv.bias" in state
-        return f"vit_{size}_patch16_dinov3{'_qkvb' if with_bias else ''}.lvd1689m"
-    raise ValueError(
-        f"{source}: no known backbone has patches of {patch} pixels and width {width}. A folder "
-        "made by save_pretrained says in its config.json which one it is."
-    )
-
-
-def identify_text(state: Mapping[str, Tensor], source: str) -> str:
-    """The text encoder's name, read from its tensors.
-
-    Raises:
-        ValueError: none of the known ones has these shapes.
-    """
-    width = _shape(state, "token_embedding.weight", 2, source)[1]
-    blocks = {name.split(".")[2] for name in state if name.startswith("transformer.resblocks.")}
-    known = {(512, 3): "toy", (512, 12): "ViT-B/16", (768, 12): "ViT-L/14"}
-    if (width, len(blocks)) not in known:
+    patches = tuple(parts.vision["patch_embed.proj.weight"].shape)
+    words = tuple(parts.text["token_embedding.weight"].shape)
+    blocks = {n.split(".")[2] for n in parts.text if n.startswith("transformer.resblocks.")}
+    vision, text = _VISION.get((patches[0], patches[-1])), _TEXT.get((words[-1], len(blocks)))
+    if vision is None or text is None:
         raise ValueError(
-            f"{source}: no known CLIP text encoder has {len(blocks)} blocks of width {width}."
+            f"{source}: no published backbone has patches {patches}, or no text encoder "
+            f"{len(blocks)} blocks and words {words}. A folder made by save_pretrained says in "
+            "its config.json which ones they are."
         )
-    return known[width, len(blocks)]
-
-
-def _shape(state: Mapping[str, Tensor], name: str, ndim: int, source: str) -> tuple[int, ...]:
-    shape = tuple(state[name].shape)
-    if len(shape) != ndim:
-        raise ValueError(f"{source}: {name} must have {ndim} dimensions, found {shape}.")
-    return shape
+    return vision, text

@@ -20,6 +20,7 @@ from talk2dino.backbones.seeded import PREFIX
 from talk2dino.backbones.text import PRETRAINED, TextEncoder, default_weights
 from talk2dino.benchmarks.results import NoResult, read_result
 from talk2dino.benchmarks.tables import results_table
+from talk2dino.config import reason
 from talk2dino.files import (
     atomic_files,
     check_replaceable,
@@ -28,7 +29,7 @@ from talk2dino.files import (
     save_safetensors,
 )
 from talk2dino.methods.talk2dino.config import SegmenterConfig
-from talk2dino.methods.talk2dino.hub.fetch import hub_address, reason
+from talk2dino.methods.talk2dino.hub.fetch import hub_address
 from talk2dino.methods.talk2dino.hub.find import INCLUDED, FoundModel, is_repository
 from talk2dino.methods.talk2dino.hub.layout import PROJECTION, TEXT, VISION
 from talk2dino.methods.talk2dino.hub.published import CONFIG, TOY, WEIGHTS
@@ -74,7 +75,7 @@ def model_card(found: FoundModel, name: str, results: Sequence[Mapping[str, Any]
         facts={
             "recipe": training.get("recipe"),
             "training data": settings.get("train_dataset"),
-            "captions": settings.get("captions"),
+            "captions": training.get("captions", settings.get("captions")),
             "validation data": settings.get("val_dataset"),
             "features": settings.get("feature_name"),
             "loss": settings.get("train.ltype"),

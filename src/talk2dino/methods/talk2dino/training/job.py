@@ -85,15 +85,16 @@ def embed_pairs(model: Projection, pairs: StoredPairs) -> tuple[Tensor, Tensor, 
         (M, D) captions, (N, D) images, and (M,) the row of each caption's image.
     """
     _, rows = pairs.caption_rows.unique(return_inverse=True)
-    first_caption = torch.full((int(rows.max()) + 1,), len(pairs))
-    first_caption.scatter_reduce_(0, rows, torch.arange(len(pairs)), "amin")
-    everything = torch.arange(len(pairs)).split(BATCH_SIZE)
+    parts = torch.arange(len(pairs)).split(BATCH_SIZE)
+    texts, images = [], torch.empty(0)
     with torch.no_grad():
-        text = [_embed(model, batch)[1] for batch in pairs.batches(everything)]
-        visual = [
-            _embed(model, batch)[0] for batch in pairs.batches(first_caption.split(BATCH_SIZE))
-        ]
-    return torch.cat(text), torch.cat(visual), rows
+        for index, batch in zip(parts, pairs.batches(parts), strict=True):
+            visual, text = _embed(model, batch)
+            texts.append(text)
+            if not len(images):
+                images = visual.new_empty((int(rows.max()) + 1, *visual.shape[1:]))
+            images[rows[index].to(visual.device)] = visual
+    return torch.cat(texts), images, rows
 
 
 def chosen_heads(model: Projection, batch: Batch) -> Tensor:
@@ -155,7 +156,6 @@ class TrainJob(RunJob):
     """Write the head chosen for every caption in the last epoch."""
 
     kind = KIND
-    late = ("captions",)
 
     @property
     def outputs(self) -> RunOutputs:
@@ -188,7 +188,7 @@ class TrainJob(RunJob):
         return settings
 
     def present(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
-        return present_settings(settings)
+        return {k: v for k, v in present_settings(settings).items() if k != "captions"}
 
     def open(self, device: torch.device, processes: Processes, hooks: Hooks) -> TrainingRun:
         encoders, choice = Encoders(self.images, device, hooks.encoding), self.choice
@@ -204,7 +204,7 @@ class TrainJob(RunJob):
         model.load_state_dict(processes.broadcast(weights_on_cpu(model)))
         run = TrainingRun(model, pairs, validation, self.loop, processes)
         run.choose_heads = partial(chosen_heads, model) if self.save_heads else None
-        run.test, run.late = test, {"captions": len(pairs)}
+        run.test = test
         return run
 
     def finish(self, run: TrainingRun, weights: dict[str, Tensor]) -> None:
@@ -223,6 +223,7 @@ class TrainJob(RunJob):
         return {
             "features": asdict(self.recipe.features),
             "trained_on": run.pairs.features.settings,
+            "captions": len(run.pairs),
             "train_loss": last["train_loss"],
             "val_loss": last["val_loss"],
             "retrieval": asdict(run.retrieval) if run.retrieval else None,
