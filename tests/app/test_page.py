@@ -51,7 +51,7 @@ def test_a_request_shows_everything_and_can_be_stopped_meanwhile(shown, small_ph
     assert "t2d-done" in last["status"]
     assert (last["run"].interactive, last["stop"].interactive) == (True, False)
     assert last["overlay"].size == (720, 480)
-    assert "spoon" in last["legend"]
+    assert "spoon" in last["areas"]
     assert [name for _, name in last["heat"]] == ["cup", "spoon"]
     assert last["position"] == ""
     assert last["mask_file"].value["path"].endswith("my_coffee_mask.png")
@@ -169,7 +169,7 @@ def test_opacity_and_threshold_change_the_picture(result, look):
     plain = look(opacity=0.0)["overlay"].reduce(4)
     difference = np.asarray(plain, float) - np.asarray(result.picture.image, float)
     assert np.abs(difference).mean() < 2
-    legend = look(threshold=1.0)["legend"]
+    legend = look(threshold=1.0)["areas"]
     assert "100.0 %" in legend
     assert legend.index(">background<") < legend.index(">cat<")
 
@@ -204,7 +204,7 @@ def test_a_position_outside_is_moved_to_the_border(look):
 
 def test_markup_in_a_name_is_text_everywhere(look):
     update, parts = look(position="1, 1"), pictures.PARTS
-    pieces = [update["legend"], update["pixel"], parts.status(MARKUP), parts.notice(MARKUP)]
+    pieces = [update["areas"], update["pixel"], parts.status(MARKUP), parts.notice(MARKUP)]
     for html in pieces:
         assert "<img" not in html
         assert "&lt;img src=x onerror=alert(1)&gt;" in html
