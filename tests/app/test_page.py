@@ -57,6 +57,11 @@ def test_a_request_shows_everything_and_can_be_stopped_meanwhile(shown, small_ph
     assert last["mask_file"].value["path"].endswith("my_coffee_mask.png")
 
 
+def test_the_page_has_no_button_but_its_own(shown):
+    buttons = [part for part in shown.blocks.blocks.values() if isinstance(part, gr.Button)]
+    assert buttons == [shown.run, shown.stop]
+
+
 def test_a_wrong_request_says_why_and_keeps_what_is_shown(shown):
     (update,) = ask(shown, None)
     assert set(update) == {"status", "run", "stop"}

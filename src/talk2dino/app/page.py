@@ -234,8 +234,9 @@ class Page:
             trigger_mode="once",
         )
         running.failure(self.on_failure, self.status, buttons, queue=False, **hidden)
-        stopped = self._said(STOPPED)
-        self.stop.click(lambda: stopped, None, buttons, cancels=[running], queue=False, **hidden)
+        self.stop.click(
+            lambda: self._said(STOPPED), None, buttons, cancels=[running], queue=False, **hidden
+        )
         for control in (self.threshold, self.opacity, self.position):
             control.input(  # not when another model brings its own threshold
                 self.on_look, look, [*drawn, self.status], trigger_mode="always_last", **light
