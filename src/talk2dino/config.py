@@ -178,6 +178,15 @@ def _suggestion(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
+def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """Which settings are other ones, in words; nothing if all are as wanted."""
+    return "; ".join(
+        f"{key} was {found.get(key)!r}, now {wanted.get(key)!r}"
+        for key in sorted({*found, *wanted})
+        if found.get(key) != wanted.get(key)
+    )
+
+
 def reason(error: BaseException) -> str:
     """The first line of an error's text, or the name of its kind."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

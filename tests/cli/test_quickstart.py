@@ -112,12 +112,10 @@ def test_other_settings_need_overwrite(finished, tmp_path, capsys):
     record["settings"]["configs/toy.yaml"] = "sha256:0"
     (tmp_path / "quickstart.json").write_text(json.dumps(record))
     assert main(["--output", str(tmp_path), *TINY]) == 2
-    assert (
-        "a quickstart with configs/toy.yaml sha256:0 (asked for: sha256:" in capsys.readouterr().err
-    )
+    assert "configs/toy.yaml was 'sha256:0', now 'sha256:" in capsys.readouterr().err
     assert main(["--output", str(folder), *TINY, "--seed", "5"]) == 2
     message = capsys.readouterr().err
-    assert "seed 0 (asked for: 5)" in message
+    assert "seed was 0, now 5" in message
     assert "--overwrite" in message
 
 

@@ -187,11 +187,11 @@ def test_ids_of_web_samples_do_not_depend_on_the_splits(tmp_path):
 )
 def test_a_sample_that_lacks_something_becomes_a_named_failure(tmp_path, sample, message):
     write_tar(tmp_path / "0.tar", {**sample, **web_sample("b")})
-    samples = read_web_samples([(0, tmp_path / "0.tar")])
-    assert message in samples.sources[0].problem
-    assert "sample a of" in samples.sources[0].problem
-    assert samples.sources[1].problem is None
-    assert [a["image_id"] for a in samples.annotations] == [1]
+    _, annotations, sources = read_web_samples([(0, tmp_path / "0.tar")])
+    assert message in sources[0].problem
+    assert "sample a of" in sources[0].problem
+    assert sources[1].problem is None
+    assert [a["image_id"] for a in annotations] == [1]
 
 
 def test_tars_are_listed_by_folder_range_and_glob(tmp_path):

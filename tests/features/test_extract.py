@@ -474,7 +474,7 @@ def test_finished_splits_of_one_input_are_not_completed_with_another(
         patch.setattr(Job, "finish", finish_and_die)
         assert main(coco.arguments(*arguments)) == 130
     assert main(make_coco(tmp_path / "other", 6).arguments(*arguments)) == 2
-    assert "unfinished work with other settings (ann_path: " in capsys.readouterr().err
+    assert "unfinished work with other settings (ann_path was " in capsys.readouterr().err
     assert main(coco.arguments(*arguments)) == 0
 
 

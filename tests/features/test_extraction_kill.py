@@ -116,7 +116,7 @@ def test_another_batch_size_is_not_mixed_in(fork_server, images, tmp_path, capsy
     out = tmp_path / "val.pth"
     start(fork_server, dies_in_write, extract.main, image_arguments(images, out), 5).join()
     assert extract.main(image_arguments(images, out, "--batch_size", "4")) == 2
-    assert "batch_size: 2 there, 4 asked for" in capsys.readouterr().err
+    assert "batch_size was 2, now 4" in capsys.readouterr().err
 
 
 def test_a_picture_that_changed_since_the_kill_is_not_mixed_in(

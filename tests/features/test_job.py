@@ -156,9 +156,7 @@ def test_work_is_kept_and_found_again(begin, begun):
 
 def test_other_settings_are_refused_and_named(begin, begun):
     begun()
-    with pytest.raises(
-        ValueError, match=r"other settings \(size: 56 there, 112 asked for\).*--overwrite"
-    ):
+    with pytest.raises(ValueError, match=r"other settings \(size was 56, now 112\).*--overwrite"):
         begin(size=112)
     assert begin().resumed
 

@@ -101,7 +101,7 @@ def test_a_damaged_tar_does_not_hide_what_the_others_hold(tmp_path):
 
 def test_what_is_no_tar_is_a_failure_too(tmp_path):
     (tmp_path / "0.tar").write_bytes(b"rubbish" * 200)
-    [source] = read_web_samples([(0, tmp_path / "0.tar")]).sources
+    _, _, [source] = read_web_samples([(0, tmp_path / "0.tar")])
     assert "0.tar is damaged or is not an uncompressed tar" in source.problem
 
 
@@ -179,7 +179,7 @@ def test_hidden_tars_are_not_among_those_of_a_folder(tar):
 
 def test_members_of_a_sample_that_are_apart_are_said_to_be(tmp_path):
     write_tar(tmp_path / "0.tar", sorted(samples("a", "b"), key=lambda pair: pair[0][1:]))
-    problem = read_web_samples([(0, tmp_path / "0.tar")]).sources[-1].problem
+    problem = read_web_samples([(0, tmp_path / "0.tar")])[2][-1].problem
     assert "sample a are not next to each other" in problem
     assert "tar --sort=name" in problem
     with pytest.raises(ValueError, match="sort=name"):

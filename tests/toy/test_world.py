@@ -93,7 +93,7 @@ def test_a_world_that_is_there_is_not_drawn_again(world):
 def test_a_world_with_other_settings_is_replaced_only_when_asked(tmp_path):
     small, larger = WorldConfig(1, 1, 1, 1, 48), WorldConfig(2, 1, 1, 1, 48)
     write_world(tmp_path / "data", small)
-    with pytest.raises(FileExistsError, match=r"train_images 1 \(asked for: 2\).*--overwrite"):
+    with pytest.raises(FileExistsError, match=r"train_images was 1, now 2\).*--overwrite"):
         write_world(tmp_path / "data", larger)
     assert check_world(tmp_path / "data", small)
     write_world(tmp_path / "data", larger, overwrite=True)

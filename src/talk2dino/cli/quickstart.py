@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from talk2dino.cli.entry import DONE, INTERRUPTED, Command
+from talk2dino.config import differences
 from talk2dino.files import (
     check_folder_writable,
     content_digest,
@@ -19,7 +20,7 @@ from talk2dino.files import (
     write_text,
 )
 from talk2dino.textfiles import read_json, read_yaml
-from talk2dino.toy.world import World, check_world, differences, world_of_size
+from talk2dino.toy.world import World, check_world, world_of_size
 
 if TYPE_CHECKING:
     from talk2dino.benchmarks.tables import Table
@@ -191,7 +192,7 @@ def _done_steps(args: Quickstart) -> list[str]:
         raise ValueError(f"{path} is no record of a quickstart. Choose another --output.")
     if differing := differences(content["settings"], _settings(args)):
         raise FileExistsError(
-            f"{path.parent} holds a quickstart with {differing}. Choose another "
+            f"{path.parent} holds a quickstart with other settings ({differing}). Choose another "
             "folder with --output, or pass --overwrite to start again."
         )
     return list(content["done"])

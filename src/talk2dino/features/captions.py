@@ -96,15 +96,14 @@ class CaptionInput:
         start, stop = _bounds(number, count, len(self.tars), f"tars of {self.path}")
         if hold_features(self.tars):
             return self._checked(read_shards(self.tars[start:stop])), None
-        samples = read_web_samples(list(enumerate(self.tars))[start:stop])
-        if not samples.images:
+        tars = list(enumerate(self.tars))[start:stop]
+        images, annotations, sources = read_web_samples(tars, whole=not self.need_images)
+        if not images:
             raise ValueError(f"{self.path}: the tars hold no samples")
-        problems = [source.problem for source in samples.sources if source.problem]
-        if samples.damaged and not self.need_images:
-            raise ValueError(first_few(samples.damaged))
+        problems = [source.problem for source in sources if source.problem]
         if problems and not self.need_images:  # else each is an image that could not be read
             logger.warning("samples left out: %s", first_few(problems))
-        return FeatureFile(samples.images, samples.annotations), samples.sources
+        return FeatureFile(images, annotations), sources
 
 
 def read_coco(path: str | Path) -> FeatureFile:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -17,31 +18,15 @@ from talk2dino.pictures.images import MAX_PIXELS
 _NO_PIXELS = torch.empty(0, 3, 0, 0, dtype=torch.uint8)
 
 
-@dataclass(eq=False)
-class DecodedBatch:
+class DecodedBatch(NamedTuple):
     """Some images of a collection."""
 
     images: Tensor
     """(B, 3, crop, crop) uint8 RGB of those that could be read, in order."""
-    failures: dict[int, str] = field(default_factory=dict)
+    failures: dict[int, str]
     """Position -> why it could not be read."""
-    caption_inputs: Tensor | None = None
+    caption_inputs: Tensor | None
     """(B, 3, h, w) float, for the captioning model, if there is one."""
-
-    def pin_memory(self) -> DecodedBatch:
-        """Called by the DataLoader; makes the copy to a GPU asynchronous."""
-        self.images = self.images.pin_memory()
-        if self.caption_inputs is not None:
-            self.caption_inputs = self.caption_inputs.pin_memory()
-        return self
-
-    def to(self, device: torch.device) -> DecodedBatch:
-        """The batch with its pixels on `device`; from pinned memory, without waiting for them."""
-        images = self.images.to(device, non_blocking=True)
-        inputs = self.caption_inputs
-        if inputs is not None:
-            inputs = inputs.to(device, non_blocking=True)
-        return DecodedBatch(images, self.failures, inputs)
 
 
 @dataclass(frozen=True)
@@ -99,13 +84,11 @@ class _Images(Dataset):
             _check_shape(image_rgb, self.decoding.transform.resize_dim)
             pixels = self.decoding.transform(image_rgb)
             transform = self.decoding.caption_transform
-            caption_input = transform(image_rgb) if transform else None
+            caption_input = transform(image_rgb)[None] if transform else None
         # One image must not end a run of hours, whatever a decoder raises: it is counted and named.
         except Exception as error:
-            return DecodedBatch(_NO_PIXELS, {position: str(error) or type(error).__name__})
-        return DecodedBatch(
-            pixels[None], {}, None if caption_input is None else caption_input[None]
-        )
+            return DecodedBatch(_NO_PIXELS, {position: str(error) or type(error).__name__}, None)
+        return DecodedBatch(pixels[None], {}, caption_input)
 
 
 def _check_shape(image_rgb: Image.Image, resize_dim: int) -> None:

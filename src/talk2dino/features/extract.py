@@ -154,10 +154,10 @@ class ImageExtraction(Extraction):
         on_gpu = self.device.type == "cuda"
         decoded = decoded_batches(collection.sources, decoding, chunks, pin_memory=on_gpu)
         images = collection.features.images
-        return (self._found(batch.to(self.device), images) for batch in decoded)
+        return (self._found(batch, images) for batch in decoded)
 
     def _found(self, decoded: DecodedBatch, images: list[Record]) -> Chunk:
-        """The features of a batch whose pixels are on the device, and stay there."""
+        """The features of a batch, on the device."""
         backbone, captioner = self.models
         dtype = resolve_dtype(self.settings.dtype)
         columns: dict[str, Tensor] = {}
@@ -168,9 +168,11 @@ class ImageExtraction(Extraction):
             return {key: column.to(dtype) for key, column in found.items()}
 
         if len(decoded.images):
-            columns = joined(self.fit.pieces(features, decoded.images))
+            pixels = decoded.images.to(self.device, non_blocking=True)
+            columns = joined(self.fit.pieces(features, pixels))
             if captioner and decoded.caption_inputs is not None:
-                pieces = self.fit.pieces(captioner, decoded.caption_inputs)
+                inputs = decoded.caption_inputs.to(self.device, non_blocking=True)
+                pieces = self.fit.pieces(captioner, inputs)
                 captions = [caption for piece in pieces for caption in piece]
         failures = {
             row: f"image {images[row]['id']} ({_name(images[row])}): {why}"

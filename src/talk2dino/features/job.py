@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from talk2dino.config import differences
 from talk2dino.features.captions import CaptionInput, Collection
 from talk2dino.features.chunks import Chunks, Extraction, fetched_behind, holds_chunks, system_words
 from talk2dino.features.shards import shard_paths, write_shards
@@ -156,7 +157,7 @@ class Job:
     def _take_over_folder(self, files: list[Path]) -> None:
         check_folder_writable(self.folder.parent)
         known, wanted = _read_settings(self.folder / SETTINGS), self._decisive()
-        differing = "" if known is None else _differences(known, wanted)
+        differing = "" if known is None else differences(known, wanted)
         if differing and not self.overwrite:
             raise ValueError(
                 f"{self.folder} holds unfinished work with other settings ({differing}). Use the "
@@ -358,11 +359,3 @@ def _read_settings(path: Path) -> dict[str, Any] | None:
         return None
     except ValueError as error:
         raise ValueError(f"{path} is damaged. Delete the folder {path.parent}.") from error
-
-
-def _differences(known: dict[str, Any], wanted: dict[str, Any]) -> str:
-    return "; ".join(
-        f"{key}: {known.get(key)} there, {wanted.get(key)} asked for"
-        for key in sorted(known.keys() | wanted.keys())
-        if known.get(key) != wanted.get(key)
-    )

@@ -11,7 +11,7 @@ import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -177,27 +177,25 @@ def hold_features(tars: Sequence[Path]) -> bool:
     return False
 
 
-@dataclass
-class WebSamples:
-    """The samples of some tars as COCO records, with the place of every image."""
-
-    images: list[dict[str, Any]] = field(default_factory=list)
-    annotations: list[dict[str, Any]] = field(default_factory=list)
-    sources: list[ImageSource] = field(default_factory=list)
-    damaged: list[str] = field(default_factory=list)
-    """What is wrong with tars that could not be read to their end."""
-
-
-def read_web_samples(tars: list[tuple[int, Path]]) -> WebSamples:
+def read_web_samples(
+    tars: Sequence[tuple[int, Path]], whole: bool = False
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[ImageSource]]:
     """Index tars of `jpg` + `json{key,caption,url,height,width}` samples (CC3M, CC12M).
 
     A sample without image or caption is kept as an image that cannot be read, so that it is
-    counted and named with the others; and so is what is missing of a damaged tar.
+    counted and named with the others; and so is what is missing of a damaged tar, under its name.
 
     Args:
         tars: (number, path); ids depend on the number and on the place in the tar only.
+        whole: refuse damaged tars.
+
+    Returns:
+        Images and annotations as COCO records, and the place of every image.
+
+    Raises:
+        ValueError: a tar is damaged and `whole` is asked for.
     """
-    samples = WebSamples()
+    images, annotations, sources = list[dict[str, Any]](), list[dict[str, Any]](), []
     for number, tar in tars:
         found, place = [], (str(tar),)  # one for all: there are millions of samples
         try:
@@ -205,18 +203,17 @@ def read_web_samples(tars: list[tuple[int, Path]]) -> WebSamples:
                 for name, content in read_samples(tar):
                     found.append(_web_sample(file, place, name, content))
         except ValueError as error:
+            if whole:
+                raise
             found.append(({"file_name": tar.name}, ImageSource(place, problem=str(error))))
-            samples.damaged.append(str(error))
         for position, (record, source) in enumerate(found):
-            record["id"] = number * IDS_PER_TAR + position
+            record["id"] = own = number * IDS_PER_TAR + position
             caption = record.pop("caption", None)
-            samples.images.append(record)
-            samples.sources.append(source)
+            images.append(record)
+            sources.append(source)
             if source.problem is None:
-                samples.annotations.append(
-                    {"id": record["id"], "image_id": record["id"], "caption": caption}
-                )
-    return samples
+                annotations.append({"id": own, "image_id": own, "caption": caption})
+    return images, annotations, sources
 
 
 def _web_sample(

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from talk2dino.config import differences
 from talk2dino.files import atomic_path, check_folder_writable, remove_leftovers
 from talk2dino.pictures.drawing import indexed_mask
 from talk2dino.textfiles import read_json
@@ -154,18 +155,10 @@ def check_world(folder: str | Path, config: WorldConfig, overwrite: bool = False
     differing = differences(found, wanted)
     if differing and not overwrite:
         raise FileExistsError(
-            f"{folder} was drawn with {differing}. Choose another folder or pass --overwrite."
+            f"{folder} was drawn with other settings ({differing}). Choose another folder, or "
+            "pass --overwrite."
         )
     return not differing
-
-
-def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """Which settings are other ones, in words; nothing if all are as wanted."""
-    return ", ".join(
-        f"{key} {found.get(key)} (asked for: {value})"
-        for key, value in wanted.items()
-        if found.get(key) != value
-    )
 
 
 def _settings(config: WorldConfig) -> dict[str, Any]:

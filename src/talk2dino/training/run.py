@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from talk2dino.config import differences
 from talk2dino.files import load_torch, save_torch
 from talk2dino.processes import Processes
 from talk2dino.progress import Progress, silent
@@ -78,14 +79,9 @@ def load_state(path: Path, kind: str) -> dict[str, Any]:
 
 def check_same_settings(before: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
     """Raise ValueError naming every setting that differs from the interrupted run."""
-    differences = [
-        f"{key} was {before.get(key)!r}, now {now.get(key)!r}"
-        for key in sorted({*before, *now})
-        if before.get(key) != now.get(key)
-    ]
-    if differences:
+    if differing := differences(before, now):
         raise ValueError(
-            f"{path} was made with other settings: {'; '.join(differences)}. "
+            f"{path} was made with other settings: {differing}. "
             "Resume with the same settings, or start again with --overwrite or another --out."
         )
 
