@@ -46,7 +46,7 @@ def fetch_folder(repo: str, advice: str = "", **settings: Any) -> Path:
     cached = try_to_load_from_cache(repo, WEIGHTS, place, revision)
     if not settings.get("local_files_only") and not isinstance(cached, str):
         logger.warning("asking the Hub for %s; a whole model has about a gigabyte", repo)
-    missing, config = None, Path()
+    config, missing = Path(), None  # the first error says why the Hub was not reached
     try:
         try:
             config = Path(hf_hub_download(repo, CONFIG, **settings))
@@ -59,7 +59,8 @@ def fetch_folder(repo: str, advice: str = "", **settings: Any) -> Path:
                 raise missing
             config = path
     except Exception as error:  # the network libraries raise what they raise
-        raise _explained(error, repo, revision, advice) from error
+        why = missing if missing and isinstance(error, LocalEntryNotFoundError) else error
+        raise _explained(why, repo, revision, advice) from error
     if config.parent != path.parent:
         raise ValueError(f"{repo} got another commit while it was downloaded. Load it again.")
     check_blob(path)
