@@ -30,7 +30,8 @@ def test_the_wheel_has_every_module_recipe_and_template_and_nothing_else(wheel, 
     words = [path.name for path in (root / "vocabularies").iterdir()]
     expected |= {f"talk2dino/vocabularies/{name}" for name in words}
     expected |= {f"talk2dino/assets/{n}.png" for n in ("astronaut", "chelsea", "coffee")}
-    expected |= {"talk2dino/app/style.css", "talk2dino/report/page.html"}
+    expected |= {f"talk2dino/app/{name}" for name in ("parts.html", "style.css")}
+    expected |= {"talk2dino/report/page.html"}
     expected |= {"talk2dino/methods/talk2dino/hub/card.md"}
     expected.add("talk2dino/backbones/imagenet_templates.txt")
     assert wheel == expected

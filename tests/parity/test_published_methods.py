@@ -1,7 +1,5 @@
 """The published method names give the published numbers, from BGR windows as they were recorded."""
 
-import dataclasses
-
 import pytest
 import torch
 
@@ -31,7 +29,7 @@ def test_masks_and_cosines_of_a_bgr_window(model, recording, clean, refine):
     embeddings = model.build_text_embedding(tokens)
     assert largest_difference(embeddings, recording["text_embedding"]) <= MASK_TOLERANCE
     segmenter = model.segmenter.variant(clean_background=bool(clean))
-    cleaned = Talk2DINO(dataclasses.replace(model.loaded, segmenter=segmenter))
+    cleaned = Talk2DINO(segmenter, model.loaded)
     window = torch.from_numpy(recording["window_bgr"]).float()
     masks, cosines = cleaned.generate_masks(
         window, None, embeddings, names, apply_pamr=bool(refine)
