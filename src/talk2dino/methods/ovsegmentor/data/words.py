@@ -116,7 +116,6 @@ EMPTY, OTHER_SCRIPT, NO_ENTITY = "empty", "in another script", "without an entit
 
 # Letters and digits; hyphens and apostrophes inside a word belong to it.
 _WORD = re.compile(r"[^\W_]+(?:[-'’][^\W_]+)*")
-_POSSESSIVE = re.compile(r"['’]s$", re.IGNORECASE)
 _HAN = re.compile("[\u4e00-\u9fa5]")
 _CLASS_SET = frozenset(CLASSES)
 
@@ -172,7 +171,7 @@ class CaptionReader:
             return EMPTY, []
         if _HAN.search(caption) or not (self.compat or _is_latin(caption)):
             return OTHER_SCRIPT, []
-        hits = (self._look_up(match.group()) for match in _WORD.finditer(caption))
+        hits = (self._look_up(word) for word in _WORD.findall(caption))
         entities = list(dict.fromkeys(hit[0] for hit in hits if hit))
         return (None if entities else NO_ENTITY), entities
 
@@ -227,7 +226,8 @@ def published_question(caption: str, lemma: Lemma, mask: str = MASK) -> Masked:
 
 
 def _stem(word: str) -> str:
-    return _POSSESSIVE.sub("", word)
+    """Without a possessive 's."""
+    return word[:-2] if word[-2:].lower() in ("'s", "’s") else word
 
 
 def _is_latin(caption: str) -> bool:
