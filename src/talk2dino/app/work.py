@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import tempfile
 import threading
 import time
@@ -43,14 +44,12 @@ class Result:
     """A sentence about it for the visitor."""
     groups: Sequence[Image.Image] = ()
     """One picture of the model's groups for each of its stages, if it has any."""
-    _folder: tempfile.TemporaryDirectory[str] = field(
-        default_factory=lambda: tempfile.TemporaryDirectory(dir=os.environ.get("GRADIO_TEMP_DIR"))
-    )
+    folder: Path = field(init=False)
+    """Where its files are; removed when nobody keeps the result any more."""
 
-    @property
-    def folder(self) -> Path:
-        """Where its files are; removed when nobody keeps the result any more."""
-        return Path(self._folder.name)
+    def __post_init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(dir=os.environ.get("GRADIO_TEMP_DIR")))
+        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
 
     def at(self, threshold: float | None) -> Segmentation:
         """The same scores with another threshold of the background, if there is one.
