@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import dataclasses
 import difflib
-import inspect
-import itertools
 import math
 import os
 import re
-import textwrap
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -204,22 +200,3 @@ def check_between(lowest: float, highest: float, **values: float) -> None:
     for name, value in values.items():
         if not lowest <= value <= highest or math.isinf(value):
             raise ValueError(f"{name} must lie in [{lowest}, {highest}], got {value}")
-
-
-def field_docs(kind: type) -> dict[str, str]:
-    """The strings under the fields of a dataclass, those of its bases included."""
-    found: dict[str, str] = {}
-    for base in reversed(kind.__mro__):
-        if dataclasses.is_dataclass(base):
-            body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
-            assert isinstance(body, ast.ClassDef)
-            found |= {ast.unparse(entry.target): text for entry, text in documented_fields(body)}
-    return found
-
-
-def documented_fields(body: ast.ClassDef) -> Iterator[tuple[ast.AnnAssign, str]]:
-    """The fields in the source of a class, each with the string under it."""
-    for entry, text in itertools.pairwise(body.body):
-        value = text.value if isinstance(text, ast.Expr) else None
-        if isinstance(entry, ast.AnnAssign) and isinstance(value, ast.Constant):
-            yield entry, " ".join(str(value.value).split())

@@ -21,7 +21,7 @@ def test_a_training_writes_weights_losses_plot_and_summary(folder, capsys):
     code = train("--val_dataset", "val.pth", "--test_dataset", "val.pth", "--warmup", "2")
     assert code == 0
     printed = capsys.readouterr().out
-    assert "epoch 3/3  train " in printed
+    assert "epoch 3  train loss " in printed
     assert "text to image: R@1 " in printed
     assert "weights/recipe.pth" in printed
     names = ["recipe.json", "recipe.losses.csv", "recipe.losses.png", "recipe.pth"]

@@ -216,31 +216,31 @@ def _compared(folder: Path, variants: dict[str, list[Run]]) -> list[dict[str, An
 
 def _markdown(rows: Sequence[dict[str, Any]], roots: Sequence[str]) -> str:
     """A table per benchmark: a line per variant, a column with its interval per data root."""
-    lines = []
+    from talk2dino.benchmarks.tables import Table
+
+    parts = []
+    columns = ["options", "mIoU", *(f"difference in {root}" for root in roots)]
     for benchmark in dict.fromkeys(row["benchmark"] for row in rows):
         own = [row for row in rows if row["benchmark"] == benchmark]
-        heads = ["options", "mIoU", *(f"difference in {root}" for root in roots)]
-        heads += ["ms per image", "peak MiB"]
-        lines += [f"{benchmark}, {own[0]['images']} images", "", "| " + " | ".join(heads) + " |"]
-        lines.append("| --- |" + " ---: |" * (len(heads) - 1))
+        lines: list[list[Any]] = []
         for variant in dict.fromkeys(row["options"] for row in own):
             group = [row for row in own if row["options"] == variant]
-            cells = [variant, f"{sum(row['mIoU'] for row in group) / len(group):.2f}"]
-            cells += [_difference(row) for row in group]
+            line = [variant, sum(row["mIoU"] for row in group) / len(group)]
+            line += [_difference(row) for row in group]
             timings = [row["timing"] for row in group if row["timing"]]
             images, seconds = (sum(t[name] for t in timings) for name in ("images", "seconds"))
-            cells.append(f"{1000 * seconds / images:.1f}" if timings else "-")
             peaks = [t["peak_gpu_memory_mib"] or t["peak_memory_mib"] for t in timings]
-            cells.append(f"{max(peaks):.0f}" if peaks else "-")
-            lines.append("| " + " | ".join(cells) + " |")
-        lines.append("")
-    return "\n".join(lines)
+            line += [1000 * seconds / images, round(max(peaks))] if timings else [None, None]
+            lines.append(line)
+        table = Table([*columns, "ms per image", "peak MiB"], lines)
+        parts.append(f"{benchmark}, {own[0]['images']} images\n\n{table.markdown()}")
+    return "\n".join(parts)
 
 
-def _difference(row: dict[str, Any]) -> str:
+def _difference(row: dict[str, Any]) -> str | None:
     """Points of mIoU and their 95 % paired bootstrap interval."""
     if "difference" not in row:
-        return "-"
+        return None
     low, high = row["interval"]
     return f"{row['difference']:+.2f} ({low:+.2f} to {high:+.2f})"
 

@@ -15,7 +15,7 @@ class Convert(Command):
     """Convert another method's published weights to safetensors."""
 
     positional = ("method", "checkpoint", "out")
-    settings = {"method": {"choices": METHODS}}
+    details = {"method": {"choices": METHODS}}
     example = "ovsegmentor best_miou.pth weights/ovsegmentor_vitb"
 
     method: str

@@ -23,7 +23,7 @@ class ConvertCoco(Command):
 
     script = "convert_dataset/convert_coco.py"
     positional = ("coco",)
-    settings = {"out_dir": {"flags": ("--out_dir", "-o")}}
+    details = {"out_dir": {"flags": ("--out_dir", "-o")}}
     example = "data/coco_stuff164k -o data/coco_stuff164k"
 
     coco: Path

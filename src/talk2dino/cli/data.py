@@ -35,7 +35,7 @@ class Data(Command):
     """Check the benchmarks' data, or convert their labels."""
 
     positional = ("action", "what")
-    settings = {
+    details = {
         "action": {"choices": ("check", "convert", "import")},
         "what": {"nargs": "*"},
     }

@@ -44,7 +44,7 @@ class Command:
     """Flags that work, shown by --help."""
     positional: ClassVar[Sequence[str]] = ()
     """Fields that are given without a flag."""
-    settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    details: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Field -> what `add_flags` does not see in its type."""
     after_interrupt: ClassVar[str] = "run the same command again to go on"
     """What a user can do after Ctrl-C."""
@@ -78,7 +78,7 @@ class Command:
     @classmethod
     def own_flags(cls, parser: argparse._ActionsContainer, *names: str, **changes: Any) -> None:
         """Declare flags of the command's fields; see `add_flags`."""
-        changes = {**cls.settings, **changes}
+        changes = {**cls.details, **changes}
         for name in cls.positional:
             changes[name] = {"flags": (), **changes.get(name, {})}
         add_flags(parser, cls, *names, **changes)

@@ -22,7 +22,7 @@ class EvaluatePublished(EvaluationCommand):
     """Evaluate as the published README says."""
 
     script = "-m torch.distributed.run src/open_vocabulary_segmentation/main.py"
-    settings = {
+    details = {
         "eval_base_cfg": {"flags": ("--eval_base_cfg", "--eval_base")},
         "local_rank": {"flags": ("--local_rank", "--local-rank"), "help": argparse.SUPPRESS},
     }

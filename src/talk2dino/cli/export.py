@@ -14,7 +14,7 @@ FILES = ("image.onnx", "text.onnx", "talk2dino.json")
 class Export(Command):
     """Write a model as ONNX files, for devices without PyTorch."""
 
-    settings = {"format": {"choices": FORMATS}}
+    details = {"format": {"choices": FORMATS}}
     example = "--format onnx --model toy --output exported/toy"
     after_interrupt = "complete files are kept; --overwrite makes them again"
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
+import itertools
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import talk2dino
-from talk2dino.config import documented_fields
 
 T = TypeVar("T")
 _KINDS = {"bool": bool, "int": int, "float": float, "Path": Path, "str": str}
@@ -95,7 +95,7 @@ def _fields(module: str, name: str) -> dict[str, tuple[str, Any, str]]:
     found: dict[str, tuple[str, Any, str]] = {}
     for base in [] if node is None else node.bases:  # of the same file
         found |= _fields(module, ast.unparse(base))
-    for entry, words in () if node is None else documented_fields(node):
+    for entry, words in () if node is None else _documented_fields(node):
         field, default = ast.unparse(entry.target), _REQUIRED
         if entry.value is not None:
             default = _default(entry.value, getattr(values.get(name), field, None))
@@ -112,6 +112,14 @@ def _fields(module: str, name: str) -> dict[str, tuple[str, Any, str]]:
 def _classes(source: Path) -> dict[str, ast.ClassDef]:
     tree = ast.parse(source.read_text(encoding="utf-8"))
     return {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+
+
+def _documented_fields(body: ast.ClassDef) -> Iterator[tuple[ast.AnnAssign, str]]:
+    """The fields in the source of a class, each with the string under it."""
+    for entry, text in itertools.pairwise(body.body):
+        value = text.value if isinstance(text, ast.Expr) else None
+        if isinstance(entry, ast.AnnAssign) and isinstance(value, ast.Constant):
+            yield entry, " ".join(str(value.value).split())
 
 
 def _default(value: ast.expr, computed: Any) -> Any:

@@ -36,7 +36,7 @@ class PrepareCaptions(Command):
     """Filter, merge and pair captions for OVSegmentor's pretraining."""
 
     positional = ("mode",)
-    settings = {
+    details = {
         "mode": {"choices": MODES},
         "lemmas": {"choices": LEMMAS},
     }

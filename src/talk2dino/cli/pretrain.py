@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from talk2dino.cli.entry import DONE, Command, core_share, step_bar
+from talk2dino.cli.entry import core_share
 from talk2dino.cli.flags import add_flags, from_flags
+from talk2dino.cli.train import TrainingCommand
 
 if TYPE_CHECKING:
     from talk2dino.methods.ovsegmentor.pretraining.job import PretrainingJob
@@ -16,14 +18,13 @@ if TYPE_CHECKING:
 _RUN = "training.job:RunJob"
 
 
-class Pretrain(Command):
+class Pretrain(TrainingCommand):
     """Pretrain OVSegmentor on images and captions: stage 1, then stage 2."""
 
     example = (
         "--config configs/ovsegmentor_stage1.yaml "
         "--set data.metafile=cc12m/train.csv data.images=cc12m/images"
     )
-    after_interrupt = "add --resume to the same command to go on"
 
     config: str
     """YAML: configs/ovsegmentor_*.yaml."""
@@ -60,33 +61,15 @@ class Pretrain(Command):
         check_job(job)
         return job
 
-    def run(self, job: PretrainingJob) -> int:
-        """Pretrain, and say what was written."""
-        from talk2dino.methods.ovsegmentor.pretraining.job import collective_backend, pretrain
-        from talk2dino.processes import is_first_process, joined_processes
-        from talk2dino.training.history import Record
-        from talk2dino.training.run import Hooks
+    def backend(self, job: PretrainingJob) -> str:
+        """SyncBatchNorm's collectives run on the device."""
+        from talk2dino.methods.ovsegmentor.pretraining.job import collective_backend
 
-        def on_epoch(record: Record) -> None:
-            losses = ["loss", "matching", "entity", *(["mask"] if job.recipe.stage == 2 else [])]
-            losses += [] if record["held_out"] is None else ["held_out"]
-            shown = [f"{name.replace('_', ' ')} {record[name]:.4f}" for name in losses]
-            place = f"epoch {record['epoch']}/{job.recipe.train.epochs}"
-            print("  ".join([place, *shown]), flush=True)
+        return collective_backend(job.device)
 
-        with joined_processes(collective_backend(job.device)) as processes:
-            result = pretrain(job, Hooks(step_bar, on_epoch=on_epoch), processes)
-        if not is_first_process():
-            return DONE
-        if result is None:
-            print(f"{job.out} is complete: nothing to resume")
-            return DONE
-        if result.lost:
-            print(result.lost)
-        if result.best_epoch is not None:
-            print(f"kept the weights of epoch {result.best_epoch}, the lowest held-out loss")
-        print(f"weights: {job.out}  losses: {job.outputs.losses}, {job.outputs.plot}")
-        return DONE
+    def findings(self, done: Any) -> Iterable[object]:
+        """The images that could not be read."""
+        return filter(None, [done.state.lost])
 
 
 main = Pretrain.main

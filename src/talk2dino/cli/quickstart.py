@@ -100,112 +100,98 @@ class Quickstart(Command):
 
     def check(self) -> list[str]:
         """Refuse wrong arguments before anything is drawn; returns the steps that are done."""
-        return check(self)
+        from talk2dino.devices import resolve_device
+
+        for flag, least in (("images", 1), ("epochs", 1), ("seed", 0)):
+            value = getattr(self, flag)
+            if value is not None and value < least:
+                raise ValueError(f"--{flag} must be at least {least}, got {value}")
+        resolve_device(self.device)
+        read_yaml(find_in_checkout(RECIPE))
+        check_folder_writable(self.output)
+        done = self._done_steps()
+        known = (self.output / RECORD).exists()
+        if not known and self.output.is_dir() and any(self.output.iterdir()):
+            # Whatever it is, it is not ours to replace.
+            raise FileExistsError(
+                f"{self.output} holds other files and no quickstart. Choose another --output."
+            )
+        check_world(self.output / "data", world_of_size(self.images, self.seed), self.overwrite)
+        return done
 
     def run(self, done: list[str]) -> int:
         """Draw, extract, train, evaluate and show; steps that are done are skipped."""
-        return run(self, done)
+        started = time.perf_counter()
+        from talk2dino.toy.examples import read_examples
 
+        out: Path = self.output
+        if self.overwrite and out.is_dir():
+            remove_folder(out)  # `check` has seen that it is a quickstart
+        self._write_record(done)
+        places = {
+            **{"out": out, "data": out / "data", "images": self.images, "seed": self.seed},
+            "recipe": self._recipe(),
+        }
+        for name, (made, line) in STEPS.items():
+            if name == "panel":  # of the evaluation's pictures, those with the most in them first
+                voc = World(out / "data").voc
+                examples = sorted(read_examples(voc), key=lambda e: -len(e.mask.unique()))
+                shown = ",".join(example.path.stem for example in examples[:PANEL_ROWS])
+                places |= {"shown": shown, "picture": examples[0].path}
+            words = [word.format(**places) for word in line.split()]
+            if self.device != "auto" and not {"toy", "report"} & set(words[:3]):
+                words += ["--device", self.device]
+            if name in done and (out / made).exists():
+                print(f"\n$ python {shlex.join(words)}\n  done already: {out / made}")
+                continue
+            code = _run_step(words, out / made)
+            if code != DONE:
+                return code
+            done.append(name)
+            self._write_record(done)
+        print(f"\nIoU in percent\n\n{_class_table(out / 'results').markdown()}")
+        print(f"pictures: {out / 'quickstart.png'} and {out / 'demo.png'}")
+        print(f"report: {out / 'report.html'}")
+        print(f"everything took {time.perf_counter() - started:.0f} s")
+        return DONE
 
-def check(args: Quickstart) -> list[str]:
-    """Refuse wrong arguments before anything is drawn; returns the steps that are done."""
-    from talk2dino.devices import resolve_device
+    def _settings(self) -> dict[str, Any]:
+        """Everything that decides the results."""
+        recipe = content_digest(find_in_checkout(RECIPE))
+        return {"images": self.images, "epochs": self.epochs, "seed": self.seed, RECIPE: recipe}
 
-    for flag, least in (("images", 1), ("epochs", 1), ("seed", 0)):
-        value = getattr(args, flag)
-        if value is not None and value < least:
-            raise ValueError(f"--{flag} must be at least {least}, got {value}")
-    resolve_device(args.device)
-    read_yaml(find_in_checkout(RECIPE))
-    check_folder_writable(args.output)
-    done = _done_steps(args)
-    known = (args.output / RECORD).exists()
-    if not known and args.output.is_dir() and any(args.output.iterdir()):
-        # Whatever it is, it is not ours to replace.
-        raise FileExistsError(
-            f"{args.output} holds other files and no quickstart. Choose another --output."
-        )
-    check_world(args.output / "data", world_of_size(args.images, args.seed), args.overwrite)
-    return done
+    def _write_record(self, done: list[str]) -> None:
+        content = {"settings": self._settings(), "done": done}
+        write_text(self.output / RECORD, json.dumps(content, indent=2) + "\n")
 
+    def _done_steps(self) -> list[str]:
+        """The steps that an earlier run with the same settings has noted.
 
-def run(args: Quickstart, done: list[str]) -> int:
-    """Draw, extract, train, evaluate and show; steps that are done are skipped."""
-    started = time.perf_counter()
-    from talk2dino.toy.examples import read_examples
+        Raises:
+            FileExistsError: the folder belongs to other settings.
+            ValueError: the record is damaged.
+        """
+        path = self.output / RECORD
+        if self.overwrite or not path.exists():
+            return []
+        content = read_json(path, "Delete it, or pass --overwrite.")
+        if not isinstance(content, dict) or not {"settings", "done"} <= content.keys():
+            raise ValueError(f"{path} is no record of a quickstart. Choose another --output.")
+        if differing := differences(content["settings"], self._settings()):
+            raise FileExistsError(
+                f"{path.parent} holds a quickstart with other settings ({differing}). Choose "
+                "another folder with --output, or pass --overwrite to start again."
+            )
+        return list(content["done"])
 
-    out: Path = args.output
-    if args.overwrite and out.is_dir():
-        remove_folder(out)  # `check` has seen that it is a quickstart
-    _write_record(args, done)
-    places = {
-        **{"out": out, "data": out / "data", "images": args.images, "seed": args.seed},
-        "recipe": _recipe(args),
-    }
-    for name, (made, line) in STEPS.items():
-        if name == "panel":  # of the evaluation's pictures, those with the most in them first
-            voc = World(out / "data").voc
-            examples = sorted(read_examples(voc), key=lambda e: -len(e.mask.unique()))
-            shown = ",".join(example.path.stem for example in examples[:PANEL_ROWS])
-            places |= {"shown": shown, "picture": examples[0].path}
-        words = [word.format(**places) for word in line.split()]
-        if args.device != "auto" and not {"toy", "report"} & set(words[:3]):
-            words += ["--device", args.device]
-        if name in done and (out / made).exists():
-            print(f"\n$ python {shlex.join(words)}\n  done already: {out / made}")
-            continue
-        code = _run_step(words, out / made)
-        if code != DONE:
-            return code
-        done.append(name)
-        _write_record(args, done)
-    print(f"\nIoU in percent\n\n{_class_table(out / 'results').markdown()}")
-    print(f"pictures: {out / 'quickstart.png'} and {out / 'demo.png'}")
-    print(f"report: {out / 'report.html'}")
-    print(f"everything took {time.perf_counter() - started:.0f} s")
-    return DONE
+    def _recipe(self) -> Path:
+        """The shipped recipe, or a copy of it with another number of epochs."""
+        if self.epochs is None:
+            return find_in_checkout(RECIPE)
+        from talk2dino.methods.talk2dino.recipe import write_recipe
 
-
-def _settings(args: Quickstart) -> dict[str, Any]:
-    """Everything that decides the results."""
-    recipe = content_digest(find_in_checkout(RECIPE))
-    return {"images": args.images, "epochs": args.epochs, "seed": args.seed, RECIPE: recipe}
-
-
-def _write_record(args: Quickstart, done: list[str]) -> None:
-    content = {"settings": _settings(args), "done": done}
-    write_text(args.output / RECORD, json.dumps(content, indent=2) + "\n")
-
-
-def _done_steps(args: Quickstart) -> list[str]:
-    """The steps that an earlier run with the same settings has noted.
-
-    Raises:
-        FileExistsError: the folder belongs to other settings.
-        ValueError: the record is damaged.
-    """
-    path = args.output / RECORD
-    if args.overwrite or not path.exists():
-        return []
-    content = read_json(path, "Delete it, or pass --overwrite.")
-    if not isinstance(content, dict) or not {"settings", "done"} <= content.keys():
-        raise ValueError(f"{path} is no record of a quickstart. Choose another --output.")
-    if differing := differences(content["settings"], _settings(args)):
-        raise FileExistsError(
-            f"{path.parent} holds a quickstart with other settings ({differing}). Choose another "
-            "folder with --output, or pass --overwrite to start again."
-        )
-    return list(content["done"])
-
-
-def _recipe(args: Quickstart) -> Path:
-    """The shipped recipe, or a copy of it with another number of epochs."""
-    if args.epochs is None:
-        return find_in_checkout(RECIPE)
-    from talk2dino.methods.talk2dino.recipe import write_recipe
-
-    write_recipe(RECIPE, {"num_epochs": args.epochs}, args.output / "toy.yaml")
-    return args.output / "toy.yaml"
+        write_recipe(RECIPE, {"num_epochs": self.epochs}, self.output / "toy.yaml")
+        return self.output / "toy.yaml"
 
 
 def _run_step(words: list[str], made: Path) -> int:

@@ -40,7 +40,7 @@ class Segment(MethodCommand):
     """Segment pictures into classes that you name."""
 
     script = "demo.py"
-    settings = {
+    details = {
         "input": {"flags": ("--input", "--image_folder")},
         "save_mask": {"nargs": "?", "const": BESIDE_OVERLAY},
         "save_scores": {"nargs": "?", "const": BESIDE_OVERLAY},

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from talk2dino.cli.entry import DONE, Command, bar_of, core_share, memory_share, step_bar
 from talk2dino.cli.flags import add_flags, from_flags
@@ -17,7 +18,50 @@ _JOB = "methods.talk2dino.training.job:TrainJob"
 _OF_THE_RECIPE = ("resize_dim", "crop_dim", "vision_weights", "text_weights")
 
 
-class Train(Command):
+class TrainingCommand(Command):
+    """What commands share that train: the run, and what is said of it."""
+
+    after_interrupt = "add --resume to the same command to go on"
+
+    def run(self, job: Any) -> int:
+        """Train, and say what was written."""
+        from talk2dino.processes import joined_processes
+        from talk2dino.training.history import Record
+        from talk2dino.training.job import carry_out
+        from talk2dino.training.run import Hooks
+
+        def on_epoch(record: Record) -> None:
+            numbers = {name: value for name, value in record.items() if isinstance(value, float)}
+            shown = [f"{name.replace('_', ' ')} {value:.6g}" for name, value in numbers.items()]
+            print("  ".join([f"epoch {record['epoch']}", *shown]), flush=True)
+
+        with joined_processes(self.backend(job)) as processes:
+            first = processes.rank == 0
+            encoding = bar_of("encoded images", shown=first)
+            hooks = Hooks(step_bar, on_epoch=on_epoch, encoding=encoding)
+            done = carry_out(job, hooks, processes)
+        if first and done is None:
+            print(f"{job.out} is complete: nothing to resume")
+        elif first:
+            if done.state.best_epoch is not None:
+                print(
+                    f"kept the weights of epoch {done.state.best_epoch}, the lowest validation loss"
+                )
+            for line in self.findings(done):
+                print(line)
+            print(f"weights: {job.out}  losses: {job.outputs.losses}, {job.outputs.plot}")
+        return DONE
+
+    def backend(self, job: Any) -> str:
+        """What connects several processes."""
+        return "gloo"
+
+    def findings(self, done: Any) -> Iterable[object]:
+        """What else is to be said of a run."""
+        return ()
+
+
+class Train(TrainingCommand):
     """Train a projection from captions to image patches."""
 
     script = "train.py"
@@ -25,7 +69,6 @@ class Train(Command):
         "--model configs/vitb_mlp_infonce.yaml "
         "--train_dataset ../coco2014_b14/train.pth --val_dataset ../coco2014_b14/val.pth"
     )
-    after_interrupt = "add --resume to the same command to go on"
 
     model: str
     """YAML: recipe of the projection, a file of configs/."""
@@ -81,39 +124,11 @@ class Train(Command):
         check_job(job)
         return job
 
-    def run(self, job: TrainJob) -> int:
-        """Train, and say what was written."""
-        from talk2dino.processes import is_first_process, joined_processes
-        from talk2dino.training.history import Record
-        from talk2dino.training.job import carry_out
-        from talk2dino.training.run import Hooks
-
-        silent = not is_first_process()
-
-        def on_epoch(record: Record) -> None:
-            shown = f"epoch {record['epoch']}/{job.loop.train.num_epochs}"
-            shown += f"  train {record['train_loss']:.6g}"
-            if record["val_loss"] is not None:
-                shown += f"  validation {record['val_loss']:.6g}"
-            print(shown)
-
-        encoding = bar_of("encoded images", shown=not silent)
-        with joined_processes() as processes:
-            hooks = Hooks(step_bar, on_epoch=on_epoch, encoding=encoding)
-            done = carry_out(job, hooks, processes)
-        if silent:
-            return DONE
-        if done is None:
-            print(f"{job.out} is complete: nothing to resume")
-            return DONE
-        best = done.state.best_epoch
-        if best is not None:
-            print(f"kept the weights of epoch {best}, the lowest validation loss")
-        if done.retrieval is not None:
-            print(f"text to image: {done.retrieval.text_to_image}")
-            print(f"image to text: {done.retrieval.image_to_text}")
-        print(f"weights: {job.out}  losses: {job.outputs.losses}, {job.outputs.plot}")
-        return DONE
+    def findings(self, done: Any) -> Iterable[object]:
+        """How well images and captions find each other."""
+        if (found := done.retrieval) is not None:
+            yield f"text to image: {found.text_to_image}"
+            yield f"image to text: {found.image_to_text}"
 
     def _job(self) -> TrainJob:
         from talk2dino.methods.talk2dino.recipe import load_recipe
