@@ -96,7 +96,6 @@ def test_a_converted_bank_is_the_same_without_faiss(tmp_path, published, monkeyp
     [
         (["{bank}", "{bank}.bin"], "name it <name>.safetensors"),
         (["{bank}/knn.index", "a.safetensors"], "the published bank is a folder"),
-        (["{bank}", "{bank}.safetensors", "--num_heads", "8"], "--num_heads means nothing"),
         (["absent", "a.safetensors"], "absent: no such bank"),
     ],
 )
