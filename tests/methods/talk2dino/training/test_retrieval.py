@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from talk2dino.methods.talk2dino.training import retrieval as module
 from talk2dino.methods.talk2dino.training.retrieval import best_rows, retrieval, summarise
 
 # Three images on the axes; the captions' angles give the ranks by hand.
@@ -50,13 +51,14 @@ def test_a_projection_that_maps_everything_to_one_point_finds_nothing():
     assert result.text_to_image.mean_rank == 20
 
 
-def test_chunks_give_the_same_ranks_as_the_whole():
+@pytest.mark.parametrize("size", [1, 50])
+def test_chunks_give_the_same_ranks_as_the_whole(size, monkeypatch):
     generator = torch.Generator().manual_seed(0)
     text, visual = (torch.randn(n, 8, generator=generator) for n in (37, 11))
     rows = torch.arange(37) % 11
     whole = retrieval(text, visual, rows)
-    assert retrieval(text, visual, rows, scores_at_once=1) == whole
-    assert retrieval(text, visual, rows, scores_at_once=50) == whole
+    monkeypatch.setattr(module, "SCORES_AT_ONCE", size)
+    assert retrieval(text, visual, rows) == whole
 
 
 def test_the_ranks_agree_with_a_sorted_score_matrix():

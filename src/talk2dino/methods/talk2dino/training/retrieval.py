@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -45,16 +46,13 @@ class Retrieval:
     image_to_text: RankSummary
 
 
-def retrieval(
-    text: Tensor, visual: Tensor, caption_rows: Tensor, scores_at_once: int = SCORES_AT_ONCE
-) -> Retrieval:
+def retrieval(text: Tensor, visual: Tensor, caption_rows: Tensor) -> Retrieval:
     """Rank all images for every caption, and all captions for every image that has one.
 
     Args:
         text: (M, D) caption embeddings, of any length.
         visual: (N, D) image embeddings in the same space.
         caption_rows: (M,) row of `visual` that each caption belongs to; any number per image.
-        scores_at_once: bound on the scores kept in memory.
 
     Raises:
         ValueError: there is nothing to rank, or the shapes do not fit together.
@@ -68,28 +66,27 @@ def retrieval(
         raise ValueError(f"retrieval over {len(text)} captions and {len(visual)} images")
     rows = caption_rows.to(text.device)
     return Retrieval(
-        summarise(image_ranks(text, visual, rows, scores_at_once)),
-        summarise(caption_ranks(text, visual, rows, scores_at_once)),
+        summarise(image_ranks(text, visual, rows)), summarise(caption_ranks(text, visual, rows))
     )
 
 
-def image_ranks(text: Tensor, visual: Tensor, rows: Tensor, scores_at_once: int) -> Tensor:
+def image_ranks(text: Tensor, visual: Tensor, rows: Tensor) -> Tensor:
     """(M,) rank of each caption's image. Ties count against: equal scores rank before the image."""
     ranks = []
-    for part, scores in cosine_blocks(text, visual, scores_at_once):
+    for part, scores in cosine_blocks(text, visual):
         own = scores.gather(1, rows[part, None])
         ranks.append((scores >= own).sum(dim=1))
     return torch.cat(ranks)
 
 
-def caption_ranks(text: Tensor, visual: Tensor, rows: Tensor, scores_at_once: int) -> Tensor:
+def caption_ranks(text: Tensor, visual: Tensor, rows: Tensor) -> Tensor:
     """(images with captions,) rank of each image's best caption among all captions.
 
     Captions of the same image do not push each other down; ties with other captions count against.
     """
     queries = rows.unique()
     ranks = []
-    for part, scores in cosine_blocks(visual[queries], text, scores_at_once):
+    for part, scores in cosine_blocks(visual[queries], text):
         own = rows[None, :] == queries[part, None]
         best = scores.masked_fill(~own, -torch.inf).amax(dim=1, keepdim=True)
         ranks.append(1 + ((scores >= best) & ~own).sum(dim=1))
@@ -126,7 +123,6 @@ def best_rows(
 def cosine_blocks(
     stored: Tensor,
     queries: Tensor,
-    scores_at_once: int = SCORES_AT_ONCE,
     project: Callable[[Tensor], Tensor] = _as_stored,
     done: Callable[[], None] | None = None,
 ) -> Iterator[tuple[slice, Tensor]]:
@@ -135,7 +131,6 @@ def cosine_blocks(
     Args:
         stored: (N, E) one vector per row, or (N, H, E) one per head, of which the best counts.
         queries: (Q, D), of any length as the others.
-        scores_at_once: bound on the scores in memory.
         project: (..., E) to (..., D).
         done: called after every block; `columns.forget`, where `stored` is mapped from a file.
 
@@ -144,7 +139,7 @@ def cosine_blocks(
     """
     unit = F.normalize(queries.float(), dim=-1).T
     heads = stored.shape[1] if stored.ndim == 3 else 1
-    step = min(scores_at_once // (heads * len(queries)), _BLOCK // stored[:1].numel())
+    step = min(SCORES_AT_ONCE // (heads * len(queries)), _BLOCK // stored[:1].numel())
     for start in range(0, len(stored), step := max(1, step)):
         stop = min(start + step, len(stored))
         block = project(stored[start:stop].to(unit.device, torch.float32)).flatten(0, -2)
@@ -163,13 +158,7 @@ def summarise(ranks: Tensor) -> RankSummary:
         r1=recall[1],
         r5=recall[5],
         r10=recall[10],
-        median_rank=_median(ranks),
+        median_rank=float(np.median(ranks.cpu().numpy())),
         mean_rank=ranks.mean().item(),
         queries=len(ranks),
     )
-
-
-def _median(values: Tensor) -> float:
-    """The middle value, or the mean of the two middle ones; torch.median takes the lower."""
-    ordered, count = values.sort().values, len(values)
-    return (ordered[(count - 1) // 2] + ordered[count // 2]).item() / 2
