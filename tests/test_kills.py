@@ -91,7 +91,9 @@ CASES = {
     "segment modes": Case(SEGMENT + " --output_folder out --vis mask pred --overwrite"),
     "segment exports": Case(SEGMENT + " --output out/ --export masks --overwrite"),
     "filter": Case(FILTER + " --processors 2"),
-    "filter over parts": Case(FILTER + " --processors 1 --overwrite", FILTER + " --processors 3"),
+    "filter over parts": Case(
+        FILTER + " --processors 1 --compat --overwrite", FILTER + " --processors 3"
+    ),
     "merge": Case(MERGE),
     "merge over a result": Case(MERGE + " --overwrite", MERGE),
     "makepair": Case(PAIR),

@@ -59,6 +59,8 @@ class PrepareCaptions(Command):
     lemmas: str = AUTO
     """Where filter takes singulars from; auto: NLTK's WordNet if its data is installed, else
     lemminflect."""
+    compat: bool = False
+    """Filter as published: exact words only, so that `dogs` and `Dog` do not count."""
     delete_parts: bool = False
     """Merge: remove the parts after."""
     overwrite: bool = False
@@ -124,6 +126,7 @@ class PrepareCaptions(Command):
             processes=parts,
             progress=bar_of("parts"),
             overwrite=self.overwrite,
+            compat=self.compat,
         )
         reasons = f" (left out: {left_out})" if left_out.reasons else ""
         print(f"{folder}: kept {kept} of {kept + left_out.reasons.total()} captions{reasons}")

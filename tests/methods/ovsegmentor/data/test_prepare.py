@@ -56,6 +56,14 @@ def test_filter_keeps_the_captions_that_name_an_entity(captions, tmp_path, capsy
     )
 
 
+def test_the_published_filter_wants_the_very_words(captions, tmp_path):
+    arguments = ["filter", "--metafile", captions, "--processors", 1]
+    assert prepare(*arguments, "--compat") == 0
+    rows = read(tmp_path / "subsets" / "cc12m_0.csv")
+    assert [row[0] for row in rows] == ["image_id", "2,x.jpg", "6.jpg"]
+    assert prepare(*arguments) == 1  # parts of the other kind are there
+
+
 def test_damaged_rows_are_counted_and_named(tmp_path, capsys):
     path = tmp_path / "cc.tsv"
     path.write_bytes(b"0.jpg\ta cat\n1.jpg\ta\tcat\n2.jpg\t\xff cat\n")

@@ -108,6 +108,14 @@ def test_apostrophes_leave_the_published_question():
     assert published_question("it's a dog's 'day'", str).question == "it a [MASK] day"
 
 
+def test_the_published_filter_matches_words_exactly():
+    assert published.look_at("A Dog and dogs, a cat. The car's T-shirt; TV...tv! (bus)") == (
+        None,
+        [*("cat", "car", "T-shirt", "TV", "tv", "bus")],
+    )
+    assert published.look_at("a cat/dog on a sofa-bed, U.S.car") == (NO_ENTITY, [])
+
+
 def test_entities_are_listed_once_in_their_order():
     assert reader.look_at("dogs, a cat and a Dog") == (None, ["dog", "cat"])
     assert reader.read("dogs, a cat and a Dog").classes == ("dog", "cat")

@@ -71,6 +71,7 @@ def filter_captions(
     processes: int = 1,
     progress: Progress = silent,
     overwrite: bool = False,
+    compat: bool = False,
 ) -> tuple[int, LeftOut]:
     """Write `cc12m_<i>.csv` with the columns image_id, caption and entity for every part.
 
@@ -84,6 +85,7 @@ def filter_captions(
         processes: parts filtered at the same time.
         progress: a bar that counts parts.
         overwrite: make parts again that are there; those too many go when all are made.
+        compat: keep the captions that the published program keeps.
 
     Returns:
         How many captions were kept, and the others; their examples are damaged rows.
@@ -93,6 +95,7 @@ def filter_captions(
     """
     table, folder = open_table(metafile), Path(folder)
     made_from = {"input": content_digest(table.path), "parts": parts, "lemmas": lemmas}
+    made_from |= {"compat": True} if compat else {}
     paths = part_paths(folder, parts)
     check_not_inputs(paths, [metafile])
     missing = [i for i, path in enumerate(paths) if not _is_done(path, made_from, overwrite)]
@@ -188,7 +191,7 @@ def _remove_surplus(folder: Path, kept: set[Path]) -> None:
 def _filter_part(part: _Part) -> None:
     table, kept, left_out = part.table, 0, LeftOut()
     image_column, caption_column = table.column(IMAGE), table.column(CAPTION)
-    reader = CaptionReader(get_lemma(part.made_from["lemmas"]))
+    reader = CaptionReader(get_lemma(part.made_from["lemmas"]), "compat" in part.made_from)
     records = enumerate(table.records(part.start, part.stop), start=part.first_row)
     with atomic_files(part.path.parent, part.path.name, _record(part.path).name) as folder:
         with _csv_writer(folder / part.path.name, (IMAGE, CAPTION, ENTITY)) as write:

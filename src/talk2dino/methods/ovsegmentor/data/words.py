@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -117,7 +117,11 @@ EMPTY, OTHER_SCRIPT, NO_ENTITY = "empty", "in another script", "without an entit
 # Letters and digits; hyphens and apostrophes inside a word belong to it.
 _WORD = re.compile(r"[^\W_]+(?:[-'’][^\W_]+)*")
 _HAN = re.compile("[\u4e00-\u9fa5]")
-_CLASS_SET = frozenset(CLASSES)
+_CLASS_SET, _WORD_SET = frozenset(CLASSES), frozenset(FILTER_WORDS)
+# What NLTK's word tokeniser separates from a word, as far as it can touch a listed word.
+_TREEBANK_GAPS = re.compile(r"[\s,;:?!()\[\]{}<>\"“”„‘’«»`*&$#@%–—]+|--+|\.\.+")
+_TREEBANK_END = re.compile(r"(?:'(?:s|re|ve|ll|m|d)?)+$", re.IGNORECASE)
+_SENTENCE = re.compile(r"(?<=[.?!])['\")\]]*\s+(?=[\"'(\[]*[A-Z0-9])")
 
 EntityTable = Mapping[str, tuple[str, str]]
 """The lower-case form of a word that counts as an entity -> the word as its list writes it, and the
@@ -163,7 +167,7 @@ class CaptionReader:
     mask: str = MASK
     """The tokeniser's mask token."""
     table: EntityTable = field(default_factory=lambda: PUBLISHED)
-    """The entities; what is masked under `compat` is always the published ones."""
+    """The entities; under `compat` always the published ones."""
 
     def look_at(self, caption: str) -> tuple[str | None, list[str]]:
         """Why a caption cannot be used, or None; and its entities, as their list writes them."""
@@ -171,8 +175,12 @@ class CaptionReader:
             return EMPTY, []
         if _HAN.search(caption) or not (self.compat or _is_latin(caption)):
             return OTHER_SCRIPT, []
-        hits = (self._look_up(word) for word in _WORD.findall(caption))
-        entities = list(dict.fromkeys(hit[0] for hit in hits if hit))
+        if self.compat:
+            found = (word for word in _treebank_words(caption) if word in _WORD_SET)
+        else:
+            hits = (self._look_up(word) for word in _WORD.findall(caption))
+            found = (hit[0] for hit in hits if hit)
+        entities = list(dict.fromkeys(found))
         return (None if entities else NO_ENTITY), entities
 
     def read(self, caption: str) -> Masked:
@@ -237,3 +245,11 @@ def _is_latin(caption: str) -> bool:
     letters = [character for character in caption if character.isalpha()]
     latin = sum(unicodedata.name(character, "").startswith("LATIN") for character in letters)
     return 2 * latin >= len(letters)
+
+
+def _treebank_words(caption: str) -> Iterator[str]:
+    """The words of NLTK's `word_tokenize`, without its sentence model."""
+    for sentence in _SENTENCE.split(caption):
+        *inner, last = _TREEBANK_GAPS.split(sentence.rstrip(" \n\t'\")]}>”’»?!").removesuffix("."))
+        for word in (*inner, last):
+            yield _TREEBANK_END.sub("", word.lstrip("'"))
