@@ -130,9 +130,9 @@ def test_a_class_called_background_beside_the_background_is_refused(folder, caps
     ("flags", "message"),
     [
         (["--bg_thresh", "0.5"], "--bg_thresh has no effect without --with_background"),
-        (["--with_background", "--bg_thresh", "1.5"], "--bg_thresh must lie between 0 and 1"),
-        (["--with_background", "--bg_thresh", "nan"], "--bg_thresh must lie between 0 and 1"),
-        (["--opacity", "-1"], "--opacity must lie between 0 and 1"),
+        (["--with_background", "--bg_thresh", "1.5"], "bg_thresh must lie in [0, 1]"),
+        (["--with_background", "--bg_thresh", "nan"], "bg_thresh must lie in [0, 1]"),
+        (["--opacity", "-1"], "opacity must lie in [0, 1]"),
         (["--max_side", "0"], "max_side must be at least 1"),
         (["--protocol", "unifed"], "unknown protocol 'unifed'. Known: native, unified"),
         (["--protocol", "unified", "--with_background"], "the unified protocol has none"),

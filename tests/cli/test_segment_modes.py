@@ -204,7 +204,7 @@ def test_a_named_talk2dino_is_its_recipe(folder):
         (["--opts", "test_cfg.bg_thresh=low"], "'low' is no number"),
         (["--no_background", "--bg_thresh", "0.5"], "no effect with --no_background"),
         (["--no_background", "--with_background"], "contradict each other"),
-        (["--bg_thresh", "1.5"], "--bg_thresh must lie between 0 and 1"),
+        (["--bg_thresh", "1.5"], "bg_thresh must lie in [0, 1]"),
         (["--weights", "absent"], "absent: no OVSegmentor weights there"),
         (["--device", "tpu"], "unknown device 'tpu'"),
     ],

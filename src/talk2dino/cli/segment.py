@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,7 +14,7 @@ import numpy as np
 from talk2dino.cli.entry import DONE, FAILED, USER_ERRORS
 from talk2dino.cli.method_flags import MethodCommand
 from talk2dino.cli.segment_files import BESIDE_OVERLAY, MODES, Task, plan_export, plan_tasks
-from talk2dino.config import check_at_least, check_name, split_names
+from talk2dino.config import check_at_least, check_between, check_name, split_names
 from talk2dino.methods.registry import DEFAULT_MODEL, MODEL_NAMES, RESUMED_MODEL  # noqa: F401
 from talk2dino.pictures.drawing import BACKGROUND_COLOUR, MAX_INDEXED, class_colours
 from talk2dino.pictures.export import KINDS
@@ -127,8 +126,7 @@ class Segment(MethodCommand):
         from talk2dino.pictures.images import read_rgb
 
         method, vocabulary, background = self.read_model()
-        if not (math.isfinite(self.opacity) and 0 <= self.opacity <= 1):
-            raise ValueError(f"--opacity must lie between 0 and 1, got {self.opacity}.")
+        check_between(0, 1, opacity=self.opacity)
         if self.max_side is not None:
             check_at_least(1, max_side=self.max_side)
         modes: Sequence[str] = ()
@@ -254,8 +252,8 @@ class Segment(MethodCommand):
         """
         if self.no_background and self.with_background:
             raise ValueError("--with_background and --no_background contradict each other.")
-        if threshold is not None and not (math.isfinite(threshold) and 0 <= threshold <= 1):
-            raise ValueError(f"--bg_thresh must lie between 0 and 1, got {threshold}.")
+        if threshold is not None:
+            check_between(0, 1, bg_thresh=threshold)
         wanted = self.with_background or method.demo.always_background
         if wanted and not self.no_background:
             return method.demo.threshold if threshold is None else threshold
