@@ -44,6 +44,9 @@ def refused(capsys, *flags):
         (["--model", "toy", "ovsegmentor_vitb=nowhere"], "no OVSegmentor weights"),
         (["--model", "nowhere.yaml"], "nowhere.yaml"),
         (["--model", "toy=none.pth"], "no projection weights"),
+        (["--weights", "none.pth"], "--weights belongs to --config"),
+        (["--config", "configs/toy.yaml", "--weights", "none.pth"], "none.pth"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
     ],
 )
 def test_wrong_flags_are_refused_before_a_model_is_loaded(flags, message, capsys):
@@ -66,7 +69,8 @@ def parsed(*flags):
 def test_models_are_offered_in_the_order_of_the_flags():
     models = parsed("--model", "toy", "vitb", "--device", "cpu").check()[0]
     assert list(models.entries) == ["toy", "vitb"]
-    assert parsed().model == ["vitb"]
+    models = parsed("--config", "configs/toy.yaml", "--weights", "seeded:3", "--model", "vitb")
+    assert list(models.check()[0].entries) == ["toy", "vitb"]
 
 
 def test_a_vocabulary_fills_the_field(tmp_path):
