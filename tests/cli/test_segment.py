@@ -148,6 +148,8 @@ def test_a_class_called_background_beside_the_background_is_refused(folder, caps
         (["--save_mask", "out.png"], "out.png would be written more than once"),
         (["--save_mask", "photo.png", "--overwrite"], "photo.png is an input"),
         (["--clean_background", "--no_clean_background"], "contradict each other"),
+        (["--model", "toy", "--config=toy.yaml"], "--config and --model are one flag"),
+        (["--image_folder", "."], "--image_folder and --input are one flag"),
         (["--with_back"], "unrecognized arguments: --with_back"),
     ],
 )

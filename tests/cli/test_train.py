@@ -146,6 +146,8 @@ def test_feature_shards_train_like_the_feature_file(folder):
         (["--overwrite", "--resume"], "pass one of them"),
         (["--device", "tpu"], "unknown device 'tpu'"),
         (["--warmup", "-3"], "--warmup must not be negative"),
+        (["--cache_gb", "inf"], "cache_gb must lie in [0, 1000000]"),
+        (["--cache_gb", "nan"], "cache_gb must lie in [0, 1000000]"),
         (
             ["--save_head_activations", "--feature_name", "avg_self_attn_out"],
             "--save_head_activations needs alignment_strategy: max_score",

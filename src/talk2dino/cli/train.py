@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from talk2dino.cli.entry import DONE, Command, bar_of, core_share, memory_share, step_bar
 from talk2dino.cli.flags import add_flags, from_flags
+from talk2dino.config import check_between
 
 if TYPE_CHECKING:
     from talk2dino.methods.talk2dino.training.job import TrainJob
@@ -120,6 +121,7 @@ class Train(TrainingCommand):
 
         if self.use_wandb and self.logger not in ("none", "wandb"):
             raise ValueError(f"--use_wandb contradicts --logger {self.logger}: pass one of them")
+        check_between(0, 10**6, cache_gb=self.cache_gb)
         job = self._job()
         check_job(job)
         return job

@@ -61,7 +61,8 @@ class ImageSettings:
     dtype: str = "float32"
     """Number type of the stored tensors."""
     amp: str = ""
-    """Number type of mixed precision, a name of AMP_TYPES; empty for float32 throughout."""
+    """Type of mixed precision, empty for none; auto is bfloat16 (float16 on mps). What is stored is
+    of `dtype` in any case."""
     compile: bool = False
     """Compile the backbone, which takes a minute at the start and is faster afterwards."""
     blip_model: str | None = None

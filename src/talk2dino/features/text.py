@@ -48,7 +48,8 @@ class TextSettings:
     batch_size: int = 256
     """Captions per forward pass (on a CPU fewer)."""
     amp: str = ""
-    """Number type of mixed precision, a name of AMP_TYPES; empty for float32 throughout."""
+    """Type of mixed precision, empty for none; auto is bfloat16 (float16 on mps). What is stored is
+    of `dtype` in any case."""
 
     def __post_init__(self) -> None:
         if self.amp:
