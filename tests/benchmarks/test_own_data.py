@@ -186,6 +186,8 @@ def test_folders_are_below_the_data_root_or_beside_the_file(make, tmp_path):
     ("keys", "said"),
     [
         ({"label_sufix": ".png"}, "unknown key 'label_sufix'.*Did you mean 'label_suffix'"),
+        ({"ignored": 0}, "unknown key 'ignored'.*ignore, shift, .*Did you mean 'ignore'"),
+        ({"background": True, "bg_thresh": float("nan")}, r"bg_thresh must lie in \[0, 1\]"),
         ({"metainfo": {"clases": []}}, "unknown key 'metainfo.clases'. Known: "),
         ({"metainfo": "x"}, "unknown key 'metainfo'"),
         ({"images": "absent"}, "'images:' is missing"),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from talk2dino.benchmarks.data.labels import LabelRules, Value
 from talk2dino.benchmarks.metrics import WIDE_IGNORED
-from talk2dino.config import build
+from talk2dino.config import build, check_between, check_name, naming
 from talk2dino.sizes import Protocol
 from talk2dino.textfiles import check_once, read_names, read_text, read_yaml
 
@@ -76,8 +76,10 @@ class _Keys:
             )
         if not all((self.images, self.labels, *self.image_suffixes)) or not self.image_suffixes:
             raise ValueError("images, labels and image_suffix must not be empty")
-        if self.bg_thresh is not None and not self.background:
-            raise ValueError("bg_thresh without `background: true` means nothing")
+        if self.bg_thresh is not None:
+            check_between(0, 1, bg_thresh=self.bg_thresh)
+            if not self.background:
+                raise ValueError("bg_thresh without `background: true` means nothing")
         if self.background and "background" in map(str.lower, self.classes[1:]):
             raise ValueError("with `background: true`, class 0 alone is the background")
         colours = [part for colour in self.palette for part in colour]
@@ -199,9 +201,13 @@ def read_dataset(path: str | Path, data_root: str | Path = "data") -> Benchmark:
     """
     path, source = Path(path), str(path)
     given = {"name": path.stem} | _ours(read_yaml(path), source)
+    of_values = _LabelKeys.__dataclass_fields__
+    with naming(source):
+        for key in given:
+            check_name("key", key, [*_Keys.__dataclass_fields__, *of_values, "data_root"])
     own = given.pop("data_root", "")
     folders = tuple(dict.fromkeys(base / str(own) for base in (path.parent, Path(data_root))))
-    names = [name for name in given if name in _LabelKeys.__dataclass_fields__]
+    names = [name for name in given if name in of_values]
     of_labels = build(_LabelKeys, {name: given.pop(name) for name in names}, source)
     words, ids = _classes(given.get("classes"), f"{source}: classes", folders)
     given["classes"] = [found[0] for found in words]
@@ -211,10 +217,8 @@ def read_dataset(path: str | Path, data_root: str | Path = "data") -> Benchmark:
     if isinstance(given.get("image_suffixes"), str):
         given["image_suffixes"] = [given["image_suffixes"]]
     keys = build(_Keys, given, source)
-    try:
+    with naming(source):
         rules = of_labels.rules(ids)
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from error
     name = keys.name
     return Benchmark(
         **{**vars(keys), "title": keys.title or name, "readme_name": keys.readme_name or name},
