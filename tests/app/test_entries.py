@@ -118,6 +118,7 @@ def test_configured_models_say_what_their_colours_are_worth(root, trained):
     assert entry.name == "mine" and "“mine” has random, untrained" in entry.notice
     entry = find_entry(recipe, weights=str(trained))
     assert "drawn pictures of apple" in entry.notice
+    assert "drawn pictures of apple" in find_entry(f"{recipe}={trained}").notice
     large = str(root / "configs" / "vitl_mlp_infonce.yaml")
     entry = find_entry(large, weights=str(trained))
     assert (entry.rules.threshold, entry.notice) == (0.54, "")

@@ -240,3 +240,15 @@ def test_free_memory_is_what_the_system_can_still_give(monkeypatch):
     assert free_memory() is None or free_memory() > 2**20
     monkeypatch.delattr("os.sysconf", raising=False)
     assert free_memory() is None
+
+
+@pytest.mark.parametrize(
+    ("argv", "advice"),
+    [
+        (["convert", "ovsegmentor", "w.pth", "out", "--num_heads", "12"], "edit the config.json"),
+        (["prepare-captions", "filter", "--header", "yes"], "a header is recognised"),
+    ],
+)
+def test_a_flag_of_an_earlier_version_says_what_takes_its_place(argv, advice, capsys):
+    assert main(argv) == 2
+    assert f"It went: {advice}" in capsys.readouterr().err

@@ -55,7 +55,7 @@ def find_entry(name: str, label: str | None = None, **settings: Any) -> Entry:
     """A model of any method; a published one is not downloaded yet.
 
     Args:
-        name: what `registry.find_method` takes, or `<name>=<folder, file or seeded:<n>>`.
+        name: what `registry.find_method` takes, or `<name or recipe>=<folder, file or seeded:<n>>`.
         label: what it is called on the page.
         settings: options of its method.
 
@@ -65,7 +65,8 @@ def find_entry(name: str, label: str | None = None, **settings: Any) -> Entry:
     """
     model, equals, weights = name.partition("=")
     if equals and not Path(name).exists():
-        check_name("model with weights (<name>=<weights>)", model, MODEL_NAMES)
+        if not Path(model).is_file():  # a recipe
+            check_name("model with weights (<name>=<weights>)", model, MODEL_NAMES)
         settings["weights"] = weights
     else:
         model = name

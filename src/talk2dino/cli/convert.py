@@ -17,6 +17,7 @@ class Convert(Command):
     positional = ("method", "checkpoint", "out")
     details = {"method": {"choices": METHODS}}
     example = "ovsegmentor best_miou.pth weights/ovsegmentor_vitb"
+    gone = {"--num_heads": "edit the config.json of the converted folder"}
 
     method: str
     """Whose weights they are."""

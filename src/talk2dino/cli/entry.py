@@ -46,6 +46,8 @@ class Command:
     """Fields that are given without a flag."""
     details: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Field -> what `add_flags` does not see in its type."""
+    gone: ClassVar[Mapping[str, str]] = {}
+    """Flag of earlier versions -> what takes its place."""
     after_interrupt: ClassVar[str] = "run the same command again to go on"
     """What a user can do after Ctrl-C."""
 
@@ -102,7 +104,7 @@ class Command:
             formatter_class=_HelpFormatter,
             allow_abbrev=False,
         )
-        parser.given = argv
+        parser.given, parser.gone = argv, cls.gone
         cls.add_arguments(parser)
         cls.add_more(parser, argv)
         add_flags(parser, "cli.entry:Command", "debug", "verbose")
@@ -167,6 +169,7 @@ class _Parser(argparse.ArgumentParser):
     """Adds to a complaint what a misspelt flag was probably meant to be."""
 
     given: Sequence[str] = ()
+    gone: Mapping[str, str] = {}
 
     def error(self, message: str) -> NoReturn:
         known = [flag for flag in self._option_string_actions if flag.startswith("--")]
@@ -174,7 +177,10 @@ class _Parser(argparse.ArgumentParser):
             if word.startswith("--") and word not in known:
                 close = difflib.get_close_matches(word, known, n=1)
                 message += f"\nunknown flag {word}."
-                message += f" Did you mean {close[0]}?" if close else ""
+                if word in self.gone:
+                    message += f" It went: {self.gone[word]}."
+                else:
+                    message += f" Did you mean {close[0]}?" if close else ""
         super().error(message)
 
 

@@ -41,6 +41,7 @@ class PrepareCaptions(Command):
         "lemmas": {"choices": LEMMAS},
     }
     example = "filter --metafile cc12m.tsv --processors 8"
+    gone = {"--header": "a header is recognised"}
 
     mode: str
     """Filter: keep captions that name an entity, in parts; merge: join the parts; makepair: add ten
