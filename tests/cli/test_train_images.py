@@ -1,8 +1,10 @@
 """`train.py` straight from images: the same numbers as on extracted features."""
 
 import csv
+import errno
 import json
 import tarfile
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -143,9 +145,17 @@ def test_an_unreadable_image_is_named(folder, capsys):
     assert "2.png" in message
 
 
-def test_features_that_do_not_fit_in_memory_are_refused(folder, capsys):
-    assert train("pictures", "--cache_gb", "0") == 1
-    assert "more than --cache_gb 0. Extract them to a file" in capsys.readouterr().err
+def test_features_that_do_not_fit_in_memory_are_in_a_file_meanwhile(folder, caplog, monkeypatch):
+    (folder / "scratch").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder / "scratch"))
+    assert train("pictures", "--out", "held.pth") == 0
+    assert train("pictures", "--out", "mapped.pth", "--cache_gb", "0") == 0
+    assert f"more than --cache_gb 0: they are in a file in {folder / 'scratch'}" in caplog.text
+    assert (folder / "held.pth").read_bytes() == (folder / "mapped.pth").read_bytes()
+    assert not [*(folder / "scratch").iterdir()]
+    no_room = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr("os.posix_fallocate", Mock(side_effect=no_room), raising=False)
+    assert train("pictures", "--out", "full.pth", "--cache_gb", "0") == 1
 
 
 def test_a_recipe_for_another_backbone_is_refused_before_images_are_read(folder, capsys):

@@ -1,18 +1,21 @@
 """Opens what `--train_dataset` names: stored features, or images to encode.
 
 Images are encoded by the frozen models, once, before the first epoch, to what a stored file would
-hold.
+hold: in memory, or in a file without a name that goes with the process.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,6 +31,7 @@ from talk2dino.features.text import BERT_KEY, TextSettings, caption_features
 from talk2dino.files import listed
 from talk2dino.methods.talk2dino.config import feature_differences
 from talk2dino.methods.talk2dino.recipe import FeatureConfig, Recipe
+from talk2dino.methods.talk2dino.training.columns import forget
 from talk2dino.methods.talk2dino.training.dataset import FeatureChoice, StoredPairs, check_widths
 from talk2dino.progress import Progress, silent
 
@@ -50,7 +54,7 @@ class ImageOptions:
     workers: int = 0
     """Decoding processes."""
     cache_bytes: int = 8 << 30
-    """Features up to this size are kept in memory."""
+    """Features up to this size are kept in memory; larger ones in a file in TMPDIR."""
 
     def check(self, choice: FeatureChoice) -> None:
         """Raise unless the two models can give these features; loads nothing.
@@ -150,24 +154,26 @@ def open_datasets(
 
     Raises:
         ValueError: a file is damaged, lacks a feature (the message names the command for it) or
-            does not fit the recipe; an image cannot be read; features that memory does not hold.
+            does not fit the recipe; an image cannot be read.
         FileNotFoundError: images are missing.
     """
     opened = [None if given is None else _open(*given, recipe, encoders) for given in datasets]
     pairs: list[StoredPairs | None] = []
     for given, found in zip(datasets, opened, strict=True):
-        if isinstance(found, Collection):
+        if isinstance(found, tuple):
             assert given is not None
             path, choice = given
-            found = StoredPairs(_encoded(found, choice, encoders), choice, path, encoders.device)
+            features = _encoded(*found, choice, encoders)
+            memory = encoders.options.cache_bytes
+            found = StoredPairs(features, choice, path, encoders.device, memory)
         pairs.append(found)
     return pairs
 
 
 def _open(
     path: str, choice: FeatureChoice, recipe: Recipe, encoders: Encoders
-) -> StoredPairs | Collection:
-    """Stored features, or images and captions whose features will fit."""
+) -> StoredPairs | tuple[Collection, bool]:
+    """Stored features; or what is to be encoded, and whether its features exceed the memory."""
     place, options = _located(path, encoders.options)
     if holds_features(place):
         if Path(place).suffix in FEATURE_SUFFIXES:
@@ -190,23 +196,27 @@ def _open(
     check_widths(image, caption, choice, recipe, path)
     needed = sum(v.nbytes for v in image.values()) * records.num_images
     needed += sum(v.nbytes for v in caption.values()) * len(records.annotations)
-    if needed > options.cache_bytes:
-        raise ValueError(
-            f"{path}: its features would take {needed / 1e9:.1f} GB of memory, more than "
-            f"--cache_gb {options.cache_bytes / 1e9:g}. Extract them to a file, which is read from "
-            "the disk: dino_extraction_v2.py and text_features_extraction.py."
+    if large := needed > options.cache_bytes:
+        logger.warning(
+            "%s: its features take %.1f GB, more than --cache_gb %g: they are in a file in %s "
+            "(TMPDIR) while this runs. Extract them to keep them: dino_extraction_v2.py and "
+            "text_features_extraction.py.",
+            *(path, needed / 1e9, options.cache_bytes / 1e9, tempfile.gettempdir()),
         )
-    return collection
+    return collection, large
 
 
-def _encoded(collection: Collection, choice: FeatureChoice, encoders: Encoders) -> FeatureFile:
-    """All features, in memory: what the extraction commands would have stored.
+def _encoded(
+    collection: Collection, large: bool, choice: FeatureChoice, encoders: Encoders
+) -> FeatureFile:
+    """All features: what the extraction commands would have stored.
 
     Raises:
         ValueError: an image cannot be read; the message names the first few.
     """
     records, options = collection.features, encoders.options
     columns: dict[str, Tensor] = {}
+    captions: dict[str, Tensor] = {}
     failures: dict[int, str] = {}
     sizes = options.features.resize_dim, options.features.crop_dim
     decoding = Decoding(encoders.vision.image_transform(*sizes), options.workers)
@@ -216,10 +226,8 @@ def _encoded(collection: Collection, choice: FeatureChoice, encoders: Encoders) 
         for batch, decoded in zip(batches, decoded_all, strict=True):
             failures |= decoded.failures
             if not failures:
-                for key, rows in encoders.images(decoded.images, choice.image_keys).items():
-                    shape = (records.num_images, *rows.shape[1:])
-                    column = columns.setdefault(key, torch.empty(shape))
-                    column[batch.start : batch.stop] = rows
+                found = encoders.images(decoded.images, choice.image_keys)
+                _put(found, columns, batch.start, records.num_images, large)
             bar.update(len(batch))
     if failures:
         named = [f"image {records.images[row]['id']}: {why}" for row, why in failures.items()]
@@ -228,13 +236,34 @@ def _encoded(collection: Collection, choice: FeatureChoice, encoders: Encoders) 
             "Extract the features first: dino_extraction_v2.py leaves such images out."
         )
     texts = [annotation["caption"] for annotation in records.annotations]
-    parts = [
-        encoders.captions(texts[start : start + CAPTIONS_AT_ONCE], choice.caption_keys)
-        for start in range(0, len(texts), CAPTIONS_AT_ONCE)
-    ]
-    captions = {key: torch.cat([part[key] for part in parts]) for key in choice.caption_keys}
+    for start in range(0, len(texts), CAPTIONS_AT_ONCE):
+        found = encoders.captions(texts[start : start + CAPTIONS_AT_ONCE], choice.caption_keys)
+        _put(found, captions, start, len(texts), large)
     made = options.made_with()
-    return FeatureFile(records.images, records.annotations, columns, captions, made)
+    features = FeatureFile(records.images, records.annotations, columns, captions, made)
+    features.mapped_from = Path(tempfile.gettempdir()) if large else None
+    return features
+
+
+def _put(
+    found: Mapping[str, Tensor], columns: dict[str, Tensor], start: int, count: int, large: bool
+) -> None:
+    """Put rows into columns of `count` rows; large ones are mapped from a file without a name."""
+    for key, rows in found.items():
+        if key not in columns:
+            shape = (count, *rows.shape[1:])
+            columns[key] = _unnamed(shape, rows) if large else rows.new_empty(shape)
+        columns[key][start : start + len(rows)] = rows
+        if large:
+            forget(columns[key])
+
+
+def _unnamed(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    with tempfile.TemporaryFile() as file:
+        file.truncate(shape[0] * like[:1].nbytes)
+        if hasattr(os, "posix_fallocate"):  # a full disk is an error now, not a crash later
+            os.posix_fallocate(file.fileno(), 0, shape[0] * like[:1].nbytes)
+        return torch.from_numpy(np.memmap(file, like.numpy().dtype, "r+", shape=shape))
 
 
 def _check_all_exist(collection: Collection) -> None:
