@@ -452,6 +452,16 @@ def test_of_more_classes_than_a_table_holds_there_is_no_confusion(tmp_path):
     assert bootstrap_interval(stacked["intersect"], stacked["union"]) == (0, 0)
 
 
+def test_counts_that_earlier_versions_kept_sparse_are_read(tmp_path):
+    union = np.array([[0, 3, 0], [5, 0, 0]])
+    rows, columns = np.nonzero(union)
+    sparse = {"rows": rows, "columns": columns, "values": union[rows, columns], "shape": (2, 3)}
+    names = [(name, part) for name in ("union", "confusion") for part in sparse]
+    np.savez(tmp_path / "a.npz", **{f"{name}.{part}": sparse[part] for name, part in names})
+    found = read_counts(tmp_path / "a.json")
+    assert list(found) == ["union"] and np.array_equal(found["union"], union)
+
+
 @dataclass
 class MemoryBar:
     """Notes the resident memory after every image."""

@@ -244,7 +244,14 @@ def read_result(path: str | Path) -> dict[str, Any]:
 def read_counts(path: str | Path) -> dict[str, np.ndarray]:
     """The arrays that belong to a result; `path` is the JSON's or the NPZ's."""
     with np.load(Path(path).with_suffix(".npz"), allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+        counts = {name: arrays[name] for name in arrays.files}
+    for name in [name.removesuffix(".shape") for name in counts if name.endswith(".shape")]:
+        parts = ("rows", "columns", "values", "shape")  # of earlier versions: what is not 0
+        rows, columns, values, shape = (counts.pop(f"{name}.{part}") for part in parts)
+        if name != "confusion":
+            counts[name] = np.zeros(shape, np.int64)
+            counts[name][rows, columns] = values
+    return counts
 
 
 def check_counts(counts: Mapping[str, np.ndarray], result: Mapping[str, Any]) -> None:

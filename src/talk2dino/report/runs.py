@@ -68,10 +68,8 @@ class EvaluatedRun:
             return None
         try:
             counts = read_counts(path)
-            if any(name.endswith(".rows") for name in counts):
-                return None  # an earlier version's, of thousands of classes
             check_counts(counts, self.result)
-        except (zipfile.BadZipFile, EOFError, ValueError) as error:
+        except (zipfile.BadZipFile, EOFError, LookupError, ValueError) as error:
             raise ValueError(
                 f"{path} is damaged ({error}). Delete it to report without it."
             ) from error
