@@ -41,7 +41,7 @@ def segment_picture(
         segmenter: any method.
         image: RGB.
         query: from `segmenter.query`.
-        protocol: size and windows; `inference.WHOLE` is the picture as one window.
+        protocol: size and windows; `sizes.WHOLE` is the picture as one window.
         max_side: score a larger picture at this long side in pixels; the result has its own size.
         settings: what made it, for the result.
     """
