@@ -90,7 +90,7 @@ def test_rows_of_one_benchmark_share_a_legend(data, tmp_path):
     [
         (["--images", "9", "--methods", "toy"], "no image '9' among the results on voc, voc20"),
         (["--images", "1", "--methods", "toy,vitl"], "voc has it, but not of vitl. Known: other"),
-        (["--images", "voc/1"], "has several results on voc/images/1.png: name"),
+        (["--images", "voc/1"], "has several results on voc/images/1.png: give --methods 1 of"),
         (
             ["--images", "1", "--methods", "other"],
             "'1': say voc/images/1.png or voc20/images",

@@ -332,7 +332,8 @@ def _find_row(groups: Mapping[str, list[EvaluatedRun]], image: str, wanted: Sequ
     if len(row.runs) > len(wanted):
         stems = [run.path.stem for run in row.runs]
         raise ValueError(
-            f"a method has several results on {place}: name {len(wanted)} of {', '.join(stems)}."
+            f"a method has several results on {place}: give --methods {len(wanted)} of "
+            f"{', '.join(stems)}."
         )
     return row
 
