@@ -21,6 +21,7 @@ from talk2dino.methods.talk2dino.method import Talk2DinoMethod
 from talk2dino.predict import label_map
 from talk2dino.sizes import Protocol
 
+TOYS = [name for name in MODEL_NAMES if "toy" in name.split("_")]
 SEEDED = {"weights": "seeded:0"}
 CPU = torch.device("cpu")
 
@@ -121,12 +122,20 @@ def test_missing_weights_say_what_to_give(tmp_path, monkeypatch):
         find_method("ovsegmentor_vitb").check()
 
 
+@pytest.mark.parametrize("name", TOYS)
+def test_every_toy_works_without_a_file_and_says_that_it_is_untrained(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    method = find_method(name)
+    method.check()
+    assert "untrained; the colours will mean nothing" in method.describe()[1][0]
+
+
 def test_a_converted_folder_is_found_by_name_and_known_by_content(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights" / "ovsegmentor_toy").mkdir(parents=True)
     method = find_method("ovsegmentor_toy")
     assert isinstance(method, OVSegmentorMethod)
-    assert method.weights == "weights/ovsegmentor_toy"
+    assert method.weights == "weights/ovsegmentor_toy" and not method.untrained
     (tmp_path / "weights" / "ovsegmentor_toy" / "model.safetensors").write_bytes(b"one")
     first = content_digest(method.weights)
     assert first.startswith("sha256:")

@@ -123,8 +123,9 @@ class Method:
 
     @property
     def untrained(self) -> bool:
-        """Whether its weights are random."""
-        return (self.options.weights or "").startswith(PREFIX)
+        """Whether its weights are random, as those of a toy are by default."""
+        weights = self.options.weights
+        return self.toy if weights is None else weights.startswith(PREFIX)
 
     @property
     def toy(self) -> bool:

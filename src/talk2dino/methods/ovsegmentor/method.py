@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from talk2dino.backbones.seeded import PREFIX
 from talk2dino.backbones.templates import ALIASES, get_templates
 from talk2dino.benchmarks.table import BENCHMARKS, STUFF_BACKGROUND, Benchmark
 from talk2dino.files import content_digest, find_in_checkout
@@ -78,10 +79,20 @@ class OVSegmentorMethod(Method):
 
     @property
     def weights(self) -> str:
-        """A converted folder, a published file, or `seeded:<n>`; by default those in weights/."""
+        """A converted folder, a published file, or `seeded:<n>`; by default those in weights/.
+
+        A toy that nobody pretrained has random ones.
+        """
         folder = find_in_checkout(f"weights/{self.model}")
         usual = folder if folder.is_dir() else find_in_checkout(f"weights/{self.model}.pth")
+        if self.options.weights is None and self.toy and not usual.exists():
+            return f"{PREFIX}0"
         return self.options.weights or str(usual)
+
+    @property
+    def untrained(self) -> bool:
+        """Whether its weights are random."""
+        return self.weights.startswith(PREFIX)
 
     @property
     def demo(self) -> PictureRules:
