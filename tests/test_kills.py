@@ -88,8 +88,8 @@ CASES = {
         "--sheet out/s.png --device cpu"
     ),
     "segment": Case(SEGMENT + " --output out/ --save_mask --save_scores --overwrite"),
-    "segment modes": Case(SEGMENT + " --output_folder out --vis mask pred --overwrite"),
-    "segment exports": Case(SEGMENT + " --output out/ --export masks --overwrite"),
+    "segment modes": Case(SEGMENT + " --output_folder out --vis mask pred --overwrite", slow=True),
+    "segment exports": Case(SEGMENT + " --output out/ --export masks --overwrite", slow=True),
     "filter": Case(FILTER + " --processors 2"),
     "filter over parts": Case(
         FILTER + " --processors 1 --compat --overwrite", FILTER + " --processors 3"
@@ -103,6 +103,7 @@ CASES = {
     "convert over a model": Case(
         "convert ovsegmentor {in}/best.pth out --overwrite",
         "convert ovsegmentor {in}/other.pth out",
+        slow=True,
     ),
     "convert-coco": Case("convert-coco {in}/coco -o out --nproc 1"),
     "data import": Case("data import voc-colour {in}/voc --output out --nproc 1"),

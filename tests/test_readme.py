@@ -95,23 +95,16 @@ def test_python_one_liners_are_valid():
 
 
 @pytest.mark.parametrize("block", [b for page in PAGES for b in code_blocks("python", page)])
-def test_python_examples_run(block, root, monkeypatch):
+def test_python_examples_run_and_their_comments_are_true(block, root, monkeypatch):
     monkeypatch.chdir(root)
     monkeypatch.syspath_prepend(str(root))
-    exec(compile(block, "README.md", "exec"), {})
-
-
-def test_the_comments_of_the_python_examples_are_true(root, monkeypatch):
-    monkeypatch.chdir(root)
-    monkeypatch.syspath_prepend(str(root))
-    for block in code_blocks("python") + code_blocks("python", README.parent / "docs" / "api.md"):
-        names: dict = {}
-        exec(compile(block, "README.md", "exec"), names)
-        for expression, comment in re.findall(r"^(.+?)  # (\([\d, ]+\))", block, re.MULTILINE):
-            name, _, value = expression.partition(" = ")
-            found = eval(name if value else expression, names)
-            shape = tuple(found.shape) if isinstance(found, torch.Tensor) else tuple(found)
-            assert shape == eval(comment), expression
+    names: dict = {}
+    exec(compile(block, "README.md", "exec"), names)
+    for expression, comment in re.findall(r"^(.+?)  # (\([\d, ]+\))", block, re.MULTILINE):
+        name, _, value = expression.partition(" = ")
+        found = eval(name if value else expression, names)
+        shape = tuple(found.shape) if isinstance(found, torch.Tensor) else tuple(found)
+        assert shape == eval(comment), expression
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

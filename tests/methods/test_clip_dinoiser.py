@@ -77,7 +77,8 @@ def test_a_picture_of_a_pixel_one_class_and_a_word_twice(model):
     segmenter = load_segmenter(model, "seeded:0")
     rows = segmenter.query(["cat", "cat"]).rows
     assert torch.allclose(rows[0], rows[1], atol=1e-6)  # sums of a batch differ in their last bits
-    query = segmenter.query(["cat"], 0.5)
+    # The words of ProxyCLIP's background take seconds, and have tests of their own.
+    query = segmenter.query(["cat"], None if model == "proxyclip_toy" else 0.5)
     for size_hw in ((1, 1), (5, 3)):
         labels = label_map(segmenter, np.full((*size_hw, 3), 99, np.uint8), query)
         assert labels.shape == size_hw and labels.max() < len(query.names)
