@@ -252,3 +252,9 @@ def test_free_memory_is_what_the_system_can_still_give(monkeypatch):
 def test_a_flag_of_an_earlier_version_says_what_takes_its_place(argv, advice, capsys):
     assert main(argv) == 2
     assert f"It went: {advice}" in capsys.readouterr().err
+
+
+def test_a_flag_given_under_two_of_its_names_is_refused_by_every_command(capsys):
+    argv = ["train", "--train_dataset", "x.pth", "--model", "a.yaml", "--model_config=b.yaml"]
+    assert main(argv) == 2
+    assert "--model and --model_config are one flag. Give one" in capsys.readouterr().err

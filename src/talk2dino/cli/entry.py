@@ -118,9 +118,15 @@ class Command:
     @classmethod
     def parse(cls: type[C], argv: Sequence[str], prog: str | None = None) -> C:
         """The command with the flags of a command line; argparse exits if they are wrong."""
-        command = cls()
+        command, parser = cls(), cls.parser(prog, argv)
         command.typed = argv
-        return cls.parser(prog, argv).parse_args(argv, command)
+        parser.parse_args(argv, command)
+        typed = {word.partition("=")[0] for word in argv}
+        for action in parser._actions:  # argparse would take the last one in silence
+            names = sorted(typed.intersection(action.option_strings))
+            if len(names) > 1:
+                raise ValueError(f"{' and '.join(names)} are one flag. Give one of them.")
+        return command
 
     def line(self, *without: str) -> str:
         """The command line for the record, without flags that do not change the result."""

@@ -125,10 +125,6 @@ class Segment(MethodCommand):
         from talk2dino.devices import resolve_device
         from talk2dino.pictures.images import read_rgb
 
-        typed = {word.partition("=")[0] for word in self.typed}
-        for pair in ({"--model", "--config"}, {"--input", "--image_folder"}):
-            if pair <= typed:
-                raise ValueError(f"{' and '.join(sorted(pair))} are one flag. Give one of them.")
         method, vocabulary, background = self.read_model()
         check_between(0, 1, opacity=self.opacity)
         if self.max_side is not None:

@@ -8,7 +8,7 @@ from talk2dino.backbones.seeded import PREFIX
 from talk2dino.methods.talk2dino.config import SegmenterConfig
 from talk2dino.methods.talk2dino.projection import ProjectionConfig
 
-HUB_FILES = WEIGHTS, CONFIG = ("model.safetensors", "config.json")
+WEIGHTS, CONFIG = ("model.safetensors", "config.json")
 """What a model's repository holds, and all that is downloaded of it."""
 
 TOY = "toy"
