@@ -24,7 +24,7 @@ def _write(folder: Path) -> None:
 
 def _shipped(device: str, folder: Path) -> Step:
     from talk2dino.features.store import read_features
-    from talk2dino.methods.talk2dino.training.columns import forget
+    from talk2dino.methods.talk2dino.training.dataset import forget
     from talk2dino.methods.talk2dino.training.retrieval import best_rows
 
     store = read_features(folder / "s.pth")

@@ -19,9 +19,8 @@ import torch
 
 from talk2dino.backbones.checkpoints import read_state_dict
 from talk2dino.features.captions import CaptionInput
-from talk2dino.features.shards import write_shards
 from talk2dino.features.store import write_features
-from talk2dino.features.tars import read_members
+from talk2dino.features.tars import read_members, write_shards
 from talk2dino.files import load_torch, save_safetensors, save_torch
 from talk2dino.methods.ovsegmentor.data.tar_rows import TarRows
 from talk2dino.methods.ovsegmentor.data.words import CaptionReader, dictionary_lemma

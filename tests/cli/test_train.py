@@ -73,7 +73,7 @@ def test_weights_are_not_overwritten_unasked(folder, capsys):
 
 
 def test_a_loss_that_is_not_a_number_exits_1_and_keeps_the_state(folder, capsys, monkeypatch):
-    unchecked = "talk2dino.methods.talk2dino.training.columns.check_finite"
+    unchecked = "talk2dino.methods.talk2dino.training.dataset.check_finite"
     monkeypatch.setattr(unchecked, lambda *args: None)  # or such features are refused at once
     broken = features()
     broken.caption_features["ann_feats"][3] = float("nan")
@@ -119,7 +119,7 @@ def test_the_best_weights_are_kept_and_named(folder, capsys):
 
 
 def test_feature_shards_train_like_the_feature_file(folder):
-    from talk2dino.features.shards import shard_paths, write_shards
+    from talk2dino.features.tars import shard_paths, write_shards
 
     (folder / "tars").mkdir()
     write_shards(features(0), shard_paths(folder / "tars", 30))  # some are empty

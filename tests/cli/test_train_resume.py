@@ -60,7 +60,7 @@ def test_resuming_a_complete_training_does_nothing(folder, capsys):
 
 
 def test_resuming_under_other_settings_is_refused_and_names_them(folder, capsys, monkeypatch):
-    unchecked = "talk2dino.methods.talk2dino.training.columns.check_finite"
+    unchecked = "talk2dino.methods.talk2dino.training.dataset.check_finite"
     monkeypatch.setattr(unchecked, lambda *args: None)  # or such features are refused at once
     broken = features()
     broken.caption_features["ann_feats"][3] = float("nan")

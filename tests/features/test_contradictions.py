@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from talk2dino.features.captions import CaptionInput
-from talk2dino.features.shards import read_shards
 from talk2dino.features.store import json_bytes, read_features, write_features
+from talk2dino.features.tars import read_shards
 from talk2dino.methods.talk2dino.training.dataset import LAST_LAYER_TEXT, FeatureChoice, StoredPairs
 from talk2dino.methods.talk2dino.training.sources import open_datasets
 from tests.features.test_store import published, small

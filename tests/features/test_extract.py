@@ -15,10 +15,10 @@ from talk2dino.backbones.seeded import seeded_state
 from talk2dino.backbones.vision import load_vision, official_shapes
 from talk2dino.cli.extract import Extract, main
 from talk2dino.features import extract as stage
+from talk2dino.features.captions import ImageSource
 from talk2dino.features.extract import image_features
 from talk2dino.features.job import Job
 from talk2dino.features.keys import IMAGE_KEYS
-from talk2dino.features.sources import ImageSource
 from talk2dino.features.store import FeatureFile, read_features, write_features
 from tests.literal import extraction as literal
 

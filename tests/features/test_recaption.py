@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from talk2dino.cli.extract import main
-from talk2dino.features.recaption import Captioner, recaptioned
+from talk2dino.features.extract import Captioner, recaptioned
 from talk2dino.features.store import FeatureFile, read_features
 
 transformers = pytest.importorskip("transformers")

@@ -12,8 +12,8 @@ from talk2dino.cli.extract import main as extract_images
 from talk2dino.cli.extract_text import ExtractText, main
 from talk2dino.features import text
 from talk2dino.features.captions import CaptionInput
-from talk2dino.features.shards import read_shards
 from talk2dino.features.store import FeatureFile, read_features, write_features
+from talk2dino.features.tars import read_shards
 from talk2dino.features.text import (
     TextExtraction,
     TextSettings,

@@ -72,7 +72,7 @@ class Retrieve(Command):
 
         from talk2dino.features.store import check_finite
         from talk2dino.methods.talk2dino.api import Talk2DINO
-        from talk2dino.methods.talk2dino.training.columns import forget
+        from talk2dino.methods.talk2dino.training.dataset import forget
         from talk2dino.methods.talk2dino.training.retrieval import best_rows
 
         store, column = opened

@@ -1,21 +1,28 @@
-"""Image features: decode, run the frozen backbone, pool, store (paper section 3.1)."""
+"""Image features: decode, run the frozen backbone, pool, store (paper section 3.1).
+
+Images are read ahead by worker processes; bad ones are reported, not raised. A BLIP or BLIP-2 model
+can write new captions for them, in place of the ones in the file.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from talk2dino.backbones.attention import average_attention, head_embeddings
 from talk2dino.backbones.seeded import default_weights
 from talk2dino.backbones.vision import (
     EXACT,
     RESIZES,
+    ImageTransform,
     VisionBackbone,
     check_sides,
     check_vision,
@@ -23,7 +30,7 @@ from talk2dino.backbones.vision import (
     patch_size,
     recorded_normalisation,
 )
-from talk2dino.config import check_name
+from talk2dino.config import check_name, reason
 from talk2dino.devices import (
     AMP_TYPES,
     check_compiler,
@@ -32,13 +39,11 @@ from talk2dino.devices import (
     mixed_precision,
     resolve_dtype,
 )
-from talk2dino.features.captions import Collection
+from talk2dino.features.captions import Collection, ImageSource, check_any_exists
 from talk2dino.features.chunks import Chunk, Extraction
-from talk2dino.features.decode import DecodedBatch, Decoding, decoded_batches
 from talk2dino.features.keys import IMAGE_KEYS
-from talk2dino.features.recaption import Captioner, check_installed, recaptioned
-from talk2dino.features.sources import check_any_exists
 from talk2dino.features.store import FeatureFile, Record
+from talk2dino.pictures.images import MAX_PIXELS
 
 
 @dataclass(frozen=True)
@@ -226,3 +231,192 @@ def image_features(
 
 def _name(image: dict[str, Any]) -> str:
     return str(image.get("file_name") or image.get("coco_url") or Path())
+
+
+_NO_PIXELS = torch.empty(0, 3, 0, 0, dtype=torch.uint8)
+
+
+class DecodedBatch(NamedTuple):
+    """Some images of a collection."""
+
+    images: Tensor
+    """(B, 3, crop, crop) uint8 RGB of those that could be read, in order."""
+    failures: dict[int, str]
+    """Position -> why it could not be read."""
+    caption_inputs: Tensor | None
+    """(B, 3, h, w) float, for the captioning model, if there is one."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How images are read."""
+
+    transform: ImageTransform
+    """PIL image to uint8 pixels."""
+    workers: int = 0
+    """Worker processes; 0 reads in this process."""
+    caption_transform: Callable[[Image.Image], Tensor] | None = None
+    """PIL image to the pixels of a captioning model."""
+
+
+def batches_of(size: int, total: int) -> list[range]:
+    """The positions 0 to `total`, in batches; the last one may be smaller."""
+    return [range(start, min(start + size, total)) for start in range(0, total, size)]
+
+
+def decoded_batches(
+    sources: Sequence[ImageSource],
+    decoding: Decoding,
+    batches: Sequence[range],
+    pin_memory: bool = False,
+) -> Iterator[DecodedBatch]:
+    """Read batches of images, each given by the positions in `sources`."""
+    loader = DataLoader(
+        _Images(sources, decoding),
+        batch_sampler=map(list, batches),
+        num_workers=decoding.workers,
+        collate_fn=_collate,
+        pin_memory=pin_memory,
+    )
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise RuntimeError(
+            f"a process that reads images has ended ({error}). If memory is short, pass fewer "
+            "--workers; run the same command again to go on."
+        ) from error
+
+
+class _Images(Dataset):
+    def __init__(self, sources: Sequence[ImageSource], decoding: Decoding) -> None:
+        self.sources, self.decoding = sources, decoding
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def __getitem__(self, position: int) -> DecodedBatch:
+        try:
+            image_rgb = self.sources[position].read(self.decoding.transform.least)
+            _check_shape(image_rgb, self.decoding.transform.resize_dim)
+            pixels = self.decoding.transform(image_rgb)
+            transform = self.decoding.caption_transform
+            caption_input = transform(image_rgb)[None] if transform else None
+        # One image must not end a run of hours, whatever a decoder raises: it is counted and named.
+        except Exception as error:
+            return DecodedBatch(_NO_PIXELS, {position: str(error) or type(error).__name__}, None)
+        return DecodedBatch(pixels[None], {}, caption_input)
+
+
+def _check_shape(image_rgb: Image.Image, resize_dim: int) -> None:
+    short, long = sorted(image_rgb.size)
+    if resize_dim * resize_dim * long > MAX_PIXELS * short:
+        raise ValueError(
+            f"its sides are {image_rgb.width} x {image_rgb.height} pixels: resized to a short "
+            f"side of {resize_dim} it would have more than {MAX_PIXELS} pixels"
+        )
+
+
+def _collate(items: list[DecodedBatch]) -> DecodedBatch:
+    """One batch of batches of one image."""
+    pixels = [item.images for item in items if len(item.images)]
+    inputs = [item.caption_inputs for item in items if item.caption_inputs is not None]
+    return DecodedBatch(
+        images=torch.cat(pixels) if pixels else _NO_PIXELS,
+        failures={position: why for item in items for position, why in item.failures.items()},
+        caption_inputs=torch.cat(inputs) if inputs else None,
+    )
+
+
+MODEL_CLASSES = {
+    "blip": "BlipForConditionalGeneration",
+    "blip-2": "Blip2ForConditionalGeneration",
+}
+"""`model_type` of a model's configuration -> its class in transformers."""
+MAX_NEW_TOKENS = 30
+
+
+class CaptionTransform:
+    """PIL image to the captioning model's pixels; can be sent to worker processes."""
+
+    def __init__(self, processor: Any) -> None:
+        self._processor = processor
+
+    def __call__(self, image_rgb: Image.Image) -> Tensor:
+        """An RGB image to (3, h, w) float."""
+        return self._processor(images=image_rgb, return_tensors="pt")["pixel_values"][0]
+
+
+class Captioner:
+    """A frozen captioning model; greedy decoding, so the same image gives the same caption.
+
+    Args:
+        name: Hugging Face id or local folder of a BLIP or BLIP-2 model.
+        device: where it runs.
+
+    Raises:
+        ImportError: transformers is not installed.
+        ValueError: it is another kind of model.
+        RuntimeError: it could not be loaded or downloaded.
+    """
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        check_installed()
+        import transformers
+
+        try:
+            kind = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False).model_type
+            check_name(f"kind of captioning model in {name}", kind, MODEL_CLASSES)
+            processor = transformers.AutoProcessor.from_pretrained(name, trust_remote_code=False)
+            model = getattr(transformers, MODEL_CLASSES[kind]).from_pretrained(name)
+        except OSError as error:
+            raise RuntimeError(
+                f"could not load the captioning model {name!r} ({reason(error)}). "
+                "Give --blip_model a local folder that holds it."
+            ) from error
+        self.transform = CaptionTransform(processor.image_processor)
+        self._tokenizer = processor.tokenizer
+        self._model = model.eval().requires_grad_(False).to(device)
+
+    @torch.inference_mode()
+    def __call__(self, pixels: Tensor) -> list[str]:
+        """(B, 3, h, w) pixels of `transform` to one caption each."""
+        pixels = pixels.to(self._model.device, self._model.dtype)
+        tokens = self._model.generate(
+            pixel_values=pixels, do_sample=False, num_beams=1, max_new_tokens=MAX_NEW_TOKENS
+        )
+        texts = self._tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+
+def check_installed() -> None:
+    """Raise ImportError unless transformers can be imported."""
+    try:
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise ImportError("--blip_model needs transformers: pip install transformers") from error
+
+
+def recaptioned(features: FeatureFile, captions: list[str], model: str) -> None:
+    """Give every image of `features` its one new caption, in place; its id is the image's.
+
+    Old captions are kept as `original_captions`. Their features are dropped.
+
+    Args:
+        features: with one row per caption in `images`.
+        captions: (N,) new ones, in the order of the images.
+        model: name to record.
+    """
+    old: dict[Any, list[str]] = {image["id"]: [] for image in features.images}
+    for annotation in features.annotations:
+        old[annotation["image_id"]].append(annotation["caption"])
+    features.annotations = [
+        {"id": own, "image_id": own, "caption": caption, "original_captions": before}
+        for (own, before), caption in zip(old.items(), captions, strict=True)
+    ]
+    features.__dict__.pop("caption_rows", None)
+    features.caption_features = {}
+    features.settings.pop("text", None)
+    features.settings.pop("bert", None)
+    features.settings["captions"] = {"blip_model": model}

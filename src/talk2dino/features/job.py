@@ -19,8 +19,8 @@ from typing import Any, TextIO
 from talk2dino.config import differences
 from talk2dino.features.captions import CaptionInput, Collection
 from talk2dino.features.chunks import Chunks, Extraction, fetched_behind, holds_chunks, system_words
-from talk2dino.features.shards import shard_paths, write_shards
 from talk2dino.features.store import FeatureFile, write_features
+from talk2dino.features.tars import shard_paths, write_shards
 from talk2dino.files import (
     check_folder_writable,
     check_not_inputs,

@@ -1,5 +1,10 @@
-"""Tar files of samples in the webdataset manner: members of one sample share the name before the
-first dot. Headers are read once; the samples' bytes stay where they are until asked for."""
+"""Tar files in the webdataset manner: members of one sample share the name before the first dot.
+
+Headers are read once; the samples' bytes stay where they are until asked for. Our own tars are
+feature shards, with one `<annotation id>.pth` per caption. Such a member is a flat dict: the
+annotation's record (`id`, `image_id`, `caption`, ...), its image's record under `image`, what made
+the features under `settings`, and every feature of the caption and of its image under its key.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from talk2dino.features.sources import ImageSource
-from talk2dino.files import check_file, listed
-from talk2dino.textfiles import parse_json
+import torch
+
+from talk2dino.features.keys import CAPTION_KEYS, IMAGE_KEYS, first_few
+from talk2dino.features.store import FeatureFile, Record, check_id, stacked
+from talk2dino.files import atomic_path, check_archive, check_file, listed
 
 logger = logging.getLogger(__name__)
 
-IDS_PER_TAR = 1_000_000
-"""Ids given to web samples: position of their tar among the tars x this + position in the tar."""
-
-IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp")
-"""Suffixes of a sample's image."""
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _NAMES: Any = {"encoding": "utf-8", "errors": "surrogateescape"}
@@ -77,6 +79,11 @@ class Member:
     size: int
     """How many there are."""
 
+    def read(self, file: BinaryIO) -> bytes:
+        """Its bytes, from the opened tar."""
+        file.seek(self.offset)
+        return file.read(self.size)
+
     @property
     def sample(self) -> str:
         """The name of its sample: all before the first dot behind the folders."""
@@ -126,7 +133,8 @@ def read_members(tar: Path) -> Iterator[Member]:
         # Beside its own errors the library lets through those of numbers, places and texts.
         except (tarfile.TarError, ValueError, OverflowError, OSError, RecursionError) as error:
             raise _damaged(tar, str(error)) from error
-        end = _read(file, position, _LONGEST_END + 1)
+        file.seek(position)
+        end = file.read(_LONGEST_END + 1)
     if len(end) < _END:
         raise _damaged(tar, "unexpected end: it is cut short, without its end mark")
     if any(end) or len(end) > _LONGEST_END:
@@ -177,82 +185,6 @@ def hold_features(tars: Sequence[Path]) -> bool:
     return False
 
 
-def read_web_samples(
-    tars: Sequence[tuple[int, Path]], whole: bool = False
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[ImageSource]]:
-    """Index tars of `jpg` + `json{key,caption,url,height,width}` samples (CC3M, CC12M).
-
-    A sample without image or caption is kept as an image that cannot be read, so that it is
-    counted and named with the others; and so is what is missing of a damaged tar, under its name.
-
-    Args:
-        tars: (number, path); ids depend on the number and on the place in the tar only.
-        whole: refuse damaged tars.
-
-    Returns:
-        Images and annotations as COCO records, and the place of every image.
-
-    Raises:
-        ValueError: a tar is damaged and `whole` is asked for.
-    """
-    images, annotations, sources = list[dict[str, Any]](), list[dict[str, Any]](), []
-    for number, tar in tars:
-        found, place = [], (str(tar),)  # one for all: there are millions of samples
-        try:
-            with tar.open("rb") as file:
-                for name, content in read_samples(tar):
-                    found.append(_web_sample(file, place, name, content))
-        except ValueError as error:
-            if whole:
-                raise
-            found.append(({"file_name": tar.name}, ImageSource(place, problem=str(error))))
-        for position, (record, source) in enumerate(found):
-            record["id"] = own = number * IDS_PER_TAR + position
-            caption = record.pop("caption", None)
-            images.append(record)
-            sources.append(source)
-            if source.problem is None:
-                annotations.append({"id": own, "image_id": own, "caption": caption})
-    return images, annotations, sources
-
-
-def _web_sample(
-    file: BinaryIO, place: tuple[str], name: str, content: dict[str, Member]
-) -> tuple[dict[str, Any], ImageSource]:
-    """(record with `caption`, source) of one sample of the tar at `place`."""
-    tar = os.path.basename(place[0])
-    record: dict[str, Any] = {"file_name": f"{tar}/{name}", "key": os.path.basename(name)}
-    image = next((content[s] for s in IMAGE_MEMBERS if s in content), None)
-    try:
-        if image is None:
-            raise ValueError(f"has no image ({', '.join(IMAGE_MEMBERS)})")
-        record["file_name"] = f"{tar}/{image.name}"
-        record |= _description(file, content)
-    except ValueError as error:
-        return record, ImageSource(place, problem=f"sample {name} of {place[0]} {error}")
-    return record, ImageSource(place, member=(image.offset, image.size))
-
-
-def _description(file: BinaryIO, content: dict[str, Member]) -> dict[str, Any]:
-    if "json" not in content:
-        raise ValueError("has no json")
-    try:
-        place = content["json"]
-        described = parse_json(_read(file, place.offset, place.size), "its json")
-        caption = described["caption"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise ValueError("has no json with a 'caption'") from None
-    if not isinstance(caption, str):
-        raise ValueError(f"has the caption {caption!r}")
-    kept = ("key", "caption", "url", "height", "width")
-    return {key: described[key] for key in kept if described.get(key) is not None}
-
-
-def _read(file: BinaryIO, position: int, count: int) -> bytes:
-    file.seek(position)
-    return file.read(count)
-
-
 def _damaged(tar: Path, what: str) -> ValueError:
     return ValueError(f"{tar} is damaged or is not an uncompressed tar ({what})")
 
@@ -267,3 +199,85 @@ def _expand(pattern: str) -> Iterator[str]:
         yield from _expand(
             pattern[: found.start()] + f"{number:0{len(first)}d}" + pattern[found.end() :]
         )
+
+
+def shard_paths(folder: str | Path, count: int, first: int = 0) -> list[Path]:
+    """`shard00000.tar`, ... : `count` names from number `first` on."""
+    return [Path(folder) / f"shard{number:05d}.tar" for number in range(first, first + count)]
+
+
+def write_shards(features: FeatureFile, paths: Sequence[Path]) -> None:
+    """Divide the captions contiguously and evenly over the tars; each is written atomically.
+
+    Args:
+        features: what to write. Images without captions have no place in shards.
+        paths: the tars; existing ones are replaced. Equal contents give equal bytes.
+    """
+    captions = len(features.annotations)
+    for number, path in enumerate(paths):
+        start, stop = captions * number // len(paths), captions * (number + 1) // len(paths)
+        with atomic_path(path) as temporary, tarfile.open(temporary, "w") as tar:
+            for row in range(start, stop):
+                data = _member(features, row)
+                info = tarfile.TarInfo(_member_name(features.annotations[row]["id"]))
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+
+
+def read_shards(tars: Sequence[Path]) -> FeatureFile:
+    """Read feature shards back into columns, in memory.
+
+    Raises:
+        ValueError: a tar or member is damaged, holds code, or the members do not fit together.
+    """
+    where = first_few(tars)
+    images: dict[Any, Record] = {}
+    annotations: list[Record] = []
+    settings: dict[str, Any] = {}
+    for member in (member for tar in tars for member in _read_members(tar)):
+        of_image = {key: member.pop(key) for key in IMAGE_KEYS if key in member}
+        images.setdefault(member["image_id"], {**member.pop("image"), **of_image})
+        settings = member.pop("settings", None) or settings
+        annotations.append(member)
+    if not annotations:
+        raise ValueError(f"{where}: the shards hold no captions")
+    plain_images, of_images, lost = stacked(list(images.values()), IMAGE_KEYS, f"{where}: image")
+    plain, of_captions, unread = stacked(annotations, CAPTION_KEYS, f"{where}: caption")
+    if lost or unread:
+        raise ValueError(f"{where}: the shards differ in their features: some have none")
+    return FeatureFile(plain_images, plain, of_images, of_captions, settings)
+
+
+def _member_name(annotation_id: Any) -> str:
+    """`<annotation id>.pth`; readers end a sample's name at the first dot, so the id has none."""
+    return str(annotation_id).replace("%", "%25").replace(".", "%2E") + ".pth"
+
+
+def _member(features: FeatureFile, row: int) -> bytes:
+    image_row = int(features.caption_rows[row])
+    member: Record = {**features.annotations[row], "image": features.images[image_row]}
+    member["settings"] = features.settings
+    for columns, place in ((features.image_features, image_row), (features.caption_features, row)):
+        for key in sorted(columns):
+            member[key] = columns[key][place].clone()  # a view would take its whole column along
+    buffer = io.BytesIO()
+    torch.save(member, buffer)
+    return buffer.getvalue()
+
+
+def _read_members(tar: Path) -> Iterator[Record]:
+    with tar.open("rb") as file:
+        for member in read_members(tar):
+            yield _load(member.read(file), f"{member.name} of {tar}")
+
+
+def _load(data: bytes, name: str) -> Record:
+    try:
+        check_archive(io.BytesIO(data))
+        member = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # the loader raises a dozen kinds on rubbish
+        raise ValueError(f"{name} is damaged or holds more than tensors and plain data") from error
+    if not isinstance(member, dict) or not isinstance(member.get("image"), dict):
+        raise ValueError(f"{name} is not a caption of a feature shard: it has no 'image' record")
+    check_id(member.get("image_id"), f"{name} has the 'image_id'")
+    return member

@@ -16,8 +16,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from talk2dino.features.captions import read_coco
-from talk2dino.features.sources import ImageSource, check_any_exists, image_source
+from talk2dino.features.captions import ImageSource, check_any_exists, image_source, read_coco
 from talk2dino.features.store import check_records
 from talk2dino.methods.ovsegmentor.data.entities import EntityIndex, EntityLists, LeftOut
 from talk2dino.methods.ovsegmentor.data.table import (

@@ -18,8 +18,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from talk2dino.config import environment_number
-from talk2dino.features.sources import ImageSource
-from talk2dino.features.tars import IMAGE_MEMBERS, Member, list_tars, read_samples
+from talk2dino.features.captions import IMAGE_MEMBERS, ImageSource
+from talk2dino.features.tars import Member, list_tars, read_samples
 from talk2dino.files import atomic_path, user_cache
 from talk2dino.methods.ovsegmentor.data.entities import EntityIndex, LeftOut
 from talk2dino.methods.ovsegmentor.data.rows import Looked, Rows

@@ -132,7 +132,7 @@ def cosine_blocks(
         stored: (N, E) one vector per row, or (N, H, E) one per head, of which the best counts.
         queries: (Q, D), of any length as the others.
         project: (..., E) to (..., D).
-        done: called after every block; `columns.forget`, where `stored` is mapped from a file.
+        done: called after every block; `dataset.forget`, where `stored` is mapped from a file.
 
     Yields:
         Which rows, and (rows, Q).

@@ -22,8 +22,13 @@ from torch import Tensor
 from talk2dino.backbones.text import BertEncoder, TextEncoder, is_bert, load_text
 from talk2dino.backbones.vision import VisionBackbone, load_vision, recorded_normalisation
 from talk2dino.features.captions import CaptionInput, Collection
-from talk2dino.features.decode import Decoding, batches_of, decoded_batches
-from talk2dino.features.extract import ImageSettings, image_features
+from talk2dino.features.extract import (
+    Decoding,
+    ImageSettings,
+    batches_of,
+    decoded_batches,
+    image_features,
+)
 from talk2dino.features.keys import first_few
 from talk2dino.features.store import FeatureFile, check_records, read_features
 from talk2dino.features.tars import hold_features, is_tar_input, list_tars
@@ -31,8 +36,12 @@ from talk2dino.features.text import BERT_KEY, TextSettings, caption_features
 from talk2dino.files import listed
 from talk2dino.methods.talk2dino.config import feature_differences
 from talk2dino.methods.talk2dino.recipe import FeatureConfig, Recipe
-from talk2dino.methods.talk2dino.training.columns import forget
-from talk2dino.methods.talk2dino.training.dataset import FeatureChoice, StoredPairs, check_widths
+from talk2dino.methods.talk2dino.training.dataset import (
+    FeatureChoice,
+    StoredPairs,
+    check_widths,
+    forget,
+)
 from talk2dino.progress import Progress, silent
 
 IMAGES_AT_ONCE, CAPTIONS_AT_ONCE = 64, 256
