@@ -38,7 +38,7 @@ class Work:
 def _evaluations(work: Work, folder: Path, device: str) -> list[tuple[Any, Any]]:
     """A run and its task per benchmark."""
     from talk2dino.benchmarks.datasets import EvaluationSet
-    from talk2dino.benchmarks.evaluate import Run
+    from talk2dino.benchmarks.results import Run
     from talk2dino.benchmarks.scoring import Task
     from talk2dino.benchmarks.table import BENCHMARKS
     from talk2dino.methods.talk2dino.config import read_segmenter_config
@@ -64,22 +64,20 @@ def _threshold(row: Any) -> float | None:
 
 def _shipped(work: Work) -> Prepare:
     def prepare(device: str, folder: Path) -> Step:
-        from talk2dino.benchmarks.evaluate import Share, evaluate_group, group_runs
+        from talk2dino.benchmarks.job import Job, evaluate_group, group_runs
         from talk2dino.benchmarks.scoring import Batching
 
         pairs = _evaluations(work, folder, device)
         tasks = {run.name: task for run, task in pairs}
         gpu = device == "cuda"
-        share = Share(batching=Batching(32 if gpu else 4, across_images=gpu))
+        batching = Batching(32 if gpu else 4, across_images=gpu)
 
         def step() -> list[torch.Tensor]:
             output = Path(tempfile.mkdtemp(dir=folder))
             counts: dict[str, Any] = {}
             for group in group_runs([run for run, _ in pairs]):
-                done = evaluate_group(
-                    group, lambda runs: [tasks[run.name] for run in runs], output, share
-                )
-                counts |= done.counts
+                job = Job([], folder, output, torch.device(device), batching)
+                counts |= evaluate_group(job, group, lambda runs: [tasks[r.name] for r in runs])[0]
             shutil.rmtree(output)
             return [_areas(run, counts[run.name]) for run, _ in pairs]
 
@@ -90,9 +88,9 @@ def _shipped(work: Work) -> Prepare:
 
 def _areas(run: Any, counts: dict[int, Any]) -> torch.Tensor:
     """Shares (N, 4, C) of each image's labelled pixels: as `_shares` of the literal version."""
-    from talk2dino.benchmarks.counts import stacked_areas
+    from talk2dino.benchmarks.metrics import stacked_areas
 
-    found = stacked_areas([counts[i] for i in sorted(counts)], len(run.dataset.classes))
+    found = stacked_areas([counts[i].pairs for i in sorted(counts)], len(run.dataset.classes))
     names = ("intersect", "union", "pred_area", "label_area")
     return _shares(torch.stack([torch.from_numpy(found[name]) for name in names], dim=1))
 

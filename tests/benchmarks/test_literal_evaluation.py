@@ -7,9 +7,10 @@ import torch.nn.functional as F
 
 pytest.importorskip("mmseg")
 
-from talk2dino.benchmarks.counts import stacked_areas
 from talk2dino.benchmarks.datasets import EvaluationSet
-from talk2dino.benchmarks.evaluate import Run, evaluate_group
+from talk2dino.benchmarks.job import Job, evaluate_group
+from talk2dino.benchmarks.metrics import stacked_areas
+from talk2dino.benchmarks.results import Run
 from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
 from talk2dino.benchmarks.table import BENCHMARKS
 from talk2dino.methods.talk2dino.config import read_segmenter_config
@@ -45,8 +46,9 @@ def test_areas_of_a_benchmark_are_the_literal_ones(base, tmp_path):
     run = Run("voc", {}, EvaluationSet(row, MINIATURES))
     segmenter = base.variant(clean_background=True)
     query = ClassQuery.of_rows(segmenter.embed_classes(run.dataset.prompted_classes), 0.52)
-    found = evaluate_group([run], lambda runs: [Task(segmenter, query)], tmp_path).counts["voc"]
-    ours = stacked_areas([found[index] for index in range(3)], len(row.classes))
+    job = Job([], MINIATURES, tmp_path, torch.device("cpu"))
+    counts, _ = evaluate_group(job, [run], lambda runs: [Task(segmenter, query)])
+    ours = stacked_areas([counts["voc"][index].pairs for index in range(3)], len(row.classes))
     files = [
         (MINIATURES / sample.image, MINIATURES / sample.label) for sample in run.dataset.samples
     ]

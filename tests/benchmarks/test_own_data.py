@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +15,9 @@ from talk2dino.benchmarks.data.check import check_data
 from talk2dino.benchmarks.data.labels import LabelRules
 from talk2dino.benchmarks.dataset_file import read_dataset
 from talk2dino.benchmarks.datasets import EvaluationSet, check_files
-from talk2dino.benchmarks.evaluate import Run, evaluate_group
+from talk2dino.benchmarks.job import Job, evaluate_group
 from talk2dino.benchmarks.pictures import PictureFolders
-from talk2dino.benchmarks.results import make_result, timing_fields, write_result
+from talk2dino.benchmarks.results import Run, make_result, write_result
 from talk2dino.benchmarks.scoring import Task
 from talk2dino.benchmarks.table import find_benchmark, find_benchmarks
 from talk2dino.cli.data import main as data
@@ -358,9 +359,9 @@ def evaluate_by_grey(path, tmp_path):
     settings = {"segmenter": {}, "bg_thresh": None, "classes": dataset.classes}
     run = Run("run", settings, dataset, folders)
     query = ClassQuery.of_rows(torch.linspace(0, 1, len(dataset.classes))[:, None])
-    done = evaluate_group([run], lambda runs: [Task(ByGrey(), query)], tmp_path / "out")
-    timing = timing_fields(3, done.seconds, ["mine"], torch.device("cpu"), 1)
-    write_result(tmp_path / "out", "run", *make_result(run, done.counts["run"], timing))
+    job = Job([], Path("data"), tmp_path / "out", torch.device("cpu"))
+    counts, timing = evaluate_group(job, [run], lambda runs: [Task(ByGrey(), query)])
+    write_result(tmp_path / "out", "run", *make_result(run, counts["run"], timing))
 
 
 KINDS = {

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from talk2dino.backbones.vision import PatchFeatures
 from talk2dino.benchmarks import spreading
-from talk2dino.benchmarks.counts import begin_count
+from talk2dino.benchmarks.metrics import begin_count
 from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
 from talk2dino.benchmarks.spreading import Layout, resized_labels, spread_labels, spreading_matrix
 from talk2dino.inference import (
@@ -222,12 +222,12 @@ def test_nothing_of_a_picture_is_asked_for_before_the_next(base, monkeypatch, st
     def launch(segmenter):
         pictures = [Picture(image(64, 150), (80, 101), [Task(segmenter, query)])]
         for _, maps in label_pictures(pictures, protocol, Batching(), CPU):
-            begin_count(0, maps, [target], [len(query.names)])
+            begin_count(maps, [target], [len(query.names)])
 
     segmenters = [base.variant(), base.variant(pamr=True)]
     for segmenter in segmenters:
         launch(segmenter)  # makes what pictures of a size share
-    monkeypatch.setattr("talk2dino.benchmarks.counts.Fetched", lambda tensors: None)
+    monkeypatch.setattr("talk2dino.benchmarks.metrics.Fetched", lambda tensors: None)
     for name in ("cpu", "item", "tolist", "numpy", "__int__", "__float__", "__bool__"):
         noting = lambda self, name=name: asked.append(name)  # noqa: E731
         monkeypatch.setattr(torch.Tensor, name, noting)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from talk2dino.benchmarks.metrics import IGNORED
+from talk2dino.benchmarks.data.labels import IGNORED
 
 CLASSES = ["background", "cat & <dog>", "sofa", "tree"]
 NUM_IMAGES = 7

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from talk2dino.benchmarks.bootstrap import bootstrap_interval, resampled_mious
+from talk2dino.benchmarks.metrics import bootstrap_interval, resampled_mious
 from talk2dino.cli.compare import main
 from talk2dino.cli.report import main as report
 from talk2dino.report.runs import DRAWS, compare_runs, find_runs
@@ -63,7 +63,7 @@ def test_every_draw_is_that_of_a_plain_resampling_of_the_images():
 def test_draws_in_several_parts_are_the_same(monkeypatch):
     areas = [(np.arange(12).reshape(4, 3), np.full((4, 3), 12))]
     whole = resampled_mious(areas, 50)
-    monkeypatch.setattr("talk2dino.benchmarks.bootstrap._WEIGHTS", 4 * 7)
+    monkeypatch.setattr("talk2dino.benchmarks.metrics._WEIGHTS", 4 * 7)
     assert np.array_equal(resampled_mious(areas, 50), whole)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from talk2dino.benchmarks.metrics import IGNORED
+from talk2dino.benchmarks.data.labels import IGNORED
 from talk2dino.cli.report import main
 from talk2dino.pictures.drawing import class_colours
 from tests.report.conftest import write_run

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from talk2dino.benchmarks.data.labels import LabelRules, Value
-from talk2dino.benchmarks.metrics import WIDE_IGNORED
+from talk2dino.benchmarks.data.labels import WIDE_IGNORED, LabelRules, Value
 from talk2dino.config import build, check_between, check_name, naming
 from talk2dino.sizes import Protocol
 from talk2dino.textfiles import check_once, read_names, read_text, read_yaml

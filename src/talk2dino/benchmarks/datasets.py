@@ -160,7 +160,7 @@ class EvaluationSet:
         return cv2.cvtColor(resized, cv2.COLOR_BGR2RGB), (height, width)
 
     def read_label(self, index: int) -> np.ndarray:
-        """Class ids (H, W) uint8, uint16 for more than 255 classes; see `metrics.ignored_label`.
+        """Class ids (H, W) uint8, uint16 for more than 255 classes; see `labels.ignored_label`.
 
         Raises:
             ValueError: not one label per pixel, or a value that means nothing.

@@ -1,4 +1,8 @@
-"""A whole evaluation: models on benchmarks, checked before any weights are loaded."""
+"""A whole evaluation: models on benchmarks, checked before any weights are loaded.
+
+Every image is segmented once for all benchmarks that share it, on any segmenter; its counts are on
+disk as soon as they are made.
+"""
 
 from __future__ import annotations
 
@@ -6,37 +10,52 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from talk2dino.benchmarks.datasets import (
-    EvaluationSet,
-    check_files,
-    fingerprint,
-)
-from talk2dino.benchmarks.evaluate import Run, Share, evaluate_group, group_runs
+from talk2dino.benchmarks.datasets import EvaluationSet, check_files, fingerprint
+from talk2dino.benchmarks.metrics import ImageCounts, at_borders, begin_count
 from talk2dino.benchmarks.mmseg import open_dataset
 from talk2dino.benchmarks.pictures import PictureFolders
 from talk2dino.benchmarks.results import (
+    Run,
+    Timing,
     forget_peak_memory,
+    keep_counts,
+    kept_counts,
     make_result,
+    open_counts,
     read_result,
     timing_fields,
     write_result,
 )
-from talk2dino.benchmarks.scoring import Task
+from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
 from talk2dino.benchmarks.table import Benchmark
-from talk2dino.files import check_folder_writable, load_torch, remove_leftovers, save_torch
+from talk2dino.devices import Fetched
+from talk2dino.files import (
+    check_folder_writable,
+    file_sha256,
+    load_torch,
+    read_ahead,
+    remove_leftovers,
+    save_torch,
+)
 from talk2dino.pictures.vocabularies import Vocabulary
 from talk2dino.processes import Processes
 from talk2dino.progress import Progress, silent
 from talk2dino.segmenter import ClassQuery, ClassWords, Segmenter
 
 logger = logging.getLogger(__name__)
+Counts = dict[str, dict[int, ImageCounts]]
+"""Name of a run -> image -> its counts."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +120,14 @@ class Job:
     """Folder of results."""
     device: torch.device
     """Where the models run."""
-    share: Share = field(default_factory=Share)
-    """The part of the images that is evaluated now."""
+    batching: Batching = field(default_factory=Batching)
+    """Of windows."""
+    readers: int = 2
+    """Threads that read images ahead, by default one per core."""
+    job_id: int = 0
+    """Number of this job; the last to finish writes all."""
+    num_jobs: int = 1
+    """Jobs that share the images."""
     folders: PictureFolders = field(default_factory=PictureFolders)
     """Where label maps are saved."""
     reader: str = "own"
@@ -111,6 +136,14 @@ class Job:
     """Save label maps in a subfolder per benchmark; with several models, per model above it."""
     one_by_one: bool = False
     """Measure each run's time and memory: none shares a pass of the backbone with another."""
+
+    def __post_init__(self) -> None:
+        if self.num_jobs < 1 or not 0 <= self.job_id < self.num_jobs:
+            raise ValueError(
+                f"job_id must be 0 to num_jobs - 1, found job {self.job_id} of {self.num_jobs}."
+            )
+        if min(self.batching.size, self.batching.score_bytes, self.readers) < 1:
+            raise ValueError("batch_size, score_memory and readers must be at least 1.")
 
     @property
     def models(self) -> list[str]:
@@ -169,7 +202,6 @@ def run_job(
     runs: Sequence[Run],
     processes: Processes | None = None,
     progress: Progress = silent,
-    on_outcome: Callable[[Outcome], object] = lambda outcome: None,
 ) -> list[Outcome]:
     """Evaluate what is missing, write the results that are complete, return all.
 
@@ -177,7 +209,6 @@ def run_job(
         runs: from `prepare`.
         processes: rank 0 writes.
         progress: makes a bar per group of benchmarks with the same images.
-        on_outcome: called as each benchmark is finished.
     """
     processes = processes or Processes()
     models = _Models(job, runs)
@@ -185,23 +216,19 @@ def run_job(
     for group in [[run] for run in runs] if job.one_by_one else group_runs(runs):
         if job.one_by_one:
             forget_peak_memory(job.device)
-        done = evaluate_group(group, models.tasks, job.output, job.share, processes, progress)
-        keys = [run.dataset.benchmark.key for run in group]
-        timing = timing_fields(done.images, done.seconds, keys, job.device, processes.count)
+        counts, timing = evaluate_group(job, group, models.tasks, processes, progress)
         for run in group:
-            counts = done.counts[run.name]
+            found = counts[run.name]
             path = job.output / f"{run.name}.json"
             result = None
-            if len(counts) == len(run.dataset.samples):
-                if done.images or not path.exists():
-                    content, arrays = make_result(run, counts, timing)
+            if len(found) == len(run.dataset.samples):
+                if timing or not path.exists():
+                    result, arrays = make_result(run, found, timing)
                     if processes.rank == 0:
-                        write_result(job.output, run.name, content, arrays)
-                    result = content
+                        write_result(job.output, run.name, result, arrays)
                 else:
                     result = read_result(path)
-            outcomes[run.name] = Outcome(run, result, path, len(counts))
-            on_outcome(outcomes[run.name])
+            outcomes[run.name] = Outcome(run, result, path, len(found))
     return [outcomes[run.name] for run in runs]
 
 
@@ -265,7 +292,7 @@ class _Models:
             self._base = None  # its memory is needed
         loaded = None if self._base is None else self._base[1]
         segmenter: Any = method.load(self._job.device, loaded)
-        segmenter.most_bytes = self._job.share.batching.score_bytes
+        segmenter.most_bytes = self._job.batching.score_bytes
         self._base = (method.model, segmenter)
         return Task(segmenter, self._query(evaluation, segmenter, run))
 
@@ -290,3 +317,152 @@ class _Models:
         pooling = evaluation.words(run.dataset).pooling
         changes: dict[str, Any] = {"background": evaluation.bg_thresh, "pooling": pooling}
         return dataclasses.replace(self._queries[key], **changes)
+
+
+def group_runs(runs: Sequence[Run]) -> list[list[Run]]:
+    """Put runs of one model on the same images together: they share one pass of the backbone."""
+    groups: dict[Any, list[Run]] = {}
+    for run in runs:
+        images = tuple(sample.image for sample in run.dataset.samples)
+        key = (run.model, images, run.dataset.benchmark.protocol)
+        groups.setdefault(key, []).append(run)
+    return list(groups.values())
+
+
+def evaluate_group(
+    job: Job,
+    runs: Sequence[Run],
+    make_tasks: Callable[[Sequence[Run]], Sequence[Task]],
+    processes: Processes | None = None,
+    progress: Progress = silent,
+) -> tuple[Counts, Timing | None]:
+    """Evaluate what is not counted yet of this job's share.
+
+    Args:
+        job: which images, how, and where counts are kept.
+        runs: on the same images; see `group_runs`.
+        make_tasks: loads one task per run; called only if there is something to do.
+        processes: this process and its equals, which divide the share further.
+        progress: makes the bar.
+
+    Returns:
+        the counts of all jobs and processes so far; what it took, None if all was there.
+
+    Raises:
+        ValueError: an unusable image or label, or counts that were made with other settings.
+    """
+    processes = processes or Processes()
+    folders = [open_counts(job.output, run, _count_settings(job, run)) for run in runs]
+    counts = _gathered(runs, folders, processes)
+    # All ranks divide the same list, whichever disk a label map is on and whoever starts first.
+    unfinished = processes.gather(_unfinished(job, runs, counts))
+    todo = sorted(set(unfinished[0]).intersection(*unfinished[1:]))
+    if not todo:
+        return counts, None
+    started = time.perf_counter()
+    if mine := todo[processes.rank :: processes.count]:
+        tasks = make_tasks(runs)
+        started = time.perf_counter()  # models are loaded and text is embedded
+        with progress(len(mine), 0) as bar:
+            for index, results in _results(job, runs, tasks, mine):
+                for run, folder, result in zip(runs, folders, results, strict=True):
+                    if index not in counts[run.name]:
+                        keep_counts(folder, index, result)
+                bar.update()
+    counts = _gathered(runs, folders, processes)  # other jobs have gone on: the last sees all
+    keys = [run.dataset.benchmark.key for run in runs]
+    seconds = time.perf_counter() - started
+    return counts, timing_fields(len(todo), seconds, keys, job.device, processes.count)
+
+
+def _count_settings(job: Job, run: Run) -> dict[str, Any]:
+    """What may move a count beside the settings that name a run; see docs/evaluation.md."""
+    images = [run.dataset.data_root / sample.image for sample in run.dataset.samples]
+    pictures = hashlib.sha256("".join(map(file_sha256, images)).encode()).hexdigest()
+    return {"pictures": pictures, "batch_size": job.batching.size}
+
+
+def _gathered(runs: Sequence[Run], folders: Sequence[Path], processes: Processes) -> Counts:
+    """The counts of all processes, which need not see each other's disks."""
+    merged: Counts = {run.name: {} for run in runs}
+    for of_process in processes.gather([kept_counts(folder) for folder in folders]):
+        for run, found in zip(runs, of_process, strict=True):
+            merged[run.name] = found | merged[run.name]
+    return merged
+
+
+def _unfinished(
+    job: Job, runs: Sequence[Run], counts: Mapping[str, Mapping[int, ImageCounts]]
+) -> list[int]:
+    samples = runs[0].dataset.samples
+    return [
+        index
+        for index in range(job.job_id, len(samples), job.num_jobs)
+        if not all(
+            index in counts[run.name] and run.folders.complete(samples[index].name) for run in runs
+        )
+    ]
+
+
+def _results(
+    job: Job, runs: Sequence[Run], tasks: Sequence[Task], indices: Sequence[int]
+) -> Iterator[tuple[int, list[ImageCounts]]]:
+    """Segment images, save their pictures, and count; yields one result per run.
+
+    A GPU is given the next image before the results of one are waited for.
+    """
+    for run in runs:
+        run.folders.claim(run.name)
+    device = tasks[0].query.rows.device
+    protocol = runs[0].dataset.benchmark.protocol
+    reads = (partial(_read, runs, tasks, index, device.type == "cuda") for index in indices)
+    pictures = read_ahead(reads, job.readers, 2 * job.readers)
+    num_classes = [len(run.dataset.classes) for run in runs]
+    needed = any(run.with_borders or run.folders.wanted() for run in runs)
+    waiting: deque[Callable[[], tuple[int, list[ImageCounts]]]] = deque()
+    for picture, maps in label_pictures(pictures, protocol, job.batching, device):
+        index, targets = picture.payload
+        counting = begin_count(maps, targets, num_classes, picture.uniform)
+        fetched = Fetched(maps if needed else [])
+        waiting.append(partial(_finished, runs, index, targets, counting, fetched))
+        if len(waiting) > (device.type == "cuda"):
+            yield waiting.popleft()()
+    for finished in waiting:
+        yield finished()
+
+
+def _finished(
+    runs: Sequence[Run],
+    index: int,
+    targets: Sequence[torch.Tensor],
+    counting: Callable[[], list[ImageCounts]],
+    fetched: Fetched,
+) -> tuple[int, list[ImageCounts]]:
+    """One image's counts, when its pictures are saved; `fetched` holds its label maps if needed."""
+    results = counting()
+    for place, (maps, run) in enumerate(zip(fetched.read(), runs, strict=False)):
+        target, palette = targets[place], run.dataset.palette
+        if run.with_borders:
+            classes, protocol = len(run.dataset.classes), run.dataset.benchmark.protocol
+            results[place] = at_borders(results[place], maps, target, classes, protocol)
+        if run.folders.wanted():
+            ids = maps.numpy().astype(np.uint8 if len(palette) <= 256 else np.uint16)
+            run.folders.write(run.dataset.samples[index].name, ids, target.numpy(), palette)
+    return index, results
+
+
+def _read(runs: Sequence[Run], tasks: Sequence[Task], index: int, pin: bool) -> Picture:
+    """One image and its labels; pinned memory lets a GPU copy them while it computes."""
+    pixels, size_hw = runs[0].dataset.read_image(index)
+    files: dict[str, np.ndarray] = {}
+    targets = []
+    for run in runs:
+        path = run.dataset.samples[index].label
+        if path not in files:
+            files[path] = run.dataset.read_label_file(index)
+        target = run.dataset.class_ids(index, files[path])
+        targets.append(torch.from_numpy(target))
+    image = torch.from_numpy(pixels)
+    if pin:
+        image, targets = image.pin_memory(), [target.pin_memory() for target in targets]
+    return Picture(image.permute(2, 0, 1), size_hw, tasks, (index, targets))

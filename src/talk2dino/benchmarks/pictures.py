@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from talk2dino.benchmarks.metrics import IGNORED, ignored_label
+from talk2dino.benchmarks.data.labels import IGNORED, ignored_label
 from talk2dino.files import atomic_path, check_folder_writable, write_text
 
 OWNER = ".talk2dino-run"

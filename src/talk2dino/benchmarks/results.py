@@ -1,4 +1,4 @@
-"""Numbers of a run as files: one JSON, and the counts per image."""
+"""Numbers of a run as files: the counts of an image as it is done, at the end JSON and counts."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import platform
 import re
 import resource
 import sys
+import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypedDict
@@ -19,17 +20,91 @@ import numpy as np
 import torch
 
 import talk2dino
-from talk2dino.benchmarks.bootstrap import bootstrap_interval
-from talk2dino.benchmarks.borders import border_scores
-from talk2dino.benchmarks.counts import MOST_CONFUSED, ImageCounts, stacked_areas
 from talk2dino.benchmarks.data.labels import LabelRules
-from talk2dino.benchmarks.evaluate import Run
-from talk2dino.benchmarks.metrics import area_scores, percent
+from talk2dino.benchmarks.datasets import EvaluationSet
+from talk2dino.benchmarks.metrics import (
+    MOST_CONFUSED,
+    ImageCounts,
+    area_scores,
+    bootstrap_interval,
+    border_scores,
+    percent,
+    stacked_areas,
+)
+from talk2dino.benchmarks.pictures import PictureFolders
 from talk2dino.config import build
-from talk2dino.files import atomic_path, write_text
+from talk2dino.files import atomic_path, listed, write_text
 from talk2dino.textfiles import read_json
 
 FORMAT = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One benchmark with one segmenter."""
+
+    name: str
+    """Of its files: differs between runs with different settings."""
+    settings: dict[str, Any]
+    """Everything that decides the counts, as plain JSON data."""
+    dataset: EvaluationSet
+    """Images and ground truth."""
+    folders: PictureFolders = field(default_factory=PictureFolders)
+    """Where label maps are saved."""
+    model: str = ""
+    """The segmenter's name in results."""
+    published: float | None = None
+    """A printed mIoU in percent, if there is one."""
+    published_source: str | None = None
+    """Who printed it."""
+
+    @property
+    def with_borders(self) -> bool:
+        """Whether borders are counted too; see `metrics.at_borders`."""
+        return bool(self.settings.get("boundary"))
+
+
+def open_counts(output: Path, run: Run, more: Mapping[str, Any]) -> Path:
+    """The folder in which the counts of a run are kept while it goes on.
+
+    Args:
+        output: of results.
+        run: whose settings decide the counts, and
+        more: settings that do so, too.
+
+    Raises:
+        ValueError: what is there was made with other settings.
+    """
+    folder = output / "counts" / run.name
+    path, text = folder / "settings.json", json.dumps({**run.settings, **more}, sort_keys=True)
+    if not path.exists():
+        write_text(path, text)
+    elif path.read_text(encoding="utf-8") != text:
+        raise ValueError(
+            f"{folder} was made with other settings, --batch_size or pictures. "
+            "Choose another --output, or delete it."
+        )
+    return folder
+
+
+def keep_counts(folder: Path, index: int, counts: ImageCounts) -> None:
+    """Write the counts of an image; a kill leaves all of them, or none."""
+    known = {name: value for name, value in vars(counts).items() if value is not None}
+    with atomic_path(folder / f"{index}.npz") as temporary, open(temporary, "wb") as file:
+        np.savez(file, **known)
+
+
+def kept_counts(folder: Path) -> dict[int, ImageCounts]:
+    """All images counted so far, by whichever job, by their index."""
+    found = {}
+    for path in listed(folder, "*.npz"):
+        with contextlib.suppress(zipfile.BadZipFile, EOFError, OSError, ValueError):  # a power cut
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+                parts: dict[str, Any] = dict(arrays)
+            if "uniform" in parts:
+                parts["uniform"] = int(parts["uniform"])
+            found[int(path.stem)] = ImageCounts(**parts)
+    return found
 
 
 class Timing(TypedDict, total=False):
@@ -104,8 +179,8 @@ class Result:
 
 def timing_fields(
     images: int, seconds: float, shared_with: Sequence[str], device: torch.device, processes: int
-) -> Timing | None:
-    """What one invocation took, for the result; None if nothing was evaluated.
+) -> Timing:
+    """What one invocation took, for the result.
 
     Args:
         images: evaluated now, in all processes.
@@ -114,8 +189,6 @@ def timing_fields(
         device: where the models ran.
         processes: how many shared the work.
     """
-    if not images:
-        return None
     gpu = device.type == "cuda"
     return {
         "images": images,
@@ -152,12 +225,10 @@ def make_result(
     dataset, benchmark = run.dataset, run.dataset.benchmark
     names: list[str] = run.settings["classes"]
     images = [counts[index] for index in range(len(dataset.samples))]
-    regions = [image.between(0, len(names)) for image in images] if run.at_borders else images
-    areas = stacked_areas(regions, len(names))
-    sums = (areas[name].sum(axis=0) for name in ("intersect", "label_area", "pred_area"))
-    scores = area_scores(*map(torch.from_numpy, sums))
+    areas = stacked_areas([image.pairs for image in images], len(names))
+    scores = area_scores(areas)
     low, high = bootstrap_interval(areas["intersect"], areas["union"])
-    borders, at_borders = border_scores(images, names) if run.at_borders else ({}, {})
+    borders, at_borders = border_scores(images, names) if run.with_borders else ({}, {})
     told = [image.uniform for image in counts.values() if image.uniform is not None]
     settings = run.settings
     pamr = bool(settings["segmenter"].get("pamr"))

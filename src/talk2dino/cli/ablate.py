@@ -17,7 +17,7 @@ from talk2dino.files import write_text
 from talk2dino.textfiles import parse_yaml
 
 if TYPE_CHECKING:
-    from talk2dino.benchmarks.evaluate import Run
+    from talk2dino.benchmarks.results import Run
 
 DEFAULT = "default"
 OPTIONS = (

@@ -19,8 +19,8 @@ from talk2dino.files import write_text
 from talk2dino.methods.registry import MODEL_NAMES  # noqa: F401  for the help
 
 if TYPE_CHECKING:
-    from talk2dino.benchmarks.evaluate import Run
     from talk2dino.benchmarks.job import Evaluation, Job, Outcome
+    from talk2dino.benchmarks.results import Run
 
     Found = tuple[Job, list[Run]]
 
@@ -53,13 +53,11 @@ class EvaluationCommand(Command):
         add_flags(files, "benchmarks.pictures:PictureFolders", *kinds)
         work = parser.add_argument_group("work")
         cls.own_flags(work, "device", "batch_size", "score_memory")
-        share = ("readers", "num_jobs", "job_id")
         readers = min(16, max(2, core_share()))
-        add_flags(work, "benchmarks.evaluate:Share", *share, readers=readers)
+        add_flags(work, "benchmarks.job:Job", "readers", "num_jobs", "job_id", readers=readers)
 
     def found(self, evaluations: Sequence[Evaluation], folders_per_benchmark: bool) -> Found:
         """The job of some evaluations, and their runs; all data is looked for."""
-        from talk2dino.benchmarks.evaluate import Share
         from talk2dino.benchmarks.job import Job, prepare
         from talk2dino.benchmarks.pictures import PictureFolders
         from talk2dino.benchmarks.scoring import Batching
@@ -69,14 +67,13 @@ class EvaluationCommand(Command):
         gpu = device.type == "cuda"
         size = self.batch_size if self.batch_size is not None else (32 if gpu else 4)
         batching = Batching(size, across_images=gpu, score_bytes=self.score_memory << 20)
-        job = Job(
+        job = from_flags(
+            Job,
+            self,
             evaluations=evaluations,
-            data_root=self.data_root,
-            output=self.output,
             device=device,
-            share=Share(self.job_id, self.num_jobs, batching, self.readers),
+            batching=batching,
             folders=from_flags(PictureFolders, self),
-            reader=self.reader,
             folders_per_benchmark=folders_per_benchmark,
         )
         return job, prepare(job)

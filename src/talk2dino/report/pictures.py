@@ -15,8 +15,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image, ImageDraw
 
-from talk2dino.benchmarks.data.labels import LabelRules, read_labels
-from talk2dino.benchmarks.metrics import ignored_label
+from talk2dino.benchmarks.data.labels import LabelRules, ignored_label, read_labels
 from talk2dino.benchmarks.pictures import palette_picture
 from talk2dino.files import atomic_path, check_writable
 from talk2dino.pictures.drawing import (
@@ -48,7 +47,7 @@ class Maps:
     image: np.ndarray | None
     """(H, W, 3) uint8 RGB."""
     truth: np.ndarray | None
-    """(H, W) class ids; see `metrics.ignored_label`."""
+    """(H, W) class ids; see `labels.ignored_label`."""
     predictions: list[np.ndarray | None]
     """(H, W) class ids per run."""
     trouble: list[str]

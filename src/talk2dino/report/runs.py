@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from talk2dino.benchmarks.bootstrap import interval_of, resampled_mious
+from talk2dino.benchmarks.metrics import interval_of, resampled_mious
 from talk2dino.benchmarks.results import WrongField, check_counts, read_counts, read_result
 from talk2dino.benchmarks.table import BENCHMARKS
 from talk2dino.benchmarks.tables import options_of, protocol_of

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from talk2dino.benchmarks.data.labels import LabelRules
+from talk2dino.benchmarks.data.labels import IGNORED, WIDE_IGNORED, LabelRules, ignored_label
 from talk2dino.benchmarks.data.sources import SOURCES, Source
 from talk2dino.benchmarks.datasets import (
     EvaluationSet,
@@ -21,7 +21,6 @@ from talk2dino.benchmarks.datasets import (
     some_of,
     unknown_values,
 )
-from talk2dino.benchmarks.metrics import IGNORED, WIDE_IGNORED, ignored_label
 from talk2dino.benchmarks.table import Benchmark
 from talk2dino.files import listed
 

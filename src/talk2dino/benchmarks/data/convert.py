@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from talk2dino.benchmarks.data.labels import read_labels
-from talk2dino.benchmarks.metrics import IGNORED
+from talk2dino.benchmarks.data.labels import IGNORED, read_labels
 from talk2dino.config import check_at_least
 from talk2dino.files import atomic_path, listed, read_ahead, remove_leftovers, write_text
 from talk2dino.progress import Progress, silent

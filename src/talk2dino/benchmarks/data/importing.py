@@ -19,8 +19,14 @@ import numpy as np
 import yaml
 
 from talk2dino.benchmarks.data.convert import Conversion, Labels, draw_segments
-from talk2dino.benchmarks.data.labels import LabelRules, Value, read_labels
-from talk2dino.benchmarks.metrics import IGNORED, WIDE_IGNORED, ignored_label
+from talk2dino.benchmarks.data.labels import (
+    IGNORED,
+    WIDE_IGNORED,
+    LabelRules,
+    Value,
+    ignored_label,
+    read_labels,
+)
 from talk2dino.files import atomic_files, listed
 from talk2dino.pictures.images import IMAGE_SUFFIXES
 from talk2dino.textfiles import check_once, read_json, read_text

@@ -13,11 +13,19 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from talk2dino.benchmarks.metrics import IGNORED, WIDE_IGNORED, ignored_label
 from talk2dino.files import check_file
 from talk2dino.pictures.images import MAX_PIXELS, UnsupportedPixels, use_picture
 
 T = TypeVar("T")
+IGNORED = 255
+"""Ground-truth label of pixels that do not count."""
+WIDE_IGNORED = 65535
+"""The same where 255 is a class."""
+
+
+def ignored_label(num_classes: int) -> int:
+    """Which class id stands for pixels that do not count, among so many classes."""
+    return IGNORED if num_classes <= IGNORED else WIDE_IGNORED
 
 
 def read_labels(path: str | Path, colours: bool = False) -> np.ndarray:
@@ -117,7 +125,7 @@ class LabelRules:
 
         Returns:
             (H, W) class ids, uint8 up to 255 classes and else uint16, with
-            `metrics.ignored_label`; and (H, W) bool, where a value means nothing.
+            `ignored_label`; and (H, W) bool, where a value means nothing.
         """
         kind = np.uint8 if num_classes <= IGNORED else np.uint16
         wide = values.dtype == np.uint16

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import zlib
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +12,26 @@ import pytest
 import torch
 from PIL import Image
 
-from talk2dino.benchmarks import counts as counts_module
-from talk2dino.benchmarks import evaluate
-from talk2dino.benchmarks.counts import (
-    CountsWriter,
+from talk2dino.benchmarks import job as job_module
+from talk2dino.benchmarks import metrics
+from talk2dino.benchmarks.data.labels import ignored_label
+from talk2dino.benchmarks.datasets import EvaluationSet, check_files, fingerprint
+from talk2dino.benchmarks.job import Job, evaluate_group, group_runs
+from talk2dino.benchmarks.metrics import (
+    PAIR,
+    ImageCounts,
+    bootstrap_interval,
     count_image,
-    read_counts_folder,
     stacked_areas,
 )
-from talk2dino.benchmarks.datasets import EvaluationSet, check_files, fingerprint
-from talk2dino.benchmarks.evaluate import Run, Share, evaluate_group, group_runs
-from talk2dino.benchmarks.metrics import ignored_label
 from talk2dino.benchmarks.pictures import PictureFolders
-from talk2dino.benchmarks.results import bootstrap_interval, read_counts, write_result
+from talk2dino.benchmarks.results import (
+    Run,
+    keep_counts,
+    kept_counts,
+    read_counts,
+    write_result,
+)
 from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
 from talk2dino.benchmarks.table import BENCHMARKS
 from talk2dino.methods.talk2dino.config import read_segmenter_config
@@ -61,9 +67,19 @@ def tasks_of(segmenter, calls=None):
     return make
 
 
-def areas(done, run):
-    counts = done.counts[run.name]
-    ordered = [counts[index] for index in range(len(run.dataset.samples))]
+def job(output, **settings):
+    return Job([], output, output, torch.device("cpu"), **settings)
+
+
+def evaluated(runs, make, output, **settings):
+    """What is counted then, and how many images of it now."""
+    more = {name: settings.pop(name) for name in ("processes", "progress") if name in settings}
+    counts, timing = evaluate_group(job(output, **settings), runs, make, **more)
+    return counts, timing["images"] if timing else 0
+
+
+def areas(counts, run):
+    ordered = [counts[run.name][index].pairs for index in range(len(run.dataset.samples))]
     return stacked_areas(ordered, len(run.dataset.classes))
 
 
@@ -116,7 +132,7 @@ def test_relabelled_files_of_equal_size_are_other_data(make_voc):
 
 def test_counts_are_those_of_the_saved_predictions(make_voc, by_colour, tmp_path):
     run = make_run(make_voc(3), folders=PictureFolders(tmp_path / "maps"))
-    found = areas(evaluate_group([run], tasks_of(by_colour), tmp_path / "out"), run)
+    found = areas(evaluated([run], tasks_of(by_colour), tmp_path / "out")[0], run)
     for index, sample in enumerate(run.dataset.samples):
         predicted = np.asarray(Image.open(tmp_path / "maps" / f"{sample.name}.png"))
         expected = plain_areas(predicted, run.dataset.read_label(index), 21)
@@ -127,50 +143,50 @@ def test_counts_are_those_of_the_saved_predictions(make_voc, by_colour, tmp_path
 
 def test_slices_merge_to_the_whole(make_voc, by_colour, tmp_path):
     run = make_run(make_voc(7))
-    whole = areas(evaluate_group([run], tasks_of(by_colour), tmp_path / "whole"), run)
+    whole = areas(evaluated([run], tasks_of(by_colour), tmp_path / "whole")[0], run)
     calls = []
-    for job in (2, 0, 1):
-        done = evaluate_group([run], tasks_of(by_colour, calls), tmp_path / "slices", Share(job, 3))
-        assert done.images == (2, 3, 2)[(2, 0, 1).index(job)]
-    assert_equal(areas(done, run), whole)
-    again = evaluate_group([run], tasks_of(by_colour, calls), tmp_path / "slices")
-    assert again.images == 0
+    make = tasks_of(by_colour, calls)
+    for number, images in ((2, 2), (0, 3), (1, 2)):
+        done = evaluated([run], make, tmp_path / "slices", job_id=number, num_jobs=3)
+        assert done[1] == images
+    assert_equal(areas(done[0], run), whole)
+    assert evaluated([run], make, tmp_path / "slices")[1] == 0
     assert len(calls) == 3  # no models where nothing is to be done
 
 
 def test_of_slices_that_run_at_once_the_last_sees_all(make_voc, by_colour, tmp_path):
     run = make_run(make_voc(7))
-    whole = areas(evaluate_group([run], tasks_of(by_colour), tmp_path / "whole"), run)
+    whole = areas(evaluated([run], tasks_of(by_colour), tmp_path / "whole")[0], run)
 
     def others_first(runs):  # they start after this job has looked, and finish before it does
-        for job in (1, 2):
-            evaluate_group([run], tasks_of(by_colour), tmp_path / "slices", Share(job, 3))
+        for number in (1, 2):
+            make = tasks_of(by_colour)
+            evaluated([run], make, tmp_path / "slices", job_id=number, num_jobs=3)
         return tasks_of(by_colour)(runs)
 
-    done = evaluate_group([run], others_first, tmp_path / "slices", Share(0, 3))
-    assert done.images == 3
-    assert_equal(areas(done, run), whole)
+    counts, images = evaluated([run], others_first, tmp_path / "slices", num_jobs=3)
+    assert images == 3
+    assert_equal(areas(counts, run), whole)
 
 
-def test_a_run_cut_short_anywhere_goes_on(make_voc, by_colour, tmp_path):
-    """Cut the file of counts at every kind of place, as a kill does."""
+def test_images_whose_counts_are_gone_or_cut_short_are_counted_again(make_voc, by_colour, tmp_path):
     run = make_run(make_voc(4))
-    whole = areas(evaluate_group([run], tasks_of(by_colour), tmp_path / "out"), run)
-    (path,) = run.counts_folder(tmp_path / "out").glob("*.counts")
-    data = path.read_bytes()
-    for end in (0, 5, len(data) // 3, len(data) // 2, len(data) - 1, len(data)):
-        path.write_bytes(data[:end])
-        done = evaluate_group([run], tasks_of(by_colour), tmp_path / "out")
-        assert_equal(areas(done, run), whole)
-        assert done.images == (0 if end == len(data) else done.images) <= 4
+    whole = areas(evaluated([run], tasks_of(by_colour), tmp_path)[0], run)
+    paths = [tmp_path / "counts" / run.name / f"{index}.npz" for index in range(4)]
+    for path, end in zip(paths, (0, 5, -1, None), strict=True):  # a power cut; a kill leaves none
+        path.write_bytes(path.read_bytes()[:end])
+    paths[3].unlink()
+    counts, images = evaluated([run], tasks_of(by_colour), tmp_path)
+    assert images == 4
+    assert_equal(areas(counts, run), whole)
 
 
 def test_label_maps_that_are_missing_are_made_again(make_voc, by_colour, tmp_path):
     folders = PictureFolders(tmp_path / "maps", tmp_path / "coloured", tmp_path / "truth")
     run = make_run(make_voc(3), folders=folders)
-    evaluate_group([run], tasks_of(by_colour), tmp_path / "out")
+    evaluated([run], tasks_of(by_colour), tmp_path / "out")
     (tmp_path / "maps" / "000001.png").unlink()
-    assert evaluate_group([run], tasks_of(by_colour), tmp_path / "out").images == 1
+    assert evaluated([run], tasks_of(by_colour), tmp_path / "out")[1] == 1
     for folder, mode in (("maps", "L"), ("coloured", "P"), ("truth", "P")):
         assert len(list((tmp_path / folder).glob("*.png"))) == 3
         with Image.open(tmp_path / folder / "000001.png") as image:
@@ -190,29 +206,21 @@ class OneOfTwo(Processes):
 
 def test_processes_divide_the_same_list_of_missing_label_maps(make_voc, by_colour, tmp_path):
     run = make_run(make_voc(4))
-    evaluate_group([run], tasks_of(by_colour), tmp_path / "out")
+    evaluated([run], tasks_of(by_colour), tmp_path / "out")
     run = dataclasses.replace(run, folders=PictureFolders(tmp_path / "maps"))
     processes = OneOfTwo(rank=0, count=2)
-    done = evaluate_group([run], tasks_of(by_colour), tmp_path / "out", processes=processes)
-    assert done.images == 2
+    done = evaluated([run], tasks_of(by_colour), tmp_path / "out", processes=processes)
+    assert done[1] == 2
     assert [path.name for path in (tmp_path / "maps").glob("*.png")] == ["000001.png"]
 
 
 def test_counts_of_other_settings_are_refused(make_voc, by_colour, tmp_path):
     run = make_run(make_voc(1))
-    evaluate_group([run], tasks_of(by_colour), tmp_path)
+    evaluated([run], tasks_of(by_colour), tmp_path)
     other = Run(run.name, {"benchmark": "voc", "pamr": True}, run.dataset)
-    with pytest.raises(ValueError, match="made with other settings"):
-        evaluate_group([other], tasks_of(by_colour), tmp_path)
-
-
-def test_two_writers_of_one_file_are_refused(tmp_path):
-    first = CountsWriter(tmp_path / "a.counts", {})
-    with pytest.raises(RuntimeError, match="running already"):
-        CountsWriter(tmp_path / "a.counts", {})
-    first.close()
-    CountsWriter(tmp_path / "a.counts", {}).close()
-    assert read_counts_folder(tmp_path, {}) == {}
+    for changed, settings in ((other, {}), (run, {"batching": Batching(3)})):
+        with pytest.raises(ValueError, match="made with other settings"):
+            evaluated([changed], tasks_of(by_colour), tmp_path, **settings)
 
 
 def test_only_benchmarks_with_the_same_images_share_a_pass(miniatures):
@@ -244,9 +252,9 @@ def test_the_backbone_runs_once_for_two_benchmarks(toy, miniatures, tmp_path, mo
             for one, threshold in zip(both, (0.52, None), strict=True)
         ]
 
-    together = evaluate_group(runs, make, tmp_path / "together")
+    together, _ = evaluated(runs, make, tmp_path / "together")
     assert sum(windows) == 7  # of three images
-    alone = evaluate_group([runs[1]], lambda _: [make(runs)[1]], tmp_path / "alone")
+    alone, _ = evaluated([runs[1]], lambda _: [make(runs)[1]], tmp_path / "alone")
     assert_equal(areas(together, runs[1]), areas(alone, runs[1]))
     assert not segmenter.shares_features(object())
     other = Talk2DinoSegmenter(
@@ -290,9 +298,9 @@ def test_runs_on_the_same_labels_read_a_file_once(miniatures, by_colour, tmp_pat
 
     monkeypatch.setattr(EvaluationSet, "read_label_file", noted)
     runs = [make_run(miniatures, key, key) for key in ("voc", "voc20")]
-    done = evaluate_group(runs, tasks_of(by_colour), tmp_path)
+    counts, _ = evaluated(runs, tasks_of(by_colour), tmp_path)
     assert sorted(read) == [("voc", 0), ("voc", 1), ("voc", 2)]
-    labelled = [areas(done, run)["label_area"] for run in runs]
+    labelled = [areas(counts, run)["label_area"] for run in runs]
     assert np.array_equal(labelled[0][:, 1:], labelled[1])  # voc20 ignores voc's first class
 
 
@@ -304,7 +312,7 @@ def test_pixels_and_labels_for_a_gpu_are_pinned(make_voc, by_colour, monkeypatch
     run = make_run(make_voc(1))
     tasks = tasks_of(by_colour)([run])
     for pin, expected in ((False, []), (True, [(40, 56, 3), (40, 56)])):
-        picture = evaluate._read([run], tasks, 0, pin)
+        picture = job_module._read([run], tasks, 0, pin)
         assert pinned == expected
         assert picture.image.shape == (3, 40, 56)
 
@@ -317,18 +325,18 @@ def test_a_gpu_gets_the_next_image_before_counts_are_waited_for(make_voc, monkey
     calls = []
     device = SimpleNamespace(type=kind)
     task = SimpleNamespace(query=SimpleNamespace(rows=SimpleNamespace(device=device)))
-    pictures = [SimpleNamespace(payload=(n, []), uniform=None) for n in range(2)]
+    pictures = [SimpleNamespace(payload=(n, [n]), uniform=None) for n in range(2)]
 
     def label(*_):
         for picture in pictures:
             calls.append(f"start {picture.payload[0]}")
             yield picture, []
 
-    monkeypatch.setattr(evaluate, "label_pictures", label)
-    begin = lambda index, *_: lambda: calls.append(f"count {index}") or [index]  # noqa: E731
-    monkeypatch.setattr(evaluate, "begin_count", begin)
-    found = list(evaluate._results([make_run(make_voc(2))], [task], [0, 1], Share()))
-    assert found == [(0, [0]), (1, [1])]
+    monkeypatch.setattr(job_module, "label_pictures", label)
+    begin = lambda maps, targets, *_: lambda: calls.append(f"count {targets[0]}") or []  # noqa: E731
+    monkeypatch.setattr(job_module, "begin_count", begin)
+    found = list(job_module._results(job(None), [make_run(make_voc(2))], [task], [0, 1]))
+    assert found == [(0, []), (1, [])]
     assert ", ".join(calls) == order
 
 
@@ -340,40 +348,19 @@ def test_on_nvidias_gpus_pairs_of_classes_are_counted_without_knowing_the_larges
     expected = numbers.bincount(minlength=30)
     monkeypatch.setattr(torch.Tensor, "device", SimpleNamespace(type=kind))
     monkeypatch.setattr(torch.Tensor, other, None)
-    assert torch.equal(counts_module._bins(numbers, 30), expected)
+    assert torch.equal(metrics._bins(numbers, 30), expected)
 
 
-def test_counts_of_earlier_versions_are_read_on(tmp_path):
-    settings = {"benchmark": "voc", "pictures": "abc", "batch_size": 4}
-    writer = CountsWriter(tmp_path / "a.counts", {"benchmark": "voc"})
-    writer.close()
-    payload = bytes([1, 2, 9, 0, 0, 0])
-    head = counts_module._HEAD.pack(b"IMG\n", 7, 1, zlib.crc32(payload))
-    with open(tmp_path / "a.counts", "ab") as file:
-        file.write(head + payload)
-    found = read_counts_folder(tmp_path, settings)
-    assert list(found) == [7] and found[7].pairs.tolist() == [(1, 2, 9)]
-    with pytest.raises(ValueError, match="made with other settings"):
-        read_counts_folder(tmp_path, settings | {"benchmark": "ade20k"})
-
-
-@pytest.mark.parametrize("cut", [0, 3, 20])
-def test_the_uniform_windows_of_an_image_stay_with_its_counts(tmp_path, cut):
-    path, settings = tmp_path / "a.counts", {"benchmark": "voc"}
-    nothing = np.empty(0, counts_module.PAIR)
-    images = [counts_module.ImageCounts(n, nothing, n or None) for n in range(3)]
-    for image in images:
-        writer = CountsWriter(path, settings)
-        writer.add(image)
-        writer.close()
-    path.write_bytes(path.read_bytes()[: path.stat().st_size - cut])  # killed
-    writer = CountsWriter(path, settings)
-    writer.add(counts_module.ImageCounts(5, nothing))
-    writer.close()
-    found = {
-        index: image.uniform for index, image in read_counts_folder(tmp_path, settings).items()
-    }
-    assert found == {0: None, 1: 1, 5: None} | ({} if cut else {2: 2})
+def test_what_is_known_of_an_image_is_kept_with_its_counts(tmp_path):
+    pairs = np.array([(1, 2, 70_000)], PAIR)
+    seams = np.array([4, 2])
+    keep_counts(tmp_path, 3, ImageCounts(pairs))
+    keep_counts(tmp_path, 12, ImageCounts(pairs[:0], 2, pairs, seams))
+    found = kept_counts(tmp_path)
+    assert found.keys() == {3, 12}
+    assert vars(found[3]) == {"pairs": pairs, "uniform": None, "boundary": None, "seams": None}
+    assert (len(found[12].pairs), found[12].uniform) == (0, 2)
+    assert found[12].boundary.tolist() == pairs.tolist() and found[12].seams.tolist() == [4, 2]
 
 
 def test_uniform_windows_are_counted_per_image():
@@ -422,30 +409,25 @@ def plain_areas(predicted, target, classes):
 
 
 @pytest.mark.parametrize("classes", [(3, 5), (200, 256, 257, 300), (1000,)])
-def test_counts_of_an_image_are_those_of_its_benchmarks(classes, tmp_path):
+def test_counts_of_an_image_are_those_of_its_benchmarks(classes):
     maps, targets = random_maps(*classes)
-    writer = CountsWriter(tmp_path / "a.counts", {})
     for image, predicted, target, count in zip(
-        count_image(6, maps, targets, classes), maps, targets, classes, strict=True
+        count_image(maps, targets, classes), maps, targets, classes, strict=True
     ):
-        writer.add(image)
-        kept = counts_module._read(tmp_path / "a.counts", {})[0][-1]
-        assert (kept.index, kept.pairs.tolist()) == (6, image.pairs.tolist())
-        stacked = stacked_areas([image, image], count)
+        stacked = stacked_areas([image.pairs, image.pairs], count)
         expected = plain_areas(predicted.numpy(), target.numpy(), count)
         for name, areas in zip(("intersect", "pred_area", "label_area"), expected, strict=True):
             assert stacked[name].tolist() == [areas.tolist()] * 2
         counted, confusion = target != ignored_label(count), np.zeros((count, count))
         np.add.at(confusion, (target[counted].numpy(), predicted[counted].numpy()), 1)
         assert np.array_equal(stacked["confusion"], 2 * confusion)
-    writer.close()
     with pytest.raises(ValueError, match="labels outside 0 to"):
-        count_image(6, [maps[-1] + classes[-1]], targets[-1:], classes[-1:])
+        count_image([maps[-1] + classes[-1]], targets[-1:], classes[-1:])
 
 
 def test_of_more_classes_than_a_table_holds_there_is_no_confusion(tmp_path):
     maps, targets = random_maps(6000)
-    stacked = stacked_areas(count_image(0, maps, targets, (6000,)), 6000)
+    stacked = stacked_areas([count_image(maps, targets, (6000,))[0].pairs], 6000)
     assert "confusion" not in stacked and stacked["label_area"].sum() == 35
     write_result(tmp_path, "a", {}, stacked)
     assert np.array_equal(read_counts(tmp_path / "a.json")["union"], stacked["union"])
@@ -477,15 +459,14 @@ class MemoryBar:
 def test_memory_does_not_grow_with_the_number_of_images(make_voc, by_colour, tmp_path):
     run = make_run(make_voc(200))
     bar = MemoryBar([])
-    evaluate_group(
-        [run], tasks_of(by_colour), tmp_path, progress=lambda total, done: nullcontext(bar)
-    )
+    progress = lambda total, done: nullcontext(bar)  # noqa: E731
+    evaluated([run], tasks_of(by_colour), tmp_path, progress=progress)
     assert len(bar.mebibytes) == 200
     assert max(bar.mebibytes[100:]) - max(bar.mebibytes[20:60]) < 24
 
 
-def test_a_share_must_make_sense():
+def test_a_share_of_a_job_must_make_sense():
     with pytest.raises(ValueError, match="job 3 of 3"):
-        Share(3, 3)
+        job(None, job_id=3, num_jobs=3)
     with pytest.raises(ValueError, match="at least 1"):
-        Share(batching=Batching(0))
+        job(None, batching=Batching(0))
