@@ -21,7 +21,7 @@ _LARGE = 2**26  # bytes of a tar, nearly all of which are a hole
 
 def _inputs(folder: Path) -> None:
     """Tars without pixels, and for each the index of as many samples as one of CC12M has."""
-    from talk2dino.methods.ovsegmentor.data.tar_rows import TarIndex, cache_place, keep
+    from talk2dino.methods.ovsegmentor.data.rows import TarIndex, cache_place, keep
 
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
     random = np.random.default_rng(0)
@@ -51,8 +51,8 @@ def _reader() -> CaptionReader:
 
 def _shipped(device: str, folder: Path) -> Step:
     """Up to the places of the first batch's images and of their partners'."""
+    from talk2dino.methods.ovsegmentor.data.rows import TarRows
     from talk2dino.methods.ovsegmentor.data.samples import EpochBatches
-    from talk2dino.methods.ovsegmentor.data.tar_rows import TarRows
 
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
 

@@ -22,7 +22,7 @@ from talk2dino.features.captions import CaptionInput
 from talk2dino.features.store import write_features
 from talk2dino.features.tars import read_members, write_shards
 from talk2dino.files import load_torch, save_safetensors, save_torch
-from talk2dino.methods.ovsegmentor.data.tar_rows import TarRows
+from talk2dino.methods.ovsegmentor.data.rows import TarRows
 from talk2dino.methods.ovsegmentor.data.words import CaptionReader, dictionary_lemma
 from talk2dino.methods.talk2dino.training.dataset import FeatureChoice, StoredPairs
 from tests.features.test_store import small

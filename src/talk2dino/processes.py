@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from talk2dino.config import environment_number
 
@@ -107,3 +109,55 @@ def joined_processes(backend: str = "gloo") -> Iterator[Processes]:
 def is_first_process() -> bool:
     """Whether this process is the one that prints, before or after it joined the others."""
     return environment_number("RANK", 0) == 0
+
+
+def num_processes() -> int:
+    """How many processes train together; 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def process_rank() -> int:
+    """This process's number among them, from 0."""
+    return dist.get_rank() if num_processes() > 1 else 0
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """The rows (B, D) of every process in rank order, (W B, D); B must be equal everywhere.
+
+    The gradient of a row is the sum of its gradients in all processes. Averaged over processes,
+    as DistributedDataParallel does, parameters get the gradient of one process with all rows.
+    """
+    world, before = num_processes(), process_rank() * len(rows)
+    behind = world * len(rows) - before - len(rows)
+    return sum_over_processes(F.pad(rows, (0, 0, before, behind))) if world > 1 else rows
+
+
+def sum_over_processes(value: Tensor) -> Tensor:
+    """The sum of a tensor over all processes; gradients are summed likewise."""
+    return _Sum.apply(value) if num_processes() > 1 else value
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        total = value.detach().contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+
+def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Replace gradients by their means over all processes.
+
+    A parameter without a gradient has none in any process: they compute the same losses.
+    """
+    world = num_processes()
+    for parameter in parameters if world > 1 else ():
+        if parameter.grad is not None:
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= world

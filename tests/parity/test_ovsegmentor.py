@@ -8,7 +8,6 @@ import torch.nn.functional as F
 
 from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
 from talk2dino.inference import resize_scores, sliding_window_scores
-from talk2dino.methods.ovsegmentor.blocks import affinity
 from talk2dino.methods.ovsegmentor.losses import (
     binary_targets,
     infonce,
@@ -25,6 +24,7 @@ from talk2dino.methods.ovsegmentor.segmenter import (
     upsample_groups,
 )
 from talk2dino.methods.ovsegmentor.text import Tokenizer, toy_tokenizer
+from talk2dino.methods.ovsegmentor.vision import affinity
 from talk2dino.segmenter import ClassQuery
 from talk2dino.sizes import Protocol
 from tests.methods.ovsegmentor.fill import recorded_input, recorded_model, uniform

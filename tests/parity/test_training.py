@@ -9,8 +9,7 @@ from talk2dino.methods.talk2dino.projection import ProjectionConfig, ProjectionL
 from talk2dino.methods.talk2dino.recipe import TrainConfig
 from talk2dino.methods.talk2dino.training.dataset import FeatureChoice, StoredPairs
 from talk2dino.methods.talk2dino.training.loop import LoopSettings, TrainingRun
-from talk2dino.training.run import Hooks
-from talk2dino.training.schedules import Schedule
+from talk2dino.training.run import Hooks, Schedule
 
 
 @pytest.mark.parametrize(("name", "key"), [("linear", "constant"), ("cosine", "cosine")])

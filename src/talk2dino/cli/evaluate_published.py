@@ -61,7 +61,7 @@ class EvaluatePublished(EvaluationCommand):
     def check(self) -> Found:
         """Read the files, find all data, and refuse what cannot work, before weights are loaded."""
         from talk2dino.methods.talk2dino.published_yaml import read_published
-        from talk2dino.training.history import check_logger
+        from talk2dino.training.job import check_logger
 
         if not self.eval:
             raise ValueError("this command only evaluates: pass --eval. Training is train.py.")
@@ -78,7 +78,7 @@ class EvaluatePublished(EvaluationCommand):
 
     def log(self, job: Job, outcomes: Sequence[Outcome]) -> None:
         """Log the numbers to Weights & Biases, if asked to."""
-        from talk2dino.training.history import open_logger
+        from talk2dino.training.job import open_logger
 
         if not self.wandb:
             return

@@ -13,7 +13,7 @@ from talk2dino.methods.ovsegmentor.losses import (
     stop_gradient_of,
     unit_range,
 )
-from talk2dino.methods.ovsegmentor.projection import gather_rows, num_processes, process_rank
+from talk2dino.processes import gather_rows, num_processes, process_rank
 
 
 def maps(seed, batch=2):

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from talk2dino.methods.ovsegmentor.blocks import affinity
 from talk2dino.methods.ovsegmentor.losses import (
     LossConfig,
     infonce,
@@ -11,6 +10,7 @@ from talk2dino.methods.ovsegmentor.losses import (
     mask_consistency,
     stop_gradient_of,
 )
+from talk2dino.methods.ovsegmentor.vision import affinity
 from tests.methods.ovsegmentor.conftest import make_batch, seeded_toy
 
 # The seeded maps are weak: only a high threshold leaves pixels out of the targets.

@@ -4,9 +4,13 @@ import pytest
 import torch
 from timm.layers import DropPath
 
-from talk2dino.methods.ovsegmentor.blocks import average_weights, choose_groups
 from talk2dino.methods.ovsegmentor.config import VisionConfig
-from talk2dino.methods.ovsegmentor.vision import ImageEncoder, load_dino
+from talk2dino.methods.ovsegmentor.vision import (
+    ImageEncoder,
+    average_weights,
+    choose_groups,
+    load_dino,
+)
 
 
 @pytest.fixture(scope="module")

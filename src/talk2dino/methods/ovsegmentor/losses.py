@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from talk2dino.config import check_between
-from talk2dino.methods.ovsegmentor.projection import gather_rows, process_rank, unit_rows
+from talk2dino.processes import gather_rows, process_rank
 
 PUBLISHED_BATCH = 128
 """Images per process in the published second stage."""
@@ -36,6 +36,11 @@ class LossConfig:
     def __post_init__(self) -> None:
         check_between(0, math.inf, entity=self.entity, mask=self.mask)
         check_between(0, 1, threshold=self.threshold, group_ratio=self.group_ratio, ema=self.ema)
+
+
+def unit_rows(x: Tensor) -> Tensor:
+    """Rows of length 1, in float32."""
+    return F.normalize(x.float(), dim=-1)
 
 
 def similarity_scale(logit_scale: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from talk2dino.config import check_name
-from talk2dino.methods.ovsegmentor.blocks import EntityDecoder, affinity
 from talk2dino.methods.ovsegmentor.config import STAGES, OVSegmentorConfig
 from talk2dino.methods.ovsegmentor.losses import (
     PUBLISHED_BATCH,
@@ -21,11 +20,72 @@ from talk2dino.methods.ovsegmentor.losses import (
     similarity_scale,
     stop_gradient_of,
 )
-from talk2dino.methods.ovsegmentor.projection import Projector
 from talk2dino.methods.ovsegmentor.text import TextEncoder, Tokens
-from talk2dino.methods.ovsegmentor.vision import GroupFeatures, ImageEncoder
+from talk2dino.methods.ovsegmentor.vision import (
+    EntityDecoder,
+    GroupFeatures,
+    ImageEncoder,
+    affinity,
+)
+from talk2dino.processes import num_processes, sum_over_processes
 
 TEACHER = "img_encoder_momentum"
+
+
+class SharedBatchNorm(nn.BatchNorm1d):
+    """BatchNorm1d whose training statistics are those of all processes together.
+
+    It computes what `torch.nn.SyncBatchNorm` does, which only runs on accelerators, on any device.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise (B, C, T) over B, T and the processes."""
+        if not self.training or num_processes() == 1:
+            return super().forward(input)
+        x = input.float()
+        own = torch.stack([x.new_tensor(x.shape[0] * x.shape[2])]).expand(1)
+        sums = sum_over_processes(torch.cat([x.sum(dim=(0, 2)), own]))
+        count = sums[-1].detach()
+        mean = sums[:-1] / count
+        centred = x - mean[:, None]
+        variance = sum_over_processes(centred.square().sum(dim=(0, 2))) / count
+        self._track(mean.detach(), variance.detach(), count)
+        normalised = centred * (variance + self.eps).rsqrt()[:, None]
+        return (normalised * self.weight[:, None] + self.bias[:, None]).to(input.dtype)
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+        """Move the running statistics; the running variance is the unbiased one."""
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.num_batches_tracked is not None and self.momentum is not None
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance * count / (count - 1).clamp(min=1), self.momentum)
+
+
+class Projector(nn.Module):
+    """Linear, batch norm, ReLU, linear; nothing is normalised to unit length here.
+
+    The linear layers are stored as convolutions of width 1, as published.
+
+    Args:
+        width: of the input.
+        hidden: of the layer between.
+        out: of the joint space.
+        shared: take batch statistics over all processes; the bridge's are per process.
+    """
+
+    def __init__(self, width: int, hidden: int, out: int, shared: bool = True) -> None:
+        super().__init__()
+        norm = SharedBatchNorm(hidden) if shared else nn.BatchNorm1d(hidden)
+        self.linear_hidden = nn.Sequential(nn.Conv1d(width, hidden, 1), norm, nn.ReLU())
+        self.linear_out = nn.Conv1d(hidden, out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C) to (B, D), or (B, T, C) to (B, T, D); statistics are over B, or B and T."""
+        columns = x[:, :, None] if x.ndim == 2 else x.transpose(1, 2)  # (B, C, T)
+        projected = self.linear_out(self.linear_hidden(columns))
+        return projected[:, :, 0] if x.ndim == 2 else projected.transpose(1, 2)
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,8 +17,8 @@ from talk2dino.backbones.vision import IMAGENET_MEAN, IMAGENET_STD
 from talk2dino.devices import in_float32
 from talk2dino.methods.dense import WordSegmenter
 from talk2dino.methods.ovsegmentor.checkpoints import load_model, read_checkpoint
+from talk2dino.methods.ovsegmentor.losses import unit_rows
 from talk2dino.methods.ovsegmentor.model import OVSegmentor
-from talk2dino.methods.ovsegmentor.projection import unit_rows
 from talk2dino.methods.ovsegmentor.text import Tokenizer, load_tokenizer
 from talk2dino.segmenter import ClassQuery, pool_words
 

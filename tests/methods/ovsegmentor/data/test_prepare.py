@@ -10,8 +10,8 @@ import pytest
 
 from talk2dino.__main__ import main
 from talk2dino.methods.ovsegmentor.data import prepare as prepare_module
-from talk2dino.methods.ovsegmentor.data.entities import EntityLists
 from talk2dino.methods.ovsegmentor.data.prepare import filter_captions, run_jobs
+from talk2dino.methods.ovsegmentor.data.rows import EntityLists
 
 CAPTIONS = [
     ("0.jpg", "Two dogs, and a Cat"),

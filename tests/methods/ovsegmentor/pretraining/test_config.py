@@ -8,7 +8,7 @@ from talk2dino.methods.ovsegmentor.pretraining.config import (
     TrainConfig,
     load_pretraining_recipe,
 )
-from talk2dino.methods.ovsegmentor.pretraining.step import make_schedule
+from talk2dino.methods.ovsegmentor.pretraining.run import make_schedule
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import torch
 from safetensors.torch import load_file
 
 from talk2dino.methods.ovsegmentor.pretraining.job import PretrainingJob, pretrain
-from talk2dino.methods.ovsegmentor.pretraining.loop import HeldOut
+from talk2dino.methods.ovsegmentor.pretraining.run import HeldOut
 from talk2dino.training.run import weights_on_cpu
 
 from .conftest import write_captions

@@ -2,7 +2,7 @@
 
 from talk2dino.methods.ovsegmentor.data.samples import EpochBatches
 from talk2dino.methods.ovsegmentor.pretraining.job import PretrainingJob, pretrain
-from talk2dino.methods.ovsegmentor.pretraining.loop import KIND
+from talk2dino.methods.ovsegmentor.pretraining.run import KIND
 from talk2dino.training.run import load_state
 
 from .conftest import IMAGES, interrupted, write_captions

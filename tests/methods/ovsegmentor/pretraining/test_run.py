@@ -18,7 +18,7 @@ from talk2dino.methods.ovsegmentor.checkpoints import read_checkpoint
 from talk2dino.methods.ovsegmentor.pretraining import loop
 from talk2dino.methods.ovsegmentor.pretraining.config import load_pretraining_recipe
 from talk2dino.methods.ovsegmentor.pretraining.job import PretrainingJob, pretrain
-from talk2dino.methods.ovsegmentor.pretraining.loop import KIND
+from talk2dino.methods.ovsegmentor.pretraining.run import KIND
 from talk2dino.methods.ovsegmentor.segmenter import build_ovsegmentor
 from talk2dino.segmenter import ClassQuery
 from talk2dino.training.run import Hooks, load_state

@@ -10,7 +10,7 @@ from talk2dino.methods.ovsegmentor.pretraining.job import (
     first_tokenizer,
     pretrain,
 )
-from talk2dino.methods.ovsegmentor.pretraining.loop import HeldOut
+from talk2dino.methods.ovsegmentor.pretraining.run import HeldOut
 from talk2dino.processes import Processes
 from talk2dino.training.run import Hooks
 

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from talk2dino.methods.ovsegmentor.pretraining.config import load_pretraining_recipe
-from talk2dino.methods.ovsegmentor.pretraining.loop import KIND
-from talk2dino.methods.ovsegmentor.pretraining.step import PretrainingStep
+from talk2dino.methods.ovsegmentor.pretraining.run import KIND, PretrainingStep
 from talk2dino.methods.ovsegmentor.text import Tokenizer, toy_tokenizer
 from talk2dino.training.run import load_state
 from tests.methods.ovsegmentor.conftest import make_batch, rows, seeded_toy

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from talk2dino.methods.ovsegmentor.pretraining.step import (
+from talk2dino.methods.ovsegmentor.pretraining.run import (
     PretrainingStep,
     decays,
     make_optimizer,

@@ -33,7 +33,7 @@ from talk2dino.files import (
     is_unfinished,
     listed,
 )
-from talk2dino.methods.ovsegmentor.data.entities import EntityIndex, EntityLists, LeftOut
+from talk2dino.methods.ovsegmentor.data.rows import EntityIndex, EntityLists, LeftOut
 from talk2dino.methods.ovsegmentor.data.table import (
     CAPTION,
     ENTITY,

@@ -28,9 +28,8 @@ from torchvision import transforms
 from talk2dino.backbones.templates import get_templates
 from talk2dino.backbones.vision import IMAGENET_MEAN, IMAGENET_STD
 from talk2dino.features.tars import is_tar_input
-from talk2dino.methods.ovsegmentor.data.rows import CocoRows, Rows, TableRows
+from talk2dino.methods.ovsegmentor.data.rows import CocoRows, Rows, TableRows, TarRows
 from talk2dino.methods.ovsegmentor.data.table import open_table
-from talk2dino.methods.ovsegmentor.data.tar_rows import TarRows
 from talk2dino.methods.ovsegmentor.data.words import CaptionReader
 from talk2dino.methods.ovsegmentor.model import PretrainingBatch
 from talk2dino.methods.ovsegmentor.text import Tokenizer

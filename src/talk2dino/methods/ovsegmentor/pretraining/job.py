@@ -32,7 +32,7 @@ from talk2dino.methods.ovsegmentor.data.samples import Collate, crop_and_flip, d
 from talk2dino.methods.ovsegmentor.data.words import find_lemmas
 from talk2dino.methods.ovsegmentor.model import OVSegmentor
 from talk2dino.methods.ovsegmentor.pretraining.config import SECTIONS, PretrainingRecipe
-from talk2dino.methods.ovsegmentor.pretraining.loop import (
+from talk2dino.methods.ovsegmentor.pretraining.run import (
     KIND,
     HeldOut,
     PretrainingRun,

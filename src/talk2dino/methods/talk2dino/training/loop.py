@@ -27,9 +27,16 @@ from talk2dino.methods.talk2dino.recipe import TrainConfig
 from talk2dino.methods.talk2dino.training.dataset import Batch, StoredPairs
 from talk2dino.methods.talk2dino.training.retrieval import Retrieval
 from talk2dino.processes import Processes
-from talk2dino.training.history import Record
-from talk2dino.training.run import Hooks, Run, RunState, StateFile, epoch_order, weights_on_cpu
-from talk2dino.training.schedules import Schedule
+from talk2dino.training.job import Record
+from talk2dino.training.run import (
+    Hooks,
+    Run,
+    RunState,
+    Schedule,
+    StateFile,
+    epoch_order,
+    weights_on_cpu,
+)
 
 logger = logging.getLogger(__name__)
 
