@@ -100,7 +100,7 @@ def _case(model: str, title: str) -> Case:
 
 
 def _tokens(device: str, folder: Path) -> Step:
-    from talk2dino.backbones.tokens import Tokenizer
+    from talk2dino.backbones.text import Tokenizer
 
     texts, tokenizer = captions(TOKENIZED), Tokenizer(77)
 

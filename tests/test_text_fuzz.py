@@ -16,10 +16,13 @@ from talk2dino.methods.ovsegmentor.data.prepare import filter_captions, json_to_
 from talk2dino.methods.ovsegmentor.data.samples import open_rows
 from talk2dino.methods.ovsegmentor.data.words import CaptionReader, dictionary_lemma
 from talk2dino.methods.ovsegmentor.pretraining.config import load_pretraining_recipe
-from talk2dino.methods.talk2dino.config import SegmenterConfig, read_segmenter_config
+from talk2dino.methods.talk2dino.config import (
+    SegmenterConfig,
+    read_published,
+    read_segmenter_config,
+)
 from talk2dino.methods.talk2dino.hub.find import WEIGHT_FIELDS, FoundModel, read_folder_config
 from talk2dino.methods.talk2dino.projection import ProjectionConfig
-from talk2dino.methods.talk2dino.published_yaml import read_published
 from talk2dino.methods.talk2dino.recipe import load_recipe
 from talk2dino.textfiles import read_names
 

@@ -12,8 +12,7 @@ from talk2dino.app.models import Models, find_entry
 from talk2dino.app.work import segment
 from talk2dino.files import file_sha256
 from talk2dino.methods.registry import METHODS
-from talk2dino.methods.talk2dino.hub.find import find_model
-from talk2dino.methods.talk2dino.hub.published import TOY_THRESHOLD
+from talk2dino.methods.talk2dino.hub.find import TOY_THRESHOLD, find_model
 
 CPU = torch.device("cpu")
 REPO = "someone/a-model"

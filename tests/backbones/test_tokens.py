@@ -6,8 +6,8 @@ import open_clip
 import torch
 
 from speed.text import captions
-from talk2dino.backbones import tokens
-from talk2dino.backbones.tokens import Tokenizer
+from talk2dino.backbones import text as tokens
+from talk2dino.backbones.text import Tokenizer
 
 THEIRS = open_clip.SimpleTokenizer(context_length=77)
 SPACES = "\x1c|\x1f|\x85|\xa0|\u2028|\u200b|\ufeff|\t\t|\r\n|\0|\x7f"

@@ -15,8 +15,8 @@ from talk2dino.benchmarks.table import (
 from talk2dino.cli.evaluate_published import evaluations_of
 from talk2dino.files import find_in_checkout
 from talk2dino.methods.registry import find_method
+from talk2dino.methods.talk2dino.config import read_published
 from talk2dino.methods.talk2dino.method import MODELS
-from talk2dino.methods.talk2dino.published_yaml import read_published
 from talk2dino.methods.talk2dino.recipe import load_recipe
 
 FOLDERS = ("ade", "cityscapes", "voc", "voc_bg", "context", "context_bg", "stuff", "coco_object")

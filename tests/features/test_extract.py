@@ -10,9 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from talk2dino.backbones.attention import average_attention, head_embeddings
 from talk2dino.backbones.seeded import seeded_state
-from talk2dino.backbones.vision import load_vision, official_shapes
+from talk2dino.backbones.vision import (
+    average_attention,
+    head_embeddings,
+    load_vision,
+    official_shapes,
+)
 from talk2dino.cli.extract import Extract, main
 from talk2dino.features import extract as stage
 from talk2dino.features.captions import ImageSource

@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-from talk2dino.backbones.attention import average_attention, head_embeddings
 from talk2dino.backbones.checkpoints import load_strict
 from talk2dino.backbones.seeded import seeded_state, seeded_tensor
 from talk2dino.backbones.vision import (
     as_backbone,
+    average_attention,
     create_toy,
+    head_embeddings,
     load_vision,
     official_shapes,
     to_timm,

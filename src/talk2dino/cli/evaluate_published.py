@@ -13,7 +13,7 @@ from talk2dino.cli.evaluate import NO_BACKGROUND, EvaluationCommand, warn
 if TYPE_CHECKING:
     from talk2dino.benchmarks.job import Evaluation, Job, Outcome
     from talk2dino.cli.evaluate import Found
-    from talk2dino.methods.talk2dino.published_yaml import PublishedEvaluation
+    from talk2dino.methods.talk2dino.config import PublishedEvaluation
 
 _CONFIGS = "src/open_vocabulary_segmentation/configs"
 
@@ -60,7 +60,7 @@ class EvaluatePublished(EvaluationCommand):
 
     def check(self) -> Found:
         """Read the files, find all data, and refuse what cannot work, before weights are loaded."""
-        from talk2dino.methods.talk2dino.published_yaml import read_published
+        from talk2dino.methods.talk2dino.config import read_published
         from talk2dino.training.job import check_logger
 
         if not self.eval:

@@ -17,15 +17,16 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from talk2dino.backbones.attention import average_attention, head_embeddings
 from talk2dino.backbones.seeded import default_weights
 from talk2dino.backbones.vision import (
     EXACT,
     RESIZES,
     ImageTransform,
     VisionBackbone,
+    average_attention,
     check_sides,
     check_vision,
+    head_embeddings,
     load_vision,
     patch_size,
     recorded_normalisation,

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from talk2dino.backbones.attention import average_attention, head_embeddings
+from talk2dino.backbones.vision import average_attention, head_embeddings
 from talk2dino.methods.talk2dino.alignment import PER_HEAD, align, selected_heads
 from talk2dino.methods.talk2dino.losses import infonce, triplet
 from talk2dino.methods.talk2dino.projection import ProjectionConfig, ProjectionLayer

@@ -18,8 +18,7 @@ from talk2dino.backbones.vision import as_backbone, create_toy
 from talk2dino.cli.export import FILES
 from talk2dino.methods.talk2dino import export
 from talk2dino.methods.talk2dino.export import FixedSizeBackbone, check_exportable, export_onnx
-from talk2dino.methods.talk2dino.hub.find import FoundModel
-from talk2dino.methods.talk2dino.hub.published import TOY_THRESHOLD, toy_config
+from talk2dino.methods.talk2dino.hub.find import TOY_THRESHOLD, FoundModel, toy_config
 from talk2dino.methods.talk2dino.segmenter import build_segmenter
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="the export extra is not installed")

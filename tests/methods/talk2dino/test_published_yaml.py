@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from talk2dino.methods.talk2dino.published_yaml import read_published
+from talk2dino.methods.talk2dino.config import read_published
 
 MODEL = """
 model:

@@ -28,16 +28,14 @@ from talk2dino.methods.talk2dino.config import (
 )
 from talk2dino.methods.talk2dino.hub.find import (
     FILE_SUFFIXES,
+    PUBLISHED,
+    TOY,
     FoundModel,
+    default_threshold,
+    demo_threshold,
     find_model,
     is_repository,
     is_whole_model,
-)
-from talk2dino.methods.talk2dino.hub.published import (
-    PUBLISHED,
-    TOY,
-    default_threshold,
-    demo_threshold,
     short_name,
 )
 from talk2dino.methods.talk2dino.segmenter import Talk2DinoSegmenter, build_segmenter

@@ -12,8 +12,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from talk2dino.methods.talk2dino.hub import fetch
-from talk2dino.methods.talk2dino.hub.fetch import fetch_folder, hub_address
+from talk2dino.methods.talk2dino.hub import find as fetch
+from talk2dino.methods.talk2dino.hub.find import fetch_folder, hub_address
 
 ANSWER = httpx.Response(404, request=httpx.Request("GET", "https://huggingface.co/a/b"))
 MISSING = RemoteEntryNotFoundError("x", response=ANSWER)

@@ -10,9 +10,8 @@ from talk2dino.backbones.checkpoints import looks_like
 from talk2dino.backbones.text import create_text_tower
 from talk2dino.backbones.vision import SHORT_NAMES, official_shapes
 from talk2dino.methods.talk2dino.hub import layout
-from talk2dino.methods.talk2dino.hub.find import _identified
+from talk2dino.methods.talk2dino.hub.find import PUBLISHED, _identified, default_threshold
 from talk2dino.methods.talk2dino.hub.layout import ModelParts, identify, read_parts
-from talk2dino.methods.talk2dino.hub.published import PUBLISHED, default_threshold
 from talk2dino.methods.talk2dino.projection import build_projection, identify_projection
 
 from .conftest import prefixed, projection_state

@@ -12,8 +12,7 @@ from talk2dino.backbones.checkpoints import state_shapes
 from talk2dino.backbones.seeded import seeded_state
 from talk2dino.files import find_in_checkout
 from talk2dino.methods.talk2dino.hub import find
-from talk2dino.methods.talk2dino.hub.find import find_model, read_folder_config
-from talk2dino.methods.talk2dino.hub.published import PUBLISHED
+from talk2dino.methods.talk2dino.hub.find import PUBLISHED, find_model, read_folder_config
 
 from .conftest import projection_state, published_layout, save
 

@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from talk2dino.config import build, check_name
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.constants import ENDPOINT
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from talk2dino.backbones.seeded import PREFIX
+from talk2dino.config import build, check_name, reason
 from talk2dino.files import check_finished, file_sha256, find_in_checkout
 from talk2dino.methods.talk2dino.config import MODEL_FIELDS, SegmenterConfig, read_segmenter_config
-from talk2dino.methods.talk2dino.hub.fetch import fetch_folder
 from talk2dino.methods.talk2dino.hub.layout import identify, read_parts
-from talk2dino.methods.talk2dino.hub.published import (
-    CONFIG,
-    PUBLISHED,
-    TOY,
-    TOY_THRESHOLD,
-    WEIGHTS,
-    PublishedModel,
-    default_threshold,
-    demo_threshold,
-    short_name,
-    toy_config,
-)
 from talk2dino.methods.talk2dino.projection import ProjectionConfig, identify_projection
 from talk2dino.textfiles import read_json
 from talk2dino.training.job import read_summary
+
+logger = logging.getLogger(__name__)
 
 INCLUDED = "included"
 """In place of the name of weights: they are in the folder."""
@@ -38,6 +40,101 @@ WEIGHT_FIELDS = ("projection_weights", "vision_weights", "text_weights")
 """Of a `SegmenterConfig`."""
 _OLD_WEIGHTS = "pytorch_model.bin"
 _REPO = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+WEIGHTS, CONFIG = ("model.safetensors", "config.json")
+"""What a model's repository holds, and all that is downloaded of it."""
+
+TOY = "toy"
+TOY_THRESHOLD = 0.52  # an untrained projection never reaches the published 0.55
+
+
+@dataclass(frozen=True)
+class PublishedModel:
+    """One of the authors' models."""
+
+    repo: str
+    """Repository on the Hugging Face Hub with the whole model."""
+    vision_model: str
+    """Backbone, as in talk2dino.backbones.vision."""
+    width: int
+    """D, of the backbone's patches."""
+    projection_file: str
+    """Name of the authors' file with the projection alone."""
+    projection_sha256: str | None
+    """Checksum of that file; None where it is not recorded."""
+
+    def config(self, projection_weights: str) -> SegmenterConfig:
+        """The segmenter, with backbones that timm and open_clip download."""
+        heads = self.width // 64  # as every DINO
+        return SegmenterConfig(
+            projection=ProjectionConfig(
+                hidden_layer=True, dino_embed_dim=self.width, num_attn_head=heads
+            ),
+            projection_weights=projection_weights,
+            vision_model=self.vision_model,
+        )
+
+
+PUBLISHED = {
+    "vitb": PublishedModel(
+        repo="lorebianchi98/Talk2DINO-ViTB",
+        vision_model="dinov2_vitb14_reg",
+        width=768,
+        projection_file="vitb_mlp_infonce.pth",
+        projection_sha256="5f6efcc520f22916ecf3dfdfb01d6f57e701c1c2e1feda71a80d89e3cd752f0f",
+    ),
+    "vitl": PublishedModel(
+        repo="lorebianchi98/Talk2DINO-ViTL",
+        vision_model="dinov2_vitl14_reg",
+        width=1024,
+        projection_file="vitl_mlp_infonce.pth",
+        projection_sha256=None,
+    ),
+    "dinov3_vitb": PublishedModel(
+        repo="lorebianchi98/Talk2DINOv3-ViTB",
+        vision_model="vit_base_patch16_dinov3.lvd1689m",
+        width=768,
+        projection_file="dinov3_vitb_mlp_infonce.pth",
+        projection_sha256="6fc5ce7a05d8f1c829c174d87b861da05399cf0bfe50de3711ac940115d85fcc",
+    ),
+    "dinov3_vitl": PublishedModel(
+        repo="lorebianchi98/Talk2DINOv3-ViTL",
+        vision_model="vit_large_patch16_dinov3.lvd1689m",
+        width=1024,
+        projection_file="dinov3_vitl_mlp_infonce.pth",
+        projection_sha256=None,
+    ),
+}
+"""Short name -> model."""
+
+
+def short_name(repo: str) -> str | None:
+    """The short name of one of the authors' repositories; None for any other."""
+    return next((name for name, model in PUBLISHED.items() if model.repo == repo), None)
+
+
+def toy_config() -> SegmenterConfig:
+    """The toy pair with an untrained projection: needs no file, and knows nothing."""
+    return SegmenterConfig(
+        projection=ProjectionConfig(hidden_layer=True, dino_embed_dim=192, num_attn_head=3),
+        projection_weights="seeded:0",
+        vision_model=TOY,
+        vision_weights="seeded:0",
+        text_model=TOY,
+        text_weights="seeded:0",
+    )
+
+
+def demo_threshold(config: SegmenterConfig) -> float:
+    """Background threshold for pictures that belong to no benchmark."""
+    untrained = config.projection_weights.startswith(PREFIX)
+    return TOY_THRESHOLD if untrained else default_threshold(config.projection.dino_embed_dim)
+
+
+def default_threshold(width: int) -> float:
+    """Published background threshold for a backbone of width D: lower for the large models."""
+    return 0.54 if width >= 1024 else 0.55
 
 
 @dataclass(frozen=True)
@@ -291,3 +388,92 @@ def _advice(name: str) -> str:
         f"{PUBLISHED[name].projection_file} alone in weights/ (see weights/README.md), it takes "
         "the backbones from timm and open_clip. 'toy' needs no files."
     )
+
+
+def fetch_folder(repo: str, advice: str = "", **settings: Any) -> Path:
+    """The local folder with a repository's weights and configuration, downloaded if need be.
+
+    Both are of one commit. Nothing else of the repository is fetched, and none of its code runs.
+
+    Args:
+        repo: `owner/name`.
+        advice: appended to errors: another way to get the same model.
+        settings: of `huggingface_hub.hf_hub_download`: revision, token, cache_dir,
+            local_files_only, force_download.
+
+    Raises:
+        ValueError: no such repository or revision, one without weights, a damaged download, or
+            files of two commits.
+        RuntimeError: no network; says which files to put where.
+    """
+    place, revision = settings.get("cache_dir"), settings.get("revision")
+    cached = try_to_load_from_cache(repo, WEIGHTS, place, revision)
+    if not settings.get("local_files_only") and not isinstance(cached, str):
+        logger.warning("asking the Hub for %s; a whole model has about a gigabyte", repo)
+    config, missing = Path(), None  # the first error says why the Hub was not reached
+    try:
+        try:
+            config = Path(hf_hub_download(repo, CONFIG, **settings))
+        except EntryNotFoundError as error:  # the weights tell what is needed
+            missing = error
+            settings["local_files_only"] = isinstance(error, LocalEntryNotFoundError)
+        path = Path(hf_hub_download(repo, WEIGHTS, **settings))
+        if missing:  # in this commit, or only here?
+            if try_to_load_from_cache(repo, CONFIG, place, path.parent.name) is None:
+                raise missing
+            config = path
+    except Exception as error:  # the network libraries raise what they raise
+        why = missing if missing and isinstance(error, LocalEntryNotFoundError) else error
+        raise _explained(why, repo, revision, advice) from error
+    if config.parent != path.parent:
+        raise ValueError(f"{repo} got another commit while it was downloaded. Load it again.")
+    check_blob(path)
+    return path.parent
+
+
+def _explained(error: Exception, repo: str, revision: str | None, advice: str) -> Exception:
+    """What to tell a user of an error of the Hub's client."""
+    known: dict[type[Exception], str] = {
+        HFValidationError: f"{repo!r} is no name of a Hub repository (owner/name).",
+        GatedRepoError: f"{repo} is gated: accept its conditions at {hub_address(repo)} and pass a "
+        "token (or run: hf auth login).",
+        RepositoryNotFoundError: f"there is no model {repo!r} on the Hub, or it is private (then "
+        f"pass token=). {advice}",
+        RevisionNotFoundError: f"{repo} has no revision {revision!r}.",
+    }
+    if not isinstance(error, LocalEntryNotFoundError):
+        known[EntryNotFoundError] = f"{repo} holds no {WEIGHTS}: it is no Talk2DINO model."
+    for kind, text in known.items():
+        if isinstance(error, kind):
+            return ValueError(text)
+    why = reason(error)
+    if isinstance(error, LocalEntryNotFoundError):
+        cause = error.__cause__
+        why = f"{reason(cause) if cause else 'no network, or offline mode'}; not in the cache"
+    return RuntimeError(
+        f"could not download {repo} ({why}). Where there is a network, download {WEIGHTS} and "
+        f"{CONFIG} from {hub_address(repo)}/tree/main into one folder, and give that folder's "
+        f"path. {advice}".rstrip()
+    )
+
+
+def check_blob(path: Path) -> None:
+    """Compare a file of the Hugging Face cache with the checksum it is kept under.
+
+    Raises:
+        ValueError: its content is not what was published.
+    """
+    blob = path.resolve()
+    if not _SHA256.fullmatch(blob.name):
+        return  # not in the cache's layout, or a small file
+    found = file_sha256(blob)
+    if found != blob.name:
+        raise ValueError(
+            f"{path} is damaged: its SHA-256 is {found[:12]}..., published is {blob.name[:12]}.... "
+            f"Delete {blob} and load again."
+        )
+
+
+def hub_address(repo: str, endpoint: str = ENDPOINT) -> str:
+    """Where a browser finds a repository; HF_ENDPOINT names another Hub."""
+    return f"{endpoint}/{repo}"

@@ -29,10 +29,16 @@ from talk2dino.files import (
     save_safetensors,
 )
 from talk2dino.methods.talk2dino.config import SegmenterConfig
-from talk2dino.methods.talk2dino.hub.fetch import hub_address
-from talk2dino.methods.talk2dino.hub.find import INCLUDED, FoundModel, is_repository
+from talk2dino.methods.talk2dino.hub.find import (
+    CONFIG,
+    INCLUDED,
+    TOY,
+    WEIGHTS,
+    FoundModel,
+    hub_address,
+    is_repository,
+)
 from talk2dino.methods.talk2dino.hub.layout import PROJECTION, TEXT, VISION
-from talk2dino.methods.talk2dino.hub.published import CONFIG, TOY, WEIGHTS
 from talk2dino.methods.talk2dino.recipe import present_settings
 from talk2dino.methods.talk2dino.segmenter import Talk2DinoSegmenter
 
