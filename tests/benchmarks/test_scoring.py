@@ -11,10 +11,17 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from talk2dino.backbones.vision import PatchFeatures
-from talk2dino.benchmarks import spreading
+from talk2dino.benchmarks import scoring
 from talk2dino.benchmarks.metrics import begin_count
-from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
-from talk2dino.benchmarks.spreading import Layout, resized_labels, spread_labels, spreading_matrix
+from talk2dino.benchmarks.scoring import (
+    Batching,
+    Picture,
+    Task,
+    label_pictures,
+    resized_labels,
+    spread_labels,
+    spreading_matrix,
+)
 from talk2dino.inference import (
     final_scores,
     picture_scores,
@@ -193,9 +200,9 @@ def test_the_matrix_of_an_axis_does_upsampling_mean_and_resizing():
 
 
 def test_matrices_are_made_once_per_length_and_segmenter(base, monkeypatch):
-    made, original = [], spreading.spreading_matrix
+    made, original = [], scoring.spreading_matrix
     noting = lambda *lengths: made.append(lengths[:2]) or original(*lengths)  # noqa: E731
-    monkeypatch.setattr(spreading, "spreading_matrix", noting)
+    monkeypatch.setattr(scoring, "spreading_matrix", noting)
     query = ClassQuery.of_rows(base.embed_classes(["cat", "dog"]))
     for _ in range(2):
         segmenter = base.variant()
@@ -251,14 +258,13 @@ def test_many_classes_are_compared_in_parts(most_bytes):
 
 @pytest.mark.parametrize("pamr", [False, True])
 def test_the_first_label_wins_a_tie(base, pamr):
-    layout = Layout((64, 64), (64, 64), PROTOCOL)
     scores, rows = torch.full((1, 4, 8, 8), 0.5), torch.eye(4)
     pixels = image(64, 64).float()
     segmenter = base.variant(pamr=pamr)
     for most_bytes in (1, MIB):
         for background, label in ((None, 0), (0.4, 1), (0.6, 0)):
             query = ClassQuery.of_rows(rows, background)
-            labels = spread_labels(segmenter, scores, pixels, layout, query, most_bytes)
+            labels = spread_labels(segmenter, scores, pixels, (64, 64), PROTOCOL, query, most_bytes)
             if not pamr or background is not None:  # PAMR's sums of equal scores may round
                 assert labels.unique().tolist() == [label]
 
@@ -269,16 +275,15 @@ def test_the_first_label_wins_a_tie(base, pamr):
 def test_of_many_classes_those_are_left_out_that_are_the_best_nowhere(
     base, original, background, alike, monkeypatch
 ):
-    layout = Layout(original, (64, 96), PROTOCOL)
     generator = torch.Generator().manual_seed(0)
-    scores = torch.rand(len(layout.corners), 40, 8, 8, generator=generator)
+    scores = torch.rand(len(PROTOCOL.corners(64, 96)), 40, 8, 8, generator=generator)
     if alike:  # all classes follow the same picture, and few are ever ahead
         scores = 0.9 * scores[:, :1] + torch.linspace(0, 0.05, 40)[:, None, None] + 0.05 * scores
     scores[:, 7] = scores[:, 3]  # a tie everywhere: the first one wins
     query, pixels = ClassQuery.of_rows(torch.eye(40), background), image(64, 96).float()
-    by_rows = spread_labels(base, scores, pixels, layout, query)
-    monkeypatch.setattr(spreading, "_MANY", 39)
-    by_blocks = spread_labels(base, scores, pixels, layout, query)
+    by_rows = spread_labels(base, scores, pixels, original, PROTOCOL, query)
+    monkeypatch.setattr(scoring, "_MANY", 39)
+    by_blocks = spread_labels(base, scores, pixels, original, PROTOCOL, query)
     assert (by_blocks == by_rows).float().mean() >= 0.999
     assert not (by_blocks == 7 + (background is not None)).any()
     assert background is None or original == (1, 1) or (by_blocks == 0).any()
@@ -289,12 +294,13 @@ def test_of_many_classes_those_are_left_out_that_are_the_best_nowhere(
 def test_of_many_classes_one_with_scores_that_are_no_numbers_wins_as_of_few(
     base, value, monkeypatch
 ):
-    layout = Layout((50, 131), (64, 96), PROTOCOL)
-    scores = torch.rand(len(layout.corners), 40, 8, 8, generator=torch.Generator().manual_seed(0))
+    scores = torch.rand(
+        len(PROTOCOL.corners(64, 96)), 40, 8, 8, generator=torch.Generator().manual_seed(0)
+    )
     scores[:, 9] = value
-    monkeypatch.setattr(spreading, "_MANY", 39)
+    monkeypatch.setattr(scoring, "_MANY", 39)
     query, pixels = ClassQuery.of_rows(torch.eye(40)), image(64, 96).float()
-    assert (spread_labels(base, scores, pixels, layout, query) == 9).all()
+    assert (spread_labels(base, scores, pixels, (50, 131), PROTOCOL, query) == 9).all()
 
 
 class LiveBytes(TorchDispatchMode):
@@ -330,17 +336,16 @@ class LiveBytes(TorchDispatchMode):
 def test_171_classes_stay_within_the_memory_that_is_set(base, pamr):
     """All of them at the original size alone would take 171 x 120 x 180 x 4 bytes = 14 MiB."""
     classes, size_hw, scored = 171, (120, 180), (64, 96)
-    layout = Layout(size_hw, scored, PROTOCOL)
     scores = torch.rand(
-        len(layout.corners), classes, 8, 8, generator=torch.Generator().manual_seed(0)
+        len(PROTOCOL.corners(*scored)), classes, 8, 8, generator=torch.Generator().manual_seed(0)
     )
     segmenter, pixels = base.variant(pamr=pamr), image(*scored).float()
     query = ClassQuery.of_rows(torch.eye(classes))
-    unlimited = spread_labels(segmenter, scores, pixels, layout, query, 1 << 40)
+    unlimited = spread_labels(segmenter, scores, pixels, size_hw, PROTOCOL, query, 1 << 40)
     peaks = []
     for budget in (MIB, 4 * MIB, 1 << 40):
         with LiveBytes() as memory:
-            labels = spread_labels(segmenter, scores, pixels, layout, query, budget)
+            labels = spread_labels(segmenter, scores, pixels, size_hw, PROTOCOL, query, budget)
         assert (labels == unlimited).float().mean() >= 0.999
         peaks.append(memory.peak)
         # Beside the scores: labels and best scores, scores spread along one axis, and of PAMR
