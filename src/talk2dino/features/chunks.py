@@ -74,8 +74,13 @@ class Extraction(ABC):
 
     @property
     def chunk_size(self) -> int:
-        """Items whose results become one file; whoever computes them, they are the same."""
+        """Items of a chunk; whoever computes them, they are the same."""
         return self.batch_size
+
+    def chunks(self, total: int) -> list[range]:
+        """The positions of items whose results are made together, and become one file."""
+        size = self.chunk_size
+        return [range(start, min(start + size, total)) for start in range(0, total, size)]
 
     @cached_property
     @abstractmethod
@@ -126,8 +131,7 @@ class Chunks:
     Args:
         folder: made if absent; work that is there is continued.
         fingerprint: identifies the input; other work is refused.
-        total: items of the split.
-        size: items per chunk.
+        ranges: the positions of the items of every chunk.
         overwrite: drop work on another input.
 
     Raises:
@@ -135,10 +139,9 @@ class Chunks:
     """
 
     def __init__(
-        self, folder: Path, fingerprint: str, total: int, size: int, overwrite: bool = False
+        self, folder: Path, fingerprint: str, ranges: Sequence[range], overwrite: bool = False
     ) -> None:
-        self.folder, self.total, self.size = folder, total, size
-        self.numbers = range(-(-total // size))
+        self.folder, self.ranges = folder, ranges
         known = folder / _INPUT
         if known.is_file() and known.read_text() != fingerprint:
             if not overwrite:
@@ -150,14 +153,10 @@ class Chunks:
         if not known.is_file():
             write_text(known, fingerprint)
 
-    def items(self, number: int) -> range:
-        """The positions of a chunk."""
-        return range(number * self.size, min((number + 1) * self.size, self.total))
-
     def finished(self) -> set[int]:
         """The numbers of the chunks that are there."""
         if (self.folder / _WHOLE).is_dir():
-            return set(self.numbers)
+            return set(range(len(self.ranges)))
         # Listed: on a network's disk, a name once looked for in vain may stay unseen for a while.
         found = {int(p.stem.removeprefix("chunk")): p for p in self.folder.glob(_CHUNKS)}
         return {number for number, path in found.items() if _is_complete(path)}
@@ -191,7 +190,7 @@ class Chunks:
             finished: how many are.
         """
         size = self._path(number).stat().st_size
-        needed = size * (2 * len(self.numbers) - finished)
+        needed = size * (2 * len(self.ranges) - finished)
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise RuntimeError(
@@ -212,7 +211,7 @@ class Chunks:
                 with atomic_path(whole) as temporary:
                     temporary.mkdir()
                     self._put_together(temporary)
-            for number in self.numbers:
+            for number in range(len(self.ranges)):
                 self._path(number).unlink(missing_ok=True)
         except OSError as error:
             raise self._cannot_write(error) from error
@@ -231,13 +230,13 @@ class Chunks:
         count, failures, captions = 0, dict[str, str](), list[str]()
         kinds, files = dict[str, tuple[str, list[int]]](), dict[str, BinaryIO]()
         with ExitStack() as stack:
-            for number in self.numbers:
+            for number, items in enumerate(self.ranges):
                 with safetensors.safe_open(self._path(number), "pt") as chunk:
                     about = {key: json.loads(text) for key, text in chunk.metadata().items()}
                     columns = {key: chunk.get_tensor(key) for key in sorted(chunk.keys())}
                 failures |= about["failures"]
                 captions += about["captions"]
-                count += len(self.items(number)) - len(about["failures"])
+                count += len(items) - len(about["failures"])
                 for key, rows in columns.items():
                     if key not in files:
                         files[key] = stack.enter_context((folder / key).open("wb"))

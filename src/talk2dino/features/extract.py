@@ -153,18 +153,28 @@ class ImageExtraction(Extraction):
     def results(self, collection: Collection, chunks: Sequence[range]) -> Iterator[Chunk]:
         """One batch is one chunk; batches are decoded ahead."""
         settings, (backbone, captioner) = self.settings, self.models
-        decoding = Decoding(
-            backbone.image_transform(settings.resize_dim, settings.crop_dim, settings.resize),
-            settings.workers,
-            captioner.transform if captioner else None,
+        transform = backbone.image_transform(
+            settings.resize_dim, settings.crop_dim, settings.resize
         )
-        on_gpu = self.device.type == "cuda"
-        decoded = decoded_batches(collection.sources, decoding, chunks, pin_memory=on_gpu)
-        images = collection.features.images
-        return (self._found(batch, images) for batch in decoded)
+        loader = DataLoader(
+            Decoded(collection.sources, transform, captioner.transform if captioner else None),
+            batch_size=None,
+            sampler=chunks,
+            num_workers=settings.workers,
+            pin_memory=self.device.type == "cuda",
+        )
+        try:
+            for decoded in loader:
+                yield self._found(decoded, collection.features.images)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise RuntimeError(
+                f"a process that reads images has ended ({error}). If memory is short, pass fewer "
+                "--workers; run the same command again to go on."
+            ) from error
 
     def _found(self, decoded: DecodedBatch, images: list[Record]) -> Chunk:
-        """The features of a batch, on the device."""
         backbone, captioner = self.models
         dtype = resolve_dtype(self.settings.dtype)
         columns: dict[str, Tensor] = {}
@@ -177,7 +187,7 @@ class ImageExtraction(Extraction):
         if len(decoded.images):
             pixels = decoded.images.to(self.device, non_blocking=True)
             columns = joined(self.fit.pieces(features, pixels))
-            if captioner and decoded.caption_inputs is not None:
+            if captioner:
                 inputs = decoded.caption_inputs.to(self.device, non_blocking=True)
                 pieces = self.fit.pieces(captioner, inputs)
                 captions = [caption for piece in pieces for caption in piece]
@@ -196,6 +206,65 @@ class ImageExtraction(Extraction):
         if self.settings.blip_model:
             recaptioned(result, made.captions, self.settings.blip_model)
         return result
+
+
+class DecodedBatch(NamedTuple):
+    """Some images of a collection."""
+
+    images: Tensor
+    """(B, 3, crop, crop) uint8 RGB of those that could be read, in order."""
+    failures: dict[int, str]
+    """Position -> why it could not be read."""
+    caption_inputs: Tensor
+    """(B, 3, h, w) float, for the captioning model, if there is one."""
+
+
+class Decoded(Dataset):
+    """Batches of decoded images, given by their positions; bad ones are reported, not raised.
+
+    Args:
+        sources: the places of all images.
+        transform: PIL image to uint8 pixels.
+        caption_transform: PIL image to the pixels of a captioning model.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[ImageSource],
+        transform: ImageTransform,
+        caption_transform: Callable[[Image.Image], Tensor] | None = None,
+    ) -> None:
+        self.sources, self.transform = sources, transform
+        self.caption_transform = caption_transform
+
+    def __getitem__(self, positions: range) -> DecodedBatch:
+        images, inputs, failures = [], [], {}
+        for position in positions:
+            try:
+                image_rgb = self.sources[position].read(self.transform.least)
+                _check_shape(image_rgb, self.transform.resize_dim)
+                pixels = self.transform(image_rgb)
+                if self.caption_transform:
+                    inputs.append(self.caption_transform(image_rgb))
+            # One image must not end a run of hours, whatever a decoder raises: it is named.
+            except Exception as error:
+                failures[position] = str(error) or type(error).__name__
+            else:
+                images.append(pixels)
+        return DecodedBatch(_stacked(images), failures, _stacked(inputs))
+
+
+def _stacked(pixels: list[Tensor]) -> Tensor:
+    return torch.stack(pixels) if pixels else torch.empty(0)
+
+
+def _check_shape(image_rgb: Image.Image, resize_dim: int) -> None:
+    short, long = sorted(image_rgb.size)
+    if resize_dim * resize_dim * long > MAX_PIXELS * short:
+        raise ValueError(
+            f"its sides are {image_rgb.width} x {image_rgb.height} pixels: resized to a short "
+            f"side of {resize_dim} it would have more than {MAX_PIXELS} pixels"
+        )
 
 
 @torch.inference_mode()
@@ -232,102 +301,6 @@ def image_features(
 
 def _name(image: dict[str, Any]) -> str:
     return str(image.get("file_name") or image.get("coco_url") or Path())
-
-
-_NO_PIXELS = torch.empty(0, 3, 0, 0, dtype=torch.uint8)
-
-
-class DecodedBatch(NamedTuple):
-    """Some images of a collection."""
-
-    images: Tensor
-    """(B, 3, crop, crop) uint8 RGB of those that could be read, in order."""
-    failures: dict[int, str]
-    """Position -> why it could not be read."""
-    caption_inputs: Tensor | None
-    """(B, 3, h, w) float, for the captioning model, if there is one."""
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How images are read."""
-
-    transform: ImageTransform
-    """PIL image to uint8 pixels."""
-    workers: int = 0
-    """Worker processes; 0 reads in this process."""
-    caption_transform: Callable[[Image.Image], Tensor] | None = None
-    """PIL image to the pixels of a captioning model."""
-
-
-def batches_of(size: int, total: int) -> list[range]:
-    """The positions 0 to `total`, in batches; the last one may be smaller."""
-    return [range(start, min(start + size, total)) for start in range(0, total, size)]
-
-
-def decoded_batches(
-    sources: Sequence[ImageSource],
-    decoding: Decoding,
-    batches: Sequence[range],
-    pin_memory: bool = False,
-) -> Iterator[DecodedBatch]:
-    """Read batches of images, each given by the positions in `sources`."""
-    loader = DataLoader(
-        _Images(sources, decoding),
-        batch_sampler=map(list, batches),
-        num_workers=decoding.workers,
-        collate_fn=_collate,
-        pin_memory=pin_memory,
-    )
-    try:
-        yield from loader
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise RuntimeError(
-            f"a process that reads images has ended ({error}). If memory is short, pass fewer "
-            "--workers; run the same command again to go on."
-        ) from error
-
-
-class _Images(Dataset):
-    def __init__(self, sources: Sequence[ImageSource], decoding: Decoding) -> None:
-        self.sources, self.decoding = sources, decoding
-
-    def __len__(self) -> int:
-        return len(self.sources)
-
-    def __getitem__(self, position: int) -> DecodedBatch:
-        try:
-            image_rgb = self.sources[position].read(self.decoding.transform.least)
-            _check_shape(image_rgb, self.decoding.transform.resize_dim)
-            pixels = self.decoding.transform(image_rgb)
-            transform = self.decoding.caption_transform
-            caption_input = transform(image_rgb)[None] if transform else None
-        # One image must not end a run of hours, whatever a decoder raises: it is counted and named.
-        except Exception as error:
-            return DecodedBatch(_NO_PIXELS, {position: str(error) or type(error).__name__}, None)
-        return DecodedBatch(pixels[None], {}, caption_input)
-
-
-def _check_shape(image_rgb: Image.Image, resize_dim: int) -> None:
-    short, long = sorted(image_rgb.size)
-    if resize_dim * resize_dim * long > MAX_PIXELS * short:
-        raise ValueError(
-            f"its sides are {image_rgb.width} x {image_rgb.height} pixels: resized to a short "
-            f"side of {resize_dim} it would have more than {MAX_PIXELS} pixels"
-        )
-
-
-def _collate(items: list[DecodedBatch]) -> DecodedBatch:
-    """One batch of batches of one image."""
-    pixels = [item.images for item in items if len(item.images)]
-    inputs = [item.caption_inputs for item in items if item.caption_inputs is not None]
-    return DecodedBatch(
-        images=torch.cat(pixels) if pixels else _NO_PIXELS,
-        failures={position: why for item in items for position, why in item.failures.items()},
-        caption_inputs=torch.cat(inputs) if inputs else None,
-    )
 
 
 MODEL_CLASSES = {

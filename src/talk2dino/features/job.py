@@ -221,7 +221,7 @@ class Job:
             return None
         made = chunks.together()
         failures = list(dict(sorted(made.failures.items())).values())
-        unit, total = self.extraction.unit, chunks.total
+        unit, total = self.extraction.unit, sum(map(len, chunks.ranges))
         if len(failures) == total:
             shutil.rmtree(chunks.folder)
             raise RuntimeError(f"none of the {total} {unit} could be read; {failures[0]}")
@@ -244,28 +244,27 @@ class Job:
         items = self.extraction.items(collection)
         if not items:
             raise ValueError(f"{self.data.path} holds no {self.extraction.unit}")
-        size, folder = self.extraction.chunk_size, self._folder(split)
+        folder, ranges = self._folder(split), self.extraction.chunks(len(items))
         fingerprint, finished = "", set[int]()
         if self.leads:
-            fingerprint = _fingerprint([size, *items])
-            finished = Chunks(folder, fingerprint, len(items), size, self.overwrite).finished()
+            fingerprint = _fingerprint([self.extraction.chunk_size, *items])
+            finished = Chunks(folder, fingerprint, ranges, self.overwrite).finished()
         # What the first finds counts: times and places of the same pictures may differ elsewhere.
         fingerprint, finished = self._gather((fingerprint, finished))[0]
-        chunks = Chunks(folder, fingerprint, len(items), size)
-        mine = chunks.numbers[self.processes.rank :: self.processes.count]
+        chunks = Chunks(folder, fingerprint, ranges)
+        mine = range(len(ranges))[self.processes.rank :: self.processes.count]
         left = [number for number in mine if number not in finished]
-        total, ahead = (sum(len(chunks.items(n)) for n in some) for some in (mine, left))
+        total, ahead = (sum(len(ranges[n]) for n in some) for some in (mine, left))
         if left:
             _ = self.extraction.models  # before the bar, whose rate is that of the work
             with progress(total, total - ahead) as bar:
-                ranges = [chunks.items(number) for number in left]
-                results = self.extraction.results(collection, ranges)
+                results = self.extraction.results(collection, [ranges[n] for n in left])
                 fetched = fetched_behind(results, self.extraction.device)
                 for number, result in zip(left, fetched, strict=True):
                     chunks.write(number, result)
                     if number == left[0]:
                         chunks.check_room(number, len(finished) + 1)
-                    bar.update(len(chunks.items(number)))
+                    bar.update(len(ranges[number]))
         self._gather(None)  # every chunk is there
         return chunks
 

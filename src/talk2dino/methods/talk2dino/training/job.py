@@ -33,7 +33,6 @@ from talk2dino.methods.talk2dino.training.dataset import (
 from talk2dino.methods.talk2dino.training.loop import KIND, LoopSettings, TrainingRun
 from talk2dino.methods.talk2dino.training.retrieval import retrieval
 from talk2dino.methods.talk2dino.training.sources import (
-    Encoders,
     ImageOptions,
     check_source,
     holds_features,
@@ -191,14 +190,16 @@ class TrainJob(RunJob):
         return {k: v for k, v in present_settings(settings).items() if k != "captions"}
 
     def open(self, device: torch.device, processes: Processes, hooks: Hooks) -> TrainingRun:
-        encoders, choice = Encoders(self.images, device, hooks.encoding), self.choice
+        choice = self.choice
         wanted = (
             (self.train_dataset, choice),
             (self.val_dataset, choice.for_validation()),
             (self.test_dataset, choice.for_retrieval()),
         )
         datasets = [None if path is None else (path, chosen) for path, chosen in wanted]
-        pairs, validation, test = open_datasets(datasets, self.recipe, encoders)
+        pairs, validation, test = open_datasets(
+            datasets, self.recipe, self.images, device, hooks.encoding
+        )
         assert pairs is not None
         model = first_model(self.recipe.model, self.loop.seed, self.images.features).to(device)
         model.load_state_dict(processes.broadcast(weights_on_cpu(model)))
