@@ -7,9 +7,7 @@ import torch
 
 from talk2dino.devices import (
     Fetched,
-    MemoryFit,
     check_compiler,
-    joined,
     mixed_precision,
     resolve_device,
     resolve_dtype,
@@ -76,70 +74,6 @@ def test_dtypes_by_name():
         resolve_dtype("half")
 
 
-def limited(most, seen, problem="CUDA out of memory. Tried to allocate 1.00 GiB"):
-    """A model that doubles its input and has memory for `most` items at once."""
-
-    def model(items):
-        seen.append(len(items))
-        if len(items) > most:
-            raise torch.OutOfMemoryError(problem)
-        return items * 2
-
-    return model
-
-
-def test_batches_are_halved_until_they_fit_and_stay_so(caplog):
-    fit, seen, items = MemoryFit("images"), [], torch.arange(11)
-    pieces = fit.pieces(limited(3, seen), items)
-    assert torch.equal(torch.cat(pieces), items * 2)
-    assert seen == [11, 5, 2, 2, 2, 2, 2, 1]
-    assert len(caplog.records) == 2
-    seen.clear()
-    assert torch.equal(torch.cat(fit.pieces(limited(3, seen), items[:4])), items[:4] * 2)
-    assert seen == [2, 2]
-    assert len(caplog.records) == 2, "it is told once"
-
-
-def test_a_batch_that_fits_is_one_piece_and_no_items_are_none():
-    seen = []
-    assert len(MemoryFit("images").pieces(limited(9, seen), torch.ones(9))) == 1
-    assert MemoryFit("images").pieces(limited(9, seen), torch.ones(0)) == []
-    assert seen == [9]
-
-
-def test_a_single_item_that_does_not_fit_is_an_error_and_others_are_not_taken_for_it():
-    with pytest.raises(RuntimeError, match="CUDA out of memory"):
-        MemoryFit("captions").pieces(limited(0, []), torch.ones(3))
-    seen = []
-    with pytest.raises(RuntimeError, match="shapes differ"):
-        MemoryFit("images").pieces(limited(1, seen, "shapes differ"), torch.ones(3))
-    assert seen == [3]
-
-
-@pytest.mark.parametrize(
-    "problem",
-    [
-        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
-        "MPS backend out of memory",
-        "DefaultCPUAllocator: can't allocate memory",
-    ],
-)
-def test_a_lack_of_memory_has_many_names(problem):
-    assert len(MemoryFit("images").pieces(limited(2, [], problem), torch.ones(4))) == 2
-
-
-def test_memory_is_given_back_on_cuda_before_the_next_try(monkeypatch):
-    freed = []
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(1))
-
-    class OnCuda(torch.Tensor):
-        device = torch.device("cuda")
-
-    items = torch.ones(4).as_subclass(OnCuda)
-    assert len(MemoryFit("images").pieces(limited(2, []), items)) == 2
-    assert freed == [1]
-
-
 def test_mixed_precision_by_name():
     product = torch.ones(2, 2)
     for amp, dtype in (("", "float32"), ("auto", "bfloat16"), ("float16", "float16")):
@@ -190,15 +124,3 @@ def test_what_a_gpu_fetches_is_waited_for_when_it_is_read(monkeypatch):
 def test_on_a_cpu_nothing_has_to_be_fetched():
     (found,) = Fetched([torch.ones(2)]).read()
     assert found.tolist() == [1, 1] and Fetched([]).read() == []
-
-
-def test_pieces_are_joined_by_key():
-    pieces = [
-        {"a": torch.ones(2), "b": torch.zeros(2, 3)},
-        {"a": torch.ones(1), "b": torch.zeros(1, 3)},
-    ]
-    assert {key: tuple(column.shape) for key, column in joined(pieces).items()} == {
-        "a": (3,),
-        "b": (3, 3),
-    }
-    assert joined(pieces[:1]) == pieces[0]

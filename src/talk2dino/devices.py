@@ -1,13 +1,11 @@
-"""Devices and number types by name, and batches that shrink to what a device's memory holds."""
+"""Devices and number types by name, and what is to be known of them."""
 
 from __future__ import annotations
 
 import functools
-import logging
 import os
-import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -17,8 +15,6 @@ from talk2dino.config import check_name
 if TYPE_CHECKING:
     import torch
 
-logger = logging.getLogger(__name__)
-
 DTYPES = ("float32", "float16", "bfloat16")
 AMP_TYPES = ("auto", "bfloat16", "float16", "tf32")
 """Number types of mixed precision; `auto` is bfloat16, on MPS float16. `tf32` is float32 whose
@@ -27,10 +23,6 @@ products NVIDIA's GPUs take of numbers with 10 bits behind the point; elsewhere 
 COMPILER = "inductor"
 """PyTorch's name of what `compile_blocks` compiles with."""
 
-_NO_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory|ALLOC_FAILED")
-"""In errors of PyTorch, and of CUDA's libraries that it calls."""
-
-_Result = TypeVar("_Result")
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
@@ -196,63 +188,3 @@ class Fetched:
         if self._arrived is not None:
             self._arrived.synchronize()
         return self._copies
-
-
-class MemoryFit:
-    """Runs a model on as many items at once as fit in memory.
-
-    A batch that does not fit is halved, down to single items. That is said once per size, and the
-    size that fitted is kept for all later batches.
-
-    Args:
-        what: the items' name in messages, in the plural.
-    """
-
-    def __init__(self, what: str) -> None:
-        self.what = what
-        self.size: int | None = None
-        """Most items at once; None before anything was too large."""
-
-    def pieces(
-        self, function: Callable[[torch.Tensor], _Result], items: torch.Tensor
-    ) -> list[_Result]:
-        """`function` of all items: one result per piece, in order.
-
-        Args:
-            function: takes (n, ...) items. What it does outside its result must bear repeating.
-            items: (B, ...); without any, `function` is not called.
-
-        Raises:
-            RuntimeError: even a single item does not fit.
-        """
-        results: list[_Result] = []
-        start = 0
-        while start < len(items):
-            piece = items[start : start + (self.size or len(items))]
-            try:
-                results.append(function(piece))
-                start += len(piece)
-                continue
-            except RuntimeError as error:
-                if len(piece) == 1 or not _NO_MEMORY.search(str(error)):
-                    raise
-            # Behind the except block, whose error holds on to the function's tensors.
-            self.size = len(piece) // 2
-            logger.warning(
-                "%d %s at a time do not fit in the memory of %s; going on with %d",
-                *(len(piece), self.what, items.device, self.size),
-            )
-            if items.device.type == "cuda":
-                import torch
-
-                torch.cuda.empty_cache()
-        return results
-
-
-def joined(pieces: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Columns of several pieces, in order, as one: key -> (B, ...)."""
-    import torch
-
-    if len(pieces) == 1:
-        return dict(pieces[0])
-    return {key: torch.cat([piece[key] for piece in pieces]) for key in pieces[0]}

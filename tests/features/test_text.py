@@ -17,7 +17,6 @@ from talk2dino.features.tars import read_shards
 from talk2dino.features.text import (
     TextExtraction,
     TextSettings,
-    caption_features,
     token_features,
 )
 
@@ -150,11 +149,6 @@ def test_captions_are_tokenised_and_sorted_some_at_a_time(features, coco, monkey
     assert_close(read_features(features).caption_features["ann_feats"], expected(coco))
 
 
-def test_an_unknown_key_is_refused():
-    with pytest.raises(ValueError, match="Known: ann_feats"):
-        caption_features(cached_load("toy", None, torch.device("cpu")), ["a"], ("annfeats",))
-
-
 def test_mixed_precision_is_recorded_and_close(features, coco):
     assert main(arguments(features, "--amp", "bfloat16")) == 0
     stored = read_features(features)
@@ -162,27 +156,6 @@ def test_mixed_precision_is_recorded_and_close(features, coco):
     assert found.dtype == torch.float32
     assert 0 < (found - expected(coco)).norm() / expected(coco).norm() < 3e-2
     assert stored.settings["text"]["amp"] == "bfloat16"
-
-
-def test_a_smaller_batch_after_running_out_of_memory_gives_the_same_vectors(
-    features, coco, caplog, monkeypatch
-):
-    sizes = []
-
-    def encode(model, tokens, *rest):
-        sizes.append(len(tokens))
-        if len(tokens) > 3:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return token_features(model, tokens, *rest)
-
-    monkeypatch.setattr(text, "token_features", encode)
-    assert main(arguments(features, "--batch_size", "8")) == 0
-    assert sizes == [8, 4, 2, 2, 2, 2, 2, 1]
-    assert_close(read_features(features).caption_features["ann_feats"], expected(coco))
-    assert [r.getMessage() for r in caplog.records] == [
-        "8 captions at a time do not fit in the memory of cpu; going on with 4",
-        "4 captions at a time do not fit in the memory of cpu; going on with 2",
-    ]
 
 
 def test_the_other_keys_are_added_later(features, coco):

@@ -24,7 +24,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from talk2dino.devices import Fetched, MemoryFit, resolve_device
+from talk2dino.devices import Fetched, resolve_device
 from talk2dino.features.captions import Collection
 from talk2dino.features.store import FeatureFile
 from talk2dino.files import atomic_path, write_text
@@ -64,7 +64,6 @@ class Extraction(ABC):
     def __init__(self, settings: Any) -> None:
         self.settings = settings
         self.device = resolve_device(settings.device)
-        self.fit = MemoryFit(self.unit)
 
     @property
     def batch_size(self) -> int:

@@ -36,7 +36,6 @@ from talk2dino.devices import (
     AMP_TYPES,
     check_compiler,
     compile_blocks,
-    joined,
     mixed_precision,
     resolve_dtype,
 )
@@ -175,22 +174,16 @@ class ImageExtraction(Extraction):
             ) from error
 
     def _found(self, decoded: DecodedBatch, images: list[Record]) -> Chunk:
-        backbone, captioner = self.models
-        dtype = resolve_dtype(self.settings.dtype)
+        settings, (backbone, captioner) = self.settings, self.models
         columns: dict[str, Tensor] = {}
         captions: list[str] = []
-
-        def features(pixels: Tensor) -> dict[str, Tensor]:
-            found = image_features(backbone, pixels, self.settings.keys, self.settings.amp)
-            return {key: column.to(dtype) for key, column in found.items()}
-
         if len(decoded.images):
             pixels = decoded.images.to(self.device, non_blocking=True)
-            columns = joined(self.fit.pieces(features, pixels))
+            found = image_features(backbone, pixels, settings.keys, settings.amp)
+            dtype = resolve_dtype(settings.dtype)
+            columns = {key: column.to(dtype) for key, column in found.items()}
             if captioner:
-                inputs = decoded.caption_inputs.to(self.device, non_blocking=True)
-                pieces = self.fit.pieces(captioner, inputs)
-                captions = [caption for piece in pieces for caption in piece]
+                captions = captioner(decoded.caption_inputs)
         failures = {
             row: f"image {images[row]['id']} ({_name(images[row])}): {why}"
             for row, why in decoded.failures.items()

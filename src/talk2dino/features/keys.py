@@ -27,7 +27,6 @@ CAPTION_KEYS = {
 """Key of a caption feature -> the flags of text_features_extraction.py that store it."""
 
 BERT_KEY = "bert-base_features"
-CLIP_KEYS = tuple(key for key in CAPTION_KEYS if key != BERT_KEY)
 
 DIMENSIONS = dict.fromkeys([*IMAGE_KEYS, *CAPTION_KEYS], 2) | {
     **dict.fromkeys(("disentangled_self_attn", "self_attn_maps", "patch_tokens"), 3),

@@ -19,10 +19,10 @@ from talk2dino.backbones.text import (
     load_text,
 )
 from talk2dino.config import check_name
-from talk2dino.devices import AMP_TYPES, joined, mixed_precision, resolve_dtype
+from talk2dino.devices import AMP_TYPES, mixed_precision, resolve_dtype
 from talk2dino.features.captions import Collection
 from talk2dino.features.chunks import Chunk, Extraction
-from talk2dino.features.keys import BERT_KEY, CLIP_KEYS
+from talk2dino.features.keys import BERT_KEY
 from talk2dino.files import read_ahead
 
 SORTED_BATCHES = 32
@@ -123,53 +123,38 @@ class TextExtraction(Extraction):
         """The features of some captions, in their own order, on the device."""
         model, settings = self.models, self.settings
         dtype = resolve_dtype(settings.dtype)
-
-        def features(tokens: Tensor) -> dict[str, Tensor]:
-            found = token_features(model, tokens, settings.keys, settings.amp)
-            return {k: v.to(dtype) if v.is_floating_point() else v for k, v in found.items()}
-
         order, batches = torch.arange(len(tokens)), [tokens]
         if _sortable(settings.keys):
             order = model.lengths(tokens).argsort(descending=True, stable=True)
             batches = [model.trimmed(tokens[rows]) for rows in order.split(self.batch_size)]
-        pieces: list[dict[str, Tensor]] = []
-        for batch in batches:
-            pieces += self.fit.pieces(features, batch.to(self.device, non_blocking=True))
+        found = [
+            token_features(
+                model, batch.to(self.device, non_blocking=True), settings.keys, settings.amp
+            )
+            for batch in batches
+        ]
         place = order.argsort().to(self.device)
-        return Chunk({key: column[place] for key, column in joined(pieces).items()})
-
-
-def caption_features(
-    model: TextEncoder | BertEncoder, captions: list[str], keys: tuple[str, ...]
-) -> dict[str, Tensor]:
-    """The stored features of a batch of captions.
-
-    Args:
-        model: the text encoder.
-        captions: B texts.
-        keys: names of CAPTION_KEYS that this encoder makes.
-
-    Returns:
-        Key -> (B, ...) on the encoder's device: `ann_feats` (B, E), `clip_txt_out_tokens`
-        (B, 77, E), `text_input_mask` (B, 77) bool, `clip_second_last_out` (B, 77, width),
-        `text_argmax` (B,) int64; for BERT `bert-base_features` (B, E).
-    """
-    if isinstance(model, TextEncoder):
-        for key in keys:
-            check_name("feature of a CLIP text encoder", key, CLIP_KEYS)
-    tokens = model.tokenize(captions)
-    if _sortable(keys):
-        tokens = model.trimmed(tokens)
-    return token_features(model, tokens.to(next(model.parameters()).device), keys)
+        columns = {key: torch.cat([some[key] for some in found])[place] for key in settings.keys}
+        return Chunk({k: v.to(dtype) if v.is_floating_point() else v for k, v in columns.items()})
 
 
 @torch.inference_mode()
 def token_features(
     model: TextEncoder | BertEncoder, tokens: Tensor, keys: Sequence[str], amp: str = ""
 ) -> dict[str, Tensor]:
-    """`caption_features` of (B, ..., T) token ids that are on the encoder's device.
+    """The stored features of a batch of captions.
 
-    T is 77 where every position is stored; else it may end with the longest caption.
+    Args:
+        model: the text encoder.
+        tokens: (B, ..., T) ids, on its device. T is 77 where every position is stored; else it may
+            end with the longest caption.
+        keys: names of CAPTION_KEYS that this encoder makes.
+        amp: type of mixed precision, a name of AMP_TYPES.
+
+    Returns:
+        Key -> (B, ...) on the encoder's device: `ann_feats` (B, E), `clip_txt_out_tokens`
+        (B, 77, E), `text_input_mask` (B, 77) bool, `clip_second_last_out` (B, 77, width),
+        `text_argmax` (B,) int64; for BERT `bert-base_features` (B, E).
     """
     if isinstance(model, BertEncoder):
         with mixed_precision(amp, tokens.device):

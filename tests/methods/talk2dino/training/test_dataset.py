@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -202,7 +203,7 @@ def pairs_of(path, choice, memory_bytes):
 def test_batches_are_the_same_from_memory_and_from_disk(stored, choice, monkeypatch):
     monkeypatch.setattr(dataset, "BLOCK_BYTES", 100)  # several blocks
     held, mapped = (pairs_of(stored, choice, size) for size in (1 << 20, 0))
-    assert mapped.columns.on_disk and not held.columns.on_disk
+    assert mapped.on_disk and not held.on_disk
     features = read_features(stored, mmap=False)
     heads = features.image_features["disentangled_self_attn"]
     for pairs in (held, mapped):
@@ -218,7 +219,7 @@ def test_batches_are_the_same_from_memory_and_from_disk(stored, choice, monkeypa
 def test_what_is_in_memory_already_is_not_copied(tiny_features):
     features = tiny_features()
     pairs = StoredPairs(features, UNIT, "f.pth", memory_bytes=0)
-    assert not pairs.columns.on_disk
+    assert not pairs.on_disk
     lengths = next(pairs.batches(BATCHES)).visual.norm(dim=-1)
     torch.testing.assert_close(lengths, torch.ones(3, 3))
     assert features.image_features["disentangled_self_attn"].norm(dim=-1).std() > 0.1
@@ -232,7 +233,7 @@ def test_half_precision_is_scaled_in_float32_and_counts_as_such(tiny_features, t
     size = 4 * heads.numel() + features.caption_features["ann_feats"].nbytes
     for memory_bytes, fits in ((size, True), (size - 1, False)):
         pairs = pairs_of(path, UNIT, memory_bytes)
-        assert pairs.columns.on_disk != fits
+        assert pairs.on_disk != fits
         batch = next(pairs.batches([torch.tensor([0])]))
         torch.testing.assert_close(batch.visual, F.normalize(heads[:1].float(), dim=-1))
 
@@ -257,3 +258,13 @@ def test_what_is_given_back_is_read_again(stored):
 
 def test_no_batches_asked_for_are_none_given(stored):
     assert list(pairs_of(stored, UNIT, 0).batches([])) == []
+
+
+def test_a_file_that_was_cut_short_in_place_is_named_before_the_next_epoch(stored):
+    held, mapped = (pairs_of(stored, UNIT, size) for size in (1 << 20, 0))
+    next(mapped.batches([torch.arange(24)]))
+    size = stored.stat().st_size
+    os.truncate(stored, size // 2)
+    with pytest.raises(RuntimeError, match=f"features.pth had {size} bytes .* has {size // 2} now"):
+        next(mapped.batches([torch.arange(24)]))
+    assert len(next(held.batches([torch.arange(24)])).text) == 24

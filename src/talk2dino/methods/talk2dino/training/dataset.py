@@ -42,6 +42,13 @@ AVERAGED_TEXT = "clip_txt_out_tokens_avg"
 LAST_LAYER_TEXT = "clip_second_last_out"
 TEXT_FEATURES = ("ann_feats", DENSE_TEXT, AVERAGED_TEXT, LAST_LAYER_TEXT, "bert-base_features")
 
+BLOCK_BYTES = 16 << 20
+"""Bytes read at a time when a column is read whole."""
+BATCHES_AHEAD = 2
+"""Batches read ahead from disk, each by its own thread."""
+_ROWS = 16  # read at a time: the system may map two megabytes around every row
+_MADVISE = ctypes.CDLL(None).madvise if os.name == "posix" else None
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:
@@ -141,13 +148,16 @@ def choose_features(
 class StoredPairs:
     """A set of captions, each with its image's features: one tensor per key, indexed per batch.
 
+    Features are read whole where they fit, or left on disk. On a GPU they may take half of its free
+    memory. In memory they may take `memory_bytes`; what is in memory already stays there. A file
+    may be replaced or removed meanwhile; the one that was opened is read.
+
     Args:
         features: a feature file, mapped from disk or in memory.
         choice: which of its columns to use.
         path: the file, for messages.
         device: where the batches are needed.
-        memory_bytes: columns that are mapped from disk are read whole if they take no more than
-            this as float32; else their rows are read from disk batch by batch.
+        memory_bytes: see above.
 
     Raises:
         ValueError: a column is missing, or there are no captions.
@@ -161,48 +171,138 @@ class StoredPairs:
         device: torch.device | str = "cpu",
         memory_bytes: int = 8 << 30,
     ) -> None:
-        for key in (*choice.image_keys, *choice.caption_keys):
-            _check_column(features.require(key, path), key, path)
-        if choice.text == LAST_LAYER_TEXT:
-            _check_positions(features, path)
         self.features, self.choice = features, choice
+        self._path, self._device = path, torch.device(device)
+        keys = (*choice.image_keys, *choice.caption_keys)
+        self._columns = {key: features.require(key, path) for key in keys}
+        for key, column in self._columns.items():
+            _check_column(column, key, path)
+        if choice.text == LAST_LAYER_TEXT:
+            _check_positions(self._columns, path)
         self.caption_rows = features.caption_rows.clone()
         """(M,) the image of each caption."""
         if not len(self):
             raise ValueError(f"{path} holds no captions")
-        keys = (choice.image_keys, choice.caption_keys, choice.unit_key)
-        self.columns = Columns(features, *keys, torch.device(device), memory_bytes)
+        self._file = features.mapped_from
+        self._opened = None if self._file is None else self._file.stat()
+        needed = sum(
+            column.numel() * (4 if key == choice.unit_key else column.element_size())
+            for key, column in self._columns.items()
+        )
+        on_device = self._device.type == "cuda" and (
+            needed <= torch.cuda.mem_get_info(self._device)[0] // 2
+        )
+        self.on_disk = self._file is not None and not on_device and needed > memory_bytes
+        """Whether the rows of every batch are read from the file."""
+        self._place = self._device if on_device else torch.device("cpu")
+        self._read_whole = on_device or (self._file is not None and not self.on_disk)
+        if self._read_whole:
+            self._columns = {key: self._whole(key, c) for key, c in self._columns.items()}
 
     def __len__(self) -> int:
         """Number of captions."""
         return len(self.caption_rows)
 
     def batches(self, indices: Sequence[Tensor]) -> Iterator[Batch]:
-        """One batch for each (B,) tensor of caption numbers, in that order."""
+        """One batch for each (B,) tensor of caption numbers, in that order.
+
+        Raises:
+            RuntimeError: the file has become shorter since it was opened.
+        """
         if not indices:
             return
+        self._check_length()
         order = torch.cat(list(indices))
         sizes = [len(index) for index in indices]
-        for images, captions in self.columns.read(self.caption_rows[order], order, sizes):
-            yield _batch(self.choice, images, captions)
+        # The indices travel to a GPU once, not batch by batch.
+        split = [part.to(self._place).split(sizes) for part in (self.caption_rows[order], order)]
+        reads = (partial(self._read, *part) for part in zip(*split, strict=True))
+        found = read_ahead(reads, BATCHES_AHEAD) if self.on_disk else (read() for read in reads)
+        for columns in found:
+            yield _batch(self.choice, {key: self._sent(rows) for key, rows in columns.items()})
+
+    def _check_length(self) -> None:
+        """What is read of a mapped file behind its end ends the process without a message."""
+        file, opened = self._file, self._opened
+        if not self.on_disk or file is None or opened is None or not file.is_file():
+            return
+        now = file.stat()
+        if os.path.samestat(now, opened) and now.st_size < opened.st_size:
+            raise RuntimeError(
+                f"{file} had {opened.st_size} bytes when it was opened and has {now.st_size} "
+                "now. Put it back as it was, and go on with --resume."
+            )
+
+    def _read(self, rows: Tensor, captions: Tensor) -> dict[str, Tensor]:
+        """Key -> (B, ...) features of B images and captions, where they are kept."""
+        return {
+            **{key: self._take(key, rows) for key in self.choice.image_keys},
+            **{key: self._take(key, captions) for key in self.choice.caption_keys},
+        }
+
+    def _take(self, key: str, index: Tensor) -> Tensor:
+        column = self._columns[key]
+        if not self.on_disk:
+            values = column.index_select(0, index)
+        else:
+            values = torch.empty((len(index), *column.shape[1:]), dtype=column.dtype)
+            for few, part in zip(index.split(_ROWS), values.split(_ROWS), strict=True):
+                torch.index_select(column, 0, few, out=part)
+                forget(column)
+            check_finite(values, key, self._path)
+        if self._read_whole:
+            return values
+        return unit(values.float()) if key == self.choice.unit_key else values
+
+    def _whole(self, key: str, column: Tensor) -> Tensor:
+        """The column where it is kept, read in blocks."""
+        scaled = key == self.choice.unit_key
+        dtype = torch.float32 if scaled else column.dtype
+        held = torch.empty(column.shape, dtype=dtype, device=self._place)
+        count = max(1, BLOCK_BYTES // max(1, column[:1].nbytes))
+        for start in range(0, len(column), count):
+            block = column[start : start + count]
+            check_finite(block, key, self._path)
+            block = block.to(self._place)
+            held[start : start + count] = unit(block.float()) if scaled else block
+            if self._file is not None:
+                forget(column)
+        return held
+
+    def _sent(self, values: Tensor) -> Tensor:
+        if not self.on_disk or self._device.type != "cuda":
+            return values.to(self._device)
+        return values.pin_memory().to(self._device, non_blocking=True)
 
 
-def _batch(choice: FeatureChoice, images: dict[str, Tensor], captions: dict[str, Tensor]) -> Batch:
+def forget(column: Tensor) -> None:
+    """Give back the memory of a column that is mapped from a file; it is read again when used.
+
+    Otherwise a process that reads at random comes to hold the whole file. Never for a column of
+    another kind, which would lose its content.
+    """
+    if _MADVISE is not None:
+        start = column.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
+        size = column.data_ptr() + column.nbytes - start
+        _MADVISE(ctypes.c_void_p(start), ctypes.c_size_t(size), mmap.MADV_DONTNEED)
+
+
+def _batch(choice: FeatureChoice, columns: dict[str, Tensor]) -> Batch:
     """Arrange the gathered features of B pairs, key -> (B, ...), as forward takes them."""
     extras = {}
-    if "self_attn_maps" in images:
-        extras["self_attn_maps"] = images["self_attn_maps"].float()
+    if "self_attn_maps" in columns:
+        extras["self_attn_maps"] = columns["self_attn_maps"].float()
     if choice.config.weight_attn_heads == "conditioned":
-        extras["cls"] = images["dino_features"].float()
-    text = captions[choice.caption_keys[0]].float()
+        extras["cls"] = columns["dino_features"].float()
+    text = columns[choice.caption_keys[0]].float()
     if choice.text == AVERAGED_TEXT:
-        mask = captions["text_input_mask"].bool()
+        mask = columns["text_input_mask"].bool()
         text = average_tokens(text, mask, choice.config.keep_cls, choice.config.keep_end_seq)
     elif choice.text == DENSE_TEXT:
-        extras["text_input_mask"] = captions["text_input_mask"].bool()
+        extras["text_input_mask"] = columns["text_input_mask"].bool()
     elif choice.text == LAST_LAYER_TEXT:
-        extras["text_argmax"] = captions["text_argmax"].long()
-    return Batch(images[choice.visual].float(), text, extras, choice.unit_key is not None)
+        extras["text_argmax"] = columns["text_argmax"].long()
+    return Batch(columns[choice.visual].float(), text, extras, choice.unit_key is not None)
 
 
 def _check_column(column: Tensor, key: str, path: str | Path) -> None:
@@ -216,10 +316,9 @@ def _check_column(column: Tensor, key: str, path: str | Path) -> None:
         )
 
 
-def _check_positions(features: FeatureFile, path: str | Path) -> None:
+def _check_positions(columns: Mapping[str, Tensor], path: str | Path) -> None:
     """Raise ValueError where the end of a text is behind its last position, or before the first."""
-    ends = features.caption_features["text_argmax"]
-    length = features.caption_features[LAST_LAYER_TEXT].shape[1]
+    ends, length = columns["text_argmax"], columns[LAST_LAYER_TEXT].shape[1]
     if len(ends) and not 0 <= int(ends.min()) <= int(ends.max()) < length:
         raise ValueError(
             f"{path}: 'text_argmax' is {ends.min()} to {ends.max()}, of {length} positions"
@@ -261,129 +360,3 @@ def check_widths(
                 f"in {path} ({choice.visual}, {choice.text}) have {found}. "
                 "Choose the recipe of the backbone that the features were extracted with."
             )
-
-
-BLOCK_BYTES = 16 << 20
-"""Bytes read at a time when a column is read whole."""
-BATCHES_AHEAD = 2
-"""Batches read ahead from disk, each by its own thread."""
-_ROWS = 16  # read at a time: the system may map two megabytes around every row
-_MADVISE = ctypes.CDLL(None).madvise if os.name == "posix" else None
-
-Gathered = dict[str, Tensor]
-
-
-def forget(column: Tensor) -> None:
-    """Give back the memory of a column that is mapped from a file; it is read again when used.
-
-    Otherwise a process that reads at random comes to hold the whole file. Never for a column of
-    another kind, which would lose its content.
-    """
-    if _MADVISE is not None:
-        start = column.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
-        size = column.data_ptr() + column.nbytes - start
-        _MADVISE(ctypes.c_void_p(start), ctypes.c_size_t(size), mmap.MADV_DONTNEED)
-
-
-class Columns:
-    """Features of images and of captions: read whole where they fit, or left on disk.
-
-    On a GPU they may take half of its free memory. In memory they may take `memory_bytes`; what is
-    in memory already stays there. A file may be replaced or removed meanwhile; the one that was
-    opened is read.
-
-    Args:
-        features: mapped from disk or in memory.
-        image_keys: columns with a row per image.
-        caption_keys: columns with a row per caption.
-        unit_key: the column whose vectors are given with length 1, in float32.
-        device: where the batches are needed.
-        memory_bytes: see above.
-    """
-
-    def __init__(
-        self,
-        features: FeatureFile,
-        image_keys: Sequence[str],
-        caption_keys: Sequence[str],
-        unit_key: str | None,
-        device: torch.device,
-        memory_bytes: int,
-    ) -> None:
-        self._image_keys, self._caption_keys = image_keys, caption_keys
-        self._unit_key, self._device = unit_key, device
-        self._file = features.mapped_from
-        self._columns = {
-            k: features.require(k, "the features") for k in (*image_keys, *caption_keys)
-        }
-        needed = sum(
-            column.numel() * (4 if key == unit_key else column.element_size())
-            for key, column in self._columns.items()
-        )
-        on_device = device.type == "cuda" and needed <= torch.cuda.mem_get_info(device)[0] // 2
-        self.on_disk = self._file is not None and not on_device and needed > memory_bytes
-        """Whether the rows of every batch are read from the file."""
-        self._place = device if on_device else torch.device("cpu")
-        self._read_whole = on_device or (self._file is not None and not self.on_disk)
-        if self._read_whole:
-            self._columns = {key: self._whole(key, c) for key, c in self._columns.items()}
-
-    def read(
-        self, rows: Tensor, captions: Tensor, sizes: Sequence[int]
-    ) -> Iterator[tuple[Gathered, Gathered]]:
-        """The features of batches of the given sizes, as (key -> (B, ...) tensor) pairs.
-
-        The indices travel to a GPU once, not batch by batch.
-
-        Args:
-            rows: (n,) int64 the image of each pair, in order.
-            captions: (n,) int64 the caption of each pair.
-            sizes: pairs per batch; their sum is n.
-        """
-        split = [part.to(self._place).split(list(sizes)) for part in (rows, captions)]
-        reads = (partial(self._read, *part) for part in zip(*split, strict=True))
-        found = read_ahead(reads, BATCHES_AHEAD) if self.on_disk else (read() for read in reads)
-        for images, texts in found:
-            yield self._sent(images), self._sent(texts)
-
-    def _read(self, rows: Tensor, captions: Tensor) -> tuple[Gathered, Gathered]:
-        return (
-            {key: self._take(key, rows) for key in self._image_keys},
-            {key: self._take(key, captions) for key in self._caption_keys},
-        )
-
-    def _take(self, key: str, index: Tensor) -> Tensor:
-        column = self._columns[key]
-        if not self.on_disk:
-            values = column.index_select(0, index)
-        else:
-            values = torch.empty((len(index), *column.shape[1:]), dtype=column.dtype)
-            for few, part in zip(index.split(_ROWS), values.split(_ROWS), strict=True):
-                torch.index_select(column, 0, few, out=part)
-                forget(column)
-            check_finite(values, key, self._file or "")
-        if self._read_whole:
-            return values
-        return unit(values.float()) if key == self._unit_key else values
-
-    def _whole(self, key: str, column: Tensor) -> Tensor:
-        """The column where it is kept, read in blocks."""
-        dtype = torch.float32 if key == self._unit_key else column.dtype
-        held = torch.empty(column.shape, dtype=dtype, device=self._place)
-        count = max(1, BLOCK_BYTES // max(1, column[:1].nbytes))
-        for start in range(0, len(column), count):
-            block = column[start : start + count]
-            check_finite(block, key, self._file or "the features")
-            block = block.to(self._place)
-            held[start : start + count] = unit(block.float()) if key == self._unit_key else block
-            if self._file is not None:
-                forget(column)
-        return held
-
-    def _sent(self, gathered: Gathered) -> Gathered:
-        if not self.on_disk or self._device.type != "cuda":
-            return {key: values.to(self._device) for key, values in gathered.items()}
-        return {
-            key: values.pin_memory().to(self._device, non_blocking=True)
-            for key, values in gathered.items()
-        }
