@@ -15,7 +15,7 @@ from PIL import Image
 from talk2dino.features.captions import (
     CaptionInput,
     ImageSource,
-    check_any_exists,
+    check_exist,
     download,
     image_source,
     read_coco,
@@ -308,10 +308,10 @@ def test_a_name_that_is_no_text_is_refused(key):
 
 def test_when_no_image_exists_the_folder_is_named(tmp_path):
     sources = [image_source({"file_name": f"{n}.jpg"}, tmp_path) for n in range(3)]
-    with pytest.raises(FileNotFoundError, match=r"none of the 3 images exists.*0\.jpg.*--data_dir"):
-        check_any_exists(sources)
+    with pytest.raises(FileNotFoundError, match=r"3 of 3 images are missing.*0\.jpg.*--data_dir"):
+        check_exist(sources)
     (tmp_path / "2.jpg").write_bytes(picture())
-    check_any_exists(sources)
+    check_exist(sources)
 
 
 def test_an_image_is_downloaded(server):
@@ -367,8 +367,8 @@ def test_a_problem_that_is_known_is_raised_on_reading():
 
 def test_the_folder_of_the_images_is_no_advice_about_tars():
     sources = [ImageSource(("a.tar",), problem=f"sample {n} of a.tar has no json") for n in "xy"]
-    with pytest.raises(FileNotFoundError, match="of the 2 images exists: sample y") as caught:
-        check_any_exists(sources)
+    with pytest.raises(FileNotFoundError, match="2 of 2 images are missing: sample y") as caught:
+        check_exist(sources)
     assert "--data_dir" not in str(caught.value)
 
 

@@ -244,7 +244,7 @@ def test_without_any_image_the_folder_is_named_before_weights_are_loaded(tmp_pat
     arguments += ["--model", "dinov2_vitb14_reg", "--crop_dim", "56"]  # not downloadable here
     assert main(arguments) == 1
     errors = capsys.readouterr().err
-    assert "none of the 6 images exists" in errors
+    assert "6 of 6 images are missing" in errors
     assert str(tmp_path / "nowhere" / "000.jpg") in errors
     assert folder_names(tmp_path) == []
 

@@ -324,21 +324,22 @@ def image_source(record: dict[str, Any], data_dir: str | Path) -> ImageSource:
     return ImageSource(tuple(places))
 
 
-def check_any_exists(sources: Sequence[ImageSource]) -> None:
-    """Raise unless at least one image is there (stops looking at the first).
-
-    Raises:
-        FileNotFoundError: none is; the message says where it was looked for.
-    """
-    if any(source.exists() for source in sources):
+def check_exist(sources: Sequence[ImageSource], every: bool = False) -> None:
+    """Raise FileNotFoundError unless one image is there, or `every` one; says where it looked."""
+    missing = []
+    for source in sources:
+        if not source.exists():
+            missing.append(source)
+        elif not every:
+            return
+    if not missing:
         return
-    problems = [source.problem for source in sources if source.problem]
-    if problems:  # the last one, as what is wrong with a whole tar is said behind its samples
-        raise FileNotFoundError(f"none of the {len(sources)} images exists: {problems[-1]}")
-    raise FileNotFoundError(
-        f"none of the {len(sources)} images exists: the first was looked for at "
-        f"{' and '.join(sources[0].places)}. Is --data_dir the folder with the images?"
-    )
+    problems = [source.problem for source in missing if source.problem]
+    places = " and ".join(missing[0].places)
+    why = f"the first was looked for at {places}. Is --data_dir the folder with the images?"
+    why = f"{problems[-1]}." if problems else why  # what is wrong with a whole tar comes last
+    advice = " dino_extraction_v2.py leaves such images out." if every else ""
+    raise FileNotFoundError(f"{len(missing)} of {len(sources)} images are missing: {why}{advice}")
 
 
 def download(url: str, timeout: float = TIMEOUT, attempts: int = ATTEMPTS) -> bytes:

@@ -39,7 +39,7 @@ from talk2dino.devices import (
     mixed_precision,
     resolve_dtype,
 )
-from talk2dino.features.captions import Collection, ImageSource, check_any_exists
+from talk2dino.features.captions import Collection, ImageSource, check_exist
 from talk2dino.features.chunks import Chunk, Extraction
 from talk2dino.features.keys import IMAGE_KEYS
 from talk2dino.features.store import FeatureFile, Record
@@ -143,7 +143,7 @@ class ImageExtraction(Extraction):
 
     def items(self, collection: Collection) -> list[Any]:
         """Id, name, and what changes with the file."""
-        check_any_exists(collection.sources)
+        check_exist(collection.sources)
         return [
             (image["id"], _name(image), source.state())
             for image, source in zip(collection.features.images, collection.sources, strict=True)

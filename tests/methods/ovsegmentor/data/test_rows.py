@@ -80,7 +80,7 @@ def test_images_that_are_all_missing_are_noticed_at_once(metafile, tmp_path):
     with pytest.raises(FileNotFoundError, match="no such folder"):
         open_rows(metafile, tmp_path / "nowhere", reader)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="none of the 4 images exists"):
+    with pytest.raises(FileNotFoundError, match="4 of 4 images are missing"):
         open_rows(metafile, tmp_path / "empty", reader)
 
 

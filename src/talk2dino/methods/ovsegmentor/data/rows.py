@@ -25,7 +25,7 @@ from talk2dino.config import environment_number
 from talk2dino.features.captions import (
     IMAGE_MEMBERS,
     ImageSource,
-    check_any_exists,
+    check_exist,
     image_source,
     read_coco,
 )
@@ -234,7 +234,7 @@ class CocoRows(Rows):
             looked.add(row, caption, f"caption {row} ({self.name(row)})")
         self.index = looked.entities.index()
         self.finish(looked.usable, looked.left_out, str(path))
-        check_any_exists([self.source(int(row)) for row in self.usable[:100]])
+        check_exist([self.source(int(row)) for row in self.usable[:100]])
 
     def caption(self, row: int) -> str:
         return self._captions[row]
@@ -280,7 +280,7 @@ class TableRows(Rows):
         if highest[0] >= len(places):
             self._fail_pairs(*highest[1:])
         self.finish(looked.usable, looked.left_out, str(table.path))
-        check_any_exists([self.source(int(row)) for row in self.usable[:100]])
+        check_exist([self.source(int(row)) for row in self.usable[:100]])
 
     def caption(self, row: int) -> str:
         return self._fields(row)[self._columns[CAPTION]].strip()

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from talk2dino.backbones.text import is_bert
 from talk2dino.backbones.vision import recorded_normalisation
-from talk2dino.features.captions import CaptionInput, Collection
+from talk2dino.features.captions import CaptionInput, Collection, check_exist
 from talk2dino.features.chunks import Extraction, fetched_behind
 from talk2dino.features.extract import ImageExtraction, ImageSettings
 from talk2dino.features.keys import BERT_KEY, first_few
@@ -152,7 +152,7 @@ def _opened(
     place, images = _located(path, images)
     if not holds_features(place):
         collection = CaptionInput(place, images.data_dir).split(0, 1)
-        _check_all_exist(collection)
+        check_exist(collection.sources, every=True)
         return collection
     if Path(place).suffix in FEATURE_SUFFIXES:
         features = read_features(place)
@@ -188,12 +188,10 @@ def _encoded(
         (of_images, choice.image_keys, records.num_images, progress),
         (of_captions, choice.caption_keys, len(records.annotations), silent),
     )
-    firsts = [next(_rows(collection, made, keys, [range(1)])) for made, keys, *_ in parts]
-    check_widths(*firsts, choice, recipe, path)
-    needed = sum(
-        count * sum(row.nbytes for row in first.values())
-        for first, (_, _, count, _) in zip(firsts, parts, strict=True)
-    )
+    image, caption = (next(_rows(collection, e, keys, [range(1)])) for e, keys, *_ in parts)
+    check_widths(image, caption, choice, recipe, path)
+    needed = sum(row.nbytes for row in image.values()) * records.num_images
+    needed += sum(row.nbytes for row in caption.values()) * len(records.annotations)
     if large := needed > images.cache_bytes:
         logger.warning(
             "%s: its features take %.1f GB, more than --cache_gb %g: they are in a file in %s "
@@ -202,7 +200,7 @@ def _encoded(
             *(path, needed / 1e9, images.cache_bytes / 1e9, tempfile.gettempdir()),
         )
     columns = []
-    for first, (extraction, keys, count, shown) in zip(firsts, parts, strict=True):
+    for first, (extraction, keys, count, shown) in zip((image, caption), parts, strict=True):
         make = _unnamed if large else Tensor.new_empty
         held = {key: make(row, (count, *row.shape[1:])) for key, row in first.items()}
         chunks = extraction.chunks(count)
@@ -215,8 +213,9 @@ def _encoded(
                         forget(held[key])
                 bar.update(len(positions))
         columns.append(held)
-    recorded = {made.settings.section: made.settings.recorded() for made, *_ in parts}
-    features = FeatureFile(records.images, records.annotations, *columns, recorded)
+    recorded = {e.settings.section: e.settings.recorded() for e in (of_images, of_captions)}
+    of_all = (columns[0], columns[1], recorded)
+    features = FeatureFile(records.images, records.annotations, *of_all)
     features.mapped_from = Path(tempfile.gettempdir()) if large else None
     return features
 
@@ -241,25 +240,6 @@ def _unnamed(like: Tensor, shape: tuple[int, ...]) -> Tensor:
         if hasattr(os, "posix_fallocate"):  # a full disk is an error now, not a crash later
             os.posix_fallocate(file.fileno(), 0, shape[0] * like[:1].nbytes)
         return torch.from_numpy(np.memmap(file, like.numpy().dtype, "r+", shape=shape))
-
-
-def _check_all_exist(collection: Collection) -> None:
-    """Raise FileNotFoundError if an image is missing, before anything is encoded."""
-    missing = [
-        (image, source)
-        for image, source in zip(collection.features.images, collection.sources, strict=True)
-        if not source.exists()
-    ]
-    if missing:
-        names = first_few(image.get("file_name", image["id"]) for image, _ in missing)
-        problems = [source.problem for _, source in missing if source.problem]
-        places = " and ".join(missing[0][1].places)
-        why = f"the first was looked for at {places}. Is --data_dir right?"
-        why = f"{problems[-1]}." if problems else why
-        raise FileNotFoundError(
-            f"{len(missing)} of {len(collection.sources)} images are missing: {names}; {why} "
-            "dino_extraction_v2.py leaves such images out."
-        )
 
 
 def holds_features(path: str) -> bool:
