@@ -86,7 +86,7 @@ def test_a_collection_knows_where_every_image_is(coco):
         ('{"images": [{"id": 1, "file_name": "a"}], '
          '"annotations": [{"id": 4, "image_id": 1, "caption": ""}, '
          '{"id": 4, "image_id": 1, "caption": ""}]}',
-         "annotation ids that occur more than once: 4"),
+         "'annotations', by id, lists more than once: 4"),
         ('{"images": [{"id": 1}], "annotations": [{"id": 4, "image_id": 1, "caption": ""}]}',
          "image 1 has neither a 'file_name'"),
         ('{"images": [], "annotations": [{"id": 1}], "annotations": []}',

@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from talk2dino.config import check_name
+from talk2dino.config import check_name, naming
 from talk2dino.features.keys import (
     BERT_KEY,
     CAPTION_KEYS,
@@ -40,13 +40,18 @@ from talk2dino.features.keys import (
     first_few,
 )
 from talk2dino.files import load_torch, save_torch
-from talk2dino.textfiles import parse_json
+from talk2dino.textfiles import check_once, parse_json
 
 logger = logging.getLogger(__name__)
 
 FORMAT = "talk2dino-features"
 VERSION = 1
+SETTINGS = "talk2dino_settings"
+"""Our one addition at the top level of the published layout: JSON text, which it ignores."""
+
 _CHECKED_BYTES = 2**24
+
+Record = dict[str, Any]
 
 
 class FeatureFile:
@@ -179,15 +184,15 @@ def read_features(path: str | Path, mmap: bool = True) -> FeatureFile:
         features = _read_columnar(stored, path)
         if mmap and zipfile.is_zipfile(path):  # an older format of torch cannot be mapped
             features.mapped_from = Path(path)
-        return features
-    if isinstance(stored.get("images"), list) and isinstance(stored.get("annotations"), list):
-        features = FeatureFile(*unpack(stored, path), "coco")
-        _check(features, path)
-        return features
-    found = ", ".join(map(str, list(stored)[:5])) or "nothing"
-    raise ValueError(
-        f"{path} is not a feature file: it has no 'images' and 'annotations' (found: {found})"
-    )
+    elif isinstance(stored.get("images"), list) and isinstance(stored.get("annotations"), list):
+        features = _read_published(stored, path)
+    else:
+        raise ValueError(
+            f"{path} is not a feature file: it has no 'images' and 'annotations' "
+            f"(found: {first_few(stored, 5) or 'nothing'})"
+        )
+    _check(features, path)
+    return features
 
 
 def write_features(features: FeatureFile, path: str | Path, layout: str = "columnar") -> None:
@@ -209,20 +214,26 @@ def write_features(features: FeatureFile, path: str | Path, layout: str = "colum
     of_images = _storable(features.image_features)
     of_captions = _storable(features.caption_features)
     if layout == "coco":
-        return save_torch(pack(features, of_images, of_captions), path)
-    stored = {
-        "format": FORMAT,
-        "version": VERSION,
-        "images": json_bytes(features.images),
-        "annotations": json_bytes(features.annotations),
-        "extra": json_bytes(features.extra),
-        "settings": json_bytes(features.settings),
-        "num_images": features.num_images,
-        "caption_rows": features.caption_rows.clone(),
-        "image_features": of_images,
-        "caption_features": of_captions,
-    }
-    return save_torch(stored, path)
+        stored = {
+            **features.extra,
+            SETTINGS: json.dumps(features.settings),
+            "images": _with_rows(features.images, of_images),
+            "annotations": _with_rows(features.annotations, of_captions),
+        }
+    else:
+        stored = {
+            "format": FORMAT,
+            "version": VERSION,
+            "images": json_bytes(features.images),
+            "annotations": json_bytes(features.annotations),
+            "extra": json_bytes(features.extra),
+            "settings": json_bytes(features.settings),
+            "num_images": features.num_images,
+            "caption_rows": features.caption_rows.clone(),
+            "image_features": of_images,
+            "caption_features": of_captions,
+        }
+    save_torch(stored, path)
 
 
 def json_bytes(value: Any) -> Tensor:
@@ -254,45 +265,37 @@ def check_records(features: FeatureFile, path: str | Path, need_ids: bool = True
     Raises:
         ValueError: names the first record that is not usable.
     """
-    try:
+    with naming(str(path)):
         images, texts = _records(features._images), _records(features._annotations)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    _check_keys(images, ("id",), f"{path}: image")
-    need_ids = need_ids or any("id" in text for text in texts if isinstance(text, dict))
-    keys = ("id", "image_id", "caption") if need_ids else ("image_id", "caption")
-    _check_keys(texts, keys, f"{path}: annotation")
-    ids = Counter(text["id"] for text in texts) if need_ids else Counter()
-    twice = first_few(name for name, count in ids.items() if count > 1)
-    if twice:
-        raise ValueError(f"{path}: annotation ids that occur more than once: {twice}")
-    for row, annotation in enumerate(texts):
-        if not isinstance(annotation["caption"], str):
-            raise ValueError(
-                f"{path}: the caption of annotation {annotation.get('id', row)} is "
-                f"{annotation['caption']!r}, not text"
-            )
-    try:
+        _check_keys(images, ("id",), "image")
+        need_ids = need_ids or any("id" in text for text in texts if isinstance(text, dict))
+        _check_keys(texts, (*["id"] * need_ids, "image_id", "caption"), "annotation")
+        if need_ids:
+            check_once((text["id"] for text in texts), "'annotations', by id,")
+        for row, annotation in enumerate(texts):
+            if not isinstance(annotation["caption"], str):
+                raise ValueError(
+                    f"the caption of annotation {annotation.get('id', row)} is "
+                    f"{annotation['caption']!r}, not text"
+                )
         rows = caption_rows(images, texts)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    if len(images) != features.num_images or not torch.equal(rows, features.caption_rows):
-        raise ValueError(
-            f"{path}: 'num_images' or 'caption_rows' contradict the records: captions would be "
-            "used with images that they do not describe. Extract the features again."
-        )
+        if len(images) != features.num_images or not torch.equal(rows, features.caption_rows):
+            raise ValueError(
+                "'num_images' or 'caption_rows' contradict the records: captions would be used "
+                "with images that they do not describe. Extract the features again."
+            )
 
 
-def _check_keys(records: list[Any], keys: tuple[str, ...], where: str) -> None:
+def _check_keys(records: list[Any], keys: Iterable[str], what: str) -> None:
     for row, record in enumerate(records):
         if not isinstance(record, dict):
-            raise ValueError(f"{where} {row} is not a record but {record!r}")
+            raise ValueError(f"{what} {row} is not a record but {record!r}")
         for key in keys:
             if key not in record:
                 hint = " Is this a captions file?" if key == "caption" else ""
-                raise ValueError(f"{where} {record.get('id', row)} has no {key!r}.{hint}")
+                raise ValueError(f"{what} {record.get('id', row)} has no {key!r}.{hint}")
             if key != "caption":
-                check_id(record[key], f"{where} {row} has the {key!r}")
+                check_id(record[key], f"{what} {row} has the {key!r}")
 
 
 def check_finite(column: Tensor, key: str, path: str | Path) -> None:
@@ -300,6 +303,8 @@ def check_finite(column: Tensor, key: str, path: str | Path) -> None:
 
     Args:
         column: all rows of it, or some.
+        key: its name.
+        path: its file.
     """
     rows = max(1, _CHECKED_BYTES // max(1, column[:1].nbytes))
     if column.is_floating_point() and not all(p.isfinite().all() for p in column.split(rows)):
@@ -323,58 +328,76 @@ def caption_rows(images: Sequence[Record], annotations: Sequence[Record]) -> Ten
     """
     row_of = {image["id"]: row for row, image in enumerate(images)}
     if len(row_of) < len(images):
-        counts = Counter(image["id"] for image in images)
-        twice = first_few(name for name, count in counts.items() if count > 1)
-        raise ValueError(f"image ids that occur more than once: {twice}")
+        check_once((image["id"] for image in images), "'images', by id,")
     dangling = [a["image_id"] for a in annotations if a["image_id"] not in row_of]
     if dangling:
         alike = next((name for name in row_of if str(name) == str(dangling[0])), None)
-        raise ValueError(
+        problem = (
             f"{len(dangling)} of {len(annotations)} annotations name images that are not listed "
             f"(image_id {first_few(dict.fromkeys(dangling))})"
-            + (
+        )
+        if alike is not None:
+            problem += (
                 f". Some ids are text and others numbers: an image has the id {alike!r}, an "
                 f"annotation the image_id {dangling[0]!r}. Write all in one way."
-                if alike is not None
-                else ""
             )
-        )
+        raise ValueError(problem)
     return torch.tensor([row_of[a["image_id"]] for a in annotations], dtype=torch.int64)
 
 
 def _check(features: FeatureFile, path: str | Path) -> None:
-    try:
-        rows = features.caption_rows
-    except KeyError as error:
-        raise ValueError(f"{path}: a record has no {error}") from error
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {error}") from error
-    if rows.dtype != torch.int64 or rows.ndim != 1:
-        raise ValueError(f"{path}: 'caption_rows' are {rows.dtype}, {rows.ndim}-D, not 1-D int64")
-    if len(rows) and (rows.min() < 0 or rows.max() >= features.num_images):
-        raise ValueError(f"{path}: captions name images beyond the {features.num_images} listed")
-    for columns, count, kind in (
-        (features.image_features, features.num_images, "images"),
-        (features.caption_features, len(rows), "captions"),
-    ):
-        for key, column in columns.items():
-            check_tensor(column, f"{path}: {key!r}")
-            if column.ndim == 0 or len(column) != count:
-                shape = tuple(column.shape)
-                raise ValueError(
-                    f"{path}: {key!r} has shape {shape}, which does not fit {count} {kind}"
-                )
+    """Rows and columns that fit the numbers of images and captions."""
+    with naming(str(path)):
+        try:
+            rows = features.caption_rows
+        except KeyError as error:
+            raise ValueError(f"a record has no {error}") from error
+        except TypeError as error:
+            raise ValueError(str(error)) from error
+        if rows.dtype != torch.int64 or rows.ndim != 1:
+            raise ValueError(f"'caption_rows' are {rows.dtype}, {rows.ndim}-D, not 1-D int64")
+        if len(rows) and (rows.min() < 0 or rows.max() >= features.num_images):
+            raise ValueError(f"captions name images beyond the {features.num_images} listed")
+        for columns, count, kind in (
+            (features.image_features, features.num_images, "images"),
+            (features.caption_features, len(rows), "captions"),
+        ):
+            for key, column in columns.items():
+                shape = tuple(check_tensor(column, repr(key)).shape)
+                if not shape or shape[0] != count:
+                    raise ValueError(
+                        f"{key!r} has shape {shape}, which does not fit {count} {kind}"
+                    )
+
+
+def check_tensor(value: Any, what: str) -> Tensor:
+    """`value`, if it is a tensor of real numbers that are all there.
+
+    A tensor of a few bytes can say to be terabytes (as `expand` makes them): that is seen here,
+    not when it is used.
+
+    Raises:
+        ValueError: it is not; the message begins with `what`.
+    """
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{what} is a {type(value).__name__}, not a tensor")
+    plain = value.layout == torch.strided and value.device.type == "cpu"
+    if not plain or value.is_nested or value.is_quantized or value.is_complex():
+        kind = str(value.dtype).removeprefix("torch.")
+        raise ValueError(f"{what} is no plain tensor of real numbers but {kind}, {value.layout}")
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        raise ValueError(f"{what} says to have the shape {tuple(value.shape)} but repeats its data")
+    return value
 
 
 def _storable(columns: dict[str, Tensor]) -> dict[str, Tensor]:
     """Sorted by key, each alone in its storage: `torch.save` writes whole storages."""
-    return {key: _alone(columns[key]) for key in sorted(columns)}
-
-
-def _alone(column: Tensor) -> Tensor:
-    column = column.detach().contiguous()
-    whole = column.untyped_storage().nbytes() == column.numel() * column.element_size()
-    return column if whole else column.clone()
+    found = {}
+    for key in sorted(columns):
+        column = columns[key].detach().contiguous()
+        alone = column.untyped_storage().nbytes() == column.nbytes
+        found[key] = column if alone else column.clone()
+    return found
 
 
 def _read_columnar(stored: dict[str, Any], path: str | Path) -> FeatureFile:
@@ -400,9 +423,8 @@ def _read_columnar(stored: dict[str, Any], path: str | Path) -> FeatureFile:
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         found = error if isinstance(error, ValueError) else repr(error)
         raise ValueError(f"{path} is an incomplete or damaged feature file: {found}") from error
-    _check(features, path)
     for key, column in {**features.image_features, **features.caption_features}.items():
-        if not column.is_contiguous():
+        if not check_tensor(column, f"{path}: {key!r}").is_contiguous():
             raise ValueError(f"{path}: {key!r} is not stored row by row. Extract it again.")
     return features
 
@@ -418,23 +440,11 @@ def _parse(value: Tensor) -> Any:
     return parse_json(value.numpy().tobytes(), "an entry")
 
 
-SETTINGS = "talk2dino_settings"
-"""Our one addition at the top level: JSON text, ignored by the published code."""
-
-Record = dict[str, Any]
-Columns = dict[str, Tensor]
-Unpacked = tuple[list[Record], list[Record], Columns, Columns, dict[str, Any], dict[str, Any]]
-"""Images, annotations, features of both, settings, and what else the file holds."""
-
-
-def unpack(stored: dict[str, Any], path: str | Path) -> Unpacked:
-    """Stack the tensors of a published file into columns: the arguments of a `FeatureFile`.
+def _read_published(stored: dict[str, Any], path: str | Path) -> FeatureFile:
+    """The published layout, its tensors stacked into columns.
 
     Images that its writer could not read carry no tensors: they are left out with their captions,
     and counted in a warning.
-
-    Raises:
-        ValueError: see `stacked`.
     """
     images, image_features, lost = stacked(stored["images"], IMAGE_KEYS, f"{path}: image")
     annotations = stored["annotations"]
@@ -462,57 +472,16 @@ def unpack(stored: dict[str, Any], path: str | Path) -> Unpacked:
         settings = dict(parse_json(stored.get(SETTINGS, "{}"), f"{path}: {SETTINGS}"))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: its {SETTINGS!r} are damaged ({error})") from error
-    return images, annotations, image_features, caption_features, settings, extra
-
-
-def check_tensor(value: Any, what: str) -> Tensor:
-    """`value`, if it is a tensor of real numbers that are all there.
-
-    A tensor of a few bytes can say to be terabytes (as `expand` makes them): that is seen here,
-    not when it is used.
-
-    Raises:
-        ValueError: it is not; the message begins with `what`.
-    """
-    if not isinstance(value, Tensor):
-        raise ValueError(f"{what} is a {type(value).__name__}, not a tensor")
-    plain = value.layout == torch.strided and value.device.type == "cpu"
-    if not plain or value.is_nested or value.is_quantized or value.is_complex():
-        kind = str(value.dtype).removeprefix("torch.")
-        raise ValueError(f"{what} is no plain tensor of real numbers but {kind}, {value.layout}")
-    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-        raise ValueError(f"{what} says to have the shape {tuple(value.shape)} but repeats its data")
-    return value
-
-
-def pack(features: FeatureFile, of_images: Columns, of_captions: Columns) -> dict[str, Any]:
-    """The dict to save. Rows are views of their column, so `torch.save` writes each once.
-
-    Args:
-        features: the records.
-        of_images: its columns, each alone in its storage.
-        of_captions: likewise.
-    """
-    return {
-        **features.extra,
-        SETTINGS: json.dumps(features.settings),
-        "images": _with_rows(features.images, of_images),
-        "annotations": _with_rows(features.annotations, of_captions),
-    }
+    columns = (image_features, caption_features)
+    return FeatureFile(images, annotations, *columns, settings, extra, "coco")
 
 
 def _with_rows(records: list[Record], columns: dict[str, Tensor]) -> list[Record]:
+    """Rows are views of their column, so `torch.save` writes each once."""
     return [
         {**record, **{key: column[row] for key, column in columns.items()}}
         for row, record in enumerate(records)
     ]
-
-
-def _as_tensor(value: Any, what: str) -> Tensor:
-    try:
-        return check_tensor(torch.as_tensor(value), what)
-    except (TypeError, RuntimeError) as error:
-        raise ValueError(f"{what} is a {type(value).__name__}, not a tensor") from error
 
 
 def stacked(
@@ -548,3 +517,10 @@ def stacked(
         columns[key] = torch.stack(rows)
     plain = [{k: v for k, v in record.items() if k not in keys} for record in kept]
     return plain, columns, lost
+
+
+def _as_tensor(value: Any, what: str) -> Tensor:
+    try:
+        return check_tensor(torch.as_tensor(value), what)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"{what} is a {type(value).__name__}, not a tensor") from error
