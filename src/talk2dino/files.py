@@ -11,7 +11,6 @@ import pickle
 import re
 import secrets
 import shutil
-import stat
 import tempfile
 import zipfile
 from collections import deque
@@ -322,22 +321,14 @@ def save_torch(value: Any, path: str | Path) -> None:
 def save_safetensors(
     tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """A safetensors file of PyTorch tensors, for `atomic_files`: the library leaves leftovers.
+    """A safetensors file of PyTorch tensors, for `atomic_files`.
 
-    Raises:
-        OSError: it could not be written; the library itself has an exception of its own.
+    Written here: the library's own writer has other errors, and lets only the owner read the file.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    path.touch()
-    permissions = stat.S_IMODE(path.stat().st_mode)
     contiguous = {name: value.contiguous() for name, value in tensors.items()}
-    try:
-        save_file(contiguous, path, metadata={"format": "pt", **(metadata or {})})
-    except SafetensorError as error:
-        raise OSError(errno.EIO, str(error), str(path)) from error
-    path.chmod(permissions)  # the library lets nobody but the owner read
+    path.write_bytes(save(contiguous, metadata={"format": "pt", **(metadata or {})}))
 
 
 def load_torch(path: str | Path, mmap: bool = False) -> Any:

@@ -14,7 +14,7 @@ import shutil
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -174,12 +174,10 @@ class Chunks:
         }
         about = {"failures": json.dumps(chunk.failures), "captions": json.dumps(chunk.captions)}
         unfinished = self._path(number).with_suffix(".tmp")  # written again after a kill
-        try:
+        with kept_in(self.folder):
             with unfinished.open("wb") as file:
                 _write(file, safetensors.torch.save(columns, about))
             os.replace(unfinished, self._path(number))
-        except OSError as error:
-            raise self._cannot_write(error) from error
 
     def check_room(self, number: int, finished: int) -> None:
         """Raise RuntimeError unless all chunks, and a copy of them, fit on the disk.
@@ -205,15 +203,13 @@ class Chunks:
             RuntimeError: it could not be written.
         """
         whole = self.folder / _WHOLE
-        try:
+        with kept_in(self.folder):
             if not whole.is_dir():
                 with atomic_path(whole) as temporary:
                     temporary.mkdir()
                     self._put_together(temporary)
             for number in range(len(self.ranges)):
                 self._path(number).unlink(missing_ok=True)
-        except OSError as error:
-            raise self._cannot_write(error) from error
         about = json.loads((whole / _ABOUT).read_text())
         columns = {
             key: torch.from_file(
@@ -244,12 +240,6 @@ class Chunks:
         about = {"columns": kinds, "failures": failures, "captions": captions}
         (folder / _ABOUT).write_text(json.dumps(about))
 
-    def _cannot_write(self, error: OSError) -> RuntimeError:
-        return RuntimeError(
-            f"{self.folder}: could not write ({system_words(error)}). What is finished is kept "
-            "there; once there is room, run the same command again to go on."
-        )
-
     def _path(self, number: int) -> Path:
         return self.folder / f"chunk{number:07d}.safetensors"
 
@@ -259,9 +249,17 @@ def holds_chunks(folder: Path) -> bool:
     return (folder / _WHOLE).is_dir() or any(folder.glob(_CHUNKS))
 
 
-def system_words(error: OSError) -> str:
-    """The system's own words for an error, such as `No space left on device`."""
-    return os.strerror(error.errno) if error.errno else str(error)
+@contextmanager
+def kept_in(folder: Path) -> Iterator[None]:
+    """Say of what cannot be written where the finished work is."""
+    try:
+        yield
+    except OSError as error:
+        what = os.strerror(error.errno) if error.errno else str(error)
+        raise RuntimeError(
+            f"{folder}: could not write ({what}). What is finished is kept there; once there is "
+            "room, run the same command again to go on."
+        ) from error
 
 
 def _is_complete(path: Path) -> bool:

@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 from talk2dino.config import differences
 from talk2dino.features.captions import CaptionInput, Collection
-from talk2dino.features.chunks import Chunks, Extraction, fetched_behind, holds_chunks, system_words
+from talk2dino.features.chunks import Chunks, Extraction, fetched_behind, holds_chunks, kept_in
 from talk2dino.features.store import FeatureFile, write_features
 from talk2dino.features.tars import shard_paths, write_shards
 from talk2dino.files import (
@@ -31,6 +31,7 @@ from talk2dino.files import (
 )
 from talk2dino.processes import Processes, is_first_process
 from talk2dino.progress import Progress, silent
+from talk2dino.textfiles import read_json
 
 SETTINGS = "settings.json"
 
@@ -156,7 +157,8 @@ class Job:
 
     def _take_over_folder(self, files: list[Path]) -> None:
         check_folder_writable(self.folder.parent)
-        known, wanted = _read_settings(self.folder / SETTINGS), self._decisive()
+        kept, wanted = self.folder / SETTINGS, self._decisive()  # written before any work
+        known = read_json(kept, f"Delete the folder {self.folder}") if kept.exists() else None
         differing = "" if known is None else differences(known, wanted)
         if differing and not self.overwrite:
             raise ValueError(
@@ -177,7 +179,7 @@ class Job:
                     shutil.rmtree(path)
                 elif path.name != "lock":
                     path.unlink()
-            write_text(self.folder / SETTINGS, json.dumps(wanted, indent=1))
+            write_text(kept, json.dumps(wanted, indent=1))
 
     def join(self, processes: Processes) -> None:
         """Work on this job together with others; each calls this before anything else.
@@ -235,7 +237,12 @@ class Job:
             for key in collection.features.caption_features:
                 made.columns.pop(key, None)
         features = self.extraction.completed(collection, made)
-        self._write(features, self.outputs[split])
+        files = self.outputs[split]
+        with kept_in(self.folder):
+            if self.division.n_shards:
+                write_shards(features, files)
+            else:
+                write_features(features, files[0], self.layout or features.layout or "columnar")
         self.finish(split, failures)
         return features
 
@@ -247,7 +254,11 @@ class Job:
         folder, ranges = self._folder(split), self.extraction.chunks(len(items))
         fingerprint, finished = "", set[int]()
         if self.leads:
-            fingerprint = _fingerprint([self.extraction.chunk_size, *items])
+            lines = (json.dumps(item) + "\n" for item in (self.extraction.chunk_size, *items))
+            digest = hashlib.sha256()
+            for line in lines:
+                digest.update(line.encode())
+            fingerprint = digest.hexdigest()
             finished = Chunks(folder, fingerprint, ranges, self.overwrite).finished()
         # What the first finds counts: times and places of the same pictures may differ elsewhere.
         fingerprint, finished = self._gather((fingerprint, finished))[0]
@@ -275,19 +286,6 @@ class Job:
             raise RuntimeError(
                 "another process of this extraction has ended. What is finished is kept in "
                 f"{self.folder}; run the same command again to go on."
-            ) from error
-
-    def _write(self, features: FeatureFile, files: list[Path]) -> None:
-        """Write a split, each file atomically."""
-        try:
-            if self.division.n_shards:
-                write_shards(features, files)
-            else:
-                write_features(features, files[0], self.layout or features.layout or "columnar")
-        except OSError as error:
-            raise RuntimeError(
-                f"{files[0]}: could not write ({system_words(error)}). The features are kept "
-                f"in {self.folder}; once there is room, run the same command again to go on."
             ) from error
 
     def finish(self, split: int, failures: Sequence[str] = ()) -> None:
@@ -327,14 +325,6 @@ class Job:
         return self._folder(split).with_suffix(".done")
 
 
-def _fingerprint(items: list[Any]) -> str:
-    """A short text that differs between inputs whose items differ."""
-    digest = hashlib.sha256()
-    for item in items:
-        digest.update(json.dumps(item).encode() + b"\n")
-    return digest.hexdigest()
-
-
 def _check_new(features: FeatureFile, settings: Any, path: Path) -> None:
     """Raise ValueError unless a file that keeps what it has can be completed."""
     held = [key for key in settings.keys if key in features.caption_features]
@@ -348,13 +338,3 @@ def _check_new(features: FeatureFile, settings: Any, path: Path) -> None:
             f"{path} already holds {', '.join(held)}, made with the same settings. "
             "Pass --overwrite to compute them again."
         )
-
-
-def _read_settings(path: Path) -> dict[str, Any] | None:
-    """Settings of unfinished work; None if there is none (they are written before any work)."""
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged. Delete the folder {path.parent}.") from error
