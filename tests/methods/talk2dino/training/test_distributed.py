@@ -11,7 +11,6 @@ from talk2dino.methods.talk2dino.alignment import strategies
 from talk2dino.methods.talk2dino.projection import ProjectionConfig, build_projection
 from talk2dino.methods.talk2dino.recipe import TrainConfig
 from talk2dino.methods.talk2dino.training.dataset import StoredPairs, choose_features
-from talk2dino.methods.talk2dino.training.job import chosen_heads
 from talk2dino.methods.talk2dino.training.loop import LoopSettings, TrainingRun
 from talk2dino.processes import joined_processes
 from talk2dino.training.run import Hooks
@@ -43,7 +42,7 @@ def trained(features, case, processes=None):
     with_heads = config.alignment_strategy == "max_score" and choice.visual == (
         "disentangled_self_attn"
     )
-    run.choose_heads = (lambda given: chosen_heads(projection, given)) if with_heads else None
+    run.records_heads = with_heads
     weights = run.run(Hooks())
     losses = [(record["train_loss"], record["val_loss"]) for record in run.state.records]
     return weights, losses, run.state.heads

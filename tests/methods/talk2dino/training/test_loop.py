@@ -171,11 +171,6 @@ def test_the_best_model_is_the_one_with_the_lowest_validation_loss(tiny_features
     assert torch.equal(weights["linear_layer.weight"], seen[best])
 
 
-def test_choosing_the_best_model_needs_a_validation_set(tiny_features):
-    with pytest.raises(ValueError, match="pass --val_dataset"):
-        make_run(tiny_features(), train={"save_best_model": True})
-
-
 def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_state(tiny_features, tmp_path):
     run = make_run(tiny_features(), train={"num_epochs": 3})
 

@@ -23,6 +23,7 @@ from talk2dino.features.store import FeatureFile, check_finite
 from talk2dino.files import read_ahead
 from talk2dino.methods.talk2dino.alignment import PAIRWISE, takes
 from talk2dino.methods.talk2dino.projection import (
+    Projection,
     ProjectionConfig,
     average_tokens,
     images_stay,
@@ -62,6 +63,11 @@ class Batch:
     """Keyword arguments of forward: self_attn_maps, cls, text_input_mask, text_argmax."""
     visual_is_unit: bool = False
     """Whether the visual vectors have length 1."""
+
+    def embedded(self, model: Projection) -> tuple[Tensor, Tensor]:
+        """Images and captions in the common space, as `model.embed` gives them."""
+        is_unit = self.visual_is_unit
+        return model.embed(self.visual, self.text, **self.extras, visual_is_unit=is_unit)
 
 
 @dataclass(frozen=True)

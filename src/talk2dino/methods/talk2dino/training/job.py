@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from torch import Tensor
 
 from talk2dino.backbones.text import check_text, is_bert, load_text
 from talk2dino.files import content_digest, save_torch, write_text
-from talk2dino.methods.talk2dino.alignment import selected_heads
 from talk2dino.methods.talk2dino.projection import (
     CLIPLastLayer,
     Projection,
@@ -25,7 +23,6 @@ from talk2dino.methods.talk2dino.projection import (
 from talk2dino.methods.talk2dino.recipe import FeatureConfig, Recipe, present_settings
 from talk2dino.methods.talk2dino.training.dataset import (
     DENSE_TEXT,
-    Batch,
     FeatureChoice,
     StoredPairs,
     choose_features,
@@ -46,24 +43,6 @@ SUFFIX = ".pth"
 HEADS_SUFFIX = ".heads.json"
 
 
-def projection_outputs(weights: Path) -> RunOutputs:
-    """The files of a training that writes the plain state dict `weights`."""
-    if weights.suffix != SUFFIX:
-        raise ValueError(f"--out {weights}: the name of the weights must end in {SUFFIX}")
-    names = (HEADS_SUFFIX, ".losses.csv", ".losses.png", SUFFIX, ".json")
-    _, losses, plot, _, summary = results = tuple(weights.with_suffix(name) for name in names)
-    return RunOutputs(
-        complete=weights,
-        unfinished=weights.with_suffix(".resume.pth"),
-        summary=summary,
-        losses=losses,
-        plot=plot,
-        lock=weights.with_suffix(".lock"),
-        log=weights,
-        results=results,
-    )
-
-
 def default_weights(recipe: str | Path, pedix: str = "") -> Path:
     """`weights/<recipe name>[_<pedix>].pth`, in the current folder."""
     ending = f"_{pedix.removeprefix('_')}" if pedix else ""
@@ -78,7 +57,7 @@ def embed_pairs(model: Projection, pairs: StoredPairs) -> tuple[Tensor, Tensor, 
 
     Args:
         model: the projection.
-        pairs: with one vector per image; see `check_retrieval`.
+        pairs: with one vector per caption and per image.
 
     Returns:
         (M, D) captions, (N, D) images, and (M,) the row of each caption's image.
@@ -88,45 +67,12 @@ def embed_pairs(model: Projection, pairs: StoredPairs) -> tuple[Tensor, Tensor, 
     texts, images = [], torch.empty(0)
     with torch.no_grad():
         for index, batch in zip(parts, pairs.batches(parts), strict=True):
-            visual, text = _embed(model, batch)
+            visual, text = batch.embedded(model)
             texts.append(text)
             if not len(images):
                 images = visual.new_empty((int(rows.max()) + 1, *visual.shape[1:]))
             images[rows[index].to(visual.device)] = visual
     return torch.cat(texts), images, rows
-
-
-def chosen_heads(model: Projection, batch: Batch) -> Tensor:
-    """(B,) head that represents each image for its own caption, before the step's update."""
-    with torch.no_grad():
-        return selected_heads(*_embed(model, batch))
-
-
-def check_retrieval(choice: FeatureChoice) -> None:
-    """Raise ValueError unless the features give one vector per caption and per image."""
-    if choice.text == DENSE_TEXT or (
-        choice.visual == "patch_tokens" and not choice.config.weight_attn_heads
-    ):
-        raise ValueError(
-            "--test_dataset ranks one vector per caption and per image, "
-            f"which {choice.visual} with {choice.text} are not. Leave the flag out."
-        )
-
-
-def check_heads_recorded(config: ProjectionConfig, choice: FeatureChoice) -> None:
-    """Raise ValueError unless the training chooses a head for each caption."""
-    if config.alignment_strategy != "max_score" or choice.visual != "disentangled_self_attn":
-        raise ValueError(
-            "--save_head_activations needs alignment_strategy: max_score and "
-            f"--feature_name disentangled_self_attn: {config.alignment_strategy} on "
-            f"{choice.visual} chooses no head"
-        )
-
-
-def _embed(model: Projection, batch: Batch) -> tuple[Tensor, Tensor]:
-    return model.embed(
-        batch.visual, batch.text, **batch.extras, visual_is_unit=batch.visual_is_unit
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,8 +104,21 @@ class TrainJob(RunJob):
 
     @property
     def outputs(self) -> RunOutputs:
-        """Its files, beside the weights `out`."""
-        return projection_outputs(self.out)
+        """Its files, beside the weights `out`, which are a plain state dict."""
+        if self.out.suffix != SUFFIX:
+            raise ValueError(f"--out {self.out}: the name of the weights must end in {SUFFIX}")
+        names = (HEADS_SUFFIX, ".losses.csv", ".losses.png", SUFFIX, ".json")
+        _, losses, plot, _, summary = results = tuple(map(self.out.with_suffix, names))
+        return RunOutputs(
+            complete=self.out,
+            unfinished=self.out.with_suffix(".resume.pth"),
+            summary=summary,
+            losses=losses,
+            plot=plot,
+            lock=self.out.with_suffix(".lock"),
+            log=self.out,
+            results=results,
+        )
 
     @property
     def choice(self) -> FeatureChoice:
@@ -204,7 +163,7 @@ class TrainJob(RunJob):
         model = first_model(self.recipe.model, self.loop.seed, self.images.features).to(device)
         model.load_state_dict(processes.broadcast(weights_on_cpu(model)))
         run = TrainingRun(model, pairs, validation, self.loop, processes)
-        run.choose_heads = partial(chosen_heads, model) if self.save_heads else None
+        run.records_heads = self.save_heads
         run.test = test
         return run
 
@@ -233,13 +192,17 @@ class TrainJob(RunJob):
 
 def check_job(job: TrainJob) -> None:
     """Raise ValueError or OSError for arguments that cannot work; opens no large file."""
-    choice, start = job.choice, job.recipe.model.starting_checkpoint
+    choice, strategy = job.choice, job.recipe.model.alignment_strategy
+    start = job.recipe.model.starting_checkpoint
     encoders = (job.images.features.vision_weights, job.images.features.text_weights)
     job.check(
         (job.train_dataset, job.val_dataset, job.test_dataset, job.recipe.path, start, *encoders)
     )
-    if job.save_heads:
-        check_heads_recorded(job.recipe.model, choice)
+    if job.save_heads and (strategy != "max_score" or choice.visual != "disentangled_self_attn"):
+        raise ValueError(
+            "--save_head_activations needs alignment_strategy: max_score and --feature_name "
+            f"disentangled_self_attn: {strategy} on {choice.visual} chooses no head"
+        )
     for path in (job.train_dataset, job.val_dataset, job.test_dataset):
         if path is not None:
             check_source(path, choice, job.images)
@@ -248,8 +211,13 @@ def check_job(job: TrainJob) -> None:
             "save_best_model: true chooses by validation loss. Pass --val_dataset, "
             "or set save_best_model: false in the recipe."
         )
-    if job.test_dataset is not None:
-        check_retrieval(choice.for_retrieval())
+    tested = choice.for_retrieval()
+    per_patch = tested.visual == "patch_tokens" and not tested.config.weight_attn_heads
+    if job.test_dataset is not None and (tested.text == DENSE_TEXT or per_patch):
+        raise ValueError(
+            "--test_dataset ranks one vector per caption and per image, which "
+            f"{tested.visual} with {tested.text} are not. Leave the flag out."
+        )
     _check_start(job)
 
 

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from talk2dino.config import check_name
-from talk2dino.methods.talk2dino.alignment import takes
+from talk2dino.methods.talk2dino.alignment import selected_heads, takes
 from talk2dino.methods.talk2dino.projection import Projection
 from talk2dino.methods.talk2dino.recipe import TrainConfig
 from talk2dino.methods.talk2dino.training.dataset import Batch, StoredPairs
@@ -111,11 +111,6 @@ class TrainingRun(Run):
         settings: LoopSettings,
         processes: Processes | None = None,
     ) -> None:
-        if settings.train.save_best_model and validation is None:
-            raise ValueError(
-                "save_best_model: true chooses by validation loss: pass --val_dataset, "
-                "or set save_best_model: false in the recipe"
-            )
         train = settings.train
         steps = math.ceil(len(pairs) / train.batch_size)
         super().__init__(model, TrainingState(), train.num_epochs, steps, processes)
@@ -123,8 +118,8 @@ class TrainingRun(Run):
         self.validation = validation
         self.settings = settings
         self.keeps_best = train.save_best_model
-        self.choose_heads: Callable[[Batch], Tensor] | None = None
-        """If set, (B,) the head of every caption, recorded in the last epoch."""
+        self.records_heads = False
+        """Whether the head of every caption is recorded in the last epoch."""
         self.test: StoredPairs | None = None
         self.retrieval: Retrieval | None = None
         """Of the final weights on the test set, once they are there."""
@@ -170,8 +165,8 @@ class TrainingRun(Run):
     def take(self, batch: tuple[Tensor, Batch], step: int) -> Tensor:
         """One optimiser step; returns the loss."""
         index, own = batch
-        if self.choose_heads and self.state.epoch == self.epochs - 1:
-            self._record_heads(self.choose_heads(own), index)
+        if self.records_heads and self.state.epoch == self.epochs - 1:
+            self._record_heads(own, index)
         rate = self.learning_rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -228,8 +223,10 @@ class TrainingRun(Run):
         """What this process embeds of each batch."""
         return indices if self.share is None else [self.share.own(index) for index in indices]
 
-    def _record_heads(self, heads: Tensor, index: Tensor) -> None:
-        """Keep the chosen heads of a batch, of all processes."""
+    def _record_heads(self, own: Batch, index: Tensor) -> None:
+        """Keep the head of each image that its caption chooses, before the step's update."""
+        with torch.no_grad():
+            heads = selected_heads(*own.embedded(self.model))
         if self.share is not None:
             heads = self.share.gather(heads, len(index))
         if self.state.heads is None:
