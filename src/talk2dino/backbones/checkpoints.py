@@ -9,8 +9,8 @@ import pickletools
 import re
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ContextDecorator, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ContextDecorator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from talk2dino.files import check_file, is_torchscript, load_torch
+from talk2dino.files import check_archive, check_file, is_torchscript, load_torch
 
 logger = logging.getLogger(__name__)
 
@@ -54,39 +54,11 @@ KNOWN_MODELS = (
     (("layer1.0.conv1.",), "a ResNet"),
 )
 
-# Objects of trainings that nobody needs for the weights, and that PyTorch's restricted reader
-# refuses: inert classes stand for them, none of them is imported, none is run.
-NUMBERS = (
-    *(
-        f"numpy.{core}.multiarray.{name}"
-        for core in ("core", "_core")
-        for name in ("scalar", "_reconstruct")
-    ),
-    *("numpy.dtype", "numpy.ndarray"),
+_HARMLESS = re.compile(
+    r"(numpy|omegaconf|typing|argparse|pathlib|lightning|lightning_fabric)\..*"
+    r"|collections\.defaultdict|(builtins|__builtin__)\.(bool|dict|float|int|list|str|tuple)"
 )
-"""NumPy's numbers and arrays: metrics, losses."""
-CONFIGURATION = (
-    *(f"omegaconf.base.{name}" for name in ("ContainerMetadata", "Metadata", "SCMode")),
-    *("omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig"),
-    *(
-        f"omegaconf.nodes.{kind}Node"
-        for kind in ("Any", "Boolean", "Bytes", "Enum", "Float", "Integer", "Path", "String")
-    ),
-    *("omegaconf.nodes.InterpolationResultNode", "omegaconf.nodes.UnionNode"),
-    *(f"typing.{name}" for name in ("Any", "Dict", "List", "Optional", "Tuple", "Union")),
-    *(f"builtins.{name}" for name in ("bool", "dict", "float", "int", "list", "str", "tuple")),
-)
-"""OmegaConf's objects."""
-ARGUMENTS = (
-    *("argparse.Namespace", "pathlib.PosixPath", "pathlib.WindowsPath"),
-    *("pathlib._local.PosixPath", "pathlib._local.WindowsPath"),
-)
-"""What scripts keep of their arguments."""
-_DICTS = (
-    "collections.defaultdict",
-    "lightning_fabric.utilities.data.AttributeDict",
-    "lightning.fabric.utilities.data.AttributeDict",
-)
+"""Objects of trainings that nobody needs for the weights, and that PyTorch's reader refuses."""
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -109,8 +81,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         return unwrapped(_read_safetensors(path), path)
     if is_torchscript(path):
         return unwrapped(_read_torchscript(path), path)
-    with stand_ins((*NUMBERS, *CONFIGURATION, *ARGUMENTS)):
-        content = load_torch(path)
+    with _stand_ins(_harmless_names(path)):
+        content = load_torch(path, mmap=True)
     for _ in WRAPPERS:  # they may be in each other
         content = _unwrapped_once(content)
     if not isinstance(content, Mapping) or not content:
@@ -277,10 +249,20 @@ def _is_safetensors(path: Path) -> bool:
     return start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
 
 
-class Ignored:
+def _harmless_names(path: Path) -> list[str]:
+    """What a file of `torch.save` names that may be left out."""
+    try:
+        check_archive(path)
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # of PyTorch's older format, or damaged, which `load_torch` says
+        return []
+    return [name for name in names if _HARMLESS.fullmatch(name)]
+
+
+class _Ignored:
     """Takes the place of an object that is not needed; it keeps nothing and does nothing."""
 
-    def __new__(cls, *args: Any) -> Ignored:
+    def __new__(cls, *args: Any) -> _Ignored:
         return super().__new__(cls)
 
     def __init__(self, *args: Any) -> None:
@@ -290,38 +272,32 @@ class Ignored:
         pass
 
 
-class _Dict(Ignored):
+class _Dict(_Ignored):
     """Takes the place of a kind of dict: its content may be looked through."""
 
     def __new__(cls, *args: Any) -> Any:
         return {}
 
 
-@contextmanager
-def stand_ins(names: Iterable[str], kind: type[Ignored] = Ignored) -> Iterator[None]:
-    """Let PyTorch's restricted reader meet objects of these names; each becomes a `kind`."""
-    before = torch.serialization.get_safe_globals()
-    classes: list[Any] = [_class_called(name, kind) for name in names]
-    classes += [_class_called(name, _Dict) for name in _DICTS]
-    torch.serialization.add_safe_globals(classes)
-    try:
-        yield
-    finally:
-        torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(before)
-
-
-def _class_called(full_name: str, kind: type[Ignored]) -> type[Ignored]:
-    module, _, name = full_name.rpartition(".")
-    return type(name, (kind,), {"__module__": module})
-
-
-class _Part(Ignored):
+class _Part(_Ignored):
     """A module of a TorchScript archive: what it holds, by name."""
 
     def __setstate__(self, state: Any) -> None:
         if isinstance(state, dict):
             self.__dict__.update(state)
+
+
+def _stand_ins(names: Iterable[str], kind: type[_Ignored] = _Ignored) -> Any:
+    """Let PyTorch's restricted reader meet objects of these names; each becomes a `kind`.
+
+    None of them is imported, none is run.
+    """
+    classes: list[Any] = []
+    for full_name in names:
+        module, _, name = full_name.rpartition(".")
+        base = _Dict if name.lower().endswith("dict") else kind
+        classes.append(type(name, (base,), {"__module__": module}))
+    return torch.serialization.safe_globals(classes)
 
 
 def _read_torchscript(path: Path) -> dict[str, Tensor]:
@@ -342,7 +318,7 @@ def _read_torchscript(path: Path) -> dict[str, Tensor]:
         known = [name for name in found if name.startswith(("__torch__.", "torch.jit._pickle."))]
         with path.open("rb") as file:
             view: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        with view, stand_ins(known, _Part):
+        with view, _stand_ins(known, _Part):
             place = -1
             while (place := view.find(b"/constants.pkl", place + 1)) >= 0:
                 view[place : place + 10] = b"/unusednow"
