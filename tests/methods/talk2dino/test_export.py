@@ -18,7 +18,7 @@ from talk2dino.backbones.vision import as_backbone, create_toy
 from talk2dino.cli.export import FILES
 from talk2dino.methods.talk2dino import export
 from talk2dino.methods.talk2dino.export import FixedSizeBackbone, check_exportable, export_onnx
-from talk2dino.methods.talk2dino.hub.find import TOY_THRESHOLD, FoundModel, toy_config
+from talk2dino.methods.talk2dino.hub.find import TOY_THRESHOLD, FoundModel, find_model
 from talk2dino.methods.talk2dino.segmenter import build_segmenter
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="the export extra is not installed")
@@ -28,7 +28,7 @@ pytest.importorskip("onnxscript", reason="the export extra is not installed")
 @pytest.fixture(scope="module")
 def model():
     """The toy pair with a small input, so that tracing is quick, and a map on both sides."""
-    config = toy_config()
+    config = find_model("toy").config
     projection = dataclasses.replace(config.projection, model_class="DoubleMLP")
     segmenter = build_segmenter(dataclasses.replace(config, projection=projection, input_size=56))
     return Talk2DINO(segmenter, FoundModel(segmenter.config, TOY_THRESHOLD, "toy"))

@@ -28,6 +28,7 @@ from talk2dino.methods.talk2dino.config import (
 )
 from talk2dino.methods.talk2dino.hub.find import (
     FILE_SUFFIXES,
+    MODELS,
     PUBLISHED,
     TOY,
     FoundModel,
@@ -35,7 +36,6 @@ from talk2dino.methods.talk2dino.hub.find import (
     demo_threshold,
     find_model,
     is_repository,
-    is_whole_model,
     short_name,
 )
 from talk2dino.methods.talk2dino.segmenter import Talk2DinoSegmenter, build_segmenter
@@ -44,9 +44,6 @@ from talk2dino.segmenter import Segmenter
 
 logger = logging.getLogger(__name__)
 
-MODELS = {name: f"configs/{Path(m.projection_file).stem}.yaml" for name, m in PUBLISHED.items()}
-MODELS[TOY] = "configs/toy.yaml"
-"""Name of a Talk2DINO -> its recipe."""
 _PAPER = "Talk2DINO's paper"
 _PUBLISHED = {
     "vitb": published(_PAPER, 61.5, 35.1, 41.0, 87.1, 39.8, 28.1, 36.6, 21.1),
@@ -111,7 +108,7 @@ class Talk2DinoMethod(Method):
 
         A projection of that name in weights/ comes first, with the recipe's backbones. Without it,
         and for folders, files and repositories, the model is what `Talk2DINO.from_pretrained`
-        takes it for. A folder as the weights of a name replaces the whole model.
+        takes it for. A whole model as the weights of a name replaces it.
 
         Raises:
             FileNotFoundError, ValueError: see `read_segmenter_config` and `hub.find.find_model`.
@@ -122,22 +119,25 @@ class Talk2DinoMethod(Method):
         weights = changes.pop("weights", None)
         if name in MODELS or Path(name).suffix.lower() in RECIPE_SUFFIXES:
             path, label = _recipe(name)
-            if weights is not None and is_whole_model(weights):
-                return cls._found(find_model(weights), label, options, changes)
-            if weights is not None:
-                changes["projection_weights"] = weights
-            config = read_segmenter_config(path, **changes)
-            chosen = {"weights", *BACKBONE_WEIGHTS} & set(options.given())
-            if name in MODELS and not chosen and not Path(config.projection_weights).is_file():
-                return cls._found(find_model(name), name, options, changes)
-            return cls(label, options, config)
-        if weights is not None:
+            if weights is not None and Path(weights).exists():
+                found = find_model(weights, None if Path(weights).is_dir() else path)
+            else:
+                own = {} if weights is None else {"projection_weights": weights}
+                config = read_segmenter_config(path, **own)
+                found = FoundModel(config, demo_threshold(config), label)
+                chosen = {"weights", *BACKBONE_WEIGHTS} & options.given().keys()
+                if name in MODELS and not (chosen or Path(config.projection_weights).is_file()):
+                    found = find_model(name)
+        elif weights is None:
+            found, path = find_model(name), Path(name).resolve()
+            label = short_name(name) or (path.stem if path.is_file() else path.name)
+        else:
             raise ValueError(
                 f"{name} has its own weights, so --weights {weights} has no place. "
                 "Leave one of them out."
             )
-        label = Path(name).resolve().stem if Path(name).is_file() else Path(name).resolve().name
-        return cls._found(find_model(name), short_name(name) or label, options, changes)
+        config = dataclasses.replace(found.config, **changes)
+        return cls(label, options, config, found.background_threshold)
 
     @classmethod
     def claims(cls, place: str) -> bool:
@@ -145,13 +145,6 @@ class Talk2DinoMethod(Method):
         path = Path(place)
         suffixes = (*RECIPE_SUFFIXES, *FILE_SUFFIXES)
         return path.exists() or path.suffix.lower() in suffixes or is_repository(place)
-
-    @classmethod
-    def _found(
-        cls, found: FoundModel, label: str, options: MethodOptions, changes: Mapping[str, Any]
-    ) -> Talk2DinoMethod:
-        config = dataclasses.replace(found.config, **changes)
-        return cls(label, options, config, found.background_threshold)
 
     @property
     def demo(self) -> PictureRules:
@@ -170,7 +163,7 @@ class Talk2DinoMethod(Method):
         try:
             find_model(name, local_files_only=True)
         except RuntimeError:
-            return dataclasses.replace(_RULES, threshold=default_threshold(published.width))
+            return dataclasses.replace(_RULES, threshold=demo_threshold(published.config("")))
         return None
 
     @property

@@ -25,7 +25,7 @@ from talk2dino.backbones.seeded import PREFIX
 from talk2dino.config import build, check_name, reason
 from talk2dino.files import check_finished, file_sha256, find_in_checkout
 from talk2dino.methods.talk2dino.config import MODEL_FIELDS, SegmenterConfig, read_segmenter_config
-from talk2dino.methods.talk2dino.hub.layout import identify, read_parts
+from talk2dino.methods.talk2dino.hub.layout import ModelParts, identify, read_parts
 from talk2dino.methods.talk2dino.projection import ProjectionConfig, identify_projection
 from talk2dino.textfiles import read_json
 from talk2dino.training.job import read_summary
@@ -55,75 +55,45 @@ class PublishedModel:
 
     repo: str
     """Repository on the Hugging Face Hub with the whole model."""
-    vision_model: str
-    """Backbone, as in talk2dino.backbones.vision."""
-    width: int
-    """D, of the backbone's patches."""
-    projection_file: str
-    """Name of the authors' file with the projection alone."""
-    projection_sha256: str | None
+    recipe: str
+    """Stem of its recipe in configs/, and of the authors' file with the projection alone."""
+    sha256: str | None = None
     """Checksum of that file; None where it is not recorded."""
+
+    @property
+    def projection_file(self) -> str:
+        """Name of the authors' file with the projection alone."""
+        return f"{self.recipe}.pth"
 
     def config(self, projection_weights: str) -> SegmenterConfig:
         """The segmenter, with backbones that timm and open_clip download."""
-        heads = self.width // 64  # as every DINO
-        return SegmenterConfig(
-            projection=ProjectionConfig(
-                hidden_layer=True, dino_embed_dim=self.width, num_attn_head=heads
-            ),
-            projection_weights=projection_weights,
-            vision_model=self.vision_model,
-        )
+        recipe = f"configs/{self.recipe}.yaml"
+        return read_segmenter_config(recipe, projection_weights=projection_weights)
 
 
 PUBLISHED = {
     "vitb": PublishedModel(
-        repo="lorebianchi98/Talk2DINO-ViTB",
-        vision_model="dinov2_vitb14_reg",
-        width=768,
-        projection_file="vitb_mlp_infonce.pth",
-        projection_sha256="5f6efcc520f22916ecf3dfdfb01d6f57e701c1c2e1feda71a80d89e3cd752f0f",
+        "lorebianchi98/Talk2DINO-ViTB",
+        "vitb_mlp_infonce",
+        "5f6efcc520f22916ecf3dfdfb01d6f57e701c1c2e1feda71a80d89e3cd752f0f",
     ),
-    "vitl": PublishedModel(
-        repo="lorebianchi98/Talk2DINO-ViTL",
-        vision_model="dinov2_vitl14_reg",
-        width=1024,
-        projection_file="vitl_mlp_infonce.pth",
-        projection_sha256=None,
-    ),
+    "vitl": PublishedModel("lorebianchi98/Talk2DINO-ViTL", "vitl_mlp_infonce"),
     "dinov3_vitb": PublishedModel(
-        repo="lorebianchi98/Talk2DINOv3-ViTB",
-        vision_model="vit_base_patch16_dinov3.lvd1689m",
-        width=768,
-        projection_file="dinov3_vitb_mlp_infonce.pth",
-        projection_sha256="6fc5ce7a05d8f1c829c174d87b861da05399cf0bfe50de3711ac940115d85fcc",
+        "lorebianchi98/Talk2DINOv3-ViTB",
+        "dinov3_vitb_mlp_infonce",
+        "6fc5ce7a05d8f1c829c174d87b861da05399cf0bfe50de3711ac940115d85fcc",
     ),
-    "dinov3_vitl": PublishedModel(
-        repo="lorebianchi98/Talk2DINOv3-ViTL",
-        vision_model="vit_large_patch16_dinov3.lvd1689m",
-        width=1024,
-        projection_file="dinov3_vitl_mlp_infonce.pth",
-        projection_sha256=None,
-    ),
+    "dinov3_vitl": PublishedModel("lorebianchi98/Talk2DINOv3-ViTL", "dinov3_vitl_mlp_infonce"),
 }
 """Short name -> model."""
+MODELS = {name: f"configs/{model.recipe}.yaml" for name, model in PUBLISHED.items()}
+MODELS[TOY] = "configs/toy.yaml"
+"""Name of a Talk2DINO -> its recipe."""
 
 
 def short_name(repo: str) -> str | None:
     """The short name of one of the authors' repositories; None for any other."""
     return next((name for name, model in PUBLISHED.items() if model.repo == repo), None)
-
-
-def toy_config() -> SegmenterConfig:
-    """The toy pair with an untrained projection: needs no file, and knows nothing."""
-    return SegmenterConfig(
-        projection=ProjectionConfig(hidden_layer=True, dino_embed_dim=192, num_attn_head=3),
-        projection_weights="seeded:0",
-        vision_model=TOY,
-        vision_weights="seeded:0",
-        text_model=TOY,
-        text_weights="seeded:0",
-    )
 
 
 def demo_threshold(config: SegmenterConfig) -> float:
@@ -186,8 +156,9 @@ def find_model(name_or_path: str, config: str | Path | None = None, **download: 
         )
     if config is not None and not path.is_file():
         raise ValueError(f"config= belongs to the file of a projection, not to {name_or_path!r}.")
-    if name_or_path == TOY:
-        return FoundModel(toy_config(), TOY_THRESHOLD, TOY)
+    if name_or_path == TOY:  # which needs no file, and knows nothing
+        chosen = read_segmenter_config(MODELS[TOY], projection_weights=f"{PREFIX}0")
+        return FoundModel(chosen, TOY_THRESHOLD, TOY)
     if name_or_path in PUBLISHED:
         return _find_published(name_or_path, download)
     if path.is_dir():
@@ -195,11 +166,7 @@ def find_model(name_or_path: str, config: str | Path | None = None, **download: 
     if path.is_file():
         return _find_file(path, config)
     if is_repository(name_or_path):
-        name = short_name(name_or_path)
-        published = ", ".join(model.repo for model in PUBLISHED.values())
-        advice = f"There is no local folder of that name either. Published models: {published}."
-        folder = fetch_folder(name_or_path, _advice(name) if name else advice, **download)
-        return dataclasses.replace(_find_folder(folder), origin=name_or_path)
+        return _find_remote(name_or_path, short_name(name_or_path), download)
     if "/" in name_or_path or "\\" in name_or_path or path.suffix in FILE_SUFFIXES:
         raise FileNotFoundError(
             f"there is no file or folder {name_or_path}. Give one, a repository (owner/name), or "
@@ -212,15 +179,6 @@ def find_model(name_or_path: str, config: str | Path | None = None, **download: 
 def is_repository(name: str) -> bool:
     """Whether a name has the form `owner/name` and no ending of a file."""
     return _REPO.fullmatch(name) is not None and not name.endswith(FILE_SUFFIXES)
-
-
-def is_whole_model(place: str | Path) -> bool:
-    """Whether a path is that of a folder, or of a file with more than a projection.
-
-    Raises:
-        ValueError: a damaged file.
-    """
-    return Path(place).is_dir() or (Path(place).is_file() and bool(read_parts(place).vision))
 
 
 def find_weights(folder: Path) -> Path:
@@ -282,19 +240,19 @@ def parse_folder_config(content: Mapping[str, Any], source: str, folder: Path) -
 def _find_folder(folder: Path) -> FoundModel:
     """A folder that `save_pretrained` wrote, or one with the files of a published model."""
     path = find_weights(folder)
-    found = read_folder_config(folder) or _identified(path)
+    found = read_folder_config(folder) or _identified(read_parts(path), str(path))
     return dataclasses.replace(found, origin=str(folder))
 
 
 def _find_file(path: Path, config: str | Path | None) -> FoundModel:
-    """A projection's file (the backbones come from timm and open_clip), or a whole model's.
+    """A whole model's file, or a projection's (the backbones come from timm and open_clip).
 
     Which backbones a projection belongs to is said by `config`, by the summary that `train.py`
     writes beside it, or by the file itself if it is one of the published ones.
     """
     parts = read_parts(path)
-    if config is None and parts.vision:
-        return _identified(path)
+    if parts.vision:
+        return _identified(parts, str(path))
     summary = read_summary(path.with_suffix(".json"))
     if config is not None:
         chosen = read_segmenter_config(config, projection_weights=str(path))
@@ -316,27 +274,42 @@ def _find_published(name: str, download: Mapping[str, Any]) -> FoundModel:
     model = PUBLISHED[name]
     folder = find_in_checkout(Path("weights") / name)
     projection = find_in_checkout(Path("weights") / model.projection_file)
-    threshold = default_threshold(model.width)
+    config = model.config(str(projection))
+    threshold = demo_threshold(config)
     if folder.is_dir():
         found = _find_folder(folder)
     elif projection.is_file():
-        expected = model.projection_sha256
-        if expected is not None and (digest := file_sha256(projection)) != expected:
+        if model.sha256 is not None and (digest := file_sha256(projection)) != model.sha256:
             raise ValueError(
                 f"{projection} is not the published file: its SHA-256 is {digest[:12]}..., "
-                f"expected {expected[:12]}.... Download it again (weights/README.md), or, if it is "
-                f"your own training, load it by its path: from_pretrained({str(projection)!r})."
+                f"expected {model.sha256[:12]}.... Download it again (weights/README.md), or, if "
+                "it is your own training, load it by its path: "
+                f"from_pretrained({str(projection)!r})."
             )
-        found = FoundModel(model.config(str(projection)), threshold, name)
+        found = FoundModel(config, threshold, name)
     else:
-        found = _find_folder(fetch_folder(model.repo, _advice(name), **download))
+        found = _find_remote(model.repo, name, download)
     return dataclasses.replace(found, origin=name, background_threshold=threshold)
+
+
+def _find_remote(repo: str, name: str | None, download: Mapping[str, Any]) -> FoundModel:
+    """A repository of the Hub; `name` is the short one of a published model."""
+    if name is None:
+        published = ", ".join(model.repo for model in PUBLISHED.values())
+        advice = f"There is no local folder of that name either. Published models: {published}."
+    else:
+        advice = (
+            f"In weights/{name}/ of the checkout the name {name!r} finds it; with "
+            f"{PUBLISHED[name].projection_file} alone in weights/ (see weights/README.md), it "
+            "takes the backbones from timm and open_clip. 'toy' needs no files."
+        )
+    return dataclasses.replace(_find_folder(fetch_folder(repo, advice, **download)), origin=repo)
 
 
 def _published_projection(path: Path) -> PublishedModel | None:
     """The published model a projection's file is of: by its content, or by its name."""
     digest = file_sha256(path)
-    by_content = [model for model in PUBLISHED.values() if model.projection_sha256 == digest]
+    by_content = [model for model in PUBLISHED.values() if model.sha256 == digest]
     by_name = [model for model in PUBLISHED.values() if model.projection_file == path.name]
     return next(iter((*by_content, *by_name)), None)
 
@@ -361,13 +334,12 @@ def _config_from_summary(summary: Mapping[str, Any], path: Path) -> SegmenterCon
     )
 
 
-def _identified(path: Path) -> FoundModel:
+def _identified(parts: ModelParts, source: str) -> FoundModel:
     """What a file without a configuration of ours holds, from its tensors."""
-    parts, source = read_parts(path), str(path)
     projection = identify_projection(parts.projection, source)
     if not parts.vision:
         raise ValueError(
-            f"{path} holds the projection only, and no config.json of save_pretrained says which "
+            f"{source} holds the projection only, and no config.json of save_pretrained says which "
             "backbones it belongs to."
         )
     vision, text = identify(parts, source)
@@ -379,15 +351,7 @@ def _identified(path: Path) -> FoundModel:
         text_model=text,
         text_weights=source,
     )
-    return FoundModel(config, default_threshold(projection.dino_embed_dim), source)
-
-
-def _advice(name: str) -> str:
-    return (
-        f"In weights/{name}/ of the checkout the name {name!r} finds it; with "
-        f"{PUBLISHED[name].projection_file} alone in weights/ (see weights/README.md), it takes "
-        "the backbones from timm and open_clip. 'toy' needs no files."
-    )
+    return FoundModel(config, demo_threshold(config), source)
 
 
 def fetch_folder(repo: str, advice: str = "", **settings: Any) -> Path:
