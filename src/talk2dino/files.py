@@ -350,8 +350,8 @@ def load_torch(path: str | Path, mmap: bool = False) -> Any:
         raise ValueError(f"{path} is empty (0 bytes)")
     if is_torchscript(path):
         raise ValueError(f"{path} is a TorchScript program, not only tensors, and is not loaded.")
-    mmap = mmap and zipfile.is_zipfile(path)  # torch's format before 1.6 cannot be mapped
     try:
+        mmap = mmap and zipfile.is_zipfile(path)  # torch's format before 1.6 cannot be mapped
         check_archive(path)
         return torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
     except PermissionError:

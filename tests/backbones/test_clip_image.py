@@ -10,11 +10,11 @@ from talk2dino.backbones.clip_image import (
     exact_positions,
     load_clip,
     margins,
-    offset_positions,
     pad_to_multiple,
     queries_keys_values,
 )
 from talk2dino.backbones.text import CLIP_MODELS, create_text_tower
+from talk2dino.backbones.vision import offset_positions
 
 
 @pytest.fixture(scope="module")

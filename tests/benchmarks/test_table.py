@@ -16,7 +16,7 @@ from talk2dino.cli.evaluate_published import evaluations_of
 from talk2dino.files import find_in_checkout
 from talk2dino.methods.registry import find_method
 from talk2dino.methods.talk2dino.config import read_published
-from talk2dino.methods.talk2dino.method import MODELS
+from talk2dino.methods.talk2dino.method import MODELS, name_of_recipe
 from talk2dino.methods.talk2dino.recipe import load_recipe
 
 FOLDERS = ("ade", "cityscapes", "voc", "voc_bg", "context", "context_bg", "stuff", "coco_object")
@@ -45,8 +45,8 @@ def evaluation_file(folder, model, pamr):
 def test_every_published_pair_resolves_to_its_row(root, folder, model, pamr):
     configs = root / "src" / "open_vocabulary_segmentation" / "configs" / folder
     model_file = configs / f"dinotext_{folder}_{model}_mlp_infonce.yml"
-    read = read_published(model_file, configs / evaluation_file(folder, model, pamr))
-    (evaluation,) = evaluations_of(read)
+    found = read_published(model_file, configs / evaluation_file(folder, model, pamr))
+    (evaluation,) = evaluations_of(*found[:2], name_of_recipe(found[2]))
     row = BENCHMARKS[TASKS[FOLDERS.index(folder)]]
     recipe = load_recipe(find_in_checkout(MODELS[model]))
     config = evaluation.method.config

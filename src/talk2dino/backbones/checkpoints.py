@@ -162,7 +162,13 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: str | Pa
             numbers where the module computes with fractions.
     """
     check_fit(state, state_shapes(module), f"{source} does not fit this {type(module).__name__}")
-    check_not_quantised(state, module, source)
+    fractions = [name for name, own in module.state_dict().items() if own.is_floating_point()]
+    if whole := [name for name in fractions if not state[name].is_floating_point()]:
+        kind = str(state[whole[0]].dtype).removeprefix("torch.")
+        raise ValueError(
+            f"{source} looks quantised: {kind} in place of fractions, in {listed(whole)}. Get the "
+            "weights as float32, float16 or bfloat16."
+        )
     module.load_state_dict(dict(state))
 
 
@@ -200,21 +206,6 @@ def _is_finite(value: Tensor) -> bool:
         return True
     # A finite sum, which is several times as fast, leaves no doubt; others may have overflowed.
     return bool(value.sum().isfinite()) or bool(value.isfinite().all())
-
-
-def check_not_quantised(state: Mapping[str, Tensor], module: nn.Module, source: str | Path) -> None:
-    """Raise ValueError if tensors of `state` would be copied without their scales."""
-    whole = [
-        name
-        for name, value in module.state_dict().items()
-        if value.is_floating_point() and not state[name].is_floating_point()
-    ]
-    if whole:
-        kind = str(state[whole[0]].dtype).removeprefix("torch.")
-        raise ValueError(
-            f"{source} looks quantised: {kind} in place of fractions, in {listed(whole)}. Get the "
-            "weights as float32, float16 or bfloat16."
-        )
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

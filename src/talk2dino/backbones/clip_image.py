@@ -40,13 +40,6 @@ Positions = Callable[[Tensor, tuple[int, int]], Tensor]
 """A rule: position table (1, D, side, side) and grid (h, w) to positions (1, D, h, w)."""
 
 
-def offset_positions(table: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Bicubic without antialias, with 0.1 added to the grid, as the official DINO code does."""
-    side = table.shape[-1]
-    scale = ((grid[0] + 0.1) / side, (grid[1] + 0.1) / side)
-    return F.interpolate(table, scale_factor=scale, mode="bicubic")
-
-
 def exact_positions(table: Tensor, grid: tuple[int, int]) -> Tensor:
     """Bicubic without antialias, to the exact grid."""
     return F.interpolate(table, size=grid, mode="bicubic")

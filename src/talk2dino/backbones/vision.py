@@ -193,11 +193,17 @@ class VisionBackbone(nn.Module):
         side = self.model.patch_embed.grid_size[0]
         if (height, width) != (side, side):
             square = patch_positions.reshape(1, side, side, dim).permute(0, 3, 1, 2)
-            scale = ((height + 0.1) / side, (width + 0.1) / side)
-            resized = F.interpolate(square, scale_factor=scale, mode="bicubic")
+            resized = offset_positions(square, (height, width))
             patch_positions = resized.permute(0, 2, 3, 1).reshape(1, height * width, dim)
         cls = (self.model.cls_token + cls_position).expand(batch, -1, -1)
         return torch.cat([cls, grid.flatten(1, 2) + patch_positions], dim=1)
+
+
+def offset_positions(table: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Bicubic without antialias, with 0.1 added to the grid, as the official DINO code does."""
+    side = table.shape[-1]
+    scale = ((grid[0] + 0.1) / side, (grid[1] + 0.1) / side)
+    return F.interpolate(table, scale_factor=scale, mode="bicubic")
 
 
 def cls_attention_logits(attention: nn.Module, tokens: Tensor, num_prefix: int) -> Tensor:

@@ -13,7 +13,7 @@ from talk2dino.cli.evaluate import NO_BACKGROUND, EvaluationCommand, warn
 if TYPE_CHECKING:
     from talk2dino.benchmarks.job import Evaluation, Job, Outcome
     from talk2dino.cli.evaluate import Found
-    from talk2dino.methods.talk2dino.config import PublishedEvaluation
+    from talk2dino.methods.talk2dino.config import EvaluateSection, SegmenterConfig
 
 _CONFIGS = "src/open_vocabulary_segmentation/configs"
 
@@ -61,6 +61,7 @@ class EvaluatePublished(EvaluationCommand):
     def check(self) -> Found:
         """Read the files, find all data, and refuse what cannot work, before weights are loaded."""
         from talk2dino.methods.talk2dino.config import read_published
+        from talk2dino.methods.talk2dino.method import name_of_recipe
         from talk2dino.training.job import check_logger
 
         if not self.eval:
@@ -69,12 +70,14 @@ class EvaluatePublished(EvaluationCommand):
             raise ValueError("--wandb_name needs --wandb.")
         if self.wandb:
             check_logger("wandb")
-        read = read_published(self.eval_cfg, self.eval_base_cfg, self.opts)
-        coloured, truth = read.evaluate.pred_qual_path, read.evaluate.gt_qual_path
+        config, section, recipe = read_published(self.eval_cfg, self.eval_base_cfg, self.opts)
+        coloured, truth = section.pred_qual_path, section.gt_qual_path
         self.coloured = self.coloured or (None if coloured is None else Path(coloured))
         self.truth = self.truth or (None if truth is None else Path(truth))
-        evaluations = evaluations_of(read, self.precision)
-        return self.found(evaluations, folders_per_benchmark=len(read.benchmarks) > 1)
+        config = dataclasses.replace(config, precision=self.precision)
+        name = name_of_recipe(recipe) or self.eval_cfg.stem
+        evaluations = evaluations_of(config, section, name)
+        return self.found(evaluations, folders_per_benchmark=len(evaluations) > 1)
 
     def log(self, job: Job, outcomes: Sequence[Outcome]) -> None:
         """Log the numbers to Weights & Biases, if asked to."""
@@ -96,28 +99,20 @@ class EvaluatePublished(EvaluationCommand):
         wandb.close()
 
 
-def evaluations_of(read: PublishedEvaluation, precision: str = "fp32") -> list[Evaluation]:
-    """The evaluations that the published files describe."""
+def evaluations_of(
+    config: SegmenterConfig, section: EvaluateSection, name: str
+) -> list[Evaluation]:
+    """The evaluations that `read_published` found, of a model that results call `name`."""
     from talk2dino.benchmarks.job import Evaluation
-    from talk2dino.methods.talk2dino.method import (
-        Talk2DinoMethod,
-        Talk2DinoOptions,
-        name_of_recipe,
-    )
+    from talk2dino.benchmarks.table import find_benchmarks
+    from talk2dino.methods.talk2dino.method import Talk2DinoMethod, Talk2DinoOptions
 
-    section = read.evaluate
-    config = dataclasses.replace(
-        read.config, pamr=section.pamr, template=section.template, precision=precision
-    )
-    without = [row.key for row in read.benchmarks if not row.background]
+    rows = find_benchmarks(section.task)
+    without = [row.key for row in rows if not row.background]
     if section.bg_thresh is not None and without:
         warn(f"evaluate.bg_thresh is unused for {', '.join(without)}: {NO_BACKGROUND}")
-    name = name_of_recipe(read.recipe) or read.model_file
     method = Talk2DinoMethod(name, Talk2DinoOptions(), config)
-    return [
-        Evaluation(row, method, section.bg_thresh if row.background else None)
-        for row in read.benchmarks
-    ]
+    return [Evaluation(row, method, section.bg_thresh if row.background else None) for row in rows]
 
 
 main = EvaluatePublished.main

@@ -17,11 +17,11 @@ from torch import Tensor
 from talk2dino.backbones.clip_image import (
     ClipImage,
     load_clip,
-    offset_positions,
     pad_to_multiple,
     queries_keys_values,
 )
 from talk2dino.backbones.text import TextEncoder
+from talk2dino.backbones.vision import offset_positions
 from talk2dino.benchmarks.table import BENCHMARKS, Benchmark
 from talk2dino.config import check_name
 from talk2dino.methods.base import published

@@ -18,13 +18,18 @@ from torch import Tensor
 from talk2dino.backbones.clip_image import (
     ClipImage,
     load_clip,
-    offset_positions,
     pad_to_multiple,
     queries_keys_values,
 )
 from talk2dino.backbones.seeded import parse_seeded
 from talk2dino.backbones.text import TextEncoder
-from talk2dino.backbones.vision import VisionBackbone, check_vision, default_weights, load_vision
+from talk2dino.backbones.vision import (
+    VisionBackbone,
+    check_vision,
+    default_weights,
+    load_vision,
+    offset_positions,
+)
 from talk2dino.benchmarks.table import Benchmark
 from talk2dino.files import content_digest
 from talk2dino.methods.base import published

@@ -33,11 +33,10 @@ def test_options_override_both_files(write):
         "evaluate.bg_thresh=0.52",
         "evaluate.task=[voc,ade]",
     ]
-    read = read_published(*write(), [*options, "model.with_bg_clean=true"])
-    assert read.config.vision_weights == "seeded:7"
-    assert read.config.clean_background
-    assert read.evaluate.bg_thresh == 0.52
-    assert [row.key for row in read.benchmarks] == ["voc", "ade20k"]
+    config, section, _ = read_published(*write(), [*options, "model.with_bg_clean=true"])
+    assert config.vision_weights == "seeded:7"
+    assert config.clean_background
+    assert (section.bg_thresh, section.task) == (0.52, ["voc", "ade"])
 
 
 def test_keys_without_effect_give_one_warning(write, caplog):
@@ -62,8 +61,8 @@ evaluate:
         (MODEL + "  resise_dim: 3\n", "evaluate: {task: [voc]}", [], "Did you mean 'resize_dim'"),
         (MODEL, "evaluate: {task: [voc], bg_tresh: 1}", [], "Did you mean 'bg_thresh'"),
         (MODEL, "evalute: {task: [voc]}", [], "unknown section 'evalute'"),
-        (MODEL, "evaluate: {pamr: true}", [], "must list benchmarks, found None"),
-        (MODEL, "evaluate: {task: [vok]}", [], "unknown benchmark 'vok'"),
+        (MODEL, "evaluate: {pamr: true}", [], "'task:' is missing"),
+        (MODEL, "evaluate: {task: [3]}", [], "task[0] must be str, got 3"),
         (MODEL, "evaluate: {task: [voc], bg_thresh: high}", [], "must be float or null"),
         (MODEL, "evaluate: {task: [voc]}", ["bg_thresh=0.5"], "expected section.key=value"),
         (MODEL, "evaluate: {task: [voc]}", ["evaluate.bg=0.5"], "unknown key 'bg'"),

@@ -14,7 +14,6 @@ from talk2dino.backbones.seeded import parse_seeded
 from talk2dino.backbones.templates import get_templates
 from talk2dino.backbones.text import check_text, is_bert
 from talk2dino.backbones.vision import check_vision
-from talk2dino.benchmarks.table import Benchmark, find_benchmarks
 from talk2dino.config import build, check_name, naming
 from talk2dino.files import find_in_checkout
 from talk2dino.methods.dense import RefinementOptions
@@ -220,8 +219,10 @@ WITHOUT_EFFECT = {
 
 @dataclass(frozen=True)
 class EvaluateSection:
-    """The `evaluate:` section, but for `task`, which is a list."""
+    """The `evaluate:` section."""
 
+    task: list[str] | str
+    """Keys of benchmarks."""
     pamr: bool = False
     """Refine the masks with PAMR."""
     bg_thresh: float | None = None
@@ -237,31 +238,18 @@ class EvaluateSection:
         get_templates(self.template)
 
 
-@dataclass(frozen=True)
-class PublishedEvaluation:
-    """What the files say together."""
-
-    config: SegmenterConfig
-    """Models and options of inference."""
-    benchmarks: list[Benchmark]
-    """The tasks."""
-    evaluate: EvaluateSection
-    """The other settings."""
-    recipe: str
-    """Name of the projection's recipe, without its suffix."""
-    model_file: str
-    """The same of the model file."""
-
-
 def read_published(
     model_file: str | Path, evaluation_file: str | Path | None, options: Sequence[str] = ()
-) -> PublishedEvaluation:
+) -> tuple[SegmenterConfig, EvaluateSection, str]:
     """Read and merge: the evaluation file first, the model file over it, the options over both.
 
     Args:
         model_file: `--eval_cfg`.
         evaluation_file: `--eval_base`, which may be left out if the other holds everything.
         options: `section.key=value` with YAML values.
+
+    Returns:
+        Models and options of inference, the rest, and the name of the projection's recipe.
 
     Raises:
         FileNotFoundError: a file is not there.
@@ -300,16 +288,10 @@ def read_published(
                 f"{source}: the section '{name}:' is missing. A model file (--eval_cfg) and an "
                 "evaluation file (--eval_base) are needed."
             )
-    task = merged["evaluate"].pop("task", None)
-    if not isinstance(task, str | list) or not all(isinstance(name, str) for name in task):
-        raise ValueError(f"{source}: evaluate.task must list benchmarks, found {task!r}.")
-    return PublishedEvaluation(
-        config=config_from_model_section(merged["model"], source),
-        benchmarks=find_benchmarks(task),
-        evaluate=build(EvaluateSection, merged["evaluate"], source),
-        recipe=str(merged["model"]["proj_class"]),
-        model_file=Path(model_file).stem,
-    )
+    config = config_from_model_section(merged["model"], source)
+    section = build(EvaluateSection, merged["evaluate"], source)
+    config = dataclasses.replace(config, pamr=section.pamr, template=section.template)
+    return config, section, str(merged["model"]["proj_class"])
 
 
 def _parse_options(options: Sequence[str]) -> dict[str, dict[str, Any]]:

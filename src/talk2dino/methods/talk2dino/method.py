@@ -118,7 +118,10 @@ class Talk2DinoMethod(Method):
         changes.pop("compile", None)  # it is how a model runs, not what it is
         weights = changes.pop("weights", None)
         if name in MODELS or Path(name).suffix.lower() in RECIPE_SUFFIXES:
-            path, label = _recipe(name)
+            path = find_in_checkout(MODELS.get(name, name))
+            short = name_of_recipe(path.stem)
+            same = short and find_in_checkout(MODELS[short]).resolve() == path.resolve()
+            label = short if short and same else path.stem
             if weights is not None and Path(weights).exists():
                 found = find_model(weights, None if Path(weights).is_dir() else path)
             else:
@@ -278,16 +281,6 @@ class Talk2DinoMethod(Method):
         chosen = self.options.given()
         changes = {key: chosen.get(key, value) for key, value in changes.items()}
         return dataclasses.replace(self, config=dataclasses.replace(self.config, **changes))
-
-
-def _recipe(name: str) -> tuple[Path, str]:
-    """The YAML file of a name, and the name of a YAML file."""
-    if name in MODELS:
-        return find_in_checkout(MODELS[name]), name
-    path = find_in_checkout(name)
-    short = name_of_recipe(path.stem)
-    same = short is not None and find_in_checkout(MODELS[short]).resolve() == path.resolve()
-    return path, short if short is not None and same else path.stem
 
 
 def name_of_recipe(stem: str) -> str | None:
