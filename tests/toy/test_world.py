@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from talk2dino.benchmarks.dataset_file import read_dataset
-from talk2dino.benchmarks.table import find_benchmark
+from talk2dino.benchmarks.table import find_benchmark, read_dataset
 from talk2dino.cli.toy import main
 from talk2dino.features.captions import CaptionInput
 from talk2dino.toy.objects import WORLDS

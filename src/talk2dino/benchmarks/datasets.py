@@ -17,7 +17,6 @@ import cv2
 import numpy as np
 
 from talk2dino.benchmarks.data.labels import forbidden, label_name, label_size, read_labels
-from talk2dino.benchmarks.data.sources import SOURCES
 from talk2dino.benchmarks.table import Benchmark
 from talk2dino.files import listed
 from talk2dino.pictures.drawing import class_colours
@@ -183,7 +182,7 @@ class EvaluationSet:
         if unknown.any() and not rules.unknown_ignored:
             path = self.data_root / self.samples[index].label
             text = f"{path}: {unknown_values(row, values, unknown)}."
-            if row.key in SOURCES:
+            if row.source is not None:
                 text += " `python -m talk2dino data check` names the usual mistakes."
             raise ValueError(text)
         return labels
@@ -196,7 +195,7 @@ class MissingPlaces(FileNotFoundError):
         self.paths = paths
         if row.folders:
             where = "The keys images, labels, split and data_root of its YAML file name the places."
-        elif row.key in SOURCES:
+        elif row.source is not None:
             where = "`python -m talk2dino data check` says what belongs where."
         else:
             where = f"configs/datasets/{row.key}.yaml says what belongs where."

@@ -18,8 +18,13 @@ from talk2dino.benchmarks.data.convert import (
     write_lists,
 )
 from talk2dino.benchmarks.data.importing import FORMATS, plan_import
-from talk2dino.benchmarks.data.sources import check_data_root
-from talk2dino.benchmarks.table import BENCHMARKS, STUFF_BACKGROUND, Benchmark, find_benchmarks
+from talk2dino.benchmarks.table import (
+    BENCHMARKS,
+    STUFF_BACKGROUND,
+    Benchmark,
+    check_data_root,
+    find_benchmarks,
+)
 from talk2dino.cli.convert_coco import convert_files
 from talk2dino.cli.entry import DONE, FAILED, Command
 from talk2dino.config import check_at_least, check_name, split_names

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from talk2dino.benchmarks.data.sources import check_data_root
-from talk2dino.benchmarks.table import BENCHMARKS, find_benchmarks
+from talk2dino.benchmarks.table import BENCHMARKS, check_data_root, find_benchmarks
 from talk2dino.cli.entry import DONE, Command, bar_of, core_share
 from talk2dino.cli.flags import add_flags, from_flags
 from talk2dino.cli.method_flags import MethodCommand

@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from talk2dino.benchmarks.data.check import check_data
-from talk2dino.benchmarks.data.sources import SOURCES
 from talk2dino.benchmarks.datasets import pair_problem
 from talk2dino.benchmarks.table import BENCHMARKS
 from talk2dino.cli.data import main
@@ -49,7 +48,7 @@ def test_everything_there_but_the_number(key, tmp_path, monkeypatch):
     assert "2 images, officially" in report.warnings[0]
     assert report.histogram.startswith("2 labels, 3 values: 1 ")
     assert report.histogram.endswith("255 (ignored) 25 %")
-    for texts in SOURCES[key].__dict__.values():
+    for texts in vars(BENCHMARKS[key].source).values():
         if isinstance(texts, str):
             texts.format(root="data", key=key)  # no stray braces
 

@@ -8,8 +8,8 @@ import yaml
 from PIL import Image
 
 from talk2dino.benchmarks.data.importing import FORMATS, plan_import
-from talk2dino.benchmarks.dataset_file import read_dataset
 from talk2dino.benchmarks.datasets import EvaluationSet, check_files
+from talk2dino.benchmarks.table import read_dataset
 from talk2dino.cli.data import main
 
 VOC = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 8: (64, 0, 0)}

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 
 from talk2dino.benchmarks.data.labels import IGNORED, WIDE_IGNORED, LabelRules, ignored_label
-from talk2dino.benchmarks.data.sources import SOURCES, Source
 from talk2dino.benchmarks.datasets import (
     EvaluationSet,
     MissingPlaces,
@@ -21,7 +20,7 @@ from talk2dino.benchmarks.datasets import (
     some_of,
     unknown_values,
 )
-from talk2dino.benchmarks.table import Benchmark
+from talk2dino.benchmarks.table import Benchmark, Source
 from talk2dino.files import listed
 
 _ENOUGH_LABELS = 3  # of which one holds a value that most labels hold
@@ -63,7 +62,7 @@ def check_data(row: Benchmark, data_root: str | Path, sample_size: int) -> DataR
         data_root: the folder that all benchmarks are below.
         sample_size: how many labels to read, spread over the list.
     """
-    report, root, source = DataReport(row), Path(data_root), SOURCES.get(row.key)
+    report, root, source = DataReport(row), Path(data_root), row.source
     try:
         dataset = EvaluationSet(row, root)
     except MissingPlaces as error:
