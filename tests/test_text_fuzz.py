@@ -11,11 +11,10 @@ import pytest
 from talk2dino.benchmarks.results import read_result
 from talk2dino.features.captions import CaptionInput
 from talk2dino.methods.ovsegmentor.checkpoints import _read_folder
-from talk2dino.methods.ovsegmentor.config import get_preset
+from talk2dino.methods.ovsegmentor.config import get_preset, load_pretraining_recipe
 from talk2dino.methods.ovsegmentor.data.prepare import filter_captions, json_to_csv, make_pairs
 from talk2dino.methods.ovsegmentor.data.samples import open_rows
 from talk2dino.methods.ovsegmentor.data.words import CaptionReader, dictionary_lemma
-from talk2dino.methods.ovsegmentor.pretraining.config import load_pretraining_recipe
 from talk2dino.methods.talk2dino.config import (
     SegmenterConfig,
     read_published,

@@ -19,8 +19,7 @@ from talk2dino.cli.evaluate import main
 from talk2dino.cli.report import main as report_main
 from talk2dino.methods import clip_words
 from talk2dino.methods.freeda.method import FreeDAMethod
-from talk2dino.methods.ovsegmentor.method import OVSegmentorMethod
-from talk2dino.methods.ovsegmentor.segmenter import OVSegmentorSegmenter
+from talk2dino.methods.ovsegmentor.method import OVSegmentorMethod, OVSegmentorSegmenter
 from talk2dino.methods.proxyclip import ProxyClipMethod
 from talk2dino.methods.talk2dino.method import Talk2DinoMethod
 from talk2dino.methods.talk2dino.segmenter import Talk2DinoSegmenter

@@ -81,7 +81,7 @@ def test_a_loss_that_is_not_a_number_exits_1_and_keeps_the_state(folder, capsys,
     assert train() == 1
     message = capsys.readouterr().err
     assert "epoch 1, step " in message
-    assert "the loss is nan" in message
+    assert "train_loss is nan" in message
     assert "weights/recipe.resume.pth" in message
     assert not (folder / "weights/recipe.pth").exists()
     assert (folder / "weights/recipe.resume.pth").is_file()

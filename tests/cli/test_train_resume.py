@@ -114,14 +114,14 @@ def saved_at(path):
 
 
 def test_killed_at_random_moments_and_resumed_the_result_is_the_same(folder, fork_server):
-    train = {"num_epochs": 25, "batch_size": 2, "lr": 0.001, "save_best_model": True}
+    train = {"num_epochs": 15, "batch_size": 2, "lr": 0.001, "save_best_model": True}
     write_recipe(folder / "recipe.yaml", train=train)
     flags = ["--model", "recipe.yaml", "--train_dataset", "train.pth", "--val_dataset", "val.pth"]
     flags += ["--device", "cpu", "--checkpoint_seconds", "0", "--save_head_activations"]
     assert main([*flags, "--out", "calm/w.pth"]) == 0
     unfinished = folder / "killed/w.resume.pth"
     moments, steps_at_death = random.Random(0), []
-    for seconds in [*(moments.uniform(0.0, 0.2) for _ in range(8)), None]:
+    for seconds in [*(moments.uniform(0.0, 0.2) for _ in range(5)), None]:
         arguments = ([*flags, "--out", "killed/w.pth"], unfinished, seconds)
         process = fork_server.Process(target=run_and_die, args=arguments)
         process.start()
@@ -130,7 +130,7 @@ def test_killed_at_random_moments_and_resumed_the_result_is_the_same(folder, for
             break
         steps_at_death.append(torch.load(unfinished)["state"]["step"])
     assert process.exitcode == 0
-    assert sum(step > 0 for step in steps_at_death) >= 3  # killed within an epoch
+    assert sum(step > 0 for step in steps_at_death) >= 2  # killed within an epoch
     for name in ("w.pth", "w.losses.csv", "w.losses.png", "w.heads.json"):
         assert (folder / "killed" / name).read_bytes() == (folder / "calm" / name).read_bytes()
     calm, killed = ({p.name for p in (folder / name).iterdir()} for name in ("calm", "killed"))

@@ -18,7 +18,7 @@ from talk2dino.methods.ovsegmentor.losses import (
     similarity_scale,
     unit_range,
 )
-from talk2dino.methods.ovsegmentor.segmenter import (
+from talk2dino.methods.ovsegmentor.method import (
     OVSegmentorSegmenter,
     group_class_scores,
     upsample_groups,

@@ -113,7 +113,7 @@ def test_a_resumed_run_shows_one_curve_from_the_first_epoch(tmp_path, monkeypatc
     fake = types.ModuleType("wandb")
     fake.__spec__ = types.SimpleNamespace()
     log = lambda values, step: calls.append((step, values))  # noqa: E731
-    fake.init = lambda **settings: types.SimpleNamespace(log=log)
+    fake.init = lambda **settings: types.SimpleNamespace(log=log, finish=None)
     monkeypatch.setitem(sys.modules, "wandb", fake)
     history = [({"loss/train": 0.5}, 1), ({"loss/train": 0.25, "loss/validation": 0.75}, 2)]
     open_logger("wandb", tmp_path / "w.pth", {}, 2, history).log({"loss/train": 0.1}, epoch=3)

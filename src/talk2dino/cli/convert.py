@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from talk2dino.cli.entry import DONE, Command
-from talk2dino.files import check_writable
+from talk2dino.files import check_not_inputs, check_replaceable, check_writable
 
 METHODS = ("ovsegmentor", "freeda")
 
@@ -30,14 +30,15 @@ class Convert(Command):
 
     def check(self) -> None:
         """Raise for wrong arguments."""
-        from talk2dino.methods.ovsegmentor.checkpoints import check_folder
+        from talk2dino.methods.ovsegmentor.checkpoints import CONFIG_FILE, MODEL_FILES, WEIGHTS_FILE
 
         if self.method == "freeda":
             self._check_bank()
             return
         if not self.checkpoint.is_file():
             raise FileNotFoundError(f"{self.checkpoint}: no such checkpoint file")
-        check_folder(self.out, self.overwrite, self.checkpoint)
+        check_not_inputs((self.out / name for name in MODEL_FILES), [self.checkpoint])
+        check_replaceable(self.out, (WEIGHTS_FILE, CONFIG_FILE), self.overwrite)
 
     def _check_bank(self) -> None:
         from talk2dino.methods.freeda.bank import check_bank

@@ -48,7 +48,7 @@ class Pretrain(TrainingCommand):
 
     def check(self) -> PretrainingJob:
         """Raise for wrong arguments; see `check_job`."""
-        from talk2dino.methods.ovsegmentor.pretraining.config import load_pretraining_recipe
+        from talk2dino.methods.ovsegmentor.config import load_pretraining_recipe
         from talk2dino.methods.ovsegmentor.pretraining.job import PretrainingJob, check_job
 
         job = from_flags(
@@ -69,7 +69,7 @@ class Pretrain(TrainingCommand):
 
     def findings(self, done: Any) -> Iterable[object]:
         """The images that could not be read."""
-        return filter(None, [done.state.lost])
+        return filter(None, [done.lost])
 
 
 main = Pretrain.main

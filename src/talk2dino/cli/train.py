@@ -27,8 +27,8 @@ class TrainingCommand(Command):
     def run(self, job: Any) -> int:
         """Train, and say what was written."""
         from talk2dino.processes import joined_processes
-        from talk2dino.training.job import Record, carry_out
-        from talk2dino.training.run import Hooks
+        from talk2dino.training.job import carry_out
+        from talk2dino.training.run import Hooks, Record
 
         def on_epoch(record: Record) -> None:
             numbers = {name: value for name, value in record.items() if isinstance(value, float)}

@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,25 +55,11 @@ class RunOutputs:
     """Names the logs: TensorBoard writes to `<this>.tensorboard`."""
     results: tuple[Path, ...]
     """What a complete run leaves; the last one makes the others valid."""
-    best: Path | None = None
-    """Weights of the best epoch of a run under way, where the state does not hold them."""
 
     @property
     def folder(self) -> Path:
         """Holds everything."""
         return self.complete.parent
-
-    def remove_state(self) -> None:
-        """Remove what a run goes on from."""
-        for path in (self.unfinished, self.best):
-            if path is not None:
-                path.unlink(missing_ok=True)
-
-
-def write_summary(values: Mapping[str, Any], path: Path) -> None:
-    """Write JSON with one line per entry, atomically."""
-    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-    write_text(path, text, errors="backslashreplace")
 
 
 def read_summary(path: Path) -> dict[str, Any]:
@@ -132,16 +118,12 @@ class RunJob(ABC):
         """The `Run` before its first step."""
 
     @abstractmethod
-    def finish(self, run: Any, weights: dict[str, Tensor]) -> None:
-        """What is done with a trained model, in every process, before anything is written."""
-
-    @abstractmethod
     def write(self, run: Any, weights: dict[str, Tensor], folder: Path) -> None:
-        """Write the weights and what else the method leaves, in `folder`."""
+        """Write the weights and what else the method leaves, in `folder`, in the first process."""
 
     @abstractmethod
     def summary(self, run: Any) -> Mapping[str, Any]:
-        """What the summary says besides command, recipe, settings and epochs."""
+        """What the summary says besides command, recipe, settings and epochs, after `write`."""
 
     def present(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
         """The settings of an earlier run as they are called now."""
@@ -205,11 +187,9 @@ def carry_out(job: RunJob, hooks: Hooks | None = None, processes: Processes | No
         keeper = None
         if first:
             if job.overwrite:
-                outputs.remove_state()
-            seconds = job.checkpoint_seconds
-            keeper = StateFile(outputs.unfinished, settings, seconds, outputs.best)
+                outputs.unfinished.unlink(missing_ok=True)
+            keeper = StateFile(outputs.unfinished, settings, job.checkpoint_seconds)
         weights = _train(job, run, hooks, keeper)
-        job.finish(run, weights)
         if first:
             _write(job, run, settings, weights)
         processes.gather(None)  # the others wait
@@ -285,20 +265,21 @@ def _train(job: RunJob, run: Run, hooks: Hooks, keeper: StateFile | None) -> dic
 def _write(job: RunJob, run: Run, settings: Mapping[str, Any], weights: dict[str, Tensor]) -> None:
     """The kept weights and what is said of them; then the state is no longer needed."""
     outputs, records = job.outputs, run.state.records
-    summary = {
-        "command": job.command,
-        "recipe": str(job.recipe.path),
-        "settings": settings,
-        "epochs": len(records),
-        "best_epoch": run.state.best_epoch,
-        **job.summary(run),
-    }
     with atomic_files(outputs.folder, *(path.name for path in outputs.results)) as folder:
         write_losses(records, folder / outputs.losses.name)
         plot_losses(records, folder / outputs.plot.name, run.losses, job.title)
-        write_summary(summary, folder / outputs.summary.name)
         job.write(run, weights, folder)
-    outputs.remove_state()
+        summary = {
+            "command": job.command,
+            "recipe": str(job.recipe.path),
+            "settings": settings,
+            "epochs": len(records),
+            "best_epoch": run.state.best_epoch,
+            **job.summary(run),
+        }
+        text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
+        write_text(folder / outputs.summary.name, text, errors="backslashreplace")
+    outputs.unfinished.unlink(missing_ok=True)
 
 
 def write_losses(records: Sequence[Record], path: Path) -> None:
@@ -340,16 +321,6 @@ def plot_losses(
 LOGGERS = ("none", "tensorboard", "wandb", "trackio")
 
 
-class Logger:
-    """What the training calls; it does not know which one it has. This one shows nothing."""
-
-    def log(self, values: Mapping[str, float], epoch: int) -> None:
-        """Show named numbers for one epoch, counted from 1."""
-
-    def close(self) -> None:
-        """Finish writing."""
-
-
 def check_logger(name: str) -> None:
     """Raise unless the logger can be used here.
 
@@ -365,6 +336,16 @@ def check_logger(name: str) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Logger:
+    """What a training calls; it does not know which one it has."""
+
+    log: Callable[[Mapping[str, float], int], object]
+    """Show named numbers for one epoch, counted from 1."""
+    close: Callable[[], object]
+    """Finish writing."""
+
+
 def open_logger(
     name: str,
     out: Path,
@@ -374,70 +355,45 @@ def open_logger(
 ) -> Logger:
     """Make a logger for the run that writes the weights `out`.
 
+    TensorBoard's event files are in `<weights name>.tensorboard/`. wandb and trackio, which has the
+    same functions and keeps its runs on this machine (`trackio show`), have a run of the project
+    `talk2dino`. Of a killed one nothing may have been written: a resumed training makes a new one.
+
     Args:
         name: one of LOGGERS.
         out: the weights file; its name names the run, and logs go to a folder beside it.
         settings: what to show as the run's configuration.
         start_epoch: epochs that an interrupted run has already logged.
         history: what it has logged, as arguments of `log`, for a logger that starts a new curve.
+
+    Raises:
+        RuntimeError: wandb or trackio could not start.
     """
     check_logger(name)
-    if name == "tensorboard":
-        return TensorBoardLogger(out, start_epoch)
     if name == "none":
-        return Logger()
-    run = RunLogger(name, out, settings)
-    for values, epoch in history:
-        run.log(values, epoch)
-    return run
-
-
-class TensorBoardLogger(Logger):
-    """Event files in `<weights name>.tensorboard/`."""
-
-    def __init__(self, out: Path, start_epoch: int) -> None:
+        return Logger(lambda values, epoch: None, lambda: None)
+    if name == "tensorboard":
         from torch.utils.tensorboard import SummaryWriter
 
-        folder = str(out.with_suffix(".tensorboard"))
-        self._writer = SummaryWriter(folder, purge_step=start_epoch + 1)
+        writer = SummaryWriter(str(out.with_suffix(".tensorboard")), purge_step=start_epoch + 1)
 
-    def log(self, values: Mapping[str, float], epoch: int) -> None:
-        """Add one point to each curve."""
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, epoch)
-        self._writer.flush()  # what a kill leaves must be what the state says
+        def add(values: Mapping[str, float], epoch: int) -> None:
+            for curve, value in values.items():
+                writer.add_scalar(curve, value, epoch)
+            writer.flush()  # what a kill leaves must be what the state says
 
-    def close(self) -> None:
-        """Write what is pending."""
-        self._writer.close()
-
-
-class RunLogger(Logger):
-    """A run of the project `talk2dino`, named after the weights file: wandb's, or trackio's.
-
-    trackio has the same functions, and keeps its runs on this machine (`trackio show`). Of a killed
-    run nothing may have been written, so a resumed training makes a new one.
-    """
-
-    def __init__(self, package: str, out: Path, settings: Mapping[str, Any]) -> None:
-        service = importlib.import_module(package)
-        place = {"dir": str(out.parent)} if package == "wandb" else {}
-        try:
-            self._run = service.init(
-                project="talk2dino", name=out.stem, config=dict(settings), **place
-            )
-        except Exception as error:  # their own classes: no key, no network, no permission
-            advice = (
-                " Run 'wandb login', or set WANDB_MODE=offline to log to a local folder."
-                if package == "wandb"
-                else ""
-            )
-            raise RuntimeError(f"{package} could not start: {error}.{advice}") from error
-
-    def log(self, values: Mapping[str, float], epoch: int) -> None:
-        """Add one point to each curve."""
-        self._run.log(dict(values), step=epoch)
-
-    def close(self) -> None:
-        """Say that the run is complete."""
-        self._run.finish()
+        return Logger(add, writer.close)
+    service = importlib.import_module(name)
+    place = {"dir": str(out.parent)} if name == "wandb" else {}
+    try:
+        run = service.init(project="talk2dino", name=out.stem, config=dict(settings), **place)
+    except Exception as error:  # their own classes: no key, no network, no permission
+        advice = (
+            " Run 'wandb login', or set WANDB_MODE=offline to log to a local folder."
+            if name == "wandb"
+            else ""
+        )
+        raise RuntimeError(f"{name} could not start: {error}.{advice}") from error
+    for values, epoch in history:
+        run.log(dict(values), step=epoch)
+    return Logger(lambda values, epoch: run.log(dict(values), step=epoch), run.finish)

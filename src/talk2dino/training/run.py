@@ -9,7 +9,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ class RunState:
     """One per complete epoch."""
     best_epoch: int | None = None
     """Epoch with the lowest validation loss so far, from 1."""
+    losses: list[float] = field(default_factory=list)
+    """Values of the complete steps of the epoch under way: `Run.columns` of each."""
 
 
 @dataclass
@@ -50,8 +52,6 @@ class StateFile:
     """What a run must share with the interrupted one to continue it."""
     seconds: float = 60.0
     """Time between two saves within an epoch; every epoch's end is saved anyway."""
-    best: Path | None = None
-    """Weights of the best epoch so far, where a run keeps them in a file of their own."""
     saved_at: float = field(default_factory=time.monotonic)
     """When it was saved last."""
 
@@ -72,9 +72,9 @@ def load_state(path: Path, kind: str) -> dict[str, Any]:
         FileNotFoundError, ValueError: absent, damaged, or another kind of file.
     """
     content = load_torch(path)
-    if not isinstance(content, dict) or content.get("kind") != kind:
+    if not isinstance(content, dict) or content.get("kind") != kind or "best" not in content:
         what = kind.removeprefix("talk2dino ")
-        raise ValueError(f"{path} is not the state of an {what}; delete or move it")
+        raise ValueError(f"{path} is not the state of an {what} of this version; delete or move it")
     return content
 
 
@@ -109,7 +109,7 @@ class Run(ABC):
 
     Args:
         model: with its first weights, on its device, the same in every process; it is trained.
-        state: where the training stands.
+        optimizer: of its parameters.
         epochs: of the whole training.
         steps_per_epoch: optimiser steps.
         processes: this process and its equals, which take every step together.
@@ -119,10 +119,10 @@ class Run(ABC):
     """What its state says that it is: `talk2dino unfinished <something>`."""
     advice: str
     """What to do when a value is not finite."""
+    columns: tuple[str, ...]
+    """Of a record: what `take` returns."""
     losses: tuple[str, str]
-    """Columns of a record: the loss to plot, and the same on what is not trained on."""
-    judged_by = "validation"
-    """What messages call the loss that chooses the epoch."""
+    """Of a record: the loss to plot, and the same on what is not trained on, as `judge` returns."""
     look_every = 1
     """Steps between looks at the losses: each look makes a GPU wait."""
     save_every = 1
@@ -135,15 +135,16 @@ class Run(ABC):
     def __init__(
         self,
         model: nn.Module,
-        state: RunState,
+        optimizer: torch.optim.Optimizer,
         epochs: int,
         steps_per_epoch: int,
         processes: Processes | None = None,
     ) -> None:
-        self.model, self.state = model, state
+        self.model, self.optimizer, self.state = model, optimizer, RunState()
         self.epochs, self.steps_per_epoch = epochs, steps_per_epoch
         self.processes = processes or Processes()
         self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.best: dict[str, Tensor] | None = None  # weights of the best epoch, on the CPU
         self.pending: list[Tensor] = []  # values of steps, still on the device
 
     @abstractmethod
@@ -152,43 +153,39 @@ class Run(ABC):
 
     @abstractmethod
     def take(self, batch: Any, step: int) -> Tensor:
-        """One optimiser step; returns its values, on the device."""
-
-    @abstractmethod
-    def note(self, values: list[Any], hooks: Hooks) -> None:
-        """Add the values of the last steps to the state; raise if one is not finite."""
+        """One optimiser step; returns its `columns`, a vector on the device."""
 
     @abstractmethod
     def judge(self) -> float | None:
         """The loss after an epoch that chooses which one is kept, if there is one."""
 
     @abstractmethod
-    def record(self, judged: float | None) -> Record:
-        """The row of the epoch that ends; the state's losses are cleared."""
-
-    @abstractmethod
     def learning_rate(self, step: int) -> float:
         """Of a step of the epoch under way."""
 
     @abstractmethod
-    def keep(self, best: StateFile | None) -> None:
-        """Keep the weights of this epoch as the best so far."""
-
-    @abstractmethod
-    def kept(self, keeper: StateFile | None) -> dict[str, Tensor]:
-        """The weights that the training is for, in the process that has the `keeper`."""
-
-    @abstractmethod
-    def snapshot(self) -> dict[str, Any]:
-        """What `restore` needs."""
-
-    @abstractmethod
-    def restore(self, snapshot: Mapping[str, Any]) -> None:
-        """Go on from a saved state."""
-
-    @abstractmethod
     def logged(self, record: Record, again: bool = False) -> dict[str, float]:
         """What loggers show of an epoch, or `again` with what they were shown within it."""
+
+    @abstractmethod
+    def own_state(self) -> dict[str, Any]:
+        """What `go_on` needs besides the state, the weights and the optimiser."""
+
+    @abstractmethod
+    def go_on(self, saved: Mapping[str, Any]) -> None:
+        """Take what `own_state` returned from what was saved."""
+
+    def shown(self, means: list[float]) -> dict[str, float]:
+        """What loggers show of the last steps while their epoch is under way: nothing."""
+        return {}
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Go on from a saved state."""
+        self.state = RunState(**saved["state"])
+        self.best = saved["best"]
+        self.model.load_state_dict(saved["weights"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.go_on(saved)
 
     def place(self, epoch: int, step: int = 0) -> int:
         """Where loggers show the values after so many epochs and steps."""
@@ -202,7 +199,7 @@ class Run(ABC):
             keeper: where the state is kept; None keeps none.
 
         Returns:
-            The final weights, or those of the best epoch; see `kept`.
+            The final weights, or those of the best epoch if it is kept, on the CPU.
 
         Raises:
             RuntimeError: a loss or a weight is not finite; the message names epoch and step.
@@ -211,11 +208,11 @@ class Run(ABC):
         self._save(keeper)
         while self.state.epoch < self.epochs:
             self._epoch(hooks, keeper)
-            self._close_epoch(keeper)
+            self._close_epoch()
             if hooks.on_epoch:  # first: a resumed run shows again what is not in the state
                 hooks.on_epoch(self.state.records[-1])
             self._save(keeper)
-        return self.kept(keeper)
+        return self.best or weights_on_cpu(self.model)
 
     def failure(self, what: str, step: int) -> RuntimeError:
         """The error that says where a value was not finite."""
@@ -240,25 +237,47 @@ class Run(ABC):
                 self._save(keeper)
 
     def collect(self, hooks: Hooks | None = None) -> None:
-        """Fetch the values that are still on the device, and `note` them."""
-        if self.pending:
-            values = torch.stack(self.pending).tolist()
-            self.pending = []
-            self.note(values, hooks or Hooks())
+        """Fetch the values that are still on the device, check and keep them."""
+        if not self.pending:
+            return
+        rows: list[list[float]] = torch.stack(self.pending).tolist()
+        self.pending = []
+        if self.saves_together:  # as means over the processes
+            rows = [
+                [math.fsum(values) / self.processes.count for values in zip(*step, strict=True)]
+                for step in zip(*self.processes.gather(rows), strict=True)
+            ]
+        for row in rows:
+            self.state.losses += row
+            for name, value in zip(self.columns, row, strict=True):
+                if not math.isfinite(value):
+                    step = len(self.state.losses) // len(self.columns)
+                    raise self.failure(f"{name} is {value}", step)
+        means = [math.fsum(column) / len(rows) for column in zip(*rows, strict=True)]
+        if hooks and hooks.on_values and (shown := self.shown(means)):
+            hooks.on_values(shown, self.place(self.state.epoch, self.state.step))
 
-    def _close_epoch(self, keeper: StateFile | None) -> None:
+    def _close_epoch(self) -> None:
         """Record the epoch's means, and keep the weights if they are the best."""
-        state, judged = self.state, self.judge()
+        state, judged, (_, column) = self.state, self.judge(), self.losses
         if judged is not None and not math.isfinite(judged):
-            raise self.failure(f"the {self.judged_by} loss is {judged}", state.step)
-        record = self.record(judged)
-        column = self.losses[1]
-        earlier = [r[column] for r in state.records if r[column] is not None]
+            raise self.failure(f"{column} is {judged}", state.step)
+        earlier = [record[column] for record in state.records if record[column] is not None]
         if self.keeps_best and judged is not None and judged < min(earlier, default=math.inf):
-            state.best_epoch = record["epoch"]
-            self.keep(keeper)
-        state.records.append(record)
-        state.epoch, state.step = state.epoch + 1, 0
+            state.best_epoch = state.epoch + 1
+            if self.processes.rank == 0:
+                self.best = weights_on_cpu(self.model)
+        values, width = state.losses, len(self.columns)
+        means = [math.fsum(values[i::width]) / state.step for i in range(width)]
+        state.records.append(
+            {
+                "epoch": state.epoch + 1,
+                **dict(zip(self.columns, means, strict=True)),
+                column: judged,
+                "learning_rate": self.learning_rate(self.steps_per_epoch - 1),
+            }
+        )
+        state.epoch, state.step, state.losses = state.epoch + 1, 0, []
 
     def _is_due(self, keeper: StateFile | None) -> bool:
         due = keeper is not None and keeper.is_due()
@@ -271,9 +290,11 @@ class Run(ABC):
         self.collect()
         if not all(bool(p.isfinite().all()) for p in self.parameters):
             raise self.failure("a weight became infinite or not a number", self.state.step)
-        snapshot = self.snapshot()
+        own = self.own_state()
         if keeper is not None:
-            keeper.save({"kind": self.kind, **snapshot})
+            weights, optimizer = dict(self.model.state_dict()), self.optimizer.state_dict()
+            saved = {"state": asdict(self.state), "best": self.best, "weights": weights}
+            keeper.save({"kind": self.kind, **saved, "optimizer": optimizer, **own})
             logger.debug("saved epoch %d, step %d", self.state.epoch, self.state.step)
 
 
@@ -282,6 +303,11 @@ def epoch_order(count: int, seed: int, epoch: int, shuffle: bool = True) -> Tens
     if not shuffle:
         return torch.arange(count)
     return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(count))
+
+
+def step_seed(seed: int, epoch: int, step: int, *place: int) -> int:
+    """The seed of what is drawn in one step: of its place in the run alone."""
+    return int(np.random.SeedSequence([seed, epoch, step, *place]).generate_state(1)[0])
 
 
 def weights_on_cpu(model: nn.Module) -> dict[str, Tensor]:

@@ -5,8 +5,8 @@ from itertools import permutations
 import pytest
 import torch
 
+from talk2dino.methods.ovsegmentor.config import LossConfig
 from talk2dino.methods.ovsegmentor.losses import (
-    LossConfig,
     cheapest_assignment,
     infonce,
     mask_consistency,

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from talk2dino.methods.ovsegmentor.config import LossConfig
 from talk2dino.methods.ovsegmentor.losses import (
-    LossConfig,
     infonce,
     least_similar_groups,
     mask_consistency,

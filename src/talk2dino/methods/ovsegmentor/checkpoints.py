@@ -34,8 +34,6 @@ from talk2dino.devices import float32_by_default
 from talk2dino.files import (
     atomic_files,
     check_finished,
-    check_not_inputs,
-    check_replaceable,
     save_safetensors,
 )
 from talk2dino.methods.ovsegmentor.config import (
@@ -163,41 +161,32 @@ def load_model(checkpoint: Checkpoint) -> OVSegmentor:
     return model
 
 
-def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> list[str]:
-    """Load what the model needs of a state dict; returns names that no OVSegmentor has.
+def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load what the model needs of a state dict; names that no OVSegmentor has are said.
 
     Raises:
         ValueError: something is missing or has another shape.
     """
-    state, names = present_names(state), model.state_dict()
+    names = model.state_dict()
     load_strict(model, {name: value for name, value in state.items() if name in names}, source)
     rest = [name for name in state if name not in names]
-    unexpected = [name for name in rest if not name.startswith(TRAINING_ONLY)]
-    if unexpected:
+    if unexpected := [name for name in rest if not name.startswith(TRAINING_ONLY)]:
         logger.warning("%s: unexpected keys: %s", source, ", ".join(unexpected[:8]))
-    return unexpected
 
 
-def load_stage1(model: OVSegmentor, state: Mapping[str, Tensor], source: str) -> list[str]:
-    """Start stage 2 from the weights of stage 1; the teacher starts as the image encoder.
-
-    Args:
-        model: built for stage 2.
-        state: of stage 1 or 2.
-        source: where it came from, for messages.
+def load_stage1(model: OVSegmentor, state: Mapping[str, Tensor], source: str) -> None:
+    """Start stage 2 from the weights of stage 1 or 2; a teacher that is not there is the student.
 
     Raises:
         ValueError: something is missing or has another shape.
     """
-    completed = present_names(state)
-    for name, value in model.state_dict().items():
-        if name == "logit_scale_mask":
-            completed.setdefault(name, value)
-        elif name.startswith(f"{TEACHER}."):
-            student = name.replace(TEACHER, "img_encoder", 1)
-            if name not in completed and student in completed:
-                completed[name] = completed[student]
-    return load_state(model, completed, source)
+    students = {
+        name.replace("img_encoder", TEACHER, 1): value
+        for name, value in state.items()
+        if name.startswith("img_encoder.")
+    }
+    unread = {"logit_scale_mask": model.logit_scale_mask.detach()}
+    load_state(model, unread | students | dict(state), source)
 
 
 def convert_checkpoint(source: str | Path, folder: str | Path) -> tuple[Checkpoint, list[str]]:
@@ -250,14 +239,6 @@ def write_model(
     save_safetensors(state, folder / WEIGHTS_FILE)
     content = {"method": "ovsegmentor", "source": source, "model": dataclasses.asdict(config)}
     (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def check_folder(
-    folder: str | Path, overwrite: bool = False, source: str | Path | None = None
-) -> None:
-    """Raise unless weights can be written into a folder, which need not exist yet."""
-    check_not_inputs((Path(folder) / name for name in MODEL_FILES), [source])
-    check_replaceable(folder, (WEIGHTS_FILE, CONFIG_FILE), overwrite)
 
 
 def identify(state: Mapping[str, Tensor], source: str | Path) -> OVSegmentorConfig:

@@ -2,40 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from talk2dino.config import check_between
+from talk2dino.methods.ovsegmentor.config import PUBLISHED_BATCH, LossConfig
 from talk2dino.processes import gather_rows, process_rank
 
-PUBLISHED_BATCH = 128
-"""Images per process in the published second stage."""
 MAX_SCALE = 100.0
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    """The `losses:` section of a recipe (section 3 of the paper)."""
-
-    entity: float = 1.0
-    """Weight of the masked entity completion."""
-    mask: float = 0.1
-    """Weight of the mask consistency; stage 2."""
-    threshold: float = 0.6
-    """A pixel of the target counts where its sigmoid reaches this share of its map's maximum; stage
-    2."""
-    group_ratio: float = 0.5
-    """Share of the groups, those least like the entity, whose maps get no gradient; stage 2."""
-    ema: float = 0.99
-    """How much of itself the teacher keeps at every optimiser step; stage 2."""
-
-    def __post_init__(self) -> None:
-        check_between(0, math.inf, entity=self.entity, mask=self.mask)
-        check_between(0, 1, threshold=self.threshold, group_ratio=self.group_ratio, ema=self.ema)
 
 
 def unit_rows(x: Tensor) -> Tensor:

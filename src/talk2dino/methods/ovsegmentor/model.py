@@ -10,10 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from talk2dino.config import check_name
-from talk2dino.methods.ovsegmentor.config import STAGES, OVSegmentorConfig
-from talk2dino.methods.ovsegmentor.losses import (
+from talk2dino.methods.ovsegmentor.config import (
     PUBLISHED_BATCH,
+    STAGES,
     LossConfig,
+    OVSegmentorConfig,
+)
+from talk2dino.methods.ovsegmentor.losses import (
     infonce,
     least_similar_groups,
     mask_consistency,
@@ -98,6 +101,16 @@ class EncodedImages:
     """(B, G, D) projected groups."""
     features: GroupFeatures
     """Before the projection."""
+
+    @property
+    def soft(self) -> Tensor:
+        """(B, G, P) how much each patch belongs to each group."""
+        return self.features.assignment.soft.float()
+
+    @property
+    def grid_hw(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.features.grid_hw
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,8 +10,8 @@ import pytest
 
 from talk2dino.__main__ import main
 from talk2dino.methods.ovsegmentor.data import prepare as prepare_module
-from talk2dino.methods.ovsegmentor.data.prepare import filter_captions, run_jobs
-from talk2dino.methods.ovsegmentor.data.rows import EntityLists
+from talk2dino.methods.ovsegmentor.data.prepare import filter_captions
+from talk2dino.methods.ovsegmentor.data.table import EntityIndex
 
 CAPTIONS = [
     ("0.jpg", "Two dogs, and a Cat"),
@@ -190,14 +190,14 @@ def test_makepair_names_the_row_and_column_of_a_problem(tmp_path, capsys, conten
 
 
 def test_draws_are_uniform_over_entities_then_over_rows():
-    lists = EntityLists()
+    index = EntityIndex()
     for entities in (["a"], ["a", "b"], [], ["b"], ["b"]):
-        lists.add(entities)
-    index = lists.index()
+        index.add(entities)
+    index.sort()
     codes, partners = index.draw(np.random.default_rng(0), np.array([1]), 30_000)
     shares = np.bincount(partners[0], minlength=5) / 30_000
     np.testing.assert_allclose(shares, [1 / 4, 1 / 4 + 1 / 6, 0, 1 / 6, 1 / 6], atol=0.01)
-    np.testing.assert_allclose((codes == index.names.index("b")).mean(), 0.5, atol=0.01)
+    np.testing.assert_allclose((codes == index.names["b"]).mean(), 0.5, atol=0.01)
 
 
 def test_json_lines_become_a_csv(tmp_path, capsys):
@@ -238,12 +238,6 @@ def test_wrong_arguments_are_refused_at_once(tmp_path, monkeypatch, capsys, argu
     monkeypatch.chdir(tmp_path)
     assert prepare(*arguments) == 2
     assert problem in capsys.readouterr().err
-
-
-def test_a_failing_job_ends_the_run_with_its_error():
-    with pytest.raises(ValueError, match="invalid literal"):
-        run_jobs(int, ["1", "x", "3"], processes=1)
-    run_jobs(int, [], processes=4)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from talk2dino.methods.ovsegmentor.data import tar_rows
+from talk2dino.methods.ovsegmentor.data import rows as rows_module
 from talk2dino.methods.ovsegmentor.data.samples import open_rows
 from talk2dino.methods.ovsegmentor.data.words import CaptionReader, dictionary_lemma, own_entities
 from tests.methods.ovsegmentor.data.conftest import HEADER, ROWS, save_image, write_rows
@@ -150,10 +150,10 @@ def content(rows):
 @pytest.fixture
 def looked_through(tmp_path, monkeypatch):
     """The tars that are looked through; even small ones are kept in a cache of the test's own."""
-    seen, real = [], tar_rows.read_samples
+    seen, real = [], rows_module.read_samples
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(tar_rows, "_LARGE", 0)
-    monkeypatch.setattr(tar_rows, "read_samples", lambda tar: seen.append(tar.name) or real(tar))
+    monkeypatch.setattr(rows_module, "_LARGE", 0)
+    monkeypatch.setattr(rows_module, "read_samples", lambda tar: seen.append(tar.name) or real(tar))
     return seen
 
 

@@ -161,11 +161,6 @@ def test_processes_together_see_the_large_batches_of_one():
     assert len({key for batch in one for key in batch}) == 18
 
 
-def test_wrong_batches_are_refused():
-    with pytest.raises(ValueError, match=r"3 samples are fewer than one step takes \(2 x 2\)"):
-        EpochBatches(3, 2, world=2)
-
-
 def test_many_lost_images_end_the_run(caplog, monkeypatch):
     monkeypatch.setattr(samples_module, "LOST", 0.1)
     monkeypatch.setattr(samples_module, "LOST_FREELY", 2)

@@ -7,8 +7,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from talk2dino.methods.ovsegmentor.pretraining.config import load_pretraining_recipe
-from talk2dino.methods.ovsegmentor.pretraining.job import PretrainingJob, pretrain
+from talk2dino.methods.ovsegmentor.config import load_pretraining_recipe
+from talk2dino.methods.ovsegmentor.pretraining.job import PretrainingJob
+from talk2dino.training.job import carry_out
 from talk2dino.training.run import Hooks
 
 COLOURS = {"cat": (200, 30, 30), "frog": (30, 200, 30), "whale": (30, 30, 200)}
@@ -76,7 +77,7 @@ def interrupted(recipe, out, after, epoch=2):
 
     job = PretrainingJob(recipe, out, "cpu", checkpoint_seconds=0)
     with pytest.raises(Stop):
-        pretrain(job, Hooks(progress=watch))
+        carry_out(job, Hooks(progress=watch))
 
 
 @pytest.fixture(scope="session")

@@ -15,15 +15,17 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from talk2dino import files
 from talk2dino.cli.pretrain import main
 from talk2dino.methods.ovsegmentor.checkpoints import read_checkpoint
-from talk2dino.methods.ovsegmentor.pretraining import loop
-from talk2dino.methods.ovsegmentor.pretraining.config import load_pretraining_recipe
-from talk2dino.methods.ovsegmentor.pretraining.job import PretrainingJob, pretrain
-from talk2dino.methods.ovsegmentor.pretraining.run import KIND
-from talk2dino.methods.ovsegmentor.segmenter import build_ovsegmentor
+from talk2dino.methods.ovsegmentor.config import load_pretraining_recipe
+from talk2dino.methods.ovsegmentor.data import words
+from talk2dino.methods.ovsegmentor.data.samples import EpochBatches
+from talk2dino.methods.ovsegmentor.method import build_ovsegmentor
+from talk2dino.methods.ovsegmentor.pretraining.job import PretrainingJob
+from talk2dino.methods.ovsegmentor.pretraining.loop import KIND, HeldOut, PretrainingRun
 from talk2dino.segmenter import ClassQuery
-from talk2dino.training.run import Hooks, load_state
+from talk2dino.training.job import carry_out
+from talk2dino.training.run import Hooks, load_state, weights_on_cpu
 
-from .conftest import interrupted, recipe_values, write_captions
+from .conftest import IMAGES, interrupted, recipe_values, write_captions
 
 FLAGS = ("--device", "cpu", "--workers", "0")
 
@@ -110,7 +112,7 @@ def dies_in_save(arguments, threads, fatal):
     main(arguments)
 
 
-KILLED = {"accumulate": 2, "batch_size": 2, "amp": "bfloat16"}
+KILLED = {"accumulate": 2, "batch_size": 2}
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +142,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     killed.join()
     assert killed.exitcode == -signal.SIGKILL
     snapshot = load_state(out / "unfinished.pth", KIND)
-    assert (snapshot["progress"][0]["epoch"], snapshot["progress"][0]["step"]) == stands
+    assert (snapshot["state"]["epoch"], snapshot["state"]["step"]) == stands
     a_second_later()
     assert main([*arguments, "--resume"]) == 0
     for name in ("model.safetensors", "losses.csv", "config.json"):
@@ -152,13 +154,13 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
 
 
 def test_an_interrupted_stage_2_goes_on_in_the_middle_of_an_epoch(stage1, make_recipe, tmp_path):
-    recipe = make_recipe(2, start={"stage1": str(stage1)})
-    interrupted(recipe, tmp_path / "stopped", 2)
+    recipe = make_recipe(2, start={"stage1": str(stage1)}, train={"epochs": 1})
+    interrupted(recipe, tmp_path / "stopped", 2, epoch=1)
     snapshot = load_state(tmp_path / "stopped" / "unfinished.pth", KIND)
-    assert (snapshot["progress"][0]["epoch"], snapshot["progress"][0]["step"]) == (1, 2)
-    result = pretrain(PretrainingJob(recipe, tmp_path / "stopped", "cpu", resume=True))
-    undisturbed = pretrain(PretrainingJob(recipe, tmp_path / "whole", "cpu"))
-    assert result == undisturbed
+    assert (snapshot["state"]["epoch"], snapshot["state"]["step"]) == (0, 2)
+    result = carry_out(PretrainingJob(recipe, tmp_path / "stopped", "cpu", resume=True))
+    undisturbed = carry_out(PretrainingJob(recipe, tmp_path / "whole", "cpu"))
+    assert result.state == undisturbed.state
     one, other = (tmp_path / name / "model.safetensors" for name in ("stopped", "whole"))
     assert one.read_bytes() == other.read_bytes()
 
@@ -167,7 +169,7 @@ def test_resuming_refuses_other_settings_and_knows_a_complete_run(
     stage1, write_recipe, tmp_path, capsys
 ):
     recipe = load_pretraining_recipe(stage1.parent / "one.yaml")
-    assert pretrain(PretrainingJob(recipe, stage1, "cpu", resume=True)) is None
+    assert carry_out(PretrainingJob(recipe, stage1, "cpu", resume=True)) is None
     assert run_main(stage1.parent / "one.yaml", stage1, "--resume") == 0
     assert "nothing to resume" in capsys.readouterr().out
     code = run_main(stage1.parent / "one.yaml", stage1, "--resume", "--set", "train.seed=9")
@@ -175,34 +177,34 @@ def test_resuming_refuses_other_settings_and_knows_a_complete_run(
     assert "train.seed was 0, now 9" in capsys.readouterr().err
     assert run_main(stage1.parent / "one.yaml", stage1) == 2
     assert "exists already. Go on" in capsys.readouterr().err
-    tiny = load_pretraining_recipe(write_recipe())
-    interrupted(tiny, tmp_path / "new", 0)
-    assert run_main(write_recipe(), tmp_path / "new") == 2
+    tiny = write_recipe(train={"epochs": 1})
+    interrupted(load_pretraining_recipe(tiny), tmp_path / "new", 0, epoch=1)
+    assert run_main(tiny, tmp_path / "new") == 2
     assert "holds an unfinished training" in capsys.readouterr().err
-    assert run_main(write_recipe(), tmp_path / "new", "--resume", "--overwrite") == 2
-    assert run_main(write_recipe(), tmp_path / "new", "--overwrite") == 0
+    assert run_main(tiny, tmp_path / "new", "--resume", "--overwrite") == 2
+    assert run_main(tiny, tmp_path / "new", "--overwrite") == 0
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(
     make_recipe, tmp_path, monkeypatch
 ):
     recipe = make_recipe()
-    real, calls = loop.PretrainingStep.__call__, []
+    real, calls = PretrainingRun.update, []
 
     def step(self, batches, seeds, rate):
         calls.append(rate)
         values = real(self, batches, seeds, rate)
         return values * float("nan") if len(calls) == 5 else values
 
-    monkeypatch.setattr(loop.PretrainingStep, "__call__", step)
-    message = "epoch 2, step 2 of 3: loss: nan.*Try a lower base_lr.*unfinished.pth"
+    monkeypatch.setattr(PretrainingRun, "update", step)
+    message = "epoch 2, step 2 of 3: loss is nan.*Try a lower base_lr.*unfinished.pth"
     with pytest.raises(RuntimeError, match=message):
-        pretrain(PretrainingJob(recipe, tmp_path / "out", "cpu"))
-    assert load_state(tmp_path / "out" / "unfinished.pth", KIND)["progress"][0]["epoch"] == 1
+        carry_out(PretrainingJob(recipe, tmp_path / "out", "cpu"))
+    assert load_state(tmp_path / "out" / "unfinished.pth", KIND)["state"]["epoch"] == 1
 
 
 def test_a_weight_that_is_not_finite_is_never_saved(make_recipe, tmp_path, monkeypatch):
-    real, calls = loop.PretrainingStep.__call__, []
+    real, calls = PretrainingRun.update, []
 
     def step(self, batches, seeds, rate):
         calls.append(rate)
@@ -211,16 +213,16 @@ def test_a_weight_that_is_not_finite_is_never_saved(make_recipe, tmp_path, monke
             self.parameters[0].data.fill_(float("inf"))
         return values
 
-    monkeypatch.setattr(loop.PretrainingStep, "__call__", step)
+    monkeypatch.setattr(PretrainingRun, "update", step)
     with pytest.raises(RuntimeError, match="a weight became infinite"):
-        pretrain(PretrainingJob(make_recipe(train={"epochs": 1}), tmp_path / "out", "cpu"))
+        carry_out(PretrainingJob(make_recipe(train={"epochs": 1}), tmp_path / "out", "cpu"))
 
 
 def test_values_are_shown_with_the_steps_so_far(make_recipe, tmp_path):
     seen = []
     hooks = Hooks(on_values=lambda values, step: seen.append((step, values)))
     recipe = make_recipe(train={"log_every": 2, "warmup_epochs": 1})
-    pretrain(PretrainingJob(recipe, tmp_path / "out", "cpu"), hooks)
+    carry_out(PretrainingJob(recipe, tmp_path / "out", "cpu"), hooks)
     assert [step for step, _ in seen] == [2, 3, 5, 6]
     assert "train/mask" not in seen[0][1]
     factor = 4 / 4096
@@ -231,7 +233,7 @@ def test_values_are_shown_with_the_steps_so_far(make_recipe, tmp_path):
 def test_too_few_samples_for_one_step_are_refused(make_recipe, tmp_path):
     recipe = make_recipe(train={"accumulate": 4})
     with pytest.raises(ValueError, match="12 samples are fewer than one step takes"):
-        pretrain(PretrainingJob(recipe, tmp_path / "out", "cpu"))
+        carry_out(PretrainingJob(recipe, tmp_path / "out", "cpu"))
 
 
 @pytest.mark.parametrize(
@@ -264,3 +266,59 @@ def test_a_run_does_not_replace_the_stage_1_it_starts_from(stage1, write_recipe,
     assert run_main(recipe, stage1, "--overwrite") == 2
     assert "is an input. Choose another place" in capsys.readouterr().err
     assert (stage1 / "model.safetensors").read_bytes() == before
+
+
+def test_lost_images_are_counted_and_named_across_an_interruption(tmp_path, make_recipe):
+    batches = EpochBatches(IMAGES, 4)
+    batches.start_at(1)  # the second epoch, of which only the last step is left to the resumed run
+    _, lost = next(iter(batches))[0]
+    data = write_captions(tmp_path / "data")
+    (data.parent / f"{lost}.png").write_bytes(b"broken")
+    recipe = make_recipe(data={"metafile": str(data), "images": str(data.parent)})
+    interrupted(recipe, tmp_path / "out", 2)
+    ((unread, _),) = load_state(tmp_path / "out" / "unfinished.pth", KIND)["every"]
+    assert list(unread["named"]) == [f"{lost}.png"]
+    result = carry_out(PretrainingJob(recipe, tmp_path / "out", "cpu", resume=True))
+    assert result.lost == f"2 images of 24 samples could not be read ({lost}.png)"
+
+
+def test_the_weights_of_the_best_epoch_are_written_when_the_last_is_worse(
+    make_recipe, tmp_path, monkeypatch
+):
+    epochs = []
+
+    def loss(self, model):
+        epochs.append(weights_on_cpu(model))  # the first ones are those of before the first step
+        return float(len(epochs))
+
+    monkeypatch.setattr(HeldOut, "loss", loss)
+    captions = write_captions(tmp_path / "data", 4)
+    files = {"metafile": str(captions), "images": str(captions.parent)}
+    recipe = make_recipe(data=files, selection=files)
+    result = carry_out(PretrainingJob(recipe, tmp_path / "out", "cpu"))
+    assert (result.state.best_epoch, len(epochs)) == (1, 3)
+    _, first, last = epochs
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert written.keys() <= first.keys()
+    assert all(torch.equal(value, first[name]) for name, value in written.items())
+    assert not torch.equal(written["img_encoder.pos_embed"], last["img_encoder.pos_embed"])
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        (False, True, "data.lemmas was 'lemminflect', now 'wordnet'"),
+        (True, False, "data.lemmas was 'wordnet', now 'lemminflect'"),
+    ],
+    ids=["appeared", "vanished"],
+)
+def test_resuming_is_refused_after_the_data_of_wordnet_appeared_or_vanished(
+    make_recipe, tmp_path, monkeypatch, before, after, message
+):
+    recipe = make_recipe(data={"lemmas": "auto"})
+    monkeypatch.setattr(words, "wordnet_lemma", words.dictionary_lemma)  # its data is not there
+    monkeypatch.setattr(words, "_has_wordnet", lambda: before)
+    interrupted(recipe, tmp_path / "out", 0, epoch=1)
+    monkeypatch.setattr(words, "_has_wordnet", lambda: after)
+    with pytest.raises(ValueError, match=message):
+        carry_out(PretrainingJob(recipe, tmp_path / "out", "cpu", resume=True))

@@ -8,10 +8,10 @@ from talk2dino.methods.ovsegmentor.pretraining.job import (
     PretrainingJob,
     first_model,
     first_tokenizer,
-    pretrain,
 )
-from talk2dino.methods.ovsegmentor.pretraining.run import HeldOut
+from talk2dino.methods.ovsegmentor.pretraining.loop import HeldOut
 from talk2dino.processes import Processes
+from talk2dino.training.job import carry_out
 from talk2dino.training.run import Hooks
 
 from .conftest import write_captions
@@ -38,7 +38,7 @@ def test_a_held_out_image_that_cannot_be_read_ends_the_run_before_its_first_step
 ):
     recipe, seen = held_out(4, broken=[3]), []
     with pytest.raises(RuntimeError, match=r"^a held-out image: 3\.png: "):
-        pretrain(PretrainingJob(recipe, tmp_path / "out", "cpu"), Hooks(on_values=seen.append))
+        carry_out(PretrainingJob(recipe, tmp_path / "out", "cpu"), Hooks(on_values=seen.append))
     assert not seen and not (tmp_path / "out" / "unfinished.pth").exists()
 
 

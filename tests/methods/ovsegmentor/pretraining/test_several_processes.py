@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from talk2dino.methods.ovsegmentor.pretraining.config import load_pretraining_recipe
-from talk2dino.methods.ovsegmentor.pretraining.run import KIND, PretrainingStep
+from talk2dino.methods.ovsegmentor.config import load_pretraining_recipe
+from talk2dino.methods.ovsegmentor.pretraining.loop import KIND, PretrainingRun
 from talk2dino.methods.ovsegmentor.text import Tokenizer, toy_tokenizer
 from talk2dino.training.run import load_state
 from tests.methods.ovsegmentor.conftest import make_batch, rows, seeded_toy
@@ -20,7 +20,8 @@ def one_step(recipe, part):
     model.img_projector.train()
     model.text_projector.train()
     batch = make_batch(Tokenizer(toy_tokenizer(), 96), 6)
-    values = PretrainingStep(model, recipe)([rows(batch, part)], [0], rate=1e-3)
+    run = PretrainingRun(model, recipe, [None] * 64, None)
+    values = run.update([rows(batch, part)], [0], rate=1e-3)
     found = {f"gradient {n}": p.grad for n, p in model.named_parameters() if p.grad is not None}
     teacher = {f"teacher {n}": p for n, p in model.img_encoder_momentum.named_parameters()}
     statistics = {f"buffer {n}": b for n, b in model.named_buffers() if "running" in n}
@@ -33,11 +34,11 @@ class Stop(Exception):
 
 def run_and_stop(recipe, folder, processes):
     """An undisturbed run, and one that is stopped before its last step and goes on."""
-    from talk2dino.methods.ovsegmentor.pretraining import loop
-    from talk2dino.methods.ovsegmentor.pretraining.job import PretrainingJob, pretrain
+    from talk2dino.methods.ovsegmentor.pretraining.job import PretrainingJob
+    from talk2dino.training.job import carry_out
 
-    pretrain(PretrainingJob(recipe, folder / "whole", "cpu"), processes=processes)
-    real, calls = PretrainingStep.__call__, []
+    carry_out(PretrainingJob(recipe, folder / "whole", "cpu"), processes=processes)
+    real, calls = PretrainingRun.update, []
 
     def step(self, *arguments):
         calls.append(None)
@@ -45,18 +46,18 @@ def run_and_stop(recipe, folder, processes):
             raise Stop
         return real(self, *arguments)
 
-    loop.PretrainingStep.__call__ = step
+    PretrainingRun.update = step
     stopped = PretrainingJob(recipe, folder / "stopped", "cpu", checkpoint_seconds=0)
     with pytest.raises(Stop):
-        pretrain(stopped, processes=processes)
+        carry_out(stopped, processes=processes)
     if processes.rank == 0:  # the bridge's statistics are each process's own, and all are kept
-        own = load_state(folder / "stopped" / "unfinished.pth", KIND)["own"]
-        means = [buffers["bridge_projector.linear_hidden.1.running_mean"] for buffers in own]
+        every = load_state(folder / "stopped" / "unfinished.pth", KIND)["every"]
+        means = [own["bridge_projector.linear_hidden.1.running_mean"] for _, own in every]
         assert not torch.equal(*means)
-    result = pretrain(
+    done = carry_out(
         PretrainingJob(recipe, folder / "stopped", "cpu", resume=True), processes=processes
     )
-    assert processes.gather(len(result.records)) == [1, 1]
+    assert processes.gather(len(done.state.records)) == [1, 1]
 
 
 def work(folder):

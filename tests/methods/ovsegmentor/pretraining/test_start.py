@@ -5,7 +5,7 @@ import torch
 
 from talk2dino.backbones.checkpoints import state_shapes
 from talk2dino.methods.ovsegmentor.checkpoints import seeded_weights
-from talk2dino.methods.ovsegmentor.losses import LossConfig
+from talk2dino.methods.ovsegmentor.config import LossConfig
 from talk2dino.methods.ovsegmentor.pretraining import job
 from talk2dino.methods.ovsegmentor.pretraining.job import first_model, first_tokenizer, with_words
 from tests.methods.ovsegmentor.conftest import TOY

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from talk2dino.methods.ovsegmentor.pretraining.run import (
-    PretrainingStep,
+from talk2dino.methods.ovsegmentor.pretraining.loop import (
+    PretrainingRun,
     decays,
     make_optimizer,
-    step_seed,
 )
+from talk2dino.training.run import step_seed
 from tests.methods.ovsegmentor.conftest import make_batch, rows, seeded_toy
 
 
@@ -16,7 +16,12 @@ def make_step(recipe, stage="stage1"):
     model = seeded_toy(stage).train()
     if stage == "stage2":
         model.copy_teacher()
-    return PretrainingStep(model, recipe)
+    return run_of(model, recipe)
+
+
+def run_of(model, recipe):
+    """A run whose samples are never asked for."""
+    return PretrainingRun(model, recipe, [None] * 64, None)
 
 
 def gradients(step):
@@ -30,11 +35,11 @@ def test_accumulated_micro_batches_give_the_mean_of_their_gradients(make_recipe,
     alone = []
     for part, seed in zip(parts, (1, 2), strict=True):
         step = make_step(recipe)
-        values = step([part], [seed], rate=0.0)
+        values = step.update([part], [seed], rate=0.0)
         alone.append((gradients(step), values))
         # Batch norms remember the first part when the second comes, but training does not use it.
     together = make_step(recipe)
-    values = together(parts, [1, 2], rate=0.0)
+    values = together.update(parts, [1, 2], rate=0.0)
     found = gradients(together)
     assert len(found) > 100
     for name, gradient in found.items():
@@ -46,7 +51,7 @@ def test_accumulated_micro_batches_give_the_mean_of_their_gradients(make_recipe,
 def test_gradients_are_clipped_together_once(make_recipe, tokenizer):
     recipe = make_recipe(train={"clip_grad": 0.5})
     step = make_step(recipe)
-    values = step([make_batch(tokenizer)], [0], rate=0.0)
+    values = step.update([make_batch(tokenizer)], [0], rate=0.0)
     assert values[4] > 0.5
     norm = torch.stack([g.norm() for g in gradients(step).values()]).norm()
     assert norm.item() == pytest.approx(0.5, rel=1e-3)
@@ -59,7 +64,7 @@ def test_the_teacher_follows_once_per_step_and_has_no_gradient(make_recipe, toke
     before = {n: p.clone() for n, p in model.img_encoder_momentum.named_parameters()}
     with torch.no_grad():
         model.img_encoder.pos_embed += 1.0  # far enough that the teacher's way can be seen
-    values = step([make_batch(tokenizer)] * 2, [0, 1], rate=1e-3)
+    values = step.update([make_batch(tokenizer)] * 2, [0, 1], rate=1e-3)
     students = dict(model.img_encoder.named_parameters())
     for name, teacher in model.img_encoder_momentum.named_parameters():
         expected = before[name] * 0.75 + students[name].detach() * 0.25
@@ -80,7 +85,7 @@ def test_the_same_seed_repeats_a_step_and_leaves_the_global_generator_alone(make
     steps = [make_step(recipe) for _ in range(3)]
     state = torch.get_rng_state()
     first, again, other = (
-        step([batch], [seed], rate=0.0) for step, seed in zip(steps, (5, 5, 6), strict=True)
+        step.update([batch], [seed], rate=0.0) for step, seed in zip(steps, (5, 5, 6), strict=True)
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -95,14 +100,14 @@ def test_seeds_differ_between_places_of_a_run():
 @pytest.mark.parametrize("amp", ["bfloat16", "float16"])
 def test_mixed_precision_keeps_weights_in_float32_and_losses_close(make_recipe, tokenizer, amp):
     batch = make_batch(tokenizer)
-    exact = make_step(make_recipe())([batch], [0], rate=0.0)
+    exact = make_step(make_recipe()).update([batch], [0], rate=0.0)
     step = make_step(make_recipe(train={"amp": amp}))
-    values = step([batch], [0], rate=1e-3)
+    values = step.update([batch], [0], rate=1e-3)
     assert {p.dtype for p in step.parameters} == {torch.float32}
     assert values.isfinite().all()
     torch.testing.assert_close(values[:1], exact[:1], rtol=0.15, atol=0.1)
     again = make_step(make_recipe(train={"amp": amp}))
-    again.restore(step.state())
+    again.go_on(step.own_state())
     assert again.scaler.get_scale() == step.scaler.get_scale()
 
 
@@ -124,9 +129,9 @@ def test_a_frozen_language_model_keeps_its_weights(make_recipe, tokenizer):
     recipe = make_recipe()
     step = make_step(recipe)
     step.model.text_encoder.transformer.requires_grad_(False)
-    step = PretrainingStep(step.model, recipe)
+    step = run_of(step.model, recipe)
     before = {n: v.clone() for n, v in step.model.state_dict().items()}
-    step([make_batch(tokenizer)], [0], rate=1e-2)
+    step.update([make_batch(tokenizer)], [0], rate=1e-2)
     for name, value in step.model.state_dict().items():
         if "transformer" in name:
             assert torch.equal(value, before[name])
@@ -140,6 +145,6 @@ def test_under_compat_the_mask_loss_is_the_sum_over_a_process(make_recipe, token
     for compat in (False, True):
         recipe = make_recipe(2, compat=compat, data={"entities": ""})
         model = seeded_toy("stage2", mask_batch=recipe.mask_batch).train()
-        step = PretrainingStep(model, recipe)
-        masks.append(step([make_batch(tokenizer)], [0], rate=0.0)[3].item())
+        step = run_of(model, recipe)
+        masks.append(step.update([make_batch(tokenizer)], [0], rate=0.0)[3].item())
     assert masks[0] == pytest.approx(masks[1] * 128 / 4)

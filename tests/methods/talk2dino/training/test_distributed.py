@@ -45,7 +45,7 @@ def trained(features, case, processes=None):
     run.records_heads = with_heads
     weights = run.run(Hooks())
     losses = [(record["train_loss"], record["val_loss"]) for record in run.state.records]
-    return weights, losses, run.state.heads
+    return weights, losses, run.heads
 
 
 def one_of_two(rank, port, features, path):

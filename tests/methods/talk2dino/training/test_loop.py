@@ -20,9 +20,15 @@ from talk2dino.methods.talk2dino.training.loop import (
     BatchLoss,
     LoopSettings,
     TrainingRun,
-    TrainingState,
 )
-from talk2dino.training.run import Hooks, StateFile, check_same_settings, epoch_order, load_state
+from talk2dino.training.run import (
+    Hooks,
+    RunState,
+    StateFile,
+    check_same_settings,
+    epoch_order,
+    load_state,
+)
 from tests.literal.training import PairDataset, Projection, make_loader, train_epoch
 
 TINY = {"dino_embed_dim": 6, "clip_embed_dim": 64, "num_attn_head": 3, "hidden_layer": True}
@@ -182,7 +188,7 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_state(tiny_fe
             yield step
 
     checkpoint = StateFile(tmp_path / "w.resume.pth", {})
-    with pytest.raises(RuntimeError, match=r"epoch 2, step 2 of 3: the loss is nan"):
+    with pytest.raises(RuntimeError, match=r"epoch 2, step 2 of 3: train_loss is nan"):
         run.run(Hooks(progress=spoil_the_second_epoch), checkpoint)
     kept = load_state(tmp_path / "w.resume.pth", KIND)
     assert (kept["state"]["epoch"], kept["state"]["step"]) == (1, 0)
@@ -193,7 +199,7 @@ def test_infinite_features_stop_the_training_before_a_bad_state_is_kept(tiny_fea
     features = tiny_features()
     features.caption_features["ann_feats"][0] = float("inf")
     run = make_run(features)
-    with pytest.raises(RuntimeError, match=r"epoch 1, step \d of 3: the loss is nan"):
+    with pytest.raises(RuntimeError, match=r"epoch 1, step \d of 3: train_loss is nan"):
         run.run(Hooks(), StateFile(tmp_path / "s.pth", {}, seconds=0))
     assert load_state(tmp_path / "s.pth", KIND)["state"]["epoch"] == 0
 
@@ -202,7 +208,7 @@ def test_a_validation_loss_that_is_not_a_number_is_named(tiny_features):
     validation = tiny_features(seed=1)
     validation.caption_features["ann_feats"][0] = float("nan")
     run = make_run(tiny_features(), validation=validation)
-    with pytest.raises(RuntimeError, match="epoch 1, step 3 of 3: the validation loss is nan"):
+    with pytest.raises(RuntimeError, match="epoch 1, step 3 of 3: val_loss is nan"):
         run.run(Hooks())
 
 
@@ -382,9 +388,9 @@ def test_nothing_is_recorded_where_heads_are_drawn(monkeypatch):
 
 
 def save(size: int, path: Path) -> None:
-    state = asdict(TrainingState(epoch=1, records=[{"epoch": 1, "train_loss": 0.5}]))
+    state = asdict(RunState(epoch=1, records=[{"epoch": 1, "train_loss": 0.5}]))
     StateFile(path, {"lr": 1}).save(
-        {"kind": KIND, "state": state, "weights": {"w": torch.ones(size)}}
+        {"kind": KIND, "state": state, "best": None, "weights": {"w": torch.ones(size)}}
     )
 
 
@@ -408,6 +414,6 @@ def test_a_full_disk_is_named_and_the_previous_state_stays(tmp_path):
 def test_a_state_without_anything_special_comes_back(tmp_path):
     save(3, tmp_path / "s.pth")
     loaded = load_state(tmp_path / "s.pth", KIND)
-    state = TrainingState(**loaded["state"])
-    assert vars(state) == vars(TrainingState(epoch=1, records=[{"epoch": 1, "train_loss": 0.5}]))
+    state = RunState(**loaded["state"])
+    assert vars(state) == vars(RunState(epoch=1, records=[{"epoch": 1, "train_loss": 0.5}]))
     assert loaded["settings"] == {"lr": 1}

@@ -18,9 +18,9 @@ from array import array
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -33,21 +33,20 @@ from talk2dino.files import (
     is_unfinished,
     listed,
 )
-from talk2dino.methods.ovsegmentor.data.rows import EntityIndex, EntityLists, LeftOut
 from talk2dino.methods.ovsegmentor.data.table import (
     CAPTION,
     ENTITY,
     IMAGE,
     PAIR_ENTITIES,
     PAIR_ROWS,
+    EntityIndex,
+    LeftOut,
     Table,
     open_table,
 )
 from talk2dino.methods.ovsegmentor.data.words import DICTIONARY, CaptionReader, get_lemma
 from talk2dino.progress import Progress, silent
 from talk2dino.textfiles import parse_json, read_json, refuse_packed
-
-Job = TypeVar("Job")
 
 DAMAGED, UNNAMED = "damaged", "without an image"
 MERGED = "cc12m_filtered_subset.csv"
@@ -103,11 +102,8 @@ def filter_captions(
         places = array("q", (place for place, _ in table.records()))
         rows = [len(places) * i // parts for i in range(parts + 1)]
         places.append(table.path.stat().st_size)
-        jobs = [
-            _Part(paths[i], i, made_from, table, places[rows[i]], places[rows[i + 1]], rows[i])
-            for i in missing
-        ]
-        run_jobs(_filter_part, jobs, processes, progress)
+        jobs = [(i, paths[i], places[rows[i]], places[rows[i + 1]], rows[i]) for i in missing]
+        _filter_parts(partial(_filter_part, table, made_from), jobs, processes, progress)
     if overwrite:
         _remove_surplus(folder, {*paths, Path(metafile)})
     kept, left_out = 0, LeftOut()
@@ -117,33 +113,18 @@ def filter_captions(
     return kept, left_out
 
 
-@dataclass(frozen=True)
-class _Part:
-    path: Path
-    number: int
-    made_from: dict[str, Any]
-    table: Table
-    start: int
-    stop: int
-    first_row: int
+Job = tuple[int, Path, int, int, int]
+"""A part: its number and file, the bytes between which its records begin, and its first row."""
 
 
-def run_jobs(
-    work: Callable[[Job], object],
-    jobs: Sequence[Job],
-    processes: int,
-    progress: Progress = silent,
+def _filter_parts(
+    work: Callable[[Job], None], jobs: Sequence[Job], processes: int, progress: Progress
 ) -> None:
-    """`work(job)` for each of the jobs, so many at a time; with 1 all in this process.
-
-    Raises:
-        Whatever the first job that fails raises; the others are given up.
-    """
+    """So many at a time; with 1 all in this process. The first error ends them all."""
     with progress(len(jobs), 0) as bar, ExitStack() as stack:
         done: Iterable[object] = map(work, jobs)
-        if min(processes, len(jobs)) > 1:
+        if (count := min(processes, len(jobs))) > 1:
             context = multiprocessing.get_context("spawn")
-            count = min(processes, len(jobs))
             pool = stack.enter_context(context.Pool(count, _end_with_the_parent))
             done = pool.imap(work, jobs)
         for _ in done:
@@ -188,13 +169,14 @@ def _remove_surplus(folder: Path, kept: set[Path]) -> None:
             record.unlink()
 
 
-def _filter_part(part: _Part) -> None:
-    table, kept, left_out = part.table, 0, LeftOut()
+def _filter_part(table: Table, made_from: dict[str, Any], job: Job) -> None:
+    number, path, start, stop, first_row = job
+    kept, left_out = 0, LeftOut()
     image_column, caption_column = table.column(IMAGE), table.column(CAPTION)
-    reader = CaptionReader(get_lemma(part.made_from["lemmas"]), "compat" in part.made_from)
-    records = enumerate(table.records(part.start, part.stop), start=part.first_row)
-    with atomic_files(part.path.parent, part.path.name, _record(part.path).name) as folder:
-        with _csv_writer(folder / part.path.name, (IMAGE, CAPTION, ENTITY)) as write:
+    reader = CaptionReader(get_lemma(made_from["lemmas"]), "compat" in made_from)
+    records = enumerate(table.records(start, stop), start=first_row)
+    with atomic_files(path.parent, path.name, _record(path).name) as folder:
+        with _csv_writer(folder / path.name, (IMAGE, CAPTION, ENTITY)) as write:
             for row, (_, fields) in records:
                 if damage := table.damage(fields):
                     left_out.add(f"row {row}", DAMAGED, damage)
@@ -207,14 +189,14 @@ def _filter_part(part: _Part) -> None:
                     kept += 1
                     write((image, caption, ",".join(entities)))
         record = {
-            "made_from": part.made_from,
-            "part": part.number,
+            "made_from": made_from,
+            "part": number,
             "kept": kept,
             "left_out": left_out.reasons,
             "damaged": left_out.examples,
         }
         text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-        (folder / _record(part.path).name).write_text(text, "utf-8")
+        (folder / _record(path).name).write_text(text, "utf-8")
 
 
 @contextmanager
@@ -309,7 +291,7 @@ def make_pairs(metafile: str | Path, out: Path, seed: int = 0, progress: Progres
     if PAIR_ROWS in table.columns:
         raise ValueError(f"{table.path} has pairs already (column {PAIR_ROWS!r})")
     index = _entity_index(table)
-    rows = len(index.starts) - 1
+    rows, words = len(index.counts), list(index.names)
     if not rows:
         raise ValueError(f"{table.path} holds no rows")
     pieces = range(0, rows, ROWS_AT_ONCE)
@@ -326,21 +308,21 @@ def make_pairs(metafile: str | Path, out: Path, seed: int = 0, progress: Progres
             drawn = zip(*index.draw(random, drawn_for, PAIRS), strict=True)
             some = itertools.islice(records, len(drawn_for))
             for (_, fields), (codes, partners) in zip(some, drawn, strict=True):
-                names = [index.names[code] for code in codes]
+                names = [words[code] for code in codes]
                 write([*fields, str(partners.tolist()), str(names)])
             bar.update(1)
     return rows
 
 
 def _entity_index(table: Table) -> EntityIndex:
-    column, entities = table.column(ENTITY), EntityLists()
+    column, entities = table.column(ENTITY), EntityIndex()
     for row, (_, fields) in enumerate(table.records()):
         table.check(row, fields)
         words = [word for piece in fields[column].split(",") if (word := piece.strip())]
         if not words:
             table.fail(row, ENTITY, "names no entity. Filter the captions first.")
-        entities.add(list(dict.fromkeys(words)))
-    return entities.index()
+        entities.add(dict.fromkeys(words))
+    return entities.sort()
 
 
 def json_to_csv(source: Path, out: Path) -> int:

@@ -12,10 +12,7 @@ import logging
 import zipfile
 from abc import ABC, abstractmethod
 from array import array
-from collections import Counter
-from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
@@ -37,107 +34,12 @@ from talk2dino.methods.ovsegmentor.data.table import (
     IMAGE,
     PAIR_ENTITIES,
     PAIR_ROWS,
+    EntityIndex,
+    LeftOut,
     Table,
 )
 from talk2dino.methods.ovsegmentor.data.words import NO_ENTITY, CaptionReader
 from talk2dino.textfiles import decode_text, parse_json
-
-_SHOWN = 5
-
-
-@dataclass(frozen=True, eq=False)
-class EntityIndex:
-    """Rows numbered from 0, each with some entities."""
-
-    names: tuple[str, ...]
-    """The entities; a code is a position here."""
-    starts: np.ndarray
-    """(N + 1,) int64: the codes of row r are `codes[starts[r]:starts[r + 1]]`."""
-    codes: np.ndarray
-    """(M,) int32."""
-    members: np.ndarray
-    """(M,) int32 rows, grouped by code and in order within a group."""
-    member_starts: np.ndarray
-    """(len(names) + 1,) int64: where the group of each code begins in `members`."""
-
-    @classmethod
-    def of(cls, names: Sequence[str], per_row: np.ndarray, flat: np.ndarray) -> EntityIndex:
-        """From the number of every row's entities, (N,) int32, and their codes, (M,) int32."""
-        rows = np.repeat(np.arange(len(per_row), dtype=np.int32), per_row)
-        sizes = np.bincount(flat, minlength=len(names))
-        return cls(
-            tuple(names),
-            np.concatenate([[0], np.cumsum(per_row, dtype=np.int64)]),
-            flat,
-            rows[np.argsort(flat, kind="stable")],
-            np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]),
-        )
-
-    def draw(
-        self, random: np.random.Generator, rows: np.ndarray, count: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Partners of rows: an entity of the row, and a row that has it, uniformly each.
-
-        The row itself may be drawn. Drawing is with replacement.
-
-        Args:
-            random: used for 2 * n * count numbers.
-            rows: (n,) rows that have entities.
-            count: partners per row.
-
-        Returns:
-            (n, count) codes of the shared entities and (n, count) partner rows.
-        """
-        choices = random.random((2, len(rows), count))
-        first, last = self.starts[rows], self.starts[rows + 1]
-        offsets = (choices[0] * (last - first)[:, None]).astype(np.int64)
-        codes = self.codes[first[:, None] + offsets]
-        sizes = self.member_starts[codes + 1] - self.member_starts[codes]
-        positions = self.member_starts[codes] + (choices[1] * sizes).astype(np.int64)
-        return codes, self.members[positions]
-
-
-class EntityLists:
-    """The entities of rows, as they are met."""
-
-    def __init__(self) -> None:
-        self.names: dict[str, int] = {}
-        self.counts, self.codes = array("i"), array("i")
-
-    def add(self, entities: Sequence[str]) -> None:
-        """Those of the next row."""
-        self.counts.append(len(entities))
-        self.codes.extend(self.names.setdefault(entity, len(self.names)) for entity in entities)
-
-    def index(self) -> EntityIndex:
-        """Of all rows so far."""
-        counts, codes = np.asarray(self.counts, np.int32), np.asarray(self.codes, np.int32)
-        return EntityIndex.of(list(self.names), counts, codes)
-
-
-@dataclass
-class LeftOut:
-    """Captions that are not used."""
-
-    reasons: Counter[str] = field(default_factory=Counter)
-    """Why -> how many."""
-    examples: list[str] = field(default_factory=list)
-    """The first few, by name."""
-
-    def add(self, name: str, reason: str, why: str = "") -> None:
-        """Count one; `why` is the reason as a sentence about this one."""
-        self.reasons[reason] += 1
-        if len(self.examples) < _SHOWN:
-            self.examples.append(f"{name} {why or f'is {reason}'}")
-
-    def join(self, reasons: dict[str, int], examples: list[str]) -> None:
-        """Count what was counted elsewhere."""
-        self.reasons.update(reasons)
-        self.examples += examples[: _SHOWN - len(self.examples)]
-
-    def __str__(self) -> str:
-        return "; ".join(f"{count} {why}" for why, count in sorted(self.reasons.items()))
-
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +59,7 @@ class Looked:
 
     def __init__(self, reader: CaptionReader, pairs: bool) -> None:
         self.reader, self.pairs = reader, pairs
-        self.usable, self.left_out, self.entities = array("q"), LeftOut(), EntityLists()
+        self.usable, self.left_out, self.entities = array("q"), LeftOut(), EntityIndex()
 
     def add(self, row: int, caption: str, name: str, missing: str = "") -> None:
         """Look at the caption of the next row, or note why there is none."""
@@ -168,7 +70,8 @@ class Looked:
             self.left_out.add(name, problem)
         else:
             self.usable.append(row)
-        self.entities.add(entities if self.pairs and not problem else [])
+        if self.pairs:
+            self.entities.add([] if problem else entities)
 
 
 class Rows(ABC):
@@ -198,15 +101,18 @@ class Rows(ABC):
         if not self.index.names:
             raise RuntimeError("the captions were opened without pairs")
         codes, rows = self.index.draw(random, np.array([row]), 1)
-        return int(rows[0, 0]), self.index.names[codes[0, 0]]
+        return int(rows[0, 0]), list(self.index.names)[codes[0, 0]]
 
-    def finish(self, usable: array[int], left_out: LeftOut, what: str) -> None:
+    def finish(self, looked: Looked, what: str) -> None:
         """Set what was found, and say what was left out.
 
         Raises:
             ValueError: nothing is left.
         """
-        self.usable, self.left_out = np.asarray(usable, np.int64), left_out
+        self.usable, left_out = np.asarray(looked.usable, np.int64), looked.left_out
+        self.left_out, self.index = left_out, looked.entities
+        if looked.pairs:
+            self.index.sort()
         if not len(self.usable):
             why = str(left_out) or "no rows"
             raise ValueError(f"{what} holds no caption that can be used ({why})")
@@ -232,8 +138,7 @@ class CocoRows(Rows):
         looked = Looked(reader, pairs)
         for row, caption in enumerate(self._captions):
             looked.add(row, caption, f"caption {row} ({self.name(row)})")
-        self.index = looked.entities.index()
-        self.finish(looked.usable, looked.left_out, str(path))
+        self.finish(looked, str(path))
         check_exist([self.source(int(row)) for row in self.usable[:100]])
 
     def caption(self, row: int) -> str:
@@ -279,7 +184,7 @@ class TableRows(Rows):
         self._places = np.asarray(places, np.int64)
         if highest[0] >= len(places):
             self._fail_pairs(*highest[1:])
-        self.finish(looked.usable, looked.left_out, str(table.path))
+        self.finish(looked, str(table.path))
         check_exist([self.source(int(row)) for row in self.usable[:100]])
 
     def caption(self, row: int) -> str:
@@ -338,7 +243,7 @@ TarIndex = dict[str, Any]
 
 places (n, 5) int64: offset and size of the image and of the text of every sample, and whether the
     text is JSON;
-usable: see `Looked`; counts, codes, names: see `EntityLists`;
+usable: see `Looked`; counts, codes, names: see `EntityIndex`;
 left_out: JSON text of the reasons and the examples of `LeftOut`.
 """
 
@@ -362,16 +267,12 @@ class TarRows(Rows):
         parts = [found.pop(number) for number in range(count)]
         self._starts = np.cumsum([0, *(len(part["places"]) for part in parts)])
         self._places = np.concatenate([part["places"] for part in parts])
-        known, left_out = dict[str, int](), LeftOut()
-        codes, usable = [], array("q")
+        looked = Looked(reader, pairs)
         for part, start in zip(parts, self._starts, strict=False):
-            table = [known.setdefault(name, len(known)) for name in part["names"].tolist()]
-            codes.append(np.array(table, np.int32)[part["codes"]])
-            usable.frombytes((part["usable"] + start).tobytes())
-            left_out.join(*json.loads(str(part["left_out"])))
-        counts = np.concatenate([part["counts"] for part in parts])
-        self.index = EntityIndex.of(list(known), counts, np.concatenate(codes))
-        self.finish(usable, left_out, str(path))
+            looked.usable.frombytes((part["usable"] + start).tobytes())
+            looked.entities.join(part["names"].tolist(), part["counts"], part["codes"])
+            looked.left_out.join(*json.loads(str(part["left_out"])))
+        self.finish(looked, str(path))
 
     def caption(self, row: int) -> str:
         with self._tar(row).open("rb") as file:
@@ -440,8 +341,8 @@ def _look_through(tar: Path, reader: CaptionReader, pairs: bool) -> TarIndex:
     return {
         "places": np.array(places, np.int64).reshape(-1, 5),
         "usable": np.array(looked.usable, np.int64),
-        "counts": np.array(looked.entities.counts, np.int32),
-        "codes": np.array(looked.entities.codes, np.int32),
+        "counts": np.array(looked.entities.counts),
+        "codes": np.array(looked.entities.codes),
         "names": np.array(list(looked.entities.names), np.str_),
         "left_out": np.array(json.dumps([looked.left_out.reasons, looked.left_out.examples])),
     }

@@ -289,18 +289,11 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         seed: of the orders.
         rank: this process.
         world: how many processes there are.
-
-    Raises:
-        ValueError: there are fewer samples than one step takes.
     """
 
     def __init__(
         self, size: int, batch_size: int, seed: int = 0, rank: int = 0, world: int = 1
     ) -> None:
-        if size < batch_size * world:
-            raise ValueError(
-                f"{size} samples are fewer than one step takes ({world} x {batch_size})"
-            )
         self.size, self.batch_size, self.seed = size, batch_size, seed
         self.rank, self.world = rank, world
         self.epoch = self.step = 0

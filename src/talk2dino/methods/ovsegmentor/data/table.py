@@ -2,6 +2,8 @@
 
 Nothing but the record at hand is in memory. In a csv, fields may be quoted and hold line breaks;
 in a tsv every line is a record, as in CC12M's own.
+
+Beside them: which rows name which entities, how partners are drawn from that, what is left out.
 """
 
 from __future__ import annotations
@@ -11,12 +13,16 @@ import itertools
 import logging
 import math
 import re
+from array import array
 from codecs import BOM_UTF8
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import NoReturn
+
+import numpy as np
 
 from talk2dino.config import check_name
 from talk2dino.files import check_file
@@ -34,6 +40,7 @@ _ALIASES = {
 }
 _IMAGE_NAME = re.compile(r"\s*(https?://.+|\S+\.(jpe?g|png|webp))\s*", re.IGNORECASE)
 _LONGEST_LINE = 2**20  # bytes that are read at once
+_SHOWN = 5  # of what is left out
 
 
 @dataclass(frozen=True)
@@ -170,3 +177,81 @@ def _split(line: str) -> list[str]:
         field[1:-1].replace('""', '"') if re.fullmatch('"([^"]|"")*"', field) else field
         for field in line.rstrip("\r\n").split("\t")
     ]
+
+
+class EntityIndex:
+    """Which rows name which entities; rows are numbered from 0, as they are added."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, int] = {}  # entity -> its code
+        self.counts, self.codes = array("i"), array("i")  # of each row; of all, row by row
+
+    def add(self, entities: Iterable[str]) -> None:
+        """The next row."""
+        before = len(self.codes)
+        self.codes.extend(self.names.setdefault(entity, len(self.names)) for entity in entities)
+        self.counts.append(len(self.codes) - before)
+
+    def join(self, names: Sequence[str], counts: np.ndarray, codes: np.ndarray) -> None:
+        """The next rows, as another index has collected them."""
+        own = [self.names.setdefault(name, len(self.names)) for name in names]
+        self.counts.frombytes(counts.astype(np.int32).tobytes())
+        self.codes.frombytes(np.array(own, np.int32)[codes].tobytes())
+
+    def sort(self) -> EntityIndex:
+        """Let `draw` know the rows that were added."""
+        counts, self._codes = np.asarray(self.counts, np.int32), np.asarray(self.codes, np.int32)
+        rows = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+        sizes = np.bincount(self._codes, minlength=len(self.names))
+        # The codes of row r are codes[starts[r]:starts[r + 1]]; so are the rows of a code, members.
+        self._starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+        self._members = rows[np.argsort(self._codes, kind="stable")]
+        self._member_starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+        return self
+
+    def draw(
+        self, random: np.random.Generator, rows: np.ndarray, count: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Partners of rows: an entity of the row, and a row that has it, uniformly each.
+
+        The row itself may be drawn. Drawing is with replacement.
+
+        Args:
+            random: used for 2 * n * count numbers.
+            rows: (n,) rows that have entities.
+            count: partners per row.
+
+        Returns:
+            (n, count) codes of the shared entities and (n, count) partner rows.
+        """
+        choices = random.random((2, len(rows), count))
+        first, last = self._starts[rows], self._starts[rows + 1]
+        offsets = (choices[0] * (last - first)[:, None]).astype(np.int64)
+        codes = self._codes[first[:, None] + offsets]
+        sizes = self._member_starts[codes + 1] - self._member_starts[codes]
+        positions = self._member_starts[codes] + (choices[1] * sizes).astype(np.int64)
+        return codes, self._members[positions]
+
+
+@dataclass
+class LeftOut:
+    """Captions that are not used."""
+
+    reasons: Counter[str] = field(default_factory=Counter)
+    """Why -> how many."""
+    examples: list[str] = field(default_factory=list)
+    """The first few, by name."""
+
+    def add(self, name: str, reason: str, why: str = "") -> None:
+        """Count one; `why` is the reason as a sentence about this one."""
+        self.reasons[reason] += 1
+        if len(self.examples) < _SHOWN:
+            self.examples.append(f"{name} {why or f'is {reason}'}")
+
+    def join(self, reasons: dict[str, int], examples: list[str]) -> None:
+        """Count what was counted elsewhere."""
+        self.reasons.update(reasons)
+        self.examples += examples[: _SHOWN - len(self.examples)]
+
+    def __str__(self) -> str:
+        return "; ".join(f"{count} {why}" for why, count in sorted(self.reasons.items()))

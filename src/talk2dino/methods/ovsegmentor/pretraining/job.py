@@ -26,17 +26,15 @@ from talk2dino.methods.ovsegmentor.checkpoints import (
     read_checkpoint,
     write_model,
 )
-from talk2dino.methods.ovsegmentor.config import OVSegmentorConfig
+from talk2dino.methods.ovsegmentor.config import SECTIONS, OVSegmentorConfig, PretrainingRecipe
 from talk2dino.methods.ovsegmentor.data.rows import Rows
 from talk2dino.methods.ovsegmentor.data.samples import Collate, crop_and_flip, deit_transform
 from talk2dino.methods.ovsegmentor.data.words import find_lemmas
 from talk2dino.methods.ovsegmentor.model import OVSegmentor
-from talk2dino.methods.ovsegmentor.pretraining.config import SECTIONS, PretrainingRecipe
-from talk2dino.methods.ovsegmentor.pretraining.run import (
+from talk2dino.methods.ovsegmentor.pretraining.loop import (
     KIND,
     HeldOut,
     PretrainingRun,
-    Progress,
     open_samples,
 )
 from talk2dino.methods.ovsegmentor.text import (
@@ -48,7 +46,7 @@ from talk2dino.methods.ovsegmentor.text import (
 )
 from talk2dino.methods.ovsegmentor.vision import load_dino
 from talk2dino.processes import Processes
-from talk2dino.training.job import RunJob, RunOutputs, carry_out
+from talk2dino.training.job import RunJob, RunOutputs
 from talk2dino.training.run import Hooks
 
 PRETRAINED = "pretrained"
@@ -145,7 +143,6 @@ class PretrainingJob(RunJob):
             lock=self.out / "lock",
             log=self.out / self.out.name,
             results=(summary, losses, plot, *(self.out / name for name in MODEL_FILES)),
-            best=self.out / "best.pth",
         )
 
     def settings(self, processes: Processes) -> dict[str, Any]:
@@ -175,7 +172,7 @@ class PretrainingJob(RunJob):
         recipe, workers, augment = self.recipe, self.workers, self.recipe.augment
         tokenizer = first_tokenizer(recipe)
         transform = (deit_transform if augment.deit else crop_and_flip)(
-            augment.size, augment.smallest_crop
+            recipe.config.vision.image_size, augment.smallest_crop
         )
         samples = open_samples(recipe, recipe.data, transform, tokenizer, recipe.stage == 2)
         if recipe.config.text.name == TOY and recipe.stage == 1:
@@ -188,10 +185,6 @@ class PretrainingJob(RunJob):
         if held_out:
             held_out.loss(model)  # a broken image is found now, and not after an epoch
         return PretrainingRun(model, recipe, samples, collate, held_out, processes, workers)
-
-    def finish(self, run: PretrainingRun, weights: dict[str, Tensor]) -> None:
-        lines = run.processes.gather(run.state.summary())
-        run.state.lost = "; ".join(line for line in lines if line)
 
     def write(self, run: PretrainingRun, weights: dict[str, Tensor], folder: Path) -> None:
         config, source = self.recipe.config, f"pretraining, stage {self.recipe.stage}"
@@ -209,7 +202,7 @@ class PretrainingJob(RunJob):
             "steps_per_epoch": run.steps_per_epoch,
             "selected_by": chosen,
             "last": run.state.records[-1],
-            "lost": run.state.lost,
+            "lost": run.lost,
         }
 
 
@@ -238,25 +231,3 @@ def collective_backend(device: str) -> str:
     """What connects processes whose models are on a device: NCCL between GPUs, else gloo."""
     on_gpu = resolve_device(device).type == "cuda" and torch.distributed.is_nccl_available()
     return "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
-
-
-def pretrain(
-    job: PretrainingJob, hooks: Hooks | None = None, processes: Processes | None = None
-) -> Progress | None:
-    """Pretrain one stage, and write the files of `job.outputs`.
-
-    Args:
-        job: the arguments; see `check_job`.
-        hooks: progress of the steps, and what is called with values.
-        processes: this process and its equals, which divide every step; the first one writes.
-
-    Returns:
-        Where the run ended, or None if the job asked to resume one that is complete.
-
-    Raises:
-        ValueError, FileNotFoundError: data or first weights do not fit, or resuming would mix
-            settings.
-        RuntimeError: too many images could not be read; otherwise see `carry_out`.
-    """
-    run = carry_out(job, hooks, processes)
-    return None if run is None else run.state

@@ -167,13 +167,11 @@ class TrainJob(RunJob):
         run.test = test
         return run
 
-    def finish(self, run: TrainingRun, weights: dict[str, Tensor]) -> None:
-        if run.processes.rank == 0 and run.test is not None:
+    def write(self, run: TrainingRun, weights: dict[str, Tensor], folder: Path) -> None:
+        if run.test is not None:
             run.model.load_state_dict(weights)
             run.retrieval = retrieval(*embed_pairs(run.model.eval(), run.test))
-
-    def write(self, run: TrainingRun, weights: dict[str, Tensor], folder: Path) -> None:
-        heads, name = run.state.heads, Path(self.out.name)
+        heads, name = run.heads, Path(self.out.name)
         if heads is not None:
             write_heads(heads, run.pairs, folder / name.with_suffix(HEADS_SUFFIX))
         save_torch(weights, folder / name)

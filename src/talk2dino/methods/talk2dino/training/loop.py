@@ -11,11 +11,10 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -27,32 +26,17 @@ from talk2dino.methods.talk2dino.recipe import TrainConfig
 from talk2dino.methods.talk2dino.training.dataset import Batch, StoredPairs
 from talk2dino.methods.talk2dino.training.retrieval import Retrieval
 from talk2dino.processes import Processes
-from talk2dino.training.job import Record
 from talk2dino.training.run import (
-    Hooks,
+    Record,
     Run,
-    RunState,
     Schedule,
-    StateFile,
     epoch_order,
-    weights_on_cpu,
+    step_seed,
 )
 
 logger = logging.getLogger(__name__)
 
 KIND = "talk2dino unfinished training"
-
-
-@dataclass(eq=False)
-class TrainingState(RunState):
-    """Where a training stands."""
-
-    losses: list[float] = field(default_factory=list)
-    """Loss of each complete step of the epoch under way."""
-    best_weights: dict[str, Tensor] | None = None
-    """Weights of the best epoch, on the CPU."""
-    heads: Tensor | None = None
-    """(M,) head chosen for each caption in the last epoch, -1 where not chosen yet."""
 
 
 OPTIMIZERS = ("Adam", "AdamW")
@@ -97,8 +81,8 @@ class TrainingRun(Run):
     """
 
     model: Projection
-    state: TrainingState
     kind = KIND
+    columns = ("train_loss",)
     losses = ("train_loss", "val_loss")
     advice = "Try a lower learning rate, or look for such values in the features."
     look_every = 50
@@ -113,13 +97,16 @@ class TrainingRun(Run):
     ) -> None:
         train = settings.train
         steps = math.ceil(len(pairs) / train.batch_size)
-        super().__init__(model, TrainingState(), train.num_epochs, steps, processes)
+        optimizer = make_optimizer(model, settings)
+        super().__init__(model, optimizer, train.num_epochs, steps, processes)
         self.pairs = pairs
         self.validation = validation
         self.settings = settings
         self.keeps_best = train.save_best_model
         self.records_heads = False
         """Whether the head of every caption is recorded in the last epoch."""
+        self.heads: Tensor | None = None
+        """(M,) head chosen for each caption in the last epoch, -1 where not chosen yet."""
         self.test: StoredPairs | None = None
         self.retrieval: Retrieval | None = None
         """Of the final weights on the test set, once they are there."""
@@ -127,33 +114,17 @@ class TrainingRun(Run):
         several = self.processes.count > 1
         self.share = Share(self.processes, self.device) if several else None
         self.loss = BatchLoss(model, train, self.share, self.device.type == "cuda")
-        self.optimizer = make_optimizer(self.parameters, settings)
         total_steps = steps * train.num_epochs
         self.schedule = Schedule(settings.scheduler, train.lr, settings.warmup, total_steps)
         self._generator = torch.Generator(self.device)
 
-    def keep(self, best: StateFile | None) -> None:
-        """In the state."""
-        self.state.best_weights = weights_on_cpu(self.model)
+    def own_state(self) -> dict[str, Any]:
+        """The heads chosen so far, of all processes."""
+        return {"heads": self.heads}
 
-    def kept(self, keeper: StateFile | None) -> dict[str, Tensor]:
-        """The final weights, or those of the best epoch with `save_best_model`, on the CPU."""
-        best = self.state.best_weights if self.keeps_best else None
-        return weights_on_cpu(self.model) if best is None else best
-
-    def snapshot(self) -> dict[str, Any]:
-        """All of it, of any process: they have the same."""
-        return {
-            "state": asdict(self.state),
-            "weights": dict(self.model.state_dict()),
-            "optimizer": self.optimizer.state_dict(),
-        }
-
-    def restore(self, snapshot: Mapping[str, Any]) -> None:
+    def go_on(self, saved: Mapping[str, Any]) -> None:
         """See Run."""
-        self.state = TrainingState(**snapshot["state"])
-        self.model.load_state_dict(snapshot["weights"])
-        self.optimizer.load_state_dict(snapshot["optimizer"])
+        self.heads = saved["heads"]
 
     def batches(self) -> Iterator[tuple[Tensor, Batch]]:
         """The captions of each batch, and this process's share of their features."""
@@ -176,14 +147,7 @@ class TrainingRun(Run):
         if self.share is not None:
             self.share.sum_gradients(self.parameters)
         self.optimizer.step()
-        return loss.detach()
-
-    def note(self, values: list[float], hooks: Hooks) -> None:
-        """Keep the losses of the epoch, for their mean."""
-        for loss in values:
-            self.state.losses.append(loss)
-            if not math.isfinite(loss):
-                raise self.failure(f"the loss is {loss}", len(self.state.losses))
+        return loss.detach().view(1)
 
     def judge(self) -> float | None:
         """Mean loss over the validation batches, in the order of the file."""
@@ -198,16 +162,6 @@ class TrainingRun(Run):
             ]
         self.model.train()
         return math.fsum(torch.stack(losses).tolist()) / len(losses)
-
-    def record(self, judged: float | None) -> Record:
-        """See Run."""
-        losses, self.state.losses = self.state.losses, []
-        return {
-            "epoch": self.state.epoch + 1,
-            "train_loss": math.fsum(losses) / len(losses),
-            "val_loss": judged,
-            "learning_rate": self.learning_rate(self.steps_per_epoch - 1),
-        }
 
     def logged(self, record: Record, again: bool = False) -> dict[str, float]:
         """See Run."""
@@ -229,21 +183,21 @@ class TrainingRun(Run):
             heads = selected_heads(*own.embedded(self.model))
         if self.share is not None:
             heads = self.share.gather(heads, len(index))
-        if self.state.heads is None:
-            self.state.heads = torch.full((len(self.pairs),), -1)
-        self.state.heads[index] = heads.cpu()
+        if self.heads is None:
+            self.heads = torch.full((len(self.pairs),), -1)
+        self.heads[index] = heads.cpu()
 
     def _seeded(self, step: int) -> torch.Generator:
         """The generator of one step, so that a resumed run draws what the first would have."""
         if not self.loss.draws:
             return self._generator
-        draw = np.random.SeedSequence([self.settings.seed, self.state.epoch, step])
-        return self._generator.manual_seed(int(draw.generate_state(1)[0]))
+        return self._generator.manual_seed(step_seed(self.settings.seed, self.state.epoch, step))
 
 
-def make_optimizer(parameters: list[nn.Parameter], settings: LoopSettings) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, settings: LoopSettings) -> torch.optim.Optimizer:
     """Adam with betas (0.9, 0.999) and eps 1e-8, or AdamW: the loss is divided by B^2, so the
     gradients come close to eps and the division is part of the recipe (section 6)."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
     # One kernel over all parameters: the same arithmetic, fewer launches.
     fused = parameters[0].device.type in ("cpu", "cuda")
     if settings.optimizer == "AdamW":

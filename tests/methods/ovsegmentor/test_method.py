@@ -7,14 +7,14 @@ import torch.nn.functional as F
 from talk2dino.backbones.templates import get_templates
 from talk2dino.benchmarks.table import BENCHMARKS
 from talk2dino.inference import sliding_window_scores
-from talk2dino.methods.ovsegmentor.segmenter import (
+from talk2dino.methods.ovsegmentor.method import (
     OVSegmentorSegmenter,
-    WindowFeatures,
     build_ovsegmentor,
     group_class_scores,
     normalise,
     paint_scores,
 )
+from talk2dino.methods.ovsegmentor.model import EncodedImages
 from talk2dino.methods.registry import find_method
 from talk2dino.segmenter import ClassQuery, FeatureSharing
 from tests.methods.ovsegmentor.conftest import save
@@ -93,7 +93,7 @@ def test_windows_are_normalised_with_imagenets_statistics(segmenter):
 def features_of(seed, num_groups=8):
     generator = torch.Generator().manual_seed(seed)
     rows = [torch.randn(2, n, 16, generator=generator) for n in (1, num_groups)]
-    return WindowFeatures(torch.rand(2, num_groups, 4), (2, 2), rows[0][:, 0], rows[1])
+    return EncodedImages(rows[0][:, 0], rows[1], features=None)
 
 
 def test_a_window_shows_at_most_five_classes():

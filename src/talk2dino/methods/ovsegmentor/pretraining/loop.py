@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from talk2dino.devices import mixed_precision
-from talk2dino.files import load_torch, save_torch
+from talk2dino.methods.ovsegmentor.config import (
+    LR_BATCH,
+    PretrainingData,
+    PretrainingRecipe,
+    TrainConfig,
+)
 from talk2dino.methods.ovsegmentor.data.samples import (
     Collate,
     EpochBatches,
@@ -29,16 +34,9 @@ from talk2dino.methods.ovsegmentor.data.samples import (
 from talk2dino.methods.ovsegmentor.data.words import CaptionReader, find_lemmas, get_lemma
 from talk2dino.methods.ovsegmentor.losses import infonce
 from talk2dino.methods.ovsegmentor.model import OVSegmentor, PretrainingBatch
-from talk2dino.methods.ovsegmentor.pretraining.config import (
-    LR_BATCH,
-    PretrainingData,
-    PretrainingRecipe,
-    TrainConfig,
-)
 from talk2dino.methods.ovsegmentor.text import Tokenizer
 from talk2dino.processes import Processes, average_gradients
-from talk2dino.training.job import Record
-from talk2dino.training.run import Hooks, Run, RunState, StateFile, weights_on_cpu
+from talk2dino.training.run import Record, Run, step_seed
 
 BETAS = (0.9, 0.999)
 EPS = 1e-8
@@ -84,92 +82,7 @@ def decays(name: str, parameter: torch.Tensor) -> bool:
     return parameter.ndim != 1 and not name.endswith(".bias")
 
 
-VALUES = ("loss", "matching", "entity", "mask", "gradient_norm")
-"""What a step returns, in this order."""
-
-
-class PretrainingStep:
-    """Takes optimiser steps on a model; it stays in the mode it is in.
-
-    Args:
-        model: of stage 1 or 2, on its device.
-        recipe: optimiser, accumulation, clipping, number type, EMA.
-    """
-
-    def __init__(self, model: OVSegmentor, recipe: PretrainingRecipe) -> None:
-        self.model, self.recipe = model, recipe
-        self.optimizer = make_optimizer(model, recipe.train)
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        # float16's small gradients vanish unless the loss is scaled up.
-        self.scaler = torch.amp.GradScaler(model.device.type, enabled=recipe.train.amp == "float16")
-
-    def __call__(
-        self, batches: Sequence[PretrainingBatch], seeds: Sequence[int], rate: float
-    ) -> Tensor:
-        """Update the model once.
-
-        The gradient is the mean of the micro-batches' gradients, each of which is that of the
-        losses over this micro-batch of all processes. It is clipped, and the teacher is moved,
-        once.
-
-        Args:
-            batches: this process's micro-batches, on the model's device.
-            seeds: of the noise and the dropout of each.
-            rate: the learning rate.
-
-        Returns:
-            (5,) float32, on the device: `VALUES`, of this process. Without masks their loss is 0;
-            so is the norm of a step that float16 left out.
-        """
-        self.optimizer.zero_grad(set_to_none=True)
-        values = torch.stack(
-            [
-                self._backward(batch, seed, len(batches))
-                for batch, seed in zip(batches, seeds, strict=True)
-            ]
-        ).mean(dim=0)
-        average_gradients(self.parameters)
-        self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.train.clip_grad)
-        if self.scaler.is_enabled():  # leaves out steps whose gradients overflow
-            norm = norm.where(norm.isfinite(), 0.0)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        if self.model.stage == "stage2":
-            self.model.update_teacher(self.recipe.losses.ema)
-        return torch.cat([values, norm.detach().float().view(1)])
-
-    def state(self) -> dict[str, Any]:
-        """What a resumed run needs besides the model."""
-        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` returned."""
-        self.optimizer.load_state_dict(state["optimizer"])
-        if state["scaler"]:
-            self.scaler.load_state_dict(state["scaler"])
-
-    def _backward(self, batch: PretrainingBatch, seed: int, count: int) -> Tensor:
-        """Add a micro-batch's share of the gradient; returns its losses (4,)."""
-        device = self.model.device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            with mixed_precision(self.recipe.train.amp or "", device):
-                losses = self.model(batch)
-            self.scaler.scale(losses.total / count).backward()
-        return torch.stack([part.detach().float() for part in losses])
-
-
-def step_seed(seed: int, epoch: int, step: int, micro: int, rank: int) -> int:
-    """The seed of the noise of one micro-batch: of its place in the run alone."""
-    sequence = np.random.SeedSequence([seed, epoch, step, micro, rank])
-    return int(sequence.generate_state(1)[0])
-
-
 KIND = "talk2dino unfinished OVSegmentor pretraining"
-_OWN = "bridge_projector."
 
 
 def open_samples(
@@ -214,7 +127,9 @@ class HeldOut:
         self.recipe, self.processes, chosen = recipe, processes, recipe.selection
         assert chosen.metafile is not None
         data = dataclasses.replace(recipe.data, metafile=chosen.metafile, images=chosen.images)
-        samples = open_samples(recipe, data, whole_image(recipe.augment.size), tokenizer)
+        samples = open_samples(
+            recipe, data, whole_image(recipe.config.vision.image_size), tokenizer
+        )
         rank, world = processes.rank, processes.count
         if len(samples) < world:
             raise ValueError(
@@ -253,26 +168,12 @@ class HeldOut:
         return math.fsum(loss for loss, _ in every) / self.processes.count
 
 
-@dataclass
-class Progress(RunState, FailureLog):
-    """Where one process of a run stands, and which of its images could not be read."""
-
-    sums: list[float] = field(default_factory=lambda: [0.0] * len(VALUES))
-    """Sums of `VALUES` over the complete steps of the epoch under way."""
-    lost: str = ""
-    """What all processes could not read, in one line; known when the run is complete."""
-
-
-def own_statistics(model: OVSegmentor) -> dict[str, Tensor]:
-    """The running statistics that differ between processes: the bridge's, as published."""
-    return {name: buffer.cpu() for name, buffer in model.named_buffers() if name.startswith(_OWN)}
-
-
 class PretrainingRun(Run):
     """One stage of pretraining.
 
     Args:
-        model: with its first weights, on its device, the same in every process; it is trained.
+        model: with its first weights, on its device, the same in every process; it is trained, in
+            the mode it is in.
         recipe: everything else that the result depends on.
         samples: training samples, the same in every process.
         collate: makes batches of them.
@@ -282,11 +183,10 @@ class PretrainingRun(Run):
     """
 
     model: OVSegmentor
-    state: Progress
     kind = KIND
     advice = "Try a lower base_lr, or float32 (amp: null)."
+    columns = ("loss", "matching", "entity", "mask", "gradient_norm")
     losses = ("matching", "held_out")
-    judged_by = "held-out"
 
     def __init__(
         self,
@@ -308,39 +208,35 @@ class PretrainingRun(Run):
                 f"{len(samples)} samples are fewer than one step takes "
                 f"({world} x {train.accumulate} x {train.batch_size})"
             )
-        super().__init__(model, Progress(), train.epochs, steps, processes)
+        super().__init__(model, make_optimizer(model, train), train.epochs, steps, processes)
         self.look_every = self.save_every = train.log_every
         self.saves_together = world > 1
+        # float16's small gradients vanish unless the loss is scaled up.
+        self.scaler = torch.amp.GradScaler(model.device.type, enabled=train.amp == "float16")
         pinned = model.device.type == "cuda"
         self.loader = make_loader(samples, self.order, collate, workers, pinned)
-        self.step = PretrainingStep(model, recipe)
         self.schedule = make_schedule(train, world, steps)
+        self.unread = FailureLog()
+        self.lost = ""
+        """What all processes could not read, in one line, when the state was saved last."""
 
-    def keep(self, best: StateFile | None) -> None:
-        """In a file of their own."""
-        if best is not None and best.best is not None:
-            save_torch(weights_on_cpu(self.model), best.best)
+    def own_state(self) -> dict[str, Any]:
+        """What is not shared, of each process: images lost, and the bridge's running statistics,
+        which are per process as published."""
+        buffers = self.model.named_buffers()
+        own = {name: value.cpu() for name, value in buffers if name.startswith("bridge_projector.")}
+        every = self.processes.gather((asdict(self.unread), own))
+        lines = [FailureLog(**unread).summary() for unread, _ in every]
+        self.lost = "; ".join(filter(None, lines))
+        return {"every": every, "scaler": self.scaler.state_dict()}
 
-    def kept(self, keeper: StateFile | None) -> dict[str, Tensor]:
-        """The final weights, or those of the best epoch with held-out captions."""
-        if keeper is None or keeper.best is None or self.state.best_epoch is None:
-            return dict(self.model.state_dict())
-        best: dict[str, Tensor] = load_torch(keeper.best)
-        return best
-
-    def snapshot(self) -> dict[str, Any]:
-        """The weights of the first process; of each, how far it is and what is not shared."""
-        parts = self.processes.gather((asdict(self.state), own_statistics(self.model)))
-        progress, own = [list(column) for column in zip(*parts, strict=True)]
-        weights = dict(self.model.state_dict())
-        return {"progress": progress, "weights": weights, "own": own, "step": self.step.state()}
-
-    def restore(self, snapshot: Mapping[str, Any]) -> None:
+    def go_on(self, saved: Mapping[str, Any]) -> None:
         """See Run."""
-        rank = self.processes.rank
-        self.state = Progress(**snapshot["progress"][rank])
-        self.model.load_state_dict({**snapshot["weights"], **snapshot["own"][rank]})
-        self.step.restore(snapshot["step"])
+        unread, own = saved["every"][self.processes.rank]
+        self.unread = FailureLog(**unread)
+        self.model.load_state_dict(own, strict=False)
+        if saved["scaler"]:
+            self.scaler.load_state_dict(saved["scaler"])
 
     def batches(self) -> Iterator[list[LoadedBatch]]:
         """The micro-batches of each step."""
@@ -348,41 +244,73 @@ class PretrainingRun(Run):
         self.order.start_at(self.state.epoch, self.state.step * accumulate)
         loaded = iter(self.loader)
         while True:
-            yield [self._next(loaded) for _ in range(accumulate)]
-
-    def _next(self, loaded: Iterator[LoadedBatch]) -> LoadedBatch:
-        batch = next(loaded)
-        self.state.add(batch.failures, len(batch.inputs.images))
-        return batch
+            batch = list(itertools.islice(loaded, accumulate))
+            for micro in batch:
+                self.unread.add(micro.failures, len(micro.inputs.images))
+            yield batch
 
     def take(self, batch: list[LoadedBatch], step: int) -> Tensor:
-        """One optimiser step; returns `VALUES`."""
+        """See `update`."""
         seed, epoch, rank = self.recipe.train.seed, self.state.epoch, self.processes.rank
         inputs = [micro.inputs.to(self.model.device) for micro in batch]
         seeds = [step_seed(seed, epoch, step, i, rank) for i in range(len(inputs))]
-        return self.step(inputs, seeds, self.learning_rate(step))
+        return self.update(inputs, seeds, self.learning_rate(step))
 
-    def note(self, values: list[list[float]], hooks: Hooks) -> None:
-        """Average the values over all processes, check, add and show them."""
-        first = self.state.step - len(values)
-        world = self.processes.count
-        rows = [
-            [math.fsum(values) / world for values in zip(*step, strict=True)]
-            for step in zip(*self.processes.gather(values), strict=True)
-        ]
-        for number, row in enumerate(rows, start=first + 1):
-            for name, value in zip(VALUES, row, strict=True):
-                if not math.isfinite(value):
-                    raise self.failure(f"{name.replace('_', ' ')}: {value}", number)
-            self.state.sums = [a + b for a, b in zip(self.state.sums, row, strict=True)]
-        if hooks.on_values:
-            means = [math.fsum(column) / len(rows) for column in zip(*rows, strict=True)]
-            done = self.place(self.state.epoch, self.state.step)
-            shown = self._named(means, self.learning_rate(self.state.step - 1))
-            hooks.on_values({**shown, "similarity_scale": self.model.scale.item()}, done)
+    def update(
+        self, batches: Sequence[PretrainingBatch], seeds: Sequence[int], rate: float
+    ) -> Tensor:
+        """One optimiser step.
+
+        The gradient is the mean of the micro-batches' gradients, each of which is that of the
+        losses over this micro-batch of all processes. It is clipped, and the teacher is moved,
+        once.
+
+        Args:
+            batches: this process's micro-batches, on the model's device.
+            seeds: of the noise and the dropout of each.
+            rate: the learning rate.
+
+        Returns:
+            (5,) float32, on the device: `columns`, of this process. Without masks their loss is 0;
+            so is the norm of a step that float16 left out.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        values = torch.stack(
+            [
+                self._backward(batch, seed, len(batches))
+                for batch, seed in zip(batches, seeds, strict=True)
+            ]
+        ).mean(dim=0)
+        average_gradients(self.parameters)
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.train.clip_grad)
+        if self.scaler.is_enabled():  # leaves out steps whose gradients overflow
+            norm = norm.where(norm.isfinite(), 0.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.model.stage == "stage2":
+            self.model.update_teacher(self.recipe.losses.ema)
+        return torch.cat([values, norm.detach().float().view(1)])
+
+    def _backward(self, batch: PretrainingBatch, seed: int, count: int) -> Tensor:
+        """Add a micro-batch's share of the gradient; returns its losses (4,)."""
+        device = self.model.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            with mixed_precision(self.recipe.train.amp or "", device):
+                losses = self.model(batch)
+            self.scaler.scale(losses.total / count).backward()
+        return torch.stack([part.detach().float() for part in losses])
+
+    def shown(self, means: list[float]) -> dict[str, float]:
+        """See Run."""
+        shown = self._named(means, self.learning_rate(self.state.step - 1))
+        return {**shown, "similarity_scale": self.model.scale.item()}
 
     def _named(self, means: list[float], rate: float) -> dict[str, float]:
-        values = {f"train/{name}": value for name, value in zip(VALUES, means, strict=True)}
+        values = {f"train/{name}": value for name, value in zip(self.columns, means, strict=True)}
         if self.recipe.stage == 1:
             del values["train/mask"]
         return {**values, "learning_rate": rate}
@@ -390,14 +318,6 @@ class PretrainingRun(Run):
     def judge(self) -> float | None:
         """The image-caption loss of the held-out captions."""
         return self.held_out.loss(self.model) if self.held_out else None
-
-    def record(self, judged: float | None) -> Record:
-        """Means of `VALUES` over the epoch's steps and the processes; stage 1 has a mask of 0."""
-        sums, self.state.sums = self.state.sums, [0.0] * len(VALUES)
-        means = {name: s / self.steps_per_epoch for name, s in zip(VALUES, sums, strict=True)}
-        rate = self.learning_rate(self.steps_per_epoch - 1)
-        epoch = {"epoch": self.state.epoch + 1, **means}
-        return {**epoch, "held_out": judged, "learning_rate": rate}
 
     def learning_rate(self, step: int) -> float:
         """See Run."""
@@ -409,7 +329,7 @@ class PretrainingRun(Run):
         held_out = record["held_out"]
         values = {} if held_out is None else {"held_out/matching": held_out}
         if again:
-            values |= self._named([record[n] for n in VALUES], record["learning_rate"])
+            values |= self._named([record[n] for n in self.columns], record["learning_rate"])
         return values
 
     def place(self, epoch: int, step: int = 0) -> int:

@@ -2,13 +2,13 @@
 
 import pytest
 
-from talk2dino.methods.ovsegmentor.pretraining.config import (
+from talk2dino.methods.ovsegmentor.config import (
     LossConfig,
     SelectionConfig,
     TrainConfig,
     load_pretraining_recipe,
 )
-from talk2dino.methods.ovsegmentor.pretraining.run import make_schedule
+from talk2dino.methods.ovsegmentor.pretraining.loop import make_schedule
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,6 @@ from talk2dino.methods.ovsegmentor.pretraining.run import make_schedule
         ({"stage": 3}, "tiny.yaml: stage must be 1 or 2, got 3"),
         ({"compat": "yes"}, "compat must be bool, got 'yes'"),
         ({"model": "ovsegmentor_vitx"}, "unknown OVSegmentor model 'ovsegmentor_vitx'"),
-        ({"augment": {"size": 128}}, "size 128 is not the 224 pixels"),
         ({"train": {"text_length": 97}}, "text_length 97 is more than the 96 positions"),
         ({"stage": 2, "start": {"stage1": None}}, "give its folder as start: stage1"),
         ({"stage": 2, "start": {"stage1": "x", "text": "y"}}, "starts from stage 1 alone"),
