@@ -18,6 +18,8 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import pytest
 import torch
 
+from talk2dino.backbones import seeded
+
 ROOT = Path(__file__).parents[1]
 PRELOADED = [
     *(
@@ -36,6 +38,25 @@ PRELOADED = [
 @pytest.fixture(autouse=True, scope="session")
 def _few_threads() -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or min(2, os.cpu_count() or 1)))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _draw_seeded_weights_once():
+    """The tensors of toys are drawn once per test process: 45 million numbers, half a second."""
+    draw, drawn, most = seeded.seeded_tensor, {}, 2**27  # numbers that are kept
+
+    def seeded_tensor(seed, name, shape):
+        key = (seed, name, tuple(shape))
+        if key not in drawn:
+            values = draw(*key)
+            if sum(map(torch.numel, drawn.values())) + values.numel() > most:
+                return values
+            drawn[key] = values
+        return drawn[key].clone()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(seeded, "seeded_tensor", seeded_tensor)
+        yield
 
 
 @pytest.fixture(scope="session")
