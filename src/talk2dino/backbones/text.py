@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain
 from pathlib import Path
 
@@ -82,7 +83,7 @@ class Tokenizer:
 
     def __init__(self, context_length: int) -> None:
         self.context_length = context_length
-        self._tokenizer = open_clip.SimpleTokenizer(context_length=context_length)
+        self._tokenizer = _vocabulary()
         self._of_word: dict[str, list[int]] = {}
 
     def ids(self, text: str) -> list[int]:
@@ -112,6 +113,12 @@ class Tokenizer:
             self._of_word.clear()
         self._of_word[word] = ids
         return ids
+
+
+@cache
+def _vocabulary() -> open_clip.SimpleTokenizer:
+    """Its file takes a sixth of a second to read."""
+    return open_clip.SimpleTokenizer()
 
 
 class _Encoder(nn.Module):
