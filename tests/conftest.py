@@ -25,6 +25,7 @@ PRELOADED = [
     *(
         "pytest",
         "torch.distributed",
+        "torch._dynamo",  # which every optimiser imports when it is made: a second and more
         "talk2dino.cli.train",
         "talk2dino.methods.talk2dino.training.job",
     ),

@@ -114,7 +114,7 @@ def saved_at(path):
 
 
 def test_killed_at_random_moments_and_resumed_the_result_is_the_same(folder, fork_server):
-    train = {"num_epochs": 15, "batch_size": 2, "lr": 0.001, "save_best_model": True}
+    train = {"num_epochs": 10, "batch_size": 2, "lr": 0.001, "save_best_model": True}
     write_recipe(folder / "recipe.yaml", train=train)
     flags = ["--model", "recipe.yaml", "--train_dataset", "train.pth", "--val_dataset", "val.pth"]
     flags += ["--device", "cpu", "--checkpoint_seconds", "0", "--save_head_activations"]
