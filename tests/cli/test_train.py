@@ -184,6 +184,12 @@ def test_a_wrong_recipe_exits_2_and_names_what_is_wrong(folder, capsys, sections
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("seconds", ["-1", "nan", "inf"])
+def test_a_time_between_saves_that_is_none_is_refused(folder, capsys, seconds):
+    assert train("--checkpoint_seconds", seconds) == 2
+    assert "checkpoint_seconds must lie in [0, " in capsys.readouterr().err
+
+
 def test_a_section_given_twice_exits_2(folder, capsys):
     (folder / "recipe.yaml").write_text("model: {act: tanh}\ntrain: {lr: 1}\ntrain: {lr: 2}\n")
     assert train() == 2

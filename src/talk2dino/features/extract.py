@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -304,17 +304,6 @@ MODEL_CLASSES = {
 MAX_NEW_TOKENS = 30
 
 
-class CaptionTransform:
-    """PIL image to the captioning model's pixels; can be sent to worker processes."""
-
-    def __init__(self, processor: Any) -> None:
-        self._processor = processor
-
-    def __call__(self, image_rgb: Image.Image) -> Tensor:
-        """An RGB image to (3, h, w) float."""
-        return self._processor(images=image_rgb, return_tensors="pt")["pixel_values"][0]
-
-
 class Captioner:
     """A frozen captioning model; greedy decoding, so the same image gives the same caption.
 
@@ -342,7 +331,7 @@ class Captioner:
                 f"could not load the captioning model {name!r} ({reason(error)}). "
                 "Give --blip_model a local folder that holds it."
             ) from error
-        self.transform = CaptionTransform(processor.image_processor)
+        self.transform = partial(_caption_pixels, processor.image_processor)
         self._tokenizer = processor.tokenizer
         self._model = model.eval().requires_grad_(False).to(device)
 
@@ -355,6 +344,12 @@ class Captioner:
         )
         texts = self._tokenizer.batch_decode(tokens, skip_special_tokens=True)
         return [text.strip() for text in texts]
+
+
+def _caption_pixels(processor: Any, image_rgb: Image.Image) -> Tensor:
+    """An RGB image to the captioning model's (3, h, w) float."""
+    pixels: Tensor = processor(images=image_rgb, return_tensors="pt")["pixel_values"][0]
+    return pixels
 
 
 def check_installed() -> None:

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from talk2dino.config import check_name
+from talk2dino.config import check_between, check_name
 from talk2dino.devices import resolve_device
 from talk2dino.files import (
     atomic_files,
@@ -142,6 +142,7 @@ class RunJob(ABC):
         """
         resolve_device(self.device)
         check_logger(self.logger)
+        check_between(0, 10**9, checkpoint_seconds=self.checkpoint_seconds)
         outputs = self.outputs
         if self.overwrite and self.resume:
             raise ValueError("--overwrite starts again and --resume goes on: pass one of them")

@@ -229,8 +229,12 @@ class Share:
     def gather(self, own: Tensor, total: int) -> Tensor:
         """(b, ...) of this process to (total, ...) of all in order; gradients go to its own."""
         sizes = [len(part) for part in torch.empty(total).tensor_split(self.count)]
-        gathered: Tensor = _Gather.apply(own, sizes, self.rank, self._group)  # type: ignore[no-untyped-call]
-        return gathered
+        padded = own.new_zeros((max(sizes), *own.shape[1:]))
+        padded[: sizes[self.rank]] = own.detach()[: sizes[self.rank]]
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded, group=self._group)
+        parts[self.rank] = own
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace the gradients by their sums over all processes."""
@@ -239,28 +243,6 @@ class Share:
         dist.all_reduce(flat, group=self._group)
         for gradient, total in zip(found, flat.split([g.numel() for g in found]), strict=True):
             gradient.copy_(total.view_as(gradient))
-
-
-class _Gather(torch.autograd.Function):
-    """The rows of all processes; the gradient is the part of this process, not summed."""
-
-    @staticmethod
-    def forward(ctx: Any, own: Tensor, sizes: list[int], rank: int, group: Any) -> Tensor:
-        """(b, ...) to (sum of sizes, ...); rows of `own` beyond its size do not count."""
-        ctx.rows, ctx.size = len(own), sizes[rank]
-        ctx.start = sum(sizes[:rank])
-        padded = own.new_zeros((max(sizes), *own.shape[1:]))
-        padded[: ctx.size] = own[: ctx.size]
-        parts = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(parts, padded, group=group)
-        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
-        """The rows of this process."""
-        own = gradient.new_zeros((ctx.rows, *gradient.shape[1:]))
-        own[: ctx.size] = gradient[ctx.start : ctx.start + ctx.size]
-        return own, None, None, None
 
 
 class BatchLoss:
