@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
-from talk2dino.cli.segment import main
+from talk2dino.cli.segment import Segment
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(Segment.main())

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
-from talk2dino.cli.extract import main
+from talk2dino.cli.extract import Extract
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(Extract.main())

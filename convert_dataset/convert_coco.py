@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from talk2dino.cli.convert_coco import main
+from talk2dino.cli.data import ConvertCoco
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ConvertCoco.main())

@@ -3,8 +3,8 @@
 import os
 import sys
 
-from talk2dino.cli.app import main
+from talk2dino.cli.app import App
 
 if __name__ == "__main__":
     model = os.environ.get("TALK2DINO_MODEL", "vitb")
-    sys.exit(main(["--model", model, "--server_name", "0.0.0.0"]))
+    sys.exit(App.main(["--model", model, "--server_name", "0.0.0.0"]))

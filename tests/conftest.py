@@ -29,7 +29,7 @@ PRELOADED = [
         "talk2dino.cli.train",
         "talk2dino.methods.talk2dino.training.job",
     ),
-    *("talk2dino.cli.extract", "talk2dino.cli.extract_text"),
+    "talk2dino.cli.extract",
     *("talk2dino.features.extract", "talk2dino.features.text"),
     *("talk2dino.cli.pretrain", "talk2dino.methods.ovsegmentor.pretraining.job"),
     *("talk2dino.cli.evaluate_published", "talk2dino.benchmarks.job", "mmseg.datasets"),

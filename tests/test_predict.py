@@ -10,7 +10,7 @@ from PIL import Image
 import talk2dino
 from talk2dino.benchmarks.datasets import EvaluationSet
 from talk2dino.benchmarks.table import find_benchmark
-from talk2dino.cli.evaluate import main as evaluate
+from talk2dino.cli.evaluate import Evaluate
 from talk2dino.inference import picture_scores, score_labels
 from talk2dino.methods.registry import find_method
 from talk2dino.sizes import WHOLE
@@ -37,7 +37,7 @@ def test_label_maps_are_those_of_evaluate(tmp_path, model, key, options, flags):
     pytest.importorskip("mmseg")
     words = ["--model", model, "--weights", SEEDED, "--benchmarks", key, "--device", "cpu"]
     words += ["--data_root", str(MINIATURES), "--output", str(tmp_path / "out")]
-    assert evaluate([*words, "--save_predictions", str(tmp_path / "maps"), *flags]) == 0
+    assert Evaluate.main([*words, "--save_predictions", str(tmp_path / "maps"), *flags]) == 0
     segmenter = talk2dino.load_segmenter(model, SEEDED, benchmark=key, **options)
     method = find_method(model, {"weights": SEEDED})
     row = method.benchmark(find_benchmark(key))

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from talk2dino.cli import train
-from talk2dino.cli.entry import core_share
+from talk2dino.cli.command import core_share
+from talk2dino.cli.train import Train
 from talk2dino.processes import Processes, is_first_process, joined_processes
 
 
@@ -83,5 +83,5 @@ def test_variables_that_contradict_each_other_are_named(
 
 def test_a_default_that_depends_on_the_environment_ends_in_a_sentence(monkeypatch, capsys):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "two")
-    assert train.main(["--model", "x.yaml"]) == 2
+    assert Train.main(["--model", "x.yaml"]) == 2
     assert capsys.readouterr().err.startswith("error: the environment variable LOCAL_WORLD_SIZE is")

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from speed.run import names_of
-from talk2dino.__main__ import COMMANDS, _load
+from talk2dino.__main__ import COMMANDS, find_command
 from talk2dino.cli.evaluate_published import EvaluatePublished
 from talk2dino.features.store import read_features
 from talk2dino.methods.talk2dino.projection import ProjectionConfig, load_projection
@@ -57,7 +57,7 @@ def parse(line):
         _, name, *rest = [script, *rest][1:]
     else:
         name = SCRIPTS[script]
-    return _load(name).parse(rest)
+    return find_command(name).parse(rest)
 
 
 def test_every_command_is_known_and_its_flags_parse(root):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from talk2dino.cli.evaluate_published import main
+from talk2dino.cli.evaluate_published import EvaluatePublished
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(EvaluatePublished.main())

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from talk2dino import __version__
-from talk2dino.cli.entry import DONE, WRONG_ARGUMENTS, Command
+from talk2dino.cli.command import DONE, WRONG_ARGUMENTS, Command
 from talk2dino.config import check_name
 
 COMMANDS = (
@@ -16,6 +16,8 @@ COMMANDS = (
     *("pretrain", "quickstart", "toy"),
 )
 """`some-command` is the class `SomeCommand` of `cli/some_command.py`; what runs is imported."""
+_FILES = {"extract-text": "extract", "compare": "report", "convert-coco": "data"}
+"""The commands that share the file of another."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"talk2dino {__version__}")
         return DONE
     try:
-        command = _load(check_name("command", name, COMMANDS))
+        command = find_command(check_name("command", name, COMMANDS))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return WRONG_ARGUMENTS
@@ -39,13 +41,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _overview() -> str:
     lines = ["usage: python -m talk2dino <command> [flags]", ""]
-    lines += [f"  {name:<18}{_load(name).summary()}" for name in COMMANDS]
+    lines += [f"  {name:<18}{find_command(name).summary()}" for name in COMMANDS]
     lines += ["", "Each command explains its flags, with an example: <command> --help"]
     return "\n".join([*lines, "--version prints the version."])
 
 
-def _load(name: str) -> type[Command]:
-    module = import_module(f"talk2dino.cli.{name.replace('-', '_')}")
+def find_command(name: str) -> type[Command]:
+    """The class of a command."""
+    module = import_module(f"talk2dino.cli.{_FILES.get(name, name).replace('-', '_')}")
     command: type[Command] = getattr(module, name.title().replace("-", ""))
     return command
 

@@ -14,9 +14,8 @@ import httpx
 import torch
 from PIL import Image
 
-from talk2dino.app.inputs import Limits, ServerConfig
-from talk2dino.app.models import Entry, Models, find_entry
-from talk2dino.app.server import serve
+from talk2dino.app.request import Entry, Limits, Models, find_entry
+from talk2dino.app.server import ServerConfig, serve
 
 CPU = torch.device("cpu")
 MAX_UPLOAD_MB = 2

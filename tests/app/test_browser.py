@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from talk2dino.app.inputs import ServerConfig
-from talk2dino.app.models import Models
-from talk2dino.app.server import serve
+from talk2dino.app.request import Models
+from talk2dino.app.server import ServerConfig, serve
 from tests.app.conftest import CPU, FILE, LIMITS, Client, Gate
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")

@@ -9,14 +9,13 @@ import urllib.request
 
 import pytest
 
-from talk2dino.app.inputs import Limits, read_names
-from talk2dino.cli import app
-from talk2dino.cli.app import App, main
+from talk2dino.app.request import Limits, read_names
+from talk2dino.cli.app import App
 
 
 def refused(capsys, *flags):
     """Run the command, which must fail before a model is loaded; returns the message."""
-    assert main(list(flags)) == 2
+    assert App.main(list(flags)) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     return captured.err
@@ -58,7 +57,7 @@ def test_a_folder_of_examples_without_pictures_is_refused(tmp_path, capsys):
 
 
 def test_without_gradio_it_says_what_to_install(monkeypatch, capsys):
-    monkeypatch.setattr(app, "find_spec", lambda name: None)
+    monkeypatch.setattr("talk2dino.cli.app.find_spec", lambda name: None)
     assert "pip install -r requirements-app.txt" in refused(capsys, "--model", "toy")
 
 
@@ -102,7 +101,7 @@ def test_a_taken_port_is_named_with_the_flag_that_chooses_another(capsys):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert main(["--model", "toy", "--device", "cpu", "--server_port", str(port)]) == 1
+        assert App.main(["--model", "toy", "--device", "cpu", "--server_port", str(port)]) == 1
     message = capsys.readouterr().err
     assert f"error: port {port} " in message
     assert "--server_port" in message
@@ -110,7 +109,7 @@ def test_a_taken_port_is_named_with_the_flag_that_chooses_another(capsys):
 
 
 def test_the_help_names_every_flag_with_its_meaning_and_a_command_that_works(capsys):
-    assert main(["--help"]) == 0
+    assert App.main(["--help"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     flags = shown.partition(" options: ")[2]
     for flag, meaning in (
@@ -136,7 +135,7 @@ def test_the_help_names_every_flag_with_its_meaning_and_a_command_that_works(cap
 
 
 def test_without_weights_it_says_what_works_without(capsys):
-    assert main(["--model", "vitb", "--device", "cpu"]) == 1  # tests have no network
+    assert App.main(["--model", "vitb", "--device", "cpu"]) == 1  # tests have no network
     captured = capsys.readouterr()
     assert "--model toy" in captured.out
     assert "could not download" in captured.err

@@ -7,9 +7,7 @@ import torch
 from huggingface_hub import constants
 
 from talk2dino import Talk2DINO
-from talk2dino.app.inputs import Limits
-from talk2dino.app.models import Models, find_entry
-from talk2dino.app.work import segment
+from talk2dino.app.request import Limits, Models, find_entry, segment
 from talk2dino.files import file_sha256
 from talk2dino.methods.registry import METHODS
 from talk2dino.methods.talk2dino.hub.find import TOY_THRESHOLD, find_model

@@ -5,11 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from talk2dino.app.inputs import Limits
-from talk2dino.app.models import Models, find_entry
 from talk2dino.app.page import Page
 from talk2dino.app.pictures import heat_of
-from talk2dino.app.work import segment
+from talk2dino.app.request import Limits, Models, find_entry, segment
 from talk2dino.inference import picture_scores
 from talk2dino.methods.ovsegmentor.method import OVSegmentorMethod
 from talk2dino.pictures.drawing import group_colours

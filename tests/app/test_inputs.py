@@ -4,7 +4,7 @@ import zlib
 import pytest
 from PIL import Image
 
-from talk2dino.app.inputs import Limits, read_names, read_picture
+from talk2dino.app.request import Limits, read_names, read_picture
 from talk2dino.pictures.vocabularies import Vocabulary
 
 LIMITS = Limits(max_pixels=10_000, max_side=50, max_categories=3)

@@ -9,10 +9,8 @@ from gradio.blocks import Block
 from PIL import Image
 
 from talk2dino.app import page, pictures
-from talk2dino.app.inputs import Limits
-from talk2dino.app.models import Entry, Models
 from talk2dino.app.page import BUG, Page
-from talk2dino.app.work import segment
+from talk2dino.app.request import Entry, Limits, Models, segment
 from talk2dino.methods.base import PictureRules
 
 MARKUP = "<img src=x onerror=alert(1)>"

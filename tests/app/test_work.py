@@ -7,9 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from talk2dino.app.inputs import Limits, Picture
-from talk2dino.app.models import Models, find_entry
-from talk2dino.app.work import Result, Results, segment
+from talk2dino.app.request import Limits, Models, Picture, Result, Results, find_entry, segment
 from talk2dino.inference import picture_scores
 from talk2dino.methods.base import PictureRules
 from talk2dino.pictures.images import read_rgb, rgb_tensor

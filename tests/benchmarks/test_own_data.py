@@ -19,8 +19,8 @@ from talk2dino.benchmarks.pictures import PictureFolders
 from talk2dino.benchmarks.results import Run, make_result, write_result
 from talk2dino.benchmarks.scoring import Task
 from talk2dino.benchmarks.table import find_benchmark, find_benchmarks, read_dataset
-from talk2dino.cli.data import main as data
-from talk2dino.cli.evaluate import main as evaluate
+from talk2dino.cli.data import Data
+from talk2dino.cli.evaluate import Evaluate
 from talk2dino.config import build
 from talk2dino.methods.registry import find_method, load_segmenter
 from talk2dino.segmenter import ClassQuery, ClassWords
@@ -243,13 +243,13 @@ def test_labels_that_mean_nothing_are_refused_with_value_file_and_count(make, tm
 def test_data_check_says_what_is_there(make, tmp_path, capsys):
     path = make({"a": [[0, 1]], "b": [[2, 255]]})
     Image.new("L", (1, 1)).save(tmp_path / "images" / "bare.jpg")
-    assert data(["check", str(path)]) == 0
+    assert Data.main(["check", str(path)]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "mine differs 2 images, 2 labels" in shown and "0 cat 25 %" in shown
     assert "255 (ignored) 25 %" in shown
     assert "1 images without a label, left out: bare.jpg" in shown
     path = make({"a": [[0, 9]]})
-    assert data(["check", str(path), "--data_root", str(tmp_path)]) == 1
+    assert Data.main(["check", str(path), "--data_root", str(tmp_path)]) == 1
     shown = " ".join(capsys.readouterr().out.split())
     assert "1 pixels with label 9" in shown and "9 (no class)" in shown
     report = check_data(read_dataset(make({}, split="list.txt")), "data", 20)
@@ -259,9 +259,9 @@ def test_data_check_says_what_is_there(make, tmp_path, capsys):
     assert "1 of 2 image files are missing" in report.problems[0] and report.state == "incomplete"
     make({"a": np.zeros((3, 3))}, label_suffix=".png")
     Image.new("L", (1, 1)).save(tmp_path / "labels" / "a.png")
-    assert data(["check", str(make({}))]) == 1
+    assert Data.main(["check", str(make({}))]) == 1
     assert "is 1x1 pixels, but its image is 3x3" in " ".join(capsys.readouterr().out.split())
-    assert data(["check", str(tmp_path / "no.yaml")]) == 2
+    assert Data.main(["check", str(tmp_path / "no.yaml")]) == 2
 
 
 def test_names_belong_to_one_data_set(make, tmp_path):
@@ -389,7 +389,7 @@ def test_an_evaluation_gives_the_numbers_that_numpy_gives(kind, make, tmp_path):
     if kind == "colours":
         argv = ["--model", "toy", "--weights", "seeded:0", "--benchmarks", str(path)]
         argv += ["--output", str(tmp_path / "out"), "--save_predictions", str(tmp_path / "maps")]
-        assert evaluate([*argv, "--gt_qual_path", str(tmp_path / "truth")]) == 0
+        assert Evaluate.main([*argv, "--gt_qual_path", str(tmp_path / "truth")]) == 0
     else:
         evaluate_by_grey(path, tmp_path)
     (result,) = map(json.loads, (p.read_text() for p in (tmp_path / "out").glob("*.json")))

@@ -3,7 +3,7 @@
 import torch
 import yaml
 
-from talk2dino.cli.train import main
+from talk2dino.cli.train import Train
 from talk2dino.features.store import FeatureFile
 
 RECIPE = {
@@ -38,6 +38,6 @@ def write_recipe(path, **sections):
 
 
 def train(*flags):
-    return main(
+    return Train.main(
         ["--model", "recipe.yaml", "--train_dataset", "train.pth", "--device", "cpu", *flags]
     )

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from talk2dino.cli import ablate
-from talk2dino.cli.ablate import main
+from talk2dino.cli.ablate import Ablate, _markdown
 from talk2dino.features.store import FeatureFile, write_features
 from talk2dino.toy.world import WorldConfig, write_world
 
@@ -24,7 +23,7 @@ def worlds(tmp_path_factory):
 def ablation(worlds, output, *words):
     roots = map(str, worlds)
     argv = ["--data_root", *roots, "--weights", "seeded:0", "--device", "cpu", "--output"]
-    return main([*argv, str(output), *words])
+    return Ablate.main([*argv, str(output), *words])
 
 
 def test_every_option_is_a_line_beside_the_default_and_runs_only_once(worlds, tmp_path, capsys):
@@ -70,7 +69,7 @@ def test_keys_of_a_recipe_are_trained_first_once_each_beside_the_default(
     argv = ["--data_root", *map(str, worlds), "--train_dataset", str(features), "--device", "cpu"]
     argv += ["--val_dataset", str(features), "--output", str(tmp_path), "--options"]
     argv += ["alignment_strategy=soft_routing", "alignment_strategy=soft_routing+smoothing"]
-    assert main(argv) == 0
+    assert Ablate.main(argv) == 0
     printed = capsys.readouterr().out
     assert printed.count("training for ") == 4
     places = [tmp_path / "trained", tmp_path / "2" / "trained"]
@@ -85,13 +84,13 @@ def test_keys_of_a_recipe_are_trained_first_once_each_beside_the_default(
     used = [json.loads(Path(row["file"]).read_text())["settings"]["segmenter"] for row in rows]
     names = [entry["projection_weights"] for entry in used]
     assert len(set(names)) == 4 and names[1] == names[2] and names[4] == names[5]
-    assert main(argv) == 0
+    assert Ablate.main(argv) == 0
     assert capsys.readouterr().out.count("nothing to resume") == 4
 
 
 def test_results_without_a_time_have_empty_cells():
     row = {"benchmark": "toy", "options": "default", "images": 1, "mIoU": 5.0, "timing": None}
-    line = ablate._markdown([row], ["data"]).splitlines()[-1]
+    line = _markdown([row], ["data"]).splitlines()[-1]
     assert [cell.strip() for cell in line.split("|")] == ["", "default", "5.00", "", "", "", ""]
 
 
@@ -109,7 +108,7 @@ def test_what_cannot_be_trained_is_refused_before_anything_runs(
     words, message, worlds, features, tmp_path, capsys
 ):
     argv = ["--data_root", str(worlds[0]), "--train_dataset", str(features), "--output"]
-    assert main([*argv, str(tmp_path / "out"), *words]) == 2
+    assert Ablate.main([*argv, str(tmp_path / "out"), *words]) == 2
     said = capsys.readouterr()
     assert message in said.err and not said.out
     assert not list(tmp_path.rglob("*.*"))

@@ -21,10 +21,9 @@ from talk2dino import label_map, load_segmenter
 from talk2dino.__main__ import main as project_main
 from talk2dino.benchmarks.results import read_counts, read_result
 from talk2dino.benchmarks.tables import results_table
-from talk2dino.cli.compare import main as compare
-from talk2dino.cli.evaluate import main
-from talk2dino.cli.evaluate_published import main as published_main
-from talk2dino.cli.report import main as report
+from talk2dino.cli.evaluate import Evaluate
+from talk2dino.cli.evaluate_published import EvaluatePublished
+from talk2dino.cli.report import Compare, Report
 from talk2dino.pictures.images import read_rgb
 
 MINIATURES = Path(__file__).parents[1] / "parity" / "data" / "seg" / "data"
@@ -38,7 +37,7 @@ def files_below(folder, pattern="*.json"):
 
 def evaluate(output, *flags, data=MINIATURES, benchmarks="voc20"):
     words = [*TOY, "--benchmarks", benchmarks, "--data_root", data, "--output", output, *flags]
-    return main([str(word) for word in words])
+    return Evaluate.main([str(word) for word in words])
 
 
 def only_counts(output):
@@ -184,7 +183,7 @@ def run_and_die(words, output, seconds):
 
     if seconds is not None:
         threading.Thread(target=die, daemon=True).start()
-    sys.exit(published_main(words))
+    sys.exit(EvaluatePublished.main(words))
 
 
 def test_a_run_killed_at_random_goes_on(root, voc20, tmp_path, fork_server):
@@ -380,17 +379,17 @@ def test_a_damaged_result_is_named(voc20, tmp_path, capsys):
 
 def test_the_published_command_needs_eval(root, tmp_path, capsys):
     words = [word for word in script_command(root, tmp_path)[2:] if word != "--eval"]
-    assert published_main(words) == 2
+    assert EvaluatePublished.main(words) == 2
     assert "pass --eval" in capsys.readouterr().err
 
 
 def test_mmsegmentation_is_needed_only_where_it_is_the_reader(root, tmp_path):
     code = (
         "import sys; sys.modules['mmcv'] = None; "
-        "from talk2dino.cli.evaluate import main; "
+        "from talk2dino.cli.evaluate import Evaluate; "
         f"argv = {[*TOY, '--data_root', str(MINIATURES), '--output', str(tmp_path / 'o')]}; "
-        "code = main([*argv, '--benchmarks', 'voc20']); assert code == 0, code; "
-        "sys.exit(main([*argv, '--benchmarks', 'voc20', '--reader', 'mmseg']))"
+        "code = Evaluate.main([*argv, '--benchmarks', 'voc20']); assert code == 0, code; "
+        "sys.exit(Evaluate.main([*argv, '--benchmarks', 'voc20', '--reader', 'mmseg']))"
     )
     environment = {**os.environ, "PYTHONPATH": str(root / "src")}
     done = subprocess.run(
@@ -413,7 +412,7 @@ def test_the_json_is_plain(voc20):
 
 def test_a_missing_data_folder_is_named_before_a_model_is_looked_for(tmp_path, capsys):
     command = ["--model", "nobody/nothing", "--data_root", str(tmp_path / "data")]
-    assert main(command) == 2
+    assert Evaluate.main(command) == 2
     error = capsys.readouterr().err
     assert "there is no data folder" in error and "data check" in error
 
@@ -441,7 +440,7 @@ def test_borders_are_scored_beside_an_unchanged_result(voc20, tmp_path, capsys):
     assert before["boundary_mIoU"] is None and 0 <= after["boundary_mIoU"] < 100
     assert after["seam_pairs"] > 0 and 0 <= after["seam_error"] <= 100
     assert f"{after['boundary_mIoU']:.2f}" in shown
-    assert report([*map(str, paths), "--examples", "0"]) == 0
+    assert Report.main([*map(str, paths), "--examples", "0"]) == 0
     assert "<th>seam error</th>" in (output / "report.html").read_text()
 
 
@@ -471,7 +470,7 @@ def test_aliases_are_a_run_of_their_own_that_compares_with_the_others(voc20, tmp
     poolings = {read_result(found)["settings"]["pooling"] for found in (first, second)}
     assert poolings == {"max", "lse"}
     assert read_result(first)["settings"]["prompted"][0] == f"{names[0]}; plane; jet"
-    assert compare([str(path), str(first)]) == 0
+    assert Compare.main([str(path), str(first)]) == 0
     words.write_text("\n".join(["renamed", *names[1:]]))
     assert evaluate(tmp_path / "other", "--vocabulary", words) == 0
     assert read_result(files_below(tmp_path / "other")[0])["classes"] == ["renamed", *names[1:]]

@@ -14,9 +14,9 @@ from talk2dino.benchmarks import scoring
 from talk2dino.benchmarks.datasets import EvaluationSet
 from talk2dino.benchmarks.results import read_counts, read_result
 from talk2dino.benchmarks.table import BENCHMARKS, STUFF_BACKGROUND
-from talk2dino.cli.data import main as data_main
-from talk2dino.cli.evaluate import main
-from talk2dino.cli.report import main as report_main
+from talk2dino.cli.data import Data
+from talk2dino.cli.evaluate import Evaluate
+from talk2dino.cli.report import Report
 from talk2dino.methods import clip_words
 from talk2dino.methods.freeda.method import FreeDAMethod
 from talk2dino.methods.ovsegmentor.method import OVSegmentorMethod, OVSegmentorSegmenter
@@ -33,7 +33,7 @@ BOTH = "toy,ovsegmentor_toy"
 def evaluate(output, *flags, model=BOTH, benchmarks="voc,coco_stuff"):
     words = ["--model", model, "--weights", "seeded:0", "--device", "cpu", "--output", output]
     words += ["--benchmarks", benchmarks, "--data_root", MINIATURES, *flags]
-    return main([str(word) for word in words])
+    return Evaluate.main([str(word) for word in words])
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_one_call_gives_one_table_with_both_methods(both):
 
 
 def test_one_report_shows_both_methods(both, tmp_path):
-    assert report_main([str(both), "--output", str(tmp_path / "both.html"), "--examples", "1"]) == 0
+    assert Report.main([str(both), "--output", str(tmp_path / "both.html"), "--examples", "1"]) == 0
     page = (tmp_path / "both.html").read_text()
     assert "toy, ovsegmentor_toy" in page.replace("ovsegmentor_toy, toy", "toy, ovsegmentor_toy")
     assert "COCO-Stuff 172" in page
@@ -178,7 +178,7 @@ def test_unlabelled_pixels_are_the_background_of_172_classes():
 
 def test_the_data_of_172_classes_is_that_of_171(capsys):
     words = ["check", "--data_root", str(MINIATURES), "--benchmarks", "coco_stuff_bg,coco_stuff"]
-    data_main(words)
+    Data.main(words)
     assert capsys.readouterr().out.count("coco_stuff ") == 1
 
 
@@ -227,7 +227,7 @@ def test_an_image_that_cannot_be_read_is_named_for_both(tmp_path, capsys):
 def test_a_saved_folder_scores_as_the_model_it_was_saved_from(both, tmp_path, capsys):
     folder = Talk2DINO.from_pretrained("toy", device="cpu").save_pretrained(tmp_path / "mine")
     words = ["--model", str(folder), "--benchmarks", "coco_stuff", "--data_root", str(MINIATURES)]
-    assert main([*words, "--device", "cpu", "--output", str(tmp_path / "results")]) == 0
+    assert Evaluate.main([*words, "--device", "cpu", "--output", str(tmp_path / "results")]) == 0
     (result,) = results_of(tmp_path / "results").items()
     assert result[0] == ("mine", "coco_stuff")
     assert result[1]["mIoU"] == results_of(both)[("toy", "coco_stuff")]["mIoU"]
@@ -284,7 +284,7 @@ def test_a_killed_comparison_under_the_unified_protocol_goes_on(
     assert superpixels == {"scale": 100, "sigma": 0.7, "min_size": 20}  # its own, kept
     assert results[("proxyclip_toy", "voc20")]["uniform_windows"] is not None
     assert results[("toy", "voc20")]["uniform_windows"] is None
-    assert report_main([str(tmp_path), "--examples", "0"]) == 0
+    assert Report.main([str(tmp_path), "--examples", "0"]) == 0
     assert "freeda_toy, unified protocol" in (tmp_path / "report.html").read_text()
 
 

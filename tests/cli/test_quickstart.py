@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 from talk2dino.__main__ import main as project_main
-from talk2dino.cli.quickstart import MAINS, Quickstart, main
+from talk2dino.cli.extract import Extract
+from talk2dino.cli.quickstart import Quickstart
 from talk2dino.features.store import read_features
-from talk2dino.toy.scene import CLASS_COLOURS, CLASS_NAMES
+from talk2dino.toy.scene import CLASS_NAMES, class_palette
 
 TINY = ["--images", "12", "--epochs", "2", "--device", "cpu"]
 
@@ -30,7 +31,7 @@ def finished(tmp_path_factory):
 def run_quickstart(folder: Path, *flags: str) -> str:
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
-        assert main(["--output", str(folder), *TINY, *flags]) == 0
+        assert Quickstart.main(["--output", str(folder), *TINY, *flags]) == 0
     return output.getvalue()
 
 
@@ -51,8 +52,8 @@ def test_the_panel_and_the_overlay_are_pictures(finished):
     assert panel.width > 4 * 224  # picture, ground truth, trained and untrained
     assert panel.height > 2 * 224
     legend = np.array(Image.open(folder / "demo.png"))[224:].reshape(-1, 3)
-    drawn = [CLASS_COLOURS[name] for name in CLASS_NAMES]  # lemons are yellow there, too
-    assert set(drawn) <= set(map(tuple, legend.tolist()))
+    drawn = class_palette()  # lemons are yellow there, too
+    assert set(map(tuple, drawn.tolist())) <= set(map(tuple, legend.tolist()))
 
 
 def test_the_commands_are_printed_as_one_would_type_them(finished):
@@ -111,9 +112,9 @@ def test_other_settings_need_overwrite(finished, tmp_path, capsys):
     record = json.loads((folder / "quickstart.json").read_text())
     record["settings"]["configs/toy.yaml"] = "sha256:0"
     (tmp_path / "quickstart.json").write_text(json.dumps(record))
-    assert main(["--output", str(tmp_path), *TINY]) == 2
+    assert Quickstart.main(["--output", str(tmp_path), *TINY]) == 2
     assert "configs/toy.yaml was 'sha256:0', now 'sha256:" in capsys.readouterr().err
-    assert main(["--output", str(folder), *TINY, "--seed", "5"]) == 2
+    assert Quickstart.main(["--output", str(folder), *TINY, "--seed", "5"]) == 2
     message = capsys.readouterr().err
     assert "seed was 0, now 5" in message
     assert "--overwrite" in message
@@ -141,7 +142,7 @@ def test_overwrite_starts_again(finished, tmp_path):
     ],
 )
 def test_wrong_arguments_are_named(flags, message, tmp_path, capsys):
-    assert main(["--output", str(tmp_path / "q"), *flags]) == 2
+    assert Quickstart.main(["--output", str(tmp_path / "q"), *flags]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "q").exists()
 
@@ -149,20 +150,20 @@ def test_wrong_arguments_are_named(flags, message, tmp_path, capsys):
 @pytest.mark.parametrize("flags", [[], ["--overwrite"]])
 def test_a_folder_with_something_else_is_left_alone(flags, tmp_path, capsys):
     (tmp_path / "thesis.tex").write_text("precious")
-    assert main(["--output", str(tmp_path), *flags]) == 2
+    assert Quickstart.main(["--output", str(tmp_path), *flags]) == 2
     assert "holds other files and no quickstart" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_a_place_where_nothing_can_be_written_is_refused(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    assert main(["--output", str(tmp_path / "file" / "q")]) == 2
+    assert Quickstart.main(["--output", str(tmp_path / "file" / "q")]) == 2
     assert "is a file" in capsys.readouterr().err
 
 
 def test_a_damaged_record_is_named(tmp_path, capsys):
     (tmp_path / "quickstart.json").write_text("{")
-    assert main(["--output", str(tmp_path)]) == 2
+    assert Quickstart.main(["--output", str(tmp_path)]) == 2
     assert "quickstart.json is not JSON" in capsys.readouterr().err
 
 
@@ -172,10 +173,8 @@ def test_it_is_a_command_of_the_project(capsys):
 
 
 def test_an_interrupted_step_interrupts_the_quickstart(tmp_path, monkeypatch, capsys):
-    (tmp_path / "interrupted_step.py").write_text("def main(words):\n    return 130\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setitem(MAINS, "dino_extraction_v2.py", "interrupted_step")
-    assert main(["--output", str(tmp_path / "quickstart"), *TINY]) == 130
+    monkeypatch.setattr(Extract, "main", lambda words: 130)
+    assert Quickstart.main(["--output", str(tmp_path / "quickstart"), *TINY]) == 130
     captured = capsys.readouterr()
     assert "interrupted; run the same command again to go on" in captured.err
     assert "ended with exit code" not in captured.err

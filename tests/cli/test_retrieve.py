@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from talk2dino import Talk2DINO
-from talk2dino.cli.retrieve import main
+from talk2dino.cli.retrieve import Retrieve
 from talk2dino.features.store import FeatureFile, write_features
 
 
@@ -36,7 +36,7 @@ def test_a_text_finds_the_image_whose_best_head_it_is_and_draws_it(folder, tmp_p
     sheet = tmp_path / "sheet.png"
     argv = ["--store", str(folder / "store.pth"), "--model", "toy", "--device", "cpu"]
     drawn = ["--sheet", str(sheet), "--images", str(folder)]
-    assert main([*argv, "--text", "a red bus", "--top", "2", *drawn]) == 0
+    assert Retrieve.main([*argv, "--text", "a red bus", "--top", "2", *drawn]) == 0
     first, second, written = capsys.readouterr().out.splitlines()
     assert first.split() == ["1", "1.0000", "green.png"] and second.split()[0] == "2"
     assert str(sheet) in written
@@ -47,7 +47,7 @@ def test_a_text_finds_the_image_whose_best_head_it_is_and_draws_it(folder, tmp_p
 def test_a_picture_finds_the_caption_that_training_would_score_highest(folder, toy, capsys):
     path = folder / "red.png"
     argv = ["--store", str(folder / "store.pth"), "--model", "toy", "--device", "cpu"]
-    assert main([*argv, "--image", str(path)]) == 0
+    assert Retrieve.main([*argv, "--image", str(path)]) == 0
     texts = torch.load(folder / "store.pth", weights_only=True)["caption_features"]["ann_feats"]
     pooled = toy.encode_image(path, pool="attention")
     cosines = torch.cosine_similarity(toy.projection.project_clip_txt(texts), pooled)
@@ -69,7 +69,7 @@ def test_a_picture_finds_the_caption_that_training_would_score_highest(folder, t
     ],
 )
 def test_what_cannot_be_found_is_a_sentence(argv, message, folder, capsys):
-    assert main([word.format(folder) for word in argv]) == 2
+    assert Retrieve.main([word.format(folder) for word in argv]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -77,7 +77,7 @@ def test_features_of_another_model_are_refused(folder, tmp_path, capsys):
     other = FeatureFile([{"id": 0}], [], {"disentangled_self_attn": torch.rand(1, 2, 7)})
     write_features(other, tmp_path / "other.pth")
     argv = ["--store", str(tmp_path / "other.pth"), "--text", "cat", "--model", "toy"]
-    assert main(argv) != 0
+    assert Retrieve.main(argv) != 0
     assert "width 7, but toy needs 192" in capsys.readouterr().err
 
 
@@ -86,5 +86,5 @@ def test_features_that_are_no_numbers_are_named_and_not_found_first(folder, tmp_
     content["image_features"]["disentangled_self_attn"][2, 1, 0] = torch.nan
     torch.save(content, tmp_path / "nan.pth")
     argv = ["--store", str(tmp_path / "nan.pth"), "--text", "cat", "--top", "1", "--model", "toy"]
-    assert main(argv) == 1
+    assert Retrieve.main(argv) == 1
     assert "'disentangled_self_attn' holds numbers that are not finite" in capsys.readouterr().err

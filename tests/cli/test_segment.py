@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from talk2dino.cli.segment import Segment, main, parse_categories
+from talk2dino.cli.segment import Segment, parse_categories
 from talk2dino.methods.talk2dino.projection import build_projection
 from talk2dino.methods.talk2dino.recipe import load_recipe
 from talk2dino.pictures.drawing import class_colours
@@ -40,7 +40,7 @@ def picture(path, size=(60, 40), colour=None):
 def segment(*changes, categories="cat,polar_bear", source=("photo.png",), output="out.png"):
     """Run the command on the toy models."""
     flags = ["--input", *source, "--output", output, "--textual_categories", categories]
-    return main([*flags, "--config", "toy.yaml", "--weights", "seeded:0", *changes])
+    return Segment.main([*flags, "--config", "toy.yaml", "--weights", "seeded:0", *changes])
 
 
 def refused(capsys, *changes, code=2, **settings):
@@ -292,7 +292,7 @@ def with_words(folder, *changes):
     (folder / "words.txt").write_text("background; sky\ncat; kitten\npolar bear\n")
     picture("other.png")
     flags = ["--input", "photo.png", "other.png", "--output", "out", "--vocab", "words.txt"]
-    return main([*flags, "--config", "toy.yaml", "--weights", "seeded:0", *changes])
+    return Segment.main([*flags, "--config", "toy.yaml", "--weights", "seeded:0", *changes])
 
 
 def test_classes_of_a_file_are_looked_for_by_all_their_words(folder):

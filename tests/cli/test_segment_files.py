@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from talk2dino.cli.segment import Segment
-from talk2dino.cli.segment_files import plan_tasks
+from talk2dino.cli.segment_job import plan_outputs
 
 
 @pytest.fixture(autouse=True)
@@ -21,35 +21,35 @@ def plan(*inputs, output="out", mask=None, scores=None, overwrite=False):
     words = ["--input", *inputs, "--output", output, "--textual_categories", "a"]
     for flag, value in (("--save_mask", mask), ("--save_scores", scores)):
         words += [] if value is None else [flag, value]
-    return plan_tasks(Segment.parse([*words, *(["--overwrite"] if overwrite else [])]))
+    return plan_outputs(Segment.parse([*words, *(["--overwrite"] if overwrite else [])]), {})
 
 
-def written(tasks):
-    return [[str(path) for path in task.outputs.values()] for task in tasks]
+def written(planned):
+    return [[str(path) for path in outputs.values()] for outputs in planned.values()]
 
 
 def test_one_file_gives_exactly_the_named_output():
-    (task,) = plan("photo", output="seg.jpg", mask="m.png", scores="")
-    assert written([task]) == [["seg.jpg", "m.png", "seg_scores.npz"]]
+    planned = plan("photo", output="seg.jpg", mask="m.png", scores="")
+    assert written(planned) == [["seg.jpg", "m.png", "seg_scores.npz"]]
 
 
 def test_one_file_into_a_folder_keeps_its_name():
     Path("out").mkdir()
     for output in ("out", "new/"):
-        (task,) = plan("in/b.jpg", output=output, mask="", scores="in")
+        planned = plan("in/b.jpg", output=output, mask="", scores="in")
         folder = output.rstrip("/")
-        assert written([task]) == [[f"{folder}/b.png", f"{folder}/b_mask.png", "in/b_scores.npz"]]
+        assert written(planned) == [[f"{folder}/b.png", f"{folder}/b_mask.png", "in/b_scores.npz"]]
 
 
 def test_a_folder_gives_its_images_in_order():
-    tasks = plan("in", mask="", scores="elsewhere")
-    assert [str(task.source) for task in tasks] == ["in/a.png", "in/b.jpg"]
-    assert written(tasks)[0] == ["out/a.png", "out/a_mask.png", "elsewhere/a_scores.npz"]
+    planned = plan("in", mask="", scores="elsewhere")
+    assert [str(source) for source in planned] == ["in/a.png", "in/b.jpg"]
+    assert written(planned)[0] == ["out/a.png", "out/a_mask.png", "elsewhere/a_scores.npz"]
 
 
 def test_equal_stems_keep_their_suffix_and_repeated_inputs_count_once():
-    tasks = plan("in/a.png", "other", "in/a.png")
-    assert written(tasks) == [["out/a.png.png"], ["out/a.webp.png"]]
+    planned = plan("in/a.png", "other", "in/a.png")
+    assert written(planned) == [["out/a.png.png"], ["out/a.webp.png"]]
 
 
 def test_equal_names_from_two_folders_are_refused():
@@ -96,6 +96,6 @@ def test_a_folder_in_place_of_an_output_file_is_refused():
 def test_names_too_long_for_their_outputs_are_shortened_and_stay_apart():
     for ending in ("a.jpg", "b.jpg", "é.jpg"):
         Path("in", "é" * 122 + ending).touch()  # 249 and 250 bytes
-    tasks = plan("in", mask="", scores="")
-    names = [path.name for task in tasks for path in task.outputs.values()]
+    planned = plan("in", mask="", scores="")
+    names = [path.name for outputs in planned.values() for path in outputs.values()]
     assert len(set(names)) == 15 and max(len(name.encode()) for name in names) <= 255

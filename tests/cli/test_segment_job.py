@@ -7,7 +7,6 @@ import pytest
 import torch
 from PIL import Image
 
-from talk2dino.cli.segment_files import Task
 from talk2dino.cli.segment_job import SegmentJob, scoring_bytes
 from talk2dino.methods.talk2dino.config import SegmenterConfig
 from talk2dino.methods.talk2dino.projection import ProjectionConfig
@@ -44,7 +43,7 @@ def make_job(segmenter, rows, names, background=None, refined=True, device=CPU, 
 
 def task(tmp_path, image, **outputs):
     image.save(tmp_path / "source.png")
-    return Task(tmp_path / "source.png", {**outputs, "output": tmp_path / "overlay.png"})
+    return tmp_path / "source.png", {**outputs, "output": tmp_path / "overlay.png"}
 
 
 def test_a_red_picture_is_red_for_the_backbone_and_in_the_overlay(tmp_path):
@@ -59,7 +58,7 @@ def test_a_red_picture_is_red_for_the_backbone_and_in_the_overlay(tmp_path):
     seen = []
     segmenter.vision.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     job = make_job(segmenter, segmenter.embed_classes(["rose"]), ["rose"], opacity=0.25)
-    job.segment(task(tmp_path, Image.new("RGB", (50, 30), (255, 0, 0))))
+    job.segment(*task(tmp_path, Image.new("RGB", (50, 30), (255, 0, 0))))
     pixels = (seen[0] * segmenter.vision.std + segmenter.vision.mean) * 255
     assert pixels[0].mean(dim=(1, 2)).tolist() == pytest.approx([255, 0, 0], abs=1e-3)
     with Image.open(tmp_path / "overlay.png") as overlay:
@@ -74,7 +73,7 @@ def test_red_green_and_blue_get_the_labels_of_their_classes(tmp_path):
         image.paste(colour, (10 * index, 0, 10 * index + 10, 10))
     names = ["background", "red", "green", "blue"]
     job = make_job(ColourSegmenter(), torch.eye(3), names, background=0.5)
-    line = job.segment(task(tmp_path, image, save_mask=tmp_path / "mask.png"))
+    line = job.segment(*task(tmp_path, image, save_mask=tmp_path / "mask.png"))
     with Image.open(tmp_path / "mask.png") as mask:
         labels = np.asarray(mask)
     assert labels[5, [5, 15, 25]].tolist() == [1, 2, 0]
@@ -85,15 +84,15 @@ def test_a_class_of_few_pixels_is_not_said_to_have_none(tmp_path):
     image = Image.new("RGB", (50, 40), (255, 0, 0))
     image.putpixel((3, 3), (0, 255, 0))
     job = make_job(ColourSegmenter(), torch.eye(3), ["red", "green", "blue"])
-    assert job.segment(task(tmp_path, image)).endswith("red 100%, green <1%")
+    assert job.segment(*task(tmp_path, image)).endswith("red 100%, green <1%")
 
 
 def test_exif_orientation_reaches_every_file(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     work = task(tmp_path, Image.new("RGB", (40, 20)), save_scores=tmp_path / "s.npz")
-    Image.new("RGB", (40, 20)).save(work.source, exif=exif)
-    make_job(ColourSegmenter(), torch.eye(3), "abc").segment(work)
+    Image.new("RGB", (40, 20)).save(work[0], exif=exif)
+    make_job(ColourSegmenter(), torch.eye(3), "abc").segment(*work)
     with np.load(tmp_path / "s.npz") as saved:
         assert saved["scores"].shape == (3, 40, 20)
 
@@ -101,7 +100,7 @@ def test_exif_orientation_reaches_every_file(tmp_path):
 def test_a_larger_picture_is_scored_at_max_side(tmp_path):
     segmenter = ColourSegmenter()
     job = make_job(segmenter, torch.eye(3), "abc", max_side=30)
-    job.segment(task(tmp_path, Image.new("RGB", (60, 20))))
+    job.segment(*task(tmp_path, Image.new("RGB", (60, 20))))
     assert segmenter.windows.shape == (1, 3, 10, 30)
     assert scoring_size(20, 60, None) == scoring_size(20, 60, 60) == (20, 60)
     assert scoring_size(1, 1000, 10) == (1, 10)
@@ -118,7 +117,7 @@ def test_a_huge_picture_is_refined_at_a_smaller_size_unless_one_is_named(
     monkeypatch.setattr("talk2dino.cli.segment_job._HUGE_SIDE", 50)
     segmenter = ColourSegmenter()
     job = make_job(segmenter, torch.eye(1, 3), "a", **options)
-    job.segment(task(tmp_path, Image.new("RGB", (70, 20))))
+    job.segment(*task(tmp_path, Image.new("RGB", (70, 20))))
     assert segmenter.windows.shape[-1] == long_side
     said = capsys.readouterr().out
     assert ("at a long side of 50 pixels; --max_side 70 keeps its size" in said) == (not options)
@@ -133,16 +132,16 @@ def test_the_line_names_the_five_largest_classes(tmp_path):
             return torch.nn.functional.one_hot(labels, len(classes)).permute(2, 0, 1)[None].float()
 
     job = make_job(Stripes(), torch.eye(7), "abcdefg")
-    line = job.segment(task(tmp_path, Image.new("RGB", (70, 5))))
+    line = job.segment(*task(tmp_path, Image.new("RGB", (70, 5))))
     assert line.endswith("a 14%, b 14%, c 14%, d 14%, e 14%, ...")
 
 
 def test_a_failing_write_leaves_no_file_behind(tmp_path):
     work = task(tmp_path, Image.new("RGB", (40, 20)))
-    work.outputs["output"].mkdir()  # in the way
+    work[1]["output"].mkdir()  # in the way
     job = make_job(ColourSegmenter(), torch.eye(3), "abc")
     with pytest.raises(OSError, match="overlay"):
-        job.segment(work)
+        job.segment(*work)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["overlay.png", "source.png"]
 
 

@@ -12,8 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from talk2dino.cli.segment import main
-from talk2dino.cli.segment_files import MODES, Task
+from talk2dino.cli.segment import MODES, Segment
 from talk2dino.cli.segment_job import SegmentJob
 from talk2dino.inference import picture_scores
 from talk2dino.pictures.drawing import blend, class_colours, group_colours, write_names
@@ -44,7 +43,7 @@ def picture(path, size_hw=SIZE_HW):
 def segment(*flags, model=OVS, vocab=("cat", "dog"), out="out"):
     """Run the command on the folder `in`."""
     words = [*model, "--vocab", *vocab, "--image_folder", "in", "--output_folder", out, *flags]
-    return main(words)
+    return Segment.main(words)
 
 
 def refused(capsys, *flags, **settings):
@@ -122,7 +121,7 @@ def test_the_published_arguments_are_accepted(folder, capsys):
     words = ["--cfg", "./configs/test_voc12.yml", "--resume", "seeded:3", "--vocab", "background"]
     words += ["cat", "dog", "--image_folder", "in", "--output_folder", "out", "--vis", "mask"]
     words += ["--opts", "test_cfg.bg_thresh=0.25", "--local_rank", "0"]
-    assert main([*words, "--model", "ovsegmentor_toy", "--device", "cpu"]) == 0
+    assert Segment.main([*words, "--model", "ovsegmentor_toy", "--device", "cpu"]) == 0
     assert "--cfg is not read" in capsys.readouterr().out
     with Image.open("out/mask/a.png") as mask:
         record = json.loads(mask.text["talk2dino"])
@@ -132,7 +131,7 @@ def test_the_published_arguments_are_accepted(folder, capsys):
 
 def test_resume_alone_means_the_published_model(folder, capsys):
     words = ["--resume", "absent.pth", "--vocab", "voc", "--image_folder", "in"]
-    assert main([*words, "--output_folder", "out", "--vis", "pred"]) == 2
+    assert Segment.main([*words, "--output_folder", "out", "--vis", "pred"]) == 2
     assert "absent.pth: no OVSegmentor weights there" in capsys.readouterr().err
 
 
@@ -164,7 +163,7 @@ def test_without_vis_names_are_written_into_the_pictures(folder):
 
 def test_an_overlay_with_legend_works_for_the_other_method_too(folder):
     words = [*OVS, "--input", "in/a.png", "--output", "o.png", "--textual_categories", "cat,dog"]
-    assert main([*words, "--save_mask", "m.png"]) == 0
+    assert Segment.main([*words, "--save_mask", "m.png"]) == 0
     assert segment("--vis", "mask") == 0
     assert np.array_equal(read("m.png"), read("out/mask/a.png"))
     with Image.open("m.png") as mask:
@@ -179,7 +178,7 @@ def test_an_overlay_with_legend_works_for_the_other_method_too(folder):
 
 def test_a_named_talk2dino_is_its_recipe(folder):
     words = ["--input", "in/a.png", "--output", "o.png", "--vocab", "cat", "dog", "--no_pamr"]
-    assert main([*TOY, *words]) == 0
+    assert Segment.main([*TOY, *words]) == 0
     with Image.open("o.png") as overlay:
         record = json.loads(overlay.text["talk2dino"])
     assert record["classes"] == ["cat", "dog"]
@@ -238,9 +237,9 @@ def test_a_folder_without_pictures_is_named(folder, capsys):
 
 def test_output_or_its_folder_is_needed(folder, capsys):
     words = [*OVS, "--vocab", "cat", "--input", "in"]
-    assert main(words) == 2
+    assert Segment.main(words) == 2
     assert "--output is missing" in capsys.readouterr().err
-    assert main([*words, "--vis", "mask"]) == 2
+    assert Segment.main([*words, "--vis", "mask"]) == 2
     assert "--vis writes folders: give --output_folder" in capsys.readouterr().err
 
 
@@ -272,7 +271,7 @@ def test_every_stage_of_groups_is_drawn_in_colours_of_its_own(tmp_path):
     job.segmenter, job.query = Stages(), ClassQuery.of_rows(torch.eye(2))
     outputs = {mode: tmp_path / mode / "a.png" for mode in MODES if "group" in mode}
     outputs["all_groups"] = tmp_path / "all_groups" / "a_layer0.png"
-    job.segment(Task(tmp_path / "a.png", outputs))
+    job.segment(tmp_path / "a.png", outputs)
     stages = [read(tmp_path / "all_groups" / f"a_layer{index}.png") for index in (0, 1)]
     assert np.array_equal(read(tmp_path / "first_group" / "a.png"), stages[0])
     assert np.array_equal(read(tmp_path / "final_group" / "a.png"), stages[1])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from talk2dino.cli.train import main
+from talk2dino.cli.train import Train
 from talk2dino.features.store import read_features, write_features
 from talk2dino.methods.talk2dino.projection import load_projection
 
@@ -45,7 +45,7 @@ def test_a_training_writes_weights_losses_plot_and_summary(folder, capsys):
 
 def test_the_published_flag_name_and_pedix_choose_the_weights(folder):
     assert (
-        main(
+        Train.main(
             [
                 "--model_config",
                 "recipe.yaml",
@@ -126,7 +126,7 @@ def test_feature_shards_train_like_the_feature_file(folder):
     assert train("--out", "file.pth") == 0
     for number, source in enumerate(("tars", "tars/shard{00000..00029}.tar")):
         out = f"tars{number}.pth"
-        assert main(["--model", "recipe.yaml", "--train_dataset", source, "--out", out]) == 0
+        assert Train.main(["--model", "recipe.yaml", "--train_dataset", source, "--out", out]) == 0
         assert (folder / out).read_bytes() == (folder / "file.pth").read_bytes()
 
 
@@ -197,9 +197,9 @@ def test_a_section_given_twice_exits_2(folder, capsys):
 
 
 def test_a_recipe_or_dataset_that_is_not_there_is_named(folder, capsys):
-    assert main(["--model", "no.yaml", "--train_dataset", "train.pth"]) == 2
+    assert Train.main(["--model", "no.yaml", "--train_dataset", "train.pth"]) == 2
     assert "no.yaml: no such file" in capsys.readouterr().err
-    assert main(["--model", "recipe.yaml", "--train_dataset", "no.pth"]) == 2
+    assert Train.main(["--model", "recipe.yaml", "--train_dataset", "no.pth"]) == 2
     assert "no.pth: no such file" in capsys.readouterr().err
 
 
@@ -231,9 +231,9 @@ def test_a_starting_checkpoint_that_does_not_fit_names_the_keys(folder, capsys):
 
 
 def test_the_help_shows_an_example_and_refuses_short_forms(capsys):
-    assert main(["--help"]) == 0
+    assert Train.main(["--help"]) == 0
     assert "python train.py --model configs/vitb_mlp_infonce.yaml" in capsys.readouterr().out
-    assert main(["--mod", "recipe.yaml", "--train_dataset", "train.pth"]) == 2
+    assert Train.main(["--mod", "recipe.yaml", "--train_dataset", "train.pth"]) == 2
 
 
 def test_what_made_the_features_is_recorded_and_differences_are_warned_of(folder, caplog):
@@ -241,7 +241,7 @@ def test_what_made_the_features_is_recorded_and_differences_are_warned_of(folder
     stored.settings["vision"] = {"model": "toy", "weights": "seeded:4", "resize_dim": 224}
     write_features(stored, "made.pth")
     arguments = ["--model", "recipe.yaml", "--train_dataset", "made.pth", "--out", "made_w.pth"]
-    assert main(arguments) == 0
+    assert Train.main(arguments) == 0
     summary = json.loads(Path("made_w.json").read_text())
     assert summary["trained_on"]["vision"]["weights"] == "seeded:4"
     for part in ("vision model is toy", "vision weights is seeded:4, not pretrained"):
@@ -266,6 +266,6 @@ def test_no_output_is_an_input(folder, capsys, out, data):
     (folder / "link.pth").symlink_to(folder / "train.pth")
     before = (folder / data).read_bytes()
     flags = ["--model", "recipe.yaml", "--train_dataset", data, "--val_dataset", "train.pth"]
-    assert main([*flags, "--device", "cpu", "--out", out, "--overwrite"]) == 2
+    assert Train.main([*flags, "--device", "cpu", "--out", out, "--overwrite"]) == 2
     assert "is an input. Choose another place" in capsys.readouterr().err
     assert (folder / data).read_bytes() == before

@@ -12,9 +12,8 @@ import torch
 import yaml
 from PIL import Image
 
-from talk2dino.cli.extract import main as extract
-from talk2dino.cli.extract_text import main as extract_text
-from talk2dino.cli.train import main
+from talk2dino.cli.extract import Extract, ExtractText
+from talk2dino.cli.train import Train
 from talk2dino.methods.talk2dino.training.loop import TrainingRun
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -56,7 +55,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def train(dataset, *flags):
-    return main(
+    return Train.main(
         [
             "--model",
             "recipe.yaml",
@@ -82,8 +81,8 @@ def test_images_give_the_losses_and_weights_of_their_extracted_features(folder):
     flags = ["--ann_path", "pictures/captions.json", "--out_path", "f.pth", "--device", "cpu"]
     keys = ["--extract_disentangled_self_attn", "--extract_avg_self_attn"]
     sizes = ["--resize_dim", "56", "--crop_dim", "56", "--model", "toy", "--workers", "0"]
-    assert extract([*flags, *keys, *sizes, "--data_dir", "pictures"]) == 0
-    assert extract_text(["--ann_path", "f.pth", "--model", "toy", "--device", "cpu"]) == 0
+    assert Extract.main([*flags, *keys, *sizes, "--data_dir", "pictures"]) == 0
+    assert ExtractText.main(["--ann_path", "f.pth", "--model", "toy", "--device", "cpu"]) == 0
     assert train("f.pth", "--out", "stored.pth") == 0
     stored = torch.load("stored.pth")
 
@@ -200,8 +199,8 @@ def test_resuming_with_other_frozen_models_is_refused(folder, capsys):
 def test_features_of_another_backbone_than_the_recipe_names_are_warned_of(folder, caplog):
     flags = ["--ann_path", "pictures/captions.json", "--out_path", "f.pth", "--device", "cpu"]
     sizes = ["--resize_dim", "56", "--crop_dim", "56", "--model", "toy", "--workers", "0"]
-    assert extract([*flags, *sizes, "--data_dir", "pictures"]) == 0
-    assert extract_text(["--ann_path", "f.pth", "--model", "toy", "--device", "cpu"]) == 0
+    assert Extract.main([*flags, *sizes, "--data_dir", "pictures"]) == 0
+    assert ExtractText.main(["--ann_path", "f.pth", "--model", "toy", "--device", "cpu"]) == 0
     other = {**RECIPE, "features": {"vision_model": "dinov2_vitb14_reg", "text_model": "toy"}}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(other))
     assert train("f.pth", "--feature_name", "dino_features") == 0

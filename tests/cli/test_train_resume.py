@@ -12,8 +12,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from talk2dino.cli import train as train_command
-from talk2dino.cli.train import main
+from talk2dino.cli.train import Train
 from talk2dino.features.store import write_features
 from talk2dino.training.run import StateFile
 from tests.ranks import run_ranks
@@ -35,7 +34,7 @@ def test_an_unfinished_training_is_not_overwritten_unasked(folder, capsys):
 
 def test_an_interrupted_training_goes_on_where_it_was(folder, capsys, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(train_command, "step_bar", interrupting_bar(epoch=3))
+        patch.setattr("talk2dino.cli.train.step_bar", interrupting_bar(epoch=3))
         assert train() == 130
     captured = capsys.readouterr()
     assert "add --resume to the same command" in captured.err
@@ -106,7 +105,7 @@ def run_and_die(flags, unfinished, seconds):
 
     if seconds is not None:
         threading.Thread(target=die, daemon=True).start()
-    sys.exit(main([*flags, "--resume"]))
+    sys.exit(Train.main([*flags, "--resume"]))
 
 
 def saved_at(path):
@@ -118,7 +117,7 @@ def test_killed_at_random_moments_and_resumed_the_result_is_the_same(folder, for
     write_recipe(folder / "recipe.yaml", train=train)
     flags = ["--model", "recipe.yaml", "--train_dataset", "train.pth", "--val_dataset", "val.pth"]
     flags += ["--device", "cpu", "--checkpoint_seconds", "0", "--save_head_activations"]
-    assert main([*flags, "--out", "calm/w.pth"]) == 0
+    assert Train.main([*flags, "--out", "calm/w.pth"]) == 0
     unfinished = folder / "killed/w.resume.pth"
     moments, steps_at_death = random.Random(0), []
     for seconds in [*(moments.uniform(0.0, 0.2) for _ in range(5)), None]:
@@ -170,16 +169,16 @@ def test_two_processes_go_on_to_what_one_would_write(
     flags = ["--val_dataset", "val.pth", "--test_dataset", "val.pth", "--save_head_activations"]
     assert train("--out", "one/w.pth", *flags) == 0
     with monkeypatch.context() as patch:
-        patch.setattr(train_command, "step_bar", interrupting_bar(epoch=2))
+        patch.setattr("talk2dino.cli.train.step_bar", interrupting_bar(epoch=2))
         assert train("--out", "two/w.pth", *flags) == 130
 
     flags += ["--model", "recipe.yaml", "--train_dataset", "train.pth", "--device", "cpu"]
     flags += ["--out", "two/w.pth", "--resume"]
     logs = [tmp_path_factory.mktemp(name) for name in ("stopped", "done")]
-    codes, said = run_ranks(fork_server, main, [*flags, "--seed", "5"], 2, logs[0])
+    codes, said = run_ranks(fork_server, Train.main, [*flags, "--seed", "5"], 2, logs[0])
     assert all(codes)
     assert "seed was 123, now 5" in said[0]  # the first process finds it out
-    codes, said = run_ranks(fork_server, main, flags, 2, logs[1])
+    codes, said = run_ranks(fork_server, Train.main, flags, 2, logs[1])
     assert codes == [0, 0], said
     assert said[0].count("epoch 3 ") == 1 and "epoch" not in said[1]  # only one prints
     one, two = ({p.name for p in (folder / name).iterdir()} for name in ("one", "two"))

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from talk2dino import Talk2DINO
-from talk2dino.cli.segment import main as segment_main
+from talk2dino.cli.segment import Segment
 from talk2dino.files import save_torch
 from talk2dino.methods.registry import find_method
 
@@ -37,7 +37,7 @@ def photo(photos, tmp_path, monkeypatch):
 
 def segment(photo, *flags):
     words = ["--input", photo, "--output", "out.png", "--save_mask", "--device", "cpu"]
-    return segment_main([*words, "--textual_categories", ",".join(CLASSES), *flags])
+    return Segment.main([*words, "--textual_categories", ",".join(CLASSES), *flags])
 
 
 def mask_labels():

@@ -17,7 +17,7 @@ from talk2dino.backbones.vision import (
     load_vision,
     official_shapes,
 )
-from talk2dino.cli.extract import Extract, main
+from talk2dino.cli.extract import Extract
 from talk2dino.features import extract as stage
 from talk2dino.features.captions import ImageSource
 from talk2dino.features.extract import image_features
@@ -34,7 +34,7 @@ def folder_names(folder):
 
 
 def test_the_stored_features_are_those_of_the_backbone(tmp_path, coco):
-    assert main(coco.arguments(tmp_path / "out.pth", *ALL_KEYS, "--batch_size", "4")) == 0
+    assert Extract.main(coco.arguments(tmp_path / "out.pth", *ALL_KEYS, "--batch_size", "4")) == 0
     stored = read_features(tmp_path / "out.pth")
     assert stored.images == coco.images
     assert stored.annotations == coco.annotations
@@ -67,7 +67,7 @@ def test_the_stored_features_are_those_of_the_backbone(tmp_path, coco):
 
 def test_the_stored_features_are_those_of_the_literal_extraction(tmp_path, coco):
     flags = ["--extract_avg_self_attn", "--extract_disentangled_self_attn"]
-    assert main(coco.arguments(tmp_path / "out.pth", *flags)) == 0
+    assert Extract.main(coco.arguments(tmp_path / "out.pth", *flags)) == 0
     stored = read_features(tmp_path / "out.pth").image_features
     state = seeded_state(0, official_shapes(load_vision("toy").model))
     paths = [coco.folder / image["file_name"] for image in coco.images]
@@ -77,26 +77,28 @@ def test_the_stored_features_are_those_of_the_literal_extraction(tmp_path, coco)
 
 
 def test_without_a_feature_flag_the_cls_feature_is_stored(tmp_path, coco):
-    assert main(coco.arguments(tmp_path / "out.pth")) == 0
+    assert Extract.main(coco.arguments(tmp_path / "out.pth")) == 0
     assert list(read_features(tmp_path / "out.pth").image_features) == ["dino_features"]
 
 
 def test_without_an_output_path_the_annotation_path_is_used(coco):
     arguments = coco.arguments("x")
     at = arguments.index("--out_path")
-    assert main(arguments[:at] + arguments[at + 2 :]) == 0
+    assert Extract.main(arguments[:at] + arguments[at + 2 :]) == 0
     assert read_features(coco.path.with_suffix(".pth")).num_images == 6
 
 
 def test_worker_processes_give_the_same_file(tmp_path, coco):
-    assert main(coco.arguments(tmp_path / "a.pth", "--batch_size", "4")) == 0
-    assert main(coco.arguments(tmp_path / "b.pth", "--batch_size", "4", "--workers", "2")) == 0
+    assert Extract.main(coco.arguments(tmp_path / "a.pth", "--batch_size", "4")) == 0
+    assert (
+        Extract.main(coco.arguments(tmp_path / "b.pth", "--batch_size", "4", "--workers", "2")) == 0
+    )
     assert (tmp_path / "a.pth").read_bytes() == (tmp_path / "b.pth").read_bytes()
 
 
 def test_half_precision_is_stored_and_close(tmp_path, coco):
-    assert main(coco.arguments(tmp_path / "a.pth")) == 0
-    assert main(coco.arguments(tmp_path / "b.pth", "--dtype", "float16", "--amp")) == 0
+    assert Extract.main(coco.arguments(tmp_path / "a.pth")) == 0
+    assert Extract.main(coco.arguments(tmp_path / "b.pth", "--dtype", "float16", "--amp")) == 0
     full = read_features(tmp_path / "a.pth").image_features["dino_features"]
     half = read_features(tmp_path / "b.pth").image_features["dino_features"]
     assert half.dtype == torch.float16
@@ -105,14 +107,14 @@ def test_half_precision_is_stored_and_close(tmp_path, coco):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_the_number_type_of_mixed_precision_is_recorded(tmp_path, coco, dtype):
-    assert main(coco.arguments(tmp_path / "a.pth")) == 0
-    assert main(coco.arguments(tmp_path / "b.pth", "--amp", dtype)) == 0
+    assert Extract.main(coco.arguments(tmp_path / "a.pth")) == 0
+    assert Extract.main(coco.arguments(tmp_path / "b.pth", "--amp", dtype)) == 0
     full, half = (read_features(tmp_path / name) for name in ("a.pth", "b.pth"))
     column = half.image_features["dino_features"]
     assert column.dtype == torch.float32
     assert 0 < (column - full.image_features["dino_features"]).norm() / column.norm() < 2e-2
     assert half.settings["vision"]["amp"] == dtype
-    assert main(coco.arguments(tmp_path / "c.pth", "--amp")) == 0
+    assert Extract.main(coco.arguments(tmp_path / "c.pth", "--amp")) == 0
     assert read_features(tmp_path / "c.pth").settings["vision"]["amp"] is True
 
 
@@ -121,8 +123,8 @@ def test_a_compiled_backbone_gives_the_same_features_and_is_recorded(tmp_path, c
     compiler = lambda program, inputs: compiled.append(program) or program.forward  # noqa: E731
     monkeypatch.setattr("talk2dino.devices.COMPILER", compiler)
     monkeypatch.setattr("talk2dino.devices.shutil.which", lambda name: name)
-    assert main(coco.arguments(tmp_path / "a.pth")) == 0 and not compiled
-    assert main(coco.arguments(tmp_path / "b.pth", "--compile")) == 0 and compiled
+    assert Extract.main(coco.arguments(tmp_path / "a.pth")) == 0 and not compiled
+    assert Extract.main(coco.arguments(tmp_path / "b.pth", "--compile")) == 0 and compiled
     plain, made = (read_features(tmp_path / name) for name in ("a.pth", "b.pth"))
     torch.testing.assert_close(made.image_features, plain.image_features)
     assert made.settings["vision"] == {**plain.settings["vision"], "compile": True}
@@ -130,7 +132,7 @@ def test_a_compiled_backbone_gives_the_same_features_and_is_recorded(tmp_path, c
 
 def test_without_a_compiler_compile_is_refused_before_anything(tmp_path, coco, monkeypatch, capsys):
     monkeypatch.setattr("talk2dino.devices.shutil.which", lambda name: None)
-    assert main(coco.arguments(tmp_path / "a.pth", "--compile")) == 2
+    assert Extract.main(coco.arguments(tmp_path / "a.pth", "--compile")) == 2
     assert "--compile on cpu needs a C++ compiler (g++)" in capsys.readouterr().err
     assert folder_names(tmp_path) == []
 
@@ -140,7 +142,7 @@ def test_the_normalisation_of_a_backbone_is_recorded_where_it_is_not_imagenets(
 ):
     model = ["--model", "vit_tiny_patch16_224", "--resize_dim", "32", "--crop_dim", "32"]
     flags = [*model, "--vision_weights", "seeded:0"]
-    assert main(coco.arguments(tmp_path / "a.pth", *flags)) == 0
+    assert Extract.main(coco.arguments(tmp_path / "a.pth", *flags)) == 0
     made = read_features(tmp_path / "a.pth", mmap=False)
     assert made.settings["vision"]["mean"] == made.settings["vision"]["std"] == [0.5] * 3
     # As an earlier version wrote it, which normalised with ImageNet's.
@@ -148,7 +150,7 @@ def test_the_normalisation_of_a_backbone_is_recorded_where_it_is_not_imagenets(
     write_features(made, tmp_path / "old.pth")
     more = ["--ann_path", str(tmp_path / "old.pth"), "--data_dir", str(coco.folder)]
     more += ["--out_path", str(tmp_path / "b.pth"), "--extract_patch_tokens", *flags]
-    assert main(more) == 0
+    assert Extract.main(more) == 0
     assert "dino_features of the input were made with other or unknown settings" in caplog.text
 
 
@@ -165,16 +167,16 @@ def test_a_single_image_that_does_not_fit_ends_the_run_and_keeps_the_rest(
 
     with monkeypatch.context() as patch:
         patch.setattr(stage, "image_features", features)
-        assert main(coco.arguments(tmp_path / "a.pth", "--batch_size", "2")) == 1
+        assert Extract.main(coco.arguments(tmp_path / "a.pth", "--batch_size", "2")) == 1
     assert "CUDA out of memory" in capsys.readouterr().err
-    assert main(coco.arguments(tmp_path / "a.pth", "--batch_size", "2")) == 0
+    assert Extract.main(coco.arguments(tmp_path / "a.pth", "--batch_size", "2")) == 0
 
 
 def test_fast_resizing_is_recorded_and_close_even_for_a_large_jpeg(tmp_path, coco):
     with Image.open(coco.folder / "000.jpg") as image:
         image.resize((500, 300)).save(coco.folder / "000.jpg")
-    assert main(coco.arguments(tmp_path / "a.pth")) == 0
-    assert main(coco.arguments(tmp_path / "b.pth", "--resize", "fast")) == 0
+    assert Extract.main(coco.arguments(tmp_path / "a.pth")) == 0
+    assert Extract.main(coco.arguments(tmp_path / "b.pth", "--resize", "fast")) == 0
     exact, fast = (read_features(tmp_path / name) for name in ("a.pth", "b.pth"))
     assert fast.settings["vision"] == {**exact.settings["vision"], "resize": "fast"}
     one, other = (made.image_features["dino_features"] for made in (exact, fast))
@@ -182,7 +184,7 @@ def test_fast_resizing_is_recorded_and_close_even_for_a_large_jpeg(tmp_path, coc
 
 
 def test_the_published_layout_is_written_on_request(tmp_path, coco):
-    assert main(coco.arguments(tmp_path / "out.pth", "--layout", "coco")) == 0
+    assert Extract.main(coco.arguments(tmp_path / "out.pth", "--layout", "coco")) == 0
     stored = torch.load(tmp_path / "out.pth", weights_only=True)
     assert stored["images"][0]["dino_features"].shape == (192,)
 
@@ -202,7 +204,7 @@ def break_image(path, kind):
 @pytest.mark.parametrize("kind", ["missing", "empty", "truncated", "text"])
 def test_a_bad_image_is_named_and_left_out_and_the_rest_is_written(tmp_path, coco, capsys, kind):
     break_image(coco.folder / "002.jpg", kind)
-    assert main(coco.arguments(tmp_path / "out.pth", "--batch_size", "2")) == 1
+    assert Extract.main(coco.arguments(tmp_path / "out.pth", "--batch_size", "2")) == 1
     stored = read_features(tmp_path / "out.pth")
     assert [image["id"] for image in stored.images] == [100, 101, 103, 104, 105]
     assert {a["image_id"] for a in stored.annotations} == {100, 101, 103, 104, 105}
@@ -216,9 +218,9 @@ def test_a_bad_image_is_named_and_left_out_and_the_rest_is_written(tmp_path, coc
 
 
 def test_the_other_images_keep_their_features_when_one_fails(tmp_path, coco):
-    assert main(coco.arguments(tmp_path / "a.pth")) == 0
+    assert Extract.main(coco.arguments(tmp_path / "a.pth")) == 0
     break_image(coco.folder / "000.jpg", "truncated")
-    assert main(coco.arguments(tmp_path / "b.pth")) == 1
+    assert Extract.main(coco.arguments(tmp_path / "b.pth")) == 1
     whole = read_features(tmp_path / "a.pth").image_features["dino_features"]
     rest = read_features(tmp_path / "b.pth").image_features["dino_features"]
     torch.testing.assert_close(rest, whole[1:], rtol=1e-5, atol=1e-6)
@@ -226,15 +228,15 @@ def test_the_other_images_keep_their_features_when_one_fails(tmp_path, coco):
 
 def test_allowed_failures_end_well(tmp_path, coco):
     break_image(coco.folder / "002.jpg", "empty")
-    assert main(coco.arguments(tmp_path / "out.pth", "--max_failures", "1")) == 0
-    assert main(coco.arguments(tmp_path / "out.pth", "--overwrite")) == 1
+    assert Extract.main(coco.arguments(tmp_path / "out.pth", "--max_failures", "1")) == 0
+    assert Extract.main(coco.arguments(tmp_path / "out.pth", "--overwrite")) == 1
 
 
 def test_many_failures_are_counted_and_listed_in_a_file(tmp_path, make_coco, capsys):
     coco = make_coco(tmp_path / "coco", 16)
     for number in range(14):
         break_image(coco.folder / f"{number:03d}.jpg", "missing")
-    assert main(coco.arguments(tmp_path / "out.pth", "--batch_size", "4")) == 1
+    assert Extract.main(coco.arguments(tmp_path / "out.pth", "--batch_size", "4")) == 1
     assert "... and 4 more" in capsys.readouterr().err
     assert len((tmp_path / "out.pth.failed.txt").read_text().splitlines()) == 14
 
@@ -242,7 +244,7 @@ def test_many_failures_are_counted_and_listed_in_a_file(tmp_path, make_coco, cap
 def test_without_any_image_the_folder_is_named_before_weights_are_loaded(tmp_path, coco, capsys):
     arguments = coco.arguments(tmp_path / "out.pth", "--data_dir", str(tmp_path / "nowhere"))
     arguments += ["--model", "dinov2_vitb14_reg", "--crop_dim", "56"]  # not downloadable here
-    assert main(arguments) == 1
+    assert Extract.main(arguments) == 1
     errors = capsys.readouterr().err
     assert "6 of 6 images are missing" in errors
     assert str(tmp_path / "nowhere" / "000.jpg") in errors
@@ -252,7 +254,7 @@ def test_without_any_image_the_folder_is_named_before_weights_are_loaded(tmp_pat
 def test_images_that_exist_but_all_fail_write_nothing(tmp_path, coco, capsys):
     for image in coco.images:
         break_image(coco.folder / image["file_name"], "text")
-    assert main(coco.arguments(tmp_path / "out.pth")) == 1
+    assert Extract.main(coco.arguments(tmp_path / "out.pth")) == 1
     assert "none of the 6 images could be read" in capsys.readouterr().err
     assert folder_names(tmp_path) == []
 
@@ -261,7 +263,7 @@ def test_an_image_too_long_to_resize_is_a_named_failure(tmp_path, coco, capsys):
     Image.new("L", (1, 60_000)).save(coco.folder / "001.png")
     coco.images[1]["file_name"] = "001.png"
     coco.save()
-    assert main(coco.arguments(tmp_path / "out.pth")) == 1
+    assert Extract.main(coco.arguments(tmp_path / "out.pth")) == 1
     assert "its sides are 1 x 60000 pixels" in capsys.readouterr().err
 
 
@@ -291,39 +293,39 @@ def test_an_image_too_long_to_resize_is_a_named_failure(tmp_path, coco, capsys):
     ],
 )
 def test_wrong_arguments_are_refused(tmp_path, coco, capsys, arguments, message):
-    assert main(coco.arguments(tmp_path / "out.pth", *arguments)) == 2
+    assert Extract.main(coco.arguments(tmp_path / "out.pth", *arguments)) == 2
     assert message in capsys.readouterr().err
     assert folder_names(tmp_path) == []
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 def test_cuda_is_refused_where_there_is_none(tmp_path, coco, capsys):
-    assert main(coco.arguments(tmp_path / "out.pth", "--device", "cuda")) == 2
+    assert Extract.main(coco.arguments(tmp_path / "out.pth", "--device", "cuda")) == 2
     assert "PyTorch sees no cuda device" in capsys.readouterr().err
 
 
 def test_an_output_below_a_file_is_refused(tmp_path, coco, capsys):
     (tmp_path / "file").touch()
-    assert main(coco.arguments(tmp_path / "file" / "out.pth")) == 2
+    assert Extract.main(coco.arguments(tmp_path / "file" / "out.pth")) == 2
     assert "is a file, so the folder" in capsys.readouterr().err
 
 
 def test_an_existing_output_is_kept(tmp_path, coco, capsys):
     (tmp_path / "out.pth").write_bytes(b"precious")
-    assert main(coco.arguments(tmp_path / "out.pth")) == 2
+    assert Extract.main(coco.arguments(tmp_path / "out.pth")) == 2
     assert "pass --overwrite" in capsys.readouterr().err
     assert (tmp_path / "out.pth").read_bytes() == b"precious"
 
 
 def test_an_annotation_file_that_is_no_json_is_refused(tmp_path, coco, capsys):
     coco.path.write_text("not json")
-    assert main(coco.arguments(tmp_path / "out.pth")) == 1
+    assert Extract.main(coco.arguments(tmp_path / "out.pth")) == 1
     assert "is not JSON" in capsys.readouterr().err
     assert folder_names(tmp_path) == []
 
 
 def test_a_crop_that_does_not_fit_the_patches_is_refused(tmp_path, coco, capsys):
-    assert main(coco.arguments(tmp_path / "out.pth", "--crop_dim", "50")) == 2
+    assert Extract.main(coco.arguments(tmp_path / "out.pth", "--crop_dim", "50")) == 2
     assert "14-pixel patches of toy. Use 56" in capsys.readouterr().err
     assert folder_names(tmp_path) == []
 
@@ -353,7 +355,7 @@ def test_a_feature_file_keeps_its_captions_features(tmp_path, coco):
     text = {"ann_feats": torch.randn(len(coco.annotations), 4)}
     write_features(FeatureFile(coco.images, coco.annotations, {}, text), tmp_path / "in.pth")
     arguments = coco.arguments(tmp_path / "out.pth", "--ann_path", str(tmp_path / "in.pth"))
-    assert main(arguments) == 0
+    assert Extract.main(arguments) == 0
     stored = read_features(tmp_path / "out.pth")
     torch.testing.assert_close(stored.caption_features, text)
     assert stored.image_features["dino_features"].shape == (6, 192)
@@ -361,37 +363,37 @@ def test_a_feature_file_keeps_its_captions_features(tmp_path, coco):
 
 def test_image_features_are_added_to_those_made_the_same_way(tmp_path, coco):
     path = tmp_path / "a.pth"
-    assert main(coco.arguments(path)) == 0
+    assert Extract.main(coco.arguments(path)) == 0
     again = ["--ann_path", str(path), "--extract_avg_self_attn", "--overwrite"]
-    assert main(coco.arguments(path, *again)) == 0
+    assert Extract.main(coco.arguments(path, *again)) == 0
     assert sorted(read_features(path).image_features) == ["avg_self_attn_out", "dino_features"]
 
 
 def test_image_features_made_in_another_way_are_dropped_with_a_warning(tmp_path, coco, caplog):
     path = tmp_path / "a.pth"
-    assert main(coco.arguments(path)) == 0
+    assert Extract.main(coco.arguments(path)) == 0
     again = ["--ann_path", str(path), "--extract_avg_self_attn", "--overwrite"]
-    assert main(coco.arguments(path, *again, "--crop_dim", "42")) == 0
+    assert Extract.main(coco.arguments(path, *again, "--crop_dim", "42")) == 0
     assert list(read_features(path).image_features) == ["avg_self_attn_out"]
     assert "dino_features of the input were made with other or unknown settings" in caplog.text
 
 
 def test_a_file_is_not_replaced_by_one_that_lacks_images(tmp_path, coco, capsys):
     path = tmp_path / "a.pth"
-    assert main(coco.arguments(path)) == 0
+    assert Extract.main(coco.arguments(path)) == 0
     before = path.read_bytes()
     break_image(coco.folder / "003.jpg", "missing")
     again = ["--ann_path", str(path), "--extract_avg_self_attn", "--overwrite"]
-    assert main(coco.arguments(path, *again)) == 1
+    assert Extract.main(coco.arguments(path, *again)) == 1
     assert "would lose them. It is left as it was" in capsys.readouterr().err
     assert path.read_bytes() == before
-    assert main(coco.arguments(path, *again, "--max_failures", "1")) == 0
+    assert Extract.main(coco.arguments(path, *again, "--max_failures", "1")) == 0
     assert read_features(path).num_images == 5
 
 
 def test_shards_hold_every_pair(tmp_path, coco):
     out = tmp_path / "shards"
-    assert main(coco.arguments(out, "--write_as_wds", "--n_shards", "3")) == 0
+    assert Extract.main(coco.arguments(out, "--write_as_wds", "--n_shards", "3")) == 0
     names = []
     for path in sorted(out.iterdir()):
         with tarfile.open(path) as tar:
@@ -406,15 +408,18 @@ def test_images_that_shards_cannot_hold_are_not_reported_as_written(tmp_path, co
     content["annotations"] = [a for a in content["annotations"] if a["image_id"] != first]
     coco.path.write_text(json.dumps(content))
     out = tmp_path / "shards"
-    assert main(coco.arguments(out, "--write_as_wds", "--n_shards", "1")) == 0
+    assert Extract.main(coco.arguments(out, "--write_as_wds", "--n_shards", "1")) == 0
     said = capsys.readouterr().out
     assert f"{len(content['images']) - 1} images, {len(content['annotations'])} captions" in said
     assert "1 images without captions have no place in shards" in said
 
 
 def test_splits_together_are_the_whole(tmp_path, coco):
-    assert main(coco.arguments(tmp_path / "a.pth", "--n_in_splits", "3", "--batch_size", "1")) == 0
-    assert main(coco.arguments(tmp_path / "whole.pth", "--batch_size", "1")) == 0
+    assert (
+        Extract.main(coco.arguments(tmp_path / "a.pth", "--n_in_splits", "3", "--batch_size", "1"))
+        == 0
+    )
+    assert Extract.main(coco.arguments(tmp_path / "whole.pth", "--batch_size", "1")) == 0
     whole = read_features(tmp_path / "whole.pth")
     parts = [read_features(tmp_path / f"a_{number}.pth") for number in range(3)]
     columns = [part.image_features["dino_features"] for part in parts]
@@ -424,17 +429,17 @@ def test_splits_together_are_the_whole(tmp_path, coco):
 
 def test_a_later_split_can_be_made_alone(tmp_path, coco):
     arguments = ["--n_in_split", "3", "--in_batch_offset", "2", "--out_offset", "5"]
-    assert main(coco.arguments(tmp_path / "a.pth", *arguments)) == 0
+    assert Extract.main(coco.arguments(tmp_path / "a.pth", *arguments)) == 0
     assert folder_names(tmp_path) == ["a_7.pth"]
     assert [image["id"] for image in read_features(tmp_path / "a_7.pth").images] == [104, 105]
 
 
 def test_jobs_write_the_files_of_the_splits_and_lists_of_their_own_failures(tmp_path, coco):
     break_image(coco.folder / "002.jpg", "empty")
-    assert main(coco.arguments(tmp_path / "a.pth", "--n_in_splits", "2")) == 1
+    assert Extract.main(coco.arguments(tmp_path / "a.pth", "--n_in_splits", "2")) == 1
     for job, code in (("0", 1), ("1", 0)):
         flags = ["--num_jobs", "2", "--job_id", job]
-        assert main(coco.arguments(tmp_path / "b.pth", *flags)) == code
+        assert Extract.main(coco.arguments(tmp_path / "b.pth", *flags)) == code
     assert "image 102" in (tmp_path / "b_0.pth.failed.txt").read_text()
     assert not list(tmp_path.glob("b_1.pth.failed.txt"))
     for number in range(2):
@@ -455,10 +460,10 @@ def test_finished_splits_of_one_input_are_not_completed_with_another(
     arguments = (tmp_path / "s.pth", "--n_in_splits", "2")
     with monkeypatch.context() as patch:
         patch.setattr(Job, "finish", finish_and_die)
-        assert main(coco.arguments(*arguments)) == 130
-    assert main(make_coco(tmp_path / "other", 6).arguments(*arguments)) == 2
+        assert Extract.main(coco.arguments(*arguments)) == 130
+    assert Extract.main(make_coco(tmp_path / "other", 6).arguments(*arguments)) == 2
     assert "unfinished work with other settings (ann_path was " in capsys.readouterr().err
-    assert main(coco.arguments(*arguments)) == 0
+    assert Extract.main(coco.arguments(*arguments)) == 0
 
 
 def test_web_tars_become_features_and_failures(tmp_path, coco, capsys):
@@ -471,7 +476,7 @@ def test_web_tars_become_features_and_failures(tmp_path, coco, capsys):
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
     arguments = coco.arguments(tmp_path / "cc3m.pth", "--ann_path", str(tmp_path / "cc3m"))
-    assert main(arguments) == 1
+    assert Extract.main(arguments) == 1
     stored = read_features(tmp_path / "cc3m.pth")
     assert stored.annotations == [{"id": 0, "image_id": 0, "caption": "no 0"}]
     assert stored.images[0]["url"] == "u"
@@ -494,5 +499,5 @@ def test_a_process_that_reads_images_and_dies_is_one_sentence(coco, tmp_path, mo
         os.kill(os.getpid(), signal.SIGKILL)
 
     monkeypatch.setattr(ImageSource, "read", die)
-    assert main(coco.arguments(tmp_path / "x.pth", "--workers", "1")) == 1
+    assert Extract.main(coco.arguments(tmp_path / "x.pth", "--workers", "1")) == 1
     assert "a process that reads images has ended (DataLoader worker" in capsys.readouterr().err

@@ -13,7 +13,7 @@ import time
 import pytest
 import torch
 
-from talk2dino.cli import extract
+from talk2dino.cli.extract import Extract
 from talk2dino.features import chunks
 from talk2dino.features import extract as stage
 from talk2dino.features.extract import image_features
@@ -72,7 +72,7 @@ def finish(process):
 @pytest.fixture(scope="module")
 def undisturbed(fork_server, images, tmp_path_factory):
     path = tmp_path_factory.mktemp("undisturbed") / "val.pth"
-    finish(start(fork_server, run_command, extract.main, image_arguments(images, path)))
+    finish(start(fork_server, run_command, Extract.main, image_arguments(images, path)))
     return path.read_bytes()
 
 
@@ -126,7 +126,7 @@ def test_a_picture_that_changed_since_the_kill_is_not_mixed_in(
     arguments = image_arguments(images, tmp_path / "val.pth", "--data_dir", str(folder))
     start(fork_server, dies_in_write, extract.main, arguments, 3).join()
     os.utime(folder / "001.jpg", (0, 0))
-    assert extract.main(arguments) == 1
+    assert Extract.main(arguments) == 1
     assert "another input (other images or captions)" in capsys.readouterr().err
 
 
@@ -136,11 +136,11 @@ def test_a_failure_before_the_kill_is_still_reported(fork_server, images, tmp_pa
     (folder / "001.jpg").write_bytes(b"")
     more = ["--data_dir", str(folder)]
     arguments = image_arguments(images, tmp_path / "a.pth", *more)
-    process = start(fork_server, dies_in_write, extract.main, arguments, 4)
+    process = start(fork_server, dies_in_write, Extract.main, arguments, 4)
     process.join()
-    assert extract.main(arguments) == 1
+    assert Extract.main(arguments) == 1
     assert "image 101 (001.jpg)" in capsys.readouterr().err
-    assert extract.main(image_arguments(images, tmp_path / "b.pth", *more)) == 1
+    assert Extract.main(image_arguments(images, tmp_path / "b.pth", *more)) == 1
     assert (tmp_path / "a.pth").read_bytes() == (tmp_path / "b.pth").read_bytes()
 
 
@@ -148,7 +148,7 @@ def test_the_real_command_with_workers_is_killed_and_run_again(images, undisturb
     arguments = image_arguments(images, tmp_path / "val.pth", "--workers", "2")
     code = (
         "import sys, torch; torch.set_num_threads(1); "
-        "from talk2dino.cli.extract import main; sys.exit(main(sys.argv[1:]))"
+        "from talk2dino.cli.extract import Extract; sys.exit(Extract.main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", code, *arguments]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:

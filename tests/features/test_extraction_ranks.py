@@ -7,7 +7,7 @@ import signal
 import pytest
 import torch
 
-from talk2dino.cli import extract, extract_text
+from talk2dino.cli.extract import Extract, ExtractText
 from talk2dino.features import chunks
 from talk2dino.features.store import read_features
 from tests.ranks import run_ranks
@@ -71,7 +71,7 @@ def alone(images, tmp_path_factory):
     """The file that one process makes."""
     torch.set_num_threads(1)
     path = tmp_path_factory.mktemp("alone") / "val.pth"
-    assert extract.main(image_arguments(images, path)) == 0
+    assert Extract.main(image_arguments(images, path)) == 0
     return path.read_bytes()
 
 
@@ -84,7 +84,7 @@ def test_several_processes_write_the_bytes_of_one(
     fork_server, images, alone, tmp_path, logs, count
 ):
     arguments = image_arguments(images, tmp_path / "val.pth")
-    codes, said = run_ranks(fork_server, extract.main, arguments, count, logs)
+    codes, said = run_ranks(fork_server, Extract.main, arguments, count, logs)
     assert codes == [0] * count
     assert (tmp_path / "val.pth").read_bytes() == alone
     assert "image 114 (014.jpg)" in said[0]
@@ -98,10 +98,10 @@ def test_captions_sorted_by_length_are_divided_too(fork_server, images, alone, t
         (tmp_path / name).write_bytes(alone)
         arguments[name] = ["--ann_path", str(tmp_path / name), "--model", "toy"]
         arguments[name] += ["--device", "cpu", "--batch_size", "1"]  # two chunks
-    codes, _ = run_ranks(fork_server, extract_text.main, arguments["a.pth"], 2, logs)
+    codes, _ = run_ranks(fork_server, ExtractText.main, arguments["a.pth"], 2, logs)
     assert codes == [0, 0]
     torch.set_num_threads(1)
-    assert extract_text.main(arguments["b.pth"]) == 0
+    assert ExtractText.main(arguments["b.pth"]) == 0
     assert (tmp_path / "a.pth").read_bytes() == (tmp_path / "b.pth").read_bytes()
     assert read_features(tmp_path / "a.pth").caption_features["ann_feats"].shape == (43, 512)
 
@@ -109,7 +109,7 @@ def test_captions_sorted_by_length_are_divided_too(fork_server, images, alone, t
 def test_too_many_failures_are_the_first_process_s_to_report(fork_server, images, tmp_path, logs):
     # torch.distributed.run ends all processes as soon as one exits with an error.
     arguments = image_arguments(images, tmp_path / "val.pth", "--max_failures", "0")
-    codes, said = run_ranks(fork_server, extract.main, arguments, 2, logs)
+    codes, said = run_ranks(fork_server, Extract.main, arguments, 2, logs)
     assert codes == [1, 0]
     assert "1 failures are more than --max_failures 0" in said[0]
     assert said[1] == ""
@@ -120,7 +120,7 @@ def test_an_error_of_one_process_ends_all_and_keeps_what_the_others_made(
 ):
     arguments = image_arguments(images, tmp_path / "val.pth")
     disturbed = (fails_in_write, 3)
-    codes, said = run_ranks(fork_server, extract.main, arguments, 2, logs, disturbed)
+    codes, said = run_ranks(fork_server, Extract.main, arguments, 2, logs, disturbed)
     assert codes == [1, 1]
     assert "could not write (No space left on device)" in said[1]
     assert "another process of this extraction has ended. What is finished is kept" in said[0]
@@ -129,16 +129,16 @@ def test_an_error_of_one_process_ends_all_and_keeps_what_the_others_made(
 
 def test_after_a_kill_any_number_of_processes_goes_on(fork_server, images, alone, tmp_path, logs):
     arguments = image_arguments(images, tmp_path / "val.pth")
-    codes, said = run_ranks(fork_server, extract.main, arguments, 2, logs, (dies_in_write, 3))
+    codes, said = run_ranks(fork_server, Extract.main, arguments, 2, logs, (dies_in_write, 3))
     assert codes == [1, -signal.SIGKILL]
     assert "another process of this extraction has ended" in said[0]
     assert "run the same command again to go on" in said[0]
     finished = sorted((tmp_path / "val.pth.parts").glob("split*/chunk*.safetensors"))
     numbers = [int(path.stem.removeprefix("chunk")) for path in finished]
     assert numbers == [0, 1, 2, 3, 4, 6, 8, 10]  # of twelve; the second process died in its third
-    codes, _ = run_ranks(fork_server, extract.main, arguments, 3, logs, (dies_in_write, 1))
+    codes, _ = run_ranks(fork_server, Extract.main, arguments, 3, logs, (dies_in_write, 1))
     assert codes == [1, -signal.SIGKILL, 1]
-    assert extract.main(arguments) == 0
+    assert Extract.main(arguments) == 0
     assert (tmp_path / "val.pth").read_bytes() == alone
     assert files(tmp_path) == ["val.pth", "val.pth.failed.txt"]
 
@@ -146,12 +146,12 @@ def test_after_a_kill_any_number_of_processes_goes_on(fork_server, images, alone
 def test_wrong_arguments_are_refused_before_anything_is_joined(images, tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert extract.main(image_arguments(images, tmp_path / "v.pth", "--batch_size", "0")) == 2
+    assert Extract.main(image_arguments(images, tmp_path / "v.pth", "--batch_size", "0")) == 2
     assert files(tmp_path) == []
 
 
 def test_a_rank_without_a_number_of_processes_is_refused(images, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert extract.main(image_arguments(images, tmp_path / "v.pth")) == 1
+    assert Extract.main(image_arguments(images, tmp_path / "v.pth")) == 1
     assert "RANK is '1'" in capsys.readouterr().err

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from talk2dino.cli.extract import main
+from talk2dino.cli.extract import Extract
 from talk2dino.features.extract import Captioner, recaptioned
 from talk2dino.features.store import FeatureFile, read_features
 
@@ -47,7 +47,7 @@ def test_an_image_gets_the_same_caption_every_time(blip):
 
 def test_the_command_replaces_captions_and_keeps_the_old_ones(tmp_path, coco, blip):
     flags = ["--blip_model", str(blip), "--batch_size", "4"]
-    assert main(coco.arguments(tmp_path / "a.pth", *flags, "--workers", "1")) == 0
+    assert Extract.main(coco.arguments(tmp_path / "a.pth", *flags, "--workers", "1")) == 0
     stored = read_features(tmp_path / "a.pth")
     assert [a["image_id"] for a in stored.annotations] == list(range(100, 106))
     assert [a["id"] for a in stored.annotations] == [image["id"] for image in coco.images]
@@ -55,7 +55,7 @@ def test_the_command_replaces_captions_and_keeps_the_old_ones(tmp_path, coco, bl
     assert stored.annotations[0]["original_captions"] == old
     assert stored.annotations[0]["caption"] not in old
     assert stored.settings["captions"] == {"blip_model": str(blip)}
-    assert main(coco.arguments(tmp_path / "b.pth", *flags)) == 0
+    assert Extract.main(coco.arguments(tmp_path / "b.pth", *flags)) == 0
     assert (tmp_path / "a.pth").read_bytes() == (tmp_path / "b.pth").read_bytes()
 
 
@@ -89,12 +89,12 @@ def test_another_kind_of_model_is_refused(tmp_path):
 
 def test_a_model_that_is_not_there_is_refused(tmp_path, coco, capsys):
     missing = str(tmp_path / "nothing")
-    assert main(coco.arguments(tmp_path / "a.pth", "--blip_model", missing)) == 1
+    assert Extract.main(coco.arguments(tmp_path / "a.pth", "--blip_model", missing)) == 1
     assert f"could not load the captioning model '{missing}'" in capsys.readouterr().err
     assert not (tmp_path / "a.pth.parts").exists()
 
 
 def test_without_transformers_the_command_says_what_to_install(tmp_path, coco, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    assert main(coco.arguments(tmp_path / "a.pth", "--blip_model", "blip")) == 2
+    assert Extract.main(coco.arguments(tmp_path / "a.pth", "--blip_model", "blip")) == 2
     assert "--blip_model needs transformers: pip install transformers" in capsys.readouterr().err

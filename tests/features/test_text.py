@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from talk2dino.backbones.text import load_text
-from talk2dino.cli.extract import main as extract_images
-from talk2dino.cli.extract_text import ExtractText, main
+from talk2dino.cli.extract import Extract, ExtractText
 from talk2dino.features import text
 from talk2dino.features.captions import CaptionInput
 from talk2dino.features.store import FeatureFile, read_features, write_features
@@ -55,7 +54,7 @@ def assert_close(found, wanted):
 
 def test_captions_are_added_to_the_feature_file(features, coco):
     before = read_features(features)
-    assert main(arguments(features, "--batch_size", "4")) == 0
+    assert ExtractText.main(arguments(features, "--batch_size", "4")) == 0
     after = read_features(features)
     assert_close(after.caption_features["ann_feats"], expected(coco))
     assert after.images == before.images
@@ -66,7 +65,7 @@ def test_captions_are_added_to_the_feature_file(features, coco):
 
 
 def test_a_coco_file_becomes_a_file_of_text_features(coco):
-    assert main(arguments(coco.path)) == 0
+    assert ExtractText.main(arguments(coco.path)) == 0
     stored = read_features(coco.path.with_suffix(".pth"))
     assert_close(stored.caption_features["ann_feats"], expected(coco))
     assert stored.extra == {"info": {"year": 2014}, "licenses": []}
@@ -74,14 +73,14 @@ def test_a_coco_file_becomes_a_file_of_text_features(coco):
 
 def test_a_published_file_stays_published(tmp_path, coco):
     write_features(FeatureFile(coco.images, coco.annotations), tmp_path / "a.pth", "coco")
-    assert main(arguments(tmp_path / "a.pth")) == 0
+    assert ExtractText.main(arguments(tmp_path / "a.pth")) == 0
     stored = torch.load(tmp_path / "a.pth", weights_only=True)
     assert_close(stored["annotations"][3]["ann_feats"], expected(coco)[3])
 
 
 def test_dense_outputs_are_those_of_the_encoder(features, coco):
     flags = ["--extract_dense_out", "--extract_second_last_dense_out", "--batch_size", "4"]
-    assert main(arguments(features, *flags)) == 0
+    assert ExtractText.main(arguments(features, *flags)) == 0
     stored = read_features(features).caption_features
     model = cached_load("toy", None, torch.device("cpu"))
     captions = [annotation["caption"] for annotation in coco.annotations]
@@ -97,7 +96,7 @@ def test_dense_outputs_are_those_of_the_encoder(features, coco):
 
 
 def test_only_floating_point_tensors_are_stored_in_half(features):
-    assert main(arguments(features, "--extract_dense_out", "--dtype", "bfloat16")) == 0
+    assert ExtractText.main(arguments(features, "--extract_dense_out", "--dtype", "bfloat16")) == 0
     kinds = {key: c.dtype for key, c in read_features(features).caption_features.items()}
     assert kinds["ann_feats"] == kinds["clip_txt_out_tokens"] == torch.bfloat16
     assert kinds["text_input_mask"] == torch.bool
@@ -144,13 +143,13 @@ def test_captions_are_tokenised_and_sorted_some_at_a_time(features, coco, monkey
 
     monkeypatch.setattr(TextExtraction, "_encoded", watched)
     monkeypatch.setattr(text, "SORTED_BATCHES", 2)
-    assert main(arguments(features, "--batch_size", "2")) == 0
+    assert ExtractText.main(arguments(features, "--batch_size", "2")) == 0
     assert seen == [4, 4, 3]
     assert_close(read_features(features).caption_features["ann_feats"], expected(coco))
 
 
 def test_mixed_precision_is_recorded_and_close(features, coco):
-    assert main(arguments(features, "--amp", "bfloat16")) == 0
+    assert ExtractText.main(arguments(features, "--amp", "bfloat16")) == 0
     stored = read_features(features)
     found = stored.caption_features["ann_feats"]
     assert found.dtype == torch.float32
@@ -159,28 +158,28 @@ def test_mixed_precision_is_recorded_and_close(features, coco):
 
 
 def test_the_other_keys_are_added_later(features, coco):
-    assert main(arguments(features)) == 0
+    assert ExtractText.main(arguments(features)) == 0
     first = read_features(features).caption_features["ann_feats"]
-    assert main(arguments(features, "--extract_second_last_dense_out")) == 0
+    assert ExtractText.main(arguments(features, "--extract_second_last_dense_out")) == 0
     stored = read_features(features).caption_features
     assert sorted(stored) == ["ann_feats", "clip_second_last_out", "text_argmax"]
     torch.testing.assert_close(stored["ann_feats"], first, rtol=0, atol=0)
 
 
 def test_features_that_are_there_are_kept(features, capsys):
-    assert main(arguments(features)) == 0
+    assert ExtractText.main(arguments(features)) == 0
     before = features.read_bytes()
-    assert main(arguments(features)) == 1
+    assert ExtractText.main(arguments(features)) == 1
     assert "already holds ann_feats, made with the same settings" in capsys.readouterr().err
-    assert main(arguments(features, "--text_weights", "seeded:5")) == 1
+    assert ExtractText.main(arguments(features, "--text_weights", "seeded:5")) == 1
     assert "ann_feats, made with other or unknown settings" in capsys.readouterr().err
     assert features.read_bytes() == before
     assert sorted(p.name for p in features.parent.iterdir()) == ["coco", "val.pth"]
 
 
 def test_overwrite_replaces_features_and_drops_what_no_longer_fits(features, coco, caplog):
-    assert main(arguments(features, "--extract_dense_out")) == 0
-    assert main(arguments(features, "--text_weights", "seeded:5", "--overwrite")) == 0
+    assert ExtractText.main(arguments(features, "--extract_dense_out")) == 0
+    assert ExtractText.main(arguments(features, "--text_weights", "seeded:5", "--overwrite")) == 0
     stored = read_features(features)
     assert list(stored.caption_features) == ["ann_feats"]
     assert stored.settings["text"]["weights"] == "seeded:5"
@@ -196,27 +195,27 @@ def test_a_disk_that_fills_up_harms_nothing(features, capsys, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr("talk2dino.features.job.write_features", full)
-        assert main(arguments(features)) == 1
+        assert ExtractText.main(arguments(features)) == 1
     message = capsys.readouterr().err
     assert "could not write (No space left on device)" in message
     assert "kept in" in message
     assert features.read_bytes() == before
-    assert main(arguments(features)) == 0
+    assert ExtractText.main(arguments(features)) == 0
     assert "ann_feats" in read_features(features).caption_features
 
 
 def test_another_output_leaves_the_input_alone(features, tmp_path):
     before = features.read_bytes()
-    assert main(arguments(features, "--out_path", str(tmp_path / "b.pth"))) == 0
+    assert ExtractText.main(arguments(features, "--out_path", str(tmp_path / "b.pth"))) == 0
     assert features.read_bytes() == before
     assert "ann_feats" in read_features(tmp_path / "b.pth").caption_features
 
 
 def test_shards_go_in_and_out(tmp_path, coco):
     flags = ["--write_as_wds", "--n_shards", "2"]
-    assert extract_images(coco.arguments(tmp_path / "a", *flags)) == 0
+    assert Extract.main(coco.arguments(tmp_path / "a", *flags)) == 0
     pattern = tmp_path / "a" / "shard{00000..00001}.tar"
-    assert main(arguments(pattern, "--out_path", str(tmp_path / "b"), *flags)) == 0
+    assert ExtractText.main(arguments(pattern, "--out_path", str(tmp_path / "b"), *flags)) == 0
     stored = read_shards(sorted((tmp_path / "b").iterdir()))
     assert [a["id"] for a in stored.annotations] == [a["id"] for a in coco.annotations]
     assert_close(stored.caption_features["ann_feats"], expected(coco))
@@ -226,7 +225,7 @@ def test_shards_go_in_and_out(tmp_path, coco):
 
 def test_splits_are_written_side_by_side(features, tmp_path, coco):
     flags = ["--n_in_splits", "2", "--out_path", str(tmp_path / "b.pth")]
-    assert main(arguments(features, *flags)) == 0
+    assert ExtractText.main(arguments(features, *flags)) == 0
     rows = [read_features(tmp_path / f"b_{n}.pth").caption_features["ann_feats"] for n in (0, 1)]
     assert_close(torch.cat(rows), expected(coco))
 
@@ -241,8 +240,8 @@ def test_bert_stores_its_pooler_output(features, tmp_path, coco):
         vocab_size=5, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
     )
     transformers.BertModel(config).save_pretrained(folder)
-    assert main(arguments(features)) == 0
-    assert main(arguments(features, "--model", str(folder))) == 0
+    assert ExtractText.main(arguments(features)) == 0
+    assert ExtractText.main(arguments(features, "--model", str(folder))) == 0
     stored = read_features(features)
     assert sorted(stored.caption_features) == ["ann_feats", "bert-base_features"]
     bert = load_text(str(folder)).encode([a["caption"] for a in coco.annotations])
@@ -264,13 +263,13 @@ def test_bert_stores_its_pooler_output(features, tmp_path, coco):
     ],
 )
 def test_wrong_arguments_are_refused(features, capsys, more, message):
-    assert main(arguments(features, *more)) == 2
+    assert ExtractText.main(arguments(features, *more)) == 2
     assert message in capsys.readouterr().err
 
 
 def test_tars_need_an_output_path(tmp_path, coco, capsys):
-    assert extract_images(coco.arguments(tmp_path / "a", "--write_as_wds")) == 0
-    assert main(arguments(tmp_path / "a" / "*.tar")) == 2
+    assert Extract.main(coco.arguments(tmp_path / "a", "--write_as_wds")) == 0
+    assert ExtractText.main(arguments(tmp_path / "a" / "*.tar")) == 2
     assert "--out_path is needed" in capsys.readouterr().err
 
 
@@ -278,18 +277,18 @@ def test_tars_without_a_single_caption_are_refused(tmp_path, coco, capsys):
     path = tmp_path / "web.tar"
     with tarfile.open(path, "w") as tar:
         tar.add(coco.folder / "000.jpg", "0.jpg")
-    assert main(arguments(path, "--out_path", str(tmp_path / "o.pth"))) == 1
+    assert ExtractText.main(arguments(path, "--out_path", str(tmp_path / "o.pth"))) == 1
     assert "web.tar holds no captions" in capsys.readouterr().err
     assert not (tmp_path / "o.pth").exists()
 
 
 def test_shards_are_not_written_among_the_input(tmp_path, coco, capsys):
-    assert extract_images(coco.arguments(tmp_path / "a", "--write_as_wds")) == 0
-    assert main(arguments(tmp_path / "a", "--write_as_wds", "--overwrite")) == 2
+    assert Extract.main(coco.arguments(tmp_path / "a", "--write_as_wds")) == 0
+    assert ExtractText.main(arguments(tmp_path / "a", "--write_as_wds", "--overwrite")) == 2
     assert "among the tars of the input" in capsys.readouterr().err
     pattern = tmp_path / "a" / "*.tar"
     out = ["--out_path", str(tmp_path / "a")]
-    assert main(arguments(pattern, "--write_as_wds", *out)) == 2
+    assert ExtractText.main(arguments(pattern, "--write_as_wds", *out)) == 2
 
 
 def test_the_flags_are_as_published():
@@ -307,4 +306,4 @@ def test_captions_are_read_without_looking_for_images(features, coco):
     for image in coco.images:
         (coco.folder / image["file_name"]).unlink()
     assert len(CaptionInput(features, need_images=False).split(0, 1).features.annotations) == 11
-    assert main(arguments(features)) == 0
+    assert ExtractText.main(arguments(features)) == 0

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from talk2dino.benchmarks.table import BENCHMARKS, find_benchmark
-from talk2dino.cli.evaluate_published import main
+from talk2dino.cli.evaluate_published import EvaluatePublished
 
 from .conftest import CARRIED, FULL
 
@@ -98,7 +98,7 @@ def test_all_eight_benchmarks_are_recorded():
 @pytest.mark.parametrize("name", RECORDED)
 def test_recorded_evaluation(name, root, output):
     argv, predictions = arguments(root, name, output)
-    assert main(argv) == 0
+    assert EvaluatePublished.main(argv) == 0
     compare(name, output, predictions)
 
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from talk2dino.benchmarks.metrics import bootstrap_interval, resampled_mious
-from talk2dino.cli.compare import main
-from talk2dino.cli.report import main as report
+from talk2dino.cli.report import Compare, Report
 from talk2dino.report.runs import DRAWS, compare_runs, find_runs
 from tests.report.conftest import write_run
 
@@ -94,16 +93,16 @@ def test_the_difference_and_its_interval_are_those_of_paired_draws(pair):
 
 def test_the_command_prints_and_writes_the_difference(pair, tmp_path, capsys):
     out = tmp_path / "difference.json"
-    assert main([*map(str, pair), "--json", str(out)]) == 0
+    assert Compare.main([*map(str, pair), "--json", str(out)]) == 0
     shown = capsys.readouterr().out
     found = json.loads(out.read_text())
     assert f"B - A: {found['difference']:+.2f} points" in shown
     assert f"{found['interval'][0]:+.2f} to {found['interval'][1]:+.2f}" in shown
     assert "images/5.png" in shown and "images/0.png" not in shown  # where both are right
     assert next(iter(found["images"])) == "images/5.png" and len(found["images"]) == 7
-    assert main([*map(str, pair), "--json", str(out)]) == 2
+    assert Compare.main([*map(str, pair), "--json", str(out)]) == 2
     assert "--overwrite" in capsys.readouterr().err
-    assert main([*map(str, pair[::-1]), "--json", str(out), "--overwrite"]) == 0
+    assert Compare.main([*map(str, pair[::-1]), "--json", str(out), "--overwrite"]) == 0
     other = json.loads(out.read_text())
     assert other["difference"] == -found["difference"]
     assert other["interval"] == pytest.approx([-value for value in found["interval"][::-1]])
@@ -112,10 +111,10 @@ def test_the_command_prints_and_writes_the_difference(pair, tmp_path, capsys):
 
 def test_boundaries_are_compared_where_both_runs_have_them(pair, tmp_path, capsys):
     with_boundary(pair[0], wrong=7)
-    assert main([*map(str, pair)]) == 0
+    assert Compare.main([*map(str, pair)]) == 0
     assert "boundary" not in capsys.readouterr().out
     with_boundary(pair[1], wrong=0)
-    assert main([*map(str, pair), "--json", str(tmp_path / "out.json")]) == 0
+    assert Compare.main([*map(str, pair), "--json", str(tmp_path / "out.json")]) == 0
     assert "B - A: +3.33 points of boundary mIoU" in capsys.readouterr().out
     found = json.loads((tmp_path / "out.json").read_text())["boundary"]
     assert found["difference"] == pytest.approx(10 / 3)
@@ -127,7 +126,7 @@ def test_boundaries_are_compared_where_both_runs_have_them(pair, tmp_path, capsy
     ]
     drawn = 100 * resampled_mious(areas, DRAWS)
     assert found["interval"] == np.quantile(drawn[:, 1] - drawn[:, 0], [0.025, 0.975]).tolist()
-    assert report([*map(str, pair), "--examples", "0", "--latex"]) == 0
+    assert Report.main([*map(str, pair), "--examples", "0", "--latex"]) == 0
     assert ", boundary</td><td>+3.33</td>" in (pair[0].parent / "report.html").read_text()
     tables = pair[0].parent / "report_tables"
     assert '"VOC, boundary",toy,toy + PAMR,3.33' in (tables / "differences.csv").read_text()
@@ -138,12 +137,12 @@ def test_boundaries_are_compared_where_both_runs_have_them(pair, tmp_path, capsy
 
 def test_counts_at_boundaries_have_to_fit_their_result(pair, capsys):
     changed_arrays(pair[1], boundary_intersect=np.zeros((7, 3), int), boundary_union=np.zeros(2))
-    assert main([*map(str, pair)]) == 2
+    assert Compare.main([*map(str, pair)]) == 2
     assert "boundary_intersect must have the shape (7, 4)" in capsys.readouterr().err
 
 
 def test_a_run_does_not_differ_from_itself(pair, capsys):
-    assert main([str(pair[0]), str(pair[0])]) == 0
+    assert Compare.main([str(pair[0]), str(pair[0])]) == 0
     shown = capsys.readouterr().out
     assert "+0.00 points of mIoU, 95 % interval +0.00 to +0.00" in shown
     assert "better in 0.0 %" in shown and "differ most" not in shown
@@ -186,30 +185,30 @@ def no_counts(path):
 )
 def test_runs_that_do_not_compare_are_refused_with_what_differs(pair, capsys, change, message):
     change(pair[1])
-    assert main([*map(str, pair)]) == 2
+    assert Compare.main([*map(str, pair)]) == 2
     assert message in capsys.readouterr().err
 
 
 def test_the_report_says_which_runs_do_not_compare_and_shows_the_rest(pair):
     other_order(pair[1])
-    assert report([*map(str, pair), "--examples", "0"]) == 0
+    assert Report.main([*map(str, pair), "--examples", "0"]) == 0
     page = (pair[0].parent / "report.html").read_text()
     assert "the images are in another order" in page and "<h3>Differences" not in page
 
 
 def test_wrong_arguments_are_refused(pair, tmp_path, capsys):
-    assert main([str(pair[0]), str(tmp_path)]) == 2
+    assert Compare.main([str(pair[0]), str(tmp_path)]) == 2
     assert "no such result file" in capsys.readouterr().err
-    assert main([*map(str, pair), "--most", "-1"]) == 2
+    assert Compare.main([*map(str, pair), "--most", "-1"]) == 2
     nowhere = np.zeros((7, 4), np.int64)
     for path in pair:
         changed_arrays(path, label_area=nowhere)
-    assert main([*map(str, pair)]) == 2
+    assert Compare.main([*map(str, pair)]) == 2
     assert "no pixel has a label" in capsys.readouterr().err
 
 
 def test_the_report_shows_the_differences_to_the_first_run(pair):
-    assert report([*map(str, pair), "--examples", "0"]) == 0
+    assert Report.main([*map(str, pair), "--examples", "0"]) == 0
     page = (pair[0].parent / "report.html").read_text()
     first, second = find_runs(pair)[0]
     (found,) = compare_runs(first, [second])

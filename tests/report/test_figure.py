@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from talk2dino.benchmarks.data.labels import IGNORED
-from talk2dino.cli.report import main
+from talk2dino.cli.report import Report
 from talk2dino.pictures.drawing import class_colours
 from tests.report.conftest import write_run
 
@@ -21,7 +21,7 @@ def compared(data, tmp_path):
 
 
 def draw(folder, *flags):
-    return main([str(folder), "--figure", str(folder / "out.png"), *map(str, flags)])
+    return Report.main([str(folder), "--figure", str(folder / "out.png"), *map(str, flags)])
 
 
 def colours_of(picture):
@@ -117,9 +117,9 @@ def test_predictions_that_are_not_there_or_do_not_fit_are_named(data, tmp_path, 
 
 
 def test_wrong_flags_of_a_figure_are_refused(compared, capsys):
-    assert main([str(compared), "--figure", "out.pdf", "--images", "1"]) == 2
+    assert Report.main([str(compared), "--figure", "out.pdf", "--images", "1"]) == 2
     assert draw(compared) == 2
-    assert main([str(compared), "--images", "1"]) == 2
+    assert Report.main([str(compared), "--images", "1"]) == 2
     error = capsys.readouterr().err
     assert "must be named *.png" in error and "--images a,b,c" in error
     assert "--images and --methods belong to --figure" in error

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from talk2dino.cli.report import main
+from talk2dino.cli.report import Report
 from talk2dino.report.pictures import make_example, read_maps
 from talk2dino.report.plots import draw_class_bars, figure_svg, shown_classes
 from talk2dino.report.runs import find_runs, methods, pick_examples, top_confusions
@@ -15,7 +15,7 @@ from tests.report.conftest import CLASSES, NUM_IMAGES, write_run
 
 
 def test_one_page_without_network_and_plots_beside_it(results, capsys):
-    assert main([str(results)]) == 0
+    assert Report.main([str(results)]) == 0
     page = (results / "report.html").read_text()
     links = re.findall(r"(?:src|href)=['\"]([^'\"]+)", page)
     assert links and all(link.startswith(("data:", "#")) for link in links)
@@ -38,9 +38,12 @@ def test_one_page_without_network_and_plots_beside_it(results, capsys):
 
 def test_a_report_is_not_overwritten_unasked(results, capsys):
     (results / "report.html").write_text("mine")
-    assert main([str(results)]) == 2
+    assert Report.main([str(results)]) == 2
     assert "--overwrite" in capsys.readouterr().err
-    assert main([str(results / "ade20k_toy_33333333.json"), "--examples", "0", "--overwrite"]) == 0
+    assert (
+        Report.main([str(results / "ade20k_toy_33333333.json"), "--examples", "0", "--overwrite"])
+        == 0
+    )
     assert "mine" not in (results / "report.html").read_text()
 
 
@@ -128,16 +131,16 @@ def test_the_ground_truth_of_zero_based_labels_is_shifted(results, data):
 
 def test_without_counts_or_predictions_or_data_the_rest_is_shown(results, data, tmp_path):
     folder = write_run(data, tmp_path / "bare", kept=False)
-    assert main([str(folder)]) == 0
+    assert Report.main([str(folder)]) == 0
     page = (folder / "report.html").read_text()
     assert "--save_predictions DIR" in page and "not kept" in page
     (data / "images" / "0.png").unlink()
     (folder / "voc_toy_11111111.npz").rename(folder / "counts.npz")
-    assert main([str(folder), "--overwrite"]) == 0
+    assert Report.main([str(folder), "--overwrite"]) == 0
     page = (folder / "report.html").read_text()
     assert "counts per image (.npz) are not beside" in page
     (folder / "counts.npz").rename(folder / "voc_toy_11111111.npz")
-    assert main([str(folder), "--overwrite"]) == 0
+    assert Report.main([str(folder), "--overwrite"]) == 0
     assert "no such image" in (folder / "report.html").read_text()
 
 
@@ -156,29 +159,29 @@ def test_a_run_without_any_labelled_pixel_is_shown_as_such(data, tmp_path):
     nothing = {"mIoU": None, "mAcc": None, "aAcc": None, "mIoU_interval": [None, None]}
     nothing["per_class"] = dict.fromkeys(CLASSES)
     folder = write_run(data, tmp_path / "none", **nothing)
-    assert main([str(folder), "--examples", "0"]) == 0
+    assert Report.main([str(folder), "--examples", "0"]) == 0
     assert "nan" in (folder / "report.html").read_text()
 
 
 def test_other_files_are_named_and_left_out(results, capsys):
     (results / "notes.json").write_text("[]")
     (results / "damaged.json").write_text("{")
-    assert main([str(results), "--examples", "0"]) == 0
+    assert Report.main([str(results), "--examples", "0"]) == 0
     err = capsys.readouterr().err
     assert "notes.json is no result" in err and "damaged.json is not JSON" in err
-    assert main([str(results / "notes.json"), "--output", str(results / "x.html")]) == 1
+    assert Report.main([str(results / "notes.json"), "--output", str(results / "x.html")]) == 1
 
 
 def test_wrong_arguments_are_refused(tmp_path, results, capsys):
-    assert main([str(tmp_path / "no")]) == 2
-    assert main([str(results), "--output", str(results / "page.pdf")]) == 2
-    assert main([str(results), "--data_root", str(tmp_path / "no")]) == 2
-    assert main([str(results), "--examples", "-1"]) == 2
+    assert Report.main([str(tmp_path / "no")]) == 2
+    assert Report.main([str(results), "--output", str(results / "page.pdf")]) == 2
+    assert Report.main([str(results), "--data_root", str(tmp_path / "no")]) == 2
+    assert Report.main([str(results), "--examples", "-1"]) == 2
     (tmp_path / "empty").mkdir()
-    assert main([str(tmp_path / "empty")]) == 1
+    assert Report.main([str(tmp_path / "empty")]) == 1
     assert "evaluate" in capsys.readouterr().err
     (results / "voc_toy_11111111.npz").write_bytes(b"PK")
-    assert main([str(results)]) == 1
+    assert Report.main([str(results)]) == 1
     assert "voc_toy_11111111.npz is damaged" in capsys.readouterr().err
 
 
@@ -216,7 +219,7 @@ def test_a_field_of_another_type_is_named_and_nothing_is_written(
     data, tmp_path, capsys, field, value, message
 ):
     folder = changed(data, tmp_path / "results", **{field: value})
-    assert main([str(folder), "--output", str(tmp_path / "p" / "q" / "r.html")]) == 1
+    assert Report.main([str(folder), "--output", str(tmp_path / "p" / "q" / "r.html")]) == 1
     assert re.search(f"voc_toy_11111111.json: {message}", capsys.readouterr().err)
     assert not (tmp_path / "p").exists()
 
@@ -224,7 +227,7 @@ def test_a_field_of_another_type_is_named_and_nothing_is_written(
 @pytest.mark.parametrize("field", ["data_root", "mAcc", "title", "published"])
 def test_a_field_that_is_missing_is_named(data, tmp_path, capsys, field):
     folder = changed(data, tmp_path / "results", **{field: ...})
-    assert main([str(folder)]) == 1
+    assert Report.main([str(folder)]) == 1
     assert f"voc_toy_11111111.json: '{field}:' is missing" in (capsys.readouterr().err)
 
 
@@ -241,7 +244,7 @@ def test_a_field_that_is_missing_is_named(data, tmp_path, capsys, field):
 def test_counts_that_do_not_belong_to_the_result_are_named(results, capsys, name, value):
     path = results / "voc_toy_11111111.npz"
     np.savez(path, **{**np.load(path), name: value})
-    assert main([str(results)]) == 1
+    assert Report.main([str(results)]) == 1
     assert "voc_toy_11111111.npz is damaged" in capsys.readouterr().err
 
 
@@ -256,7 +259,7 @@ def test_every_text_of_a_result_is_text_in_the_page(data, tmp_path):
     }
     folder = changed(data, tmp_path / "results", **texts, **others)
     (folder / "<script>.json").write_text("[]")  # named in a note
-    assert main([str(folder)]) == 0
+    assert Report.main([str(folder)]) == 0
     page = (folder / "report.html").read_text()
     assert "<script" not in page and "&lt;script&gt;alert(1)" in page and "'><" not in page
 
@@ -265,5 +268,5 @@ def test_every_text_of_a_result_is_text_in_the_page(data, tmp_path):
 def test_a_dollar_in_a_name_is_text_in_the_plots(data, tmp_path, name):
     per_class = {name: 1.0} | dict.fromkeys(CLASSES[1:], 2.0)
     folder = changed(data, tmp_path / "results", per_class=per_class, title=name, model=name)
-    assert main([str(folder), "--examples", "0"]) == 0
+    assert Report.main([str(folder), "--examples", "0"]) == 0
     assert name in (folder / "report.html").read_text()

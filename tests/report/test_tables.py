@@ -6,7 +6,7 @@ import re
 import pytest
 
 from talk2dino.benchmarks.tables import Table
-from talk2dino.cli.report import main
+from talk2dino.cli.report import Report
 from talk2dino.report.report import tables_of
 from talk2dino.report.runs import find_runs
 
@@ -43,7 +43,7 @@ def test_a_run_at_borders_has_them_in_its_table(results):
 
 
 def test_the_report_writes_every_table(results, capsys):
-    assert main([str(results), "--examples", "0", "--latex"]) == 0
+    assert Report.main([str(results), "--examples", "0", "--latex"]) == 0
     shown = capsys.readouterr().out
     assert "6 plots" in shown and "12 tables in" in shown
     folder = results / "report_tables"

@@ -7,11 +7,18 @@ import pytest
 from PIL import Image
 
 from talk2dino.benchmarks.table import find_benchmark, read_dataset
-from talk2dino.cli.toy import main
+from talk2dino.cli.toy import Toy
 from talk2dino.features.captions import CaptionInput
-from talk2dino.toy.objects import WORLDS
-from talk2dino.toy.scene import CLASS_NAMES, class_names, draw_scene
-from talk2dino.toy.world import World, WorldConfig, check_world, write_world
+from talk2dino.toy.objects import OBJECTS, WORLDS
+from talk2dino.toy.scene import CLASS_NAMES, TEXTURES, class_names, draw_scene
+from talk2dino.toy.world import (
+    World,
+    WorldConfig,
+    check_world,
+    read_examples,
+    write_captions,
+    write_world,
+)
 
 SMALL = WorldConfig(train_images=4, val_images=2, evaluation_images=3, captions=3, size=64)
 
@@ -154,9 +161,83 @@ def test_the_second_world_has_other_objects_on_the_same_grounds_and_its_own_data
 
 def test_the_command_draws_a_world_once_and_refuses_another_in_its_place(tmp_path, capsys):
     argv = ["--output", str(tmp_path / "world"), "--images", "2", "--world"]
-    assert main([*argv, "2"]) == main([*argv, "2"]) == 0
+    assert Toy.main([*argv, "2"]) == Toy.main([*argv, "2"]) == 0
     assert "--benchmarks " + str(tmp_path / "world" / "dataset.yaml") in capsys.readouterr().out
-    assert main([*argv, "1"]) == 2
+    assert Toy.main([*argv, "1"]) == 2
     assert "was drawn with" in capsys.readouterr().err
-    assert main([*argv, "3"]) == 2
+    assert Toy.main([*argv, "3"]) == 2
     assert "unknown world 3. Known: 1, 2." in capsys.readouterr().err
+
+
+def named(sentence):
+    words = sentence.replace(",", " ").replace(".", " ").split()
+    return {name for name in CLASS_NAMES if name in words}
+
+
+def described(objects, texture, count=5, seed=0):
+    return write_captions(objects, texture, count, np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize("texture", TEXTURES)
+@pytest.mark.parametrize("objects", [(), ("apple",), ("cat", "grapes"), ("lemon", "frog", "heart")])
+def test_captions_never_name_what_is_not_there(objects, texture):
+    for seed in range(20):
+        for sentence in described(objects, texture, seed=seed):
+            assert named(sentence)
+            assert named(sentence) <= {*objects, texture}
+
+
+def test_the_first_caption_names_everything():
+    assert named(described(("lemon", "frog", "heart"), "snow")[0]) == {
+        "lemon",
+        "frog",
+        "heart",
+        "snow",
+    }
+
+
+def test_an_empty_ground_is_named_by_every_caption():
+    assert all(named(sentence) == {"water"} for sentence in described((), "water"))
+
+
+def test_articles_fit_the_noun():
+    text = " ".join(described(tuple(OBJECTS), "grass", count=40))
+    assert "an apple" in text
+    assert "a apple" not in text
+    assert "a cat" in text
+    assert "a grapes" not in text
+
+
+def test_captions_are_deterministic_and_as_many_as_asked():
+    assert described(("cat",), "snow", 7) == described(("cat",), "snow", 7)
+    assert len(described(("cat",), "snow", 7)) == 7
+
+
+def test_captions_of_one_picture_differ():
+    assert len(set(described(("lemon", "frog", "heart"), "snow", 5))) >= 4
+
+
+@pytest.fixture
+def voc(tmp_path):
+    """Two pictures, left half black and right half white; one mask has a wrong quarter."""
+    for part in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (tmp_path / part).mkdir(parents=True)
+    image = np.zeros((32, 32, 3), np.uint8)
+    image[:, 16:] = 255
+    mask = (image[..., 0] > 0).astype(np.uint8)
+    wrong = mask.copy()
+    wrong[:16, 16:] = 0
+    wrong[:, 14:18] = 255
+    for name, labels in (("a", mask), ("b", wrong)):
+        Image.fromarray(image).save(tmp_path / "JPEGImages" / f"{name}.jpg", quality=100)
+        Image.fromarray(labels).save(tmp_path / "SegmentationClass" / f"{name}.png")
+    (tmp_path / "ImageSets" / "Segmentation" / "val.txt").write_text("a\nb\n")
+    (tmp_path / "class_names.txt").write_text("coal\nchalk\n")
+    return tmp_path
+
+
+def test_every_listed_picture_is_read_with_its_mask(voc):
+    examples = list(read_examples(voc))
+    assert [example.path.stem for example in examples] == ["a", "b"]
+    assert examples[0].image.shape == (3, 32, 32)
+    assert examples[1].mask.unique().tolist() == [0, 1, 255]

@@ -10,10 +10,8 @@ from typing import Any
 import gradio as gr
 
 from talk2dino.app import pictures
-from talk2dino.app.inputs import Limits
-from talk2dino.app.models import Entry, Models
 from talk2dino.app.pictures import PARTS
-from talk2dino.app.work import Result, Results, segment
+from talk2dino.app.request import Entry, Limits, Models, Result, Results, segment
 from talk2dino.refine.refinement import REFINEMENTS
 from talk2dino.segmenter import POOLINGS
 

@@ -11,8 +11,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader
 from PIL import Image, ImageDraw
 
-from talk2dino.app.inputs import Picture
-from talk2dino.app.work import Result
+from talk2dino.app.request import Picture, Result
 from talk2dino.pictures.segmentation import HEAT_COLOURS, Segmentation, save_picture
 
 PARTS: Any = (

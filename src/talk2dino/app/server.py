@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
 
@@ -15,11 +16,40 @@ from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from talk2dino.app.inputs import Limits, ServerConfig
-from talk2dino.app.models import Models
 from talk2dino.app.page import Page
+from talk2dino.app.request import Limits, Models
+from talk2dino.config import check_at_least
 
 _REFUSED = "Too many pictures are being uploaded. Try again in a minute."
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """Where and to whom the page is served."""
+
+    server_name: str = "127.0.0.1"
+    """Address to listen at; 0.0.0.0 for the whole network."""
+    server_port: int | None = None
+    """Port (default: the first free from 7860)."""
+    share: bool = False
+    """Public link through Gradio's servers."""
+    max_queue: int = 32
+    """Requests that may wait; more are told to come back."""
+    max_upload_mb: int = 50
+    """Of one uploaded file."""
+    max_uploads_mb: int = 1000
+    """Of all uploads together; the oldest make room."""
+
+    def __post_init__(self) -> None:
+        smallest = {"--max_queue": self.max_queue, "--max_upload_mb": self.max_upload_mb}
+        check_at_least(1, **smallest)
+        if self.max_uploads_mb <= self.max_upload_mb:
+            raise ValueError(
+                f"--max_uploads_mb must be more than --max_upload_mb ({self.max_upload_mb}), got "
+                f"{self.max_uploads_mb}."
+            )
+        if self.server_port is not None and not 1 <= self.server_port <= 65535:
+            raise ValueError(f"--server_port must lie between 1 and 65535, got {self.server_port}.")
 
 
 @contextmanager

@@ -20,6 +20,9 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
+if sys.argv[:1] == ["-m"]:  # `python -m talk2dino.cli.train` would end without a word
+    sys.exit("error: commands are run as `python -m talk2dino <command>`")
+
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 

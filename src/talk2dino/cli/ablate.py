@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from talk2dino.cli.entry import DONE, Command, bar_of
+from talk2dino.cli.command import Command, bar_of
 from talk2dino.cli.evaluate import Evaluate
 from talk2dino.cli.train import Train
 from talk2dino.files import write_text
@@ -81,7 +81,7 @@ class Ablate(Command):
                     self._evaluation(place, variant, changes, flags, Path(folder)).check()
         return variants
 
-    def run(self, variants: Variants) -> int:
+    def run(self, variants: Variants) -> None:
         """Train and evaluate what is missing, compare, and write the table."""
         from talk2dino.benchmarks.job import run_job
 
@@ -94,8 +94,7 @@ class Ablate(Command):
                     training = self._training(place, variant, changes, self.output)
                     found = training.check()
                     print(f"training for {variant} in {root}: {found.out}", flush=True)
-                    if code := training.run(found):
-                        return code
+                    training.run(found)
             checked = {
                 variant: self._evaluation(place, variant, *parts, self.output).check()
                 for variant, parts in variants.items()
@@ -114,7 +113,6 @@ class Ablate(Command):
         write_text(numbers, json.dumps({"model": self.model, "rows": rows}, indent=1) + "\n")
         write_text(path, table)
         print(f"\n{table}\nwritten: {path}, {numbers}")
-        return DONE
 
     def _parts(self, variant: str) -> tuple[Changes, list[str]]:
         """The keys of a recipe and the flags of evaluate that a variant stands for.
@@ -243,6 +241,3 @@ def _difference(row: dict[str, Any]) -> str | None:
         return None
     low, high = row["interval"]
     return f"{row['difference']:+.2f} ({low:+.2f} to {high:+.2f})"
-
-
-main = Ablate.main

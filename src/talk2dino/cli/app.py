@@ -9,13 +9,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from talk2dino.cli.entry import DONE, Command
-from talk2dino.cli.flags import add_flags, from_flags
+from talk2dino.cli.command import Command, add_flags, from_flags
 from talk2dino.methods.registry import DEFAULT_MODEL, MODEL_NAMES  # noqa: F401  for the help
 
 if TYPE_CHECKING:
-    from talk2dino.app.inputs import Limits, ServerConfig
-    from talk2dino.app.models import Entry, Models
+    from talk2dino.app.request import Entry, Limits, Models
+    from talk2dino.app.server import ServerConfig
 
     Found = tuple[Models, Limits, ServerConfig, list[tuple[Path, str]], str]
 
@@ -59,16 +58,16 @@ class App(Command):
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         """Declare the flags."""
         cls.own_flags(parser)
-        add_flags(parser, "app.inputs:Limits")
-        add_flags(parser.add_argument_group("server"), "app.inputs:ServerConfig")
+        add_flags(parser, "app.request:Limits")
+        add_flags(parser.add_argument_group("server"), "app.server:ServerConfig")
 
     def check(self) -> Found:
         """Raise for wrong arguments and missing files, before any model is loaded."""
         if find_spec("gradio") is None:
             raise ImportError("the app needs Gradio: pip install -r requirements-app.txt")
 
-        from talk2dino.app.inputs import Limits, ServerConfig
-        from talk2dino.app.models import Models
+        from talk2dino.app.request import Limits, Models
+        from talk2dino.app.server import ServerConfig
         from talk2dino.devices import resolve_device
 
         server, limits = from_flags(ServerConfig, self), from_flags(Limits, self)
@@ -76,7 +75,7 @@ class App(Command):
         examples = self.pictures(categories)
         return Models(self.entries(), device), limits, server, examples, categories
 
-    def run(self, found: Found) -> int:
+    def run(self, found: Found) -> None:
         """Load the first model, then serve until interrupted."""
         from talk2dino.app.server import serve
 
@@ -98,11 +97,10 @@ class App(Command):
                 threading.Event().wait()
         except KeyboardInterrupt:
             print("stopped")
-        return DONE
 
     def entries(self) -> list[Entry]:
         """The models of the flags, that of a recipe first."""
-        from talk2dino.app.models import find_entry
+        from talk2dino.app.request import find_entry
         from talk2dino.files import find_in_checkout
 
         given = {flag: value for flag in _OF_THE_RECIPE if (value := getattr(self, flag))}
@@ -119,7 +117,7 @@ class App(Command):
 
     def words(self, limits: Limits) -> str:
         """What the field of categories starts with."""
-        from talk2dino.app.inputs import read_names
+        from talk2dino.app.request import read_names
         from talk2dino.pictures.vocabularies import find_vocabulary
 
         if self.vocab is None:
@@ -149,6 +147,3 @@ class App(Command):
         if not pictures:
             raise FileNotFoundError(f"--examples: {self.examples} holds no pictures.")
         return [(picture, categories) for picture in pictures]
-
-
-main = App.main

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from talk2dino.cli.entry import DONE, Command
+from talk2dino.cli.command import Command
 from talk2dino.files import check_not_inputs, check_replaceable, check_writable
 
 METHODS = ("ovsegmentor", "freeda")
@@ -52,14 +52,14 @@ class Convert(Command):
             raise ValueError(f"{self.out}: a bank becomes one file; name it <name>.safetensors")
         check_writable(self.out, self.overwrite)
 
-    def run(self, found: None) -> int:
+    def run(self, found: None) -> None:
         """Convert."""
         if self.method == "freeda":
             from talk2dino.methods.freeda.bank import convert_bank
 
             bank = convert_bank(self.checkpoint, self.out)
             print(f"{len(bank.keys)} prototypes ({bank.metric}) in {self.out}")
-            return DONE
+            return
         from talk2dino.methods.ovsegmentor.checkpoints import convert_checkpoint, stage_of
 
         checkpoint, unexpected = convert_checkpoint(self.checkpoint, self.out)
@@ -71,7 +71,3 @@ class Convert(Command):
                 f"left out: {', '.join(unexpected[:8])}",
                 file=sys.stderr,
             )
-        return DONE
-
-
-main = Convert.main

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from talk2dino.benchmarks.table import BENCHMARKS, check_data_root, find_benchmarks
-from talk2dino.cli.entry import DONE, Command, bar_of, core_share
-from talk2dino.cli.flags import add_flags, from_flags
+from talk2dino.cli.command import Command, add_flags, bar_of, core_share, from_flags
 from talk2dino.cli.method_flags import MethodCommand
 from talk2dino.files import write_text
 from talk2dino.methods.registry import MODEL_NAMES  # noqa: F401  for the help
@@ -77,7 +76,7 @@ class EvaluationCommand(Command):
         )
         return job, prepare(job)
 
-    def run(self, found: Found) -> int:
+    def run(self, found: Found) -> None:
         """Evaluate in this process or in all that were started together; rank 0 prints."""
         from talk2dino.benchmarks.job import run_job
         from talk2dino.processes import joined_processes
@@ -94,7 +93,6 @@ class EvaluationCommand(Command):
             if first:
                 _report(job, outcomes)
                 self.log(job, outcomes)
-        return DONE
 
     def log(self, job: Job, outcomes: Sequence[Outcome]) -> None:
         """Tell others of the results."""
@@ -254,6 +252,3 @@ def _shown(job: Job, outcome: Outcome) -> str:
     """What a line calls a run: its benchmark, and its model where there are several."""
     key = outcome.run.dataset.benchmark.key
     return f"{outcome.run.model}, {key}" if len(job.models) > 1 else key
-
-
-main = Evaluate.main

@@ -113,6 +113,3 @@ def evaluations_of(
         warn(f"evaluate.bg_thresh is unused for {', '.join(without)}: {NO_BACKGROUND}")
     method = Talk2DinoMethod(name, Talk2DinoOptions(), config)
     return [Evaluation(row, method, section.bg_thresh if row.background else None) for row in rows]
-
-
-main = EvaluatePublished.main

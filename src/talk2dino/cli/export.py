@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from talk2dino.cli.entry import DONE, Command
+from talk2dino.cli.command import Command
 from talk2dino.files import check_replaceable
 
 FORMATS = ("onnx",)
@@ -36,7 +36,7 @@ class Export(Command):
         check_installed()
         check_replaceable(self.output, FILES, self.overwrite)
 
-    def run(self, found: None) -> int:
+    def run(self, found: None) -> None:
         """Load, export and compare."""
         from talk2dino.methods.talk2dino.api import Talk2DINO
         from talk2dino.methods.talk2dino.export import export_onnx
@@ -52,7 +52,3 @@ class Export(Command):
             print(f"onnxruntime agrees with PyTorch: relative error {worst:.1e} at most")
         else:
             print("note: not compared with PyTorch, because onnxruntime is not installed")
-        return DONE
-
-
-main = Export.main

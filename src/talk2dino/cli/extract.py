@@ -1,4 +1,4 @@
-"""`dino_extraction_v2.py`: images and captions in, a file of image features out."""
+"""Images and captions in, a file of features out: `dino_extraction_v2.py`, and of their texts."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from talk2dino.cli.entry import DONE, FAILED, Command, bar_of, core_share
-from talk2dino.cli.flags import add_flags, from_flags
+from talk2dino.cli.command import DONE, FAILED, Command, add_flags, bar_of, core_share, from_flags
 from talk2dino.devices import AMP_TYPES, DTYPES
 from talk2dino.features.keys import IMAGE_KEYS, LAYOUTS
 from talk2dino.files import write_text
@@ -185,6 +184,35 @@ class Extract(ExtractionCommand):
         return FAILED
 
 
+class ExtractText(ExtractionCommand):
+    """Extract text features of the captions with a frozen text encoder."""
+
+    script = "text_features_extraction.py"
+    example = "--ann_path ../coco2014_b14/val.pth"
+
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        """Declare the published flags and ours."""
+        cls.own_flags(parser, "ann_path")
+        settings = "features.text:TextSettings"
+        dense = ("dense=extract_dense_out", "second_last=extract_second_last_dense_out")
+        names = ("model", "weights=text_weights", "device", "batch_size", *dense)
+        add_flags(parser, settings, *names)
+        cls.output_flags(parser, settings, n_shards=10)
+
+    def check(self) -> Job:
+        """Refuse wrong arguments; take over unfinished work."""
+        from talk2dino.features.captions import CaptionInput
+        from talk2dino.features.text import TextExtraction, TextSettings
+
+        extraction = TextExtraction(from_flags(TextSettings, self))
+        return self.job(CaptionInput(self.ann_path, need_images=False), extraction)
+
+    def run(self, job: Job) -> None:
+        """Encode split after split."""
+        self.extract(job)
+
+
 def default_workers() -> int:
     """Processes that read images: one per core that this one has, but for its own."""
     return max(1, min(16, core_share() - 1))
@@ -219,6 +247,3 @@ def _report_failures(failures: Sequence[str], path: Path) -> None:
         shown.append(f"  ... and {len(more)} more")
     lines = [f"{len(failures)} images failed and were left out:", *shown, f"All of them: {path}"]
     print("\n".join(lines), file=sys.stderr)
-
-
-main = Extract.main

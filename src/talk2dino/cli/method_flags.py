@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from talk2dino.cli.entry import Command
-from talk2dino.cli.flags import add_flags, from_flags
+from talk2dino.cli.command import Command, add_flags, from_flags
 from talk2dino.config import check_name
 from talk2dino.sizes import Sizes
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from talk2dino.cli.entry import DONE, FAILED, Command, bar_of
+from talk2dino.cli.command import DONE, FAILED, Command, bar_of
 from talk2dino.config import check_at_least
 from talk2dino.files import (
     check_file,
@@ -158,6 +158,3 @@ class PrepareCaptions(Command):
             return self.out or source / MERGED
         suffix = "_pair.csv" if self.mode == "makepair" else ".csv"
         return self.out or source.with_name(source.stem + suffix)
-
-
-main = PrepareCaptions.main

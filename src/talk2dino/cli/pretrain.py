@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from talk2dino.cli.entry import core_share
-from talk2dino.cli.flags import add_flags, from_flags
+from talk2dino.cli.command import add_flags, core_share, from_flags
 from talk2dino.cli.train import TrainingCommand
 
 if TYPE_CHECKING:
@@ -70,6 +69,3 @@ class Pretrain(TrainingCommand):
     def findings(self, done: Any) -> Iterable[object]:
         """The images that could not be read."""
         return filter(None, [done.lost])
-
-
-main = Pretrain.main

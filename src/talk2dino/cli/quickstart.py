@@ -6,11 +6,11 @@ import json
 import shlex
 import sys
 import time
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from talk2dino.cli.entry import DONE, INTERRUPTED, Command
+from talk2dino.__main__ import find_command
+from talk2dino.cli.command import DONE, INTERRUPTED, Command
 from talk2dino.config import differences
 from talk2dino.files import (
     check_folder_writable,
@@ -27,36 +27,26 @@ if TYPE_CHECKING:
 
 RECIPE = "configs/toy.yaml"
 RECORD = "quickstart.json"
-MAINS = {
-    "-m talk2dino toy": "talk2dino.cli.toy",
-    "dino_extraction_v2.py": "talk2dino.cli.extract",
-    "text_features_extraction.py": "talk2dino.cli.extract_text",
-    "train.py": "talk2dino.cli.train",
-    "-m talk2dino evaluate": "talk2dino.cli.evaluate",
-    "-m talk2dino report": "talk2dino.cli.report",
-    "demo.py": "talk2dino.cli.segment",
-}
-"""The modules behind the scripts: called here, so that torch is imported only once."""
 
 _EXTRACT = (
-    "dino_extraction_v2.py --ann_path {data}/coco/captions_%s.json --data_dir {data}/coco "
+    "extract --ann_path {data}/coco/captions_%s.json --data_dir {data}/coco "
     "--model toy --resize_dim 224 --crop_dim 224 --extract_avg_self_attn "
     "--extract_disentangled_self_attn --out_path {out}/features/%s.pth"
 )
 _EVALUATE = (
-    "-m talk2dino evaluate --model {recipe} --weights %s --benchmarks toy "
+    "evaluate --model {recipe} --weights %s --benchmarks toy "
     "--data_root {data} --output {out}/results --save_predictions {out}/predictions/%s"
 )
-_TEXT = "text_features_extraction.py --ann_path {out}/features/%s.pth --model toy"
+_TEXT = "extract-text --ann_path {out}/features/%s.pth --model toy"
 STEPS = {
-    "world": ("data", "-m talk2dino toy --output {data} --images {images} --seed {seed}"),
+    "world": ("data", "toy --output {data} --images {images} --seed {seed}"),
     "image features (train)": ("features/train.pth", _EXTRACT % ("train", "train")),
     "image features (val)": ("features/val.pth", _EXTRACT % ("val", "val")),
     "text features (train)": ("features/train.pth", _TEXT % "train"),
     "text features (val)": ("features/val.pth", _TEXT % "val"),
     "train": (
         "weights/toy.pth",
-        "train.py --model {recipe} --train_dataset {out}/features/train.pth --val_dataset "
+        "train --model {recipe} --train_dataset {out}/features/train.pth --val_dataset "
         "{out}/features/val.pth --out {out}/weights/toy.pth --scheduler cosine --seed {seed}",
     ),
     "evaluation (trained)": (
@@ -64,14 +54,14 @@ STEPS = {
         _EVALUATE % ("{out}/weights/toy.pth", "trained") + " --pamr",
     ),
     "evaluation (untrained)": ("predictions/untrained", _EVALUATE % ("seeded:0", "untrained")),
-    "report": ("report.html", "-m talk2dino report {out}/results --output {out}/report.html"),
+    "report": ("report.html", "report {out}/results --output {out}/report.html"),
     "panel": (
         "quickstart.png",
-        "-m talk2dino report {out}/results --figure {out}/quickstart.png --images {shown}",
+        "report {out}/results --figure {out}/quickstart.png --images {shown}",
     ),
     "demo": (
         "demo.png",
-        "demo.py --config {recipe} --weights {out}/weights/toy.pth --input {picture} "
+        "segment --config {recipe} --weights {out}/weights/toy.pth --input {picture} "
         "--output {out}/demo.png --vocab drawn_world",
     ),
 }
@@ -122,7 +112,7 @@ class Quickstart(Command):
     def run(self, done: list[str]) -> int:
         """Draw, extract, train, evaluate and show; steps that are done are skipped."""
         started = time.perf_counter()
-        from talk2dino.toy.examples import read_examples
+        from talk2dino.toy.world import read_examples
 
         out: Path = self.output
         if self.overwrite and out.is_dir():
@@ -138,16 +128,13 @@ class Quickstart(Command):
                 examples = sorted(read_examples(voc), key=lambda e: -len(e.mask.unique()))
                 shown = ",".join(example.path.stem for example in examples[:PANEL_ROWS])
                 places |= {"shown": shown, "picture": examples[0].path}
-            words = [word.format(**places) for word in line.split()]
-            if self.device != "auto" and not {"toy", "report"} & set(words[:3]):
+            command, *words = [word.format(**places) for word in line.split()]
+            if self.device != "auto" and command not in ("toy", "report"):
                 words += ["--device", self.device]
-            if name in done and (out / made).exists():
-                print(f"\n$ python {shlex.join(words)}\n  done already: {out / made}")
-                continue
-            code = _run_step(words, out / made)
-            if code != DONE:
+            known = name in done and (out / made).exists()
+            if code := _run_step(command, words, out / made, known):
                 return code
-            done.append(name)
+            done += [] if known else [name]
             self._write_record(done)
         print(f"\nIoU in percent\n\n{_class_table(out / 'results').markdown()}")
         print(f"pictures: {out / 'quickstart.png'} and {out / 'demo.png'}")
@@ -194,31 +181,34 @@ class Quickstart(Command):
         return self.output / "toy.yaml"
 
 
-def _run_step(words: list[str], made: Path) -> int:
-    """Run one command in this process, and print it as it would be typed."""
-    script = next(name for name in MAINS if words[: len(name.split())] == name.split())
-    words += _going_on(script, made)
-    print(f"\n$ python {shlex.join(words)}", flush=True)
+def _run_step(name: str, words: list[str], made: Path, done: bool) -> int:
+    """Print a command as it would be typed, and run it in this process unless it is done."""
+    command = find_command(name)
+    words += [] if done else _going_on(name, made)
+    print(f"\n$ python {command.script} {shlex.join(words)}", flush=True)
+    if done:
+        print(f"  done already: {made}")
+        return DONE
     started = time.perf_counter()
-    code: int = import_module(MAINS[script]).main(words[len(script.split()) :])
+    code = command.main(words)
     print(f"  {time.perf_counter() - started:.1f} s")
     if code == INTERRUPTED:
         raise KeyboardInterrupt
     if code != DONE:
-        print(f"error: {script} ended with exit code {code}", file=sys.stderr)
+        print(f"error: {name} ended with exit code {code}", file=sys.stderr)
     return code
 
 
-def _going_on(script: str, made: Path) -> list[str]:
+def _going_on(name: str, made: Path) -> list[str]:
     """The flag that a command needs after an interruption that left its output unrecorded."""
-    if script == "train.py":
+    if name == "train":
         begun = made.exists() or made.with_suffix(".resume.pth").exists()
         return ["--resume"] if begun else []
-    if script == "text_features_extraction.py":  # it completes a file that is there
+    if name == "extract-text":  # it completes a file that is there
         from talk2dino.features.store import read_features
 
         return ["--overwrite"] if "ann_feats" in read_features(made).caption_features else []
-    if script.endswith(("toy", "evaluate")) or not made.exists():
+    if name in ("toy", "evaluate") or not made.exists():
         return []  # those two go on where they were
     return ["--overwrite"]
 
@@ -235,6 +225,3 @@ def _class_table(results: Path) -> Table:
         columns[weights == "seeded:0"] = {**result["per_class"], "mIoU": result["mIoU"]}
     rows = [[name, iou, columns[True][name]] for name, iou in columns[False].items()]
     return Table(["class", "trained", "untrained"], rows)
-
-
-main = Quickstart.main

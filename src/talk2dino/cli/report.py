@@ -1,16 +1,19 @@
-"""`python -m talk2dino report results/`: a page with tables, plots and examples, or a figure."""
+"""Results of evaluations: a page of tables, plots and examples, a figure, or two compared."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from talk2dino.cli.entry import DONE, Command, bar_of
-from talk2dino.cli.flags import add_flags, from_flags
+from talk2dino.cli.command import Command, add_flags, bar_of, from_flags
 from talk2dino.config import split_names
-from talk2dino.files import check_writable
+from talk2dino.files import check_writable, write_text
+
+if TYPE_CHECKING:
+    from talk2dino.report.runs import Comparison, EvaluatedRun
 
 
 class Report(Command):
@@ -53,14 +56,14 @@ class Report(Command):
             raise ValueError("--images and --methods belong to --figure out.png")
         check_writable(self._options().output, self.overwrite)
 
-    def run(self, found: None) -> int:
+    def run(self, found: None) -> None:
         """Write the report, or the figure."""
         if self.figure is not None:
             from talk2dino.report.pictures import write_figure
 
             figure, *single = write_figure(self.results, self._options())
             print(f"{figure}, and its {len(single)} pictures in {single[0].parent}")
-            return DONE
+            return
         from talk2dino.report.report import write_report
 
         written, notes = write_report(self.results, self._options(), bar_of("benchmarks"))
@@ -70,7 +73,6 @@ class Report(Command):
         print(f"{written[0]}, and {len(plots)} plots in {written[1].parent}")
         if self.tables:
             print(f"{len(written) - 1 - len(plots)} tables in {written[-1].parent}")
-        return DONE
 
     def _options(self) -> Any:
         """Of the figure, or of the page."""
@@ -86,8 +88,76 @@ class Report(Command):
         return from_flags(ReportOptions, self, output=output)
 
 
+class Compare(Command):
+    """Compare two results on the same images: paired difference, classes, images."""
+
+    positional = ("first", "second")
+    example = "results/a.json results/b.json --json difference.json"
+
+    first: Path
+    """Result of an evaluation."""
+    second: Path
+    """Result on the same images."""
+    json: Path | None = None
+    """Write all differences, those of every image too."""
+    overwrite: bool = False
+    """Replace a file that is there."""
+    most: int = 10
+    """Classes and images that are printed, so many of each."""
+
+    def check(self) -> list[EvaluatedRun]:
+        """The two runs; refuse what cannot be read or compared."""
+        from talk2dino.report.runs import check_comparable, find_runs
+
+        if self.most < 0:
+            raise ValueError(f"--most must not be negative, got {self.most}.")
+        for path in (self.first, self.second):
+            if not path.is_file():
+                raise FileNotFoundError(f"{path}: no such result file")
+        if self.json is not None:
+            check_writable(self.json, self.overwrite)
+        found = {run.path: run for run in find_runs([self.first, self.second])[0]}
+        runs = [found[path.resolve()] for path in (self.first, self.second)]
+        check_comparable(*runs)
+        return runs
+
+    def run(self, runs: list[EvaluatedRun]) -> None:
+        """Compare, print and write."""
+        from talk2dino.report.runs import compare_runs
+
+        first, second = runs
+        found = compare_runs(first, [second])[0]
+        if self.json is not None:
+            write_text(self.json, json.dumps(found.as_json(), indent=1) + "\n")
+        print(_text(found, self.most))
+        if self.json is not None:
+            print(f"\nwritten: {self.json}")
+
+
 def _names(text: str) -> list[str]:
     return [name.strip() for name in split_names(text)] if text else []
 
 
-main = Report.main
+def _text(found: Comparison, most: int) -> str:
+    from talk2dino.report.runs import DRAWS
+
+    lines = [f"{found.first.title}, {found.first.result['num_images']} images"]
+    lines += [
+        f"{letter}  {run.result['mIoU']:6.2f}  {run.label}  ({run.path.name})"
+        for letter, run in (("A", found.first), ("B", found.second))
+    ]
+    for measure, differences in (("mIoU", found), ("boundary mIoU", found.boundary)):
+        if differences is None:
+            continue
+        low, high = differences.interval
+        lines += [
+            "",
+            f"B - A: {differences.difference:+.2f} points of {measure}, 95 % interval "
+            f"{low:+.2f} to {high:+.2f} (paired, over images)",
+            f"B is better in {100 * differences.better:.1f} % of {DRAWS:,} draws",
+        ]
+        for title, what in (("classes", "per_class"), ("images", "images")):
+            if shown := differences.most(what, most):
+                lines += ["", f"{title} that differ most:"]
+                lines += [f"{value:+8.2f}  {name}" for name, value in shown]
+    return "\n".join(lines)

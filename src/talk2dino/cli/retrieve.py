@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from talk2dino.cli.entry import DONE, Command
+from talk2dino.cli.command import Command
 from talk2dino.config import check_at_least
 from talk2dino.files import check_writable
 
@@ -66,7 +66,7 @@ class Retrieve(Command):
         store = read_features(self.store)
         return store, store.require(CAPTIONS if self.text is None else IMAGES, self.store)
 
-    def run(self, opened: Found) -> int:
+    def run(self, opened: Found) -> None:
         """Print what fits best, with its cosine, and draw it."""
         from functools import partial
 
@@ -103,7 +103,6 @@ class Retrieve(Command):
         if self.sheet is not None and self.images is not None:
             _draw([self.images / name for name in names], self.sheet)
             print(f"written: {self.sheet}")
-        return DONE
 
 
 def _name(record: dict[str, object]) -> str:
@@ -124,6 +123,3 @@ def _draw(paths: Sequence[Path], sheet: Path) -> None:
         down, right = divmod(place, across)
         canvas.paste(picture, (right * _CELL + 2, down * _CELL + 2))
     save_picture(canvas, sheet, "")
-
-
-main = Retrieve.main

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from talk2dino.cli.entry import DONE, FAILED, USER_ERRORS
+from talk2dino.cli.command import DONE, FAILED, USER_ERRORS
 from talk2dino.cli.method_flags import MethodCommand
-from talk2dino.cli.segment_files import BESIDE_OVERLAY, MODES, Task, plan_export, plan_tasks
 from talk2dino.config import check_at_least, check_between, check_name, split_names
 from talk2dino.methods.registry import DEFAULT_MODEL, MODEL_NAMES, RESUMED_MODEL  # noqa: F401
 from talk2dino.pictures.drawing import BACKGROUND_COLOUR, MAX_INDEXED, class_colours
@@ -27,9 +26,20 @@ from talk2dino.pictures.vocabularies import (
 )
 
 if TYPE_CHECKING:
-    from talk2dino.cli.segment_job import SegmentJob
+    from talk2dino.cli.segment_job import Outputs, SegmentJob
     from talk2dino.methods.base import Method
 
+MODES = {
+    "input": ".jpg",
+    "pred": ".png",
+    "input_pred": ".jpg",
+    "input_pred_label": ".jpg",
+    "mask": ".png",
+    "all_groups": "_layer0.jpg",  # and more, one per stage of grouping
+    "first_group": ".jpg",
+    "final_group": ".jpg",
+}
+"""What --vis can draw, with what its files end with."""
 DEFAULT_MODES = ("input_pred_label",)
 _PUBLISHED = {"evaluate.seg.template": "template", "test_cfg.bg_thresh": "bg_thresh"}
 """Key of --opts -> the project's own flag."""
@@ -41,8 +51,8 @@ class Segment(MethodCommand):
     script = "demo.py"
     details = {
         "input": {"flags": ("--input", "--image_folder")},
-        "save_mask": {"nargs": "?", "const": BESIDE_OVERLAY},
-        "save_scores": {"nargs": "?", "const": BESIDE_OVERLAY},
+        "save_mask": {"nargs": "?", "const": ""},
+        "save_scores": {"nargs": "?", "const": ""},
         "export": {"choices": KINDS},
         "opts": {"nargs": "*"},
         "local_rank": {"flags": ("--local_rank", "--local-rank"), "help": argparse.SUPPRESS},
@@ -119,9 +129,9 @@ class Segment(MethodCommand):
         cls.own_flags(group, *published)
         cls.option_flags(parser)
 
-    def check(self) -> tuple[SegmentJob, list[Task]]:
+    def check(self) -> tuple[SegmentJob, dict[Path, Outputs]]:
         """Raise for wrong arguments and unreadable pictures, before any model is loaded."""
-        from talk2dino.cli.segment_job import SegmentJob
+        from talk2dino.cli.segment_job import SegmentJob, plan_export, plan_outputs
         from talk2dino.devices import resolve_device
         from talk2dino.pictures.images import read_rgb
 
@@ -129,18 +139,19 @@ class Segment(MethodCommand):
         check_between(0, 1, opacity=self.opacity)
         if self.max_side is not None:
             check_at_least(1, max_side=self.max_side)
-        modes: Sequence[str] = ()
+        modes: dict[str, str] = {}
         if self.vis is not None or self.output_folder is not None:
             modes = _modes_of(self.vis or DEFAULT_MODES, method)
-        tasks = plan_tasks(self, modes)
-        export = plan_export(self, tasks)
+        planned = plan_outputs(self, modes)
+        export = plan_export(self, planned)
         words = vocabulary.class_words(method.words(), self.pooled("--vocab", vocabulary.words))
         names = list(vocabulary.names)
         colours = vocabulary.colours if self.vocab else class_colours(len(names))  # as in Python
         if background is not None:
             names = [BACKGROUND, *names]
             colours = np.concatenate([np.array([BACKGROUND_COLOUR], np.uint8), colours])
-        _check_count(len(names), tasks[0])
+        first, *others = planned
+        _check_count(len(names), planned[first])
         device = resolve_device(self.device)
         method.check()
         job = SegmentJob(
@@ -155,14 +166,14 @@ class Segment(MethodCommand):
             export,
             settings={"command": self.line("--overwrite")},
         )
-        if len(tasks) == 1:  # of several, one that fails does not stop the others
-            job.check(tasks[0].source)
-            read_rgb(tasks[0].source)
-        return job, tasks
+        if not others:  # of several, one that fails does not stop the others
+            job.check(first)
+            read_rgb(first)
+        return job, planned
 
-    def run(self, found: tuple[SegmentJob, list[Task]]) -> int:
+    def run(self, found: tuple[SegmentJob, dict[Path, Outputs]]) -> int:
         """Segment every picture; one that fails is named and does not stop the others."""
-        job, tasks = found
+        job, planned = found
         if self.cfg is not None:
             print("note: --cfg is not read: the weights say what they are")
         models, notes = job.method.describe()
@@ -171,21 +182,21 @@ class Segment(MethodCommand):
             print(f"note: {note}")
         job.load()
         failures = []
-        for number, task in enumerate(tasks, start=1):
+        for number, (source, outputs) in enumerate(planned.items(), start=1):
             try:
-                outcome = job.segment(task)
+                outcome = job.segment(source, outputs)
             except USER_ERRORS as error:
-                if len(tasks) == 1:
+                if len(planned) == 1:
                     raise
                 failures.append(str(error) or type(error).__name__)
-                outcome = f"{task.source}: failed"
-            print(f"[{number}/{len(tasks)}] {outcome}", flush=True)
+                outcome = f"{source}: failed"
+            print(f"[{number}/{len(planned)}] {outcome}", flush=True)
         if job.export is not None:
             print(f"exported: {job.export.write()}")
         for failure in failures:
             print(f"error: {failure}", file=sys.stderr)
         if failures:
-            print(f"error: {len(failures)} of {len(tasks)} pictures failed", file=sys.stderr)
+            print(f"error: {len(failures)} of {len(planned)} pictures failed", file=sys.stderr)
         return FAILED if failures else DONE
 
     def read_model(self) -> tuple[Method, Vocabulary, float | None]:
@@ -270,13 +281,13 @@ def parse_categories(text: str) -> list[str]:
     return [" ".join(part.replace("_", " ").split()) for part in split_names(text)]
 
 
-def _modes_of(words: Sequence[str], method: Method) -> list[str]:
-    """The modes of --vis, each once.
+def _modes_of(words: Sequence[str], method: Method) -> dict[str, str]:
+    """The modes of --vis, as in MODES.
 
     Raises:
         ValueError: an unknown one, or group maps of a method that has none.
     """
-    modes = [check_name("vis mode", word, MODES) for word in dict.fromkeys(words)]
+    modes = {word: MODES[check_name("vis mode", word, MODES)] for word in words}
     if not method.demo.groups and (without := [mode for mode in modes if "group" in mode]):
         others = ", ".join(mode for mode in MODES if "group" not in mode)
         raise ValueError(
@@ -286,15 +297,12 @@ def _modes_of(words: Sequence[str], method: Method) -> list[str]:
     return modes
 
 
-def _check_count(count: int, task: Task) -> None:
+def _check_count(count: int, outputs: Outputs) -> None:
     """Raise ValueError for more labels than a mask can hold."""
-    masks = [kind for kind in task.outputs if kind in ("save_mask", "mask", "pred")]
+    masks = [kind for kind in outputs if kind in ("save_mask", "mask", "pred")]
     if masks and count > MAX_INDEXED:
         flag = "--save_mask" if masks[0] == "save_mask" else f"--vis {masks[0]}"
         raise ValueError(
             f"{flag}: an indexed PNG holds at most {MAX_INDEXED} classes, there are {count}. "
             "Use fewer classes, or --save_scores with --output."
         )
-
-
-main = Segment.main

@@ -1,8 +1,11 @@
-"""The pictures of the segment command: read, score, draw, write."""
+"""The pictures of the segment command: found, scored, drawn, and the files written of each."""
 
 from __future__ import annotations
 
+import hashlib
+import os
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,25 +15,165 @@ import numpy as np
 import torch
 from PIL import Image
 
-from talk2dino.cli.entry import free_memory
-from talk2dino.cli.segment_files import Task
+from talk2dino.cli.command import free_memory
+from talk2dino.files import check_folder_writable, check_not_inputs, check_writable
 from talk2dino.inference import resize_pixels
 from talk2dino.pictures.drawing import blend, write_names
-from talk2dino.pictures.export import Export
-from talk2dino.pictures.images import check_image, read_rgb
+from talk2dino.pictures.export import KINDS, Export
+from talk2dino.pictures.images import (
+    IMAGE_SUFFIXES,
+    PICTURE_FORMATS,
+    check_image,
+    list_images,
+    read_rgb,
+)
 from talk2dino.pictures.segmentation import Segmentation, save_picture, save_scores
 from talk2dino.predict import draw_groups, segment_picture
 from talk2dino.segmenter import ClassQuery, ClassWords, Grouping, Segmenter
 from talk2dino.sizes import scoring_size
 
 if TYPE_CHECKING:
+    from talk2dino.cli.segment import Segment
     from talk2dino.methods.base import Method
 
+Outputs = Mapping[str, Path]
+"""The files of a picture: `output` (the overlay with its legend), `save_mask` and `save_scores`, as
+their flags are called, and those of the modes of --vis."""
 GROUP_MODES = ("all_groups", "first_group", "final_group")
+
+_FILES = {
+    "output": (".png", tuple(PICTURE_FORMATS)),
+    "save_mask": ("_mask.png", (".png",)),
+    "save_scores": ("_scores.npz", (".npz",)),
+}
+"""Flag of a file per picture -> the end of its name in a folder, and the suffixes it may have."""
+_LONGEST_NAME = 255 - len("_scores.npz")  # bytes
 _GIB = 2**30
 _MOST_WEIGHTS = 2**28  # PAMR holds no more at a time
 _HUGE_PIXELS = 16_000_000  # refined beyond this only if asked for: it takes a minute on a laptop
 _HUGE_SIDE = 4096
+
+
+def plan_outputs(command: Segment, modes: Mapping[str, str]) -> dict[Path, Outputs]:
+    """The pictures that are read, each with what is written of it; no picture is read for that.
+
+    Args:
+        command: with its flags; an empty --save_mask or --save_scores lies beside the overlay.
+        modes: of --vis, with what their files end with; a folder each of --output_folder.
+
+    Raises:
+        FileNotFoundError: an input is not there.
+        ValueError: no pictures, names that collide, or a wrong kind of output.
+        OSError: an output exists already or can never be written.
+    """
+    sources, several = _find_sources(command.input)
+    if modes and command.output_folder is None:
+        raise ValueError("--vis writes folders: give --output_folder.")
+    if command.output is None and (not modes or "" in (command.save_mask, command.save_scores)):
+        raise ValueError("--output is missing: where the overlays go, and what lies beside them.")
+    stems = Counter(source.stem for source in sources)
+    planned: dict[Path, Outputs] = {}
+    for source in sources:  # photo.jpg and photo.png keep their suffix to differ
+        name = _short(source.stem if stems[source.stem] == 1 else source.name)
+        folder = Path(command.output_folder or "")
+        outputs = {mode: folder / mode / (name + ending) for mode, ending in modes.items()}
+        for flag, (ending, suffixes) in _FILES.items():
+            given = getattr(command, flag)
+            if given == "":
+                overlay = outputs["output"]
+                outputs[flag] = overlay.with_name(overlay.stem + ending)
+            elif given is not None:
+                outputs[flag] = _place(flag, given, name + ending, suffixes, several)
+        planned[source] = outputs
+    _check_outputs(planned, command)
+    return planned
+
+
+def plan_export(command: Segment, planned: Mapping[Path, Outputs]) -> Export | None:
+    """What --export writes beside the overlays, if it is asked for.
+
+    Raises:
+        OSError: it exists already or can never be written.
+    """
+    if command.export is None:
+        return None
+    overlay, several = next(iter(planned.values())).get("output"), len(planned) > 1
+    if overlay is None:
+        raise ValueError("--export writes beside the overlays: give --output.")
+    name = KINDS[command.export] if several else f"{overlay.stem}_{KINDS[command.export]}"
+    path = overlay.with_name(name)
+    if command.export != "masks":
+        check_writable(path, command.overwrite)
+    elif path.exists() and not command.overwrite:
+        raise FileExistsError(f"{path} exists. Choose another folder or pass --overwrite.")
+    root = os.path.commonpath([source.resolve().parent for source in planned])
+    return Export(command.export, path, Path(root))
+
+
+def _find_sources(inputs: Sequence[Path]) -> tuple[list[Path], bool]:
+    """The pictures that `inputs` name, and whether they are meant as several.
+
+    A folder stands for the image files directly in it.
+    """
+    sources: list[Path] = []
+    for path in inputs:
+        if not path.exists():
+            raise FileNotFoundError(f"--input {path}: there is no such file or folder.")
+        found = list_images(path) if path.is_dir() else [path]
+        if not found:
+            suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+            raise ValueError(f"--input {path} holds no image files ({suffixes}).")
+        sources.extend(found)
+    return list(dict.fromkeys(sources)), len(inputs) > 1 or inputs[0].is_dir()
+
+
+def _short(name: str) -> str:
+    """A name to which every ending of an output can be added; digits keep cut names apart."""
+    encoded = os.fsencode(name)
+    if len(encoded) <= _LONGEST_NAME:
+        return name
+    digits = hashlib.sha256(encoded).hexdigest()[:8]
+    return encoded[: _LONGEST_NAME - 9].decode("utf-8", "ignore") + f"-{digits}"
+
+
+def _place(flag: str, given: str, name: str, suffixes: Sequence[str], several: bool) -> Path:
+    """A file that a flag names, or a file of that name in the folder that it names."""
+    path = Path(given)
+    if path.is_dir() or given.endswith(("/", "\\")):
+        return path / name
+    if several and path.suffix.lower() in suffixes:
+        raise ValueError(f"--{flag} {path} is one file, but there are several inputs: a folder.")
+    if several:
+        return path / name
+    path = path if path.suffix else path.with_suffix(suffixes[0])
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(
+            f"--{flag} {path} needs one of the suffixes {', '.join(suffixes)}, "
+            "or must be an existing folder."
+        )
+    return path
+
+
+def _check_outputs(planned: Mapping[Path, Outputs], command: Segment) -> None:
+    outputs = [path for files in planned.values() for path in files.values()]
+    repeated = [path for path, count in Counter(outputs).items() if count > 1]
+    if repeated:
+        raise ValueError(
+            f"{repeated[0]} would be written more than once. Rename one of the pictures or "
+            "segment them in separate runs."
+        )
+    check_not_inputs(outputs, list(planned))
+    for parent in {source.parent for source in planned} if command.output_folder else ():
+        if Path(command.output_folder or "").resolve().is_relative_to(parent.resolve()):
+            raise ValueError(
+                f"--output_folder {command.output_folder} lies in {parent}, where the pictures "
+                "are, and nothing is written there. Choose a folder beside it."
+            )
+    for path in outputs:
+        if path.exists():
+            check_writable(path, command.overwrite)
+    for folder in {path.parent for path in outputs}:
+        check_folder_writable(folder)
 
 
 @dataclass(eq=False)
@@ -101,7 +244,7 @@ class SegmentJob:
         huge = self.refined and height * width > _HUGE_PIXELS
         return _HUGE_SIDE if huge and self.max_side is None else self.max_side
 
-    def segment(self, task: Task) -> str:
+    def segment(self, source: Path, outputs: Outputs) -> str:
         """Write the files of one picture; returns a line that says what was found.
 
         Raises:
@@ -109,27 +252,25 @@ class SegmentJob:
             RuntimeError: not enough memory on the device.
         """
         started = time.perf_counter()
-        self.check(task.source)
-        image, outputs = read_rgb(task.source), task.outputs
+        self.check(source)
+        image = read_rgb(source)
         pictures = self._without_classes(image, outputs)
         line, record = "", ""
         if left := [kind for kind in outputs if kind not in ("input", *GROUP_MODES)]:
-            found = self._found(image, task.source)
+            found = self._found(image, source)
             line, record = f": {_shares(found)}", found.record()
             drawn = [kind for kind in left if kind != "save_scores"]
             pictures |= {outputs[kind]: self._draw(kind, found) for kind in drawn}
             if "save_scores" in outputs:
                 save_scores(found.scores, found.names, outputs["save_scores"], record)
             if self.export is not None:
-                self.export.add(found, task.source)
+                self.export.add(found, source)
         for path, picture in pictures.items():
             save_picture(picture, path, record)
         where = outputs.get("output", f"{len(pictures)} files")
-        return f"{task.source} -> {where} ({time.perf_counter() - started:.1f} s){line}"
+        return f"{source} -> {where} ({time.perf_counter() - started:.1f} s){line}"
 
-    def _without_classes(
-        self, image: Image.Image, outputs: Mapping[str, Path]
-    ) -> dict[Path, Image.Image]:
+    def _without_classes(self, image: Image.Image, outputs: Outputs) -> dict[Path, Image.Image]:
         """The pictures for which no class is looked for."""
         pictures = {}
         if "input" in outputs:  # as the model saw it, at its own size again

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from talk2dino.cli.entry import DONE, Command, bar_of, core_share
+from talk2dino.cli.command import Command, bar_of, core_share
 from talk2dino.toy.world import WorldConfig, check_world, world_of_size, write_world
 
 _FEW = 200  # pictures that are drawn before other processes have begun
@@ -32,11 +32,11 @@ class Toy(Command):
         check_world(self.output, config, self.overwrite)
         return config
 
-    def run(self, config: WorldConfig) -> int:
+    def run(self, config: WorldConfig) -> None:
         """Draw."""
         if check_world(self.output, config, self.overwrite):
             print(f"the drawn world is there already: {self.output}")
-            return DONE
+            return
         total = config.train_images + config.val_images + config.evaluation_images
         with bar_of("pictures")(total, 0) as bar:
             workers = 0 if total < _FEW else core_share()
@@ -47,7 +47,3 @@ class Toy(Command):
         )
         benchmark = "toy" if config.world == 1 else world.dataset
         print(f"evaluate it with --data_root {world.folder} --benchmarks {benchmark}")
-        return DONE
-
-
-main = Toy.main

@@ -8,8 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from talk2dino.cli.entry import DONE, Command, bar_of, core_share, memory_share, step_bar
-from talk2dino.cli.flags import add_flags, from_flags
+from talk2dino.cli.command import (
+    Command,
+    add_flags,
+    bar_of,
+    core_share,
+    from_flags,
+    memory_share,
+    step_bar,
+)
 from talk2dino.config import check_between
 
 if TYPE_CHECKING:
@@ -24,7 +31,7 @@ class TrainingCommand(Command):
 
     after_interrupt = "add --resume to the same command to go on"
 
-    def run(self, job: Any) -> int:
+    def run(self, job: Any) -> None:
         """Train, and say what was written."""
         from talk2dino.processes import joined_processes
         from talk2dino.training.job import carry_out
@@ -50,7 +57,6 @@ class TrainingCommand(Command):
             for line in self.findings(done):
                 print(line)
             print(f"weights: {job.out}  losses: {job.outputs.losses}, {job.outputs.plot}")
-        return DONE
 
     def backend(self, job: Any) -> str:
         """What connects several processes."""
@@ -153,6 +159,3 @@ class Train(TrainingCommand):
             logger="wandb" if self.use_wandb else self.logger,
             command=self.line("--resume", "--overwrite"),
         )
-
-
-main = Train.main

@@ -2,53 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter
 
+from talk2dino.pictures.drawing import palette
 from talk2dino.toy.objects import OBJECTS, WORLDS, draw_object
-from talk2dino.toy.textures import TEXTURES, draw_texture
-
-CLASS_NAMES: tuple[str, ...] = (*OBJECTS, *TEXTURES)
-"""Every class by id: the objects, then the grounds. Each pixel of a mask is one of them."""
-
-CLASS_COLOURS: dict[str, tuple[int, int, int]] = {
-    "apple": (222, 22, 34),
-    "lemon": (252, 226, 16),
-    "heart": (250, 50, 190),
-    "grapes": (138, 20, 152),
-    "whale": (24, 44, 206),
-    "frog": (22, 160, 44),
-    "cat": (34, 32, 40),
-    "grass": (150, 212, 110),
-    "water": (84, 200, 228),
-    "snow": (236, 238, 242),
-    "lavender": (168, 160, 232),
-    "orange": (255, 122, 6),
-    "leaf": (8, 104, 44),
-    "star": (252, 214, 30),
-    "fish": (0, 92, 128),
-    "brick": (150, 40, 20),
-}
-"""Of the masks and panels: about the colour of the thing, so that a wrong label looks wrong."""
 
 SMALLEST = 48
 """A smaller picture, in pixels per side, would not show what is in it."""
 
+# Share of the pictures, numbers of objects (equally likely), and the smallest and largest radius as
+# a share of the picture's side. Close-ups and empty grounds, as in anybody's photographs, show what
+# one word means: pooled over the whole picture, several small things tell little about any of them.
+_KINDS = (
+    (0.10, (0,), (0.0, 0.0)),
+    (0.35, (1,), (0.42, 0.60)),
+    (0.55, (1, 2, 2, 3), (0.20, 0.36)),
+)
 _PLACES_TRIED = 12
 _MOST_HIDDEN = 0.25
 """At most this share of an object may be cut off, or be hidden by another one."""
-
-
-def class_names(world: int = 1) -> tuple[str, ...]:
-    """Every class of a world by id, as in CLASS_NAMES."""
-    return (*WORLDS[world], *TEXTURES)
-
-
-def class_palette(world: int = 1) -> np.ndarray:
-    """(C, 3) uint8 RGB, by class id."""
-    return np.array([CLASS_COLOURS[name] for name in class_names(world)], dtype=np.uint8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,25 +41,6 @@ class Scene:
     """The ground."""
 
 
-@dataclass(frozen=True)
-class _Kind:
-    share: float
-    """Of the pictures."""
-    counts: tuple[int, ...]
-    """Numbers of objects, equally likely."""
-    radii: tuple[float, float]
-    """Smallest and largest object, as a share of the picture's side."""
-
-
-# Close-ups and empty grounds, as in anybody's photographs, show what one word means: pooled over
-# the whole picture, features of several small things tell little about any of them.
-_KINDS = (
-    _Kind(share=0.10, counts=(0,), radii=(0.0, 0.0)),
-    _Kind(share=0.35, counts=(1,), radii=(0.42, 0.60)),
-    _Kind(share=0.55, counts=(1, 2, 2, 3), radii=(0.20, 0.36)),
-)
-
-
 @dataclass(frozen=True, eq=False)
 class _Placed:
     name: str
@@ -95,12 +52,13 @@ class _Placed:
 def draw_scene(size: int, rng: np.random.Generator, world: int = 1) -> Scene:
     """Draw a picture of `size` pixels per side; every choice comes from `rng`."""
     classes = class_names(world)
-    kind = _KINDS[int(rng.choice(len(_KINDS), p=[kind.share for kind in _KINDS]))]
+    shares = [share for share, _, _ in _KINDS]
+    _, counts, radii = _KINDS[int(rng.choice(len(_KINDS), p=shares))]
     texture = str(rng.choice(list(TEXTURES)))
-    names = rng.permutation(list(WORLDS[world]))[: int(rng.choice(kind.counts))]
+    names = rng.permutation(list(WORLDS[world]))[: int(rng.choice(counts))]
     placed: list[_Placed] = []
     for name in names:
-        thing = _find_place(str(name), size, kind, placed, rng)
+        thing = _find_place(str(name), size, radii, placed, rng)
         if thing is not None:
             placed.append(thing)
     canvas = draw_texture(texture, size, rng)
@@ -113,10 +71,14 @@ def draw_scene(size: int, rng: np.random.Generator, world: int = 1) -> Scene:
 
 
 def _find_place(
-    name: str, size: int, kind: _Kind, others: list[_Placed], rng: np.random.Generator
+    name: str,
+    size: int,
+    radii: tuple[float, float],
+    others: list[_Placed],
+    rng: np.random.Generator,
 ) -> _Placed | None:
     """Draw the object where it shows and hides little of the others; None if that fails."""
-    radius = size * rng.uniform(*kind.radii)
+    radius = size * rng.uniform(*radii)
     picture = draw_object(name, radius, rng)
     whole = np.count_nonzero(_opaque(picture.getchannel("A")))
     for _ in range(_PLACES_TRIED):
@@ -153,3 +115,100 @@ def _paste(canvas: Image.Image, thing: _Placed) -> None:
     )
     canvas.paste((16, 20, 28), (0, 0), shadow.filter(ImageFilter.GaussianBlur(0.6 * drop)))
     canvas.paste(thing.picture, (x, y), thing.picture)
+
+
+def draw_texture(name: str, size: int, rng: np.random.Generator) -> Image.Image:
+    """A square RGB picture, `size` pixels per side, of the texture `name` (one of `TEXTURES`)."""
+    return TEXTURES[name](size, rng)
+
+
+def _noise(
+    size: int, cells: int, rng: np.random.Generator, cells_y: int | None = None
+) -> np.ndarray:
+    """Smooth noise (size, size) of about unit variance, with so many bumps along x (and y)."""
+    grid = rng.standard_normal(((cells_y or cells) + 1, cells + 1), dtype=np.float32)
+    smooth = Image.fromarray(grid).resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(smooth)
+
+
+def _coloured(
+    base: tuple[int, int, int], variation: np.ndarray, rng: np.random.Generator
+) -> Image.Image:
+    """A picture of colour `base`, tinted a little, plus `variation` (size, size) grey levels."""
+    tint = np.array(base, np.float32) + rng.uniform(-8, 8, 3).astype(np.float32)
+    levels = np.clip(tint + variation[..., None], 0, 255)
+    return Image.fromarray(levels.astype(np.uint8))
+
+
+def _grass(size: int, rng: np.random.Generator) -> Image.Image:
+    picture = _coloured((126, 212, 100), 5 * _noise(size, 5, rng), rng)
+    pen = ImageDraw.Draw(picture)
+    for _ in range(420):
+        x, y = rng.uniform(0, size, 2)
+        lean, tall = rng.uniform(-0.018, 0.018) * size, rng.uniform(0.03, 0.07) * size
+        shade = rng.uniform(-28, 24)
+        colour = (int(122 + shade * 0.8), int(208 + shade), int(96 + shade * 0.5))
+        pen.line([(x, y), (x + lean, y - tall)], fill=colour, width=max(1, size // 200))
+    return picture
+
+
+def _water(size: int, rng: np.random.Generator) -> Image.Image:
+    y = np.mgrid[0:size, 0:size][0].astype(np.float32) / size
+    swell = np.sin(2 * np.pi * (12 * y + 0.30 * _noise(size, 5, rng)) + rng.uniform(0, 6))
+    crests = 22 * np.clip(swell - 0.72, 0, 1) / 0.28
+    return _coloured((22, 184, 224), 6 * swell + crests + 4 * _noise(size, 4, rng), rng)
+
+
+def _snow(size: int, rng: np.random.Generator) -> Image.Image:
+    drifts = 5 * _noise(size, 4, rng, 8)
+    picture = _coloured((234, 236, 240), drifts, rng)
+    pen = ImageDraw.Draw(picture)
+    for _ in range(160):
+        x, y = rng.uniform(0, size, 2)
+        reach = rng.uniform(0.003, 0.008) * size
+        grey = int(rng.choice([216, 255]))
+        pen.ellipse(
+            [x - reach, y - reach, x + reach, y + reach], fill=(grey, grey, min(255, grey + 8))
+        )
+    return picture
+
+
+def _lavender(size: int, rng: np.random.Generator) -> Image.Image:
+    picture = _coloured((146, 138, 222), 5 * _noise(size, 5, rng), rng)
+    pen = ImageDraw.Draw(picture)
+    for _ in range(150):
+        x, y = rng.uniform(0, size, 2)
+        lean = rng.uniform(-0.01, 0.01) * size
+        pen.line(
+            [(x, y), (x + lean, y + 0.05 * size)], fill=(120, 140, 168), width=max(1, size // 220)
+        )
+        for step in range(4):
+            shade = rng.uniform(-24, 24)
+            reach = (0.011 - 0.0018 * step) * size
+            cx, cy = x - lean * step * 0.3, y - 0.014 * size * step
+            colour = (int(146 + shade), int(128 + shade), int(226 + shade))
+            pen.ellipse([cx - reach, cy - reach, cx + reach, cy + reach], fill=colour)
+    return picture
+
+
+TEXTURES: dict[str, Callable[[int, np.random.Generator], Image.Image]] = {
+    "grass": _grass,
+    "water": _water,
+    "snow": _snow,
+    "lavender": _lavender,
+}
+"""What a picture can be filled with; the class ids follow those of the objects."""
+
+CLASS_NAMES: tuple[str, ...] = (*OBJECTS, *TEXTURES)
+"""Every class by id: the objects, then the grounds. Each pixel of a mask is one of them."""
+
+
+def class_names(world: int = 1) -> tuple[str, ...]:
+    """Every class of a world by id, as in CLASS_NAMES."""
+    return (*WORLDS[world], *TEXTURES)
+
+
+def class_palette(world: int = 1) -> np.ndarray:
+    """(C, 3) uint8 RGB by class id: about the colours of the things; a wrong label looks wrong."""
+    colours = palette("toy")
+    return np.concatenate([palette("toy2"), colours[len(OBJECTS) :]]) if world == 2 else colours

@@ -18,7 +18,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
@@ -27,10 +27,13 @@ from PIL import Image
 from talk2dino.config import differences
 from talk2dino.files import atomic_path, check_folder_writable, remove_leftovers
 from talk2dino.pictures.drawing import indexed_mask
-from talk2dino.textfiles import read_json
-from talk2dino.toy.captions import write_captions
+from talk2dino.pictures.images import read_rgb, rgb_tensor
+from talk2dino.textfiles import read_json, read_names
 from talk2dino.toy.objects import WORLDS
 from talk2dino.toy.scene import SMALLEST, Scene, class_names, class_palette, draw_scene
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 VERSION = 1
 """Of the drawing: a world made by another version is another world."""
@@ -38,6 +41,23 @@ VERSION = 1
 _SPLITS = ("train", "val", "evaluation")
 _JPEG_QUALITY = 95
 _EVALUATION_SHARE = 10
+_WHERE = {
+    "grass": ("on the grass", "in the grass"),
+    "water": ("in the water", "on the water"),
+    "snow": ("in the snow", "on the snow"),
+    "lavender": ("in the lavender", "on the lavender"),
+}
+_OPENINGS = (
+    "",
+    "a photo of ",
+    "a picture of ",
+    "a drawing of ",
+    "there is ",
+    "we see ",
+    "this is ",
+)
+_CLOSINGS = ("", "", "", " in the picture", " in this photo")
+_EMPTY = ("a lot of {}", "{}", "only {}", "nothing but {}", "{} everywhere", "just {}")
 
 
 @dataclass(frozen=True)
@@ -261,3 +281,75 @@ def _write_dataset(world: World, config: WorldConfig) -> None:
 
 def _write_lines(path: Path, lines: Sequence[str]) -> None:
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def write_captions(
+    objects: Sequence[str], texture: str, count: int, rng: np.random.Generator
+) -> list[str]:
+    """Describe a picture `count` times.
+
+    The first sentence names every object and the ground, the second every object, the others one
+    thing each. Nothing is ever named that is not in the picture.
+
+    Args:
+        objects: the object classes in the picture, none for a picture of the ground alone.
+        texture: the ground.
+        count: number of sentences.
+        rng: chooses the words.
+    """
+    if not objects:
+        return [_opening(rng) + str(rng.choice(_EMPTY)).format(texture) + "." for _ in range(count)]
+    return [_sentence(objects, texture, index, rng) for index in range(count)]
+
+
+def _sentence(objects: Sequence[str], texture: str, index: int, rng: np.random.Generator) -> str:
+    order = [objects[i] for i in rng.permutation(len(objects))]
+    where = str(rng.choice(_WHERE[texture]))
+    if index == 0:
+        return f"{_opening(rng)}{_listing(order)} {where}."
+    if index == 1:
+        return f"{_opening(rng)}{_listing(order)}{rng.choice(_CLOSINGS)}."
+    if index == 2 and rng.random() < 0.5:
+        return f"{_opening(rng)}{texture}{rng.choice(_CLOSINGS)}."
+    return f"{_opening(rng)}{_with_article(order[0])}{rng.choice(_CLOSINGS)}."
+
+
+def _opening(rng: np.random.Generator) -> str:
+    return str(rng.choice(_OPENINGS))
+
+
+def _listing(names: Sequence[str]) -> str:
+    """`a cat`, `a cat and a frog`, `a cat, a frog and grapes`."""
+    phrases = [_with_article(name) for name in names]
+    if len(phrases) == 1:
+        return phrases[0]
+    return f"{', '.join(phrases[:-1])} and {phrases[-1]}"
+
+
+def _with_article(name: str) -> str:
+    if name == "grapes":
+        return name
+    return f"an {name}" if name[0] in "aeiou" else f"a {name}"
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One picture with its ground truth."""
+
+    path: Path
+    """The picture's file."""
+    image: Tensor
+    """(3, H, W) uint8 RGB."""
+    mask: Tensor
+    """(H, W) int64 class ids; 255 does not count."""
+
+
+def read_examples(voc: str | Path) -> Iterator[Example]:
+    """The pictures with masks of a folder in Pascal VOC layout, in the order of the list."""
+    import torch
+
+    for name in read_names(Path(voc) / "ImageSets" / "Segmentation" / "val.txt"):
+        path = Path(voc) / "JPEGImages" / f"{name}.jpg"
+        with Image.open(Path(voc) / "SegmentationClass" / f"{name}.png") as mask:
+            labels = torch.from_numpy(np.asarray(mask, dtype=np.int64))
+        yield Example(path, rgb_tensor(read_rgb(path)), labels)

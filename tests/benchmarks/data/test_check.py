@@ -12,7 +12,7 @@ from PIL import Image
 from talk2dino.benchmarks.data.check import check_data
 from talk2dino.benchmarks.datasets import pair_problem
 from talk2dino.benchmarks.table import BENCHMARKS
-from talk2dino.cli.data import main
+from talk2dino.cli.data import Data
 from talk2dino.toy.world import WorldConfig, write_world
 
 
@@ -168,45 +168,45 @@ def test_the_command_checks_converts_and_checks_again(tmp_path, capsys):
     (city / "ulm_0_gtFine_labelTrainIds.png").unlink()
     save(city / "ulm_0_gtFine_labelIds.png", ((7, 8), (26, 0)))
     flags = ["--data_root", str(tmp_path), "--benchmarks", "cityscapes"]
-    assert main(["check", *flags]) == 1
+    assert Data.main(["check", *flags]) == 1
     assert "not converted to TrainIds" in capsys.readouterr().out.replace("\n    ", " ")
-    assert main(["convert", *flags]) == 0
+    assert Data.main(["convert", *flags]) == 0
     assert "1 written" in capsys.readouterr().out
-    assert main(["check", *flags]) == 0
+    assert Data.main(["check", *flags]) == 0
     shown = capsys.readouterr().out
     assert "1 of 1 benchmarks can be evaluated" in shown
     assert "1 labels, 4 values: 0" in shown
 
 
 def test_converting_all_skips_what_is_not_there(tmp_path, capsys):
-    assert main(["convert", "--data_root", str(tmp_path)]) == 0
+    assert Data.main(["convert", "--data_root", str(tmp_path)]) == 0
     assert capsys.readouterr().err.count("skipped") == 4
-    assert main(["convert", "--data_root", str(tmp_path), "--benchmarks", "stuff"]) == 1
+    assert Data.main(["convert", "--data_root", str(tmp_path), "--benchmarks", "stuff"]) == 1
     assert "stuffthingmaps_trainval2017.zip" in capsys.readouterr().err
 
 
 def test_wrong_arguments_are_refused(tmp_path, capsys):
-    assert main(["check", "--data_root", str(tmp_path), "--benchmarks", "vok"]) == 2
+    assert Data.main(["check", "--data_root", str(tmp_path), "--benchmarks", "vok"]) == 2
     assert "Did you mean 'voc'" in capsys.readouterr().err
-    assert main(["convert", "--data_root", str(tmp_path), "--benchmarks", "toy"]) == 2
+    assert Data.main(["convert", "--data_root", str(tmp_path), "--benchmarks", "toy"]) == 2
     assert "nothing to convert" in capsys.readouterr().err
 
 
 def test_the_drawn_world_is_checked_like_any_data(tmp_path, capsys):
-    assert main(["check", "toy", "--data_root", str(tmp_path)]) == 1
+    assert Data.main(["check", "toy", "--data_root", str(tmp_path)]) == 1
     shown = " ".join(capsys.readouterr().out.split())
     assert "configs/datasets/toy.yaml says what belongs where." in shown
     write_world(tmp_path, WorldConfig(train_images=1, val_images=1, evaluation_images=2))
-    assert main(["check", "toy", "--data_root", str(tmp_path)]) == 0
+    assert Data.main(["check", "toy", "--data_root", str(tmp_path)]) == 0
     assert re.search(r"^toy +complete +2 images, 2 labels$", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_without_a_data_folder_everything_is_missing_and_nothing_can_be_converted(tmp_path, capsys):
     root = tmp_path / "data"
-    assert main(["check", "--data_root", str(root)]) == 1
+    assert Data.main(["check", "--data_root", str(root)]) == 1
     shown = capsys.readouterr().out
     assert shown.count(" missing ") == len(BENCHMARKS) and str(root / "VOCdevkit") in shown
-    assert main(["convert", "--data_root", str(root)]) == 2
+    assert Data.main(["convert", "--data_root", str(root)]) == 2
     message = capsys.readouterr().err
     assert f"there is no data folder {root}" in message and "data check" in message
 
@@ -246,7 +246,7 @@ def test_labels_in_a_folder_of_the_archive_are_found(tmp_path):
     found = labels.parent / "stuffthingmaps_trainval2017" / "val2017"
     save(found / "1.png")
     assert f"but {found} is there: link it (mkdir -p" in look(tmp_path, "coco_stuff")[1]
-    assert main(["convert", "--data_root", str(tmp_path), "--benchmarks", "stuff"]) == 1
+    assert Data.main(["convert", "--data_root", str(tmp_path), "--benchmarks", "stuff"]) == 1
 
 
 @pytest.mark.parametrize(
@@ -325,5 +325,5 @@ def test_commands_can_be_pasted_whatever_the_folder_is_called(tmp_path):
 
 
 def test_a_data_root_that_is_not_there_is_said_first(tmp_path, capsys):
-    main(["check", "--data_root", str(tmp_path / "nope")])
+    Data.main(["check", "--data_root", str(tmp_path / "nope")])
     assert capsys.readouterr().out.startswith(f"! there is no data folder {tmp_path / 'nope'}.")

@@ -16,7 +16,7 @@ from talk2dino.benchmarks.data.convert import (
     run_conversions,
 )
 from talk2dino.benchmarks.data.labels import read_labels
-from talk2dino.cli.convert_coco import main
+from talk2dino.cli.data import ConvertCoco
 
 
 def save(path, labels):
@@ -73,22 +73,20 @@ def test_cityscapes_ids_become_train_ids(every_value):
 
 
 def test_the_command_writes_beside_the_input_and_goes_on_where_it_stopped(coco, capsys):
-    assert main([str(coco), "-o", str(coco), "--nproc", "2"]) == 0
+    assert ConvertCoco.main([str(coco), "-o", str(coco), "--nproc", "2"]) == 0
     folder = coco / "annotations"
     written = read_labels(folder / "val2017" / f"000000000001{OBJECT_SUFFIX}.png")
     assert written.tolist() == [[1, 80], [0, 0]]
     assert (folder / "train2017" / f"000000000003{OBJECT_SUFFIX}.png").is_file()
     assert "3 written, 0 were there" in capsys.readouterr().out
     (folder / "val2017" / f"000000000002{OBJECT_SUFFIX}.png").unlink()
-    assert main([str(coco), "--stuff"]) == 0  # converted files are not taken for raw ones
-    out = capsys.readouterr().out
-    assert f"*{OBJECT_SUFFIX}.png: 1 written, 2 were there" in out
-    assert f"*{STUFF_SUFFIX}.png: 3 written, 0 were there" in out
+    assert ConvertCoco.main([str(coco)]) == 0  # converted files are not taken for raw ones
+    assert f"*{OBJECT_SUFFIX}.png: 1 written, 2 were there" in capsys.readouterr().out
     assert not [path for path in folder.rglob("*") if "tmp" in path.name]
 
 
 def test_another_output_folder_gets_the_same_tree(coco, tmp_path):
-    assert main([str(coco), "-o", str(tmp_path / "out")]) == 0
+    assert ConvertCoco.main([str(coco), "-o", str(tmp_path / "out")]) == 0
     assert len(list((tmp_path / "out" / "annotations").glob("*/*.png"))) == 3
     assert len(list(coco.rglob("*.png"))) == 3
 
@@ -97,7 +95,7 @@ def test_another_output_folder_gets_the_same_tree(coco, tmp_path):
 def test_a_label_in_another_format_is_named_and_not_converted(coco, capsys, format):
     path = coco / "annotations" / "val2017" / "000000000001.png"
     Image.open(path).convert("RGB" if format == "WEBP" else "L").save(path, format=format)
-    assert main([str(coco)]) == 1
+    assert ConvertCoco.main([str(coco)]) == 1
     assert f"000000000001.png is no lossless PNG but {format}" in capsys.readouterr().err
 
 
@@ -116,7 +114,7 @@ def test_a_damaged_and_a_coloured_label_are_named_and_the_others_converted(coco,
     folder = coco / "annotations" / "val2017"
     (folder / "000000000004.png").write_bytes(b"")
     Image.new("RGB", (4, 4)).save(folder / "000000000005.png")
-    assert main([str(coco)]) == 1
+    assert ConvertCoco.main([str(coco)]) == 1
     shown = capsys.readouterr()
     assert "3 written" in shown.out
     assert "000000000004.png is empty (0 bytes)" in shown.err
@@ -126,14 +124,14 @@ def test_a_damaged_and_a_coloured_label_are_named_and_the_others_converted(coco,
 
 def test_values_no_one_defined_are_warned_about(coco, capsys):
     save(coco / "annotations" / "val2017" / "000000000006.png", [[11, 200]])
-    assert main([str(coco)]) == 0
+    assert ConvertCoco.main([str(coco)]) == 0
     assert "000000000006.png: 11, 200" in capsys.readouterr().err
 
 
 def test_wrong_folders_are_named_with_the_file_to_download(tmp_path, capsys):
-    assert main([str(tmp_path / "no")]) == 2
-    assert main([str(tmp_path), "--nproc", "0"]) == 2
-    assert main([str(tmp_path)]) == 1
+    assert ConvertCoco.main([str(tmp_path / "no")]) == 2
+    assert ConvertCoco.main([str(tmp_path), "--nproc", "0"]) == 2
+    assert ConvertCoco.main([str(tmp_path)]) == 1
     assert "stuffthingmaps_trainval2017.zip" in capsys.readouterr().err
     (tmp_path / "annotations" / "val2017").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match="no raw label files"):

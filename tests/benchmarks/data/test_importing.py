@@ -10,7 +10,7 @@ from PIL import Image
 from talk2dino.benchmarks.data.importing import FORMATS, plan_import
 from talk2dino.benchmarks.datasets import EvaluationSet, check_files
 from talk2dino.benchmarks.table import read_dataset
-from talk2dino.cli.data import main
+from talk2dino.cli.data import Data
 
 VOC = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 8: (64, 0, 0)}
 LABELS = np.array([[0, 1, 1, 2], [2, 2, 0, 255], [1, 0, 1, 0]])
@@ -38,7 +38,7 @@ def photo(folder, name):
 def import_it(form, source, output, *more):
     """Run the command; the data set that it wrote."""
     argv = ["import", form, str(source), "--output", str(output), "--nproc", "2", *more]
-    assert main(argv) == 0
+    assert Data.main(argv) == 0
     dataset = EvaluationSet(read_dataset(output / "dataset.yaml"), "nowhere")
     check_files(dataset)
     return dataset
@@ -76,7 +76,7 @@ def test_coco_panoptic(tmp_path, capsys):
     assert dataset.classes == ["thing", "stuff", "more"] and not dataset.benchmark.background
     path = tmp_path / "annotations" / "panoptic_val2017" / "000001.png"
     save(path, np.full((3, 4, 3), 9))
-    main(
+    Data.main(
         [
             "import",
             "coco-panoptic",
@@ -184,7 +184,7 @@ def test_an_import_goes_on_where_it_was_and_overwrites_nothing_of_others(tmp_pat
     content = json.loads(path.read_text())
     content["categories"][0]["name"] = "other"
     path.write_text(json.dumps(content))
-    assert main(["import", "coco-panoptic", str(path), "--output", str(out)]) == 1
+    assert Data.main(["import", "coco-panoptic", str(path), "--output", str(out)]) == 1
     assert "classes.txt belongs to another import" in capsys.readouterr().err
     assert not [p for p in out.rglob("*") if ".tmp-" in p.name]
 
@@ -205,12 +205,14 @@ def test_wrong_sources_are_refused(tmp_path, capsys):
     found = plan_import("coco-panoptic", path, tmp_path / "out", tmp_path / "val2017")
     assert len(found.labels) == 1
     (path.with_suffix("") / "000001.png").unlink()
-    assert main(["import", "coco-panoptic", str(path), "--output", str(tmp_path / "out")]) == 1
+    assert Data.main(["import", "coco-panoptic", str(path), "--output", str(tmp_path / "out")]) == 1
     assert "1 files could not be converted" in capsys.readouterr().err
     assert not (tmp_path / "out" / "dataset.yaml").exists()
     rubbish = [{"image_id": 7, "category_id": 3, "segmentation": [["x"]]}]
     path = coco(tmp_path, rubbish)
-    assert main(["import", "coco-instances", str(path), "--output", str(tmp_path / "out2")]) == 1
+    assert (
+        Data.main(["import", "coco-instances", str(path), "--output", str(tmp_path / "out2")]) == 1
+    )
     assert "image 7: a segmentation cannot be read" in capsys.readouterr().err
     for form in ("roboflow", "datumaro", "cvat", "voc-colour"):
         with pytest.raises(FileNotFoundError):
@@ -230,5 +232,5 @@ def test_wrong_sources_are_refused(tmp_path, capsys):
     ],
 )
 def test_wrong_arguments_are_refused(argv, said, capsys):
-    assert main(argv) == 2
+    assert Data.main(argv) == 2
     assert said in capsys.readouterr().err

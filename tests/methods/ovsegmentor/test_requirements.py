@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 
-from talk2dino.cli import pretrain
+from talk2dino.cli.pretrain import Pretrain
 from talk2dino.methods.ovsegmentor import text
 
 
@@ -15,7 +15,7 @@ def test_without_transformers_a_pretraining_ends_before_it_begins(
     monkeypatch.setattr(text, "find_spec", lambda name: None)
     assert importlib.util.find_spec("transformers") is not None  # only hidden
     recipe = root / "configs" / "ovsegmentor_toy_stage1.yaml"
-    assert pretrain.main(["--config", str(recipe)]) != 0
+    assert Pretrain.main(["--config", str(recipe)]) != 0
     assert "OVSegmentor needs transformers: pip install transformers" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from talk2dino import files
-from talk2dino.cli.pretrain import main
+from talk2dino.cli.pretrain import Pretrain
 from talk2dino.methods.ovsegmentor.checkpoints import read_checkpoint
 from talk2dino.methods.ovsegmentor.config import load_pretraining_recipe
 from talk2dino.methods.ovsegmentor.data import words
@@ -31,7 +31,7 @@ FLAGS = ("--device", "cpu", "--workers", "0")
 
 
 def run_main(recipe, out, *flags):
-    return main(["--config", str(recipe), "--out", str(out), *FLAGS, *flags])
+    return Pretrain.main(["--config", str(recipe), "--out", str(out), *FLAGS, *flags])
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def dies_in_save(arguments, threads, fatal):
         replace(source, target)
 
     files.os.replace = replacing
-    main(arguments)
+    Pretrain.main(arguments)
 
 
 KILLED = {"accumulate": 2, "batch_size": 2}
@@ -144,7 +144,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     snapshot = load_state(out / "unfinished.pth", KIND)
     assert (snapshot["state"]["epoch"], snapshot["state"]["step"]) == stands
     a_second_later()
-    assert main([*arguments, "--resume"]) == 0
+    assert Pretrain.main([*arguments, "--resume"]) == 0
     for name in ("model.safetensors", "losses.csv", "config.json"):
         assert (out / name).read_bytes() == (undisturbed / name).read_bytes()
     assert not list(out.glob(".*"))

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from talk2dino.__main__ import COMMANDS, _load, main
-from talk2dino.cli import train
-from talk2dino.cli.entry import Command, core_share, free_memory, memory_share
+from talk2dino.__main__ import COMMANDS, find_command, main
+from talk2dino.cli.command import Command, core_share, free_memory, memory_share
+from talk2dino.cli.train import Train
 
 
 def command(check=lambda self: None, run=lambda self, found: 0):
@@ -140,13 +140,13 @@ def test_every_command_explains_itself_with_an_example_whose_flags_exist(name, c
     example = shown.split("example:\n")[1]
     words = shlex.split(example)
     assert words[:4] == ["python", "-m", "talk2dino", name]
-    _load(name).parse(words[4:])
+    find_command(name).parse(words[4:])
     assert main(["help", name]) == 0
     assert example in capsys.readouterr().out
 
 
 def test_a_script_shows_its_example_by_its_own_name(capsys):
-    assert train.main(["--help"]) == 0
+    assert Train.main(["--help"]) == 0
     assert "example:\n  python train.py --model" in capsys.readouterr().out
 
 
@@ -161,13 +161,13 @@ def test_help_comes_at_once_without_torch():
 
 @pytest.mark.parametrize("name", ["extract", "extract-text", "evaluate"])
 def test_the_value_of_a_flag_is_called_like_the_flag(name):
-    parser = _load(name).parser()
+    parser = find_command(name).parser()
     for action in parser._actions:
         if action.dest in ("weights", "predictions", "coloured", "truth") and action.nargs is None:
             assert f"--{action.metavar.lower()}" == action.option_strings[0]
 
 
-def test_a_model_is_loaded_without_the_libraries_that_only_others_need():
+def test_a_model_isfind_commanded_without_the_libraries_that_only_others_need():
     code = """if True:
         import sys, torch, talk2dino.cli
         from talk2dino.methods.registry import load_segmenter
@@ -211,7 +211,7 @@ def test_scripts_run_from_a_checkout_in_any_folder(script, root, tmp_path):
 
 def test_a_record_has_the_typed_line_without_flags_that_change_no_result():
     typed = "--input a.png 'b c.png' --output out --textual_categories a,b"
-    segment = _load("segment").parse(shlex.split(f"{typed} --overwrite"))
+    segment = find_command("segment").parse(shlex.split(f"{typed} --overwrite"))
     assert segment.line("--overwrite") == f"python demo.py {typed}"
 
 
@@ -225,14 +225,14 @@ def test_the_overview_has_one_line_per_command(capsys):
 
 def test_processes_of_one_machine_share_its_cores_and_its_memory(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(8), raising=False)
-    monkeypatch.setattr("talk2dino.cli.entry.free_memory", lambda: 2**30)
+    monkeypatch.setattr("talk2dino.cli.command.free_memory", lambda: 2**30)
     for count, cores in (("4", 2), ("16", 1), ("", 8)):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", count)
         assert core_share() == cores and memory_share() == 2**30 / int(count or 1)
 
 
 def test_free_memory_is_what_the_system_can_still_give(monkeypatch):
-    read = "talk2dino.cli.entry.Path.read_text"
+    read = "talk2dino.cli.command.Path.read_text"
     lines = "MemTotal:       20 kB\nMemAvailable:   17 kB\nPages: 3\n"
     monkeypatch.setattr(read, lambda path, encoding: lines)
     assert free_memory() == 17 * 1024
@@ -252,6 +252,12 @@ def test_free_memory_is_what_the_system_can_still_give(monkeypatch):
 def test_a_flag_of_an_earlier_version_says_what_takes_its_place(argv, advice, capsys):
     assert main(argv) == 2
     assert f"It went: {advice}" in capsys.readouterr().err
+
+
+def test_the_module_of_a_command_says_how_commands_are_run():
+    argv = [sys.executable, "-m", "talk2dino.cli.train", "--help"]
+    told = subprocess.run(argv, capture_output=True, text=True)
+    assert told.returncode == 1 and "run as `python -m talk2dino <command>`" in told.stderr
 
 
 def test_a_flag_given_under_two_of_its_names_is_refused_by_every_command(capsys):
