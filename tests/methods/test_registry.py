@@ -14,6 +14,7 @@ from talk2dino.methods.registry import (
     MODEL_NAMES,
     find_method,
     load_segmenter,
+    method_class,
     split_models,
     split_weights,
 )
@@ -297,3 +298,8 @@ def test_sizes_go_with_the_unified_protocol():
     rows = [found.benchmark(row) for row in found.published_on]
     assert {row.protocol.short_side for row in rows} == {500}
     assert found.settings()["protocol"] == "unified"
+
+
+def test_half_a_name_suggests_a_model_that_is_no_toy():
+    with pytest.raises(ValueError, match="Did you mean 'clearclip_vitb'"):
+        method_class("clearclip")

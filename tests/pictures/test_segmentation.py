@@ -112,5 +112,5 @@ def test_the_overlay_keeps_every_pixel_in_place_and_names_every_class(size):
     assert found.overlay(1.0).getpixel((1, 1)) == tuple(colours[0])
     other = dataclasses.replace(found, palette=colours[::-1])
     assert other.overlay(1.0).getpixel((1, 1)) == tuple(colours[2])
-    with pytest.raises(ValueError, match=r"opacity must lie between 0 and 1, found 1\.5"):
+    with pytest.raises(ValueError, match=r"opacity must lie in \[0, 1\], got 1\.5"):
         found.overlay(1.5)

@@ -134,8 +134,8 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
     [
         ({"train_images": 0}, "train_images must be at least 1, got 0"),
         ({"captions": 0}, "captions must be at least 1"),
-        ({"size": 20}, "size must be at least 48 pixels, got 20"),
-        ({"seed": -1}, "seed must not be negative"),
+        ({"size": 20}, "size must be at least 48, got 20"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
     ],
 )
 def test_impossible_settings_are_refused(changes, message):

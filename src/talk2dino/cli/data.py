@@ -85,8 +85,7 @@ class Data(Command):
         if not self._rows():
             raise ValueError("the drawn world (toy) is made by quickstart: nothing to convert.")
         check_at_least(1, nproc=self.nproc)
-        if self.sample < 0:
-            raise ValueError(f"--sample must not be negative, got {self.sample}")
+        check_at_least(0, **{"--sample": self.sample})
         if self.action == "convert":
             check_data_root(self.data_root)
         if self.context_json is not None and not self.context_json.is_file():

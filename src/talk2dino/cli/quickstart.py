@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from talk2dino.__main__ import find_command
 from talk2dino.cli.command import DONE, INTERRUPTED, Command
-from talk2dino.config import differences
+from talk2dino.config import check_at_least, differences
 from talk2dino.files import (
     check_folder_writable,
     content_digest,
@@ -88,36 +88,28 @@ class Quickstart(Command):
     overwrite: bool = False
     """Start again, replacing what is there."""
 
-    def check(self) -> list[str]:
-        """Refuse wrong arguments before anything is drawn; returns the steps that are done."""
+    def check(self) -> None:
+        """Refuse wrong arguments before anything is drawn."""
         from talk2dino.devices import resolve_device
 
-        for flag, least in (("images", 1), ("epochs", 1), ("seed", 0)):
-            value = getattr(self, flag)
-            if value is not None and value < least:
-                raise ValueError(f"--{flag} must be at least {least}, got {value}")
+        check_at_least(1, **{"--images": self.images, "--epochs": self.epochs or 1})
+        check_at_least(0, **{"--seed": self.seed})
         resolve_device(self.device)
         read_yaml(find_in_checkout(RECIPE))
         check_folder_writable(self.output)
-        done = self._done_steps()
-        known = (self.output / RECORD).exists()
-        if not known and self.output.is_dir() and any(self.output.iterdir()):
-            # Whatever it is, it is not ours to replace.
-            raise FileExistsError(
-                f"{self.output} holds other files and no quickstart. Choose another --output."
-            )
+        self._check_record()
         check_world(self.output / "data", world_of_size(self.images, self.seed), self.overwrite)
-        return done
 
-    def run(self, done: list[str]) -> int:
-        """Draw, extract, train, evaluate and show; steps that are done are skipped."""
+    def run(self, found: None) -> int:
+        """Draw, extract, train, evaluate and show; every command goes on where it was."""
         started = time.perf_counter()
         from talk2dino.toy.world import read_examples
 
         out: Path = self.output
         if self.overwrite and out.is_dir():
             remove_folder(out)  # `check` has seen that it is a quickstart
-        self._write_record(done)
+        record = {"settings": self._settings()}
+        write_text(out / RECORD, json.dumps(record, indent=2) + "\n")
         places = {
             **{"out": out, "data": out / "data", "images": self.images, "seed": self.seed},
             "recipe": self._recipe(),
@@ -131,11 +123,8 @@ class Quickstart(Command):
             command, *words = [word.format(**places) for word in line.split()]
             if self.device != "auto" and command not in ("toy", "report"):
                 words += ["--device", self.device]
-            known = name in done and (out / made).exists()
-            if code := _run_step(command, words, out / made, known):
+            if code := _run_step(command, words, out / made):
                 return code
-            done += [] if known else [name]
-            self._write_record(done)
         print(f"\nIoU in percent\n\n{_class_table(out / 'results').markdown()}")
         print(f"pictures: {out / 'quickstart.png'} and {out / 'demo.png'}")
         print(f"report: {out / 'report.html'}")
@@ -147,29 +136,31 @@ class Quickstart(Command):
         recipe = content_digest(find_in_checkout(RECIPE))
         return {"images": self.images, "epochs": self.epochs, "seed": self.seed, RECIPE: recipe}
 
-    def _write_record(self, done: list[str]) -> None:
-        content = {"settings": self._settings(), "done": done}
-        write_text(self.output / RECORD, json.dumps(content, indent=2) + "\n")
-
-    def _done_steps(self) -> list[str]:
-        """The steps that an earlier run with the same settings has noted.
+    def _check_record(self) -> None:
+        """Raise for a folder that holds something else, or a quickstart with other settings.
 
         Raises:
-            FileExistsError: the folder belongs to other settings.
+            FileExistsError: the folder is not this quickstart's.
             ValueError: the record is damaged.
         """
         path = self.output / RECORD
-        if self.overwrite or not path.exists():
-            return []
+        if not path.exists():
+            if self.output.is_dir() and any(self.output.iterdir()):
+                # Whatever it is, it is not ours to replace.
+                raise FileExistsError(
+                    f"{self.output} holds other files and no quickstart. Choose another --output."
+                )
+            return
+        if self.overwrite:
+            return
         content = read_json(path, "Delete it, or pass --overwrite.")
-        if not isinstance(content, dict) or not {"settings", "done"} <= content.keys():
+        if not isinstance(content, dict) or "settings" not in content:
             raise ValueError(f"{path} is no record of a quickstart. Choose another --output.")
         if differing := differences(content["settings"], self._settings()):
             raise FileExistsError(
                 f"{path.parent} holds a quickstart with other settings ({differing}). Choose "
                 "another folder with --output, or pass --overwrite to start again."
             )
-        return list(content["done"])
 
     def _recipe(self) -> Path:
         """The shipped recipe, or a copy of it with another number of epochs."""
@@ -181,16 +172,15 @@ class Quickstart(Command):
         return self.output / "toy.yaml"
 
 
-def _run_step(name: str, words: list[str], made: Path, done: bool) -> int:
+def _run_step(name: str, words: list[str], made: Path) -> int:
     """Print a command as it would be typed, and run it in this process unless it is done."""
-    command = find_command(name)
-    words += [] if done else _going_on(name, made)
-    print(f"\n$ python {command.script} {shlex.join(words)}", flush=True)
-    if done:
+    command, more = find_command(name), _going_on(name, made)
+    print(f"\n$ python {command.script} {shlex.join([*words, *(more or ())])}", flush=True)
+    if more is None:
         print(f"  done already: {made}")
         return DONE
     started = time.perf_counter()
-    code = command.main(words)
+    code = command.main([*words, *more])
     print(f"  {time.perf_counter() - started:.1f} s")
     if code == INTERRUPTED:
         raise KeyboardInterrupt
@@ -199,18 +189,18 @@ def _run_step(name: str, words: list[str], made: Path, done: bool) -> int:
     return code
 
 
-def _going_on(name: str, made: Path) -> list[str]:
-    """The flag that a command needs after an interruption that left its output unrecorded."""
+def _going_on(name: str, made: Path) -> list[str] | None:
+    """The flag that a command needs where an earlier run has been; None: nothing is left to do."""
     if name == "train":
         begun = made.exists() or made.with_suffix(".resume.pth").exists()
         return ["--resume"] if begun else []
+    if name in ("toy", "evaluate") or not made.exists():
+        return []  # those two go on where they were
     if name == "extract-text":  # it completes a file that is there
         from talk2dino.features.store import read_features
 
-        return ["--overwrite"] if "ann_feats" in read_features(made).caption_features else []
-    if name in ("toy", "evaluate") or not made.exists():
-        return []  # those two go on where they were
-    return ["--overwrite"]
+        return None if "ann_feats" in read_features(made).caption_features else []
+    return None if name == "extract" else ["--overwrite"]
 
 
 def _class_table(results: Path) -> Table:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from talk2dino.cli.command import Command, add_flags, bar_of, from_flags
-from talk2dino.config import split_names
+from talk2dino.config import check_at_least, split_names
 from talk2dino.files import check_writable, write_text
 
 if TYPE_CHECKING:
@@ -109,8 +109,7 @@ class Compare(Command):
         """The two runs; refuse what cannot be read or compared."""
         from talk2dino.report.runs import check_comparable, find_runs
 
-        if self.most < 0:
-            raise ValueError(f"--most must not be negative, got {self.most}.")
+        check_at_least(0, **{"--most": self.most})
         for path in (self.first, self.second):
             if not path.is_file():
                 raise FileNotFoundError(f"{path}: no such result file")

@@ -203,7 +203,9 @@ def method_class(name: str) -> type[Method]:
         if (kind := _load(place)).claims(name):
             return kind
     known = [*MODEL_NAMES, "or a folder, a file, owner/name"]
-    check_name("model", name, known, similar=list(MODEL_NAMES))
+    begin = [full for full in MODEL_NAMES if full.startswith(name)]
+    similar = sorted(begin, key=lambda full: "toy" in full)[:1] or MODEL_NAMES
+    check_name("model", name, known, similar=similar)
     raise AssertionError("check_name accepts only what was handled above")
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 
+from talk2dino.config import check_between
 from talk2dino.files import shipped
 
 if TYPE_CHECKING:
@@ -82,17 +83,11 @@ def indexed_mask(labels: np.ndarray, colours: np.ndarray) -> Image.Image:
     return mask
 
 
-def check_opacity(opacity: float) -> None:
-    """Raise ValueError for a share outside 0 to 1."""
-    if not 0 <= opacity <= 1:
-        raise ValueError(f"opacity must lie between 0 and 1, found {opacity}.")
-
-
 def colour_pixels(
     image_rgb: np.ndarray, labels: np.ndarray, colours: np.ndarray, opacity: float
 ) -> np.ndarray:
     """Mix (H, W, 3) uint8 pixels with the colours of their labels; class borders stand out."""
-    check_opacity(opacity)
+    check_between(0, 1, opacity=opacity)
     painted = colours[labels]
     # Rounded mixing in integers: a large photograph as float would take four times the memory.
     share = round(opacity * 256)

@@ -15,10 +15,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from talk2dino.config import as_texts, check_name
+from talk2dino.config import as_texts, check_between, check_name
 from talk2dino.files import atomic_path, check_writable
 from talk2dino.pictures.drawing import (
-    check_opacity,
     class_colours,
     colour_pixels,
     draw_legend,
@@ -118,7 +117,7 @@ class Segmentation:
         Raises:
             ValueError: an unknown name, or an opacity outside 0 to 1.
         """
-        check_opacity(opacity)
+        check_between(0, 1, opacity=opacity)
         scores = self.scores[self.names.index(check_name("class", name, self.names))]
         low, high = span or (float(scores.min()), float(scores.max()))
         share = (scores - low) / (high - low) if high > low else torch.zeros_like(scores)

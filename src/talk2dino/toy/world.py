@@ -24,7 +24,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from talk2dino.config import differences
+from talk2dino.config import check_at_least, differences
 from talk2dino.files import atomic_path, check_folder_writable, remove_leftovers
 from talk2dino.pictures.drawing import indexed_mask
 from talk2dino.pictures.images import read_rgb, rgb_tensor
@@ -80,13 +80,10 @@ class WorldConfig:
     """Which objects there are; one of `objects.WORLDS`."""
 
     def __post_init__(self) -> None:
-        for name in ("train_images", "val_images", "evaluation_images", "captions"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.size < SMALLEST:
-            raise ValueError(f"size must be at least {SMALLEST} pixels, got {self.size}")
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}")
+        names = ("train_images", "val_images", "evaluation_images", "captions")
+        check_at_least(1, **{name: getattr(self, name) for name in names})
+        check_at_least(SMALLEST, size=self.size)
+        check_at_least(0, seed=self.seed)
         if self.world not in WORLDS:
             known = ", ".join(map(str, WORLDS))
             raise ValueError(f"unknown world {self.world}. Known: {known}.")
