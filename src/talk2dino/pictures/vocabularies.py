@@ -111,16 +111,6 @@ def find_vocabulary(words: Sequence[str]) -> Vocabulary:
             f"unknown vocabulary {words[0]!r}. Known: {', '.join(VOCABULARIES)}, or class names. "
             f"For a single class of this name: --textual_categories {words[0]!r}"
         )
-    return named_classes(words)
-
-
-def named_classes(words: Sequence[str]) -> Vocabulary:
-    """Class names as they are given; a first `background` is left out.
-
-    Raises:
-        ValueError: see `class_names`.
-    """
-    words = as_texts(words)
     first = words[:1] and words[0].strip().lower() == BACKGROUND
     return Vocabulary(tuple(class_names(words[1:] if first else words, background=True)))
 

@@ -16,7 +16,7 @@ from talk2dino import Segmentation, Talk2DINO, read_rgb
 from talk2dino.inference import picture_scores
 from talk2dino.methods.talk2dino.projection import build_projection
 from talk2dino.pictures.images import rgb_tensor
-from talk2dino.pictures.vocabularies import named_classes
+from talk2dino.pictures.vocabularies import find_vocabulary
 from talk2dino.segmenter import ClassQuery
 from talk2dino.sizes import WHOLE
 
@@ -224,7 +224,7 @@ def test_one_text_is_never_taken_for_its_letters(model, autocast):
 
 
 def test_one_name_is_one_class_for_whoever_takes_several():
-    assert named_classes("cat").names == ("cat",)
+    assert find_vocabulary("cat").names == ("cat",)
     one = Segmentation(Image.new("RGB", (2, 1)), torch.zeros(1, 2).long(), torch.ones(1, 1, 2), "a")
     assert one.names == ("a",)
 
