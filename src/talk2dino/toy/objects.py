@@ -17,6 +17,8 @@ Colour = tuple[int, int, int]
 Points = np.ndarray
 """(N, 2) corners of a polygon, x and y in the object's coordinates."""
 
+_TURN = np.linspace(0, 2 * np.pi, 40, endpoint=False)
+_CIRCLE = np.cos(_TURN), np.sin(_TURN)
 SUPERSAMPLING = 3
 REACH = 1.12
 """The painters stay this close to the origin, so that no turn moves a part out of the canvas."""
@@ -69,8 +71,9 @@ class Brush:
         picture.putalpha(alpha)
         return picture
 
-    def _pixels(self, points: Points) -> list[tuple[float, float]]:
-        return [(x, y) for x, y in points @ self._axes + self._centre]
+    def _pixels(self, points: Points) -> list[float]:
+        pixels: list[float] = (points @ self._axes + self._centre).ravel().tolist()
+        return pixels
 
 
 def draw_object(name: str, radius: float, rng: np.random.Generator) -> Image.Image:
@@ -92,8 +95,7 @@ def draw_object(name: str, radius: float, rng: np.random.Generator) -> Image.Ima
 
 def ellipse(cx: float, cy: float, rx: float, ry: float, angle: float = 0.0) -> Points:
     """Corners of an ellipse with centre (cx, cy), turned by `angle` radians."""
-    turn = np.linspace(0, 2 * np.pi, 40, endpoint=False)
-    x, y = rx * np.cos(turn), ry * np.sin(turn)
+    x, y = rx * _CIRCLE[0], ry * _CIRCLE[1]
     cos, sin = np.cos(angle), np.sin(angle)
     return np.stack([cx + cos * x - sin * y, cy + sin * x + cos * y], axis=1)
 

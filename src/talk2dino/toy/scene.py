@@ -143,12 +143,11 @@ def _coloured(
 def _grass(size: int, rng: np.random.Generator) -> Image.Image:
     picture = _coloured((126, 212, 100), 5 * _noise(size, 5, rng), rng)
     pen = ImageDraw.Draw(picture)
-    for _ in range(420):
-        x, y = rng.uniform(0, size, 2)
-        lean, tall = rng.uniform(-0.018, 0.018) * size, rng.uniform(0.03, 0.07) * size
-        shade = rng.uniform(-28, 24)
+    low, high = (0, 0, -0.018, 0.03, -28), (size, size, 0.018, 0.07, 24)
+    for x, y, lean, tall, shade in rng.uniform(low, high, (420, 5)).tolist():
         colour = (int(122 + shade * 0.8), int(208 + shade), int(96 + shade * 0.5))
-        pen.line([(x, y), (x + lean, y - tall)], fill=colour, width=max(1, size // 200))
+        tip = (x + lean * size, y - tall * size)
+        pen.line([(x, y), tip], fill=colour, width=max(1, size // 200))
     return picture
 
 
@@ -166,7 +165,7 @@ def _snow(size: int, rng: np.random.Generator) -> Image.Image:
     for _ in range(160):
         x, y = rng.uniform(0, size, 2)
         reach = rng.uniform(0.003, 0.008) * size
-        grey = int(rng.choice([216, 255]))
+        grey = (216, 255)[rng.integers(0, 2)]
         pen.ellipse(
             [x - reach, y - reach, x + reach, y + reach], fill=(grey, grey, min(255, grey + 8))
         )
@@ -176,14 +175,12 @@ def _snow(size: int, rng: np.random.Generator) -> Image.Image:
 def _lavender(size: int, rng: np.random.Generator) -> Image.Image:
     picture = _coloured((146, 138, 222), 5 * _noise(size, 5, rng), rng)
     pen = ImageDraw.Draw(picture)
-    for _ in range(150):
-        x, y = rng.uniform(0, size, 2)
-        lean = rng.uniform(-0.01, 0.01) * size
-        pen.line(
-            [(x, y), (x + lean, y + 0.05 * size)], fill=(120, 140, 168), width=max(1, size // 220)
-        )
-        for step in range(4):
-            shade = rng.uniform(-24, 24)
+    low, high = (0, 0, -0.01, -24, -24, -24, -24), (size, size, 0.01, 24, 24, 24, 24)
+    for x, y, turn, *shades in rng.uniform(low, high, (150, 7)).tolist():
+        lean = turn * size
+        stalk = [(x, y), (x + lean, y + 0.05 * size)]
+        pen.line(stalk, fill=(120, 140, 168), width=max(1, size // 220))
+        for step, shade in enumerate(shades):
             reach = (0.011 - 0.0018 * step) * size
             cx, cy = x - lean * step * 0.3, y - 0.014 * size * step
             colour = (int(146 + shade), int(128 + shade), int(226 + shade))
