@@ -92,7 +92,8 @@ class Quickstart(Command):
         """Refuse wrong arguments before anything is drawn."""
         from talk2dino.devices import resolve_device
 
-        check_at_least(1, **{"--images": self.images, "--epochs": self.epochs or 1})
+        epochs = 1 if self.epochs is None else self.epochs
+        check_at_least(1, **{"--images": self.images, "--epochs": epochs})
         check_at_least(0, **{"--seed": self.seed})
         resolve_device(self.device)
         read_yaml(find_in_checkout(RECIPE))
