@@ -86,21 +86,21 @@ def test_kills_in_the_middle_of_writes(fork_server, images, undisturbed, tmp_pat
     arguments = image_arguments(images, out)
     kills = 0
     while len(finished(tmp_path)) < 5:
-        process = start(fork_server, dies_in_write, extract.main, arguments, 2)
+        process = start(fork_server, dies_in_write, Extract.main, arguments, 2)
         process.join()
         assert process.exitcode == -signal.SIGKILL
         kills += 1
         assert len(finished(tmp_path)) == min(kills, 5), "a finished batch was lost"
     for fatal in (1, 7):
-        start(fork_server, dies_in_write, extract.main, arguments, fatal).join()
+        start(fork_server, dies_in_write, Extract.main, arguments, fatal).join()
         assert len(finished(tmp_path)) == 5
-    finish(start(fork_server, run_command, extract.main, arguments))
+    finish(start(fork_server, run_command, Extract.main, arguments))
     assert out.read_bytes() == undisturbed
 
 
 def test_finished_batches_are_not_computed_again(fork_server, images, tmp_path, monkeypatch):
     arguments = image_arguments(images, tmp_path / "val.pth")
-    start(fork_server, dies_in_write, extract.main, arguments, 4).join()
+    start(fork_server, dies_in_write, Extract.main, arguments, 4).join()
     computed = []
 
     def counted(backbone, pixels, *rest):
@@ -108,14 +108,14 @@ def test_finished_batches_are_not_computed_again(fork_server, images, tmp_path, 
         return image_features(backbone, pixels, *rest)
 
     monkeypatch.setattr(stage, "image_features", counted)
-    assert extract.main(arguments) == 0
+    assert Extract.main(arguments) == 0
     assert computed == [2] * 2  # three of five batches were finished
 
 
 def test_another_batch_size_is_not_mixed_in(fork_server, images, tmp_path, capsys):
     out = tmp_path / "val.pth"
-    start(fork_server, dies_in_write, extract.main, image_arguments(images, out), 3).join()
-    assert extract.main(image_arguments(images, out, "--batch_size", "4")) == 2
+    start(fork_server, dies_in_write, Extract.main, image_arguments(images, out), 3).join()
+    assert Extract.main(image_arguments(images, out, "--batch_size", "4")) == 2
     assert "batch_size was 2, now 4" in capsys.readouterr().err
 
 
@@ -124,7 +124,7 @@ def test_a_picture_that_changed_since_the_kill_is_not_mixed_in(
 ):
     folder = shutil.copytree(images.folder, tmp_path / "coco")
     arguments = image_arguments(images, tmp_path / "val.pth", "--data_dir", str(folder))
-    start(fork_server, dies_in_write, extract.main, arguments, 3).join()
+    start(fork_server, dies_in_write, Extract.main, arguments, 3).join()
     os.utime(folder / "001.jpg", (0, 0))
     assert Extract.main(arguments) == 1
     assert "another input (other images or captions)" in capsys.readouterr().err
@@ -155,5 +155,5 @@ def test_the_real_command_with_workers_is_killed_and_run_again(images, undisturb
         while process.poll() is None and not finished(tmp_path):
             time.sleep(0.005)  # a busy loop would take a core from the command
         process.kill()
-    assert extract.main(arguments) == 0
+    assert Extract.main(arguments) == 0
     assert (tmp_path / "val.pth").read_bytes() == undisturbed
