@@ -104,11 +104,6 @@ class RunJob(ABC):
     def outputs(self) -> RunOutputs:
         """Its files."""
 
-    @property
-    def title(self) -> str:
-        """Of the plot."""
-        return self.out.stem
-
     @abstractmethod
     def settings(self, processes: Processes) -> dict[str, Any]:
         """Everything that the final weights depend on, flat: what `--resume` compares."""
@@ -268,7 +263,7 @@ def _write(job: RunJob, run: Run, settings: Mapping[str, Any], weights: dict[str
     outputs, records = job.outputs, run.state.records
     with atomic_files(outputs.folder, *(path.name for path in outputs.results)) as folder:
         write_losses(records, folder / outputs.losses.name)
-        plot_losses(records, folder / outputs.plot.name, run.losses, job.title)
+        plot_losses(records, folder / outputs.plot.name, run.losses, job.out.stem)
         job.write(run, weights, folder)
         summary = {
             "command": job.command,
@@ -361,7 +356,7 @@ def open_logger(
     `talk2dino`. Of a killed one nothing may have been written: a resumed training makes a new one.
 
     Args:
-        name: one of LOGGERS.
+        name: one of LOGGERS; see `check_logger`.
         out: the weights file; its name names the run, and logs go to a folder beside it.
         settings: what to show as the run's configuration.
         start_epoch: epochs that an interrupted run has already logged.
@@ -370,7 +365,6 @@ def open_logger(
     Raises:
         RuntimeError: wandb or trackio could not start.
     """
-    check_logger(name)
     if name == "none":
         return Logger(lambda values, epoch: None, lambda: None)
     if name == "tensorboard":

@@ -36,10 +36,10 @@ def run_main(recipe, out, *flags):
 
 @pytest.fixture(scope="module")
 def stage1(tmp_path_factory, captions):
-    """A finished stage 1, with held-out captions."""
+    """A finished stage 1, with held-out captions; what runs that are killed end with as well."""
     folder = tmp_path_factory.mktemp("runs")
     held_out = write_captions(folder / "held_out", 6)
-    values = recipe_values(captions)
+    values = recipe_values(captions, accumulate=2, batch_size=2)
     values["selection"] = {"metafile": str(held_out), "images": str(held_out.parent)}
     (folder / "one.yaml").write_text(yaml.safe_dump(values))
     with contextlib.redirect_stdout(io.StringIO()) as said:
@@ -112,27 +112,14 @@ def dies_in_save(arguments, threads, fatal):
     Pretrain.main(arguments)
 
 
-KILLED = {"accumulate": 2, "batch_size": 2}
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, captions):
-    """What the run that is killed below leaves if it is not."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(recipe_values(captions, **KILLED)))
-    assert run_main(folder / "tiny.yaml", folder / "out") == 0
-    return folder / "out"
-
-
 @pytest.mark.parametrize(
     ("fatal", "stands"),
     [(4, (0, 2)), (6, (1, 1))],  # epoch 1 is shown and about to be saved; a step of epoch 2 is
 )
 def test_a_killed_run_goes_on_to_the_same_bytes(
-    fork_server, write_recipe, tmp_path, undisturbed, fatal, stands, a_second_later
+    fork_server, stage1, tmp_path, fatal, stands, a_second_later
 ):
-    recipe = write_recipe(train=KILLED)
-    out = tmp_path / "killed"
+    recipe, out = stage1.parent / "one.yaml", tmp_path / "killed"
     arguments = ["--config", str(recipe), "--out", str(out), *FLAGS, "--checkpoint_seconds", "0"]
     arguments += ["--logger", "tensorboard"]
     killed = fork_server.Process(
@@ -146,7 +133,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     a_second_later()
     assert Pretrain.main([*arguments, "--resume"]) == 0
     for name in ("model.safetensors", "losses.csv", "config.json"):
-        assert (out / name).read_bytes() == (undisturbed / name).read_bytes()
+        assert (out / name).read_bytes() == (stage1 / name).read_bytes()
     assert not list(out.glob(".*"))
     (folder,) = out.rglob("*.tensorboard")
     events = EventAccumulator(str(folder)).Reload().Scalars("train/loss")

@@ -127,7 +127,6 @@ class PretrainingJob(RunJob):
     """Processes that read images; the result does not depend on it."""
 
     kind = KIND
-    title = "image-caption loss"
 
     @property
     def outputs(self) -> RunOutputs:
