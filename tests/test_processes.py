@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from talk2dino.cli.command import core_share
 from talk2dino.cli.train import Train
-from talk2dino.processes import Processes, is_first_process, joined_processes
+from talk2dino.processes import is_first_process, joined_processes
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def second_of_two(monkeypatch):
     for name, value in (("WORLD_SIZE", "2"), ("RANK", "1"), ("MASTER_PORT", "29500")):
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setattr(dist, "init_process_group", lambda backend: None)
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, timeout: None)
     monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
     monkeypatch.setattr(dist, "get_rank", lambda: 1)
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
@@ -37,13 +37,30 @@ def test_an_error_of_its_own_stays_as_it_is(second_of_two):
         raise RuntimeError("the loss is nan")
 
 
-def test_gpus_wait_half_an_hour_for_a_process_that_died_unseen(second_of_two, monkeypatch):
+@pytest.mark.parametrize(
+    ("device", "gpus", "backend"),
+    [
+        ("cuda", 2, "cpu:gloo,cuda:nccl"),
+        ("cuda", 1, "gloo"),
+        ("cuda:0", 2, "gloo"),
+        ("cpu", 2, "gloo"),
+    ],
+)
+def test_tensors_go_by_nccl_where_each_process_has_its_own_gpu(
+    second_of_two, monkeypatch, device, gpus, backend
+):
+    asked = []
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setattr(dist, "is_nccl_available", lambda: True)
-    monkeypatch.setattr(dist, "new_group", lambda **settings: settings)
-    monkeypatch.setattr(Processes, "gather", lambda self, value: [("node", 0), value])
-    gpu = torch.device("cuda", 1)
-    asked = Processes(1, 2, group="gloo").tensor_group(gpu)
-    assert asked == {"backend": "nccl", "timeout": timedelta(minutes=30)}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(
+        dist, "init_process_group", lambda *what, **more: asked.append((what, more))
+    )
+    with joined_processes(device):
+        pass
+    # A process that died is not seen by the others: they wait half an hour for it.
+    assert asked == [((backend,), {"timeout": timedelta(minutes=30)})]
 
 
 def test_variables_that_are_empty_count_as_unset(monkeypatch):

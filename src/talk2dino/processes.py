@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,11 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from talk2dino.config import environment_number
+from talk2dino.devices import resolve_device
 
 # A rank waits for the slowest one; an evaluation or an extraction takes hours.
 _PATIENCE = timedelta(days=7)
 # NCCL does not see that another process died; between two steps nobody needs so long.
-_NCCL_PATIENCE = timedelta(minutes=30)
+_PATIENCE_OF_A_STEP = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
@@ -53,17 +53,6 @@ class Processes:
         dist.broadcast_object_list(values, src=0, group=self.group)
         return values[0]
 
-    def tensor_group(self, device: torch.device) -> Any:
-        """What sends tensors of `device`: NCCL where every process has its own GPU, else gloo.
-
-        All processes must ask for it at the same time.
-        """
-        if device.type == "cuda" and dist.is_nccl_available():
-            devices = self.gather((platform.node(), device.index))
-            if len(set(devices)) == self.count:
-                return dist.new_group(timeout=_NCCL_PATIENCE, backend="nccl")
-        return self.group
-
     def device(self, device: torch.device) -> torch.device:
         """The device of this process: on CUDA machines, each has its own GPU."""
         if str(device) == "cuda" and self.count > 1:
@@ -72,11 +61,12 @@ class Processes:
 
 
 @contextmanager
-def joined_processes(backend: str = "gloo") -> Iterator[Processes]:
+def joined_processes(device: str = "cpu") -> Iterator[Processes]:
     """Join the group that `torch.distributed.run` describes, if it started this process.
 
     Args:
-        backend: of the default group, which collectives within a model use; objects go by gloo.
+        device: as `resolve_device` takes it: where the tensors are that the processes send. They go
+            by NCCL if every process has a GPU of its own, else by gloo; objects always do.
     """
     count, local = environment_number("WORLD_SIZE", 1, least=1), environment_number("LOCAL_RANK", 0)
     if count == 1:
@@ -90,7 +80,10 @@ def joined_processes(backend: str = "gloo") -> Iterator[Processes]:
             f"the environment variable WORLD_SIZE is {count}, but {what}. Unset WORLD_SIZE, or "
             "start with python -m torch.distributed.run."
         )
-    dist.init_process_group(backend)
+    own = resolve_device(device) == torch.device("cuda")
+    own = own and environment_number("LOCAL_WORLD_SIZE", 1) <= torch.cuda.device_count()
+    backend = "cpu:gloo,cuda:nccl" if own and dist.is_nccl_available() else "gloo"
+    dist.init_process_group(backend, timeout=_PATIENCE_OF_A_STEP)
     try:
         rank = dist.get_rank()
         group = dist.new_group(timeout=_PATIENCE, backend="gloo")
@@ -121,15 +114,20 @@ def process_rank() -> int:
     return dist.get_rank() if num_processes() > 1 else 0
 
 
-def gather_rows(rows: Tensor) -> Tensor:
-    """The rows (B, D) of every process in rank order, (W B, D); B must be equal everywhere.
+def gather_rows(rows: Tensor, total: int | None = None) -> Tensor:
+    """The rows (b, ...) of every process in rank order: (total, ...), divided as by `tensor_split`.
 
-    The gradient of a row is the sum of its gradients in all processes. Averaged over processes,
-    as DistributedDataParallel does, parameters get the gradient of one process with all rows.
+    By default b is equal everywhere. Rows beyond this process's part do not count. The gradient of
+    a row is the sum of its gradients in all processes; see `average_gradients`.
     """
-    world, before = num_processes(), process_rank() * len(rows)
-    behind = world * len(rows) - before - len(rows)
-    return sum_over_processes(F.pad(rows, (0, 0, before, behind))) if world > 1 else rows
+    world, rank = num_processes(), process_rank()
+    if world == 1:
+        return rows
+    total = world * len(rows) if total is None else total
+    sizes = [len(part) for part in torch.empty(total).tensor_split(world)]
+    before, own = sum(sizes[:rank]), rows[: sizes[rank]]
+    around = (*(0, 0) * (rows.ndim - 1), before, total - before - len(own))
+    return sum_over_processes(F.pad(own, around))
 
 
 def sum_over_processes(value: Tensor) -> Tensor:
@@ -152,7 +150,8 @@ class _Sum(torch.autograd.Function):
 
 
 def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Replace gradients by their means over all processes.
+    """Replace gradients by their means over all processes: with the same loss of `gather_rows` in
+    each, what one process with all rows would have.
 
     A parameter without a gradient has none in any process: they compute the same losses.
     """

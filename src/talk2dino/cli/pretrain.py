@@ -60,12 +60,6 @@ class Pretrain(TrainingCommand):
         check_job(job)
         return job
 
-    def backend(self, job: PretrainingJob) -> str:
-        """SyncBatchNorm's collectives run on the device."""
-        from talk2dino.methods.ovsegmentor.pretraining.job import collective_backend
-
-        return collective_backend(job.device)
-
     def findings(self, done: Any) -> Iterable[object]:
         """The images that could not be read."""
         return filter(None, [done.lost])

@@ -42,7 +42,7 @@ class TrainingCommand(Command):
             shown = [f"{name.replace('_', ' ')} {value:.6g}" for name, value in numbers.items()]
             print("  ".join([f"epoch {record['epoch']}", *shown]), flush=True)
 
-        with joined_processes(self.backend(job)) as processes:
+        with joined_processes(job.device) as processes:
             first = processes.rank == 0
             encoding = bar_of("encoded images", shown=first)
             hooks = Hooks(step_bar, on_epoch=on_epoch, encoding=encoding)
@@ -57,10 +57,6 @@ class TrainingCommand(Command):
             for line in self.findings(done):
                 print(line)
             print(f"weights: {job.out}  losses: {job.outputs.losses}, {job.outputs.plot}")
-
-    def backend(self, job: Any) -> str:
-        """What connects several processes."""
-        return "gloo"
 
     def findings(self, done: Any) -> Iterable[object]:
         """What else is to be said of a run."""

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from talk2dino.backbones.checkpoints import check_layout, read_state_dict
 from talk2dino.config import reason
-from talk2dino.devices import resolve_device
 from talk2dino.files import content_digest
 from talk2dino.methods.ovsegmentor.checkpoints import (
     CONFIG_FILE,
@@ -224,9 +223,3 @@ def check_job(job: PretrainingJob) -> None:
     for name, path in (("data", recipe.data.metafile), ("selection", recipe.selection.metafile)):
         if path and Path(path).suffix in (".csv", ".tsv", ".json") and not Path(path).is_file():
             raise FileNotFoundError(f"{name}: metafile: {path}: no such file")
-
-
-def collective_backend(device: str) -> str:
-    """What connects processes whose models are on a device: NCCL between GPUs, else gloo."""
-    on_gpu = resolve_device(device).type == "cuda" and torch.distributed.is_nccl_available()
-    return "cpu:gloo,cuda:nccl" if on_gpu else "gloo"

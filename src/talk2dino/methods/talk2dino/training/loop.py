@@ -1,22 +1,20 @@
 """The training loop of a projection: frozen features, one process or several.
 
 Of several processes each embeds its share, computes the loss of the whole batch from the gathered
-embeddings, and from it the gradients that go through its own share. Their sum over the processes is
-the gradient that a single process would have computed with the whole batch. On a GPU the loss is a
-CUDA graph.
+embeddings, and the gradients. Their mean over the processes is the gradient that a single process
+would have computed with the whole batch. On a GPU the loss is a CUDA graph.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from talk2dino.config import check_name
@@ -25,7 +23,7 @@ from talk2dino.methods.talk2dino.projection import Projection
 from talk2dino.methods.talk2dino.recipe import TrainConfig
 from talk2dino.methods.talk2dino.training.dataset import Batch, StoredPairs
 from talk2dino.methods.talk2dino.training.retrieval import Retrieval
-from talk2dino.processes import Processes
+from talk2dino.processes import Processes, average_gradients, gather_rows
 from talk2dino.training.run import (
     Record,
     Run,
@@ -112,8 +110,7 @@ class TrainingRun(Run):
         """Of the final weights on the test set, once they are there."""
         self.device = self.parameters[0].device
         several = self.processes.count > 1
-        self.share = Share(self.processes, self.device) if several else None
-        self.loss = BatchLoss(model, train, self.share, self.device.type == "cuda")
+        self.loss = BatchLoss(model, train, several, self.device.type == "cuda")
         total_steps = steps * train.num_epochs
         self.schedule = Schedule(settings.scheduler, train.lr, settings.warmup, total_steps)
         self._generator = torch.Generator(self.device)
@@ -144,8 +141,7 @@ class TrainingRun(Run):
         loss = self.loss(own, len(index), self._seeded(step))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        if self.share is not None:
-            self.share.sum_gradients(self.parameters)
+        average_gradients(self.parameters)
         self.optimizer.step()
         return loss.detach().view(1)
 
@@ -175,14 +171,17 @@ class TrainingRun(Run):
 
     def _own(self, indices: Sequence[Tensor]) -> Sequence[Tensor]:
         """What this process embeds of each batch."""
-        return indices if self.share is None else [self.share.own(index) for index in indices]
+        if self.processes.count == 1:
+            return indices
+        # Where there are fewer captions than processes, some embed one that does not count.
+        parts = [i.tensor_split(self.processes.count)[self.processes.rank] for i in indices]
+        return [part if len(part) else i[:1] for part, i in zip(parts, indices, strict=True)]
 
     def _record_heads(self, own: Batch, index: Tensor) -> None:
         """Keep the head of each image that its caption chooses, before the step's update."""
         with torch.no_grad():
             heads = selected_heads(*own.embedded(self.model))
-        if self.share is not None:
-            heads = self.share.gather(heads, len(index))
+        heads = gather_rows(heads, len(index))
         if self.heads is None:
             self.heads = torch.full((len(self.pairs),), -1)
         self.heads[index] = heads.cpu()
@@ -206,52 +205,13 @@ def make_optimizer(model: nn.Module, settings: LoopSettings) -> torch.optim.Opti
     return torch.optim.Adam(parameters, lr=settings.train.lr, fused=fused)
 
 
-class Share:
-    """The part of every batch that is this process's.
-
-    Args:
-        processes: this process and its equals.
-        device: of the embeddings and gradients.
-    """
-
-    def __init__(self, processes: Processes, device: torch.device) -> None:
-        self.count, self.rank = processes.count, processes.rank
-        self._group = processes.tensor_group(device)
-
-    def own(self, index: Tensor) -> Tensor:
-        """This process's part of the captions of a batch, of which there may be any number.
-
-        Where there are fewer captions than processes, some embed the first one and do not count.
-        """
-        part = index.tensor_split(self.count)[self.rank]
-        return part if len(part) else index[:1]
-
-    def gather(self, own: Tensor, total: int) -> Tensor:
-        """(b, ...) of this process to (total, ...) of all in order; gradients go to its own."""
-        sizes = [len(part) for part in torch.empty(total).tensor_split(self.count)]
-        padded = own.new_zeros((max(sizes), *own.shape[1:]))
-        padded[: sizes[self.rank]] = own.detach()[: sizes[self.rank]]
-        parts = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(parts, padded, group=self._group)
-        parts[self.rank] = own
-        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
-
-    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace the gradients by their sums over all processes."""
-        found = [p.grad for p in parameters if p.grad is not None]
-        flat = torch.cat([gradient.flatten() for gradient in found])
-        dist.all_reduce(flat, group=self._group)
-        for gradient, total in zip(found, flat.split([g.numel() for g in found]), strict=True):
-            gradient.copy_(total.view_as(gradient))
-
-
 class BatchLoss:
     """Computes the loss of batches.
 
     Args:
         model: the projection.
         train: which loss, with its settings.
-        share: this process's part of every batch; None if it is the only one.
+        shared: whether other processes have parts of every batch.
         capture: record forward and backward of full batches as a CUDA graph and replay it, where
             that is possible: a step is then one launch instead of some sixty.
     """
@@ -260,14 +220,14 @@ class BatchLoss:
         self,
         model: Projection,
         train: TrainConfig,
-        share: Share | None = None,
+        shared: bool = False,
         capture: bool = False,
     ) -> None:
         self.model = model
-        self.share = share
+        self.shared = shared
         self.draws = takes(model.config.alignment_strategy, "generator")
         self._train = train
-        self._capture = capture and share is None and not self.draws
+        self._capture = capture and not shared and not self.draws
         self._captured: Callable[..., Any] | None = None
 
     def __call__(self, batch: Batch, total: int, generator: torch.Generator | None) -> Tensor:
@@ -283,8 +243,8 @@ class BatchLoss:
             if loss is not None:
                 return loss
         gather = None
-        if (share := self.share) is not None:
-            gather = partial(share.gather, total=total)
+        if self.shared:
+            gather = partial(gather_rows, total=total)
         scores = self.model(
             batch.visual,
             batch.text,
