@@ -38,9 +38,6 @@ from talk2dino.methods.ovsegmentor.text import Tokenizer
 from talk2dino.processes import Processes, average_gradients
 from talk2dino.training.run import Record, Run, step_seed
 
-BETAS = (0.9, 0.999)
-EPS = 1e-8
-
 
 def make_schedule(train: TrainConfig, world: int, steps_per_epoch: int) -> Callable[[int], float]:
     """The learning rate after so many optimiser steps: a linear warm-up, then half a cosine.
@@ -61,7 +58,7 @@ def make_schedule(train: TrainConfig, world: int, steps_per_epoch: int) -> Calla
 
 
 def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over everything that is trained, in a group with weight decay and one without."""
+    """AdamW, with its usual betas and eps, over what is trained: with weight decay and without."""
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     groups = [
         {
@@ -71,7 +68,7 @@ def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
         for wanted in (True, False)
     ]
     fused = trained[0][1].device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(groups, lr=train.base_lr, betas=BETAS, eps=EPS, fused=fused)
+    return torch.optim.AdamW(groups, lr=train.base_lr, fused=fused)
 
 
 def decays(name: str, parameter: torch.Tensor) -> bool:
