@@ -35,6 +35,13 @@ def check_name(
     )
 
 
+def first_few(values: Iterable[Any], count: int = 3) -> str:
+    """`a, b, c, ... (7 in all)`: for messages about many things."""
+    values = list(values)
+    listed = ", ".join(map(str, values[:count]))
+    return listed if len(values) <= count else f"{listed}, ... ({len(values)} in all)"
+
+
 def split_names(text: str) -> list[str]:
     """The parts between commas, also those of Chinese, Japanese and Arabic keyboards."""
     return re.split("[,\uff0c\u3001\u060c\ufe50\ufe51\uff64]", text)

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from talk2dino.config import check_name, naming
+from talk2dino.config import check_name, first_few, naming
 from talk2dino.files import check_file
 
 MAX_YAML = 2**16
@@ -161,10 +161,7 @@ def check_once(names: Iterable[Any], source: str) -> None:
     """Raise ValueError if a name occurs more than once; says which."""
     twice = [f"{name} ({count} times)" for name, count in Counter(names).items() if count > 1]
     if twice:
-        more = f", ... ({len(twice)} in all)" if len(twice) > 3 else ""
-        raise ValueError(
-            f"{source} lists more than once: {', '.join(twice[:3])}{more}. Leave each in once."
-        )
+        raise ValueError(f"{source} lists more than once: {first_few(twice)}. Leave each in once.")
 
 
 def refuse_packed(path: str | Path) -> None:

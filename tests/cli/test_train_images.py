@@ -187,7 +187,7 @@ def test_a_folder_without_captions_is_refused(folder, capsys):
 
 def test_resuming_with_other_frozen_models_is_refused(folder, capsys):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TrainingRun, "take", lambda *_: torch.tensor(float("nan")))
+        patch.setattr(TrainingRun, "take", lambda *_: torch.tensor([float("nan")]))
         assert train("pictures") == 1  # leaves an unfinished training
     (folder / "pictures/2.png").write_bytes(b"")
     capsys.readouterr()

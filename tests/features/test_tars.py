@@ -20,7 +20,6 @@ from talk2dino.features.tars import (
 )
 from talk2dino.methods.ovsegmentor.data.samples import open_rows
 from talk2dino.methods.ovsegmentor.data.words import CaptionReader, dictionary_lemma
-from talk2dino.methods.talk2dino.training.sources import holds_features
 
 BLOCK = 512
 
@@ -104,7 +103,7 @@ def test_shards_are_refused_when_damaged(damaged):
 def test_a_damaged_tar_does_not_hide_what_the_others_hold(tmp_path):
     (tmp_path / "0.tar").write_bytes(b"rubbish" * 200)
     write_tar(tmp_path / "1.tar", [("7.pth", b"")])
-    assert holds_features(str(tmp_path))
+    assert CaptionInput(tmp_path).holds_features
 
 
 def test_what_is_no_tar_is_a_failure_too(tmp_path):
@@ -182,7 +181,6 @@ def test_hidden_tars_are_not_among_those_of_a_folder(tar):
     tar.unlink()
     with pytest.raises(FileNotFoundError, match=r"holds no \.tar files"):
         list_tars(tar.parent)
-    assert not holds_features(str(tar.parent))
 
 
 def test_members_of_a_sample_that_are_apart_are_said_to_be(tmp_path):

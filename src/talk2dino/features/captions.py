@@ -26,7 +26,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import torch
 from PIL import Image
 
-from talk2dino.features.keys import first_few
+from talk2dino.config import first_few
 from talk2dino.features.store import FeatureFile, check_finite, check_records, read_features
 from talk2dino.features.tars import (
     Member,
@@ -76,6 +76,11 @@ class CaptionInput:
         if not self.tars:
             check_file(path, "file or folder")
 
+    @property
+    def holds_features(self) -> bool:
+        """Whether it is a feature file, or our shards."""
+        return hold_features(self.tars) if self.tars else _is_torch_file(self.path)
+
     def is_path(self, path: Path) -> bool:
         """Whether the input is this file."""
         return self.path.resolve() == path.resolve()
@@ -105,14 +110,15 @@ class CaptionInput:
 
     def _rows(self, number: int, count: int) -> tuple[FeatureFile, None]:
         if self._whole is None:
-            self._whole = self._checked(_read_file(self.path))
+            read = read_features if self.holds_features else read_coco
+            self._whole = self._checked(read(self.path))
         whole = self._whole
         start, stop = _bounds(number, count, whole.num_images, f"images of {self.path}")
         return whole.select(torch.arange(start, stop)) if count > 1 else whole, None
 
     def _tars(self, number: int, count: int) -> tuple[FeatureFile, list[ImageSource] | None]:
         start, stop = _bounds(number, count, len(self.tars), f"tars of {self.path}")
-        if hold_features(self.tars):
+        if self.holds_features:
             return self._checked(read_shards(self.tars[start:stop])), None
         tars = list(enumerate(self.tars))[start:stop]
         images, annotations, sources = read_web_samples(tars, whole=not self.need_images)
@@ -144,12 +150,10 @@ def read_coco(path: str | Path) -> FeatureFile:
     return FeatureFile(content.pop("images"), content.pop("annotations"), extra=content)
 
 
-def _read_file(path: Path) -> FeatureFile:
+def _is_torch_file(path: Path) -> bool:
     with path.open("rb") as file:
-        start = file.read(4)
-    if start[:2] == b"PK" or start[:1] == b"\x80" or path.suffix in (".pth", ".pt"):
-        return read_features(path)
-    return read_coco(path)
+        start = file.read(2)
+    return start == b"PK" or start[:1] == b"\x80" or path.suffix in (".pth", ".pt")
 
 
 def _bounds(number: int, count: int, total: int, what: str) -> tuple[int, int]:

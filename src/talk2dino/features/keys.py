@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 IMAGE_KEYS = {
     "dino_features": "--extract_cls",
@@ -49,10 +47,3 @@ def adding_command(key: str, path: Path) -> str:
         return f"Known keys: {', '.join([*IMAGE_KEYS, *CAPTION_KEYS])}."
     command = " ".join(["python", *filter(None, words)])
     return f"Run, with the model and sizes that made the others: {command}"
-
-
-def first_few(values: Iterable[Any], count: int = 3) -> str:
-    """`a, b, c, ... (7 in all)`: for messages about many things."""
-    values = list(values)
-    listed = ", ".join(map(str, values[:count]))
-    return listed if len(values) <= count else f"{listed}, ... ({len(values)} in all)"

@@ -30,14 +30,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from talk2dino.config import check_name, naming
+from talk2dino.config import check_name, first_few, naming
 from talk2dino.features.keys import (
     BERT_KEY,
     CAPTION_KEYS,
     IMAGE_KEYS,
     LAYOUTS,
     adding_command,
-    first_few,
 )
 from talk2dino.files import load_torch, save_torch
 from talk2dino.textfiles import check_once, parse_json

@@ -22,7 +22,8 @@ from typing import Any, BinaryIO
 
 import torch
 
-from talk2dino.features.keys import CAPTION_KEYS, IMAGE_KEYS, first_few
+from talk2dino.config import first_few
+from talk2dino.features.keys import CAPTION_KEYS, IMAGE_KEYS
 from talk2dino.features.store import FeatureFile, Record, check_id, stacked
 from talk2dino.files import atomic_path, check_archive, check_file, listed
 

@@ -31,8 +31,7 @@ from talk2dino.methods.talk2dino.training.loop import KIND, LoopSettings, Traini
 from talk2dino.methods.talk2dino.training.retrieval import retrieval
 from talk2dino.methods.talk2dino.training.sources import (
     ImageOptions,
-    check_source,
-    holds_features,
+    dataset_input,
     open_datasets,
 )
 from talk2dino.processes import Processes
@@ -141,7 +140,7 @@ class TrainJob(RunJob):
             "text_features": self.choice.text,
             "save_head_activations": self.save_heads,
         }
-        if not holds_features(self.train_dataset):
+        if not dataset_input(self.train_dataset, self.images.data_dir).holds_features:
             settings |= self.images.settings()
         return settings
 
@@ -202,8 +201,8 @@ def check_job(job: TrainJob) -> None:
             f"disentangled_self_attn: {strategy} on {choice.visual} chooses no head"
         )
     for path in (job.train_dataset, job.val_dataset, job.test_dataset):
-        if path is not None:
-            check_source(path, choice, job.images)
+        if path is not None and not dataset_input(path, job.images.data_dir).holds_features:
+            job.images.extractions(choice, "cpu")
     if job.loop.train.save_best_model and job.val_dataset is None:
         raise ValueError(
             "save_best_model: true chooses by validation loss. Pass --val_dataset, "

@@ -10,7 +10,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,12 @@ from torch import Tensor
 
 from talk2dino.backbones.text import is_bert
 from talk2dino.backbones.vision import recorded_normalisation
+from talk2dino.config import first_few
 from talk2dino.features.captions import CaptionInput, Collection, check_exist
 from talk2dino.features.chunks import Extraction, fetched_behind
 from talk2dino.features.extract import ImageExtraction, ImageSettings
-from talk2dino.features.keys import BERT_KEY, first_few
+from talk2dino.features.keys import BERT_KEY
 from talk2dino.features.store import FeatureFile, check_records, read_features
-from talk2dino.features.tars import hold_features, is_tar_input, list_tars
 from talk2dino.features.text import TextExtraction, TextSettings
 from talk2dino.files import listed
 from talk2dino.methods.talk2dino.config import feature_differences
@@ -40,7 +40,6 @@ from talk2dino.methods.talk2dino.training.dataset import (
 )
 from talk2dino.progress import Progress, silent
 
-FEATURE_SUFFIXES = (".pth", ".pt")
 Dataset = tuple[str, FeatureChoice]
 """What a flag names, and which features are used of it."""
 
@@ -98,21 +97,27 @@ class ImageOptions:
         return {**frozen, **own, "data_dir": str(self.data_dir)}
 
 
-def check_source(path: str, choice: FeatureChoice, images: ImageOptions) -> None:
-    """Raise unless there is something at `path` that can be read; opens nothing large.
+def dataset_input(path: str, data_dir: Path) -> CaptionInput:
+    """What a flag names.
 
     Args:
         path: a feature file; a folder or pattern of tars, with our features or with images; a COCO
             captions JSON; or a folder of images with one such JSON in it.
+        data_dir: where the images of a JSON are.
 
     Raises:
-        FileNotFoundError, ValueError: nothing there, of an unknown kind, or images that the models
-            of `images` cannot encode.
+        FileNotFoundError, ValueError: nothing is there, or it is of an unknown kind.
     """
-    place, images = _located(path, images)
-    CaptionInput(place, images.data_dir)  # finds the file or the tars
-    if not holds_features(place):
-        images.extractions(choice, "cpu")
+    folder = Path(path)
+    if not folder.is_dir() or listed(folder, "*.tar"):
+        return CaptionInput(path, data_dir)
+    found = listed(folder, "*.json")
+    if len(found) != 1:
+        raise ValueError(
+            f"{path} is a folder with neither .tar files nor exactly one captions .json "
+            f"({len(found)} found)"
+        )
+    return CaptionInput(found[0], folder)
 
 
 def open_datasets(
@@ -149,16 +154,17 @@ def _opened(
     path: str, choice: FeatureChoice, recipe: Recipe, images: ImageOptions, device: torch.device
 ) -> StoredPairs | Collection:
     """Stored features, checked; or what is to be encoded, all of which is there."""
-    place, images = _located(path, images)
-    if not holds_features(place):
-        collection = CaptionInput(place, images.data_dir).split(0, 1)
+    data = dataset_input(path, images.data_dir)
+    if not data.holds_features:
+        collection = data.split(0, 1)
         check_exist(collection.sources, every=True)
         return collection
-    if Path(place).suffix in FEATURE_SUFFIXES:
-        features = read_features(place)
-        check_records(features, place, need_ids=False)
+    if data.tars:
+        data.need_images = False
+        features = data.split(0, 1).features
     else:
-        features = CaptionInput(place, need_images=False).split(0, 1).features
+        features = read_features(path)
+        check_records(features, path, need_ids=False)
     pairs = StoredPairs(features, choice, path, device, images.cache_bytes)
     columns = (features.image_features, features.caption_features)
     check_widths(*columns, choice, recipe, path)
@@ -240,26 +246,3 @@ def _unnamed(like: Tensor, shape: tuple[int, ...]) -> Tensor:
         if hasattr(os, "posix_fallocate"):  # a full disk is an error now, not a crash later
             os.posix_fallocate(file.fileno(), 0, shape[0] * like[:1].nbytes)
         return torch.from_numpy(np.memmap(file, like.numpy().dtype, "r+", shape=shape))
-
-
-def holds_features(path: str) -> bool:
-    """Whether a dataset holds features, rather than images."""
-    if Path(path).is_dir() and not listed(path, "*.tar"):
-        return False
-    if is_tar_input(path):
-        return hold_features(list_tars(path))
-    return Path(path).suffix in FEATURE_SUFFIXES
-
-
-def _located(path: str, options: ImageOptions) -> tuple[str, ImageOptions]:
-    """The dataset itself: a folder of images stands for the only JSON in it."""
-    folder = Path(path)
-    if not folder.is_dir() or listed(folder, "*.tar"):
-        return path, options
-    found = listed(folder, "*.json")
-    if len(found) != 1:
-        raise ValueError(
-            f"{path} is a folder with neither .tar files nor exactly one captions .json "
-            f"({len(found)} found)"
-        )
-    return str(found[0]), replace(options, data_dir=folder)
