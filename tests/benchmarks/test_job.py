@@ -24,8 +24,8 @@ from talk2dino.benchmarks.metrics import (
     count_image,
     stacked_areas,
 )
-from talk2dino.benchmarks.pictures import PictureFolders
 from talk2dino.benchmarks.results import (
+    PictureFolders,
     Run,
     keep_counts,
     kept_counts,

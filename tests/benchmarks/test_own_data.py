@@ -15,8 +15,7 @@ from talk2dino.benchmarks.data.check import check_data
 from talk2dino.benchmarks.data.labels import LabelRules
 from talk2dino.benchmarks.datasets import EvaluationSet, check_files
 from talk2dino.benchmarks.job import Job, evaluate_group
-from talk2dino.benchmarks.pictures import PictureFolders
-from talk2dino.benchmarks.results import Run, make_result, write_result
+from talk2dino.benchmarks.results import PictureFolders, Run, make_result, write_result
 from talk2dino.benchmarks.scoring import Task
 from talk2dino.benchmarks.table import find_benchmark, find_benchmarks, read_dataset
 from talk2dino.cli.data import Data

@@ -103,6 +103,10 @@ def test_a_method_has_one_name_on_all_benchmarks(data, tmp_path):
         content["command"] = ["evaluate", "--model", "toy", "--weights", "a/mine.pth", "--pamr"]
         path.write_text(json.dumps(content))
     assert methods(find_runs([folder])[0]) == ["toy, weights mine.pth", "toy, weights seeded:3"]
+    for path in folder.glob("*_toy_1*.json"):
+        words = ["--model", "toy,other", "--weights", "other=b.pth", "toy=a/own.pth", "--pamr"]
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"command": words}))
+    assert methods(find_runs([folder])[0]) == ["toy, weights own.pth", "toy, weights seeded:3"]
 
 
 def test_a_class_without_any_pixel_is_left_out_and_one_of_a_run_is_a_dash(results):

@@ -24,8 +24,8 @@ import torch
 from talk2dino.benchmarks.datasets import EvaluationSet, check_files, fingerprint
 from talk2dino.benchmarks.metrics import ImageCounts, at_borders, begin_count
 from talk2dino.benchmarks.mmseg import open_dataset
-from talk2dino.benchmarks.pictures import PictureFolders
 from talk2dino.benchmarks.results import (
+    PictureFolders,
     Run,
     Timing,
     forget_peak_memory,

@@ -206,8 +206,11 @@ def _compared(folder: Path, variants: dict[str, list[Run]]) -> list[dict[str, An
             row |= {"file": str(one.path), "images": one.result["num_images"]}
             row |= {"mIoU": one.result["mIoU"], "timing": one.result["timing"]}
             if difference is not None:
-                row |= {"difference": difference.difference, "interval": difference.interval}
-                row["better"] = difference.better
+                row |= {
+                    "difference": difference[""].difference,
+                    "interval": difference[""].interval,
+                }
+                row["better"] = difference[""].better
             rows.append(row)
     return rows
 

@@ -48,7 +48,7 @@ class EvaluationCommand(Command):
         cls.own_flags(files, "data_root", "output")
         add_flags(files, "benchmarks.job:Job", "reader")
         kinds = ("predictions=save_predictions", "coloured=pred_qual_path", "truth=gt_qual_path")
-        add_flags(files, "benchmarks.pictures:PictureFolders", *kinds)
+        add_flags(files, "benchmarks.results:PictureFolders", *kinds)
         work = parser.add_argument_group("work")
         cls.own_flags(work, "device", "batch_size", "score_memory")
         readers = min(16, max(2, core_share()))
@@ -57,7 +57,7 @@ class EvaluationCommand(Command):
     def found(self, evaluations: Sequence[Evaluation], folders_per_benchmark: bool) -> Found:
         """The job of some evaluations, and their runs; all data is looked for."""
         from talk2dino.benchmarks.job import Job, prepare
-        from talk2dino.benchmarks.pictures import PictureFolders
+        from talk2dino.benchmarks.results import PictureFolders
         from talk2dino.benchmarks.scoring import Batching
         from talk2dino.devices import resolve_device
 
@@ -214,9 +214,9 @@ def _report(job: Job, outcomes: Sequence[Outcome]) -> None:
     for outcome, result in zip(complete, results, strict=True):
         absent = [name for name, iou in result["per_class"].items() if iou is None]
         if absent:
+            classes = "1 class" if len(absent) == 1 else f"{len(absent)} classes"
             print(
-                f"{_shown(job, outcome)}: {len(absent)} classes without any pixel (nan), "
-                "left out of the mean"
+                f"{_shown(job, outcome)}: {classes} without any pixel (nan), left out of the mean"
             )
         if result["uniform_windows"]:
             print(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from talk2dino.config import check_at_least, split_names
 from talk2dino.files import check_writable, write_text
 
 if TYPE_CHECKING:
-    from talk2dino.report.runs import Comparison, EvaluatedRun
+    from talk2dino.report.runs import Differences, EvaluatedRun
 
 
 class Report(Command):
@@ -122,13 +123,21 @@ class Compare(Command):
 
     def run(self, runs: list[EvaluatedRun]) -> None:
         """Compare, print and write."""
-        from talk2dino.report.runs import compare_runs
+        from talk2dino.report.runs import DRAWS, compare_runs
 
         first, second = runs
-        found = compare_runs(first, [second])[0]
+        (found,) = compare_runs(first, [second])
         if self.json is not None:
-            write_text(self.json, json.dumps(found.as_json(), indent=1) + "\n")
-        print(_text(found, self.most))
+            content = {
+                "benchmark": first.benchmark,
+                "a": {"label": first.label, "file": str(first.path)},
+                "b": {"label": second.label, "file": str(second.path)},
+                **found[""].as_json(),
+                "boundary": found["boundary_"].as_json() if "boundary_" in found else None,
+                "draws": DRAWS,
+            }
+            write_text(self.json, json.dumps(content, indent=1) + "\n")
+        print(_text(list(found.values()), self.most))
         if self.json is not None:
             print(f"\nwritten: {self.json}")
 
@@ -137,17 +146,17 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in split_names(text)] if text else []
 
 
-def _text(found: Comparison, most: int) -> str:
+def _text(found: Sequence[Differences], most: int) -> str:
     from talk2dino.report.runs import DRAWS
 
-    lines = [f"{found.first.title}, {found.first.result['num_images']} images"]
+    first, second = found[0].first, found[0].second
+    lines = [f"{first.title}, {first.result['num_images']} images"]
     lines += [
         f"{letter}  {run.result['mIoU']:6.2f}  {run.label}  ({run.path.name})"
-        for letter, run in (("A", found.first), ("B", found.second))
+        for letter, run in (("A", first), ("B", second))
     ]
-    for measure, differences in (("mIoU", found), ("boundary mIoU", found.boundary)):
-        if differences is None:
-            continue
+    for differences in found:
+        measure = "boundary mIoU" if differences.measure else "mIoU"
         low, high = differences.interval
         lines += [
             "",

@@ -42,8 +42,7 @@ from talk2dino.methods.clip_words import (
     benchmark_word,
     published_words,
 )
-from talk2dino.refine.refinement import Refinement
-from talk2dino.refine.smoothing import mean_attention
+from talk2dino.refine.refinement import Refinement, mean_attention
 from talk2dino.segmenter import BACKGROUND, ClassQuery, ClassWords, Segmenter
 from talk2dino.sizes import Protocol
 

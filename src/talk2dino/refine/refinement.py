@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from talk2dino.config import as_texts, check_name, split_names
 from talk2dino.refine.pamr import pamr
 from talk2dino.refine.propagation import MOST_BYTES, propagate
-from talk2dino.refine.smoothing import smooth
 
 GRAPHS = ("window", "image")
 """Between which patches scores are propagated: of one window, or of all windows of an image."""
@@ -80,13 +81,38 @@ class Propagation(Refinement):
 
 @dataclass(frozen=True)
 class Smoothing(Refinement):
-    """One step of averaging over features that are alike; see talk2dino.refine.smoothing."""
+    """Every patch as the mean of those of its window that resemble it more than the average.
+
+    One step without parameters, the self-correlating aggregation of RADSeg.
+    """
 
     name: ClassVar[str] = "smoothing"
 
     def features(self, features: Tensor) -> Tensor:
         """Features of which each is a mean of those like it."""
-        return smooth(features)
+        return torch.stack([mean_attention(one, 10.0, 1.0)[0] @ one for one in features])
+
+
+def mean_attention(features: Tensor, gamma: float, beta: float) -> tuple[Tensor, float]:
+    """How much each patch of one window counts for each other.
+
+    Args:
+        features: (P, D), of any length.
+        gamma: makes differences of similarity larger.
+        beta: similarities below this multiple of their mean do not count.
+
+    Returns:
+        (P, P) with rows that sum to one, and the mean similarity. A patch always counts for itself:
+        where everything resembles everything, with a mean above 1 / beta, it is the only one.
+    """
+    unit = F.normalize(features, dim=-1)
+    similarity = unit @ unit.T
+    mean = similarity.mean()
+    own = gamma * (similarity.diagonal() - beta * mean)
+    logits = similarity.sub_(beta * mean).mul_(gamma)
+    logits.masked_fill_(logits < 0, -torch.inf)
+    logits.diagonal().copy_(own)
+    return logits.softmax(dim=-1), float(mean)
 
 
 REFINEMENTS: dict[str, type[Refinement]] = {r.name: r for r in (Smoothing, Propagation, PAMR)}

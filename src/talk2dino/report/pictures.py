@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from talk2dino.benchmarks.data.labels import LabelRules, ignored_label, read_labels
-from talk2dino.benchmarks.pictures import palette_picture
+from talk2dino.benchmarks.results import palette_picture
 from talk2dino.files import atomic_path, check_writable
 from talk2dino.pictures.drawing import (
     class_colours,

@@ -6,7 +6,7 @@ import base64
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,11 @@ from talk2dino.benchmarks.tables import Cell, Table, published_sources, results_
 from talk2dino.files import atomic_path, check_writable, write_text
 from talk2dino.progress import Progress, silent
 from talk2dino.report import plots
-from talk2dino.report.pictures import Example, draw_rows, has_predictions, make_example, read_maps
+from talk2dino.report.pictures import draw_rows, has_predictions, make_example, read_maps
 from talk2dino.report.runs import (
     DRAWS,
     MEASURES,
-    Comparison,
+    Differences,
     EvaluatedRun,
     by_benchmark,
     compare_comparable,
@@ -62,29 +62,6 @@ class ReportOptions:
         return self.output.with_name(f"{self.output.stem}_{what}")
 
 
-@dataclass(frozen=True)
-class Section:
-    """What is shown of one benchmark."""
-
-    runs: list[EvaluatedRun]
-    """Its runs."""
-    class_bars: bytes
-    """SVG."""
-    comparisons: list[Comparison]
-    """Of the other runs with the first."""
-    not_compared: list[str]
-    """Why the others are not."""
-    confusions: list[bytes | None]
-    """SVG per run; None without counts."""
-    examples: dict[str, list[Example]] = field(default_factory=dict)
-    """"best", "median", "worst" -> images."""
-
-    @property
-    def has_predictions(self) -> bool:
-        """Whether those of every run are there."""
-        return all(map(has_predictions, self.runs))
-
-
 def write_report(
     places: Sequence[str | Path], options: ReportOptions, progress: Progress = silent
 ) -> tuple[list[Path], list[str]]:
@@ -114,7 +91,7 @@ def write_report(
 
     overview = plot("overview", plots.draw_overview(runs))
     names, groups = methods(runs), by_benchmark(runs)
-    sections = {}
+    sections: dict[str, dict[str, Any]] = {}
     with progress(len(groups), 0) as bar:
         for key, group in groups.items():
             places_of = [names.index(run.label) for run in group]
@@ -138,12 +115,21 @@ def write_report(
                 written.append(options.beside("plots") / f"{key}_examples.png")
                 with atomic_path(written[-1]) as temporary:
                     draw_rows(rows, [run.label for run in group]).save(temporary, format="PNG")
-            compared = compare_comparable(group)
-            sections[key] = Section(group, bars, *compared, confusions, examples)
+            comparisons, reasons = compare_comparable(group)
+            sections[key] = {
+                "runs": group,
+                "class_bars": bars,
+                "comparisons": comparisons,
+                "not_compared": reasons,
+                "confusions": confusions,
+                "examples": examples,
+                "has_predictions": all(map(has_predictions, group)),
+            }
             bar.update(1)
     if options.tables:
-        found = [comparison for section in sections.values() for comparison in section.comparisons]
-        for name, table in tables_of(runs, found).items():
+        found = [by for section in sections.values() for by in section["comparisons"]]
+        differences = [one for by_measure in found for one in by_measure.values()]
+        for name, table in tables_of(runs, differences).items():
             texts = {"csv": table.csv()}
             if not name.endswith("_images"):  # those fit no page
                 texts["tex"] = table.latex()
@@ -158,7 +144,7 @@ def write_report(
 def _page(
     runs: Sequence[EvaluatedRun],
     overview: bytes,
-    sections: Mapping[str, Section],
+    sections: Mapping[str, Mapping[str, Any]],
     notes: Sequence[str],
 ) -> str:
     """The template with everything that it shows."""
@@ -244,7 +230,7 @@ def _runs_table(runs: Sequence[EvaluatedRun]) -> Table:
     )
 
 
-def tables_of(runs: Sequence[EvaluatedRun], comparisons: Sequence[Comparison]) -> dict[str, Table]:
+def tables_of(runs: Sequence[EvaluatedRun], differences: Sequence[Differences]) -> dict[str, Table]:
     """`scores`, `runs`, `differences`, and per benchmark its classes and images."""
     groups = by_benchmark(runs)
     found = {(run.label, run.benchmark): run.result["mIoU"] for run in runs}
@@ -254,13 +240,12 @@ def tables_of(runs: Sequence[EvaluatedRun], comparisons: Sequence[Comparison]) -
         "scores": Table(["method", *titles], scores, compared=True),
         "runs": _runs_table(runs),
     }
-    if comparisons:
-        rows: list[Sequence[Cell]] = [
-            (title, c.first.label, c.second.label, d.difference, *d.interval, 100 * d.better)
-            for c in comparisons
-            for title, d in ((c.first.title, c), (f"{c.first.title}, boundary", c.boundary))
-            if d is not None
-        ]
+    if differences:
+        rows: list[Sequence[Cell]] = []
+        for d in differences:
+            title = f"{d.first.title}, boundary" if d.measure else d.first.title
+            names = (title, d.first.label, d.second.label)
+            rows.append((*names, d.difference, *d.interval, 100 * d.better))
         heads = ("benchmark", "A", "B", "B - A", "low", "high", "better in %")
         tables["differences"] = Table(heads, rows)
     for key, group in groups.items():

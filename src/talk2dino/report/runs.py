@@ -6,7 +6,7 @@ import json
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
@@ -27,7 +27,7 @@ DRAWS = 10_000
 _MOST_NAMED = 3
 _WEIGHTS = ("projection_weights", "weights")
 """Settings that `--weights` names."""
-_WEIGHTS_FLAG = re.compile(r"--weights[ =](\S+)(?: --|$)")  # one word: for one model
+_WEIGHTS_FLAG = re.compile(r"--weights[ =](.*?)(?: --|$)")
 
 
 @dataclass(frozen=True)
@@ -248,9 +248,10 @@ def _setting(key: str, run: EvaluatedRun) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
     kind, _, digest = text.partition(":")
     if kind == "sha256":
-        typed = _WEIGHTS_FLAG.findall(" ".join(run.result["command"] or []))
-        known = key in _WEIGHTS and len(typed) == 1
-        text = Path(typed[0].rpartition("=")[2]).name if known else digest[:8]
+        typed = " ".join(_WEIGHTS_FLAG.findall(" ".join(run.result["command"] or []))).split()
+        named = [word for word in typed if word.startswith(f"{run.result['model']}=")] or typed
+        known = key in _WEIGHTS and len(named) == 1
+        text = Path(named[0].rpartition("=")[2]).name if known else digest[:8]
     return f", {key.removeprefix('projection_').replace('_', ' ')} {text}"
 
 
@@ -258,6 +259,12 @@ def _setting(key: str, run: EvaluatedRun) -> str:
 class Differences:
     """How a run B differs from a run A by one measure; all are B - A, in points of IoU."""
 
+    first: EvaluatedRun
+    """A."""
+    second: EvaluatedRun
+    """B."""
+    measure: str
+    """One of MEASURES."""
     difference: float
     """Of the mIoU."""
     interval: tuple[float, float]
@@ -275,46 +282,32 @@ class Differences:
         largest = islice(((name, v) for name, v in values.items() if v), count)
         return sorted(largest, key=lambda entry: -entry[1])
 
-
-@dataclass(frozen=True, eq=False)
-class Comparison(Differences):
-    """How a run B differs from a run A."""
-
-    first: EvaluatedRun
-    """A."""
-    second: EvaluatedRun
-    """B."""
-    boundary: Differences | None
-    """The same by boundary IoU, if both runs were evaluated with it."""
-
     def as_json(self) -> dict[str, Any]:
-        """For a file."""
-        runs = {"a": self.first, "b": self.second}
-        return {
-            "benchmark": self.first.benchmark,
-            **{letter: {"label": r.label, "file": str(r.path)} for letter, r in runs.items()},
-            **{field.name: getattr(self, field.name) for field in fields(Differences)},
-            "boundary": self.boundary and vars(self.boundary),
-            "draws": DRAWS,
-        }
+        """Its numbers for a file."""
+        names = ("difference", "interval", "better", "per_class", "images")
+        return {name: getattr(self, name) for name in names}
 
 
-def compare_runs(first: EvaluatedRun, others: Sequence[EvaluatedRun]) -> list[Comparison]:
-    """Compare runs with the first one; `check_comparable` says whether they can be."""
+def compare_runs(
+    first: EvaluatedRun, others: Sequence[EvaluatedRun]
+) -> list[dict[str, Differences]]:
+    """Compare runs with the first one; `check_comparable` says whether they can be.
+
+    Returns:
+        per run its differences by every measure that both have.
+    """
     runs = [first, *others]
     places = [(place, measure) for place, run in enumerate(runs) for measure in run.measures]
     areas = [runs[place].areas(measure) for place, measure in places]
     drawn = dict(zip(places, 100 * resampled_mious(areas, DRAWS).T, strict=True))
-    comparisons = []
-    for place, run in enumerate(others, start=1):
-        found = {
+    return [
+        {
             measure: _differences(first, run, measure, drawn[place, measure] - drawn[0, measure])
             for measure in run.measures
             if measure in first.measures
         }
-        regions, boundary = found[""], found.get("boundary_")
-        comparisons.append(Comparison(**vars(regions), first=first, second=run, boundary=boundary))
-    return comparisons
+        for place, run in enumerate(others, start=1)
+    ]
 
 
 def _differences(
@@ -326,7 +319,6 @@ def _differences(
             100 * intersect.sum(axis=0) / union.sum(axis=0)
             for intersect, union in (first.areas(measure), second.areas(measure))
         )
-    classes = zip(first.classes, (other - own).tolist(), strict=True)
     images, scores = first.image_scores[measure], second.image_scores[measure]
 
     def largest_first(values: Iterable[tuple[str, float]]) -> dict[str, float]:
@@ -334,15 +326,20 @@ def _differences(
         return dict(sorted(known, key=lambda entry: -abs(entry[1])))
 
     return Differences(
+        first,
+        second,
+        measure,
         float(np.nanmean(other) - np.nanmean(own)),
         interval_of(drawn),
         float(np.mean(drawn[np.isfinite(drawn)] > 0)),
-        largest_first(classes),
+        largest_first(zip(first.classes, (other - own).tolist(), strict=True)),
         largest_first((name, scores[name] - v) for name, v in images.items() if name in scores),
     )
 
 
-def compare_comparable(runs: Sequence[EvaluatedRun]) -> tuple[list[Comparison], list[str]]:
+def compare_comparable(
+    runs: Sequence[EvaluatedRun],
+) -> tuple[list[dict[str, Differences]], list[str]]:
     """Compare those runs of a benchmark that can be with the first; the reasons of the others."""
     first, *others = [run for run in runs if run.counts is not None] or runs
     comparable, reasons = [], []
