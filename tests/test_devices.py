@@ -84,24 +84,15 @@ def test_mixed_precision_by_name():
 
 
 @pytest.mark.parametrize(
-    ("device", "triton", "capability", "needed"),
-    [
-        ("cuda", None, (9, 0), "the package triton"),
-        ("cuda", "there", (6, 1), "a GPU of compute capability 7.0"),
-        ("cuda", "there", (7, 0), None),
-        ("mps", "there", (9, 0), "a CPU or an NVIDIA GPU"),
-        ("cpu", None, (0, 0), None),
-    ],
+    ("device", "triton", "found"),
+    [("cuda", None, False), ("cuda", "there", True), ("mps", "there", False), ("cpu", None, True)],
 )
-def test_where_nothing_can_be_compiled_is_known_before(
-    monkeypatch, device, triton, capability, needed
-):
+def test_where_nothing_can_be_compiled_is_known_before(monkeypatch, device, triton, found):
     monkeypatch.setattr("talk2dino.devices.find_spec", lambda name: triton)
     monkeypatch.setattr("talk2dino.devices.shutil.which", lambda name: name)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    if needed is None:
+    if found:
         return check_compiler(torch.device(device))
-    with pytest.raises(ValueError, match=f"--compile on {device} needs {needed}"):
+    with pytest.raises(ValueError, match=f"--compile on {device} needs .* the package triton"):
         check_compiler(torch.device(device))
 
 

@@ -140,18 +140,15 @@ def keep_float32(
 def check_compiler(device: torch.device) -> None:
     """Raise ValueError where PyTorch cannot compile for a device; compiles nothing."""
     names = [os.environ.get("CXX", ""), "g++", "clang++", "cl"]
-    if device.type == "cuda":
-        import torch
-
-        found, needed = find_spec("triton") is not None, "the package triton"
-        if found and torch.cuda.get_device_capability(device) < (7, 0):
-            found, needed = False, "a GPU of compute capability 7.0 (V100) or later"
-    else:
-        found, needed = any(map(shutil.which, filter(None, names))), "a C++ compiler (g++)"
-        if device.type != "cpu":
-            found, needed = False, "a CPU or an NVIDIA GPU"
-    if not found:
-        raise ValueError(f"--compile on {device} needs {needed}, which is not here. Leave it out.")
+    found = {
+        "cpu": any(map(shutil.which, filter(None, names))),
+        "cuda": find_spec("triton") is not None,
+    }
+    if not found.get(device.type):
+        raise ValueError(
+            f"--compile on {device} needs a C++ compiler (g++) on a CPU, or the package triton on "
+            "an NVIDIA GPU. Leave it out."
+        )
 
 
 def compile_blocks(blocks: Iterable[torch.nn.Module]) -> None:

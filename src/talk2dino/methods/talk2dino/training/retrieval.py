@@ -65,32 +65,30 @@ def retrieval(text: Tensor, visual: Tensor, caption_rows: Tensor) -> Retrieval:
     if not len(text) or not len(visual):
         raise ValueError(f"retrieval over {len(text)} captions and {len(visual)} images")
     rows = caption_rows.to(text.device)
+    images, described = torch.arange(len(visual), device=rows.device), rows.unique()
     return Retrieval(
-        summarise(image_ranks(text, visual, rows)), summarise(caption_ranks(text, visual, rows))
+        text_to_image=summarise(ranks(text, rows, visual, images)),
+        image_to_text=summarise(ranks(visual[described], described, text, rows)),
     )
 
 
-def image_ranks(text: Tensor, visual: Tensor, rows: Tensor) -> Tensor:
-    """(M,) rank of each caption's image. Ties count against: equal scores rank before the image."""
-    ranks = []
-    for part, scores in cosine_blocks(text, visual):
-        own = scores.gather(1, rows[part, None])
-        ranks.append((scores >= own).sum(dim=1))
-    return torch.cat(ranks)
+def ranks(queries: Tensor, image_of: Tensor, ranked: Tensor, image_of_ranked: Tensor) -> Tensor:
+    """(Q,) how early the first of what belongs to a query's image comes.
 
+    What belongs to the same image does not push each other down; ties with others count against.
 
-def caption_ranks(text: Tensor, visual: Tensor, rows: Tensor) -> Tensor:
-    """(images with captions,) rank of each image's best caption among all captions.
-
-    Captions of the same image do not push each other down; ties with other captions count against.
+    Args:
+        queries: (Q, D).
+        image_of: (Q,) the image of each.
+        ranked: (R, D) what is ranked for every query.
+        image_of_ranked: (R,) likewise.
     """
-    queries = rows.unique()
-    ranks = []
-    for part, scores in cosine_blocks(visual[queries], text):
-        own = rows[None, :] == queries[part, None]
+    found = []
+    for part, scores in cosine_blocks(queries, ranked):
+        own = image_of_ranked[None, :] == image_of[part, None]
         best = scores.masked_fill(~own, -torch.inf).amax(dim=1, keepdim=True)
-        ranks.append(1 + ((scores >= best) & ~own).sum(dim=1))
-    return torch.cat(ranks)
+        found.append(1 + ((scores >= best) & ~own).sum(dim=1))
+    return torch.cat(found)
 
 
 def best_rows(
