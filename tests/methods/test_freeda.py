@@ -12,7 +12,7 @@ from talk2dino.__main__ import main
 from talk2dino.benchmarks.table import BENCHMARKS
 from talk2dino.files import save_safetensors
 from talk2dino.methods.freeda.bank import Bank, load_bank, read_folder
-from talk2dino.methods.freeda.segmenter import pool_regions, region_weights
+from talk2dino.methods.freeda.method import pool_regions, region_weights
 from talk2dino.methods.registry import find_method, load_segmenter
 from talk2dino.segmenter import PatchScoring
 

@@ -14,8 +14,7 @@ from talk2dino.backbones.text import TextEncoder
 from talk2dino.backbones.vision import as_backbone, official_shapes, to_timm
 from talk2dino.inference import resize_picture, resize_scores, sliding_window_scores
 from talk2dino.methods.freeda.bank import Bank
-from talk2dino.methods.freeda.method import SETTINGS
-from talk2dino.methods.freeda.segmenter import FreeDASegmenter
+from talk2dino.methods.freeda.method import SETTINGS, FreeDASegmenter
 from talk2dino.methods.registry import load_segmenter
 from talk2dino.sizes import Protocol
 
