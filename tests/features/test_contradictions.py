@@ -9,8 +9,10 @@ import torch
 from talk2dino.features.captions import CaptionInput
 from talk2dino.features.store import json_bytes, read_features, write_features
 from talk2dino.features.tars import read_shards
+from talk2dino.methods.talk2dino.projection import ProjectionConfig
+from talk2dino.methods.talk2dino.recipe import Recipe
 from talk2dino.methods.talk2dino.training.dataset import LAST_LAYER_TEXT, FeatureChoice, StoredPairs
-from talk2dino.methods.talk2dino.training.sources import ImageOptions, open_datasets
+from talk2dino.methods.talk2dino.training.job import TrainJob, open_datasets
 from tests.features.test_store import published, small
 
 
@@ -83,7 +85,8 @@ def test_records_and_rows_that_differ_are_named_by_extraction_and_training(store
     with pytest.raises(ValueError, match=rf"features\.pth.*{message}"):
         CaptionInput(path, need_images=False).split(0, 1)
     with pytest.raises(ValueError, match=rf"features\.pth.*{message}"):
-        open_datasets([(str(path), FeatureChoice("dino_features"))], None, ImageOptions(), "cpu")
+        recipe = Recipe(ProjectionConfig())
+        open_datasets(TrainJob(recipe=recipe, out=path, train_dataset=str(path)), "cpu")
 
 
 @pytest.mark.parametrize(

@@ -137,21 +137,19 @@ class Train(TrainingCommand):
         from talk2dino.methods.talk2dino.recipe import load_recipe
         from talk2dino.methods.talk2dino.training.job import TrainJob, default_weights
         from talk2dino.methods.talk2dino.training.loop import LoopSettings
-        from talk2dino.methods.talk2dino.training.sources import ImageOptions
 
         recipe = load_recipe(self.model)
         given = {key: value for key in _OF_THE_RECIPE if (value := getattr(self, key)) is not None}
         train = recipe.train
         if self.batch_size is not None:
             train = replace(train, batch_size=self.batch_size)
-        features = replace(recipe.features, **given)
         return from_flags(
             TrainJob,
             self,
-            recipe=recipe,
+            recipe=replace(recipe, features=replace(recipe.features, **given)),
             out=self.out or default_weights(self.model, self.name_pedix),
             loop=from_flags(LoopSettings, self, train=train),
-            images=ImageOptions(features, self.data_dir, self.workers, int(self.cache_gb * 1e9)),
+            cache_bytes=int(self.cache_gb * 1e9),
             logger="wandb" if self.use_wandb else self.logger,
             command=self.line("--resume", "--overwrite"),
         )

@@ -1,18 +1,34 @@
-"""One training from its arguments to its files: what `train.py` does."""
+"""One training from its arguments to its files: what `train.py` does.
+
+Its data are stored features, or images to encode.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from talk2dino.backbones.text import check_text, is_bert, load_text
-from talk2dino.files import content_digest, save_torch, write_text
+from talk2dino.backbones.vision import recorded_normalisation
+from talk2dino.config import first_few
+from talk2dino.features.captions import CaptionInput, Collection, check_exist
+from talk2dino.features.chunks import Extraction, fetched_behind
+from talk2dino.features.extract import ImageExtraction, ImageSettings
+from talk2dino.features.keys import BERT_KEY
+from talk2dino.features.store import FeatureFile, check_records, read_features
+from talk2dino.features.text import TextExtraction, TextSettings
+from talk2dino.files import content_digest, listed, save_torch, write_text
+from talk2dino.methods.talk2dino.config import feature_differences
 from talk2dino.methods.talk2dino.projection import (
     CLIPLastLayer,
     Projection,
@@ -23,20 +39,21 @@ from talk2dino.methods.talk2dino.projection import (
 from talk2dino.methods.talk2dino.recipe import FeatureConfig, Recipe, present_settings
 from talk2dino.methods.talk2dino.training.dataset import (
     DENSE_TEXT,
+    LAST_LAYER_TEXT,
     FeatureChoice,
     StoredPairs,
+    check_widths,
     choose_features,
+    forget,
 )
 from talk2dino.methods.talk2dino.training.loop import KIND, LoopSettings, TrainingRun
-from talk2dino.methods.talk2dino.training.retrieval import retrieval
-from talk2dino.methods.talk2dino.training.sources import (
-    ImageOptions,
-    dataset_input,
-    open_datasets,
-)
+from talk2dino.methods.talk2dino.training.retrieval import embed_pairs, retrieval
 from talk2dino.processes import Processes
+from talk2dino.progress import Progress, silent
 from talk2dino.training.job import RunJob, RunOutputs
 from talk2dino.training.run import Hooks, weights_on_cpu
+
+logger = logging.getLogger(__name__)
 
 SUFFIX = ".pth"
 HEADS_SUFFIX = ".heads.json"
@@ -46,32 +63,6 @@ def default_weights(recipe: str | Path, pedix: str = "") -> Path:
     """`weights/<recipe name>[_<pedix>].pth`, in the current folder."""
     ending = f"_{pedix.removeprefix('_')}" if pedix else ""
     return Path("weights") / f"{Path(recipe).stem}{ending}{SUFFIX}"
-
-
-BATCH_SIZE = 256
-
-
-def embed_pairs(model: Projection, pairs: StoredPairs) -> tuple[Tensor, Tensor, Tensor]:
-    """Every caption, and every image that has one, in the common space.
-
-    Args:
-        model: the projection.
-        pairs: with one vector per caption and per image.
-
-    Returns:
-        (M, D) captions, (N, D) images, and (M,) the row of each caption's image.
-    """
-    _, rows = pairs.caption_rows.unique(return_inverse=True)
-    parts = torch.arange(len(pairs)).split(BATCH_SIZE)
-    texts, images = [], torch.empty(0)
-    with torch.no_grad():
-        for index, batch in zip(parts, pairs.batches(parts), strict=True):
-            visual, text = batch.embedded(model)
-            texts.append(text)
-            if not len(images):
-                images = visual.new_empty((int(rows.max()) + 1, *visual.shape[1:]))
-            images[rows[index].to(visual.device)] = visual
-    return torch.cat(texts), images, rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +85,12 @@ class TrainJob(RunJob):
     bert-base_features (default: ann_feats, or what CLIPLastLayer needs)."""
     loop: LoopSettings = field(default_factory=LoopSettings)
     """Optimiser, schedule, seed, and the recipe's train section."""
-    images: ImageOptions = field(default_factory=ImageOptions)
-    """How images are read when a dataset holds no features."""
+    data_dir: Path = Path("../coco/")
+    """Where the image files of a COCO JSON are, if a dataset holds no features."""
+    workers: int = 0
+    """Decoding processes."""
+    cache_bytes: int = 8 << 30
+    """Features up to this size are kept in memory; larger ones in their file, or in TMPDIR."""
     save_heads: bool = False
     """Write the head chosen for every caption in the last epoch."""
 
@@ -140,26 +135,51 @@ class TrainJob(RunJob):
             "text_features": self.choice.text,
             "save_head_activations": self.save_heads,
         }
-        if not dataset_input(self.train_dataset, self.images.data_dir).holds_features:
-            settings |= self.images.settings()
+        if not dataset_input(self.train_dataset, self.data_dir).holds_features:
+            frozen = asdict(self.recipe.features)
+            settings |= {f"features.{key}": value for key, value in frozen.items()}
+            settings |= recorded_normalisation(self.recipe.features.vision_model)
+            settings["data_dir"] = str(self.data_dir)
         return settings
+
+    def extractions(self, choice: FeatureChoice, device: str) -> tuple[Extraction, Extraction]:
+        """What makes these features of images and of captions; loads no model yet.
+
+        Raises:
+            ValueError, FileNotFoundError: unknown names or sizes, missing weights, or models that
+                do not make the features.
+        """
+        frozen = self.recipe.features
+        if is_bert(frozen.text_model) != (choice.text == BERT_KEY):
+            raise ValueError(
+                f"--text_features {choice.text} does not come from text_model "
+                f"{frozen.text_model} of the recipe's features section"
+            )
+        images = ImageSettings(
+            model=frozen.vision_model,
+            weights=frozen.vision_weights,
+            resize_dim=frozen.resize_dim,
+            crop_dim=frozen.crop_dim,
+            keys=choice.image_keys,
+            device=device,
+            workers=self.workers,
+        )
+        captions = TextSettings(
+            model=frozen.text_model,
+            weights=frozen.text_weights,
+            dense=DENSE_TEXT in choice.caption_keys,
+            second_last=LAST_LAYER_TEXT in choice.caption_keys,
+            device=device,
+        )
+        return ImageExtraction(images), TextExtraction(captions)
 
     def present(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
         return {k: v for k, v in present_settings(settings).items() if k != "captions"}
 
     def open(self, device: torch.device, processes: Processes, hooks: Hooks) -> TrainingRun:
-        choice = self.choice
-        wanted = (
-            (self.train_dataset, choice),
-            (self.val_dataset, choice.for_validation()),
-            (self.test_dataset, choice.for_retrieval()),
-        )
-        datasets = [None if path is None else (path, chosen) for path, chosen in wanted]
-        pairs, validation, test = open_datasets(
-            datasets, self.recipe, self.images, device, hooks.encoding
-        )
+        pairs, validation, test = open_datasets(self, device, hooks.encoding)
         assert pairs is not None
-        model = first_model(self.recipe.model, self.loop.seed, self.images.features).to(device)
+        model = first_model(self.recipe.model, self.loop.seed, self.recipe.features).to(device)
         model.load_state_dict(processes.broadcast(weights_on_cpu(model)))
         run = TrainingRun(model, pairs, validation, self.loop, processes)
         run.records_heads = self.save_heads
@@ -191,7 +211,7 @@ def check_job(job: TrainJob) -> None:
     """Raise ValueError or OSError for arguments that cannot work; opens no large file."""
     choice, strategy = job.choice, job.recipe.model.alignment_strategy
     start = job.recipe.model.starting_checkpoint
-    encoders = (job.images.features.vision_weights, job.images.features.text_weights)
+    encoders = (job.recipe.features.vision_weights, job.recipe.features.text_weights)
     job.check(
         (job.train_dataset, job.val_dataset, job.test_dataset, job.recipe.path, start, *encoders)
     )
@@ -201,8 +221,8 @@ def check_job(job: TrainJob) -> None:
             f"disentangled_self_attn: {strategy} on {choice.visual} chooses no head"
         )
     for path in (job.train_dataset, job.val_dataset, job.test_dataset):
-        if path is not None and not dataset_input(path, job.images.data_dir).holds_features:
-            job.images.extractions(choice, "cpu")
+        if path is not None and not dataset_input(path, job.data_dir).holds_features:
+            job.extractions(choice, "cpu")
     if job.loop.train.save_best_model and job.val_dataset is None:
         raise ValueError(
             "save_best_model: true chooses by validation loss. Pass --val_dataset, "
@@ -224,13 +244,165 @@ def _check_start(job: TrainJob) -> None:
     if start is not None and not start.startswith("seeded:") and not Path(start).is_file():
         raise FileNotFoundError(f"starting_checkpoint: {start}: no such file")
     if start is None and job.recipe.model.model_class == "CLIPLastLayer":
-        encoder = job.images.features
+        encoder = job.recipe.features
         check_text(encoder.text_model, encoder.text_weights)
         if is_bert(encoder.text_model):
             raise ValueError(
                 f"CLIPLastLayer starts from CLIP's last layer; text_model {encoder.text_model} is "
                 "no CLIP"
             )
+
+
+def dataset_input(path: str, data_dir: Path) -> CaptionInput:
+    """What a flag names.
+
+    Args:
+        path: a feature file; a folder or pattern of tars, with our features or with images; a COCO
+            captions JSON; or a folder of images with one such JSON in it.
+        data_dir: where the images of a JSON are.
+
+    Raises:
+        FileNotFoundError, ValueError: nothing is there, or it is of an unknown kind.
+    """
+    folder = Path(path)
+    if not folder.is_dir() or listed(folder, "*.tar"):
+        return CaptionInput(path, data_dir)
+    found = listed(folder, "*.json")
+    if len(found) != 1:
+        raise ValueError(
+            f"{path} is a folder with neither .tar files nor exactly one captions .json "
+            f"({len(found)} found)"
+        )
+    return CaptionInput(found[0], folder)
+
+
+def open_datasets(
+    job: TrainJob, device: torch.device, progress: Progress = silent
+) -> list[StoredPairs | None]:
+    """The pairs for training, validation and test; images are encoded when all is there.
+
+    Images and captions are encoded once, by what the extraction commands run: to what a stored file
+    would hold, in memory or in a file without a name that goes with the process.
+
+    Args:
+        job: names the datasets.
+        device: where images are encoded, and where the batches are needed.
+        progress: shows the encoding of images; see talk2dino.progress.
+
+    Raises:
+        ValueError: a file is damaged, lacks a feature (the message names the command for it) or
+            does not fit the recipe; an image cannot be read.
+        FileNotFoundError: images are missing.
+    """
+    choice = job.choice
+    wanted = (
+        (job.train_dataset, choice),
+        (job.val_dataset, choice.for_validation()),
+        (job.test_dataset, choice.for_retrieval()),
+    )
+    opened: list[Any] = [path and _opened(job, path, chosen, device) for path, chosen in wanted]
+    for place, ((path, chosen), found) in enumerate(zip(wanted, opened, strict=True)):
+        if path is not None and isinstance(found, Collection):
+            features = _encoded(job, found, path, chosen, device, progress)
+            opened[place] = StoredPairs(features, chosen, path, device, job.cache_bytes)
+    return opened
+
+
+def _opened(
+    job: TrainJob, path: str, choice: FeatureChoice, device: torch.device
+) -> StoredPairs | Collection:
+    """Stored features, checked; or what is to be encoded, all of which is there."""
+    data = dataset_input(path, job.data_dir)
+    if not data.holds_features:
+        collection = data.split(0, 1)
+        check_exist(collection.sources, every=True)
+        return collection
+    if data.tars:
+        data.need_images = False
+        features = data.split(0, 1).features
+    else:
+        features = read_features(path)
+        check_records(features, path, need_ids=False)
+    pairs = StoredPairs(features, choice, path, device, job.cache_bytes)
+    columns = (features.image_features, features.caption_features)
+    check_widths(*columns, choice, job.recipe, path)
+    for difference in feature_differences(features.settings, job.recipe.features):
+        logger.warning("%s: %s as the recipe says", path, difference)
+    return pairs
+
+
+def _encoded(
+    job: TrainJob,
+    collection: Collection,
+    path: str,
+    choice: FeatureChoice,
+    device: torch.device,
+    progress: Progress,
+) -> FeatureFile:
+    """All features: what the extraction commands would have stored.
+
+    Raises:
+        ValueError: they do not fit the recipe, as the first image and the first caption show; or an
+            image cannot be read.
+    """
+    records = collection.features
+    of_images, of_captions = job.extractions(choice, str(device))
+    parts = (
+        (of_images, choice.image_keys, records.num_images, progress),
+        (of_captions, choice.caption_keys, len(records.annotations), silent),
+    )
+    image, caption = (next(_rows(collection, e, keys, [range(1)])) for e, keys, *_ in parts)
+    check_widths(image, caption, choice, job.recipe, path)
+    needed = sum(row.nbytes for row in image.values()) * records.num_images
+    needed += sum(row.nbytes for row in caption.values()) * len(records.annotations)
+    if large := needed > job.cache_bytes:
+        logger.warning(
+            "%s: its features take %.1f GB, more than --cache_gb %g: they are in a file in %s "
+            "(TMPDIR) while this runs. Extract them to keep them: dino_extraction_v2.py and "
+            "text_features_extraction.py.",
+            *(path, needed / 1e9, job.cache_bytes / 1e9, tempfile.gettempdir()),
+        )
+    columns = []
+    for first, (extraction, keys, count, shown) in zip((image, caption), parts, strict=True):
+        make = _unnamed if large else Tensor.new_empty
+        held = {key: make(row, (count, *row.shape[1:])) for key, row in first.items()}
+        chunks = extraction.chunks(count)
+        with shown(count, 0) as bar:
+            rows_of_all = _rows(collection, extraction, keys, chunks)
+            for positions, found in zip(chunks, rows_of_all, strict=True):
+                for key, rows in found.items():
+                    held[key][positions.start : positions.stop] = rows
+                    if large:
+                        forget(held[key])
+                bar.update(len(positions))
+        columns.append(held)
+    recorded = {e.settings.section: e.settings.recorded() for e in (of_images, of_captions)}
+    of_all = (columns[0], columns[1], recorded)
+    features = FeatureFile(records.images, records.annotations, *of_all)
+    features.mapped_from = Path(tempfile.gettempdir()) if large else None
+    return features
+
+
+def _rows(
+    collection: Collection, extraction: Extraction, keys: Sequence[str], chunks: Sequence[range]
+) -> Iterator[dict[str, Tensor]]:
+    """The features of chunks of images or captions, key -> (n, ...) in main memory."""
+    for found in fetched_behind(extraction.results(collection, chunks), extraction.device):
+        if found.failures:
+            raise ValueError(
+                f"{first_few(found.failures.values())}; extract the features first: "
+                "dino_extraction_v2.py leaves such images out."
+            )
+        yield {key: found.columns[key] for key in keys}
+
+
+def _unnamed(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """An empty tensor, mapped from a file without a name, which goes with the process."""
+    with tempfile.TemporaryFile() as file:
+        file.truncate(shape[0] * like[:1].nbytes)
+        if hasattr(os, "posix_fallocate"):  # a full disk is an error now, not a crash later
+            os.posix_fallocate(file.fileno(), 0, shape[0] * like[:1].nbytes)
+        return torch.from_numpy(np.memmap(file, like.numpy().dtype, "r+", shape=shape))
 
 
 def first_model(config: ProjectionConfig, seed: int, text: FeatureConfig) -> Projection:

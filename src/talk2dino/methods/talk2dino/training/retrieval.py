@@ -11,9 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from talk2dino.config import check_at_least
+from talk2dino.methods.talk2dino.projection import Projection
+from talk2dino.methods.talk2dino.training.dataset import StoredPairs
 
 SCORES_AT_ONCE = 1 << 24
 """Scores held in memory at a time (64 MiB of float32); M x N of them never are."""
+_CAPTIONS = 256  # that are embedded at once
 _BLOCK = 1 << 21
 """Numbers of a store read at a time: 8 MiB, which a cache holds for the lengths and the cosines."""
 
@@ -70,6 +73,29 @@ def retrieval(text: Tensor, visual: Tensor, caption_rows: Tensor) -> Retrieval:
         text_to_image=summarise(ranks(text, rows, visual, images)),
         image_to_text=summarise(ranks(visual[described], described, text, rows)),
     )
+
+
+def embed_pairs(model: Projection, pairs: StoredPairs) -> tuple[Tensor, Tensor, Tensor]:
+    """Every caption, and every image that has one, in the common space.
+
+    Args:
+        model: the projection.
+        pairs: with one vector per caption and per image.
+
+    Returns:
+        (M, D) captions, (N, D) images, and (M,) the row of each caption's image.
+    """
+    _, rows = pairs.caption_rows.unique(return_inverse=True)
+    parts = torch.arange(len(pairs)).split(_CAPTIONS)
+    texts, images = [], torch.empty(0)
+    with torch.no_grad():
+        for index, batch in zip(parts, pairs.batches(parts), strict=True):
+            visual, text = batch.embedded(model)
+            texts.append(text)
+            if not len(images):
+                images = visual.new_empty((int(rows.max()) + 1, *visual.shape[1:]))
+            images[rows[index].to(visual.device)] = visual
+    return torch.cat(texts), images, rows
 
 
 def ranks(queries: Tensor, image_of: Tensor, ranked: Tensor, image_of_ranked: Tensor) -> Tensor:
