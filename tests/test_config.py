@@ -114,10 +114,10 @@ def test_keys_of_the_chosen_loss_and_strategy_are_read(tmp_path):
     )
     recipe = load_recipe(path)
     assert recipe.model.alpha == 0.5
-    assert recipe.train.loss_settings == {"temperature": 0.1}
+    assert recipe.train.loss == {"temperature": 0.1}
     assert recipe.train.as_dict()["temperature"] == 0.1
     path = write(tmp_path, "model: {}\ntrain: {ltype: triplet, margin: 1}")
-    assert load_recipe(path).train.loss_settings == {"margin": 1.0, "max_violation": True}
+    assert load_recipe(path).train.loss == {"margin": 1.0, "max_violation": True}
     assert TrainConfig().as_dict()["temperature"] == 0.07
 
 

@@ -30,7 +30,7 @@ def test_the_notebook_runs_from_top_to_bottom(path, root, tmp_path, monkeypatch)
         (tmp_path / name).mkdir()
         monkeypatch.setenv(name, str(tmp_path / name))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(root / "src"), *_python_path()]))
-    monkeypatch.setenv("TALK2DINO_NOTEBOOK_IMAGES", "128")
+    monkeypatch.setenv("TALK2DINO_NOTEBOOK_IMAGES", "120")
     monkeypatch.delenv("MPLBACKEND", raising=False)  # the kernel chooses the one of notebooks
     notebook = nbformat.read(path, as_version=4)
     resources = {"metadata": {"path": str(path.parent)}}

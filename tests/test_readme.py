@@ -164,7 +164,7 @@ def test_every_key_of_a_recipe_is_described_with_its_default(root):
     }
     known = [ProjectionConfig(), TrainConfig(), TrainConfig(ltype="triplet"), FeatureConfig()]
     defaults = {k: v for config in known for k, v in vars(config).items() if k != "loss"}
-    defaults |= known[1].loss_settings | known[2].loss_settings | {"ltype": "infonce"}
+    defaults |= known[1].loss | known[2].loss | {"ltype": "infonce"}
     assert set(defaults) <= set(described)
     for key, value in defaults.items():
         assert yaml.safe_load(described[key].strip("`")) == value, key

@@ -336,3 +336,54 @@ def test_a_picture_has_one_vector_by_attention_mean_or_its_cls_token(model, coff
         torch.testing.assert_close(model.encode_image(coffee, pool=pool), vector)
     with pytest.raises(ValueError, match="unknown pool 'max'"):
         model.encode_image(coffee, pool="max")
+
+
+IMAGE = torch.zeros(1, 3, 28, 28)
+
+
+@pytest.fixture(scope="module")
+def small(model):
+    """The toy pair with a small input."""
+    return Talk2DINO(model.segmenter.variant(input_size=56), model.loaded)
+
+
+@pytest.fixture(scope="module")
+def tokens(small):
+    return small.build_dataset_class_tokens("simple", NAMES)
+
+
+@pytest.fixture(scope="module")
+def classes(small, tokens):
+    return small.build_text_embedding(tokens)
+
+
+def test_class_names_may_be_an_array(small, tokens):
+    assert torch.equal(small.build_dataset_class_tokens("simple", np.array(NAMES)), tokens)
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.uint16])
+def test_tokens_may_be_whole_numbers_of_any_size(small, tokens, classes, kind):
+    torch.testing.assert_close(small.build_text_embedding(tokens.to(kind)), classes)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m, t, c: m.build_dataset_class_tokens("subset", [1]), "found 1 in it"),
+        (lambda m, t, c: m.build_dataset_class_tokens("subset", ["cup", " "]), "an empty class"),
+        (lambda m, t, c: m.build_text_embedding(t.numpy()), r"a tensor \(C, T, 77\).* ndarray"),
+        (lambda m, t, c: m.build_text_embedding(t[0]), r"\(C, T, 77\).*found \(1, 77\)"),
+        (lambda m, t, c: m.build_text_embedding(t.float()), "whole numbers, found .*float32"),
+        (lambda m, t, c: m.generate_masks(IMAGE[0], None, c), r"BGR, found \(3, 28, 28\)"),
+        (lambda m, t, c: m.generate_masks(IMAGE, None, c[0]), r"text_emb must be .*\(192,\)"),
+        (lambda m, t, c: m.generate_masks(IMAGE, None, c, text_is_token=True), "only False"),
+    ],
+)
+def test_what_does_not_fit_is_told(small, tokens, classes, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(small, tokens, classes)
+
+
+def test_embeddings_of_half_precision_are_compared_in_single(small, classes):
+    masks, _ = small.generate_masks(IMAGE, None, classes.half())
+    assert masks.dtype == torch.float32

@@ -1,11 +1,14 @@
 """Segmenter settings from recipes and from the published model YAML."""
 
+import logging
+
 import pytest
 import yaml
 
 from talk2dino.methods.talk2dino.config import (
     SegmenterConfig,
     config_from_model_section,
+    read_published,
     read_segmenter_config,
 )
 from talk2dino.methods.talk2dino.projection import ProjectionConfig
@@ -147,3 +150,83 @@ def test_check_finds_unknown_models_and_missing_files_without_loading():
         config(text_model="ViT-X").check()
     with pytest.raises(FileNotFoundError, match=r"at nowhere\.pth.*README.*train\.py.*seeded"):
         config(projection_weights="nowhere.pth").check()
+
+
+EVALUATED = """
+model:
+  type: DINOText
+  model_name: toy
+  clip_model_name: toy
+  proj_class: toy
+  proj_name: toy
+"""
+
+
+@pytest.fixture
+def published(tmp_path):
+    def write_files(model=EVALUATED, evaluation="evaluate:\n  task: [voc20]\n"):
+        files = tmp_path / "model.yml", tmp_path / "eval.yml"
+        for path, text in zip(files, (model, evaluation), strict=True):
+            path.write_text(text)
+        return files
+
+    return write_files
+
+
+def test_options_override_both_files(published):
+    options = [
+        "model.vision_weights=seeded:7",
+        "evaluate.bg_thresh=0.52",
+        "evaluate.task=[voc,ade]",
+    ]
+    config, section, _ = read_published(*published(), [*options, "model.with_bg_clean=true"])
+    assert config.vision_weights == "seeded:7"
+    assert config.clean_background
+    assert (section.bg_thresh, section.task) == (0.52, ["voc", "ade"])
+
+
+def test_keys_without_effect_give_one_warning(published, caplog):
+    evaluation = """
+_base_: ../default.yml
+evaluate:
+  task: [voc]
+  kp_w: 0.3
+  save_logits: null
+  pred_qual_path: null
+"""
+    with caplog.at_level(logging.WARNING):
+        read_published(*published(evaluation=evaluation))
+    (record,) = caplog.records
+    for key in ("_base_", "evaluate.kp_w", "evaluate.save_logits", "evaluate.pred_qual_path"):
+        assert key in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("model", "evaluation", "options", "message"),
+    [
+        (
+            EVALUATED + "  resise_dim: 3\n",
+            "evaluate: {task: [voc]}",
+            [],
+            "Did you mean 'resize_dim'",
+        ),
+        (EVALUATED, "evaluate: {task: [voc], bg_tresh: 1}", [], "Did you mean 'bg_thresh'"),
+        (EVALUATED, "evalute: {task: [voc]}", [], "unknown section 'evalute'"),
+        (EVALUATED, "evaluate: {pamr: true}", [], "'task:' is missing"),
+        (EVALUATED, "evaluate: {task: [3]}", [], "task[0] must be str, got 3"),
+        (EVALUATED, "evaluate: {task: [voc], bg_thresh: high}", [], "must be float or null"),
+        (EVALUATED, "evaluate: {task: [voc]}", ["bg_thresh=0.5"], "expected section.key=value"),
+        (EVALUATED, "evaluate: {task: [voc]}", ["evaluate.bg=0.5"], "unknown key 'bg'"),
+        (EVALUATED, "evaluate: {task: [voc]}", ["evaluate.task=[voc"], "not valid YAML"),
+        (EVALUATED, "evaluate: {task: [voc], template: all}", [], "unknown template 'all'"),
+    ],
+)
+def test_anything_else_is_an_error(published, model, evaluation, options, message):
+    with pytest.raises(ValueError) as error:
+        read_published(*published(model, evaluation), options)
+    assert message in str(error.value)
+
+
+def test_a_missing_evaluation_file_is_explained(published):
+    with pytest.raises(ValueError, match="section 'evaluate:' is missing"):
+        read_published(published()[0], None)

@@ -68,21 +68,16 @@ class TrainConfig:
     """Keep the weights of the epoch with the lowest validation loss instead of the last ones."""
 
     loss: Mapping[str, Any] = field(default_factory=dict)
-    """What the recipe says of the loss's own keys, which stand among the others in the file."""
+    """The loss's own keys, which stand among the others in the file; those left out are added."""
 
     def __post_init__(self) -> None:
         check_name("loss (ltype)", self.ltype, LOSSES)
         check_at_least(1, num_epochs=self.num_epochs, batch_size=self.batch_size)
         if not 0 < self.lr < math.inf:
             raise ValueError(f"lr must be positive and finite, got {self.lr}")
+        own = {key: default.default for key, _, default in _loss_keys(self.ltype)}
+        object.__setattr__(self, "loss", own | dict(self.loss))
         self.loss_of(torch.eye(2))  # the loss refuses its own wrong values
-
-    @property
-    def loss_settings(self) -> dict[str, Any]:
-        """All keys of the loss with their values, those included that are left at their default."""
-        return {key: default.default for key, _, default in _loss_keys(self.ltype)} | dict(
-            self.loss
-        )
 
     def loss_of(self, scores: Tensor) -> Tensor:
         """The loss of (B, B) scores: the function that `ltype` names, with its settings."""
@@ -90,9 +85,8 @@ class TrainConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """Every key of the section that has an effect, flat."""
-        content = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
-        content.pop("loss")
-        return content | self.loss_settings
+        general = {key: value for key, value in vars(self).items() if key != "loss"}
+        return general | dict(self.loss)
 
 
 @dataclass(frozen=True)
@@ -194,7 +188,8 @@ def _build_train(section: Any, source: str) -> TrainConfig:
     """The `train:` section, in which the keys of the chosen loss stand among the others."""
     hints = typing.get_type_hints(TrainConfig)
     hints.pop("loss")
-    general = [(key, hint, field(default=None)) for key, hint in hints.items()]
+    defaults = vars(TrainConfig())
+    general = [(key, hint, field(default=defaults[key])) for key, hint in hints.items()]
     given = section if isinstance(section, Mapping) else {}
     ltype = str(given.get("ltype", TrainConfig.ltype))
     with naming(source):
@@ -207,11 +202,11 @@ def _build_train(section: Any, source: str) -> TrainConfig:
                 f"{source}: {key} has no effect with ltype: {ltype}, it belongs to "
                 f"{' and '.join(owners)}. Remove it, or choose that loss."
             )
-    values: Any = build(dataclasses.make_dataclass("Section", [*general, *own]), section, source)
-    typed = {key: getattr(values, key) for key in given}
-    loss = {key: typed.pop(key) for key, *_ in own if key in typed}
+    fields = dataclasses.make_dataclass("Section", [*general, *own])
+    values = dict(vars(build(fields, section, source)))
+    loss = {key: values.pop(key) for key, *_ in own}
     with naming(source):
-        return TrainConfig(**typed, loss=loss)
+        return TrainConfig(**values, loss=loss)
 
 
 def _loss_keys(ltype: str) -> list[tuple[str, Any, Any]]:

@@ -22,7 +22,7 @@ from talk2dino.methods.talk2dino.hub.save import (
 from talk2dino.methods.talk2dino.projection import build_projection
 from talk2dino.methods.talk2dino.recipe import write_recipe
 
-from .test_load import same_model
+from .test_find import same_model
 
 TRAINING = {
     "command": "python train.py --model configs/toy.yaml",

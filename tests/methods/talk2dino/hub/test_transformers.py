@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from talk2dino import Talk2DINO
 from talk2dino.methods.talk2dino import autoload
 
-from .test_load import FETCH, same_model
+from .test_find import FETCH, same_model
 
 
 @pytest.fixture(scope="module")
