@@ -336,6 +336,7 @@ def _read_torchscript(path: Path) -> dict[str, Tensor]:
 
 
 def listed(names: Iterable[str], most: int = 8) -> str:
+    """The first names, and how many more there are."""
     names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -211,7 +211,7 @@ class Talk2DINO(Saving, nn.Module):
         pictures, single = _as_list(images)
         found = []
         for batch in _batches(pictures, single):
-            windows = [self._window(image) for image in batch]
+            windows = [rgb_tensor(image)[None].to(self.device, torch.float32) for image in batch]
             squares = torch.cat([self.segmenter.resize_windows(window) for window in windows])
             if pool is None:
                 found.append(self.segmenter.patch_features(squares).patches)
@@ -350,10 +350,6 @@ class Talk2DINO(Saving, nn.Module):
         if not isinstance(text, TextEncoder):
             raise ValueError(f"{text.name} is no CLIP text encoder, so it has no CLIP tokens.")
         return text
-
-    def _window(self, image: Image.Image) -> Tensor:
-        """(1, 3, h, w) RGB float in [0, 255], on the device."""
-        return rgb_tensor(image)[None].to(self.device, torch.float32)
 
 
 def _fingerprint(part: nn.Module) -> dict[str, tuple[tuple[int, ...], int]]:

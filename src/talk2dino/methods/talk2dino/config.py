@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from talk2dino.backbones import text, vision
 from talk2dino.backbones.seeded import parse_seeded
 from talk2dino.backbones.templates import get_templates
 from talk2dino.backbones.text import check_text, is_bert
-from talk2dino.backbones.vision import check_vision
+from talk2dino.backbones.vision import SHORT_NAMES, check_vision
 from talk2dino.config import build, check_name, naming
 from talk2dino.files import find_in_checkout
 from talk2dino.methods.dense import RefinementOptions
@@ -175,12 +174,10 @@ def feature_differences(settings: Mapping[str, Any], expected: FrozenModels) -> 
         expected: their names and weights.
     """
     differences = []
-    for side, module in (("vision", vision), ("text", text)):
+    for side in ("vision", "text"):
         found = settings.get(side, {})
-        name = getattr(expected, f"{side}_model")
-        weights = getattr(expected, f"{side}_weights") or module.default_weights(name)
-        for key, wanted in (("model", name), ("weights", weights)):
-            names = [vision.SHORT_NAMES.get(n, n) for n in (found.get(key), wanted)]
+        for key, wanted in zip(("model", "weights"), expected.frozen(side), strict=True):
+            names = [SHORT_NAMES.get(n, n) for n in (found.get(key), wanted)]
             if names[0] not in (None, names[1]):
                 differences.append(f"{side} {key} is {names[0]}, not {names[1]}")
     return differences

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from talk2dino.backbones import text, vision
+from talk2dino.backbones import vision
 from talk2dino.backbones.seeded import PREFIX
 from talk2dino.backbones.templates import ALIASES
 from talk2dino.benchmarks.table import Benchmark
@@ -229,12 +229,9 @@ class Talk2DinoMethod(Method):
         """The configuration as plain data."""
         config = self.config
         settings = dataclasses.asdict(config)
-        for side, weights in (
-            ("projection", config.whole or config.projection_weights),
-            ("vision", config.vision_weights or vision.default_weights(config.vision_model)),
-            ("text", config.text_weights or text.default_weights(config.text_model)),
-        ):
-            settings[f"{side}_weights"] = content_digest(weights)
+        settings["projection_weights"] = content_digest(config.whole or config.projection_weights)
+        for side in ("vision", "text"):
+            settings[f"{side}_weights"] = content_digest(config.frozen(side)[1])
         settings["projection"].pop("starting_checkpoint")
         if not takes(config.projection.alignment_strategy, "temperature"):
             settings["projection"].pop("routing_temperature")

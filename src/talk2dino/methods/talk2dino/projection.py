@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from talk2dino.backbones.checkpoints import load_strict, looks_like, state_shapes
+from talk2dino.backbones.checkpoints import listed, load_strict, looks_like, state_shapes
 from talk2dino.backbones.seeded import parse_seeded, seeded_state
 from talk2dino.config import build, check_at_least, check_name
 from talk2dino.devices import float32_by_default, keep_float32
@@ -440,10 +440,8 @@ def identify_projection(state: Mapping[str, Tensor], source: str) -> ProjectionC
     if first is None and (kind := looks_like(state)):
         raise ValueError(f"{source} is no Talk2DINO model or projection: it looks like {kind}.")
     if first is None or first.ndim != 2 or any("visual" in name for name in state):
-        names = sorted(state)
-        found = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
         raise ValueError(
-            f"{source} holds another projection than ProjectionLayer ({found}). "
+            f"{source} holds another projection than ProjectionLayer ({listed(sorted(state), 6)}). "
             "Say which with config=, a recipe of configs/."
         )
     layers = {name.split(".")[1] for name in state if name.startswith("hidden_layers.")}

@@ -15,6 +15,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from talk2dino.backbones.seeded import default_weights
 from talk2dino.config import build, check_at_least, check_name, naming
 from talk2dino.files import find_in_checkout, write_text
 from talk2dino.methods.talk2dino.alignment import takes
@@ -35,6 +36,11 @@ class FrozenModels:
     """Text encoder; see talk2dino.backbones.text."""
     text_weights: str | None = None
     """`pretrained`, a path, or `seeded:<n>`; null means the model's default."""
+
+    def frozen(self, side: str) -> tuple[str, str]:
+        """Name and weights of the `vision` or `text` model, the default ones by their name."""
+        name = getattr(self, f"{side}_model")
+        return name, getattr(self, f"{side}_weights") or default_weights(name)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import talk2dino
 from talk2dino.backbones.seeded import PREFIX
-from talk2dino.backbones.text import PRETRAINED, TextEncoder, default_weights
+from talk2dino.backbones.text import PRETRAINED, TextEncoder
 from talk2dino.benchmarks.results import NoResult, read_result
 from talk2dino.benchmarks.tables import results_table
 from talk2dino.config import reason
@@ -275,8 +275,7 @@ def _saved_config(
     if not config.projection_weights.startswith(PREFIX) or "projection" in changed:
         changes["projection_weights"] = INCLUDED
     for side in ("vision", "text"):
-        name = f"{side}_weights"
-        weights = getattr(config, name) or default_weights(getattr(config, f"{side}_model"))
+        _, weights = config.frozen(side)
         if side in changed:
             weights = "a change in Python"
             changes[f"{side}_model"] = getattr(segmenter, side).name
@@ -286,5 +285,5 @@ def _saved_config(
                 f"the {side} model's weights come from {weights}, which others do not have. Save "
                 "the whole model."
             )
-        changes[name] = weights if projection_only else INCLUDED
+        changes[f"{side}_weights"] = weights if projection_only else INCLUDED
     return dataclasses.replace(config, **changes)
