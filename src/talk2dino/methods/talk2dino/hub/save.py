@@ -57,8 +57,7 @@ def model_card(found: FoundModel, name: str, results: Sequence[Mapping[str, Any]
         results: of evaluations, as `benchmarks.results.read_result` gives them.
     """
     title = name.rpartition("/")[2]
-    training = found.training
-    settings = present_settings(training.get("settings") or {})
+    settings = present_settings(found.training.get("settings") or {})
     environment = Environment(
         loader=PackageLoader(__package__, "."),
         trim_blocks=True,
@@ -77,20 +76,8 @@ def model_card(found: FoundModel, name: str, results: Sequence[Mapping[str, Any]
         version=talk2dino.__version__,
         models=found.config,
         threshold=found.background_threshold,
-        training=defaultdict(lambda: None, training),
-        facts={
-            "recipe": training.get("recipe"),
-            "training data": settings.get("train_dataset"),
-            "captions": training.get("captions", settings.get("captions")),
-            "validation data": settings.get("val_dataset"),
-            "features": settings.get("feature_name"),
-            "loss": settings.get("train.ltype"),
-            "temperature": settings.get("train.temperature"),
-            "epochs": training.get("epochs"),
-            "best epoch": training.get("best_epoch"),
-            "train loss": training.get("train_loss"),
-            "validation loss": training.get("val_loss"),
-        },
+        training=defaultdict(lambda: None, found.training),
+        settings=defaultdict(lambda: None, settings),
         tables=tables,
     )
 
