@@ -77,11 +77,9 @@ class ProjectionConfig:
             check_name("weight_attn_heads", self.weight_attn_heads, HEAD_WEIGHTINGS)
         check_name("alignment_strategy", self.alignment_strategy, strategies())
         check_name("model_class", self.model_class, MODEL_CLASSES)
-        check_at_least(1, dino_embed_dim=self.dino_embed_dim, clip_embed_dim=self.clip_embed_dim)
-        check_at_least(1, num_attn_head=self.num_attn_head)
+        sizes = ("dino_embed_dim", "clip_embed_dim", "hidden_embed_dim", "num_attn_head")
+        check_at_least(1, **{n: size for n in sizes if (size := getattr(self, n)) is not None})
         check_at_least(0, hidden_layer=int(self.hidden_layer))
-        if self.hidden_embed_dim is not None:
-            check_at_least(1, hidden_embed_dim=self.hidden_embed_dim)
         if not 0 < self.alpha <= 1:
             raise ValueError(f"alpha must lie in (0, 1], got {self.alpha}")
         if not self.routing_temperature > 0:
@@ -121,8 +119,6 @@ class Projection(nn.Module):
             FileNotFoundError: there is no such file.
             ValueError: an unknown key or value.
         """
-        if isinstance(config, Mapping):
-            config = build(ProjectionConfig, config, "model configuration")
         return cls(_read_config(config))
 
     def project_clip_txt(self, text: Tensor, text_argmax: Tensor | None = None) -> Tensor:
@@ -468,15 +464,14 @@ def unit(vectors: Tensor) -> Tensor:
     return F.normalize(vectors, dim=-1, eps=NORM_EPS)
 
 
-def _read_config(config: ProjectionConfig | str | Path) -> ProjectionConfig:
+def _read_config(config: ProjectionConfig | Mapping[str, Any] | str | Path) -> ProjectionConfig:
     """A configuration as it is, or the `model:` section of a file of `configs/`."""
     if isinstance(config, ProjectionConfig):
         return config
-    return build(
-        ProjectionConfig,
-        read_sections(config, SECTIONS, required="model")["model"],
-        Path(config).name,
-    )
+    if isinstance(config, Mapping):
+        return build(ProjectionConfig, config, "model configuration")
+    section = read_sections(config, SECTIONS, required="model")["model"]
+    return build(ProjectionConfig, section, Path(config).name)
 
 
 def _activation(name: str | None) -> nn.Module:
