@@ -127,7 +127,7 @@ def test_shard_numbers_continue_over_splits(tmp_path):
         ({"in_batch_offset": -1}, "with 1 splits .* 0 to 0"),
         ({"n_in_splits": 2, "job_id": 2}, "--job_id 2: with 2 splits"),
         ({"n_in_splits": 2, "job_id": 1, "in_batch_offset": 1}, "--job_id the only"),
-        ({"out_offset": -1}, "out_offset not negative"),
+        ({"out_offset": -1}, "out_offset must be at least 0"),
     ],
 )
 def test_impossible_divisions_are_refused(changes, message):

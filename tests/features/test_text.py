@@ -254,7 +254,7 @@ def test_bert_stores_its_pooler_output(features, tmp_path, coco):
     [
         (["--model", "ViT-B-16"], "Did you mean 'ViT-B/16'"),
         (["--text_weights", "nowhere.pt"], "nowhere.pt"),
-        (["--batch_size", "0"], "--batch_size must be at least 1"),
+        (["--batch_size", "0"], "batch_size must be at least 1"),
         (["--amp", "float64"], "invalid choice: 'float64'"),
         (["--model", "bert-base-uncased", "--extract_dense_out"], "work with CLIP, not with bert"),
         (["--ann_path", "nothing.pth"], "nothing.pth: no such file"),

@@ -31,7 +31,7 @@ from talk2dino.backbones.vision import (
     patch_size,
     recorded_normalisation,
 )
-from talk2dino.config import check_name, reason
+from talk2dino.config import check_at_least, check_name, reason
 from talk2dino.devices import (
     AMP_TYPES,
     check_compiler,
@@ -85,11 +85,9 @@ class ImageSettings:
     def __post_init__(self) -> None:
         for key in self.keys:
             check_name("image feature", key, IMAGE_KEYS)
-        for name in ("resize_dim", "crop_dim", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
-        if self.workers < 0:
-            raise ValueError(f"--workers must not be negative, got {self.workers}")
+        sizes = {"resize_dim": self.resize_dim, "crop_dim": self.crop_dim}
+        check_at_least(1, **sizes, batch_size=self.batch_size)
+        check_at_least(0, workers=self.workers)
         check_name("resize", self.resize, RESIZES)
         if self.crop_dim > self.resize_dim:
             raise ValueError(

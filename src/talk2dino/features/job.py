@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from talk2dino.config import differences
+from talk2dino.config import check_at_least, differences
 from talk2dino.features.captions import CaptionInput, Collection
 from talk2dino.features.chunks import Chunks, Extraction, fetched_behind, holds_chunks, kept_in
 from talk2dino.features.store import FeatureFile, write_features
@@ -52,14 +52,10 @@ class Division:
     """Shards per split, where shards are written in place of a `.pth` file."""
 
     def __post_init__(self) -> None:
-        if min(self.n_in_splits, 1 + self.n_shards, 1 + self.out_offset) < 1:
-            raise ValueError(
-                "--n_in_splits must be at least 1, --n_shards and --out_offset not negative"
-            )
-        for flag, number in (
-            ("--in_batch_offset", self.in_batch_offset),
-            ("--job_id", self.job_id),
-        ):
+        check_at_least(1, n_in_splits=self.n_in_splits)
+        check_at_least(0, n_shards=self.n_shards, out_offset=self.out_offset)
+        numbers = {"--in_batch_offset": self.in_batch_offset, "--job_id": self.job_id}
+        for flag, number in numbers.items():
             if number is not None and not 0 <= number < self.n_in_splits:
                 raise ValueError(
                     f"{flag} {number}: with {self.n_in_splits} splits (--num_jobs or "

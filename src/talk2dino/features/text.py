@@ -18,7 +18,7 @@ from talk2dino.backbones.text import (
     is_bert,
     load_text,
 )
-from talk2dino.config import check_name
+from talk2dino.config import check_at_least, check_name
 from talk2dino.devices import AMP_TYPES, mixed_precision, resolve_dtype
 from talk2dino.features.captions import Collection
 from talk2dino.features.chunks import Chunk, Extraction
@@ -54,8 +54,7 @@ class TextSettings:
     def __post_init__(self) -> None:
         if self.amp:
             check_name("amp", self.amp, AMP_TYPES)
-        if self.batch_size < 1:
-            raise ValueError(f"--batch_size must be at least 1, got {self.batch_size}")
+        check_at_least(1, batch_size=self.batch_size)
         check_text(self.model, self.weights)
         resolve_dtype(self.dtype)
         if is_bert(self.model) and (self.dense or self.second_last):

@@ -263,8 +263,8 @@ def test_a_file_of_another_kind_is_not_resumed_from(tmp_path):
     [
         ({"optimizer": "adam"}, "unknown optimizer 'adam'.*Known: Adam, AdamW.*Did you mean 'Adam"),
         ({"scheduler": "cosinus"}, "unknown scheduler 'cosinus'"),
-        ({"weight_decay": -1.0}, "--weight_decay must not be negative"),
-        ({"seed": -1}, "--seed must not be negative"),
+        ({"weight_decay": -1.0}, "weight_decay must lie in"),
+        ({"seed": -1}, "seed must be at least 0"),
         ({"warmup": -1}, "--warmup must not be negative"),
     ],
 )

@@ -390,8 +390,8 @@ def _rows(
     for found in fetched_behind(extraction.results(collection, chunks), extraction.device):
         if found.failures:
             raise ValueError(
-                f"{first_few(found.failures.values())}; extract the features first: "
-                "dino_extraction_v2.py leaves such images out."
+                f"{first_few(found.failures.values())} dino_extraction_v2.py leaves such images "
+                "out: extract the features first."
             )
         yield {key: found.columns[key] for key in keys}
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from talk2dino.config import check_name
+from talk2dino.config import check_at_least, check_between, check_name
 from talk2dino.methods.talk2dino.alignment import selected_heads, takes
 from talk2dino.methods.talk2dino.projection import Projection
 from talk2dino.methods.talk2dino.recipe import TrainConfig
@@ -60,10 +60,8 @@ class LoopSettings:
     def __post_init__(self) -> None:
         check_name("optimizer", self.optimizer, OPTIMIZERS)
         Schedule(self.scheduler, self.train.lr, self.warmup, total_steps=self.warmup + 1)
-        if self.weight_decay < 0:
-            raise ValueError(f"--weight_decay must not be negative, got {self.weight_decay}")
-        if self.seed < 0:
-            raise ValueError(f"--seed must not be negative, got {self.seed}")
+        check_between(0, 10**6, weight_decay=self.weight_decay)
+        check_at_least(0, seed=self.seed)
 
 
 class TrainingRun(Run):
