@@ -49,11 +49,9 @@ class Positions(Extraction):
             failures = {row: f"image {row}: gone" for row in items if row in self.failing}
             yield Chunk({"dino_features": rows} if len(rows) else {}, failures)
 
-    def completed(self, collection, made):
-        kept = torch.tensor(
-            [r for r in range(len(self.items(collection))) if r not in made.failures]
-        )
-        return collection.features.select(kept).completed(made.columns, "vision", {"size": 56})
+    def completed(self, features, made):
+        kept = torch.tensor([r for r in range(features.num_images) if r not in made.failures])
+        return features.select(kept).completed(made.columns, "vision", {"size": 56})
 
 
 @pytest.fixture

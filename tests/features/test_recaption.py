@@ -70,7 +70,7 @@ def test_features_of_replaced_captions_are_dropped():
         settings={"text": {"model": "toy"}, "vision": {"model": "toy"}},
     )
     assert features.caption_rows.tolist() == [1, 1]
-    recaptioned(features, ["one", "two", "three"], "blip")
+    features = recaptioned(features, ["one", "two", "three"], "blip")
     assert [(a["id"], a["image_id"], a["caption"]) for a in features.annotations] == [
         (1, 1, "one"),
         (2, 2, "two"),

@@ -98,10 +98,9 @@ class Extraction(ABC):
     def results(self, collection: Collection, chunks: Sequence[range]) -> Iterator[Chunk]:
         """The results of chunks, given by the positions of their items, on the device."""
 
-    def completed(self, collection: Collection, made: Chunk) -> FeatureFile:
+    def completed(self, features: FeatureFile, made: Chunk) -> FeatureFile:
         """The records of a collection with the results of all its items."""
-        section, recorded = self.settings.section, self.settings.recorded()
-        return collection.features.completed(made.columns, section, recorded)
+        return features.completed(made.columns, self.settings.section, self.settings.recorded())
 
 
 def fetched_behind(results: Iterable[Chunk], device: torch.device) -> Iterator[Chunk]:

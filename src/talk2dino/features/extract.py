@@ -7,7 +7,7 @@ can write new captions for them, in place of the ones in the file.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -188,14 +188,13 @@ class ImageExtraction(Extraction):
         }
         return Chunk(columns, failures, captions)
 
-    def completed(self, collection: Collection, made: Chunk) -> FeatureFile:
+    def completed(self, features: FeatureFile, made: Chunk) -> FeatureFile:
         """The images that could be read; older image columns stay if made the same way."""
-        kept = torch.ones(collection.features.num_images, dtype=torch.bool)
+        kept = torch.ones(features.num_images, dtype=torch.bool)
         kept[list(made.failures)] = False
-        read = replace(collection, features=collection.features.select(kept.nonzero().flatten()))
-        result = super().completed(read, made)
+        result = super().completed(features.select(kept.nonzero().flatten()), made)
         if self.settings.blip_model:
-            recaptioned(result, made.captions, self.settings.blip_model)
+            return recaptioned(result, made.captions, self.settings.blip_model)
         return result
 
 
@@ -210,23 +209,16 @@ class DecodedBatch(NamedTuple):
     """(B, 3, h, w) float, for the captioning model, if there is one."""
 
 
+@dataclass
 class Decoded(Dataset):
-    """Batches of decoded images, given by their positions; bad ones are reported, not raised.
+    """Batches of decoded images, given by their positions; bad ones are reported, not raised."""
 
-    Args:
-        sources: the places of all images.
-        transform: PIL image to uint8 pixels.
-        caption_transform: PIL image to the pixels of a captioning model.
-    """
-
-    def __init__(
-        self,
-        sources: Sequence[ImageSource],
-        transform: ImageTransform,
-        caption_transform: Callable[[Image.Image], Tensor] | None = None,
-    ) -> None:
-        self.sources, self.transform = sources, transform
-        self.caption_transform = caption_transform
+    sources: Sequence[ImageSource]
+    """The places of all images."""
+    transform: ImageTransform
+    """PIL image to uint8 pixels."""
+    caption_transform: Callable[[Image.Image], Tensor] | None = None
+    """PIL image to the pixels of a captioning model."""
 
     def __getitem__(self, positions: range) -> DecodedBatch:
         images, inputs, failures = [], [], {}
@@ -358,25 +350,25 @@ def check_installed() -> None:
         raise ImportError("--blip_model needs transformers: pip install transformers") from error
 
 
-def recaptioned(features: FeatureFile, captions: list[str], model: str) -> None:
-    """Give every image of `features` its one new caption, in place; its id is the image's.
+def recaptioned(features: FeatureFile, captions: list[str], model: str) -> FeatureFile:
+    """The images of `features`, each with its one new caption, whose id is the image's.
 
     Old captions are kept as `original_captions`. Their features are dropped.
 
     Args:
-        features: with one row per caption in `images`.
+        features: images with any number of captions.
         captions: (N,) new ones, in the order of the images.
         model: name to record.
     """
     old: dict[Any, list[str]] = {image["id"]: [] for image in features.images}
     for annotation in features.annotations:
         old[annotation["image_id"]].append(annotation["caption"])
-    features.annotations = [
+    annotations = [
         {"id": own, "image_id": own, "caption": caption, "original_captions": before}
         for (own, before), caption in zip(old.items(), captions, strict=True)
     ]
-    features.__dict__.pop("caption_rows", None)
-    features.caption_features = {}
-    features.settings.pop("text", None)
-    features.settings.pop("bert", None)
-    features.settings["captions"] = {"blip_model": model}
+    made = {key: how for key, how in features.settings.items() if key not in ("text", "bert")}
+    return FeatureFile(
+        *(features.images, annotations, features.image_features, {}),
+        *({**made, "captions": {"blip_model": model}}, features.extra, features.layout),
+    )

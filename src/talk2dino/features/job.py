@@ -232,7 +232,7 @@ class Job:
         if self.keeps:
             for key in collection.features.caption_features:
                 made.columns.pop(key, None)
-        features = self.extraction.completed(collection, made)
+        features = self.extraction.completed(collection.features, made)
         files = self.outputs[split]
         with kept_in(self.folder):
             if self.division.n_shards:
