@@ -104,7 +104,7 @@ def test_each_method_embeds_its_own_names_and_scores_with_its_own_threshold(tmp_
 
     spy(Talk2DinoSegmenter, "embed_classes", embedded, 0)
     spy(OVSegmentorSegmenter, "embed_classes", embedded, 0)
-    spy(scoring, "spread_labels", scored, 3)  # where Talk2DINO's scores meet the threshold
+    spy(scoring, "spread_labels", scored, 4)  # where Talk2DINO's scores meet the threshold
     spy(OVSegmentorSegmenter, "score_features", scored, 2)
     one_image = ["--num_jobs", 3, "--job_id", 0]
     assert evaluate(tmp_path, *one_image, benchmarks="voc") == 0

@@ -159,8 +159,6 @@ class Outcome:
     """Its files and settings."""
     result: dict[str, Any] | None
     """The content of its JSON; None while images of other jobs are missing."""
-    path: Path
-    """The JSON."""
     counted: int
     """Images counted so far."""
 
@@ -228,7 +226,7 @@ def run_job(
                         write_result(job.output, run.name, result, arrays)
                 else:
                     result = read_result(path)
-            outcomes[run.name] = Outcome(run, result, path, len(found))
+            outcomes[run.name] = Outcome(run, result, len(found))
     return [outcomes[run.name] for run in runs]
 
 
@@ -279,7 +277,6 @@ class _Models:
         names = [run.name for run in runs]
         self._evaluations = dict(zip(names, job.evaluations, strict=True))
         self._base: tuple[str, Segmenter] | None = None
-        self._queries: dict[str, ClassQuery] = {}
 
     def tasks(self, runs: Sequence[Run]) -> list[Task]:
         """One task per run; segmenters of one model share all weights."""
@@ -297,26 +294,24 @@ class _Models:
         return Task(segmenter, self._query(evaluation, segmenter, run))
 
     def _query(self, evaluation: Evaluation, segmenter: Segmenter, run: Run) -> ClassQuery:
-        """What is looked for, from memory or from the results folder if its rows are there."""
+        """What is looked for; from the results folder if its rows are there."""
         labels, words = evaluation.lists(run.dataset)
         deciding = evaluation.method.text_settings(run.settings["segmenter"])
         key = _digest([labels, words, deciding])[:16]
         path = self._job.output / "embeddings" / f"{key}.pth"
-        if key not in self._queries and path.is_file():
+        pooling = evaluation.words(run.dataset).pooling
+        if path.is_file():
             try:
                 saved = load_torch(path)
-                found = ClassQuery(labels, saved["rows"], saved["owner"], evaluation.bg_thresh)
-                self._queries[key] = found.to(self._job.device)
+                rows, owner = saved["rows"], saved["owner"]
+                found = ClassQuery(labels, rows, owner, evaluation.bg_thresh, pooling)
+                return found.to(self._job.device)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 logger.warning("%s is not used: %s", path, error)
-        if key not in self._queries:
-            query = segmenter.query(labels, evaluation.bg_thresh, words)
-            self._queries[key] = query
-            owner = None if query.owner is None else query.owner.cpu()
-            save_torch({"names": list(labels), "rows": query.rows.cpu(), "owner": owner}, path)
-        pooling = evaluation.words(run.dataset).pooling
-        changes: dict[str, Any] = {"background": evaluation.bg_thresh, "pooling": pooling}
-        return dataclasses.replace(self._queries[key], **changes)
+        query = segmenter.query(labels, evaluation.bg_thresh, words)
+        owner = None if query.owner is None else query.owner.cpu()
+        save_torch({"names": list(labels), "rows": query.rows.cpu(), "owner": owner}, path)
+        return dataclasses.replace(query, background=evaluation.bg_thresh, pooling=pooling)
 
 
 def group_runs(runs: Sequence[Run]) -> list[list[Run]]:
@@ -363,16 +358,28 @@ def evaluate_group(
     if mine := todo[processes.rank :: processes.count]:
         tasks = make_tasks(runs)
         started = time.perf_counter()  # models are loaded and text is embedded
+        found = _results(job, runs, tasks, mine)
+        writes = (partial(_keep, runs, folders, counts, *results) for results in found)
         with progress(len(mine), 0) as bar:
-            for index, results in _results(job, runs, tasks, mine):
-                for run, folder, result in zip(runs, folders, results, strict=True):
-                    if index not in counts[run.name]:
-                        keep_counts(folder, index, result)
+            for _ in read_ahead(writes, threads=1):  # the models need not wait for the disk
                 bar.update()
     counts = _gathered(runs, folders, processes)  # other jobs have gone on: the last sees all
     keys = [run.dataset.benchmark.key for run in runs]
     seconds = time.perf_counter() - started
     return counts, timing_fields(len(todo), seconds, keys, job.device, processes.count)
+
+
+def _keep(
+    runs: Sequence[Run],
+    folders: Sequence[Path],
+    known: Mapping[str, Mapping[int, ImageCounts]],
+    index: int,
+    results: Sequence[ImageCounts],
+) -> None:
+    """Write the counts of an image where they are not known."""
+    for run, folder, result in zip(runs, folders, results, strict=True):
+        if index not in known[run.name]:
+            keep_counts(folder, index, result)
 
 
 def _count_settings(job: Job, run: Run) -> dict[str, Any]:

@@ -56,8 +56,9 @@ def load_openmmlab() -> tuple[ModuleType, ModuleType, dict[str, str]]:
             datasets = import_module("mmseg.datasets")
             pipelines = import_module("mmseg.datasets.pipelines")
     except ImportError as error:
+        missing = str(error).partition("\n")[0]  # mmcv 2 lacks modules which mmcv 1 has
         raise ImportError(
-            f"--reader mmseg needs mmcv 1.7 and mmsegmentation 0.30 ({_reason(error)}). {INSTALL}"
+            f"--reader mmseg needs mmcv 1.7 and mmsegmentation 0.30 ({missing}). {INSTALL}"
         ) from error
     except AssertionError as error:  # mmseg's own check of mmcv's version
         raise ImportError(f"mmcv and mmsegmentation do not fit: {error}. {INSTALL}") from error
@@ -66,11 +67,6 @@ def load_openmmlab() -> tuple[ModuleType, ModuleType, dict[str, str]]:
         for handler, level in levels.items():  # mmcv silences the warnings of all others
             handler.setLevel(level)
     return datasets, pipelines, {"mmcv": mmcv.__version__, "mmseg": mmseg.__version__}
-
-
-def _reason(error: ImportError) -> str:
-    """The first thing that was missing; mmcv 2 lacks modules which mmcv 1 has."""
-    return str(error).splitlines()[0] if str(error) else "not importable"
 
 
 class MMSegSet(EvaluationSet):

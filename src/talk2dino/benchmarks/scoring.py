@@ -238,7 +238,7 @@ def spread_labels(
         (H, W) int64; the first label wins a tie.
     """
     final = isinstance(segmenter, Finalising)
-    if segmenter.follows_edges or (final and not _pixelwise(segmenter)):
+    if segmenter.follows_edges or (isinstance(segmenter, Finalising) and not segmenter.pixelwise):
         parts = _scores_by_class(segmenter, patches, pixels, size_hw, protocol, most_bytes)
         if final:
             scores = torch.cat(list(parts))
@@ -323,10 +323,6 @@ def _resizing_matrix(signals: Tensor, length: int) -> Tensor:
     if signals.shape[1] == length:
         return signals
     return F.interpolate(signals[None], size=length, mode="linear", align_corners=False)[0]
-
-
-def _pixelwise(segmenter: object) -> bool:
-    return isinstance(segmenter, Finalising) and segmenter.pixelwise
 
 
 def _labels_by_rows(

@@ -376,8 +376,6 @@ def find_benchmark(name: str, data_root: str | Path = "data") -> Benchmark:
     names = {row.type: row for row in rows if row.type}
     names |= {row.readme_name: row for row in rows}
     names |= {row.key: row for row in rows}
-    if name in names:
-        return names[name].with_own_names(data_root)
     files = {path.stem: path for path in listed(_FOLDER, "*.yaml")}
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):

@@ -28,7 +28,7 @@ from talk2dino.benchmarks.table import (
 )
 from talk2dino.cli.command import DONE, FAILED, Command, bar_of
 from talk2dino.config import check_at_least, check_name, split_names
-from talk2dino.files import check_folder_writable
+from talk2dino.files import atomic_files, check_folder_writable
 
 _WRAPPER = textwrap.TextWrapper(
     100, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
@@ -130,12 +130,16 @@ class Data(Command):
         """Write the labels and the YAML file of a data set in another program's format."""
         form, source = self.what
         assert self.output is not None
-        plan = plan_import(form, Path(source), self.output, self.images, self.overwrite)
+        labels, files = plan_import(form, Path(source), self.output, self.images, self.overwrite)
         name = f"{self.output / 'labels'}/*.png"
-        code = convert_files(name, plan.labels, self.nproc, self.overwrite)
+        code = convert_files(name, labels, self.nproc, self.overwrite)
         if code == DONE:
-            print(f"written: {plan.write_yaml()}")
-            print(f"python -m talk2dino data check {self.output / 'dataset.yaml'}")
+            with atomic_files(self.output, *files) as written:
+                for name, text in files.items():
+                    (written / name).write_text(text, encoding="utf-8")
+            *_, last = files
+            print(f"written: {self.output / last}")
+            print(f"python -m talk2dino data check {self.output / last}")
         return code
 
     def _convert(self, rows: Sequence[Benchmark]) -> int:

@@ -229,7 +229,9 @@ def _report(job: Job, outcomes: Sequence[Outcome]) -> None:
         print(f"peak memory {memory:.0f} MiB", end="")
         gpu = [t["peak_gpu_memory_mib"] for t in timings if t["peak_gpu_memory_mib"]]
         print(f", on the GPU {max(gpu):.0f} MiB" if gpu else "")
-    print(f"written: {path} and, per benchmark, {', '.join(str(o.path.name) for o in complete)}")
+    print(
+        f"written: {path} and, per benchmark, {', '.join(f'{o.run.name}.json' for o in complete)}"
+    )
 
 
 def _changes(job: Job, outcomes: Sequence[Outcome]) -> str:

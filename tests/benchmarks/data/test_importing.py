@@ -202,8 +202,8 @@ def test_wrong_sources_are_refused(tmp_path, capsys):
         with pytest.raises((ValueError, FileNotFoundError), match=said):
             plan_import("coco-panoptic", path, tmp_path / "out")
     path.write_text(text)
-    found = plan_import("coco-panoptic", path, tmp_path / "out", tmp_path / "val2017")
-    assert len(found.labels) == 1
+    labels, _ = plan_import("coco-panoptic", path, tmp_path / "out", tmp_path / "val2017")
+    assert len(labels) == 1
     (path.with_suffix("") / "000001.png").unlink()
     assert Data.main(["import", "coco-panoptic", str(path), "--output", str(tmp_path / "out")]) == 1
     assert "1 files could not be converted" in capsys.readouterr().err

@@ -76,14 +76,14 @@ def check_data(row: Benchmark, data_root: str | Path, sample_size: int) -> DataR
     except (OSError, ValueError) as error:
         report.problems.append(str(error))
     else:
-        _check_files(report, dataset, source)
-        _check_labels(report, dataset, source, sample_size)
+        _check_files(report, dataset)
+        _check_labels(report, dataset, sample_size)
     if source is not None and report.problems:
         report.problems.append(f"Get {source.get.format(root=_quoted(root), key=row.key)}")
     return report
 
 
-def _check_files(report: DataReport, dataset: EvaluationSet, source: Source | None) -> None:
+def _check_files(report: DataReport, dataset: EvaluationSet) -> None:
     """Count them, and look at their headers."""
     there = [sample for sample in dataset.samples if (dataset.data_root / sample.image).is_file()]
     labels = [dataset.data_root / sample.label for sample in there]
@@ -91,7 +91,7 @@ def _check_files(report: DataReport, dataset: EvaluationSet, source: Source | No
     report.num_images, report.num_labels = len(there), len(labels) - len(missing)
     report.problems += map(str, problems_of(dataset))
     report.warnings += notes_of(dataset)
-    if source is None:
+    if (source := report.row.source) is None:
         return
     if source.raw_suffix:
         stems = [str(label).removesuffix(report.row.label_suffix) for label in missing]
@@ -107,9 +107,7 @@ def _check_files(report: DataReport, dataset: EvaluationSet, source: Source | No
         report.warnings.append(f"{count} images, officially {official}")
 
 
-def _check_labels(
-    report: DataReport, dataset: EvaluationSet, source: Source | None, sample_size: int
-) -> None:
+def _check_labels(report: DataReport, dataset: EvaluationSet, sample_size: int) -> None:
     """Look at the values of some labels, and guess by which mistake they are not what they seem."""
     row, rules = report.row, report.row.rules
     there = [
@@ -139,7 +137,7 @@ def _check_labels(
     if not looked_at:
         return
     report.histogram = f"{looked_at} labels, {_histogram(row, pixels, wide)}"
-    if source is None:
+    if (source := row.source) is None:
         return
     shifted = _numbering(row, pixels, looked_at, source)
     if outside:

@@ -153,12 +153,13 @@ def plan_coco(coco: str | Path, out: str | Path, suffix: str) -> list[Conversion
         (COCO_OBJECT_IDS, 1, 0) if suffix == OBJECT_SUFFIX else (COCO_STUFF_IDS, 0, IGNORED)
     )
     annotations = Path(coco) / "annotations"
+    known = {*COCO_STUFF_IDS, IGNORED}
     plan = []
     for split in COCO_SPLITS:
         for source in listed(annotations / split, "*.png"):
             if not source.stem.endswith("TrainIds"):
                 target = Path(out) / "annotations" / split / f"{source.stem}{suffix}.png"
-                convert = partial(_renumber, source, ids, first, other, {*COCO_STUFF_IDS, IGNORED})
+                convert = partial(_renumber, source, ids, first, other, known)
                 plan.append(Conversion(source, target, convert))
     if not plan:
         raise FileNotFoundError(

@@ -9,7 +9,7 @@ import csv
 import io
 import os
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -27,13 +27,15 @@ from talk2dino.benchmarks.data.labels import (
     ignored_label,
     read_labels,
 )
-from talk2dino.files import atomic_files, listed
+from talk2dino.files import listed
 from talk2dino.pictures.images import IMAGE_SUFFIXES
 from talk2dino.textfiles import check_once, read_json, read_text
 
 _YAML, _CLASSES = "dataset.yaml", "classes.txt"
 _BACKGROUNDS = ("background", "_background_")
 _VOC_BORDER = (224, 224, 192)
+Named = list[tuple[str, Callable[[], Labels]]]
+"""Image files, and what makes the label of each; see `Conversion`."""
 
 
 @dataclass(frozen=True)
@@ -44,29 +46,8 @@ class Found:
     """Names by id; a background comes first."""
     images: Path
     """Folder of the images."""
-    names: list[str]
-    """The image files with a label, below that folder."""
-    convert: Sequence[Callable[[], Labels]]
-    """Makes the label of each; see `Conversion`."""
-
-
-@dataclass(frozen=True)
-class Import:
-    """A data set to be written."""
-
-    folder: Path
-    """Where to."""
-    labels: list[Conversion]
-    """Its label files."""
-    files: Mapping[str, str]
-    """Name -> text of the others, the YAML file last."""
-
-    def write_yaml(self) -> Path:
-        """Write what belongs to the labels; returns the YAML file's path."""
-        with atomic_files(self.folder, *self.files) as written:
-            for name, text in self.files.items():
-                (written / name).write_text(text, encoding="utf-8")
-        return self.folder / _YAML
+    labels: Named
+    """Below that folder."""
 
 
 def plan_import(
@@ -75,7 +56,7 @@ def plan_import(
     output: Path,
     images: Path | None = None,
     overwrite: bool = False,
-) -> Import:
+) -> tuple[list[Conversion], dict[str, str]]:
     """Read a source and say what is to be written for it; writes nothing.
 
     Args:
@@ -84,6 +65,9 @@ def plan_import(
         output: gets labels/, classes.txt and dataset.yaml.
         images: folder of the images, if they are not where the format puts them.
         overwrite: another data set may be there.
+
+    Returns:
+        the labels, and name -> text of the other files, the YAML file last.
 
     Raises:
         FileNotFoundError: a part of the source is missing.
@@ -94,17 +78,16 @@ def plan_import(
         found = FORMATS[form](source, images)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"{source} is not {form}: {type(error).__name__} {error}.") from error
-    if not found.names:
+    if not found.labels:
         raise ValueError(f"{source}: no label of any image is there.")
-    stems = [os.path.splitext(name)[0] for name in found.names]
+    stems, endings = zip(*(os.path.splitext(name) for name, _ in found.labels), strict=True)
     check_once(stems, f"{source}: images")
     check_once(found.classes, f"{source}: classes")
-    target = output / "labels"
     labels = [
-        Conversion(Path(name), target / f"{stem}.png", convert)
-        for name, stem, convert in zip(found.names, stems, found.convert, strict=True)
+        Conversion(Path(name), output / "labels" / f"{stem}.png", convert)
+        for stem, (name, convert) in zip(stems, found.labels, strict=True)
     ]
-    suffixes = sorted({os.path.splitext(name)[1] for name in found.names})
+    suffixes = sorted(set(endings))
     content = {
         "images": str(found.images.absolute()),
         "labels": "labels",
@@ -123,7 +106,7 @@ def plan_import(
                 raise FileExistsError(
                     f"{path} belongs to another import. Choose another --output, or --overwrite."
                 )
-    return Import(output, labels, files)
+    return labels, files
 
 
 def coco_panoptic(source: Path, images: Path | None) -> Found:
@@ -131,13 +114,12 @@ def coco_panoptic(source: Path, images: Path | None) -> Found:
     content = read_json(source)
     classes, place = _categories(content)
     files = {image["id"]: _inside(image["file_name"], source) for image in content["images"]}
-    names, convert = [], []
+    labels: Named = []
     for entry in content["annotations"]:
         mask = source.with_suffix("") / _inside(entry["file_name"], source)
         table = {int(part["id"]): place[part["category_id"]] for part in entry["segments_info"]}
-        names.append(files[entry["image_id"]])
-        convert.append(partial(_panoptic, mask, table, len(classes)))
-    return Found(classes, _image_folder(source, names, images), names, convert)
+        labels.append((files[entry["image_id"]], partial(_panoptic, mask, table, len(classes))))
+    return Found(classes, _image_folder(source, labels, images), labels)
 
 
 def _panoptic(mask: Path, table: Mapping[int, int], num_classes: int) -> Labels:
@@ -158,18 +140,13 @@ def coco_instances(source: Path, images: Path | None) -> Found:
     for entry in content["annotations"]:
         label = place[entry["category_id"]] + 1
         segments[entry["image_id"]].append((label, entry["segmentation"]))
-    files = [_inside(image["file_name"], source) for image in content["images"]]
-    convert = [
-        partial(
-            draw_segments,
-            f"{source}, image {image['id']}",
-            (int(image["height"]), int(image["width"])),
-            segments[image["id"]],
-            wide=len(names) + 1 > IGNORED,
-        )
-        for image in content["images"]
-    ]
-    return Found(["background", *names], _image_folder(source, files, images), files, convert)
+    labels: Named = []
+    for image in content["images"]:
+        size_hw = int(image["height"]), int(image["width"])
+        where, wide = f"{source}, image {image['id']}", len(names) + 1 > IGNORED
+        convert = partial(draw_segments, where, size_hw, segments[image["id"]], wide)
+        labels.append((_inside(image["file_name"], source), convert))
+    return Found(["background", *names], _image_folder(source, labels, images), labels)
 
 
 def voc_colour(source: Path, images: Path | None) -> Found:
@@ -245,7 +222,8 @@ def _masks(
     """Label pictures in which every value (grey, or a colour) is one class; None is ignored."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of labels")
-    classes = _background_first([name for name in values.values() if name is not None])
+    named = [name for name in values.values() if name is not None]
+    classes = sorted(named, key=lambda name: name.lower() not in _BACKGROUNDS)
     ids = {name: index for index, name in enumerate(classes)}
     pairs = tuple((v, WIDE_IGNORED if n is None else ids[n]) for v, n in values.items())
     rules = LabelRules(default_ignored=False, values=pairs, others_shifted=False)
@@ -259,14 +237,14 @@ def _masks(
             f"{len(missing)} of {len(stems)} labels have no image in {images}, for example "
             f"{missing[0]}. Name the folder with --images."
         )
-    convert = [partial(_mask, folder / f"{stem}{suffix}", rules, len(classes)) for stem in stems]
-    return Found(classes, images, [there[stem] for stem in stems], list(convert))
 
+    def label(path: Path) -> Labels:
+        pixels = read_labels(path, rules.colours)
+        labels, unknown = rules.class_ids(pixels, len(classes))
+        return labels, np.unique(pixels[unknown], axis=0).tolist()
 
-def _mask(path: Path, rules: LabelRules, num_classes: int) -> Labels:
-    values = read_labels(path, rules.colours)
-    labels, unknown = rules.class_ids(values, num_classes)
-    return labels, np.unique(values[unknown], axis=0).tolist()
+    labels = [(there[stem], partial(label, folder / f"{stem}{suffix}")) for stem in stems]
+    return Found(classes, images, list(labels))
 
 
 def _categories(content: Any) -> tuple[list[str], dict[Any, int]]:
@@ -274,10 +252,6 @@ def _categories(content: Any) -> tuple[list[str], dict[Any, int]]:
     entries = sorted(content["categories"], key=lambda entry: entry["id"])
     check_once([entry["id"] for entry in entries], "categories: id")
     return [str(e["name"]) for e in entries], {e["id"]: n for n, e in enumerate(entries)}
-
-
-def _background_first(names: list[str]) -> list[str]:
-    return sorted(names, key=lambda name: name.lower() not in _BACKGROUNDS)
 
 
 def _inside(name: str, source: Path) -> str:
@@ -288,16 +262,17 @@ def _inside(name: str, source: Path) -> str:
     return str(path)
 
 
-def _image_folder(source: Path, names: Sequence[str], images: Path | None) -> Path:
+def _image_folder(source: Path, labels: Named, images: Path | None) -> Path:
     """Where the images of a COCO file are: COCO's own places are tried."""
     split, above = source.stem.rpartition("_")[2], (source.parent, source.parent.parent)
     parts = (split, f"images/{split}", "images", ".")
     places = [images] if images else [root / part for root in above for part in parts]
+    name = labels[0][0] if labels else "no image"
     for place in places:
-        if names and (place / names[0]).is_file():
+        if (place / name).is_file():
             return place
     raise FileNotFoundError(
-        f"{names[0] if names else 'no image'} of {source} is in none of "
+        f"{name} of {source} is in none of "
         f"{', '.join(map(str, places))}. Name the folder with --images."
     )
 
