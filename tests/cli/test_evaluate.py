@@ -5,7 +5,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -26,6 +25,7 @@ from talk2dino.cli.evaluate import Evaluate
 from talk2dino.cli.evaluate_published import EvaluatePublished
 from talk2dino.cli.report import Compare, Report
 from talk2dino.pictures.images import read_rgb
+from tests.ranks import run_ranks
 
 MINIATURES = Path(__file__).parents[1] / "parity" / "data" / "seg" / "data"
 TOY = ["--model", "toy", "--weights", "seeded:0", "--device", "cpu"]
@@ -66,10 +66,10 @@ def data(tmp_path):
     return shutil.copytree(MINIATURES, tmp_path / "data")
 
 
-def script_command(root, output, *flags, launcher=()):
+def published(root, output, *flags):
+    """The published command's words, for the toy on VOC20."""
     configs = root / "src" / "open_vocabulary_segmentation" / "configs" / "voc"
-    words = [sys.executable, *launcher]
-    words += [root / "src" / "open_vocabulary_segmentation" / "main.py", "--eval"]
+    words = ["--eval"]
     words += ["--eval_cfg", configs / "dinotext_voc_toy_mlp_infonce.yml"]
     words += ["--eval_base", configs / "eval_voc.yml", "--data_root", MINIATURES]
     words += ["--output", output, "--device", "cpu"]
@@ -188,7 +188,7 @@ def run_and_die(words, output, seconds):
 
 
 def test_a_run_killed_at_random_goes_on(root, voc20, tmp_path, fork_server):
-    words, chance, codes = script_command(root, tmp_path)[2:], random.Random(3), []
+    words, chance, codes = published(root, tmp_path), random.Random(3), []
     for seconds in (0, chance.uniform(0, 0.2), chance.uniform(0, 0.2), None):
         process = fork_server.Process(target=run_and_die, args=(words, tmp_path, seconds))
         process.start()
@@ -198,16 +198,13 @@ def test_a_run_killed_at_random_goes_on(root, voc20, tmp_path, fork_server):
     assert_same(only_counts(tmp_path), only_counts(voc20))
 
 
-def test_two_processes_count_as_one(root, voc20, tmp_path):
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    command = script_command(root, tmp_path, launcher=launcher)
-    done = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("| voc20 ") == 1  # only one process prints
-    assert_same(only_counts(tmp_path), only_counts(voc20))  # two images and one
-    (path,) = files_below(tmp_path)
+def test_two_processes_count_as_one(root, voc20, tmp_path, fork_server):
+    output, words = tmp_path / "results", published(root, tmp_path / "results")
+    codes, said = run_ranks(fork_server, EvaluatePublished.main, words, 2, tmp_path)
+    assert codes == [0, 0], said
+    assert ["| voc20 " in text for text in said] == [True, False]  # only one process prints
+    assert_same(only_counts(output), only_counts(voc20))  # two images and one
+    (path,) = files_below(output)
     assert read_result(path)["timing"]["processes"] == 2
 
 
@@ -379,7 +376,7 @@ def test_a_damaged_result_is_named(voc20, tmp_path, capsys):
 
 
 def test_the_published_command_needs_eval(root, tmp_path, capsys):
-    words = [word for word in script_command(root, tmp_path)[2:] if word != "--eval"]
+    words = [word for word in published(root, tmp_path) if word != "--eval"]
     assert EvaluatePublished.main(words) == 2
     assert "pass --eval" in capsys.readouterr().err
 
