@@ -198,7 +198,7 @@ def test_a_disk_that_fills_up_harms_nothing(features, capsys, monkeypatch):
         assert ExtractText.main(arguments(features)) == 1
     message = capsys.readouterr().err
     assert "could not write (No space left on device)" in message
-    assert "kept in" in message
+    assert "is kept there" in message
     assert features.read_bytes() == before
     assert ExtractText.main(arguments(features)) == 0
     assert "ann_feats" in read_features(features).caption_features
