@@ -198,7 +198,7 @@ def convert_checkpoint(source: str | Path, folder: str | Path) -> tuple[Checkpoi
 
     Args:
         source: the file.
-        folder: is made if need be; what is there is replaced, see `check_folder`.
+        folder: is made if need be; what is there is replaced.
 
     Returns:
         The checkpoint, and the names of tensors that were left out.

@@ -31,8 +31,8 @@ def coco(tmp_path):
 
 def test_own_entities_replace_the_published_ones():
     assert reader.look_at("Hearts, a dog and a LEMON") == (None, ["heart", "Lemon"])
-    assert reader.read("a lemon's heart").classes == ("Lemon", "heart")
-    assert reader.read("a lemon's heart").question == "a [MASK]'s [MASK]"
+    assert reader.read("a lemon's heart")[1] == ("Lemon", "heart")
+    assert reader.read("a lemon's heart")[0] == "a [MASK]'s [MASK]"
     assert CaptionReader(dictionary_lemma).look_at("Hearts, a dog") == (None, ["dog"])
 
 

@@ -14,7 +14,6 @@ from talk2dino.methods.ovsegmentor.data import samples as samples_module
 from talk2dino.methods.ovsegmentor.data.samples import (
     Collate,
     EpochBatches,
-    Failure,
     FailureLog,
     PretrainingSamples,
     crop_and_flip,
@@ -167,12 +166,12 @@ def test_many_lost_images_end_the_run(caplog, monkeypatch):
     log = FailureLog()
     log.add([], 8)
     assert log.summary() == ""
-    log.add([Failure("a.png", "not found")] * 2, 8)
+    log.add([("a.png", "not found")] * 2, 8)
     assert log.summary() == "2 images of 16 samples could not be read (a.png)"
     assert caplog.text.count("a.png: not found; another sample stands in") == 1
     log.add([], 8)
     with pytest.raises(RuntimeError, match=r"3 images of 26 samples .*More than 10\.0% are too"):
-        log.add([Failure("b.png", "not found")], 2)
+        log.add([("b.png", "not found")], 2)
 
 
 def test_deit_augmentation_is_the_papers():

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from talk2dino.methods.ovsegmentor.data.samples import Failure
 from talk2dino.methods.ovsegmentor.pretraining.job import (
     PretrainingJob,
     first_model,
@@ -46,7 +45,7 @@ class Parts(Processes):
     """One of two processes, of which the other found a broken image."""
 
     def gather(self, value):
-        return [value, (0.0, [Failure("7.png", "broken")])]
+        return [value, (0.0, [("7.png", "broken")])]
 
 
 def test_every_process_stops_for_a_held_out_image_of_another(held_out):

@@ -134,13 +134,8 @@ def open_rows(
     return TableRows(open_table(path), Path(images), reader, pairs)
 
 
-class Failure(NamedTuple):
-    """An image that could not be read."""
-
-    name: str
-    """Its file, or its place in a tar."""
-    reason: str
-    """Why."""
+Failure = tuple[str, str]
+"""An image that could not be read, its file or its place in a tar; and why."""
 
 
 class Sample(NamedTuple):
@@ -226,15 +221,15 @@ class PretrainingSamples(Dataset[Sample]):
                 return None
             second, prompt = self._transformed(image, random), ENTITY_PROMPT + entity
         caption = self.rows.caption(row)
-        masked = self.reader.read(caption)
-        answer = self.reader.answer(masked.classes, template)
-        return Sample(row, pixels, caption, masked.question, answer, second, prompt)
+        question, classes = self.reader.read(caption)
+        answer = self.reader.answer(classes, template)
+        return Sample(row, pixels, caption, question, answer, second, prompt)
 
     def _read(self, row: int, failures: list[Failure]) -> Image.Image | None:
         try:
             return self.rows.source(row).read()
         except (ValueError, OSError) as error:
-            failures.append(Failure(self.rows.name(row), str(error)))
+            failures.append((self.rows.name(row), str(error)))
             return None
 
     def _transformed(self, image: Image.Image, random: np.random.Generator) -> Tensor:

@@ -146,14 +146,8 @@ def own_entities(words: Iterable[str]) -> EntityTable:
     return {word.lower(): (word, word) for word in reversed(words)}
 
 
-@dataclass(frozen=True)
-class Masked:
-    """A caption whose entities were taken out."""
-
-    question: str
-    """The caption with the mask token in place of every entity."""
-    classes: tuple[str, ...]
-    """The classes of the entities, each once, in order."""
+Masked = tuple[str, tuple[str, ...]]
+"""A caption with the mask token for every entity, and their classes, each once, in order."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +195,7 @@ class CaptionReader:
             return self.mask + match.group()[len(_stem(match.group())) :]
 
         question = _WORD.sub(replace, caption).strip()
-        return Masked(question, tuple(dict.fromkeys(found)))
+        return question, tuple(dict.fromkeys(found))
 
     def answer(self, classes: tuple[str, ...], template: str) -> str:
         """The prompt that names the classes; under `compat` what follows the names is lost."""
@@ -230,7 +224,7 @@ def published_question(caption: str, lemma: Lemma, mask: str = MASK) -> Masked:
         if name in _CLASS_SET:
             found.append(name)
         pieces.append(mask if name in _CLASS_SET else word)
-    return Masked(" ".join(pieces).replace("'", "").strip(), tuple(dict.fromkeys(found)))
+    return " ".join(pieces).replace("'", "").strip(), tuple(dict.fromkeys(found))
 
 
 def _stem(word: str) -> str:
