@@ -8,8 +8,8 @@ from talk2dino.features.store import FeatureFile
 from talk2dino.methods.talk2dino.projection import ProjectionConfig, ProjectionLayer
 from talk2dino.methods.talk2dino.recipe import TrainConfig
 from talk2dino.methods.talk2dino.training.dataset import FeatureChoice, StoredPairs
-from talk2dino.methods.talk2dino.training.loop import LoopSettings, TrainingRun
-from talk2dino.training.run import Hooks, Schedule
+from talk2dino.methods.talk2dino.training.loop import LoopSettings, Schedule, TrainingRun
+from talk2dino.training.run import Hooks
 
 
 @pytest.mark.parametrize(("name", "key"), [("linear", "constant"), ("cosine", "cosine")])

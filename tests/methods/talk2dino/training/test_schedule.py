@@ -1,6 +1,6 @@
 import pytest
 
-from talk2dino.training.run import Schedule
+from talk2dino.methods.talk2dino.training.loop import Schedule
 
 
 def test_warmup_rises_linearly_from_a_share_of_the_learning_rate():
