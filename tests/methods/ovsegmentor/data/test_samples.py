@@ -129,7 +129,7 @@ def test_a_partner_that_cannot_be_read_replaces_the_sample(samples, images):
     made = [samples[epoch, 1] for epoch in range(12)]  # row 1: partners 0 and 1
     failed = [sample for sample in made if sample.failures]
     assert failed and len(failed) < len(made)
-    assert all(failure.name == "a.png" for sample in failed for failure in sample.failures)
+    assert all(name == "a.png" for sample in failed for name, _ in sample.failures)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
