@@ -12,7 +12,7 @@ import pytest
 from talk2dino.methods.ovsegmentor.data.prepare import filter_captions
 
 SRC = Path(__file__).parents[4] / "src"
-ROWS = 60_000
+ROWS = 30_000
 
 
 def command(mode, *arguments):
