@@ -10,6 +10,8 @@ from talk2dino.training.run import load_state
 from tests.methods.ovsegmentor.conftest import make_batch, rows, seeded_toy
 from tests.ranks import run_ranks
 
+from .conftest import write_captions
+
 
 def one_step(recipe, part):
     """Values, gradients, statistics and teacher of an optimiser step on some rows of a batch.
@@ -76,10 +78,9 @@ def work(folder):
         run_and_stop(recipe, folder, processes)
 
 
-def test_two_processes_step_like_one_and_resume_exactly(
-    fork_server, write_recipe, captions, tmp_path
-):
-    held_out = {"metafile": str(captions), "images": str(captions.parent)}
+def test_two_processes_step_like_one_and_resume_exactly(fork_server, write_recipe, tmp_path):
+    few = write_captions(tmp_path / "held_out", 4)
+    held_out = {"metafile": str(few), "images": str(few.parent)}
     recipe = write_recipe(train={"batch_size": 2, "epochs": 1}, selection=held_out)
     codes, said = run_ranks(fork_server, work, tmp_path, 2, tmp_path)
     assert codes == [0, 0], said
