@@ -1,6 +1,7 @@
 """One training from its arguments to its files, alone or with other processes.
 
-Its losses are a table and a picture beside the weights, and loggers show them while it runs."""
+Its losses are a table and a picture beside the weights, and loggers show them while it runs.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """The frame of every training: epochs of steps, stopped at any of them and continued exactly.
 
-What a method adds is a subclass of `Run`: its batches, a step, its losses, its records."""
+What a method adds is a subclass of `Run`: its batches, a step, its judgement, what is its own.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """What defines an OVSegmentor: its architectures; and its pretraining: a recipe.
 
-A recipe is one YAML file of `configs/ovsegmentor_*.yaml`, read strictly."""
+A recipe is one YAML file of `configs/ovsegmentor_*.yaml`, read strictly.
+"""
 
 from __future__ import annotations
 

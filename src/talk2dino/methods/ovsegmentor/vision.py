@@ -2,7 +2,8 @@
 
 Also the decoder of masked entities, which is made of the same blocks. Names of parameters are those
 of the published checkpoints. LayerNorm's eps is 1e-5 everywhere, also where DINO weights trained
-with 1e-6 are loaded."""
+with 1e-6 are loaded.
+"""
 
 from __future__ import annotations
 

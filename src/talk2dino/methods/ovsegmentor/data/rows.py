@@ -1,7 +1,8 @@
 """Captions with their images, by row, and which entities they name: what samples come from.
 
 Opening looks at every caption once. Those that cannot be used are left out, counted and named; what
-makes the whole file unusable raises with its row and column."""
+makes the whole file unusable raises with its row and column.
+"""
 
 from __future__ import annotations
 
