@@ -1,4 +1,4 @@
-"""Captions with their images, by row, and which entities they name: what samples come from.
+"""What training samples come from: captions with their images, by row.
 
 Opening looks at every caption once. Those that cannot be used are left out, counted and named; what
 makes the whole file unusable raises with its row and column.
