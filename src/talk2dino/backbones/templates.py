@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from talk2dino.config import as_texts, check_name
 from talk2dino.textfiles import read_names
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _SUBSET = (
     "itap of a {}.",
@@ -54,6 +58,20 @@ def get_templates(name: str) -> tuple[str, ...]:
         ValueError: there is no such set.
     """
     return TEMPLATES[check_name("template", ALIASES.get(name, name), TEMPLATES)]
+
+
+def prompt_means(
+    encode: Callable[[list[str]], Tensor], names: str | Iterable[str], template: str
+) -> Tensor:
+    """(C, E): the mean of the vectors that `encode` makes of every name's prompts.
+
+    Raises:
+        ValueError: no name, an empty one, or no such set of prompts.
+    """
+    templates = get_templates(template)
+    # Only the placeholder is replaced: names may hold braces, quotes, commas, any script.
+    prompts = [prompt.replace("{}", name) for name in check_names(names) for prompt in templates]
+    return encode(prompts).unflatten(0, (-1, len(templates))).mean(dim=1)
 
 
 def check_names(names: str | Iterable[str]) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, ClassVar
 
 import torch
@@ -23,7 +23,7 @@ from talk2dino.backbones.clip_image import (
     crop_margins,
     margins,
 )
-from talk2dino.backbones.templates import check_names, get_templates
+from talk2dino.backbones.templates import prompt_means
 from talk2dino.backbones.text import TextEncoder, default_weights
 from talk2dino.benchmarks.table import BENCHMARKS, Benchmark
 from talk2dino.files import content_digest, shipped
@@ -88,12 +88,10 @@ def class_words(benchmark: str | None, several: bool) -> ClassWords:
 
 def word_rows(text: TextEncoder, words: Sequence[str]) -> Tensor:
     """(Q, E) of unit length: the mean of a word's 80 prompts, each of unit length before."""
-    check_names(words)
-    templates = get_templates("full")
     distinct = list(dict.fromkeys(words))  # a word that comes twice has equal rows, to the bit
-    prompts = text.encode([template.format(word) for word in distinct for template in templates])
-    means = F.normalize(prompts, dim=-1).unflatten(0, (len(distinct), len(templates))).mean(dim=1)
-    return F.normalize(means, dim=-1)[[distinct.index(word) for word in words]]
+    units = partial(F.normalize, dim=-1)
+    means = prompt_means(lambda prompts: units(text.encode(prompts)), distinct, "full")
+    return units(means)[[distinct.index(word) for word in words]]
 
 
 def word_probabilities(cosines: Tensor, query: ClassQuery, logit_scale: float, dim: int) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from talk2dino.backbones.clip_image import ClipImage, check_clip, exact_positions, load_clip
 from talk2dino.backbones.seeded import parse_seeded
-from talk2dino.backbones.templates import check_names, get_templates
+from talk2dino.backbones.templates import prompt_means
 from talk2dino.backbones.text import TextEncoder, default_weights
 from talk2dino.backbones.vision import (
     PRETRAINED,
@@ -166,16 +166,13 @@ class FreeDASegmenter(WordSegmenter):
 
     def embed_classes(self, names: Sequence[str]) -> Tensor:
         """(C, D + E), one row per name: its prototype and its text."""
-        texts = self.embed_texts(check_names(names))
+        texts = self.embed_texts(names)
         found = self.bank.class_prototypes(texts, self.neighbours, names)
         return torch.cat([F.normalize(found, eps=1e-6).to(texts.device), texts], dim=1)
 
     def embed_texts(self, names: Sequence[str]) -> Tensor:
         """(C, E) of unit length: the mean of a name's 7 prompts, which are not normalised."""
-        templates = get_templates("subset")
-        prompts = self.text.encode([t.format(name) for name in names for t in templates])
-        means = prompts.unflatten(0, (len(names), len(templates))).mean(dim=1)
-        return F.normalize(means, eps=1e-6)
+        return F.normalize(prompt_means(self.text.encode, names, "subset"), eps=1e-6)
 
     # -- From windows to scores --
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from talk2dino.backbones.seeded import PREFIX
-from talk2dino.backbones.templates import ALIASES, check_names, get_templates
+from talk2dino.backbones.templates import ALIASES, get_templates, prompt_means
 from talk2dino.backbones.vision import IMAGENET_MEAN, IMAGENET_STD
 from talk2dino.benchmarks.table import BENCHMARKS, STUFF_BACKGROUND, Benchmark
 from talk2dino.devices import in_float32
@@ -140,18 +140,15 @@ class OVSegmentorSegmenter(WordSegmenter):
         Raises:
             ValueError: no name, or an empty one.
         """
-        names = check_names(names)
-        templates = get_templates(self.template)
-        # Only the placeholder is replaced: names may hold braces, quotes, commas, any script.
-        prompts = [template.replace("{}", name) for name in names for template in templates]
-        embedded = [
-            self.model.encode_texts(
-                self.tokenizer(prompts[start : start + _PROMPT_BATCH]).to(self.device)
-            ).embedding.float()
-            for start in range(0, len(prompts), _PROMPT_BATCH)
-        ]
-        per_class = torch.cat(embedded).unflatten(0, (len(names), len(templates)))
-        return unit_rows(per_class.mean(dim=1))
+        return unit_rows(prompt_means(self._encode, names, self.template))
+
+    def _encode(self, prompts: Sequence[str]) -> Tensor:
+        """Prompts (N,) to projected vectors (N, D)."""
+        starts = range(0, len(prompts), _PROMPT_BATCH)
+        tokens = [self.tokenizer(prompts[start : start + _PROMPT_BATCH]) for start in starts]
+        return torch.cat(
+            [self.model.encode_texts(some.to(self.device)).embedding.float() for some in tokens]
+        )
 
     @in_float32
     def score_features(self, features: EncodedImages, windows: Tensor, query: ClassQuery) -> Tensor:

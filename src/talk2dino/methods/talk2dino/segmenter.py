@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from talk2dino.backbones.templates import check_names, get_templates
+from talk2dino.backbones.templates import prompt_means
 from talk2dino.backbones.text import (
     BertEncoder,
     TextEncoder,
@@ -157,17 +157,15 @@ class Talk2DinoSegmenter(DenseSegmenter):
         Raises:
             ValueError: no name, or an empty one.
         """
-        names = check_names(names)
-        templates = get_templates(self.config.template)
-        prompts = [template.format(name) for name in names for template in templates]
-        embeddings = self._embed_prompts(prompts)
-        return self._class_embeddings(embeddings.unflatten(0, (len(names), len(templates))))
+        # As published, CLIP's vectors are averaged without normalising them first.
+        means = prompt_means(self._embed_prompts, names, self.config.template)
+        return F.normalize(self._project(means), dim=-1, eps=_EPS)
 
     @in_float32
     def embed_class_tokens(self, tokens: Tensor) -> Tensor:
         """As `embed_classes`, from CLIP's token ids (C, T, 77) of every class's T prompts."""
-        embeddings = self._embed_tokens(tokens.flatten(0, 1))
-        return self._class_embeddings(embeddings.unflatten(0, tuple(tokens.shape[:2])))
+        prompts = self._embed_tokens(tokens.flatten(0, 1)).unflatten(0, tuple(tokens.shape[:2]))
+        return F.normalize(self._project(prompts.mean(dim=1)), dim=-1, eps=_EPS)
 
     @in_float32
     def embed_texts(self, texts: str | Sequence[str]) -> Tensor:
@@ -228,11 +226,6 @@ class Talk2DinoSegmenter(DenseSegmenter):
     def deciding(self) -> tuple[Any, ...]:
         """See `WordSegmenter`."""
         return self.vision, self.projection, self.config.input_size, self.config.precision
-
-    def _class_embeddings(self, prompts: Tensor) -> Tensor:
-        """Text vectors (C, T, E) of every class's prompts to unit-length classes (C, D)."""
-        # As published, CLIP's vectors are averaged without normalising them first.
-        return F.normalize(self._project(prompts.mean(dim=1)), dim=-1, eps=_EPS)
 
     def _project(self, embeddings: Tensor) -> Tensor:
         """What `_embed_prompts` returns, to the space of the patches (..., D)."""
