@@ -105,11 +105,12 @@ def evaluations_of(
     """The evaluations that `read_published` found, of a model that results call `name`."""
     from talk2dino.benchmarks.job import Evaluation
     from talk2dino.benchmarks.table import find_benchmarks
+    from talk2dino.methods.talk2dino.hub.find import demo_threshold
     from talk2dino.methods.talk2dino.method import Talk2DinoMethod, Talk2DinoOptions
 
     rows = find_benchmarks(section.task)
     without = [row.key for row in rows if not row.background]
     if section.bg_thresh is not None and without:
         warn(f"evaluate.bg_thresh is unused for {', '.join(without)}: {NO_BACKGROUND}")
-    method = Talk2DinoMethod(name, Talk2DinoOptions(), config)
+    method = Talk2DinoMethod(name, Talk2DinoOptions(), config, demo_threshold(config))
     return [Evaluation(row, method, section.bg_thresh if row.background else None) for row in rows]

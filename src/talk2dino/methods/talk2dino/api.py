@@ -269,6 +269,8 @@ class Talk2DINO(Saving, nn.Module):
         ]
         return results[0] if single else results
 
+    # -- The methods of the published class, for code that was written against it --
+
     def build_dataset_class_tokens(self, template_set: str, classnames: Sequence[str]) -> Tensor:
         """Token ids (C, T, 77) of C class names in the T prompts of a template set.
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from talk2dino.backbones.seeded import parse_seeded
+from talk2dino.backbones.seeded import PRETRAINED, parse_seeded
 from talk2dino.backbones.templates import get_templates
 from talk2dino.backbones.text import check_text, is_bert
 from talk2dino.backbones.vision import SHORT_NAMES, check_vision
@@ -23,7 +23,6 @@ from talk2dino.textfiles import parse_yaml, read_yaml
 from talk2dino.training.job import read_summary
 
 logger = logging.getLogger(__name__)
-PRETRAINED = "pretrained"
 MODEL_FIELDS = dataclasses.fields(FrozenModels)
 PRECISIONS = {"fp32": "", "tf32": "tf32", "bf16": "bfloat16", "fp16": "float16"}
 """Name -> number type of the backbone's matrix products; see `devices.mixed_precision`."""

@@ -94,8 +94,8 @@ class Talk2DinoMethod(Method):
 
     config: SegmenterConfig
     """Models and options of inference."""
-    background_threshold: float | None = None
-    """Of pictures that belong to no benchmark; None for the published one."""
+    background_threshold: float
+    """Of pictures that belong to no benchmark."""
 
     NAMES = tuple(MODELS)
     PUBLISHED = _PUBLISHED
@@ -152,10 +152,8 @@ class Talk2DinoMethod(Method):
     @property
     def demo(self) -> PictureRules:
         """As its published demo."""
-        own = self.background_threshold
-        threshold = demo_threshold(self.config) if own is None else own
         on = tuple(name for name in REFINEMENTS if getattr(self.config, name))
-        return dataclasses.replace(_RULES, threshold=threshold, refines=on)
+        return dataclasses.replace(_RULES, threshold=self.background_threshold, refines=on)
 
     @classmethod
     def remote(cls, name: str) -> PictureRules | None:
