@@ -157,7 +157,7 @@ def test_the_result_of_a_closed_page_is_deleted_after_an_hour(
     assert client.http.get(f"gradio_api/file={result}").status_code in (403, 404)
 
 
-def test_ten_requests_at_once_each_get_their_own_result(address, small_photo):
+def test_requests_at_once_each_get_their_own_result(address, small_photo):
     legends = {}
 
     def visit(number):
@@ -167,12 +167,12 @@ def test_ten_requests_at_once_each_get_their_own_result(address, small_photo):
             event = client.segment({"path": path, **FILE}, f"thing {number}, other {number}")
             legends[number] = event["output"]["data"][LEGEND]
 
-    threads = [threading.Thread(target=visit, args=(number,)) for number in range(10)]
+    threads = [threading.Thread(target=visit, args=(number,)) for number in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    for number in range(10):
+    for number in range(4):
         words = [f"thing {number}<", f"other {number}<"]
         assert [word in legends[number] for word in words] == [True, True]
         assert legends[number].count("<li") == 2
