@@ -32,7 +32,7 @@ def test_a_published_file_becomes_a_folder(tmp_path, published, capsys):
     [
         (["ovsegmentor", "absent.pth", "out"], "absent.pth: no such checkpoint file"),
         (["groupvit", "a.pth", "out"], "invalid choice: 'groupvit'"),
-        (["ovsegmentor", ".", "out"], ".: no such checkpoint file"),
+        (["ovsegmentor", ".", "out"], ". is a folder, not a file"),
     ],
 )
 def test_wrong_arguments_are_named(published, capsys, arguments, message):

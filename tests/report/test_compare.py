@@ -198,7 +198,7 @@ def test_the_report_says_which_runs_do_not_compare_and_shows_the_rest(pair):
 
 def test_wrong_arguments_are_refused(pair, tmp_path, capsys):
     assert Compare.main([str(pair[0]), str(tmp_path)]) == 2
-    assert "no such result file" in capsys.readouterr().err
+    assert "is a folder, not a file" in capsys.readouterr().err
     assert Compare.main([*map(str, pair), "--most", "-1"]) == 2
     nowhere = np.zeros((7, 4), np.int64)
     for path in pair:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from talk2dino.cli.command import Command
-from talk2dino.files import check_not_inputs, check_replaceable, check_writable
+from talk2dino.files import check_file, check_not_inputs, check_replaceable, check_writable
 
 METHODS = ("ovsegmentor", "freeda")
 
@@ -35,8 +35,7 @@ class Convert(Command):
         if self.method == "freeda":
             self._check_bank()
             return
-        if not self.checkpoint.is_file():
-            raise FileNotFoundError(f"{self.checkpoint}: no such checkpoint file")
+        check_file(self.checkpoint, "checkpoint file")
         check_not_inputs((self.out / name for name in MODEL_FILES), [self.checkpoint])
         check_replaceable(self.out, (WEIGHTS_FILE, CONFIG_FILE), self.overwrite)
 

@@ -28,7 +28,7 @@ from talk2dino.benchmarks.table import (
 )
 from talk2dino.cli.command import DONE, FAILED, Command, bar_of
 from talk2dino.config import check_at_least, check_name, split_names
-from talk2dino.files import atomic_files, check_folder_writable
+from talk2dino.files import atomic_files, check_file, check_folder_writable
 
 _WRAPPER = textwrap.TextWrapper(
     100, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
@@ -88,8 +88,8 @@ class Data(Command):
         check_at_least(0, **{"--sample": self.sample})
         if self.action == "convert":
             check_data_root(self.data_root)
-        if self.context_json is not None and not self.context_json.is_file():
-            raise FileNotFoundError(f"--context_json {self.context_json}: no such file")
+        if self.context_json is not None:
+            check_file(self.context_json)
 
     def run(self, found: None) -> int:
         """Check, convert or import."""

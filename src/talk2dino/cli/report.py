@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from talk2dino.cli.command import Command, add_flags, bar_of, from_flags
 from talk2dino.config import check_at_least, split_names
-from talk2dino.files import check_writable, write_text
+from talk2dino.files import check_file, check_writable, write_text
 
 if TYPE_CHECKING:
     from talk2dino.report.runs import Differences, EvaluatedRun
@@ -112,8 +112,7 @@ class Compare(Command):
 
         check_at_least(0, **{"--most": self.most})
         for path in (self.first, self.second):
-            if not path.is_file():
-                raise FileNotFoundError(f"{path}: no such result file")
+            check_file(path, "result file")
         if self.json is not None:
             check_writable(self.json, self.overwrite)
         found = {run.path: run for run in find_runs([self.first, self.second])[0]}

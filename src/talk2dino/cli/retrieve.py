@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from talk2dino.cli.command import Command
 from talk2dino.config import check_at_least
-from talk2dino.files import check_writable
+from talk2dino.files import check_file, check_writable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,8 +53,8 @@ class Retrieve(Command):
         if (self.text is None) == (self.image is None):
             raise ValueError("say what to look for with --text or with --image, one of them.")
         check_at_least(1, top=self.top)
-        if self.image is not None and not self.image.is_file():
-            raise FileNotFoundError(f"{self.image}: no such picture")
+        if self.image is not None:
+            check_file(self.image, "picture")
         if self.text is not None and not self.text.strip():
             raise ValueError("--text is empty. Say what to look for.")
         if self.sheet is not None:
