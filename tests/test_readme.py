@@ -211,7 +211,7 @@ def test_the_five_published_lines_work_as_written(coco):
     weights = {"Extract": " --vision_weights seeded:0", "ExtractText": " --text_weights seeded:0"}
     for line in lines:
         command = parse(line + weights.get(type(parse(line)).__name__, ""))
-        assert command.run(command.check()) == 0, line
+        assert not command.run(command.check()), line
     features = read_features(coco.parent / "coco2014_b14" / "train.pth")
     assert features.image_features["disentangled_self_attn"].shape == (3, 12, 768)
     assert features.image_features["avg_self_attn_out"].shape == (3, 768)
