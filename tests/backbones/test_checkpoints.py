@@ -293,7 +293,7 @@ def test_whole_numbers_stay_where_the_module_counts():
 
 def test_long_lists_of_keys_are_cut():
     state = {f"k{i}": torch.ones(1) for i in range(20)}
-    with pytest.raises(ValueError, match="k7 and 12 more"):
+    with pytest.raises(ValueError, match="k7, .*20 in all"):
         load_strict(nn.Identity(), state, "a.pth")
 
 

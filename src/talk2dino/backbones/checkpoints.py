@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from talk2dino.config import first_few
 from talk2dino.files import check_archive, check_file, is_torchscript, load_torch
 
 logger = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} holds no state dict, but a {type(content).__name__}")
     state = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
     if not state:
-        raise ValueError(f"{path} holds no tensors. Its keys: {listed(map(str, content))}")
+        raise ValueError(f"{path} holds no tensors. Its keys: {first_few(content, 8)}")
     return unwrapped(state, path)
 
 
@@ -103,7 +104,7 @@ def unwrapped(state: Mapping[str, Tensor], source: str | Path) -> dict[str, Tens
     for part in _PARTS:
         if inside := {name: short for name, short in names.items() if short.startswith(part)}:
             if left := [name for name in names if name not in inside]:
-                logger.warning("%s: %s* is used; left out: %s", source, part, listed(left, 4))
+                logger.warning("%s: %s* is used; left out: %s", source, part, first_few(left))
             names = {name: short[len(part) :] for name, short in inside.items()}
     # Lightning: one name before all, which is not that of a layer with its `weight` and `bias`.
     while any(short.count(".") > 1 for short in names.values()):
@@ -166,8 +167,8 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: str | Pa
     if whole := [name for name in fractions if not state[name].is_floating_point()]:
         kind = str(state[whole[0]].dtype).removeprefix("torch.")
         raise ValueError(
-            f"{source} looks quantised: {kind} in place of fractions, in {listed(whole)}. Get the "
-            "weights as float32, float16 or bfloat16."
+            f"{source} looks quantised: {kind} in place of fractions, in {first_few(whole)}. Get "
+            "the weights as float32, float16 or bfloat16."
         )
     module.load_state_dict(dict(state))
 
@@ -183,18 +184,18 @@ def check_fit(
     """Raise ValueError, beginning with `complaint`, unless `state` has these shapes, all finite."""
     problems = []
     if missing := [name for name in shapes if name not in state]:
-        problems.append(f"missing keys: {listed(missing)}")
+        problems.append(f"missing keys: {first_few(missing, 8)}")
     if unexpected := [name for name in state if name not in shapes]:
-        problems.append(f"unexpected keys: {listed(unexpected)}")
+        problems.append(f"unexpected keys: {first_few(unexpected, 8)}")
     wrong = [
         f"{name} is {tuple(state[name].shape)}, expected {shape}"
         for name, shape in shapes.items()
         if name in state and tuple(state[name].shape) != shape
     ]
     if wrong:
-        problems.append(f"wrong shapes: {listed(wrong)}")
+        problems.append(f"wrong shapes: {first_few(wrong, 8)}")
     if damaged := [name for name in shapes if name in state and not _is_finite(state[name])]:
-        problems.append(f"values that are infinite or not a number, in: {listed(damaged)}")
+        problems.append(f"values that are infinite or not a number, in: {first_few(damaged, 8)}")
     if problems:
         raise ValueError(f"{complaint}: {'; '.join(problems)}")
 
@@ -250,43 +251,30 @@ def _harmless_names(path: Path) -> list[str]:
     return [name for name in names if _HARMLESS.fullmatch(name)]
 
 
-class _Ignored:
-    """Takes the place of an object that is not needed; it keeps nothing and does nothing."""
-
-    def __new__(cls, *args: Any) -> _Ignored:
-        return super().__new__(cls)
+class _Part:
+    """Takes the place of an object: it holds what the file says that it holds, and does nothing."""
 
     def __init__(self, *args: Any) -> None:
         pass
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
-class _Dict(_Ignored):
-    """Takes the place of a kind of dict: its content may be looked through."""
-
-    def __new__(cls, *args: Any) -> Any:
-        return {}
-
-
-class _Part(_Ignored):
-    """A module of a TorchScript archive: what it holds, by name."""
 
     def __setstate__(self, state: Any) -> None:
         if isinstance(state, dict):
             self.__dict__.update(state)
 
 
-def _stand_ins(names: Iterable[str], kind: type[_Ignored] = _Ignored) -> Any:
-    """Let PyTorch's restricted reader meet objects of these names; each becomes a `kind`.
+class _Dict:
+    """Takes the place of a kind of dict: its content may be looked through."""
 
-    None of them is imported, none is run.
-    """
+    def __new__(cls, *args: Any) -> Any:
+        return {}
+
+
+def _stand_ins(names: Iterable[str]) -> Any:
+    """Let PyTorch's restricted reader meet objects of these names, without importing any."""
     classes: list[Any] = []
     for full_name in names:
         module, _, name = full_name.rpartition(".")
-        base = _Dict if name.lower().endswith("dict") else kind
+        base = _Dict if name.lower().endswith("dict") else _Part
         classes.append(type(name, (base,), {"__module__": module}))
     return torch.serialization.safe_globals(classes)
 
@@ -309,7 +297,7 @@ def _read_torchscript(path: Path) -> dict[str, Tensor]:
         known = [name for name in found if name.startswith(("__torch__.", "torch.jit._pickle."))]
         with path.open("rb") as file:
             view: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        with view, _stand_ins(known, _Part):
+        with view, _stand_ins(known):
             place = -1
             while (place := view.find(b"/constants.pkl", place + 1)) >= 0:
                 view[place : place + 10] = b"/unusednow"
@@ -333,10 +321,3 @@ def _read_torchscript(path: Path) -> dict[str, Tensor]:
     if not state:
         raise ValueError(f"{path} is a TorchScript archive without weights that can be read")
     return state
-
-
-def listed(names: Iterable[str], most: int = 8) -> str:
-    """The first names, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

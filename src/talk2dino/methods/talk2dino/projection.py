@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from talk2dino.backbones.checkpoints import listed, load_strict, looks_like, state_shapes
+from talk2dino.backbones.checkpoints import load_strict, looks_like, state_shapes
 from talk2dino.backbones.seeded import parse_seeded, seeded_state
-from talk2dino.config import build, check_at_least, check_name
+from talk2dino.config import build, check_at_least, check_name, first_few
 from talk2dino.devices import float32_by_default, keep_float32
 from talk2dino.methods.talk2dino.alignment import (
     PER_HEAD,
@@ -437,8 +437,8 @@ def identify_projection(state: Mapping[str, Tensor], source: str) -> ProjectionC
         raise ValueError(f"{source} is no Talk2DINO model or projection: it looks like {kind}.")
     if first is None or first.ndim != 2 or any("visual" in name for name in state):
         raise ValueError(
-            f"{source} holds another projection than ProjectionLayer ({listed(sorted(state), 6)}). "
-            "Say which with config=, a recipe of configs/."
+            f"{source} holds another projection than ProjectionLayer "
+            f"({first_few(sorted(state), 6)}). Say which with config=, a recipe of configs/."
         )
     layers = {name.split(".")[1] for name in state if name.startswith("hidden_layers.")}
     hidden = len(layers) or int("linear_layer2.weight" in state)

@@ -85,7 +85,7 @@ def test_older_and_deeper_projections_are_recognised():
     with pytest.raises(ValueError, match=r"another projection than ProjectionLayer"):
         identify_projection({"visual_linear.weight": torch.zeros(2, 2)} | flat, "f")
     many = {f"layer{number}": torch.zeros(1) for number in range(8)}
-    with pytest.raises(ValueError, match=r"\(layer0, .*layer5 and 2 more\)"):
+    with pytest.raises(ValueError, match=r"\(layer0, .*layer5, .*8 in all\)\)"):
         identify_projection(many, "f")
 
 

@@ -213,7 +213,7 @@ def test_batches_are_the_same_from_memory_and_from_disk(stored, choice, monkeypa
                 expected = F.normalize(expected, dim=-1)
             torch.testing.assert_close(batch.visual, expected)
             assert torch.equal(batch.text, features.caption_features["ann_feats"][index])
-            assert batch.visual_is_unit == (choice is UNIT)
+            assert batch.extras == ({"visual_is_unit": True} if choice is UNIT else {})
 
 
 def test_what_is_in_memory_already_is_not_copied(tiny_features):

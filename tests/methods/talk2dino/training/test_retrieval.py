@@ -76,16 +76,6 @@ def test_the_median_of_an_even_number_of_ranks_lies_between_the_middle_two():
     assert summarise(torch.tensor([1, 2, 7, 100])).median_rank == 4.5
 
 
-def test_token_level_text_is_refused_with_both_shapes():
-    with pytest.raises(ValueError, match=r"\(2, 5, 3\) and \(3, 3\)"):
-        retrieval(torch.ones(2, 5, 3), IMAGES, torch.arange(2))
-
-
-def test_an_empty_set_is_refused():
-    with pytest.raises(ValueError, match="0 captions"):
-        retrieval(torch.ones(0, 3), IMAGES, torch.arange(0))
-
-
 @pytest.mark.parametrize("at_once", [1 << 24, 1])
 @pytest.mark.parametrize("shape", [(20, 6), (20, 3, 6)])
 def test_the_best_rows_of_a_store_are_those_of_all_cosines(shape, at_once, monkeypatch):

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +24,6 @@ from talk2dino.features.store import FeatureFile, check_finite
 from talk2dino.files import read_ahead
 from talk2dino.methods.talk2dino.alignment import PAIRWISE, takes
 from talk2dino.methods.talk2dino.projection import (
-    Projection,
     ProjectionConfig,
     average_tokens,
     images_stay,
@@ -59,15 +59,9 @@ class Batch:
     """(B, D), or (B, H, D) per head, or (B, P, D) per patch; float32."""
     text: Tensor
     """(B, E), or (B, T, E) per token; float32."""
-    extras: dict[str, Tensor] = field(default_factory=dict)
-    """Keyword arguments of forward: self_attn_maps, cls, text_input_mask, text_argmax."""
-    visual_is_unit: bool = False
-    """Whether the visual vectors have length 1."""
-
-    def embedded(self, model: Projection) -> tuple[Tensor, Tensor]:
-        """Images and captions in the common space, as `model.embed` gives them."""
-        is_unit = self.visual_is_unit
-        return model.embed(self.visual, self.text, **self.extras, visual_is_unit=is_unit)
+    extras: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of embed: self_attn_maps, cls, text_input_mask, text_argmax; and
+    visual_is_unit where the visual vectors have length 1 already."""
 
 
 @dataclass(frozen=True)
@@ -295,7 +289,7 @@ def forget(column: Tensor) -> None:
 
 def _batch(choice: FeatureChoice, columns: dict[str, Tensor]) -> Batch:
     """Arrange the gathered features of B pairs, key -> (B, ...), as forward takes them."""
-    extras = {}
+    extras: dict[str, Any] = {"visual_is_unit": True} if choice.unit_key else {}
     if "self_attn_maps" in columns:
         extras["self_attn_maps"] = columns["self_attn_maps"].float()
     if choice.config.weight_attn_heads == "conditioned":
@@ -308,7 +302,7 @@ def _batch(choice: FeatureChoice, columns: dict[str, Tensor]) -> Batch:
         extras["text_input_mask"] = columns["text_input_mask"].bool()
     elif choice.text == LAST_LAYER_TEXT:
         extras["text_argmax"] = columns["text_argmax"].long()
-    return Batch(columns[choice.visual].float(), text, extras, choice.unit_key is not None)
+    return Batch(columns[choice.visual].float(), text, extras)
 
 
 def _check_column(column: Tensor, key: str, path: str | Path) -> None:

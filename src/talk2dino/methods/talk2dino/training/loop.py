@@ -190,8 +190,8 @@ class TrainingRun(Run):
     def logged(self, record: Record, again: bool = False) -> dict[str, float]:
         """See Run."""
         values = {"loss/train": record["train_loss"], "learning_rate": record["learning_rate"]}
-        validated = {"loss/validation": record["val_loss"]}
-        return values if record["val_loss"] is None else values | validated
+        validation = record["val_loss"]
+        return values if validation is None else values | {"loss/validation": validation}
 
     def learning_rate(self, step: int) -> float:
         """See Run."""
@@ -208,7 +208,7 @@ class TrainingRun(Run):
     def _record_heads(self, own: Batch, index: Tensor) -> None:
         """Keep the head of each image that its caption chooses, before the step's update."""
         with torch.no_grad():
-            heads = selected_heads(*own.embedded(self.model))
+            heads = selected_heads(*self.model.embed(own.visual, own.text, **own.extras))
         heads = gather_rows(heads, len(index))
         if self.heads is None:
             self.heads = torch.full((len(self.pairs),), -1)
@@ -266,29 +266,19 @@ class BatchLoss:
             total: captions of the whole batch.
             generator: randomness of strategies that draw.
         """
-        if self._capture and torch.is_grad_enabled() and total == self._train.batch_size:
+        full = total == self._train.batch_size and not batch.extras.keys() - {"visual_is_unit"}
+        if self._capture and full and torch.is_grad_enabled():
             loss = self._replayed(batch)
             if loss is not None:
                 return loss
-        gather = None
-        if self.shared:
-            gather = partial(gather_rows, total=total)
-        scores = self.model(
-            batch.visual,
-            batch.text,
-            **batch.extras,
-            visual_is_unit=batch.visual_is_unit,
-            generator=generator,
-            gather=gather,
-        )
-        return self._train.loss_of(scores)
+        gather = partial(gather_rows, total=total) if self.shared else None
+        given = {**batch.extras, "generator": generator, "gather": gather}
+        return self._train.loss_of(self.model(batch.visual, batch.text, **given))
 
     def _replayed(self, batch: Batch) -> Tensor | None:
         """The loss by the graph, recorded when first needed; None if it cannot be."""
-        if batch.extras:
-            return None
         if self._captured is None:
-            plain = _PlainLoss(self.model, self._train, batch.visual_is_unit)
+            plain = _PlainLoss(self.model, self._train, batch.extras)
             example = (batch.visual.clone(), batch.text.clone())
             try:
                 # What is launched on another GPU than the current one would not be recorded.
@@ -307,10 +297,9 @@ class BatchLoss:
 class _PlainLoss(nn.Module):
     """(visual, text) to the loss: the form that CUDA graphs want."""
 
-    def __init__(self, model: Projection, train: TrainConfig, visual_is_unit: bool) -> None:
+    def __init__(self, model: Projection, train: TrainConfig, extras: dict[str, Any]) -> None:
         super().__init__()
-        self.model, self._train, self._visual_is_unit = model, train, visual_is_unit
+        self.model, self._train, self._extras = model, train, extras
 
     def forward(self, visual: Tensor, text: Tensor) -> Any:
-        scores = self.model(visual, text, visual_is_unit=self._visual_is_unit)
-        return self._train.loss_of(scores)
+        return self._train.loss_of(self.model(visual, text, **self._extras))

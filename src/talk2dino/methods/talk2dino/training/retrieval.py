@@ -21,10 +21,6 @@ _BLOCK = 1 << 21
 """Numbers of a store read at a time: 8 MiB, which a cache holds for the lengths and the cosines."""
 
 
-def _as_stored(rows: Tensor) -> Tensor:
-    return rows
-
-
 @dataclass(frozen=True)
 class RankSummary:
     """One direction of retrieval. Ranks start at 1; recalls are in percent."""
@@ -56,17 +52,7 @@ def retrieval(text: Tensor, visual: Tensor, caption_rows: Tensor) -> Retrieval:
         text: (M, D) caption embeddings, of any length.
         visual: (N, D) image embeddings in the same space.
         caption_rows: (M,) row of `visual` that each caption belongs to; any number per image.
-
-    Raises:
-        ValueError: there is nothing to rank, or the shapes do not fit together.
     """
-    if text.ndim != 2 or visual.ndim != 2 or text.shape[1] != visual.shape[1]:
-        raise ValueError(
-            "retrieval needs one vector per caption and per image in one space, "
-            f"got {tuple(text.shape)} and {tuple(visual.shape)}"
-        )
-    if not len(text) or not len(visual):
-        raise ValueError(f"retrieval over {len(text)} captions and {len(visual)} images")
     rows = caption_rows.to(text.device)
     images, described = torch.arange(len(visual), device=rows.device), rows.unique()
     return Retrieval(
@@ -90,7 +76,7 @@ def embed_pairs(model: Projection, pairs: StoredPairs) -> tuple[Tensor, Tensor, 
     texts, images = [], torch.empty(0)
     with torch.no_grad():
         for index, batch in zip(parts, pairs.batches(parts), strict=True):
-            visual, text = batch.embedded(model)
+            visual, text = model.embed(batch.visual, batch.text, **batch.extras)
             texts.append(text)
             if not len(images):
                 images = visual.new_empty((int(rows.max()) + 1, *visual.shape[1:]))
@@ -121,7 +107,7 @@ def best_rows(
     queries: Tensor,
     stored: Tensor,
     top: int,
-    project: Callable[[Tensor], Tensor] = _as_stored,
+    project: Callable[[Tensor], Tensor] = Tensor.float,
     done: Callable[[], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The rows of a store that are most similar to a query; memory is flat in the rows.
@@ -147,7 +133,7 @@ def best_rows(
 def cosine_blocks(
     stored: Tensor,
     queries: Tensor,
-    project: Callable[[Tensor], Tensor] = _as_stored,
+    project: Callable[[Tensor], Tensor] = Tensor.float,
     done: Callable[[], None] | None = None,
 ) -> Iterator[tuple[slice, Tensor]]:
     """The cosines of a store with queries, some of its rows at a time: how all ranks are found.
@@ -177,12 +163,6 @@ def cosine_blocks(
 def summarise(ranks: Tensor) -> RankSummary:
     """Recalls, median and mean of (Q,) ranks that start at 1."""
     ranks = ranks.double()
-    recall = {k: 100 * (ranks <= k).double().mean().item() for k in (1, 5, 10)}
-    return RankSummary(
-        r1=recall[1],
-        r5=recall[5],
-        r10=recall[10],
-        median_rank=float(np.median(ranks.cpu().numpy())),
-        mean_rank=ranks.mean().item(),
-        queries=len(ranks),
-    )
+    recalls = [100 * (ranks <= k).double().mean().item() for k in (1, 5, 10)]
+    middle = float(np.median(ranks.cpu().numpy()))
+    return RankSummary(*recalls, middle, ranks.mean().item(), queries=len(ranks))
