@@ -163,6 +163,6 @@ def cosine_blocks(
 def summarise(ranks: Tensor) -> RankSummary:
     """Recalls, median and mean of (Q,) ranks that start at 1."""
     ranks = ranks.double()
-    recalls = [100 * (ranks <= k).double().mean().item() for k in (1, 5, 10)]
+    r1, r5, r10 = (100 * (ranks <= k).double().mean().item() for k in (1, 5, 10))
     middle = float(np.median(ranks.cpu().numpy()))
-    return RankSummary(*recalls, middle, ranks.mean().item(), queries=len(ranks))
+    return RankSummary(r1, r5, r10, middle, ranks.mean().item(), len(ranks))
