@@ -214,20 +214,33 @@ def run_job(
     for group in [[run] for run in runs] if job.one_by_one else group_runs(runs):
         if job.one_by_one:
             forget_peak_memory(job.device)
-        counts, timing = evaluate_group(job, group, models.tasks, processes, progress)
+        results = {run.name: _whole_result(job, run, processes) for run in group}
+        todo = [run for run in group if results[run.name] is None]
+        for run in (run for run in group if results[run.name] is not None):
+            open_counts(job.output, run, _count_settings(job, run))
+        counts, timing = evaluate_group(job, todo, models.tasks, processes, progress)
         for run in group:
-            found = counts[run.name]
-            path = job.output / f"{run.name}.json"
-            result = None
-            if len(found) == len(run.dataset.samples):
-                if timing or not path.exists():
-                    result, arrays = make_result(run, found, timing)
-                    if processes.rank == 0:
-                        write_result(job.output, run.name, result, arrays)
-                else:
-                    result = read_result(path)
+            found = counts.get(run.name, {})
+            if len(found) == len(run.dataset.samples) and processes.rank == 0:
+                write_result(job.output, run.name, *make_result(run, found, timing))
+            result = results[run.name] or _whole_result(job, run, processes)
+            if result is not None:  # it holds them all
+                for path in (job.output / "counts" / run.name).glob("*.npz"):
+                    path.unlink(missing_ok=True)
             outcomes[run.name] = Outcome(run, result, len(found))
     return [outcomes[run.name] for run in runs]
+
+
+def _whole_result(job: Job, run: Run, processes: Processes) -> dict[str, Any] | None:
+    """The first process's result of a run, if all label maps of this job are on any disk."""
+    path = job.output / f"{run.name}.json"
+    there = path.is_file() and path.with_suffix(".npz").is_file()
+    names = {sample.name for sample in run.dataset.samples[job.job_id :: job.num_jobs]}
+    missing = {name for name in names if not run.folders.complete(name)}
+    results, lacks = zip(
+        *processes.gather((read_result(path) if there else None, missing)), strict=True
+    )
+    return None if set.intersection(*lacks) else results[0]
 
 
 def run_settings(evaluation: Evaluation, dataset: EvaluationSet) -> dict[str, Any]:
@@ -346,6 +359,8 @@ def evaluate_group(
     Raises:
         ValueError: an unusable image or label, or counts that were made with other settings.
     """
+    if not runs:
+        return {}, None
     processes = processes or Processes()
     folders = [open_counts(job.output, run, _count_settings(job, run)) for run in runs]
     counts = _gathered(runs, folders, processes)
