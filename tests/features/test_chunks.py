@@ -9,6 +9,7 @@ import torch
 
 from talk2dino.features import chunks as stage
 from talk2dino.features.chunks import Chunk, Chunks, fetched_behind, holds_chunks
+from talk2dino.features.text import TextExtraction, TextSettings
 
 
 def chunk(number):
@@ -169,3 +170,54 @@ def test_elsewhere_results_pass_one_at_a_time():
     drawn = iter([Chunk({"a": torch.ones(1)}), Chunk({}, {1: "bad"})])
     assert next(fetched_behind(drawn, torch.device("cpu"))).columns == {"a": torch.ones(1)}
     assert next(drawn).failures == {1: "bad"}
+
+
+def limited(most, seen, problem="CUDA out of memory. Tried to allocate 1.00 GiB"):
+    """A model that doubles its input and has memory for `most` items at once."""
+
+    def model(items):
+        seen.append(len(items))
+        if len(items) > most:
+            raise RuntimeError(problem)
+        return items * 2
+
+    return model
+
+
+@pytest.fixture
+def extraction():
+    made = TextExtraction(TextSettings(device="cpu"))
+    made.device = torch.device("cuda")
+    return made
+
+
+def test_batches_are_halved_until_they_fit_and_stay_so(extraction, caplog, monkeypatch):
+    seen, freed, items = [], [], torch.arange(11)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(1))
+    assert torch.equal(torch.cat(extraction.pieces(limited(3, seen), items)), items * 2)
+    assert seen == [11, 5, 2, 2, 2, 2, 2, 1]
+    assert len(extraction.pieces(limited(3, seen), items[:4])) == 2
+    told = [record.getMessage() for record in caplog.records]
+    assert told[0] == "11 captions at a time do not fit in the memory of cuda; going on with 5"
+    assert len(told) == len(freed) == 2, "once per size"
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "MPS backend out of memory",
+        "DefaultCPUAllocator: can't allocate memory",
+    ],
+)
+def test_a_lack_of_memory_has_many_names(extraction, problem):
+    assert len(extraction.pieces(limited(2, [], problem), torch.ones(4))) == 2
+
+
+def test_a_single_item_that_does_not_fit_is_an_error_and_others_are_not_taken_for_it(extraction):
+    with pytest.raises(RuntimeError, match="CUDA out of memory"):
+        extraction.pieces(limited(0, []), torch.ones(3))
+    seen = []
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        extraction.pieces(limited(1, seen, "shapes differ"), torch.ones(3))
+    assert seen == [3] and extraction.pieces(limited(1, seen), torch.ones(0)) == []

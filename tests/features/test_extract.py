@@ -154,6 +154,27 @@ def test_the_normalisation_of_a_backbone_is_recorded_where_it_is_not_imagenets(
     assert "dino_features of the input were made with other or unknown settings" in caplog.text
 
 
+def test_a_smaller_batch_after_running_out_of_memory_gives_the_same_features(
+    tmp_path, coco, monkeypatch, caplog
+):
+    flags = ["--batch_size", "4", *ALL_KEYS]
+    assert Extract.main(coco.arguments(tmp_path / "a.pth", *flags)) == 0
+    sizes = []
+
+    def features(backbone, images, *rest):
+        sizes.append(len(images))
+        if len(images) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return image_features(backbone, images, *rest)
+
+    monkeypatch.setattr(stage, "image_features", features)
+    assert Extract.main(coco.arguments(tmp_path / "b.pth", *flags)) == 0
+    assert sizes == [4, 2, 1, 1, 1, 1, 1, 1]
+    one, other = (read_features(tmp_path / name).image_features for name in ("a.pth", "b.pth"))
+    torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5)
+    assert len(caplog.records) == 2
+
+
 def test_a_single_image_that_does_not_fit_ends_the_run_and_keeps_the_rest(
     tmp_path, coco, monkeypatch, capsys
 ):

@@ -157,6 +157,27 @@ def test_mixed_precision_is_recorded_and_close(features, coco):
     assert stored.settings["text"]["amp"] == "bfloat16"
 
 
+def test_a_smaller_batch_after_running_out_of_memory_gives_the_same_vectors(
+    features, coco, caplog, monkeypatch
+):
+    sizes = []
+
+    def encode(model, tokens, *rest):
+        sizes.append(len(tokens))
+        if len(tokens) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return token_features(model, tokens, *rest)
+
+    monkeypatch.setattr(text, "token_features", encode)
+    assert ExtractText.main(arguments(features, "--batch_size", "8")) == 0
+    assert sizes == [8, 4, 2, 2, 2, 2, 2, 1]
+    assert_close(read_features(features).caption_features["ann_feats"], expected(coco))
+    assert [r.getMessage() for r in caplog.records] == [
+        "8 captions at a time do not fit in the memory of cpu; going on with 4",
+        "4 captions at a time do not fit in the memory of cpu; going on with 2",
+    ]
+
+
 def test_the_other_keys_are_added_later(features, coco):
     assert ExtractText.main(arguments(features)) == 0
     first = read_features(features).caption_features["ann_feats"]

@@ -8,17 +8,20 @@ there, they are put together.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
+import re
 import shutil
+import sys
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import safetensors.torch
 import torch
@@ -29,6 +32,11 @@ from talk2dino.features.captions import Collection
 from talk2dino.features.store import FeatureFile
 from talk2dino.files import atomic_path, write_text
 
+logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+_NO_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory|ALLOC_FAILED")
+"""In errors of PyTorch, and of CUDA's libraries that it calls."""
 _INPUT, _WHOLE, _ABOUT, _CHUNKS = "input.txt", "whole", "about.json", "chunk*.safetensors"
 
 
@@ -64,6 +72,34 @@ class Extraction(ABC):
     def __init__(self, settings: Any) -> None:
         self.settings = settings
         self.device = resolve_device(settings.device)
+        self._most = sys.maxsize
+        """Items at once that have been seen to fit in memory."""
+
+    def pieces(self, model: Callable[[Tensor], Result], items: Tensor) -> list[Result]:
+        """What a model makes of items (B, ...), in order: of as many at once as fit in memory.
+
+        Where they do not, half as many are tried, now and with all later batches.
+
+        Raises:
+            RuntimeError: even a single item does not fit, or something else went wrong.
+        """
+        results: list[Result] = []
+        while len(items):
+            some = items[: self._most]
+            try:
+                results.append(model(some))
+                items = items[self._most :]
+                continue
+            except RuntimeError as error:
+                if len(some) == 1 or not _NO_MEMORY.search(str(error)):
+                    raise
+            # Behind the except block, whose error holds on to the model's tensors.
+            self._most = len(some) // 2
+            found = f"{len(some)} {self.unit} at a time do not fit in the memory of {self.device}"
+            logger.warning("%s; going on with %d", found, self._most)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+        return results
 
     @property
     def batch_size(self) -> int:

@@ -175,13 +175,17 @@ class ImageExtraction(Extraction):
         settings, (backbone, captioner) = self.settings, self.models
         columns: dict[str, Tensor] = {}
         captions: list[str] = []
+
+        def features(pixels: Tensor) -> dict[str, Tensor]:
+            return image_features(backbone, pixels, settings.keys, settings.amp)
+
         if len(decoded.images):
-            pixels = decoded.images.to(self.device, non_blocking=True)
-            found = image_features(backbone, pixels, settings.keys, settings.amp)
+            found = self.pieces(features, decoded.images.to(self.device, non_blocking=True))
             dtype = resolve_dtype(settings.dtype)
-            columns = {key: column.to(dtype) for key, column in found.items()}
+            columns = {key: torch.cat([p[key].to(dtype) for p in found]) for key in found[0]}
             if captioner:
-                captions = captioner(decoded.caption_inputs)
+                made = self.pieces(captioner, decoded.caption_inputs)
+                captions = [caption for piece in made for caption in piece]
         failures = {
             row: f"image {images[row]['id']} ({_name(images[row])}): {why}"
             for row, why in decoded.failures.items()

@@ -126,12 +126,12 @@ class TextExtraction(Extraction):
         if _sortable(settings.keys):
             order = model.lengths(tokens).argsort(descending=True, stable=True)
             batches = [model.trimmed(tokens[rows]) for rows in order.split(self.batch_size)]
-        found = [
-            token_features(
-                model, batch.to(self.device, non_blocking=True), settings.keys, settings.amp
-            )
-            for batch in batches
-        ]
+
+        def features(tokens: Tensor) -> dict[str, Tensor]:
+            tokens = tokens.to(self.device, non_blocking=True)
+            return token_features(model, tokens, settings.keys, settings.amp)
+
+        found = [piece for batch in batches for piece in self.pieces(features, batch)]
         place = order.argsort().to(self.device)
         columns = {key: torch.cat([some[key] for some in found])[place] for key in settings.keys}
         return Chunk({k: v.to(dtype) if v.is_floating_point() else v for k, v in columns.items()})
