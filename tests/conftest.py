@@ -18,7 +18,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import pytest
 import torch
 
-from talk2dino.backbones import seeded
+from tests.seeds import drawn_once
 
 ROOT = Path(__file__).parents[1]
 PRELOADED = [
@@ -33,6 +33,7 @@ PRELOADED = [
     *("talk2dino.features.extract", "talk2dino.features.text"),
     *("talk2dino.cli.pretrain", "talk2dino.methods.ovsegmentor.pretraining.job"),
     *("talk2dino.cli.evaluate_published", "talk2dino.benchmarks.job", "mmseg.datasets"),
+    "tests.preload",
 ]
 
 
@@ -43,20 +44,7 @@ def _few_threads() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _draw_seeded_weights_once():
-    """The tensors of toys are drawn once per test process: 45 million numbers, half a second."""
-    draw, drawn, most = seeded.seeded_tensor, {}, 2**27  # numbers that are kept
-
-    def seeded_tensor(seed, name, shape):
-        key = (seed, name, tuple(shape))
-        if key not in drawn:
-            values = draw(*key)
-            if sum(map(torch.numel, drawn.values())) + values.numel() > most:
-                return values
-            drawn[key] = values
-        return drawn[key].clone()
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(seeded, "seeded_tensor", seeded_tensor)
+    with drawn_once():
         yield
 
 
