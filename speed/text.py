@@ -100,13 +100,13 @@ def _case(model: str, title: str) -> Case:
 
 
 def _tokens(device: str, folder: Path) -> Step:
-    from talk2dino.backbones.text import Tokenizer
+    from talk2dino.backbones.text import _word_ids, tokenize
 
-    texts, tokenizer = captions(TOKENIZED), Tokenizer(77)
+    texts = captions(TOKENIZED)
 
     def step() -> torch.Tensor:
-        tokenizer._of_word.clear()
-        return tokenizer(texts)
+        _word_ids.cache_clear()
+        return tokenize(texts, 77)
 
     return step
 

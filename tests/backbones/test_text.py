@@ -14,11 +14,11 @@ from talk2dino.backbones import text as text_module
 from talk2dino.backbones.text import (
     CLIP_MODELS,
     BertEncoder,
-    Tokenizer,
     check_text,
     create_text_tower,
     is_bert,
     load_text,
+    tokenize,
 )
 from tests.literal import text as literal
 
@@ -274,21 +274,12 @@ def texts(count):
 
 
 def test_ids_are_those_of_open_clip_for_thirty_thousand_texts():
-    ours = Tokenizer(77)
-    start, end = THEIRS.all_special_ids
-    different = [t for t in texts(30_000) if ours.ids(t) != [start, *THEIRS.encode(t), end]]
-    assert different == []
+    some = texts(30_000)
+    assert torch.equal(tokenize(some, 160), THEIRS(some, context_length=160))
 
 
 def test_the_table_of_ids_is_that_of_open_clip_and_long_texts_are_cut():
     some = ["", "a cat", "word " * 75, "word " * 76, "word " * 300, "é " * 200, "<end_of_text> a"]
-    assert torch.equal(Tokenizer(77)(some), THEIRS(some))
-    assert torch.equal(Tokenizer(5)(some), THEIRS(some, context_length=5))
-    assert Tokenizer(77)([]).shape == (0, 77)
-
-
-def test_a_full_cache_changes_nothing(monkeypatch):
-    monkeypatch.setattr(text_module, "_WORDS", 3)
-    ours, some = Tokenizer(77), captions(20)
-    assert torch.equal(ours(some), THEIRS(some))
-    assert len(ours._of_word) <= 3
+    assert torch.equal(tokenize(some, 77), THEIRS(some))
+    assert torch.equal(tokenize(some, 5), THEIRS(some, context_length=5))
+    assert tokenize([], 77).shape == (0, 77)

@@ -7,7 +7,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from itertools import chain
 from pathlib import Path
 
@@ -53,7 +53,6 @@ PUBLISHED = {
 _BESIDE = "open_clip_config.json"
 # Text that cleaning (ftfy, HTML's entities) leaves as it is.
 _PLAIN = re.compile(r"[ -%'-~\t\n]*")
-_WORDS = 1 << 18  # that are kept: some tens of MB
 
 logger = logging.getLogger(__name__)
 
@@ -74,45 +73,33 @@ class TextFeatures:
     """(B, T, width) output of the second-to-last block, if asked for."""
 
 
-class Tokenizer:
-    """CLIP's tokeniser with a cache of words: the ids of open_clip's, several times faster.
+def tokenize(texts: Sequence[str], length: int) -> Tensor:
+    """CLIP's token ids (B, length) int64, padded with zeros: those of open_clip, sooner.
 
     Args:
-        context_length: most ids of a caption; a longer one keeps its end-of-text token, last.
+        texts: captions.
+        length: most ids of a caption; a longer one keeps its end-of-text token, last.
     """
-
-    def __init__(self, context_length: int) -> None:
-        self.context_length = context_length
-        self._tokenizer = _vocabulary()
-        self._of_word: dict[str, list[int]] = {}
-
-    def ids(self, text: str) -> list[int]:
-        """Of one caption, without padding."""
-        start, end = self._tokenizer.all_special_ids
-        # No token reaches over white space.
+    tokenizer, rows = _vocabulary(), []
+    start, end = tokenizer.all_special_ids
+    for text in texts:
         plain = _PLAIN.fullmatch(text)
-        words = (text.lower() if plain else self._tokenizer.clean_fn(text)).split()
-        cached = self._of_word
-        ids = [start, *chain.from_iterable([cached.get(w) or self._word(w) for w in words]), end]
-        if len(ids) > self.context_length:
-            ids[self.context_length - 1 :] = [end]
-        return ids
+        words = (text.lower() if plain else tokenizer.clean_fn(text)).split()
+        ids = [start, *chain.from_iterable(map(_word_ids, words)), end]
+        if len(ids) > length:
+            ids[length - 1 :] = [end]
+        rows.append(ids + [0] * (length - len(ids)))
+    return torch.tensor(rows, dtype=torch.int64).view(-1, length)
 
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        """(B, context_length) int64, padded with zeros."""
-        rows = [self.ids(text) for text in texts]
-        padded = [ids + [0] * (self.context_length - len(ids)) for ids in rows]
-        return torch.tensor(padded, dtype=torch.int64).view(-1, self.context_length)
 
-    def _word(self, word: str) -> list[int]:
-        tokenizer, ids = self._tokenizer, list[int]()
-        for part in tokenizer.pat.findall(word):
-            characters = "".join(tokenizer.byte_encoder[byte] for byte in part.encode())
-            ids += [tokenizer.encoder[piece] for piece in tokenizer.bpe(characters).split(" ")]
-        if len(self._of_word) >= _WORDS:
-            self._of_word.clear()
-        self._of_word[word] = ids
-        return ids
+@lru_cache(1 << 18)  # some tens of MB
+def _word_ids(word: str) -> list[int]:
+    """Of what is between two blanks, which no token reaches over."""
+    tokenizer, ids = _vocabulary(), list[int]()
+    for part in tokenizer.pat.findall(word):
+        characters = "".join(tokenizer.byte_encoder[byte] for byte in part.encode())
+        ids += [tokenizer.encoder[piece] for piece in tokenizer.bpe(characters).split(" ")]
+    return ids
 
 
 @cache
@@ -164,11 +151,10 @@ class TextEncoder(_Encoder):
         self.weights = weights
         self.embed_dim: int = model.output_dim
         self.context_length: int = model.context_length
-        self.tokenizer = Tokenizer(model.context_length)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Texts to (B, 77) int64 token ids; a long text keeps its end-of-text token, last."""
-        return self.tokenizer(as_texts(texts))
+        return tokenize(as_texts(texts), self.context_length)
 
     def lengths(self, tokens: Tensor) -> Tensor:
         """(B,) how many positions of each text are read: those up to its end-of-text token."""
