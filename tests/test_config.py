@@ -44,14 +44,14 @@ def test_sections_left_out_have_defaults(tmp_path):
     recipe = load_recipe(write(tmp_path, "model: {act: null, hidden_layer: 2}\ntrain:\n"))
     assert recipe.train == TrainConfig()
     assert recipe.features == FeatureConfig()
-    assert recipe.model.num_hidden_layers == 2
+    assert recipe.model.hidden_layer == 2
     assert recipe.model.act is None
 
 
 def test_numbers_written_as_yaml_reads_them_are_understood():
     assert build(TrainConfig, {"lr": "1e-4"}, "x.yaml").lr == pytest.approx(1e-4)
     assert build(TrainConfig, {"lr": 1}, "x.yaml").lr == 1.0
-    assert build(ProjectionConfig, {"hidden_layer": True}, "x.yaml").num_hidden_layers == 1
+    assert build(ProjectionConfig, {"hidden_layer": True}, "x.yaml").hidden_layer == 1
 
 
 @pytest.mark.parametrize(

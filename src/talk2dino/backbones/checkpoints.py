@@ -79,7 +79,13 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     check_file(path, "weights file")
     if path.suffix == ".safetensors" or _is_safetensors(path):
-        return unwrapped(_read_safetensors(path), path)
+        try:
+            return unwrapped(load_file(path), path)
+        except SafetensorError as error:
+            raise ValueError(
+                f"{path} is damaged, cut short, or no safetensors file ({error}). Download it "
+                "again."
+            ) from error
     if is_torchscript(path):
         return unwrapped(_read_torchscript(path), path)
     with _stand_ins(_harmless_names(path)):
@@ -100,7 +106,11 @@ def unwrapped(state: Mapping[str, Tensor], source: str | Path) -> dict[str, Tens
     Raises:
         ValueError: two tensors would have one name.
     """
-    names = {name: _without_wrapping_modules(name) for name in state if name != "n_averaged"}
+    names = {
+        name: ".".join(part for part in name.split(".") if part not in _WRAPPING_MODULES)
+        for name in state
+        if name != "n_averaged"
+    }
     for part in _PARTS:
         if inside := {name: short for name, short in names.items() if short.startswith(part)}:
             if left := [name for name in names if name not in inside]:
@@ -209,29 +219,15 @@ def _is_finite(value: Tensor) -> bool:
     return bool(value.sum().isfinite()) or bool(value.isfinite().all())
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path} is damaged, cut short, or no safetensors file ({error}). Download it again."
-        ) from error
-
-
 def _unwrapped_once(content: Any) -> Any:
     """The first entry of a checkpoint that is called as weights are and holds tensors."""
-    if isinstance(content, Mapping):
-        for name in WRAPPERS:
-            inner = content.get(name)
-            if isinstance(inner, Mapping) and any(
-                isinstance(value, Tensor | Mapping) for value in inner.values()
-            ):
-                return inner
+    for name in WRAPPERS if isinstance(content, Mapping) else ():
+        inner = content.get(name)
+        if isinstance(inner, Mapping) and any(
+            isinstance(value, Tensor | Mapping) for value in inner.values()
+        ):
+            return inner
     return content
-
-
-def _without_wrapping_modules(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part not in _WRAPPING_MODULES)
 
 
 def _is_safetensors(path: Path) -> bool:

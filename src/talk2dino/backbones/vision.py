@@ -221,26 +221,22 @@ def cls_attention_logits(attention: nn.Module, tokens: Tensor, num_prefix: int) 
         (B, H, P) logits q_cls . k_patch / sqrt(head width).
     """
     attn: Any = attention
-    if attn.qkv is not None:
-        weight_q, weight_k, _ = attn.qkv.weight.chunk(3)
-        bias_q, bias_k = _query_key_bias(attn)
+    if attn.qkv is None:
+        weights, biases = (
+            (attn.q_proj.weight, attn.k_proj.weight),
+            (attn.q_proj.bias, attn.k_proj.bias),
+        )
     else:
-        weight_q, weight_k = attn.q_proj.weight, attn.k_proj.weight
-        bias_q, bias_k = attn.q_proj.bias, attn.k_proj.bias
+        own = (getattr(attn, "q_bias", None), getattr(attn, "k_bias", None))
+        weights = attn.qkv.weight.chunk(3)
+        biases = own if attn.qkv.bias is None else attn.qkv.bias.chunk(3)
     heads = attn.num_heads
-    queries = F.linear(tokens[:, 0], weight_q, bias_q).unflatten(-1, (heads, -1))  # (B, H, d)
-    keys = F.linear(tokens[:, num_prefix:], weight_k, bias_k).unflatten(-1, (heads, -1))
+    queries, keys = (
+        F.linear(part, weights[place], biases[place]).unflatten(-1, (heads, -1))
+        for place, part in enumerate((tokens[:, 0], tokens[:, num_prefix:]))
+    )
     queries, keys = attn.q_norm(queries), attn.k_norm(keys)  # (B, H, d), (B, P, H, d)
     return torch.einsum("bhd,bphd->bhp", queries, keys) * attn.scale
-
-
-def _query_key_bias(attn: Any) -> tuple[Tensor | None, Tensor | None]:
-    if attn.qkv.bias is not None:
-        bias_q, bias_k, _ = attn.qkv.bias.chunk(3)
-        return bias_q, bias_k
-    if getattr(attn, "q_bias", None) is not None:
-        return attn.q_bias, attn.k_bias
-    return None, None
 
 
 def average_attention(attention_logits: Tensor, patches: Tensor) -> Tensor:

@@ -93,11 +93,6 @@ class ProjectionConfig:
                 f"weight_attn_heads works with ProjectionLayer, not {self.model_class}"
             )
 
-    @property
-    def num_hidden_layers(self) -> int:
-        """Number of (activation, linear) pairs after the first linear layer."""
-        return int(self.hidden_layer)
-
 
 class Projection(nn.Module):
     """What the trainable classes share: the scores of a batch of image-caption pairs."""
@@ -195,6 +190,7 @@ class Projection(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Both sides in their common space, L2-normalised if `cosine`; arguments as in forward."""
         if self.config.weight_attn_heads:
+            assert isinstance(self, ProjectionLayer)
             visual = self._pool_weighted_heads(visual, self_attn_maps, cls)
         visual = self.project_visual(visual)
         text = self.project_clip_txt(text, text_argmax)
@@ -202,11 +198,6 @@ class Projection(nn.Module):
             visual = visual if visual_is_unit else unit(visual)
             text = unit(text)
         return visual, text
-
-    def _pool_weighted_heads(
-        self, patches: Tensor, maps: Tensor | None, cls: Tensor | None
-    ) -> Tensor:
-        raise ValueError(f"{type(self).__name__} has no head weights")
 
 
 def end_positions(mask: Tensor) -> Tensor:
@@ -260,7 +251,7 @@ class ProjectionLayer(Projection):
         dim = config.dino_embed_dim
         self.linear_layer = nn.Linear(config.clip_embed_dim, dim)
         self.hidden_layers = nn.ModuleList(
-            nn.Linear(dim, dim) for _ in range(config.num_hidden_layers)
+            nn.Linear(dim, dim) for _ in range(int(config.hidden_layer))
         )
         self.act = _activation(config.act)
         if config.weight_attn_heads == "static":
@@ -330,7 +321,7 @@ class DoubleMLP(ProjectionLayer):
         dim = config.dino_embed_dim
         self.visual_linear = nn.Linear(dim, dim)
         self.visual_hidden_layers = nn.ModuleList(
-            nn.Linear(dim, dim) for _ in range(config.num_hidden_layers)
+            nn.Linear(dim, dim) for _ in range(int(config.hidden_layer))
         )
 
     def project_visual(self, visual: Tensor) -> Tensor:

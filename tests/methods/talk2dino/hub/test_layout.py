@@ -79,9 +79,9 @@ def test_layer_scales_that_were_renamed_get_their_name_back(split):
 
 def test_older_and_deeper_projections_are_recognised():
     old = projection_state(192, hidden="linear_layer2")
-    assert identify_projection(old, "f").num_hidden_layers == 1
+    assert identify_projection(old, "f").hidden_layer == 1
     flat = {name: value for name, value in old.items() if "layer2" not in name}
-    assert identify_projection(flat, "f").num_hidden_layers == 0
+    assert identify_projection(flat, "f").hidden_layer == 0
     with pytest.raises(ValueError, match=r"another projection than ProjectionLayer"):
         identify_projection({"visual_linear.weight": torch.zeros(2, 2)} | flat, "f")
     many = {f"layer{number}": torch.zeros(1) for number in range(8)}

@@ -255,8 +255,11 @@ def _find_file(path: Path, config: str | Path | None) -> FoundModel:
         chosen = read_segmenter_config(config, projection_weights=str(path))
     elif summary.get("settings"):
         chosen = _config_from_summary(summary, path)
-    elif (published := _published_projection(path)) is not None:
-        chosen = published.config(str(path))
+    elif published := [
+        *(m for m in PUBLISHED.values() if m.sha256 and m.sha256 == file_sha256(path)),
+        *(m for m in PUBLISHED.values() if m.projection_file == path.name),
+    ]:
+        chosen = published[0].config(str(path))
     else:
         found = identify_projection(parts.projection, str(path))
         raise ValueError(
@@ -301,14 +304,6 @@ def _find_remote(repo: str, name: str | None, download: Mapping[str, Any]) -> Fo
             "takes the backbones from timm and open_clip. 'toy' needs no files."
         )
     return dataclasses.replace(_find_folder(fetch_folder(repo, advice, **download)), origin=repo)
-
-
-def _published_projection(path: Path) -> PublishedModel | None:
-    """The published model a projection's file is of: by its content, or by its name."""
-    digest = file_sha256(path)
-    by_content = [model for model in PUBLISHED.values() if model.sha256 == digest]
-    by_name = [model for model in PUBLISHED.values() if model.projection_file == path.name]
-    return next(iter((*by_content, *by_name)), None)
 
 
 def _config_from_summary(summary: Mapping[str, Any], path: Path) -> SegmenterConfig:

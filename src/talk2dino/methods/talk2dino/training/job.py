@@ -22,7 +22,7 @@ from talk2dino.backbones.text import check_text, is_bert, load_text
 from talk2dino.backbones.vision import recorded_normalisation
 from talk2dino.config import first_few
 from talk2dino.features.captions import CaptionInput, Collection, check_exist
-from talk2dino.features.chunks import Extraction, fetched_behind
+from talk2dino.features.chunks import Chunk, Extraction, fetched_behind
 from talk2dino.features.extract import ImageExtraction, ImageSettings
 from talk2dino.features.keys import BERT_KEY
 from talk2dino.features.store import FeatureFile, check_records, read_features
@@ -235,12 +235,6 @@ def check_job(job: TrainJob) -> None:
             "--test_dataset ranks one vector per caption and per image, which "
             f"{tested.visual} with {tested.text} are not. Leave the flag out."
         )
-    _check_start(job)
-
-
-def _check_start(job: TrainJob) -> None:
-    """Raise unless what the training starts from can be loaded."""
-    start = job.recipe.model.starting_checkpoint
     if start is not None and not start.startswith("seeded:") and not Path(start).is_file():
         raise FileNotFoundError(f"starting_checkpoint: {start}: no such file")
     if start is None and job.recipe.model.model_class == "CLIPLastLayer":
@@ -353,8 +347,8 @@ def _encoded(
     )
     image, caption = (next(_rows(collection, e, keys, [range(1)])) for e, keys, *_ in parts)
     check_widths(image, caption, choice, job.recipe, path)
-    needed = sum(row.nbytes for row in image.values()) * records.num_images
-    needed += sum(row.nbytes for row in caption.values()) * len(records.annotations)
+    needed = sum(row.nbytes * records.num_images for row in image.values())
+    needed += sum(row.nbytes * len(records.annotations) for row in caption.values())
     if large := needed > job.cache_bytes:
         logger.warning(
             "%s: its features take %.1f GB, more than --cache_gb %g: they are in a file in %s "
@@ -362,7 +356,7 @@ def _encoded(
             "text_features_extraction.py.",
             *(path, needed / 1e9, job.cache_bytes / 1e9, tempfile.gettempdir()),
         )
-    columns = []
+    features = records
     for first, (extraction, keys, count, shown) in zip((image, caption), parts, strict=True):
         make = _unnamed if large else Tensor.new_empty
         held = {key: make(row, (count, *row.shape[1:])) for key, row in first.items()}
@@ -375,10 +369,7 @@ def _encoded(
                     if large:
                         forget(held[key])
                 bar.update(len(positions))
-        columns.append(held)
-    recorded = {e.settings.section: e.settings.recorded() for e in (of_images, of_captions)}
-    of_all = (columns[0], columns[1], recorded)
-    features = FeatureFile(records.images, records.annotations, *of_all)
+        features = extraction.completed(features, Chunk(held))
     features.mapped_from = Path(tempfile.gettempdir()) if large else None
     return features
 
