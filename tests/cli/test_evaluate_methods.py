@@ -120,7 +120,7 @@ def test_the_report_reads_the_labels_of_172_classes_as_the_evaluation_does(both)
     (run,) = [run for run in runs if run.benchmark == "coco_stuff_bg"]
     dataset = EvaluationSet(STUFF_BACKGROUND, MINIATURES)
     for index, sample in enumerate(dataset.samples):
-        truth = read_maps(sample.image, [run], MINIATURES).truth
+        truth = read_maps(sample.image, [run], MINIATURES)[1][0]
         assert np.array_equal(truth, dataset.read_label(index))
 
 

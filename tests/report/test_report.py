@@ -125,12 +125,9 @@ def test_the_ground_truth_of_zero_based_labels_is_shifted(results, data):
     content = json.loads(path.read_text()) | {"reduce_zero_label": True}
     path.write_text(json.dumps(content))
     runs, _ = find_runs([path])
-    maps = read_maps("images/0.png", runs, None)
+    _, (truth, _), trouble = read_maps("images/0.png", runs, None)
     stored = np.asarray(Image.open(data / "labels" / "0.png"))
-    assert (
-        np.array_equal(maps.truth, np.where(stored % 255 == 0, 255, stored - 1))
-        and not maps.trouble
-    )
+    assert np.array_equal(truth, np.where(stored % 255 == 0, 255, stored - 1)) and not trouble
 
 
 def test_without_counts_or_predictions_or_data_the_rest_is_shown(results, data, tmp_path):
@@ -154,7 +151,7 @@ def test_examples_need_the_counts_of_one_run_only(results, data):
     runs[0].path.with_suffix(".npz").unlink()
     picked = pick_examples(runs, 1)
     name = picked["best"][0]
-    example = make_example(name, runs, read_maps(name, runs, None))
+    example = make_example(name, runs, None)
     assert example.panels[1] is not None
     assert example.scores[0] is None and example.scores[1] is not None
 

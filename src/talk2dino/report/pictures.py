@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -41,20 +42,6 @@ _PALE = (150, 150, 150)
 
 
 @dataclass(frozen=True, eq=False)
-class Maps:
-    """What the files of one image hold; None for what cannot be read or was not kept."""
-
-    image: np.ndarray | None
-    """(H, W, 3) uint8 RGB."""
-    truth: np.ndarray | None
-    """(H, W) class ids; see `labels.ignored_label`."""
-    predictions: list[np.ndarray | None]
-    """(H, W) class ids per run."""
-    trouble: list[str]
-    """Why something cannot be read."""
-
-
-@dataclass(frozen=True, eq=False)
 class Example:
     """One image with everything that is shown of it."""
 
@@ -70,52 +57,57 @@ class Example:
     """Why something is not shown."""
 
 
-def read_maps(name: str, runs: Sequence[EvaluatedRun], data_root: Path | None) -> Maps:
+def read_maps(
+    name: str, runs: Sequence[EvaluatedRun], data_root: Path | None
+) -> tuple[np.ndarray | None, list[np.ndarray | None], list[str]]:
     """Read one image.
 
     Args:
         name: path below the data root.
         runs: of one benchmark.
         data_root: where the data is now; None for where it was evaluated.
+
+    Returns:
+        (H, W, 3) uint8 RGB; the class ids (H, W) of the ground truth (see `labels.ignored_label`)
+        and of every run; and why something cannot be read. None is what cannot, or was not kept.
     """
     trouble: list[str] = []
 
-    def attempt(read: Callable[[], np.ndarray | None]) -> np.ndarray | None:
+    def attempt(read: Callable[..., np.ndarray | None], *of: Any) -> np.ndarray | None:
         try:
-            return read()
+            return read(*of)
         except (OSError, ValueError) as error:
             trouble.append(str(error))
             return None
 
     first = next(run for run in runs if run.counts is not None)  # the picked image is in one
     root = data_root or Path(first.result["data_root"])
-    return Maps(
-        attempt(lambda: np.asarray(read_rgb(root / name))),
-        attempt(lambda: _read_truth(first, root, name)),
-        [attempt(lambda run=run: _read_prediction(run, name)) for run in runs],  # type: ignore[misc]
-        trouble,
-    )
+    image = attempt(lambda: np.asarray(read_rgb(root / name)))
+    predictions = [attempt(_read_prediction, run, name) for run in runs]
+    return image, [attempt(_read_truth, first, root, name), *predictions], trouble
 
 
 def make_example(
-    name: str, runs: Sequence[EvaluatedRun], maps: Maps, most_named: int = _MOST_NAMED
+    name: str,
+    runs: Sequence[EvaluatedRun],
+    data_root: Path | None,
+    most_named: int = _MOST_NAMED,
 ) -> Example:
-    """Colour one image, and name at most so many of its classes."""
+    """Read and colour one image, and name at most so many of its classes; see `read_maps`."""
+    image, maps, trouble = read_maps(name, runs, data_root)
     scores = [run.image_scores.get("", {}).get(name) for run in runs]
-    found = [maps.truth, *maps.predictions]
-    if maps.image is None:
-        return Example(name, [None] * (1 + len(found)), scores, {}, maps.trouble)
-    palette = palette_of(runs[0])
-    panels = [_panel(maps.image), *(_over(maps.image, labels, palette) for labels in found)]
+    if image is None:
+        return Example(name, [None] * (1 + len(maps)), scores, {}, trouble)
+    palette, classes = palette_of(runs[0]), runs[0].classes
+    panels = [_panel(image), *(_over(image, labels, palette) for labels in maps)]
     pixels = np.zeros(len(palette), np.int64)
-    for labels in found:
+    for labels in maps:
         if labels is not None:
             pixels += np.bincount(labels.ravel(), minlength=len(palette))
-    classes = runs[0].classes
     order = np.argsort(-pixels[: len(classes)], kind="stable").tolist()
     shown = [value for value in order if pixels[value]][:most_named]
     legend = {classes[value]: tuple(palette[value].tolist()) for value in shown}
-    return Example(name, panels, scores, legend, maps.trouble)
+    return Example(name, panels, scores, legend, trouble)
 
 
 def has_predictions(run: EvaluatedRun) -> bool:
@@ -266,18 +258,17 @@ def write_figure(places: Sequence[str | Path], options: FigureOptions) -> list[P
     check_writable(options.output, options.overwrite)
     groups = by_benchmark(runs := find_runs(places)[0])
     rows = [_find_row(groups, image, options.methods or methods(runs)) for image in options.images]
-    examples: list[Example] = []
-    single: dict[str, Image.Image] = {}
-    for row in rows:
-        maps = read_maps(row.image, row.runs, options.data_root)
-        single |= _single_pictures(row, maps)
-        examples.append(make_example(row.image, row.runs, maps, len(row.runs[0].classes)))
+    root = options.data_root
+    single = {
+        name: picture for row in rows for name, picture in _single_pictures(*row, root).items()
+    }
+    examples = [make_example(name, own, root, len(own[0].classes)) for name, _, own in rows]
     # One legend below the rows of a benchmark that stand together.
     for (row, example), (below, other) in pairwise(zip(rows, examples, strict=True)):
-        if row.runs == below.runs:
+        if row[2] == below[2]:
             other.legend.update(example.legend)
             example.legend.clear()
-    figure = draw_rows([("", example) for example in examples], [r.label for r in rows[0].runs])
+    figure = draw_rows([("", example) for example in examples], [r.label for r in rows[0][2]])
     folder = options.output.with_name(f"{options.output.stem}_files")
     folder.mkdir(parents=True, exist_ok=True)
     files = {options.output: figure, **{folder / name: p for name, p in single.items()}}
@@ -287,21 +278,14 @@ def write_figure(places: Sequence[str | Path], options: FigureOptions) -> list[P
     return list(files)
 
 
-@dataclass(frozen=True)
-class _Row:
-    """One image of one benchmark."""
+def _find_row(
+    groups: Mapping[str, list[EvaluatedRun]], image: str, wanted: Sequence[str]
+) -> tuple[str, str, list[EvaluatedRun]]:
+    """The image's path, what its files begin with, and a run per method.
 
-    image: str
-    """Path below the data root."""
-    name: str
-    """What the files of its pictures begin with."""
-    runs: list[EvaluatedRun]
-    """One per method."""
-
-
-def _find_row(groups: Mapping[str, list[EvaluatedRun]], image: str, wanted: Sequence[str]) -> _Row:
-    """The image and the runs of the only benchmark that has both the image and all methods."""
-    found: dict[str, _Row] = {}
+    Of the only benchmark that has both the image and all methods.
+    """
+    found: dict[str, tuple[str, str, list[EvaluatedRun]]] = {}
     lacking = ""
     for key, runs in groups.items():
         counts = next((run.counts for run in runs if run.counts is not None), {"images": ()})
@@ -319,7 +303,7 @@ def _find_row(groups: Mapping[str, list[EvaluatedRun]], image: str, wanted: Sequ
             alone = stems.count(path.stem) == 1
             parts = [path.stem] if alone else path.with_suffix("").parts
             chosen = [run for some in several.values() for run in some]
-            found[f"{key}/{path}"] = _Row(str(path), "_".join([key, *parts]), chosen)
+            found[f"{key}/{path}"] = str(path), "_".join([key, *parts]), chosen
     if not found:
         raise ValueError(
             f"no image {image!r} among the results on {', '.join(groups)}.{lacking} Images are "
@@ -328,8 +312,8 @@ def _find_row(groups: Mapping[str, list[EvaluatedRun]], image: str, wanted: Sequ
     if len(found) > 1:
         raise ValueError(f"there are several images {image!r}: say {' or '.join(found)}.")
     ((place, row),) = found.items()
-    if len(row.runs) > len(wanted):
-        stems = [run.path.stem for run in row.runs]
+    if len(row[2]) > len(wanted):
+        stems = [run.path.stem for run in row[2]]
         raise ValueError(
             f"a method has several results on {place}: give --methods {len(wanted)} of "
             f"{', '.join(stems)}."
@@ -343,27 +327,30 @@ def _called(runs: Sequence[EvaluatedRun], name: str) -> list[EvaluatedRun]:
     return one or [run for run in runs if run.result["model"] == name]
 
 
-def _single_pictures(row: _Row, maps: Maps) -> dict[str, Image.Image]:
+def _single_pictures(
+    image: str, prefix: str, runs: Sequence[EvaluatedRun], data_root: Path | None
+) -> dict[str, Image.Image]:
     """File names to the picture itself, and to label maps of as many pixels.
 
     Raises:
         ValueError: one is not there, or of another size.
     """
-    if maps.image is None or maps.truth is None or maps.trouble:
-        raise ValueError(" ".join(maps.trouble))
-    palette = palette_of(row.runs[0])[: len(row.runs[0].classes)]
-    found = {f"{row.name}_image.png": Image.fromarray(maps.image)}
-    found[f"{row.name}_truth.png"] = palette_picture(maps.truth, palette)
-    for run, labels in zip(row.runs, maps.predictions, strict=True):
+    pixels, (truth, *predictions), trouble = read_maps(image, runs, data_root)
+    if pixels is None or truth is None or trouble:
+        raise ValueError(" ".join(trouble))
+    palette = palette_of(runs[0])[: len(runs[0].classes)]
+    found = {f"{prefix}_image.png": Image.fromarray(pixels)}
+    found[f"{prefix}_truth.png"] = palette_picture(truth, palette)
+    for run, labels in zip(runs, predictions, strict=True):
         if labels is None:
             raise ValueError(
-                f"{run.label} has no prediction of {row.image} ({run.path.name}): evaluate with "
+                f"{run.label} has no prediction of {image} ({run.path.name}): evaluate with "
                 "--save_predictions DIR."
             )
-        if labels.shape != maps.image.shape[:2]:
+        if labels.shape != pixels.shape[:2]:
             raise ValueError(
-                f"the prediction of {run.label} is {labels.shape}, and {row.image} "
-                f"{maps.image.shape[:2]}: the data has changed since. Evaluate again."
+                f"the prediction of {run.label} is {labels.shape}, and {image} "
+                f"{pixels.shape[:2]}: the data has changed since. Evaluate again."
             )
-        found[f"{row.name}_{run.path.stem}.png"] = palette_picture(labels, palette)
+        found[f"{prefix}_{run.path.stem}.png"] = palette_picture(labels, palette)
     return found

@@ -18,7 +18,7 @@ from talk2dino.benchmarks.tables import Cell, Table, published_sources, results_
 from talk2dino.files import atomic_path, check_writable, write_text
 from talk2dino.progress import Progress, silent
 from talk2dino.report import plots
-from talk2dino.report.pictures import draw_rows, has_predictions, make_example, read_maps
+from talk2dino.report.pictures import draw_rows, has_predictions, make_example
 from talk2dino.report.runs import (
     DRAWS,
     MEASURES,
@@ -104,10 +104,7 @@ def write_report(
             ]
             picked = pick_examples(group, options.examples) if options.examples else {}
             examples = {
-                kind: [
-                    make_example(name, group, read_maps(name, group, options.data_root))
-                    for name in images
-                ]
+                kind: [make_example(name, group, options.data_root) for name in images]
                 for kind, images in picked.items()
             }
             if examples:
