@@ -175,7 +175,9 @@ def test_web_tars_keep_key_caption_and_url(tmp_path):
         "id": 1,
     }
     assert annotations[2] == {"id": 1000000, "image_id": 1000000, "caption": "caption 000010001"}
-    assert collection.sources[1]._read_member(*collection.sources[1].member) == b"jpg 000000009"
+    offset, size = collection.sources[1].member
+    tar = (tmp_path / "00000.tar").read_bytes()
+    assert tar[offset : offset + size] == b"jpg 000000009"
 
 
 def test_ids_of_web_samples_do_not_depend_on_the_splits(tmp_path):

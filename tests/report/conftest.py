@@ -7,9 +7,18 @@ import pytest
 from PIL import Image
 
 from talk2dino.benchmarks.data.labels import IGNORED
+from talk2dino.report import plots
 
 CLASSES = ["background", "cat & <dog>", "sofa", "tree"]
 NUM_IMAGES = 7
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Reports without plots, whose drawing takes most of their time."""
+    for name in ("draw_overview", "draw_class_bars", "draw_confusion", "save_png"):
+        monkeypatch.setattr(plots, name, lambda *_: None)
+    monkeypatch.setattr(plots, "figure_svg", lambda _: b"")
 
 
 @pytest.fixture

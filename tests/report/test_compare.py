@@ -5,10 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from talk2dino.benchmarks.metrics import bootstrap_interval, resampled_mious
+from talk2dino.benchmarks.metrics import interval_of, resampled_mious
 from talk2dino.cli.report import Compare, Report
 from talk2dino.report.runs import DRAWS, compare_runs, find_runs
 from tests.report.conftest import write_run
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def with_boundary(path, wrong):
@@ -68,7 +70,7 @@ def test_draws_in_several_parts_are_the_same(monkeypatch):
 
 def test_a_set_without_any_pixel_has_no_interval():
     nothing = np.zeros((3, 2), np.int64)
-    assert np.isnan(bootstrap_interval(nothing, nothing)).all()
+    assert np.isnan(interval_of(resampled_mious([(nothing, nothing)], 9))).all()
 
 
 def test_the_difference_and_its_interval_are_those_of_paired_draws(pair):

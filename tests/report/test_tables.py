@@ -42,6 +42,7 @@ def test_a_run_at_borders_has_them_in_its_table(results):
     assert [row[-1] for row in table.rows] == [12.5, *[None] * 3]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_report_writes_every_table(results, capsys):
     assert Report.main([str(results), "--examples", "0", "--latex"]) == 0
     shown = capsys.readouterr().out

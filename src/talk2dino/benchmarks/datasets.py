@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 
 from talk2dino.benchmarks.data.labels import forbidden, label_name, label_size, read_labels
 from talk2dino.benchmarks.table import Benchmark
+from talk2dino.config import first_few
 from talk2dino.files import listed
 from talk2dino.pictures.drawing import class_colours
 from talk2dino.pictures.images import check_image, check_whole, other_pictures
@@ -25,7 +27,6 @@ from talk2dino.textfiles import read_names
 
 logger = logging.getLogger(__name__)
 
-_SHOWN = 3
 _SAMPLED = 16  # labels decoded ahead: enough for mistakes that are in every file
 
 
@@ -76,7 +77,9 @@ class EvaluationSet:
             for (image, label), name in zip(pairs, names, strict=True)
         ]
         if outside := [sample.name for sample in self.samples if sample.name.startswith("../")]:
-            raise ValueError(f"{benchmark.key}: not in {images}: {some_of(outside)}. See {split}.")
+            raise ValueError(
+                f"{benchmark.key}: not in {images}: {first_few(outside)}. See {split}."
+            )
         if not self.samples:
             where = split or f"{images}, files *{', *'.join(benchmark.image_suffixes)}"
             raise ValueError(f"{benchmark.key}: no images in {where}")
@@ -87,42 +90,28 @@ class EvaluationSet:
         if split is not None:
             found = [(stem, _with_suffix(images / stem, suffixes)) for stem in read_names(split)]
             return [(image, labels / f"{stem}{row.label_suffix}") for stem, image in found]
-        names = sorted(files_below(images, suffixes))
-        stems = [_stem(name, suffixes) for name in names]
-        if row.folders and len(set(stems)) < len(stems):
-            twice = [name for name in names if stems.count(_stem(name, suffixes)) > 1]
-            raise ValueError(f"{row.key}: several images belong to one label: {some_of(twice)}.")
+        stems = {name: _stem(name, suffixes) for name in sorted(files_below(images, suffixes))}
         pairs = [
-            (images / name, labels / f"{stem}{row.label_suffix}")
-            for name, stem in zip(names, stems, strict=True)
+            (images / name, labels / f"{stem}{row.label_suffix}") for name, stem in stems.items()
         ]
-        return self._labelled(pairs, images, labels) if row.folders else pairs
-
-    def _labelled(
-        self, pairs: list[tuple[Path, Path]], images: Path, labels: Path
-    ) -> list[tuple[Path, Path]]:
-        """Those of an own data set whose label is there.
-
-        Raises:
-            ValueError: none is.
-        """
-        key, suffix = self.benchmark.key, self.benchmark.label_suffix
-        found = [pair for pair in pairs if pair[1].is_file()]
-        if not found:
-            names = [path.relative_to(images).as_posix() for path, _ in pairs]
+        if not row.folders:
+            return pairs
+        often = Counter(stems.values())
+        if twice := [name for name, stem in stems.items() if often[stem] > 1]:
+            raise ValueError(f"{row.key}: several images belong to one label: {first_few(twice)}.")
+        labelled = [pair for pair in pairs if pair[1].is_file()]
+        with_label = {image for image, _ in labelled}
+        self.unlabelled = [name for name in stems if images / name not in with_label]
+        if not labelled:
             others = sorted(files_below(labels, ("",)))
             raise ValueError(
-                f"{key}: no image has a label. {images} holds "
-                f"{some_of(names) or f'no *{self.benchmark.image_suffix}'}; {labels} holds "
-                f"{some_of(others) or 'nothing'}. A label is called like its image with "
-                f"{suffix} in place of {' or '.join(self.benchmark.image_suffixes)}: see "
+                f"{row.key}: no image has a label. {images} holds "
+                f"{first_few(stems) or f'no *{suffixes[0]}'}; {labels} holds "
+                f"{first_few(others) or 'nothing'}. A label is called like its image with "
+                f"{row.label_suffix} in place of {' or '.join(suffixes)}: see "
                 "image_suffix and label_suffix."
             )
-        if len(found) < len(pairs):
-            self.unlabelled = [
-                path.relative_to(images).as_posix() for path, label in pairs if not label.is_file()
-            ]
-        return found
+        return labelled
 
     @property
     def classes(self) -> list[str]:
@@ -257,7 +246,7 @@ def unknown_values(row: Benchmark, values: np.ndarray, unknown: np.ndarray) -> s
     if len(known) and known[-1] - known[0] + 1 == len(known) and values.ndim == 2:
         text += f"{known[0]} to {known[-1]}"
     else:
-        text += some_of([label_name(row.rules, int(value)) for value in known])
+        text += first_few([label_name(row.rules, int(value)) for value in known])
     if row.folders:
         wide = " (a file of 16 bits, where 65535 is what 255 is of 8)"
         text += wide * (values.dtype == np.uint16)
@@ -288,7 +277,7 @@ def problems_of(dataset: EvaluationSet) -> Iterator[Exception]:
     for place, kind in enumerate(("image", "label")):
         missing = [pair[place] for pair in pairs if not pair[place].is_file()]
         if missing:
-            names = some_of([str(path.relative_to(root)) for path in missing])
+            names = first_few([str(path.relative_to(root)) for path in missing])
             text = (
                 f"{row.key}: {len(missing)} of {len(pairs)} {kind} files are missing below {root}"
             )
@@ -296,7 +285,7 @@ def problems_of(dataset: EvaluationSet) -> Iterator[Exception]:
     there = [pair for pair in pairs if pair[0].is_file() and pair[1].is_file()]
     wrong = [found for pair in there if (found := pair_problem(*pair, row.rules.colours))]
     if wrong:
-        yield ValueError(f"{row.key}: {len(wrong)} files cannot be used: {some_of(wrong)}.")
+        yield ValueError(f"{row.key}: {len(wrong)} files cannot be used: {first_few(wrong)}.")
 
 
 def _other_endings(missing: Sequence[Path]) -> str:
@@ -313,7 +302,7 @@ def notes_of(dataset: EvaluationSet) -> Iterator[str]:
     """What is left out of a data set."""
     row = dataset.benchmark
     if dataset.unlabelled:
-        names = some_of(dataset.unlabelled)
+        names = first_few(dataset.unlabelled)
         yield f"{row.key}: {len(dataset.unlabelled)} images without a label, left out: {names}"
     elif row.split is None and not row.folders:
         folder, endings = dataset.image_folder, row.image_suffixes
@@ -343,9 +332,3 @@ def pair_problem(image: Path, label: Path, colours: bool = False) -> str | None:
     if (height, width) != labels:
         return f"{label} is {labels[1]}x{labels[0]} pixels, but its image is {width}x{height}"
     return None
-
-
-def some_of(items: Sequence[str]) -> str:
-    """The first few, with commas, and how many there are."""
-    shown = ", ".join(items[:_SHOWN])
-    return shown if len(items) <= _SHOWN else f"{shown}, ... ({len(items)} in all)"

@@ -293,18 +293,17 @@ class _Models:
 
     def tasks(self, runs: Sequence[Run]) -> list[Task]:
         """One task per run; segmenters of one model share all weights."""
-        return [self._task(run) for run in runs]
-
-    def _task(self, run: Run) -> Task:
-        evaluation = self._evaluations[run.name]
-        method = evaluation.method
-        if self._base is not None and self._base[0] != method.model:
-            self._base = None  # its memory is needed
-        loaded = None if self._base is None else self._base[1]
-        segmenter: Any = method.load(self._job.device, loaded)
-        segmenter.most_bytes = self._job.batching.score_bytes
-        self._base = (method.model, segmenter)
-        return Task(segmenter, self._query(evaluation, segmenter, run))
+        tasks = []
+        for run in runs:
+            evaluation = self._evaluations[run.name]
+            model, loaded = evaluation.method.model, self._base
+            if loaded is not None and loaded[0] != model:
+                self._base = loaded = None  # its memory is needed
+            segmenter: Any = evaluation.method.load(self._job.device, loaded and loaded[1])
+            segmenter.most_bytes = self._job.batching.score_bytes
+            self._base = (model, segmenter)
+            tasks.append(Task(segmenter, self._query(evaluation, segmenter, run)))
+        return tasks
 
     def _query(self, evaluation: Evaluation, segmenter: Segmenter, run: Run) -> ClassQuery:
         """What is looked for; from the results folder if its rows are there."""

@@ -27,7 +27,6 @@ _FEW = 1 << 16  # pairs of classes that are counted in one bin each, also of a s
 _FEW_ON_GPU = 1 << 20  # there, finding those that occur means to wait
 _SHARE = 0.02  # how far a boundary reaches into its mask, of the diagonal of the image
 _OUTSIDE = 65535  # stands for pixels outside the image and those that do not count
-_RESAMPLES = 1000
 _WEIGHTS = 1 << 22  # how often each image is in each draw, so many numbers at once: 32 MiB
 
 
@@ -158,43 +157,24 @@ def stacked_areas(images: Sequence[np.ndarray], num_classes: int) -> dict[str, n
     return found | {"confusion": confusion} if confused else found
 
 
-@dataclass(frozen=True, eq=False)
-class SegmentationScores:
-    """Metrics of a whole set of images, as fractions in [0, 1]."""
+def area_scores(areas: Mapping[str, np.ndarray]) -> tuple[Tensor, Tensor, Tensor]:
+    """Metrics of all images, as float64 fractions in [0, 1]; their means leave nan out.
 
-    iou: Tensor
-    """(C,) float64 intersection over union; nan for a class that is nowhere."""
-    accuracy: Tensor
-    """(C,) float64 share of a class's pixels that were found; nan where it has none."""
-    all_accuracy: float
-    """aAcc: share of all counted pixels that are right."""
+    Args:
+        areas: their `stacked_areas`.
 
-    @property
-    def mean_iou(self) -> float:
-        """mIoU over the classes that occur in prediction or ground truth."""
-        return float(self.iou.nanmean())
-
-    @property
-    def mean_accuracy(self) -> float:
-        """mAcc over the classes that occur in the ground truth."""
-        return float(self.accuracy.nanmean())
-
-
-def area_scores(areas: Mapping[str, np.ndarray]) -> SegmentationScores:
-    """Metrics of all images, from their `stacked_areas`."""
+    Returns:
+        (C,) IoU, nan for a class that is nowhere; (C,) share of a class's pixels that were found,
+        nan where it has none; and () share of all counted pixels that are right.
+    """
     names = ("intersect", "label_area", "pred_area")
-    sums = (torch.from_numpy(areas[name].sum(axis=0)).double() for name in names)
-    hits, true, predicted = sums
-    return SegmentationScores(
-        iou=hits / (true + predicted - hits),  # 0 / 0 is nan: the class is nowhere
-        accuracy=hits / true,
-        all_accuracy=float(hits.sum() / true.sum()),
-    )
+    hits, true, predicted = (torch.from_numpy(areas[name].sum(axis=0)).double() for name in names)
+    return hits / (true + predicted - hits), hits / true, hits.sum() / true.sum()
 
 
-def percent(value: float) -> float | None:
+def percent(value: float | Tensor) -> float | None:
     """A fraction as results hold it; None for nan."""
-    return None if math.isnan(value) else round(100 * value, 4)
+    return None if math.isnan(value) else round(100 * float(value), 4)
 
 
 def resampled_mious(areas: Sequence[tuple[np.ndarray, np.ndarray]], draws: int) -> np.ndarray:
@@ -232,18 +212,6 @@ def interval_of(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
         return math.nan, math.nan
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
-
-
-def bootstrap_interval(intersect: np.ndarray, union: np.ndarray) -> tuple[float, float]:
-    """95 % percentile bootstrap over images of the mIoU.
-
-    Args:
-        intersect, union: (N, C) pixels per image and class.
-
-    Returns:
-        (low, high) as fractions, nan if no class has a pixel.
-    """
-    return interval_of(resampled_mious([(intersect, union)], _RESAMPLES)[:, 0])
 
 
 def at_borders(
@@ -328,12 +296,12 @@ def border_scores(
     boundaries = [image.boundary for image in images if image.boundary is not None]
     areas = stacked_areas(boundaries, len(names) + 1)
     areas = {name: matrix[:, : len(names)] for name, matrix in areas.items()}
-    scores = area_scores(areas)
+    iou, _, _ = area_scores(areas)
     pairs = [image.seams for image in images if image.seams is not None]
     _, differing = seams = np.sum(pairs, axis=0).tolist()
     fields = {
-        "boundary_mIoU": percent(scores.mean_iou),
-        "per_class_boundary_iou": dict(zip(names, map(percent, scores.iou.tolist()), strict=True)),
+        "boundary_mIoU": percent(iou.nanmean()),
+        "per_class_boundary_iou": dict(zip(names, map(percent, iou), strict=True)),
         "seam_error": percent(differing / sum(seams)) if sum(seams) else None,
         "seam_pairs": sum(seams),
     }

@@ -96,7 +96,7 @@ class MMSegSet(EvaluationSet):
         if cls is None:
             cls, palette = datasets.CustomDataset, EvaluationSet.palette.fget(self)  # type: ignore[attr-defined]
             options |= {"classes": row.classes, "palette": palette.tolist()}
-            options |= {"img_suffix": row.image_suffix, "seg_map_suffix": row.label_suffix}
+            options |= {"img_suffix": row.image_suffixes[0], "seg_map_suffix": row.label_suffix}
             options["reduce_zero_label"] = row.rules.shift < 0
         names = None
         if split is not None:

@@ -30,9 +30,10 @@ from talk2dino.benchmarks.metrics import (
     MOST_CONFUSED,
     ImageCounts,
     area_scores,
-    bootstrap_interval,
     border_scores,
+    interval_of,
     percent,
+    resampled_mious,
     stacked_areas,
 )
 from talk2dino.config import build
@@ -43,6 +44,7 @@ FORMAT = 1
 OWNER = ".talk2dino-run"
 """A file in a folder of label maps that names the run they belong to."""
 
+_DRAWS = 1000  # of images, for the interval of a mean
 _VOID_COLOUR = (224, 224, 192)  # Pascal VOC's
 
 
@@ -106,10 +108,10 @@ class PictureFolders:
             palette: (C, 3) uint8.
         """
         if self.predictions is not None:
-            _save(Image.fromarray(predicted), self.predictions / f"{name}.png")
+            save_png(Image.fromarray(predicted), self.predictions / f"{name}.png")
         for folder, labels in ((self.coloured, predicted), (self.truth, target)):
             if folder is not None:
-                _save(palette_picture(labels, palette), folder / f"{name}.png")
+                save_png(palette_picture(labels, palette), folder / f"{name}.png")
 
 
 def palette_picture(labels: np.ndarray, palette: np.ndarray) -> Image.Image:
@@ -128,7 +130,8 @@ def palette_picture(labels: np.ndarray, palette: np.ndarray) -> Image.Image:
     return image
 
 
-def _save(image: Image.Image, path: Path) -> None:
+def save_png(image: Image.Image, path: Path) -> None:
+    """Write a picture, atomically."""
     with atomic_path(path) as temporary:
         image.save(temporary, format="PNG")
 
@@ -320,8 +323,8 @@ def make_result(
     names: list[str] = run.settings["classes"]
     images = [counts[index] for index in range(len(dataset.samples))]
     areas = stacked_areas([image.pairs for image in images], len(names))
-    scores = area_scores(areas)
-    low, high = bootstrap_interval(areas["intersect"], areas["union"])
+    iou, accuracy, all_accuracy = area_scores(areas)
+    draws = resampled_mious([(areas["intersect"], areas["union"])], _DRAWS)
     borders, at_borders = border_scores(images, names) if run.with_borders else ({}, {})
     told = [image.uniform for image in counts.values() if image.uniform is not None]
     settings = run.settings
@@ -337,14 +340,14 @@ def make_result(
         "bg_thresh": settings["bg_thresh"],
         "num_images": len(dataset.samples),
         "uniform_windows": sum(told) if len(told) == len(counts) else None,
-        "mIoU": percent(scores.mean_iou),
-        "mAcc": percent(scores.mean_accuracy),
-        "aAcc": percent(scores.all_accuracy),
-        "mIoU_interval": [percent(low), percent(high)],
+        "mIoU": percent(iou.nanmean()),
+        "mAcc": percent(accuracy.nanmean()),
+        "aAcc": percent(all_accuracy),
+        "mIoU_interval": list(map(percent, interval_of(draws[:, 0]))),
         "published": run.published,
         "published_source": run.published_source,
-        "per_class": dict(zip(names, map(percent, scores.iou.tolist()), strict=True)),
-        "per_class_accuracy": dict(zip(names, map(percent, scores.accuracy.tolist()), strict=True)),
+        "per_class": dict(zip(names, map(percent, iou), strict=True)),
+        "per_class_accuracy": dict(zip(names, map(percent, accuracy), strict=True)),
         **borders,
         "classes": names,
         "palette": dataset.palette.tolist(),

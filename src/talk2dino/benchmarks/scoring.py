@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -147,23 +148,19 @@ def label_pictures(
     """
     waiting: list[_Progress] = []
     queue: list[tuple[_Progress, tuple[int, int]]] = []
-    for picture in pictures:
-        progress = _Progress(picture, protocol, device)
-        if queue and not progress.shares_batch(queue[-1][0]):
+    for picture in chain(pictures, [None]):
+        progress = None if picture is None else _Progress(picture, protocol, device)
+        if queue and (progress is None or not progress.shares_batch(queue[-1][0])):
             _score(queue)
             queue = []
-        waiting.append(progress)
-        queue += [(progress, corner) for corner in progress.corners]
+        if progress is not None:
+            waiting.append(progress)
+            queue += [(progress, corner) for corner in progress.corners]
         while len(queue) >= batching.size or (queue and not batching.across_images):
             _score(queue[: batching.size])
             queue = queue[batching.size :]
         while waiting and waiting[0].scored == len(waiting[0].corners):
             yield waiting[0].picture, waiting.pop(0).labels(batching.score_bytes)
-    while queue:
-        _score(queue[: batching.size])
-        queue = queue[batching.size :]
-    while waiting:
-        yield waiting[0].picture, waiting.pop(0).labels(batching.score_bytes)
 
 
 def _score(batch: list[tuple[_Progress, tuple[int, int]]]) -> None:

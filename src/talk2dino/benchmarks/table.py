@@ -124,11 +124,6 @@ class Benchmark:
         """Its name."""
         return self.name
 
-    @property
-    def image_suffix(self) -> str:
-        """The first one."""
-        return self.image_suffixes[0]
-
     def with_protocol(self, protocol: Protocol) -> Benchmark:
         """With the sizes of a method, where the file gives none."""
         sizes: dict[str, Any] = dict(self.sizes)

@@ -81,10 +81,6 @@ class CaptionInput:
         """Whether it is a feature file, or our shards."""
         return hold_features(self.tars) if self.tars else _is_torch_file(self.path)
 
-    def is_path(self, path: Path) -> bool:
-        """Whether the input is this file."""
-        return self.path.resolve() == path.resolve()
-
     def split(self, number: int, count: int) -> Collection:
         """Split `number` of `count`; (0, 1) is everything.
 
@@ -219,24 +215,20 @@ def _web_sample(
         if image is None:
             raise ValueError(f"has no image ({', '.join(IMAGE_MEMBERS)})")
         record["file_name"] = f"{tar}/{image.name}"
-        record |= _description(file, content)
+        if "json" not in content:
+            raise ValueError("has no json")
+        try:
+            described = parse_json(content["json"].read(file), "its json")
+            caption = described["caption"]
+        except (ValueError, KeyError, TypeError):
+            raise ValueError("has no json with a 'caption'") from None
+        if not isinstance(caption, str):
+            raise ValueError(f"has the caption {caption!r}")
     except ValueError as error:
         return record, ImageSource(place, problem=f"sample {name} of {place[0]} {error}")
-    return record, ImageSource(place, member=(image.offset, image.size))
-
-
-def _description(file: BinaryIO, content: dict[str, Member]) -> dict[str, Any]:
-    if "json" not in content:
-        raise ValueError("has no json")
-    try:
-        described = parse_json(content["json"].read(file), "its json")
-        caption = described["caption"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise ValueError("has no json with a 'caption'") from None
-    if not isinstance(caption, str):
-        raise ValueError(f"has the caption {caption!r}")
     kept = ("key", "caption", "url", "height", "width")
-    return {key: described[key] for key in kept if described.get(key) is not None}
+    record |= {key: described[key] for key in kept if described.get(key) is not None}
+    return record, ImageSource(place, member=(image.offset, image.size))
 
 
 TIMEOUT = 20.0
@@ -288,18 +280,15 @@ class ImageSource:
         if self.problem:
             raise ValueError(self.problem)
         if self.member:
-            return decode_rgb(self._read_member(*self.member), self.places[0], least)
+            with open(self.places[0], "rb") as file:
+                file.seek(self.member[0])
+                return decode_rgb(file.read(self.member[1]), self.places[0], least)
         for place in self.places:
             if _is_url(place):
                 return decode_rgb(download(place), place, least)
             if os.path.isfile(place):
                 return read_rgb(place, least)
         raise FileNotFoundError(f"not found; looked for {' and '.join(self.places)}")
-
-    def _read_member(self, offset: int, size: int) -> bytes:
-        with open(self.places[0], "rb") as file:
-            file.seek(offset)
-            return file.read(size)
 
 
 def image_source(record: dict[str, Any], data_dir: str | Path) -> ImageSource:

@@ -126,7 +126,7 @@ class Job:
         files = [path for written in self.outputs.values() for path in written]
         check_not_inputs(files, [extraction.settings.weights, *data.tars])
         self.folder = files[0].with_name(f"{files[0].name}.parts")
-        self.in_place = data.is_path(files[0])
+        self.in_place = data.path.resolve() == files[0].resolve()
         self.keeps = self.in_place and extraction.completes_input and not overwrite
         self.leads = is_first_process()
         self.processes = Processes()

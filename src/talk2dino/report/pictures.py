@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from talk2dino.benchmarks.data.labels import LabelRules, ignored_label, read_labels
-from talk2dino.benchmarks.results import palette_picture
-from talk2dino.files import atomic_path, check_writable
+from talk2dino.benchmarks.results import palette_picture, save_png
+from talk2dino.files import check_writable
 from talk2dino.pictures.drawing import (
     class_colours,
     colour_pixels,
@@ -270,11 +270,9 @@ def write_figure(places: Sequence[str | Path], options: FigureOptions) -> list[P
             example.legend.clear()
     figure = draw_rows([("", example) for example in examples], [r.label for r in rows[0][2]])
     folder = options.output.with_name(f"{options.output.stem}_files")
-    folder.mkdir(parents=True, exist_ok=True)
     files = {options.output: figure, **{folder / name: p for name, p in single.items()}}
     for path, picture in files.items():
-        with atomic_path(path) as temporary:
-            picture.save(temporary, format="PNG")
+        save_png(picture, path)
     return list(files)
 
 

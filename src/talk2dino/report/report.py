@@ -14,8 +14,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 from PIL import Image
 
+from talk2dino.benchmarks.results import save_png
 from talk2dino.benchmarks.tables import Cell, Table, published_sources, results_table
-from talk2dino.files import atomic_path, check_writable, write_text
+from talk2dino.files import check_writable, write_text
 from talk2dino.progress import Progress, silent
 from talk2dino.report import plots
 from talk2dino.report.pictures import draw_rows, has_predictions, make_example
@@ -110,8 +111,7 @@ def write_report(
             if examples:
                 rows = [(kind, example) for kind, some in examples.items() for example in some]
                 written.append(options.beside("plots") / f"{key}_examples.png")
-                with atomic_path(written[-1]) as temporary:
-                    draw_rows(rows, [run.label for run in group]).save(temporary, format="PNG")
+                save_png(draw_rows(rows, [run.label for run in group]), written[-1])
             comparisons, reasons = compare_comparable(group)
             sections[key] = {
                 "runs": group,

@@ -25,7 +25,7 @@ def put(root, key, stems, labels=((1, 1), (2, 255))):
     """Write `stems` of one benchmark: images, labels, and the list if it has one."""
     row = BENCHMARKS[key]
     for stem in stems:
-        save(root / row.images / f"{stem}{row.image_suffix}", np.zeros((2, 2, 3)))
+        save(root / row.images / f"{stem}{row.image_suffixes[0]}", np.zeros((2, 2, 3)))
         save(root / row.labels / f"{stem}{row.label_suffix}", labels)
     if row.split is not None:
         (root / row.split).parent.mkdir(parents=True, exist_ok=True)

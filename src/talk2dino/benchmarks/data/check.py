@@ -17,10 +17,10 @@ from talk2dino.benchmarks.datasets import (
     MissingPlaces,
     notes_of,
     problems_of,
-    some_of,
     unknown_values,
 )
 from talk2dino.benchmarks.table import Benchmark, Source
+from talk2dino.config import first_few
 from talk2dino.files import listed
 
 _ENOUGH_LABELS = 3  # of which one holds a value that most labels hold
@@ -216,7 +216,7 @@ def _elsewhere(path: Path, root: Path, source: Source, suffixes: Sequence[str]) 
         return f", but {best} is there: link it ({command}){others}"
     places = {root, *(place for place in path.parents if place.is_relative_to(root))}
     packed = [p for place in places for p in listed(place, "*") if p.suffix in _ARCHIVES]
-    return f"; not unpacked: {some_of(sorted(map(str, packed)))}{others}" if packed else others
+    return f"; not unpacked: {first_few(sorted(map(str, packed)))}{others}" if packed else others
 
 
 def _holds(folder: Path, suffixes: Sequence[str]) -> bool:
