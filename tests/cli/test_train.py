@@ -145,7 +145,7 @@ def test_feature_shards_train_like_the_feature_file(folder):
         (["--out", "train.pth/w.pth"], "is a file, so the folder"),
         (["--overwrite", "--resume"], "pass one of them"),
         (["--device", "tpu"], "unknown device 'tpu'"),
-        (["--warmup", "-3"], "--warmup must not be negative"),
+        (["--warmup", "-3"], "warmup must be at least 0"),
         (["--cache_gb", "inf"], "cache_gb must lie in [0, 1000000]"),
         (["--cache_gb", "nan"], "cache_gb must lie in [0, 1000000]"),
         (

@@ -260,9 +260,8 @@ def check_text(name: str, weights: str | None = None) -> None:
         if weights not in (None, PRETRAINED):
             raise ValueError(f"BERT loads by its name or folder; weights {weights!r} are not used")
         return
-    known = [TOY, *CLIP_MODELS]
-    if name.removesuffix(GELU) not in CLIP_MODELS:
-        check_name("text model", name, [*known, "or a BERT model, as bert-base-uncased"])
+    known = [TOY, *CLIP_MODELS, "or a BERT model, as bert-base-uncased"]
+    check_name("text model", name.removesuffix(GELU), known)
     check_clip_weights("text", name, weights)
 
 

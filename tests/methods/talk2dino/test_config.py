@@ -101,7 +101,7 @@ def test_projection_weights_default_to_the_named_file(weights, name):
         ({"type": "Other"}, "unknown model type 'Other'. Known: DINOText"),
         ({"with_bg_claen": True}, "unknown key 'with_bg_claen'.*mean 'with_bg_clean'"),
         ({"proj_model": "Nothing"}, "unknown model_class 'Nothing'"),
-        ({"resize_dim": 0}, "input_size must be positive"),
+        ({"resize_dim": 0}, "input_size must be at least 1"),
     ],
 )
 def test_a_wrong_model_section_is_refused(change, message):
@@ -129,7 +129,7 @@ def test_a_recipe_that_is_not_there_is_named():
     ("changes", "message"),
     [
         ({"template": "subzet"}, "unknown template 'subzet'.*'subset'"),
-        ({"input_size": 0}, "input_size must be positive"),
+        ({"input_size": 0}, "input_size must be at least 1"),
         (
             {"average_tokens": True, "projection": ProjectionConfig(model_class="CLIPLastLayer")},
             "does not work with CLIPLastLayer",

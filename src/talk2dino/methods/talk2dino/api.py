@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -18,12 +17,7 @@ from talk2dino.backbones.text import BertEncoder, TextEncoder
 from talk2dino.backbones.vision import PatchFeatures, VisionBackbone, average_attention
 from talk2dino.config import check_name
 from talk2dino.devices import in_float32, keep_float32, resolve_device
-from talk2dino.methods.talk2dino.hub.find import (
-    WEIGHT_FIELDS,
-    FoundModel,
-    find_model,
-    parse_folder_config,
-)
+from talk2dino.methods.talk2dino.hub.find import FoundModel, find_model
 from talk2dino.methods.talk2dino.hub.save import Saving
 from talk2dino.methods.talk2dino.projection import Projection
 from talk2dino.methods.talk2dino.segmenter import (
@@ -136,24 +130,6 @@ class Talk2DINO(Saving, nn.Module):
             force_download=force_download,
         )
         return cls(build_segmenter(found.config, target), found)
-
-    def configured(self: T, content: Mapping[str, Any]) -> T:
-        """The same models with the options and the threshold of another `config.json`.
-
-        Raises:
-            ValueError: it is damaged, or names other models.
-        """
-        ours = self.loaded.config
-        weights = {name: getattr(ours, name) for name in WEIGHT_FIELDS}
-        content = {**content, "segmenter": {**content["segmenter"], **weights}}
-        given = parse_folder_config(content, "config", Path())
-        for name in ("projection", "vision_model", "text_model"):
-            if getattr(given.config, name) != getattr(ours, name):
-                raise ValueError(f"the configuration names another {name} than {self!r} has.")
-        loaded = dataclasses.replace(given, origin=self.loaded.origin)
-        own = self.segmenter
-        segmenter = Talk2DinoSegmenter(own.vision, own.text, own.projection, given.config)
-        return type(self)(segmenter, loaded)
 
     @property
     def device(self) -> torch.device:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
-from functools import cache
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any, NoReturn
@@ -46,7 +45,10 @@ class AutoTalk2Dino:
         Raises:
             ValueError: another setting or dtype; otherwise as `Talk2DINO.from_pretrained`.
         """
+        from talk2dino.devices import resolve_device
         from talk2dino.methods.talk2dino.api import Talk2DINO
+        from talk2dino.methods.talk2dino.hub.find import find_model, with_options
+        from talk2dino.methods.talk2dino.segmenter import build_segmenter
 
         download = {name: settings.pop(name) for name in _OF_THE_HUB if name in settings}
         device = settings.pop("device_map", None) or "cpu"
@@ -58,9 +60,10 @@ class AutoTalk2Dino:
         unknown = [k for k in settings if not k.startswith("_") and k not in _WITHOUT_EFFECT]
         if unknown:
             raise ValueError(f"AutoModel of Talk2DINO does not know {', '.join(unknown)}.")
-        model = Talk2DINO.from_pretrained(name_or_path, device, **download)
+        found = find_model(str(name_or_path), **download)
         if hasattr(config, "segmenter"):
-            model = model.configured(config.to_dict())
+            found = with_options(found, config.to_dict())
+        model = Talk2DINO(build_segmenter(found.config, resolve_device(str(device))), found)
         model.config = config
         return model
 
@@ -69,18 +72,15 @@ class AutoTalk2Dino:
         raise ValueError("a Talk2DINO model comes with its weights: use from_pretrained.")
 
 
-@cache
-def _config_class() -> Any:
-    """Our configuration in transformers: holds the keys of `config.json`."""
-    from transformers.configuration_utils import PretrainedConfig
-
-    return type("Talk2DinoConfig", (PretrainedConfig,), {"model_type": "talk2dino"})
-
-
 def _register(name: str) -> None:
     """Register with an auto class; a transformers that does not suit us must still import."""
     try:
-        kind = AutoTalk2Dino.config_class = _config_class()
+        from transformers.configuration_utils import PretrainedConfig
+
+        kind = AutoTalk2Dino.config_class  # holds the keys of `config.json`
+        if kind is None:
+            kind = type("Talk2DinoConfig", (PretrainedConfig,), {"model_type": "talk2dino"})
+            AutoTalk2Dino.config_class = kind
         if name == _CONFIG:
             sys.modules[name].AutoConfig.register(kind.model_type, kind, exist_ok=True)
         else:

@@ -13,7 +13,7 @@ from talk2dino.backbones.seeded import PRETRAINED, parse_seeded
 from talk2dino.backbones.templates import get_templates
 from talk2dino.backbones.text import check_text, is_bert
 from talk2dino.backbones.vision import SHORT_NAMES, check_vision
-from talk2dino.config import build, check_name, naming
+from talk2dino.config import build, check_at_least, check_name, naming
 from talk2dino.files import find_in_checkout
 from talk2dino.methods.dense import RefinementOptions
 from talk2dino.methods.talk2dino.hub.layout import read_parts
@@ -57,8 +57,7 @@ class SegmenterConfig(FrozenModels, RefinementOptions):
         super().__post_init__()
         get_templates(self.template)
         check_name("precision", self.precision, PRECISIONS)
-        if self.input_size < 1:
-            raise ValueError(f"input_size must be positive, got {self.input_size}")
+        check_at_least(1, input_size=self.input_size)
         if self.average_tokens and self.projection.model_class == "CLIPLastLayer":
             raise ValueError("use_avg_text_token does not work with CLIPLastLayer")
         needs_clip = self.average_tokens or self.projection.model_class == "CLIPLastLayer"

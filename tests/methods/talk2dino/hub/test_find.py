@@ -287,7 +287,7 @@ def test_a_damaged_configuration_is_named(tmp_path, toy_folder):
         ({"segmenter": {"projection_weights": 5}}, "projection_weights must be str, got 5"),
         ({"segmenter": {"input_size": "448"}}, "input_size must be int, got '448'"),
         ({"background_threshold": None}, "background_threshold must be float, got None"),
-        ({"background_threshold": 7}, "background_threshold lies between 0 and 1, got 7"),
+        ({"background_threshold": 7}, "background_threshold must lie in .*, got 7"),
         ({"training": [1]}, r"training must be dict.*, got \[1\]"),
     ],
 )

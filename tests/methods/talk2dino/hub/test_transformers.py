@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from talk2dino import Talk2DINO
 from talk2dino.methods.talk2dino import autoload
+from talk2dino.methods.talk2dino.hub import find
 
 from .test_find import FETCH, same_model
 
@@ -69,7 +70,7 @@ def test_the_model_of_transformers_is_the_same_model(auto, toy):
     [
         ({"dtype": "float16"}, "weights are float32"),
         ({"quantize": True}, "does not know quantize"),
-        ({"background_threshold": 3}, "background_threshold lies between 0 and 1"),
+        ({"background_threshold": 3}, "background_threshold must lie in"),
     ],
 )
 def test_settings_that_would_be_ignored_are_refused(folder, settings, message):
@@ -79,18 +80,18 @@ def test_settings_that_would_be_ignored_are_refused(folder, settings, message):
         AutoModel.from_pretrained(folder, **settings)
 
 
-def test_every_option_of_a_download_reaches_the_loader(folder, toy, monkeypatch):
+def test_every_option_of_a_download_reaches_the_loader(folder, monkeypatch):
     from transformers import AutoModel
 
-    asked = []
+    asked, found = [], find.find_model(str(folder))
 
-    def from_pretrained(name, device, **download):
-        asked.append((str(name), device, download))
-        return toy
+    def find_model(name, **download):
+        asked.append((name, download))
+        return found
 
-    monkeypatch.setattr(Talk2DINO, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(find, "find_model", find_model)
     AutoModel.from_pretrained(folder, device_map="cpu", **FETCH)
-    assert asked == [(str(folder), "cpu", FETCH)]
+    assert asked == [(str(folder), FETCH)]
 
 
 def test_our_model_takes_its_name_even_if_transformers_knows_it(monkeypatch):

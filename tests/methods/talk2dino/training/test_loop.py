@@ -265,7 +265,7 @@ def test_a_file_of_another_kind_is_not_resumed_from(tmp_path):
         ({"scheduler": "cosinus"}, "unknown scheduler 'cosinus'"),
         ({"weight_decay": -1.0}, "weight_decay must lie in"),
         ({"seed": -1}, "seed must be at least 0"),
-        ({"warmup": -1}, "--warmup must not be negative"),
+        ({"warmup": -1}, "warmup must be at least 0"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(loop, message):

@@ -30,5 +30,5 @@ def test_a_warmup_longer_than_the_training_is_refused_for_the_cosine():
 
 
 def test_a_negative_warmup_is_refused():
-    with pytest.raises(ValueError, match="must not be negative"):
+    with pytest.raises(ValueError, match="warmup must be at least 0"):
         Schedule(warmup=-1)

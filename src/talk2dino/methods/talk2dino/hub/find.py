@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
 )
 
 from talk2dino.backbones.seeded import PREFIX
-from talk2dino.config import build, check_name, reason
+from talk2dino.config import build, check_between, check_name, reason
 from talk2dino.files import check_finished, file_sha256, find_in_checkout
 from talk2dino.methods.talk2dino.config import MODEL_FIELDS, SegmenterConfig, read_segmenter_config
 from talk2dino.methods.talk2dino.hub.layout import ModelParts, identify, read_parts
@@ -118,10 +118,7 @@ class FoundModel:
     """Summary of its training, as `train.py` writes it; empty if there is none."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.background_threshold <= 1:
-            raise ValueError(
-                f"background_threshold lies between 0 and 1, got {self.background_threshold}"
-            )
+        check_between(0, 1, background_threshold=self.background_threshold)
 
     def as_json(self) -> dict[str, Any]:
         """The content of `config.json`, which transformers reads too."""
@@ -163,7 +160,7 @@ def find_model(name_or_path: str, config: str | Path | None = None, **download: 
     if path.is_file():
         return _find_file(path, config)
     if is_repository(name_or_path):
-        return _find_remote(name_or_path, short_name(name_or_path), download)
+        return _find_remote(name_or_path, download)
     if "/" in name_or_path or "\\" in name_or_path or path.suffix in FILE_SUFFIXES:
         raise FileNotFoundError(
             f"there is no file or folder {name_or_path}. Give one, a repository (owner/name), or "
@@ -234,6 +231,22 @@ def parse_folder_config(content: Mapping[str, Any], source: str, folder: Path) -
     return build(FoundModel, found, source, exact=True)
 
 
+def with_options(found: FoundModel, content: Mapping[str, Any]) -> FoundModel:
+    """A model with the options and the threshold of another `config.json`.
+
+    Raises:
+        ValueError: it is damaged, or names other models.
+    """
+    ours = found.config
+    weights = {name: getattr(ours, name) for name in WEIGHT_FIELDS}
+    content = {**content, "segmenter": {**content["segmenter"], **weights}}
+    given = parse_folder_config(content, found.origin, Path())
+    for name in ("projection", "vision_model", "text_model"):
+        if getattr(given.config, name) != getattr(ours, name):
+            raise ValueError(f"the configuration names another {name} than {found.origin} has.")
+    return dataclasses.replace(given, origin=found.origin)
+
+
 def _find_folder(folder: Path) -> FoundModel:
     """A folder that `save_pretrained` wrote, or one with the files of a published model."""
     path = find_weights(folder)
@@ -288,13 +301,13 @@ def _find_published(name: str, download: Mapping[str, Any]) -> FoundModel:
             )
         found = FoundModel(config, threshold, name)
     else:
-        found = _find_remote(model.repo, name, download)
+        found = _find_remote(model.repo, download)
     return dataclasses.replace(found, origin=name, background_threshold=threshold)
 
 
-def _find_remote(repo: str, name: str | None, download: Mapping[str, Any]) -> FoundModel:
-    """A repository of the Hub; `name` is the short one of a published model."""
-    if name is None:
+def _find_remote(repo: str, download: Mapping[str, Any]) -> FoundModel:
+    """A repository of the Hub."""
+    if (name := short_name(repo)) is None:
         published = ", ".join(model.repo for model in PUBLISHED.values())
         advice = f"There is no local folder of that name either. Published models: {published}."
     else:

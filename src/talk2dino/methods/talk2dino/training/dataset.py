@@ -178,7 +178,11 @@ class StoredPairs:
         for key, column in self._columns.items():
             _check_column(column, key, path)
         if choice.text == LAST_LAYER_TEXT:
-            _check_positions(self._columns, path)
+            ends, length = self._columns["text_argmax"], self._columns[LAST_LAYER_TEXT].shape[1]
+            if len(ends) and not 0 <= int(ends.min()) <= int(ends.max()) < length:
+                raise ValueError(
+                    f"{path}: 'text_argmax' is {ends.min()} to {ends.max()}, of {length} positions"
+                )
         self.caption_rows = features.caption_rows.clone()
         """(M,) the image of each caption."""
         if not len(self):
@@ -313,15 +317,6 @@ def _check_column(column: Tensor, key: str, path: str | Path) -> None:
         raise ValueError(
             f"{path}: {key!r} has the shape {found} of {kind}; it needs {DIMENSIONS[key]} axes of "
             f"{'whole numbers' if whole else 'fractions'}. Extract it again."
-        )
-
-
-def _check_positions(columns: Mapping[str, Tensor], path: str | Path) -> None:
-    """Raise ValueError where the end of a text is behind its last position, or before the first."""
-    ends, length = columns["text_argmax"], columns[LAST_LAYER_TEXT].shape[1]
-    if len(ends) and not 0 <= int(ends.min()) <= int(ends.max()) < length:
-        raise ValueError(
-            f"{path}: 'text_argmax' is {ends.min()} to {ends.max()}, of {length} positions"
         )
 
 

@@ -49,8 +49,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         check_name("scheduler", self.name, SCHEDULERS)
-        if self.warmup < 0:
-            raise ValueError(f"--warmup must not be negative, got {self.warmup}")
+        check_at_least(0, warmup=self.warmup)
         if self.name == "cosine" and self.warmup >= self.total_steps:
             raise ValueError(
                 f"--warmup {self.warmup} leaves nothing for the cosine: "
@@ -227,10 +226,9 @@ def make_optimizer(model: nn.Module, settings: LoopSettings) -> torch.optim.Opti
     parameters = [p for p in model.parameters() if p.requires_grad]
     # One kernel over all parameters: the same arithmetic, fewer launches.
     fused = parameters[0].device.type in ("cpu", "cuda")
-    if settings.optimizer == "AdamW":
-        decay = settings.weight_decay
-        return torch.optim.AdamW(parameters, lr=settings.train.lr, weight_decay=decay, fused=fused)
-    return torch.optim.Adam(parameters, lr=settings.train.lr, fused=fused)
+    decay = {"weight_decay": settings.weight_decay} if settings.optimizer == "AdamW" else {}
+    kind = getattr(torch.optim, settings.optimizer)
+    return kind(parameters, lr=settings.train.lr, fused=fused, **decay)
 
 
 class BatchLoss:
