@@ -252,9 +252,10 @@ def read_published(
     """
     files = [Path(path) for path in (evaluation_file, model_file) if path is not None]
     given = [(path.name, read_yaml(path)) for path in files]
+    given += [("--opts", _parse_option(option)) for option in options]
     merged: dict[str, dict[str, Any]] = {name: {} for name in EVALUATION_SECTIONS}
     ignored: list[str] = []
-    for source, content in (*given, ("--opts", _parse_options(options))):
+    for source, content in given:
         for name, values in content.items():
             if name in WITHOUT_EFFECT[""]:
                 ignored.append(str(name))
@@ -289,14 +290,10 @@ def read_published(
     return config, section, str(merged["model"]["proj_class"])
 
 
-def _parse_options(options: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """`["evaluate.bg_thresh=0.52"]` as the content of a file."""
-    content: dict[str, dict[str, Any]] = {}
-    for option in options:
-        name, equals, text = option.partition("=")
-        section, dot, key = name.partition(".")
-        if not (equals and dot and section and key):
-            raise ValueError(f"--opts {option}: expected section.key=value.")
-        value = parse_yaml(text, f"--opts {option[:200]}: the value")
-        content.setdefault(section, {})[key] = value
-    return content
+def _parse_option(option: str) -> dict[str, Any]:
+    """`evaluate.bg_thresh=0.52` as the content of a file."""
+    name, equals, text = option.partition("=")
+    section, dot, key = name.partition(".")
+    if not (equals and dot and section and key):
+        raise ValueError(f"--opts {option}: expected section.key=value.")
+    return {section: {key: parse_yaml(text, f"--opts {option[:200]}: the value")}}

@@ -187,8 +187,7 @@ class Talk2DinoMethod(Method):
 
     def refined(self, names: Collection[str]) -> Talk2DinoMethod:
         """See `Method`."""
-        switches: dict[str, Any] = {name: name in names for name in REFINEMENTS}
-        return dataclasses.replace(self, config=dataclasses.replace(self.config, **switches))
+        return self._with(**{name: name in names for name in REFINEMENTS})
 
     @property
     def patch_size(self) -> int:
@@ -201,9 +200,7 @@ class Talk2DinoMethod(Method):
         if nearest != side:
             text = "%s: windows of %d pixels are resized to %d, which are whole patches of %d"
             logger.warning(text, self.model, side, nearest, self.patch_size)
-        return dataclasses.replace(
-            self, config=dataclasses.replace(self.config, input_size=nearest)
-        )
+        return self._with(input_size=nearest)
 
     def threshold(self, row: Benchmark) -> float | None:
         """The published one."""
@@ -274,7 +271,9 @@ class Talk2DinoMethod(Method):
 
     def _unless_given(self, **changes: Any) -> Talk2DinoMethod:
         chosen = self.options.given()
-        changes = {key: chosen.get(key, value) for key, value in changes.items()}
+        return self._with(**{key: chosen.get(key, value) for key, value in changes.items()})
+
+    def _with(self, **changes: Any) -> Talk2DinoMethod:
         return dataclasses.replace(self, config=dataclasses.replace(self.config, **changes))
 
 
