@@ -140,12 +140,8 @@ class VisionBackbone(nn.Module):
         Raises:
             ValueError: `crop_dim` does not divide into whole patches.
         """
-        self.check_size(crop_dim, crop_dim)
+        check_sides(self.name, self.patch_size, crop_dim)
         return ImageTransform(resize_dim, crop_dim, resize)
-
-    def check_size(self, height: int, width: int) -> None:
-        """Raise ValueError unless an image of that size divides into whole patches."""
-        check_sides(self.name, self.patch_size, height, width)
 
     def normalise(self, images_rgb: Tensor) -> Tensor:
         """(B, 3, h, w) RGB in [0, 255], uint8 or float, to zero mean and unit std."""
@@ -157,7 +153,7 @@ class VisionBackbone(nn.Module):
         Args:
             images: (B, 3, h, w), normalised; h and w multiples of the patch size.
         """
-        self.check_size(*images.shape[-2:])
+        check_sides(self.name, self.patch_size, *images.shape[-2:])
         tokens, rope = self._embed(images)
         *blocks, last = self.model.blocks
         for block in blocks:

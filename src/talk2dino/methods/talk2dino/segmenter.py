@@ -20,6 +20,7 @@ from talk2dino.backbones.text import (
 from talk2dino.backbones.vision import (
     PatchFeatures,
     VisionBackbone,
+    check_sides,
     load_vision,
     vision_from_state,
 )
@@ -118,7 +119,7 @@ class Talk2DinoSegmenter(DenseSegmenter):
     ) -> None:
         super().__init__()
         _check_fit(vision, text, projection)
-        vision.check_size(config.input_size, config.input_size)
+        check_sides(vision.name, vision.patch_size, config.input_size)
         self.vision = vision
         self.text = text
         self.projection = projection

@@ -110,7 +110,7 @@ def best_rows(
     project: Callable[[Tensor], Tensor] = Tensor.float,
     done: Callable[[], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The rows of a store that are most similar to a query; memory holds one number per row.
+    """The rows of a store that are most similar to a query; memory is flat in the rows.
 
     Args:
         queries: (Q, D), of any length; the best of them counts.
@@ -121,10 +121,13 @@ def best_rows(
         Cosines and row numbers (min(top, N),), the best first; of equals the first.
     """
     check_at_least(1, top=top)
-    blocks = cosine_blocks(stored, queries, project, done)
-    cosines = torch.cat([block.amax(dim=1).cpu() for _, block in blocks])
-    rows = cosines.sort(descending=True, stable=True).indices[:top]
-    return cosines[rows], rows
+    found, rows = torch.empty(0), torch.empty(0, dtype=torch.int64)
+    for part, cosines in cosine_blocks(stored, queries, project=project, done=done):
+        found = torch.cat([found, cosines.amax(dim=1).cpu()])
+        rows = torch.cat([rows, torch.arange(part.start, part.start + len(cosines))])
+        order = found.sort(descending=True, stable=True).indices[:top]
+        found, rows = found[order], rows[order]
+    return found, rows
 
 
 def cosine_blocks(
