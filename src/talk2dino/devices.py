@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.util import find_spec
@@ -24,6 +25,7 @@ COMPILER = "inductor"
 """PyTorch's name of what `compile_blocks` compiles with."""
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
+T = TypeVar("T")
 
 
 def resolve_device(name: str = "auto") -> torch.device:
@@ -185,3 +187,17 @@ class Fetched:
         if self._arrived is not None:
             self._arrived.synchronize()
         return self._copies
+
+
+def one_behind(begun: Iterable[Callable[[], T]], device: torch.device) -> Iterator[T]:
+    """The ends of what was begun, in order; on CUDA each when the next has been begun, too.
+
+    So the GPU has work while what it did before is waited for and stored.
+    """
+    waiting: deque[Callable[[], T]] = deque()
+    for end in begun:
+        waiting.append(end)
+        if len(waiting) > (device.type == "cuda"):
+            yield waiting.popleft()()
+    for end in waiting:
+        yield end()

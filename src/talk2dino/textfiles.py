@@ -136,6 +136,11 @@ def parse_yaml(text: str, source: str) -> Any:
         raise ValueError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
 
 
+def read_lines(path: str | Path) -> list[str]:
+    """The lines of a text file with any line ends; see `read_text`."""
+    return re.split(r"\r\n?|\n", read_text(path))
+
+
 def read_names(path: str | Path, numbered: bool = False) -> list[str]:
     """The names of a list, one per line, without blanks around them; empty lines do not count.
 
@@ -147,11 +152,11 @@ def read_names(path: str | Path, numbered: bool = False) -> list[str]:
         FileNotFoundError: there is no such file.
         ValueError: it is no text, lists nothing, or lists a name twice.
     """
-    lines = re.split(r"\r\n?|\n", read_text(path).rstrip())
+    lines = read_lines(path)
     names = [name for line in lines if (name := line.strip())]
     if not names:
         raise ValueError(f"{path} is empty: it lists no names. Write one on each line.")
-    if numbered and len(names) < len(lines):
+    if numbered and not all(map(str.strip, lines[: len(names)])):
         raise ValueError(f"{path} has empty lines between the names, which are numbered by line.")
     check_once(names, str(path))
     return names

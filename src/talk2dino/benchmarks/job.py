@@ -11,10 +11,10 @@ import hashlib
 import json
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from talk2dino.benchmarks.results import (
 )
 from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
 from talk2dino.benchmarks.table import Benchmark
-from talk2dino.devices import Fetched
+from talk2dino.devices import Fetched, one_behind
 from talk2dino.files import (
     check_folder_writable,
     file_sha256,
@@ -56,6 +56,8 @@ from talk2dino.segmenter import ClassQuery, ClassWords, Segmenter
 logger = logging.getLogger(__name__)
 Counts = dict[str, dict[int, ImageCounts]]
 """Name of a run -> image -> its counts."""
+_OfImage = tuple[int, list[ImageCounts]]
+"""An image, and its counts in every run of a group."""
 
 
 @dataclass(frozen=True)
@@ -427,11 +429,8 @@ def _unfinished(
 
 def _results(
     job: Job, runs: Sequence[Run], tasks: Sequence[Task], indices: Sequence[int]
-) -> Iterator[tuple[int, list[ImageCounts]]]:
-    """Segment images, save their pictures, and count; yields one result per run.
-
-    A GPU is given the next image before the results of one are waited for.
-    """
+) -> Iterator[_OfImage]:
+    """Segment images, save their pictures, and count."""
     for run in runs:
         run.folders.claim(run.name)
     device = tasks[0].query.rows.device
@@ -440,16 +439,14 @@ def _results(
     pictures = read_ahead(reads, job.readers, 2 * job.readers)
     num_classes = [len(run.dataset.classes) for run in runs]
     needed = any(run.with_borders or run.folders.wanted() for run in runs)
-    waiting: deque[Callable[[], tuple[int, list[ImageCounts]]]] = deque()
-    for picture, maps in label_pictures(pictures, protocol, job.batching, device):
+
+    def begun(picture: Picture, maps: list[torch.Tensor]) -> Callable[[], _OfImage]:
         index, targets = picture.payload
         counting = begin_count(maps, targets, num_classes, picture.uniform)
-        fetched = Fetched(maps if needed else [])
-        waiting.append(partial(_finished, runs, index, targets, counting, fetched))
-        if len(waiting) > (device.type == "cuda"):
-            yield waiting.popleft()()
-    for finished in waiting:
-        yield finished()
+        return partial(_finished, runs, index, targets, counting, Fetched(maps if needed else []))
+
+    labelled = label_pictures(pictures, protocol, job.batching, device)
+    return one_behind(starmap(begun, labelled), device)
 
 
 def _finished(
@@ -458,7 +455,7 @@ def _finished(
     targets: Sequence[torch.Tensor],
     counting: Callable[[], list[ImageCounts]],
     fetched: Fetched,
-) -> tuple[int, list[ImageCounts]]:
+) -> _OfImage:
     """One image's counts, when its pictures are saved; `fetched` holds its label maps if needed."""
     results = counting()
     for place, (maps, run) in enumerate(zip(fetched.read(), runs, strict=False)):

@@ -16,7 +16,7 @@ from talk2dino.benchmarks.data.labels import WIDE_IGNORED, LabelRules, Value
 from talk2dino.config import build, check_between, check_name, naming, split_names
 from talk2dino.files import listed, shipped
 from talk2dino.sizes import Protocol
-from talk2dino.textfiles import check_once, read_names, read_text, read_yaml
+from talk2dino.textfiles import check_once, read_lines, read_names, read_yaml
 
 if TYPE_CHECKING:
     from talk2dino.segmenter import ClassWords
@@ -231,7 +231,7 @@ def read_dataset(path: str | Path, data_root: str | Path = "data") -> Benchmark:
     words, ids = _classes(given.get("classes"), f"{source}: classes", folders)
     given["classes"] = [found[0] for found in words]
     if isinstance(given.get("palette"), str):
-        lines = _lines(find_text(given["palette"], folders, f"{source}: palette"))
+        lines = read_lines(find_text(given["palette"], folders, f"{source}: palette"))
         given["palette"] = [[int(n) for n in line.split()] for line in lines if line.strip()]
     if isinstance(given.get("image_suffixes"), str):
         given["image_suffixes"] = [given["image_suffixes"]]
@@ -275,7 +275,7 @@ def _classes(
     if isinstance(given, str):
         listing = find_text(given, folders, where)
         where = str(listing)
-        numbered = [(n, line.strip()) for n, line in enumerate(_lines(listing), start=1)]
+        numbered = [(n, line.strip()) for n, line in enumerate(read_lines(listing), start=1)]
         lines = [(f"line {n}", line) for n, line in numbered if line and not line.startswith("#")]
     elif isinstance(given, dict) and all(isinstance(key, int) for key in given):
         lines = [(f"id {key}", given[key]) for key in sorted(given)]
@@ -308,10 +308,6 @@ def _classes(
             owners[word] = place
         words.append(found)
     return tuple(words), ids
-
-
-def _lines(path: Path) -> list[str]:
-    return re.split(r"\r\n?|\n", read_text(path))
 
 
 def find_text(name: str, folders: Sequence[Path], where: str) -> Path:

@@ -303,13 +303,14 @@ def image_source(record: dict[str, Any], data_dir: str | Path) -> ImageSource:
     for key in ("file_name", "coco_url"):
         if not isinstance(record.get(key) or "", str):
             raise ValueError(f"image {record.get('id')} has the {key!r} {record[key]!r}, not text")
-    name = record.get("file_name") or _last_part(record.get("coco_url"))
+    url = record.get("coco_url") or ""
+    name = record.get("file_name") or PurePosixPath(urlsplit(url).path).name
     if not name:
         raise ValueError(f"image {record.get('id')} has neither a 'file_name' nor a 'coco_url'")
     if _is_url(name):
         return ImageSource((name,))
     places = [os.path.join(data_dir, name)]
-    for text in (name, record.get("coco_url") or ""):
+    for text in (name, url):
         found = _SPLIT_AND_YEAR.search(text)
         if found:
             places.append(os.path.join(data_dir, "".join(found.groups()), name))
@@ -370,7 +371,3 @@ def _encoded(url: str) -> str:
     host = parts.netloc if parts.netloc.isascii() else parts.netloc.encode("idna").decode()
     url = re.sub("%(?![0-9A-Fa-f]{2})", "%25", urlunsplit(parts._replace(netloc=host)))
     return quote(url, safe="%/:=&?~#+!$,;'@()*[]")
-
-
-def _last_part(url: str | None) -> str:
-    return PurePosixPath(urlsplit(url or "").path).name

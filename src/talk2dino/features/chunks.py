@@ -15,7 +15,6 @@ import re
 import shutil
 import sys
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -27,7 +26,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from talk2dino.devices import Fetched, resolve_device
+from talk2dino.devices import Fetched, one_behind, resolve_device
 from talk2dino.features.captions import Collection
 from talk2dino.features.store import FeatureFile
 from talk2dino.files import atomic_path, write_text
@@ -140,23 +139,13 @@ class Extraction(ABC):
 
 
 def fetched_behind(results: Iterable[Chunk], device: torch.device) -> Iterator[Chunk]:
-    """Results with their columns in main memory.
+    """Results with their columns in main memory; see `one_behind`."""
 
-    On CUDA one is handed out when the work of the next has been launched, so that storing it
-    takes no time of the GPU's.
-    """
-    waiting: deque[tuple[Chunk, Fetched]] = deque()
+    def begun(result: Chunk) -> Callable[[], Chunk]:
+        fetched, keys = Fetched(list(result.columns.values())), list(result.columns)
+        return lambda: replace(result, columns=dict(zip(keys, fetched.read(), strict=True)))
 
-    def arrived() -> Chunk:
-        result, fetched = waiting.popleft()
-        return replace(result, columns=dict(zip(result.columns, fetched.read(), strict=True)))
-
-    for result in results:
-        waiting.append((result, Fetched(list(result.columns.values()))))
-        if len(waiting) > (device.type == "cuda"):
-            yield arrived()
-    while waiting:
-        yield arrived()
+    return one_behind(map(begun, results), device)
 
 
 class Chunks:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from talk2dino.config import as_texts
 from talk2dino.files import shipped
-from talk2dino.textfiles import read_names, read_text, read_yaml
+from talk2dino.textfiles import read_lines, read_names, read_yaml
 
 if TYPE_CHECKING:
     import numpy as np
@@ -166,7 +165,7 @@ def read_word_lists(given: str | Path | Sequence[str]) -> Vocabulary:
         ValueError: no class, an empty word, or a word that is there twice; names the line.
     """
     if isinstance(given, str | Path):
-        source, lines = str(given), re.split(r"\r\n?|\n", read_text(given))
+        source, lines = str(given), read_lines(given)
     else:
         source, lines = "the vocabulary", list(given)
     classes: list[tuple[str, ...]] = []

@@ -113,7 +113,7 @@ class LabelRules:
 
     def known(self, num_classes: int, wide: bool = False) -> np.ndarray:
         """The values that stand for a class in files of 8 or 16 bits; colours as one number."""
-        keys, classes = self._table(num_classes, wide)
+        keys, classes = _rules_table(self, num_classes, wide)
         return keys[classes < num_classes]
 
     def class_ids(self, values: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -129,7 +129,7 @@ class LabelRules:
         """
         kind = np.uint8 if num_classes <= IGNORED else np.uint16
         wide = values.dtype == np.uint16
-        keys, classes = self._table(num_classes, wide)
+        keys, classes = _rules_table(self, num_classes, wide)
         if values.ndim == 2:
             lookup = np.full(1 << (16 if wide else 8), -1, np.int32)
             lookup[keys] = classes
@@ -140,9 +140,6 @@ class LabelRules:
             found = np.where(keys[places] == packed, classes[places], -1)
         unknown = found < 0
         return np.where(unknown, ignored_label(num_classes), found).astype(kind), unknown
-
-    def _table(self, num_classes: int, wide: bool) -> tuple[np.ndarray, np.ndarray]:
-        return _rules_table(self, num_classes, wide)
 
 
 @lru_cache(maxsize=64)
