@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -184,9 +185,8 @@ class Talk2DINO(Saving, nn.Module):
         """
         if pool is not None:
             check_name("pool", pool, POOLS)
-        pictures, single = _as_list(images)
-        found = []
-        for batch in _batches(pictures, single):
+        found, pictures = [], _decoded(*_as_list(images))
+        while batch := list(islice(pictures, _IMAGE_BATCH)):
             windows = [rgb_tensor(image)[None].to(self.device, torch.float32) for image in batch]
             squares = torch.cat([self.segmenter.resize_windows(window) for window in windows])
             if pool is None:
@@ -240,8 +240,7 @@ class Talk2DINO(Saving, nn.Module):
         pictures, single = _as_list(images)
         results = [
             segment_picture(segmenter, image, query, WHOLE, max_side, settings)
-            for batch in _batches(pictures, single)
-            for image in batch
+            for image in _decoded(pictures, single)
         ]
         return results[0] if single else results
 
@@ -352,19 +351,17 @@ def _as_list(images: ImageInput | Images) -> tuple[list[ImageInput], bool]:
     return pictures, False
 
 
-def _batches(pictures: list[ImageInput], single: bool) -> Iterator[list[Image.Image]]:
-    """RGB pictures, decoded when their batch comes; errors say which of a list it is."""
-    for start in range(0, len(pictures), _IMAGE_BATCH):
-        batch = []
-        for place, picture in enumerate(pictures[start : start + _IMAGE_BATCH], start):
-            try:
-                batch.append(as_rgb(picture))
-            except (ValueError, OSError) as error:
-                if single:
-                    raise
-                kind = type(error) if isinstance(error, OSError) else ValueError
-                raise kind(f"images[{place}]: {error}") from error
-        yield batch
+def _decoded(pictures: list[ImageInput], single: bool) -> Iterator[Image.Image]:
+    """RGB pictures, decoded when asked for; errors say which of a list it is."""
+    for place, picture in enumerate(pictures):
+        try:
+            image = as_rgb(picture)
+        except (ValueError, OSError) as error:
+            if single:
+                raise
+            kind = type(error) if isinstance(error, OSError) else ValueError
+            raise kind(f"images[{place}]: {error}") from error
+        yield image
 
 
 def _check_tensor(name: str, value: Any, form: str, ndim: int, whole: bool = False) -> None:

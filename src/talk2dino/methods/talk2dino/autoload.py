@@ -89,24 +89,21 @@ def _register(name: str) -> None:
         logger.warning("AutoModel will not know Talk2DINO models: %s", error)
 
 
-class RegisterAfterImport:
-    """A finder that adds a step to the import of two modules."""
+def find_spec(
+    name: str, path: Sequence[str] | None, target: ModuleType | None = None
+) -> ModuleSpec | None:
+    """For Python's import system: a module as ever, and for two our step after its execution."""
+    spec = PathFinder.find_spec(name, path) if name in (_CONFIG, _MODEL) else None
+    if spec is None or spec.loader is None:
+        return None
+    execute = spec.loader.exec_module
 
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        """The ordinary specification, with our step after its execution."""
-        spec = PathFinder.find_spec(name, path) if name in (_CONFIG, _MODEL) else None
-        if spec is None or spec.loader is None:
-            return None
-        execute = spec.loader.exec_module
+    def execute_and_register(module: ModuleType) -> None:
+        execute(module)
+        _register(name)
 
-        def execute_and_register(module: ModuleType) -> None:
-            execute(module)
-            _register(name)
-
-        spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
-        return spec
+    spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+    return spec
 
 
 def register_with_transformers() -> None:
@@ -114,5 +111,5 @@ def register_with_transformers() -> None:
     for name in (_CONFIG, _MODEL):
         if name in sys.modules:
             _register(name)
-    if not any(type(finder).__name__ == RegisterAfterImport.__name__ for finder in sys.meta_path):
-        sys.meta_path.insert(0, RegisterAfterImport())  # type: ignore[arg-type]
+    if (finder := sys.modules[__name__]) not in sys.meta_path:  # which asks for a find_spec
+        sys.meta_path.insert(0, finder)  # type: ignore[arg-type]
