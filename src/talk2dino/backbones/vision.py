@@ -372,11 +372,6 @@ def create_toy(num_registers: int = 4) -> VisionTransformer:
     return _small(img_size=518, patch_size=14, depth=4, init_values=1e-5, **registers)
 
 
-def create_dino_toy() -> VisionTransformer:
-    """DINO's architecture, 3 blocks of width 192 with 3 heads and patches of 8 pixels."""
-    return _small(img_size=224, patch_size=8, depth=3)
-
-
 def _small(**shape: Any) -> VisionTransformer:
     shape |= {"embed_dim": 192, "num_heads": 3, "num_classes": 0, "global_pool": "token"}
     return VisionTransformer(dynamic_img_size=True, **shape)
@@ -419,7 +414,9 @@ def _addresses(timm_name: str) -> str:
 def _create(name: str, pretrained: bool) -> VisionTransformer | Eva:
     if name in TOYS:
         with WithoutInitialisation():
-            return create_dino_toy() if name == DINO_TOY else create_toy(4 if name == TOY else 0)
+            if name == DINO_TOY:  # DINO's architecture
+                return _small(img_size=224, patch_size=8, depth=3)
+            return create_toy(4 if name == TOY else 0)
     timm_name = SHORT_NAMES.get(name, name)
     settings: dict[str, Any] = {"num_classes": 0, "global_pool": "token", "dynamic_img_size": True}
     if "patch14_dinov2" in timm_name or "patch14_reg4_dinov2" in timm_name:

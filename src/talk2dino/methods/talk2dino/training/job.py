@@ -190,9 +190,11 @@ class TrainJob(RunJob):
         if run.test is not None:
             run.model.load_state_dict(weights)
             run.retrieval = retrieval(*embed_pairs(run.model.eval(), run.test))
-        heads, name = run.heads, Path(self.out.name)
-        if heads is not None:
-            write_heads(heads, run.pairs, folder / name.with_suffix(HEADS_SUFFIX))
+        name = Path(self.out.name)
+        if run.heads is not None:  # of the last epoch: annotation id -> image id and chosen head
+            pairs = zip(run.pairs.features.annotations, run.heads.tolist(), strict=True)
+            heads = {str(a["id"]): {"image_id": a["image_id"], "head": head} for a, head in pairs}
+            write_text(folder / name.with_suffix(HEADS_SUFFIX), json.dumps(heads) + "\n")
         save_torch(weights, folder / name)
 
     def summary(self, run: TrainingRun) -> dict[str, Any]:
@@ -410,12 +412,3 @@ def first_model(config: ProjectionConfig, seed: int, text: FeatureConfig) -> Pro
         encoder = load_text(text.text_model, text.text_weights)
         model.copy_from(encoder.model)
     return model
-
-
-def write_heads(heads: Tensor, pairs: StoredPairs, path: Path) -> None:
-    """JSON: annotation id -> image id and the head chosen for the caption in the last epoch."""
-    chosen = {
-        str(annotation["id"]): {"image_id": annotation["image_id"], "head": head}
-        for annotation, head in zip(pairs.features.annotations, heads.tolist(), strict=True)
-    }
-    write_text(path, json.dumps(chosen) + "\n")
