@@ -33,8 +33,8 @@ from talk2dino.benchmarks.results import (
     kept_counts,
     make_result,
     open_counts,
+    peak_memory_mib,
     read_result,
-    timing_fields,
     write_result,
 )
 from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
@@ -380,9 +380,19 @@ def evaluate_group(
             for _ in read_ahead(writes, threads=1):  # the models need not wait for the disk
                 bar.update()
     counts = _gathered(runs, folders, processes)  # other jobs have gone on: the last sees all
-    keys = [run.dataset.benchmark.key for run in runs]
-    seconds = time.perf_counter() - started
-    return counts, timing_fields(len(todo), seconds, keys, job.device, processes.count)
+    seconds, gpu = time.perf_counter() - started, job.device.type == "cuda"
+    peak = torch.cuda.max_memory_allocated(job.device) / 2**20 if gpu else None
+    timing: Timing = {
+        "images": len(todo),
+        "seconds": round(seconds, 3),
+        "images_per_second": round(len(todo) / seconds, 3),
+        "shared_with": [run.dataset.benchmark.key for run in runs],
+        "device": torch.cuda.get_device_name(job.device) if gpu else job.device.type,
+        "processes": processes.count,
+        "peak_memory_mib": round(peak_memory_mib(), 1),
+        "peak_gpu_memory_mib": peak and round(peak, 1),
+    }
+    return counts, timing
 
 
 def _keep(

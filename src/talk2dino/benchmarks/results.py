@@ -13,7 +13,7 @@ import re
 import resource
 import sys
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -205,12 +205,14 @@ def kept_counts(folder: Path) -> dict[int, ImageCounts]:
 
 
 class Timing(TypedDict, total=False):
-    """What one invocation took; see `timing_fields`."""
+    """What one invocation took, once the models were loaded and the classes embedded."""
 
     images: int
+    """Evaluated now, in all processes."""
     seconds: float
     images_per_second: float
     shared_with: list[str]
+    """Keys of the benchmarks in the same pass of the backbone, this one included."""
     device: str
     processes: int
     peak_memory_mib: float
@@ -272,33 +274,6 @@ class Result:
         colours = [value for colour in self.palette or () for value in colour]
         if len(colours) > 3 * 65535 or not all(0 <= value <= 255 for value in colours):
             raise ValueError("palette must be at most 65535 colours of numbers from 0 to 255")
-
-
-def timing_fields(
-    images: int, seconds: float, shared_with: Sequence[str], device: torch.device, processes: int
-) -> Timing:
-    """What one invocation took, for the result.
-
-    Args:
-        images: evaluated now, in all processes.
-        seconds: wall time they took, once the models were loaded and the classes embedded.
-        shared_with: keys of the benchmarks in the same pass of the backbone, this one included.
-        device: where the models ran.
-        processes: how many shared the work.
-    """
-    gpu = device.type == "cuda"
-    return {
-        "images": images,
-        "seconds": round(seconds, 3),
-        "images_per_second": round(images / seconds, 3),
-        "shared_with": list(shared_with),
-        "device": torch.cuda.get_device_name(device) if gpu else device.type,
-        "processes": processes,
-        "peak_memory_mib": round(peak_memory_mib(), 1),
-        "peak_gpu_memory_mib": (
-            round(torch.cuda.max_memory_allocated(device) / 2**20, 1) if gpu else None
-        ),
-    }
 
 
 def peak_memory_mib() -> float:
