@@ -29,6 +29,7 @@ from tests.ranks import run_ranks
 
 MINIATURES = Path(__file__).parents[1] / "parity" / "data" / "seg" / "data"
 TOY = ["--model", "toy", "--weights", "seeded:0", "--device", "cpu"]
+SMALL = {"short_side": 112, "window": 112, "stride": 112}
 PASCAL = "VOCdevkit/VOC2012"
 
 
@@ -36,8 +37,9 @@ def files_below(folder, pattern="*.json"):
     return sorted(Path(folder).glob(pattern))
 
 
-def evaluate(output, *flags, data=MINIATURES, benchmarks="voc20"):
+def evaluate(output, *flags, data=MINIATURES, benchmarks="voc20", sizes=SMALL):
     words = [*TOY, "--benchmarks", benchmarks, "--data_root", data, "--output", output, *flags]
+    words += [word for name, value in sizes.items() for word in (f"--{name}", value)]
     return Evaluate.main([str(word) for word in words])
 
 
@@ -61,6 +63,14 @@ def voc20(tmp_path_factory):
     return output
 
 
+@pytest.fixture(scope="module")
+def voc20_in_full(tmp_path_factory):
+    """One at the sizes of the benchmark, as the published command has them."""
+    output = tmp_path_factory.mktemp("in_full")
+    assert evaluate(output, sizes={}) == 0
+    return output
+
+
 @pytest.fixture
 def data(tmp_path):
     return shutil.copytree(MINIATURES, tmp_path / "data")
@@ -78,10 +88,10 @@ def published(root, output, *flags):
 
 
 def test_sizes_stitching_and_refinements_of_flags_are_those_of_python(tmp_path):
-    sizes = {"short_side": 168, "window": 112, "stride": 56, "stitch": "hann"}
+    sizes = {"short_side": 112, "window": 84, "stride": 42, "stitch": "hann"}
     refine = {"refine": "smoothing,propagation", "propagation_graph": "image"}
-    flags = [word for pair in (sizes | refine).items() for word in (f"--{pair[0]}", pair[1])]
-    assert evaluate(tmp_path / "results", *flags, "--save_predictions", tmp_path / "labels") == 0
+    flags = ["--save_predictions", tmp_path / "labels"]
+    assert evaluate(tmp_path / "results", *flags, sizes=sizes | refine) == 0
     (path,) = files_below(tmp_path / "results")
     settings = read_result(path)["settings"]
     assert settings["segmenter"]["sizes"] == sizes
@@ -117,15 +127,15 @@ def test_one_json_and_its_counts_per_run(voc20):
     assert result["timing"]["peak_memory_mib"] > 100
 
 
-def test_the_table_has_columns_for_a_paper_where_it_has_numbers(voc20):
-    (table,) = files_below(voc20, "table_toy_*.md")
+def test_the_table_has_columns_for_a_paper_where_it_has_numbers(voc20_in_full):
+    (table,) = files_below(voc20_in_full, "table_toy_*.md")
     lines = table.read_text().splitlines()
     heads = ["benchmark", "mIoU", "95 % from", "to", "mAcc"]
     assert [cell.strip() for cell in lines[0].split("|")][1:6] == heads
     assert "voc20" in lines[2]
-    (csv,) = files_below(voc20, "table_toy_*.csv")
+    (csv,) = files_below(voc20_in_full, "table_toy_*.csv")
     assert csv.read_text().startswith("benchmark,mIoU,95 % from,to,mAcc")
-    result = read_result(files_below(voc20)[0])
+    result = read_result(files_below(voc20_in_full)[0])
     beside = results_table([{**result, "published": 80.0}, {**result, "benchmark": "voc"}])
     assert beside.columns[4:6] == ["paper", "difference"]
 
@@ -189,7 +199,7 @@ def run_and_die(words, output, seconds):
     sys.exit(EvaluatePublished.main(words))
 
 
-def test_a_run_killed_at_random_goes_on(root, voc20, tmp_path, fork_server):
+def test_a_run_killed_at_random_goes_on(root, voc20_in_full, tmp_path, fork_server):
     words, chance, codes = published(root, tmp_path), random.Random(3), []
     for seconds in (0, chance.uniform(0, 0.2), chance.uniform(0, 0.2), None):
         process = fork_server.Process(target=run_and_die, args=(words, tmp_path, seconds))
@@ -197,15 +207,15 @@ def test_a_run_killed_at_random_goes_on(root, voc20, tmp_path, fork_server):
         process.join()
         codes.append(process.exitcode)
     assert codes[0] == -signal.SIGKILL and codes[-1] == 0
-    assert_same(only_counts(tmp_path), only_counts(voc20))
+    assert_same(only_counts(tmp_path), only_counts(voc20_in_full))
 
 
-def test_two_processes_count_as_one(root, voc20, tmp_path, fork_server):
+def test_two_processes_count_as_one(root, voc20_in_full, tmp_path, fork_server):
     output, words = tmp_path / "results", published(root, tmp_path / "results")
     codes, said = run_ranks(fork_server, EvaluatePublished.main, words, 2, tmp_path)
     assert codes == [0, 0], said
     assert ["| voc20 " in text for text in said] == [True, False]  # only one process prints
-    assert_same(only_counts(output), only_counts(voc20))  # two images and one
+    assert_same(only_counts(output), only_counts(voc20_in_full))  # two images and one
     (path,) = files_below(output)
     assert read_result(path)["timing"]["processes"] == 2
 

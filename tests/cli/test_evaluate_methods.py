@@ -10,6 +10,7 @@ from PIL import Image
 pytest.importorskip("mmseg")
 
 from talk2dino import Talk2DINO
+from talk2dino.backbones import templates
 from talk2dino.benchmarks import scoring
 from talk2dino.benchmarks.datasets import EvaluationSet
 from talk2dino.benchmarks.results import read_counts, read_result
@@ -17,7 +18,6 @@ from talk2dino.benchmarks.table import BENCHMARKS, STUFF_BACKGROUND
 from talk2dino.cli.data import Data
 from talk2dino.cli.evaluate import Evaluate
 from talk2dino.cli.report import Report
-from talk2dino.methods import clip_words
 from talk2dino.methods.freeda.method import FreeDAMethod
 from talk2dino.methods.ovsegmentor.method import OVSegmentorMethod, OVSegmentorSegmenter
 from talk2dino.methods.proxyclip import ProxyClipMethod
@@ -247,7 +247,7 @@ def compare(tmp_path_factory):
 
     def run(output, models, *flags):
         with pytest.MonkeyPatch.context() as patch:  # one prompt per word: 80 take their time
-            patch.setattr(clip_words, "get_templates", lambda _: ("a photo of a {}.",))
+            patch.setattr(templates, "get_templates", lambda _: ("a photo of a {}.",))
             words = ["--data_root", root / "data", *flags]
             return evaluate(output, *words, model=",".join(models), benchmarks="voc20")
 

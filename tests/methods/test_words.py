@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from talk2dino import load_model, load_segmenter
+from talk2dino.backbones import templates
 from talk2dino.pictures.vocabularies import read_word_lists
 
 MODELS = ("toy", "ovsegmentor_toy", "sclip_toy", "proxyclip_toy", "clip_dinoiser_toy", "freeda_toy")
@@ -14,9 +15,12 @@ WORDS = ["cat", "dog", "tree", "house"]
 
 @pytest.fixture(scope="module", params=MODELS)
 def segmenter(request):
-    found = load_segmenter(request.param, "seeded:0")
-    found.words = dataclasses.replace(found.words, background=found.words.background[:2])  # fast
-    return found
+    with pytest.MonkeyPatch.context() as patch:  # two prompts per word: 80 take their time
+        patch.setattr(templates, "get_templates", lambda _: ("a photo of a {}.", "a {}."))
+        found = load_segmenter(request.param, "seeded:0")
+        background = found.words.background[:2]
+        found.words = dataclasses.replace(found.words, background=background)
+        yield found
 
 
 @pytest.fixture(scope="module")
