@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from talk2dino.cli.segment import Segment
 from talk2dino.cli.segment_job import SegmentJob, scoring_bytes
 from talk2dino.methods.talk2dino.config import SegmenterConfig
 from talk2dino.methods.talk2dino.projection import ProjectionConfig
@@ -36,7 +37,9 @@ class ColourSegmenter:
 def make_job(segmenter, rows, names, background=None, refined=True, device=CPU, **more):
     rules = SimpleNamespace(protocol=WHOLE, refines=("pamr",) if refined else ())
     colours = class_colours(len(names), background is not None)
-    job = SegmentJob(SimpleNamespace(demo=rules), names, colours, device, **more)
+    command = Segment()
+    vars(command).update(more)
+    job = SegmentJob(command, SimpleNamespace(demo=rules), names, colours, device)
     job.segmenter, job.query = segmenter, ClassQuery(tuple(names), rows, None, background)
     return job
 

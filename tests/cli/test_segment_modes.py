@@ -267,7 +267,7 @@ class Stages:
 def test_every_stage_of_groups_is_drawn_in_colours_of_its_own(tmp_path):
     Image.new("RGB", (80, 60)).save(tmp_path / "a.png")
     rules = SimpleNamespace(demo=SimpleNamespace(protocol=Protocol(), refines=()))
-    job = SegmentJob(rules, "ab", class_colours(2), torch.device("cpu"))
+    job = SegmentJob(Segment(), rules, "ab", class_colours(2), torch.device("cpu"))
     job.segmenter, job.query = Stages(), ClassQuery.of_rows(torch.eye(2))
     outputs = {mode: tmp_path / mode / "a.png" for mode in MODES if "group" in mode}
     outputs["all_groups"] = tmp_path / "all_groups" / "a_layer0.png"

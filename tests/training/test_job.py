@@ -38,9 +38,8 @@ def test_a_loss_of_zero_and_no_validation_can_be_drawn(tmp_path):
 
 
 def test_no_logger_writes_nothing(tmp_path):
-    logger = open_logger("none", tmp_path / "w.pth", {})
-    logger.log({"loss/train": 1.0}, epoch=1)
-    logger.close()
+    with open_logger("none", tmp_path / "w.pth", {}) as log:
+        log({"loss/train": 1.0}, 1)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -48,10 +47,9 @@ def test_tensorboard_events_lie_beside_the_weights(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    logger = open_logger("tensorboard", tmp_path / "w.pth", {})
-    logger.log({"loss/train": 0.5}, epoch=1)
-    logger.log({"loss/train": 0.25}, epoch=2)
-    logger.close()
+    with open_logger("tensorboard", tmp_path / "w.pth", {}) as log:
+        log({"loss/train": 0.5}, 1)
+        log({"loss/train": 0.25}, 2)
     events = EventAccumulator(str(tmp_path / "w.tensorboard")).Reload()
     assert [(e.step, e.value) for e in events.Scalars("loss/train")] == [(1, 0.5), (2, 0.25)]
 
@@ -67,9 +65,8 @@ def test_a_run_gets_the_settings_the_losses_and_the_end(tmp_path, monkeypatch, p
     fake.__spec__ = types.SimpleNamespace()
     fake.init = lambda **settings: calls.append(settings) or run
     monkeypatch.setitem(sys.modules, package, fake)
-    logger = open_logger(package, tmp_path / "w.pth", {"lr": 1})
-    logger.log({"loss/train": 0.5}, epoch=1)
-    logger.close()
+    with open_logger(package, tmp_path / "w.pth", {"lr": 1}) as log:
+        log({"loss/train": 0.5}, 1)
     settings = {"project": "talk2dino", "name": "w", "config": {"lr": 1}}
     if package == "wandb":
         settings["dir"] = str(tmp_path)
@@ -91,8 +88,11 @@ def test_a_run_that_cannot_start_says_what_to_do(tmp_path, monkeypatch, package,
     fake.__spec__ = types.SimpleNamespace()
     fake.init = init
     monkeypatch.setitem(sys.modules, package, fake)
-    with pytest.raises(RuntimeError, match=message):
-        open_logger(package, tmp_path / "w.pth", {})
+    with (
+        pytest.raises(RuntimeError, match=message),
+        open_logger(package, tmp_path / "w.pth", {}),
+    ):
+        pass
 
 
 def test_an_unknown_logger_is_refused_with_the_known_ones():
@@ -112,11 +112,12 @@ def test_a_resumed_run_shows_one_curve_from_the_first_epoch(tmp_path, monkeypatc
     calls = []
     fake = types.ModuleType("wandb")
     fake.__spec__ = types.SimpleNamespace()
-    log = lambda values, step: calls.append((step, values))  # noqa: E731
-    fake.init = lambda **settings: types.SimpleNamespace(log=log, finish=None)
+    logged = lambda values, step: calls.append((step, values))  # noqa: E731
+    fake.init = lambda **settings: types.SimpleNamespace(log=logged, finish=list)
     monkeypatch.setitem(sys.modules, "wandb", fake)
     history = [({"loss/train": 0.5}, 1), ({"loss/train": 0.25, "loss/validation": 0.75}, 2)]
-    open_logger("wandb", tmp_path / "w.pth", {}, 2, history).log({"loss/train": 0.1}, epoch=3)
+    with open_logger("wandb", tmp_path / "w.pth", {}, 2, history) as log:
+        log({"loss/train": 0.1}, 3)
     assert [step for step, _ in calls] == [1, 2, 3]
     assert calls[1][1] == history[1][0]
 
@@ -125,8 +126,7 @@ def test_what_is_logged_is_on_the_disk_at_once(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    logger = open_logger("tensorboard", tmp_path / "w.pth", {})
-    logger.log({"loss/train": 0.5}, epoch=1)
-    events = EventAccumulator(str(tmp_path / "w.tensorboard")).Reload()  # as after a kill
-    assert [e.step for e in events.Scalars("loss/train")] == [1]
-    logger.close()
+    with open_logger("tensorboard", tmp_path / "w.pth", {}) as log:
+        log({"loss/train": 0.5}, 1)
+        events = EventAccumulator(str(tmp_path / "w.tensorboard")).Reload()  # as after a kill
+        assert [e.step for e in events.Scalars("loss/train")] == [1]

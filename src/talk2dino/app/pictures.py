@@ -110,10 +110,10 @@ def _draw_ring(image: Image.Image, centre_xy: tuple[int, int]) -> None:
 
 def legend(found: Segmentation) -> str:
     """Colour, name and share of the picture of every label, the largest first."""
-    rows = [
-        ("" if area else "t2d-absent", name, _css(colour), area, _percent(area))
-        for (name, area), colour in zip(found.areas().items(), found.colours, strict=True)
-    ]
+    rows = []
+    for (name, area), colour in zip(found.areas().items(), found.colours, strict=True):
+        shown = "<0.1 %" if 0 < area < 0.05 else f"{area:.1f} %"
+        rows.append(("" if area else "t2d-absent", name, _css(colour), area, shown))
     return str(PARTS.legend("Area of each category", sorted(rows, key=lambda row: -row[3])))
 
 
@@ -130,10 +130,6 @@ def pixel_scores(found: Segmentation, x: int, y: int) -> str:
         rows.append((kind, name, _css(colours[name]), length, f"{score:.3f}"))
     more = len(scores) - len(shown)
     return str(PARTS.legend(f"Scores at column {x}, row {y}", rows, more))
-
-
-def _percent(area: float) -> str:
-    return "<0.1 %" if 0 < area < 0.05 else f"{area:.1f} %"
 
 
 def _css(colour: np.ndarray) -> str:

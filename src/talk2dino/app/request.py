@@ -257,17 +257,12 @@ def read_picture(payload: Mapping[str, Any] | None, limits: Limits) -> Picture:
     height, width = scoring_size(*full_hw, limits.max_side)
     if (height, width) != full_hw:
         image = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    return Picture(image, full_hw, _safe_stem(name))
+    stem = "".join(c if c.isalnum() or c in "-_" else "_" for c in Path(name).stem)
+    return Picture(image, full_hw, stem.strip("_")[:40] or "picture")
 
 
 def _mega(pixels: int) -> str:
     return f"{pixels / 1e6:.3g}"
-
-
-def _safe_stem(name: str) -> str:
-    """Letters, digits, dashes and underscores of a file's name, at most 40; or `picture`."""
-    kept = "".join(c if c.isalnum() or c in "-_" else "_" for c in Path(name).stem)
-    return kept.strip("_")[:40] or "picture"
 
 
 @dataclass(eq=False)

@@ -19,7 +19,8 @@ import re
 import shlex
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, TypeVar
@@ -154,7 +155,10 @@ class Command:
         code = WRONG_ARGUMENTS
         try:
             command = cls.parse(argv, prog)
-            _set_up_logging(command.verbose)
+            level = logging.INFO if command.verbose else logging.WARNING
+            logging.basicConfig(level=level, format="%(levelname)s: %(message)s")
+            if not command.verbose:  # a download that fails is reported once, not at every attempt
+                hub_logging.set_verbosity_error()
             found = command.check()
             code = FAILED
             return command.run(found) or DONE
@@ -171,15 +175,6 @@ class Command:
                 message = f"{message[: _LONGEST // 2]} [...] {message[-_LONGEST // 2 :]}"
             print(f"error: {message}", file=sys.stderr)
             return code
-
-
-def _set_up_logging(verbose: bool) -> None:
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING,
-        format="%(levelname)s: %(message)s",
-    )
-    if not verbose:  # a download that fails is reported once, not at every attempt
-        hub_logging.set_verbosity_error()
 
 
 class _Parser(argparse.ArgumentParser):
@@ -283,10 +278,16 @@ def _fields(module: str, name: str) -> dict[str, tuple[str, Any, str]]:
     found: dict[str, tuple[str, Any, str]] = {}
     for base in [] if node is None else node.bases:  # of the same file
         found |= _fields(module, ast.unparse(base))
-    for entry, words in () if node is None else _documented_fields(node):
-        field, default = ast.unparse(entry.target), _REQUIRED
+    for entry, text in () if node is None else itertools.pairwise(node.body):
+        string = text.value if isinstance(text, ast.Expr) else None
+        if not isinstance(entry, ast.AnnAssign) or not isinstance(string, ast.Constant):
+            continue
+        field, default, words = ast.unparse(entry.target), _REQUIRED, str(string.value)
+        words = " ".join(words.split())
         if entry.value is not None:
-            default = _default(entry.value, getattr(values.get(name), field, None))
+            default = getattr(values.get(name), field, None)
+            with suppress(ValueError):
+                default = ast.literal_eval(entry.value)
         first = words.partition(" ")[0]
         if first[1:].islower():
             words = first.lower() + words[len(first) :]
@@ -302,24 +303,15 @@ def _classes(source: Path) -> dict[str, ast.ClassDef]:
     return {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
 
 
-def _documented_fields(body: ast.ClassDef) -> Iterator[tuple[ast.AnnAssign, str]]:
-    """The fields in the source of a class, each with the string under it."""
-    for entry, text in itertools.pairwise(body.body):
-        value = text.value if isinstance(text, ast.Expr) else None
-        if isinstance(entry, ast.AnnAssign) and isinstance(value, ast.Constant):
-            yield entry, " ".join(str(value.value).split())
-
-
-def _default(value: ast.expr, computed: Any) -> Any:
-    try:
-        return ast.literal_eval(value)
-    except ValueError:
-        return computed
-
-
 def _listed(value: Any) -> str:
     """How a help text shows a value of its module that stands in it in braces."""
     return str(value) if isinstance(value, str | int) else ", ".join(value)
+
+
+def few_lines(lines: Sequence[str], shown: int) -> str:
+    """The first lines, indented, and how many more there are."""
+    more = [f"... and {len(lines) - shown} more"] if len(lines) > shown else []
+    return "\n".join(f"  {line}" for line in [*lines[:shown], *more])
 
 
 def local_processes() -> int:
@@ -335,16 +327,13 @@ def core_share() -> int:
 
 def free_memory() -> int | None:
     """Bytes that this machine can still give; all it has, or None, where the system says less."""
-    try:
+    with suppress(OSError, LookupError, ValueError):  # not Linux
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         found = dict(line.split(":") for line in lines)["MemAvailable"]
         return int(found.removesuffix("kB")) * 1024
-    except (OSError, LookupError, ValueError):  # not Linux
-        pass
-    try:
+    with suppress(AttributeError, ValueError, OSError):  # Windows has no sysconf
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
-        return None
+    return None
 
 
 def memory_share() -> float:

@@ -26,7 +26,7 @@ from talk2dino.benchmarks.table import (
     check_data_root,
     find_benchmarks,
 )
-from talk2dino.cli.command import DONE, FAILED, Command, bar_of
+from talk2dino.cli.command import DONE, FAILED, Command, bar_of, few_lines
 from talk2dino.config import check_at_least, check_name, split_names
 from talk2dino.files import atomic_files, check_file, check_folder_writable
 
@@ -230,20 +230,14 @@ def convert_files(what: str, plan: Sequence[Conversion], nproc: int, overwrite: 
         print(
             f"warning: {len(outcome.unknown)} files hold values that the data set does not "
             "define; their pixels became background or are ignored. Are these the raw files?\n"
-            + _first(outcome.unknown),
+            + few_lines(outcome.unknown, 5),
             file=sys.stderr,
         )
     if not outcome.failures:
         return DONE
     print(
         f"error: {len(outcome.failures)} files could not be converted:\n"
-        f"{_first(outcome.failures)}\nReplace them and run the same command again.",
+        f"{few_lines(outcome.failures, 5)}\nReplace them and run the same command again.",
         file=sys.stderr,
     )
     return FAILED
-
-
-def _first(lines: Sequence[str], shown: int = 5) -> str:
-    """A few lines, indented, and how many more there are."""
-    more = [f"... and {len(lines) - shown} more"] if len(lines) > shown else []
-    return "\n".join(f"  {line}" for line in [*lines[:shown], *more])

@@ -94,9 +94,8 @@ class EvaluatePublished(EvaluationCommand):
         }
         name = self.wandb_name or outcomes[0].run.name
         settings = {outcome.run.name: dict(outcome.run.settings) for outcome in outcomes}
-        wandb = open_logger("wandb", job.output / f"{name}.run", settings)
-        wandb.log(values, 0)
-        wandb.close()
+        with open_logger("wandb", job.output / f"{name}.run", settings) as log:
+            log(values, 0)
 
 
 def evaluations_of(

@@ -8,7 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from talk2dino.cli.command import DONE, FAILED, Command, add_flags, bar_of, core_share, from_flags
+from talk2dino.cli.command import (
+    DONE,
+    FAILED,
+    Command,
+    add_flags,
+    bar_of,
+    core_share,
+    few_lines,
+    from_flags,
+)
 from talk2dino.devices import AMP_TYPES, DTYPES
 from talk2dino.features.keys import IMAGE_KEYS, LAYOUTS
 from talk2dino.files import write_text
@@ -242,8 +251,5 @@ def _report_failures(failures: Sequence[str], path: Path) -> None:
         return
     text = "".join(f"{line}\n" for line in failures)
     write_text(path, text, errors="backslashreplace")
-    shown = [f"  {line}" for line in failures[:SHOWN_FAILURES]]
-    if more := failures[SHOWN_FAILURES:]:
-        shown.append(f"  ... and {len(more)} more")
-    lines = [f"{len(failures)} images failed and were left out:", *shown, f"All of them: {path}"]
-    print("\n".join(lines), file=sys.stderr)
+    print(f"{len(failures)} images failed and were left out:", file=sys.stderr)
+    print(f"{few_lines(failures, SHOWN_FAILURES)}\nAll of them: {path}", file=sys.stderr)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from talk2dino.cli.command import DONE, FAILED, Command, bar_of
@@ -89,33 +87,28 @@ class PrepareCaptions(Command):
             check_writable(out, self.overwrite)
 
     def run(self, found: None) -> int:
-        """Do one step."""
-        with self._alone():
-            if self.mode == "filter":
-                return self._filter()
-            out, source = self._out(), self._source()
-            if self.mode == "merge":
-                parts = list_parts(source)
-                merge(parts, out, self.delete_parts)
-                print(f"{out}: {len(parts)} parts")
-                return DONE
-            if self.mode == "makepair":
-                rows = make_pairs(source, out, self.seed, bar_of("parts"))
-            else:
-                rows = json_to_csv(source, out)
-            print(f"{out}: {rows} rows")
-            return DONE
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
+        """Do one step, alone in its folder."""
         folder = self._folder() if self.mode == "filter" else self._out().parent
         folder.mkdir(parents=True, exist_ok=True)
         lock = hold_lock(folder / _LOCK)
         try:
-            yield
+            return self._filter() if self.mode == "filter" else self._write(self._out())
         finally:
             (folder / _LOCK).unlink(missing_ok=True)
             lock.close()
+
+    def _write(self, out: Path) -> int:
+        source = self._source()
+        if self.mode == "merge":
+            parts = list_parts(source)
+            merge(parts, out, self.delete_parts)
+            done = f"{len(parts)} parts"
+        elif self.mode == "makepair":
+            done = f"{make_pairs(source, out, self.seed, bar_of('parts'))} rows"
+        else:
+            done = f"{json_to_csv(source, out)} rows"
+        print(f"{out}: {done}")
+        return DONE
 
     def _filter(self) -> int:
         folder, parts = self._folder(), self.processors

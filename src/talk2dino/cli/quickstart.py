@@ -38,34 +38,19 @@ _EVALUATE = (
     "--data_root {data} --output {out}/results --save_predictions {out}/predictions/%s"
 )
 _TEXT = "extract-text --ann_path {out}/features/%s.pth --model toy"
-STEPS = {
-    "world": ("data", "toy --output {data} --images {images} --seed {seed}"),
-    "image features (train)": ("features/train.pth", _EXTRACT % ("train", "train")),
-    "image features (val)": ("features/val.pth", _EXTRACT % ("val", "val")),
-    "text features (train)": ("features/train.pth", _TEXT % "train"),
-    "text features (val)": ("features/val.pth", _TEXT % "val"),
-    "train": (
-        "weights/toy.pth",
-        "train --model {recipe} --train_dataset {out}/features/train.pth --val_dataset "
-        "{out}/features/val.pth --out {out}/weights/toy.pth --scheduler cosine --seed {seed}",
-    ),
-    "evaluation (trained)": (
-        "predictions/trained",
-        _EVALUATE % ("{out}/weights/toy.pth", "trained") + " --pamr",
-    ),
-    "evaluation (untrained)": ("predictions/untrained", _EVALUATE % ("seeded:0", "untrained")),
-    "report": ("report.html", "report {out}/results --output {out}/report.html"),
-    "panel": (
-        "quickstart.png",
-        "report {out}/results --figure {out}/quickstart.png --images {shown}",
-    ),
-    "demo": (
-        "demo.png",
-        "segment --config {recipe} --weights {out}/weights/toy.pth --input {picture} "
-        "--output {out}/demo.png --vocab drawn_world",
-    ),
-}
-"""Name of a step -> what it makes or completes, and its command, one after the other."""
+STEPS = (
+    "toy --output {data} --images {images} --seed {seed}",
+    *(_EXTRACT % ("train", "train"), _EXTRACT % ("val", "val"), _TEXT % "train", _TEXT % "val"),
+    "train --model {recipe} --train_dataset {out}/features/train.pth --val_dataset "
+    "{out}/features/val.pth --out {out}/weights/toy.pth --scheduler cosine --seed {seed} --resume",
+    _EVALUATE % ("{out}/weights/toy.pth", "trained") + " --pamr",
+    _EVALUATE % ("seeded:0", "untrained"),
+    "report {out}/results --output {out}/report.html --overwrite",
+    "report {out}/results --figure {out}/quickstart.png --images {shown} --overwrite",
+    "segment --config {recipe} --weights {out}/weights/toy.pth --input {picture} "
+    "--output {out}/demo.png --vocab drawn_world --overwrite",
+)
+"""The commands, one after the other; each goes on where it was, or makes its result again."""
 
 PANEL_ROWS = 6
 
@@ -115,8 +100,8 @@ class Quickstart(Command):
             **{"out": out, "data": out / "data", "images": self.images, "seed": self.seed},
             "recipe": self._recipe(),
         }
-        for name, (made, line) in STEPS.items():
-            if name == "panel":  # of the evaluation's pictures, those with the most in them first
+        for line in STEPS:
+            if "{shown}" in line:  # of the evaluation's pictures, those with the most in them first
                 voc = World(out / "data").voc
                 examples = sorted(read_examples(voc), key=lambda e: -len(e.mask.unique()))
                 shown = ",".join(example.path.stem for example in examples[:PANEL_ROWS])
@@ -124,7 +109,7 @@ class Quickstart(Command):
             command, *words = [word.format(**places) for word in line.split()]
             if self.device != "auto" and command not in ("toy", "report"):
                 words += ["--device", self.device]
-            if code := _run_step(command, words, out / made):
+            if code := _run_step(command, words):
                 return code
         print(f"\nIoU in percent\n\n{_class_table(out / 'results').markdown()}")
         print(f"pictures: {out / 'quickstart.png'} and {out / 'demo.png'}")
@@ -173,15 +158,15 @@ class Quickstart(Command):
         return self.output / "toy.yaml"
 
 
-def _run_step(name: str, words: list[str], made: Path) -> int:
+def _run_step(name: str, words: list[str]) -> int:
     """Print a command as it would be typed, and run it in this process unless it is done."""
-    command, more = find_command(name), _going_on(name, made)
-    print(f"\n$ python {command.script} {shlex.join([*words, *(more or ())])}", flush=True)
-    if more is None:
-        print(f"  done already: {made}")
+    command = find_command(name)
+    print(f"\n$ python {command.script} {shlex.join(words)}", flush=True)
+    if _is_extracted(name, words):
+        print("  done already")
         return DONE
     started = time.perf_counter()
-    code = command.main([*words, *more])
+    code = command.main(words)
     print(f"  {time.perf_counter() - started:.1f} s")
     if code == INTERRUPTED:
         raise KeyboardInterrupt
@@ -190,18 +175,16 @@ def _run_step(name: str, words: list[str], made: Path) -> int:
     return code
 
 
-def _going_on(name: str, made: Path) -> list[str] | None:
-    """The flag that a command needs where an earlier run has been; None: nothing is left to do."""
-    if name == "train":
-        begun = made.exists() or made.with_suffix(".resume.pth").exists()
-        return ["--resume"] if begun else []
-    if name in ("toy", "evaluate") or not made.exists():
-        return []  # those two go on where they were
-    if name == "extract-text":  # it completes a file that is there
-        from talk2dino.features.store import read_features
+def _is_extracted(name: str, words: list[str]) -> bool:
+    """Whether these features are there: extractions refuse to make them again."""
+    if name == "extract":
+        return Path(words[words.index("--out_path") + 1]).exists()
+    if name != "extract-text":
+        return False
+    from talk2dino.features.store import read_features
 
-        return None if "ann_feats" in read_features(made).caption_features else []
-    return None if name == "extract" else ["--overwrite"]
+    features = read_features(words[words.index("--ann_path") + 1])
+    return "ann_feats" in features.caption_features
 
 
 def _class_table(results: Path) -> Table:

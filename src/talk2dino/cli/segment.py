@@ -151,21 +151,16 @@ class Segment(MethodCommand):
             names = [BACKGROUND, *names]
             colours = np.concatenate([np.array([BACKGROUND_COLOUR], np.uint8), colours])
         first, *others = planned
-        _check_count(len(names), planned[first])
+        masks = {"save_mask": "--save_mask", "mask": "--vis mask", "pred": "--vis pred"}
+        flag = next((flag for kind, flag in masks.items() if kind in planned[first]), None)
+        if flag and len(names) > MAX_INDEXED:
+            raise ValueError(
+                f"{flag}: an indexed PNG holds at most {MAX_INDEXED} classes, there are "
+                f"{len(names)}. Use fewer classes, or --save_scores with --output."
+            )
         device = resolve_device(self.device)
         method.check()
-        job = SegmentJob(
-            method,
-            names,
-            colours,
-            device,
-            background,
-            words,
-            self.max_side,
-            self.opacity,
-            export,
-            settings={"command": self.line("--overwrite")},
-        )
+        job = SegmentJob(self, method, names, colours, device, background, words, export)
         if not others:  # of several, one that fails does not stop the others
             job.check(first)
             read_rgb(first)
@@ -295,14 +290,3 @@ def _modes_of(words: Sequence[str], method: Method) -> dict[str, str]:
             f"They exist for methods with group tokens. Here: {others}."
         )
     return modes
-
-
-def _check_count(count: int, outputs: Outputs) -> None:
-    """Raise ValueError for more labels than a mask can hold."""
-    masks = [kind for kind in outputs if kind in ("save_mask", "mask", "pred")]
-    if masks and count > MAX_INDEXED:
-        flag = "--save_mask" if masks[0] == "save_mask" else f"--vis {masks[0]}"
-        raise ValueError(
-            f"{flag}: an indexed PNG holds at most {MAX_INDEXED} classes, there are {count}. "
-            "Use fewer classes, or --save_scores with --output."
-        )

@@ -180,6 +180,8 @@ def _check_outputs(planned: Mapping[Path, Outputs], command: Segment) -> None:
 class SegmentJob:
     """Segments one picture after the other with the same classes."""
 
+    command: Segment
+    """With its flags."""
     method: Method
     """Model and options; the modes of groups need one with groups."""
     names: Sequence[str]
@@ -192,24 +194,19 @@ class SegmentJob:
     """Threshold of the background, or None for none."""
     words: ClassWords | None = None
     """By which the classes are looked for."""
-    max_side: int | None = None
-    """Larger pictures are scored at this long side; None: see `side_of`."""
-    opacity: float = 0.5
-    """Of the class colours of an overlay."""
     export: Export | None = None
     """Gets every segmentation."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """What is recorded in every file."""
+    settings: dict[str, Any] = field(default_factory=dict, init=False)
     segmenter: Segmenter = field(init=False)
     query: ClassQuery = field(init=False)
 
     def load(self) -> None:
         """Load the model and look the classes up."""
         self.segmenter = self.method.load(self.device)
-        self.settings = {**self.settings, "segmenter": self.method.settings()}
-        self.query = self.method.query(
-            self.segmenter, self.names, self.background, words=self.words
-        )
+        record = self.command.line("--overwrite")
+        self.settings = {"command": record, "segmenter": self.method.settings()}
+        classes = (self.segmenter, self.names, self.background)
+        self.query = self.method.query(*classes, words=self.words)
 
     def check(self, path: Path) -> None:
         """Raise for a picture whose header is damaged, or that needs more memory than there is.
@@ -242,7 +239,8 @@ class SegmentJob:
         Without a wish, whole pictures of more than 16 megapixels are refined at 4096 pixels.
         """
         huge = self.refined and height * width > _HUGE_PIXELS
-        return _HUGE_SIDE if huge and self.max_side is None else self.max_side
+        wanted = self.command.max_side
+        return _HUGE_SIDE if huge and wanted is None else wanted
 
     def segment(self, source: Path, outputs: Outputs) -> str:
         """Write the files of one picture; returns a line that says what was found.
@@ -291,7 +289,7 @@ class SegmentJob:
 
     def _found(self, image: Image.Image, path: Path) -> Segmentation:
         most = self.side_of(image.height, image.width)
-        if most != self.max_side:
+        if most != self.command.max_side:
             megapixels = image.height * image.width / 1e6
             print(
                 f"note: {path} has {megapixels:.0f} megapixels: scored at a long side of {most} "
@@ -304,7 +302,7 @@ class SegmentJob:
     def _draw(self, kind: str, found: Segmentation) -> Image.Image:
         labels = found.labels.numpy()
         if kind == "output":
-            return found.overlay(self.opacity)
+            return found.overlay(self.command.opacity)
         if kind in ("pred", "save_mask"):
             return found.mask()
         if kind == "mask":

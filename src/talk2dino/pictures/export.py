@@ -120,16 +120,11 @@ def brush_rle(mask: np.ndarray) -> list[int]:
     lengths[np.cumsum(parts) - 1] = counts - (parts - 1) * _LONGEST_RUN
     shown = np.where(np.repeat(values, parts), 255, 0)
     runs = (((7 << _RUN_BITS) | (lengths - 1)) << 8) | shown  # 7: a run of the last kind
-    head = [(4 * mask.size, 32), (7, 5), *((bits - 1, 4) for bits in (3, 4, 8, _RUN_BITS))]
-    bits = [*(_bits(np.array([number]), width) for number, width in head), _bits(runs, 27)]
-    packed: list[int] = np.packbits(np.concatenate(bits)).tolist()
+    head = f"{4 * mask.size:032b}{7:05b}{2:04b}{3:04b}{7:04b}{_RUN_BITS - 1:04b}"
+    bits = ((runs[:, None] >> np.arange(26, -1, -1)) & 1).astype(np.uint8)  # the highest first
+    first = np.array([*map(int, head)], np.uint8)
+    packed: list[int] = np.packbits(np.concatenate([first, bits.ravel()])).tolist()
     return packed
-
-
-def _bits(numbers: np.ndarray, width: int) -> np.ndarray:
-    """The lowest bits of every number, the highest first, one after the other."""
-    shifts = np.arange(width - 1, -1, -1)
-    return ((numbers[:, None] >> shifts) & 1).astype(np.uint8).ravel()
 
 
 def _runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

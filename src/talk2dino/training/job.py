@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,15 @@ from talk2dino.files import (
 )
 from talk2dino.processes import Processes
 from talk2dino.textfiles import read_json
-from talk2dino.training.run import Hooks, Record, Run, StateFile, check_same_settings, load_state
+from talk2dino.training.run import (
+    Hooks,
+    Log,
+    Record,
+    Run,
+    StateFile,
+    check_same_settings,
+    load_state,
+)
 
 
 @dataclass(frozen=True)
@@ -233,30 +241,23 @@ def _train(job: RunJob, run: Run, hooks: Hooks, keeper: StateFile | None) -> dic
     outputs, state = job.outputs, run.state
     history = [(run.logged(r, again=True), run.place(r["epoch"])) for r in state.records]
     start = run.place(state.epoch, state.step)
-    log = open_logger(job.logger, outputs.log, keeper.settings, start, history)
-
-    def on_values(values: Mapping[str, float], step: int) -> None:
-        log.log(values, step)
-        if hooks.on_values is not None:
-            hooks.on_values(values, step)
 
     def on_epoch(record: Record) -> None:
         if not outputs.complete.exists():  # else the table belongs to that
             write_losses(run.state.records, outputs.losses)
         if values := run.logged(record):
-            log.log(values, run.place(record["epoch"]))
+            run.log(values, run.place(record["epoch"]))
         if hooks.on_epoch is not None:
             hooks.on_epoch(record)
 
     try:
-        return run.run(dataclasses.replace(hooks, on_values=on_values, on_epoch=on_epoch), keeper)
+        with open_logger(job.logger, outputs.log, keeper.settings, start, history) as run.log:
+            return run.run(dataclasses.replace(hooks, on_epoch=on_epoch), keeper)
     except RuntimeError as error:
         if not keeper.path.exists():
             raise
         kept = f"The last good state is in {keeper.path}."
         raise RuntimeError(f"{str(error).rstrip('.')}. {kept}") from error
-    finally:
-        log.close()
 
 
 def _write(job: RunJob, run: Run, settings: Mapping[str, Any], weights: dict[str, Tensor]) -> None:
@@ -333,24 +334,15 @@ def check_logger(name: str) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Logger:
-    """What a training calls; it does not know which one it has."""
-
-    log: Callable[[Mapping[str, float], int], object]
-    """Show named numbers for one epoch, counted from 1."""
-    close: Callable[[], object]
-    """Finish writing."""
-
-
+@contextmanager
 def open_logger(
     name: str,
     out: Path,
     settings: Mapping[str, Any],
     start_epoch: int = 0,
     history: Iterable[tuple[Mapping[str, float], int]] = (),
-) -> Logger:
-    """Make a logger for the run that writes the weights `out`.
+) -> Iterator[Log]:
+    """What shows numbers inside a `with` block, for the run that writes the weights `out`.
 
     TensorBoard's event files are in `<weights name>.tensorboard/`. wandb and trackio, which has the
     same functions and keeps its runs on this machine (`trackio show`), have a run of the project
@@ -361,35 +353,37 @@ def open_logger(
         out: the weights file; its name names the run, and logs go to a folder beside it.
         settings: what to show as the run's configuration.
         start_epoch: epochs that an interrupted run has already logged.
-        history: what it has logged, as arguments of `log`, for a logger that starts a new curve.
+        history: what it has logged, as its arguments, for a logger that starts a new curve.
 
     Raises:
         RuntimeError: wandb or trackio could not start.
     """
     if name == "none":
-        return Logger(lambda values, epoch: None, lambda: None)
+        yield lambda values, place: None
+        return
     if name == "tensorboard":
         from torch.utils.tensorboard import SummaryWriter
 
-        writer = SummaryWriter(str(out.with_suffix(".tensorboard")), purge_step=start_epoch + 1)
+        folder = str(out.with_suffix(".tensorboard"))
+        with SummaryWriter(folder, purge_step=start_epoch + 1) as writer:
 
-        def add(values: Mapping[str, float], epoch: int) -> None:
-            for curve, value in values.items():
-                writer.add_scalar(curve, value, epoch)
-            writer.flush()  # what a kill leaves must be what the state says
+            def add(values: Mapping[str, float], place: int) -> None:
+                for curve, value in values.items():
+                    writer.add_scalar(curve, value, place)
+                writer.flush()  # what a kill leaves must be what the state says
 
-        return Logger(add, writer.close)
+            yield add
+        return
     service = importlib.import_module(name)
     place = {"dir": str(out.parent)} if name == "wandb" else {}
     try:
         run = service.init(project="talk2dino", name=out.stem, config=dict(settings), **place)
     except Exception as error:  # their own classes: no key, no network, no permission
-        advice = (
-            " Run 'wandb login', or set WANDB_MODE=offline to log to a local folder."
-            if name == "wandb"
-            else ""
-        )
+        advice = " Run 'wandb login', or set WANDB_MODE=offline." if name == "wandb" else ""
         raise RuntimeError(f"{name} could not start: {error}.{advice}") from error
     for values, epoch in history:
         run.log(dict(values), step=epoch)
-    return Logger(lambda values, epoch: run.log(dict(values), step=epoch), run.finish)
+    try:
+        yield lambda values, epoch: run.log(dict(values), step=epoch)
+    finally:
+        run.finish()

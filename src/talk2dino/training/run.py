@@ -25,6 +25,8 @@ from talk2dino.progress import Progress, silent
 
 Record = Mapping[str, Any]
 """One row of the table of losses: `epoch`, counted from 1, and the numbers of a training."""
+Log = Callable[[Mapping[str, float], int], object]
+"""Shows named numbers at a place, see `Run.place`."""
 
 
 @dataclass
@@ -55,10 +57,6 @@ class StateFile:
     """Time between two saves within an epoch; every epoch's end is saved anyway."""
     saved_at: float = field(default_factory=time.monotonic)
     """When it was saved last."""
-
-    def is_due(self) -> bool:
-        """Whether the last save lies back far enough."""
-        return time.monotonic() - self.saved_at >= self.seconds
 
     def save(self, snapshot: Mapping[str, Any]) -> None:
         """Write the file whole or not at all; a kill in between leaves the previous one."""
@@ -97,8 +95,6 @@ class Hooks:
 
     progress: Callable[[Iterable[int], int, int], Iterable[int]] | None = None
     """(steps still to do, epoch from 1, steps of an epoch) -> the same steps, shown somewhere."""
-    on_values: Callable[[Mapping[str, float], int], None] | None = None
-    """Called within an epoch, by trainings that do so, with named numbers and the steps so far."""
     on_epoch: Callable[[Record], None] | None = None
     """Called after every epoch with its record."""
     encoding: Progress = silent
@@ -147,6 +143,7 @@ class Run(ABC):
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.best: dict[str, Tensor] | None = None  # weights of the best epoch, on the CPU
         self.pending: list[Tensor] = []  # values of steps, still on the device
+        self.log: Log = lambda values, place: None
 
     @abstractmethod
     def batches(self) -> Iterator[Any]:
@@ -196,7 +193,7 @@ class Run(ABC):
         """Train to the end.
 
         Args:
-            hooks: progress, values and records.
+            hooks: progress and records.
             keeper: where the state is kept; None keeps none.
 
         Returns:
@@ -233,11 +230,11 @@ class Run(ABC):
             self.pending.append(self.take(next(batches), step))
             state.step += 1
             if state.step == total or state.step % self.look_every == 0:
-                self.collect(hooks)
+                self.collect()
             if state.step < total and state.step % self.save_every == 0 and self._is_due(keeper):
                 self._save(keeper)
 
-    def collect(self, hooks: Hooks | None = None) -> None:
+    def collect(self) -> None:
         """Fetch the values that are still on the device, check and keep them."""
         if not self.pending:
             return
@@ -255,8 +252,8 @@ class Run(ABC):
                     step = len(self.state.losses) // len(self.columns)
                     raise self.failure(f"{name} is {value}", step)
         means = [math.fsum(column) / len(rows) for column in zip(*rows, strict=True)]
-        if hooks and hooks.on_values and (shown := self.shown(means)):
-            hooks.on_values(shown, self.place(self.state.epoch, self.state.step))
+        if shown := self.shown(means):
+            self.log(shown, self.place(self.state.epoch, self.state.step))
 
     def _close_epoch(self) -> None:
         """Record the epoch's means, and keep the weights if they are the best."""
@@ -281,7 +278,8 @@ class Run(ABC):
         state.epoch, state.step, state.losses = state.epoch + 1, 0, []
 
     def _is_due(self, keeper: StateFile | None) -> bool:
-        due = keeper is not None and keeper.is_due()
+        """Whether the last save lies back far enough; the first process tells the others."""
+        due = keeper is not None and time.monotonic() - keeper.saved_at >= keeper.seconds
         return bool(self.processes.broadcast(due)) if self.saves_together else due
 
     def _save(self, keeper: StateFile | None) -> None:

@@ -79,15 +79,6 @@ def test_an_image_does_not_depend_on_the_others_of_its_batch(encoder):
     torch.testing.assert_close(encoder(images).groups, alone, atol=1e-5, rtol=1e-5)
 
 
-def test_images_of_a_wrong_shape_or_size_are_refused(encoder):
-    with pytest.raises(ValueError, match=r"images must be \(B, 3, h, w\), found \(3, 32, 32\)"):
-        encoder(torch.zeros(3, 32, 32))
-    with pytest.raises(ValueError, match="8 x 32 pixels is smaller than one patch"):
-        encoder(torch.zeros(1, 3, 8, 32))
-    with pytest.raises(ValueError, match="training images must be 224 x 224 pixels"):
-        ImageEncoder(encoder.config).train()(torch.zeros(1, 3, 64, 64))
-
-
 @pytest.fixture
 def dino(encoder):
     """A DINO checkpoint of the encoder's width: 12 blocks in a row, and a CLS token."""

@@ -93,17 +93,18 @@ def read_checkpoint(source: str | Path, name: str | None = None) -> Checkpoint:
     """
     expected = None if name is None else get_preset(name)
     seed = parse_seeded(str(source))
-    path = Path(source)
-    tokenizer = None
+    path, tokenizer = Path(source), Path(source) / TOKENIZER_FOLDER
     if seed is not None:
         if expected is None:
             raise ValueError(f"{source} needs the name of an architecture: {', '.join(PRESETS)}")
         return Checkpoint(expected, seeded_weights(expected, seed), str(source))
     check_source(path)
     if path.is_dir():
-        config, state = _read_folder(path)
-        if (path / TOKENIZER_FOLDER).is_dir():
-            tokenizer = path / TOKENIZER_FOLDER
+        values = read_json(path / CONFIG_FILE)
+        if not isinstance(values, dict) or not isinstance(values.get("model"), dict):
+            raise ValueError(f"{path / CONFIG_FILE} has no section 'model' with the architecture")
+        config = build(OVSegmentorConfig, values["model"], str(path / CONFIG_FILE))
+        state = read_state_dict(path / WEIGHTS_FILE)
     else:
         state = read_state_dict(path)
         config = identify(state, path)
@@ -112,7 +113,12 @@ def read_checkpoint(source: str | Path, name: str | None = None) -> Checkpoint:
             f"{path} holds {config.name}, but {expected.name} was asked for. Choose the model that "
             "the file is of, or the file of that model."
         )
-    return Checkpoint(config, present_names(state), str(path), tokenizer)
+    present = {  # the position embedding may be (1, P, C) or, in models from DINO, (P, C)
+        name: value[0] if name.endswith("pos_embed") and value.ndim == 3 else value
+        for name, value in state.items()
+        if not name.endswith(_EXTRA_BUFFER)
+    }
+    return Checkpoint(config, present, str(path), tokenizer if tokenizer.is_dir() else None)
 
 
 def check_source(source: str | Path) -> None:
@@ -130,14 +136,13 @@ def check_source(source: str | Path) -> None:
             "(weights/README.md says where it is), or seeded:<n>."
         )
     check_finished(path / CONFIG_FILE)
-    for file in (WEIGHTS_FILE, CONFIG_FILE):
-        if (path / file).is_file():
-            continue
-        if (path / UNFINISHED_FILE).is_file():
-            raise FileNotFoundError(
-                f"the pretraining in {path} is not finished. Go on with `pretrain ... --resume`."
-            )
-        raise FileNotFoundError(f"{path} is no converted OVSegmentor: it lacks {file}")
+    lacking = [file for file in (WEIGHTS_FILE, CONFIG_FILE) if not (path / file).is_file()]
+    if lacking and (path / UNFINISHED_FILE).is_file():
+        raise FileNotFoundError(
+            f"the pretraining in {path} is not finished. Go on with `pretrain ... --resume`."
+        )
+    if lacking:
+        raise FileNotFoundError(f"{path} is no converted OVSegmentor: it lacks {lacking[0]}")
 
 
 def is_converted(folder: str | Path) -> bool:
@@ -276,22 +281,6 @@ def stage_of(state: Mapping[str, Tensor]) -> str:
     return "stage1" if decoder else "evaluation"
 
 
-def present_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict as today's model has it.
-
-    The position embedding may be (1, P, C) or, in models that started from DINO, (P, C). An
-    older transformers stored a buffer of position numbers, which is left out.
-    """
-    present = {}
-    for name, value in state.items():
-        if name.endswith(_EXTRA_BUFFER):
-            continue
-        if name.endswith("pos_embed") and value.ndim == 3:
-            value = value[0]
-        present[name] = value
-    return present
-
-
 def seeded_weights(
     config: OVSegmentorConfig, seed: int, stage: str = "evaluation"
 ) -> dict[str, Tensor]:
@@ -313,12 +302,3 @@ def seeded_weights(
             state[f"{name}.running_var"] = torch.ones(module.num_features)
             state[f"{name}.num_batches_tracked"] = torch.tensor(0)
     return state
-
-
-def _read_folder(folder: Path) -> tuple[OVSegmentorConfig, dict[str, Tensor]]:
-    path = folder / CONFIG_FILE
-    values = read_json(path)
-    if not isinstance(values, dict) or not isinstance(values.get("model"), dict):
-        raise ValueError(f"{path} has no section 'model' with the architecture")
-    config = build(OVSegmentorConfig, values["model"], str(path))
-    return config, read_state_dict(folder / WEIGHTS_FILE)

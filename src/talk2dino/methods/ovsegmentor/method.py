@@ -240,7 +240,7 @@ _ALIASES: dict[str, dict[str, str]] = {
 _ALIASES |= {"voc20": _ALIASES["voc"], "context59": _ALIASES["context"]}
 
 # COCO-Stuff is evaluated with a background as class 0, so with 172 classes.
-_THRESHOLDS = {"voc": 0.95, "context": 0.35, "coco_object": 0.9, "coco_stuff": 0.95}
+_THRESHOLDS = {"voc": 0.95, "context": 0.35, "coco_object": 0.9, STUFF_BACKGROUND.key: 0.95}
 
 DEFAULT_THRESHOLD = 0.95
 """For images of no benchmark; the published demo's."""
@@ -324,11 +324,11 @@ class OVSegmentorMethod(Method):
         """The published one, or that of the published demo."""
         if not row.background:
             return None
-        return _THRESHOLDS.get(_published_key(row), DEFAULT_THRESHOLD)
+        return _THRESHOLDS.get(row.key, DEFAULT_THRESHOLD)
 
     def words(self, row: Benchmark | None = None) -> ClassWords:
         """The published prompt names; others as they are, the blank of ADE20K's `bed ` included."""
-        aliases = {} if row is None else _ALIASES.get(_published_key(row), {})
+        aliases = {} if row is None else _ALIASES.get(row.key, {})
         return ClassWords(lambda name: (aliases.get(name, name),))
 
     def check(self) -> None:
@@ -348,7 +348,3 @@ class OVSegmentorMethod(Method):
         if isinstance(loaded, OVSegmentorSegmenter):
             return OVSegmentorSegmenter(loaded.model, loaded.tokenizer, self.options.template)
         return build_ovsegmentor(self.weights, self.model, device, self.options.template)
-
-
-def _published_key(row: Benchmark) -> str:
-    return "coco_stuff" if row == STUFF_BACKGROUND else row.key

@@ -189,14 +189,17 @@ class OVSegmentor(nn.Module):
         self.text_projector = Projector(config.text.width, hidden, joint)
         if stage != "evaluation":
             width = config.decoder_width
-            self.align_proj_img = _narrow(config.vision.width, width)
-            self.align_proj_text = _narrow(config.text.width, width)
+            # The wider encoder is mapped to the decoder's width; the other one is taken as it is.
+            self.align_proj_img, self.align_proj_text = (
+                nn.Identity() if own == width else nn.Linear(own, width)
+                for own in (config.vision.width, config.text.width)
+            )
             self.multimodal_groupingblock = EntityDecoder(width, config.vision.cross_heads)
             self.bridge_projector = Projector(width, hidden, joint, shared=False)
         if stage == "stage2":
             self.logit_scale_mask = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # never read
             self.img_encoder_momentum = ImageEncoder(config.vision).requires_grad_(False)
-            self.copy_teacher()
+            self.img_encoder_momentum.load_state_dict(self.img_encoder.state_dict())
 
     @property
     def device(self) -> torch.device:
@@ -231,12 +234,8 @@ class OVSegmentor(nn.Module):
     def forward(self, batch: PretrainingBatch) -> Losses:
         """The losses of one step (see `losses`); every process gives batches of equal size.
 
-        Raises:
-            ValueError: stage 2 without paired images.
-            RuntimeError: the model was built for evaluation.
+        Stage 2 needs paired images; a model that was built for evaluation has no losses.
         """
-        if self.stage == "evaluation":
-            raise RuntimeError("this OVSegmentor was built for evaluation; it has no losses")
         captions = self.encode_texts(batch.captions)
         images = self.encode_images(batch.images)
         questions = self.encode_texts(batch.questions)
@@ -258,11 +257,6 @@ class OVSegmentor(nn.Module):
         return self.bridge_projector(decoded)
 
     @torch.no_grad()
-    def copy_teacher(self) -> None:
-        """Make the teacher equal to the image encoder."""
-        self.img_encoder_momentum.load_state_dict(self.img_encoder.state_dict())
-
-    @torch.no_grad()
     def update_teacher(self, decay: float = LossConfig.ema) -> None:
         """Move the teacher towards the image encoder; called after every optimiser step."""
         students = self.img_encoder.parameters()
@@ -270,8 +264,7 @@ class OVSegmentor(nn.Module):
             teacher.mul_(decay).add_(student, alpha=1 - decay)
 
     def _mask_loss(self, batch: PretrainingBatch, images: EncodedImages) -> Tensor:
-        if batch.paired_images is None or batch.paired_entities is None:
-            raise ValueError("stage 2 needs paired_images and paired_entities in its batches")
+        assert batch.paired_images is not None and batch.paired_entities is not None
         with torch.no_grad():
             # As published the teacher runs in the student's mode, drop path included.
             paired = self.img_encoder_momentum(batch.paired_images)
@@ -295,8 +288,3 @@ class OVSegmentor(nn.Module):
                 self.losses.threshold,
                 self.mask_batch,
             )
-
-
-def _narrow(width: int, decoder_width: int) -> nn.Module:
-    """The wider encoder is mapped to the decoder's width; the other one is taken as it is."""
-    return nn.Identity() if width == decoder_width else nn.Linear(width, decoder_width)

@@ -261,11 +261,7 @@ class ImageEncoder(nn.Module):
         Args:
             images: (B, 3, h, w) RGB, normalised with ImageNet's mean and std; in training of the
                 configured size, otherwise of any size from one patch on.
-
-        Raises:
-            ValueError: another shape or size.
         """
-        self._check_size(images)
         embedded = self.patch_embed(images)  # (B, C, rows, columns)
         grid = (embedded.shape[2], embedded.shape[3])
         patches = embedded.flatten(2).transpose(1, 2) + self.positions(grid)
@@ -282,21 +278,6 @@ class ImageEncoder(nn.Module):
         square = self.pos_embed.T.unflatten(1, (side, side))[None]  # (1, C, side, side)
         resized = F.interpolate(square, size=grid_hw, mode="bicubic", align_corners=False)
         return resized[0].flatten(1).T
-
-    def _check_size(self, images: Tensor) -> None:
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images must be (B, 3, h, w), found {tuple(images.shape)}.")
-        height, width = images.shape[-2:]
-        side = self.config.image_size
-        if self.training and (height, width) != (side, side):
-            raise ValueError(
-                f"training images must be {side} x {side} pixels, found {height} x {width}"
-            )
-        if min(height, width) < self.config.patch_size:
-            raise ValueError(
-                f"an image of {height} x {width} pixels is smaller than one patch "
-                f"({self.config.patch_size} pixels)"
-            )
 
 
 def load_dino(encoder: ImageEncoder, state: Mapping[str, Tensor]) -> list[str]:

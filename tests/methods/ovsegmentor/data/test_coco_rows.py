@@ -48,8 +48,6 @@ def test_every_caption_with_an_entity_is_a_row(coco):
     assert rows.left_out.reasons == {"without an entity": 1, "empty": 1}
     assert (rows.caption(4), rows.name(4)) == ("lemons", "1.png")
     assert rows.source(0).read().size == rows.source(4).read().size
-    with pytest.raises(RuntimeError, match="opened without pairs"):
-        rows.partner(0, np.random.default_rng(0))
 
 
 def test_partners_share_an_entity(coco):

@@ -12,10 +12,10 @@ from torch.utils.data._utils.pin_memory import pin_memory
 
 from talk2dino.methods.ovsegmentor.data import samples as samples_module
 from talk2dino.methods.ovsegmentor.data.samples import (
-    Collate,
     EpochBatches,
     FailureLog,
     PretrainingSamples,
+    collate,
     crop_and_flip,
     deit_transform,
     make_loader,
@@ -80,13 +80,13 @@ def test_the_global_generators_are_left_alone(samples):
 
 def test_stage_1_has_one_image_and_no_need_of_pairs(metafile, images, tokenizer):
     samples = open_samples(metafile, images, pairs=False)
-    batch = Collate(tokenizer)([samples[0, 0], samples[0, 1]])
+    batch = collate([samples[0, 0], samples[0, 1]], tokenizer)
     assert samples[0, 0].paired_image is None
     assert batch.inputs.paired_images is None and batch.inputs.paired_entities is None
 
 
 def test_a_batch_is_what_the_model_takes(samples, tokenizer):
-    batch = Collate(tokenizer)([samples[0, number] for number in range(4)])
+    batch = collate([samples[0, number] for number in range(4)], tokenizer)
     inputs = batch.inputs.to("cpu")
     assert inputs.images.shape == inputs.paired_images.shape == (4, 3, 16, 16)
     for tokens in (inputs.captions, inputs.questions, inputs.answers, inputs.paired_entities):
@@ -108,12 +108,12 @@ def test_an_image_that_cannot_be_read_is_replaced_and_named(
     (images / "sub" / "e.png").unlink()
     monkeypatch.setattr(samples_module, "ATTEMPTS", 40)
     made = [samples[0, number] for number in range(4)]
-    batch = Collate(tokenizer)(made)
+    batch = collate(made, tokenizer)
     assert {sample.row for sample in made} <= {0, 2}
     reasons = dict(batch.failures)
     assert reasons.keys() == {"b.png", "sub/e.png"}
     assert "not an image" in reasons["b.png"] and "not found" in reasons["sub/e.png"]
-    again = Collate(tokenizer)([samples[0, number] for number in range(4)])
+    again = collate([samples[0, number] for number in range(4)], tokenizer)
     assert_equal(batch, again)
 
 
@@ -135,7 +135,7 @@ def test_a_partner_that_cannot_be_read_replaces_the_sample(samples, images):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_loader_resumes_exactly_with_any_number_of_workers(samples, tokenizer, workers):
     batches = EpochBatches(len(samples), 1)
-    loader = make_loader(samples, batches, Collate(tokenizer), workers)
+    loader = make_loader(samples, batches, tokenizer, workers)
     state = torch.get_rng_state()
     whole = []
     for epoch in (0, 1):
@@ -144,8 +144,8 @@ def test_the_loader_resumes_exactly_with_any_number_of_workers(samples, tokenize
     assert torch.equal(state, torch.get_rng_state())
     reference = EpochBatches(len(samples), 1)
     reference.start_at(1, 2)
-    resumed = list(make_loader(samples, reference, Collate(tokenizer)))
-    assert len(resumed) == len(reference) == 2
+    resumed = list(make_loader(samples, reference, tokenizer))
+    assert len(resumed) == 2
     for first, second in zip(whole[6:], resumed, strict=True):
         assert_equal(first, second)
     captions = [batch.inputs.captions.ids[0] for batch in whole]
@@ -213,7 +213,7 @@ def test_pinned_batches_keep_everything(samples, tokenizer, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *_: tensor.clone())
     for pairs in (False, True):
         samples.pairs = pairs
-        batch = Collate(tokenizer)([samples[0, 0]])
+        batch = collate([samples[0, 0]], tokenizer)
         pinned = pin_memory(batch)
         assert torch.equal(pinned.inputs.questions.ids, batch.inputs.questions.ids)
         assert (pinned.inputs.paired_images is None) == (not pairs)

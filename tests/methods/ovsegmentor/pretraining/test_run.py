@@ -5,6 +5,7 @@ import io
 import json
 import os
 import signal
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from talk2dino.methods.ovsegmentor.pretraining.job import PretrainingJob
 from talk2dino.methods.ovsegmentor.pretraining.loop import KIND, HeldOut, PretrainingRun
 from talk2dino.segmenter import ClassQuery
 from talk2dino.training.job import carry_out
-from talk2dino.training.run import Hooks, load_state, weights_on_cpu
+from talk2dino.training.run import load_state, weights_on_cpu
 
 from .conftest import IMAGES, interrupted, recipe_values, write_captions
 
@@ -205,11 +206,16 @@ def test_a_weight_that_is_not_finite_is_never_saved(make_recipe, tmp_path, monke
         carry_out(PretrainingJob(make_recipe(train={"epochs": 1}), tmp_path / "out", "cpu"))
 
 
-def test_values_are_shown_with_the_steps_so_far(make_recipe, tmp_path):
+def test_values_are_shown_with_the_steps_so_far(make_recipe, tmp_path, monkeypatch):
     seen = []
-    hooks = Hooks(on_values=lambda values, step: seen.append((step, values)))
+
+    @contextmanager
+    def open_logger(*_):
+        yield lambda values, step: seen.append((step, values))
+
+    monkeypatch.setattr("talk2dino.training.job.open_logger", open_logger)
     recipe = make_recipe(train={"log_every": 2, "warmup_epochs": 1})
-    carry_out(PretrainingJob(recipe, tmp_path / "out", "cpu"), hooks)
+    carry_out(PretrainingJob(recipe, tmp_path / "out", "cpu"))
     assert [step for step, _ in seen] == [2, 3, 5, 6]
     assert "train/mask" not in seen[0][1]
     factor = 4 / 4096

@@ -103,7 +103,15 @@ def filter_captions(
         rows = [len(places) * i // parts for i in range(parts + 1)]
         places.append(table.path.stat().st_size)
         jobs = [(i, paths[i], places[rows[i]], places[rows[i + 1]], rows[i]) for i in missing]
-        _filter_parts(partial(_filter_part, table, made_from), jobs, processes, progress)
+        work = partial(_filter_part, table, made_from)
+        with progress(len(jobs), 0) as bar, ExitStack() as stack:
+            done: Iterable[object] = map(work, jobs)
+            if (count := min(processes, len(jobs))) > 1:  # the first error ends them all
+                context = multiprocessing.get_context("spawn")
+                pool = stack.enter_context(context.Pool(count, _end_with_the_parent))
+                done = pool.imap(work, jobs)
+            for _ in done:
+                bar.update(1)
     if overwrite:
         _remove_surplus(folder, {*paths, Path(metafile)})
     kept, left_out = 0, LeftOut()
@@ -115,20 +123,6 @@ def filter_captions(
 
 Job = tuple[int, Path, int, int, int]
 """A part: its number and file, the bytes between which its records begin, and its first row."""
-
-
-def _filter_parts(
-    work: Callable[[Job], None], jobs: Sequence[Job], processes: int, progress: Progress
-) -> None:
-    """So many at a time; with 1 all in this process. The first error ends them all."""
-    with progress(len(jobs), 0) as bar, ExitStack() as stack:
-        done: Iterable[object] = map(work, jobs)
-        if (count := min(processes, len(jobs))) > 1:
-            context = multiprocessing.get_context("spawn")
-            pool = stack.enter_context(context.Pool(count, _end_with_the_parent))
-            done = pool.imap(work, jobs)
-        for _ in done:
-            bar.update(1)
 
 
 def _end_with_the_parent() -> None:
@@ -342,16 +336,14 @@ def json_to_csv(source: Path, out: Path) -> int:
         _csv_writer(temporary, (IMAGE, CAPTION)) as write,
     ):
         for number, line in enumerate(lines, start=1):
-            if line.strip():
-                write(_json_fields(line, f"{source}: line {number}"))
-                rows += 1
+            if not line.strip():
+                continue
+            where = f"{source}: line {number}"
+            record: Any = parse_json(line, where)
+            record = record if isinstance(record, dict) else {}
+            fields = (record.get("filename", record.get(IMAGE)), record.get(CAPTION))
+            if not all(isinstance(field, str) for field in fields):
+                raise ValueError(f"{where} is no object with a 'filename' and a 'caption'")
+            write(fields)
+            rows += 1
     return rows
-
-
-def _json_fields(line: bytes, where: str) -> tuple[str, str]:
-    record: Any = parse_json(line, where)
-    if isinstance(record, dict):
-        image, caption = record.get("filename", record.get(IMAGE)), record.get(CAPTION)
-        if isinstance(image, str) and isinstance(caption, str):
-            return image, caption
-    raise ValueError(f"{where} is no object with a 'filename' and a 'caption'")

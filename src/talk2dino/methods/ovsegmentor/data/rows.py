@@ -99,8 +99,6 @@ class Rows(ABC):
 
     def partner(self, row: int, random: np.random.Generator) -> tuple[int, str]:
         """A row that shares an entity with this one, drawn uniformly, and the entity."""
-        if not self.index.names:
-            raise RuntimeError("the captions were opened without pairs")
         codes, rows = self.index.draw(random, np.array([row]), 1)
         return int(rows[0, 0]), list(self.index.names)[codes[0, 0]]
 

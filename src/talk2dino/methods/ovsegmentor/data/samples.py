@@ -14,8 +14,9 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -246,30 +247,15 @@ class LoadedBatch(NamedTuple):
     """Images that could not be read; other samples are in their place."""
 
 
-@dataclass(frozen=True)
-class Collate:
-    """Samples to a batch, with the texts tokenised."""
-
-    tokenizer: Tokenizer
-    """Of the model's text encoder."""
-    length: int = TEXT_LENGTH
-    """Every text is padded and cut to this many tokens."""
-
-    def __call__(self, samples: Sequence[Sample]) -> LoadedBatch:
-        """Collate some samples, either all with a pair or none."""
-        _, images, captions, questions, answers, second, prompts, failures = zip(
-            *samples, strict=True
-        )
-        paired = second[0] is not None
-        inputs = PretrainingBatch(
-            images=torch.stack(images),
-            captions=self.tokenizer(captions, self.length),
-            questions=self.tokenizer(questions, self.length),
-            answers=self.tokenizer(answers, self.length),
-            paired_images=torch.stack(second) if paired else None,
-            paired_entities=self.tokenizer(prompts, self.length) if paired else None,
-        )
-        return LoadedBatch(inputs, tuple(itertools.chain(*failures)))
+def collate(
+    samples: Sequence[Sample], tokenizer: Tokenizer, length: int = TEXT_LENGTH
+) -> LoadedBatch:
+    """Samples, either all with a pair or none, to a batch; texts have `length` tokens."""
+    _, images, *texts, second, prompts, failures = zip(*samples, strict=True)
+    parts: list[Any] = [torch.stack(images), *(tokenizer(some, length) for some in texts)]
+    if second[0] is not None:
+        parts += [torch.stack(second), tokenizer(prompts, length)]
+    return LoadedBatch(PretrainingBatch(*parts), tuple(itertools.chain(*failures)))
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
@@ -302,10 +288,6 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         """Let the next iteration be the rest of `epoch` (from 0) from `step` (from 0) on."""
         self.epoch, self.step = epoch, step
 
-    def __len__(self) -> int:
-        """Steps of the next iteration."""
-        return self.steps - self.step
-
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch = self.epoch
         order = epoch_order(self.size, self.seed, epoch)
@@ -318,8 +300,9 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
 def make_loader(
     samples: PretrainingSamples,
     batches: EpochBatches,
-    collate: Collate,
+    tokenizer: Tokenizer,
     workers: int = 0,
+    length: int = TEXT_LENGTH,
     pin_memory: bool = False,
 ) -> DataLoader:
     """A loader of `LoadedBatch`; call `batches.start_at` before each iteration over it.
@@ -329,7 +312,7 @@ def make_loader(
     return DataLoader(
         samples,
         batch_sampler=batches,
-        collate_fn=collate,
+        collate_fn=partial(collate, tokenizer=tokenizer, length=length),
         num_workers=workers,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,

@@ -27,7 +27,7 @@ from talk2dino.methods.ovsegmentor.checkpoints import (
 )
 from talk2dino.methods.ovsegmentor.config import SECTIONS, OVSegmentorConfig, PretrainingRecipe
 from talk2dino.methods.ovsegmentor.data.rows import Rows
-from talk2dino.methods.ovsegmentor.data.samples import Collate, crop_and_flip, deit_transform
+from talk2dino.methods.ovsegmentor.data.samples import crop_and_flip, deit_transform
 from talk2dino.methods.ovsegmentor.data.words import find_lemmas
 from talk2dino.methods.ovsegmentor.model import OVSegmentor
 from talk2dino.methods.ovsegmentor.pretraining.loop import (
@@ -178,17 +178,16 @@ class PretrainingJob(RunJob):
         held_out = None
         if recipe.selection.metafile:
             held_out = HeldOut(recipe, tokenizer, processes, workers)
-        collate = Collate(tokenizer, recipe.train.text_length)
         model = first_model(recipe).to(device)
         if held_out:
             held_out.loss(model)  # a broken image is found now, and not after an epoch
-        return PretrainingRun(model, recipe, samples, collate, held_out, processes, workers)
+        return PretrainingRun(model, recipe, samples, tokenizer, held_out, processes, workers)
 
     def write(self, run: PretrainingRun, weights: dict[str, Tensor], folder: Path) -> None:
         config, source = self.recipe.config, f"pretraining, stage {self.recipe.stage}"
         tokenizer = None
         if config.text.name == TOY:  # which has no name elsewhere
-            tokenizer = run.collate.tokenizer.tokenizer
+            tokenizer = run.tokenizer.tokenizer
             tokenizer.backend_tokenizer.no_truncation()  # the last batch left it with both,
             tokenizer.backend_tokenizer.no_padding()  # but a run that is resumed at its end not
         write_model(config, weights, folder, source, tokenizer)

@@ -21,7 +21,6 @@ from talk2dino.methods.ovsegmentor.config import (
     TrainConfig,
 )
 from talk2dino.methods.ovsegmentor.data.samples import (
-    Collate,
     EpochBatches,
     FailureLog,
     LoadedBatch,
@@ -135,8 +134,8 @@ class HeldOut:
             )
         size = min(chosen.batch_size, len(samples) // world)
         self.batches = EpochBatches(len(samples), size, 0, rank, world)
-        collate = Collate(tokenizer, recipe.train.text_length)
-        self.loader = make_loader(samples, self.batches, collate, workers)
+        length = recipe.train.text_length
+        self.loader = make_loader(samples, self.batches, tokenizer, workers, length)
 
     @torch.no_grad()
     def loss(self, model: OVSegmentor) -> float:
@@ -173,7 +172,7 @@ class PretrainingRun(Run):
             the mode it is in.
         recipe: everything else that the result depends on.
         samples: training samples, the same in every process.
-        collate: makes batches of them.
+        tokenizer: of the model's text encoder.
         held_out: chooses the epoch; None keeps the last one.
         processes: this process and its equals, which divide every step.
         workers: processes that read images.
@@ -190,12 +189,12 @@ class PretrainingRun(Run):
         model: OVSegmentor,
         recipe: PretrainingRecipe,
         samples: PretrainingSamples,
-        collate: Collate,
+        tokenizer: Tokenizer,
         held_out: HeldOut | None = None,
         processes: Processes | None = None,
         workers: int = 0,
     ) -> None:
-        self.recipe, self.held_out, self.collate = recipe, held_out, collate
+        self.recipe, self.held_out, self.tokenizer = recipe, held_out, tokenizer
         processes = processes or Processes()
         train, rank, world = recipe.train, processes.rank, processes.count
         self.order = EpochBatches(len(samples), train.batch_size, train.seed, rank, world)
@@ -211,7 +210,8 @@ class PretrainingRun(Run):
         # float16's small gradients vanish unless the loss is scaled up.
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=train.amp == "float16")
         pinned = model.device.type == "cuda"
-        self.loader = make_loader(samples, self.order, collate, workers, pinned)
+        length = train.text_length
+        self.loader = make_loader(samples, self.order, tokenizer, workers, length, pinned)
         self.schedule = make_schedule(train, world, steps)
         self.unread = FailureLog()
         self.lost = ""
