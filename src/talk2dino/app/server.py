@@ -154,22 +154,20 @@ class UploadBound:
             self._arriving -= int(length)
 
     def _make_room(self) -> None:
-        files = sorted(self._files(), key=lambda entry: entry[1].st_mtime)
-        kept = sum(state.st_size for _, state in files)
-        for path, state in files:
-            if kept + self._arriving <= self._max_bytes:
-                break
-            path.unlink(missing_ok=True)
-            kept -= state.st_size
-
-    def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
-        """What was uploaded, and what is left of uploads that were broken off.
+        """Remove the oldest of what was uploaded, and of what uploads that broke off left.
 
         Not the examples: an upload of the same picture under its name is the same file.
         """
-        kept = (getattr(block, "keep_in_cache", ()) for block in self._blocks.blocks.values())
-        uploads = set(self._blocks.upload_file_set).difference(*kept)
+        examples = (getattr(block, "keep_in_cache", ()) for block in self._blocks.blocks.values())
+        uploads = set(self._blocks.upload_file_set).difference(*examples)
+        files = {}
         for path in (*map(Path, uploads), *self._folder.glob("*")):
             with contextlib.suppress(FileNotFoundError):
                 if path.is_file():
-                    yield path, path.stat()
+                    files[path] = path.stat()
+        kept = self._arriving + sum(state.st_size for state in files.values())
+        for path in sorted(files, key=lambda path: files[path].st_mtime):
+            if kept <= self._max_bytes:
+                break
+            path.unlink(missing_ok=True)
+            kept -= files[path].st_size

@@ -153,7 +153,7 @@ class Ablate(Command):
         words += ["--seed", str(place), "--scheduler", self.scheduler, "--device", self.device]
         for flag in ("train_dataset", "val_dataset"):
             if given := getattr(self, flag):
-                words += [f"--{flag}", _of(given, place)]
+                words += [f"--{flag}", given[place % len(given)]]
         return Train.parse(words, f"--options {variant}")
 
     def _evaluation(
@@ -167,7 +167,7 @@ class Ablate(Command):
             weights = self._weights(place, changes)
             words += ["--weights", str(weights) if weights.exists() else "seeded:0"]
         elif self.weights:
-            words += ["--weights", _of(self.weights, place)]
+            words += ["--weights", self.weights[place % len(self.weights)]]
         return Evaluate.parse(words, f"--options {variant}")
 
     def _results(self, place: int) -> Path:
@@ -185,10 +185,6 @@ def _slug(changes: Changes) -> str:
 
 def _recipe(folder: Path, changes: Changes) -> Path:
     return folder / "trained" / f"{_slug(changes)}.yaml"
-
-
-def _of(given: Sequence[str], place: int) -> str:
-    return given[0] if len(given) == 1 else given[place]
 
 
 def _compared(folder: Path, variants: dict[str, list[Run]]) -> list[dict[str, Any]]:

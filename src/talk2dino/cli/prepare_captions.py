@@ -90,12 +90,11 @@ class PrepareCaptions(Command):
         """Do one step, alone in its folder."""
         folder = self._folder() if self.mode == "filter" else self._out().parent
         folder.mkdir(parents=True, exist_ok=True)
-        lock = hold_lock(folder / _LOCK)
-        try:
-            return self._filter() if self.mode == "filter" else self._write(self._out())
-        finally:
-            (folder / _LOCK).unlink(missing_ok=True)
-            lock.close()
+        with hold_lock(folder / _LOCK):
+            try:
+                return self._filter() if self.mode == "filter" else self._write(self._out())
+            finally:
+                (folder / _LOCK).unlink(missing_ok=True)
 
     def _write(self, out: Path) -> int:
         source = self._source()

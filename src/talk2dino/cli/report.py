@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from talk2dino.config import check_at_least, split_names
 from talk2dino.files import check_file, check_writable, write_text
 
 if TYPE_CHECKING:
-    from talk2dino.report.runs import Differences, EvaluatedRun
+    from talk2dino.report.runs import EvaluatedRun
 
 
 class Report(Command):
@@ -80,7 +79,11 @@ class Report(Command):
         if self.figure is not None:
             from talk2dino.report.pictures import FigureOptions
 
-            words = {name: _names(getattr(self, name)) for name in ("images", "methods")}
+            given = {"images": self.images, "methods": self.methods}
+            words = {
+                name: [word.strip() for word in split_names(text)] if text else []
+                for name, text in given.items()
+            }
             return from_flags(FigureOptions, self, output=self.figure, **words)
         from talk2dino.report.report import ReportOptions
 
@@ -136,35 +139,20 @@ class Compare(Command):
                 "draws": DRAWS,
             }
             write_text(self.json, json.dumps(content, indent=1) + "\n")
-        print(_text(list(found.values()), self.most))
+        print(f"{first.title}, {first.result['num_images']} images")
+        for letter, run in (("A", first), ("B", second)):
+            print(f"{letter}  {run.result['mIoU']:6.2f}  {run.label}  ({run.path.name})")
+        for differences in found.values():
+            measure = "boundary mIoU" if differences.measure else "mIoU"
+            low, high = differences.interval
+            print(
+                f"\nB - A: {differences.difference:+.2f} points of {measure}, 95 % interval "
+                f"{low:+.2f} to {high:+.2f} (paired, over images)\n"
+                f"B is better in {100 * differences.better:.1f} % of {DRAWS:,} draws"
+            )
+            for title, what in (("classes", "per_class"), ("images", "images")):
+                if shown := differences.most(what, self.most):
+                    print(f"\n{title} that differ most:")
+                    print("\n".join(f"{value:+8.2f}  {name}" for name, value in shown))
         if self.json is not None:
             print(f"\nwritten: {self.json}")
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in split_names(text)] if text else []
-
-
-def _text(found: Sequence[Differences], most: int) -> str:
-    from talk2dino.report.runs import DRAWS
-
-    first, second = found[0].first, found[0].second
-    lines = [f"{first.title}, {first.result['num_images']} images"]
-    lines += [
-        f"{letter}  {run.result['mIoU']:6.2f}  {run.label}  ({run.path.name})"
-        for letter, run in (("A", first), ("B", second))
-    ]
-    for differences in found:
-        measure = "boundary mIoU" if differences.measure else "mIoU"
-        low, high = differences.interval
-        lines += [
-            "",
-            f"B - A: {differences.difference:+.2f} points of {measure}, 95 % interval "
-            f"{low:+.2f} to {high:+.2f} (paired, over images)",
-            f"B is better in {100 * differences.better:.1f} % of {DRAWS:,} draws",
-        ]
-        for title, what in (("classes", "per_class"), ("images", "images")):
-            if shown := differences.most(what, most):
-                lines += ["", f"{title} that differ most:"]
-                lines += [f"{value:+8.2f}  {name}" for name, value in shown]
-    return "\n".join(lines)

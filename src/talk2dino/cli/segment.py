@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -141,7 +140,15 @@ class Segment(MethodCommand):
             check_at_least(1, max_side=self.max_side)
         modes: dict[str, str] = {}
         if self.vis is not None or self.output_folder is not None:
-            modes = _modes_of(self.vis or DEFAULT_MODES, method)
+            asked = self.vis or DEFAULT_MODES
+            modes = {word: MODES[check_name("vis mode", word, MODES)] for word in asked}
+            without = [mode for mode in modes if "group" in mode and not method.demo.groups]
+            if without:
+                here = ", ".join(mode for mode in MODES if "group" not in mode)
+                raise ValueError(
+                    f"--vis {without[0]}: {method.model} has no groups, so there are no group "
+                    f"maps of it. They exist for methods with group tokens. Here: {here}."
+                )
         planned = plan_outputs(self, modes)
         export = plan_export(self, planned)
         words = vocabulary.class_words(method.words(), self.pooled("--vocab", vocabulary.words))
@@ -274,19 +281,3 @@ class Segment(MethodCommand):
 def parse_categories(text: str) -> list[str]:
     """Class names from `a,b_c`: commas separate, underscores mean spaces."""
     return [" ".join(part.replace("_", " ").split()) for part in split_names(text)]
-
-
-def _modes_of(words: Sequence[str], method: Method) -> dict[str, str]:
-    """The modes of --vis, as in MODES.
-
-    Raises:
-        ValueError: an unknown one, or group maps of a method that has none.
-    """
-    modes = {word: MODES[check_name("vis mode", word, MODES)] for word in words}
-    if not method.demo.groups and (without := [mode for mode in modes if "group" in mode]):
-        others = ", ".join(mode for mode in MODES if "group" not in mode)
-        raise ValueError(
-            f"--vis {without[0]}: {method.model} has no groups, so there are no group maps of it. "
-            f"They exist for methods with group tokens. Here: {others}."
-        )
-    return modes

@@ -6,7 +6,6 @@ import dataclasses
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,7 +100,11 @@ def find_vocabulary(words: Sequence[str]) -> Vocabulary:
     """
     words = as_texts(words)
     if len(words) == 1 and words[0] in VOCABULARIES:
-        return _known_list(VOCABULARIES[words[0]])
+        benchmark, folder = VOCABULARIES[words[0]], shipped("configs/datasets")
+        content = read_yaml(folder / f"{benchmark}.yaml")
+        names = content["classes"]
+        names = read_names(folder / names) if isinstance(names, str) else names
+        return Vocabulary(tuple(names[bool(content.get("background")) :]), benchmark=benchmark)
     if len(words) == 1 and Path(words[0]).suffix.lower() == ".txt":
         return read_word_lists(words[0])
     key = words[0].lower() if len(words) == 1 else ""
@@ -139,16 +142,6 @@ def class_names(names: str | Sequence[str], background: bool) -> list[str]:
             raise ValueError("'background' is added by itself. Leave it out.")
         seen.add(name.lower())
     return found
-
-
-@cache
-def _known_list(benchmark: str) -> Vocabulary:
-    """The classes of a data set, as its files have them."""
-    folder = shipped("configs/datasets")
-    content = read_yaml(folder / f"{benchmark}.yaml")
-    names = content["classes"]
-    names = read_names(folder / names) if isinstance(names, str) else names
-    return Vocabulary(tuple(names[bool(content.get("background")) :]), benchmark=benchmark)
 
 
 def read_word_lists(given: str | Path | Sequence[str]) -> Vocabulary:

@@ -12,7 +12,7 @@ import importlib.util
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -64,11 +64,6 @@ class RunOutputs:
     """Names the logs: TensorBoard writes to `<this>.tensorboard`."""
     results: tuple[Path, ...]
     """What a complete run leaves; the last one makes the others valid."""
-
-    @property
-    def folder(self) -> Path:
-        """Holds everything."""
-        return self.complete.parent
 
 
 def read_summary(path: Path) -> dict[str, Any]:
@@ -168,7 +163,7 @@ def carry_out(job: RunJob, hooks: Hooks | None = None, processes: Processes | No
 
     Args:
         job: the arguments.
-        hooks: progress, and what is called with values and records.
+        hooks: progress, and what is called with records.
         processes: this process and its equals, which divide every batch; the first one writes.
 
     Returns:
@@ -181,7 +176,7 @@ def carry_out(job: RunJob, hooks: Hooks | None = None, processes: Processes | No
     """
     hooks, processes = hooks or Hooks(), processes or Processes()
     outputs, settings, first = job.outputs, job.settings(processes), processes.rank == 0
-    with _held(outputs, first):
+    with _held(outputs) if first else nullcontext():
         device = processes.device(resolve_device(job.device))
         complete, unfinished = processes.broadcast(_found(job, settings) if first else None)
         if complete:
@@ -202,19 +197,15 @@ def carry_out(job: RunJob, hooks: Hooks | None = None, processes: Processes | No
 
 
 @contextmanager
-def _held(outputs: RunOutputs, first: bool) -> Iterator[None]:
+def _held(outputs: RunOutputs) -> Iterator[None]:
     """The files to one process and its equals."""
-    lock = None
-    if first:
-        outputs.folder.mkdir(parents=True, exist_ok=True)
-        lock = hold_lock(outputs.lock)
-    try:
-        yield
-    finally:
-        if lock is not None:
+    outputs.complete.parent.mkdir(parents=True, exist_ok=True)
+    with hold_lock(outputs.lock):
+        try:
+            yield
+        finally:
             if not outputs.unfinished.exists():
                 outputs.lock.unlink(missing_ok=True)
-            lock.close()
 
 
 def _found(job: RunJob, settings: Mapping[str, Any]) -> tuple[bool, dict[str, Any] | None]:
@@ -263,7 +254,7 @@ def _train(job: RunJob, run: Run, hooks: Hooks, keeper: StateFile | None) -> dic
 def _write(job: RunJob, run: Run, settings: Mapping[str, Any], weights: dict[str, Tensor]) -> None:
     """The kept weights and what is said of them; then the state is no longer needed."""
     outputs, records = job.outputs, run.state.records
-    with atomic_files(outputs.folder, *(path.name for path in outputs.results)) as folder:
+    with atomic_files(outputs.complete.parent, *(path.name for path in outputs.results)) as folder:
         write_losses(records, folder / outputs.losses.name)
         plot_losses(records, folder / outputs.plot.name, run.losses, job.out.stem)
         job.write(run, weights, folder)

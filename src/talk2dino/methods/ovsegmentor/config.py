@@ -368,26 +368,18 @@ def load_pretraining_recipe(path: str | Path, changes: Sequence[str] = ()) -> Pr
         ValueError: an unknown section or key, a wrong value, or one that contradicts another.
     """
     path = find_in_checkout(path)
-    content = dict(read_yaml(path))
+    content: dict[str, Any] = dict(read_yaml(path))
     for name in content:
         check_name(f"key of {path.name}", str(name), _KEYS)
     for change in changes:
-        _apply(content, change)
+        name, equals, text = change.partition("=")
+        section, dot, key = name.partition(".")
+        if equals:
+            check_name("key in --set", section, _KEYS)
+        if not equals or (section in SECTIONS) != bool(dot):
+            wanted = "write section.key=value, or one of model, stage, compat"
+            raise ValueError(f"--set {change}: {wanted}")
+        value = parse_yaml(text, f"--set {change[:200]}: the value")
+        content[section] = {**(content.get(section) or {}), key: value} if dot else value
     given = {key: value for key, value in content.items() if value is not None}
     return replace(build(PretrainingRecipe, given, path.name), path=path)
-
-
-def _apply(content: dict[str, Any], change: str) -> None:
-    """Replace one value, as `--set` has it."""
-    name, equals, text = change.partition("=")
-    section, dot, key = name.partition(".")
-    if not equals:
-        raise ValueError(f"--set {change}: write section.key=value")
-    check_name("key in --set", section, _KEYS)
-    if (section in SECTIONS) != bool(dot):
-        raise ValueError(f"--set {change}: write section.key=value, or one of model, stage, compat")
-    value = parse_yaml(text, f"--set {change[:200]}: the value")
-    if dot:
-        content[section] = {**(content.get(section) or {}), key: value}
-    else:
-        content[section] = value

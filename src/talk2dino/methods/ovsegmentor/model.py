@@ -52,18 +52,14 @@ class SharedBatchNorm(nn.BatchNorm1d):
         mean = sums[:-1] / count
         centred = x - mean[:, None]
         variance = sum_over_processes(centred.square().sum(dim=(0, 2))) / count
-        self._track(mean.detach(), variance.detach(), count)
-        normalised = centred * (variance + self.eps).rsqrt()[:, None]
-        return (normalised * self.weight[:, None] + self.bias[:, None]).to(input.dtype)
-
-    @torch.no_grad()
-    def _track(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
-        """Move the running statistics; the running variance is the unbiased one."""
         assert self.running_mean is not None and self.running_var is not None
         assert self.num_batches_tracked is not None and self.momentum is not None
-        self.num_batches_tracked += 1
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(variance * count / (count - 1).clamp(min=1), self.momentum)
+        with torch.no_grad():  # the running variance is the unbiased one
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1).clamp(min=1), self.momentum)
+        normalised = centred * (variance + self.eps).rsqrt()[:, None]
+        return (normalised * self.weight[:, None] + self.bias[:, None]).to(input.dtype)
 
 
 class Projector(nn.Module):

@@ -210,30 +210,28 @@ class PretrainingSamples(Dataset[Sample]):
     ) -> Sample | None:
         """The sample of a row; None, and one more failure, if an image cannot be read."""
         template = self._templates[random.integers(len(self._templates))]
-        image = self._read(row, failures)
-        if image is None:
+        pixels = self._pixels(row, random, failures)
+        if pixels is None:
             return None
-        pixels = self._transformed(image, random)
         second, prompt = None, ""
         if self.pairs:
             partner, entity = self.rows.partner(row, random)
-            image = self._read(partner, failures)
-            if image is None:
+            second, prompt = self._pixels(partner, random, failures), ENTITY_PROMPT + entity
+            if second is None:
                 return None
-            second, prompt = self._transformed(image, random), ENTITY_PROMPT + entity
         caption = self.rows.caption(row)
         question, classes = self.reader.read(caption)
         answer = self.reader.answer(classes, template)
         return Sample(row, pixels, caption, question, answer, second, prompt)
 
-    def _read(self, row: int, failures: list[Failure]) -> Image.Image | None:
+    def _pixels(
+        self, row: int, random: np.random.Generator, failures: list[Failure]
+    ) -> Tensor | None:
         try:
-            return self.rows.source(row).read()
+            image = self.rows.source(row).read()
         except (ValueError, OSError) as error:
             failures.append((self.rows.name(row), str(error)))
             return None
-
-    def _transformed(self, image: Image.Image, random: np.random.Generator) -> Tensor:
         with seeded_globals(int(random.integers(_SEED_LIMIT))):
             return self.transform(image)
 

@@ -130,18 +130,11 @@ class PretrainingJob(RunJob):
     @property
     def outputs(self) -> RunOutputs:
         """Its files, in the folder `out`, beside the model's own."""
-        names = ("pretraining.json", "losses.csv", "losses.png")
-        summary, losses, plot = (self.out / name for name in names)
-        return RunOutputs(
-            complete=self.out / CONFIG_FILE,
-            unfinished=self.out / UNFINISHED_FILE,
-            summary=summary,
-            losses=losses,
-            plot=plot,
-            lock=self.out / "lock",
-            log=self.out / self.out.name,
-            results=(summary, losses, plot, *(self.out / name for name in MODEL_FILES)),
-        )
+        out, names = self.out, ("pretraining.json", "losses.csv", "losses.png")
+        summary, losses, plot = (out / name for name in names)
+        state, lock, log = out / UNFINISHED_FILE, out / "lock", out / out.name
+        results = (summary, losses, plot, *(out / name for name in MODEL_FILES))
+        return RunOutputs(out / CONFIG_FILE, state, summary, losses, plot, lock, log, results)
 
     def settings(self, processes: Processes) -> dict[str, Any]:
         """See `RunJob`, as all below."""

@@ -103,16 +103,8 @@ class TrainJob(RunJob):
             raise ValueError(f"--out {self.out}: the name of the weights must end in {SUFFIX}")
         names = (HEADS_SUFFIX, ".losses.csv", ".losses.png", SUFFIX, ".json")
         _, losses, plot, _, summary = results = tuple(map(self.out.with_suffix, names))
-        return RunOutputs(
-            complete=self.out,
-            unfinished=self.out.with_suffix(".resume.pth"),
-            summary=summary,
-            losses=losses,
-            plot=plot,
-            lock=self.out.with_suffix(".lock"),
-            log=self.out,
-            results=results,
-        )
+        state, lock = map(self.out.with_suffix, (".resume.pth", ".lock"))
+        return RunOutputs(self.out, state, summary, losses, plot, lock, self.out, results)
 
     @property
     def choice(self) -> FeatureChoice:
