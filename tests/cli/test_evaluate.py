@@ -227,6 +227,12 @@ def test_three_jobs_make_one_result(voc20, tmp_path, capsys):
     assert "2 of 3 images are counted" in capsys.readouterr().out
     assert evaluate(tmp_path, "--num_jobs", 3, "--job_id", 2) == 0
     assert_same(only_counts(tmp_path), only_counts(voc20))
+    maps = tmp_path / "maps"  # wanted afterwards
+    for job in (2, 0, 1):
+        flags = ["--num_jobs", 3, "--job_id", job, "--save_predictions", maps]
+        assert evaluate(tmp_path, *flags) == 0
+    assert read_result(files_below(tmp_path)[0])["predictions"] == str(maps / "voc20")
+    assert_same(only_counts(tmp_path), only_counts(voc20))
 
 
 def test_predictions_and_qualitative_pictures(voc20, tmp_path):
@@ -376,6 +382,8 @@ def test_counts_of_other_settings_are_refused(voc20, tmp_path, capsys):
     output = shutil.copytree(voc20, tmp_path / "results")
     (path,) = output.glob("counts/*/settings.json")
     path.write_text("{}")
+    (result,) = files_below(output)
+    result.unlink()  # or nothing had to be counted
     assert evaluate(output) == 1
     assert "made with other settings" in capsys.readouterr().err
 
@@ -429,8 +437,15 @@ def test_counts_of_another_batch_size_or_of_other_pictures_are_not_mixed_in(tmp_
     content = bytearray(picture.read_bytes())
     content[-3] ^= 1
     picture.write_bytes(content)
+    (result,) = files_below(tmp_path / "results")
+    before = read_result(result)
     assert evaluate(tmp_path / "results", data=data) == 1
     assert "other settings, --batch_size or pictures" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "results" / "counts" / result.stem)  # as the message says
+    assert evaluate(tmp_path / "results", data=data) == 0
+    after = read_result(result)
+    assert after["counted_with"]["pictures"] != before["counted_with"]["pictures"]
+    assert after["timing"]["images"] == 3, "and not the result of the other pictures"
 
 
 def test_borders_are_scored_beside_an_unchanged_result(voc20, tmp_path, capsys):

@@ -35,6 +35,7 @@ from talk2dino.benchmarks.results import (
     open_counts,
     peak_memory_mib,
     read_result,
+    tell_label_maps,
     write_result,
 )
 from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
@@ -218,30 +219,37 @@ def run_job(
             forget_peak_memory(job.device)
         results = {run.name: _whole_result(job, run, processes) for run in group}
         todo = [run for run in group if results[run.name] is None]
-        for run in (run for run in group if results[run.name] is not None):
-            open_counts(job.output, run, _count_settings(job, run))
         counts, timing = evaluate_group(job, todo, models.tasks, processes, progress)
         for run in group:
             found = counts.get(run.name, {})
             if len(found) == len(run.dataset.samples) and processes.rank == 0:
-                write_result(job.output, run.name, *make_result(run, found, timing))
+                content, arrays = make_result(run, found, timing)
+                content["counted_with"] = count_settings(job, run)
+                write_result(job.output, run.name, content, arrays)
             result = results[run.name] or _whole_result(job, run, processes)
             if result is not None:  # it holds them all
                 for path in (job.output / "counts" / run.name).glob("*.npz"):
                     path.unlink(missing_ok=True)
+                if processes.rank == 0:
+                    tell_label_maps(job.output, run, result)
             outcomes[run.name] = Outcome(run, result, len(found))
     return [outcomes[run.name] for run in runs]
 
 
 def _whole_result(job: Job, run: Run, processes: Processes) -> dict[str, Any] | None:
-    """The first process's result of a run, if all label maps of this job are on any disk."""
+    """The first process's result of a run, if all label maps of this job are on any disk.
+
+    A result of other pictures or another batch size, or of a version that did not say, is none.
+    """
     path = job.output / f"{run.name}.json"
-    there = path.is_file() and path.with_suffix(".npz").is_file()
+    found = None
+    if processes.rank == 0 and path.is_file() and path.with_suffix(".npz").is_file():
+        found = read_result(path)
+        if found["counted_with"] != count_settings(job, run):
+            found = None
     names = {sample.name for sample in run.dataset.samples[job.job_id :: job.num_jobs]}
     missing = {name for name in names if not run.folders.complete(name)}
-    results, lacks = zip(
-        *processes.gather((read_result(path) if there else None, missing)), strict=True
-    )
+    results, lacks = zip(*processes.gather((found, missing)), strict=True)
     return None if set.intersection(*lacks) else results[0]
 
 
@@ -363,7 +371,7 @@ def evaluate_group(
     if not runs:
         return {}, None
     processes = processes or Processes()
-    folders = [open_counts(job.output, run, _count_settings(job, run)) for run in runs]
+    folders = [open_counts(job.output, run, count_settings(job, run)) for run in runs]
     counts = _gathered(runs, folders, processes)
     # All ranks divide the same list, whichever disk a label map is on and whoever starts first.
     unfinished = processes.gather(_unfinished(job, runs, counts))
@@ -408,7 +416,7 @@ def _keep(
             keep_counts(folder, index, result)
 
 
-def _count_settings(job: Job, run: Run) -> dict[str, Any]:
+def count_settings(job: Job, run: Run) -> dict[str, Any]:
     """What may move a count beside the settings that name a run; see docs/evaluation.md."""
     images = [run.dataset.data_root / sample.image for sample in run.dataset.samples]
     pictures = hashlib.sha256("".join(map(file_sha256, images)).encode()).hexdigest()

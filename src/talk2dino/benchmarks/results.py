@@ -179,7 +179,7 @@ def open_counts(output: Path, run: Run, more: Mapping[str, Any]) -> Path:
     elif path.read_text(encoding="utf-8") != text:
         raise ValueError(
             f"{folder} was made with other settings, --batch_size or pictures. "
-            "Choose another --output, or delete it."
+            "Choose another --output, or delete it to evaluate anew."
         )
     return folder
 
@@ -261,6 +261,7 @@ class Result:
     reduce_zero_label: bool | None = None
     unlabelled_background: bool | None = None
     counts: str | None = None
+    counted_with: dict[str, Any] | None = None
     predictions: str | None = None
     settings: Settings | None = None
     versions: dict[str, str] | None = None
@@ -354,6 +355,19 @@ def write_result(
     path = output / f"{name}.json"
     write_text(path, json.dumps(content, indent=1) + "\n")
     return path
+
+
+def tell_label_maps(output: Path, run: Run, result: dict[str, Any]) -> None:
+    """Say in a run's result where its label maps are, if all of them were made after it."""
+    if run.folders.predictions is None:
+        return
+    place = str(run.folders.predictions.absolute())
+    made = all(run.folders.complete(sample.name) for sample in run.dataset.samples)
+    if made and result["predictions"] != place:
+        path = output / f"{run.name}.json"
+        content = read_json(path, "Delete it and evaluate again.") | {"predictions": place}
+        write_text(path, json.dumps(content, indent=1) + "\n")
+        result["predictions"] = place
 
 
 class NoResult(ValueError):
