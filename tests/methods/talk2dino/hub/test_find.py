@@ -11,6 +11,7 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     LocalEntryNotFoundError,
+    RemoteEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -352,10 +353,31 @@ def test_every_answer_is_explained(hub, error, kind, message):
         fetch_folder("a/b", "Advice.", revision="v7")
 
 
-def test_a_repository_without_weights_is_no_model(hub, tmp_path):
-    for hub.answer in (tmp_path, tmp_path / "nothing"):
-        with pytest.raises(ValueError, match="a/b holds no model.safetensors"):
-            fetch_folder("a/b")
+def test_a_repository_without_weights_is_no_model(hub, tmp_path, monkeypatch):
+    def download(repo, name, revision, **settings):
+        assert (repo, name, revision) == ("a/b", "model.safetensors", tmp_path.name)
+        raise RemoteEntryNotFoundError("x", response=ANSWER)
+
+    monkeypatch.setattr(find, "hf_hub_download", download)
+    (tmp_path / "config.json").touch()
+    hub.answer = tmp_path
+    with pytest.raises(ValueError, match="a/b holds no model.safetensors"):
+        fetch_folder("a/b")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_download_that_was_cut_short_is_no_model_without_that_file(cache, name):
+    next(cache.rglob(f"snapshots/*/{name}")).unlink()
+    with pytest.raises(RuntimeError, match="could not download someone/a-model"):
+        fetch_folder(REPO, cache_dir=cache)
+
+
+def test_a_file_that_was_cut_short_is_downloaded_where_the_hub_has_it(cache, monkeypatch):
+    path = next(cache.rglob("snapshots/*/config.json"))
+    blob = path.resolve()
+    path.unlink()
+    monkeypatch.setattr(find, "hf_hub_download", lambda *_, **settings: path.symlink_to(blob))
+    assert (fetch_folder(REPO, cache_dir=cache) / "config.json").is_file()
 
 
 def test_only_two_files_are_fetched_and_the_options_reach_the_hub(hub, toy_folder):
@@ -367,7 +389,11 @@ def test_only_two_files_are_fetched_and_the_options_reach_the_hub(hub, toy_folde
 
 
 def test_a_cached_repository_without_configuration_loads_without_network(cache):
-    next(cache.rglob("snapshots/*/config.json")).unlink()
+    path = next(cache.rglob("snapshots/*/config.json"))
+    path.unlink()
+    known = path.parents[2] / ".no_exist" / path.parent.name / path.name  # as the Hub has said
+    known.parent.mkdir(parents=True)
+    known.touch()
     assert not (fetch_folder(REPO, cache_dir=cache) / "config.json").exists()
 
 

@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download, try_to_load_from_cache
+from huggingface_hub import hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.constants import ENDPOINT
 from huggingface_hub.errors import (
+    EntryNotFoundError,
     GatedRepoError,
+    LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -386,6 +388,7 @@ def fetch_folder(repo: str, advice: str = "", **settings: Any) -> Path:
     }
     try:
         folder = Path(snapshot_download(repo, allow_patterns=[WEIGHTS, CONFIG], **settings))
+        lacks = [name for name in (WEIGHTS, CONFIG) if _lacks(repo, folder, name, settings)]
     except Exception as error:  # the network libraries raise what they raise
         for kind, why in refused.items():
             if isinstance(error, kind):
@@ -395,7 +398,7 @@ def fetch_folder(repo: str, advice: str = "", **settings: Any) -> Path:
             f"network, download {WEIGHTS} and {CONFIG} from {address}/tree/main into one folder, "
             f"and give that folder's path. {advice}".rstrip()
         ) from error
-    if not (folder / WEIGHTS).is_file():
+    if WEIGHTS in lacks:
         raise ValueError(f"{repo} holds no {WEIGHTS}: it is no Talk2DINO model.")
     blob = (folder / WEIGHTS).resolve()  # which the cache keeps under its checksum
     if _SHA256.fullmatch(blob.name) and (found := file_sha256(blob)) != blob.name:
@@ -404,6 +407,26 @@ def fetch_folder(repo: str, advice: str = "", **settings: Any) -> Path:
             "Delete it and load again."
         )
     return folder
+
+
+def _lacks(repo: str, snapshot: Path, name: str, settings: Mapping[str, Any]) -> bool:
+    """Whether a repository has no such file; a snapshot without it may be a download cut short.
+
+    Raises:
+        LocalEntryNotFoundError: the Hub cannot be asked, and never was.
+    """
+    if (snapshot / name).is_file():
+        return False
+    commit = snapshot.name
+    known = try_to_load_from_cache(repo, name, settings.get("cache_dir"), commit)
+    if known is None:
+        try:
+            hf_hub_download(repo, name, **{**settings, "revision": commit})
+        except LocalEntryNotFoundError:
+            raise
+        except EntryNotFoundError:  # which the cache remembers
+            return True
+    return not isinstance(known, str | None)
 
 
 def hub_address(repo: str, endpoint: str = ENDPOINT) -> str:
