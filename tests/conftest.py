@@ -5,6 +5,7 @@ import os
 import runpy
 import sys
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -56,6 +57,10 @@ def fork_server():
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
+    here = os.getcwd()
+    os.chdir(ROOT)  # where the server finds these tests, and not the `tests` of a library
+    forkserver.ensure_running()
+    os.chdir(here)
     return context
 
 
