@@ -34,7 +34,7 @@ def test_the_hubs_notebook_runs_with_a_local_folder(root, tmp_path, monkeypatch,
 
 def test_a_space_opens_the_page_to_everybody_with_the_chosen_model(root, monkeypatch):
     given = []
-    monkeypatch.setattr("talk2dino.cli.app.main", lambda words: given.extend(words) or 0)
+    monkeypatch.setattr("talk2dino.cli.app.App.main", lambda words: given.extend(words) or 0)
     monkeypatch.setenv("TALK2DINO_MODEL", "toy")
     with pytest.raises(SystemExit, match="0"):
         runpy.run_path(str(root / "spaces" / "app.py"), run_name="__main__")

@@ -94,7 +94,8 @@ class MMSegSet(EvaluationSet):
         }
         cls = getattr(datasets, row.type, None)
         if cls is None:
-            cls, palette = datasets.CustomDataset, EvaluationSet.palette.fget(self)  # type: ignore[attr-defined]
+            cls = datasets.CustomDataset
+            palette = EvaluationSet.palette.fget(self)  # type: ignore[attr-defined]
             options |= {"classes": row.classes, "palette": palette.tolist()}
             options |= {"img_suffix": row.image_suffixes[0], "seg_map_suffix": row.label_suffix}
             options["reduce_zero_label"] = row.rules.shift < 0
