@@ -5,6 +5,8 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from glob import glob
 from pathlib import Path
 
@@ -80,7 +82,12 @@ def _follow(heading, root, tree, run_python):
     for diff in blocks(text, "diff"):
         apply(tree, diff)
     (count,) = re.findall(r"Source files that change: (\d)\.", text)
-    assert len(differing(root / "src", tree / "src")) == int(count)
+    changed = differing(root / "src", tree / "src")
+    assert len(changed) == int(count)
+    ruff = [sys.executable, "-m", "ruff"]
+    for check in (["check", "-q"], ["format", "-q", "--check"]) if changed else ():
+        words = [*ruff, *check, "--config", root / "pyproject.toml", *changed]
+        subprocess.run(words, cwd=tree / "src", check=True)
     printed = ""
     for line in "".join(blocks(text, "bash")).splitlines():
         done = run_python(shlex.split(line)[1:], tree, tree / "src")
@@ -208,5 +215,5 @@ def test_pictures_are_labelled_for_other_programs(root, tmp_path, run_python):
 def test_the_smallest_method_is_evaluated_and_segments(follow, root, tree):
     write_quickstart(tree)
     shutil.copytree(root / "assets", tree / "assets")
-    assert "grey" in follow("The smallest one")
-    assert Image.open(tree / "coffee_grey.png").size[0] >= 600
+    assert "luma" in follow("The smallest one")
+    assert Image.open(tree / "coffee_luma.png").size[0] >= 600

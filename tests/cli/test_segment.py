@@ -77,6 +77,11 @@ def test_an_overlay_a_mask_and_scores_are_written_and_agree(folder, capsys):
     ]
 
 
+def test_that_a_single_class_is_everywhere_is_said(folder, capsys):
+    assert segment(categories="cat dog") == 0
+    assert "note: 'cat dog' is the only class; commas separate names" in capsys.readouterr().out
+
+
 def test_a_folder_with_one_damaged_picture_writes_the_others_and_exits_with_1(folder, capsys):
     (folder / "in").mkdir()
     for name in ("a.png", "b.jpg", "c.png"):

@@ -229,6 +229,8 @@ class Segment(MethodCommand):
             refuse_threshold(background)
         if self.vocab is None:
             names = class_names(categories, background is not None)
+            if len(names) == 1 and background is None:
+                print(f"note: {names[0]!r} is the only class; commas separate names")
             return method, Vocabulary(tuple(names)), background
         found = find_vocabulary(self.vocab)
         if found.benchmark is not None:  # by the names that the method has for them

@@ -81,8 +81,9 @@ class SegmenterConfig(FrozenModels, RefinementOptions):
         if parse_seeded(weights) is None and not Path(weights).is_file():
             raise FileNotFoundError(
                 f"there are no projection weights at {weights}. weights/README.md says where the "
-                "published files are, and train.py makes your own. To try the command without any "
-                "download: --config configs/toy.yaml --weights seeded:0."
+                "published files are, and train.py makes your own. Without any download: "
+                "--config configs/toy.yaml --weights seeded:0, or in published YAML files "
+                "model.projection_weights=seeded:0."
             )
         if self.whole is not None:
             read_parts(self.whole)  # of safetensors, the tensors stay on the disk
@@ -139,7 +140,7 @@ def config_from_model_section(model: Mapping[str, Any], source: str) -> Segmente
         source: file name for messages.
     """
     source = f"{source}: model"
-    known = (*_NAMES, "proj_model", "projection_weights", *_MODEL_YAML)
+    known = tuple(dict.fromkeys((*_NAMES, "proj_model", "projection_weights", *_MODEL_YAML)))
     for key in model:
         if key not in known:
             with naming(source):
