@@ -100,12 +100,12 @@ def _case(model: str, title: str) -> Case:
 
 
 def _tokens(device: str, folder: Path) -> Step:
-    from talk2dino.backbones.text import _word_ids, tokenize
+    from talk2dino.backbones.text import _WORD_IDS, tokenize
 
     texts = captions(TOKENIZED)
 
     def step() -> torch.Tensor:
-        _word_ids.cache_clear()
+        _WORD_IDS.clear()
         return tokenize(texts, 77)
 
     return step
