@@ -263,7 +263,7 @@ def user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "talk2dino"
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=1 << 16)  # more than the images of a benchmark
 def _sha256(*file: str | int) -> str:
     path, size = Path(str(file[0])), int(file[1])
     kept = user_cache() / "digests" / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"

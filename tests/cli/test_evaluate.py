@@ -24,6 +24,7 @@ from talk2dino.benchmarks.tables import results_table
 from talk2dino.cli.evaluate import Evaluate
 from talk2dino.cli.evaluate_published import EvaluatePublished
 from talk2dino.cli.report import Compare, Report
+from talk2dino.files import file_sha256
 from talk2dino.pictures.images import read_rgb
 from tests.ranks import run_ranks
 
@@ -138,6 +139,20 @@ def test_the_table_has_columns_for_a_paper_where_it_has_numbers(voc20_in_full):
     result = read_result(files_below(voc20_in_full)[0])
     beside = results_table([{**result, "published": 80.0}, {**result, "benchmark": "voc"}])
     assert beside.columns[4:6] == ["paper", "difference"]
+
+
+def test_every_image_is_read_once_for_the_digest_of_a_run(tmp_path, monkeypatch):
+    read = []
+
+    def digest(path):
+        read.append(path.name)
+        return file_sha256(path)
+
+    monkeypatch.setattr("talk2dino.benchmarks.datasets.file_sha256", digest)
+    for _ in range(2):  # a run, and one that finds its result
+        assert evaluate(tmp_path) == 0
+        assert len(read) == len(set(read)) == 3
+        read.clear()
 
 
 def test_the_same_command_again_changes_nothing(voc20, capsys, monkeypatch):

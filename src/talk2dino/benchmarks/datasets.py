@@ -12,6 +12,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import cv2
@@ -20,7 +21,7 @@ import numpy as np
 from talk2dino.benchmarks.data.labels import forbidden, label_name, label_size, read_labels
 from talk2dino.benchmarks.table import Benchmark
 from talk2dino.config import first_few
-from talk2dino.files import listed
+from talk2dino.files import file_sha256, listed
 from talk2dino.pictures.drawing import class_colours
 from talk2dino.pictures.images import check_image, check_whole, other_pictures
 from talk2dino.textfiles import read_names
@@ -146,6 +147,12 @@ class EvaluationSet:
         high, wide = self.benchmark.protocol.scored_size(height, width)
         resized = cv2.resize(pixels, (wide, high), interpolation=cv2.INTER_LINEAR)
         return cv2.cvtColor(resized, cv2.COLOR_BGR2RGB), (height, width)
+
+    @cached_property
+    def pictures(self) -> str:
+        """A digest of all images, each of which is read for it: once for all that ask."""
+        images = [self.data_root / sample.image for sample in self.samples]
+        return hashlib.sha256("".join(map(file_sha256, images)).encode()).hexdigest()
 
     def read_label(self, index: int) -> np.ndarray:
         """Class ids (H, W) uint8, uint16 for more than 255 classes; see `labels.ignored_label`.

@@ -43,7 +43,6 @@ from talk2dino.benchmarks.table import Benchmark
 from talk2dino.devices import Fetched, one_behind
 from talk2dino.files import (
     check_folder_writable,
-    file_sha256,
     load_torch,
     read_ahead,
     remove_leftovers,
@@ -418,9 +417,7 @@ def _keep(
 
 def count_settings(job: Job, run: Run) -> dict[str, Any]:
     """What may move a count beside the settings that name a run; see docs/evaluation.md."""
-    images = [run.dataset.data_root / sample.image for sample in run.dataset.samples]
-    pictures = hashlib.sha256("".join(map(file_sha256, images)).encode()).hexdigest()
-    return {"pictures": pictures, "batch_size": job.batching.size}
+    return {"pictures": run.dataset.pictures, "batch_size": job.batching.size}
 
 
 def _gathered(runs: Sequence[Run], folders: Sequence[Path], processes: Processes) -> Counts:
