@@ -1,7 +1,5 @@
 """`python -m talk2dino <command>`: every command of the project under one name."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from importlib import import_module

@@ -1,7 +1,5 @@
 """Settings: frozen dataclasses read from YAML strictly; a key nobody reads cannot exist."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import difflib

@@ -1,7 +1,5 @@
 """From images to scores with any segmenter: sizes, windows, averaging, resizing, finalising."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from functools import lru_cache

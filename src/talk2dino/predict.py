@@ -1,7 +1,5 @@
 """One way from a picture and words to a segmentation: Python, the commands and the page use it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

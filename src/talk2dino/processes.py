@@ -1,7 +1,5 @@
 """Several processes on one job: `torch.distributed.run` started them, gloo connects them."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

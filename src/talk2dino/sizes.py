@@ -1,7 +1,5 @@
 """At which size pictures are scored, and where their windows are."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 from numbers import Integral

@@ -4,8 +4,6 @@ UTF-8, or UTF-16 and UTF-32 with their marks; packed with gzip or not. Nothing i
 when it is given twice, and no file can fill the memory or the stack beyond its own size.
 """
 
-from __future__ import annotations
-
 import gzip
 import io
 import json

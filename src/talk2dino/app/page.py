@@ -1,7 +1,5 @@
 """The page: its components, and what happens when they are used."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path

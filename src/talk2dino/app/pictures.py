@@ -1,7 +1,5 @@
 """What the page shows of a result: pictures, HTML, and the files to download."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

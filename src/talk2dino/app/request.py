@@ -4,8 +4,6 @@ The words and the picture are checked before a model sees them; the work is done
 which it can stop.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Serve the page: locally unless told otherwise, with all its files in one temporary folder."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import tempfile

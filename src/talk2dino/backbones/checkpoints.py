@@ -1,7 +1,5 @@
 """State dicts from untrusted files, and loading them so that nothing is silently left out."""
 
-from __future__ import annotations
-
 import logging
 import mmap
 import pickle

@@ -1,7 +1,5 @@
 """CLIP's image tower with its blocks exposed, for methods that change what a block does."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -4,8 +4,6 @@
 name and shape, is drawn from a generator seeded with n and the checksum of that name.
 """
 
-from __future__ import annotations
-
 import math
 import zlib
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Text encoders: CLIP through open_clip, BERT through transformers, and the toy encoder."""
 
-from __future__ import annotations
-
 import json
 import logging
 import re

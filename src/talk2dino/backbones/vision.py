@@ -1,7 +1,5 @@
 """Vision backbones: images in; CLS, patches and the CLS token's attention to the patches out."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 from dataclasses import dataclass

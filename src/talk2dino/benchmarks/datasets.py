@@ -4,8 +4,6 @@ Pictures are decoded and resized with OpenCV, as MMSegmentation does; `mmseg.py`
 MMSegmentation itself.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import os

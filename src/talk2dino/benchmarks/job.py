@@ -4,8 +4,6 @@ Every image is segmented once for all benchmarks that share it, on any segmenter
 disk as soon as they are made.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -3,8 +3,6 @@
 Boundary IoU is that of Cheng et al. (CVPR 2021), per class of label maps and summed over a set.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace

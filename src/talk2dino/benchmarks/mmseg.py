@@ -3,8 +3,6 @@
 The one place where mmcv and mmseg are imported: what to install, and their noise at import.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import warnings

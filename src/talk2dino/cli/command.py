@@ -5,8 +5,6 @@ come from the field of a class: the command's own, or one that is read from its 
 --help needs no PyTorch.
 """
 
-from __future__ import annotations
-
 import argparse
 import ast
 import dataclasses

@@ -1,7 +1,5 @@
 """`python -m talk2dino convert`: published weights of other methods to safetensors."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

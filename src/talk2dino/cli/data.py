@@ -1,7 +1,5 @@
 """`data check|convert|import`: is the data complete, and make it so; and `convert-coco`."""
 
-from __future__ import annotations
-
 import sys
 import textwrap
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """`python -m talk2dino export`: a model as ONNX files."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from talk2dino.cli.command import Command

@@ -1,7 +1,5 @@
 """`python -m talk2dino prepare-captions`: web captions to OVSegmentor's training metafile."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

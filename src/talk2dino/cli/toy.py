@@ -1,7 +1,5 @@
 """`python -m talk2dino toy`: a drawn world to train and evaluate on, without any download."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from talk2dino.cli.command import Command, bar_of, core_share

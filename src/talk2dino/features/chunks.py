@@ -5,8 +5,6 @@ its own, named by its number, and whole or absent. Chunk k belongs to process k 
 there, they are put together.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import math

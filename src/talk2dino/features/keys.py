@@ -1,7 +1,5 @@
 """Names of the stored features and layouts, and the command that adds each (see docs/data.md)."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 IMAGE_KEYS = {

@@ -6,8 +6,6 @@ annotation's record (`id`, `image_id`, `caption`, ...), its image's record under
 the features under `settings`, and every feature of the caption and of its image under its key.
 """
 
-from __future__ import annotations
-
 import glob
 import io
 import logging

@@ -1,7 +1,5 @@
 """Caption features: the frozen text encoder's vector of each caption, and its tokens on request."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial

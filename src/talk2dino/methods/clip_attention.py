@@ -4,8 +4,6 @@ MaskCLIP (Zhou, Loy, Dai, 2022), SCLIP (Wang, Mei, Yuille, 2024), ClearCLIP (Lan
 NACLIP (Hajimiri, Ben Ayed, Dolz, 2025) train nothing. Everything before the last block is CLIP.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple

@@ -4,8 +4,6 @@ Two convolutions read one of CLIP's middle layers. The first says which patches 
 as DINO's do, and patches are averaged with those; the second says where objects are, as FOUND does.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass

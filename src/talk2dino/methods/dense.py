@@ -1,7 +1,5 @@
 """What methods share that compare every patch of a window with every word."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -4,8 +4,6 @@ Two frozen towers. In place of the attention of CLIP's last block, patches are m
 similarity of a vision foundation model's features: DINO's or DINOv2's. Nothing is learned.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

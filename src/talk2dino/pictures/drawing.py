@@ -1,14 +1,11 @@
 """Pictures of a segmentation: class colours, indexed masks, overlays with a legend."""
 
-from __future__ import annotations
-
 import logging
 import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
@@ -17,9 +14,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from talk2dino.config import check_between
 from talk2dino.files import shipped
-
-if TYPE_CHECKING:
-    from matplotlib.font_manager import FontEntry
 
 logger = logging.getLogger(__name__)
 
@@ -215,7 +209,8 @@ def _dejavu() -> str:
 
 def _system_fonts() -> Iterator[str]:
     """Files of all fonts, upright ones of usual weight first."""
-    from matplotlib.font_manager import fontManager  # looks for fonts when it is imported
+    # Here: it looks for fonts when it is imported.
+    from matplotlib.font_manager import FontEntry, fontManager
 
     def order(font: FontEntry) -> tuple[bool, bool, str]:
         return font.style != "normal", font.weight not in (400, "normal", "regular"), font.fname

@@ -1,7 +1,5 @@
 """What a segmentation is to a user: labels, scores and names, and the pictures made of them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

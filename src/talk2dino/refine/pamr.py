@@ -6,8 +6,6 @@ measured against the contrast around that pixel. `plain_pamr` says it in PyTorch
 same result in whichever of the faster ways fits.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from itertools import pairwise

@@ -5,8 +5,6 @@ borders are repeated by clamping coordinates: nothing is padded and no neighbour
 this module only where Triton is installed.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from functools import lru_cache

@@ -4,8 +4,6 @@ A random walk with restart on the graph of nearest patches. Every step follows a
 probability 1 - alpha, ends; a patch takes the mean of the scores where its walks end.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager

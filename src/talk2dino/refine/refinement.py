@@ -1,7 +1,5 @@
 """Refinements of scores: one seam with three places, and the list of those there are."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar

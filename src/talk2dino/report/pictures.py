@@ -4,8 +4,6 @@ For the page's examples, and for the comparison figure of papers, of which every
 of its own, too.
 """
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

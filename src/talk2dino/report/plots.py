@@ -1,7 +1,5 @@
 """The plots of a report, drawn once and written as SVG into the page and as PNG beside it."""
 
-from __future__ import annotations
-
 import io
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """A report of evaluated runs: one HTML file that needs nothing else, plots as PNG, and tables."""
 
-from __future__ import annotations
-
 import base64
 import io
 import json

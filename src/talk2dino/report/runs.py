@@ -1,7 +1,5 @@
 """The evaluated runs that a report is about: found, labelled, and compared on the same images."""
 
-from __future__ import annotations
-
 import json
 import re
 import zipfile

@@ -6,8 +6,6 @@ soft shading. The colours are far apart in direction from middle grey: that is w
 of a backbone with random weights tell apart best.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -1,7 +1,5 @@
 """One drawn picture: a few objects on a textured ground, with the exact mask of what is where."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

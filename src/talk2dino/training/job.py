@@ -3,8 +3,6 @@
 Its losses are a table and a picture beside the weights, and loggers show them while it runs.
 """
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import importlib

@@ -3,8 +3,6 @@
 What a method adds is a subclass of `Run`: its batches, a step, its judgement, what is its own.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import time

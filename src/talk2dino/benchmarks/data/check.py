@@ -1,7 +1,5 @@
 """What of a data set is there, what is missing, and which common mistake explains it."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import shlex

@@ -4,8 +4,6 @@ A file is written beside its final name and renamed, so what exists is complete:
 was interrupted goes on where it stopped when it is started again.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -3,8 +3,6 @@
 Every function returns `Found`; the files are then written as all converted labels are.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import os

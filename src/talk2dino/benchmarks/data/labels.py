@@ -1,7 +1,5 @@
 """Ground-truth label files: how they are read, and what their values mean."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache

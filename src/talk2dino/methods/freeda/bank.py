@@ -1,7 +1,5 @@
 """FreeDA's bank: pairs of a text key and a visual prototype, which were made offline."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -9,8 +9,6 @@ under their published names), `config.json` (the architecture) and, where the to
 published one, `tokenizer/`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import logging

@@ -3,8 +3,6 @@
 A recipe is one YAML file of `configs/ovsegmentor_*.yaml`, read strictly.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Sequence

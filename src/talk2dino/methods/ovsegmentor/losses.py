@@ -1,7 +1,5 @@
 """The losses of OVSegmentor's pretraining; all are computed in float32."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -1,7 +1,5 @@
 """OVSegmentor as a method: scores of groups; its models, options, thresholds and names."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial

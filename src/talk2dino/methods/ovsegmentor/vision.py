@@ -5,8 +5,6 @@ of the published checkpoints. LayerNorm's eps is 1e-5 everywhere, also where DIN
 with 1e-6 are loaded.
 """
 
-from __future__ import annotations
-
 import logging
 from collections import OrderedDict
 from collections.abc import Mapping

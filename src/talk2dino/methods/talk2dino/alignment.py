@@ -3,8 +3,6 @@
 A strategy is one function and its place in `PER_HEAD` or `PAIRWISE`, at the end of this file.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable
 from typing import Any

@@ -5,8 +5,6 @@ a note for Python's import system: when transformers' auto classes are imported,
 our configuration and model are registered with them. Nothing happens in a program without them.
 """
 
-from __future__ import annotations
-
 import logging
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """What defines a Talk2DINO segmenter, read from a training recipe or from a model YAML."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence

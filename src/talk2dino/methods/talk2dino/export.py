@@ -1,7 +1,5 @@
 """ONNX files of a model, for devices without PyTorch: the image side, and the text side."""
 
-from __future__ import annotations
-
 import json
 import logging
 import warnings

@@ -4,8 +4,6 @@ A loss is one function and its place in `LOSSES`. Its parameters after the score
 of a recipe's `train:` section, with their types and defaults; it refuses values that cannot work.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

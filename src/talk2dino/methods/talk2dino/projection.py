@@ -1,7 +1,5 @@
 """The trained map between CLIP's text space and DINO's patch space, and its variants."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path

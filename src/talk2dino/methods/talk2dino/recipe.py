@@ -1,7 +1,5 @@
 """A recipe of `configs/`: the projection, how it is trained, and on what."""
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 import math

@@ -4,8 +4,6 @@ The filter keeps captions that name an entity (the paper's CC12M to CC4M), in on
 part that is there is complete, so an interrupted run goes on with the missing ones.
 """
 
-from __future__ import annotations
-
 import csv
 import itertools
 import json

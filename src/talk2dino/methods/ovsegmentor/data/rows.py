@@ -4,8 +4,6 @@ Opening looks at every caption once. Those that cannot be used are left out, cou
 makes the whole file unusable raises with its row and column.
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import json

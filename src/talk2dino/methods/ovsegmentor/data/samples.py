@@ -5,8 +5,6 @@ never passed over in silence: its sample is replaced by another, a few times at 
 says so.
 """
 
-from __future__ import annotations
-
 import itertools
 import logging
 import os

@@ -5,8 +5,6 @@ with every entity masked, and a prompt that names them. The words looked for, an
 they stand for, are those of appendix A. Nothing is downloaded for the singulars of nouns.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping

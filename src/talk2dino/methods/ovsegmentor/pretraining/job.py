@@ -1,7 +1,5 @@
 """One pretraining from its arguments to its folder: what `talk2dino pretrain` does."""
 
-from __future__ import annotations
-
 import itertools
 from collections import Counter
 from dataclasses import asdict, dataclass

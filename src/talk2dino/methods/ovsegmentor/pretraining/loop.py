@@ -1,7 +1,5 @@
 """A pretraining run: optimiser steps of all processes, epochs of them, and held-out captions."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import math

@@ -1,7 +1,5 @@
 """From a name, a folder, a file or a repository to a model that can be loaded."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import re

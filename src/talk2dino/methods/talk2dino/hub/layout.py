@@ -4,8 +4,6 @@ A whole model has the published layout: `model.*` the vision backbone, `clip_mod
 the projection. Architectures are read from the shapes, so they need no configuration file.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from pathlib import Path

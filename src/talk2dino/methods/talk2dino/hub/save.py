@@ -1,7 +1,5 @@
 """Write a model as a folder in Hugging Face's layout with a model card, and upload it."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import shlex

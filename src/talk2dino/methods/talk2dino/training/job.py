@@ -3,8 +3,6 @@
 Its data are stored features, or images to encode.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os

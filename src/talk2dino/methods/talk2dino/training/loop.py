@@ -5,8 +5,6 @@ embeddings, and the gradients. Their mean over the processes is the gradient tha
 would have computed with the whole batch. On a GPU the loss is a CUDA graph.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence

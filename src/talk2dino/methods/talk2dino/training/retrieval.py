@@ -1,7 +1,5 @@
 """Cross-modal retrieval: how early the true image, or a true caption, comes in the ranking."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
