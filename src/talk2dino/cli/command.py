@@ -343,7 +343,7 @@ def bar_of(unit: str, shown: bool = True, **more: Any) -> Progress:
     """Makes bars that count something: at once on a terminal, twice a minute in a log."""
     from tqdm import tqdm
 
-    def make(total: int, done: int) -> tqdm[Any]:
+    def make(total: int, done: int) -> "tqdm[Any]":
         return tqdm(
             total=total,
             initial=done,
