@@ -2,45 +2,40 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from talk2dino.__main__ import find_command
 from talk2dino.cli.command import DONE, INTERRUPTED, Command
-from talk2dino.config import check_at_least, differences
-from talk2dino.files import (
-    check_folder_writable,
-    content_digest,
-    find_in_checkout,
-    remove_folder,
-    write_text,
-)
-from talk2dino.textfiles import read_json, read_yaml
+from talk2dino.config import check_at_least
+from talk2dino.files import check_folder_writable, find_in_checkout, remove_folder
+from talk2dino.textfiles import read_yaml
 from talk2dino.toy.world import World, check_world, world_of_size
 
 if TYPE_CHECKING:
     from talk2dino.benchmarks.tables import Table
 
 RECIPE = "configs/toy.yaml"
-RECORD = "quickstart.json"
 
 _EXTRACT = (
     "extract --ann_path {data}/coco/captions_%s.json --data_dir {data}/coco "
     "--model toy --resize_dim 224 --crop_dim 224 --extract_avg_self_attn "
-    "--extract_disentangled_self_attn --out_path {out}/features/%s.pth"
+    "--extract_disentangled_self_attn --out_path {out}/features/%s_images.pth"
+)
+_TEXT = (
+    "extract-text --ann_path {out}/features/%s_images.pth --model toy "
+    "--out_path {out}/features/%s.pth"
 )
 _EVALUATE = (
     "evaluate --model {recipe} --weights %s --benchmarks toy "
     "--data_root {data} --output {out}/results --save_predictions {out}/predictions/%s"
 )
-_TEXT = "extract-text --ann_path {out}/features/%s.pth --model toy"
 STEPS = (
-    "toy --output {data} --images {images} --seed {seed}",
-    *(_EXTRACT % ("train", "train"), _EXTRACT % ("val", "val"), _TEXT % "train", _TEXT % "val"),
+    "toy --output {data} --images {images} --seed {seed} --overwrite",
+    *(step % (split, split) for step in (_EXTRACT, _TEXT) for split in ("train", "val")),
     "train --model {recipe} --train_dataset {out}/features/train.pth --val_dataset "
     "{out}/features/val.pth --out {out}/weights/toy.pth --scheduler cosine --seed {seed} --resume",
     _EVALUATE % ("{out}/weights/toy.pth", "trained") + " --pamr",
@@ -52,6 +47,8 @@ STEPS = (
 )
 """The commands, one after the other; each goes on where it was, or makes its result again."""
 
+_KEPT = ("features", "weights", "results", "predictions")
+"""Folders of finished work, which `--overwrite` removes; the other files are replaced anyway."""
 PANEL_ROWS = 6
 
 
@@ -59,13 +56,12 @@ class Quickstart(Command):
     """Draw a small world, run the whole pipeline on it, and show what came out."""
 
     example = ""
+    gone = {"--epochs": "`train.py --model` takes a recipe with other num_epochs"}
 
     output: Path = Path("quickstart")
     """Folder."""
     images: int = 1536
     """Training pictures to draw."""
-    epochs: int | None = None
-    """Of the training (default: as in {RECIPE})."""
     seed: int = 0
     """Of the drawing and the training."""
     device: str = "auto"
@@ -77,14 +73,17 @@ class Quickstart(Command):
         """Refuse wrong arguments before anything is drawn."""
         from talk2dino.devices import resolve_device
 
-        epochs = 1 if self.epochs is None else self.epochs
-        check_at_least(1, **{"--images": self.images, "--epochs": epochs})
+        check_at_least(1, **{"--images": self.images})
         check_at_least(0, **{"--seed": self.seed})
         resolve_device(self.device)
         read_yaml(find_in_checkout(RECIPE))
         check_folder_writable(self.output)
-        self._check_record()
-        check_world(self.output / "data", world_of_size(self.images, self.seed), self.overwrite)
+        data = self.output / "data"
+        if not data.exists() and self.output.is_dir() and any(self.output.iterdir()):
+            raise FileExistsError(  # whatever it is, it is not ours to replace
+                f"{self.output} holds other files and no quickstart. Choose another --output."
+            )
+        check_world(data, world_of_size(self.images, self.seed), self.overwrite)
 
     def run(self, found: None) -> int:
         """Draw, extract, train, evaluate and show; every command goes on where it was."""
@@ -92,13 +91,12 @@ class Quickstart(Command):
         from talk2dino.toy.world import read_examples
 
         out: Path = self.output
-        if self.overwrite and out.is_dir():
-            remove_folder(out)  # `check` has seen that it is a quickstart
-        record = {"settings": self._settings()}
-        write_text(out / RECORD, json.dumps(record, indent=2) + "\n")
+        for folder in (out / name for name in _KEPT if self.overwrite):
+            if folder.is_dir():
+                remove_folder(folder)
         places = {
             **{"out": out, "data": out / "data", "images": self.images, "seed": self.seed},
-            "recipe": self._recipe(),
+            "recipe": find_in_checkout(RECIPE),
         }
         for line in STEPS:
             if "{shown}" in line:  # of the evaluation's pictures, those with the most in them first
@@ -117,52 +115,13 @@ class Quickstart(Command):
         print(f"everything took {time.perf_counter() - started:.0f} s")
         return DONE
 
-    def _settings(self) -> dict[str, Any]:
-        """Everything that decides the results."""
-        recipe = content_digest(find_in_checkout(RECIPE))
-        return {"images": self.images, "epochs": self.epochs, "seed": self.seed, RECIPE: recipe}
-
-    def _check_record(self) -> None:
-        """Raise for a folder that holds something else, or a quickstart with other settings.
-
-        Raises:
-            FileExistsError: the folder is not this quickstart's.
-            ValueError: the record is damaged.
-        """
-        path = self.output / RECORD
-        if not path.exists():
-            if self.output.is_dir() and any(self.output.iterdir()):
-                # Whatever it is, it is not ours to replace.
-                raise FileExistsError(
-                    f"{self.output} holds other files and no quickstart. Choose another --output."
-                )
-            return
-        if self.overwrite:
-            return
-        content = read_json(path, "Delete it, or pass --overwrite.")
-        if not isinstance(content, dict) or "settings" not in content:
-            raise ValueError(f"{path} is no record of a quickstart. Choose another --output.")
-        if differing := differences(content["settings"], self._settings()):
-            raise FileExistsError(
-                f"{path.parent} holds a quickstart with other settings ({differing}). Choose "
-                "another folder with --output, or pass --overwrite to start again."
-            )
-
-    def _recipe(self) -> Path:
-        """The shipped recipe, or a copy of it with another number of epochs."""
-        if self.epochs is None:
-            return find_in_checkout(RECIPE)
-        from talk2dino.methods.talk2dino.recipe import write_recipe
-
-        write_recipe(RECIPE, {"num_epochs": self.epochs}, self.output / "toy.yaml")
-        return self.output / "toy.yaml"
-
 
 def _run_step(name: str, words: list[str]) -> int:
     """Print a command as it would be typed, and run it in this process unless it is done."""
     command = find_command(name)
     print(f"\n$ python {command.script} {shlex.join(words)}", flush=True)
-    if _is_extracted(name, words):
+    made = words[words.index("--out_path") + 1] if "--out_path" in words else ""
+    if made and Path(made).exists():  # extractions refuse to make it again
         print("  done already")
         return DONE
     started = time.perf_counter()
@@ -173,18 +132,6 @@ def _run_step(name: str, words: list[str]) -> int:
     if code != DONE:
         print(f"error: {name} ended with exit code {code}", file=sys.stderr)
     return code
-
-
-def _is_extracted(name: str, words: list[str]) -> bool:
-    """Whether these features are there: extractions refuse to make them again."""
-    if name == "extract":
-        return Path(words[words.index("--out_path") + 1]).exists()
-    if name != "extract-text":
-        return False
-    from talk2dino.features.store import read_features
-
-    features = read_features(words[words.index("--ann_path") + 1])
-    return "ann_feats" in features.caption_features
 
 
 def _class_table(results: Path) -> Table:
