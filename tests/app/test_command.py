@@ -43,9 +43,9 @@ def refused(capsys, *flags):
         (["--model", "toy", "ovsegmentor_vitb=nowhere"], "no OVSegmentor weights"),
         (["--model", "nowhere.yaml"], "nowhere.yaml"),
         (["--model", "toy=none.pth"], "no projection weights"),
-        (["--weights", "none.pth"], "--weights belongs to --config"),
-        (["--config", "configs/toy.yaml", "--weights", "none.pth"], "none.pth"),
-        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--weights", "none.pth"], "It went: --model <recipe>=<weights>"),
+        (["--model", "configs/toy.yaml=none.pth"], "none.pth"),
+        (["--model", "nowhere.yaml=seeded:0"], "nowhere.yaml"),
     ],
 )
 def test_wrong_flags_are_refused_before_a_model_is_loaded(flags, message, capsys):
@@ -68,8 +68,8 @@ def parsed(*flags):
 def test_models_are_offered_in_the_order_of_the_flags():
     models = parsed("--model", "toy", "vitb", "--device", "cpu").check()[0]
     assert list(models.entries) == ["toy", "vitb"]
-    models = parsed("--config", "configs/toy.yaml", "--weights", "seeded:3", "--model", "vitb")
-    assert list(models.check()[0].entries) == ["toy", "vitb"]
+    models = parsed("--model", "configs/toy.yaml=seeded:3", "vitb")
+    assert list(models.check()[0].entries) == ["configs/toy.yaml=seeded:3", "vitb"]
 
 
 def test_a_vocabulary_fills_the_field(tmp_path):

@@ -111,13 +111,11 @@ def test_a_folder_in_weights_speaks_for_a_short_name(untrained, tmp_path, monkey
 
 def test_configured_models_say_what_their_colours_are_worth(root, trained):
     recipe = str(root / "configs" / "toy.yaml")
-    entry = find_entry(recipe, "mine", weights="seeded:0")
-    assert entry.name == "mine" and "“mine” has random, untrained" in entry.notice
-    entry = find_entry(recipe, weights=str(trained))
-    assert "drawn pictures of apple" in entry.notice
+    notice = find_entry(f"{recipe}=seeded:0").notice
+    assert f"“{recipe}=seeded:0” has random, untrained" in notice
     assert "drawn pictures of apple" in find_entry(f"{recipe}={trained}").notice
     large = str(root / "configs" / "vitl_mlp_infonce.yaml")
-    entry = find_entry(large, weights=str(trained))
+    entry = find_entry(f"{large}={trained}")
     assert (entry.rules.threshold, entry.notice) == (0.54, "")
 
 

@@ -108,11 +108,11 @@ def test_a_wrong_request_is_refused_before_a_model_is_used(changes, message, sma
 
 
 def test_a_configured_model_is_loaded_as_configured(root):
-    recipe = str(root / "configs" / "toy.yaml")
-    models = Models([find_entry(recipe, "mine", weights="seeded:3")], CPU)
-    with models.use("mine") as model:
+    name = f"{root / 'configs' / 'toy.yaml'}=seeded:3"
+    models = Models([find_entry(name)], CPU)
+    with models.use(name) as model:
         assert model.segmenter.config.projection_weights == "seeded:3"
-    assert models.entry("mine").segmenter is not None
+    assert models.entry(name).segmenter is not None
 
 
 def test_two_requests_never_meet_inside_a_model(models):

@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 from talk2dino.config import check_at_least, check_name, split_names
+from talk2dino.files import find_in_checkout
 from talk2dino.inference import score_labels
 from talk2dino.methods.base import Method, PictureRules
 from talk2dino.methods.registry import MODEL_NAMES, find_method, method_class
@@ -69,26 +70,21 @@ class Entry:
         return method, method.load(device, self.segmenter)
 
 
-def find_entry(name: str, label: str | None = None, **settings: Any) -> Entry:
+def find_entry(name: str) -> Entry:
     """A model of any method; a published one is not downloaded yet.
 
     Args:
         name: what `registry.find_method` takes, or `<name or recipe>=<folder, file or seeded:<n>>`.
-        label: what it is called on the page.
-        settings: options of its method.
 
     Raises:
         ValueError, FileNotFoundError, RuntimeError: there is no such model, or its weights are
             missing or damaged.
     """
-    model, equals, weights = name.partition("=")
-    if equals and not Path(name).exists():
-        if not Path(model).is_file():  # a recipe
+    model, settings = name, {}
+    if "=" in name and not Path(name).exists():
+        model, _, settings["weights"] = name.partition("=")
+        if not find_in_checkout(model).is_file():  # a recipe
             check_name("model with weights (<name>=<weights>)", model, MODEL_NAMES)
-        settings["weights"] = weights
-    else:
-        model = name
-    label = label or name
 
     def find() -> Method:
         method = find_method(model, settings).for_pictures(False)
@@ -97,12 +93,12 @@ def find_entry(name: str, label: str | None = None, **settings: Any) -> Entry:
 
     rules = None if settings else method_class(model).remote(model)
     if rules is not None:
-        return Entry(label, find, rules)
+        return Entry(name, find, rules)
     method = find()
-    notice = UNTRAINED.format(label) if method.untrained else ""
+    notice = UNTRAINED.format(name) if method.untrained else ""
     if method.toy and not notice:
-        notice = DRAWN_WORLD.format(label, ", ".join(CLASS_NAMES))
-    return Entry(label, find, method.demo, notice, method)
+        notice = DRAWN_WORLD.format(name, ", ".join(CLASS_NAMES))
+    return Entry(name, find, method.demo, notice, method)
 
 
 class Models:

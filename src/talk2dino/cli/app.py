@@ -13,7 +13,7 @@ from talk2dino.cli.command import Command, add_flags, from_flags
 from talk2dino.methods.registry import DEFAULT_MODEL, MODEL_NAMES  # noqa: F401  for the help
 
 if TYPE_CHECKING:
-    from talk2dino.app.request import Entry, Limits, Models
+    from talk2dino.app.request import Limits, Models
     from talk2dino.app.server import ServerConfig
 
     Found = tuple[Models, Limits, ServerConfig, list[tuple[Path, str]], str]
@@ -25,7 +25,6 @@ EXAMPLES = {
 }
 """Pictures of the checkout -> categories that go with them."""
 MAX_EXAMPLES = 8
-_OF_THE_RECIPE = ("weights", "vision_weights", "text_weights")
 
 
 class App(Command):
@@ -33,18 +32,14 @@ class App(Command):
 
     script = "app.py"
     example = "--model toy"
+    gone = {
+        **dict.fromkeys(("--config", "--weights"), "--model <recipe>=<weights>"),
+        **dict.fromkeys(("--vision_weights", "--text_weights"), "--model takes a YAML with them"),
+    }
 
     model: list[str] | None = None
-    """Models to choose from, the first at once: {MODEL_NAMES}, a folder or a repository;
-    <name>=<folder, file or seeded:<n>> for other weights (default: {DEFAULT_MODEL})."""
-    config: Path | None = None
-    """Recipe of configs/, offered before them."""
-    weights: str | None = None
-    """Of --config, as in demo.py."""
-    vision_weights: str | None = None
-    """Of --config, as in demo.py."""
-    text_weights: str | None = None
-    """Of --config, as in demo.py."""
+    """Models to choose from, the first at once: {MODEL_NAMES}, a recipe of configs/, a folder or a
+    repository; <name>=<folder, file or seeded:<n>> for other weights (default: {DEFAULT_MODEL})."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:<i> or mps."""
     categories: str = ""
@@ -66,14 +61,15 @@ class App(Command):
         if find_spec("gradio") is None:
             raise ImportError("the app needs Gradio: pip install -r requirements-app.txt")
 
-        from talk2dino.app.request import Limits, Models
+        from talk2dino.app.request import Limits, Models, find_entry
         from talk2dino.app.server import ServerConfig
         from talk2dino.devices import resolve_device
 
         server, limits = from_flags(ServerConfig, self), from_flags(Limits, self)
         categories, device = self.words(limits), resolve_device(self.device)
         examples = self.pictures(categories)
-        return Models(self.entries(), device), limits, server, examples, categories
+        models = Models(list(map(find_entry, self.model or [DEFAULT_MODEL])), device)
+        return models, limits, server, examples, categories
 
     def run(self, found: Found) -> None:
         """Load the first model, then serve until interrupted."""
@@ -97,23 +93,6 @@ class App(Command):
                 threading.Event().wait()
         except KeyboardInterrupt:
             print("stopped")
-
-    def entries(self) -> list[Entry]:
-        """The models of the flags, that of a recipe first."""
-        from talk2dino.app.request import find_entry
-        from talk2dino.files import find_in_checkout
-
-        given = {flag: value for flag in _OF_THE_RECIPE if (value := getattr(self, flag))}
-        if self.config is None:
-            if given:
-                flag = next(iter(given))
-                raise ValueError(f"--{flag} belongs to --config. Add that, or leave it out.")
-            return [find_entry(name) for name in self.model or [DEFAULT_MODEL]]
-        label = self.config.stem
-        if self.weights and not self.weights.startswith("seeded:"):
-            label = Path(self.weights).stem
-        first = find_entry(str(find_in_checkout(self.config)), label, **given)
-        return [first, *map(find_entry, self.model or ())]
 
     def words(self, limits: Limits) -> str:
         """What the field of categories starts with."""
