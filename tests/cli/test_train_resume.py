@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from talk2dino.cli.train import Train
 from talk2dino.features.store import write_features
-from talk2dino.training.run import StateFile
+from talk2dino.training import job
 from tests.ranks import run_ranks
 
 from .small_training import features, train, write_recipe
@@ -75,15 +75,15 @@ def test_resuming_under_other_settings_is_refused_and_names_them(folder, capsys,
 def test_an_epoch_that_was_shown_but_not_saved_is_in_the_curve_once(
     folder, monkeypatch, a_second_later
 ):
-    save, flags = StateFile.save, ("--logger", "tensorboard")
+    save, flags = job.save_torch, ("--logger", "tensorboard")
 
-    def dying(keeper, snapshot):
+    def dying(snapshot, path):
         if snapshot["state"]["epoch"] == 2:
             raise KeyboardInterrupt
-        save(keeper, snapshot)
+        save(snapshot, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(StateFile, "save", dying)
+        patch.setattr(job, "save_torch", dying)
         assert train(*flags) == 130
     a_second_later()
     assert train(*flags, "--resume") == 0

@@ -27,16 +27,17 @@ from talk2dino.files import (
     check_not_inputs,
     check_writable,
     hold_lock,
+    save_torch,
     write_text,
 )
 from talk2dino.processes import Processes
+from talk2dino.progress import Progress
 from talk2dino.textfiles import read_json
 from talk2dino.training.run import (
     Hooks,
     Log,
     Record,
     Run,
-    StateFile,
     check_same_settings,
     load_state,
 )
@@ -99,7 +100,7 @@ class RunJob(ABC):
     """What the user typed, for the record."""
 
     kind: ClassVar[str]
-    """See `Run.kind`."""
+    """What its state says that it is: `talk2dino unfinished <something>`."""
 
     @property
     @abstractmethod
@@ -111,7 +112,7 @@ class RunJob(ABC):
         """Everything that the final weights depend on, flat: what `--resume` compares."""
 
     @abstractmethod
-    def open(self, device: torch.device, processes: Processes, hooks: Hooks) -> Any:
+    def open(self, device: torch.device, processes: Processes, encoding: Progress) -> Any:
         """The `Run` before its first step."""
 
     @abstractmethod
@@ -179,17 +180,14 @@ def carry_out(job: RunJob, hooks: Hooks | None = None, processes: Processes | No
         complete, unfinished = processes.broadcast(_found(job, settings) if first else None)
         if complete:
             return None
-        run = job.open(device, processes, hooks)
+        run = job.open(device, processes, hooks.encoding)
         if unfinished is not None:
             run.restore(unfinished)
-        keeper = None
         if first:
-            if job.overwrite:
-                outputs.unfinished.unlink(missing_ok=True)
-            keeper = StateFile(outputs.unfinished, settings, job.checkpoint_seconds)
-        weights = _train(job, run, hooks, keeper)
-        if first:
+            weights = _train(job, run, hooks, settings)
             _write(job, run, settings, weights)
+        else:
+            run.run(Hooks())
         processes.gather(None)  # the others wait
         return run
 
@@ -223,29 +221,31 @@ def _found(job: RunJob, settings: Mapping[str, Any]) -> tuple[bool, dict[str, An
     return unfinished is None, unfinished
 
 
-def _train(job: RunJob, run: Run, hooks: Hooks, keeper: StateFile | None) -> dict[str, Tensor]:
-    """Run the loop with its table, logger and state file; only the first process has those."""
-    if keeper is None:
-        return run.run(Hooks())
+def _train(job: RunJob, run: Run, hooks: Hooks, settings: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Run the loop with its table, logger and state file."""
     outputs, state = job.outputs, run.state
     history = [(run.logged(r, again=True), run.place(r["epoch"])) for r in state.records]
     start = run.place(state.epoch, state.step)
+    if job.overwrite:
+        outputs.unfinished.unlink(missing_ok=True)
 
     def on_epoch(record: Record) -> None:
         if not outputs.complete.exists():  # else the table belongs to that
             write_losses(run.state.records, outputs.losses)
-        if values := run.logged(record):
-            run.log(values, run.place(record["epoch"]))
         if hooks.on_epoch is not None:
             hooks.on_epoch(record)
 
+    def save(state: dict[str, Any]) -> None:
+        save_torch({"kind": job.kind, **state, "settings": settings}, outputs.unfinished)
+
+    own = dataclasses.replace(hooks, on_epoch=on_epoch, save=save, seconds=job.checkpoint_seconds)
     try:
-        with open_logger(job.logger, outputs.log, keeper.settings, start, history) as run.log:
-            return run.run(dataclasses.replace(hooks, on_epoch=on_epoch), keeper)
+        with open_logger(job.logger, outputs.log, settings, start, history) as own.log:
+            return run.run(own)
     except RuntimeError as error:
-        if not keeper.path.exists():
+        if not outputs.unfinished.exists():
             raise
-        kept = f"The last good state is in {keeper.path}."
+        kept = f"The last good state is in {outputs.unfinished}."
         raise RuntimeError(f"{str(error).rstrip('.')}. {kept}") from error
 
 

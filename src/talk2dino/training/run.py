@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from talk2dino.config import differences
-from talk2dino.files import load_torch, save_torch
+from talk2dino.files import load_torch
 from talk2dino.processes import Processes
 from talk2dino.progress import Progress, silent
 
@@ -41,25 +41,6 @@ class RunState:
     """Epoch with the lowest validation loss so far, from 1."""
     losses: list[float] = field(default_factory=list)
     """Values of the complete steps of the epoch under way: `Run.columns` of each."""
-
-
-@dataclass
-class StateFile:
-    """Keeps a run's state on disk."""
-
-    path: Path
-    """The file."""
-    settings: dict[str, Any]
-    """What a run must share with the interrupted one to continue it."""
-    seconds: float = 60.0
-    """Time between two saves within an epoch; every epoch's end is saved anyway."""
-    saved_at: float = field(default_factory=time.monotonic)
-    """When it was saved last."""
-
-    def save(self, snapshot: Mapping[str, Any]) -> None:
-        """Write the file whole or not at all; a kill in between leaves the previous one."""
-        save_torch({**snapshot, "settings": self.settings}, self.path)
-        self.saved_at = time.monotonic()
 
 
 def load_state(path: Path, kind: str) -> dict[str, Any]:
@@ -97,6 +78,12 @@ class Hooks:
     """Called after every epoch with its record."""
     encoding: Progress = silent
     """Progress of what is done with the data before the first step."""
+    log: Log = lambda values, place: None
+    """What loggers show."""
+    save: Callable[[dict[str, Any]], object] | None = None
+    """Keeps what `Run.restore` takes: at every epoch's end, and when it is due within one."""
+    seconds: float = 60.0
+    """Between two saves within an epoch."""
 
 
 class Run(ABC):
@@ -110,8 +97,6 @@ class Run(ABC):
         processes: this process and its equals, which take every step together.
     """
 
-    kind: str
-    """What its state says that it is: `talk2dino unfinished <something>`."""
     advice: str
     """What to do when a value is not finite."""
     columns: tuple[str, ...]
@@ -141,7 +126,7 @@ class Run(ABC):
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.best: dict[str, Tensor] | None = None  # weights of the best epoch, on the CPU
         self.pending: list[Tensor] = []  # values of steps, still on the device
-        self.log: Log = lambda values, place: None
+        self.hooks, self.saved_at = Hooks(), time.monotonic()
 
     @abstractmethod
     def batches(self) -> Iterator[Any]:
@@ -187,12 +172,8 @@ class Run(ABC):
         """Where loggers show the values after so many epochs and steps."""
         return epoch
 
-    def run(self, hooks: Hooks, keeper: StateFile | None = None) -> dict[str, Tensor]:
+    def run(self, hooks: Hooks) -> dict[str, Tensor]:
         """Train to the end.
-
-        Args:
-            hooks: progress and records.
-            keeper: where the state is kept; None keeps none.
 
         Returns:
             The final weights, or those of the best epoch if it is kept, on the CPU.
@@ -200,14 +181,18 @@ class Run(ABC):
         Raises:
             RuntimeError: a loss or a weight is not finite; the message names epoch and step.
         """
+        self.hooks = hooks
         self.model.train()
-        self._save(keeper)
+        self._save()
         while self.state.epoch < self.epochs:
-            self._epoch(hooks, keeper)
-            self._close_epoch()
-            if hooks.on_epoch:  # first: a resumed run shows again what is not in the state
-                hooks.on_epoch(self.state.records[-1])
-            self._save(keeper)
+            self._epoch()
+            record = self._close_epoch()
+            # First: a resumed run shows again what is not in the state.
+            if hooks.on_epoch:
+                hooks.on_epoch(record)
+            if values := self.logged(record):
+                hooks.log(values, self.place(self.state.epoch))
+            self._save()
         return self.best or weights_on_cpu(self.model)
 
     def failure(self, what: str, step: int) -> RuntimeError:
@@ -217,20 +202,20 @@ class Run(ABC):
             f"Training stopped. {self.advice}"
         )
 
-    def _epoch(self, hooks: Hooks, keeper: StateFile | None) -> None:
+    def _epoch(self) -> None:
         """Train from the state's step to the end of the epoch under way."""
         state, total = self.state, self.steps_per_epoch
         batches = self.batches()
         steps: Iterable[int] = range(state.step, total)
-        if hooks.progress:
-            steps = hooks.progress(steps, state.epoch + 1, total)
+        if self.hooks.progress:
+            steps = self.hooks.progress(steps, state.epoch + 1, total)
         for step in steps:
             self.pending.append(self.take(next(batches), step))
             state.step += 1
             if state.step == total or state.step % self.look_every == 0:
                 self.collect()
-            if state.step < total and state.step % self.save_every == 0 and self._is_due(keeper):
-                self._save(keeper)
+            if state.step < total and state.step % self.save_every == 0 and self._is_due():
+                self._save()
 
     def collect(self) -> None:
         """Fetch the values that are still on the device, check and keep them."""
@@ -251,9 +236,9 @@ class Run(ABC):
                     raise self.failure(f"{name} is {value}", step)
         means = [math.fsum(column) / len(rows) for column in zip(*rows, strict=True)]
         if shown := self.shown(means):
-            self.log(shown, self.place(self.state.epoch, self.state.step))
+            self.hooks.log(shown, self.place(self.state.epoch, self.state.step))
 
-    def _close_epoch(self) -> None:
+    def _close_epoch(self) -> Record:
         """Record the epoch's means, and keep the weights if they are the best."""
         state, judged, (_, column) = self.state, self.judge(), self.losses
         if judged is not None and not math.isfinite(judged):
@@ -274,24 +259,28 @@ class Run(ABC):
             }
         )
         state.epoch, state.step, state.losses = state.epoch + 1, 0, []
+        return state.records[-1]
 
-    def _is_due(self, keeper: StateFile | None) -> bool:
+    def _is_due(self) -> bool:
         """Whether the last save lies back far enough; the first process tells the others."""
-        due = keeper is not None and time.monotonic() - keeper.saved_at >= keeper.seconds
+        hooks = self.hooks
+        due = hooks.save is not None and time.monotonic() - self.saved_at >= hooks.seconds
         return bool(self.processes.broadcast(due)) if self.saves_together else due
 
-    def _save(self, keeper: StateFile | None) -> None:
-        """Write the state, after making sure that it is a good one."""
-        if keeper is None and not self.saves_together:
+    def _save(self) -> None:
+        """Have the state kept, after making sure that it is a good one."""
+        save = self.hooks.save
+        if save is None and not self.saves_together:
             return
         self.collect()
         if not all(bool(p.isfinite().all()) for p in self.parameters):
             raise self.failure("a weight became infinite or not a number", self.state.step)
         own = self.own_state()
-        if keeper is not None:
+        if save is not None:
             weights, optimizer = dict(self.model.state_dict()), self.optimizer.state_dict()
             saved = {"state": asdict(self.state), "best": self.best, "weights": weights}
-            keeper.save({"kind": self.kind, **saved, "optimizer": optimizer, **own})
+            save({**saved, "optimizer": optimizer, **own})
+            self.saved_at = time.monotonic()
             logger.debug("saved epoch %d, step %d", self.state.epoch, self.state.step)
 
 

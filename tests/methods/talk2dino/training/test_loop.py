@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from talk2dino.files import save_torch
 from talk2dino.methods.talk2dino.alignment import strategies
 from talk2dino.methods.talk2dino.projection import (
     ProjectionConfig,
@@ -24,7 +25,6 @@ from talk2dino.methods.talk2dino.training.loop import (
 from talk2dino.training.run import (
     Hooks,
     RunState,
-    StateFile,
     check_same_settings,
     epoch_order,
     load_state,
@@ -43,6 +43,11 @@ def make_run(features, model=None, train=None, text=None, validation=None, **loo
     held_out = validation and StoredPairs(validation, choice.for_validation(), "val.pth")
     settings = LoopSettings(TrainConfig(**{**FAST, **(train or {})}), **loop)
     return TrainingRun(projection, StoredPairs(features, choice, "f.pth"), held_out, settings)
+
+
+def saving(path, **hooks):
+    """Hooks that keep the state in a file."""
+    return Hooks(save=lambda state: save_torch({"kind": KIND, **state}, path), **hooks)
 
 
 def train_losses(run):
@@ -187,9 +192,8 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_state(tiny_fe
                     run.model.linear_layer.bias.fill_(float("nan"))
             yield step
 
-    checkpoint = StateFile(tmp_path / "w.resume.pth", {})
     with pytest.raises(RuntimeError, match=r"epoch 2, step 2 of 3: train_loss is nan"):
-        run.run(Hooks(progress=spoil_the_second_epoch), checkpoint)
+        run.run(saving(tmp_path / "w.resume.pth", progress=spoil_the_second_epoch))
     kept = load_state(tmp_path / "w.resume.pth", KIND)
     assert (kept["state"]["epoch"], kept["state"]["step"]) == (1, 0)
     assert all(bool(value.isfinite().all()) for value in kept["weights"].values())
@@ -200,7 +204,7 @@ def test_infinite_features_stop_the_training_before_a_bad_state_is_kept(tiny_fea
     features.caption_features["ann_feats"][0] = float("inf")
     run = make_run(features)
     with pytest.raises(RuntimeError, match=r"epoch 1, step \d of 3: train_loss is nan"):
-        run.run(Hooks(), StateFile(tmp_path / "s.pth", {}, seconds=0))
+        run.run(saving(tmp_path / "s.pth", seconds=0))
     assert load_state(tmp_path / "s.pth", KIND)["state"]["epoch"] == 0
 
 
@@ -238,7 +242,7 @@ def test_continuing_from_any_step_reaches_the_same_weights(tiny_features, tmp_pa
                 yield step
 
         with pytest.raises(Killed):
-            new_run().run(Hooks(progress=die), StateFile(path, {}, seconds=0))
+            new_run().run(saving(path, seconds=0, progress=die))
         resumed = new_run()
         resumed.restore(load_state(path, KIND))
         weights = resumed.run(Hooks())
@@ -389,9 +393,8 @@ def test_nothing_is_recorded_where_heads_are_drawn(monkeypatch):
 
 def save(size: int, path: Path) -> None:
     state = asdict(RunState(epoch=1, records=[{"epoch": 1, "train_loss": 0.5}]))
-    StateFile(path, {"lr": 1}).save(
-        {"kind": KIND, "state": state, "best": None, "weights": {"w": torch.ones(size)}}
-    )
+    weights = {"w": torch.ones(size)}
+    save_torch({"kind": KIND, "state": state, "best": None, "weights": weights}, path)
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs Linux")
@@ -416,4 +419,3 @@ def test_a_state_without_anything_special_comes_back(tmp_path):
     loaded = load_state(tmp_path / "s.pth", KIND)
     state = RunState(**loaded["state"])
     assert vars(state) == vars(RunState(epoch=1, records=[{"epoch": 1, "train_loss": 0.5}]))
-    assert loaded["settings"] == {"lr": 1}

@@ -43,8 +43,8 @@ from talk2dino.methods.ovsegmentor.text import (
 )
 from talk2dino.methods.ovsegmentor.vision import load_dino
 from talk2dino.processes import Processes
+from talk2dino.progress import Progress
 from talk2dino.training.job import RunJob, RunOutputs
-from talk2dino.training.run import Hooks
 
 PRETRAINED = "pretrained"
 _DINO_MODELS = {768: "vit_base_patch16_224.dino", 384: "vit_small_patch16_224.dino"}
@@ -155,7 +155,9 @@ class PretrainingJob(RunJob):
             settings[f"{name} digest"] = content_digest(path)
         return settings
 
-    def open(self, device: torch.device, processes: Processes, hooks: Hooks) -> PretrainingRun:
+    def open(
+        self, device: torch.device, processes: Processes, encoding: Progress
+    ) -> PretrainingRun:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         recipe, workers, augment = self.recipe, self.workers, self.recipe.augment

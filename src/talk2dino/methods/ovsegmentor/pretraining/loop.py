@@ -177,7 +177,6 @@ class PretrainingRun(Run):
     """
 
     model: OVSegmentor
-    kind = KIND
     advice = "Try a lower base_lr, or float32 (amp: null)."
     columns = ("loss", "matching", "entity", "mask", "gradient_norm")
     losses = ("matching", "held_out")

@@ -49,7 +49,7 @@ from talk2dino.methods.talk2dino.training.retrieval import embed_pairs, retrieva
 from talk2dino.processes import Processes
 from talk2dino.progress import Progress, silent
 from talk2dino.training.job import RunJob, RunOutputs
-from talk2dino.training.run import Hooks, weights_on_cpu
+from talk2dino.training.run import weights_on_cpu
 
 logger = logging.getLogger(__name__)
 
@@ -166,8 +166,8 @@ class TrainJob(RunJob):
     def present(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
         return {k: v for k, v in present_settings(settings).items() if k != "captions"}
 
-    def open(self, device: torch.device, processes: Processes, hooks: Hooks) -> TrainingRun:
-        pairs, validation, test = open_datasets(self, device, hooks.encoding)
+    def open(self, device: torch.device, processes: Processes, encoding: Progress) -> TrainingRun:
+        pairs, validation, test = open_datasets(self, device, encoding)
         assert pairs is not None
         model = first_model(self.recipe.model, self.loop.seed, self.recipe.features).to(device)
         model.load_state_dict(processes.broadcast(weights_on_cpu(model)))

@@ -104,7 +104,6 @@ class TrainingRun(Run):
     """
 
     model: Projection
-    kind = KIND
     columns = ("train_loss",)
     losses = ("train_loss", "val_loss")
     advice = "Try a lower learning rate, or look for such values in the features."
