@@ -201,7 +201,7 @@ class OneOfTwo(Processes):
     """The first of two processes; the other one has the label maps of all images but 1 and 3."""
 
     def gather(self, value):
-        return [value] if isinstance(value[0], dict) else [value, [1, 3]]
+        return [value] if isinstance(value, dict) else [value, {1, 3}]
 
 
 def test_processes_divide_the_same_list_of_missing_label_maps(make_voc, by_colour, tmp_path):

@@ -173,7 +173,7 @@ def test_unlabelled_pixels_are_the_background_of_172_classes():
         assert (labels[file == 255] == 0).all()
         assert (labels[file != 255] == file[file != 255] + 1).all()
     with pytest.raises(ValueError, match="1 pixels with label 171; coco_stuff_bg has the labels 0"):
-        dataset.class_ids(0, np.array([[0, 255, 171]], np.uint8))
+        dataset.read_label(0, np.array([[0, 255, 171]], np.uint8))
 
 
 def test_the_data_of_172_classes_is_that_of_171(capsys):

@@ -152,25 +152,22 @@ class EvaluationSet:
         images = [self.data_root / sample.image for sample in self.samples]
         return hashlib.sha256("".join(map(file_sha256, images)).encode()).hexdigest()
 
-    def read_label(self, index: int) -> np.ndarray:
-        """Class ids (H, W) uint8, uint16 for more than 255 classes; see `labels.ignored_label`.
-
-        Raises:
-            ValueError: not one label per pixel, or a value that means nothing.
-        """
-        return self.class_ids(index, self.read_label_file(index))
-
     def read_label_file(self, index: int) -> np.ndarray:
         """The values of a label file, which benchmarks may share; see `read_labels`."""
         path = self.data_root / self.samples[index].label
         return read_labels(path, self.benchmark.rules.colours)
 
-    def class_ids(self, index: int, values: np.ndarray) -> np.ndarray:
-        """What the values of an image's label file mean for this data set, as `read_label`.
+    def read_label(self, index: int, values: np.ndarray | None = None) -> np.ndarray:
+        """Class ids (H, W) uint8, uint16 for more than 255 classes; see `labels.ignored_label`.
+
+        Args:
+            index: of the image.
+            values: of its label file, where that is read already.
 
         Raises:
-            ValueError: a value that means nothing.
+            ValueError: not one label per pixel, or a value that means nothing.
         """
+        values = self.read_label_file(index) if values is None else values
         row, rules = self.benchmark, self.benchmark.rules
         labels, unknown = rules.class_ids(values, len(row.classes))
         if unknown.any() and not rules.unknown_ignored:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import time
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -214,8 +215,7 @@ def run_job(
     for group in [[run] for run in runs] if job.one_by_one else group_runs(runs):
         if job.one_by_one:
             forget_peak_memory(job.device)
-        results = {run.name: _whole_result(job, run, processes) for run in group}
-        todo = [run for run in group if results[run.name] is None]
+        todo = [run for run in group if _whole_result(job, run, processes) is None]
         counts, timing = evaluate_group(job, todo, models.tasks, processes, progress)
         for run in group:
             found = counts.get(run.name, {})
@@ -223,7 +223,7 @@ def run_job(
                 content, arrays = make_result(run, found, timing)
                 content["counted_with"] = count_settings(job, run)
                 write_result(job.output, run.name, content, arrays)
-            result = results[run.name] or _whole_result(job, run, processes)
+            result = _whole_result(job, run, processes)
             if result is not None:  # it holds them all
                 for path in (job.output / "counts" / run.name).glob("*.npz"):
                     path.unlink(missing_ok=True)
@@ -368,23 +368,34 @@ def evaluate_group(
     if not runs:
         return {}, None
     processes = processes or Processes()
-    folders = [open_counts(job.output, run, count_settings(job, run)) for run in runs]
-    counts = _gathered(runs, folders, processes)
+    folders = {run.name: open_counts(job.output, run, count_settings(job, run)) for run in runs}
+    counts, samples = _gathered(folders, processes), runs[0].dataset.samples
+    lacking = {
+        index
+        for index in range(job.job_id, len(samples), job.num_jobs)
+        for run in runs
+        if index not in counts[run.name] or not run.folders.complete(samples[index].name)
+    }
     # All ranks divide the same list, whichever disk a label map is on and whoever starts first.
-    unfinished = processes.gather(_unfinished(job, runs, counts))
-    todo = sorted(set(unfinished[0]).intersection(*unfinished[1:]))
+    todo = sorted(set.intersection(*processes.gather(lacking)))
     if not todo:
         return counts, None
+
+    def keep(index: int, results: Sequence[ImageCounts]) -> None:
+        """Write the counts of an image where they are not known."""
+        for run, result in zip(runs, results, strict=True):
+            if index not in counts[run.name]:
+                keep_counts(folders[run.name], index, result)
+
     started = time.perf_counter()
     if mine := todo[processes.rank :: processes.count]:
         tasks = make_tasks(runs)
         started = time.perf_counter()  # models are loaded and text is embedded
-        found = _results(job, runs, tasks, mine)
-        writes = (partial(_keep, runs, folders, counts, *results) for results in found)
+        writes = (partial(keep, *found) for found in _results(job, runs, tasks, mine))
         with progress(len(mine), 0) as bar:
             for _ in read_ahead(writes, threads=1):  # the models need not wait for the disk
                 bar.update()
-    counts = _gathered(runs, folders, processes)  # other jobs have gone on: the last sees all
+    counts = _gathered(folders, processes)  # other jobs have gone on: the last sees all
     seconds, gpu = time.perf_counter() - started, job.device.type == "cuda"
     peak = torch.cuda.max_memory_allocated(job.device) / 2**20 if gpu else None
     timing: Timing = {
@@ -400,44 +411,15 @@ def evaluate_group(
     return counts, timing
 
 
-def _keep(
-    runs: Sequence[Run],
-    folders: Sequence[Path],
-    known: Mapping[str, Mapping[int, ImageCounts]],
-    index: int,
-    results: Sequence[ImageCounts],
-) -> None:
-    """Write the counts of an image where they are not known."""
-    for run, folder, result in zip(runs, folders, results, strict=True):
-        if index not in known[run.name]:
-            keep_counts(folder, index, result)
-
-
 def count_settings(job: Job, run: Run) -> dict[str, Any]:
     """What may move a count beside the settings that name a run; see docs/evaluation.md."""
     return {"pictures": run.dataset.pictures, "batch_size": job.batching.size}
 
 
-def _gathered(runs: Sequence[Run], folders: Sequence[Path], processes: Processes) -> Counts:
+def _gathered(folders: Mapping[str, Path], processes: Processes) -> Counts:
     """The counts of all processes, which need not see each other's disks."""
-    merged: Counts = {run.name: {} for run in runs}
-    for of_process in processes.gather([kept_counts(folder) for folder in folders]):
-        for run, found in zip(runs, of_process, strict=True):
-            merged[run.name] = found | merged[run.name]
-    return merged
-
-
-def _unfinished(
-    job: Job, runs: Sequence[Run], counts: Mapping[str, Mapping[int, ImageCounts]]
-) -> list[int]:
-    samples = runs[0].dataset.samples
-    return [
-        index
-        for index in range(job.job_id, len(samples), job.num_jobs)
-        if not all(
-            index in counts[run.name] and run.folders.complete(samples[index].name) for run in runs
-        )
-    ]
+    kept = processes.gather({name: kept_counts(folder) for name, folder in folders.items()})
+    return {name: dict(ChainMap(*(found[name] for found in kept))) for name in folders}
 
 
 def _results(
@@ -491,7 +473,7 @@ def _read(runs: Sequence[Run], tasks: Sequence[Task], index: int, pin: bool) -> 
         path = run.dataset.samples[index].label
         if path not in files:
             files[path] = run.dataset.read_label_file(index)
-        target = run.dataset.class_ids(index, files[path])
+        target = run.dataset.read_label(index, files[path])
         targets.append(torch.from_numpy(target))
     image = torch.from_numpy(pixels)
     if pin:

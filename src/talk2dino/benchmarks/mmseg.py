@@ -6,6 +6,7 @@ The one place where mmcv and mmseg are imported: what to install, and their nois
 import logging
 import os
 import warnings
+from dataclasses import replace
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
@@ -93,8 +94,7 @@ class MMSegSet(EvaluationSet):
         cls = getattr(datasets, row.type, None)
         if cls is None:
             cls = datasets.CustomDataset
-            palette = EvaluationSet.palette.fget(self)  # type: ignore[attr-defined]
-            options |= {"classes": row.classes, "palette": palette.tolist()}
+            options |= {"classes": row.classes, "palette": self.palette.tolist()}
             options |= {"img_suffix": row.image_suffixes[0], "seg_map_suffix": row.label_suffix}
             options["reduce_zero_label"] = row.rules.shift < 0
         names = None
@@ -106,18 +106,10 @@ class MMSegSet(EvaluationSet):
             seg_map = {"seg_map": name + self._dataset.seg_map_suffix}
             info = {"filename": name + self._dataset.img_suffix, "ann": seg_map}
             self._dataset.img_infos.append(info)
+        palette = tuple(map(tuple, self._dataset.PALETTE))
+        self.benchmark = replace(row, classes=tuple(self._dataset.CLASSES), palette=palette)
         infos = self._dataset.img_infos
         return [(images / info["filename"], labels / info["ann"]["seg_map"]) for info in infos]
-
-    @property
-    def classes(self) -> list[str]:
-        """MMSegmentation's own names."""
-        return list(self._dataset.CLASSES)
-
-    @property
-    def palette(self) -> np.ndarray:
-        """(C, 3) uint8 RGB, by id."""
-        return np.asarray(self._dataset.PALETTE, dtype=np.uint8)
 
     def read_image(self, index: int) -> tuple[np.ndarray, tuple[int, int]]:
         """See `EvaluationSet`."""

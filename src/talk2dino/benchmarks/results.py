@@ -38,6 +38,7 @@ from talk2dino.benchmarks.metrics import (
 )
 from talk2dino.config import build
 from talk2dino.files import atomic_path, check_folder_writable, listed, write_text
+from talk2dino.pictures.drawing import indexed_mask
 from talk2dino.textfiles import read_json
 
 FORMAT = 1
@@ -61,11 +62,11 @@ class PictureFolders:
 
     def wanted(self) -> list[Path]:
         """The folders that are written to."""
-        return [path for path in (self.predictions, self.coloured, self.truth) if path is not None]
+        return [path for path in vars(self).values() if path is not None]
 
     def below(self, name: str) -> PictureFolders:
         """The same folders, with one subfolder per benchmark."""
-        folders = (self.predictions, self.coloured, self.truth)
+        folders = vars(self).values()
         return PictureFolders(*(None if path is None else path / name for path in folders))
 
     def complete(self, name: str) -> bool:
@@ -125,9 +126,7 @@ def palette_picture(labels: np.ndarray, palette: np.ndarray) -> Image.Image:
     colours[ignored] = _VOID_COLOUR
     if ignored != IGNORED:
         return Image.fromarray(colours[labels])
-    image = Image.fromarray(labels.astype(np.uint8))
-    image.putpalette(colours.tobytes())
-    return image
+    return indexed_mask(labels, colours)
 
 
 def save_png(image: Image.Image, path: Path) -> None:
