@@ -1,7 +1,6 @@
 """From images to scores with any segmenter: sizes, windows, averaging, resizing, finalising."""
 
 import math
-from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import cv2
@@ -48,33 +47,22 @@ def sliding_window_scores(
     height, width = image.shape[-2:]
     high, wide = protocol.window_size(height, width)
     corners = protocol.corners(height, width)
-    joins = isinstance(segmenter, PatchScoring) and segmenter.joins_windows
-    if (high, wide) == (height, width) and not joins:
-        return segmenter.window_scores(image[None], query)[0]
-    mean = WindowMean((height, width), protocol)
     crops = [image[None, :, y : y + high, x : x + wide] for y, x in corners]
     batches = (torch.cat(crops[i : i + batch_size]) for i in range(0, len(crops), batch_size))
+    mean = WindowMean((height, width), protocol)
     if isinstance(segmenter, PatchScoring) and segmenter.joins_windows:
         features = join_features([segmenter.patch_features(batch) for batch in batches])
-        scores = _pixels_of_patches(
-            segmenter, segmenter.patch_scores(features, query), crops, query
-        )
-    else:
-        scores = (window for batch in batches for window in segmenter.window_scores(batch, query))
-    for corner, window in zip(corners, scores, strict=True):
+        patches = segmenter.patch_scores(features, query).split(1)
+        for corner, crop, window in zip(corners, crops, patches, strict=True):
+            mean.add(corner, segmenter.pixel_scores(window, crop)[0])
+        scores = mean.scores()
+        return scores if isinstance(segmenter, Finalising) else with_background(scores, query)
+    if len(crops) == 1:
+        return segmenter.window_scores(crops[0], query)[0]
+    windows = (window for batch in batches for window in segmenter.window_scores(batch, query))
+    for corner, window in zip(corners, windows, strict=True):
         mean.add(corner, window)
     return mean.scores()
-
-
-def _pixels_of_patches(
-    segmenter: PatchScoring, patches: Tensor, crops: Sequence[Tensor], query: ClassQuery
-) -> Iterator[Tensor]:
-    """`window_scores` of windows (1, 3, h, w), one after the other, from their `patch_scores`."""
-    for window, crop in zip(patches.split(1), crops, strict=True):
-        pixels = segmenter.pixel_scores(window, crop)
-        if not isinstance(segmenter, Finalising):
-            pixels = with_background(pixels, query, dim=1)
-        yield pixels[0]
 
 
 @torch.inference_mode()
@@ -161,20 +149,17 @@ def _window_weights(
     protocol: Protocol, high: int, wide: int, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
     """(high, wide): how much each pixel of a window counts where windows overlap."""
-    rows, columns = stitching(protocol, high), stitching(protocol, wide)
-    assert rows is not None and columns is not None
-    return torch.outer(rows, columns).to(device, dtype)
+    weights = torch.outer(stitching(protocol, high), stitching(protocol, wide))
+    return weights.to(device, dtype)
 
 
-def stitching(protocol: Protocol, length: int) -> Tensor | None:
-    """How much each pixel of a window's side counts where windows overlap.
+def stitching(protocol: Protocol, length: int) -> Tensor:
+    """How much each pixel of a window's side counts where windows overlap, (length,).
 
-    Returns:
-        (length,); with `hann` a border's weight is not zero, as no other window may be there. None
-        where all count alike.
+    With `hann` a border's weight is not zero, as no other window may be there.
     """
     if protocol.stitch == "uniform":
-        return None
+        return torch.ones(length)
     places = (torch.arange(length) + 0.5) / length
     return 0.5 - 0.5 * torch.cos(2 * math.pi * places) + 1e-3
 

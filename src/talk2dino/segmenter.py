@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -46,9 +45,7 @@ class ClassQuery:
         if self.owner is None:
             fits = count in (len(self.names), len(self.names) - (self.background is not None))
         else:
-            fits = self.owner.shape == (count,)
-        if self.owner is not None and fits:
-            places = self.owner.tolist()
+            places = self.owner.tolist() if self.owner.shape == (count,) else [None]
             fits = all(type(place) is int and 0 <= place < len(self.names) for place in places)
         given: object = self.background  # what callers give is not what the signature promises
         if isinstance(given, bool | str):
@@ -135,7 +132,7 @@ class UniformWindows(FeatureSharing, Protocol):
 class PatchScoring(FeatureSharing, Protocol):
     """A segmenter that scores patches and spreads these scores over the pixels, class by class.
 
-    So nobody has to hold all classes at all pixels.
+    So nobody has to hold all classes at all pixels. Its `patch_features` are a named tuple.
     """
 
     aligned_corners: bool
@@ -161,24 +158,16 @@ class PatchScoring(FeatureSharing, Protocol):
 
 def take_features(features: Any, index: int) -> Any:
     """Of `patch_features` of several windows, those of one: whatever has a row per window."""
-    return _map_tensors(lambda part: part[index : index + 1], features)
+    found = features._asdict().items()
+    rows = {name: part[index : index + 1] for name, part in found if isinstance(part, Tensor)}
+    return features._replace(**rows)
 
 
 def join_features(features: Sequence[Any]) -> Any:
     """`patch_features` of windows as if they had been computed at once."""
-    return _map_tensors(lambda *parts: torch.cat(parts), *features)
-
-
-def _map_tensors(change: Callable[..., Tensor], first: Any, *others: Any) -> Any:
-    """A dataclass or named tuple with other tensors; what else it holds is the first one's."""
-    names = getattr(first, "_fields", None) or [f.name for f in dataclasses.fields(first)]
-    tensors = {
-        name: change(*(getattr(one, name) for one in (first, *others)))
-        for name in names
-        if isinstance(getattr(first, name), Tensor)
-    }
-    replace = first._replace if hasattr(first, "_replace") else partial(dataclasses.replace, first)
-    return replace(**tensors)
+    found = zip(features[0]._fields, zip(*features, strict=True), strict=True)
+    columns = {name: torch.cat(parts) for name, parts in found if isinstance(parts[0], Tensor)}
+    return features[0]._replace(**columns)
 
 
 @runtime_checkable

@@ -190,11 +190,12 @@ def test_what_a_segmenter_offers_decides_how_it_is_used(base):
 def test_the_matrix_of_an_axis_does_upsampling_mean_and_resizing():
     cells = torch.tensor([[0.0, 3.0], [6.0, 9.0]])  # two windows of two patches
     upsampled = torch.tensor([[1, 2 / 3, 1 / 3, 0], [0, 1 / 3, 2 / 3, 1]])
-    matrix = spreading_matrix(original=6, scored=6, window=4, starts=[0, 2], upsampled=upsampled)
+    protocol = Protocol(window=4, stride=2)
+    matrix = spreading_matrix(6, 6, protocol, upsampled)
     # Aligned corners: 0 1 2 3 and 6 7 8 9; the windows share the two pixels in the middle.
     expected = [0, 1, (2 + 6) / 2, (3 + 7) / 2, 8, 9]
     assert (matrix @ cells.flatten()).tolist() == pytest.approx(expected)
-    halved = spreading_matrix(original=3, scored=6, window=4, starts=[0, 2], upsampled=upsampled)
+    halved = spreading_matrix(3, 6, protocol, upsampled)
     assert (halved @ cells.flatten()).tolist() == pytest.approx([0.5, 4.5, 8.5])
     torch.testing.assert_close(halved.sum(dim=1), torch.ones(3))
 

@@ -3,7 +3,7 @@
 import contextlib
 import io
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -57,8 +57,7 @@ TIMM_MODULES = ("vision_transformer", "eva", "deit")
 """Parts of timm whose models are plain ViTs."""
 
 
-@dataclass(frozen=True, eq=False)
-class PatchFeatures:
+class PatchFeatures(NamedTuple):
     """What a backbone says of a batch of images."""
 
     cls: Tensor

@@ -164,13 +164,30 @@ def label_pictures(
 
 
 def _score(batch: list[tuple[_Progress, tuple[int, int]]]) -> None:
-    """Score windows of one size and add them to their pictures."""
+    """Score windows of one size and add them to their pictures; features are computed once."""
     windows = torch.stack([item.window(corner) for item, corner in batch])
-    uniform: list[bool] | None = None
-    for index, (scores, alike) in enumerate(_task_scores(batch[0][0].picture.tasks, windows)):
-        uniform = alike  # of all tasks: they are of one model
+    owner: Segmenter | None = None
+    features: Any = None
+    uniform: list[bool] | None = None  # of all tasks: they are of one model
+    for place, task in enumerate(batch[0][0].picture.tasks):
+        segmenter, query = task.segmenter, task.query
+        if isinstance(segmenter, FeatureSharing) and (
+            owner is None or not segmenter.shares_features(owner)
+        ):
+            owner, features = segmenter, segmenter.patch_features(windows)
+        if isinstance(segmenter, UniformWindows):
+            uniform = segmenter.uniform_windows(features)
+        scores: Sequence[Any] | Tensor
+        if isinstance(segmenter, PatchScoring) and segmenter.joins_windows:
+            scores = [take_features(features, index) for index in range(len(windows))]
+        elif isinstance(segmenter, PatchScoring):
+            scores = segmenter.patch_scores(features, query)
+        elif isinstance(segmenter, FeatureSharing):
+            scores = segmenter.score_features(features, windows, query)
+        else:
+            scores = segmenter.window_scores(windows, query)
         for (item, corner), window in zip(batch, scores, strict=True):
-            found = item.found[index]
+            found = item.found[place]
             if isinstance(found, WindowMean):
                 found.add(corner, window)
             else:
@@ -179,34 +196,6 @@ def _score(batch: list[tuple[_Progress, tuple[int, int]]]) -> None:
         item.scored += 1
         if uniform is not None:
             item.picture.uniform = (item.picture.uniform or 0) + uniform[place]
-
-
-def _task_scores(
-    tasks: Sequence[Task], windows: Tensor
-) -> Iterator[tuple[Sequence[Any] | Tensor, list[bool] | None]]:
-    """Per task what `_Progress.found` holds of every window, and which windows are uniform.
-
-    Features are computed once.
-    """
-    owner: Segmenter | None = None
-    features: Any = None
-    for task in tasks:
-        segmenter, query = task.segmenter, task.query
-        if isinstance(segmenter, FeatureSharing) and (
-            owner is None or not segmenter.shares_features(owner)
-        ):
-            owner, features = segmenter, segmenter.patch_features(windows)
-        uniform = None
-        if isinstance(segmenter, UniformWindows):
-            uniform = segmenter.uniform_windows(features)
-        if isinstance(segmenter, PatchScoring) and segmenter.joins_windows:
-            yield [take_features(features, index) for index in range(len(windows))], uniform
-        elif isinstance(segmenter, PatchScoring):
-            yield segmenter.patch_scores(features, query), uniform
-        elif isinstance(segmenter, FeatureSharing):
-            yield segmenter.score_features(features, windows, query), uniform
-        else:
-            yield segmenter.window_scores(windows, query), uniform
 
 
 def spread_labels(
@@ -283,35 +272,26 @@ def resized_labels(
     return _labels_by_rows(segmenter, scores @ columns.T, rows, pixels, query, most_bytes)
 
 
-def spreading_matrix(
-    original: int,
-    scored: int,
-    window: int,
-    starts: Sequence[int],
-    upsampled: Tensor,
-    weights: Tensor | None = None,
-) -> Tensor:
+def spreading_matrix(original: int, scored: int, protocol: Protocol, upsampled: Tensor) -> Tensor:
     """What one axis of all windows' patches contributes to each pixel of the original.
 
     Upsampling, the mean over windows and resizing are linear and separable:
     together they are one matrix per axis, made by doing them to unit vectors.
 
     Args:
-        original, scored, window: lengths in pixels.
-        starts: first pixel of every window along the axis.
+        original, scored: lengths in pixels.
+        protocol: of the windows.
         upsampled: (cells, window) what each patch of a window gives to each of its pixels.
-        weights: (window,) how much each of these counts where windows overlap; None: alike.
 
     Returns:
-        (original, len(starts) * cells); every row sums to one.
+        (original, windows * cells); every row sums to one.
     """
-    mean = torch.zeros(len(starts), len(upsampled), scored)
-    hits = torch.zeros(scored)
-    for index, start in enumerate(starts):
-        mean[index, :, start : start + window] = (
-            upsampled if weights is None else upsampled * weights
-        )
-        hits[start : start + window] += 1 if weights is None else weights
+    starts, window = protocol.starts(scored), upsampled.shape[1]
+    weights = stitching(protocol, window)
+    mean, hits = torch.zeros(len(starts), len(upsampled), scored), torch.zeros(scored)
+    for of_window, start in zip(mean, starts, strict=True):
+        of_window[:, start : start + window] = upsampled * weights
+        hits[start : start + window] += weights
     return _resizing_matrix((mean / hits).flatten(0, 1), original).T
 
 
@@ -394,13 +374,11 @@ def _matrix_of_axis(
     """`spreading_matrix` of an axis, which pictures of one size share."""
     segmenter = reference()
     assert segmenter is not None
-    starts, (window, _) = protocol.starts(scored), protocol.window_size(scored, scored)
     # Unit vectors, spread by the segmenter itself in a window of one column.
-    units = torch.eye(cells).view(1, cells, cells, 1)
-    upsampled = segmenter.pixel_scores(units, torch.zeros(1, 3, window, 1))[0, :, :, 0]
-    weights = stitching(protocol, window)
-    matrix = spreading_matrix(original, scored, window, starts, upsampled, weights)
-    return matrix.to(device, dtype)
+    units, (window, _) = torch.eye(cells), protocol.window_size(scored, scored)
+    column = torch.zeros(1, 3, window, 1)
+    upsampled = segmenter.pixel_scores(units.view(1, cells, cells, 1), column)[0, :, :, 0]
+    return spreading_matrix(original, scored, protocol, upsampled).to(device, dtype)
 
 
 def _scores_by_class(
