@@ -8,7 +8,6 @@ import torch
 
 from talk2dino.refine.pamr import (
     _fastest,
-    _pamr_in_bags,
     _pamr_in_bands,
     affinities,
     pamr,
@@ -36,7 +35,12 @@ def test_it_equals_the_literal_version_with_other_settings():
     torch.testing.assert_close(ours, literal_pamr(images, masks, 3, (1, 5)))
 
 
-@pytest.mark.parametrize("refine", [plain_pamr, _pamr_in_bags, _pamr_in_bands])
+ENOUGH = "talk2dino.refine.pamr._ENOUGH_CLASSES"
+in_both_layouts = pytest.mark.parametrize("enough_classes", [1, 99])
+
+
+@in_both_layouts
+@pytest.mark.parametrize("refine", [plain_pamr, _pamr_in_bands])
 @pytest.mark.parametrize(
     ("batch", "classes", "size", "dilations"),
     [
@@ -46,7 +50,10 @@ def test_it_equals_the_literal_version_with_other_settings():
         (3, 6, (1, 1), (1, 2)),
     ],
 )
-def test_every_way_on_a_cpu_equals_the_literal_version(refine, batch, classes, size, dilations):
+def test_every_way_on_a_cpu_equals_the_literal_version(
+    monkeypatch, enough_classes, refine, batch, classes, size, dilations
+):
+    monkeypatch.setattr(ENOUGH, enough_classes)
     images, masks = inputs(batch, classes, *size)
     exact = literal_pamr(images.double(), masks.double(), 4, dilations)
     before = masks.clone()
@@ -55,7 +62,7 @@ def test_every_way_on_a_cpu_equals_the_literal_version(refine, batch, classes, s
     assert torch.equal(masks, before)
 
 
-@pytest.mark.parametrize("refine", [_pamr_in_bags, _pamr_in_bands])
+@in_both_layouts
 @pytest.mark.parametrize(
     ("classes", "size", "iterations"),
     [
@@ -67,17 +74,18 @@ def test_every_way_on_a_cpu_equals_the_literal_version(refine, batch, classes, s
     ],
 )
 def test_pictures_of_several_bands_are_refined_like_whole_ones(
-    monkeypatch, refine, classes, size, iterations
+    monkeypatch, enough_classes, classes, size, iterations
 ):
+    monkeypatch.setattr(ENOUGH, enough_classes)
     images, masks = inputs(2, classes, *size)
     exact = literal_pamr(images.double(), masks.double(), iterations, (1, 4))
-    whole = refine(images, masks, iterations, (1, 4))
-    monkeypatch.setattr("talk2dino.refine.pamr._BAND_PIXELS", 5 * size[1])
+    whole = _pamr_in_bands(images, masks, iterations, (1, 4))
+    for name in ("_BAND_PIXELS", "_BAG_BAND_PIXELS"):
+        monkeypatch.setattr(f"talk2dino.refine.pamr.{name}", 5 * size[1])
     part = 2 * size[1] // torch.get_num_threads()
     monkeypatch.setattr("talk2dino.refine.pamr._PART_PIXELS", part)  # of two rows or one
-    monkeypatch.setattr("talk2dino.refine.pamr._MOST_WEIGHTS", 16 * size[1] * 30)  # 30 rows
-    monkeypatch.setattr("talk2dino.refine.pamr._BAG_PIXELS", 7 * size[1])
-    banded = refine(images, masks, iterations, (1, 4))
+    monkeypatch.setattr("talk2dino.refine.pamr._BAG_PIXELS", size[1])
+    banded = _pamr_in_bands(images, masks, iterations, (1, 4))
     torch.testing.assert_close(banded, whole, rtol=0, atol=2e-6)
     torch.testing.assert_close(banded.double(), exact, rtol=0, atol=2e-6)
 
@@ -89,14 +97,13 @@ def test_scores_with_channels_last_give_the_same_result():
     assert torch.equal(refined, pamr(images, masks)) and refined.is_contiguous()
 
 
-def test_the_way_depends_on_classes_type_and_gradients():
+def test_the_way_depends_on_type_and_gradients():
     _, masks = inputs(classes=6)
-    assert _fastest(masks) is _pamr_in_bags
-    assert _fastest(masks[:, :5]) is _pamr_in_bands
+    assert _fastest(masks) is _pamr_in_bands
     assert _fastest(masks.double()) is plain_pamr
     assert _fastest(masks.requires_grad_()) is plain_pamr
     with torch.no_grad():
-        assert _fastest(masks) is _pamr_in_bags
+        assert _fastest(masks) is _pamr_in_bands
 
 
 @pytest.mark.parametrize(("fits", "works"), [(True, True), (True, False), (False, True)])

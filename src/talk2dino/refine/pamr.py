@@ -7,8 +7,8 @@ same result in whichever of the faster ways fits.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib.util import find_spec
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +21,8 @@ _DIRECTIONS = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) !=
 # Measured on two cores: looking neighbours up costs as much for one class as for eight.
 _ENOUGH_CLASSES = 6
 _BAND_PIXELS = 2**16  # per band of weights; half or twice as many is no faster
+_BAG_BAND_PIXELS = 2**19  # with classes innermost: a window is one band
 _PART_PIXELS = 2**15  # and thread, worked on at once: the scores of a few classes stay in its cache
-_MOST_WEIGHTS = 2**28  # numbers, 1 GiB, that bags of a whole picture may take
 # Measured on two cores of Zen 4: rows of 32 scores are two vectors. A call for 16,384 pixels takes
 # a millisecond, so that threads seldom wait for each other; its indices (3 MB for 48 neighbours)
 # serve every band of rows and stay in the third-level cache.
@@ -153,7 +153,7 @@ def _fastest(masks: Tensor) -> Refine:
     if with_gradients or masks.dtype == torch.float64:
         return plain_pamr
     if masks.device.type == "cpu":
-        return _pamr_in_bags if masks.shape[1] >= _ENOUGH_CLASSES else _pamr_in_bands
+        return _pamr_in_bands
     if masks.device.type == "cuda" and find_spec("triton") is not None:
         # Not at the top: not everyone has the package, and its import takes a while.
         from talk2dino.refine.pamr_triton import fits, pamr_in_kernels, works
@@ -175,160 +175,98 @@ def _pamr_in_bands(
     which nothing needs any more.
     """
     refined = masks.new_empty(masks.shape)
-    height, width = masks.shape[-2:]
-    margin = max(dilations)
-    rows = max(margin, _BAND_PIXELS // width)
+    (classes, height, width), margin = masks.shape[1:], max(dilations)
+    average: Callable[..., Tensor] = partial(_average_once, dilations=dilations)
+    in_bags = classes >= _ENOUGH_CLASSES
+    if in_bags:
+        average = partial(_average_in_bags, bags=_bags(height, width, dilations))
+    order = (1, 2, 0) if in_bags else (0, 1, 2)  # of the table in memory
+    rows = max(margin, (_BAG_BAND_PIXELS if in_bags else _BAND_PIXELS) // width)
     bands = -(-height // rows)
     size_hw = (height + (iterations + 2) * margin, width + 2 * margin)
+    firsts = range(iterations * margin, -1, -margin)
     for image, scores, result in zip(images, masks, refined, strict=True):
         weights: dict[int, list[tuple[slice, Tensor]]] = {}  # by band, some rows at a time
-        table = scores.new_empty(len(scores), *size_hw)
-        firsts = range(iterations * margin, -1, -margin)
-        padded = [table[:, first : first + height + 2 * margin] for first in firsts]
-        padded[0].copy_(_pad(scores[None], dilations)[0])
+        padded = []  # of some classes, before the iterations and after each
+        for some in scores.split(_BAG_CLASSES):
+            table = torch.empty_permuted((len(some), *size_hw), order)
+            padded.append([table[:, first : first + height + 2 * margin] for first in firsts])
+            padded[-1][0].copy_(_pad(some[None], dilations)[0])
         for step in range(bands + iterations - 1):
             if step < bands:
                 here = range(step * rows, min((step + 1) * rows, height))
-                weights[step] = list(_affinities_by_rows(image, here, dilations))
-            for iteration, (before, after) in enumerate(pairwise(padded)):
-                if (band := step - iteration) in weights:
-                    for part, found in weights[band]:
-                        _average_rows(before, after, part, found, dilations)
+                weights[step] = list(_weights_by_rows(image, here, dilations, in_bags))
+            for tables in padded:
+                for iteration in range(iterations):
+                    for part, found in weights.get(step - iteration, ()):
+                        around = slice(part.start, part.stop + 2 * margin)
+                        averaged = average(tables[iteration][:, around], found)
+                        _put_rows(tables[iteration + 1], part, averaged)
             weights.pop(step - iterations + 1, None)
-        result.copy_(padded[-1][:, margin:-margin, margin:-margin])
+        for some, tables in zip(result.split(_BAG_CLASSES), padded, strict=True):
+            some.copy_(tables[-1][:, margin:-margin, margin:-margin])
     return refined
 
 
-def _average_rows(
-    before: Tensor, after: Tensor, part: slice, weights: Tensor, dilations: Sequence[int]
-) -> None:
-    """One iteration of some rows, between scores as `_pad` returns them.
+def _put_rows(padded: Tensor, part: slice, averaged: Tensor) -> None:
+    """Some rows of an iteration's result, in scores as `_pad` returns them.
 
-    They are read as a whole before they are written, so `after` may begin `margin` rows earlier in
-    the same memory.
+    They may begin `margin` rows earlier in the memory of the scores that were averaged.
     """
-    margin = max(dilations)
-    around = before[:, part.start : part.stop + 2 * margin]
-    averaged = _average_once(around, weights[:, None], dilations)
-    rows = after[:, part.start + margin : part.stop + margin]
+    margin = (padded.shape[-1] - averaged.shape[-1]) // 2
+    rows = padded[:, part.start + margin : part.stop + margin]
     rows[..., margin:-margin] = averaged
     rows[..., :margin], rows[..., -margin:] = averaged[..., :1], averaged[..., -1:]
     if part.start == 0:
-        after[:, :margin] = rows[:, :1]
-    if part.stop + 2 * margin == after.shape[1]:
-        after[:, -margin:] = rows[:, -1:]
+        padded[:, :margin] = rows[:, :1]
+    if part.stop + 2 * margin == padded.shape[1]:
+        padded[:, -margin:] = rows[:, -1:]
 
 
-def _pamr_in_bags(
-    images: Tensor, masks: Tensor, iterations: int, dilations: Sequence[int]
-) -> Tensor:
-    """`plain_pamr` in float32 on the CPU, without gradients: classes innermost, image by image.
-
-    A picture whose weights would take too much memory is divided into rows, with as many more on
-    either side as scores travel.
-    """
-    height, width = masks.shape[-2:]
-    margin = iterations * max(dilations)
-    most = _MOST_WEIGHTS // (len(_DIRECTIONS) * len(dilations) * width)
-    if height <= most:
-        return _pamr_of_all_rows(images, masks, iterations, dilations)
-    refined = masks.new_empty(masks.shape)
-    rows = max(margin, most - 2 * margin)
-    for top in range(0, height, rows):
-        first = max(0, top - margin)
-        part = slice(first, top + rows + margin)
-        found = _pamr_of_all_rows(images[..., part, :], masks[..., part, :], iterations, dilations)
-        refined[..., top : top + rows, :] = found[..., top - first : top - first + rows, :]
-    return refined
-
-
-@torch.no_grad()
-def _pamr_of_all_rows(
-    images: Tensor, masks: Tensor, iterations: int, dilations: Sequence[int]
-) -> Tensor:
-    """`_pamr_in_bags` of pictures whose weights fit in memory.
-
-    PyTorch's embedding bag looks rows of a table up and sums them with weights, in vector registers
-    and on all cores. With the classes innermost, the scores are such a table and a pixel's new
-    scores are one bag, so the neighbours' scores are never copied.
-    """
-    refined = masks.new_empty(masks.shape)
-    height, width = masks.shape[-2:]
+def _bags(height: int, width: int, dilations: Sequence[int]) -> Tensor:
+    """(h, W, 8K): where the neighbours of a bag's rows lie in what `_average_in_bags` averages."""
     margin = max(dilations)
-    rows = max(1, min(height, _BAG_PIXELS // width))
-    bags = _bags(rows, width, margin, _steps(dilations))
-    for image, all_scores, all_results in zip(images, masks, refined, strict=True):
-        weights = _affinities_innermost(image, dilations)
-        chunks = all_scores.split(_BAG_CLASSES)
-        for chunk, result in zip(chunks, all_results.split(_BAG_CLASSES), strict=True):
-            shape = (height + 2 * margin, width + 2 * margin, len(chunk))
-            scores, averaged = chunk.new_empty(shape), chunk.new_empty(shape)
-            _inside(scores, margin).copy_(chunk.movedim(0, -1))
-            for _ in range(iterations):
-                _repeat_border(scores, margin)
-                for top in range(0, height, rows):
-                    part = weights[top : top + rows]
-                    table = scores[top : top + len(part) + 2 * margin].flatten(0, 1)
-                    _inside(averaged, margin)[top : top + rows] = _sum_bags(table, bags, part)
-                scores, averaged = averaged, scores
-            result.copy_(_inside(scores, margin).movedim(-1, 0))
-    return refined
-
-
-def _bags(rows: int, width: int, margin: int, steps: Sequence[tuple[int, int]]) -> Tensor:
-    """(rows, W, K): where the neighbours of a band's pixels lie in its table."""
     padded_width = width + 2 * margin
-    pixels = margin + torch.arange(rows)[:, None] * padded_width + torch.arange(width)
-    offsets = torch.tensor([(margin + dy) * padded_width + dx for dy, dx in steps])
+    rows = torch.arange(min(height, max(1, _BAG_PIXELS // width)))
+    pixels = margin + rows[:, None] * padded_width + torch.arange(width)
+    offsets = torch.tensor([(margin + dy) * padded_width + dx for dy, dx in _steps(dilations)])
     return (pixels[..., None] + offsets).int()
 
 
-def _sum_bags(table: Tensor, bags: Tensor, weights: Tensor) -> Tensor:
-    """Rows of `table` (N, C) at `bags`, summed with `weights` (R, W, K): (R, W, C)."""
-    rows, width, size = weights.shape
-    starts = torch.arange(0, weights.numel(), size, dtype=torch.int32)
+def _average_in_bags(padded: Tensor, weights: Tensor, bags: Tensor) -> Tensor:
+    """`_average_once` (C, h, W) of scores with the classes innermost, and weights (h, W, 8K).
+
+    PyTorch's embedding bag looks rows of a table up and sums them with weights, in vector registers
+    and on all cores. The scores are such a table and a pixel's new scores are one bag, so the
+    neighbours' scores are never copied.
+    """
     sums, *_ = torch.embedding_bag(
-        table,
-        bags[:rows].flatten(),
-        starts,
+        padded.movedim(0, -1).flatten(0, 1),
+        bags[: len(weights)].flatten(),
+        torch.arange(0, weights.numel(), weights.shape[-1], dtype=torch.int32),
         mode=0,  # the sum
         per_sample_weights=weights.flatten(),
     )
-    return sums.unflatten(0, (rows, width))
+    return sums.unflatten(0, weights.shape[:2]).movedim(-1, 0)
 
 
-def _inside(padded: Tensor, margin: int) -> Tensor:
-    return padded[margin : len(padded) - margin, margin : padded.shape[1] - margin]
-
-
-def _repeat_border(padded: Tensor, margin: int) -> None:
-    """Fill the margin of (H + 2m, W + 2m, C) with the outermost pixels."""
-    inner_rows = padded[margin : len(padded) - margin]
-    inner_rows[:, :margin] = inner_rows[:, margin : margin + 1]
-    inner_rows[:, -margin:] = inner_rows[:, -margin - 1 : -margin]
-    padded[:margin] = padded[margin]
-    padded[-margin:] = padded[-margin - 1]
-
-
-def _affinities_innermost(image: Tensor, dilations: Sequence[int]) -> Tensor:
-    """`affinities` of one image (3, H, W) as (H, W, 8K)."""
-    height, width = image.shape[-2:]
-    weights = image.new_empty(height, width, len(_DIRECTIONS) * len(dilations))
-    for part, found in _affinities_by_rows(image, range(height), dilations):
-        weights[part] = found.movedim(0, -1)
-    return weights
-
-
-def _affinities_by_rows(
-    image: Tensor, rows: range, dilations: Sequence[int]
+def _weights_by_rows(
+    image: Tensor, rows: range, dilations: Sequence[int], in_bags: bool
 ) -> Iterator[tuple[slice, Tensor]]:
-    """`affinities` (8K, h, W) of rows of an image (3, H, W), as many as are worked on at once."""
-    margin = max(dilations)
-    step = max(1, _PART_PIXELS * torch.get_num_threads() // image.shape[-1])
+    """`affinities` of rows of an image (3, H, W), as many as are worked on at once.
+
+    (8K, 1, h, W) as `_average_once` takes them, or (h, W, 8K) for `_average_in_bags`.
+    """
+    margin, width = max(dilations), image.shape[-1]
+    step = max(1, _PART_PIXELS * torch.get_num_threads() // width)
     for top in range(rows.start, rows.stop, step):
         bottom = min(top + step, rows.stop)
         around = _rows_padded(image[None], top, bottom - top, margin)
-        yield slice(top, bottom), _affinities_inside(around, dilations)[0]
+        found = _affinities_inside(around, dilations)[0]
+        for part in found.split(max(1, _BAG_PIXELS // width) if in_bags else step, dim=1):
+            bottom = top + part.shape[1]
+            yield slice(top, bottom), part.movedim(0, -1).contiguous() if in_bags else part[:, None]
+            top = bottom
 
 
 def _check(images: Tensor, masks: Tensor, iterations: int, dilations: Sequence[int]) -> None:
