@@ -17,6 +17,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,7 +152,7 @@ def write_world(
             ("val", config.val_images, _write_coco),
             ("evaluation", config.evaluation_images, _write_voc),
         ):
-            scenes = _scenes(_Split(config, split, count), on_picture, workers)
+            scenes = _scenes(config, split, count, on_picture, workers)
             write(building, split, scenes, config)
         settings = json.dumps(_settings(config), indent=2) + "\n"
         (building.folder / "world.json").write_text(settings, encoding="utf-8")
@@ -168,8 +169,7 @@ def check_world(folder: str | Path, config: WorldConfig, overwrite: bool = False
     found, wanted = _read_settings(folder / "world.json"), _settings(config)
     if found is None:  # it is not ours: not even `overwrite` removes it
         raise FileExistsError(f"{folder} exists and is no drawn world. Choose another folder.")
-    found, wanted = {"world": 1, **found}, {"world": 1, **wanted}
-    differing = differences(found, wanted)
+    differing = differences({"world": 1, **found}, {"world": 1, **wanted})
     if differing and not overwrite:
         raise FileExistsError(
             f"{folder} was drawn with other settings ({differing}). Choose another folder, or "
@@ -197,28 +197,21 @@ def _random(config: WorldConfig, split: str, index: int, purpose: int) -> np.ran
     return np.random.default_rng([config.seed, _SPLITS.index(split), index, purpose])
 
 
-@dataclass(frozen=True)
-class _Split:
-    """The pictures of a set, as PyTorch's loaders ask for them."""
-
-    config: WorldConfig
-    split: str
-    count: int
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> Scene:
-        rng = _random(self.config, self.split, index, purpose=0)
-        return draw_scene(self.config.size, rng, self.config.world)
+def _scene(config: WorldConfig, split: str, index: int) -> Scene:
+    rng = _random(config, split, index, purpose=0)
+    return draw_scene(config.size, rng, config.world)
 
 
-def _scenes(split: _Split, on_picture: Callable[[], object], workers: int) -> Iterator[Scene]:
-    scenes: Iterable[Scene] = map(split.__getitem__, range(len(split)))
+def _scenes(
+    config: WorldConfig, split: str, count: int, on_picture: Callable[[], object], workers: int
+) -> Iterator[Scene]:
+    draw = partial(_scene, config, split)
+    scenes: Iterable[Scene] = map(draw, range(count))
     if workers:
         from torch.utils.data import DataLoader  # its processes end when this one is killed
 
-        scenes = DataLoader(split, batch_size=None, num_workers=workers)  # type: ignore[arg-type]
+        numbers: Any = range(count)
+        scenes = DataLoader(numbers, collate_fn=draw, batch_size=None, num_workers=workers)
     for scene in scenes:
         yield scene
         on_picture()
