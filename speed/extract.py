@@ -43,13 +43,12 @@ def photographs(folder: Path, count: int = PHOTOGRAPHS) -> None:
 def _shipped(device: str, folder: Path) -> Step:
     from talk2dino.cli.extract import default_workers
     from talk2dino.features.captions import CaptionInput
-    from talk2dino.features.extract import ImageExtraction, ImageSettings
+    from talk2dino.features.extract import ImageExtraction
     from talk2dino.features.job import Job
 
-    settings = ImageSettings(
-        MODEL, WEIGHTS, SIDE, SIDE, KEYS, device=device, workers=default_workers()
-    )
-    extraction = ImageExtraction(settings)
+    sides = {"resize_dim": SIDE, "crop_dim": SIDE}
+    how = {"weights": WEIGHTS, "device": device, "workers": default_workers()}
+    extraction = ImageExtraction(model=MODEL, keys=KEYS, **sides, **how)
     _ = extraction.models  # loaded before anything is timed
 
     def step() -> list[torch.Tensor]:

@@ -53,9 +53,9 @@ def _inputs(folder: Path) -> None:
 def _shipped(model: str, device: str, folder: Path) -> Step:
     from talk2dino.features.captions import CaptionInput
     from talk2dino.features.job import Job
-    from talk2dino.features.text import TextExtraction, TextSettings
+    from talk2dino.features.text import TextExtraction
 
-    extraction = TextExtraction(TextSettings(model, "seeded:0", device=device))
+    extraction = TextExtraction(model=model, weights="seeded:0", device=device)
     _ = extraction.models  # loaded before anything is timed
     out = folder / f"{Path(model).name}.pth"
 

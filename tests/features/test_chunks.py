@@ -9,7 +9,7 @@ import torch
 
 from talk2dino.features import chunks as stage
 from talk2dino.features.chunks import Chunk, Chunks, fetched_behind, holds_chunks
-from talk2dino.features.text import TextExtraction, TextSettings
+from talk2dino.features.text import TextExtraction
 
 
 def chunk(number):
@@ -22,9 +22,16 @@ def ranges(total, size):
     return [range(start, min(start + size, total)) for start in range(0, total, size)]
 
 
+def begun(folder, ranges):
+    """Chunks of which none is written."""
+    chunks = Chunks(folder / "split", ranges)
+    chunks.take_over("input")
+    return chunks
+
+
 def filled(folder, *numbers):
     """Chunks of nine items, some of which are written."""
-    chunks = Chunks(folder / "split", "input", ranges(9, 3))
+    chunks = begun(folder, ranges(9, 3))
     for number in numbers:
         chunks.write(number, chunk(number))
     return chunks
@@ -42,7 +49,7 @@ def test_every_kind_of_number_is_kept(tmp_path):
         name: torch.tensor([[0, 1], [1, 0]]).to(getattr(torch, name))
         for name in ("float32", "float16", "bfloat16", "int64", "bool")
     }
-    chunks = Chunks(tmp_path / "split", "", ranges(2, 2))
+    chunks = begun(tmp_path, ranges(2, 2))
     chunks.write(0, Chunk(columns))
     for name, column in chunks.together().columns.items():
         torch.testing.assert_close(column, columns[name], rtol=0, atol=0)
@@ -50,18 +57,18 @@ def test_every_kind_of_number_is_kept(tmp_path):
 
 def test_keys_may_be_views_of_one_tensor(tmp_path):
     tensor = torch.arange(4.0).view(1, 4)
-    chunks = Chunks(tmp_path / "split", "", ranges(1, 1))
+    chunks = begun(tmp_path, ranges(1, 1))
     chunks.write(0, Chunk({"a": tensor[:, :1], "b": tensor[:, 1:]}))
     assert chunks.together().columns["b"].tolist() == [[1, 2, 3]]
 
 
 def test_finished_chunks_are_found_again(tmp_path):
     filled(tmp_path, 0, 2)
-    assert Chunks(tmp_path / "split", "input", ranges(8, 3)).finished() == {0, 2}
+    assert Chunks(tmp_path / "split", ranges(8, 3)).finished() == {0, 2}
 
 
 def test_failures_and_captions_come_back(tmp_path):
-    chunks = Chunks(tmp_path / "split", "input", ranges(5, 2))
+    chunks = begun(tmp_path, ranges(5, 2))
     chunks.write(0, Chunk({}, {0: "gone", 1: "broken"}))
     chunks.write(1, Chunk({"b": torch.tensor([2])}, {3: "bad"}, ["a cat"]))
     chunks.write(2, Chunk({"b": torch.tensor([4])}, {}, [""]))
@@ -74,7 +81,7 @@ def test_failures_and_captions_come_back(tmp_path):
 
 
 def test_items_that_all_failed_have_no_columns(tmp_path):
-    chunks = Chunks(tmp_path / "split", "input", ranges(1, 2))
+    chunks = begun(tmp_path, ranges(1, 2))
     chunks.write(0, Chunk({}, {0: "gone"}))
     assert chunks.together().columns == {}
 
@@ -91,13 +98,15 @@ def test_a_chunk_that_lost_its_end_does_not_count(tmp_path, size):
 def test_work_on_another_input_is_refused(tmp_path):
     filled(tmp_path)
     with pytest.raises(ValueError, match="unfinished work on another input.*--overwrite"):
-        Chunks(tmp_path / "split", "other input", ranges(9, 3))
+        Chunks(tmp_path / "split", ranges(9, 3)).take_over("other input")
 
 
 def test_overwrite_drops_work_on_another_input_only(tmp_path):
-    filled(tmp_path, 0, 1)
-    assert Chunks(tmp_path / "split", "input", ranges(9, 3), overwrite=True).finished() == {0, 1}
-    assert not Chunks(tmp_path / "split", "other input", ranges(9, 3), overwrite=True).finished()
+    chunks = filled(tmp_path, 0, 1)
+    chunks.take_over("input", overwrite=True)
+    assert chunks.finished() == {0, 1}
+    chunks.take_over("other input", overwrite=True)
+    assert not chunks.finished()
 
 
 def test_a_folder_without_a_finished_chunk_holds_nothing(tmp_path):
@@ -186,8 +195,8 @@ def limited(most, seen, problem="CUDA out of memory. Tried to allocate 1.00 GiB"
 
 @pytest.fixture
 def extraction():
-    made = TextExtraction(TextSettings(device="cpu"))
-    made.device = torch.device("cuda")
+    made = TextExtraction(device="cpu")
+    made.runs_on = torch.device("cuda")
     return made
 
 

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 
 import pytest
 import torch
@@ -15,27 +15,25 @@ from talk2dino.features.store import FeatureFile, read_features, write_features
 from talk2dino.processes import Processes
 
 
-@dataclass(frozen=True)
-class Settings:
-    size: int = 56
-    keys: tuple[str, ...] = ("dino_features",)
-    section: str = "vision"
-    weights: str | None = None
-    device: str = "cpu"
-    batch_size: int = 2
-
-    def recorded(self):
-        return {"size": self.size}
-
-
+@dataclass(eq=False)
 class Positions(Extraction):
     """Rows that hold their own positions, two per batch."""
 
     unit, cpu_batch, models = "images", 2, None
+    fails_at: InitVar[int | None] = None
+    failing: InitVar[tuple[int, ...]] = ()
+    version: InitVar[int] = 0
+    size: int = 56
+    keys: tuple[str, ...] = ("dino_features",)
+    device: str = "cpu"
+    batch_size: int = 2
 
-    def __init__(self, fails_at=None, failing=(), version=0, **settings):
-        super().__init__(Settings(**settings))
+    def __post_init__(self, fails_at, failing, version):
+        super().__post_init__()
         self.fails_at, self.failing, self.version, self.made = fails_at, failing, version, []
+
+    def recorded(self):
+        return {"size": self.size}
 
     def items(self, collection):
         return [[image["id"], self.version] for image in collection.features.images]
@@ -66,7 +64,9 @@ def begin(tmp_path):
             path.write_text(json.dumps({"images": images, "annotations": annotations}))
         data = CaptionInput(changes.pop("data", path))
         more = {"overwrite": overwrite, "max_failures": max_failures}
-        return Job(data, Positions(**changes), tmp_path / "out" / out, division, **more)
+        return Job(
+            data, Positions(**changes), tmp_path / "out" / out, division or Division(), **more
+        )
 
     return job
 

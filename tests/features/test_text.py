@@ -15,7 +15,6 @@ from talk2dino.features.store import FeatureFile, read_features, write_features
 from talk2dino.features.tars import read_shards
 from talk2dino.features.text import (
     TextExtraction,
-    TextSettings,
     token_features,
 )
 
@@ -111,7 +110,7 @@ def encoded(monkeypatch, captions, **settings):
         return token_features(model, tokens, *rest)
 
     monkeypatch.setattr(text, "token_features", encode)
-    extraction = TextExtraction(TextSettings("toy", device="cpu", **settings))
+    extraction = TextExtraction(model="toy", device="cpu", **settings)
     made = extraction._encoded(extraction.models.tokenize(captions))
     return given, made.columns["ann_feats"]
 

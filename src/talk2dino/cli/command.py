@@ -212,7 +212,7 @@ def add_flags(
 
     Args:
         parser: or a group of it.
-        place: module below talk2dino and class, as in `features.extract:ImageSettings`; or the
+        place: module below talk2dino and class, as in `features.job:Division`; or the
             class itself, with the fields of its bases.
         names: its fields; none for all. `field=flag` for another spelling of the flag, or for
             several: `field=flag|alias`.
@@ -220,14 +220,11 @@ def add_flags(
             a dictionary: other settings of `add_argument`, and `flags` in its own spelling, none
             for an argument without a flag.
     """
-    if isinstance(place, str):
+    if isinstance(place, type):
+        known = _fields(place.__module__, place.__name__)
+    else:
         module, _, kind = place.partition(":")
         known = _fields(f"talk2dino.{module}", kind)
-    else:
-        known = {}
-        for base in place.__mro__[-2::-1]:  # all but object
-            if base.__module__ != "talk2dino.cli.command":  # what every command has
-                known |= _fields(base.__module__, base.__name__)
     for name in names or known:
         name, _, spelt = name.partition("=")
         annotation, default, text = known[name]
@@ -272,10 +269,12 @@ def _fields(module: str, name: str) -> dict[str, tuple[str, Any, str]]:
     """Name of a field -> its type, its default, and the string under it as a help text."""
     values = vars(sys.modules.get(module, argparse.Namespace()))
     below = Path(talk2dino.__file__).parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
-    node = _classes(Path(values.get("__file__", below))).get(name)
+    classes, imported = _classes(Path(values.get("__file__", below)))
+    node = classes.get(name)
     found: dict[str, tuple[str, Any, str]] = {}
-    for base in [] if node is None else node.bases:  # of the same file
-        found |= _fields(module, ast.unparse(base))
+    for base in map(ast.unparse, [] if node is None else reversed(node.bases)):
+        if base != "Command":  # what every command has
+            found |= _fields(imported.get(base, module), base)
     for entry, text in () if node is None else itertools.pairwise(node.body):
         string = text.value if isinstance(text, ast.Expr) else None
         if not isinstance(entry, ast.AnnAssign) or not isinstance(string, ast.Constant):
@@ -296,9 +295,13 @@ def _fields(module: str, name: str) -> dict[str, tuple[str, Any, str]]:
 
 
 @cache
-def _classes(source: Path) -> dict[str, ast.ClassDef]:
-    tree = ast.parse(source.read_text(encoding="utf-8"))
-    return {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+def _classes(source: Path) -> tuple[dict[str, ast.ClassDef], dict[str, str]]:
+    """The classes of a file by name, and where it imports what the package has."""
+    nodes = list(ast.walk(ast.parse(source.read_text(encoding="utf-8"))))
+    classes = {node.name: node for node in nodes if isinstance(node, ast.ClassDef)}
+    imports = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+    ours = [(node, str(node.module)) for node in imports if "talk2dino" in str(node.module)]
+    return classes, {entry.name: module for node, module in ours for entry in node.names}
 
 
 def _listed(value: Any) -> str:

@@ -126,7 +126,7 @@ class ExtractionCommand(Command):
             for split in job.pending():
                 features = job.make(split, bar_of(unit, job.leads))
                 if features is not None:
-                    _report_written(features, job.outputs[split], job.extraction.settings.keys)
+                    _report_written(features, job.outputs[split], job.extraction.keys)
             failures = job.failures()
             if job.leads and failed:  # before the job is over: a kill must not lose the list
                 _report_failures(failures, failed)
@@ -155,7 +155,7 @@ class Extract(ExtractionCommand):
         cls.own_flags(parser, "ann_path", "data_dir", "max_failures")
         names = ["model", "weights=vision_weights", "resize_dim", "crop_dim", "resize"]
         names += ["blip_model", "compile", "device", "batch_size", "workers"]
-        settings = "features.extract:ImageSettings"
+        settings = "features.extract:ImageExtraction"
         add_flags(parser, settings, *names, resize="exact", workers=default_workers())
         group = parser.add_argument_group("features (without any of these: --extract_cls)")
         for key, flag in IMAGE_KEYS.items():
@@ -166,11 +166,11 @@ class Extract(ExtractionCommand):
     def check(self) -> Job:
         """Refuse wrong arguments; take over unfinished work."""
         from talk2dino.features.captions import CaptionInput
-        from talk2dino.features.extract import ImageExtraction, ImageSettings
+        from talk2dino.features.extract import ImageExtraction
 
         chosen = self.keys or ["dino_features"]
         keys = tuple(key for key in IMAGE_KEYS if key in chosen)
-        extraction = ImageExtraction(from_flags(ImageSettings, self, keys=keys))
+        extraction = from_flags(ImageExtraction, self, keys=keys)
         return self.job(CaptionInput(self.ann_path, self.data_dir), extraction, self.max_failures)
 
     def run(self, job: Job) -> int:
@@ -203,7 +203,7 @@ class ExtractText(ExtractionCommand):
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         """Declare the published flags and ours."""
         cls.own_flags(parser, "ann_path")
-        settings = "features.text:TextSettings"
+        settings = "features.text:TextExtraction"
         dense = ("dense=extract_dense_out", "second_last=extract_second_last_dense_out")
         names = ("model", "weights=text_weights", "device", "batch_size", *dense)
         add_flags(parser, settings, *names)
@@ -212,10 +212,10 @@ class ExtractText(ExtractionCommand):
     def check(self) -> Job:
         """Refuse wrong arguments; take over unfinished work."""
         from talk2dino.features.captions import CaptionInput
-        from talk2dino.features.text import TextExtraction, TextSettings
+        from talk2dino.features.text import TextExtraction
 
-        extraction = TextExtraction(from_flags(TextSettings, self))
-        return self.job(CaptionInput(self.ann_path, need_images=False), extraction)
+        data = CaptionInput(self.ann_path, need_images=False)
+        return self.job(data, from_flags(TextExtraction, self))
 
     def run(self, job: Job) -> None:
         """Encode split after split."""

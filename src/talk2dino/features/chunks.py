@@ -18,13 +18,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, ClassVar, TypeVar
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from talk2dino.devices import Fetched, one_behind, resolve_device
+from talk2dino.config import check_at_least, check_name
+from talk2dino.devices import AMP_TYPES, Fetched, one_behind, resolve_device, resolve_dtype
 from talk2dino.features.captions import Collection
 from talk2dino.features.store import FeatureFile
 from talk2dino.files import atomic_path, write_text
@@ -49,28 +50,50 @@ class Chunk:
     """Texts that go with the rows, if any are made."""
 
 
+@dataclass(eq=False, kw_only=True)
 class Extraction(ABC):
     """One kind of features: frozen models, and what they make of the items of a collection.
 
-    Args:
-        settings: what is made, and how: a dataclass with the fields `keys`, `section`, `weights`,
-            `device` and `batch_size`, and `recorded()` for the feature file.
+    Its fields say what is made, and how.
     """
 
-    unit: str
+    unit: ClassVar[str]
     """What an item is called, in the plural."""
-    cpu_batch: int
+    cpu_batch: ClassVar[int]
     """Items at once on a CPU: more are no faster, and their activations leave its cache."""
-    completes_input = False
+    completes_input: ClassVar[bool] = False
     """Whether the output may be the input, which keeps what it has."""
 
-    settings: Any
+    weights: str | None = None
+    """`pretrained`, a file, or `seeded:<n>` (default: the model's own)."""
+    dtype: str = "float32"
+    """Number type of the stored tensors; masks and positions keep theirs."""
+    amp: str = ""
+    """Type of mixed precision, empty for none; auto is bfloat16 (float16 on mps). What is stored is
+    of `dtype` in any case."""
+    device: str = "auto"
+    """Where the models run: auto, cpu, cuda, cuda:<n> or mps."""
+    batch_size: int = 64
+    """Items per forward pass (on a CPU fewer)."""
+    keys: tuple[str, ...] = field(init=False)
+    """What is stored, by the keys of feature files."""
+    section: str = field(init=False)
+    """Where a feature file's settings keep `recorded()`."""
+    runs_on: torch.device = field(init=False)
+    """The device."""
+    _most: int = field(default=sys.maxsize, init=False)
+    """Items at once that have been seen to fit in memory."""
 
-    def __init__(self, settings: Any) -> None:
-        self.settings = settings
-        self.device = resolve_device(settings.device)
-        self._most = sys.maxsize
-        """Items at once that have been seen to fit in memory."""
+    def __post_init__(self) -> None:
+        check_at_least(1, batch_size=self.batch_size)
+        if self.amp:
+            check_name("amp", self.amp, AMP_TYPES)
+        resolve_dtype(self.dtype)
+        self.runs_on = resolve_device(self.device)
+
+    @abstractmethod
+    def recorded(self) -> dict[str, Any]:
+        """What decides the numbers; stored in the feature file."""
 
     def pieces(self, model: Callable[[Tensor], Result], items: Tensor) -> list[Result]:
         """What a model makes of items (B, ...), in order: of as many at once as fit in memory.
@@ -92,22 +115,22 @@ class Extraction(ABC):
                     raise
             # Behind the except block, whose error holds on to the model's tensors.
             self._most = len(some) // 2
-            found = f"{len(some)} {self.unit} at a time do not fit in the memory of {self.device}"
+            found = f"{len(some)} {self.unit} at a time do not fit in the memory of {self.runs_on}"
             logger.warning("%s; going on with %d", found, self._most)
-            if self.device.type == "cuda":
+            if self.runs_on.type == "cuda":
                 torch.cuda.empty_cache()
         return results
 
     @property
-    def batch_size(self) -> int:
+    def batch(self) -> int:
         """Items per forward pass on this device."""
-        size = self.settings.batch_size
-        return min(size, self.cpu_batch) if self.device.type == "cpu" else size
+        size = self.batch_size
+        return min(size, self.cpu_batch) if self.runs_on.type == "cpu" else size
 
     @property
     def chunk_size(self) -> int:
         """Items of a chunk; whoever computes them, they are the same."""
-        return self.batch_size
+        return self.batch
 
     def chunks(self, total: int) -> list[range]:
         """The positions of items whose results are made together, and become one file."""
@@ -133,7 +156,7 @@ class Extraction(ABC):
 
     def completed(self, features: FeatureFile, made: Chunk) -> FeatureFile:
         """The records of a collection with the results of all its items."""
-        return features.completed(made.columns, self.settings.section, self.settings.recorded())
+        return features.completed(made.columns, self.section, self.recorded())
 
 
 def fetched_behind(results: Iterable[Chunk], device: torch.device) -> Iterator[Chunk]:
@@ -146,31 +169,33 @@ def fetched_behind(results: Iterable[Chunk], device: torch.device) -> Iterator[C
     return one_behind(map(begun, results), device)
 
 
+@dataclass(eq=False)
 class Chunks:
-    """The chunks of one split.
+    """The chunks of one split."""
 
-    Args:
-        folder: made if absent; work that is there is continued.
-        fingerprint: identifies the input; other work is refused.
-        ranges: the positions of the items of every chunk.
-        overwrite: drop work on another input.
+    folder: Path
+    """Theirs alone."""
+    ranges: Sequence[range]
+    """The positions of the items of every chunk."""
 
-    Raises:
-        ValueError: the folder holds work on another input.
-    """
+    def take_over(self, fingerprint: str, overwrite: bool = False) -> None:
+        """Make the folder, or go on with the work in it.
 
-    def __init__(
-        self, folder: Path, fingerprint: str, ranges: Sequence[range], overwrite: bool = False
-    ) -> None:
-        self.folder, self.ranges = folder, ranges
-        known = folder / _INPUT
+        Args:
+            fingerprint: identifies the input.
+            overwrite: drop work on another input.
+
+        Raises:
+            ValueError: the folder holds work on another input.
+        """
+        known = self.folder / _INPUT
         if known.is_file() and known.read_text() != fingerprint:
             if not overwrite:
                 raise ValueError(
-                    f"{folder} holds unfinished work on another input (other images or captions)."
-                    " Give that input again to go on, or pass --overwrite to start anew."
+                    f"{self.folder} holds unfinished work on another input (other images or "
+                    "captions). Give that input again to go on, or pass --overwrite to start anew."
                 )
-            shutil.rmtree(folder)
+            shutil.rmtree(self.folder)
         if not known.is_file():
             write_text(known, fingerprint)
 

@@ -7,10 +7,10 @@ can write new captions for them, in place of the ones in the file.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -32,13 +32,7 @@ from talk2dino.backbones.vision import (
     recorded_normalisation,
 )
 from talk2dino.config import check_at_least, check_name, reason
-from talk2dino.devices import (
-    AMP_TYPES,
-    check_compiler,
-    compile_blocks,
-    mixed_precision,
-    resolve_dtype,
-)
+from talk2dino.devices import check_compiler, compile_blocks, mixed_precision, resolve_dtype
 from talk2dino.features.captions import Collection, ImageSource, check_exist
 from talk2dino.features.chunks import Chunk, Extraction
 from talk2dino.features.keys import IMAGE_KEYS
@@ -46,14 +40,15 @@ from talk2dino.features.store import FeatureFile, Record
 from talk2dino.pictures.images import MAX_PIXELS
 
 
-@dataclass(frozen=True)
-class ImageSettings:
-    """What is extracted from images, and how."""
+@dataclass(eq=False, kw_only=True)
+class ImageExtraction(Extraction):
+    """Features of images; those that cannot be read are left out with their captions."""
+
+    unit = "images"
+    cpu_batch = 4
 
     model: str = "dinov2_vitl14_reg"
     """Vision backbone; see talk2dino.backbones.vision."""
-    weights: str | None = None
-    """`pretrained`, a file, or `seeded:<n>` (default: the model's own)."""
     resize_dim: int = 518
     """Short side after resizing, in pixels."""
     crop_dim: int = 518
@@ -63,30 +58,18 @@ class ImageSettings:
     pixels differ by a few levels."""
     keys: tuple[str, ...] = ("dino_features",)
     """What is stored; names of IMAGE_KEYS."""
-    dtype: str = "float32"
-    """Number type of the stored tensors."""
-    amp: str = ""
-    """Type of mixed precision, empty for none; auto is bfloat16 (float16 on mps). What is stored is
-    of `dtype` in any case."""
     compile: bool = False
     """Compile the backbone, which takes a minute at the start and is faster afterwards."""
     blip_model: str | None = None
     """BLIP model that writes new captions in place of the old ones."""
-    device: str = "auto"
-    """Where the models run: auto, cpu, cuda, cuda:<n> or mps."""
-    batch_size: int = 64
-    """Images per forward pass (on a CPU fewer)."""
     workers: int = 2
     """Processes that read images."""
-
-    section: ClassVar[str] = "vision"
-    """Where a feature file's settings keep `recorded()`."""
+    section: str = field(default="vision", init=False)
 
     def __post_init__(self) -> None:
         for key in self.keys:
             check_name("image feature", key, IMAGE_KEYS)
-        sizes = {"resize_dim": self.resize_dim, "crop_dim": self.crop_dim}
-        check_at_least(1, **sizes, batch_size=self.batch_size)
+        check_at_least(1, resize_dim=self.resize_dim, crop_dim=self.crop_dim)
         check_at_least(0, workers=self.workers)
         check_name("resize", self.resize, RESIZES)
         if self.crop_dim > self.resize_dim:
@@ -94,10 +77,13 @@ class ImageSettings:
                 f"--crop_dim {self.crop_dim} is larger than --resize_dim {self.resize_dim}: "
                 "the pictures would get black borders"
             )
-        if self.amp:
-            check_name("amp", self.amp, AMP_TYPES)
         check_vision(self.model, self.weights)
-        resolve_dtype(self.dtype)
+        super().__post_init__()
+        check_sides(self.model, patch_size(self.model), self.crop_dim)
+        if self.compile:
+            check_compiler(self.runs_on)
+        if self.blip_model:
+            check_installed()
 
     def recorded(self) -> dict[str, Any]:
         """What decides the numbers; stored in the feature file as settings["vision"]."""
@@ -113,29 +99,12 @@ class ImageSettings:
             **recorded_normalisation(self.model),
         }
 
-
-class ImageExtraction(Extraction):
-    """Features of images; those that cannot be read are left out with their captions."""
-
-    settings: ImageSettings
-    unit = "images"
-    cpu_batch = 4
-
-    def __init__(self, settings: ImageSettings) -> None:
-        super().__init__(settings)
-        check_sides(settings.model, patch_size(settings.model), settings.crop_dim)
-        if settings.compile:
-            check_compiler(self.device)
-        if settings.blip_model:
-            check_installed()
-
     @cached_property
     def models(self) -> tuple[VisionBackbone, Captioner | None]:
         """The backbone, and the captioning model if one is asked for."""
-        name = self.settings.blip_model
-        captioner = Captioner(name, self.device) if name else None
-        backbone = load_vision(self.settings.model, self.settings.weights, self.device)
-        if self.settings.compile:
+        captioner = Captioner(self.blip_model, self.runs_on) if self.blip_model else None
+        backbone = load_vision(self.model, self.weights, self.runs_on)
+        if self.compile:
             compile_blocks(backbone.model.blocks)
         return backbone, captioner
 
@@ -149,16 +118,14 @@ class ImageExtraction(Extraction):
 
     def results(self, collection: Collection, chunks: Sequence[range]) -> Iterator[Chunk]:
         """One batch is one chunk; batches are decoded ahead."""
-        settings, (backbone, captioner) = self.settings, self.models
-        transform = backbone.image_transform(
-            settings.resize_dim, settings.crop_dim, settings.resize
-        )
+        backbone, captioner = self.models
+        transform = backbone.image_transform(self.resize_dim, self.crop_dim, self.resize)
         loader = DataLoader(
             Decoded(collection.sources, transform, captioner.transform if captioner else None),
             batch_size=None,
             sampler=chunks,
-            num_workers=settings.workers,
-            pin_memory=self.device.type == "cuda",
+            num_workers=self.workers,
+            pin_memory=self.runs_on.type == "cuda",
         )
         try:
             for decoded in loader:
@@ -172,16 +139,16 @@ class ImageExtraction(Extraction):
             ) from error
 
     def _found(self, decoded: DecodedBatch, images: list[Record]) -> Chunk:
-        settings, (backbone, captioner) = self.settings, self.models
+        backbone, captioner = self.models
         columns: dict[str, Tensor] = {}
         captions: list[str] = []
 
         def features(pixels: Tensor) -> dict[str, Tensor]:
-            return image_features(backbone, pixels, settings.keys, settings.amp)
+            return image_features(backbone, pixels, self.keys, self.amp)
 
         if len(decoded.images):
-            found = self.pieces(features, decoded.images.to(self.device, non_blocking=True))
-            dtype = resolve_dtype(settings.dtype)
+            found = self.pieces(features, decoded.images.to(self.runs_on, non_blocking=True))
+            dtype = resolve_dtype(self.dtype)
             columns = {key: torch.cat([p[key].to(dtype) for p in found]) for key in found[0]}
             if captioner:
                 made = self.pieces(captioner, decoded.caption_inputs)
@@ -197,8 +164,8 @@ class ImageExtraction(Extraction):
         kept = torch.ones(features.num_images, dtype=torch.bool)
         kept[list(made.failures)] = False
         result = super().completed(features.select(kept.nonzero().flatten()), made)
-        if self.settings.blip_model:
-            return recaptioned(result, made.captions, self.settings.blip_model)
+        if self.blip_model:
+            return recaptioned(result, made.captions, self.blip_model)
         return result
 
 

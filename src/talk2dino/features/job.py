@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -80,28 +80,12 @@ class Division:
         return [path.with_name(f"{path.stem}_{split + self.out_offset}{path.suffix}")]
 
 
+@dataclass(eq=False)
 class Job:
     """One run, used in a `with` block.
 
-    Args:
-        data: what is read.
-        extraction: what makes the features.
-        path: the `.pth` file; or the folder of the shards.
-        division: splits and numbers.
-        layout: of `.pth` files; None for that of the input.
-        overwrite: replace existing outputs; drop unfinished work made with other settings.
-        max_failures: most items that a file may lose when it is completed in place.
-
     The work folder goes when the block is left without an error, or when there is no finished
     work in it.
-
-    Attributes:
-        outputs: split -> the files that it becomes.
-        folder: the work folder.
-        leads: this is the only process or the first of several; the others touch no file before
-            they have joined it.
-        resumed: an earlier run left finished work.
-        processes: those that work on the job, once they have joined.
 
     Raises:
         FileExistsError: an output is there already.
@@ -109,42 +93,51 @@ class Job:
         RuntimeError: another process is at work in it.
     """
 
-    def __init__(
-        self,
-        data: CaptionInput,
-        extraction: Extraction,
-        path: Path,
-        division: Division | None = None,
-        layout: str | None = None,
-        overwrite: bool = False,
-        max_failures: int = 0,
-    ) -> None:
-        self.data, self.extraction, self.path = data, extraction, path
-        self.division, self.layout = division or Division(), layout
-        self.overwrite, self.max_failures = overwrite, max_failures
-        self.outputs = self.division.outputs(path)
+    data: CaptionInput
+    """What is read."""
+    extraction: Extraction
+    """What makes the features."""
+    path: Path
+    """The `.pth` file; or the folder of the shards."""
+    division: Division = Division()
+    """Splits and numbers."""
+    layout: str | None = None
+    """Of `.pth` files; None for that of the input."""
+    overwrite: bool = False
+    """Replace existing outputs; drop unfinished work made with other settings."""
+    max_failures: int = 0
+    """Most items that a file may lose when it is completed in place."""
+    processes: Processes = field(default_factory=Processes, init=False)
+    """Those that work on the job, once they have joined."""
+    resumed: bool = field(default=False, init=False)
+    """An earlier run left finished work."""
+    _lock: TextIO | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.outputs = self.division.outputs(self.path)
+        """Split -> the files that it becomes."""
         files = [path for written in self.outputs.values() for path in written]
-        check_not_inputs(files, [extraction.settings.weights, *data.tars])
+        check_not_inputs(files, [self.extraction.weights, *self.data.tars])
         self.folder = files[0].with_name(f"{files[0].name}.parts")
-        self.in_place = data.path.resolve() == files[0].resolve()
-        self.keeps = self.in_place and extraction.completes_input and not overwrite
+        """The work folder."""
+        self.in_place = self.data.path.resolve() == files[0].resolve()
+        self.keeps = self.in_place and self.extraction.completes_input and not self.overwrite
         self.leads = is_first_process()
-        self.processes = Processes()
-        self.resumed = False
-        self._lock: TextIO | None = None
+        """This is the only process or the first of several; the others touch no file before they
+        have joined it."""
         if self.leads:
             self._take_over_folder(files)
 
     def _decisive(self) -> dict[str, Any]:
         """Everything that decides the bytes of the outputs, as plain JSON data."""
-        settings = self.extraction.settings
+        made = self.extraction
         decisive = {
-            **asdict(settings),
-            **settings.recorded(),
-            "weights_digest": content_digest(settings.weights),
+            **{entry.name: getattr(made, entry.name) for entry in fields(made) if entry.init},
+            **made.recorded(),
+            "weights_digest": content_digest(made.weights),
             "ann_path": str(self.data.path.resolve()),
-            "device": self.extraction.device.type,
-            "batch_size": self.extraction.batch_size,
+            "device": made.runs_on.type,
+            "batch_size": made.batch,
             "layout": self.layout,
             **vars(self.division),
         }
@@ -189,7 +182,7 @@ class Job:
                 f"{processes.count}. Unset RANK, or start with python -m torch.distributed.run."
             )
         self.processes = processes
-        self.extraction.device = processes.device(self.extraction.device)
+        self.extraction.runs_on = processes.device(self.extraction.runs_on)
         self.resumed = processes.gather(self.resumed)[0]
 
     def pending(self) -> list[int]:
@@ -213,7 +206,7 @@ class Job:
         """
         collection = self.data.split(split, self.division.n_in_splits)
         if self.keeps and not self.resumed:
-            _check_new(collection.features, self.extraction.settings, self.data.path)
+            _check_new(collection.features, self.extraction, self.data.path)
         chunks = self._computed(split, collection, progress)
         if not self.leads:
             return None
@@ -248,17 +241,14 @@ class Job:
         if not items:
             raise ValueError(f"{self.data.path} holds no {self.extraction.unit}")
         folder, ranges = self._folder(split), self.extraction.chunks(len(items))
-        fingerprint, finished = "", set[int]()
-        if self.leads:
-            lines = (json.dumps(item) + "\n" for item in (self.extraction.chunk_size, *items))
+        chunks, finished = Chunks(folder, ranges), set[int]()
+        if self.leads:  # what it finds counts: times and places of pictures may differ elsewhere
             digest = hashlib.sha256()
-            for line in lines:
-                digest.update(line.encode())
-            fingerprint = digest.hexdigest()
-            finished = Chunks(folder, fingerprint, ranges, self.overwrite).finished()
-        # What the first finds counts: times and places of the same pictures may differ elsewhere.
-        fingerprint, finished = self._gather((fingerprint, finished))[0]
-        chunks = Chunks(folder, fingerprint, ranges)
+            for item in (self.extraction.chunk_size, *items):
+                digest.update(f"{json.dumps(item)}\n".encode())
+            chunks.take_over(digest.hexdigest(), self.overwrite)
+            finished = chunks.finished()
+        finished = self._gather(finished)[0]
         mine = range(len(ranges))[self.processes.rank :: self.processes.count]
         left = [number for number in mine if number not in finished]
         total, ahead = (sum(len(ranges[n]) for n in some) for some in (mine, left))
@@ -266,7 +256,7 @@ class Job:
             _ = self.extraction.models  # before the bar, whose rate is that of the work
             with progress(total, total - ahead) as bar:
                 results = self.extraction.results(collection, [ranges[n] for n in left])
-                fetched = fetched_behind(results, self.extraction.device)
+                fetched = fetched_behind(results, self.extraction.runs_on)
                 for number, result in zip(left, fetched, strict=True):
                     chunks.write(number, result)
                     if number == left[0]:
@@ -321,15 +311,15 @@ class Job:
         return self._folder(split).with_suffix(".done")
 
 
-def _check_new(features: FeatureFile, settings: Any, path: Path) -> None:
+def _check_new(features: FeatureFile, made: Extraction, path: Path) -> None:
     """Raise ValueError unless a file that keeps what it has can be completed."""
-    held = [key for key in settings.keys if key in features.caption_features]
-    if held and features.settings.get(settings.section) != settings.recorded():
+    held = [key for key in made.keys if key in features.caption_features]
+    if held and features.settings.get(made.section) != made.recorded():
         raise ValueError(
             f"{path} already holds {', '.join(held)}, made with other or unknown settings. "
             "Pass --overwrite to replace them, or --out_path to write another file."
         )
-    if len(held) == len(settings.keys):
+    if len(held) == len(made.keys):
         raise ValueError(
             f"{path} already holds {', '.join(held)}, made with the same settings. "
             "Pass --overwrite to compute them again."

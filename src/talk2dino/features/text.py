@@ -16,8 +16,7 @@ from talk2dino.backbones.text import (
     is_bert,
     load_text,
 )
-from talk2dino.config import check_at_least, check_name
-from talk2dino.devices import AMP_TYPES, mixed_precision, resolve_dtype
+from talk2dino.devices import mixed_precision, resolve_dtype
 from talk2dino.features.captions import Collection
 from talk2dino.features.chunks import Chunk, Extraction
 from talk2dino.features.keys import BERT_KEY
@@ -27,61 +26,7 @@ SORTED_BATCHES = 32
 """Batches whose captions are sorted by length together, and stored together."""
 
 
-@dataclass(frozen=True)
-class TextSettings:
-    """What is extracted from captions, and how."""
-
-    model: str = "ViT-B/16"
-    """Text encoder; see talk2dino.backbones.text. A name with `bert` in it loads that BERT."""
-    weights: str | None = None
-    """`pretrained`, a file, or `seeded:<n>` (default: the model's own)."""
-    dense: bool = False
-    """Also store every position: clip_txt_out_tokens and text_input_mask."""
-    second_last: bool = False
-    """Also store the second-to-last block: clip_second_last_out and text_argmax."""
-    dtype: str = "float32"
-    """Number type of the stored tensors; masks and positions keep theirs."""
-    device: str = "auto"
-    """Where the encoder runs: auto, cpu, cuda, cuda:<n> or mps."""
-    batch_size: int = 256
-    """Captions per forward pass (on a CPU fewer)."""
-    amp: str = ""
-    """Type of mixed precision, empty for none; auto is bfloat16 (float16 on mps). What is stored is
-    of `dtype` in any case."""
-
-    def __post_init__(self) -> None:
-        if self.amp:
-            check_name("amp", self.amp, AMP_TYPES)
-        check_at_least(1, batch_size=self.batch_size)
-        check_text(self.model, self.weights)
-        resolve_dtype(self.dtype)
-        if is_bert(self.model) and (self.dense or self.second_last):
-            raise ValueError(
-                "--extract_dense_out and --extract_second_last_dense_out work with CLIP, "
-                f"not with {self.model}"
-            )
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """What is stored; names of CAPTION_KEYS."""
-        if is_bert(self.model):
-            return (BERT_KEY,)
-        dense = ("clip_txt_out_tokens", "text_input_mask") if self.dense else ()
-        second = ("clip_second_last_out", "text_argmax") if self.second_last else ()
-        return ("ann_feats", *dense, *second)
-
-    @property
-    def section(self) -> str:
-        """Where the feature file's settings keep `recorded()`: `text` or `bert`."""
-        return "bert" if is_bert(self.model) else "text"
-
-    def recorded(self) -> dict[str, Any]:
-        """What decides the numbers; stored in the feature file."""
-        weights = "pretrained" if is_bert(self.model) else default_weights(self.model)
-        recorded = {"model": self.model, "weights": self.weights or weights, "dtype": self.dtype}
-        return recorded | ({"amp": self.amp == "auto" or self.amp} if self.amp else {})
-
-
+@dataclass(eq=False, kw_only=True)
 class TextExtraction(Extraction):
     """Features of captions, encoded in an order in which like lengths come together.
 
@@ -90,20 +35,48 @@ class TextExtraction(Extraction):
     position is stored there is nothing to gain, and a chunk is one batch.
     """
 
-    settings: TextSettings
     unit = "captions"
     cpu_batch = 64
     completes_input = True
 
+    model: str = "ViT-B/16"
+    """Text encoder; see talk2dino.backbones.text. A name with `bert` in it loads that BERT."""
+    dense: bool = False
+    """Also store every position: clip_txt_out_tokens and text_input_mask."""
+    second_last: bool = False
+    """Also store the second-to-last block: clip_second_last_out and text_argmax."""
+    batch_size: int = 256
+    """Captions per forward pass (on a CPU fewer)."""
+
+    def __post_init__(self) -> None:
+        check_text(self.model, self.weights)
+        super().__post_init__()
+        dense = ("clip_txt_out_tokens", "text_input_mask") if self.dense else ()
+        second = ("clip_second_last_out", "text_argmax") if self.second_last else ()
+        self.section, self.keys = "text", ("ann_feats", *dense, *second)
+        if is_bert(self.model):
+            self.section, self.keys = "bert", (BERT_KEY,)
+            if self.dense or self.second_last:
+                raise ValueError(
+                    "--extract_dense_out and --extract_second_last_dense_out work with CLIP, "
+                    f"not with {self.model}"
+                )
+
+    def recorded(self) -> dict[str, Any]:
+        """What decides the numbers; stored in the feature file as settings["text"] or ["bert"]."""
+        weights = "pretrained" if is_bert(self.model) else default_weights(self.model)
+        recorded = {"model": self.model, "weights": self.weights or weights, "dtype": self.dtype}
+        return recorded | ({"amp": self.amp == "auto" or self.amp} if self.amp else {})
+
     @property
     def chunk_size(self) -> int:
         """Captions that are sorted by their lengths, and stored, at once."""
-        return self.batch_size * (SORTED_BATCHES if _sortable(self.settings.keys) else 1)
+        return self.batch * (SORTED_BATCHES if _sortable(self.keys) else 1)
 
     @cached_property
     def models(self) -> TextEncoder | BertEncoder:
         """The encoder."""
-        return load_text(self.settings.model, self.settings.weights, self.device)
+        return load_text(self.model, self.weights, self.runs_on)
 
     def items(self, collection: Collection) -> list[Any]:
         """The captions."""
@@ -118,20 +91,19 @@ class TextExtraction(Extraction):
 
     def _encoded(self, tokens: Tensor) -> Chunk:
         """The features of some captions, in their own order, on the device."""
-        model, settings = self.models, self.settings
-        dtype = resolve_dtype(settings.dtype)
+        model, dtype = self.models, resolve_dtype(self.dtype)
         order, batches = torch.arange(len(tokens)), [tokens]
-        if _sortable(settings.keys):
+        if _sortable(self.keys):
             order = model.lengths(tokens).argsort(descending=True, stable=True)
-            batches = [model.trimmed(tokens[rows]) for rows in order.split(self.batch_size)]
+            batches = [model.trimmed(tokens[rows]) for rows in order.split(self.batch)]
 
         def features(tokens: Tensor) -> dict[str, Tensor]:
-            tokens = tokens.to(self.device, non_blocking=True)
-            return token_features(model, tokens, settings.keys, settings.amp)
+            tokens = tokens.to(self.runs_on, non_blocking=True)
+            return token_features(model, tokens, self.keys, self.amp)
 
         found = [piece for batch in batches for piece in self.pieces(features, batch)]
-        place = order.argsort().to(self.device)
-        columns = {key: torch.cat([some[key] for some in found])[place] for key in settings.keys}
+        place = order.argsort().to(self.runs_on)
+        columns = {key: torch.cat([some[key] for some in found])[place] for key in self.keys}
         return Chunk({k: v.to(dtype) if v.is_floating_point() else v for k, v in columns.items()})
 
 

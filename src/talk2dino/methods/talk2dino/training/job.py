@@ -21,10 +21,10 @@ from talk2dino.backbones.vision import recorded_normalisation
 from talk2dino.config import first_few
 from talk2dino.features.captions import CaptionInput, Collection, check_exist
 from talk2dino.features.chunks import Chunk, Extraction, fetched_behind
-from talk2dino.features.extract import ImageExtraction, ImageSettings
+from talk2dino.features.extract import ImageExtraction
 from talk2dino.features.keys import BERT_KEY
 from talk2dino.features.store import FeatureFile, check_records, read_features
-from talk2dino.features.text import TextExtraction, TextSettings
+from talk2dino.features.text import TextExtraction
 from talk2dino.files import content_digest, listed, save_torch, write_text
 from talk2dino.methods.talk2dino.config import feature_differences
 from talk2dino.methods.talk2dino.projection import (
@@ -145,7 +145,7 @@ class TrainJob(RunJob):
                 f"--text_features {choice.text} does not come from text_model "
                 f"{frozen.text_model} of the recipe's features section"
             )
-        images = ImageSettings(
+        images = ImageExtraction(
             model=frozen.vision_model,
             weights=frozen.vision_weights,
             resize_dim=frozen.resize_dim,
@@ -154,14 +154,14 @@ class TrainJob(RunJob):
             device=device,
             workers=self.workers,
         )
-        captions = TextSettings(
+        captions = TextExtraction(
             model=frozen.text_model,
             weights=frozen.text_weights,
             dense=DENSE_TEXT in choice.caption_keys,
             second_last=LAST_LAYER_TEXT in choice.caption_keys,
             device=device,
         )
-        return ImageExtraction(images), TextExtraction(captions)
+        return images, captions
 
     def present(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
         return {k: v for k, v in present_settings(settings).items() if k != "captions"}
@@ -370,7 +370,7 @@ def _rows(
     collection: Collection, extraction: Extraction, keys: Sequence[str], chunks: Sequence[range]
 ) -> Iterator[dict[str, Tensor]]:
     """The features of chunks of images or captions, key -> (n, ...) in main memory."""
-    for found in fetched_behind(extraction.results(collection, chunks), extraction.device):
+    for found in fetched_behind(extraction.results(collection, chunks), extraction.runs_on):
         if found.failures:
             raise ValueError(
                 f"{first_few(found.failures.values())} dino_extraction_v2.py leaves such images "
