@@ -135,23 +135,23 @@ def results_table(results: Sequence[Result]) -> Table:
 
 
 def _rows_of_model(results: Sequence[Result]) -> Iterator[list[Cell]]:
+    rows: list[dict[str, Any]] = []
     for result in results:
         low, high = result["mIoU_interval"]
-        yield _row({**result, **(result["timing"] or {}), "low": low, "high": high})
+        rows.append({**result, **(result["timing"] or {}), "low": low, "high": high})
     once = len({result["benchmark"] for result in results}) == len(results)
     if len(results) > 1 and once and all(result["mIoU"] is not None for result in results):
         total = sum(result["num_images"] for result in results)
-        means = {key: _mean([result[key] for result in results]) for key in ("mIoU", "published")}
-        yield _row({"benchmark": "mean", **means, "num_images": total})
+        means = {key: mean_of([result[key] for result in results]) for key in ("mIoU", "published")}
+        rows.append({"benchmark": "mean", **means, "num_images": total})
+    for row in rows:
+        if None not in (row["mIoU"], row["published"]):
+            row["difference"] = row["mIoU"] - row["published"]
+        yield [row.get(key) for key in _COLUMNS]
 
 
-def _row(shown: Mapping[str, Any]) -> list[Cell]:
-    ours, paper = shown["mIoU"], shown["published"]
-    difference = None if ours is None or paper is None else ours - paper
-    return [{**shown, "difference": difference}.get(key) for key in _COLUMNS]
-
-
-def _mean(numbers: Sequence[float | None]) -> float | None:
+def mean_of(numbers: Sequence[float | None]) -> float | None:
+    """Their mean; None unless all are known."""
     known = [number for number in numbers if number is not None]
     return sum(known) / len(known) if len(known) == len(numbers) else None
 

@@ -78,7 +78,7 @@ def read_maps(
             trouble.append(str(error))
             return None
 
-    first = next(run for run in runs if run.counts is not None)  # the picked image is in one
+    first = next(run for run in runs if run.counts)  # the picked image is in one
     root = data_root or Path(first.result["data_root"])
     image = attempt(lambda: np.asarray(read_rgb(root / name)))
     predictions = [attempt(_read_prediction, run, name) for run in runs]
@@ -115,7 +115,6 @@ def has_predictions(run: EvaluatedRun) -> bool:
 
 
 def _read_truth(run: EvaluatedRun, root: Path, name: str) -> np.ndarray:
-    assert run.counts is not None
     index = run.counts["images"].tolist().index(name)
     rules = _rules(run)
     values = read_labels(root / str(run.counts["labels"][index]), rules.colours)
@@ -284,8 +283,8 @@ def _find_row(
     found: dict[str, tuple[str, str, list[EvaluatedRun]]] = {}
     lacking = ""
     for key, runs in groups.items():
-        counts = next((run.counts for run in runs if run.counts is not None), {"images": ()})
-        paths = [PurePosixPath(path) for path in counts["images"]]
+        counts = next((run.counts for run in runs if run.counts), {})
+        paths = [PurePosixPath(path) for path in counts.get("images", ())]
         stems = [path.stem for path in paths]
         for path in paths:
             if image not in (str(path), path.stem, f"{key}/{path.stem}", f"{key}/{path}"):

@@ -130,7 +130,6 @@ def shown_classes(runs: Sequence[EvaluatedRun]) -> list[str]:
 @_drawing
 def draw_confusion(run: EvaluatedRun) -> Figure:
     """Which class (column) the pixels of each class (row) were given, in percent of the row."""
-    assert run.counts is not None
     confusion = run.counts["confusion"].astype(np.float64)
     pixels = confusion.sum(axis=1, keepdims=True)
     shares = np.divide(

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from talk2dino.benchmarks.results import save_png
-from talk2dino.benchmarks.tables import Cell, Table, published_sources, results_table
+from talk2dino.benchmarks.tables import Cell, Table, mean_of, published_sources, results_table
 from talk2dino.files import check_writable, write_text
 from talk2dino.progress import Progress, silent
 from talk2dino.report import plots
@@ -97,7 +98,7 @@ def write_report(
             bars = plot(f"{key}_classes", plots.draw_class_bars(group, places_of))
             confusions = [
                 None
-                if "confusion" not in (run.counts or ())
+                if "confusion" not in run.counts
                 else plot(f"{run.path.stem}_confusion", plots.draw_confusion(run))
                 for run in group
             ]
@@ -159,8 +160,9 @@ def _page(
         all_runs=_runs_table(runs),
         sources=published_sources([run.result for run in runs]),
         finished=max((run.result["finished"] or "")[:10] for run in runs),
-        scores=_scores(runs),
-        best=_best(runs),
+        compared=_compared(runs),
+        mean=lambda cells: mean_of(_mious(cells)),
+        best=lambda cells: max((v for v in _mious(cells) if v is not None), default=math.nan),
         method_colour=plots.method_colour,
         shown_classes=plots.shown_classes,
         top_confusions=top_confusions,
@@ -170,26 +172,14 @@ def _page(
     )
 
 
-def _scores(runs: Sequence[EvaluatedRun]) -> list[dict[str, Any]]:
+def _compared(runs: Sequence[EvaluatedRun]) -> dict[str, list[EvaluatedRun | None]]:
     """Methods down, benchmarks across: how papers compare."""
     found = {(run.label, run.benchmark): run for run in runs}
-    rows = []
-    for name in methods(runs):
-        cells = [found.get((name, key)) for key in by_benchmark(runs)]
-        shown = [run for run in cells if run is not None]
-        known = [run.result["mIoU"] for run in shown if run.result["mIoU"] is not None]
-        mean = _number(sum(known) / len(known)) if len(known) == len(cells) else ""
-        rows.append({"first": shown[0], "runs": cells, "mean": mean})
-    return rows
+    return {name: [found.get((name, key)) for key in by_benchmark(runs)] for name in methods(runs)}
 
 
-def _best(runs: Sequence[EvaluatedRun]) -> list[EvaluatedRun]:
-    """The runs with the highest number of their benchmark."""
-    scored = [run for run in runs if run.result["mIoU"] is not None]
-    highest = {
-        key: max(run.result["mIoU"] for run in group) for key, group in by_benchmark(scored).items()
-    }
-    return [run for run in scored if run.result["mIoU"] == highest[run.benchmark]]
+def _mious(runs: Sequence[EvaluatedRun | None]) -> list[float | None]:
+    return [None if run is None else run.result["mIoU"] for run in runs]
 
 
 def _data_uri(content: bytes, kind: str) -> str:
@@ -228,8 +218,7 @@ def _runs_table(runs: Sequence[EvaluatedRun]) -> Table:
 def tables_of(runs: Sequence[EvaluatedRun], differences: Sequence[Differences]) -> dict[str, Table]:
     """`scores`, `runs`, `differences`, and per benchmark its classes and images."""
     groups = by_benchmark(runs)
-    found = {(run.label, run.benchmark): run.result["mIoU"] for run in runs}
-    scores = [[name, *(found.get((name, key)) for key in groups)] for name in methods(runs)]
+    scores = [[name, *_mious(cells)] for name, cells in _compared(runs).items()]
     titles = [group[0].title for group in groups.values()]
     tables = {
         "scores": Table(["method", *titles], scores, compared=True),

@@ -55,15 +55,15 @@ class EvaluatedRun:
         return list(self.result["per_class"])
 
     @cached_property
-    def counts(self) -> dict[str, np.ndarray] | None:
-        """The counts per image, or None if their file is gone.
+    def counts(self) -> dict[str, np.ndarray]:
+        """The counts per image; none if their file is gone.
 
         Raises:
             ValueError: the file is damaged, or does not belong to the result.
         """
         path = self.path.with_suffix(".npz")
         if not path.is_file():
-            return None
+            return {}
         try:
             counts = read_counts(path)
             check_counts(counts, self.result)
@@ -76,11 +76,10 @@ class EvaluatedRun:
     @property
     def measures(self) -> list[str]:
         """Those of MEASURES that were counted per image."""
-        return [name for name in MEASURES if f"{name}union" in (self.counts or {})]
+        return [name for name in MEASURES if f"{name}union" in self.counts]
 
     def areas(self, measure: str) -> tuple[np.ndarray, np.ndarray]:
         """Intersections and unions (N, C) in pixels by one of `measures`."""
-        assert self.counts is not None
         return self.counts[f"{measure}intersect"], self.counts[f"{measure}union"]
 
     @cached_property
@@ -104,7 +103,7 @@ class EvaluatedRun:
         Raises:
             ValueError: their file is not there.
         """
-        if self.counts is None:
+        if not self.counts:
             raise ValueError(
                 f"{self.path.with_suffix('.npz')} is not there: it holds the counts per image, and "
                 f"belongs beside {self.path.name}."
@@ -189,9 +188,8 @@ def pick_examples(runs: Sequence[EvaluatedRun], count: int) -> dict[str, list[st
 
 def top_confusions(run: EvaluatedRun, count: int) -> list[tuple[str, str, float]]:
     """The largest mistakes: (true class, predicted class, percent of all counted pixels)."""
-    if "confusion" not in (run.counts or ()):
+    if "confusion" not in run.counts:
         return []
-    assert run.counts is not None
     wrong = run.counts["confusion"].astype(np.float64)
     total = wrong.sum()
     np.fill_diagonal(wrong, 0)
@@ -339,7 +337,7 @@ def compare_comparable(
     runs: Sequence[EvaluatedRun],
 ) -> tuple[list[dict[str, Differences]], list[str]]:
     """Compare those runs of a benchmark that can be with the first; the reasons of the others."""
-    first, *others = [run for run in runs if run.counts is not None] or runs
+    first, *others = [run for run in runs if run.counts] or runs
     comparable, reasons = [], []
     for run in others:
         try:
