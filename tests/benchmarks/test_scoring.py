@@ -15,11 +15,10 @@ from talk2dino.benchmarks import scoring
 from talk2dino.benchmarks.metrics import begin_count
 from talk2dino.benchmarks.scoring import (
     Batching,
+    Labelling,
     Picture,
     Task,
     label_pictures,
-    resized_labels,
-    spread_labels,
     spreading_matrix,
 )
 from talk2dino.inference import (
@@ -71,6 +70,12 @@ def labels_of(segmenter, pixels, size_hw, query, protocol=PROTOCOL, **batching):
     pictures = [Picture(pixels, size_hw, [Task(segmenter, query)])]
     ((_, (labels,)),) = label_pictures(pictures, protocol, Batching(**batching), CPU)
     return labels
+
+
+def spread(segmenter, patches, pixels, size_hw, query, *most_bytes):
+    """The labels of patch scores."""
+    task = Task(segmenter, query)
+    return Labelling(task, pixels, size_hw, PROTOCOL, *most_bytes).of_patches(patches)
 
 
 class WholeWindows:
@@ -252,7 +257,7 @@ def test_many_classes_are_compared_in_parts(most_bytes):
     whole = score_labels(resize_scores(scores, (31, 47)))
     query = ClassQuery.of_rows(torch.eye(13))
     pixels = torch.zeros(3, 20, 30)
-    labels = resized_labels(None, scores, pixels, (31, 47), query, most_bytes)
+    labels = Labelling(Task(None, query), pixels, (31, 47), PROTOCOL, most_bytes).of_scores(scores)
     assert torch.equal(labels, whole)
     assert not (whole == 7).any()
 
@@ -265,7 +270,7 @@ def test_the_first_label_wins_a_tie(base, pamr):
     for most_bytes in (1, MIB):
         for background, label in ((None, 0), (0.4, 1), (0.6, 0)):
             query = ClassQuery.of_rows(rows, background)
-            labels = spread_labels(segmenter, scores, pixels, (64, 64), PROTOCOL, query, most_bytes)
+            labels = spread(segmenter, scores, pixels, (64, 64), query, most_bytes)
             if not pamr or background is not None:  # PAMR's sums of equal scores may round
                 assert labels.unique().tolist() == [label]
 
@@ -282,9 +287,9 @@ def test_of_many_classes_those_are_left_out_that_are_the_best_nowhere(
         scores = 0.9 * scores[:, :1] + torch.linspace(0, 0.05, 40)[:, None, None] + 0.05 * scores
     scores[:, 7] = scores[:, 3]  # a tie everywhere: the first one wins
     query, pixels = ClassQuery.of_rows(torch.eye(40), background), image(64, 96).float()
-    by_rows = spread_labels(base, scores, pixels, original, PROTOCOL, query)
+    by_rows = spread(base, scores, pixels, original, query)
     monkeypatch.setattr(scoring, "_MANY", 39)
-    by_blocks = spread_labels(base, scores, pixels, original, PROTOCOL, query)
+    by_blocks = spread(base, scores, pixels, original, query)
     assert (by_blocks == by_rows).float().mean() >= 0.999
     assert not (by_blocks == 7 + (background is not None)).any()
     assert background is None or original == (1, 1) or (by_blocks == 0).any()
@@ -301,7 +306,7 @@ def test_of_many_classes_one_with_scores_that_are_no_numbers_wins_as_of_few(
     scores[:, 9] = value
     monkeypatch.setattr(scoring, "_MANY", 39)
     query, pixels = ClassQuery.of_rows(torch.eye(40)), image(64, 96).float()
-    assert (spread_labels(base, scores, pixels, (50, 131), PROTOCOL, query) == 9).all()
+    assert (spread(base, scores, pixels, (50, 131), query) == 9).all()
 
 
 class LiveBytes(TorchDispatchMode):
@@ -342,11 +347,11 @@ def test_171_classes_stay_within_the_memory_that_is_set(base, pamr):
     )
     segmenter, pixels = base.variant(pamr=pamr), image(*scored).float()
     query = ClassQuery.of_rows(torch.eye(classes))
-    unlimited = spread_labels(segmenter, scores, pixels, size_hw, PROTOCOL, query, 1 << 40)
+    unlimited = spread(segmenter, scores, pixels, size_hw, query, 1 << 40)
     peaks = []
     for budget in (MIB, 4 * MIB, 1 << 40):
         with LiveBytes() as memory:
-            labels = spread_labels(segmenter, scores, pixels, size_hw, PROTOCOL, query, budget)
+            labels = spread(segmenter, scores, pixels, size_hw, query, budget)
         assert (labels == unlimited).float().mean() >= 0.999
         peaks.append(memory.peak)
         # Beside the scores: labels and best scores, scores spread along one axis, and of PAMR

@@ -11,7 +11,6 @@ pytest.importorskip("mmseg")
 
 from talk2dino import Talk2DINO
 from talk2dino.backbones import templates
-from talk2dino.benchmarks import scoring
 from talk2dino.benchmarks.datasets import EvaluationSet
 from talk2dino.benchmarks.results import read_counts, read_result
 from talk2dino.benchmarks.table import BENCHMARKS, STUFF_BACKGROUND
@@ -104,7 +103,7 @@ def test_each_method_embeds_its_own_names_and_scores_with_its_own_threshold(tmp_
 
     spy(Talk2DinoSegmenter, "embed_classes", embedded, 0)
     spy(OVSegmentorSegmenter, "embed_classes", embedded, 0)
-    spy(scoring, "spread_labels", scored, 4)  # where Talk2DINO's scores meet the threshold
+    spy(Talk2DinoSegmenter, "patch_scores", scored, 1)
     spy(OVSegmentorSegmenter, "score_features", scored, 2)
     one_image = ["--num_jobs", 3, "--job_id", 0]
     assert evaluate(tmp_path, *one_image, benchmarks="voc") == 0

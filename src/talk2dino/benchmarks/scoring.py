@@ -120,17 +120,15 @@ class _Progress:
         """A label map per task, when all windows are scored."""
         maps = []
         for task, found in zip(self.picture.tasks, self.found, strict=True):
-            segmenter, more = task.segmenter, (task.query, most_bytes)
-            place = self.pixels, self.picture.size_hw
+            segmenter, size_hw = task.segmenter, self.picture.size_hw
+            labelling = Labelling(task, self.pixels, size_hw, self.protocol, most_bytes)
             if isinstance(found, WindowMean):
-                maps.append(resized_labels(segmenter, found.scores(), *place, *more))
-                continue
-            assert isinstance(segmenter, PatchScoring)  # or it would have no list
-            if segmenter.joins_windows:
+                maps.append(labelling.of_scores(found.scores()))
+            elif isinstance(segmenter, PatchScoring) and segmenter.joins_windows:
                 patches = segmenter.patch_scores(join_features(found), task.query)
+                maps.append(labelling.of_patches(patches))
             else:
-                patches = torch.stack(found)
-            maps.append(spread_labels(segmenter, patches, *place, self.protocol, *more))
+                maps.append(labelling.of_patches(torch.stack(found)))
         return maps
 
 
@@ -198,78 +196,131 @@ def _score(batch: list[tuple[_Progress, tuple[int, int]]]) -> None:
             item.picture.uniform = (item.picture.uniform or 0) + uniform[place]
 
 
-def spread_labels(
-    segmenter: PatchScoring,
-    patches: Tensor,
-    pixels: Tensor,
-    size_hw: tuple[int, int],
-    protocol: Protocol,
-    query: ClassQuery,
-    most_bytes: int = MOST_BYTES,
-) -> Tensor:
-    """Labels of a picture: windows are upsampled and averaged, their mean is resized and compared.
+@dataclass(frozen=True, eq=False)
+class Labelling:
+    """The labels of a picture from what its windows gave: (H, W) int64, the first one wins a tie.
 
     The same as the steps one by one, up to rounding (tests/benchmarks/test_scoring.py).
-
-    Args:
-        segmenter: made the scores; says whether they follow the edges of the image.
-        patches: (N, K, gh, gw) scores of the patches of the N windows.
-        pixels: (3, h, w) RGB in [0, 255], at the size that is scored.
-        size_hw: of the labels.
-        protocol: of the windows.
-        query: what was looked for.
-        most_bytes: for upsampled scores; less than one row or one class at a time is impossible.
-
-    Returns:
-        (H, W) int64; the first label wins a tie.
     """
-    final = isinstance(segmenter, Finalising)
-    if segmenter.follows_edges or (isinstance(segmenter, Finalising) and not segmenter.pixelwise):
-        parts = _scores_by_class(segmenter, patches, pixels, size_hw, protocol, most_bytes)
-        if final:
-            scores = torch.cat(list(parts))
-            return final_scores(segmenter, scores, pixels, query).max(dim=0).indices
-        return _with_background(*_best_of(parts), query, patches.shape[1])
-    down = len(protocol.starts(pixels.shape[-2]))
-    grid = patches.unflatten(0, (down, -1)).permute(2, 0, 3, 1, 4)  # (K, down, gh, across, gw)
-    lengths = zip(size_hw, pixels.shape[-2:], patches.shape[-2:], strict=True)
-    # A weak reference is the same key for the same segmenter, and does not keep it in memory.
-    place = (weakref.ref(segmenter), protocol, patches.device, patches.dtype)
-    rows, columns = (_matrix_of_axis(*place, *of_axis) for of_axis in lengths)
-    grid = grid.flatten(3).flatten(1, 2)  # (K, down * gh, across * gw)
-    if len(grid) > _MANY and grid.device.type == "cpu" and not final:
-        return _labels_by_blocks(grid, rows, columns, query)
-    wide = grid @ columns.T  # (K, down * gh, W)
-    return _labels_by_rows(segmenter, wide, rows, pixels, query, most_bytes)
 
+    task: Task
+    """Made the scores; its segmenter says whether they follow the edges of the image."""
+    pixels: Tensor
+    """(3, h, w) RGB in [0, 255], at the size that is scored."""
+    size_hw: tuple[int, int]
+    """Of the labels."""
+    protocol: Protocol
+    """Of the windows."""
+    most_bytes: int = MOST_BYTES
+    """For upsampled scores; less than one row or one class at a time is impossible."""
 
-def resized_labels(
-    segmenter: Segmenter,
-    scores: Tensor,
-    pixels: Tensor,
-    size_hw: tuple[int, int],
-    query: ClassQuery,
-    most_bytes: int,
-) -> Tensor:
-    """Labels from mean scores: resized and compared, some classes or some rows at a time.
+    def of_patches(self, patches: Tensor) -> Tensor:
+        """From scores (N, K, gh, gw) of the patches of the N windows.
 
-    Args:
-        segmenter: made the scores; finalises them if it is `Finalising`.
-        scores: (K, h, w).
-        pixels: (3, h, w) RGB in [0, 255].
-        size_hw: of the labels.
-        query: what was looked for.
-        most_bytes: for resized scores.
-    """
-    if not isinstance(segmenter, Finalising):
-        step = max(most_bytes // (4 * size_hw[0] * size_hw[1]), 1)
-        return _best_of(resize_scores(part, size_hw) for part in scores.split(step))[1]
-    if not segmenter.pixelwise:
-        scores = resize_scores(scores, size_hw)
-        return final_scores(segmenter, scores, pixels, query).max(dim=0).indices
-    sides = zip(scores.shape[-2:], size_hw, strict=True)
-    rows, columns = (_resizing_matrix(torch.eye(old), new).T.to(scores) for old, new in sides)
-    return _labels_by_rows(segmenter, scores @ columns.T, rows, pixels, query, most_bytes)
+        Windows are upsampled and averaged, their mean is resized and compared.
+        """
+        segmenter, classes = self.task.segmenter, patches.shape[1]
+        assert isinstance(segmenter, PatchScoring)
+        if isinstance(segmenter, Finalising) and (
+            segmenter.follows_edges or not segmenter.pixelwise
+        ):
+            return self._finalised(torch.cat(list(self._by_class(segmenter, patches))))
+        if segmenter.follows_edges:
+            return self._with_background(*_best_of(self._by_class(segmenter, patches)), classes)
+        down = len(self.protocol.starts(self.pixels.shape[-2]))
+        grid = patches.unflatten(0, (down, -1)).permute(2, 0, 3, 1, 4)  # (K, down, gh, across, gw)
+        lengths = zip(self.size_hw, self.pixels.shape[-2:], patches.shape[-2:], strict=True)
+        # A weak reference is the same key for the same segmenter, and does not keep it in memory.
+        place = (weakref.ref(segmenter), self.protocol, patches.device, patches.dtype)
+        rows, columns = (_matrix_of_axis(*place, *of_axis) for of_axis in lengths)
+        grid = grid.flatten(3).flatten(1, 2)  # (K, down * gh, across * gw)
+        on_cpu, final = grid.device.type == "cpu", isinstance(segmenter, Finalising)
+        if classes > _MANY and on_cpu and not final:
+            return self._by_blocks(grid, rows, columns)
+        return self._by_rows(grid @ columns.T, rows)
+
+    def of_scores(self, scores: Tensor) -> Tensor:
+        """From mean scores (K, h, w), resized and compared some classes or rows at a time."""
+        segmenter, (height, width) = self.task.segmenter, self.size_hw
+        if not isinstance(segmenter, Finalising):
+            step = max(self.most_bytes // (4 * height * width), 1)
+            return _best_of(resize_scores(part, self.size_hw) for part in scores.split(step))[1]
+        if not segmenter.pixelwise:
+            return self._finalised(resize_scores(scores, self.size_hw))
+        sides = zip(scores.shape[-2:], self.size_hw, strict=True)
+        rows, columns = (_resizing_matrix(torch.eye(old), new).T.to(scores) for old, new in sides)
+        return self._by_rows(scores @ columns.T, rows)
+
+    def _finalised(self, scores: Tensor) -> Tensor:
+        """Labels of averaged scores (K, H, W) of the whole picture."""
+        task = self.task
+        return final_scores(task.segmenter, scores, self.pixels, task.query).max(dim=0).indices
+
+    def _by_rows(self, wide: Tensor, rows: Tensor) -> Tensor:
+        """Labels of scores (K, a, W) that rows (H, a) spread: all classes, some rows at a time."""
+        classes, height, width = wide.shape[0], len(rows), wide.shape[2]
+        segmenter, most_bytes, seen = self.task.segmenter, self.most_bytes, self.pixels
+        if wide.device.type == "cpu":
+            most_bytes = min(most_bytes, _CACHED_BYTES)
+        if isinstance(segmenter, Finalising):
+            seen = resize_scores(seen.float(), (height, width))
+        labels = torch.empty(height, width, dtype=torch.int64, device=wide.device)
+        step = max(most_bytes // (4 * classes * width), 1)
+        for top in range(0, height, step):
+            scores = torch.matmul(rows[top : top + step], wide)
+            if isinstance(segmenter, Finalising):
+                final = segmenter.finalise(scores, seen[:, top : top + step], self.task.query)
+                labels[top : top + step] = final.max(dim=0).indices
+            else:
+                labels[top : top + step] = self._with_background(*scores.max(dim=0), classes)
+            del scores  # or two strips are held at once
+        return labels
+
+    def _by_blocks(self, grid: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """Labels of scores (K, a, b) that rows (H, a) and columns (W, b) spread, K being large.
+
+        A pixel's score is a mean of those of the cells around it. So a class that is below another
+        one in all cells around a block of pixels is nowhere the best there, and most are not spread
+        at all.
+        """
+        by_cell = np.ascontiguousarray(grid.permute(1, 2, 0).numpy())  # (a, b, K)
+        rounding = -1e-5 * float(grid.abs().max())
+        labels = torch.empty(len(rows), len(columns), dtype=torch.int64)
+        sides = [_near(part.numpy()) for part in columns.split(_BLOCK)]
+        for part, strip in zip(rows.split(_BLOCK), labels.split(_BLOCK), strict=True):
+            places, down = _near(part.numpy())
+            band = by_cell[places]
+            for (places, across), block in zip(sides, strip.split(_BLOCK, dim=1), strict=True):
+                cells = band[:, places].reshape(-1, len(grid))
+                ahead = cells - cells[:, [cells.sum(axis=0).argmax()]]
+                able = np.flatnonzero(~(ahead.max(axis=0) < rounding))  # those that are nan, too
+                weights = np.einsum("ha,wb->hwab", down, across).reshape(block.numel(), -1)
+                scores = weights @ cells[:, able]  # (h * w, k)
+                found = scores.argmax(axis=1)  # several times as fast as PyTorch's
+                best = torch.from_numpy(scores[np.arange(len(scores)), found])
+                known = torch.from_numpy(able[found])
+                block.copy_(self._with_background(best, known, len(grid)).view_as(block))
+        return labels
+
+    def _by_class(self, segmenter: PatchScoring, patches: Tensor) -> Iterator[Tensor]:
+        """Scores (c, H, W) of some classes at a time, one window after the other."""
+        height, width = self.pixels.shape[-2:]
+        high, wide = self.protocol.window_size(height, width)
+        pixels = height * width + max(self.size_hw[0] * self.size_hw[1], _COPIES * high * wide)
+        for part in patches.split(max(self.most_bytes // (4 * pixels), 1), dim=1):
+            mean = WindowMean((height, width), self.protocol)
+            for (top, left), window in zip(self.protocol.corners(height, width), part, strict=True):
+                crop = self.pixels[None, :, top : top + high, left : left + wide]
+                mean.add((top, left), segmenter.pixel_scores(window[None], crop)[0])
+            yield resize_scores(mean.scores(), self.size_hw)
+
+    def _with_background(self, best: Tensor, labels: Tensor, classes: int) -> Tensor:
+        """Labels of the best of so many scored classes, with the background's threshold if any."""
+        query = self.task.query
+        if query.background is None:
+            return labels
+        first = len(query.names) - classes  # 0 where the background has words of its own
+        return torch.where(best > query.background, labels + first, 0)
 
 
 def spreading_matrix(original: int, scored: int, protocol: Protocol, upsampled: Tensor) -> Tensor:
@@ -302,59 +353,6 @@ def _resizing_matrix(signals: Tensor, length: int) -> Tensor:
     return F.interpolate(signals[None], size=length, mode="linear", align_corners=False)[0]
 
 
-def _labels_by_rows(
-    segmenter: object,
-    wide: Tensor,
-    rows: Tensor,
-    pixels: Tensor,
-    query: ClassQuery,
-    most_bytes: int,
-) -> Tensor:
-    """Labels of scores (K, a, W) that rows (H, a) spread: all classes of some rows at a time."""
-    classes, height, width = wide.shape[0], len(rows), wide.shape[2]
-    if wide.device.type == "cpu":
-        most_bytes = min(most_bytes, _CACHED_BYTES)
-    finalising = isinstance(segmenter, Finalising)
-    seen = resize_scores(pixels.float(), (height, width)) if finalising else pixels
-    labels = torch.empty(height, width, dtype=torch.int64, device=wide.device)
-    step = max(most_bytes // (4 * classes * width), 1)
-    for top in range(0, height, step):
-        scores = torch.matmul(rows[top : top + step], wide)
-        if isinstance(segmenter, Finalising):
-            final = segmenter.finalise(scores, seen[:, top : top + step], query)
-            labels[top : top + step] = final.max(dim=0).indices
-        else:
-            labels[top : top + step] = _with_background(*scores.max(dim=0), query, classes)
-        del scores  # or two strips are held at once
-    return labels
-
-
-def _labels_by_blocks(grid: Tensor, rows: Tensor, columns: Tensor, query: ClassQuery) -> Tensor:
-    """Labels of scores (K, a, b) that rows (H, a) and columns (W, b) spread, K being large.
-
-    A pixel's score is a mean of those of the cells around it. So a class that is below another one
-    in all cells around a block of pixels is nowhere the best there, and most are not spread at all.
-    """
-    by_cell = np.ascontiguousarray(grid.permute(1, 2, 0).numpy())  # (a, b, K)
-    rounding = -1e-5 * float(grid.abs().max())
-    labels = torch.empty(len(rows), len(columns), dtype=torch.int64)
-    sides = [_near(part.numpy()) for part in columns.split(_BLOCK)]
-    for part, strip in zip(rows.split(_BLOCK), labels.split(_BLOCK), strict=True):
-        places, down = _near(part.numpy())
-        band = by_cell[places]
-        for (places, across), block in zip(sides, strip.split(_BLOCK, dim=1), strict=True):
-            cells = band[:, places].reshape(-1, len(grid))
-            ahead = cells - cells[:, [cells.sum(axis=0).argmax()]]
-            able = np.flatnonzero(~(ahead.max(axis=0) < rounding))  # those that are nan, too
-            weights = np.einsum("ha,wb->hwab", down, across).reshape(block.numel(), -1)
-            scores = weights @ cells[:, able]  # (h * w, k)
-            found = scores.argmax(axis=1)  # several times as fast as PyTorch's
-            best = torch.from_numpy(scores[np.arange(len(scores)), found])
-            known = torch.from_numpy(able[found])
-            block.copy_(_with_background(best, known, query, len(grid)).view_as(block))
-    return labels
-
-
 def _near(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The cells that a few pixels get anything from, and what these give to each."""
     places = np.flatnonzero(matrix.any(axis=0))
@@ -381,26 +379,6 @@ def _matrix_of_axis(
     return spreading_matrix(original, scored, protocol, upsampled).to(device, dtype)
 
 
-def _scores_by_class(
-    segmenter: PatchScoring,
-    patches: Tensor,
-    pixels: Tensor,
-    size_hw: tuple[int, int],
-    protocol: Protocol,
-    most_bytes: int,
-) -> Iterator[Tensor]:
-    """Scores (c, H, W) of some classes at a time, one window after the other."""
-    height, width = pixels.shape[-2:]
-    high, wide = protocol.window_size(height, width)
-    per_class = height * width + max(size_hw[0] * size_hw[1], _COPIES * high * wide)
-    for part in patches.split(max(most_bytes // (4 * per_class), 1), dim=1):
-        mean = WindowMean((height, width), protocol)
-        for (top, left), window in zip(protocol.corners(height, width), part, strict=True):
-            crop = pixels[:, top : top + high, left : left + wide]
-            mean.add((top, left), segmenter.pixel_scores(window[None], crop[None])[0])
-        yield resize_scores(mean.scores(), size_hw)
-
-
 def _best_of(parts: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
     """Best score and its class per pixel, of scores that come some classes at a time."""
     first = next(parts)
@@ -415,11 +393,3 @@ def _best_of(parts: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
         seen += len(part)
         del part
     return best, labels
-
-
-def _with_background(best: Tensor, labels: Tensor, query: ClassQuery, classes: int) -> Tensor:
-    """Labels of the best of so many scored classes, with the background's threshold if any."""
-    if query.background is None:
-        return labels
-    first = len(query.names) - classes  # 0 where the background has words of its own
-    return torch.where(best > query.background, labels + first, 0)
