@@ -438,30 +438,24 @@ def _results(
     def begun(picture: Picture, maps: list[torch.Tensor]) -> Callable[[], _OfImage]:
         index, targets = picture.payload
         counting = begin_count(maps, targets, num_classes, picture.uniform)
-        return partial(_finished, runs, index, targets, counting, Fetched(maps if needed else []))
+        fetched = Fetched(maps if needed else [])
+
+        def end() -> _OfImage:
+            results = counting()
+            for place, (found, run) in enumerate(zip(fetched.read(), runs, strict=False)):
+                target, palette = targets[place], run.dataset.palette
+                if run.with_borders:
+                    shown, classes = (results[place], found, target), num_classes[place]
+                    results[place] = at_borders(*shown, classes, protocol)
+                if run.folders.wanted():
+                    ids = found.numpy().astype(np.uint8 if len(palette) <= 256 else np.uint16)
+                    run.folders.write(run.dataset.samples[index].name, ids, target.numpy(), palette)
+            return index, results
+
+        return end
 
     labelled = label_pictures(pictures, protocol, job.batching, device)
     return one_behind(starmap(begun, labelled), device)
-
-
-def _finished(
-    runs: Sequence[Run],
-    index: int,
-    targets: Sequence[torch.Tensor],
-    counting: Callable[[], list[ImageCounts]],
-    fetched: Fetched,
-) -> _OfImage:
-    """One image's counts, when its pictures are saved; `fetched` holds its label maps if needed."""
-    results = counting()
-    for place, (maps, run) in enumerate(zip(fetched.read(), runs, strict=False)):
-        target, palette = targets[place], run.dataset.palette
-        if run.with_borders:
-            classes, protocol = len(run.dataset.classes), run.dataset.benchmark.protocol
-            results[place] = at_borders(results[place], maps, target, classes, protocol)
-        if run.folders.wanted():
-            ids = maps.numpy().astype(np.uint8 if len(palette) <= 256 else np.uint16)
-            run.folders.write(run.dataset.samples[index].name, ids, target.numpy(), palette)
-    return index, results
 
 
 def _read(runs: Sequence[Run], tasks: Sequence[Task], index: int, pin: bool) -> Picture:

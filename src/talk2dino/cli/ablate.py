@@ -202,11 +202,8 @@ def _compared(folder: Path, variants: dict[str, list[Run]]) -> list[dict[str, An
             row |= {"file": str(one.path), "images": one.result["num_images"]}
             row |= {"mIoU": one.result["mIoU"], "timing": one.result["timing"]}
             if difference is not None:
-                row |= {
-                    "difference": difference[""].difference,
-                    "interval": difference[""].interval,
-                }
-                row["better"] = difference[""].better
+                numbers = difference[""].as_json()
+                row |= {name: numbers[name] for name in ("difference", "interval", "better")}
             rows.append(row)
     return rows
 

@@ -290,8 +290,7 @@ def _find_row(
             if image not in (str(path), path.stem, f"{key}/{path.stem}", f"{key}/{path}"):
                 continue
             several = {name: _called(runs, name) for name in wanted}
-            missing = [name for name, some in several.items() if not some]
-            if missing:
+            if missing := [name for name, some in several.items() if not some]:
                 known = ", ".join(run.label for run in runs)
                 lacking += f" {key} has it, but not of {', '.join(missing)}. Known: {known}."
                 continue

@@ -92,23 +92,10 @@ class EvaluatedRun:
         for measure in self.measures:
             intersect, union = self.areas(measure)
             iou = np.divide(intersect, union, out=np.zeros(union.shape), where=union > 0)
-            names, occurring = self.counted("images").tolist(), (union > 0).sum(axis=1)
+            names, occurring = self.counts["images"].tolist(), (union > 0).sum(axis=1)
             found = zip(names, iou.sum(axis=1), occurring, strict=True)
             scores[measure] = {name: 100 * float(total / n) for name, total, n in found if n}
         return scores
-
-    def counted(self, name: str) -> np.ndarray:
-        """An array of the counts.
-
-        Raises:
-            ValueError: their file is not there.
-        """
-        if not self.counts:
-            raise ValueError(
-                f"{self.path.with_suffix('.npz')} is not there: it holds the counts per image, and "
-                f"belongs beside {self.path.name}."
-            )
-        return self.counts[name]
 
 
 def find_runs(places: Sequence[str | Path]) -> tuple[list[EvaluatedRun], list[str]]:
@@ -350,15 +337,21 @@ def compare_comparable(
 
 def check_comparable(first: EvaluatedRun, second: EvaluatedRun) -> None:
     """Raise ValueError unless two runs are of the same images, labels and classes."""
-    names = first.counted("images").tolist(), second.counted("images").tolist()
-    trouble = _difference("classes", first.classes, second.classes) + _difference("images", *names)
+    for run in (first, second):
+        if not run.counts:
+            raise ValueError(
+                f"{run.path.with_suffix('.npz')} is not there: it holds the counts per image, and "
+                f"belongs beside {run.path.name}."
+            )
+    one, two = first.counts, second.counts
+    trouble = _difference("classes", first.classes, second.classes)
+    trouble += _difference("images", one["images"].tolist(), two["images"].tolist())
     if not trouble:
-        one, two = (run.counted("label_area") for run in (first, second))
-        differing = (one != two).any(axis=1)
+        differing = (one["label_area"] != two["label_area"]).any(axis=1)
         if differing.any():
-            shown = ", ".join(first.counted("images")[differing][:_MOST_NAMED])
+            shown = ", ".join(one["images"][differing][:_MOST_NAMED])
             trouble = [f"the ground truth differs in {int(differing.sum())} images, as in {shown}"]
-        elif not one.any():
+        elif not one["label_area"].any():
             trouble = ["no pixel has a label"]
     if trouble:
         raise ValueError(
