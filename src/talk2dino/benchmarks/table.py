@@ -363,10 +363,9 @@ def find_benchmark(name: str, data_root: str | Path = "data") -> Benchmark:
             the name of a benchmark.
         FileNotFoundError: the file is not there, or one that it names.
     """
-    rows = [*BENCHMARKS.values(), STUFF_BACKGROUND, DRAWN_WORLD]
-    names = {row.type: row for row in rows if row.type}
-    names |= {row.readme_name: row for row in rows}
-    names |= {row.key: row for row in rows}
+    rows = {**BENCHMARKS, STUFF_BACKGROUND.key: STUFF_BACKGROUND, DRAWN_WORLD.key: DRAWN_WORLD}
+    names = {row.type: row for row in rows.values() if row.type}
+    names |= {row.readme_name: row for row in rows.values()} | rows
     files = {path.stem: path for path in listed(_FOLDER, "*.yaml")}
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
@@ -382,8 +381,8 @@ def find_benchmark(name: str, data_root: str | Path = "data") -> Benchmark:
     if name in names or name in files:
         row = names[name] if name in names else _shipped(name, data_root)
         return row.with_own_names(data_root)
-    keys = [*(row.key for row in rows), *sorted(set(files).difference(row.key for row in rows))]
-    others = [row.readme_name for row in rows if row.readme_name not in keys]
+    keys = [*rows, *sorted(set(files).difference(rows))]
+    others = [row.readme_name for row in rows.values() if row.readme_name not in keys]
     check_name("benchmark", name, [*keys, *others, "or a YAML file"], similar=[*keys, *others])
     raise AssertionError("check_name accepts only what was handled above")
 
