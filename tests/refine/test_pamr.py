@@ -90,6 +90,17 @@ def test_pictures_of_several_bands_are_refined_like_whole_ones(
     torch.testing.assert_close(banded.double(), exact, rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize("classes", [3, 8])
+def test_the_default_type_of_the_caller_changes_nothing(classes):
+    images, masks = inputs(classes=classes)
+    expected = pamr(images, masks)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(pamr(images, masks), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_scores_with_channels_last_give_the_same_result():
     images, masks = inputs(2, 9)
     other = masks.to(memory_format=torch.channels_last)

@@ -189,7 +189,7 @@ def _pamr_in_bands(
         weights: dict[int, list[tuple[slice, Tensor]]] = {}  # by band, some rows at a time
         padded = []  # of some classes, before the iterations and after each
         for some in scores.split(_BAG_CLASSES):
-            table = torch.empty_permuted((len(some), *size_hw), order)
+            table = torch.empty_permuted((len(some), *size_hw), order, dtype=some.dtype)
             padded.append([table[:, first : first + height + 2 * margin] for first in firsts])
             padded[-1][0].copy_(_pad(some[None], dilations)[0])
         for step in range(bands + iterations - 1):
