@@ -3,7 +3,6 @@
 import gc
 import weakref
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -31,7 +30,7 @@ from talk2dino.inference import (
 from talk2dino.methods.dense import DenseSegmenter
 from talk2dino.methods.talk2dino.config import read_segmenter_config
 from talk2dino.methods.talk2dino.segmenter import build_segmenter
-from talk2dino.refine.refinement import make_refinements
+from talk2dino.refine.refinement import RefinementOptions
 from talk2dino.segmenter import ClassQuery, FeatureSharing, PatchScoring
 from talk2dino.sizes import Protocol
 
@@ -371,12 +370,7 @@ class Blinking(DenseSegmenter):
 
     def __init__(self, **refine):
         super().__init__()
-        options = {"smoothing": False, "propagation": False, "propagation_graph": "window"} | refine
-        self.options = SimpleNamespace(pamr=False, **options)
-
-    @property
-    def refinements(self):
-        return make_refinements(self.options)
+        self.refinements = RefinementOptions(**refine).refinements()
 
     def shares_features(self, other):
         return isinstance(other, Blinking)
@@ -390,7 +384,9 @@ class Blinking(DenseSegmenter):
         side = round(features.patches.shape[1] ** 0.5)
         scores = torch.stack([features.cls, 0.9 - features.cls], dim=1)
         scores = scores[..., None].expand(-1, -1, side * side)
-        return self.refine_patches(scores, features.patches).unflatten(-1, (side, side))
+        for refinement in self.refinements:
+            scores = refinement.patches(scores, features.patches, self.most_bytes)
+        return scores.unflatten(-1, (side, side))
 
 
 def seams(segmenter, pixels, layout_protocol):

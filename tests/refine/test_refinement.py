@@ -1,11 +1,11 @@
 """Refinements: each in its place, chosen by name; one step of smoothing, patch by patch."""
 
-import pytest
 import torch
 import torch.nn.functional as F
 
+from talk2dino.methods.dense import DenseSegmenter
 from talk2dino.refine.pamr import pamr
-from talk2dino.refine.refinement import PAMR, Refinement, Smoothing, changes
+from talk2dino.refine.refinement import PAMR, Refinement, Smoothing
 
 
 class Doubling(Refinement):
@@ -32,11 +32,11 @@ def test_pamr_refines_pixels_only():
     assert not torch.equal(found, scores)
 
 
-@pytest.mark.parametrize(
-    ("place", "found"), [("features", []), ("patches", ["doubling"]), ("pixels", ["pamr"])]
-)
-def test_what_changes_a_place_is_known_without_running_it(place, found):
-    assert [kind.name for kind in changes((Doubling(), PAMR()), place)] == found
+def test_scores_follow_edges_if_a_refinement_of_pixels_is_on():
+    segmenter = DenseSegmenter()
+    for refinements, found in (((), False), ((Doubling(),), False), ((Doubling(), PAMR()), True)):
+        segmenter.refinements = refinements
+        assert segmenter.follows_edges is found
 
 
 def literal(window):

@@ -183,12 +183,10 @@ class ClipAttentionSegmenter(ClipWordSegmenter):
         refinements: Sequence[Refinement] | None = None,
     ) -> None:
         self.variant = METHODS[check_name("method", method, METHODS)]
-        self.rules = rules = self.variant.rules.get(benchmark or ANY, self.variant.rules[ANY])
         if refinements is None:
             refinements = [PAMR(dilations=DILATIONS)] if self.variant.pamr else []
-        super().__init__(image, text, benchmark, rules.logit_scale, refinements)
-        self.words = class_words(benchmark, self.variant.expands)
-        self.protocol = rules.protocol
+        words = class_words(benchmark, self.variant.expands)
+        super().__init__(image, text, benchmark, self.variant.rules, words, refinements)
         self.multiple = image.patch_size if self.variant.pads else 1
 
     @torch.no_grad()
@@ -203,7 +201,7 @@ class ClipAttentionSegmenter(ClipWordSegmenter):
     @torch.no_grad()
     def patch_scores(self, features: Tokens, query: ClassQuery) -> Tensor:
         """Cosines (B, Q, h, w) of the patches with the words."""
-        return self.cosines(self.dense_features(features), features.grid, query)
+        return self.cosines(self.dense_features(features), query.rows).unflatten(-1, features.grid)
 
     @torch.no_grad()
     def dense_features(self, features: Tokens) -> Tensor:
@@ -225,9 +223,9 @@ class ClipAttentionSegmenter(ClipWordSegmenter):
         """Whether `finalise` may be called for strips of rows: the area rule counts all pixels."""
         return super().pixelwise and not self.rules.area
 
-    def probabilities(self, scores: Tensor, query: ClassQuery) -> Tensor:
+    def probabilities(self, cosines: Tensor, query: ClassQuery, dim: int = 0) -> Tensor:
         """Of the classes (C, H, W), after the area rule."""
-        probabilities = super().probabilities(scores, query)
+        probabilities = super().probabilities(cosines, query, dim)
         if self.rules.area and query.background is not None:
             found = probabilities.max(dim=0).indices.flatten()
             pixels = torch.bincount(found, minlength=len(probabilities))[1:]

@@ -33,7 +33,6 @@ from talk2dino.methods.clip_words import (
     ClipWordMethod,
     ClipWordSegmenter,
     Rules,
-    word_probabilities,
 )
 from talk2dino.refine.refinement import Refinement
 from talk2dino.segmenter import BACKGROUND, ClassQuery, ClassWords, Segmenter
@@ -151,10 +150,9 @@ class ClipDinoiserSegmenter(ClipWordSegmenter):
         benchmark: str | None = None,
         refinements: Sequence[Refinement] = (),
     ) -> None:
-        super().__init__(image, text, benchmark, RULES[ANY].logit_scale, refinements)
+        super().__init__(image, text, benchmark, RULES, class_words(benchmark), refinements)
         self.heads = heads
-        self.words = class_words(benchmark)
-        self.protocol = WHOLE if benchmark is None else RULES[ANY].protocol
+        self.protocol = WHOLE if benchmark is None else self.protocol
         self.multiple = image.patch_size
 
     @property
@@ -188,9 +186,9 @@ class ClipDinoiserSegmenter(ClipWordSegmenter):
     @torch.no_grad()
     def patch_scores(self, features: SmoothedFeatures, query: ClassQuery) -> Tensor:
         """Probabilities (B, C, h, w); where no class is probable and no object, the background."""
-        grid = (features.objects.shape[1], features.objects.shape[2])
-        cosines = self.cosines(features.patches, grid, query)
-        found = word_probabilities(cosines, query, self.logit_scale, dim=1)
+        cosines = self.cosines(features.patches, query.rows)
+        cosines = cosines.unflatten(-1, features.objects.shape[1:])
+        found = self.probabilities(cosines, query, dim=1)
         if query.background is None:
             return found
         if found.shape[1] < len(query.names):  # a background without a word

@@ -27,16 +27,10 @@ from talk2dino.backbones.templates import prompt_means
 from talk2dino.backbones.text import TextEncoder, default_weights
 from talk2dino.benchmarks.table import BENCHMARKS, Benchmark
 from talk2dino.files import content_digest, shipped
-from talk2dino.methods.base import PAPERS_TABLE, Method, PictureRules, Published
-from talk2dino.methods.dense import DenseSegmenter, PatchOptions
+from talk2dino.methods.base import PAPERS_TABLE, Method, MethodOptions, PictureRules, Published
+from talk2dino.methods.dense import DenseSegmenter
 from talk2dino.pictures.vocabularies import Vocabulary, read_word_lists
-from talk2dino.refine.refinement import (
-    PAMR,
-    Refinement,
-    changes,
-    make_refinements,
-    recorded_refinements,
-)
+from talk2dino.refine.refinement import PAMR, Refinement, RefinementOptions
 from talk2dino.segmenter import BACKGROUND, ClassQuery, ClassWords, Words, pool_words
 from talk2dino.sizes import Protocol
 
@@ -94,13 +88,6 @@ def word_rows(text: TextEncoder, words: Sequence[str]) -> Tensor:
     return units(means)[[distinct.index(word) for word in words]]
 
 
-def word_probabilities(cosines: Tensor, query: ClassQuery, logit_scale: float, dim: int) -> Tensor:
-    """Softmax over all words, and the best word of every class; or first what a vocabulary says."""
-    if query.pooling is not None:
-        return (logit_scale * pool_words(cosines, query, dim)).softmax(dim)
-    return pool_words((logit_scale * cosines).softmax(dim), query, dim)
-
-
 @dataclass(frozen=True)
 class Rules:
     """How a method is run on a benchmark."""
@@ -120,7 +107,7 @@ ANY = "any"
 
 
 @dataclass(frozen=True)
-class ClipOptions(PatchOptions):
+class ClipOptions(RefinementOptions, MethodOptions):
     """Choices beside a model's name."""
 
     weights: str | None = None
@@ -179,17 +166,16 @@ class ClipWordMethod(Method):
     @property
     def published(self) -> Published:
         """Of its authors or of others; nothing with refinements of ours."""
-        return Published({}) if recorded_refinements(self.options) else super().published
+        return Published({}) if self.options.recorded() else super().published
 
     @property
     def refines(self) -> bool:
         """Whether averaged cosines are refined with PAMR."""
         return bool(self.options.pamr)
 
-    def refinements(self, dilations: tuple[int, ...] = PAMR().dilations) -> tuple[Refinement, ...]:
+    def refinements(self, dilations: tuple[int, ...] = PAMR.dilations) -> tuple[Refinement, ...]:
         """Those that are on; PAMR with the method's own distances."""
-        on = make_refinements(dataclasses.replace(self.options, pamr=self.refines))
-        return tuple(PAMR(dilations=dilations) if isinstance(r, PAMR) else r for r in on)
+        return dataclasses.replace(self.options, pamr=self.refines).refinements(dilations)
 
     def check(self) -> None:
         """See `check_clip`."""
@@ -203,7 +189,7 @@ class ClipWordMethod(Method):
             "logit_scale": self.rules.logit_scale,
             "area": self.rules.area,
             "pamr": self.refines,
-            **recorded_refinements(self.options),
+            **self.options.recorded(),
         }
 
     def text_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -218,8 +204,10 @@ class ClipWordSegmenter(DenseSegmenter):
         image: CLIP's image tower.
         text: and the text tower that belongs to it.
         benchmark: key of the one that it is set up for; None for a user's pictures.
-        logit_scale: of cosines, before the softmax.
-        refinements: applied to averaged cosines of the whole picture.
+        table: rules by benchmark.
+        words: by which the classes of the benchmark are looked for.
+        refinements: applied to averaged cosines of the whole picture; those of patches in their
+            place.
     """
 
     aligned_corners = False
@@ -229,15 +217,19 @@ class ClipWordSegmenter(DenseSegmenter):
         image: ClipImage,
         text: TextEncoder,
         benchmark: str | None,
-        logit_scale: float,
+        table: Mapping[str, Rules],
+        words: ClassWords,
         refinements: Sequence[Refinement] = (),
     ) -> None:
         super().__init__()
-        self._refinements = tuple(refinements)
         self.image = image
         self.text = text
         self.benchmark = benchmark
-        self.logit_scale = logit_scale
+        self.rules = table.get(benchmark or ANY, table[ANY])
+        self.logit_scale = self.rules.logit_scale
+        self.protocol = self.rules.protocol
+        self.words = words
+        self.refinements = tuple(refinements)
         self.multiple = 1
         """Of pixels, to which windows are padded."""
 
@@ -245,11 +237,6 @@ class ClipWordSegmenter(DenseSegmenter):
     def deciding(self) -> tuple[Any, ...]:
         """Which CLIP, and how windows are padded for it."""
         return self.image.name, self.image.weights, self.multiple
-
-    @property
-    def refinements(self) -> tuple[Refinement, ...]:
-        """Of the whole picture's averaged cosines; those of patches in their place."""
-        return self._refinements
 
     @property
     def device(self) -> torch.device:
@@ -276,12 +263,6 @@ class ClipWordSegmenter(DenseSegmenter):
         """Cosines (B, Q, h, w) of the words, from `patch_features` of the same windows."""
         return self.pixel_scores(self.patch_scores(features, query), windows)
 
-    def cosines(self, patches: Tensor, grid: tuple[int, int], query: ClassQuery) -> Tensor:
-        """Cosines (B, Q, gh, gw) of patches (B, P, E) with the words."""
-        compared = F.normalize(self.refine_features(patches), dim=-1)
-        cosines = torch.einsum("bpe,qe->bqp", compared, query.rows)
-        return self.refine_patches(cosines, patches).unflatten(-1, grid)
-
     @torch.no_grad()
     def pixel_scores(self, scores: Tensor, windows: Tensor) -> Tensor:
         """Spread `patch_scores` of padded windows over the windows (B, 3, h, w) themselves."""
@@ -290,15 +271,13 @@ class ClipWordSegmenter(DenseSegmenter):
         spread = F.interpolate(scores, padded, mode="bilinear")
         return crop_margins(spread, size_hw, self.multiple)
 
-    @property
-    def follows_edges(self) -> bool:
-        """Refinement is the business of `finalise`."""
-        return False
+    follows_edges = False
+    """Refinement is the business of `finalise`."""
 
     @property
     def pixelwise(self) -> bool:
         """Whether `finalise` may be called for strips of rows."""
-        return not changes(self.refinements, "pixels")
+        return not super().follows_edges
 
     @torch.no_grad()
     def finalise(self, scores: Tensor, image: Tensor, query: ClassQuery) -> Tensor:
@@ -319,6 +298,11 @@ class ClipWordSegmenter(DenseSegmenter):
             scores = refinement.pixels(scores[None], image[None])[0]
         return scores
 
-    def probabilities(self, scores: Tensor, query: ClassQuery) -> Tensor:
-        """Cosines of the words (Q, H, W) to probabilities of the classes (C, H, W)."""
-        return word_probabilities(scores, query, self.logit_scale, dim=0)
+    def probabilities(self, cosines: Tensor, query: ClassQuery, dim: int = 0) -> Tensor:
+        """Cosines of the words (Q, H, W) to probabilities of the classes (C, H, W).
+
+        Softmax over all words, and the best word of every class; or first what a vocabulary says.
+        """
+        if query.pooling is not None:
+            return (self.logit_scale * pool_words(cosines, query, dim)).softmax(dim)
+        return pool_words((self.logit_scale * cosines).softmax(dim), query, dim)

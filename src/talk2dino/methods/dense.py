@@ -1,40 +1,17 @@
 """What methods share that compare every patch of a window with every word."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from talk2dino.devices import in_float32
-from talk2dino.methods.base import MethodOptions
 from talk2dino.refine.propagation import MOST_BYTES
-from talk2dino.refine.refinement import Refinement, changes, check_graph
+from talk2dino.refine.refinement import Refinement
 from talk2dino.segmenter import ClassQuery, ClassWords, Words, make_query, with_background
 from talk2dino.sizes import Protocol
-
-
-@dataclass(frozen=True)
-class RefinementOptions:
-    """Which refinements are on; those but PAMR are in no publication."""
-
-    pamr: bool | None = None
-    """Refine the scores along the edges of the image with PAMR."""
-    smoothing: bool = False
-    """Compare means of patches that resemble each other, in place of single ones."""
-    propagation: bool = False
-    """Spread the scores of patches among those that resemble each other."""
-    propagation_graph: str = "window"
-    """Between the patches of which windows: window, or image for all of an image's."""
-
-    def __post_init__(self) -> None:
-        check_graph(self.propagation_graph, self.propagation)
-
-
-@dataclass(frozen=True)
-class PatchOptions(RefinementOptions, MethodOptions):
-    """Choices of methods that score patches."""
 
 
 class WordSegmenter(nn.Module):
@@ -90,11 +67,8 @@ class DenseSegmenter(WordSegmenter):
     """How scores are interpolated between patches."""
     most_bytes = MOST_BYTES
     """Memory that refinements of patch scores may take."""
-
-    @property
-    def refinements(self) -> tuple[Refinement, ...]:
-        """Of features, patch scores and pixel scores, each in its place."""
-        return ()
+    refinements: tuple[Refinement, ...] = ()
+    """Of features, patch scores and pixel scores, each in its place."""
 
     def patch_scores(self, features: Any, query: ClassQuery) -> Tensor:
         """See `PatchScoring.patch_scores`."""
@@ -124,21 +98,20 @@ class DenseSegmenter(WordSegmenter):
     @property
     def follows_edges(self) -> bool:
         """Whether `pixel_scores` is more than bilinear interpolation."""
-        return bool(changes(self.refinements, "pixels"))
+        return any(type(r).pixels is not Refinement.pixels for r in self.refinements)
 
     @property
     def joins_windows(self) -> bool:
         """See `PatchScoring`."""
         return any(refinement.joins_windows for refinement in self.refinements)
 
-    def refine_features(self, patches: Tensor) -> Tensor:
-        """Patch features (B, P, D) as they are compared."""
+    def cosines(self, patches: Tensor, rows: Tensor, eps: float = 1e-12) -> Tensor:
+        """(B, Q, P) of patches (B, P, D) with rows (Q, D) of unit length, refined."""
+        compared = patches
         for refinement in self.refinements:
-            patches = refinement.features(patches)
-        return patches
-
-    def refine_patches(self, scores: Tensor, patches: Tensor) -> Tensor:
-        """Raw patch scores (B, C, P) with features (B, P, D)."""
+            compared = refinement.features(compared)
+        compared = F.normalize(compared, dim=-1, eps=eps)
+        cosines = torch.einsum("bpd,qd->bqp", compared, rows)
         for refinement in self.refinements:
-            scores = refinement.patches(scores, patches, self.most_bytes)
-        return scores
+            cosines = refinement.patches(cosines, patches, self.most_bytes)
+        return cosines

@@ -142,12 +142,9 @@ class ProxyClipSegmenter(ClipWordSegmenter):
         refinements: Sequence[Refinement] = (),
         compat: bool = False,
     ) -> None:
-        super().__init__(image, text, benchmark, 40.0, refinements)
+        super().__init__(image, text, benchmark, RULES, class_words(benchmark), refinements)
         self.vision = vision
         self.compat = compat
-        self.rules = RULES.get(benchmark or ANY, RULES[ANY])
-        self.words = class_words(benchmark)
-        self.protocol = self.rules.protocol
         self.multiple = math.lcm(image.patch_size, vision.patch_size)
 
     @property
@@ -187,7 +184,7 @@ class ProxyClipSegmenter(ClipWordSegmenter):
     @torch.no_grad()
     def patch_scores(self, features: ProxyFeatures, query: ClassQuery) -> Tensor:
         """Cosines (B, Q, h, w); -1 for words of the background that are a class's, too."""
-        cosines = self.cosines(features.patches, features.grid, query)
+        cosines = self.cosines(features.patches, query.rows).unflatten(-1, features.grid)
         if not self.compat:
             cosines[:, shared_words(query)] = -1.0
         return cosines

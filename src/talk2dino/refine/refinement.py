@@ -127,31 +127,36 @@ def chosen_refinements(names: str | Sequence[str] | None) -> dict[str, bool]:
     return {check_name("refinement", word, REFINEMENTS): True for word in words if word}
 
 
-def make_refinements(chosen: Any) -> tuple[Refinement, ...]:
-    """The refinements that an object with a switch per name has on, and its `propagation_graph`."""
-    found = [kind() for name, kind in REFINEMENTS.items() if getattr(chosen, name)]
-    graph = chosen.propagation_graph
-    return tuple(Propagation(graph) if isinstance(r, Propagation) else r for r in found)
+@dataclass(frozen=True)
+class RefinementOptions:
+    """Which refinements are on; those but PAMR are in no publication."""
 
+    pamr: bool | None = None
+    """Refine the scores along the edges of the image with PAMR."""
+    smoothing: bool = False
+    """Compare means of patches that resemble each other, in place of single ones."""
+    propagation: bool = False
+    """Spread the scores of patches among those that resemble each other."""
+    propagation_graph: str = "window"
+    """Between the patches of which windows: window, or image for all of an image's."""
 
-def recorded_refinements(chosen: Any) -> dict[str, object]:
-    """What is on of that in settings of a run; nothing of what is off, nor of PAMR."""
-    on: dict[str, object] = {
-        name: True for name in REFINEMENTS if name != PAMR.name and getattr(chosen, name)
-    }
-    if Propagation.name in on:
-        on["propagation_graph"] = chosen.propagation_graph
-    return on
+    def __post_init__(self) -> None:
+        graph = check_name("propagation_graph", self.propagation_graph, GRAPHS)
+        if graph != GRAPHS[0] and not self.propagation:
+            raise ValueError(
+                f"propagation_graph {graph} means nothing without --refine propagation."
+            )
 
+    def refinements(self, dilations: tuple[int, ...] = PAMR.dilations) -> tuple[Refinement, ...]:
+        """Those that are on, PAMR with these distances."""
+        settings: dict[str, dict[str, Any]] = {
+            Propagation.name: {"graph": self.propagation_graph},
+            PAMR.name: {"dilations": dilations},
+        }
+        on = [name for name in REFINEMENTS if getattr(self, name)]
+        return tuple(REFINEMENTS[name](**settings.get(name, {})) for name in on)
 
-def check_graph(graph: str, propagation: bool) -> None:
-    """Raise ValueError for a graph that is unknown, or chosen without propagation."""
-    check_name("propagation_graph", graph, GRAPHS)
-    if graph != GRAPHS[0] and not propagation:
-        raise ValueError(f"propagation_graph {graph} means nothing without --refine propagation.")
-
-
-def changes(refinements: Sequence[Refinement], place: str) -> tuple[Refinement, ...]:
-    """The refinements that do something at a place: `features`, `patches` or `pixels`."""
-    plain = getattr(Refinement, place)
-    return tuple(r for r in refinements if getattr(type(r), place) is not plain)
+    def recorded(self) -> dict[str, object]:
+        """What is on of that in settings of a run; nothing of what is off, nor of PAMR."""
+        on = {name: True for name in REFINEMENTS if name != PAMR.name and getattr(self, name)}
+        return on | ({"propagation_graph": self.propagation_graph} if self.propagation else {})

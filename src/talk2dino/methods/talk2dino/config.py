@@ -13,10 +13,10 @@ from talk2dino.backbones.text import check_text, is_bert
 from talk2dino.backbones.vision import SHORT_NAMES, check_vision
 from talk2dino.config import build, check_at_least, check_name, naming
 from talk2dino.files import find_in_checkout
-from talk2dino.methods.dense import RefinementOptions
 from talk2dino.methods.talk2dino.hub.layout import read_parts
 from talk2dino.methods.talk2dino.projection import ProjectionConfig
 from talk2dino.methods.talk2dino.recipe import FrozenModels, load_recipe
+from talk2dino.refine.refinement import RefinementOptions
 from talk2dino.textfiles import parse_yaml, read_yaml
 from talk2dino.training.job import read_summary
 

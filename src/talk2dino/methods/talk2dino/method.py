@@ -19,7 +19,6 @@ from talk2dino.benchmarks.table import Benchmark
 from talk2dino.devices import check_compiler, compile_blocks
 from talk2dino.files import content_digest, find_in_checkout
 from talk2dino.methods.base import Method, MethodOptions, PictureRules, Published, published
-from talk2dino.methods.dense import PatchOptions
 from talk2dino.methods.talk2dino.alignment import takes
 from talk2dino.methods.talk2dino.config import (
     SegmenterConfig,
@@ -39,7 +38,7 @@ from talk2dino.methods.talk2dino.hub.find import (
     short_name,
 )
 from talk2dino.methods.talk2dino.segmenter import Talk2DinoSegmenter, build_segmenter
-from talk2dino.refine.refinement import REFINEMENTS, recorded_refinements
+from talk2dino.refine.refinement import REFINEMENTS, RefinementOptions
 from talk2dino.segmenter import Segmenter
 
 logger = logging.getLogger(__name__)
@@ -69,7 +68,7 @@ _NOT_OF_TEXT = (
 
 
 @dataclass(frozen=True)
-class Talk2DinoOptions(PatchOptions):
+class Talk2DinoOptions(RefinementOptions, MethodOptions):
     """Choices beside a model's name."""
 
     weights: str | None = None
@@ -214,7 +213,7 @@ class Talk2DinoMethod(Method):
     @property
     def published(self) -> Published:
         """Of its authors; nothing with refinements of ours."""
-        return Published({}) if recorded_refinements(self.config) else super().published
+        return Published({}) if self.config.recorded() else super().published
 
     def check(self) -> None:
         """See `SegmenterConfig.check`."""
@@ -231,7 +230,7 @@ class Talk2DinoMethod(Method):
         if not takes(config.projection.alignment_strategy, "temperature"):
             settings["projection"].pop("routing_temperature")
         # What is off is not named, so that counts keep their names from before there was a choice.
-        beyond = recorded_refinements(config)
+        beyond = config.recorded()
         for name in {*REFINEMENTS, "propagation_graph"} - {"pamr", *beyond}:
             settings.pop(name)
         settings["template"] = ALIASES.get(config.template, config.template)

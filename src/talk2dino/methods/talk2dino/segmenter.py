@@ -35,7 +35,7 @@ from talk2dino.methods.talk2dino.projection import (
     average_tokens,
     load_projection,
 )
-from talk2dino.refine.refinement import Refinement, make_refinements
+from talk2dino.refine.refinement import Refinement
 from talk2dino.segmenter import ClassQuery, pool_words
 
 
@@ -142,9 +142,9 @@ class Talk2DinoSegmenter(DenseSegmenter):
         super().__setattr__(name, value)
 
     @property
-    def refinements(self) -> tuple[Refinement, ...]:
+    def refinements(self) -> tuple[Refinement, ...]:  # type: ignore[override]
         """As configured."""
-        return make_refinements(self.config)
+        return self.config.refinements()
 
     @property
     def device(self) -> torch.device:
@@ -185,9 +185,7 @@ class Talk2DinoSegmenter(DenseSegmenter):
 
         The background's score is its threshold, everywhere: 0.55 is cosine 0.2007.
         """
-        cosines = patch_cosines(self.refine_features(features.patches), query.rows)
-        cosines = self.refine_patches(cosines, features.patches)
-        masks = cosines.sigmoid()
+        masks = self.cosines(features.patches, query.rows, _EPS).sigmoid()
         if self.config.clean_background:
             masks = clean_background(masks, features.patches, features.attention_logits, query.rows)
         side = self.config.input_size // self.vision.patch_size
