@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,15 +59,6 @@ class Entry:
     """What `find` has found."""
     segmenter: Segmenter | None = None
     """Its weights, once they are loaded."""
-
-    def variant(
-        self, refine: Collection[str] | None, background: bool, device: torch.device
-    ) -> tuple[Method, Segmenter]:
-        """The loaded weights with refinements (None: the method's own), and for a background."""
-        assert self.method is not None
-        method = self.method.for_pictures(background)
-        method = method if refine is None else method.refined(refine)
-        return method, method.load(device, self.segmenter)
 
 
 def find_entry(name: str) -> Entry:
@@ -378,8 +369,10 @@ def segment(
         pass
     yield f"Looking for {f'{len(names)} categories' if len(names) > 1 else names[0]} …"
     with models.use(model) as entry:
-        method, segmenter = entry.variant(chosen, background, models.device)
-        rules = method.demo
+        assert entry.method is not None, "it has been loaded"
+        method = entry.method.for_pictures(background)
+        method = method if chosen is None else method.refined(chosen)
+        segmenter, rules = method.load(models.device, entry.segmenter), method.demo
         words = vocabulary.class_words(method.words(), pooling)
         query = method.query(segmenter, names, wanted if background else None, words=words)
         settings = {"model": model, "refine": list(rules.refines or ()), "image": picture.stem}

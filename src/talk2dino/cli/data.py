@@ -67,8 +67,8 @@ class Data(Command):
     overwrite: bool = False
     """Convert, import: make again what is there."""
 
-    def check(self) -> None:
-        """Raise for wrong arguments."""
+    def check(self) -> list[Benchmark]:
+        """The benchmarks that are meant, none of them for import; raises for wrong arguments."""
         if self.action == "import":
             check_at_least(1, nproc=self.nproc)
             if len(self.what) != 2 or self.output is None:
@@ -77,10 +77,15 @@ class Data(Command):
             check_folder_writable(self.output)
             if not Path(self.what[1]).exists():
                 raise FileNotFoundError(f"{self.what[1]}: no such file or folder to import")
-            return
+            return []
         if self.action == "convert" and self.what:
             raise ValueError(f"convert needs no {self.what[0]!r}: choose with --benchmarks.")
-        if not self._rows():
+        same_files = {STUFF_BACKGROUND.key: BENCHMARKS["coco_stuff"]}
+        names = [*self.what, *([self.benchmarks] if self.benchmarks else [])] or ["all"]
+        found = find_benchmarks(split_names(",".join(names)), self.data_root)
+        drawn = "" if self.action == "check" else "toy"
+        rows = dict.fromkeys(same_files.get(row.key, row) for row in found if row.key != drawn)
+        if not rows:
             raise ValueError("the drawn world (toy) is made by quickstart: nothing to convert.")
         check_at_least(1, nproc=self.nproc)
         check_at_least(0, **{"--sample": self.sample})
@@ -88,21 +93,13 @@ class Data(Command):
             check_data_root(self.data_root)
         if self.context_json is not None:
             check_file(self.context_json)
+        return list(rows)
 
-    def run(self, found: None) -> int:
+    def run(self, rows: list[Benchmark]) -> int:
         """Check, convert or import."""
         if self.action == "import":
             return self._import()
-        rows = self._rows()
         return self._check(rows) if self.action == "check" else self._convert(rows)
-
-    def _rows(self) -> list[Benchmark]:
-        same_files = {STUFF_BACKGROUND.key: BENCHMARKS["coco_stuff"]}
-        names = [*self.what, *([self.benchmarks] if self.benchmarks else [])] or ["all"]
-        rows = find_benchmarks(split_names(",".join(names)), self.data_root)
-        rows = [same_files.get(row.key, row) for row in rows]
-        drawn = "" if self.action == "check" else "toy"
-        return [row for row in dict.fromkeys(rows) if row.key != drawn]
 
     def _check(self, rows: Sequence[Benchmark]) -> int:
         """Print what was found of every benchmark; FAILED if one cannot be evaluated."""

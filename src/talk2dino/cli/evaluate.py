@@ -36,10 +36,6 @@ class EvaluationCommand(Command):
     """Windows per pass (default: 32 on a GPU, else 4)."""
     score_memory: int = 256
     """MiB for upsampled scores; more classes take more turns."""
-    reader: str
-    readers: int
-    num_jobs: int
-    job_id: int
 
     @classmethod
     def run_flags(cls, parser: argparse.ArgumentParser) -> None:

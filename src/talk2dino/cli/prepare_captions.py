@@ -27,6 +27,8 @@ from talk2dino.methods.ovsegmentor.data.words import AUTO, LEMMAS, find_lemmas
 MODES = ("filter", "merge", "makepair", "json2csv")
 _LOCK = ".prepare-captions.lock"
 
+Found = tuple[Path, Path]
+
 
 class PrepareCaptions(Command):
     """Filter, merge and pair captions for OVSegmentor's pretraining."""
@@ -63,11 +65,14 @@ class PrepareCaptions(Command):
     overwrite: bool = False
     """Replace a result that is there."""
 
-    def check(self) -> None:
-        """Raise for wrong arguments."""
+    def check(self) -> Found:
+        """What is read, and the file or the folder that is written; raises for wrong arguments."""
         check_at_least(1, processors=self.processors)
         check_at_least(0, seed=self.seed)
-        source = self._source()
+        flag = "dstdir" if self.mode == "merge" else "metafile"
+        source: Path | None = getattr(self, flag)
+        if source is None:
+            raise ValueError(f"{self.mode} needs --{flag}")
         if self.mode in ("filter", "makepair"):
             table = open_table(source)
             if self.mode == "makepair":
@@ -75,27 +80,32 @@ class PrepareCaptions(Command):
         elif self.mode == "json2csv":
             check_file(source)
         if self.mode == "filter":
+            out = self.dstdir or source.parent / "subsets"
             find_lemmas(self.lemmas)
-            check_not_inputs(part_paths(self._folder(), self.processors), [source])
-            check_folder_writable(self._folder())
+            check_not_inputs(part_paths(out, self.processors), [source])
+            check_folder_writable(out)
+            return source, out
+        if self.mode == "merge":
+            out = self.out or source / MERGED
         else:
-            out = self._out()
-            inputs = list_parts(source) if self.mode == "merge" else [source]
-            check_not_inputs([out], inputs)
-            check_writable(out, self.overwrite)
+            suffix = "_pair.csv" if self.mode == "makepair" else ".csv"
+            out = self.out or source.with_name(source.stem + suffix)
+        check_not_inputs([out], list_parts(source) if self.mode == "merge" else [source])
+        check_writable(out, self.overwrite)
+        return source, out
 
-    def run(self, found: None) -> int:
+    def run(self, found: Found) -> int:
         """Do one step, alone in its folder."""
-        folder = self._folder() if self.mode == "filter" else self._out().parent
+        source, out = found
+        folder = out if self.mode == "filter" else out.parent
         folder.mkdir(parents=True, exist_ok=True)
         with hold_lock(folder / _LOCK):
             try:
-                return self._filter() if self.mode == "filter" else self._write(self._out())
+                return self._filter(source, out) if self.mode == "filter" else self._write(*found)
             finally:
                 (folder / _LOCK).unlink(missing_ok=True)
 
-    def _write(self, out: Path) -> int:
-        source = self._source()
+    def _write(self, source: Path, out: Path) -> int:
         if self.mode == "merge":
             parts = list_parts(source)
             merge(parts, out, self.delete_parts)
@@ -107,10 +117,10 @@ class PrepareCaptions(Command):
         print(f"{out}: {done}")
         return DONE
 
-    def _filter(self) -> int:
-        folder, parts = self._folder(), self.processors
+    def _filter(self, source: Path, folder: Path) -> int:
+        parts = self.processors
         kept, left_out = filter_captions(
-            self._source(),
+            source,
             folder,
             parts,
             find_lemmas(self.lemmas),
@@ -128,23 +138,3 @@ class PrepareCaptions(Command):
             print("error: no caption names an entity of the list", file=sys.stderr)
             return FAILED
         return DONE
-
-    def _source(self) -> Path:
-        """What is read: the folder of the parts, or the metafile."""
-        flag = "dstdir" if self.mode == "merge" else "metafile"
-        source: Path | None = getattr(self, flag)
-        if source is None:
-            raise ValueError(f"{self.mode} needs --{flag}")
-        return source
-
-    def _folder(self) -> Path:
-        """The folder of the parts that filter writes."""
-        return self.dstdir or self._source().parent / "subsets"
-
-    def _out(self) -> Path:
-        """The file that a mode other than filter writes."""
-        source = self._source()
-        if self.mode == "merge":
-            return self.out or source / MERGED
-        suffix = "_pair.csv" if self.mode == "makepair" else ".csv"
-        return self.out or source.with_name(source.stem + suffix)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from talk2dino.backbones.seeded import default_weights
 from talk2dino.backbones.vision import (
@@ -120,10 +120,12 @@ class ImageExtraction(Extraction):
         """One batch is one chunk; batches are decoded ahead."""
         backbone, captioner = self.models
         transform = backbone.image_transform(self.resize_dim, self.crop_dim, self.resize)
+        positions: Any = chunks
+        inputs = captioner.transform if captioner else None
         loader = DataLoader(
-            Decoded(collection.sources, transform, captioner.transform if captioner else None),
+            positions,
             batch_size=None,
-            sampler=chunks,
+            collate_fn=partial(decoded_batch, collection.sources, transform, inputs),
             num_workers=self.workers,
             pin_memory=self.runs_on.type == "cuda",
         )
@@ -180,32 +182,27 @@ class DecodedBatch(NamedTuple):
     """(B, 3, h, w) float, for the captioning model, if there is one."""
 
 
-@dataclass
-class Decoded(Dataset):
-    """Batches of decoded images, given by their positions; bad ones are reported, not raised."""
-
-    sources: Sequence[ImageSource]
-    """The places of all images."""
-    transform: ImageTransform
-    """PIL image to uint8 pixels."""
-    caption_transform: Callable[[Image.Image], Tensor] | None = None
-    """PIL image to the pixels of a captioning model."""
-
-    def __getitem__(self, positions: range) -> DecodedBatch:
-        images, inputs, failures = [], [], {}
-        for position in positions:
-            try:
-                image_rgb = self.sources[position].read(self.transform.least)
-                _check_shape(image_rgb, self.transform.resize_dim)
-                pixels = self.transform(image_rgb)
-                if self.caption_transform:
-                    inputs.append(self.caption_transform(image_rgb))
-            # One image must not end a run of hours, whatever a decoder raises: it is named.
-            except Exception as error:
-                failures[position] = str(error) or type(error).__name__
-            else:
-                images.append(pixels)
-        return DecodedBatch(_stacked(images), failures, _stacked(inputs))
+def decoded_batch(
+    sources: Sequence[ImageSource],
+    transform: ImageTransform,
+    caption_transform: Callable[[Image.Image], Tensor] | None,
+    positions: range,
+) -> DecodedBatch:
+    """Decode the images at some positions; bad ones are reported, not raised."""
+    images, inputs, failures = [], [], {}
+    for position in positions:
+        try:
+            image_rgb = sources[position].read(transform.least)
+            _check_shape(image_rgb, transform.resize_dim)
+            pixels = transform(image_rgb)
+            if caption_transform:
+                inputs.append(caption_transform(image_rgb))
+        # One image must not end a run of hours, whatever a decoder raises: it is named.
+        except Exception as error:
+            failures[position] = str(error) or type(error).__name__
+        else:
+            images.append(pixels)
+    return DecodedBatch(_stacked(images), failures, _stacked(inputs))
 
 
 def _stacked(pixels: list[Tensor]) -> Tensor:

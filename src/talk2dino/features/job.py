@@ -66,11 +66,9 @@ class Division:
 
     def outputs(self, path: Path) -> dict[int, list[Path]]:
         """Split -> the file, or the shards, that it becomes; `path` is that of the command."""
-        splits = range(self.in_batch_offset, self.n_in_splits)
-        return {
-            split: self._files(path, split)
-            for split in (splits if self.job_id is None else (self.job_id,))
-        }
+        all_of_them = range(self.in_batch_offset, self.n_in_splits)
+        splits = all_of_them if self.job_id is None else (self.job_id,)
+        return {split: self._files(path, split) for split in splits}
 
     def _files(self, path: Path, split: int) -> list[Path]:
         if self.n_shards:
