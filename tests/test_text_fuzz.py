@@ -20,7 +20,7 @@ from talk2dino.methods.talk2dino.config import (
     read_published,
     read_segmenter_config,
 )
-from talk2dino.methods.talk2dino.hub.find import WEIGHT_FIELDS, FoundModel, read_folder_config
+from talk2dino.methods.talk2dino.hub.find import WEIGHT_FIELDS, FoundModel, find_model
 from talk2dino.methods.talk2dino.projection import ProjectionConfig
 from talk2dino.methods.talk2dino.recipe import load_recipe
 from talk2dino.textfiles import read_names
@@ -90,6 +90,11 @@ def folder_config():
     return json.dumps(FoundModel(config, 0.5, "x", {"epochs": 3}).as_json())
 
 
+def saved(path):
+    path.with_name("model.safetensors").touch()
+    find_model(str(path.parent))
+
+
 toy = get_preset("ovsegmentor_toy")
 recipe = "model:\n  hidden_layer: true\n  act: tanh\n\ntrain:\n  lr: 1e-4\n  num_epochs: 3\n"
 READERS = {
@@ -112,7 +117,7 @@ READERS = {
                                   lambda p: read_published(p, p)),
     "a split": ("val.txt", "2007_000033\r\n2007_000042\n\n", read_names),
     "a result": ("result.json", json.dumps(RESULT), read_result),
-    "a saved model": ("config.json", folder_config(), lambda p: read_folder_config(p.parent)),
+    "a saved model": ("config.json", folder_config(), saved),
     "a converted model": ("config.json", json.dumps({"model": dataclasses.asdict(toy)}),
                           converted),
 }  # fmt: skip

@@ -26,7 +26,6 @@ from talk2dino.methods.talk2dino.hub.find import (
     fetch_folder,
     find_model,
     hub_address,
-    read_folder_config,
 )
 
 from .conftest import projection_state, published_layout, save
@@ -295,8 +294,9 @@ def test_a_damaged_configuration_is_named(tmp_path, toy_folder):
 def test_a_changed_configuration_is_refused_with_what_was_found(changes, message, tmp_path):
     content = {"segmenter": {"projection_weights": "seeded:0"}, "background_threshold": 0.5}
     (tmp_path / "config.json").write_text(json.dumps({**content, **changes}))
+    (tmp_path / "model.safetensors").touch()
     with pytest.raises(ValueError, match=f"config.json.*{message}"):
-        read_folder_config(tmp_path)
+        find_model(str(tmp_path))
 
 
 def test_a_projection_alone_needs_our_configuration(tmp_path):
@@ -319,21 +319,17 @@ def unreached(status):
 
 @pytest.fixture
 def hub(monkeypatch):
-    """What a download gives: an error, or a folder; and what was asked for."""
+    """What a download gives, by the name of the file: an error, or a path; and what was asked."""
+    answers, asked = {}, []
 
-    class Hub:
-        answer: object = None
-        asked = ()
+    def download(repo, name, **settings):
+        asked.append((repo, name, settings))
+        if isinstance(answers[name], Exception):
+            raise answers[name]
+        return str(answers[name])
 
-        def download(self, repo, **settings):
-            self.asked = (repo, settings)
-            if isinstance(self.answer, Exception):
-                raise self.answer
-            return str(self.answer)
-
-    found = Hub()
-    monkeypatch.setattr(find, "snapshot_download", found.download)
-    return found
+    monkeypatch.setattr(find, "hf_hub_download", download)
+    return answers, asked
 
 
 @pytest.mark.parametrize(
@@ -342,27 +338,16 @@ def hub(monkeypatch):
         (GatedRepoError("x", response=ANSWER), ValueError, "it is gated: accept its conditions"),
         (RepositoryNotFoundError("x", response=ANSWER), ValueError, "no model 'a/b' on the Hub"),
         (RevisionNotFoundError("x", response=ANSWER), ValueError, "no revision 'v7'"),
+        (RemoteEntryNotFoundError("x", response=ANSWER), ValueError, "holds no model.safetensors"),
         (LocalEntryNotFoundError("not here"), RuntimeError, r"\(not here\).*into one folder"),
         (httpx.ConnectError("no route\nmore"), RuntimeError, r"\(no route\).*download"),
         (unreached(503), RuntimeError, r"\(503 no\).*Advice"),
     ],
 )
 def test_every_answer_is_explained(hub, error, kind, message):
-    hub.answer = error
+    hub[0]["model.safetensors"] = error
     with pytest.raises(kind, match=message):
         fetch_folder("a/b", "Advice.", revision="v7")
-
-
-def test_a_repository_without_weights_is_no_model(hub, tmp_path, monkeypatch):
-    def download(repo, name, revision, **settings):
-        assert (repo, name, revision) == ("a/b", "model.safetensors", tmp_path.name)
-        raise RemoteEntryNotFoundError("x", response=ANSWER)
-
-    monkeypatch.setattr(find, "hf_hub_download", download)
-    (tmp_path / "config.json").touch()
-    hub.answer = tmp_path
-    with pytest.raises(ValueError, match="a/b holds no model.safetensors"):
-        fetch_folder("a/b")
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
@@ -372,20 +357,23 @@ def test_a_download_that_was_cut_short_is_no_model_without_that_file(cache, name
         fetch_folder(REPO, cache_dir=cache)
 
 
-def test_a_file_that_was_cut_short_is_downloaded_where_the_hub_has_it(cache, monkeypatch):
+def test_a_file_that_was_cut_short_is_downloaded_where_the_hub_has_it(cache, hub):
     path = next(cache.rglob("snapshots/*/config.json"))
-    blob = path.resolve()
     path.unlink()
-    monkeypatch.setattr(find, "hf_hub_download", lambda *_, **settings: path.symlink_to(blob))
-    assert (fetch_folder(REPO, cache_dir=cache) / "config.json").is_file()
+    hub[0].update({path.name: path, "model.safetensors": path.with_name("model.safetensors")})
+    assert fetch_folder(REPO, cache_dir=cache, token="t") == path.parent
+    settings = {"cache_dir": cache, "token": "t", "revision": path.parent.name}
+    assert hub[1][1] == (REPO, "config.json", settings)
 
 
 def test_only_two_files_are_fetched_and_the_options_reach_the_hub(hub, toy_folder):
     options = {"revision": "v1", "token": "t", "cache_dir": "/c", "force_download": True}
-    hub.answer = toy_folder
+    hub[0]["model.safetensors"] = toy_folder / "model.safetensors"
+    hub[0]["config.json"] = RemoteEntryNotFoundError("x", response=ANSWER)
     assert fetch_folder("a/b", **options) == toy_folder
-    files = ["model.safetensors", "config.json"]
-    assert hub.asked == ("a/b", {"allow_patterns": files, **options})
+    of_the_commit = {**options, "revision": toy_folder.name}
+    files = [("a/b", "model.safetensors", options), ("a/b", "config.json", of_the_commit)]
+    assert hub[1] == files
 
 
 def test_a_cached_repository_without_configuration_loads_without_network(cache):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download, snapshot_download, try_to_load_from_cache
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.constants import ENDPOINT
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -191,27 +191,9 @@ def find_weights(folder: Path) -> Path:
     )
 
 
-def read_folder_config(folder: Path) -> FoundModel | None:
-    """What `save_pretrained` wrote; None without a `config.json`, or with the published one.
-
-    Of the authors' configuration nothing is needed: their weights tell the architecture.
-
-    Raises:
-        ValueError: it is damaged.
-    """
-    path = folder / CONFIG
-    check_finished(path)
-    if not path.is_file():
-        return None
-    content = read_json(path, "Get it again.")
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no configuration, but a {type(content).__name__}.")
-    if "segmenter" not in content:
-        return None
-    return parse_folder_config(content, str(path), folder)
-
-
-def parse_folder_config(content: Mapping[str, Any], source: str, folder: Path) -> FoundModel:
+def parse_folder_config(
+    content: Mapping[str, Any], source: str, origin: str, weights: str
+) -> FoundModel:
     """The content of a `config.json` of ours; weights that are included are the folder's.
 
     Raises:
@@ -219,13 +201,12 @@ def parse_folder_config(content: Mapping[str, Any], source: str, folder: Path) -
     """
     values = content["segmenter"]
     if isinstance(values, Mapping):
-        names = [name for name in WEIGHT_FIELDS if values.get(name) == INCLUDED]
-        included = dict.fromkeys(names, str(find_weights(folder))) if names else {}
+        included = {name: weights for name in WEIGHT_FIELDS if values.get(name) == INCLUDED}
         values = {"projection": {}, **values, **included}
     found = {
         "config": values,
         "background_threshold": content.get("background_threshold"),
-        "origin": str(folder),
+        "origin": origin,
         "training": content.get("training") or {},
     }
     return build(FoundModel, found, source, exact=True)
@@ -240,18 +221,29 @@ def with_options(found: FoundModel, content: Mapping[str, Any]) -> FoundModel:
     ours = found.config
     weights = {name: getattr(ours, name) for name in WEIGHT_FIELDS}
     content = {**content, "segmenter": {**content["segmenter"], **weights}}
-    given = parse_folder_config(content, found.origin, Path())
+    given = parse_folder_config(content, found.origin, found.origin, "")
     for name in ("projection", "vision_model", "text_model"):
         if getattr(given.config, name) != getattr(ours, name):
             raise ValueError(f"the configuration names another {name} than {found.origin} has.")
-    return dataclasses.replace(given, origin=found.origin)
+    return given
 
 
 def _find_folder(folder: Path) -> FoundModel:
-    """A folder that `save_pretrained` wrote, or one with the files of a published model."""
-    path = find_weights(folder)
-    found = read_folder_config(folder) or _identified(read_parts(path), str(path))
-    return dataclasses.replace(found, origin=str(folder))
+    """A folder that `save_pretrained` wrote, or one with the files of a published model.
+
+    Of the authors' configuration nothing is needed: their weights tell the architecture.
+
+    Raises:
+        FileNotFoundError, ValueError: it has no weights, or a file is damaged.
+    """
+    weights, path = str(find_weights(folder)), folder / CONFIG
+    check_finished(path)
+    content = read_json(path, "Get it again.") if path.is_file() else {}
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no configuration, but a {type(content).__name__}.")
+    if "segmenter" in content:
+        return parse_folder_config(content, str(path), str(folder), weights)
+    return dataclasses.replace(_identified(read_parts(weights), weights), origin=str(folder))
 
 
 def _find_file(path: Path, config: str | Path | None) -> FoundModel:
@@ -367,7 +359,7 @@ def fetch_folder(repo: str, advice: str = "", **settings: Any) -> Path:
     Args:
         repo: `owner/name`.
         advice: appended to errors: another way to get the same model.
-        settings: of `huggingface_hub.snapshot_download`: revision, token, cache_dir,
+        settings: of `huggingface_hub.hf_hub_download`: revision, token, cache_dir,
             local_files_only, force_download.
 
     Raises:
@@ -383,48 +375,34 @@ def fetch_folder(repo: str, advice: str = "", **settings: Any) -> Path:
         GatedRepoError: f"it is gated: accept its conditions at {address} and pass token=",
         RepositoryNotFoundError: "it is not there, or private: then pass token=",
         RevisionNotFoundError: f"it has no revision {revision!r}",
+        EntryNotFoundError: f"it holds no {WEIGHTS}",
     }
     try:
-        folder = Path(snapshot_download(repo, allow_patterns=[WEIGHTS, CONFIG], **settings))
-        lacks = [name for name in (WEIGHTS, CONFIG) if _lacks(repo, folder, name, settings)]
+        path = Path(hf_hub_download(repo, WEIGHTS, **settings))
+        commit = path.parent.name
+        # Text if it is there, None if that is not known, else the Hub once said that it is not.
+        if isinstance(try_to_load_from_cache(repo, CONFIG, place, commit), str | None):
+            try:
+                hf_hub_download(repo, CONFIG, **{**settings, "revision": commit})
+            except EntryNotFoundError as error:  # the cache remembers it
+                if isinstance(error, LocalEntryNotFoundError):  # the Hub could not be asked
+                    raise
     except Exception as error:  # the network libraries raise what they raise
         for kind, why in refused.items():
-            if isinstance(error, kind):
+            if isinstance(error, kind) and not isinstance(error, LocalEntryNotFoundError):
                 raise ValueError(f"no model {repo!r} on the Hub: {why}. {advice}") from error
         raise RuntimeError(
             f"could not download {repo} ({reason(error.__cause__ or error)}). Where there is a "
             f"network, download {WEIGHTS} and {CONFIG} from {address}/tree/main into one folder, "
             f"and give that folder's path. {advice}".rstrip()
         ) from error
-    if WEIGHTS in lacks:
-        raise ValueError(f"{repo} holds no {WEIGHTS}: it is no Talk2DINO model.")
-    blob = (folder / WEIGHTS).resolve()  # which the cache keeps under its checksum
+    blob = path.resolve()  # which the cache keeps under its checksum
     if _SHA256.fullmatch(blob.name) and (found := file_sha256(blob)) != blob.name:
         raise ValueError(
             f"{blob} is damaged: its SHA-256 is {found[:12]}..., published is {blob.name[:12]}.... "
             "Delete it and load again."
         )
-    return folder
-
-
-def _lacks(repo: str, snapshot: Path, name: str, settings: Mapping[str, Any]) -> bool:
-    """Whether a repository has no such file; a snapshot without it may be a download cut short.
-
-    Raises:
-        LocalEntryNotFoundError: the Hub cannot be asked, and never was.
-    """
-    if (snapshot / name).is_file():
-        return False
-    commit = snapshot.name
-    known = try_to_load_from_cache(repo, name, settings.get("cache_dir"), commit)
-    if known is None:
-        try:
-            hf_hub_download(repo, name, **{**settings, "revision": commit})
-        except LocalEntryNotFoundError:
-            raise
-        except EntryNotFoundError:  # which the cache remembers
-            return True
-    return not isinstance(known, str | None)
+    return path.parent
 
 
 def hub_address(repo: str, endpoint: str = ENDPOINT) -> str:
