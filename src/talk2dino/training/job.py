@@ -59,8 +59,6 @@ class RunOutputs:
     """The same as a picture."""
     lock: Path
     """Held while a run writes these files, removed when it is complete."""
-    log: Path
-    """Names the logs: TensorBoard writes to `<this>.tensorboard`."""
     results: tuple[Path, ...]
     """What a complete run leaves; the last one makes the others valid."""
 
@@ -116,12 +114,12 @@ class RunJob(ABC):
         """The `Run` before its first step."""
 
     @abstractmethod
-    def write(self, run: Any, weights: dict[str, Tensor], folder: Path) -> None:
-        """Write the weights and what else the method leaves, in `folder`, in the first process."""
+    def write(self, run: Any, weights: dict[str, Tensor], folder: Path) -> Mapping[str, Any]:
+        """Write the weights and what else the method leaves, in `folder`, in the first process.
 
-    @abstractmethod
-    def summary(self, run: Any) -> Mapping[str, Any]:
-        """What the summary says besides command, recipe, settings and epochs, after `write`."""
+        Returns:
+            What the summary says besides command, recipe, settings and epochs.
+        """
 
     def present(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
         """The settings of an earlier run as they are called now."""
@@ -223,8 +221,8 @@ def _found(job: RunJob, settings: Mapping[str, Any]) -> tuple[bool, dict[str, An
 
 def _train(job: RunJob, run: Run, hooks: Hooks, settings: Mapping[str, Any]) -> dict[str, Tensor]:
     """Run the loop with its table, logger and state file."""
-    outputs, state = job.outputs, run.state
-    history = [(run.logged(r, again=True), run.place(r["epoch"])) for r in state.records]
+    outputs, state, log = job.outputs, run.state, job.outputs.complete.parent / job.out.name
+    history = [(run.named(record), run.place(record["epoch"])) for record in state.records]
     start = run.place(state.epoch, state.step)
     if job.overwrite:
         outputs.unfinished.unlink(missing_ok=True)
@@ -240,7 +238,7 @@ def _train(job: RunJob, run: Run, hooks: Hooks, settings: Mapping[str, Any]) -> 
 
     own = dataclasses.replace(hooks, on_epoch=on_epoch, save=save, seconds=job.checkpoint_seconds)
     try:
-        with open_logger(job.logger, outputs.log, settings, start, history) as own.log:
+        with open_logger(job.logger, log, settings, start, history) as own.log:
             return run.run(own)
     except RuntimeError as error:
         if not outputs.unfinished.exists():
@@ -255,14 +253,14 @@ def _write(job: RunJob, run: Run, settings: Mapping[str, Any], weights: dict[str
     with atomic_files(outputs.complete.parent, *(path.name for path in outputs.results)) as folder:
         write_losses(records, folder / outputs.losses.name)
         plot_losses(records, folder / outputs.plot.name, run.losses, job.out.stem)
-        job.write(run, weights, folder)
+        own = job.write(run, weights, folder)
         summary = {
             "command": job.command,
             "recipe": str(job.recipe.path),
             "settings": settings,
             "epochs": len(records),
             "best_epoch": run.state.best_epoch,
-            **job.summary(run),
+            **own,
         }
         text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
         write_text(folder / outputs.summary.name, text, errors="backslashreplace")

@@ -103,6 +103,10 @@ class Run(ABC):
     """Of a record: what `take` returns."""
     losses: tuple[str, str]
     """Of a record: the loss to plot, and the same on what is not trained on, as `judge` returns."""
+    curves: Mapping[str, str]
+    """Name in a record -> what loggers call it."""
+    shows_steps = False
+    """Whether loggers are shown what `take` returns step by step, and not epoch by epoch."""
     look_every = 1
     """Steps between looks at the losses: each look makes a GPU wait."""
     save_every = 1
@@ -145,10 +149,6 @@ class Run(ABC):
         """Of a step of the epoch under way."""
 
     @abstractmethod
-    def logged(self, record: Record, again: bool = False) -> dict[str, float]:
-        """What loggers show of an epoch, or `again` with what they were shown within it."""
-
-    @abstractmethod
     def own_state(self) -> dict[str, Any]:
         """What `go_on` needs besides the state, the weights and the optimiser."""
 
@@ -170,7 +170,12 @@ class Run(ABC):
 
     def place(self, epoch: int, step: int = 0) -> int:
         """Where loggers show the values after so many epochs and steps."""
-        return epoch
+        return epoch * self.steps_per_epoch + step if self.shows_steps else epoch
+
+    def named(self, values: Mapping[str, Any]) -> dict[str, float]:
+        """Those that loggers show, as they call them."""
+        known = {name: value for name, value in values.items() if value is not None}
+        return {curve: known[name] for name, curve in self.curves.items() if name in known}
 
     def run(self, hooks: Hooks) -> dict[str, Tensor]:
         """Train to the end.
@@ -190,7 +195,8 @@ class Run(ABC):
             # First: a resumed run shows again what is not in the state.
             if hooks.on_epoch:
                 hooks.on_epoch(record)
-            if values := self.logged(record):
+            shown = {n: record[n] for n in self.losses[1:]} if self.shows_steps else record
+            if values := self.named(shown):
                 hooks.log(values, self.place(self.state.epoch))
             self._save()
         return self.best or weights_on_cpu(self.model)

@@ -1,6 +1,6 @@
 """The trained map between CLIP's text space and DINO's patch space, and its variants."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from talk2dino.methods.talk2dino.alignment import (
     takes,
 )
 from talk2dino.methods.talk2dino.hub.layout import read_parts
+from talk2dino.processes import gather_rows
 from talk2dino.textfiles import read_sections
 
 SECTIONS = ("model", "train", "features")
@@ -133,7 +134,7 @@ class Projection(nn.Module):
         text_argmax: Tensor | None = None,
         visual_is_unit: bool = False,
         generator: torch.Generator | None = None,
-        gather: Callable[[Tensor], Tensor] | None = None,
+        total: int | None = None,
     ) -> Tensor:
         """Scores of all pairs of a batch, or of all processes' batches.
 
@@ -146,7 +147,7 @@ class Projection(nn.Module):
             text_argmax: (B,) position of each end-of-text token.
             visual_is_unit: the visual vectors have length 1 already; see `images_stay`.
             generator: randomness of `sampled_attn_map`, seeded alike in every process.
-            gather: (b, ...) of this process to (B, ...) of all, if there are several.
+            total: pairs of all processes, if there are several; see `gather_rows`.
 
         Returns:
             (B, B), diagonal = true pairs; orientation as in `alignment.align`.
@@ -166,13 +167,13 @@ class Projection(nn.Module):
             kept = (self.config.keep_cls, self.config.keep_end_seq)
             token_mask = counted_tokens(text_input_mask.bool(), *kept, text_argmax)
         strategy, temperature = self.config.alignment_strategy, self.config.routing_temperature
-        if gather is not None:
-            # Needs an image and its own caption only, and draws nothing: H times less to send.
-            if visual.ndim == 3 and strategy in PER_HEAD and not takes(strategy, "generator"):
-                visual = of_own_caption(visual, text, strategy, temperature=temperature)
-            if token_mask is not None:
-                token_mask = gather(token_mask.to(torch.uint8)).bool()
-            visual, text = gather(visual), gather(text)
+        # Needs an image and its own caption only, and draws nothing: H times less to send.
+        alone = strategy in PER_HEAD and not takes(strategy, "generator")
+        if alone and (visual.ndim, text.ndim) == (3, 2):
+            visual = of_own_caption(visual, text, strategy, temperature=temperature)
+        if token_mask is not None:
+            token_mask = gather_rows(token_mask.to(torch.uint8), total).bool()
+        visual, text = gather_rows(visual, total), gather_rows(text, total)
         return align(visual, text, strategy, self.config.alpha, token_mask, generator, temperature)
 
     def embed(

@@ -130,9 +130,9 @@ class PretrainingJob(RunJob):
         """Its files, in the folder `out`, beside the model's own."""
         out, names = self.out, ("pretraining.json", "losses.csv", "losses.png")
         summary, losses, plot = (out / name for name in names)
-        state, lock, log = out / UNFINISHED_FILE, out / "lock", out / out.name
+        state, lock = out / UNFINISHED_FILE, out / "lock"
         results = (summary, losses, plot, *(out / name for name in MODEL_FILES))
-        return RunOutputs(out / CONFIG_FILE, state, summary, losses, plot, lock, log, results)
+        return RunOutputs(out / CONFIG_FILE, state, summary, losses, plot, lock, results)
 
     def settings(self, processes: Processes) -> dict[str, Any]:
         """See `RunJob`, as all below."""
@@ -176,7 +176,9 @@ class PretrainingJob(RunJob):
             held_out.loss(model)  # a broken image is found now, and not after an epoch
         return PretrainingRun(model, recipe, samples, tokenizer, held_out, processes, workers)
 
-    def write(self, run: PretrainingRun, weights: dict[str, Tensor], folder: Path) -> None:
+    def write(
+        self, run: PretrainingRun, weights: dict[str, Tensor], folder: Path
+    ) -> dict[str, Any]:
         config, source = self.recipe.config, f"pretraining, stage {self.recipe.stage}"
         tokenizer = None
         if config.text.name == TOY:  # which has no name elsewhere
@@ -184,8 +186,6 @@ class PretrainingJob(RunJob):
             tokenizer.backend_tokenizer.no_truncation()  # the last batch left it with both,
             tokenizer.backend_tokenizer.no_padding()  # but a run that is resumed at its end not
         write_model(config, weights, folder, source, tokenizer)
-
-    def summary(self, run: PretrainingRun) -> dict[str, Any]:
         judge = self.recipe.selection.metafile
         chosen = "nothing: the last epoch" if judge is None else f"image-caption loss of {judge}"
         return {

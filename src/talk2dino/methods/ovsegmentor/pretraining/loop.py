@@ -33,7 +33,7 @@ from talk2dino.methods.ovsegmentor.losses import infonce
 from talk2dino.methods.ovsegmentor.model import OVSegmentor, PretrainingBatch
 from talk2dino.methods.ovsegmentor.text import Tokenizer
 from talk2dino.processes import Processes, average_gradients
-from talk2dino.training.run import Record, Run, step_seed
+from talk2dino.training.run import Run, step_seed
 
 
 def make_schedule(train: TrainConfig, world: int, steps_per_epoch: int) -> Callable[[int], float]:
@@ -180,6 +180,7 @@ class PretrainingRun(Run):
     advice = "Try a lower base_lr, or float32 (amp: null)."
     columns = ("loss", "matching", "entity", "mask", "gradient_norm")
     losses = ("matching", "held_out")
+    shows_steps = True
 
     def __init__(
         self,
@@ -210,6 +211,10 @@ class PretrainingRun(Run):
         length = train.text_length
         self.loader = make_loader(samples, self.order, tokenizer, workers, length, pinned)
         self.schedule = make_schedule(train, world, steps)
+        self.curves = {name: f"train/{name}" for name in self.columns}
+        self.curves |= {"held_out": "held_out/matching", "learning_rate": "learning_rate"}
+        if recipe.stage == 1:
+            del self.curves["mask"]
         self.unread = FailureLog()
         self.lost = ""
         """What all processes could not read, in one line, when the state was saved last."""
@@ -300,14 +305,9 @@ class PretrainingRun(Run):
 
     def shown(self, means: list[float]) -> dict[str, float]:
         """See Run."""
-        shown = self._named(means, self.learning_rate(self.state.step - 1))
-        return {**shown, "similarity_scale": self.model.scale.item()}
-
-    def _named(self, means: list[float], rate: float) -> dict[str, float]:
-        values = {f"train/{name}": value for name, value in zip(self.columns, means, strict=True)}
-        if self.recipe.stage == 1:
-            del values["train/mask"]
-        return {**values, "learning_rate": rate}
+        values = dict(zip(self.columns, means, strict=True))
+        values["learning_rate"] = self.learning_rate(self.state.step - 1)
+        return {**self.named(values), "similarity_scale": self.model.scale.item()}
 
     def judge(self) -> float | None:
         """The image-caption loss of the held-out captions."""
@@ -317,15 +317,3 @@ class PretrainingRun(Run):
         """See Run."""
         # As published the schedule's value one step earlier; the first two updates share one.
         return self.schedule(max(self.place(self.state.epoch, step) - 1, 0))
-
-    def logged(self, record: Record, again: bool = False) -> dict[str, float]:
-        """The held-out loss; loggers were shown the others within the epoch."""
-        held_out = record["held_out"]
-        values = {} if held_out is None else {"held_out/matching": held_out}
-        if again:
-            values |= self._named([record[n] for n in self.columns], record["learning_rate"])
-        return values
-
-    def place(self, epoch: int, step: int = 0) -> int:
-        """Optimiser steps of the whole run."""
-        return epoch * self.steps_per_epoch + step

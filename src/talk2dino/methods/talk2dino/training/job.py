@@ -102,7 +102,7 @@ class TrainJob(RunJob):
         names = (HEADS_SUFFIX, ".losses.csv", ".losses.png", SUFFIX, ".json")
         _, losses, plot, _, summary = results = tuple(map(self.out.with_suffix, names))
         state, lock = map(self.out.with_suffix, (".resume.pth", ".lock"))
-        return RunOutputs(self.out, state, summary, losses, plot, lock, self.out, results)
+        return RunOutputs(self.out, state, summary, losses, plot, lock, results)
 
     @property
     def choice(self) -> FeatureChoice:
@@ -176,7 +176,7 @@ class TrainJob(RunJob):
         run.test = test
         return run
 
-    def write(self, run: TrainingRun, weights: dict[str, Tensor], folder: Path) -> None:
+    def write(self, run: TrainingRun, weights: dict[str, Tensor], folder: Path) -> dict[str, Any]:
         if run.test is not None:
             run.model.load_state_dict(weights)
             run.retrieval = retrieval(*embed_pairs(run.model.eval(), run.test))
@@ -186,8 +186,6 @@ class TrainJob(RunJob):
             heads = {str(a["id"]): {"image_id": a["image_id"], "head": head} for a, head in pairs}
             write_text(folder / name.with_suffix(HEADS_SUFFIX), json.dumps(heads) + "\n")
         save_torch(weights, folder / name)
-
-    def summary(self, run: TrainingRun) -> dict[str, Any]:
         last = run.state.records[-1]
         return {
             "features": asdict(self.recipe.features),

@@ -9,7 +9,6 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,8 +20,8 @@ from talk2dino.methods.talk2dino.projection import Projection
 from talk2dino.methods.talk2dino.recipe import TrainConfig
 from talk2dino.methods.talk2dino.training.dataset import Batch, StoredPairs
 from talk2dino.methods.talk2dino.training.retrieval import Retrieval
-from talk2dino.processes import Processes, average_gradients, gather_rows
-from talk2dino.training.run import Record, Run, epoch_order, step_seed
+from talk2dino.processes import Processes, average_gradients, gather_rows, num_processes
+from talk2dino.training.run import Run, epoch_order, step_seed
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +120,8 @@ class TrainingRun(Run):
         steps = math.ceil(len(pairs) / train.batch_size)
         optimizer = make_optimizer(model, settings)
         super().__init__(model, optimizer, train.num_epochs, steps, processes)
+        self.curves = {"train_loss": "loss/train", "val_loss": "loss/validation"}
+        self.curves["learning_rate"] = "learning_rate"
         self.pairs = pairs
         self.validation = validation
         self.settings = settings
@@ -133,8 +134,7 @@ class TrainingRun(Run):
         self.retrieval: Retrieval | None = None
         """Of the final weights on the test set, once they are there."""
         self.device = self.parameters[0].device
-        several = self.processes.count > 1
-        self.loss = BatchLoss(model, train, several, self.device.type == "cuda")
+        self.loss = BatchLoss(model, train, self.device.type == "cuda")
         total_steps = steps * train.num_epochs
         self.schedule = Schedule(settings.scheduler, train.lr, settings.warmup, total_steps)
         self._generator = torch.Generator(self.device)
@@ -183,12 +183,6 @@ class TrainingRun(Run):
         self.model.train()
         return math.fsum(torch.stack(losses).tolist()) / len(losses)
 
-    def logged(self, record: Record, again: bool = False) -> dict[str, float]:
-        """See Run."""
-        values = {"loss/train": record["train_loss"], "learning_rate": record["learning_rate"]}
-        validation = record["val_loss"]
-        return values if validation is None else values | {"loss/validation": validation}
-
     def learning_rate(self, step: int) -> float:
         """See Run."""
         return self.schedule.learning_rate(self.state.epoch * self.steps_per_epoch + step)
@@ -234,23 +228,15 @@ class BatchLoss:
     Args:
         model: the projection.
         train: which loss, with its settings.
-        shared: whether other processes have parts of every batch.
         capture: record forward and backward of full batches as a CUDA graph and replay it, where
             that is possible: a step is then one launch instead of some sixty.
     """
 
-    def __init__(
-        self,
-        model: Projection,
-        train: TrainConfig,
-        shared: bool = False,
-        capture: bool = False,
-    ) -> None:
+    def __init__(self, model: Projection, train: TrainConfig, capture: bool = False) -> None:
         self.model = model
-        self.shared = shared
         self.draws = takes(model.config.alignment_strategy, "generator")
         self._train = train
-        self._capture = capture and not shared and not self.draws
+        self._capture = capture and num_processes() == 1 and not self.draws
         self._captured: Callable[..., Any] | None = None
 
     def __call__(self, batch: Batch, total: int, generator: torch.Generator | None) -> Tensor:
@@ -266,8 +252,7 @@ class BatchLoss:
             loss = self._replayed(batch)
             if loss is not None:
                 return loss
-        gather = partial(gather_rows, total=total) if self.shared else None
-        given = {**batch.extras, "generator": generator, "gather": gather}
+        given = {**batch.extras, "generator": generator, "total": total}
         return self._train.loss_of(self.model(batch.visual, batch.text, **given))
 
     def _replayed(self, batch: Batch) -> Tensor | None:
