@@ -129,9 +129,8 @@ class Train(TrainingCommand):
 
     def findings(self, done: Any) -> Iterable[object]:
         """How well images and captions find each other."""
-        if (found := done.retrieval) is not None:
-            yield f"text to image: {found.text_to_image}"
-            yield f"image to text: {found.image_to_text}"
+        for direction, found in done.retrieval.items():
+            yield f"{direction.replace('_', ' ')}: {found}"
 
     def _job(self) -> TrainJob:
         from talk2dino.methods.talk2dino.recipe import load_recipe

@@ -13,12 +13,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from talk2dino.config import check_between, check_name
+from talk2dino.config import check_between, check_name, differences
 from talk2dino.devices import resolve_device
 from talk2dino.files import (
     atomic_files,
@@ -38,7 +38,6 @@ from talk2dino.training.run import (
     Log,
     Record,
     Run,
-    check_same_settings,
     load_state,
 )
 
@@ -96,9 +95,6 @@ class RunJob(ABC):
     """Between two saves of the state within an epoch; every epoch's end is saved."""
     command: str = ""
     """What the user typed, for the record."""
-
-    kind: ClassVar[str]
-    """What its state says that it is: `talk2dino unfinished <something>`."""
 
     @property
     @abstractmethod
@@ -208,14 +204,18 @@ def _found(job: RunJob, settings: Mapping[str, Any]) -> tuple[bool, dict[str, An
     if not job.resume:
         return False, None
     if outputs.unfinished.exists():
-        place, unfinished = outputs.unfinished, load_state(outputs.unfinished, job.kind)
+        place, unfinished = outputs.unfinished, load_state(outputs.unfinished)
         before = job.present(unfinished["settings"])
     elif outputs.complete.exists():
         place, unfinished = outputs.complete, None
         before = job.present(read_summary(outputs.summary).get("settings", {}))
     else:
         return False, None
-    check_same_settings(before, settings, place)
+    if differing := differences(before, settings):
+        raise ValueError(
+            f"{place} was made with other settings: {differing}. "
+            "Resume with the same settings, or start again with --overwrite or another --out."
+        )
     return unfinished is None, unfinished
 
 
@@ -234,7 +234,7 @@ def _train(job: RunJob, run: Run, hooks: Hooks, settings: Mapping[str, Any]) -> 
             hooks.on_epoch(record)
 
     def save(state: dict[str, Any]) -> None:
-        save_torch({"kind": job.kind, **state, "settings": settings}, outputs.unfinished)
+        save_torch({**state, "settings": settings}, outputs.unfinished)
 
     own = dataclasses.replace(hooks, on_epoch=on_epoch, save=save, seconds=job.checkpoint_seconds)
     try:

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from talk2dino.config import differences
 from talk2dino.files import load_torch
 from talk2dino.processes import Processes
 from talk2dino.progress import Progress, silent
@@ -43,26 +42,18 @@ class RunState:
     """Values of the complete steps of the epoch under way: `Run.columns` of each."""
 
 
-def load_state(path: Path, kind: str) -> dict[str, Any]:
-    """Read such a file of one kind: the snapshot and the `settings`.
+def load_state(path: Path) -> dict[str, Any]:
+    """Read the state of a run, and the `settings` that its job has added.
 
     Raises:
         FileNotFoundError, ValueError: absent, damaged, or another kind of file.
     """
     content = load_torch(path)
-    if not isinstance(content, dict) or content.get("kind") != kind or "best" not in content:
-        what = kind.removeprefix("talk2dino ")
-        raise ValueError(f"{path} is not the state of an {what} of this version; delete or move it")
-    return content
-
-
-def check_same_settings(before: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
-    """Raise ValueError naming every setting that differs from the interrupted run."""
-    if differing := differences(before, now):
+    if not isinstance(content, dict) or not {"settings", "best", "optimizer"} <= content.keys():
         raise ValueError(
-            f"{path} was made with other settings: {differing}. "
-            "Resume with the same settings, or start again with --overwrite or another --out."
+            f"{path} is not the state of an unfinished training of this version; delete or move it"
         )
+    return content
 
 
 logger = logging.getLogger(__name__)
@@ -103,6 +94,8 @@ class Run(ABC):
     """Of a record: what `take` returns."""
     losses: tuple[str, str]
     """Of a record: the loss to plot, and the same on what is not trained on, as `judge` returns."""
+    schedule: Callable[[int], float]
+    """The learning rate of every step of the run, the first being 0."""
     curves: Mapping[str, str]
     """Name in a record -> what loggers call it."""
     shows_steps = False
@@ -145,10 +138,6 @@ class Run(ABC):
         """The loss after an epoch that chooses which one is kept, if there is one."""
 
     @abstractmethod
-    def learning_rate(self, step: int) -> float:
-        """Of a step of the epoch under way."""
-
-    @abstractmethod
     def own_state(self) -> dict[str, Any]:
         """What `go_on` needs besides the state, the weights and the optimiser."""
 
@@ -167,6 +156,10 @@ class Run(ABC):
         self.model.load_state_dict(saved["weights"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.go_on(saved)
+
+    def learning_rate(self, step: int) -> float:
+        """Of a step of the epoch under way."""
+        return self.schedule(self.state.epoch * self.steps_per_epoch + step)
 
     def place(self, epoch: int, step: int = 0) -> int:
         """Where loggers show the values after so many epochs and steps."""

@@ -53,10 +53,6 @@ _PUBLISHED = {
 """The authors' numbers; DINOv3 has none."""
 RECIPE_SUFFIXES = (".yaml", ".yml")
 BACKBONE_WEIGHTS = ("vision_weights", "text_weights")
-_OF_INFERENCE = (
-    *("input_size", "template", "clean_background", "precision", "propagation_graph", *REFINEMENTS),
-)
-"""Fields of a configuration that do not change the models."""
 _RULES = PictureRules(
     0.55, refines=("pamr",), redraws=True, thresholds=(0.3, 0.8), scores="sigmoid(cosine)"
 )
@@ -265,8 +261,8 @@ class Talk2DinoMethod(Method):
             if compiled:
                 compile_blocks(segmenter.vision.model.blocks)
             return segmenter
-        config = self.config
-        return loaded.variant(**{name: getattr(config, name) for name in _OF_INFERENCE})
+        config = dataclasses.replace(self.config, text_model=loaded.config.text_model)
+        return Talk2DinoSegmenter(loaded.vision, loaded.text, loaded.projection, config)
 
     def _unless_given(self, **changes: Any) -> Talk2DinoMethod:
         chosen = self.options.given()

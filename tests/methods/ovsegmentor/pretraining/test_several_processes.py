@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from talk2dino.methods.ovsegmentor.config import load_pretraining_recipe
-from talk2dino.methods.ovsegmentor.pretraining.loop import KIND, PretrainingRun
+from talk2dino.methods.ovsegmentor.pretraining.loop import PretrainingRun
 from talk2dino.methods.ovsegmentor.text import Tokenizer, toy_tokenizer
 from talk2dino.training.run import load_state
 from tests.methods.ovsegmentor.conftest import make_batch, rows, seeded_toy
@@ -53,7 +53,7 @@ def run_and_stop(recipe, folder, processes):
     with pytest.raises(Stop):
         carry_out(stopped, processes=processes)
     if processes.rank == 0:  # the bridge's statistics are each process's own, and all are kept
-        every = load_state(folder / "stopped" / "unfinished.pth", KIND)["every"]
+        every = load_state(folder / "stopped" / "unfinished.pth")["every"]
         means = [own["bridge_projector.linear_hidden.1.running_mean"] for _, own in every]
         assert not torch.equal(*means)
     done = carry_out(

@@ -17,38 +17,38 @@ def test_ranks_computed_by_hand_with_several_captions_per_image():
         ]
     )
     result = retrieval(captions, IMAGES, torch.tensor([0, 0, 2]))
-    assert result.text_to_image.queries == 3
-    assert result.text_to_image.r1 == pytest.approx(100 / 3)
-    assert result.text_to_image.r5 == 100
-    assert result.text_to_image.median_rank == 2
-    assert result.text_to_image.mean_rank == 2
+    assert result["text_to_image"].queries == 3
+    assert result["text_to_image"].r1 == pytest.approx(100 / 3)
+    assert result["text_to_image"].r5 == 100
+    assert result["text_to_image"].median_rank == 2
+    assert result["text_to_image"].mean_rank == 2
     # Image 1 has no caption and asks nothing. Image 0: its best caption ties with caption 2 (rank
     # 2). Image 2: all three captions have the same cosine with it (rank 3).
-    assert result.image_to_text.queries == 2
-    assert result.image_to_text.r1 == 0
-    assert result.image_to_text.median_rank == 2.5
-    assert result.image_to_text.mean_rank == 2.5
+    assert result["image_to_text"].queries == 2
+    assert result["image_to_text"].r1 == 0
+    assert result["image_to_text"].median_rank == 2.5
+    assert result["image_to_text"].mean_rank == 2.5
 
 
 def test_the_length_of_a_vector_does_not_count():
     captions = torch.tensor([[1.0, 0.1, 0.0], [0.0, 1.0, 0.1], [0.1, 0.0, 1.0]])
     scale = torch.tensor([[1.0], [1000.0], [0.001]])
     result = retrieval(captions * scale, IMAGES / scale, torch.arange(3))
-    assert result.text_to_image.r1 == 100
-    assert result.image_to_text.r1 == 100
+    assert result["text_to_image"].r1 == 100
+    assert result["image_to_text"].r1 == 100
 
 
 def test_a_second_caption_of_the_same_image_does_not_push_the_first_down():
     captions = torch.tensor([[1.0, 0, 0], [0.9, 0.1, 0], [0, 1.0, 0], [0, 0, 1.0]])
     result = retrieval(captions, IMAGES, torch.tensor([0, 0, 1, 2]))
-    assert result.image_to_text.mean_rank == 1
+    assert result["image_to_text"].mean_rank == 1
 
 
 def test_a_projection_that_maps_everything_to_one_point_finds_nothing():
     result = retrieval(torch.ones(20, 4), torch.ones(20, 4), torch.arange(20))
-    assert result.text_to_image.r10 == 0
-    assert result.image_to_text.r10 == 0
-    assert result.text_to_image.mean_rank == 20
+    assert result["text_to_image"].r10 == 0
+    assert result["image_to_text"].r10 == 0
+    assert result["text_to_image"].mean_rank == 20
 
 
 @pytest.mark.parametrize("size", [1, 50])
@@ -69,7 +69,7 @@ def test_the_ranks_agree_with_a_sorted_score_matrix():
         torch.nn.functional.normalize(text, dim=1) @ torch.nn.functional.normalize(visual, dim=1).T
     ).argsort(dim=1, descending=True)
     ranks = (order == rows[:, None]).nonzero()[:, 1] + 1
-    assert retrieval(text, visual, rows).text_to_image == summarise(ranks)
+    assert retrieval(text, visual, rows)["text_to_image"] == summarise(ranks)
 
 
 def test_the_median_of_an_even_number_of_ranks_lies_between_the_middle_two():

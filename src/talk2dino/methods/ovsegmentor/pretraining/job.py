@@ -29,7 +29,6 @@ from talk2dino.methods.ovsegmentor.data.samples import crop_and_flip, deit_trans
 from talk2dino.methods.ovsegmentor.data.words import find_lemmas
 from talk2dino.methods.ovsegmentor.model import OVSegmentor
 from talk2dino.methods.ovsegmentor.pretraining.loop import (
-    KIND,
     HeldOut,
     PretrainingRun,
     open_samples,
@@ -122,8 +121,6 @@ class PretrainingJob(RunJob):
     """Between two saves of the state within an epoch; every epoch's end is saved."""
     workers: int = 0
     """Processes that read images; the result does not depend on it."""
-
-    kind = KIND
 
     @property
     def outputs(self) -> RunOutputs:

@@ -76,9 +76,6 @@ def decays(name: str, parameter: torch.Tensor) -> bool:
     return parameter.ndim != 1 and not name.endswith(".bias")
 
 
-KIND = "talk2dino unfinished OVSegmentor pretraining"
-
-
 def open_samples(
     recipe: PretrainingRecipe,
     data: PretrainingData,
@@ -210,7 +207,9 @@ class PretrainingRun(Run):
         pinned = model.device.type == "cuda"
         length = train.text_length
         self.loader = make_loader(samples, self.order, tokenizer, workers, length, pinned)
-        self.schedule = make_schedule(train, world, steps)
+        rate_after = make_schedule(train, world, steps)
+        # As published the value of one step earlier; the first two updates share one.
+        self.schedule = lambda step: rate_after(max(step - 1, 0))
         self.curves = {name: f"train/{name}" for name in self.columns}
         self.curves |= {"held_out": "held_out/matching", "learning_rate": "learning_rate"}
         if recipe.stage == 1:
@@ -274,12 +273,14 @@ class PretrainingRun(Run):
             so is the norm of a step that float16 left out.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        values = torch.stack(
-            [
-                self._backward(batch, seed, len(batches))
-                for batch, seed in zip(batches, seeds, strict=True)
-            ]
-        ).mean(dim=0)
+        device, values = self.model.device, []
+        for batch, seed in zip(batches, seeds, strict=True):
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                torch.manual_seed(seed)
+                with mixed_precision(self.recipe.train.amp or "", device):
+                    losses = self.model(batch)
+                self.scaler.scale(losses.total / len(batches)).backward()
+            values.append(torch.stack([part.detach().float() for part in losses]))
         average_gradients(self.parameters)
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.train.clip_grad)
@@ -291,17 +292,7 @@ class PretrainingRun(Run):
         self.scaler.update()
         if self.model.stage == "stage2":
             self.model.update_teacher(self.recipe.losses.ema)
-        return torch.cat([values, norm.detach().float().view(1)])
-
-    def _backward(self, batch: PretrainingBatch, seed: int, count: int) -> Tensor:
-        """Add a micro-batch's share of the gradient; returns its losses (4,)."""
-        device = self.model.device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            with mixed_precision(self.recipe.train.amp or "", device):
-                losses = self.model(batch)
-            self.scaler.scale(losses.total / count).backward()
-        return torch.stack([part.detach().float() for part in losses])
+        return torch.cat([torch.stack(values).mean(dim=0), norm.detach().float().view(1)])
 
     def shown(self, means: list[float]) -> dict[str, float]:
         """See Run."""
@@ -312,8 +303,3 @@ class PretrainingRun(Run):
     def judge(self) -> float | None:
         """The image-caption loss of the held-out captions."""
         return self.held_out.loss(self.model) if self.held_out else None
-
-    def learning_rate(self, step: int) -> float:
-        """See Run."""
-        # As published the schedule's value one step earlier; the first two updates share one.
-        return self.schedule(max(self.place(self.state.epoch, step) - 1, 0))

@@ -175,22 +175,6 @@ def is_repository(name: str) -> bool:
     return _REPO.fullmatch(name) is not None and not name.endswith(FILE_SUFFIXES)
 
 
-def find_weights(folder: Path) -> Path:
-    """The file with a folder's weights.
-
-    Raises:
-        FileNotFoundError: there is none; says what is there instead.
-    """
-    for name in (WEIGHTS, _OLD_WEIGHTS):
-        if (folder / name).is_file():
-            return folder / name
-    there = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-    raise FileNotFoundError(
-        f"{folder} holds no {WEIGHTS}, but {', '.join(there[:6]) or 'nothing'}. Download that "
-        "file completely; weights in several files are not read."
-    )
-
-
 def parse_folder_config(
     content: Mapping[str, Any], source: str, origin: str, weights: str
 ) -> FoundModel:
@@ -236,7 +220,14 @@ def _find_folder(folder: Path) -> FoundModel:
     Raises:
         FileNotFoundError, ValueError: it has no weights, or a file is damaged.
     """
-    weights, path = str(find_weights(folder)), folder / CONFIG
+    held = [name for name in (WEIGHTS, _OLD_WEIGHTS) if (folder / name).is_file()]
+    if not held:
+        there = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+        raise FileNotFoundError(
+            f"{folder} holds no {WEIGHTS}, but {', '.join(there[:6]) or 'nothing'}. Download that "
+            "file completely; weights in several files are not read."
+        )
+    weights, path = str(folder / held[0]), folder / CONFIG
     check_finished(path)
     content = read_json(path, "Get it again.") if path.is_file() else {}
     if not isinstance(content, dict):

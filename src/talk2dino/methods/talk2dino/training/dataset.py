@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from talk2dino.config import check_name
-from talk2dino.features.keys import DIMENSIONS
+from talk2dino.features.keys import DIMENSIONS, IMAGE_KEYS
 from talk2dino.features.store import FeatureFile, check_finite
 from talk2dino.files import read_ahead
 from talk2dino.methods.talk2dino.alignment import PAIRWISE, takes
@@ -31,13 +31,7 @@ from talk2dino.methods.talk2dino.projection import (
 )
 from talk2dino.methods.talk2dino.recipe import Recipe
 
-VISUAL_FEATURES = (
-    "disentangled_self_attn",
-    "avg_self_attn_out",
-    "dino_features",
-    "second_last_out",
-    "patch_tokens",
-)
+VISUAL_FEATURES = tuple(key for key in IMAGE_KEYS if key != "self_attn_maps")
 DENSE_TEXT = "clip_txt_out_tokens"
 AVERAGED_TEXT = "clip_txt_out_tokens_avg"
 LAST_LAYER_TEXT = "clip_second_last_out"
@@ -345,7 +339,7 @@ def check_widths(
     }
     per_head = images["self_attn_maps"] if config.weight_attn_heads else visual
     if config.weight_attn_heads or (
-        choice.visual == VISUAL_FEATURES[0] and "num_attn_head" in recipe.written
+        choice.visual == "disentangled_self_attn" and "num_attn_head" in recipe.written
     ):
         widths["num_attn_head"] = ("attention map", per_head.shape[-2])
     for key, (what, found) in widths.items():

@@ -44,7 +44,7 @@ from talk2dino.methods.talk2dino.training.dataset import (
     choose_features,
     forget,
 )
-from talk2dino.methods.talk2dino.training.loop import KIND, LoopSettings, TrainingRun
+from talk2dino.methods.talk2dino.training.loop import LoopSettings, TrainingRun
 from talk2dino.methods.talk2dino.training.retrieval import embed_pairs, retrieval
 from talk2dino.processes import Processes
 from talk2dino.progress import Progress, silent
@@ -91,8 +91,6 @@ class TrainJob(RunJob):
     """Features up to this size are kept in memory; larger ones in their file, or in TMPDIR."""
     save_heads: bool = False
     """Write the head chosen for every caption in the last epoch."""
-
-    kind = KIND
 
     @property
     def outputs(self) -> RunOutputs:
@@ -193,7 +191,7 @@ class TrainJob(RunJob):
             "captions": len(run.pairs),
             "train_loss": last["train_loss"],
             "val_loss": last["val_loss"],
-            "retrieval": asdict(run.retrieval) if run.retrieval else None,
+            "retrieval": {name: asdict(found) for name, found in run.retrieval.items()} or None,
         }
 
 

@@ -19,14 +19,11 @@ from talk2dino.methods.talk2dino.alignment import selected_heads, takes
 from talk2dino.methods.talk2dino.projection import Projection
 from talk2dino.methods.talk2dino.recipe import TrainConfig
 from talk2dino.methods.talk2dino.training.dataset import Batch, StoredPairs
-from talk2dino.methods.talk2dino.training.retrieval import Retrieval
+from talk2dino.methods.talk2dino.training.retrieval import RankSummary
 from talk2dino.processes import Processes, average_gradients, gather_rows, num_processes
 from talk2dino.training.run import Run, epoch_order, step_seed
 
 logger = logging.getLogger(__name__)
-
-KIND = "talk2dino unfinished training"
-
 
 SCHEDULERS = ("linear", "cosine")
 
@@ -131,12 +128,12 @@ class TrainingRun(Run):
         self.heads: Tensor | None = None
         """(M,) head chosen for each caption in the last epoch, -1 where not chosen yet."""
         self.test: StoredPairs | None = None
-        self.retrieval: Retrieval | None = None
+        self.retrieval: dict[str, RankSummary] = {}
         """Of the final weights on the test set, once they are there."""
         self.device = self.parameters[0].device
         self.loss = BatchLoss(model, train, self.device.type == "cuda")
-        total_steps = steps * train.num_epochs
-        self.schedule = Schedule(settings.scheduler, train.lr, settings.warmup, total_steps)
+        schedule = Schedule(settings.scheduler, train.lr, settings.warmup, steps * self.epochs)
+        self.schedule = schedule.learning_rate
         self._generator = torch.Generator(self.device)
 
     def own_state(self) -> dict[str, Any]:
@@ -182,10 +179,6 @@ class TrainingRun(Run):
             ]
         self.model.train()
         return math.fsum(torch.stack(losses).tolist()) / len(losses)
-
-    def learning_rate(self, step: int) -> float:
-        """See Run."""
-        return self.schedule.learning_rate(self.state.epoch * self.steps_per_epoch + step)
 
     def _own(self, indices: Sequence[Tensor]) -> Sequence[Tensor]:
         """What this process embeds of each batch."""

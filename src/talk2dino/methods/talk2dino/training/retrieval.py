@@ -35,28 +35,23 @@ class RankSummary:
         return f"{recalls}  median rank {self.median_rank:g}  mean rank {self.mean_rank:.1f}"
 
 
-@dataclass(frozen=True)
-class Retrieval:
-    """Both directions."""
-
-    text_to_image: RankSummary
-    image_to_text: RankSummary
-
-
-def retrieval(text: Tensor, visual: Tensor, caption_rows: Tensor) -> Retrieval:
+def retrieval(text: Tensor, visual: Tensor, caption_rows: Tensor) -> dict[str, RankSummary]:
     """Rank all images for every caption, and all captions for every image that has one.
 
     Args:
         text: (M, D) caption embeddings, of any length.
         visual: (N, D) image embeddings in the same space.
         caption_rows: (M,) row of `visual` that each caption belongs to; any number per image.
+
+    Returns:
+        Both directions, by their names.
     """
     rows = caption_rows.to(text.device)
     images, described = torch.arange(len(visual), device=rows.device), rows.unique()
-    return Retrieval(
-        text_to_image=summarise(ranks(text, rows, visual, images)),
-        image_to_text=summarise(ranks(visual[described], described, text, rows)),
-    )
+    return {
+        "text_to_image": summarise(ranks(text, rows, visual, images)),
+        "image_to_text": summarise(ranks(visual[described], described, text, rows)),
+    }
 
 
 def embed_pairs(model: Projection, pairs: StoredPairs) -> tuple[Tensor, Tensor, Tensor]:
