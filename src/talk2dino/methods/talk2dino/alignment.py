@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from talk2dino.config import check_name
+from talk2dino.processes import gather_rows
 
 
 def align(
@@ -22,8 +23,9 @@ def align(
     token_mask: Tensor | None = None,
     generator: torch.Generator | None = None,
     temperature: float = 0.1,
+    total: int | None = None,
 ) -> Tensor:
-    """Scores of all pairs of a batch; the diagonal holds the true pairs.
+    """Scores of all pairs of a batch of all processes; the diagonal holds the true pairs.
 
     Args:
         visual: (B, D) one embedding per image, or (B, H, D) one per attention head.
@@ -34,6 +36,7 @@ def align(
         token_mask: (B, T) bool, False for tokens that must not count.
         generator: randomness, for strategies that take it.
         temperature: for strategies that take it.
+        total: pairs of all processes, if there are several; see `gather_rows`.
 
     Returns:
         (B, B): rows are texts and columns images, except for the pairwise strategies, where rows
@@ -43,30 +46,26 @@ def align(
         ValueError: unknown strategy, or one that cannot use token-level text.
     """
     check_name("alignment_strategy", strategy, strategies())
-    if visual.ndim == 2 and text.ndim == 2:
-        return text @ visual.T
     given = {"alpha": alpha, "generator": generator, "temperature": temperature}
     options: dict[str, Any] = {n: value for n, value in given.items() if takes(strategy, n)}
-    if strategy in PAIRWISE:
-        heads = visual if visual.ndim == 3 else visual.unsqueeze(1)
-        tokens = text if text.ndim == 3 else text.unsqueeze(1)
-        products = torch.einsum("ihd,jtd->ijht", heads, tokens)
-        if token_mask is not None:
-            products = products * token_mask[None, :, None, :]
-        return PAIRWISE[strategy](products, **options)
-    if text.ndim == 3:
+    if strategy in PER_HEAD and text.ndim == 3:
         raise ValueError(
             f"alignment_strategy {strategy!r} needs one vector per caption, got token-level text. "
             f"Use one of: {', '.join(PAIRWISE)}."
         )
-    return text @ of_own_caption(visual, text, strategy, **options).T
-
-
-def of_own_caption(visual: Tensor, text: Tensor, strategy: str, **options: Any) -> Tensor:
-    """(B, D) what stands for each image (B, H, D) by a strategy of `PER_HEAD`."""
-    return PER_HEAD[strategy](
-        visual, text, **{name: value for name, value in options.items() if takes(strategy, name)}
-    )
+    per_head, draws = visual.ndim == 3 and strategy in PER_HEAD, "generator" in options
+    if per_head and not draws:  # an image and its own caption: H times less to send
+        visual = PER_HEAD[strategy](visual, text, **options)
+    visual, text = gather_rows(visual, total), gather_rows(text, total)
+    if per_head and draws:  # for the whole batch, alike in every process
+        visual = PER_HEAD[strategy](visual, text, **options)
+    if visual.ndim == 2 and text.ndim == 2:
+        return text @ visual.T
+    heads, tokens = (side if side.ndim == 3 else side.unsqueeze(1) for side in (visual, text))
+    products = torch.einsum("ihd,jtd->ijht", heads, tokens)
+    if token_mask is not None:
+        products = products * gather_rows(token_mask.to(torch.uint8), total)[None, :, None, :]
+    return PAIRWISE[strategy](products, **options)
 
 
 def strategies() -> list[str]:

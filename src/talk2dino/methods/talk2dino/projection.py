@@ -13,15 +13,8 @@ from talk2dino.backbones.checkpoints import load_strict, looks_like, state_shape
 from talk2dino.backbones.seeded import parse_seeded, seeded_state
 from talk2dino.config import build, check_at_least, check_name, first_few
 from talk2dino.devices import float32_by_default, keep_float32
-from talk2dino.methods.talk2dino.alignment import (
-    PER_HEAD,
-    align,
-    of_own_caption,
-    strategies,
-    takes,
-)
+from talk2dino.methods.talk2dino.alignment import align, strategies
 from talk2dino.methods.talk2dino.hub.layout import read_parts
-from talk2dino.processes import gather_rows
 from talk2dino.textfiles import read_sections
 
 SECTIONS = ("model", "train", "features")
@@ -167,14 +160,8 @@ class Projection(nn.Module):
             kept = (self.config.keep_cls, self.config.keep_end_seq)
             token_mask = counted_tokens(text_input_mask.bool(), *kept, text_argmax)
         strategy, temperature = self.config.alignment_strategy, self.config.routing_temperature
-        # Needs an image and its own caption only, and draws nothing: H times less to send.
-        alone = strategy in PER_HEAD and not takes(strategy, "generator")
-        if alone and (visual.ndim, text.ndim) == (3, 2):
-            visual = of_own_caption(visual, text, strategy, temperature=temperature)
-        if token_mask is not None:
-            token_mask = gather_rows(token_mask.to(torch.uint8), total).bool()
-        visual, text = gather_rows(visual, total), gather_rows(text, total)
-        return align(visual, text, strategy, self.config.alpha, token_mask, generator, temperature)
+        how = (strategy, self.config.alpha, token_mask, generator, temperature, total)
+        return align(visual, text, *how)
 
     def embed(
         self,

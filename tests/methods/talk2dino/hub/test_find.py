@@ -25,7 +25,6 @@ from talk2dino.methods.talk2dino.hub.find import (
     PUBLISHED,
     fetch_folder,
     find_model,
-    hub_address,
 )
 
 from .conftest import projection_state, published_layout, save
@@ -385,5 +384,8 @@ def test_a_cached_repository_without_configuration_loads_without_network(cache):
     assert not (fetch_folder(REPO, cache_dir=cache) / "config.json").exists()
 
 
-def test_addresses_follow_the_endpoint():
-    assert hub_address("a/b", "https://hub.example") == "https://hub.example/a/b"
+def test_addresses_follow_the_endpoint(hub, monkeypatch):
+    monkeypatch.setattr(find, "ENDPOINT", "https://hub.example")
+    hub[0]["model.safetensors"] = GatedRepoError("x", response=ANSWER)
+    with pytest.raises(ValueError, match="conditions at https://hub.example/a/b and"):
+        fetch_folder("a/b")

@@ -361,7 +361,7 @@ def fetch_folder(repo: str, advice: str = "", **settings: Any) -> Path:
     cached = try_to_load_from_cache(repo, WEIGHTS, place, revision)
     if not settings.get("local_files_only") and not isinstance(cached, str):
         logger.warning("asking the Hub for %s; a whole model has about a gigabyte", repo)
-    address = hub_address(repo)
+    address = f"{ENDPOINT}/{repo}"
     refused = {
         GatedRepoError: f"it is gated: accept its conditions at {address} and pass token=",
         RepositoryNotFoundError: "it is not there, or private: then pass token=",
@@ -394,8 +394,3 @@ def fetch_folder(repo: str, advice: str = "", **settings: Any) -> Path:
             "Delete it and load again."
         )
     return path.parent
-
-
-def hub_address(repo: str, endpoint: str = ENDPOINT) -> str:
-    """Where a browser finds a repository; HF_ENDPOINT names another Hub."""
-    return f"{endpoint}/{repo}"

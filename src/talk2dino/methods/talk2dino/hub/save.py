@@ -33,7 +33,6 @@ from talk2dino.methods.talk2dino.hub.find import (
     TOY,
     WEIGHTS,
     FoundModel,
-    hub_address,
     is_repository,
 )
 from talk2dino.methods.talk2dino.hub.layout import PROJECTION, TEXT, VISION
@@ -214,7 +213,7 @@ class Saving:
                     f"could not upload to {repo_id} ({reason(error)}). Check the network "
                     "and the token (hf auth login), or upload what save_pretrained writes by hand."
                 ) from error
-        return hub_address(repo_id, api.endpoint)
+        return f"{api.endpoint}/{repo_id}"
 
 
 def _own_results(folder: Path, config: SegmenterConfig, origin: str) -> list[dict[str, Any]]:

@@ -182,8 +182,6 @@ class TrainingRun(Run):
 
     def _own(self, indices: Sequence[Tensor]) -> Sequence[Tensor]:
         """What this process embeds of each batch."""
-        if self.processes.count == 1:
-            return indices
         # Where there are fewer captions than processes, some embed one that does not count.
         parts = [i.tensor_split(self.processes.count)[self.processes.rank] for i in indices]
         return [part if len(part) else i[:1] for part, i in zip(parts, indices, strict=True)]
@@ -242,29 +240,25 @@ class BatchLoss:
         """
         full = total == self._train.batch_size and not batch.extras.keys() - {"visual_is_unit"}
         if self._capture and full and torch.is_grad_enabled():
-            loss = self._replayed(batch)
-            if loss is not None:
-                return loss
+            if self._captured is None:
+                self._captured = self._recorded(batch)
+            loss: Tensor = self._captured(batch.visual, batch.text)
+            return loss.clone()  # the next replay writes into the same memory
         given = {**batch.extras, "generator": generator, "total": total}
         return self._train.loss_of(self.model(batch.visual, batch.text, **given))
 
-    def _replayed(self, batch: Batch) -> Tensor | None:
-        """The loss by the graph, recorded when first needed; None if it cannot be."""
-        if self._captured is None:
-            plain = _PlainLoss(self.model, self._train, batch.extras)
-            example = (batch.visual.clone(), batch.text.clone())
-            try:
-                # What is launched on another GPU than the current one would not be recorded.
-                with torch.cuda.device_of(batch.visual):
-                    captured: Any = torch.cuda.make_graphed_callables(plain, example)
-                self._captured = captured
-            except RuntimeError as error:
-                logger.warning("no CUDA graph, every step is launched op by op: %s", error)
-                self._capture = False
-                return None
-        assert self._captured is not None
-        loss: Tensor = self._captured(batch.visual, batch.text)
-        return loss.clone()  # the next replay writes into the same memory
+    def _recorded(self, batch: Batch) -> Callable[..., Any]:
+        """A graph of the loss of such a batch, or what computes it plainly."""
+        plain = _PlainLoss(self.model, self._train, batch.extras)
+        example = (batch.visual.clone(), batch.text.clone())
+        try:
+            # What is launched on another GPU than the current one would not be recorded.
+            with torch.cuda.device_of(batch.visual):
+                graph: Callable[..., Any] = torch.cuda.make_graphed_callables(plain, example)
+                return graph
+        except RuntimeError as error:
+            logger.warning("no CUDA graph, every step is launched op by op: %s", error)
+            return plain
 
 
 class _PlainLoss(nn.Module):
