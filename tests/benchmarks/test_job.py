@@ -20,7 +20,7 @@ from talk2dino.benchmarks.job import Job, evaluate_group, group_runs
 from talk2dino.benchmarks.metrics import (
     PAIR,
     ImageCounts,
-    count_image,
+    begin_count,
     resampled_mious,
     stacked_areas,
 )
@@ -412,7 +412,7 @@ def plain_areas(predicted, target, classes):
 def test_counts_of_an_image_are_those_of_its_benchmarks(classes):
     maps, targets = random_maps(*classes)
     for image, predicted, target, count in zip(
-        count_image(maps, targets, classes), maps, targets, classes, strict=True
+        begin_count(maps, targets, classes)(), maps, targets, classes, strict=True
     ):
         stacked = stacked_areas([image.pairs, image.pairs], count)
         expected = plain_areas(predicted.numpy(), target.numpy(), count)
@@ -422,12 +422,12 @@ def test_counts_of_an_image_are_those_of_its_benchmarks(classes):
         np.add.at(confusion, (target[counted].numpy(), predicted[counted].numpy()), 1)
         assert np.array_equal(stacked["confusion"], 2 * confusion)
     with pytest.raises(ValueError, match="labels outside 0 to"):
-        count_image([maps[-1] + classes[-1]], targets[-1:], classes[-1:])
+        begin_count([maps[-1] + classes[-1]], targets[-1:], classes[-1:])()
 
 
 def test_of_more_classes_than_a_table_holds_there_is_no_confusion(tmp_path):
     maps, targets = random_maps(6000)
-    stacked = stacked_areas([count_image(maps, targets, (6000,))[0].pairs], 6000)
+    stacked = stacked_areas([begin_count(maps, targets, (6000,))()[0].pairs], 6000)
     assert "confusion" not in stacked and stacked["label_area"].sum() == 35
     write_result(tmp_path, "a", {}, stacked)
     assert np.array_equal(read_counts(tmp_path / "a.json")["union"], stacked["union"])

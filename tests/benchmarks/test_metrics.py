@@ -10,9 +10,9 @@ import torch
 from talk2dino.benchmarks.metrics import (
     area_scores,
     at_borders,
+    begin_count,
     border_scores,
     boundary_pixels,
-    count_image,
     seam_pairs,
     stacked_areas,
 )
@@ -24,7 +24,7 @@ PROTOCOL = Protocol(short_side=20, window=20, stride=10)
 
 def confusion_counts(predicted, target, classes):
     """(C, C) pixels, true classes in rows."""
-    (image,) = count_image([predicted], [target], [classes])
+    (image,) = begin_count([predicted], [target], [classes])()
     return torch.from_numpy(stacked_areas([image.pairs], classes)["confusion"])
 
 
@@ -92,7 +92,7 @@ def plain_boundary(mask):
 
 def counts_of(predicted, target, protocol=PROTOCOL):
     maps, truth = torch.from_numpy(predicted), torch.from_numpy(target)
-    (regions,) = count_image([maps], [truth], [3])
+    (regions,) = begin_count([maps], [truth], [3])()
     return at_borders(regions, maps, truth, 3, protocol)
 
 
@@ -128,7 +128,7 @@ def test_intersections_and_unions_at_boundaries_are_summed_over_images():
 
 def test_the_counts_of_regions_stay_as_they_are():
     predicted, target = blobs(1, ignored=0), blobs(2)
-    (regions,) = count_image([torch.from_numpy(predicted)], [torch.from_numpy(target)], [3])
+    (regions,) = begin_count([torch.from_numpy(predicted)], [torch.from_numpy(target)], [3])()
     assert counts_of(predicted, target).pairs.tolist() == regions.pairs.tolist()
 
 

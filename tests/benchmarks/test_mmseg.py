@@ -75,12 +75,12 @@ def test_counts_agree_with_mmsegmentation():
     import torch
     from mmseg.core.evaluation.metrics import intersect_and_union
 
-    from talk2dino.benchmarks.metrics import count_image, stacked_areas
+    from talk2dino.benchmarks.metrics import begin_count, stacked_areas
 
     generator = np.random.default_rng(0)
     predicted, label = (generator.integers(0, 21, (40, 56), np.uint8) for _ in range(2))
     label[:5] = 255
-    (counts,) = count_image([torch.from_numpy(predicted)], [torch.from_numpy(label)], [21])
+    (counts,) = begin_count([torch.from_numpy(predicted)], [torch.from_numpy(label)], [21])()
     found = stacked_areas([counts.pairs], 21)
     expected = intersect_and_union(predicted.copy(), label.copy(), 21, 255)
     for name, row in zip(("intersect", "union", "pred_area", "label_area"), expected, strict=True):

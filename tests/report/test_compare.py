@@ -75,7 +75,7 @@ def test_a_set_without_any_pixel_has_no_interval():
 
 def test_the_difference_and_its_interval_are_those_of_paired_draws(pair):
     first, second = find_runs(pair)[0]
-    found = compare_runs(first, [second])[0][""]
+    found = compare_runs(first, [second])[0]
     areas = [(run.counts["intersect"], run.counts["union"]) for run in (first, second)]
     drawn = resampled_mious(areas, DRAWS)
     difference = 100 * drawn[:, 1] - 100 * drawn[:, 0]
@@ -213,5 +213,5 @@ def test_the_report_shows_the_differences_to_the_first_run(pair):
     assert Report.main([*map(str, pair), "--examples", "0"]) == 0
     page = (pair[0].parent / "report.html").read_text()
     first, second = find_runs(pair)[0]
-    found = compare_runs(first, [second])[0][""]
+    found = compare_runs(first, [second])[0]
     assert f"{found.difference:+.2f}" in page and f"{100 * found.better:.1f} %" in page

@@ -43,11 +43,6 @@ class ImageCounts:
     where borders are scored, see `at_borders`."""
 
 
-def count_image(*shown: Any) -> list[ImageCounts]:
-    """`begin_count`, and its end at once."""
-    return begin_count(*shown)()
-
-
 def begin_count(
     predicted: Sequence[Tensor],
     targets: Sequence[Tensor],
@@ -218,7 +213,7 @@ def at_borders(
     """The counts of an image together with those at its borders.
 
     Args:
-        regions: of `count_image`.
+        regions: of `begin_count`.
         predicted, target: (H, W) label map and ground truth, as counted there.
         num_classes: C.
         protocol: of the windows.
@@ -231,7 +226,7 @@ def at_borders(
         shown = np.where(boundary_pixels(labels), labels, num_classes).astype(np.int64)
         shown[uncounted] = ignored_label(num_classes + 1)
         maps.append(torch.from_numpy(shown))
-    (boundary,) = count_image(maps[:1], maps[1:], [num_classes + 1])
+    (boundary,) = begin_count(maps[:1], maps[1:], [num_classes + 1])()
     seams = np.array(seam_pairs(guess, truth, protocol))
     return replace(regions, boundary=boundary.pairs, seams=seams)
 

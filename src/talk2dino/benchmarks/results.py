@@ -19,6 +19,7 @@ from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypedDict
 
+import cv2
 import numpy as np
 import torch
 from PIL import Image
@@ -434,8 +435,6 @@ def check_counts(counts: Mapping[str, np.ndarray], result: Mapping[str, Any]) ->
 
 def versions() -> dict[str, str]:
     """Of everything that can move a number."""
-    import cv2
-
     return {
         "talk2dino": talk2dino.__version__,
         "python": platform.python_version(),

@@ -196,13 +196,13 @@ def _compared(folder: Path, variants: dict[str, list[Run]]) -> list[dict[str, An
     rows = []
     for place in range(len(variants[DEFAULT])):
         runs = [found[paths[group[place].name].resolve()] for group in variants.values()]
-        compared = [None, *compare_runs(runs[0], runs[1:])]
+        compared = [None, *(d for d in compare_runs(runs[0], runs[1:]) if not d.measure)]
         for variant, one, difference in zip(variants, runs, compared, strict=True):
             row: dict[str, Any] = {"benchmark": one.benchmark, "options": variant}
             row |= {"file": str(one.path), "images": one.result["num_images"]}
             row |= {"mIoU": one.result["mIoU"], "timing": one.result["timing"]}
             if difference is not None:
-                numbers = difference[""].as_json()
+                numbers = difference.as_json()
                 row |= {name: numbers[name] for name in ("difference", "interval", "better")}
             rows.append(row)
     return rows

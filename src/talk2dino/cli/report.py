@@ -128,7 +128,7 @@ class Compare(Command):
         from talk2dino.report.runs import DRAWS, compare_runs
 
         first, second = runs
-        (found,) = compare_runs(first, [second])
+        found = {one.measure: one for one in compare_runs(first, [second])}
         if self.json is not None:
             content = {
                 "benchmark": first.benchmark,

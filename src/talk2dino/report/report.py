@@ -123,8 +123,7 @@ def write_report(
             }
             bar.update(1)
     if options.tables:
-        found = [by for section in sections.values() for by in section["comparisons"]]
-        differences = [one for by_measure in found for one in by_measure.values()]
+        differences = [one for section in sections.values() for one in section["comparisons"]]
         for name, table in tables_of(runs, differences).items():
             texts = {"csv": table.csv()}
             if not name.endswith("_images"):  # those fit no page

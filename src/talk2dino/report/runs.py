@@ -271,25 +271,19 @@ class Differences:
         return {name: getattr(self, name) for name in names}
 
 
-def compare_runs(
-    first: EvaluatedRun, others: Sequence[EvaluatedRun]
-) -> list[dict[str, Differences]]:
-    """Compare runs with the first one; `check_comparable` says whether they can be.
+def compare_runs(first: EvaluatedRun, others: Sequence[EvaluatedRun]) -> list[Differences]:
+    """Compare runs with the first one, run after run, by every measure that both have.
 
-    Returns:
-        per run its differences by every measure that both have.
+    `check_comparable` says whether they can be.
     """
     runs = [first, *others]
     places = [(place, measure) for place, run in enumerate(runs) for measure in run.measures]
     areas = [runs[place].areas(measure) for place, measure in places]
     drawn = dict(zip(places, 100 * resampled_mious(areas, DRAWS).T, strict=True))
     return [
-        {
-            measure: _differences(first, run, measure, drawn[place, measure] - drawn[0, measure])
-            for measure in run.measures
-            if measure in first.measures
-        }
-        for place, run in enumerate(others, start=1)
+        _differences(first, runs[place], measure, drawn[place, measure] - drawn[0, measure])
+        for place, measure in places
+        if place and measure in first.measures
     ]
 
 
@@ -320,9 +314,7 @@ def _differences(
     )
 
 
-def compare_comparable(
-    runs: Sequence[EvaluatedRun],
-) -> tuple[list[dict[str, Differences]], list[str]]:
+def compare_comparable(runs: Sequence[EvaluatedRun]) -> tuple[list[Differences], list[str]]:
     """Compare those runs of a benchmark that can be with the first; the reasons of the others."""
     first, *others = [run for run in runs if run.counts] or runs
     comparable, reasons = [], []

@@ -77,7 +77,7 @@ def check_data(row: Benchmark, data_root: str | Path, sample_size: int) -> DataR
         _check_files(report, dataset)
         _check_labels(report, dataset, sample_size)
     if source is not None and report.problems:
-        report.problems.append(f"Get {source.get.format(root=_quoted(root), key=row.key)}")
+        report.problems.append(f"Get {source.get.format(root=shlex.quote(str(root)), key=row.key)}")
     return report
 
 
@@ -209,7 +209,7 @@ def _elsewhere(path: Path, root: Path, source: Source, suffixes: Sequence[str]) 
     if found:
         parts = set(path.parts)
         best = max(found, key=lambda other: len(parts.intersection(other.parts)))
-        made, there, target = map(_quoted, (path.parent, best.absolute(), path))
+        made, there, target = (shlex.quote(str(p)) for p in (path.parent, best.absolute(), path))
         command = f"mkdir -p {made} && ln -s {there} {target}"
         return f", but {best} is there: link it ({command}){others}"
     places = {root, *(place for place in path.parents if place.is_relative_to(root))}
@@ -221,7 +221,3 @@ def _holds(folder: Path, suffixes: Sequence[str]) -> bool:
     """Whether such files are in a folder or, as cities are, in one below it."""
     files = itertools.chain(folder.glob("*"), folder.glob("*/*"))
     return any(path.name.lower().endswith(tuple(suffixes)) for path in files)
-
-
-def _quoted(path: Path) -> str:
-    return shlex.quote(str(path))
