@@ -21,6 +21,7 @@ from talk2dino.textfiles import check_once, read_lines, read_names, read_yaml
 if TYPE_CHECKING:
     from talk2dino.segmenter import ClassWords
 
+_FOLDER = shipped("configs/datasets")
 _SYNONYMS = {
     "image_suffix": "image_suffixes",
     "img_suffix": "image_suffixes",
@@ -236,8 +237,8 @@ def read_dataset(path: str | Path, data_root: str | Path = "data") -> Benchmark:
     if isinstance(given.get("image_suffixes"), str):
         given["image_suffixes"] = [given["image_suffixes"]]
     if isinstance(given.get("source"), str):
-        path = find_text(given["source"], folders, f"{source}: source")
-        given["source"] = read_yaml(path).get("source")
+        other = find_text(given["source"], folders, f"{source}: source")
+        given["source"] = read_yaml(other).get("source")
     with naming(source):
         rules = of_labels.rules(ids)
     row = build(Benchmark, given, source)
@@ -248,7 +249,7 @@ def read_dataset(path: str | Path, data_root: str | Path = "data") -> Benchmark:
         words=words if any(len(found) > 1 for found in words) else (),
         rules=rules,
         sizes=tuple((given.get("protocol") or {}).items()),
-        folders=folders,
+        folders=() if path.resolve().parent == _FOLDER.resolve() else folders,
     )
 
 
@@ -323,17 +324,8 @@ def find_text(name: str, folders: Sequence[Path], where: str) -> Path:
     raise FileNotFoundError(f"{where}: no file {tried}. Put it there, or choose --data_root.")
 
 
-_FOLDER = shipped("configs/datasets")
-
-
-def _shipped(key: str, data_root: str | Path = "data") -> Benchmark:
-    """The data set of a file that comes with the project: all else is below the data root."""
-    row = read_dataset(_FOLDER / f"{key}.yaml", data_root)
-    return dataclasses.replace(row, folders=())
-
-
 BENCHMARKS: dict[str, Benchmark] = {
-    key: _shipped(key)
+    key: read_dataset(_FOLDER / f"{key}.yaml")
     for key in (
         *("voc", "context", "coco_object", "voc20", "context59", "coco_stuff", "cityscapes"),
         "ade20k",
@@ -341,10 +333,10 @@ BENCHMARKS: dict[str, Benchmark] = {
 }
 """Key -> row, in the order of the paper's table."""
 
-DRAWN_WORLD = _shipped("toy")
+DRAWN_WORLD = read_dataset(_FOLDER / "toy.yaml")
 """The quickstart's own data, in VOC layout; no part of `all`."""
 
-STUFF_BACKGROUND = _shipped("coco_stuff_bg")
+STUFF_BACKGROUND = read_dataset(_FOLDER / "coco_stuff_bg.yaml")
 """COCO-Stuff where unlabelled pixels are a class; the same files."""
 
 
@@ -367,19 +359,16 @@ def find_benchmark(name: str, data_root: str | Path = "data") -> Benchmark:
     names = {row.type: row for row in rows.values() if row.type}
     names |= {row.readme_name: row for row in rows.values()} | rows
     files = {path.stem: path for path in listed(_FOLDER, "*.yaml")}
-    path = Path(name)
-    if path.suffix in (".yaml", ".yml"):
-        if path.stem not in files or not path.exists() or not path.samefile(files[path.stem]):
-            row = read_dataset(path, data_root)
-            if row.key in files:
-                raise ValueError(
-                    f"{path}: {row.key} is the name of a benchmark, with which its results would "
-                    "be mixed up. Give another one with `name:`."
-                )
-            return row
-        name = path.stem
+    if (path := Path(name)).suffix in (".yaml", ".yml"):
+        row = read_dataset(path, data_root)
+        if row.folders and row.key in files:
+            raise ValueError(
+                f"{path}: {row.key} is the name of a benchmark, with which its results would "
+                "be mixed up. Give another one with `name:`."
+            )
+        return row if row.folders else row.with_own_names(data_root)
     if name in names or name in files:
-        row = names[name] if name in names else _shipped(name, data_root)
+        row = names[name] if name in names else read_dataset(files[name], data_root)
         return row.with_own_names(data_root)
     keys = [*rows, *sorted(set(files).difference(rows))]
     others = [row.readme_name for row in rows.values() if row.readme_name not in keys]
