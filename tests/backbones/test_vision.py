@@ -14,7 +14,7 @@ from talk2dino.backbones.vision import (
     RESIZES,
     SHORT_NAMES,
     ImageTransform,
-    as_backbone,
+    VisionBackbone,
     check_vision,
     cls_attention_logits,
     create_toy,
@@ -285,7 +285,7 @@ def test_positions_with_and_without_registers_are_interpolated_differently(image
 def as_toy(registers):
     model = create_toy(registers)
     load_strict(model, to_timm(official_state(registers), model), "seeded:3")
-    return as_backbone(model, "toy", "seeded:3")
+    return VisionBackbone(model, "toy", "seeded:3")
 
 
 def test_every_short_name_is_known_to_timm():

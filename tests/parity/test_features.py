@@ -6,7 +6,7 @@ import torch
 from talk2dino.backbones.checkpoints import load_strict
 from talk2dino.backbones.seeded import seeded_state, seeded_tensor
 from talk2dino.backbones.vision import (
-    as_backbone,
+    VisionBackbone,
     average_attention,
     create_toy,
     head_embeddings,
@@ -31,7 +31,7 @@ def load_seeded(name):
         return load_vision(name, "seeded:0")
     model = create_toy(num_registers=0)
     load_strict(model, to_timm(seeded_state(0, official_shapes(model)), model), "seeded:0")
-    return as_backbone(model, name, "seeded:0")
+    return VisionBackbone(model, name, "seeded:0")
 
 
 def test_seeded_weights_follow_the_recorded_rule(recorded):

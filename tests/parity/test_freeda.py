@@ -11,7 +11,7 @@ from talk2dino.backbones.checkpoints import load_strict, state_shapes
 from talk2dino.backbones.clip_image import ClipImage
 from talk2dino.backbones.seeded import seeded_state
 from talk2dino.backbones.text import TextEncoder
-from talk2dino.backbones.vision import as_backbone, official_shapes, to_timm
+from talk2dino.backbones.vision import VisionBackbone, official_shapes, to_timm
 from talk2dino.inference import resize_picture, resize_scores, sliding_window_scores
 from talk2dino.methods.freeda.bank import Bank
 from talk2dino.methods.freeda.method import SETTINGS, FreeDASegmenter
@@ -167,7 +167,7 @@ def test_the_widths_of_the_published_models(recorded, resized, relative_error):
     segmenter = FreeDASegmenter(
         ClipImage(seeded(image, "visual."), "wide", "seeded:0"),
         TextEncoder(seeded(text), "wide", "seeded:0"),
-        as_backbone(vision, "dinov2_vitl14", "seeded:0"),
+        VisionBackbone(vision, "dinov2_vitl14", "seeded:0"),
         None,
         superpixels=SETTINGS["coco_stuff"],
     ).requires_grad_(False)

@@ -6,12 +6,16 @@ name and shape, is drawn from a generator seeded with n and the checksum of that
 
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from talk2dino.config import reason
 
 PRETRAINED = "pretrained"
 PREFIX = "seeded:"
@@ -32,6 +36,24 @@ def check_weights(kind: str, name: str, weights: str | None) -> None:
         raise FileNotFoundError(
             f"no {kind} weights at {weights!r}. Give a file, 'pretrained' or 'seeded:<n>'."
         )
+
+
+def require_transformers(what: str) -> None:
+    """Raise ImportError, with what to do, where the library that `what` needs is missing."""
+    if find_spec("transformers") is None:
+        raise ImportError(f"{what} needs transformers: pip install transformers")
+
+
+@contextmanager
+def transformers_loading(what: str, name: str) -> Iterator[None]:
+    """Raise RuntimeError for a model that transformers cannot load or download; names it."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        raise RuntimeError(
+            f"could not load the {what} {name!r} ({reason(error)}). "
+            "Give the path of a local folder that holds it."
+        ) from error
 
 
 def parse_seeded(weights: str | None) -> int | None:

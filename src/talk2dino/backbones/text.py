@@ -26,7 +26,9 @@ from talk2dino.backbones.seeded import (
     check_weights,
     default_weights,
     parse_seeded,
+    require_transformers,
     seeded_state,
+    transformers_loading,
 )
 from talk2dino.config import as_texts, check_name, reason
 from talk2dino.devices import float32_by_default, keep_float32
@@ -216,22 +218,14 @@ class BertEncoder(_Encoder):
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        try:
-            from transformers import AutoModel, AutoTokenizer
-        except ImportError as error:
-            raise ImportError(
-                "BERT text features need transformers: pip install transformers"
-            ) from (error)
-        try:
+        require_transformers("BERT")
+        from transformers import AutoModel, AutoTokenizer
+
+        with transformers_loading("BERT model", name):
             self._tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
             self.model = AutoModel.from_pretrained(
                 name, add_pooling_layer=True, trust_remote_code=False
             )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise RuntimeError(
-                f"could not load the BERT model {name!r} ({reason(error)}). "
-                "Give the path of a local folder that holds it."
-            ) from error
         self.name = name
         self.weights = PRETRAINED
         self.embed_dim: int = self.model.config.hidden_size

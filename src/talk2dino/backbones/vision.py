@@ -104,21 +104,19 @@ class VisionBackbone(nn.Module):
         model: a timm `VisionTransformer` or `Eva` (DINOv3) with a CLS token.
         name: what the user calls it.
         weights: where the weights came from.
-        offset_positions: interpolate position embeddings the way DINO and DINOv2 without registers
-            do.
     """
 
     _apply = keep_float32
 
-    def __init__(
-        self, model: VisionTransformer | Eva, name: str, weights: str, offset_positions: bool
-    ) -> None:
+    def __init__(self, model: VisionTransformer | Eva, name: str, weights: str) -> None:
         super().__init__()
         timm_model: Any = model  # timm's two classes share the attributes used here, not a type
         self.model = timm_model
         self.name = name
         self.weights = weights
-        self.offset_positions = offset_positions
+        # Timm's name of a DINO keeps timm's interpolation, the official name has the official one.
+        without_registers = _is_dinov2(model) and model.num_prefix_tokens == 1
+        self.offset_positions = name.startswith("dino_") or without_registers
         self.embed_dim: int = model.embed_dim
         self.num_heads: int = timm_model.blocks[-1].attn.num_heads
         self.patch_size: int = timm_model.patch_embed.patch_size[0]
@@ -128,6 +126,7 @@ class VisionBackbone(nn.Module):
         for key, values in (("mean", mean), ("std", std)):
             constant = torch.tensor(values, dtype=torch.float32).view(3, 1, 1)
             self.register_buffer(key, constant, persistent=False)
+        self.eval().requires_grad_(False)
 
     def image_transform(
         self, resize_dim: int, crop_dim: int, resize: str = EXACT
@@ -327,7 +326,7 @@ def load_vision(
     weights = weights or default_weights(name)
     seed = parse_seeded(weights)
     if weights == PRETRAINED:
-        backbone = as_backbone(_create(name, pretrained=True), name, weights)
+        backbone = VisionBackbone(_create(name, pretrained=True), name, weights)
     elif seed is None:
         backbone = vision_from_state(name, read_state_dict(weights), weights)
     else:
@@ -353,14 +352,7 @@ def vision_from_state(name: str, state: dict[str, Tensor], weights: str) -> Visi
         complaint = f"{weights} is not the official checkpoint of {name}"
         check_fit(state, official_shapes(model), complaint)
     load_strict(model, to_timm(state, model, weights), weights)
-    return as_backbone(model, name, weights)
-
-
-def as_backbone(model: VisionTransformer | Eva, name: str, weights: str) -> VisionBackbone:
-    """Wrap a timm model, frozen and in evaluation mode."""
-    # Timm's own name of a DINO keeps timm's interpolation, the official name has the official one.
-    offset = name.startswith("dino_") or (_is_dinov2(model) and model.num_prefix_tokens == 1)
-    return VisionBackbone(model, name, weights, offset).eval().requires_grad_(False)
+    return VisionBackbone(model, name, weights)
 
 
 def create_toy(num_registers: int = 4) -> VisionTransformer:

@@ -191,7 +191,7 @@ def prepare(job: Job) -> list[Run]:
         published = source = None
         if evaluation.vocabulary is None:  # nobody has published numbers of another one
             published = evaluation.method.published_miou(evaluation.benchmark)
-            source = evaluation.method.published_source(evaluation.benchmark)
+            source = None if published is None else evaluation.method.published.source
         runs.append(Run(name, settings, dataset, folders, model, published, source))
     return runs
 

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from talk2dino.backbones.seeded import default_weights
+from talk2dino.backbones.seeded import default_weights, require_transformers
 from talk2dino.backbones.vision import (
     EXACT,
     RESIZES,
@@ -83,7 +83,7 @@ class ImageExtraction(Extraction):
         if self.compile:
             check_compiler(self.runs_on)
         if self.blip_model:
-            check_installed()
+            require_transformers("--blip_model")
 
     def recorded(self) -> dict[str, Any]:
         """What decides the numbers; stored in the feature file as settings["vision"]."""
@@ -276,7 +276,7 @@ class Captioner:
     """
 
     def __init__(self, name: str, device: torch.device) -> None:
-        check_installed()
+        require_transformers("--blip_model")
         import transformers
 
         try:
@@ -308,14 +308,6 @@ def _caption_pixels(processor: Any, image_rgb: Image.Image) -> Tensor:
     """An RGB image to the captioning model's (3, h, w) float."""
     pixels: Tensor = processor(images=image_rgb, return_tensors="pt")["pixel_values"][0]
     return pixels
-
-
-def check_installed() -> None:
-    """Raise ImportError unless transformers can be imported."""
-    try:
-        import transformers  # noqa: F401
-    except ImportError as error:
-        raise ImportError("--blip_model needs transformers: pip install transformers") from error
 
 
 def recaptioned(features: FeatureFile, captions: list[str], model: str) -> FeatureFile:

@@ -79,17 +79,15 @@ def published(source: str, *miou: float) -> Published:
 class Method:
     """A model with its options, not loaded. Two of them that are equal score alike.
 
-    A method of the registry is a subclass with NAMES, `load`, `demo` and, where it has more than
-    weights to choose, `Options`; the rest has defaults. See docs/extending.md.
+    A method of the registry is a subclass with `load`, `demo` and, where it has more than weights
+    to choose, `Options`; the rest has defaults. See docs/extending.md.
     """
 
     model: str
-    """What results call it; one of NAMES, or the stem of a file."""
+    """What results call it: its name in the registry, or the stem of a file."""
     options: MethodOptions
     """What was chosen."""
 
-    NAMES: ClassVar[tuple[str, ...]] = ()
-    """Its models."""
     Options: ClassVar[type[MethodOptions]] = MethodOptions
     """The class of its options: flags of the commands, settings of `load_segmenter`."""
     PUBLISHED: ClassVar[Mapping[str, Published]] = {}
@@ -151,10 +149,6 @@ class Method:
     def published_miou(self, row: Benchmark) -> float | None:
         """The printed mIoU in percent; None where there is none."""
         return self.published.miou.get(row.key)
-
-    def published_source(self, row: Benchmark) -> str | None:
-        """Who printed `published_miou`; None where there is none."""
-        return None if self.published_miou(row) is None else self.published.source
 
     def benchmark(self, row: Benchmark) -> Benchmark:
         """The row that this method is evaluated on where `row` is asked for, with its protocol."""
@@ -291,8 +285,7 @@ class Adapted:
     """In place of its own, or of the shared ones."""
 
     published = Published({})
-    published_miou, published_source = Method.published_miou, Method.published_source
-    query = Method.query
+    published_miou, query = Method.published_miou, Method.query
 
     def __getattr__(self, name: str) -> Any:
         if name == "native":  # before it is set, as in a copy

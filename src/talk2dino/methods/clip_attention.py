@@ -150,8 +150,6 @@ PUBLISHED = {
 """mIoU in percent by benchmark."""
 SIZES = {"vitb": "ViT-B/16", "toy": "toy"}
 """What the name of a model ends with -> its CLIP."""
-NAMES = tuple(f"{method}_{size}" for method in METHODS for size in SIZES)
-"""Of models."""
 
 
 class Tokens(NamedTuple):
@@ -238,7 +236,6 @@ class ClipAttentionSegmenter(ClipWordSegmenter):
 class ClipAttentionMethod(ClipWordMethod):
     """MaskCLIP, SCLIP, ClearCLIP, NACLIP or CLIP itself."""
 
-    NAMES = NAMES
     PUBLISHED = PUBLISHED
 
     @property

@@ -225,7 +225,6 @@ class ClipDinoiserMethod(ClipWordMethod):
 
     options: ClipDinoiserOptions
 
-    NAMES = tuple(MODELS)
     Options = ClipDinoiserOptions
     PUBLISHED = PUBLISHED
     table = RULES

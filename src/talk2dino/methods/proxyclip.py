@@ -219,7 +219,6 @@ class ProxyClipMethod(ClipWordMethod):
 
     options: ProxyClipOptions
 
-    NAMES = tuple(MODELS)
     Options = ProxyClipOptions
     PUBLISHED = PUBLISHED
     table = RULES

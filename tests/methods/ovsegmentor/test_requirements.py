@@ -4,15 +4,15 @@ import importlib.util
 
 import pytest
 
+from talk2dino.backbones import seeded
 from talk2dino.cli.pretrain import Pretrain
-from talk2dino.methods.ovsegmentor import text
 
 
 def test_without_transformers_a_pretraining_ends_before_it_begins(
     root, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(text, "find_spec", lambda name: None)
+    monkeypatch.setattr(seeded, "find_spec", lambda name: None)
     assert importlib.util.find_spec("transformers") is not None  # only hidden
     recipe = root / "configs" / "ovsegmentor_toy_stage1.yaml"
     assert Pretrain.main(["--config", str(recipe)]) != 0
@@ -21,10 +21,10 @@ def test_without_transformers_a_pretraining_ends_before_it_begins(
 
 
 def test_with_transformers_nothing_is_said():
-    text.require_transformers()
+    seeded.require_transformers("BERT")
     with (
         pytest.raises(ImportError, match="pip install transformers"),
         pytest.MonkeyPatch.context() as m,
     ):
-        m.setattr(text, "find_spec", lambda name: None)
-        text.require_transformers()
+        m.setattr(seeded, "find_spec", lambda name: None)
+        seeded.require_transformers("BERT")

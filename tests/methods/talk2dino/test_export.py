@@ -15,7 +15,7 @@ import torch
 
 from talk2dino import Talk2DINO
 from talk2dino.__main__ import main
-from talk2dino.backbones.vision import as_backbone, create_toy
+from talk2dino.backbones.vision import VisionBackbone, create_toy
 from talk2dino.cli.export import FILES
 from talk2dino.methods.talk2dino import export
 from talk2dino.methods.talk2dino.export import FixedSizeBackbone, check_exportable, export_onnx
@@ -162,7 +162,7 @@ def test_a_good_graph_is_not_kept_without_the_other(model, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("registers", [0, 4])
 def test_positions_as_a_constant_are_those_of_every_image(registers):
-    vision = as_backbone(create_toy(registers), "toy", "random")
+    vision = VisionBackbone(create_toy(registers), "toy", "random")
     pictures = torch.randn(2, 3, 56, 56)
     fixed = FixedSizeBackbone(vision, 56)
     with torch.no_grad():

@@ -287,7 +287,6 @@ class FreeDAMethod(Method):
     key: str | None = None
     """Of the benchmark whose superpixels are used; None for a user's pictures."""
 
-    NAMES = tuple(MODELS)
     Options = FreeDAOptions
     PUBLISHED = PUBLISHED
     threshold_meaning = "0.8 sigmoid(cosine) + 0.2 cosine; its authors give none"

@@ -263,7 +263,6 @@ class OVSegmentorMethod(Method):
 
     options: OVSegmentorOptions
 
-    NAMES = tuple(PRESETS)
     PUBLISHED = _PUBLISHED
     Options = OVSegmentorOptions
     threshold_meaning = (
@@ -275,7 +274,7 @@ class OVSegmentorMethod(Method):
         """A converted folder has to be named by its size."""
         if is_converted(Path(place)):
             raise ValueError(
-                f"{place} holds an OVSegmentor. Name its size: --model {'|'.join(cls.NAMES)} "
+                f"{place} holds an OVSegmentor. Name its size: --model {'|'.join(PRESETS)} "
                 f"--weights {place}"
             )
         return False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import string
 from collections.abc import Iterable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from talk2dino.backbones.checkpoints import load_strict
-from talk2dino.config import as_texts, reason
+from talk2dino.backbones.seeded import require_transformers, transformers_loading
+from talk2dino.config import as_texts
 from talk2dino.methods.ovsegmentor.config import TextConfig
 
 TOY = "toy"
@@ -64,10 +64,8 @@ class TextEncoder(nn.Module):
         from transformers import AutoModel
 
         name = str(name or self.config.name)
-        try:
+        with transformers_loading("text encoder", name):
             source = AutoModel.from_pretrained(name, add_pooling_layer=True)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise RuntimeError(_not_loaded("text encoder", name, error)) from error
         load_strict(self.transformer, source.state_dict(), name)
 
 
@@ -117,10 +115,8 @@ def load_tokenizer(config: TextConfig, folder: str | Path | None = None) -> Toke
     if name == TOY:
         tokenizer: Any = toy_tokenizer()
     else:
-        try:
+        with transformers_loading("tokeniser", name):
             tokenizer = AutoTokenizer.from_pretrained(name)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise RuntimeError(_not_loaded("tokeniser", name, error)) from error
     if len(tokenizer) > config.vocabulary:
         raise ValueError(
             f"the tokeniser {name} has {len(tokenizer)} tokens, but the text encoder only "
@@ -161,19 +157,13 @@ def toy_tokenizer(words: Iterable[str] = ()) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=pipeline, **special)
 
 
-def require_transformers() -> None:
-    """Raise ImportError, with what to do, where the library of the text encoders is missing."""
-    if find_spec("transformers") is None:
-        raise ImportError("OVSegmentor needs transformers: pip install transformers")
-
-
 def _build(config: TextConfig) -> nn.Module:
     """The transformer without weights.
 
     Raises:
         ImportError: transformers is not installed.
     """
-    require_transformers()
+    require_transformers("OVSegmentor")
     from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 
     settings: dict[str, Any] = {
@@ -190,10 +180,3 @@ def _build(config: TextConfig) -> nn.Module:
         settings |= {"type_vocab_size": 1, "layer_norm_eps": 1e-5, "pad_token_id": 1}
         return RobertaModel(RobertaConfig(**settings), add_pooling_layer=True)
     return BertModel(BertConfig(**settings), add_pooling_layer=True)
-
-
-def _not_loaded(what: str, name: str, error: Exception) -> str:
-    return (
-        f"could not load the {what} {name!r} ({reason(error)}). "
-        "Give the path of a local folder that holds it."
-    )

@@ -52,7 +52,7 @@ class FixedSizeBackbone(VisionBackbone):
     """
 
     def __init__(self, vision: VisionBackbone, size: int) -> None:
-        super().__init__(vision.model, vision.name, vision.weights, vision.offset_positions)
+        super().__init__(vision.model, vision.name, vision.weights)
         black = torch.zeros(1, 3, size, size)
         with torch.no_grad():
             tokens, rope = vision._embed(black)

@@ -92,7 +92,6 @@ class Talk2DinoMethod(Method):
     background_threshold: float
     """Of pictures that belong to no benchmark."""
 
-    NAMES = tuple(MODELS)
     PUBLISHED = _PUBLISHED
     Options = Talk2DinoOptions
     threshold_meaning = "sigmoid(cosine), which is 0.27 to 0.73; 0.55 is cosine 0.20"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from talk2dino.backbones.checkpoints import check_layout, read_state_dict
+from talk2dino.backbones.seeded import require_transformers
 from talk2dino.config import reason
 from talk2dino.files import content_digest
 from talk2dino.methods.ovsegmentor.checkpoints import (
@@ -37,7 +38,6 @@ from talk2dino.methods.ovsegmentor.text import (
     TOY,
     Tokenizer,
     load_tokenizer,
-    require_transformers,
     toy_tokenizer,
 )
 from talk2dino.methods.ovsegmentor.vision import load_dino
@@ -195,7 +195,7 @@ class PretrainingJob(RunJob):
 
 def check_job(job: PretrainingJob) -> None:
     """Raise ValueError or OSError for arguments that cannot work; opens no large file."""
-    require_transformers()
+    require_transformers("OVSegmentor")
     recipe, start = job.recipe, job.recipe.start
     read = (recipe.path, recipe.data.metafile, recipe.selection.metafile, start.dino)
     job.check((*read, start.stage1, start.text))
