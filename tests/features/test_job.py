@@ -3,14 +3,14 @@
 import json
 import subprocess
 import sys
-from dataclasses import InitVar, dataclass
+from dataclasses import InitVar, dataclass, fields
 
 import pytest
 import torch
 
 from talk2dino.features.captions import CaptionInput
 from talk2dino.features.chunks import Chunk, Extraction
-from talk2dino.features.job import Division, Job
+from talk2dino.features.job import Job
 from talk2dino.features.store import FeatureFile, read_features, write_features
 from talk2dino.processes import Processes
 
@@ -56,17 +56,16 @@ class Positions(Extraction):
 def begin(tmp_path):
     """Begins a job on some images."""
 
-    def job(count=4, division=None, out="val.pth", overwrite=False, max_failures=0, **changes):
+    def job(count=4, out="val.pth", **changes):
         path = tmp_path / f"{count}.json"
         if not path.exists():
             images = [{"id": n, "file_name": "x"} for n in range(count)]
             annotations = [{"id": n, "image_id": n, "caption": ""} for n in range(count)]
             path.write_text(json.dumps({"images": images, "annotations": annotations}))
         data = CaptionInput(changes.pop("data", path))
-        more = {"overwrite": overwrite, "max_failures": max_failures}
-        return Job(
-            data, Positions(**changes), tmp_path / "out" / out, division or Division(), **more
-        )
+        own = {entry.name for entry in fields(Job)} & changes.keys()
+        of_job = {name: changes.pop(name) for name in own}
+        return Job(data, Positions(**changes), tmp_path / "out" / out, **of_job)
 
     return job
 
@@ -96,23 +95,23 @@ def files(tmp_path):
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
-def test_one_split_is_the_named_file(tmp_path):
-    assert Division().outputs(tmp_path / "val.pth") == {0: [tmp_path / "val.pth"]}
+def test_one_split_is_the_named_file(begin, tmp_path):
+    assert begin().outputs == {0: [tmp_path / "out" / "val.pth"]}
 
 
-def test_splits_are_numbered_from_the_offsets(tmp_path):
-    division = Division(n_in_splits=4, in_batch_offset=2, out_offset=10)
-    planned = division.outputs(tmp_path / "val.pth")
-    assert planned == {2: [tmp_path / "val_12.pth"], 3: [tmp_path / "val_13.pth"]}
+def test_splits_are_numbered_from_the_offsets(begin, tmp_path):
+    planned = begin(n_in_splits=4, in_batch_offset=2, out_offset=10).outputs
+    out = tmp_path / "out"
+    assert planned == {2: [out / "val_12.pth"], 3: [out / "val_13.pth"]}
 
 
-def test_a_job_makes_the_split_of_its_number_only(tmp_path):
-    planned = Division(n_in_splits=4, job_id=2).outputs(tmp_path / "val.pth")
-    assert planned == {2: [tmp_path / "val_2.pth"]}
+def test_a_job_makes_the_split_of_its_number_only(begin, tmp_path):
+    planned = begin(n_in_splits=4, job_id=2).outputs
+    assert planned == {2: [tmp_path / "out" / "val_2.pth"]}
 
 
-def test_shard_numbers_continue_over_splits(tmp_path):
-    planned = Division(n_in_splits=2, out_offset=5, n_shards=2).outputs(tmp_path)
+def test_shard_numbers_continue_over_splits(begin):
+    planned = begin(n_in_splits=2, out_offset=5, n_shards=2, out="shards").outputs
     names = [[path.name for path in paths] for paths in planned.values()]
     assert names == [["shard00005.tar", "shard00006.tar"], ["shard00007.tar", "shard00008.tar"]]
 
@@ -128,9 +127,9 @@ def test_shard_numbers_continue_over_splits(tmp_path):
         ({"out_offset": -1}, "out_offset must be at least 0"),
     ],
 )
-def test_impossible_divisions_are_refused(changes, message):
+def test_impossible_divisions_are_refused(begin, changes, message):
     with pytest.raises(ValueError, match=message):
-        Division(**changes)
+        begin(**changes)
 
 
 def test_a_finished_job_leaves_its_output_only(begin, tmp_path):
@@ -176,11 +175,10 @@ def test_work_on_another_input_is_refused_unless_it_may_be_dropped(begin, begun)
 
 
 def test_finished_splits_are_not_done_again(begin):
-    three = Division(n_in_splits=3)
-    with pytest.raises(KeyboardInterrupt), begin(division=three) as job:
+    with pytest.raises(KeyboardInterrupt), begin(n_in_splits=3) as job:
         job.finish(0, ["image 3: gone"])
         raise KeyboardInterrupt
-    again = begin(division=three)
+    again = begin(n_in_splits=3)
     assert again.pending() == [1, 2]
     assert again.failures() == ["image 3: gone"]
 
@@ -189,8 +187,8 @@ def test_an_existing_output_is_refused(begin, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "val_1.pth").touch()
     with pytest.raises(FileExistsError, match=r"val_1\.pth exists already.*--overwrite"):
-        begin(division=Division(n_in_splits=2))
-    with begin(division=Division(n_in_splits=2), overwrite=True):
+        begin(n_in_splits=2)
+    with begin(n_in_splits=2, overwrite=True):
         pass
     assert files(tmp_path) == ["val_1.pth"]
 

@@ -212,7 +212,7 @@ def add_flags(
 
     Args:
         parser: or a group of it.
-        place: module below talk2dino and class, as in `features.job:Division`; or the
+        place: module below talk2dino and class, as in `features.job:Job`; or the
             class itself, with the fields of its bases.
         names: its fields; none for all. `field=flag` for another spelling of the flag, or for
             several: `field=flag|alias`.

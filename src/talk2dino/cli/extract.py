@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from talk2dino.features.store import FeatureFile
 
 SHOWN_FAILURES = 10
+_JOB = "features.job:Job"
 
 
 class ExtractionCommand(Command):
@@ -38,12 +39,9 @@ class ExtractionCommand(Command):
     """COCO captions JSON, feature file (.pth), or folder or pattern of tars."""
     out_path: Path | None = None
     """The .pth file, or the folder of the shards (default: the annotation path with .pth)."""
-    layout: str | None = None
-    """Of a .pth: ours or the published one."""
     write_as_wds: bool = False
     """Write webdataset shards."""
-    overwrite: bool = False
-    """Replace what is there."""
+    layout: str | None
     n_shards: int
     job_id: int | None
     out_offset: int
@@ -54,30 +52,22 @@ class ExtractionCommand(Command):
         amp = {"nargs": "?", "const": "auto", "choices": AMP_TYPES}
         add_flags(parser, settings, "amp", amp=amp)
         group = parser.add_argument_group("output")
-        cls.own_flags(group, "out_path", "layout", "write_as_wds", layout={"choices": LAYOUTS})
+        cls.own_flags(group, "out_path", "write_as_wds")
         splits = ("n_in_splits=num_jobs|n_in_splits|n_in_split", "job_id", "in_batch_offset")
-        division = ("n_shards", *splits, "out_offset")
-        add_flags(group, "features.job:Division", *division, n_shards=n_shards)
+        flags = ("layout", "n_shards", *splits, "out_offset", "overwrite")
+        add_flags(group, _JOB, *flags, layout={"choices": LAYOUTS}, n_shards=n_shards)
         add_flags(group, settings, "dtype", dtype={"choices": DTYPES})
-        cls.own_flags(group, "overwrite")
 
-    def job(self, data: CaptionInput, extraction: Extraction, max_failures: int = 0) -> Job:
-        """Take over the job of a run.
-
-        Args:
-            data: what is read.
-            extraction: what makes the features.
-            max_failures: most images that a file completed in place may lose.
-        """
-        from talk2dino.features.job import Division, Job
+    def job(self, data: CaptionInput, extraction: Extraction) -> Job:
+        """Take over the job of a run: what is read, and what makes the features."""
+        from talk2dino.features.job import Job
 
         if self.write_as_wds and self.n_shards < 1:
             raise ValueError(f"--n_shards must be at least 1, got {self.n_shards}")
         if self.write_as_wds and self.layout:
             raise ValueError("--layout is for .pth files; leave it out with --write_as_wds")
-        division = from_flags(Division, self, n_shards=self.n_shards if self.write_as_wds else 0)
-        path = self.place()
-        return Job(data, extraction, path, division, self.layout, self.overwrite, max_failures)
+        given = {"path": self.place(), "n_shards": self.n_shards if self.write_as_wds else 0}
+        return from_flags(Job, self, data=data, extraction=extraction, **given)
 
     def place(self) -> Path:
         """`--out_path`, or the annotation path with `.pth`; for shards a folder.
@@ -146,13 +136,12 @@ class Extract(ExtractionCommand):
     data_dir: Path = Path("../coco/")
     """Image folder."""
     keys: list[str] | None
-    max_failures: int = 0
-    """With more unreadable images than this the exit code is 1 (the rest is written)."""
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         """Declare the published flags and ours."""
-        cls.own_flags(parser, "ann_path", "data_dir", "max_failures")
+        cls.own_flags(parser, "ann_path", "data_dir")
+        add_flags(parser, _JOB, "max_failures")
         names = ["model", "weights=vision_weights", "resize_dim", "crop_dim", "resize"]
         names += ["blip_model", "compile", "device", "batch_size", "workers"]
         settings = "features.extract:ImageExtraction"
@@ -171,7 +160,7 @@ class Extract(ExtractionCommand):
         chosen = self.keys or ["dino_features"]
         keys = tuple(key for key in IMAGE_KEYS if key in chosen)
         extraction = from_flags(ImageExtraction, self, keys=keys)
-        return self.job(CaptionInput(self.ann_path, self.data_dir), extraction, self.max_failures)
+        return self.job(CaptionInput(self.ann_path, self.data_dir), extraction)
 
     def run(self, job: Job) -> int:
         """Extract split after split; 1 if more images failed than allowed.
@@ -183,10 +172,10 @@ class Extract(ExtractionCommand):
         if self.job_id is not None:  # the other jobs have lists of their own
             path = path.with_name(f"{path.stem}_{self.job_id + self.out_offset}{path.suffix}")
         failures = self.extract(job, path.with_name(f"{path.name}.failed.txt"))
-        if not job.leads or len(failures) <= self.max_failures:
+        if not job.leads or len(failures) <= job.max_failures:
             return DONE
         print(
-            f"error: {len(failures)} failures are more than --max_failures {self.max_failures}; "
+            f"error: {len(failures)} failures are more than --max_failures {job.max_failures}; "
             "everything else is written",
             file=sys.stderr,
         )

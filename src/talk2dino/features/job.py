@@ -36,10 +36,30 @@ from talk2dino.textfiles import read_json
 SETTINGS = "settings.json"
 
 
-@dataclass(frozen=True)
-class Division:
-    """How the input is divided into splits and they are numbered; flags of the same names."""
+DIVISION = ("n_in_splits", "in_batch_offset", "job_id", "out_offset", "n_shards")
+"""Fields of a job that say how its input is divided into splits, and how these are numbered."""
 
+
+@dataclass(eq=False)
+class Job:
+    """One run, used in a `with` block; most of its fields are flags of the commands.
+
+    The work folder goes when the block is left without an error, or when there is no finished
+    work in it.
+
+    Raises:
+        FileExistsError: an output is there already.
+        ValueError: the work folder was made with other settings; an output is an input; or numbers
+            of splits that cannot be.
+        RuntimeError: another process is at work in it.
+    """
+
+    data: CaptionInput
+    """What is read."""
+    extraction: Extraction
+    """What makes the features."""
+    path: Path
+    """The `.pth` file; or the folder of the shards."""
     n_in_splits: int = 1
     """Contiguous splits of the input, one output each."""
     in_batch_offset: int = 0
@@ -50,6 +70,18 @@ class Division:
     """Added to the number in `<stem>_<number>.pth`, or to the number of every shard."""
     n_shards: int = 0
     """Shards per split, where shards are written in place of a `.pth` file."""
+    layout: str | None = None
+    """Of a .pth: ours or the published one (default: that of the input)."""
+    overwrite: bool = False
+    """Replace what is there, and drop unfinished work made with other settings."""
+    max_failures: int = 0
+    """With more unreadable images than this the exit code is 1 (the rest is written), and a file
+    that is completed in place is left as it was."""
+    processes: Processes = field(default_factory=Processes, init=False)
+    """Those that work on the job, once they have joined."""
+    resumed: bool = field(default=False, init=False)
+    """An earlier run left finished work."""
+    _lock: TextIO | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         check_at_least(1, n_in_splits=self.n_in_splits)
@@ -63,56 +95,9 @@ class Division:
                 )
         if self.job_id is not None and self.in_batch_offset:
             raise ValueError("--in_batch_offset is the first of several splits, --job_id the only")
-
-    def outputs(self, path: Path) -> dict[int, list[Path]]:
-        """Split -> the file, or the shards, that it becomes; `path` is that of the command."""
         all_of_them = range(self.in_batch_offset, self.n_in_splits)
         splits = all_of_them if self.job_id is None else (self.job_id,)
-        return {split: self._files(path, split) for split in splits}
-
-    def _files(self, path: Path, split: int) -> list[Path]:
-        if self.n_shards:
-            return shard_paths(path, self.n_shards, self.out_offset + split * self.n_shards)
-        if self.n_in_splits == 1 and self.out_offset == 0:
-            return [path]
-        return [path.with_name(f"{path.stem}_{split + self.out_offset}{path.suffix}")]
-
-
-@dataclass(eq=False)
-class Job:
-    """One run, used in a `with` block.
-
-    The work folder goes when the block is left without an error, or when there is no finished
-    work in it.
-
-    Raises:
-        FileExistsError: an output is there already.
-        ValueError: the work folder was made with other settings; or an output is an input.
-        RuntimeError: another process is at work in it.
-    """
-
-    data: CaptionInput
-    """What is read."""
-    extraction: Extraction
-    """What makes the features."""
-    path: Path
-    """The `.pth` file; or the folder of the shards."""
-    division: Division = Division()
-    """Splits and numbers."""
-    layout: str | None = None
-    """Of `.pth` files; None for that of the input."""
-    overwrite: bool = False
-    """Replace existing outputs; drop unfinished work made with other settings."""
-    max_failures: int = 0
-    """Most items that a file may lose when it is completed in place."""
-    processes: Processes = field(default_factory=Processes, init=False)
-    """Those that work on the job, once they have joined."""
-    resumed: bool = field(default=False, init=False)
-    """An earlier run left finished work."""
-    _lock: TextIO | None = field(default=None, init=False)
-
-    def __post_init__(self) -> None:
-        self.outputs = self.division.outputs(self.path)
+        self.outputs = {split: self._files(split) for split in splits}
         """Split -> the files that it becomes."""
         files = [path for written in self.outputs.values() for path in written]
         check_not_inputs(files, [self.extraction.weights, *self.data.tars])
@@ -136,11 +121,18 @@ class Job:
             "ann_path": str(self.data.path.resolve()),
             "device": made.runs_on.type,
             "batch_size": made.batch,
-            "layout": self.layout,
-            **vars(self.division),
+            **{name: getattr(self, name) for name in ("layout", *DIVISION)},
         }
         decisive.pop("workers", None)
         return json.loads(json.dumps(decisive))
+
+    def _files(self, split: int) -> list[Path]:
+        if self.n_shards:
+            return shard_paths(self.path, self.n_shards, self.out_offset + split * self.n_shards)
+        if self.n_in_splits == 1 and self.out_offset == 0:
+            return [self.path]
+        name = f"{self.path.stem}_{split + self.out_offset}{self.path.suffix}"
+        return [self.path.with_name(name)]
 
     def _take_over_folder(self, files: list[Path]) -> None:
         check_folder_writable(self.folder.parent)
@@ -202,7 +194,7 @@ class Job:
             RuntimeError: every item failed, or too many in place; something could not be written;
                 another process has ended.
         """
-        collection = self.data.split(split, self.division.n_in_splits)
+        collection = self.data.split(split, self.n_in_splits)
         if self.keeps and not self.resumed:
             _check_new(collection.features, self.extraction, self.data.path)
         chunks = self._computed(split, collection, progress)
@@ -226,7 +218,7 @@ class Job:
         features = self.extraction.completed(collection.features, made)
         files = self.outputs[split]
         with kept_in(self.folder):
-            if self.division.n_shards:
+            if self.n_shards:
                 write_shards(features, files)
             else:
                 write_features(features, files[0], self.layout or features.layout or "columnar")
