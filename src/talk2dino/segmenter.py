@@ -231,19 +231,15 @@ class ClassWords:
         if words is not None and len(words) != len(names):
             raise ValueError(f"there are words for {len(words)} classes, and {len(names)} names.")
         found = [self.of(name) for name in names] if words is None else [tuple(w) for w in words]
-        labels = tuple(names)
-        if background is not None:
-            given = labels[0].strip().lower() == BACKGROUND
-            labels = labels if given else (BACKGROUND, *labels)
-            if not given:
-                found = [self.background, *found]
-            elif words is None:
-                found[0] = self.background
+        labels, first = tuple(names), 0 if background is None else 1
+        if first and labels[0].strip().lower() != BACKGROUND:
+            labels, found = (BACKGROUND, *labels), [self.background, *found]
+        elif first and words is None:
+            found[0] = self.background
         if empty := [n for n, w in zip(labels, found, strict=True) if not all(map(str.strip, w))]:
             raise ValueError(f"an empty word for {empty[0]!r}.")
-        first = 0 if background is None else 1  # a threshold can stand alone
-        without = [n for n, w in zip(labels[first:], found[first:], strict=True) if not w]
-        if without:
+        # A threshold can stand alone.
+        if without := [n for n, w in zip(labels[first:], found[first:], strict=True) if not w]:
             raise ValueError(f"no word for {without[0]!r}.")
         return labels, found
 

@@ -110,7 +110,7 @@ def test_a_file_in_the_folder_is_a_benchmark_but_no_part_of_all(tmp_path, monkey
 
 
 def test_the_files_of_benchmarks_are_the_benchmarks_and_nobody_elses(tmp_path, monkeypatch):
-    assert find_benchmark(str(table._FOLDER / "voc.yaml")) is BENCHMARKS["voc"]
+    assert find_benchmark(str(table._FOLDER / "voc.yaml")) == BENCHMARKS["voc"]
     copy = shutil.copy(table._FOLDER / "voc.yaml", tmp_path / "voc.yaml")
     for name in ("classes", "palette"):
         shutil.copy(table._FOLDER / f"voc_{name}.txt", tmp_path)

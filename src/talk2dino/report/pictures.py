@@ -47,8 +47,6 @@ class Example:
     """Path below the data root."""
     panels: list[Image.Image | None]
     """Small: the image, and over it the ground truth and the prediction of every run."""
-    scores: list[float | None]
-    """The image's own mIoU per run, in percent."""
     legend: dict[str, tuple[int, int, int]]
     """Class -> RGB, the largest first."""
     trouble: list[str]
@@ -93,9 +91,8 @@ def make_example(
 ) -> Example:
     """Read and colour one image, and name at most so many of its classes; see `read_maps`."""
     image, maps, trouble = read_maps(name, runs, data_root)
-    scores = [run.image_scores.get("", {}).get(name) for run in runs]
     if image is None:
-        return Example(name, [None] * (1 + len(maps)), scores, {}, trouble)
+        return Example(name, [None] * (1 + len(maps)), {}, trouble)
     palette, classes = palette_of(runs[0]), runs[0].classes
     panels = [_panel(image), *(_over(image, labels, palette) for labels in maps)]
     pixels = np.zeros(len(palette), np.int64)
@@ -105,7 +102,7 @@ def make_example(
     order = np.argsort(-pixels[: len(classes)], kind="stable").tolist()
     shown = [value for value in order if pixels[value]][:most_named]
     legend = {classes[value]: tuple(palette[value].tolist()) for value in shown}
-    return Example(name, panels, scores, legend, trouble)
+    return Example(name, panels, legend, trouble)
 
 
 def has_predictions(run: EvaluatedRun) -> bool:

@@ -114,15 +114,12 @@ def find_runs(places: Sequence[str | Path]) -> tuple[list[EvaluatedRun], list[st
     for place in map(Path, places):
         if not place.exists():
             raise FileNotFoundError(f"{place}: no such file or folder of results")
-        if place.is_file():
-            found[place.resolve()] = read_result(place)
-            continue
-        for path in listed(place, "*.json"):
+        for path in [place] if place.is_file() else listed(place, "*.json"):
             try:
                 found[path.resolve()] = read_result(path)
-            except WrongField:
-                raise
             except ValueError as error:
+                if path == place or isinstance(error, WrongField):
+                    raise
                 skipped.append(str(error))
     if not found:
         raise FileNotFoundError(
