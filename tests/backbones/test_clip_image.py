@@ -7,14 +7,13 @@ from talk2dino.backbones.clip_image import (
     TOYS,
     create_image_tower,
     crop_margins,
-    exact_positions,
     load_clip,
     margins,
     pad_to_multiple,
     queries_keys_values,
 )
 from talk2dino.backbones.text import CLIP_MODELS, create_text_tower
-from talk2dino.backbones.vision import offset_positions
+from talk2dino.backbones.vision import exact_positions, offset_positions
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """CLIP's image tower with its blocks exposed, for methods that change what a block does."""
 
-from collections.abc import Callable
 from typing import Any
 
 import open_clip
@@ -21,6 +20,7 @@ from talk2dino.backbones.text import (
     create_text_tower,
     text_from_state,
 )
+from talk2dino.backbones.vision import Positions, resized_table
 from talk2dino.config import check_name
 from talk2dino.devices import float32_by_default, keep_float32
 
@@ -33,14 +33,6 @@ TOYS: dict[str, dict[str, Any]] = {
 """Name -> shape of a small tower; each has E = 512 and the toy text encoder beside it."""
 PREFIX = "visual."
 """What the names of the image tower begin with in a whole CLIP's checkpoint."""
-
-Positions = Callable[[Tensor, tuple[int, int]], Tensor]
-"""A rule: position table (1, D, side, side) and grid (h, w) to positions (1, D, h, w)."""
-
-
-def exact_positions(table: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Bicubic without antialias, to the exact grid."""
-    return F.interpolate(table, size=grid, mode="bicubic")
 
 
 class ClipImage(nn.Module):
@@ -106,9 +98,7 @@ class ClipImage(nn.Module):
         patches = self.model.conv1(images)  # (B, D, h, w)
         grid = (patches.shape[2], patches.shape[3])
         cls_position, table = self.model.positional_embedding.tensor_split([1])
-        if grid != self.model.grid_size:  # and not the number of patches: 7 x 28 is not 14 x 14
-            square = table.T.unflatten(1, self.model.grid_size)[None]
-            table = positions(square, grid)[0].flatten(1).T
+        table = resized_table(table, self.model.grid_size, grid, positions)
         cls = (self.model.class_embedding + cls_position).expand(len(images), 1, -1)
         return self.model.ln_pre(
             torch.cat([cls, patches.flatten(2).transpose(1, 2) + table], dim=1)

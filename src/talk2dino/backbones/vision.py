@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -178,17 +179,31 @@ class VisionBackbone(nn.Module):
 
         The official code added 0.1 against rounding errors; published weights and numbers keep it.
         """
-        batch, height, width, dim = grid.shape
-        positions = self.model.pos_embed
-        assert isinstance(positions, Tensor)
-        cls_position, patch_positions = positions[:, :1], positions[:, 1:]
-        side = self.model.patch_embed.grid_size[0]
-        if (height, width) != (side, side):
-            square = patch_positions.reshape(1, side, side, dim).permute(0, 3, 1, 2)
-            resized = offset_positions(square, (height, width))
-            patch_positions = resized.permute(0, 2, 3, 1).reshape(1, height * width, dim)
-        cls = (self.model.cls_token + cls_position).expand(batch, -1, -1)
-        return torch.cat([cls, grid.flatten(1, 2) + patch_positions], dim=1)
+        size_hw = (grid.shape[1], grid.shape[2])
+        positions = self.model.pos_embed[0]
+        table = resized_table(
+            positions[1:], self.model.patch_embed.grid_size, size_hw, offset_positions
+        )
+        cls = (self.model.cls_token + positions[:1]).expand(len(grid), -1, -1)
+        return torch.cat([cls, grid.flatten(1, 2) + table], dim=1)
+
+
+Positions = Callable[[Tensor, tuple[int, int]], Tensor]
+"""A rule: position table (1, D, h, w) of one grid, and another grid, to positions of that."""
+
+
+def resized_table(
+    table: Tensor, own: tuple[int, int], grid: tuple[int, int], rule: Positions
+) -> Tensor:
+    """Positions (P, D) of a grid's patches, row by row, for another grid."""
+    if grid == own:  # and not the number of patches: 7 x 28 is not 14 x 14
+        return table
+    return rule(table.T.unflatten(1, own)[None], grid)[0].flatten(1).T
+
+
+def exact_positions(table: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Bicubic without antialias, to the exact grid."""
+    return F.interpolate(table, size=grid, mode="bicubic")
 
 
 def offset_positions(table: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -18,12 +18,12 @@ from talk2dino.backbones.checkpoints import load_strict, read_state_dict, state_
 from talk2dino.backbones.clip_image import (
     ClipImage,
     check_clip,
-    exact_positions,
     load_clip,
     queries_keys_values,
 )
 from talk2dino.backbones.seeded import parse_seeded, seeded_state
 from talk2dino.backbones.text import TextEncoder, default_weights
+from talk2dino.backbones.vision import exact_positions
 from talk2dino.benchmarks.table import Benchmark
 from talk2dino.files import content_digest, find_in_checkout
 from talk2dino.methods.base import PictureRules, published

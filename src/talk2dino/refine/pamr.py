@@ -120,15 +120,13 @@ def _affinities_inside(padded: Tensor, dilations: Sequence[int]) -> Tensor:
     return logits.div_(logits.sum(dim=1, keepdim=True))
 
 
-def _pad(values: Tensor, dilations: Sequence[int]) -> Tensor:
-    """Repeat the border of (B, C, H, W) as far as the farthest neighbour."""
-    return F.pad(values, (max(dilations),) * 4, mode="replicate")
-
-
-def _rows_padded(values: Tensor, top: int, rows: int, margin: int) -> Tensor:
-    """What `_pad` returns for the `rows` from `top` on."""
-    bottom = top + rows
-    first, last = max(0, top - margin), min(values.shape[-2], bottom + margin)
+def _pad(
+    values: Tensor, dilations: Sequence[int], top: int = 0, bottom: int | None = None
+) -> Tensor:
+    """Repeat the border of (B, C, H, W) as far as the farthest neighbour; or of some rows of it."""
+    height, margin = values.shape[-2], max(dilations)
+    bottom = height if bottom is None else bottom
+    first, last = max(0, top - margin), min(height, bottom + margin)
     padding = (margin, margin, first - top + margin, bottom + margin - last)
     return F.pad(values[..., first:last, :], padding, mode="replicate")
 
@@ -257,12 +255,11 @@ def _weights_by_rows(
 
     (8K, 1, h, W) as `_average_once` takes them, or (h, W, 8K) for `_average_in_bags`.
     """
-    margin, width = max(dilations), image.shape[-1]
+    width = image.shape[-1]
     step = max(1, _PART_PIXELS * torch.get_num_threads() // width)
     for top in range(rows.start, rows.stop, step):
         bottom = min(top + step, rows.stop)
-        around = _rows_padded(image[None], top, bottom - top, margin)
-        found = _affinities_inside(around, dilations)[0]
+        found = _affinities_inside(_pad(image[None], dilations, top, bottom), dilations)[0]
         for part in found.split(max(1, _BAG_PIXELS // width) if in_bags else step, dim=1):
             bottom = top + part.shape[1]
             yield slice(top, bottom), part.movedim(0, -1).contiguous() if in_bags else part[:, None]

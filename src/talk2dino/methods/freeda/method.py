@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from talk2dino.backbones.clip_image import ClipImage, check_clip, exact_positions, load_clip
+from talk2dino.backbones.clip_image import ClipImage, check_clip, load_clip
 from talk2dino.backbones.seeded import parse_seeded
 from talk2dino.backbones.templates import prompt_means
 from talk2dino.backbones.text import TextEncoder, default_weights
@@ -24,6 +24,7 @@ from talk2dino.backbones.vision import (
     PRETRAINED,
     VisionBackbone,
     check_vision,
+    exact_positions,
     load_vision,
     patch_size,
 )

@@ -28,7 +28,6 @@ from talk2dino.backbones.checkpoints import (
 )
 from talk2dino.backbones.seeded import parse_seeded, seeded_state
 from talk2dino.config import build
-from talk2dino.devices import float32_by_default
 from talk2dino.files import (
     atomic_files,
     check_finished,
@@ -150,18 +149,6 @@ def is_converted(folder: str | Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(values, dict) and values.get("method") == "ovsegmentor"
-
-
-@float32_by_default()
-def load_model(checkpoint: Checkpoint) -> OVSegmentor:
-    """Build the model of a checkpoint for evaluation, on the CPU, and load it.
-
-    Raises:
-        ValueError: tensors are missing or have wrong shapes; all are named.
-    """
-    model = OVSegmentor(checkpoint.config)
-    load_state(model, checkpoint.state, checkpoint.source)
-    return model
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

@@ -14,14 +14,14 @@ from talk2dino.backbones.seeded import PREFIX
 from talk2dino.backbones.templates import ALIASES, get_templates, prompt_means
 from talk2dino.backbones.vision import IMAGENET_MEAN, IMAGENET_STD
 from talk2dino.benchmarks.table import BENCHMARKS, STUFF_BACKGROUND, Benchmark
-from talk2dino.devices import in_float32
+from talk2dino.devices import float32_by_default, in_float32
 from talk2dino.files import content_digest, find_in_checkout
 from talk2dino.methods.base import Method, MethodOptions, PictureRules, Published
 from talk2dino.methods.dense import WordSegmenter
 from talk2dino.methods.ovsegmentor.checkpoints import (
     check_source,
     is_converted,
-    load_model,
+    load_state,
     read_checkpoint,
 )
 from talk2dino.methods.ovsegmentor.config import PRESETS
@@ -207,12 +207,14 @@ def build_ovsegmentor(
         template: name of the prompt set.
 
     Raises:
-        ValueError, FileNotFoundError: see `checkpoints.read_checkpoint` and `load_model`.
+        ValueError, FileNotFoundError: see `checkpoints.read_checkpoint` and `load_state`.
         RuntimeError: the tokeniser could not be loaded or downloaded.
     """
     checkpoint = read_checkpoint(weights, name)
     tokenizer = load_tokenizer(checkpoint.config.text, checkpoint.tokenizer)
-    model = load_model(checkpoint)
+    with float32_by_default():
+        model = OVSegmentor(checkpoint.config)
+    load_state(model, checkpoint.state, checkpoint.source)
     return OVSegmentorSegmenter(model.requires_grad_(False).to(device), tokenizer, template)
 
 

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from timm.layers import Mlp, PatchEmbed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from talk2dino.backbones.checkpoints import check_fit, state_shapes
+from talk2dino.backbones.vision import exact_positions, resized_table
 from talk2dino.methods.ovsegmentor.config import VisionConfig
 
 
@@ -97,12 +97,8 @@ def choose_groups(logits: Tensor, training: bool) -> Tensor:
         logits = logits - noise.log()
     soft = logits.softmax(dim=-2)
     one_hot = torch.zeros_like(soft).scatter_(-2, soft.argmax(dim=-2, keepdim=True), 1.0)
-    return straight_through(one_hot, soft) if training else one_hot
-
-
-def straight_through(value: Tensor, gradient: Tensor) -> Tensor:
-    """Exactly `value`, with the gradient of `gradient`."""
-    return value + (gradient - gradient.detach())
+    # Exactly the choice, with the gradient of the softmax.
+    return one_hot + (soft - soft.detach()) if training else one_hot
 
 
 def average_weights(hard: Tensor) -> Tensor:
@@ -271,11 +267,7 @@ class ImageEncoder(nn.Module):
     def positions(self, grid_hw: tuple[int, int]) -> Tensor:
         """The position embedding (P, C) at another grid: bicubic, without antialias."""
         side = self.config.grid
-        if grid_hw == (side, side):
-            return self.pos_embed
-        square = self.pos_embed.T.unflatten(1, (side, side))[None]  # (1, C, side, side)
-        resized = F.interpolate(square, size=grid_hw, mode="bicubic", align_corners=False)
-        return resized[0].flatten(1).T
+        return resized_table(self.pos_embed, (side, side), grid_hw, exact_positions)
 
 
 def load_dino(encoder: ImageEncoder, state: Mapping[str, Tensor]) -> list[str]:

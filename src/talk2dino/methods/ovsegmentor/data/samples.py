@@ -137,6 +137,10 @@ Failure = tuple[str, str]
 """An image that could not be read, its file or its place in a tar; and why."""
 
 
+class _Unreadable(Exception):
+    """A `Failure`."""
+
+
 class Sample(NamedTuple):
     """One image with its texts; see `PretrainingBatch`."""
 
@@ -194,42 +198,32 @@ class PretrainingSamples(Dataset[Sample]):
             random = np.random.default_rng([self.seed, epoch, number, attempt])
             if attempt:
                 row = int(random.choice(self.rows.usable))
-            sample = self._make(row, random, failures)
-            if sample:
-                return sample._replace(failures=tuple(failures))
+            try:
+                return self._make(row, random)._replace(failures=tuple(failures))
+            except _Unreadable as error:
+                failures.append(error.args)
         named = "\n".join(f"  {name}: {reason}" for name, reason in failures)
         raise RuntimeError(
             f"{len(failures)} images in a row could not be read:\n{named}\n"
             "Is the folder of the images right, and reachable?"
         )
 
-    def _make(
-        self, row: int, random: np.random.Generator, failures: list[Failure]
-    ) -> Sample | None:
-        """The sample of a row; None, and one more failure, if an image cannot be read."""
+    def _make(self, row: int, random: np.random.Generator) -> Sample:
         template = self._templates[random.integers(len(self._templates))]
-        pixels = self._pixels(row, random, failures)
-        if pixels is None:
-            return None
-        second, prompt = None, ""
+        pixels, second, prompt = self._pixels(row, random), None, ""
         if self.pairs:
             partner, entity = self.rows.partner(row, random)
-            second, prompt = self._pixels(partner, random, failures), ENTITY_PROMPT + entity
-            if second is None:
-                return None
+            second, prompt = self._pixels(partner, random), ENTITY_PROMPT + entity
         caption = self.rows.caption(row)
         question, classes = self.reader.read(caption)
         answer = self.reader.answer(classes, template)
         return Sample(row, pixels, caption, question, answer, second, prompt)
 
-    def _pixels(
-        self, row: int, random: np.random.Generator, failures: list[Failure]
-    ) -> Tensor | None:
+    def _pixels(self, row: int, random: np.random.Generator) -> Tensor:
         try:
             image = self.rows.source(row).read()
         except (ValueError, OSError) as error:
-            failures.append((self.rows.name(row), str(error)))
-            return None
+            raise _Unreadable(self.rows.name(row), str(error)) from error
         with seeded_globals(int(random.integers(_SEED_LIMIT))):
             return self.transform(image)
 
