@@ -230,8 +230,7 @@ def _train(job: RunJob, run: Run, hooks: Hooks, settings: Mapping[str, Any]) -> 
     def on_epoch(record: Record) -> None:
         if not outputs.complete.exists():  # else the table belongs to that
             write_losses(run.state.records, outputs.losses)
-        if hooks.on_epoch is not None:
-            hooks.on_epoch(record)
+        hooks.on_epoch(record)
 
     def save(state: dict[str, Any]) -> None:
         save_torch({**state, "settings": settings}, outputs.unfinished)

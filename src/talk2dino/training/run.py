@@ -63,9 +63,9 @@ logger = logging.getLogger(__name__)
 class Hooks:
     """What happens around the loop; by default nothing."""
 
-    progress: Callable[[Iterable[int], int, int], Iterable[int]] | None = None
+    progress: Callable[[Iterable[int], int, int], Iterable[int]] = lambda steps, epoch, total: steps
     """(steps still to do, epoch from 1, steps of an epoch) -> the same steps, shown somewhere."""
-    on_epoch: Callable[[Record], None] | None = None
+    on_epoch: Callable[[Record], object] = lambda record: None
     """Called after every epoch with its record."""
     encoding: Progress = silent
     """Progress of what is done with the data before the first step."""
@@ -186,8 +186,7 @@ class Run(ABC):
             self._epoch()
             record = self._close_epoch()
             # First: a resumed run shows again what is not in the state.
-            if hooks.on_epoch:
-                hooks.on_epoch(record)
+            hooks.on_epoch(record)
             shown = {n: record[n] for n in self.losses[1:]} if self.shows_steps else record
             if values := self.named(shown):
                 hooks.log(values, self.place(self.state.epoch))
@@ -205,10 +204,7 @@ class Run(ABC):
         """Train from the state's step to the end of the epoch under way."""
         state, total = self.state, self.steps_per_epoch
         batches = self.batches()
-        steps: Iterable[int] = range(state.step, total)
-        if self.hooks.progress:
-            steps = self.hooks.progress(steps, state.epoch + 1, total)
-        for step in steps:
+        for step in self.hooks.progress(range(state.step, total), state.epoch + 1, total):
             self.pending.append(self.take(next(batches), step))
             state.step += 1
             if state.step == total or state.step % self.look_every == 0:

@@ -17,7 +17,7 @@ from talk2dino.methods.talk2dino.hub.layout import read_parts
 from talk2dino.methods.talk2dino.projection import ProjectionConfig
 from talk2dino.methods.talk2dino.recipe import FrozenModels, load_recipe
 from talk2dino.refine.refinement import RefinementOptions
-from talk2dino.textfiles import parse_yaml, read_yaml
+from talk2dino.textfiles import parse_yaml, read_sections, read_yaml
 from talk2dino.training.job import read_summary
 
 logger = logging.getLogger(__name__)
@@ -116,9 +116,7 @@ def read_segmenter_config(path: str | Path, **changes: Any) -> SegmenterConfig:
     path = find_in_checkout(path)
     model = read_yaml(path).get("model")
     if isinstance(model, Mapping) and "type" in model:
-        unknown = [name for name in read_yaml(path) if name != "model"]
-        if unknown:
-            raise ValueError(f"{path.name}: unknown section {unknown[0]!r}. Known: model.")
+        read_sections(path, ["model"], required="model")  # and no other
         config = config_from_model_section(model, path.name)
     else:
         recipe = load_recipe(path)
@@ -228,9 +226,6 @@ class EvaluateSection:
     gt_qual_path: str | None = None
     """Folder for ground truth in colours."""
 
-    def __post_init__(self) -> None:
-        get_templates(self.template)
-
 
 def read_published(
     model_file: str | Path, evaluation_file: str | Path | None, options: Sequence[str] = ()
@@ -285,7 +280,8 @@ def read_published(
             )
     config = config_from_model_section(merged["model"], source)
     section = build(EvaluateSection, merged["evaluate"], source)
-    config = dataclasses.replace(config, pamr=section.pamr, template=section.template)
+    with naming(source):
+        config = dataclasses.replace(config, pamr=section.pamr, template=section.template)
     return config, section, str(merged["model"]["proj_class"])
 
 

@@ -113,9 +113,8 @@ class Talk2DinoMethod(Method):
         weights = changes.pop("weights", None)
         if name in MODELS or Path(name).suffix.lower() in RECIPE_SUFFIXES:
             path = find_in_checkout(MODELS.get(name, name))
-            short = name_of_recipe(path.stem)
-            same = short and find_in_checkout(MODELS[short]).resolve() == path.resolve()
-            label = short if short and same else path.stem
+            ours = {find_in_checkout(recipe).resolve(): short for short, recipe in MODELS.items()}
+            label = ours.get(path.resolve(), path.stem)
             if weights is not None and Path(weights).exists():
                 found = find_model(weights, None if Path(weights).is_dir() else path)
             else:

@@ -1,5 +1,7 @@
 """Which model a file holds, from its tensors alone."""
 
+from pathlib import Path
+
 import pytest
 import timm
 import torch
@@ -8,7 +10,7 @@ from talk2dino.backbones.checkpoints import looks_like
 from talk2dino.backbones.text import create_text_tower
 from talk2dino.backbones.vision import SHORT_NAMES, official_shapes
 from talk2dino.methods.talk2dino.hub import layout
-from talk2dino.methods.talk2dino.hub.find import PUBLISHED, _identified, default_threshold
+from talk2dino.methods.talk2dino.hub.find import PUBLISHED, _find_file, default_threshold
 from talk2dino.methods.talk2dino.hub.layout import ModelParts, identify, read_parts
 from talk2dino.methods.talk2dino.projection import build_projection, identify_projection
 
@@ -49,7 +51,8 @@ def test_the_published_models_are_known_by_their_tensors(short, split):
         text = create_text_tower("ViT-B/16").state_dict()
         projection = build_projection(published.projection).state_dict()
     state = prefixed("model.", vision) | prefixed("clip_model.", text)
-    found = _identified(split(state | prefixed("proj.", projection)), "f")
+    split(state | prefixed("proj.", projection))
+    found = _find_file(Path("f"), None)
     config = found.config
     assert (config.vision_model, config.text_model) == (published.vision_model, "ViT-B/16")
     assert config.projection == published.projection

@@ -22,7 +22,7 @@ from talk2dino.backbones.seeded import PREFIX
 from talk2dino.config import build, check_between, check_name, reason
 from talk2dino.files import check_finished, file_sha256, find_in_checkout
 from talk2dino.methods.talk2dino.config import MODEL_FIELDS, SegmenterConfig, read_segmenter_config
-from talk2dino.methods.talk2dino.hub.layout import ModelParts, identify, read_parts
+from talk2dino.methods.talk2dino.hub.layout import identify, read_parts
 from talk2dino.methods.talk2dino.projection import ProjectionConfig, identify_projection
 from talk2dino.textfiles import read_json
 from talk2dino.training.job import read_summary
@@ -234,7 +234,7 @@ def _find_folder(folder: Path) -> FoundModel:
         raise ValueError(f"{path} holds no configuration, but a {type(content).__name__}.")
     if "segmenter" in content:
         return parse_folder_config(content, str(path), str(folder), weights)
-    return dataclasses.replace(_identified(read_parts(weights), weights), origin=str(folder))
+    return dataclasses.replace(_find_file(Path(weights), None), origin=str(folder))
 
 
 def _find_file(path: Path, config: str | Path | None) -> FoundModel:
@@ -243,26 +243,35 @@ def _find_file(path: Path, config: str | Path | None) -> FoundModel:
     Which backbones a projection belongs to is said by `config`, by the summary that `train.py`
     writes beside it, or by the file itself if it is one of the published ones.
     """
-    parts = read_parts(path)
+    parts, source = read_parts(path), str(path)
+    summary = {} if parts.vision else read_summary(path.with_suffix(".json"))
     if parts.vision:
-        return _identified(parts, str(path))
-    summary = read_summary(path.with_suffix(".json"))
-    if config is not None:
-        chosen = read_segmenter_config(config, projection_weights=str(path))
+        projection = identify_projection(parts.projection, source)
+        vision, text = identify(parts, source)
+        chosen = SegmenterConfig(
+            projection=projection,
+            projection_weights=source,
+            vision_model=vision,
+            vision_weights=source,
+            text_model=text,
+            text_weights=source,
+        )
+    elif config is not None:
+        chosen = read_segmenter_config(config, projection_weights=source)
     elif summary.get("settings"):
         chosen = _config_from_summary(summary, path)
     elif published := [
         *(m for m in PUBLISHED.values() if m.sha256 and m.sha256 == file_sha256(path)),
         *(m for m in PUBLISHED.values() if m.projection_file == path.name),
     ]:
-        chosen = published[0].config(str(path))
+        chosen = published[0].config(source)
     else:
-        found = identify_projection(parts.projection, str(path))
+        found = identify_projection(parts.projection, source)
         raise ValueError(
             f"{path} is a projection into {found.dino_embed_dim} dimensions, but of which "
             "backbone is not known: pass config=, its recipe of configs/."
         )
-    return FoundModel(chosen, demo_threshold(chosen), str(path), summary)
+    return FoundModel(chosen, demo_threshold(chosen), source, summary)
 
 
 def _find_published(name: str, download: Mapping[str, Any]) -> FoundModel:
@@ -320,26 +329,6 @@ def _config_from_summary(summary: Mapping[str, Any], path: Path) -> SegmenterCon
         projection_weights=str(path),
         **{field.name: models[field.name] for field in MODEL_FIELDS if field.name in models},
     )
-
-
-def _identified(parts: ModelParts, source: str) -> FoundModel:
-    """What a file without a configuration of ours holds, from its tensors."""
-    projection = identify_projection(parts.projection, source)
-    if not parts.vision:
-        raise ValueError(
-            f"{source} holds the projection only, and no config.json of save_pretrained says which "
-            "backbones it belongs to."
-        )
-    vision, text = identify(parts, source)
-    config = SegmenterConfig(
-        projection=projection,
-        projection_weights=source,
-        vision_model=vision,
-        vision_weights=source,
-        text_model=text,
-        text_weights=source,
-    )
-    return FoundModel(config, demo_threshold(config), source)
 
 
 def fetch_folder(repo: str, advice: str = "", **settings: Any) -> Path:

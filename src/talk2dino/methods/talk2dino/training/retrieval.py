@@ -107,15 +107,18 @@ def best_rows(
 
     Args:
         queries: (Q, D), of any length; the best of them counts.
-        stored, project, done: see `cosine_blocks`.
+        stored, project: see `cosine_blocks`.
         top: rows to find; all if there are fewer.
+        done: called after every block; `dataset.forget`, where `stored` is mapped from a file.
 
     Returns:
         Cosines and row numbers (min(top, N),), the best first; of equals the first.
     """
     check_at_least(1, top=top)
     found, rows = torch.empty(0), torch.empty(0, dtype=torch.int64)
-    for part, cosines in cosine_blocks(stored, queries, project=project, done=done):
+    for part, cosines in cosine_blocks(stored, queries, project):
+        if done is not None:
+            done()
         found = torch.cat([found, cosines.amax(dim=1).cpu()])
         rows = torch.cat([rows, torch.arange(part.start, part.start + len(cosines))])
         order = found.sort(descending=True, stable=True).indices[:top]
@@ -127,7 +130,6 @@ def cosine_blocks(
     stored: Tensor,
     queries: Tensor,
     project: Callable[[Tensor], Tensor] = Tensor.float,
-    done: Callable[[], None] | None = None,
 ) -> Iterator[tuple[slice, Tensor]]:
     """The cosines of a store with queries, some of its rows at a time: how all ranks are found.
 
@@ -135,7 +137,6 @@ def cosine_blocks(
         stored: (N, E) one vector per row, or (N, H, E) one per head, of which the best counts.
         queries: (Q, D), of any length as the others.
         project: (..., E) to (..., D).
-        done: called after every block; `dataset.forget`, where `stored` is mapped from a file.
 
     Yields:
         Which rows, and (rows, Q).
@@ -148,8 +149,6 @@ def cosine_blocks(
         block = project(stored[start:stop].to(unit.device, torch.float32)).flatten(0, -2)
         lengths = torch.linalg.vector_norm(block, dim=-1, keepdim=True).clamp(min=1e-12)
         cosines = (block @ unit).div_(lengths).view(stop - start, heads, -1)
-        if done is not None:
-            done()
         yield slice(start, stop), cosines.amax(dim=1)
 
 
