@@ -14,6 +14,7 @@ import httpx
 import torch
 from PIL import Image
 
+from talk2dino.app.page import Page
 from talk2dino.app.request import Entry, Limits, Models, find_entry
 from talk2dino.app.server import ServerConfig, serve
 
@@ -128,7 +129,7 @@ def page(models, photos, connections):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", noted)
         config = ServerConfig(max_upload_mb=MAX_UPLOAD_MB, max_uploads_mb=MAX_UPLOADS_MB)
-        with serve(models, LIMITS, config, examples) as page:
+        with serve(Page(models, LIMITS, examples), config) as page:
             yield page
 
 

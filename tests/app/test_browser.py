@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from talk2dino.app.page import Page
 from talk2dino.app.request import Models
 from talk2dino.app.server import ServerConfig, serve
 from tests.app.conftest import CPU, FILE, LIMITS, Client, Gate
@@ -338,7 +339,7 @@ def test_a_full_queue_says_so(browser, photos, small_photo):
     gate = Gate()
     config = ServerConfig(max_queue=1)
     with contextlib.ExitStack() as stack:
-        served = stack.enter_context(serve(Models([gate.entry()], CPU), LIMITS, config))
+        served = stack.enter_context(serve(Page(Models([gate.entry()], CPU), LIMITS), config))
         clients = [Client(served.local_url) for _ in range(2)]
         for client in clients:
             stack.callback(client.http.close)

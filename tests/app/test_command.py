@@ -66,10 +66,10 @@ def parsed(*flags):
 
 
 def test_models_are_offered_in_the_order_of_the_flags():
-    models = parsed("--model", "toy", "vitb", "--device", "cpu").check()[0]
+    models = parsed("--model", "toy", "vitb", "--device", "cpu").check()[0].models
     assert list(models.entries) == ["toy", "vitb"]
     models = parsed("--model", "configs/toy.yaml=seeded:3", "vitb")
-    assert list(models.check()[0].entries) == ["configs/toy.yaml=seeded:3", "vitb"]
+    assert list(models.check()[0].models.entries) == ["configs/toy.yaml=seeded:3", "vitb"]
 
 
 def test_a_vocabulary_fills_the_field(tmp_path):

@@ -41,6 +41,7 @@ def test_scores_and_groups_are_those_of_the_demo(small_photo, models):
 
 def test_the_page_shows_groups_where_there_are_some(small_photo, models):
     page = Page(models, LIMITS)
+    page.build()
     *busy, last = page.on_run(0.5, small_photo, "cup", NAME)
     assert not any(page.groups in update or page.groups_tab in update for update in busy)
     assert last[page.groups_tab].visible

@@ -22,7 +22,13 @@ pytestmark = pytest.mark.usefixtures("uploads")
 @pytest.fixture(scope="module")
 def shown(models):
     """A page that nobody has opened."""
-    return Page(models, Limits())
+    return built(models)
+
+
+def built(models):
+    page = Page(models, Limits())
+    page.blocks = page.build()
+    return page
 
 
 def ask(shown, upload, categories="cup, spoon", model="toy"):
@@ -70,7 +76,7 @@ def test_a_wrong_request_says_why_and_keeps_what_is_shown(shown):
 
 
 def test_an_unexpected_error_is_logged_and_ends_in_a_sentence(small_photo, caplog):
-    broken = Page(Models([Entry("broken", lambda: {}["secret"], RULES)], "cpu"), Limits())
+    broken = built(Models([Entry("broken", lambda: {}["secret"], RULES)], "cpu"))
     *_, update = ask(broken, small_photo, model="broken")
     assert BUG in update["status"] and "secret" not in update["status"]
     assert "KeyError: 'secret'" in caplog.text
@@ -80,7 +86,7 @@ def test_a_model_that_cannot_be_loaded_says_so(small_photo):
     def find():
         raise FileNotFoundError("there are no weights at weights/vitb.pth")
 
-    broken = Page(Models([Entry("vitb", find, RULES)], "cpu"), Limits())
+    broken = built(Models([Entry("vitb", find, RULES)], "cpu"))
     *_, update = ask(broken, small_photo, model="vitb")
     assert "no weights at weights/vitb.pth" in update["status"]
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,29 +48,22 @@ def has_address(sent: Any) -> bool:
     return isinstance(sent, list) and any(has_address(value) for value in sent)
 
 
+@dataclass(eq=False)
 class Page:
-    """One page: its components are attributes, its handlers take and give their values.
+    """One page: once built, its components are attributes; handlers take and give their values."""
 
-    Args:
-        models: on offer.
-        limits: of one request.
-        examples: pictures, each with the categories that go with it.
-        categories: text of the field of categories when the page opens.
-    """
+    models: Models
+    """On offer."""
+    limits: Limits
+    """Of one request."""
+    examples: Sequence[tuple[Path, str]] = ()
+    """Pictures, each with the categories that go with it."""
+    words: str = ""
+    """Text of the field of categories when the page opens."""
 
-    def __init__(
-        self,
-        models: Models,
-        limits: Limits,
-        examples: Sequence[tuple[Path, str]] = (),
-        categories: str = "",
-    ) -> None:
-        self.models, self.limits = models, limits
-        self.results = Results()
-        self.first = next(iter(models.entries.values()))
-        self.blocks = self._build(examples, categories)
-
-    def _build(self, examples: Sequence[tuple[Path, str]], categories: str) -> gr.Blocks:
+    def build(self) -> gr.Blocks:
+        """Make the components."""
+        self.results, self.first = Results(), next(iter(self.models.entries.values()))
         # Files of uploads and displayed pictures live for an hour; nothing is sent to Gradio.
         blocks = UploadsOnly(
             title="Talk2DINO", analytics_enabled=False, delete_cache=(600, 3600), fill_width=True
@@ -79,7 +73,7 @@ class Page:
             self.notice = gr.HTML(PARTS.notice(self.first.notice))
             with gr.Row(elem_id="columns"):
                 with gr.Column(scale=4, min_width=320, elem_id="ask"):
-                    self._build_inputs(examples, categories)
+                    self._build_inputs()
                 with gr.Column(scale=6, min_width=320, elem_id="answer"):
                     self._build_outputs()
                 with gr.Column(scale=4, min_width=320, elem_id="choose"):
@@ -91,7 +85,7 @@ class Page:
             self._connect()
         return blocks
 
-    def _build_inputs(self, examples: Sequence[tuple[Path, str]], categories: str) -> None:
+    def _build_inputs(self) -> None:
         self.picture = gr.Image(
             label="Picture",
             sources=["upload", "clipboard", "webcam"],
@@ -104,15 +98,15 @@ class Page:
         self.categories = gr.Textbox(
             label="Categories",
             info="Any words, separated by commas; aliases of one after semicolons",
-            value=categories,
+            value=self.words,
             placeholder="cat; kitten, sofa, window",
             max_lines=4,
             render=False,
         )
-        if examples:
+        if self.examples:
             gr.HTML(PARTS.hint("Examples"))
             with gr.Row(elem_id="examples"):
-                for path, words in examples:
+                for path, words in self.examples:
                     self._build_example(path, words)
         self.categories.render()
         with gr.Row(elem_id="buttons"):

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,6 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from talk2dino.app.page import Page
-from talk2dino.app.request import Limits, Models
 from talk2dino.config import check_at_least
 
 _REFUSED = "Too many pictures are being uploaded. Try again in a minute."
@@ -51,23 +50,10 @@ class ServerConfig:
 
 
 @contextmanager
-def serve(
-    models: Models,
-    limits: Limits,
-    config: ServerConfig,
-    examples: Sequence[tuple[Path, str]] = (),
-    categories: str = "",
-) -> Iterator[gr.Blocks]:
+def serve(page: Page, config: ServerConfig) -> Iterator[gr.Blocks]:
     """Run the server inside a `with` block; yields the page, whose `local_url` is its address.
 
     Uploads, drawn pictures and downloads live in a temporary folder that is removed at the end.
-
-    Args:
-        models: on offer.
-        limits: of one request.
-        config: where the page is served.
-        examples: pictures, each with the categories that go with it.
-        categories: that the page starts with.
 
     Raises:
         OSError: the port is taken.
@@ -76,7 +62,7 @@ def serve(
         tempfile.TemporaryDirectory(prefix="talk2dino-app-") as folder,
         patch.dict(os.environ, GRADIO_TEMP_DIR=folder, GRADIO_ANALYTICS_ENABLED="False"),
     ):
-        blocks = Page(models, limits, examples, categories).blocks
+        blocks = page.build()
         max_bytes = config.max_uploads_mb * 2**20
         bound = Middleware(UploadBound, blocks=blocks, folder=Path(folder), max_bytes=max_bytes)
         blocks.queue(max_size=config.max_queue, default_concurrency_limit=1)

@@ -13,10 +13,11 @@ from talk2dino.cli.command import Command, add_flags, from_flags
 from talk2dino.methods.registry import DEFAULT_MODEL, MODEL_NAMES  # noqa: F401  for the help
 
 if TYPE_CHECKING:
-    from talk2dino.app.request import Limits, Models
+    from talk2dino.app.page import Page
+    from talk2dino.app.request import Limits
     from talk2dino.app.server import ServerConfig
 
-    Found = tuple[Models, Limits, ServerConfig, list[tuple[Path, str]], str]
+    Found = tuple[Page, ServerConfig]
 
 EXAMPLES = {
     "assets/coffee.png": "cup, spoon, wooden table",
@@ -61,21 +62,22 @@ class App(Command):
         if find_spec("gradio") is None:
             raise ImportError("the app needs Gradio: pip install -r requirements-app.txt")
 
+        from talk2dino.app.page import Page
         from talk2dino.app.request import Limits, Models, find_entry
         from talk2dino.app.server import ServerConfig
         from talk2dino.devices import resolve_device
 
         server, limits = from_flags(ServerConfig, self), from_flags(Limits, self)
-        categories, device = self.words(limits), resolve_device(self.device)
-        examples = self.pictures(categories)
+        words, device = self.words(limits), resolve_device(self.device)
+        examples = self.pictures(words)
         models = Models(list(map(find_entry, self.model or [DEFAULT_MODEL])), device)
-        return models, limits, server, examples, categories
+        return Page(models, limits, examples, words), server
 
     def run(self, found: Found) -> None:
         """Load the first model, then serve until interrupted."""
         from talk2dino.app.server import serve
 
-        models = found[0]
+        models = found[0].models
         first = next(iter(models.entries.values()))
         print(f"loading {first.name} on {models.device}")
         try:
