@@ -8,8 +8,8 @@ from talk2dino.benchmarks.table import BENCHMARKS
 from talk2dino.inference import picture_scores, resize_picture
 from talk2dino.methods.clip_attention import (
     METHODS,
-    NAMES,
     PUBLISHED,
+    SIZES,
     ClipAttentionSegmenter,
     neighbour_aware,
     neighbourhood,
@@ -17,6 +17,7 @@ from talk2dino.methods.clip_attention import (
     self_correlation,
 )
 from talk2dino.methods.clip_words import WITHOUT_BACKGROUND, class_words
+from talk2dino.methods.registry import METHODS as MODELS
 from talk2dino.methods.registry import find_method, load_segmenter
 from talk2dino.pictures.vocabularies import find_vocabulary
 from talk2dino.segmenter import ClassQuery
@@ -266,7 +267,8 @@ def test_rules_are_those_of_the_benchmark():
 
 
 def test_models_are_loaded_by_name():
-    assert len(NAMES) == 12 and {"clip_vitb", "maskclip_reduced_toy"} <= set(NAMES)
+    ours = MODELS["clip_attention:ClipAttentionMethod"]
+    assert set(ours) == {f"{method}_{size}" for method in METHODS for size in SIZES}
     segmenter = load_segmenter("naclip_toy", "seeded:0", benchmark="voc", pamr=False)
     assert segmenter.variant is METHODS["naclip"] and not segmenter.refinements
     picture = torch.rand(3, 40, 60) * 255

@@ -226,8 +226,9 @@ def test_the_groups_least_like_the_entity_agree():
 class NormalisedScorer(OVSegmentorSegmenter):
     """Takes windows that are normalised already, as the recorded ones are."""
 
+    @torch.no_grad()
     def patch_features(self, windows):
-        return self.normalised_features(windows)
+        return self.model.encode_images(windows)
 
 
 @pytest.fixture(scope="module")
@@ -281,7 +282,7 @@ def test_window_scores_agree(scorer, class_rows, set_scale, scale, background, t
     ],
 )
 def test_scores_of_groups_agree(scorer, class_rows, scale, best):
-    features = scorer.normalised_features(recorded_input("image448", (2, 3, 448, 448), 2)[:1])
+    features = scorer.patch_features(recorded_input("image448", (2, 3, 448, 448), 2)[:1])
     scores = group_class_scores(features, class_rows, torch.tensor(float(scale)))
     sorted_best = scores[0].amax(dim=-1).sort().values.tolist()
     assert sorted_best == pytest.approx(best, abs=1e-4)
@@ -325,6 +326,6 @@ def test_the_scale_of_the_cosines_is_at_most_100():
 
 
 def test_upsampled_groups_still_sum_to_one(scorer):
-    features = scorer.normalised_features(recorded_input("imageN", (1, 3, 230, 300), 2))
+    features = scorer.patch_features(recorded_input("imageN", (1, 3, 230, 300), 2))
     maps = upsample_groups(features.soft, features.grid_hw, (230, 300))
     torch.testing.assert_close(maps.sum(dim=1), torch.ones(1, 230, 300))

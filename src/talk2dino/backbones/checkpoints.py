@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from talk2dino.config import first_few
+from talk2dino.devices import keep_float32
 from talk2dino.files import check_archive, check_file, is_torchscript, load_torch
 
 logger = logging.getLogger(__name__)
@@ -161,6 +162,31 @@ class WithoutInitialisation(ContextDecorator, TorchFunctionMode):
         if isinstance(changed, nn.Parameter) and name.endswith("_") and name not in _KEPT:
             return changed
         return func(*args, **kwargs)
+
+
+class FrozenModel(nn.Module):
+    """A model that is not trained, in evaluation mode and in float32.
+
+    Args:
+        model: with its weights.
+        name: what the user calls it.
+        weights: where the weights came from.
+    """
+
+    _apply = keep_float32
+
+    def __init__(self, model: nn.Module, name: str, weights: str) -> None:
+        super().__init__()
+        untyped: Any = model
+        self.model = untyped
+        self.name = name
+        self.weights = weights
+        self.eval().requires_grad_(False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return next(self.parameters()).device
 
 
 def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:

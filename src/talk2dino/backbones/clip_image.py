@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
-from talk2dino.backbones.checkpoints import WithoutInitialisation, load_strict
+from talk2dino.backbones.checkpoints import FrozenModel, WithoutInitialisation, load_strict
 from talk2dino.backbones.seeded import default_weights
 from talk2dino.backbones.text import (
     CLIP_MODELS,
@@ -22,7 +22,7 @@ from talk2dino.backbones.text import (
 )
 from talk2dino.backbones.vision import Positions, resized_table
 from talk2dino.config import check_name
-from talk2dino.devices import float32_by_default, keep_float32
+from talk2dino.devices import float32_by_default
 
 _TOY: dict[str, Any] = {"image_size": 224, "patch_size": 16, "width": 192, "heads": 3, "layers": 3}
 TOYS: dict[str, dict[str, Any]] = {
@@ -35,31 +35,15 @@ PREFIX = "visual."
 """What the names of the image tower begin with in a whole CLIP's checkpoint."""
 
 
-class ClipImage(nn.Module):
-    """CLIP's frozen image tower.
-
-    Args:
-        model: open_clip's.
-        name: what the user calls it.
-        weights: where the weights came from.
-    """
+class ClipImage(FrozenModel):
+    """CLIP's image tower, open_clip's."""
 
     def __init__(self, model: VisionTransformer, name: str, weights: str) -> None:
-        super().__init__()
-        self.model = model
-        self.name = name
-        self.weights = weights
+        super().__init__(model, name, weights)
         self.patch_size: int = model.patch_size[0]
         self.num_heads: int = model.transformer.resblocks[0].attn.num_heads
         self.embed_dim: int = model.output_dim
         self.blocks: Any = model.transformer.resblocks
-
-    _apply = keep_float32
-
-    @property
-    def device(self) -> torch.device:
-        """Where it is."""
-        return self.model.proj.device
 
     def colour_statistics(self, digits: int = 10) -> tuple[Tensor, Tensor]:
         """CLIP's mean and deviation of RGB in [0, 255], (3, 1, 1), rounded to so many digits."""
@@ -149,8 +133,8 @@ def load_clip(
     model = create_image_tower(name)
     own = {k.removeprefix(PREFIX): value for k, value in state.items() if k.startswith(PREFIX)}
     load_strict(model, own, weights)
-    image = ClipImage(model, name, weights).eval().requires_grad_(False)
-    return image.to(device), text_from_state(name, state, weights).to(device)
+    image = ClipImage(model, name, weights).to(device)
+    return image, text_from_state(name, state, weights).to(device)
 
 
 @WithoutInitialisation()

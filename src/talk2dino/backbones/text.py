@@ -15,6 +15,7 @@ from open_clip.transformer import QuickGELU, TextTransformer
 from torch import Tensor, nn
 
 from talk2dino.backbones.checkpoints import (
+    FrozenModel,
     WithoutInitialisation,
     check_layout,
     load_strict,
@@ -31,7 +32,7 @@ from talk2dino.backbones.seeded import (
     transformers_loading,
 )
 from talk2dino.config import as_texts, check_name, reason
-from talk2dino.devices import float32_by_default, keep_float32
+from talk2dino.devices import float32_by_default
 
 TOY = "toy"
 CLIP_MODELS = {
@@ -115,10 +116,9 @@ def _vocabulary() -> open_clip.SimpleTokenizer:
     return open_clip.SimpleTokenizer()
 
 
-class _Encoder(nn.Module):
+class _Encoder(FrozenModel):
     """What text encoders have in common: texts to token ids, and these to one vector each."""
 
-    _apply = keep_float32
     tokenize: Callable[[Sequence[str]], Tensor]
     lengths: Callable[[Tensor], Tensor]
     pooled: Callable[[Tensor], Tensor]
@@ -133,7 +133,7 @@ class _Encoder(nn.Module):
 
     def encode(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
         """Texts to (N, E) float32, on the encoder's device, without gradients."""
-        texts, device = as_texts(texts), next(self.parameters()).device
+        texts, device = as_texts(texts), self.device
         vectors = [torch.empty(0, self.embed_dim, device=device)]
         for start in range(0, len(texts), batch_size):
             tokens = self.trimmed(self.tokenize(texts[start : start + batch_size]))
@@ -143,19 +143,10 @@ class _Encoder(nn.Module):
 
 
 class TextEncoder(_Encoder):
-    """CLIP's frozen text tower with its tokeniser.
-
-    Args:
-        model: an open_clip text tower with a causal mask.
-        name: what the user calls it.
-        weights: where the weights came from.
-    """
+    """CLIP's text tower, open_clip's with a causal mask, with its tokeniser."""
 
     def __init__(self, model: TextTransformer, name: str, weights: str) -> None:
-        super().__init__()
-        self.model = model
-        self.name = name
-        self.weights = weights
+        super().__init__(model, name, weights)
         self.embed_dim: int = model.output_dim
         self.context_length: int = model.context_length
 
@@ -217,17 +208,14 @@ class BertEncoder(_Encoder):
     """
 
     def __init__(self, name: str) -> None:
-        super().__init__()
         require_transformers("BERT")
         from transformers import AutoModel, AutoTokenizer
 
         with transformers_loading("BERT model", name):
-            self._tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-            self.model = AutoModel.from_pretrained(
-                name, add_pooling_layer=True, trust_remote_code=False
-            )
-        self.name = name
-        self.weights = PRETRAINED
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            model = AutoModel.from_pretrained(name, add_pooling_layer=True, trust_remote_code=False)
+        super().__init__(model, name, PRETRAINED)
+        self._tokenizer = tokenizer
         self.embed_dim: int = self.model.config.hidden_size
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
@@ -293,7 +281,7 @@ def load_text(
     """
     check_text(name, weights)
     if is_bert(name):
-        return BertEncoder(name).eval().requires_grad_(False).to(device)
+        return BertEncoder(name).to(device)
     weights = weights or default_weights(name)
     name, state = clip_state(name, weights, {"": create_text_tower(name)})
     return text_from_state(name, state, weights).to(device)
@@ -338,7 +326,7 @@ def text_from_state(name: str, state: dict[str, Tensor], weights: str) -> TextEn
     check_layout(state, weights, needed)
     model = create_text_tower(name)
     load_strict(model, _text_part(state), weights)
-    return TextEncoder(model, name, weights).eval().requires_grad_(False)
+    return TextEncoder(model, name, weights)
 
 
 @WithoutInitialisation()

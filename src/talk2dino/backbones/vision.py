@@ -19,6 +19,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
 from talk2dino.backbones.checkpoints import (
+    FrozenModel,
     WithoutInitialisation,
     check_fit,
     check_layout,
@@ -34,7 +35,7 @@ from talk2dino.backbones.seeded import (
     seeded_state,
 )
 from talk2dino.config import check_name, reason
-from talk2dino.devices import float32_by_default, keep_float32
+from talk2dino.devices import float32_by_default
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -98,36 +99,26 @@ class ImageTransform:
         return TF.pil_to_tensor(TF.center_crop(resized, [self.crop_dim, self.crop_dim]))
 
 
-class VisionBackbone(nn.Module):
-    """A frozen vision transformer with its preprocessing.
+class VisionBackbone(FrozenModel):
+    """A vision transformer of timm's, a `VisionTransformer` or `Eva` (DINOv3), with a CLS token.
 
-    Args:
-        model: a timm `VisionTransformer` or `Eva` (DINOv3) with a CLS token.
-        name: what the user calls it.
-        weights: where the weights came from.
+    It comes with its preprocessing.
     """
 
-    _apply = keep_float32
-
     def __init__(self, model: VisionTransformer | Eva, name: str, weights: str) -> None:
-        super().__init__()
-        timm_model: Any = model  # timm's two classes share the attributes used here, not a type
-        self.model = timm_model
-        self.name = name
-        self.weights = weights
+        super().__init__(model, name, weights)
         # Timm's name of a DINO keeps timm's interpolation, the official name has the official one.
         without_registers = _is_dinov2(model) and model.num_prefix_tokens == 1
         self.offset_positions = name.startswith("dino_") or without_registers
         self.embed_dim: int = model.embed_dim
-        self.num_heads: int = timm_model.blocks[-1].attn.num_heads
-        self.patch_size: int = timm_model.patch_embed.patch_size[0]
+        self.num_heads: int = self.model.blocks[-1].attn.num_heads
+        self.patch_size: int = self.model.patch_embed.patch_size[0]
         self.mean: Tensor
         self.std: Tensor
         mean, std = normalisation(name)
         for key, values in (("mean", mean), ("std", std)):
             constant = torch.tensor(values, dtype=torch.float32).view(3, 1, 1)
             self.register_buffer(key, constant, persistent=False)
-        self.eval().requires_grad_(False)
 
     def image_transform(
         self, resize_dim: int, crop_dim: int, resize: str = EXACT

@@ -169,12 +169,7 @@ class OVSegmentorSegmenter(WordSegmenter):
     @in_float32
     def patch_features(self, windows: Tensor) -> EncodedImages:
         """What class scores of windows (B, 3, h, w), RGB float in [0, 255], are computed from."""
-        return self.normalised_features(normalise(windows))
-
-    @in_float32
-    def normalised_features(self, images: Tensor) -> EncodedImages:
-        """`patch_features` of images (B, 3, h, w) that are normalised already."""
-        return self.model.encode_images(images)
+        return self.model.encode_images(normalise(windows))
 
     @in_float32
     def group_maps(self, windows: Tensor) -> list[Tensor]:
