@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from talk2dino.toy.objects import OBJECTS, Brush, draw_object
-from talk2dino.toy.scene import CLASS_NAMES, TEXTURES, class_palette, draw_scene, draw_texture
+from talk2dino.toy.scene import CLASS_NAMES, TEXTURES, class_palette, draw_scene
 
 
 def scenes(count, size=96, world=1):
@@ -77,7 +77,7 @@ def test_an_object_is_opaque_inside_smooth_at_its_edge_and_ends_before_the_canva
 
 @pytest.mark.parametrize("name", TEXTURES)
 def test_a_texture_fills_the_picture_and_varies(name):
-    picture = np.asarray(draw_texture(name, 80, np.random.default_rng(0)))
+    picture = np.asarray(TEXTURES[name](80, np.random.default_rng(0)))
     assert picture.shape == (80, 80, 3)
     assert picture.std(axis=(0, 1)).min() > 1
 

@@ -62,9 +62,7 @@ class Command:
     """What a user can do after Ctrl-C."""
 
     debug: bool = False
-    """Show the traceback of an error."""
-    verbose: bool = False
-    """Print what is going on inside."""
+    """Show the traceback of an error, and what libraries do."""
     typed: Sequence[str] = ()  # the words of the line
 
     def __init_subclass__(cls) -> None:
@@ -117,7 +115,7 @@ class Command:
         parser.given, parser.gone = argv, cls.gone
         cls.add_arguments(parser)
         cls.add_more(parser, argv)
-        add_flags(parser, "cli.command:Command", "debug", "verbose")
+        add_flags(parser, "cli.command:Command", "debug")
         return parser
 
     @classmethod
@@ -153,9 +151,9 @@ class Command:
         code = WRONG_ARGUMENTS
         try:
             command = cls.parse(argv, prog)
-            level = logging.INFO if command.verbose else logging.WARNING
+            level = logging.INFO if command.debug else logging.WARNING
             logging.basicConfig(level=level, format="%(levelname)s: %(message)s")
-            if not command.verbose:  # a download that fails is reported once, not at every attempt
+            if not command.debug:  # a download that fails is reported once, not at every attempt
                 hub_logging.set_verbosity_error()
             found = command.check()
             code = FAILED

@@ -6,7 +6,6 @@ from talk2dino.cli.command import Command
 from talk2dino.files import check_replaceable
 
 FORMATS = ("onnx",)
-FILES = ("image.onnx", "text.onnx", "talk2dino.json")
 
 
 class Export(Command):
@@ -29,7 +28,7 @@ class Export(Command):
 
     def check(self) -> None:
         """Raise for missing packages and an output that cannot be written; loads no model."""
-        from talk2dino.methods.talk2dino.export import check_installed
+        from talk2dino.methods.talk2dino.export import FILES, check_installed
 
         check_installed()
         check_replaceable(self.output, FILES, self.overwrite)
@@ -37,7 +36,7 @@ class Export(Command):
     def run(self, found: None) -> None:
         """Load, export and compare."""
         from talk2dino.methods.talk2dino.api import Talk2DINO
-        from talk2dino.methods.talk2dino.export import export_onnx
+        from talk2dino.methods.talk2dino.export import FILES, export_onnx
 
         print(f"loading {self.model}", flush=True)
         model = Talk2DINO.from_pretrained(self.model, "cpu", config=self.config)

@@ -59,7 +59,7 @@ def draw_scene(size: int, rng: np.random.Generator, world: int = 1) -> Scene:
         thing = _find_place(str(name), size, radii, placed, rng)
         if thing is not None:
             placed.append(thing)
-    canvas = draw_texture(texture, size, rng)
+    canvas = TEXTURES[texture](size, rng)
     mask = np.full((size, size), classes.index(texture), np.uint8)
     for thing in placed:
         _paste(canvas, thing)
@@ -113,11 +113,6 @@ def _paste(canvas: Image.Image, thing: _Placed) -> None:
     )
     canvas.paste((16, 20, 28), (0, 0), shadow.filter(ImageFilter.GaussianBlur(0.6 * drop)))
     canvas.paste(thing.picture, (x, y), thing.picture)
-
-
-def draw_texture(name: str, size: int, rng: np.random.Generator) -> Image.Image:
-    """A square RGB picture, `size` pixels per side, of the texture `name` (one of `TEXTURES`)."""
-    return TEXTURES[name](size, rng)
 
 
 def _noise(
@@ -192,7 +187,8 @@ TEXTURES: dict[str, Callable[[int, np.random.Generator], Image.Image]] = {
     "snow": _snow,
     "lavender": _lavender,
 }
-"""What a picture can be filled with; the class ids follow those of the objects."""
+"""What a picture can be filled with: each makes a square RGB picture, so many pixels per side. The
+class ids follow those of the objects."""
 
 CLASS_NAMES: tuple[str, ...] = (*OBJECTS, *TEXTURES)
 """Every class by id: the objects, then the grounds. Each pixel of a mask is one of them."""

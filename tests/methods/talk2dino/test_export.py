@@ -16,9 +16,13 @@ import torch
 from talk2dino import Talk2DINO
 from talk2dino.__main__ import main
 from talk2dino.backbones.vision import VisionBackbone, create_toy
-from talk2dino.cli.export import FILES
 from talk2dino.methods.talk2dino import export
-from talk2dino.methods.talk2dino.export import FixedSizeBackbone, check_exportable, export_onnx
+from talk2dino.methods.talk2dino.export import (
+    FILES,
+    FixedSizeBackbone,
+    check_exportable,
+    export_onnx,
+)
 from talk2dino.methods.talk2dino.hub.find import TOY_THRESHOLD, FoundModel, find_model
 from talk2dino.methods.talk2dino.segmenter import build_segmenter
 
