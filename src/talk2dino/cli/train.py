@@ -118,12 +118,29 @@ class Train(TrainingCommand):
 
     def check(self) -> TrainJob:
         """Raise for wrong arguments; see `check_job`."""
-        from talk2dino.methods.talk2dino.training.job import check_job
+        from talk2dino.methods.talk2dino.recipe import load_recipe
+        from talk2dino.methods.talk2dino.training.job import SUFFIX, TrainJob, check_job
+        from talk2dino.methods.talk2dino.training.loop import LoopSettings
 
         if self.use_wandb and self.logger not in ("none", "wandb"):
             raise ValueError(f"--use_wandb contradicts --logger {self.logger}: pass one of them")
         check_between(0, 10**6, cache_gb=self.cache_gb)
-        job = self._job()
+        recipe = load_recipe(self.model)
+        given = {key: value for key in _OF_THE_RECIPE if (value := getattr(self, key)) is not None}
+        train = recipe.train
+        if self.batch_size is not None:
+            train = replace(train, batch_size=self.batch_size)
+        ending = f"_{self.name_pedix.removeprefix('_')}" if self.name_pedix else ""
+        job = from_flags(
+            TrainJob,
+            self,
+            recipe=replace(recipe, features=replace(recipe.features, **given)),
+            out=self.out or Path("weights") / f"{Path(self.model).stem}{ending}{SUFFIX}",
+            loop=from_flags(LoopSettings, self, train=train),
+            cache_bytes=int(self.cache_gb * 1e9),
+            logger="wandb" if self.use_wandb else self.logger,
+            command=self.line("--resume", "--overwrite"),
+        )
         check_job(job)
         return job
 
@@ -131,24 +148,3 @@ class Train(TrainingCommand):
         """How well images and captions find each other."""
         for direction, found in done.retrieval.items():
             yield f"{direction.replace('_', ' ')}: {found}"
-
-    def _job(self) -> TrainJob:
-        from talk2dino.methods.talk2dino.recipe import load_recipe
-        from talk2dino.methods.talk2dino.training.job import TrainJob, default_weights
-        from talk2dino.methods.talk2dino.training.loop import LoopSettings
-
-        recipe = load_recipe(self.model)
-        given = {key: value for key in _OF_THE_RECIPE if (value := getattr(self, key)) is not None}
-        train = recipe.train
-        if self.batch_size is not None:
-            train = replace(train, batch_size=self.batch_size)
-        return from_flags(
-            TrainJob,
-            self,
-            recipe=replace(recipe, features=replace(recipe.features, **given)),
-            out=self.out or default_weights(self.model, self.name_pedix),
-            loop=from_flags(LoopSettings, self, train=train),
-            cache_bytes=int(self.cache_gb * 1e9),
-            logger="wandb" if self.use_wandb else self.logger,
-            command=self.line("--resume", "--overwrite"),
-        )

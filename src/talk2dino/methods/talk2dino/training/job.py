@@ -57,12 +57,6 @@ SUFFIX = ".pth"
 HEADS_SUFFIX = ".heads.json"
 
 
-def default_weights(recipe: str | Path, pedix: str = "") -> Path:
-    """`weights/<recipe name>[_<pedix>].pth`, in the current folder."""
-    ending = f"_{pedix.removeprefix('_')}" if pedix else ""
-    return Path("weights") / f"{Path(recipe).stem}{ending}{SUFFIX}"
-
-
 @dataclass(frozen=True, kw_only=True)
 class TrainJob(RunJob):
     """The arguments of one training; the recipe has the rest."""
