@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     Found = tuple[Job, list[Run]]
 
 
+_JOB = "benchmarks.job:Job"
+
+
 class EvaluationCommand(Command):
     """What both evaluation commands share: flags, the run, and the table at the end."""
 
-    data_root: Path = Path("data")
-    """Folder of all data."""
-    output: Path = Path("results")
-    """Folder of results."""
+    data_root: Path
     device: str = "auto"
     """auto, cpu, cuda, cuda:<i> or mps."""
     batch_size: int | None = None
@@ -41,14 +41,14 @@ class EvaluationCommand(Command):
     def run_flags(cls, parser: argparse.ArgumentParser) -> None:
         """Declare where the data is, where results go, and what is evaluated now."""
         files = parser.add_argument_group("files")
-        cls.own_flags(files, "data_root", "output")
-        add_flags(files, "benchmarks.job:Job", "reader")
+        where = {"data_root": Path("data"), "output": Path("results")}
+        add_flags(files, _JOB, "data_root", "output", "reader", **where)
         kinds = ("predictions=save_predictions", "coloured=pred_qual_path", "truth=gt_qual_path")
         add_flags(files, "benchmarks.results:PictureFolders", *kinds)
         work = parser.add_argument_group("work")
         cls.own_flags(work, "device", "batch_size", "score_memory")
         readers = min(16, max(2, core_share()))
-        add_flags(work, "benchmarks.job:Job", "readers", "num_jobs", "job_id", readers=readers)
+        add_flags(work, _JOB, "readers", "num_jobs", "job_id", readers=readers)
 
     def found(self, evaluations: Sequence[Evaluation], folders_per_benchmark: bool) -> Found:
         """The job of some evaluations, and their runs; all data is looked for."""

@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from talk2dino.methods.ovsegmentor.pretraining.job import PretrainingJob
 
 
-_RUN = "training.job:RunJob"
-
-
 class Pretrain(TrainingCommand):
     """Pretrain OVSegmentor on images and captions: stage 1, then stage 2."""
 
@@ -30,20 +27,16 @@ class Pretrain(TrainingCommand):
     changes: list[str] = []
     """SECTION.KEY=VALUE: replace values of the recipe, for example data.images=cc12m/images
     train.seed=1."""
-    workers: int
-    """Decoding processes."""
     out: Path | None = None
     """Folder (default: weights/<name of the recipe>)."""
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         """Declare the flags; the recipe has what the result depends on."""
-        cls.own_flags(parser, "config=config|cfg", "changes=set|opts")
-        add_flags(parser, _RUN, "device")
-        cls.own_flags(parser, "workers", "out", workers=min(8, core_share()))
-        add_flags(parser, _RUN, "overwrite", "resume", "logger")
+        cls.own_flags(parser, "config=config|cfg", "changes=set|opts", "out")
         job = "methods.ovsegmentor.pretraining.job:PretrainingJob"
-        add_flags(parser, job, "checkpoint_seconds")
+        run = ("overwrite", "resume", "logger", "checkpoint_seconds")
+        add_flags(parser, job, "device", "workers", *run, workers=min(8, core_share()))
 
     def check(self) -> PretrainingJob:
         """Raise for wrong arguments; see `check_job`."""

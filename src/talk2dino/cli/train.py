@@ -82,13 +82,9 @@ class Train(TrainingCommand):
     """Ending of the default name."""
     use_wandb: bool = False
     """The same as --logger wandb."""
-    data_dir: Path = Path("../coco/")
-    """Where the image files are."""
     cache_gb: float
     """Features up to this size are kept in memory by each process; larger ones are read from their
     file again in every epoch (half of the memory that is free)."""
-    workers: int
-    """Decoding processes."""
     logger: str
 
     @classmethod
@@ -102,19 +98,16 @@ class Train(TrainingCommand):
         cls.own_flags(group, "batch_size")
         loop = ("optimizer", "weight_decay", "scheduler", "warmup", "seed")
         add_flags(group, "methods.talk2dino.training.loop:LoopSettings", *loop)
-        add_flags(group, "training.job:RunJob", "device")
+        add_flags(group, _JOB, "device")
         group = parser.add_argument_group("outputs")
-        cls.own_flags(group, "out", "name_pedix")
+        cls.own_flags(group, "out", "name_pedix", "use_wandb")
         run = ("overwrite", "resume", "checkpoint_seconds", "logger")
-        add_flags(group, "training.job:RunJob", *run)
-        cls.own_flags(group, "use_wandb")
-        add_flags(group, _JOB, "save_heads=save_head_activations")
+        add_flags(group, _JOB, *run, "save_heads=save_head_activations")
         group = parser.add_argument_group("images instead of features; the recipe has defaults")
-        cls.own_flags(group, "data_dir")
         unset = dict.fromkeys(_OF_THE_RECIPE)
         add_flags(group, "methods.talk2dino.recipe:FeatureConfig", *_OF_THE_RECIPE, **unset)
+        add_flags(group, _JOB, "data_dir", "workers", workers=min(8, core_share()))
         cls.own_flags(group, "cache_gb", cache_gb=round(memory_share() / 2e9, 1))
-        cls.own_flags(group, "workers", workers=min(8, core_share()))
 
     def check(self) -> TrainJob:
         """Raise for wrong arguments; see `check_job`."""
