@@ -44,9 +44,7 @@ def segment_picture(
         settings: what made it, for the result.
     """
     size = scoring_size(image.height, image.width, max_side)
-    pixels = rgb_tensor(image)
-    if size != (image.height, image.width):
-        pixels = rgb_tensor(Image.fromarray(resize_pixels(np.asarray(image), size)))
+    pixels = rgb_tensor(Image.fromarray(resize_pixels(np.asarray(image), size)))
     scores = picture_scores(segmenter, pixels, query, protocol).float()
     scores = resize_scores(scores, (image.height, image.width))
     labels = score_labels(scores).cpu()
@@ -92,11 +90,10 @@ def label_map(segmenter: Segmenter, image_rgb: np.ndarray, query: ClassQuery) ->
         raise ValueError(f"an image is (H, W, 3) uint8 RGB, found {pixels.shape} {pixels.dtype}.")
     protocol: Protocol = getattr(segmenter, "protocol", None) or Protocol()
     size_hw = (pixels.shape[0], pixels.shape[1])
-    resized = np.ascontiguousarray(resize_pixels(pixels, protocol.scored_size(*size_hw)))
-    image = torch.from_numpy(resized.copy()).permute(2, 0, 1)
+    image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+    image = resize_picture(image, protocol.scored_size(*size_hw))
     picture = Picture(image, size_hw, [Task(segmenter, query)])
-    found = label_pictures([picture], protocol, Batching(), query.rows.device)
-    ((_, maps),) = found
+    ((_, maps),) = label_pictures([picture], protocol, Batching(), query.rows.device)
     labels: np.ndarray = maps[0].cpu().numpy()
     return labels
 

@@ -204,12 +204,7 @@ def draw_rows(rows: Sequence[tuple[str, Example]], labels: Sequence[str]) -> Ima
             else:
                 strips[-1].paste(panel, (x - panel.width // 2, 0))
         strips[-1].paste(legend, (left, height))
-    picture = Image.new("RGB", (width, sum(strip.height for strip in strips)))
-    top = 0
-    for strip in strips:
-        picture.paste(strip, (0, top))
-        top += strip.height
-    return picture
+    return Image.fromarray(np.concatenate(list(map(np.asarray, strips))))
 
 
 @dataclass(frozen=True)
