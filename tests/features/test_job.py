@@ -175,12 +175,12 @@ def test_work_on_another_input_is_refused_unless_it_may_be_dropped(begin, begun)
 
 
 def test_finished_splits_are_not_done_again(begin):
-    with pytest.raises(KeyboardInterrupt), begin(n_in_splits=3) as job:
-        job.finish(0, ["image 3: gone"])
+    with pytest.raises(KeyboardInterrupt), begin(6, n_in_splits=3, failing=(1,)) as job:
+        job.make(0)
         raise KeyboardInterrupt
-    again = begin(n_in_splits=3)
+    again = begin(6, n_in_splits=3)
     assert again.pending() == [1, 2]
-    assert again.failures() == ["image 3: gone"]
+    assert again.failures() == ["image 1: gone"]
 
 
 def test_an_existing_output_is_refused(begin, tmp_path):

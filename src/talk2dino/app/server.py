@@ -104,20 +104,19 @@ def serve(page: Page, config: ServerConfig) -> Iterator[gr.Blocks]:
             blocks.close(verbose=False)
 
 
+@dataclass(eq=False)
 class UploadBound:
-    """A step before Gradio's own, which limits single files only.
+    """A step before Gradio's own, which limits single files only."""
 
-    Args:
-        app: what answers.
-        blocks: the page, which knows its uploads.
-        folder: where they are.
-        max_bytes: of all uploads together, those that are arriving included.
-    """
-
-    def __init__(self, app: ASGIApp, blocks: gr.Blocks, folder: Path, max_bytes: int) -> None:
-        self.app, self._blocks, self._folder = app, blocks, folder
-        self._max_bytes = max_bytes
-        self._arriving = 0
+    app: ASGIApp
+    """What answers."""
+    blocks: gr.Blocks
+    """The page, which knows its uploads."""
+    folder: Path
+    """Where they are."""
+    max_bytes: int
+    """Of all uploads together, those that are arriving included."""
+    _arriving: int = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not scope["path"].rstrip("/").endswith("/upload"):
@@ -127,7 +126,7 @@ class UploadBound:
         if not length.isdigit():
             await PlainTextResponse("How long is it?", 411)(scope, receive, send)
             return
-        if int(length) + self._arriving > self._max_bytes:
+        if int(length) + self._arriving > self.max_bytes:
             await PlainTextResponse(_REFUSED, 503)(scope, receive, send)
             return
         self._arriving += int(length)
@@ -142,16 +141,16 @@ class UploadBound:
 
         Not the examples: an upload of the same picture under its name is the same file.
         """
-        examples = (getattr(block, "keep_in_cache", ()) for block in self._blocks.blocks.values())
-        uploads = set(self._blocks.upload_file_set).difference(*examples)
+        examples = (getattr(block, "keep_in_cache", ()) for block in self.blocks.blocks.values())
+        uploads = set(self.blocks.upload_file_set).difference(*examples)
         files = {}
-        for path in (*map(Path, uploads), *self._folder.glob("*")):
+        for path in (*map(Path, uploads), *self.folder.glob("*")):
             with contextlib.suppress(FileNotFoundError):
                 if path.is_file():
                     files[path] = path.stat()
         kept = self._arriving + sum(state.st_size for state in files.values())
         for path in sorted(files, key=lambda path: files[path].st_mtime):
-            if kept <= self._max_bytes:
+            if kept <= self.max_bytes:
                 break
             path.unlink(missing_ok=True)
             kept -= files[path].st_size

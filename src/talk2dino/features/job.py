@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TextIO
@@ -222,7 +221,8 @@ class Job:
                 write_shards(features, files)
             else:
                 write_features(features, files[0], self.layout or features.layout or "columnar")
-        self.finish(split, failures)
+        write_text(self._done(split), json.dumps(failures))
+        shutil.rmtree(chunks.folder, ignore_errors=True)
         return features
 
     def _computed(self, split: int, collection: Collection, progress: Progress) -> Chunks:
@@ -230,8 +230,8 @@ class Job:
         items = self.extraction.items(collection)
         if not items:
             raise ValueError(f"{self.data.path} holds no {self.extraction.unit}")
-        folder, ranges = self._folder(split), self.extraction.chunks(len(items))
-        chunks, finished = Chunks(folder, ranges), set[int]()
+        ranges, finished = self.extraction.chunks(len(items)), set[int]()
+        chunks = Chunks(self._done(split).with_suffix(""), ranges)
         if self.leads:  # what it finds counts: times and places of pictures may differ elsewhere
             digest = hashlib.sha256()
             for item in (self.extraction.chunk_size, *items):
@@ -264,11 +264,6 @@ class Job:
                 f"{self.folder}; run the same command again to go on."
             ) from error
 
-    def finish(self, split: int, failures: Sequence[str] = ()) -> None:
-        """Note that a split is written and what it lacks, and drop its chunks."""
-        write_text(self._done(split), json.dumps(list(failures)))
-        shutil.rmtree(self._folder(split), ignore_errors=True)
-
     def failures(self) -> list[str]:
         """What the written outputs lack, over all runs of this job.
 
@@ -294,11 +289,8 @@ class Job:
         begun = any(map(holds_chunks, self.folder.glob("split*/")))
         return begun or any(self.folder.glob("*.done"))
 
-    def _folder(self, split: int) -> Path:
-        return self.folder / f"split{split:05d}"
-
     def _done(self, split: int) -> Path:
-        return self._folder(split).with_suffix(".done")
+        return self.folder / f"split{split:05d}.done"
 
 
 def _check_new(features: FeatureFile, made: Extraction, path: Path) -> None:
