@@ -9,7 +9,7 @@ from typing import Any, ClassVar, cast
 
 import torch
 
-from talk2dino.backbones.seeded import PREFIX
+from talk2dino.backbones.seeded import PREFIX, PRETRAINED
 from talk2dino.benchmarks.table import BENCHMARKS, Benchmark
 from talk2dino.config import check_name
 from talk2dino.files import content_digest
@@ -120,10 +120,19 @@ class Method:
         raise NotImplementedError
 
     @property
+    def weights(self) -> str:
+        """A file, a folder, `pretrained`, or `seeded:<n>`, as for a toy by default."""
+        return self.options.weights or (f"{PREFIX}0" if self.toy else PRETRAINED)
+
+    @property
     def untrained(self) -> bool:
-        """Whether its weights are random, as those of a toy are by default."""
-        weights = self.options.weights
-        return self.toy if weights is None else weights.startswith(PREFIX)
+        """Whether its weights are random."""
+        return self.weights.startswith(PREFIX)
+
+    @property
+    def seeded(self) -> str | None:
+        """What stands for its other parts, too, where its weights are random."""
+        return self.weights if self.untrained else None
 
     @property
     def toy(self) -> bool:
@@ -193,7 +202,7 @@ class Method:
 
     def settings(self) -> dict[str, Any]:
         """All that decides its scores, as plain JSON data; weights by their content."""
-        return {"model": self.model, "weights": content_digest(str(self.options.weights))}
+        return {"model": self.model, "weights": content_digest(self.weights)}
 
     def text_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """The part of what `settings` returned that decides the rows of classes."""

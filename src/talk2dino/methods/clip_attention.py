@@ -274,6 +274,6 @@ class ClipAttentionMethod(ClipWordMethod):
         if isinstance(loaded, ClipAttentionSegmenter):
             towers = (loaded.image, loaded.text)
         else:
-            towers = load_clip(self.clip, self.options.weights, device)
+            towers = load_clip(self.clip, self.weights, device)
         found = self.refinements(DILATIONS)
         return ClipAttentionSegmenter(*towers, self.method, self.key, found)

@@ -243,15 +243,14 @@ class ClipDinoiserMethod(ClipWordMethod):
     @property
     def weights(self) -> str:
         """Of the convolutions."""
-        if self.options.weights is None and self.clip.startswith("toy"):
-            return default_weights(self.clip)
-        return self.options.weights or str(find_in_checkout(f"weights/{self.model}/last.pt"))
+        if not self.options.weights and not self.toy:
+            return str(find_in_checkout(f"weights/{self.model}/last.pt"))
+        return super().weights
 
     @property
     def clip_weights(self) -> str:
         """Of both towers."""
-        seeded = parse_seeded(self.weights) is not None
-        return self.options.clip_weights or (self.weights if seeded else default_weights(self.clip))
+        return self.options.clip_weights or self.seeded or default_weights(self.clip)
 
     def words(self, row: Benchmark | None = None) -> ClassWords:
         """Those of the published lists."""

@@ -24,7 +24,7 @@ from talk2dino.backbones.clip_image import (
     margins,
 )
 from talk2dino.backbones.templates import prompt_means
-from talk2dino.backbones.text import TextEncoder, default_weights
+from talk2dino.backbones.text import TextEncoder
 from talk2dino.benchmarks.table import BENCHMARKS, Benchmark
 from talk2dino.files import content_digest, shipped
 from talk2dino.methods.base import PAPERS_TABLE, Method, MethodOptions, PictureRules, Published
@@ -179,13 +179,13 @@ class ClipWordMethod(Method):
 
     def check(self) -> None:
         """See `check_clip`."""
-        check_clip(self.clip, self.options.weights)
+        check_clip(self.clip, self.weights)
 
     def settings(self) -> dict[str, Any]:
         """Model, weights and rules."""
         return {
             "model": self.model,
-            "weights": content_digest(self.options.weights or default_weights(self.clip)),
+            "weights": content_digest(self.weights),
             "logit_scale": self.rules.logit_scale,
             "area": self.rules.area,
             "pamr": self.refines,

@@ -19,7 +19,6 @@ from talk2dino.backbones.clip_image import (
     pad_to_multiple,
     queries_keys_values,
 )
-from talk2dino.backbones.seeded import parse_seeded
 from talk2dino.backbones.text import TextEncoder
 from talk2dino.backbones.vision import (
     VisionBackbone,
@@ -231,10 +230,8 @@ class ProxyClipMethod(ClipWordMethod):
     @property
     def vision_weights(self) -> str:
         """Of the foundation model."""
-        chosen, weights = self.options.vision_weights, self.options.weights
-        if chosen is None and weights is not None and parse_seeded(weights) is not None:
-            return weights
-        return chosen or default_weights(MODELS[self.model][1])
+        default = self.seeded or default_weights(MODELS[self.model][1])
+        return self.options.vision_weights or default
 
     def words(self, row: Benchmark | None = None) -> ClassWords:
         """Those of the published lists."""
@@ -256,6 +253,6 @@ class ProxyClipMethod(ClipWordMethod):
         if isinstance(loaded, ProxyClipSegmenter):
             models = (loaded.image, loaded.text, loaded.vision)
         else:
-            towers = load_clip(clip, self.options.weights, device)
+            towers = load_clip(clip, self.weights, device)
             models = (*towers, load_vision(vision, self.vision_weights, device))
         return ProxyClipSegmenter(*models, self.key, self.refinements(), self.options.compat)

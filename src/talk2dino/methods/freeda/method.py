@@ -17,9 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from talk2dino.backbones.clip_image import ClipImage, check_clip, load_clip
-from talk2dino.backbones.seeded import parse_seeded
 from talk2dino.backbones.templates import prompt_means
-from talk2dino.backbones.text import TextEncoder, default_weights
+from talk2dino.backbones.text import TextEncoder
 from talk2dino.backbones.vision import (
     PRETRAINED,
     VisionBackbone,
@@ -293,16 +292,6 @@ class FreeDAMethod(Method):
     threshold_meaning = "0.8 sigmoid(cosine) + 0.2 cosine; its authors give none"
 
     @property
-    def clip_weights(self) -> str:
-        """Of both towers of CLIP."""
-        return self.options.weights or default_weights(MODELS[self.model][0])
-
-    @property
-    def seeded(self) -> str | None:
-        """What stands for the other parts where CLIP has no real weights."""
-        return self.clip_weights if parse_seeded(self.clip_weights) is not None else None
-
-    @property
     def vision_weights(self) -> str:
         """Of DINOv2."""
         return self.options.vision_weights or self.seeded or PRETRAINED
@@ -352,7 +341,7 @@ class FreeDAMethod(Method):
     def check(self) -> None:
         """See `check_clip`, `check_vision`, `check_bank`."""
         clip, vision = MODELS[self.model]
-        check_clip(clip, self.clip_weights)
+        check_clip(clip, self.weights)
         check_vision(vision, self.vision_weights)
         check_bank(self.bank, self.model)
         if self.superpixels is not None:
@@ -363,7 +352,7 @@ class FreeDAMethod(Method):
         superpixels = self.superpixels
         return {
             "model": self.model,
-            "weights": content_digest(self.clip_weights),
+            "weights": content_digest(self.weights),
             "vision_weights": content_digest(self.vision_weights),
             "bank": content_digest(str(self.bank)),
             "neighbours": self.options.neighbours,
@@ -381,7 +370,7 @@ class FreeDAMethod(Method):
             parts = (loaded.image, loaded.text, loaded.vision, loaded.bank)
         else:
             clip, vision_name = MODELS[self.model]
-            image, text = load_clip(clip, self.clip_weights, device)
+            image, text = load_clip(clip, self.weights, device)
             vision = load_vision(vision_name, self.vision_weights, device)
             bank = load_bank(str(self.bank), image.embed_dim, vision.embed_dim)
             parts = (image, text, vision, bank)

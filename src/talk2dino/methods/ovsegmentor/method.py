@@ -289,11 +289,6 @@ class OVSegmentorMethod(Method):
         return self.options.weights or str(usual)
 
     @property
-    def untrained(self) -> bool:
-        """Whether its weights are random."""
-        return self.weights.startswith(PREFIX)
-
-    @property
     def demo(self) -> PictureRules:
         """As its published demo."""
         return PictureRules(

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from talk2dino.backbones import vision
-from talk2dino.backbones.seeded import PREFIX
 from talk2dino.backbones.templates import ALIASES
 from talk2dino.benchmarks.table import Benchmark
 from talk2dino.devices import check_compiler, compile_blocks
@@ -161,9 +160,9 @@ class Talk2DinoMethod(Method):
         return None
 
     @property
-    def untrained(self) -> bool:
-        """Whether its projection is random."""
-        return self.config.projection_weights.startswith(PREFIX)
+    def weights(self) -> str:
+        """Of the projection."""
+        return self.config.projection_weights
 
     @property
     def toy(self) -> bool:
