@@ -9,6 +9,7 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib import import_module
 from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
@@ -191,6 +192,14 @@ def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
 def reason(error: BaseException) -> str:
     """The first line of an error's text, or the name of its kind."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def optional_module(name: str, advice: str) -> Any:
+    """A module of a library that is not required; without it, ImportError with `advice`."""
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise ImportError(advice) from error
 
 
 def check_at_least(smallest: int, **values: int) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from talk2dino.benchmarks.data.labels import IGNORED, read_labels
-from talk2dino.config import check_at_least
+from talk2dino.config import check_at_least, optional_module
 from talk2dino.files import atomic_path, listed, read_ahead, remove_leftovers, write_text
 from talk2dino.progress import Progress, silent
 from talk2dino.textfiles import check_once, read_json, read_names
@@ -272,12 +272,8 @@ def draw_segments(
     where: str, size_hw: tuple[int, int], segments: Iterable[tuple[int, Any]], wide: bool = False
 ) -> Labels:
     """A label map of COCO's run lengths (compressed or as a list) or polygons, the last on top."""
-    try:
-        from pycocotools import mask as coco_mask
-    except ImportError as error:
-        raise ImportError(
-            "COCO's segments need pycocotools. Run: pip install pycocotools"
-        ) from error
+    advice = "COCO's segments need pycocotools. Run: pip install pycocotools"
+    coco_mask = optional_module("pycocotools.mask", advice)
     labels = np.zeros(size_hw, np.uint16 if wide else np.uint8)
     for label, segment in segments:
         if segment in ([], None):

@@ -12,11 +12,16 @@ from torch import Tensor
 
 from talk2dino.backbones.checkpoints import read_state_dict
 from talk2dino.backbones.seeded import parse_seeded, seeded_tensor
-from talk2dino.config import check_name
+from talk2dino.config import check_name, optional_module
 from talk2dino.files import atomic_path, save_safetensors
 
 INDEX = "knn.index"
 METRICS = ("inner_product", "l2")
+_FAISS = (
+    "faiss",
+    f"reading {INDEX} needs faiss: pip install faiss-cpu. Or convert the bank elsewhere "
+    "(python -m talk2dino convert freeda <folder> bank.safetensors) and give the file.",
+)
 WHERE = (
     "Its authors' prototype_embeddings.tar and faiss_index.zip are on Google Drive, ids "
     "1U4d0exJuq29b0rLR6iOT20ErW3DAmgw0 and 1FHjpM0aqPf9OjiuG_341EMlEuq6hsh6L: unpack both into one "
@@ -82,7 +87,7 @@ def check_bank(place: str | None, model: str) -> None:
         if not Path(place).exists():
             raise FileNotFoundError(f"{place}: no such bank. {WHERE}.")
         if Path(place).is_dir():
-            import_faiss()
+            optional_module(*_FAISS)
 
 
 def load_bank(place: str, text_width: int, vision_width: int) -> Bank:
@@ -152,7 +157,7 @@ def read_converted(path: Path) -> Bank:
 
 def read_folder(folder: Path) -> Bank:
     """The published layout: key i of knn.index belongs to the i-th .npy file by name."""
-    faiss = import_faiss()
+    faiss = optional_module(*_FAISS)
     index_path = _the_only(sorted(folder.rglob(INDEX)), folder, INDEX)
     of_vectors = _the_only(sorted({p.parent for p in folder.rglob("*.npy")}), folder, ".npy files")
     files = sorted((p for p in of_vectors.iterdir() if p.is_file()), key=lambda path: path.name)
@@ -217,15 +222,3 @@ def _read_vectors(files: Sequence[Path]) -> Tensor:
         vectors[place] = vector
     assert vectors is not None  # a folder of vectors was found
     return torch.from_numpy(vectors)
-
-
-def import_faiss() -> Any:
-    """The library that reads knn.index; nothing else needs it."""
-    try:
-        import faiss
-    except ImportError as error:
-        raise ImportError(
-            f"reading {INDEX} needs faiss: pip install faiss-cpu. Or convert the bank elsewhere "
-            "(python -m talk2dino convert freeda <folder> bank.safetensors) and give the file."
-        ) from error
-    return faiss

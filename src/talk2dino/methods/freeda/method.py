@@ -8,7 +8,7 @@ Nothing is learned.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ from talk2dino.backbones.vision import (
     patch_size,
 )
 from talk2dino.benchmarks.table import BENCHMARKS, Benchmark
-from talk2dino.config import check_at_least
+from talk2dino.config import check_at_least, optional_module
 from talk2dino.devices import in_float32
 from talk2dino.files import content_digest
 from talk2dino.methods.base import Method, MethodOptions, PictureRules, published
@@ -38,6 +38,11 @@ from talk2dino.segmenter import ClassQuery, Segmenter, pool_words, with_backgrou
 from talk2dino.sizes import Protocol
 
 _LOCAL, _GLOBAL = 0.8, 0.2
+_SKIMAGE = (
+    "skimage.segmentation",
+    "superpixels need scikit-image: pip install scikit-image. Or score patches in their place: "
+    "--superpixels off",
+)
 
 
 # -- Superpixels, and the mean of patch features over each of them --
@@ -57,8 +62,8 @@ class Superpixels:
     def of(self, window: Tensor) -> Tensor:
         """A window (3, h, w) RGB in [0, 255] to labels (h, w) int64 from 0, on the CPU."""
         pixels = (window.float().cpu() / 255).permute(1, 2, 0).contiguous().numpy()
-        felzenszwalb = import_felzenszwalb()
-        labels = felzenszwalb(pixels, self.scale, self.sigma, self.min_size)
+        segmentation = optional_module(*_SKIMAGE)
+        labels = segmentation.felzenszwalb(pixels, self.scale, self.sigma, self.min_size)
         return torch.from_numpy(labels).long()
 
 
@@ -92,19 +97,6 @@ def pool_regions(weights: Tensor, patches: Tensor) -> Tensor:
     """Weighted means (R, D) of patches (P, D); 0 for a region that no patch sees."""
     total = weights.sum(dim=1, keepdim=True)
     return weights @ patches / (total + torch.finfo(torch.float32).eps)
-
-
-def import_felzenszwalb() -> Callable[..., Any]:
-    """scikit-image's function; nothing else needs the library."""
-    try:
-        from skimage.segmentation import felzenszwalb
-    except ImportError as error:
-        raise ImportError(
-            "superpixels need scikit-image: pip install scikit-image. Or score patches in their "
-            "place: --superpixels off"
-        ) from error
-    found: Callable[..., Any] = felzenszwalb
-    return found
 
 
 # -- The segmenter --
@@ -345,7 +337,7 @@ class FreeDAMethod(Method):
         check_vision(vision, self.vision_weights)
         check_bank(self.bank, self.model)
         if self.superpixels is not None:
-            import_felzenszwalb()
+            optional_module(*_SKIMAGE)
 
     def settings(self) -> dict[str, Any]:
         """Model, weights, bank and superpixels."""
