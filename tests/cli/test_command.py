@@ -247,6 +247,9 @@ def test_free_memory_is_what_the_system_can_still_give(monkeypatch):
     [
         (["convert", "ovsegmentor", "w.pth", "out", "--num_heads", "12"], "edit the config.json"),
         (["prepare-captions", "filter", "--header", "yes"], "a header is recognised"),
+        (["quickstart", "--epochs", "3"], "`train.py --model` takes a recipe"),
+        (["app", "--config", "recipe.yaml"], "--model <recipe>=<weights>"),
+        (["report", "results", "--verbose"], "--debug says it"),
     ],
 )
 def test_a_flag_of_an_earlier_version_says_what_takes_its_place(argv, advice, capsys):

@@ -112,7 +112,8 @@ class Command:
             formatter_class=_HelpFormatter,
             allow_abbrev=False,
         )
-        parser.given, parser.gone = argv, cls.gone
+        parser.given = argv
+        parser.gone = {"--verbose": "--debug says it", **cls.gone}
         cls.add_arguments(parser)
         cls.add_more(parser, argv)
         add_flags(parser, "cli.command:Command", "debug")
