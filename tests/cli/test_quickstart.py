@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import re
 import shutil
 from pathlib import Path
@@ -98,7 +99,7 @@ def test_other_settings_need_overwrite(finished, capsys):
     folder, _ = finished
     assert Quickstart.main(["--output", str(folder), *TINY, "--seed", "5"]) == 2
     message = capsys.readouterr().err
-    assert "seed was 0, now 5" in message
+    assert "with other settings (seed was 0, now 5)" in message
     assert "--overwrite" in message
 
 
@@ -106,8 +107,9 @@ def test_overwrite_starts_again(finished, tmp_path, monkeypatch):
     folder = shutil.copytree(finished[0], tmp_path / "quickstart")
     monkeypatch.setattr("talk2dino.cli.quickstart._run_step", lambda *step: 1)
     assert Quickstart.main(["--output", str(folder), *TINY, "--overwrite"]) == 1
-    left = {path.name for path in folder.iterdir()}
-    assert "data" in left and not left & {"features", "weights", "results", "predictions"}
+    assert [path.name for path in folder.iterdir()] == ["quickstart.json"]
+    # A kill in the middle of the first step leaves what a run without --overwrite goes on with.
+    assert Quickstart.main(["--output", str(folder), *TINY]) == 1
 
 
 @pytest.mark.parametrize(
@@ -122,6 +124,28 @@ def test_wrong_arguments_are_named(flags, message, tmp_path, capsys):
     assert Quickstart.main(["--output", str(tmp_path / "q"), *flags]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "q").exists()
+
+
+@pytest.mark.parametrize("flags", [[], ["--overwrite"]])
+def test_a_drawn_world_alone_makes_no_quickstart_of_a_folder(flags, tmp_path, capsys):
+    assert project_main(["toy", "--output", str(tmp_path / "data"), "--images", "12"]) == 0
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "vitb.pth").write_text("precious")
+    assert Quickstart.main(["--output", str(tmp_path), *TINY, *flags]) == 2
+    assert "holds other files and no quickstart" in capsys.readouterr().err
+    assert (tmp_path / "weights" / "vitb.pth").is_file()
+
+
+def test_a_quickstart_of_an_earlier_version_is_started_again_when_asked(tmp_path, capsys):
+    features = tmp_path / "features" / "train.pth"  # of images only, and never completed
+    features.parent.mkdir()
+    features.write_text("")
+    settings = {"images": 12, "epochs": None, "seed": 0, "configs/toy.yaml": "sha256:0"}
+    (tmp_path / "quickstart.json").write_text(json.dumps({"settings": settings}))
+    assert Quickstart.main(["--output", str(tmp_path), *TINY]) == 2
+    message = capsys.readouterr().err
+    assert "holds a quickstart with other settings" in message and "--overwrite" in message
+    run_quickstart(tmp_path, "--overwrite")
 
 
 @pytest.mark.parametrize("flags", [[], ["--overwrite"]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 import time
@@ -10,15 +11,17 @@ from typing import TYPE_CHECKING
 
 from talk2dino.__main__ import find_command
 from talk2dino.cli.command import DONE, INTERRUPTED, Command
-from talk2dino.config import check_at_least
-from talk2dino.files import check_folder_writable, find_in_checkout, remove_folder
-from talk2dino.textfiles import read_yaml
+from talk2dino.config import check_at_least, differences
+from talk2dino.files import check_folder_writable, find_in_checkout, remove_folder, write_text
+from talk2dino.textfiles import read_json, read_yaml
 from talk2dino.toy.world import World, check_world, world_of_size
 
 if TYPE_CHECKING:
     from talk2dino.benchmarks.tables import Table
 
 RECIPE = "configs/toy.yaml"
+RECORD = "quickstart.json"
+"""In its folder: what the quickstart was begun with. A folder without it is somebody else's."""
 
 _EXTRACT = (
     "extract --ann_path {data}/coco/captions_%s.json --data_dir {data}/coco "
@@ -34,7 +37,7 @@ _EVALUATE = (
     "--data_root {data} --output {out}/results --save_predictions {out}/predictions/%s"
 )
 STEPS = (
-    "toy --output {data} --images {images} --seed {seed} --overwrite",
+    "toy --output {data} --images {images} --seed {seed}",
     *(step % (split, split) for step in (_EXTRACT, _TEXT) for split in ("train", "val")),
     "train --model {recipe} --train_dataset {out}/features/train.pth --val_dataset "
     "{out}/features/val.pth --out {out}/weights/toy.pth --scheduler cosine --seed {seed} --resume",
@@ -47,8 +50,6 @@ STEPS = (
 )
 """The commands, one after the other; each goes on where it was, or makes its result again."""
 
-_KEPT = ("features", "weights", "results", "predictions")
-"""Folders of finished work, which `--overwrite` removes; the other files are replaced anyway."""
 PANEL_ROWS = 6
 
 
@@ -78,12 +79,8 @@ class Quickstart(Command):
         resolve_device(self.device)
         read_yaml(find_in_checkout(RECIPE))
         check_folder_writable(self.output)
-        data = self.output / "data"
-        if not data.exists() and self.output.is_dir() and any(self.output.iterdir()):
-            raise FileExistsError(  # whatever it is, it is not ours to replace
-                f"{self.output} holds other files and no quickstart. Choose another --output."
-            )
-        check_world(data, world_of_size(self.images, self.seed), self.overwrite)
+        self._check_record()
+        check_world(self.output / "data", world_of_size(self.images, self.seed), self.overwrite)
 
     def run(self, found: None) -> int:
         """Draw, extract, train, evaluate and show; every command goes on where it was."""
@@ -91,9 +88,9 @@ class Quickstart(Command):
         from talk2dino.toy.world import read_examples
 
         out: Path = self.output
-        for folder in (out / name for name in _KEPT if self.overwrite):
-            if folder.is_dir():
-                remove_folder(folder)
+        if self.overwrite and out.is_dir():
+            remove_folder(out)  # `check` has seen that it is a quickstart
+        write_text(out / RECORD, json.dumps(self._settings()) + "\n")
         places = {
             **{"out": out, "data": out / "data", "images": self.images, "seed": self.seed},
             "recipe": find_in_checkout(RECIPE),
@@ -114,6 +111,31 @@ class Quickstart(Command):
         print(f"report: {out / 'report.html'}")
         print(f"everything took {time.perf_counter() - started:.0f} s")
         return DONE
+
+    def _settings(self) -> dict[str, int]:
+        """What the record says; earlier versions had more, and features in other files."""
+        return {"images": self.images, "seed": self.seed}
+
+    def _check_record(self) -> None:
+        """Raise for a folder that holds something else, or a quickstart with other settings.
+
+        Raises:
+            FileExistsError: the folder is not this quickstart's.
+            ValueError: the record is damaged.
+        """
+        path = self.output / RECORD
+        if not path.exists() and self.output.is_dir() and any(self.output.iterdir()):
+            raise FileExistsError(  # whatever it is, not even `--overwrite` replaces it
+                f"{self.output} holds other files and no quickstart. Choose another --output."
+            )
+        if path.exists() and not self.overwrite:
+            found = read_json(path, "Delete it, or pass --overwrite.")
+            found = found if isinstance(found, dict) else {"record": found}
+            if differing := differences(found, self._settings()):
+                raise FileExistsError(
+                    f"{self.output} holds a quickstart with other settings ({differing:.200}). "
+                    "Choose another folder with --output, or pass --overwrite to start again."
+                )
 
 
 def _run_step(name: str, words: list[str]) -> int:
