@@ -70,6 +70,7 @@ def test_every_way_on_a_cpu_equals_the_literal_version(
         (6, (23, 9), 7),  # more iterations than bands
         (2, (70, 11), 2),
         (33, (48, 5), 3),
+        (70, (13, 6), 4),  # as many bands as are kept, and three parts of classes
         (1, (1, 30), 1),
     ],
 )

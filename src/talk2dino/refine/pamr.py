@@ -170,7 +170,8 @@ def _pamr_in_bands(
     A band is averaged as soon as the band below it is one iteration behind. So the weights of
     only `iterations` + 1 bands are there at a time, and each of them is made once. All iterations
     share one table: a row's new scores take the place of those that are `margin` rows above it,
-    which nothing needs any more.
+    which nothing needs any more. A picture that has no more bands keeps all weights, and then the
+    tables of only some classes are there at a time.
     """
     refined = masks.new_empty(masks.shape)
     (classes, height, width), margin = masks.shape[1:], max(dilations)
@@ -183,26 +184,30 @@ def _pamr_in_bands(
     bands = -(-height // rows)
     size_hw = (height + (iterations + 2) * margin, width + 2 * margin)
     firsts = range(iterations * margin, -1, -margin)
+    kept = bands <= iterations + 1
     for image, scores, result in zip(images, masks, refined, strict=True):
         weights: dict[int, list[tuple[slice, Tensor]]] = {}  # by band, some rows at a time
-        padded = []  # of some classes, before the iterations and after each
-        for some in scores.split(_BAG_CLASSES):
-            table = torch.empty_permuted((len(some), *size_hw), order, dtype=some.dtype)
-            padded.append([table[:, first : first + height + 2 * margin] for first in firsts])
-            padded[-1][0].copy_(_pad(some[None], dilations)[0])
-        for step in range(bands + iterations - 1):
-            if step < bands:
-                here = range(step * rows, min((step + 1) * rows, height))
-                weights[step] = list(_weights_by_rows(image, here, dilations, in_bags))
-            for tables in padded:
-                for iteration in range(iterations):
-                    for part, found in weights.get(step - iteration, ()):
-                        around = slice(part.start, part.stop + 2 * margin)
-                        averaged = average(tables[iteration][:, around], found)
-                        _put_rows(tables[iteration + 1], part, averaged)
-            weights.pop(step - iterations + 1, None)
-        for some, tables in zip(result.split(_BAG_CLASSES), padded, strict=True):
-            some.copy_(tables[-1][:, margin:-margin, margin:-margin])
+        groups = list(zip(scores.split(_BAG_CLASSES), result.split(_BAG_CLASSES), strict=True))
+        for together in [[group] for group in groups] if kept else [groups]:
+            padded = []  # of some classes, before the iterations and after each
+            for some, _ in together:
+                table = torch.empty_permuted((len(some), *size_hw), order, dtype=some.dtype)
+                padded.append([table[:, first : first + height + 2 * margin] for first in firsts])
+                padded[-1][0].copy_(_pad(some[None], dilations)[0])
+            for step in range(bands + iterations - 1):
+                if step < bands and step not in weights:
+                    here = range(step * rows, min((step + 1) * rows, height))
+                    weights[step] = list(_weights_by_rows(image, here, dilations, in_bags))
+                for tables in padded:
+                    for iteration in range(iterations):
+                        for part, found in weights.get(step - iteration, ()):
+                            around = slice(part.start, part.stop + 2 * margin)
+                            averaged = average(tables[iteration][:, around], found)
+                            _put_rows(tables[iteration + 1], part, averaged)
+                if not kept:
+                    weights.pop(step - iterations + 1, None)
+            for (_, some), tables in zip(together, padded, strict=True):
+                some.copy_(tables[-1][:, margin:-margin, margin:-margin])
     return refined
 
 
