@@ -472,15 +472,15 @@ def test_finished_splits_of_one_input_are_not_completed_with_another(
     tmp_path, coco, make_coco, capsys, monkeypatch
 ):
     """The splits that are written are not looked at again, so the input has to be the same."""
-    finish = Job.finish
+    make = Job.make
 
-    def finish_and_die(*arguments):
-        finish(*arguments)
+    def make_and_die(*arguments):
+        make(*arguments)
         raise KeyboardInterrupt
 
     arguments = (tmp_path / "s.pth", "--n_in_splits", "2")
     with monkeypatch.context() as patch:
-        patch.setattr(Job, "finish", finish_and_die)
+        patch.setattr(Job, "make", make_and_die)
         assert Extract.main(coco.arguments(*arguments)) == 130
     assert Extract.main(make_coco(tmp_path / "other", 6).arguments(*arguments)) == 2
     assert "unfinished work with other settings (ann_path was " in capsys.readouterr().err
