@@ -204,6 +204,16 @@ def test_a_damaged_file_of_the_cache_is_named(cache):
         Talk2DINO.from_pretrained(REPO, device="cpu", cache_dir=cache)
 
 
+def test_a_repository_known_to_have_no_weights_says_so_offline(tmp_path):
+    known = tmp_path / "models--someone--a-model"
+    (known / "refs").mkdir(parents=True)
+    (known / "refs" / "main").write_text("c0ffee")
+    (known / ".no_exist" / "c0ffee").mkdir(parents=True)
+    (known / ".no_exist" / "c0ffee" / "model.safetensors").touch()
+    with pytest.raises(ValueError, match="holds no model.safetensors"):
+        find.fetch_folder(REPO, cache_dir=tmp_path, local_files_only=True)
+
+
 def test_without_network_it_says_what_to_download_and_where_to_put_it(tmp_path):
     with pytest.raises(RuntimeError) as error:
         Talk2DINO.from_pretrained("dinov3_vitl", device="cpu", cache_dir=tmp_path)

@@ -350,6 +350,8 @@ def fetch_folder(repo: str, advice: str = "", **settings: Any) -> Path:
     cached = try_to_load_from_cache(repo, WEIGHTS, place, revision)
     if not settings.get("local_files_only") and not isinstance(cached, str):
         logger.warning("asking the Hub for %s; a whole model has about a gigabyte", repo)
+    elif not isinstance(cached, str | None):  # the Hub once said that it is not there
+        raise ValueError(f"no model {repo!r} on the Hub: it holds no {WEIGHTS}. {advice}")
     address = f"{ENDPOINT}/{repo}"
     refused = {
         GatedRepoError: f"it is gated: accept its conditions at {address} and pass token=",
