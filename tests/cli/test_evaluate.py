@@ -156,12 +156,17 @@ def test_every_image_is_read_once_for_the_digest_of_a_run(tmp_path, monkeypatch)
 
 
 def test_the_same_command_again_changes_nothing(voc20, capsys, monkeypatch):
+    read = []
     monkeypatch.setattr("talk2dino.benchmarks.job.label_pictures", pytest.fail)
+    monkeypatch.setattr(
+        "talk2dino.benchmarks.job.read_result", lambda path: read.append(path) or read_result(path)
+    )
     assert [path.name for path in voc20.glob("counts/*/*")] == ["settings.json"]
     before = {path: path.stat().st_mtime_ns for path in voc20.glob("voc20*")}
     assert evaluate(voc20) == 0
     assert {path: path.stat().st_mtime_ns for path in voc20.glob("voc20*")} == before
     assert "| voc20 " in capsys.readouterr().out
+    assert len(read) == 1, "what is there is read once"
 
 
 def test_other_settings_are_another_run(voc20, tmp_path):

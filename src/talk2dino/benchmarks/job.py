@@ -215,7 +215,8 @@ def run_job(
     for group in [[run] for run in runs] if job.one_by_one else group_runs(runs):
         if job.one_by_one:
             forget_peak_memory(job.device)
-        todo = [run for run in group if _whole_result(job, run, processes) is None]
+        results = {run.name: _whole_result(job, run, processes) for run in group}
+        todo = [run for run in group if results[run.name] is None]
         counts, timing = evaluate_group(job, todo, models.tasks, processes, progress)
         for run in group:
             found = counts.get(run.name, {})
@@ -223,7 +224,7 @@ def run_job(
                 content, arrays = make_result(run, found, timing)
                 content["counted_with"] = count_settings(job, run)
                 write_result(job.output, run.name, content, arrays)
-            result = _whole_result(job, run, processes)
+            result = results[run.name] or _whole_result(job, run, processes)
             if result is not None:  # it holds them all
                 for path in (job.output / "counts" / run.name).glob("*.npz"):
                     path.unlink(missing_ok=True)
