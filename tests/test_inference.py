@@ -152,6 +152,20 @@ def test_a_hann_window_counts_least_at_its_border_and_nowhere_nothing(length):
     assert stitching(Protocol(), length).tolist() == [1] * length
 
 
+def test_the_weights_of_a_window_are_made_once_for_all_windows_of_its_size(monkeypatch):
+    made = []
+
+    def counted(protocol, length):
+        made.append(length)
+        return stitching(protocol, length)
+
+    monkeypatch.setattr("talk2dino.inference.stitching", counted)
+    mean = WindowMean((13, 37), Protocol(window=17, stride=10, stitch="hann"))
+    for left in (0, 10, 20):
+        mean.add((0, left), torch.ones(2, 13, 17))
+    assert made == [13, 17]
+
+
 @pytest.mark.parametrize("stitch", ["uniform", "hann"])
 def test_windows_are_averaged_as_pixel_by_pixel(stitch):
     protocol = Protocol(short_side=None, window=8, stride=5, stitch=stitch)

@@ -1,6 +1,7 @@
 """From images to scores with any segmenter: sizes, windows, averaging, resizing, finalising."""
 
 import math
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -130,8 +131,7 @@ class WindowMean:
         (top, left), (high, wide) = corner, scores.shape[-2:]
         hits: float | Tensor = 1
         if self._protocol.stitch != "uniform":
-            rows, columns = (stitching(self._protocol, side).to(scores) for side in (high, wide))
-            hits = torch.outer(rows, columns)
+            hits = _window_weights(self._protocol, high, wide, scores.device, scores.dtype)
             scores = scores * hits
         self._total[:, top : top + high, left : left + wide] += scores
         self._hits[top : top + high, left : left + wide] += hits
@@ -142,6 +142,15 @@ class WindowMean:
             raise RuntimeError("no window has been added yet.")
         total, self._total = self._total, None
         return total.div_(self._hits)
+
+
+@lru_cache(maxsize=16)
+def _window_weights(
+    protocol: Protocol, high: int, wide: int, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """(high, wide): how much each pixel of a window counts where windows overlap."""
+    rows, columns = stitching(protocol, high), stitching(protocol, wide)
+    return torch.outer(rows, columns).to(device, dtype)
 
 
 def stitching(protocol: Protocol, length: int) -> Tensor:
