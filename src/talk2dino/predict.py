@@ -12,7 +12,6 @@ from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
 from talk2dino.inference import (
     picture_scores,
     resize_picture,
-    resize_pixels,
     resize_scores,
     score_labels,
 )
@@ -44,7 +43,7 @@ def segment_picture(
         settings: what made it, for the result.
     """
     size = scoring_size(image.height, image.width, max_side)
-    pixels = rgb_tensor(Image.fromarray(resize_pixels(np.asarray(image), size)))
+    pixels = resize_picture(rgb_tensor(image), size).contiguous()
     scores = picture_scores(segmenter, pixels, query, protocol).float()
     scores = resize_scores(scores, (image.height, image.width))
     labels = score_labels(scores).cpu()
