@@ -258,8 +258,9 @@ class Talk2DinoMethod(Method):
             if compiled:
                 compile_blocks(segmenter.vision.model.blocks)
             return segmenter
-        config = dataclasses.replace(self.config, text_model=loaded.config.text_model)
-        return Talk2DinoSegmenter(loaded.vision, loaded.text, loaded.projection, config)
+        options = dict(vars(self.config))
+        del options["text_model"]  # the loaded one has its activation in its name
+        return loaded.variant(**options)
 
     def _unless_given(self, **changes: Any) -> Talk2DinoMethod:
         chosen = self.options.given()
