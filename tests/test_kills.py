@@ -90,7 +90,7 @@ CASES = {
     "segment": Case(SEGMENT + " --output out/ --save_mask --save_scores --overwrite"),
     "segment modes": Case(SEGMENT + " --output_folder out --vis mask pred --overwrite", slow=True),
     "segment exports": Case(SEGMENT + " --output out/ --export masks --overwrite", slow=True),
-    "filter": Case(FILTER + " --processors 2"),
+    "filter": Case(FILTER + " --processors 1"),  # more would be other processes
     "filter over parts": Case(
         FILTER + " --processors 1 --compat --overwrite", FILTER + " --processors 3"
     ),

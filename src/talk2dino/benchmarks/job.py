@@ -181,6 +181,7 @@ def prepare(job: Job) -> list[Run]:
         settings = run_settings(evaluation, dataset)
         model = evaluation.method.model
         name = run_name(evaluation, settings)
+        remove_leftovers(job.output / "counts" / name)
         folders = job.folders
         if len(job.models) > 1:
             folders = folders.below(model)

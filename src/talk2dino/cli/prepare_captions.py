@@ -5,13 +5,7 @@ from pathlib import Path
 
 from talk2dino.cli.command import DONE, FAILED, Command, bar_of
 from talk2dino.config import check_at_least
-from talk2dino.files import (
-    check_file,
-    check_folder_writable,
-    check_not_inputs,
-    check_writable,
-    hold_lock,
-)
+from talk2dino.files import check_file, check_folder_writable, check_not_inputs, check_writable
 from talk2dino.methods.ovsegmentor.data.prepare import (
     MERGED,
     filter_captions,
@@ -25,7 +19,6 @@ from talk2dino.methods.ovsegmentor.data.table import ENTITY, open_table
 from talk2dino.methods.ovsegmentor.data.words import AUTO, LEMMAS, find_lemmas
 
 MODES = ("filter", "merge", "makepair", "json2csv")
-_LOCK = ".prepare-captions.lock"
 
 Found = tuple[Path, Path]
 
@@ -95,17 +88,10 @@ class PrepareCaptions(Command):
         return source, out
 
     def run(self, found: Found) -> int:
-        """Do one step, alone in its folder."""
+        """Do one step; what it writes appears whole."""
         source, out = found
-        folder = out if self.mode == "filter" else out.parent
-        folder.mkdir(parents=True, exist_ok=True)
-        with hold_lock(folder / _LOCK):
-            try:
-                return self._filter(source, out) if self.mode == "filter" else self._write(*found)
-            finally:
-                (folder / _LOCK).unlink(missing_ok=True)
-
-    def _write(self, source: Path, out: Path) -> int:
+        if self.mode == "filter":
+            return self._filter(source, out)
         if self.mode == "merge":
             parts = list_parts(source)
             merge(parts, out, self.delete_parts)

@@ -143,7 +143,8 @@ def _run_step(name: str, words: list[str]) -> int:
     command = find_command(name)
     print(f"\n$ python {command.script} {shlex.join(words)}", flush=True)
     made = words[words.index("--out_path") + 1] if "--out_path" in words else ""
-    if made and Path(made).exists():  # extractions refuse to make it again
+    # Extractions refuse to make it again, but for one that was killed before it had tidied up.
+    if made and Path(made).exists() and not Path(f"{made}.parts").exists():
         print("  done already")
         return DONE
     started = time.perf_counter()
