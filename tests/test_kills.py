@@ -58,6 +58,10 @@ TRAIN = (
     "train --model {in}/recipe.yaml --train_dataset {in}/train.pth --val_dataset {in}/train.pth "
     "--device cpu --checkpoint_seconds 0 --save_head_activations --out out/w.pth"
 )
+ON_PICTURES = (
+    "train --model {in}/pictures.yaml --train_dataset {in}/good --workers 0 --device cpu "
+    "--checkpoint_seconds 0 --out out/w.pth"
+)
 PRETRAIN = "pretrain --config {in}/one.yaml --device cpu --workers 0 --checkpoint_seconds 0"
 PRETRAIN += " --out out"
 EVALUATE = "evaluate --model toy --weights seeded:0 --benchmarks toy --data_root {in}/world"
@@ -75,6 +79,7 @@ CASES = {
         "extract-text --ann_path out/x.pth --model toy --device cpu", EXTRACT + "/x.pth"
     ),
     "train": Case(TRAIN, again="--resume"),
+    "train on pictures": Case(ON_PICTURES, again="--resume", slow=True),
     "train over weights": Case(TRAIN + " --seed 2 --overwrite", before=TRAIN, slow=True),
     "evaluate": Case(EVALUATE + " --save_predictions out/p --gt_qual_path out/t"),
     "report": Case("report out --output out/r.html --latex --overwrite", EVALUATE),
@@ -201,6 +206,12 @@ def inputs(tmp_path_factory):
     assert metafile.name == good.name
     write_recipe(folder / "recipe.yaml", train={"num_epochs": 2, "save_best_model": True})
     write_features(features(), folder / "train.pth")
+    toy = {
+        "model": {"dino_embed_dim": 192, "num_attn_head": 3},
+        "train": {"num_epochs": 1, "save_best_model": False},
+    }
+    frozen = {"vision_model": "toy", "text_model": "toy", "resize_dim": 56, "crop_dim": 56}
+    (folder / "pictures.yaml").write_text(yaml.safe_dump({**toy, "features": frozen}))
     (folder / "one.yaml").write_text(yaml.safe_dump(recipe_values(good, epochs=1, batch_size=6)))
     write_world(folder / "world", WorldConfig(1, 1, 3, 1, 64))
     lines = (f"{n}.jpg\ta dog, number {n} of cats\n" for n in range(300))

@@ -1,10 +1,8 @@
 """`train.py` straight from images: the same numbers as on extracted features."""
 
 import csv
-import errno
 import json
 import tarfile
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,7 +12,9 @@ from PIL import Image
 
 from talk2dino.cli.extract import Extract, ExtractText
 from talk2dino.cli.train import Train
+from talk2dino.features.extract import ImageExtraction
 from talk2dino.methods.talk2dino.training.loop import TrainingRun
+from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -140,17 +140,48 @@ def test_an_unreadable_image_is_named(folder, capsys):
     assert "image 2 (2.png): " in message
 
 
-def test_features_that_do_not_fit_in_memory_are_in_a_file_meanwhile(folder, caplog, monkeypatch):
-    (folder / "scratch").mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(folder / "scratch"))
+def test_features_that_do_not_fit_in_memory_are_read_from_their_file(folder):
     assert train("pictures", "--out", "held.pth") == 0
     assert train("pictures", "--out", "mapped.pth", "--cache_gb", "0") == 0
-    assert f"more than --cache_gb 0: they are in a file in {folder / 'scratch'}" in caplog.text
     assert (folder / "held.pth").read_bytes() == (folder / "mapped.pth").read_bytes()
-    assert not [*(folder / "scratch").iterdir()]
-    no_room = OSError(errno.ENOSPC, "No space left on device")
-    monkeypatch.setattr("os.posix_fallocate", Mock(side_effect=no_room), raising=False)
-    assert train("pictures", "--out", "full.pth", "--cache_gb", "0") == 1
+    assert not [*folder.glob("*.features")]
+
+
+def test_what_is_encoded_is_kept_until_the_training_is_complete(folder):
+    assert train("pictures", "--out", "calm.pth") == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingRun, "take", lambda *_: torch.tensor([float("nan")]))
+        assert train("pictures", "--out", "w.pth") == 1
+    assert len([*(folder / "w.resume.features").iterdir()]) == 2  # training and validation
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ImageExtraction, "results", lambda *_: pytest.fail("encodes again"))
+        assert train("pictures", "--out", "w.pth", "--resume") == 0
+    assert (folder / "w.pth").read_bytes() == (folder / "calm.pth").read_bytes()
+    assert not [*folder.glob("*.features")]
+
+
+def test_a_changed_image_is_encoded_again(folder):
+    (folder / "pictures/2.png").rename(folder / "good.png")
+    (folder / "pictures/2.png").write_bytes(b"")
+    assert train("pictures", "--out", "w.pth") == 1
+    (folder / "good.png").rename(folder / "pictures/2.png")
+    assert train("pictures", "--out", "w.pth") == 0
+    assert train("pictures", "--out", "calm.pth") == 0
+    assert (folder / "w.pth").read_bytes() == (folder / "calm.pth").read_bytes()
+
+
+def test_two_processes_divide_the_encoding(folder, fork_server):
+    assert train("pictures", "--out", "one.pth", "--workers", "0") == 0
+    flags = ["--model", "recipe.yaml", "--train_dataset", "pictures", "--workers", "0"]
+    flags += ["--device", "cpu", "--val_dataset", "pictures", "--out", "two.pth"]
+    codes, said = run_ranks(fork_server, Train.main, flags, 2, folder)
+    assert codes == [0, 0], said
+    assert losses(folder / "two.losses.csv") == pytest.approx(losses(folder / "one.losses.csv"))
+
+
+def test_an_input_in_the_folder_of_what_is_encoded_is_refused(folder, capsys):
+    assert train("w.resume.features/train.pth", "--out", "w.pth") == 2
+    assert "w.resume.features is an input" in capsys.readouterr().err
 
 
 def test_a_recipe_for_another_backbone_is_refused_before_images_are_read(folder, capsys):

@@ -5,6 +5,7 @@ its own, named by its number, and whole or absent. Chunk k belongs to process k 
 there, they are put together.
 """
 
+import hashlib
 import json
 import logging
 import math
@@ -149,6 +150,13 @@ class Extraction(ABC):
         Raises:
             FileNotFoundError: nothing is where it should be.
         """
+
+    def fingerprint(self, items: Iterable[Any]) -> str:
+        """Identifies items, and how they are divided into chunks."""
+        digest = hashlib.sha256()
+        for item in (self.chunk_size, *items):
+            digest.update(f"{json.dumps(item)}\n".encode())
+        return digest.hexdigest()
 
     @abstractmethod
     def results(self, collection: Collection, chunks: Sequence[range]) -> Iterator[Chunk]:

@@ -7,7 +7,6 @@ Several processes on one job share the folder: the first one makes and removes i
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -15,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TextIO
 
-from talk2dino.config import check_at_least, differences
+from talk2dino.config import check_at_least, differences, first_few
 from talk2dino.features.captions import CaptionInput, Collection
 from talk2dino.features.chunks import Chunks, Extraction, fetched_behind, holds_chunks, kept_in
 from talk2dino.features.store import FeatureFile, write_features
@@ -76,6 +75,8 @@ class Job:
     max_failures: int = 0
     """With more unreadable images than this the exit code is 1 (the rest is written), and a file
     that is completed in place is left as it was."""
+    every: bool = False
+    """The first item that cannot be read ends the run; what is finished is kept."""
     processes: Processes = field(default_factory=Processes, init=False)
     """Those that work on the job, once they have joined."""
     resumed: bool = field(default=False, init=False)
@@ -233,10 +234,7 @@ class Job:
         ranges, finished = self.extraction.chunks(len(items)), set[int]()
         chunks = Chunks(self._done(split).with_suffix(""), ranges)
         if self.leads:  # what it finds counts: times and places of pictures may differ elsewhere
-            digest = hashlib.sha256()
-            for item in (self.extraction.chunk_size, *items):
-                digest.update(f"{json.dumps(item)}\n".encode())
-            chunks.take_over(digest.hexdigest(), self.overwrite)
+            chunks.take_over(self.extraction.fingerprint(items), self.overwrite)
             finished = chunks.finished()
         finished = self._gather(finished)[0]
         mine = range(len(ranges))[self.processes.rank :: self.processes.count]
@@ -248,6 +246,11 @@ class Job:
                 results = self.extraction.results(collection, [ranges[n] for n in left])
                 fetched = fetched_behind(results, self.extraction.runs_on)
                 for number, result in zip(left, fetched, strict=True):
+                    if result.failures and self.every:
+                        raise ValueError(
+                            f"{first_few(result.failures.values())} dino_extraction_v2.py leaves "
+                            "such images out: extract the features first."
+                        )
                     chunks.write(number, result)
                     if number == left[0]:
                         chunks.check_room(number, len(finished) + 1)
@@ -291,6 +294,11 @@ class Job:
 
     def _done(self, split: int) -> Path:
         return self.folder / f"split{split:05d}.done"
+
+
+def is_complete(path: Path) -> bool:
+    """Whether a job has written its only output, and ended."""
+    return path.exists() and not path.with_name(f"{path.name}.parts").exists()
 
 
 def _check_new(features: FeatureFile, made: Extraction, path: Path) -> None:

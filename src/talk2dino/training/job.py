@@ -27,6 +27,7 @@ from talk2dino.files import (
     check_not_inputs,
     check_writable,
     hold_lock,
+    remove_folder,
     save_torch,
     write_text,
 )
@@ -60,6 +61,11 @@ class RunOutputs:
     """Held while a run writes these files, removed when it is complete."""
     results: tuple[Path, ...]
     """What a complete run leaves; the last one makes the others valid."""
+
+    @property
+    def prepared(self) -> Path:
+        """Folder for what is made of the data before the first step, which goes with the state."""
+        return self.unfinished.with_suffix(".features")
 
 
 def read_summary(path: Path) -> dict[str, Any]:
@@ -148,7 +154,9 @@ class RunJob(ABC):
                     "with --overwrite, or write elsewhere with --out."
                 )
         check_writable(outputs.complete, overwrite=True)
-        check_not_inputs([self.out, *outputs.results, outputs.unfinished], read)
+        inputs = [Path(path) for path in read if path]
+        check_not_inputs([self.out, *outputs.results, outputs.unfinished], inputs)
+        check_not_inputs([outputs.prepared], [folder for path in inputs for folder in path.parents])
 
 
 def carry_out(job: RunJob, hooks: Hooks | None = None, processes: Processes | None = None) -> Any:
@@ -263,6 +271,8 @@ def _write(job: RunJob, run: Run, settings: Mapping[str, Any], weights: dict[str
         }
         text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
         write_text(folder / outputs.summary.name, text, errors="backslashreplace")
+    if outputs.prepared.is_dir():
+        remove_folder(outputs.prepared)
     outputs.unfinished.unlink(missing_ok=True)
 
 

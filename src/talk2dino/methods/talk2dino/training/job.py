@@ -3,27 +3,25 @@
 Its data are stored features, or images to encode.
 """
 
+import hashlib
 import json
 import logging
-import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from talk2dino.backbones.text import check_text, is_bert, load_text
 from talk2dino.backbones.vision import recorded_normalisation
-from talk2dino.config import first_few
-from talk2dino.features.captions import CaptionInput, Collection, check_exist
-from talk2dino.features.chunks import Chunk, Extraction, fetched_behind
+from talk2dino.features.captions import CaptionInput, check_exist
+from talk2dino.features.chunks import Extraction
 from talk2dino.features.extract import ImageExtraction
+from talk2dino.features.job import Job, is_complete
 from talk2dino.features.keys import BERT_KEY
-from talk2dino.features.store import FeatureFile, check_records, read_features
+from talk2dino.features.store import check_records, read_features
 from talk2dino.features.text import TextExtraction
 from talk2dino.files import content_digest, listed, save_torch, write_text
 from talk2dino.methods.talk2dino.config import feature_differences
@@ -42,7 +40,6 @@ from talk2dino.methods.talk2dino.training.dataset import (
     StoredPairs,
     check_widths,
     choose_features,
-    forget,
 )
 from talk2dino.methods.talk2dino.training.loop import LoopSettings, TrainingRun
 from talk2dino.methods.talk2dino.training.retrieval import embed_pairs, retrieval
@@ -82,7 +79,7 @@ class TrainJob(RunJob):
     workers: int = 0
     """Decoding processes."""
     cache_bytes: int = 8 << 30
-    """Features up to this size are kept in memory; larger ones in their file, or in TMPDIR."""
+    """Features up to this size are kept in memory; larger ones in their file."""
     save_heads: bool = False
     """Write the head chosen for every caption in the last epoch."""
 
@@ -159,7 +156,7 @@ class TrainJob(RunJob):
         return {k: v for k, v in present_settings(settings).items() if k != "captions"}
 
     def open(self, device: torch.device, processes: Processes, encoding: Progress) -> TrainingRun:
-        pairs, validation, test = open_datasets(self, device, encoding)
+        pairs, validation, test = open_datasets(self, device, processes, encoding)
         assert pairs is not None
         model = first_model(self.recipe.model, self.loop.seed, self.recipe.features).to(device)
         model.load_state_dict(processes.broadcast(weights_on_cpu(model)))
@@ -253,16 +250,20 @@ def dataset_input(path: str, data_dir: Path) -> CaptionInput:
 
 
 def open_datasets(
-    job: TrainJob, device: torch.device, progress: Progress = silent
+    job: TrainJob,
+    device: torch.device,
+    processes: Processes | None = None,
+    progress: Progress = silent,
 ) -> list[StoredPairs | None]:
     """The pairs for training, validation and test; images are encoded when all is there.
 
-    Images and captions are encoded once, by what the extraction commands run: to what a stored file
-    would hold, in memory or in a file without a name that goes with the process.
+    Images and captions are encoded once, by what the extraction commands run, to a feature file
+    that stays until the training is complete. Its name says what it is made of.
 
     Args:
         job: names the datasets.
         device: where images are encoded, and where the batches are needed.
+        processes: this process and its equals, which divide the encoding.
         progress: shows the encoding of images; see talk2dino.progress.
 
     Raises:
@@ -270,31 +271,67 @@ def open_datasets(
             does not fit the recipe; an image cannot be read.
         FileNotFoundError: images are missing.
     """
-    choice = job.choice
+    choice, processes = job.choice, processes or Processes()
     wanted = (
         (job.train_dataset, choice),
         (job.val_dataset, choice.for_validation()),
         (job.test_dataset, choice.for_retrieval()),
     )
-    opened: list[Any] = [path and _opened(job, path, chosen, device) for path, chosen in wanted]
-    for place, ((path, chosen), found) in enumerate(zip(wanted, opened, strict=True)):
-        if path is not None and isinstance(found, Collection):
-            features = _encoded(job, found, path, chosen, device, progress)
-            opened[place] = StoredPairs(features, chosen, path, device, job.cache_bytes)
+    opened: list[StoredPairs | None] = [None] * len(wanted)
+    pictures: dict[int, tuple[CaptionInput, tuple[Extraction, Extraction], Path]] = {}
+    for place, (path, chosen) in enumerate(wanted):
+        if path is None:
+            continue
+        data = dataset_input(path, job.data_dir)
+        if data.holds_features:
+            opened[place] = _opened(job, path, chosen, device)
+        else:
+            extractions = job.extractions(chosen, str(device))
+            pictures[place] = data, extractions, _place(job, data, chosen, extractions, processes)
+    for place, (data, (of_images, of_captions), file) in pictures.items():
+        if not processes.broadcast(is_complete(file)):
+            images = file.with_suffix(".images.pth")
+            if not processes.broadcast(is_complete(images)):
+                _extract(Job(data, of_images, images, every=True), processes, progress)
+            texts = CaptionInput(images, need_images=False)
+            _extract(Job(texts, of_captions, file), processes, silent)
+            images.unlink(missing_ok=True)
+        opened[place] = _opened(job, str(file), wanted[place][1], device)
     return opened
 
 
-def _opened(
-    job: TrainJob, path: str, choice: FeatureChoice, device: torch.device
-) -> StoredPairs | Collection:
-    """Stored features, checked; or what is to be encoded, all of which is there."""
-    data = dataset_input(path, job.data_dir)
-    if not data.holds_features:
-        collection = data.split(0, 1)
-        check_exist(collection.sources, every=True)
-        return collection
+def _place(
+    job: TrainJob,
+    data: CaptionInput,
+    choice: FeatureChoice,
+    extractions: Sequence[Extraction],
+    processes: Processes,
+) -> Path:
+    """Where the features of a dataset are kept, which has all its images.
+
+    Raises:
+        ValueError: they do not fit the recipe, as the first image and the first caption show.
+        FileNotFoundError: images are missing.
+    """
+    collection = data.split(0, 1)
+    check_exist(collection.sources, every=True)
+    made = [
+        (e.recorded(), e.keys, content_digest(e.weights), e.fingerprint(e.items(collection)))
+        for e in extractions
+    ]
+    digest = hashlib.sha256(json.dumps(made).encode()).hexdigest()
+    file = job.outputs.prepared / f"{processes.broadcast(digest[:16])}.pth"
+    if not file.exists():
+        image, caption = (next(made.results(collection, [range(1)])) for made in extractions)
+        if not image.failures:  # else it is named in a moment
+            check_widths(image.columns, caption.columns, choice, job.recipe, data.path)
+    return file
+
+
+def _opened(job: TrainJob, path: str, choice: FeatureChoice, device: torch.device) -> StoredPairs:
+    """Stored features, checked."""
+    data = CaptionInput(path, need_images=False)
     if data.tars:
-        data.need_images = False
         features = data.split(0, 1).features
     else:
         features = read_features(path)
@@ -307,75 +344,12 @@ def _opened(
     return pairs
 
 
-def _encoded(
-    job: TrainJob,
-    collection: Collection,
-    path: str,
-    choice: FeatureChoice,
-    device: torch.device,
-    progress: Progress,
-) -> FeatureFile:
-    """All features: what the extraction commands would have stored.
-
-    Raises:
-        ValueError: they do not fit the recipe, as the first image and the first caption show; or an
-            image cannot be read.
-    """
-    records = collection.features
-    of_images, of_captions = job.extractions(choice, str(device))
-    parts = (
-        (of_images, choice.image_keys, records.num_images, progress),
-        (of_captions, choice.caption_keys, len(records.annotations), silent),
-    )
-    image, caption = (next(_rows(collection, e, keys, [range(1)])) for e, keys, *_ in parts)
-    check_widths(image, caption, choice, job.recipe, path)
-    needed = sum(row.nbytes * records.num_images for row in image.values())
-    needed += sum(row.nbytes * len(records.annotations) for row in caption.values())
-    if large := needed > job.cache_bytes:
-        logger.warning(
-            "%s: its features take %.1f GB, more than --cache_gb %g: they are in a file in %s "
-            "(TMPDIR) while this runs. Extract them to keep them: dino_extraction_v2.py and "
-            "text_features_extraction.py.",
-            *(path, needed / 1e9, job.cache_bytes / 1e9, tempfile.gettempdir()),
-        )
-    features = records
-    for first, (extraction, keys, count, shown) in zip((image, caption), parts, strict=True):
-        make = _unnamed if large else Tensor.new_empty
-        held = {key: make(row, (count, *row.shape[1:])) for key, row in first.items()}
-        chunks = extraction.chunks(count)
-        with shown(count, 0) as bar:
-            rows_of_all = _rows(collection, extraction, keys, chunks)
-            for positions, found in zip(chunks, rows_of_all, strict=True):
-                for key, rows in found.items():
-                    held[key][positions.start : positions.stop] = rows
-                    if large:
-                        forget(held[key])
-                bar.update(len(positions))
-        features = extraction.completed(features, Chunk(held))
-    features.mapped_from = Path(tempfile.gettempdir()) if large else None
-    return features
-
-
-def _rows(
-    collection: Collection, extraction: Extraction, keys: Sequence[str], chunks: Sequence[range]
-) -> Iterator[dict[str, Tensor]]:
-    """The features of chunks of images or captions, key -> (n, ...) in main memory."""
-    for found in fetched_behind(extraction.results(collection, chunks), extraction.runs_on):
-        if found.failures:
-            raise ValueError(
-                f"{first_few(found.failures.values())} dino_extraction_v2.py leaves such images "
-                "out: extract the features first."
-            )
-        yield {key: found.columns[key] for key in keys}
-
-
-def _unnamed(like: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """An empty tensor, mapped from a file without a name, which goes with the process."""
-    with tempfile.TemporaryFile() as file:
-        file.truncate(shape[0] * like[:1].nbytes)
-        if hasattr(os, "posix_fallocate"):  # a full disk is an error now, not a crash later
-            os.posix_fallocate(file.fileno(), 0, shape[0] * like[:1].nbytes)
-        return torch.from_numpy(np.memmap(file, like.numpy().dtype, "r+", shape=shape))
+def _extract(job: Job, processes: Processes, progress: Progress) -> None:
+    with job:
+        job.join(processes)
+        for split in job.pending():
+            job.make(split, progress)
+        job.failures()  # waits until the first process has written
 
 
 def first_model(config: ProjectionConfig, seed: int, text: FeatureConfig) -> Projection:
