@@ -168,8 +168,18 @@ def test_it_is_a_command_of_the_project(capsys):
 
 
 def test_an_interrupted_step_interrupts_the_quickstart(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(Extract, "main", lambda words: 130)
+    def interrupt(self, found):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Extract, "run", interrupt)
     assert Quickstart.main(["--output", str(tmp_path / "quickstart"), *TINY]) == 130
-    captured = capsys.readouterr()
-    assert "interrupted; run the same command again to go on" in captured.err
-    assert "ended with exit code" not in captured.err
+    assert capsys.readouterr().err.count("interrupted; ") == 1
+
+
+def test_a_step_that_fails_says_why_once(tmp_path, monkeypatch, capsys):
+    def fail(self):
+        raise ValueError("no such pictures")
+
+    monkeypatch.setattr(Extract, "check", fail)
+    assert Quickstart.main(["--output", str(tmp_path / "quickstart"), *TINY]) == 1
+    assert capsys.readouterr().err.count("error: no such pictures") == 1

@@ -244,7 +244,8 @@ def add_flags(
         if "choices" in change:
             del settings["metavar"]
         if settings.get("default") is argparse.SUPPRESS and isinstance(default, str | int):
-            settings["help"] += "" if isinstance(default, bool) else f" (default: {default})"
+            shown = "on" if default is True else default
+            settings["help"] += "" if default is False else f" (default: {shown})"
         if flags:
             required = "action" not in settings and "default" not in settings
             settings = {"dest": name, "required": required, **settings}

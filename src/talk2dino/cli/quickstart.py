@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from talk2dino.__main__ import find_command
-from talk2dino.cli.command import DONE, INTERRUPTED, Command
+from talk2dino.cli.command import DONE, Command
 from talk2dino.config import check_at_least, differences
 from talk2dino.files import check_folder_writable, find_in_checkout, remove_folder, write_text
 from talk2dino.textfiles import read_json, read_yaml
@@ -56,7 +55,7 @@ PANEL_ROWS = 6
 class Quickstart(Command):
     """Draw a small world, run the whole pipeline on it, and show what came out."""
 
-    example = ""
+    example = "--output small --images 300"
     gone = {"--epochs": "`train.py --model` takes a recipe with other num_epochs"}
 
     output: Path = Path("quickstart")
@@ -148,13 +147,10 @@ def _run_step(name: str, words: list[str]) -> int:
         print("  done already")
         return DONE
     started = time.perf_counter()
-    code = command.main(words)
+    step = command.parse(words)
+    code = step.run(step.check())
     print(f"  {time.perf_counter() - started:.1f} s")
-    if code == INTERRUPTED:
-        raise KeyboardInterrupt
-    if code != DONE:
-        print(f"error: {name} ended with exit code {code}", file=sys.stderr)
-    return code
+    return code or DONE
 
 
 def _class_table(results: Path) -> Table:

@@ -84,7 +84,7 @@ class Train(TrainingCommand):
     """The same as --logger wandb."""
     cache_gb: float
     """Features up to this size are kept in memory by each process; larger ones are read from their
-    file again in every epoch (half of the memory that is free)."""
+    file again in every epoch; unless given, half of the memory that is free."""
     logger: str
 
     @classmethod
