@@ -13,7 +13,7 @@ from talk2dino.cli.command import DONE, Command
 from talk2dino.config import check_at_least, differences
 from talk2dino.files import check_folder_writable, find_in_checkout, remove_folder, write_text
 from talk2dino.textfiles import read_json, read_yaml
-from talk2dino.toy.world import World, check_world, world_of_size
+from talk2dino.toy.world import check_world, world_of_size
 
 if TYPE_CHECKING:
     from talk2dino.benchmarks.tables import Table
@@ -84,8 +84,6 @@ class Quickstart(Command):
     def run(self, found: None) -> int:
         """Draw, extract, train, evaluate and show; every command goes on where it was."""
         started = time.perf_counter()
-        from talk2dino.toy.world import read_examples
-
         out: Path = self.output
         if self.overwrite and out.is_dir():
             remove_folder(out)  # `check` has seen that it is a quickstart
@@ -96,10 +94,9 @@ class Quickstart(Command):
         }
         for line in STEPS:
             if "{shown}" in line:  # of the evaluation's pictures, those with the most in them first
-                voc = World(out / "data").voc
-                examples = sorted(read_examples(voc), key=lambda e: -len(e.mask.unique()))
-                shown = ",".join(example.path.stem for example in examples[:PANEL_ROWS])
-                places |= {"shown": shown, "picture": examples[0].path}
+                pictures = _richest_first(out / "results")
+                places["shown"] = ",".join(Path(name).stem for name in pictures[:PANEL_ROWS])
+                places["picture"] = out / "data" / pictures[0]
             command, *words = [word.format(**places) for word in line.split()]
             if self.device != "auto" and command not in ("toy", "report"):
                 words += ["--device", self.device]
@@ -151,6 +148,16 @@ def _run_step(name: str, words: list[str]) -> int:
     code = step.run(step.check())
     print(f"  {time.perf_counter() - started:.1f} s")
     return code or DONE
+
+
+def _richest_first(results: Path) -> list[str]:
+    """The evaluated pictures, below the data root, by the number of their classes."""
+    from talk2dino.benchmarks.results import read_counts
+
+    counts = read_counts(next(results.glob("toy_*.npz")))
+    present = (counts["label_area"] > 0).sum(axis=1)
+    names: list[str] = counts["images"][(-present).argsort(kind="stable")].tolist()
+    return names
 
 
 def _class_table(results: Path) -> Table:

@@ -11,15 +11,13 @@ validation, Pascal VOC segmentation for evaluation.
 Nothing is read or downloaded, and the same settings give the same bytes.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import yaml
@@ -28,13 +26,9 @@ from PIL import Image
 from talk2dino.config import check_at_least, differences
 from talk2dino.files import atomic_path, check_folder_writable, remove_leftovers
 from talk2dino.pictures.drawing import indexed_mask
-from talk2dino.pictures.images import read_rgb, rgb_tensor
-from talk2dino.textfiles import read_json, read_names
+from talk2dino.textfiles import read_json
 from talk2dino.toy.objects import WORLDS
 from talk2dino.toy.scene import SMALLEST, Scene, class_names, class_palette, draw_scene
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 VERSION = 1
 """Of the drawing: a world made by another version is another world."""
@@ -320,26 +314,3 @@ def _with_article(name: str) -> str:
     if name == "grapes":
         return name
     return f"an {name}" if name[0] in "aeiou" else f"a {name}"
-
-
-@dataclass(frozen=True, eq=False)
-class Example:
-    """One picture with its ground truth."""
-
-    path: Path
-    """The picture's file."""
-    image: Tensor
-    """(3, H, W) uint8 RGB."""
-    mask: Tensor
-    """(H, W) int64 class ids; 255 does not count."""
-
-
-def read_examples(voc: str | Path) -> Iterator[Example]:
-    """The pictures with masks of a folder in Pascal VOC layout, in the order of the list."""
-    import torch
-
-    for name in read_names(Path(voc) / "ImageSets" / "Segmentation" / "val.txt"):
-        path = Path(voc) / "JPEGImages" / f"{name}.jpg"
-        with Image.open(Path(voc) / "SegmentationClass" / f"{name}.png") as mask:
-            labels = torch.from_numpy(np.asarray(mask, dtype=np.int64))
-        yield Example(path, rgb_tensor(read_rgb(path)), labels)
