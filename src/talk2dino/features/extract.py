@@ -7,7 +7,7 @@ can write new captions for them, in place of the ones in the file.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -328,7 +328,5 @@ def recaptioned(features: FeatureFile, captions: list[str], model: str) -> Featu
         for (own, before), caption in zip(old.items(), captions, strict=True)
     ]
     made = {key: how for key, how in features.settings.items() if key not in ("text", "bert")}
-    return FeatureFile(
-        *(features.images, annotations, features.image_features, {}),
-        *({**made, "captions": {"blip_model": model}}, features.extra, features.layout),
-    )
+    made["captions"] = {"blip_model": model}
+    return replace(features, annotations=annotations, caption_features={}, settings=made)

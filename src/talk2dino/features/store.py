@@ -23,6 +23,7 @@ import logging
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -53,45 +54,41 @@ _CHECKED_BYTES = 2**24
 Record = dict[str, Any]
 
 
+class _Records:
+    """A field of records: given as a list of dicts, or as JSON bytes that are parsed when used."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = f"_{name}"
+
+    def __set__(self, file: object, value: Sequence[Record] | Tensor) -> None:
+        setattr(file, self.name, value)
+
+    def __get__(self, file: object, owner: type) -> list[Record]:
+        value = getattr(file, self.name)  # of the class: an AttributeError, so there is no default
+        setattr(file, self.name, records := _records(value))
+        return records
+
+
+@dataclass(eq=False)
 class FeatureFile:
-    """Images, captions and their features; rows of a column follow the order of the records.
+    """Images, captions and their features; rows of a column follow the order of the records."""
 
-    Attributes:
-        image_features: key -> (N, ...), one row per image.
-        caption_features: key -> (M, ...), one row per annotation.
-        settings: what made the features: {"vision": {...}, "text": {...}}, each part optional.
-        extra: other top-level entries of the COCO file (info, licenses, ...).
-        layout: the layout it was read from, or None.
-        mapped_from: the file that the columns are left in, or None if they are in memory.
-    """
-
-    def __init__(
-        self,
-        images: Sequence[Record] | Tensor,
-        annotations: Sequence[Record] | Tensor,
-        image_features: dict[str, Tensor] | None = None,
-        caption_features: dict[str, Tensor] | None = None,
-        settings: dict[str, Any] | None = None,
-        extra: dict[str, Any] | None = None,
-        layout: str | None = None,
-    ) -> None:
-        """`images` and `annotations` are lists of dicts, or their JSON bytes (parsed when used)."""
-        self._images, self._annotations = images, annotations
-        self.image_features = dict(image_features or {})
-        self.caption_features = dict(caption_features or {})
-        self.settings = dict(settings or {})
-        self.extra, self.layout = dict(extra or {}), layout
-        self.mapped_from: Path | None = None
-
-    @cached_property
-    def images(self) -> list[Record]:
-        """COCO image records."""
-        return _records(self._images)
-
-    @cached_property
-    def annotations(self) -> list[Record]:
-        """COCO annotation records; each has `id`, `image_id` and `caption`."""
-        return _records(self._annotations)
+    images: _Records = _Records()
+    """COCO image records."""
+    annotations: _Records = _Records()
+    """COCO annotation records; each has `id`, `image_id` and `caption`."""
+    image_features: dict[str, Tensor] = field(default_factory=dict)
+    """Key -> (N, ...), one row per image."""
+    caption_features: dict[str, Tensor] = field(default_factory=dict)
+    """Key -> (M, ...), one row per annotation."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What made the features: {"vision": {...}, "text": {...}}, each part optional."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Other top-level entries of the COCO file (info, licenses, ...)."""
+    layout: str | None = None
+    """The layout it was read from, or None."""
+    mapped_from: Path | None = field(default=None, init=False)
+    """The file that the columns are left in, or None if they are in memory."""
 
     @cached_property
     def caption_rows(self) -> Tensor:
@@ -128,12 +125,12 @@ class FeatureFile:
         place[image_rows] = torch.arange(len(image_rows))
         new_rows = place[self.caption_rows]
         kept = (new_rows >= 0).nonzero().flatten()
-        return FeatureFile(
-            [self.images[row] for row in image_rows.tolist()],
-            [self.annotations[row] for row in kept.tolist()],
-            {key: column[image_rows] for key, column in self.image_features.items()},
-            {key: column[kept] for key, column in self.caption_features.items()},
-            *(self.settings, self.extra, self.layout),
+        return replace(
+            self,
+            images=[self.images[row] for row in image_rows.tolist()],
+            annotations=[self.annotations[row] for row in kept.tolist()],
+            image_features={key: c[image_rows] for key, c in self.image_features.items()},
+            caption_features={key: c[kept] for key, c in self.caption_features.items()},
         )
 
     def completed(
@@ -146,11 +143,8 @@ class FeatureFile:
             section: where `settings` keep how they were made: `vision`, `text` or `bert`.
             made: how these were.
         """
-        result = FeatureFile(
-            *(self.images, self.annotations, self.image_features, self.caption_features),
-            *(self.settings, self.extra, self.layout),
-        )
-        held = result.image_features if section == "vision" else result.caption_features
+        kind = "image_features" if section == "vision" else "caption_features"
+        held = dict(getattr(self, kind))
         alike = [key for key in held if (key == BERT_KEY) == (section == "bert")]
         older = [key for key in alike if key not in columns]
         if older and self.settings.get(section) != made:
@@ -160,9 +154,8 @@ class FeatureFile:
             )
             for key in older:
                 del held[key]
-        held |= columns
-        result.settings[section] = made
-        return result
+        changed: dict[str, Any] = {kind: held | columns}
+        return replace(self, **changed, settings={**self.settings, section: made})
 
 
 def read_features(path: str | Path, mmap: bool = True) -> FeatureFile:
@@ -265,36 +258,32 @@ def check_records(features: FeatureFile, path: str | Path, need_ids: bool = True
         ValueError: names the first record that is not usable.
     """
     with naming(str(path)):
-        images, texts = _records(features._images), _records(features._annotations)
-        _check_keys(images, ("id",), "image")
+        images, texts = (_records(vars(features)[name]) for name in ("_images", "_annotations"))
         need_ids = need_ids or any("id" in text for text in texts if isinstance(text, dict))
-        _check_keys(texts, (*["id"] * need_ids, "image_id", "caption"), "annotation")
+        for what, records, keys in (
+            ("image", images, ("id",)),
+            ("annotation", texts, (*["id"] * need_ids, "image_id", "caption")),
+        ):
+            for row, record in enumerate(records):
+                if not isinstance(record, dict):
+                    raise ValueError(f"{what} {row} is not a record but {record!r}")
+                own = f"{what} {record.get('id', row)}"
+                for key in keys:
+                    if key not in record:
+                        hint = " Is this a captions file?" if key == "caption" else ""
+                        raise ValueError(f"{own} has no {key!r}.{hint}")
+                    if key != "caption":
+                        check_id(record[key], f"{what} {row} has the {key!r}")
+                    elif not isinstance(record[key], str):
+                        raise ValueError(f"the caption of {own} is {record[key]!r}, not text")
         if need_ids:
             check_once((text["id"] for text in texts), "'annotations', by id,")
-        for row, annotation in enumerate(texts):
-            if not isinstance(annotation["caption"], str):
-                raise ValueError(
-                    f"the caption of annotation {annotation.get('id', row)} is "
-                    f"{annotation['caption']!r}, not text"
-                )
         rows = caption_rows(images, texts)
         if len(images) != features.num_images or not torch.equal(rows, features.caption_rows):
             raise ValueError(
                 "'num_images' or 'caption_rows' contradict the records: captions would be used "
                 "with images that they do not describe. Extract the features again."
             )
-
-
-def _check_keys(records: list[Any], keys: Iterable[str], what: str) -> None:
-    for row, record in enumerate(records):
-        if not isinstance(record, dict):
-            raise ValueError(f"{what} {row} is not a record but {record!r}")
-        for key in keys:
-            if key not in record:
-                hint = " Is this a captions file?" if key == "caption" else ""
-                raise ValueError(f"{what} {record.get('id', row)} has no {key!r}.{hint}")
-            if key != "caption":
-                check_id(record[key], f"{what} {row} has the {key!r}")
 
 
 def check_finite(column: Tensor, key: str, path: str | Path) -> None:
@@ -311,9 +300,7 @@ def check_finite(column: Tensor, key: str, path: str | Path) -> None:
 
 
 def _records(value: Sequence[Record] | Tensor) -> list[Record]:
-    if not isinstance(value, Tensor):
-        return list(value)
-    records = _parse(value)
+    records = _parse(value) if isinstance(value, Tensor) else value
     if not isinstance(records, list):
         raise ValueError(f"the records are no list but a {type(records).__name__}")
     return records
@@ -411,8 +398,8 @@ def _read_columnar(stored: dict[str, Any], path: str | Path) -> FeatureFile:
         features = FeatureFile(
             _json(stored, "images"),
             _json(stored, "annotations"),
-            stored["image_features"],
-            stored["caption_features"],
+            dict(stored["image_features"]),
+            dict(stored["caption_features"]),
             _parse(_json(stored, "settings")),
             _parse(_json(stored, "extra")),
             "columnar",
