@@ -19,6 +19,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -72,7 +73,6 @@ class CaptionInput:
     ) -> None:
         self.path, self.data_dir, self.need_images = Path(path), data_dir, need_images
         self.tars = list_tars(path) if is_tar_input(path) else []
-        self._whole: FeatureFile | None = None
         if not self.tars:
             check_file(path, "file or folder")
 
@@ -81,22 +81,10 @@ class CaptionInput:
         """Whether it is a feature file, or our shards."""
         return hold_features(self.tars) if self.tars else _is_torch_file(self.path)
 
-    def split(self, number: int, count: int) -> Collection:
-        """Split `number` of `count`; (0, 1) is everything.
-
-        Raises:
-            ValueError: the input is damaged, empty or contradicts itself.
-        """
-        features, sources = (self._tars if self.tars else self._rows)(number, count)
-        lone = features.num_images - len(features.caption_rows.unique())
-        lone -= sum(source.problem is not None for source in sources or [])  # named elsewhere
-        if lone:
-            logger.warning(
-                "%s: %d of %d images have no caption", self.path, lone, features.num_images
-            )
-        if sources is None and self.need_images:
-            sources = [image_source(image, self.data_dir) for image in features.images]
-        return Collection(features, sources or [])
+    @cached_property
+    def _whole(self) -> FeatureFile:
+        """A file, which is read once for all splits."""
+        return self._checked((read_features if self.holds_features else read_coco)(self.path))
 
     def _checked(self, features: FeatureFile) -> FeatureFile:
         check_records(features, self.path)
@@ -104,26 +92,42 @@ class CaptionInput:
             check_finite(column, key, self.path)
         return features
 
-    def _rows(self, number: int, count: int) -> tuple[FeatureFile, None]:
-        if self._whole is None:
-            read = read_features if self.holds_features else read_coco
-            self._whole = self._checked(read(self.path))
-        whole = self._whole
-        start, stop = _bounds(number, count, whole.num_images, f"images of {self.path}")
-        return whole.select(torch.arange(start, stop)) if count > 1 else whole, None
+    def split(self, number: int, count: int) -> Collection:
+        """Split `number` of `count`; (0, 1) is everything.
 
-    def _tars(self, number: int, count: int) -> tuple[FeatureFile, list[ImageSource] | None]:
-        start, stop = _bounds(number, count, len(self.tars), f"tars of {self.path}")
-        if self.holds_features:
-            return self._checked(read_shards(self.tars[start:stop])), None
-        tars = list(enumerate(self.tars))[start:stop]
-        images, annotations, sources = read_web_samples(tars, whole=not self.need_images)
-        if not images:
-            raise ValueError(f"{self.path}: the tars hold no samples")
+        Raises:
+            ValueError: the input is damaged, empty or contradicts itself.
+        """
+        unit, total = ("tars", len(self.tars)) if self.tars else ("images", self._whole.num_images)
+        if count > total:
+            raise ValueError(
+                f"--n_in_splits {count} is more than the {total} {unit} of {self.path}"
+            )
+        start, stop = total * number // count, total * (number + 1) // count
+        sources = list[ImageSource]()
+        if not self.tars:
+            features = self._whole.select(torch.arange(start, stop))
+        elif self.holds_features:
+            features = self._checked(read_shards(self.tars[start:stop]))
+        else:
+            tars = list(enumerate(self.tars))[start:stop]
+            images, annotations, sources = read_web_samples(tars, whole=not self.need_images)
+            features = FeatureFile(images, annotations)
+            if not images:
+                raise ValueError(f"{self.path}: the tars hold no samples")
         problems = [source.problem for source in sources if source.problem]
-        if problems and not self.need_images:  # else each is an image that could not be read
-            logger.warning("samples left out: %s", first_few(problems))
-        return FeatureFile(images, annotations), sources
+        if not self.need_images:
+            if problems:  # else each is an image that could not be read
+                logger.warning("samples left out: %s", first_few(problems))
+            return Collection(features, sources)
+        lone = features.num_images - len(features.caption_rows.unique()) - len(problems)
+        if lone:
+            logger.warning(
+                "%s: %d of %d images have no caption", self.path, lone, features.num_images
+            )
+        if not sources:
+            sources = [image_source(image, self.data_dir) for image in features.images]
+        return Collection(features, sources)
 
 
 def read_coco(path: str | Path) -> FeatureFile:
@@ -150,12 +154,6 @@ def _is_torch_file(path: Path) -> bool:
     with path.open("rb") as file:
         start = file.read(2)
     return start == b"PK" or start[:1] == b"\x80" or path.suffix in (".pth", ".pt")
-
-
-def _bounds(number: int, count: int, total: int, what: str) -> tuple[int, int]:
-    if count > total:
-        raise ValueError(f"--n_in_splits {count} is more than the {total} {what}")
-    return total * number // count, total * (number + 1) // count
 
 
 IDS_PER_TAR = 1_000_000
