@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from talk2dino.features import chunks as stage
-from talk2dino.features.chunks import Chunk, Chunks, fetched_behind, holds_chunks
+from talk2dino.features.chunks import Chunk, Chunks, fetched_behind
 from talk2dino.features.text import TextExtraction
 
 
@@ -112,9 +112,9 @@ def test_overwrite_drops_work_on_another_input_only(tmp_path):
 def test_a_folder_without_a_finished_chunk_holds_nothing(tmp_path):
     chunks = filled(tmp_path)
     (chunks.folder / "chunk0000000.tmp").touch()
-    assert not holds_chunks(chunks.folder)
+    assert chunks.finished() == set()
     chunks.write(0, chunk(0))
-    assert holds_chunks(chunks.folder)
+    assert chunks.finished() == {0}
 
 
 @pytest.mark.parametrize("fatal", [1, 2, 5])

@@ -255,19 +255,21 @@ class ImageSource:
         """Whether the image is on the network."""
         return _is_url(self.places[0])
 
+    def _place(self) -> str | None:
+        """The first place where something is; addresses are believed."""
+        return next((p for p in self.places if _is_url(p) or os.path.isfile(p)), None)
+
     def exists(self) -> bool:
-        """Whether there is something to read; addresses are believed."""
-        if self.problem:
-            return False
-        return any(_is_url(place) or os.path.isfile(place) for place in self.places)
+        """Whether there is something to read."""
+        return not self.problem and self._place() is not None
 
     def state(self) -> tuple[int, ...]:
         """What changes when the file does: size and time, and the place within it."""
-        for place in self.places:
-            if os.path.isfile(place):
-                found = os.stat(place)
-                return found.st_size, found.st_mtime_ns, *(self.member or ())
-        return ()
+        place = self._place()
+        if place is None or _is_url(place):
+            return ()
+        found = os.stat(place)
+        return found.st_size, found.st_mtime_ns, *(self.member or ())
 
     def read(self, least: int = 0) -> Image.Image:
         """Read and decode as RGB; for `least` see `read_rgb`.
@@ -277,16 +279,16 @@ class ImageSource:
         """
         if self.problem:
             raise ValueError(self.problem)
-        if self.member:
-            with open(self.places[0], "rb") as file:
-                file.seek(self.member[0])
-                return decode_rgb(file.read(self.member[1]), self.places[0], least)
-        for place in self.places:
-            if _is_url(place):
-                return decode_rgb(download(place), place, least)
-            if os.path.isfile(place):
-                return read_rgb(place, least)
-        raise FileNotFoundError(f"not found; looked for {' and '.join(self.places)}")
+        place = self._place()
+        if place is None:
+            raise FileNotFoundError(f"not found; looked for {' and '.join(self.places)}")
+        if _is_url(place):
+            return decode_rgb(download(place), place, least)
+        if self.member is None:
+            return read_rgb(place, least)
+        with open(place, "rb") as file:
+            file.seek(self.member[0])
+            return decode_rgb(file.read(self.member[1]), place, least)
 
 
 def image_source(record: dict[str, Any], data_dir: str | Path) -> ImageSource:
@@ -308,22 +310,16 @@ def image_source(record: dict[str, Any], data_dir: str | Path) -> ImageSource:
     if _is_url(name):
         return ImageSource((name,))
     places = [os.path.join(data_dir, name)]
-    for text in (name, url):
-        found = _SPLIT_AND_YEAR.search(text)
-        if found:
-            places.append(os.path.join(data_dir, "".join(found.groups()), name))
-            break
+    if found := _SPLIT_AND_YEAR.search(name) or _SPLIT_AND_YEAR.search(url):
+        places.append(os.path.join(data_dir, "".join(found.groups()), name))
     return ImageSource(tuple(places))
 
 
 def check_exist(sources: Sequence[ImageSource], every: bool = False) -> None:
     """Raise FileNotFoundError unless one image is there, or `every` one; says where it looked."""
-    missing = []
-    for source in sources:
-        if not source.exists():
-            missing.append(source)
-        elif not every:
-            return
+    if not every and any(source.exists() for source in sources):
+        return
+    missing = [source for source in sources if not source.exists()]
     if not missing:
         return
     problems = [source.problem for source in missing if source.problem]

@@ -36,7 +36,9 @@ Result = TypeVar("Result")
 
 _NO_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory|ALLOC_FAILED")
 """In errors of PyTorch, and of CUDA's libraries that it calls."""
-_INPUT, _WHOLE, _ABOUT, _CHUNKS = "input.txt", "whole", "about.json", "chunk*.safetensors"
+_INPUT, _ABOUT = "input.txt", "about.json"
+FINISHED = _WHOLE, _CHUNKS = "whole", "chunk*.safetensors"
+"""What the folder of a split has of finished work: all together, or chunks."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -297,11 +299,6 @@ class Chunks:
 
     def _path(self, number: int) -> Path:
         return self.folder / f"chunk{number:07d}.safetensors"
-
-
-def holds_chunks(folder: Path) -> bool:
-    """Whether anything is finished in the folder of a split."""
-    return (folder / _WHOLE).is_dir() or any(folder.glob(_CHUNKS))
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 from talk2dino.config import check_at_least, differences, first_few
 from talk2dino.features.captions import CaptionInput, Collection
-from talk2dino.features.chunks import Chunks, Extraction, fetched_behind, holds_chunks, kept_in
+from talk2dino.features.chunks import FINISHED, Chunks, Extraction, fetched_behind, kept_in
 from talk2dino.features.store import FeatureFile, write_features
 from talk2dino.features.tars import shard_paths, write_shards
 from talk2dino.files import (
@@ -289,8 +289,8 @@ class Job:
             self._lock.close()
 
     def _holds_work(self) -> bool:
-        begun = any(map(holds_chunks, self.folder.glob("split*/")))
-        return begun or any(self.folder.glob("*.done"))
+        finished = ("*.done", *(f"split*/{name}" for name in FINISHED))
+        return any(path for pattern in finished for path in self.folder.glob(pattern))
 
     def _done(self, split: int) -> Path:
         return self.folder / f"split{split:05d}.done"

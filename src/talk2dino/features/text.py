@@ -75,11 +75,9 @@ class TextExtraction(Extraction):
 
     @cached_property
     def models(self) -> TextEncoder | BertEncoder:
-        """The encoder."""
         return load_text(self.model, self.weights, self.runs_on)
 
     def items(self, collection: Collection) -> list[Any]:
-        """The captions."""
         return [annotation["caption"] for annotation in collection.features.annotations]
 
     def results(self, collection: Collection, chunks: Sequence[range]) -> Iterator[Chunk]:
