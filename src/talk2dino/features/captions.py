@@ -252,7 +252,6 @@ class ImageSource:
 
     @property
     def is_url(self) -> bool:
-        """Whether the image is on the network."""
         return _is_url(self.places[0])
 
     def _place(self) -> str | None:

@@ -101,7 +101,6 @@ class ImageExtraction(Extraction):
 
     @cached_property
     def models(self) -> tuple[VisionBackbone, Captioner | None]:
-        """The backbone, and the captioning model if one is asked for."""
         captioner = Captioner(self.blip_model, self.runs_on) if self.blip_model else None
         backbone = load_vision(self.model, self.weights, self.runs_on)
         if self.compile:
@@ -172,8 +171,6 @@ class ImageExtraction(Extraction):
 
 
 class DecodedBatch(NamedTuple):
-    """Some images of a collection."""
-
     images: Tensor
     """(B, 3, crop, crop) uint8 RGB of those that could be read, in order."""
     failures: dict[int, str]

@@ -15,6 +15,8 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -69,8 +71,6 @@ def list_tars(path: str | Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class Member:
-    """A file in a tar."""
-
     name: str
     """With its folders."""
     offset: int
@@ -79,7 +79,6 @@ class Member:
     """How many there are."""
 
     def read(self, file: BinaryIO) -> bytes:
-        """Its bytes, from the opened tar."""
         file.seek(self.offset)
         return file.read(self.size)
 
@@ -149,26 +148,23 @@ def read_samples(tar: Path) -> Iterator[tuple[str, dict[str, Member]]]:
             that have been given out.
     """
     seen: set[str] = set()
-    sample, content = "", dict[str, Member]()
-    try:
-        for member in read_members(tar):
-            if content and member.sample != sample:
-                yield sample, content
-                seen.add(sample)
-                content = {}
-            sample = member.sample
-            if sample in seen or member.suffix in content:
-                raise ValueError(
-                    f"{tar}: the members of the sample {sample} are not next to each other, or "
-                    f"{member.name} is there twice. Pack it again with tar --sort=name"
-                )
-            content[member.suffix] = member
-    except ValueError:
+    for sample, members in groupby(read_members(tar), attrgetter("sample")):
+        content, problem = dict[str, Member](), None
+        try:
+            for member in members:
+                if sample in seen or member.suffix in content:
+                    raise ValueError(
+                        f"{tar}: the members of the sample {sample} are not next to each other, or "
+                        f"{member.name} is there twice. Pack it again with tar --sort=name"
+                    )
+                content[member.suffix] = member
+        except ValueError as error:
+            problem = error
         if content:
             yield sample, content
-        raise
-    if content:
-        yield sample, content
+        if problem is not None:
+            raise problem
+        seen.add(sample)
 
 
 def hold_features(tars: Sequence[Path]) -> bool:

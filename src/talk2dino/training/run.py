@@ -150,7 +150,6 @@ class Run(ABC):
         return {}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
-        """Go on from a saved state."""
         self.state = RunState(**saved["state"])
         self.best = saved["best"]
         self.model.load_state_dict(saved["weights"])

@@ -216,8 +216,12 @@ class StoredPairs:
         split = [part.to(self._place).split(sizes) for part in (self.caption_rows[order], order)]
         reads = (partial(self._read, *part) for part in zip(*split, strict=True))
         found = read_ahead(reads, BATCHES_AHEAD) if self.on_disk else (read() for read in reads)
+        streamed = self.on_disk and self._device.type == "cuda"
         for columns in found:
-            yield _batch(self.choice, {key: self._sent(rows) for key, rows in columns.items()})
+            for key, values in columns.items():
+                values = values.pin_memory() if streamed else values
+                columns[key] = values.to(self._device, non_blocking=streamed)
+            yield _batch(self.choice, columns)
 
     def _check_length(self) -> None:
         """What is read of a mapped file behind its end ends the process without a message."""
@@ -233,24 +237,20 @@ class StoredPairs:
 
     def _read(self, rows: Tensor, captions: Tensor) -> dict[str, Tensor]:
         """Key -> (B, ...) features of B images and captions, where they are kept."""
-        return {
-            **{key: self._take(key, rows) for key in self.choice.image_keys},
-            **{key: self._take(key, captions) for key in self.choice.caption_keys},
-        }
-
-    def _take(self, key: str, index: Tensor) -> Tensor:
-        column = self._columns[key]
-        if not self.on_disk:
-            values = column.index_select(0, index)
-        else:
-            values = torch.empty((len(index), *column.shape[1:]), dtype=column.dtype)
-            for few, part in zip(index.split(_ROWS), values.split(_ROWS), strict=True):
-                torch.index_select(column, 0, few, out=part)
-                forget(column)
-            check_finite(values, key, self._path)
-        if self._read_whole:
-            return values
-        return unit(values.float()) if key == self.choice.unit_key else values
+        found = {}
+        for key, column in self._columns.items():
+            index = rows if key in self.choice.image_keys else captions
+            if not self.on_disk:
+                values = column.index_select(0, index)
+            else:
+                values = torch.empty((len(index), *column.shape[1:]), dtype=column.dtype)
+                for few, part in zip(index.split(_ROWS), values.split(_ROWS), strict=True):
+                    torch.index_select(column, 0, few, out=part)
+                    forget(column)
+                check_finite(values, key, self._path)
+            scaled = self._read_whole or key != self.choice.unit_key
+            found[key] = values if scaled else unit(values.float())
+        return found
 
     def _whole(self, key: str, column: Tensor) -> Tensor:
         """The column where it is kept, read in blocks."""
@@ -266,11 +266,6 @@ class StoredPairs:
             if self._file is not None:
                 forget(column)
         return held
-
-    def _sent(self, values: Tensor) -> Tensor:
-        if not self.on_disk or self._device.type != "cuda":
-            return values.to(self._device)
-        return values.pin_memory().to(self._device, non_blocking=True)
 
 
 def forget(column: Tensor) -> None:

@@ -95,7 +95,6 @@ class TrainJob(RunJob):
 
     @property
     def choice(self) -> FeatureChoice:
-        """The features to train on."""
         return choose_features(self.recipe.model, self.feature_name, self.text_features)
 
     def settings(self, processes: Processes) -> dict[str, Any]:
@@ -329,7 +328,6 @@ def _place(
 
 
 def _opened(job: TrainJob, path: str, choice: FeatureChoice, device: torch.device) -> StoredPairs:
-    """Stored features, checked."""
     data = CaptionInput(path, need_images=False)
     if data.tars:
         features = data.split(0, 1).features

@@ -141,7 +141,6 @@ class TrainingRun(Run):
         return {"heads": self.heads}
 
     def go_on(self, saved: Mapping[str, Any]) -> None:
-        """See Run."""
         self.heads = saved["heads"]
 
     def batches(self) -> Iterator[tuple[Tensor, Batch]]:
@@ -152,7 +151,6 @@ class TrainingRun(Run):
         return zip(indices, self.pairs.batches(self._own(indices)), strict=True)
 
     def take(self, batch: tuple[Tensor, Batch], step: int) -> Tensor:
-        """One optimiser step; returns the loss."""
         index, own = batch
         if self.records_heads and self.state.epoch == self.epochs - 1:
             self._record_heads(own, index)
