@@ -9,12 +9,7 @@ import torch
 from PIL import Image
 
 from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
-from talk2dino.inference import (
-    picture_scores,
-    resize_picture,
-    resize_scores,
-    score_labels,
-)
+from talk2dino.inference import picture_scores, resize_picture, resize_scores, score_labels
 from talk2dino.pictures.drawing import blend, group_colours
 from talk2dino.pictures.images import ImageInput, as_rgb, rgb_tensor
 from talk2dino.pictures.segmentation import Segmentation
@@ -51,14 +46,18 @@ def segment_picture(
 
 
 @torch.inference_mode()
-def draw_groups(segmenter: Grouping, image: Image.Image, device: torch.device) -> list[Image.Image]:
+def draw_groups(
+    segmenter: Segmenter, image: Image.Image, device: torch.device
+) -> list[Image.Image]:
     """One picture per stage of grouping: half the image, half the colours of its groups.
 
     Args:
-        segmenter: one with groups.
+        segmenter: any method; one without groups has no such picture.
         image: RGB; it is grouped as a whole, in one window of a benchmark's size.
         device: where the segmenter is.
     """
+    if not isinstance(segmenter, Grouping):
+        return []
     size_hw = (image.height, image.width)
     window = resize_picture(rgb_tensor(image), Protocol().scored_size(*size_hw))[None]
     pictures, first = [], 0
@@ -102,13 +101,11 @@ class Model:
     """A model of any method; `talk2dino.load_model` makes it."""
 
     segmenter: Segmenter
-    """Any method."""
     with_background: Segmenter
     """The same with the method's options for pictures that have a background."""
     threshold: float
     """Of the background, that `background=True` stands for."""
     name: str
-    """Of the model."""
 
     def segment(
         self,

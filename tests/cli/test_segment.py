@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from talk2dino.cli.segment import Segment, parse_categories
+from talk2dino.cli.segment import Segment
 from talk2dino.methods.talk2dino.projection import build_projection
 from talk2dino.methods.talk2dino.recipe import load_recipe
 from talk2dino.pictures.drawing import class_colours
@@ -106,9 +106,16 @@ def test_max_side_scores_small_and_writes_at_full_size(folder):
         assert overlay.format == "JPEG"
 
 
+def named(text):
+    """The classes that a command line names."""
+    words = ["--input", "x.png", "--model", "toy", "--textual_categories", text]
+    _, vocabulary, _ = Segment.parse(words).read_model()
+    return vocabulary.names
+
+
 def test_underscores_are_spaces_and_names_are_trimmed():
-    assert parse_categories("cat,polar_bear, big  dog ") == ["cat", "polar bear", "big dog"]
-    assert parse_categories("background") == ["background"]
+    assert named("cat,polar_bear, big  dog ") == ("cat", "polar bear", "big dog")
+    assert named("background") == ("background",)
 
 
 @pytest.mark.parametrize(
@@ -258,7 +265,7 @@ COMMAS = ["cup\uff0ctable", "cup\u3001table", "cup\u060ctable", "cup,table"]
 
 @pytest.mark.parametrize("text", COMMAS)
 def test_commas_of_other_keyboards_separate_names(text):
-    assert parse_categories(text) == ["cup", "table"]
+    assert named(text) == ("cup", "table")
 
 
 def test_a_picture_whose_name_is_not_utf_8_is_segmented_with_the_others(folder, capsys):

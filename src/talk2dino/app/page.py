@@ -23,6 +23,12 @@ REFUSED = "Too many requests are waiting. Try again in a minute."
 STOPPED = "Stopped. Press Segment to start again."
 PIXEL_HINT = PARTS.hint("No pixel chosen.")
 
+HIDDEN: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+LIGHT: dict[str, Any] = {**HIDDEN, "concurrency_id": "light", "concurrency_limit": 4}
+"""Settings of handlers that show no progress, and of those that do not wait for a model."""
+LOOK: dict[str, Any] = {"show_label": False, "interactive": False, "buttons": ["fullscreen"]}
+"""Of pictures that are only looked at."""
+
 Updates = dict[Any, Any]
 """Component -> its new value; what is not in it stays."""
 
@@ -53,16 +59,13 @@ class Page:
     """One page: once built, its components are attributes; handlers take and give their values."""
 
     models: Models
-    """On offer."""
     limits: Limits
-    """Of one request."""
     examples: Sequence[tuple[Path, str]] = ()
     """Pictures, each with the categories that go with it."""
     words: str = ""
     """Text of the field of categories when the page opens."""
 
     def build(self) -> gr.Blocks:
-        """Make the components."""
         self.results, self.first = Results(), next(iter(self.models.entries.values()))
         # Files of uploads and displayed pictures live for an hour; nothing is sent to Gradio.
         blocks = UploadsOnly(
@@ -121,15 +124,7 @@ class Page:
         example = gr.Button(path.stem, icon=path, scale=0, min_width=0, size="sm")
         kept = example.icon["path"] if example.icon else str(path)
         example.keep_in_cache.add(kept)  # uploads are deleted after a while, this is not
-        example.click(
-            lambda: [kept, words],
-            None,
-            [self.picture, self.categories],
-            api_visibility="private",
-            show_progress="hidden",
-            concurrency_id="light",
-            concurrency_limit=4,
-        )
+        example.click(lambda: [kept, words], None, [self.picture, self.categories], **LIGHT)
 
     def _build_options(self) -> None:
         first = self.first
@@ -164,19 +159,21 @@ class Page:
             with gr.Tab("Overlay", elem_id="overlay-tab"):
                 self.overlay = gr.Image(
                     label="Overlay",
-                    show_label=False,
-                    interactive=False,
-                    buttons=["fullscreen"],
                     alt_text="The picture in the colours of its categories",
+                    **LOOK,
                 )
             with gr.Tab("Heat maps", elem_id="heat-tab"):
                 self.scale = gr.HTML()
-                self.heat = _gallery("Heat maps", columns=3)
+                self.heat = gr.Gallery(
+                    label="Heat maps", columns=3, object_fit="contain", height="auto", **LOOK
+                )
             with gr.Tab("Groups", visible=False) as self.groups_tab:
                 gr.HTML(
                     PARTS.hint("What belongs together to the model, before it looks for words.")
                 )
-                self.groups = _gallery("Groups", columns=2)
+                self.groups = gr.Gallery(
+                    label="Groups", columns=2, object_fit="contain", height="auto", **LOOK
+                )
         with gr.Row(elem_id="findings"):
             with gr.Column(min_width=260):
                 gr.HTML("<h2>Areas</h2>")
@@ -197,15 +194,13 @@ class Page:
         drawn = [self.overlay, self.areas, self.pixel, self.mask_file, self.overlay_file]
         buttons = [self.status, self.run, self.stop]
         look = [self.result, self.threshold, self.opacity, self.position, self.model]
-        hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-        light: dict[str, Any] = {**hidden, "concurrency_id": "light", "concurrency_limit": 4}
         begun = gr.on(
             [self.run.click, self.categories.submit],
             lambda: self._said(WAITING, "busy"),
             None,
             buttons,
             queue=False,  # at once: while waiting for a turn, Stop must work
-            **hidden,
+            **HIDDEN,
         )
         running = begun.then(
             self.on_run,
@@ -223,19 +218,19 @@ class Page:
             concurrency_limit=1,
             trigger_mode="once",
         )
-        running.failure(self.on_failure, self.status, buttons, queue=False, **hidden)
+        running.failure(self.on_failure, self.status, buttons, queue=False, **HIDDEN)
         self.stop.click(
-            lambda: self._said(STOPPED), None, buttons, cancels=[running], queue=False, **hidden
+            lambda: self._said(STOPPED), None, buttons, cancels=[running], queue=False, **HIDDEN
         )
         for control in (self.threshold, self.opacity, self.position):
             control.input(  # not when another model brings its own threshold
-                self.on_look, look, [*drawn, self.status], trigger_mode="always_last", **light
+                self.on_look, look, [*drawn, self.status], trigger_mode="always_last", **LIGHT
             )
-        self.overlay.select(self.on_click, look, [*drawn, self.status, self.position], **light)
+        self.overlay.select(self.on_click, look, [*drawn, self.status, self.position], **LIGHT)
         chosen = [self.notice, self.threshold, self.refine]
-        self.model.change(self.on_model, self.model, chosen, **light)
+        self.model.change(self.on_model, self.model, chosen, **LIGHT)
         self.background.change(
-            lambda on: gr.Slider(visible=on), self.background, self.threshold, **light
+            lambda on: gr.Slider(visible=on), self.background, self.threshold, **LIGHT
         )
 
     def on_run(self, opacity: float, *asked: Any) -> Iterator[Updates]:
@@ -353,15 +348,3 @@ def _refinement_of(entry: Entry) -> dict[str, Any]:
     able = refines is not None
     info = "Scores that follow the picture" if able else "This model has no refinement"
     return {"value": list(refines or ()), "interactive": able, "info": info}
-
-
-def _gallery(label: str, columns: int) -> gr.Gallery:
-    return gr.Gallery(
-        label=label,
-        show_label=False,
-        columns=columns,
-        object_fit="contain",
-        height="auto",
-        buttons=["fullscreen"],
-        interactive=False,
-    )

@@ -30,7 +30,7 @@ from talk2dino.pictures.segmentation import Segmentation
 from talk2dino.pictures.vocabularies import Vocabulary, read_word_lists
 from talk2dino.predict import class_threshold, draw_groups, segment_picture
 from talk2dino.refine.refinement import chosen_refinements
-from talk2dino.segmenter import BACKGROUND, POOLINGS, Grouping, Segmenter
+from talk2dino.segmenter import BACKGROUND, POOLINGS, Segmenter
 from talk2dino.sizes import scoring_size
 from talk2dino.toy.scene import CLASS_NAMES
 
@@ -56,9 +56,8 @@ class Entry:
     notice: str = ""
     """What a visitor must know to read the result."""
     method: Method | None = None
-    """What `find` has found."""
     segmenter: Segmenter | None = None
-    """Its weights, once they are loaded."""
+    """Once it is loaded."""
 
 
 def find_entry(name: str) -> Entry:
@@ -230,8 +229,8 @@ def read_picture(payload: Mapping[str, Any] | None, limits: Limits) -> Picture:
         height, width = check_image(path)
         if height * width > limits.max_pixels:
             raise ValueError(
-                f"{name} has {width} × {height} pixels ({_mega(height * width)} megapixels); at "
-                f"most {_mega(limits.max_pixels)} megapixels are taken. Make it smaller first."
+                f"{name} has {width} × {height} pixels ({height * width / 1e6:.3g} megapixels); at "
+                f"most {limits.max_pixels / 1e6:.3g} megapixels are taken. Make it smaller first."
             )
         image = read_rgb(path)
     except FileNotFoundError as error:
@@ -246,22 +245,16 @@ def read_picture(payload: Mapping[str, Any] | None, limits: Limits) -> Picture:
     return Picture(image, full_hw, stem.strip("_")[:40] or "picture")
 
 
-def _mega(pixels: int) -> str:
-    return f"{pixels / 1e6:.3g}"
-
-
 @dataclass(eq=False)
 class Result:
     """One segmented picture; everything that is shown or downloaded is made from it."""
 
     picture: Picture
-    """What was sent."""
     segmentation: Segmentation | None
     """What was found, at the threshold of the request; None once it has made room for others."""
     model: str
     """Its name."""
     rules: PictureRules
-    """Of the model."""
     text: str = ""
     """A sentence about it for the visitor."""
     groups: Sequence[Image.Image] = ()
@@ -310,20 +303,14 @@ class Results:
         self._lock = threading.Lock()
 
     def add(self, result: Result) -> None:
-        """Count a new result."""
         with self._lock:
-            kept = [old for ref in self._kept if (old := ref()) and old.segmentation]
-            free = self._max_bytes - _num_bytes(result)
-            for old in reversed(kept):
-                free -= _num_bytes(old)
-                if free < 0:
-                    old.segmentation = None
-            self._kept = [weakref.ref(one) for one in [*kept, result]]
-
-
-def _num_bytes(result: Result) -> int:
-    found = result.segmentation
-    return 0 if found is None else found.scores.nbytes + found.labels.nbytes
+            kept, taken = [result, *(old for ref in self._kept if (old := ref()))], 0
+            for one in kept:  # the newest first
+                if (found := one.segmentation) is not None:
+                    taken += found.scores.nbytes + found.labels.nbytes
+                    if taken > self._max_bytes and one is not result:
+                        one.segmentation = None
+            self._kept = [weakref.ref(one) for one in kept]
 
 
 def segment(
@@ -377,8 +364,7 @@ def segment(
         query = method.query(segmenter, names, wanted if background else None, words=words)
         settings = {"model": model, "refine": list(rules.refines or ()), "image": picture.stem}
         found = segment_picture(segmenter, picture.image, query, rules.protocol, settings=settings)
-        grouping = segmenter if isinstance(segmenter, Grouping) else None
-        groups = draw_groups(grouping, picture.image, models.device) if grouping else []
+        groups = draw_groups(segmenter, picture.image, models.device)
     seconds = time.perf_counter() - started
     yield Result(picture, found, model, rules, _summary(len(names), picture, seconds), groups)
 

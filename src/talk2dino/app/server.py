@@ -109,11 +109,9 @@ class UploadBound:
     """A step before Gradio's own, which limits single files only."""
 
     app: ASGIApp
-    """What answers."""
     blocks: gr.Blocks
     """The page, which knows its uploads."""
     folder: Path
-    """Where they are."""
     max_bytes: int
     """Of all uploads together, those that are arriving included."""
     _arriving: int = 0

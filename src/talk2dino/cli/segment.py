@@ -215,7 +215,8 @@ class Segment(MethodCommand):
             raise ValueError(
                 "name the classes with --textual_categories or with --vocab, one of them."
             )
-        categories = parse_categories(self.textual_categories or "")
+        parts = split_names((self.textual_categories or "").replace("_", " "))
+        categories = [" ".join(part.split()) for part in parts]
         if self.vocab is None:  # first: it needs no file
             class_names(categories, self.with_background)
         published = self._published_options()
@@ -278,8 +279,3 @@ class Segment(MethodCommand):
                 f"--bg_thresh has no effect {change}. Leave one out, or add the other."
             )
         return None
-
-
-def parse_categories(text: str) -> list[str]:
-    """Class names from `a,b_c`: commas separate, underscores mean spaces."""
-    return [" ".join(part.replace("_", " ").split()) for part in split_names(text)]

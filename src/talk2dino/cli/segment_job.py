@@ -29,7 +29,7 @@ from talk2dino.pictures.images import (
 )
 from talk2dino.pictures.segmentation import Segmentation, save_picture, save_scores
 from talk2dino.predict import draw_groups, segment_picture
-from talk2dino.segmenter import ClassQuery, ClassWords, Grouping, Segmenter
+from talk2dino.segmenter import ClassQuery, ClassWords, Segmenter
 from talk2dino.sizes import scoring_size
 
 if TYPE_CHECKING:
@@ -276,7 +276,6 @@ class SegmentJob:
             small = resize_pixels(pixels, self.method.demo.protocol.scored_size(*size_hw))
             pictures[outputs["input"]] = Image.fromarray(resize_pixels(small, size_hw))
         if any(mode in outputs for mode in GROUP_MODES):
-            assert isinstance(self.segmenter, Grouping)
             groups = draw_groups(self.segmenter, image, self.query.rows.device)
             for number, picture in enumerate(groups):
                 if "all_groups" in outputs:

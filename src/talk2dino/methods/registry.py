@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from talk2dino.benchmarks.table import Benchmark
     from talk2dino.methods.base import Method
     from talk2dino.predict import Model
-    from talk2dino.segmenter import ClassWords, Segmenter
+    from talk2dino.segmenter import Segmenter
 
 METHODS = {
     "talk2dino.method:Talk2DinoMethod": ("vitb", "vitl", "dinov3_vitb", "dinov3_vitl", "toy"),
@@ -80,14 +80,11 @@ def load_segmenter(
         FileNotFoundError, RuntimeError: weights that are missing, or cannot be downloaded.
     """
     from talk2dino.benchmarks.table import find_benchmark
-    from talk2dino.devices import resolve_device
 
     method = find_method(name, settings | ({} if weights is None else {"weights": weights}))
     row = None if benchmark is None else method.benchmark(find_benchmark(benchmark))
     method = method.for_pictures(background=False) if row is None else method.on(row)
-    method.check()
-    words = _words(method, vocabulary, pooling, row)
-    return _with_words(method, method.load(resolve_device(str(device))), words, row)
+    return _load_with_words(method, vocabulary, pooling, device, row)
 
 
 def load_model(
@@ -104,43 +101,39 @@ def load_model(
     Args:
         name, weights, vocabulary, pooling, device, settings: as in `load_segmenter`.
     """
-    from talk2dino.devices import resolve_device
     from talk2dino.predict import Model
 
     method = find_method(name, settings | ({} if weights is None else {"weights": weights}))
-    method.check()
-    place = resolve_device(str(device))
-    plain, cleaned = (method.for_pictures(background) for background in (False, True))
-    words = _words(method, vocabulary, pooling)
-    segmenter = _with_words(plain, plain.load(place), words)
-    other = _with_words(cleaned, cleaned.load(place, segmenter), words)
-    return Model(segmenter, other, method.demo.threshold, method.model)
+    how = (vocabulary, pooling, device)
+    plain = _load_with_words(method.for_pictures(background=False), *how)
+    cleaned = _load_with_words(method.for_pictures(background=True), *how, loaded=plain)
+    return Model(plain, cleaned, method.demo.threshold, method.model)
 
 
-def _words(
+def _load_with_words(
     method: Method,
     vocabulary: str | Path | Sequence[str] | None,
     pooling: str,
+    device: str | torch.device,
     row: Benchmark | None = None,
-) -> ClassWords:
-    """The words of a method for a benchmark, or for a user's pictures, or those of a vocabulary."""
+    loaded: Segmenter | None = None,
+) -> Segmenter:
+    """A segmenter with the protocol and the words of a benchmark, or of a user's pictures; the
+    words may be those of a vocabulary."""
+    from talk2dino.devices import resolve_device
     from talk2dino.pictures.vocabularies import read_word_lists
     from talk2dino.segmenter import POOLINGS
 
+    if loaded is None:
+        method.check()
     check_name("pooling", pooling, POOLINGS)
-    own = method.words(row) if row is None else row.class_words(method.words(row))
-    if vocabulary is None:
-        return own
-    found = read_word_lists(vocabulary)
-    if row is not None:
-        found.check_fits(row.key, len(row.classes) - row.background, row.background)
-    return found.class_words(own, pooling)
-
-
-def _with_words(
-    method: Method, segmenter: Any, words: ClassWords, row: Benchmark | None = None
-) -> Segmenter:
-    """A segmenter with words and with the protocol of a benchmark, or of a user's pictures."""
+    words = method.words(row) if row is None else row.class_words(method.words(row))
+    if vocabulary is not None:
+        found = read_word_lists(vocabulary)
+        if row is not None:
+            found.check_fits(row.key, len(row.classes) - row.background, row.background)
+        words = found.class_words(words, pooling)
+    segmenter: Any = method.load(resolve_device(str(device)), loaded)
     segmenter.words = words
     segmenter.protocol = method.demo.protocol if row is None else row.protocol
     return segmenter  # type: ignore[no-any-return]

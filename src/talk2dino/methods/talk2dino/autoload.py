@@ -50,10 +50,9 @@ class AutoTalk2Dino:
 
         download = {name: settings.pop(name) for name in _OF_THE_HUB if name in settings}
         device = settings.pop("device_map", None) or "cpu"
+        known = ("None", "auto", "float32", "torch.float32")
         for name in ("dtype", "torch_dtype"):
-            if str(dtype := settings.pop(name, None)) not in (
-                *("None", "auto", "float32", "torch.float32"),
-            ):
+            if str(dtype := settings.pop(name, None)) not in known:
                 raise ValueError(f"{name}={dtype} is not supported: weights are float32.")
         unknown = [k for k in settings if not k.startswith("_") and k not in _WITHOUT_EFFECT]
         if unknown:
@@ -75,10 +74,9 @@ def _register(name: str) -> None:
     try:
         from transformers.configuration_utils import PretrainedConfig
 
-        kind = AutoTalk2Dino.config_class  # holds the keys of `config.json`
-        if kind is None:
-            kind = type("Talk2DinoConfig", (PretrainedConfig,), {"model_type": "talk2dino"})
-            AutoTalk2Dino.config_class = kind
+        kind: Any = AutoTalk2Dino.config_class  # holds the keys of `config.json`
+        kind = kind or type("Talk2DinoConfig", (PretrainedConfig,), {"model_type": "talk2dino"})
+        AutoTalk2Dino.config_class = kind
         if name == _CONFIG:
             sys.modules[name].AutoConfig.register(kind.model_type, kind, exist_ok=True)
         else:

@@ -18,15 +18,13 @@ from talk2dino.backbones.vision import VisionBackbone
 from talk2dino.files import atomic_files, check_replaceable
 from talk2dino.methods.talk2dino.api import Talk2DINO
 from talk2dino.methods.talk2dino.projection import CLIPLastLayer
-from talk2dino.methods.talk2dino.segmenter import Talk2DinoSegmenter
+from talk2dino.methods.talk2dino.segmenter import EPS, Talk2DinoSegmenter
 
 IMAGE_FILE, TEXT_FILE, DESCRIPTION = "image.onnx", "text.onnx", "talk2dino.json"
 FILES = (IMAGE_FILE, TEXT_FILE, DESCRIPTION)
 OPSET = 18
 TOLERANCE = 1e-4
 """Largest accepted relative error of onnxruntime against PyTorch, over a whole output."""
-
-_EPS = 1e-6
 
 
 class ImageSide(nn.Module):
@@ -85,7 +83,7 @@ class TextSide(nn.Module):
         # Asking for the second-to-last block keeps all 77 positions: a graph has fixed lengths.
         vectors = self.text(tokens.flatten(0, 1), penultimate=True).pooled
         means = vectors.unflatten(0, (tokens.shape[0], tokens.shape[1])).mean(dim=1)
-        return F.normalize(self.projection.project_clip_txt(means), dim=-1, eps=_EPS)
+        return F.normalize(self.projection.project_clip_txt(means), dim=-1, eps=EPS)
 
 
 def export_onnx(model: Talk2DINO, folder: str | Path, overwrite: bool = False) -> dict[str, float]:

@@ -143,13 +143,11 @@ class Talk2DinoMethod(Method):
 
     @property
     def demo(self) -> PictureRules:
-        """As its published demo."""
         on = tuple(name for name in REFINEMENTS if getattr(self.config, name))
         return dataclasses.replace(_RULES, threshold=self.background_threshold, refines=on)
 
     @classmethod
     def remote(cls, name: str) -> PictureRules | None:
-        """See `Method`; the published threshold is known before."""
         published = PUBLISHED.get(short_name(name) or name)
         if published is None:
             return None
@@ -161,12 +159,10 @@ class Talk2DinoMethod(Method):
 
     @property
     def weights(self) -> str:
-        """Of the projection."""
         return self.config.projection_weights
 
     @property
     def toy(self) -> bool:
-        """Whether its backbone is."""
         return self.config.vision_model == TOY
 
     def on(self, row: Benchmark) -> Talk2DinoMethod:
@@ -178,12 +174,10 @@ class Talk2DinoMethod(Method):
         return self._unless_given(pamr=True, clean_background=background)
 
     def refined(self, names: Collection[str]) -> Talk2DinoMethod:
-        """See `Method`."""
         return self._with(**{name: name in names for name in REFINEMENTS})
 
     @property
     def patch_size(self) -> int:
-        """Of DINO."""
         return vision.patch_size(self.config.vision_model)
 
     def for_windows(self, side: int) -> Talk2DinoMethod:
@@ -195,12 +189,10 @@ class Talk2DinoMethod(Method):
         return self._with(input_size=nearest)
 
     def threshold(self, row: Benchmark) -> float | None:
-        """The published one."""
         return default_threshold(self.config.projection.dino_embed_dim) if row.background else None
 
     @property
     def refines(self) -> bool:
-        """See `Method`."""
         return self.config.pamr
 
     @property
@@ -209,11 +201,9 @@ class Talk2DinoMethod(Method):
         return Published({}) if self.config.recorded() else super().published
 
     def check(self) -> None:
-        """See `SegmenterConfig.check`."""
         self.config.check()
 
     def settings(self) -> dict[str, Any]:
-        """The configuration as plain data."""
         config = self.config
         settings = dataclasses.asdict(config)
         settings["projection_weights"] = content_digest(config.whole or config.projection_weights)
@@ -235,7 +225,6 @@ class Talk2DinoMethod(Method):
         return content
 
     def text_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """All that does not concern images alone."""
         return {key: value for key, value in settings.items() if key not in _NOT_OF_TEXT}
 
     def describe(self) -> tuple[str, list[str]]:
@@ -250,7 +239,6 @@ class Talk2DinoMethod(Method):
         return f"{config.vision_model} and {config.text_model}, {source}", notes
 
     def load(self, device: torch.device, loaded: Segmenter | None = None) -> Talk2DinoSegmenter:
-        """See `build_segmenter`."""
         if not isinstance(loaded, Talk2DinoSegmenter):
             if compiled := self.options.given().get("compile"):
                 check_compiler(device)

@@ -121,44 +121,28 @@ class Projection(nn.Module):
         visual: Tensor,
         text: Tensor,
         *,
-        self_attn_maps: Tensor | None = None,
-        cls: Tensor | None = None,
-        text_input_mask: Tensor | None = None,
-        text_argmax: Tensor | None = None,
-        visual_is_unit: bool = False,
         generator: torch.Generator | None = None,
         total: int | None = None,
+        **extras: Any,
     ) -> Tensor:
         """Scores of all pairs of a batch, or of all processes' batches.
 
         Args:
-            visual: (B, D), (B, H, D), or (B, P, D) patches when heads are weighted.
-            text: (B, E) captions, or (B, T, E) their tokens.
-            self_attn_maps: (B, H, P) attention logits, when heads are weighted.
-            cls: (B, D) CLS tokens, when heads are weighted conditionally.
-            text_input_mask: (B, T) bool, the tokens that exist.
-            text_argmax: (B,) position of each end-of-text token.
-            visual_is_unit: the visual vectors have length 1 already; see `images_stay`.
+            visual, text, extras: as in `embed`.
             generator: randomness of `sampled_attn_map`, seeded alike in every process.
             total: pairs of all processes, if there are several; see `gather_rows`.
 
         Returns:
             (B, B), diagonal = true pairs; orientation as in `alignment.align`.
         """
-        visual, text = self.embed(
-            visual,
-            text,
-            self_attn_maps=self_attn_maps,
-            cls=cls,
-            text_argmax=text_argmax,
-            visual_is_unit=visual_is_unit,
-        )
+        visual, text = self.embed(visual, text, **extras)
         token_mask = None
         if text.ndim == 3:
-            if text_input_mask is None:
-                text_input_mask = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
+            mask = extras.get("text_input_mask")
+            if mask is None:
+                mask = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
             kept = (self.config.keep_cls, self.config.keep_end_seq)
-            token_mask = counted_tokens(text_input_mask.bool(), *kept, text_argmax)
+            token_mask = counted_tokens(mask.bool(), *kept, extras.get("text_argmax"))
         strategy, temperature = self.config.alignment_strategy, self.config.routing_temperature
         how = (strategy, self.config.alpha, token_mask, generator, temperature, total)
         return align(visual, text, *how)
@@ -174,7 +158,17 @@ class Projection(nn.Module):
         text_argmax: Tensor | None = None,
         visual_is_unit: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Both sides in their common space, L2-normalised if `cosine`; arguments as in forward."""
+        """Both sides in their common space, L2-normalised if `cosine`.
+
+        Args:
+            visual: (B, D), (B, H, D), or (B, P, D) patches when heads are weighted.
+            text: (B, E) captions, or (B, T, E) their tokens.
+            self_attn_maps: (B, H, P) attention logits, when heads are weighted.
+            cls: (B, D) CLS tokens, when heads are weighted conditionally.
+            text_input_mask: (B, T) bool, the tokens that exist; only `forward` needs it.
+            text_argmax: (B,) position of each end-of-text token.
+            visual_is_unit: the visual vectors have length 1 already; see `images_stay`.
+        """
         if self.config.weight_attn_heads:
             assert isinstance(self, ProjectionLayer)
             visual = self._pool_weighted_heads(visual, self_attn_maps, cls)

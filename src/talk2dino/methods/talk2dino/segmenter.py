@@ -8,15 +8,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from talk2dino.backbones.templates import prompt_means
-from talk2dino.backbones.text import (
-    BertEncoder,
-    TextEncoder,
-    load_text,
-    text_from_state,
-)
+from talk2dino.backbones.text import BertEncoder, TextEncoder, load_text, text_from_state
 from talk2dino.backbones.vision import (
     PatchFeatures,
     VisionBackbone,
@@ -82,8 +77,8 @@ PARTS: dict[str, Any] = {
     "projection": Projection,
 }
 """The models of a `Talk2DinoSegmenter`, by attribute, and what they are."""
-
-_EPS = 1e-6  # of the normalisations in the published inference code
+EPS = 1e-6
+"""Of the normalisations in the published inference code."""
 _PROMPT_BATCH = 256
 
 
@@ -139,11 +134,10 @@ class Talk2DinoSegmenter(DenseSegmenter):
                     "load_vision, load_text and load_projection make such parts."
                 )
             _check_fit(**{**parts, name: value})
-        super().__setattr__(name, value)
+        nn.Module.__setattr__(self, name, value)
 
     @property
     def refinements(self) -> tuple[Refinement, ...]:  # type: ignore[override]
-        """As configured."""
         return self.config.refinements()
 
     @property
@@ -160,13 +154,13 @@ class Talk2DinoSegmenter(DenseSegmenter):
         """
         # As published, CLIP's vectors are averaged without normalising them first.
         means = prompt_means(self._embed_prompts, names, self.config.template)
-        return F.normalize(self._project(means), dim=-1, eps=_EPS)
+        return F.normalize(self._project(means), dim=-1, eps=EPS)
 
     @in_float32
     def embed_class_tokens(self, tokens: Tensor) -> Tensor:
         """As `embed_classes`, from CLIP's token ids (C, T, 77) of every class's T prompts."""
         prompts = self._embed_tokens(tokens.flatten(0, 1)).unflatten(0, tuple(tokens.shape[:2]))
-        return F.normalize(self._project(prompts.mean(dim=1)), dim=-1, eps=_EPS)
+        return F.normalize(self._project(prompts.mean(dim=1)), dim=-1, eps=EPS)
 
     @in_float32
     def embed_texts(self, texts: str | Sequence[str]) -> Tensor:
@@ -185,7 +179,7 @@ class Talk2DinoSegmenter(DenseSegmenter):
 
         The background's score is its threshold, everywhere: 0.55 is cosine 0.2007.
         """
-        masks = self.cosines(features.patches, query.rows, _EPS).sigmoid()
+        masks = self.cosines(features.patches, query.rows, EPS).sigmoid()
         if self.config.clean_background:
             masks = clean_background(masks, features.patches, features.attention_logits, query.rows)
         side = self.config.input_size // self.vision.patch_size
@@ -223,7 +217,6 @@ class Talk2DinoSegmenter(DenseSegmenter):
 
     @property
     def deciding(self) -> tuple[Any, ...]:
-        """See `WordSegmenter`."""
         return self.vision, self.projection, self.config.input_size, self.config.precision
 
     def _project(self, embeddings: Tensor) -> Tensor:
@@ -262,7 +255,7 @@ class Talk2DinoSegmenter(DenseSegmenter):
 
 def patch_cosines(patches: Tensor, classes: Tensor) -> Tensor:
     """Cosines (B, C, P) of patches (B, P, D) with unit-length classes (C, D)."""
-    return torch.einsum("bpd,cd->bcp", F.normalize(patches, dim=-1, eps=_EPS), classes)
+    return torch.einsum("bpd,cd->bcp", F.normalize(patches, dim=-1, eps=EPS), classes)
 
 
 def build_segmenter(

@@ -117,7 +117,7 @@ def test_a_projection_without_a_summary_needs_its_recipe(toy, root, tmp_path):
 @pytest.mark.parametrize("short", PUBLISHED)
 def test_a_published_projection_is_known_by_its_name(short, tmp_path):
     model = PUBLISHED[short]
-    path = tmp_path / model.projection_file
+    path = tmp_path / f"{model.recipe}.pth"
     torch.save(projection_state(model.config("x").projection.dino_embed_dim), path)
     found = find_model(str(path))
     assert found.config == model.config(str(path))

@@ -57,11 +57,6 @@ class PublishedModel:
     sha256: str | None = None
     """Checksum of that file; None where it is not recorded."""
 
-    @property
-    def projection_file(self) -> str:
-        """Name of the authors' file with the projection alone."""
-        return f"{self.recipe}.pth"
-
     def config(self, projection_weights: str) -> SegmenterConfig:
         """The segmenter, with backbones that timm and open_clip download."""
         recipe = f"configs/{self.recipe}.yaml"
@@ -159,15 +154,14 @@ def find_model(name_or_path: str, config: str | Path | None = None, **download: 
         return _find_folder(path)
     if path.is_file():
         return _find_file(path, config)
-    if is_repository(name_or_path):
-        return _find_remote(name_or_path, download)
-    if "/" in name_or_path or "\\" in name_or_path or path.suffix in FILE_SUFFIXES:
-        raise FileNotFoundError(
-            f"there is no file or folder {name_or_path}. Give one, a repository (owner/name), or "
-            f"one of {', '.join(known)}."
-        )
-    check_name("model", name_or_path, [*known, "or a folder, a file, owner/name"], similar=known)
-    raise AssertionError("check_name accepts only what was handled above")
+    if not is_repository(name_or_path):
+        if "/" in name_or_path or "\\" in name_or_path or path.suffix in FILE_SUFFIXES:
+            raise FileNotFoundError(
+                f"there is no file or folder {name_or_path}. Give one, a repository (owner/name), "
+                f"or one of {', '.join(known)}."
+            )
+        check_name("model", name_or_path, [*known, "or a folder, a file, owner/name"], known)
+    return _find_remote(name_or_path, download)
 
 
 def is_repository(name: str) -> bool:
@@ -202,14 +196,12 @@ def with_options(found: FoundModel, content: Mapping[str, Any]) -> FoundModel:
     Raises:
         ValueError: it is damaged, or names other models.
     """
-    ours = found.config
-    weights = {name: getattr(ours, name) for name in WEIGHT_FIELDS}
-    content = {**content, "segmenter": {**content["segmenter"], **weights}}
     given = parse_folder_config(content, found.origin, found.origin, "")
     for name in ("projection", "vision_model", "text_model"):
-        if getattr(given.config, name) != getattr(ours, name):
+        if getattr(given.config, name) != getattr(found.config, name):
             raise ValueError(f"the configuration names another {name} than {found.origin} has.")
-    return given
+    weights = {name: getattr(found.config, name) for name in WEIGHT_FIELDS}
+    return dataclasses.replace(given, config=dataclasses.replace(given.config, **weights))
 
 
 def _find_folder(folder: Path) -> FoundModel:
@@ -262,7 +254,7 @@ def _find_file(path: Path, config: str | Path | None) -> FoundModel:
         chosen = _config_from_summary(summary, path)
     elif published := [
         *(m for m in PUBLISHED.values() if m.sha256 and m.sha256 == file_sha256(path)),
-        *(m for m in PUBLISHED.values() if m.projection_file == path.name),
+        *(m for m in PUBLISHED.values() if f"{m.recipe}.pth" == path.name),
     ]:
         chosen = published[0].config(source)
     else:
@@ -278,7 +270,7 @@ def _find_published(name: str, download: Mapping[str, Any]) -> FoundModel:
     """A short name: a folder or file in weights/, else the Hub or its cache."""
     model = PUBLISHED[name]
     folder = find_in_checkout(Path("weights") / name)
-    projection = find_in_checkout(Path("weights") / model.projection_file)
+    projection = find_in_checkout(Path("weights") / f"{model.recipe}.pth")
     config = model.config(str(projection))
     threshold = demo_threshold(config)
     if folder.is_dir():
@@ -298,14 +290,13 @@ def _find_published(name: str, download: Mapping[str, Any]) -> FoundModel:
 
 
 def _find_remote(repo: str, download: Mapping[str, Any]) -> FoundModel:
-    """A repository of the Hub."""
     if (name := short_name(repo)) is None:
         published = ", ".join(model.repo for model in PUBLISHED.values())
         advice = f"There is no local folder of that name either. Published models: {published}."
     else:
         advice = (
             f"In weights/{name}/ of the checkout the name {name!r} finds it; with "
-            f"{PUBLISHED[name].projection_file} alone in weights/ (see weights/README.md), it "
+            f"{PUBLISHED[name].recipe}.pth alone in weights/ (see weights/README.md), it "
             "takes the backbones from timm and open_clip. 'toy' needs no files."
         )
     return dataclasses.replace(_find_folder(fetch_folder(repo, advice, **download)), origin=repo)

@@ -47,7 +47,6 @@ class ModelParts:
     text: dict[str, Tensor]
     """CLIP or its text tower, in OpenAI's naming; empty likewise."""
     projection: dict[str, Tensor]
-    """The projection."""
 
 
 def read_parts(path: str | Path) -> ModelParts:
