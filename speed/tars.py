@@ -61,8 +61,8 @@ def _shipped(device: str, folder: Path) -> Step:
         assert len(rows.usable) == TARS * SAMPLES
         for _, number in next(iter(EpochBatches(len(rows.usable), BATCH))):
             row = int(rows.usable[number])
-            rows.source(row)
-            rows.source(rows.partner(row, random)[0])
+            rows.image(row)
+            rows.image(rows.partner(row, random)[0])
 
     return step
 

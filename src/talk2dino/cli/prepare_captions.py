@@ -66,24 +66,24 @@ class PrepareCaptions(Command):
         source: Path | None = getattr(self, flag)
         if source is None:
             raise ValueError(f"{self.mode} needs --{flag}")
-        if self.mode in ("filter", "makepair"):
-            table = open_table(source)
-            if self.mode == "makepair":
-                table.column(ENTITY)
-        elif self.mode == "json2csv":
-            check_file(source)
+        read = [source]
         if self.mode == "filter":
-            out = self.dstdir or source.parent / "subsets"
+            open_table(source)
             find_lemmas(self.lemmas)
-            check_not_inputs(part_paths(out, self.processors), [source])
+            out = self.dstdir or source.parent / "subsets"
+            check_not_inputs(part_paths(out, self.processors), read)
             check_folder_writable(out)
             return source, out
         if self.mode == "merge":
-            out = self.out or source / MERGED
+            read, out = list_parts(source), source / MERGED
+        elif self.mode == "makepair":
+            open_table(source).need(ENTITY)
+            out = source.with_name(f"{source.stem}_pair.csv")
         else:
-            suffix = "_pair.csv" if self.mode == "makepair" else ".csv"
-            out = self.out or source.with_name(source.stem + suffix)
-        check_not_inputs([out], list_parts(source) if self.mode == "merge" else [source])
+            check_file(source)
+            out = source.with_suffix(".csv")
+        out = self.out or out
+        check_not_inputs([out], read)
         check_writable(out, self.overwrite)
         return source, out
 
@@ -93,9 +93,7 @@ class PrepareCaptions(Command):
         if self.mode == "filter":
             return self._filter(source, out)
         if self.mode == "merge":
-            parts = list_parts(source)
-            merge(parts, out, self.delete_parts)
-            done = f"{len(parts)} parts"
+            done = f"{merge(list_parts(source), out, self.delete_parts)} parts"
         elif self.mode == "makepair":
             done = f"{make_pairs(source, out, self.seed, bar_of('parts'))} rows"
         else:
@@ -104,16 +102,10 @@ class PrepareCaptions(Command):
         return DONE
 
     def _filter(self, source: Path, folder: Path) -> int:
-        parts = self.processors
+        parts, lemmas = self.processors, find_lemmas(self.lemmas)
+        more = {"overwrite": self.overwrite, "compat": self.compat}
         kept, left_out = filter_captions(
-            source,
-            folder,
-            parts,
-            find_lemmas(self.lemmas),
-            processes=parts,
-            progress=bar_of("parts"),
-            overwrite=self.overwrite,
-            compat=self.compat,
+            source, folder, parts, lemmas, parts, bar_of("parts"), **more
         )
         reasons = f" (left out: {left_out})" if left_out.reasons else ""
         print(f"{folder}: kept {kept} of {kept + left_out.reasons.total()} captions{reasons}")

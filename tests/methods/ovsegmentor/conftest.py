@@ -12,6 +12,7 @@ from talk2dino.methods.ovsegmentor.checkpoints import seeded_weights, write_mode
 from talk2dino.methods.ovsegmentor.config import get_preset
 from talk2dino.methods.ovsegmentor.model import OVSegmentor, PretrainingBatch
 from talk2dino.methods.ovsegmentor.text import Tokenizer, Tokens, toy_tokenizer
+from talk2dino.methods.registry import find_method
 
 TOY = get_preset("ovsegmentor_toy")
 
@@ -20,6 +21,10 @@ def seeded_toy(stage: str = "evaluation", **options) -> OVSegmentor:
     model = OVSegmentor(TOY, stage, **options)
     model.load_state_dict(seeded_weights(TOY, 0, stage))
     return model.eval()
+
+
+def load_toy(weights="seeded:0"):
+    return find_method("ovsegmentor_toy", {"weights": str(weights)}).load(torch.device("cpu"))
 
 
 def save(model, folder, tokenizer=None):

@@ -21,9 +21,8 @@ from talk2dino.methods.ovsegmentor.checkpoints import (
     stage_of,
 )
 from talk2dino.methods.ovsegmentor.config import get_preset
-from talk2dino.methods.ovsegmentor.method import build_ovsegmentor
 from talk2dino.methods.ovsegmentor.model import OVSegmentor
-from tests.methods.ovsegmentor.conftest import TOY, published_state, save, seeded_toy
+from tests.methods.ovsegmentor.conftest import TOY, load_toy, published_state, save, seeded_toy
 
 
 class Attack:
@@ -47,7 +46,7 @@ def test_a_published_file_converts_and_loads(tmp_path, publish, tokenizer):
     assert json.loads((tmp_path / "out" / "config.json").read_text())["source"] == "best_miou.pth"
     converted = read_checkpoint(tmp_path / "out", "ovsegmentor_toy")
     assert converted.config == TOY
-    model, direct = (build_ovsegmentor(p).model for p in (tmp_path / "out", path))
+    model, direct = (load_toy(p).model for p in (tmp_path / "out", path))
     texts = tokenizer(["a cat"])
     images = torch.rand(1, 3, 64, 80)
     for other in (direct, seeded_toy()):
@@ -112,7 +111,7 @@ def test_a_missing_tensor_is_named(publish, tmp_path):
     state = published_state("evaluation")
     del state["text_projector.linear_out.weight"]
     with pytest.raises(ValueError, match="missing keys: text_projector.linear_out.weight"):
-        build_ovsegmentor(publish(state))
+        load_toy(publish(state))
     with pytest.raises(ValueError, match="no complete ovsegmentor_toy: missing keys: text_proj"):
         convert_checkpoint(publish(state), tmp_path / "out")
 
@@ -120,7 +119,7 @@ def test_a_missing_tensor_is_named(publish, tmp_path):
 def test_unexpected_tensors_are_reported_but_no_obstacle(publish, tmp_path, caplog):
     state = published_state("evaluation") | {"head.weight": torch.ones(2)}
     with caplog.at_level(logging.WARNING):
-        build_ovsegmentor(publish(state))
+        load_toy(publish(state))
     assert caplog.messages[0].endswith("unexpected keys: head.weight")
     _, unexpected = convert_checkpoint(publish(state), tmp_path / "out")
     assert unexpected == ["head.weight"]

@@ -9,7 +9,6 @@ from talk2dino.benchmarks.table import BENCHMARKS
 from talk2dino.inference import sliding_window_scores
 from talk2dino.methods.ovsegmentor.method import (
     OVSegmentorSegmenter,
-    build_ovsegmentor,
     group_class_scores,
     normalise,
     paint_scores,
@@ -17,7 +16,7 @@ from talk2dino.methods.ovsegmentor.method import (
 from talk2dino.methods.ovsegmentor.model import EncodedImages
 from talk2dino.methods.registry import find_method
 from talk2dino.segmenter import ClassQuery, FeatureSharing
-from tests.methods.ovsegmentor.conftest import save
+from tests.methods.ovsegmentor.conftest import load_toy, save
 
 # Three groups and seven classes; the first group is the best and owns no pixel below.
 SCORES = torch.tensor([[[0.0, 0.9], [0.2, 0.5], [0.3, 0.1]]])
@@ -25,7 +24,7 @@ SCORES = torch.tensor([[[0.0, 0.9], [0.2, 0.5], [0.3, 0.1]]])
 
 @pytest.fixture(scope="module")
 def segmenter():
-    return build_ovsegmentor("seeded:0", "ovsegmentor_toy")
+    return load_toy()
 
 
 def test_classes_are_unit_rows_that_do_not_depend_on_each_other(segmenter):
@@ -76,7 +75,7 @@ def test_features_can_be_shared(segmenter):
     classes = segmenter.embed_classes(["cat", "dog"])
     other = OVSegmentorSegmenter(segmenter.model, segmenter.tokenizer, "subset")
     assert isinstance(segmenter, FeatureSharing) and segmenter.shares_features(other)
-    assert not segmenter.shares_features(build_ovsegmentor("seeded:0", "ovsegmentor_toy"))
+    assert not segmenter.shares_features(load_toy())
     query = ClassQuery.of_rows(classes)
     shared = segmenter.score_features(other.patch_features(windows), windows, query)
     assert torch.equal(shared, segmenter.window_scores(windows, query))
@@ -163,7 +162,7 @@ def test_class_names_and_thresholds_are_the_published_ones():
 
 def test_a_saved_model_segments_like_the_one_it_came_from(tmp_path, segmenter):
     save(segmenter.model, tmp_path / "m", segmenter.tokenizer.tokenizer)
-    loaded = build_ovsegmentor(tmp_path / "m")
+    loaded = load_toy(tmp_path / "m")
     windows, names = 255 * torch.rand(1, 3, 64, 64), ["cat", "dog"]
     ours, theirs = (s.window_scores(windows, s.query(names, 0.9)) for s in (loaded, segmenter))
     torch.testing.assert_close(ours, theirs)

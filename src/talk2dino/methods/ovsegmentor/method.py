@@ -15,7 +15,7 @@ from talk2dino.backbones.templates import ALIASES, get_templates, prompt_means
 from talk2dino.backbones.vision import IMAGENET_MEAN, IMAGENET_STD
 from talk2dino.benchmarks.table import BENCHMARKS, STUFF_BACKGROUND, Benchmark
 from talk2dino.devices import float32_by_default, in_float32
-from talk2dino.files import content_digest, find_in_checkout
+from talk2dino.files import find_in_checkout
 from talk2dino.methods.base import Method, MethodOptions, PictureRules, Published
 from talk2dino.methods.dense import WordSegmenter
 from talk2dino.methods.ovsegmentor.checkpoints import (
@@ -123,12 +123,10 @@ class OVSegmentorSegmenter(WordSegmenter):
 
     @property
     def deciding(self) -> tuple[Any, ...]:
-        """The model."""
         return (self.model,)
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
         return self.model.device
 
     @in_float32
@@ -184,33 +182,6 @@ class OVSegmentorSegmenter(WordSegmenter):
         features = self.patch_features(windows)
         height, width = windows.shape[-2:]
         return [upsample_groups(features.soft, features.grid_hw, (height, width))]
-
-
-def build_ovsegmentor(
-    weights: str | Path,
-    name: str | None = None,
-    device: str | torch.device = "cpu",
-    template: str = "simple",
-) -> OVSegmentorSegmenter:
-    """Load a model with its tokeniser.
-
-    Args:
-        weights: a converted folder, a published file, or `seeded:<n>`.
-        name: `ovsegmentor_vitb`, `ovsegmentor_vits` or `ovsegmentor_toy`: what the weights have to
-            be; with a folder or file it may be left out.
-        device: where to put it.
-        template: name of the prompt set.
-
-    Raises:
-        ValueError, FileNotFoundError: see `checkpoints.read_checkpoint` and `load_state`.
-        RuntimeError: the tokeniser could not be loaded or downloaded.
-    """
-    checkpoint = read_checkpoint(weights, name)
-    tokenizer = load_tokenizer(checkpoint.config.text, checkpoint.tokenizer)
-    with float32_by_default():
-        model = OVSegmentor(checkpoint.config)
-    load_state(model, checkpoint.state, checkpoint.source)
-    return OVSegmentorSegmenter(model.requires_grad_(False).to(device), tokenizer, template)
 
 
 def normalise(windows: Tensor) -> Tensor:
@@ -321,19 +292,19 @@ class OVSegmentorMethod(Method):
         return ClassWords(lambda name: (aliases.get(name, name),))
 
     def check(self) -> None:
-        """See `check_source`."""
         check_source(self.weights)
 
     def settings(self) -> dict[str, Any]:
-        """Model, weights and template."""
-        return {
-            "model": self.model,
-            "weights": content_digest(self.weights),
-            "template": ALIASES.get(self.options.template, self.options.template),
-        }
+        template = self.options.template
+        return super().settings() | {"template": ALIASES.get(template, template)}
 
     def load(self, device: torch.device, loaded: Segmenter | None = None) -> OVSegmentorSegmenter:
-        """See `build_ovsegmentor`."""
+        template = self.options.template
         if isinstance(loaded, OVSegmentorSegmenter):
-            return OVSegmentorSegmenter(loaded.model, loaded.tokenizer, self.options.template)
-        return build_ovsegmentor(self.weights, self.model, device, self.options.template)
+            return OVSegmentorSegmenter(loaded.model, loaded.tokenizer, template)
+        checkpoint = read_checkpoint(self.weights, self.model)
+        tokenizer = load_tokenizer(checkpoint.config.text, checkpoint.tokenizer)
+        with float32_by_default():
+            model = OVSegmentor(checkpoint.config)
+        load_state(model, checkpoint.state, checkpoint.source)
+        return OVSegmentorSegmenter(model.requires_grad_(False).to(device), tokenizer, template)

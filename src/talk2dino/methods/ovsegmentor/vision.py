@@ -110,10 +110,7 @@ def average_weights(hard: Tensor) -> Tensor:
 
 
 class AssignAttention(CrossAttention):
-    """Groups take the mean of the patches that choose them; one head."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__(width, num_heads=1)
+    """Groups take the mean of the patches that choose them, with one head."""
 
     def forward(  # type: ignore[override]  # also which patch chose which group
         self, groups: Tensor, patches: Tensor
@@ -136,7 +133,7 @@ class GroupingBlock(nn.Module):
         self.norm_post_tokens = nn.LayerNorm(width)
         self.norm_x = nn.LayerNorm(width)
         self.pre_assign_attn = CrossAttentionBlock(width, num_heads)
-        self.assign = AssignAttention(width)
+        self.assign = AssignAttention(width, num_heads=1)
         self.norm_new_x = nn.LayerNorm(width)
         self.mlp_channels = Mlp(width, 4 * width, width)
 
@@ -163,7 +160,7 @@ class EntityBlock(nn.Module):
         self.norm_tokens = nn.LayerNorm(width)
         self.norm_x = nn.LayerNorm(width)
         self.pre_assign_attn = CrossAttentionBlock(width, num_heads)
-        self.assign = AssignAttention(width)
+        self.assign = AssignAttention(width, num_heads=1)
         self.post_attn = attention_block(width, num_heads)
         self.norm_new_x = nn.LayerNorm(width)
 
@@ -183,9 +180,6 @@ class EntityDecoder(nn.Module):
     def forward(self, groups: Tensor, words: Tensor) -> Tensor:
         """Groups (B, G, m) and words (B, T, m) to (B, m)."""
         return self.blocks[0](groups, words)[:, 0]
-
-
-POSITIONS = "pos_embed"
 
 
 @dataclass(frozen=True, eq=False)
@@ -291,21 +285,18 @@ def load_dino(encoder: ImageEncoder, state: Mapping[str, Tensor]) -> list[str]:
     for name, value in state.items():
         if name == "cls_token" or name.startswith("head."):
             continue
-        if name == POSITIONS:
+        if name == "pos_embed":
             value = value.reshape(-1, value.shape[-1])[1:]
         elif name.startswith("blocks."):
             _, index, rest = name.split(".", 2)
-            block = int(index)
-            stage, block = (0, block) if block < depth else (1, block - depth)
-            name = f"layers.{stage}.blocks.{block}.{rest}"
+            place = f"0.blocks.{index}" if int(index) < depth else f"1.blocks.{int(index) - depth}"
+            name = f"layers.{place}.{rest}"
         renamed[name] = value
-    shapes = state_shapes(encoder)
-    own = [
-        name
-        for name in shapes
-        if name == "layers.0.group_token" or name.startswith("layers.0.downsample.")
-    ]
-    wanted = {name: shape for name, shape in shapes.items() if name not in own}
+    wanted = state_shapes(encoder)
+    grouping = ("layers.0.group_token", "layers.0.downsample.")
+    own = [name for name in wanted if name.startswith(grouping)]
+    for name in own:
+        del wanted[name]
     check_fit(renamed, wanted, "these DINO weights do not fit the image encoder")
     encoder.load_state_dict(renamed, strict=False)
     logging.getLogger(__name__).info("%d tensors start without DINO weights", len(own))

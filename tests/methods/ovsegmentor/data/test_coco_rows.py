@@ -46,8 +46,8 @@ def test_every_caption_with_an_entity_is_a_row(coco):
     rows = open_rows(coco, coco.parent / "images", reader)
     assert rows.usable.tolist() == [0, 1, 4]
     assert rows.left_out.reasons == {"without an entity": 1, "empty": 1}
-    assert (rows.caption(4), rows.name(4)) == ("lemons", "1.png")
-    assert rows.source(0).read().size == rows.source(4).read().size
+    assert (rows.caption(4), rows.image(4)[0]) == ("lemons", "1.png")
+    assert rows.image(0)[1].read().size == rows.image(4)[1].read().size
 
 
 def test_partners_share_an_entity(coco):
@@ -130,11 +130,11 @@ def test_images_may_lie_in_the_folders_of_coco(tmp_path, record, folder):
     path = tmp_path / "captions.json"
     annotations = [{"image_id": 1, "caption": "a heart"}]
     path.write_text(json.dumps({"images": [{"id": 1, **record}], "annotations": annotations}))
-    assert open_rows(path, tmp_path, reader).source(0).read().size == (30, 40)
+    assert open_rows(path, tmp_path, reader).image(0)[1].read().size == (30, 40)
     if "coco_url" not in record:  # a table has the names only
         table = tmp_path / "table.csv"
         table.write_text(f"image_id,caption\n{name},a heart\n")
-        assert open_rows(table, tmp_path, reader).source(0).read().size == (30, 40)
+        assert open_rows(table, tmp_path, reader).image(0)[1].read().size == (30, 40)
 
 
 def test_annotations_have_ids_or_none_has(coco):

@@ -29,8 +29,8 @@ def test_rows_give_captions_images_and_names(metafile, images, caplog):
     with caplog.at_level(logging.WARNING):
         rows = open_rows(metafile, images, reader)
     assert rows.usable.tolist() == [0, 1, 2, 4]
-    assert rows.caption(4) == "three knives" and rows.name(4) == "sub/e.png"
-    assert rows.source(4).read().size == (30, 40)
+    assert rows.caption(4) == "three knives" and rows.image(4)[0] == "sub/e.png"
+    assert rows.image(4)[1].read().size == (30, 40)
     assert rows.left_out.reasons == {"without an entity": 1, "empty": 1}
     assert "left out 2 captions: 1 empty; 1 without an entity" in caplog.text
     assert "row 3 (d.png) is without an entity; row 5 (f.png) is empty" in caplog.text
@@ -124,8 +124,8 @@ def test_tars_give_captions_and_images(tars):
     rows = pickle.loads(pickle.dumps(open_rows(tars, "", reader)))
     assert rows.usable.tolist() == [0, 1, 6]
     assert [rows.caption(row) for row in (0, 1, 6)] == ["a dog", "a cat and a dog", "cats"]
-    assert rows.source(1).read().size == (30, 40)
-    assert rows.name(6) == f"{tars / '1.tar'} (image at byte 512)"
+    assert rows.image(1)[1].read().size == (30, 40)
+    assert rows.image(6)[0] == f"{tars / '1.tar'} (image at byte 512)"
     assert rows.left_out.reasons == {
         "without a caption": 2,
         "without an image": 1,
@@ -142,7 +142,7 @@ def test_partners_among_tars_share_an_entity(tars):
 def content(rows):
     """All that rows of tars know, and what is drawn of them."""
     drawn = [draws(rows, row) for row in rows.usable]
-    return rows.usable.tolist(), [rows.name(row) for row in range(8)], drawn, rows.left_out
+    return rows.usable.tolist(), [rows.image(row)[0] for row in range(8)], drawn, rows.left_out
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from talk2dino.methods.ovsegmentor.data.samples import (
     EpochBatches,
     FailureLog,
     PretrainingSamples,
-    collate,
     crop_and_flip,
     deit_transform,
     make_loader,
@@ -26,16 +25,21 @@ from talk2dino.methods.ovsegmentor.data.words import CaptionReader, dictionary_l
 from tests.methods.ovsegmentor.data.conftest import ROWS, write_rows
 
 SMALL = crop_and_flip(16, 0.4)
-
-
-def open_samples(metafile, images, seed=0, pairs=True, compat=False):
-    reader = CaptionReader(dictionary_lemma, compat)
-    rows = open_rows(metafile, images, reader, pairs)
-    return PretrainingSamples(rows, reader, SMALL, seed, pairs)
+FOUR = [(0, number) for number in range(4)]
 
 
 @pytest.fixture
-def samples(metafile, images):
+def open_samples(tokenizer):
+    def open_them(metafile, images, seed=0, pairs=True, compat=False):
+        reader = CaptionReader(dictionary_lemma, compat)
+        rows = open_rows(metafile, images, reader, pairs)
+        return PretrainingSamples(rows, reader, SMALL, tokenizer, 77, seed, pairs)
+
+    return open_them
+
+
+@pytest.fixture
+def samples(open_samples, metafile, images):
     return open_samples(metafile, images)
 
 
@@ -49,7 +53,7 @@ def assert_equal(first, second):
 
 def test_a_sample_holds_two_images_and_four_texts(samples):
     assert len(samples) == 4
-    sample = samples[0, 0]
+    sample = samples.sample(0, 0)
     assert sample.image.shape == sample.paired_image.shape == (3, 16, 16)
     assert (sample.row, sample.caption) == (0, "A dog, on a sofa.")
     assert sample.question == "A [MASK], on a [MASK]."
@@ -58,35 +62,35 @@ def test_a_sample_holds_two_images_and_four_texts(samples):
     assert sample.failures == ()
 
 
-def test_a_sample_depends_on_seed_epoch_and_number_only(samples, metafile, images):
+def test_a_sample_depends_on_seed_epoch_and_number_only(samples, open_samples, metafile, images):
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
-    first = samples[3, 1]
+    first = samples.sample(3, 1)
     random.seed(2), np.random.seed(2), torch.manual_seed(2)
-    again = samples[3, 1]
+    again = samples.sample(3, 1)
     assert torch.equal(first.image, again.image) and first.answer == again.answer
     assert torch.equal(first.paired_image, again.paired_image)
     other = open_samples(metafile, images, seed=1)
-    for changed in (samples[4, 1], samples[3, 0], other[3, 1]):
+    for changed in (samples.sample(4, 1), samples.sample(3, 0), other.sample(3, 1)):
         assert not torch.equal(first.image, changed.image)
-    assert len({samples[epoch, 0].answer for epoch in range(20)}) > 10
+    assert len({samples.sample(epoch, 0).answer for epoch in range(20)}) > 10
 
 
 def test_the_global_generators_are_left_alone(samples):
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
-    samples[0, 0]
+    samples.sample(0, 0)
     after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
     assert before == after
 
 
-def test_stage_1_has_one_image_and_no_need_of_pairs(metafile, images, tokenizer):
+def test_stage_1_has_one_image_and_no_need_of_pairs(open_samples, metafile, images):
     samples = open_samples(metafile, images, pairs=False)
-    batch = collate([samples[0, 0], samples[0, 1]], tokenizer)
-    assert samples[0, 0].paired_image is None
+    batch = samples[[(0, 0), (0, 1)]]
+    assert samples.sample(0, 0).paired_image is None
     assert batch.inputs.paired_images is None and batch.inputs.paired_entities is None
 
 
 def test_a_batch_is_what_the_model_takes(samples, tokenizer):
-    batch = collate([samples[0, number] for number in range(4)], tokenizer)
+    batch = samples[FOUR]
     inputs = batch.inputs.to("cpu")
     assert inputs.images.shape == inputs.paired_images.shape == (4, 3, 16, 16)
     for tokens in (inputs.captions, inputs.questions, inputs.answers, inputs.paired_entities):
@@ -95,25 +99,25 @@ def test_a_batch_is_what_the_model_takes(samples, tokenizer):
     assert (inputs.questions.ids == mask).sum(1).tolist() == [2, 1, 1, 1]
 
 
-def test_as_published_the_answer_ends_with_the_names(metafile, images):
+def test_as_published_the_answer_ends_with_the_names(open_samples, metafile, images):
     samples = open_samples(metafile, images, pairs=False, compat=True)
-    assert samples[0, 0].question == "A dog, on a ofa."
-    assert samples[0, 1].question == "Two [MASK]" and samples[0, 1].answer.endswith(" dog")
+    assert samples.sample(0, 0).question == "A dog, on a ofa."
+    assert samples.sample(0, 1).question == "Two [MASK]" and samples.sample(0, 1).answer.endswith(
+        " dog"
+    )
 
 
-def test_an_image_that_cannot_be_read_is_replaced_and_named(
-    samples, images, tokenizer, monkeypatch
-):
+def test_an_image_that_cannot_be_read_is_replaced_and_named(samples, images, monkeypatch):
     (images / "b.png").write_bytes(b"no image")
     (images / "sub" / "e.png").unlink()
     monkeypatch.setattr(samples_module, "ATTEMPTS", 40)
-    made = [samples[0, number] for number in range(4)]
-    batch = collate(made, tokenizer)
+    made = [samples.sample(0, number) for number in range(4)]
+    batch = samples[FOUR]
     assert {sample.row for sample in made} <= {0, 2}
     reasons = dict(batch.failures)
     assert reasons.keys() == {"b.png", "sub/e.png"}
     assert "not an image" in reasons["b.png"] and "not found" in reasons["sub/e.png"]
-    again = collate([samples[0, number] for number in range(4)], tokenizer)
+    again = samples[FOUR]
     assert_equal(batch, again)
 
 
@@ -121,21 +125,21 @@ def test_attempts_are_bounded_and_all_failures_named(samples, images):
     for name in ("a.png", "b.png", "c.png", "sub/e.png"):
         (images / name).unlink()
     with pytest.raises(RuntimeError, match=r"8 images in a row(.|\n)*  a\.png: not found"):
-        samples[0, 0]
+        samples.sample(0, 0)
 
 
 def test_a_partner_that_cannot_be_read_replaces_the_sample(samples, images):
     (images / "a.png").unlink()
-    made = [samples[epoch, 1] for epoch in range(12)]  # row 1: partners 0 and 1
+    made = [samples.sample(epoch, 1) for epoch in range(12)]  # row 1: partners 0 and 1
     failed = [sample for sample in made if sample.failures]
     assert failed and len(failed) < len(made)
     assert all(name == "a.png" for sample in failed for name, _ in sample.failures)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_loader_resumes_exactly_with_any_number_of_workers(samples, tokenizer, workers):
+def test_the_loader_resumes_exactly_with_any_number_of_workers(samples, workers):
     batches = EpochBatches(len(samples), 1)
-    loader = make_loader(samples, batches, tokenizer, workers)
+    loader = make_loader(samples, batches, workers)
     state = torch.get_rng_state()
     whole = []
     for epoch in (0, 1):
@@ -144,7 +148,7 @@ def test_the_loader_resumes_exactly_with_any_number_of_workers(samples, tokenize
     assert torch.equal(state, torch.get_rng_state())
     reference = EpochBatches(len(samples), 1)
     reference.start_at(1, 2)
-    resumed = list(make_loader(samples, reference, tokenizer))
+    resumed = list(make_loader(samples, reference))
     assert len(resumed) == 2
     for first, second in zip(whole[6:], resumed, strict=True):
         assert_equal(first, second)
@@ -206,20 +210,20 @@ def test_augmentation_follows_its_seed(deit):
 
 def test_samples_can_be_sent_to_worker_processes(samples):
     copy = pickle.loads(pickle.dumps(samples))
-    assert torch.equal(copy[0, 0].image, samples[0, 0].image)
+    assert torch.equal(copy.sample(0, 0).image, samples.sample(0, 0).image)
 
 
-def test_pinned_batches_keep_everything(samples, tokenizer, monkeypatch):
+def test_pinned_batches_keep_everything(samples, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *_: tensor.clone())
     for pairs in (False, True):
         samples.pairs = pairs
-        batch = collate([samples[0, 0]], tokenizer)
+        batch = samples[[(0, 0)]]
         pinned = pin_memory(batch)
         assert torch.equal(pinned.inputs.questions.ids, batch.inputs.questions.ids)
         assert (pinned.inputs.paired_images is None) == (not pairs)
 
 
 @pytest.mark.parametrize("word", ["couch", "kid's"])
-def test_raw_entity_words_name_the_pair(tmp_path, images, word):
+def test_raw_entity_words_name_the_pair(open_samples, tmp_path, images, word):
     path = write_rows(tmp_path / "one.csv", [(*ROWS[0][:3], [0], [word])])
-    assert open_samples(path, images)[0, 0].paired_prompt == f"A photo of {word}"
+    assert open_samples(path, images).sample(0, 0).paired_prompt == f"A photo of {word}"

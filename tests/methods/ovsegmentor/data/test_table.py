@@ -47,7 +47,7 @@ def test_missing_columns_are_named_with_those_there(tmp_path):
     with pytest.raises(
         ValueError, match="column of .*b.csv: 'entity'. Known: .*Did you mean 'entitys'"
     ):
-        table.column("entity")
+        table.need("entity")
 
 
 @pytest.mark.parametrize(

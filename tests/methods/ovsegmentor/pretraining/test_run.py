@@ -19,12 +19,12 @@ from talk2dino.methods.ovsegmentor.checkpoints import read_checkpoint
 from talk2dino.methods.ovsegmentor.config import load_pretraining_recipe
 from talk2dino.methods.ovsegmentor.data import words
 from talk2dino.methods.ovsegmentor.data.samples import EpochBatches
-from talk2dino.methods.ovsegmentor.method import build_ovsegmentor
 from talk2dino.methods.ovsegmentor.pretraining.job import PretrainingJob
-from talk2dino.methods.ovsegmentor.pretraining.loop import HeldOut, PretrainingRun
+from talk2dino.methods.ovsegmentor.pretraining.loop import PretrainingRun
 from talk2dino.segmenter import ClassQuery
 from talk2dino.training.job import carry_out
 from talk2dino.training.run import load_state, weights_on_cpu
+from tests.methods.ovsegmentor.conftest import load_toy
 
 from .conftest import IMAGES, interrupted, recipe_values, write_captions
 
@@ -55,7 +55,7 @@ def test_the_command_says_where_it_is(stage1):
 
 
 def test_stage_1_writes_a_folder_that_segments(stage1, capsys):
-    segmenter = build_ovsegmentor(stage1, "ovsegmentor_toy")
+    segmenter = load_toy(stage1)
     assert "cat" in segmenter.tokenizer.tokenizer.get_vocab()
     classes = segmenter.embed_classes(["cat", "frog"])
     scores = segmenter.window_scores(torch.zeros(1, 3, 64, 64), ClassQuery.of_rows(classes))
@@ -280,11 +280,13 @@ def test_the_weights_of_the_best_epoch_are_written_when_the_last_is_worse(
 ):
     epochs = []
 
-    def loss(self, model):
-        epochs.append(weights_on_cpu(model))  # the first ones are those of before the first step
+    def judge(self):
+        epochs.append(
+            weights_on_cpu(self.model)
+        )  # the first ones are those of before the first step
         return float(len(epochs))
 
-    monkeypatch.setattr(HeldOut, "loss", loss)
+    monkeypatch.setattr(PretrainingRun, "judge", judge)
     captions = write_captions(tmp_path / "data", 4)
     files = {"metafile": str(captions), "images": str(captions.parent)}
     recipe = make_recipe(data=files, selection=files)

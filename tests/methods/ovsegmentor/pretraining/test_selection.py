@@ -1,15 +1,13 @@
 """Held-out captions: what is wrong with them is said before the first step."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from talk2dino.methods.ovsegmentor.pretraining.job import (
-    PretrainingJob,
-    first_model,
-    first_tokenizer,
-)
-from talk2dino.methods.ovsegmentor.pretraining.loop import HeldOut
+from talk2dino.methods.ovsegmentor.pretraining.job import PretrainingJob
 from talk2dino.processes import Processes
+from talk2dino.progress import silent
 from talk2dino.training.job import carry_out
 
 from .conftest import write_captions
@@ -40,6 +38,10 @@ def test_a_held_out_image_that_cannot_be_read_ends_the_run_before_its_first_step
     assert not (tmp_path / "out" / "unfinished.pth").exists()
 
 
+def open_job(recipe, processes):
+    PretrainingJob(recipe, Path("out"), "cpu").open(torch.device("cpu"), processes, silent)
+
+
 class Parts(Processes):
     """One of two processes, of which the other found a broken image."""
 
@@ -51,7 +53,7 @@ def test_every_process_stops_for_a_held_out_image_of_another(held_out):
     recipe = held_out(4)
     state = torch.get_rng_state()
     with pytest.raises(RuntimeError, match=r"a held-out image: 7\.png: broken"):
-        HeldOut(recipe, first_tokenizer(recipe), Parts(0, 2), 0).loss(first_model(recipe))
+        open_job(recipe, Parts(0, 2))
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -59,4 +61,4 @@ def test_fewer_held_out_captions_than_processes_are_counted(held_out):
     recipe = held_out(2)
     message = r"captions\.json holds 2 captions that can be used; at least 3 are needed"
     with pytest.raises(ValueError, match=message):
-        HeldOut(recipe, first_tokenizer(recipe), Processes(0, 3), 0)
+        open_job(recipe, Processes(0, 3))

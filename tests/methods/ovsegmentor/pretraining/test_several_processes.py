@@ -22,7 +22,7 @@ def one_step(recipe, part):
     model.img_projector.train()
     model.text_projector.train()
     batch = make_batch(Tokenizer(toy_tokenizer(), 96), 6)
-    run = PretrainingRun(model, recipe, [None] * 64, None)
+    run = PretrainingRun(model, recipe, [None] * 64)
     values = run.update([rows(batch, part)], [0], rate=1e-3)
     found = {f"gradient {n}": p.grad for n, p in model.named_parameters() if p.grad is not None}
     teacher = {f"teacher {n}": p for n, p in model.img_encoder_momentum.named_parameters()}

@@ -7,7 +7,8 @@ from talk2dino.backbones.checkpoints import state_shapes
 from talk2dino.methods.ovsegmentor.checkpoints import seeded_weights
 from talk2dino.methods.ovsegmentor.config import LossConfig
 from talk2dino.methods.ovsegmentor.pretraining import job
-from talk2dino.methods.ovsegmentor.pretraining.job import first_model, first_tokenizer, with_words
+from talk2dino.methods.ovsegmentor.pretraining.job import first_model, with_words
+from talk2dino.methods.ovsegmentor.text import load_tokenizer
 from tests.methods.ovsegmentor.conftest import TOY
 
 
@@ -94,7 +95,7 @@ def test_a_frozen_text_encoder_has_a_trained_projector(make_recipe):
 
 
 def test_the_toy_tokeniser_learns_the_commonest_words(make_recipe):
-    tokenizer = first_tokenizer(make_recipe())
+    tokenizer = load_tokenizer(TOY.text)
     captions = Captions(
         "A cat's hat.",
         "a frog",

@@ -21,7 +21,7 @@ def make_step(recipe, stage="stage1"):
 
 def run_of(model, recipe):
     """A run whose samples are never asked for."""
-    return PretrainingRun(model, recipe, [None] * 64, None)
+    return PretrainingRun(model, recipe, [None] * 64)
 
 
 def gradients(step):

@@ -100,7 +100,7 @@ def filter_captions(
         places = array("q", (place for place, _ in table.records()))
         rows = [len(places) * i // parts for i in range(parts + 1)]
         places.append(table.path.stat().st_size)
-        jobs = [(i, paths[i], places[rows[i]], places[rows[i + 1]], rows[i]) for i in missing]
+        jobs = [(i, paths[i], rows[i], places[rows[i]], places[rows[i + 1]]) for i in missing]
         work = partial(_filter_part, table, made_from)
         with progress(len(jobs), 0) as bar, ExitStack() as stack:
             done: Iterable[object] = map(work, jobs)
@@ -117,10 +117,6 @@ def filter_captions(
         kept += record["kept"]
         left_out.join(record["left_out"], record["damaged"])
     return kept, left_out
-
-
-Job = tuple[int, Path, int, int, int]
-"""A part: its number and file, the bytes between which its records begin, and its first row."""
 
 
 def _end_with_the_parent() -> None:
@@ -161,19 +157,21 @@ def _remove_surplus(folder: Path, kept: set[Path]) -> None:
             record.unlink()
 
 
-def _filter_part(table: Table, made_from: dict[str, Any], job: Job) -> None:
-    number, path, start, stop, first_row = job
+def _filter_part(
+    table: Table, made_from: dict[str, Any], job: tuple[int, Path, int, int, int]
+) -> None:
+    """The job: number, file, first row, and the bytes between which the records begin."""
+    number, path, first_row, *bounds = job
     kept, left_out = 0, LeftOut()
-    image_column, caption_column = table.column(IMAGE), table.column(CAPTION)
     reader = CaptionReader(get_lemma(made_from["lemmas"]), "compat" in made_from)
-    records = enumerate(table.records(start, stop), start=first_row)
     with atomic_files(path.parent, path.name, _record(path).name) as folder:
         with _csv_writer(folder / path.name, (IMAGE, CAPTION, ENTITY)) as write:
-            for row, (_, fields) in records:
+            for row, (_, fields) in enumerate(table.records(*bounds), start=first_row):
                 if damage := table.damage(fields):
                     left_out.add(f"row {row}", DAMAGED, damage)
                     continue
-                image, caption = fields[image_column].strip(), fields[caption_column].strip()
+                named = table.named(fields)
+                image, caption = named[IMAGE].strip(), named[CAPTION].strip()
                 problem, entities = reader.look_at(caption) if image else (UNNAMED, [])
                 if problem:
                     left_out.reasons[problem] += 1
@@ -230,13 +228,16 @@ def list_parts(folder: str | Path) -> list[Path]:
     return parts
 
 
-def merge(parts: Sequence[Path], out: Path, delete: bool = False) -> None:
+def merge(parts: Sequence[Path], out: Path, delete: bool = False) -> int:
     """Write the rows of all parts below one header; memory does not depend on their size.
 
     Args:
         parts: csv files with the same header.
         out: the file to write.
         delete: remove the parts and what is said about them when `out` is complete.
+
+    Returns:
+        The number of parts.
 
     Raises:
         ValueError: two parts have different headers.
@@ -259,6 +260,7 @@ def merge(parts: Sequence[Path], out: Path, delete: bool = False) -> None:
         for part in parts:
             part.unlink()
             _record(part).unlink(missing_ok=True)
+    return len(parts)
 
 
 def make_pairs(metafile: str | Path, out: Path, seed: int = 0, progress: Progress = silent) -> int:
@@ -279,18 +281,23 @@ def make_pairs(metafile: str | Path, out: Path, seed: int = 0, progress: Progres
     Raises:
         ValueError: no column `entity`, a row without entities, or a damaged row.
     """
-    table = open_table(metafile)
+    table, index = open_table(metafile), EntityIndex()
     if PAIR_ROWS in table.columns:
         raise ValueError(f"{table.path} has pairs already (column {PAIR_ROWS!r})")
-    index = _entity_index(table)
+    table.need(ENTITY)
+    for row, (_, named) in enumerate(table.rows()):
+        words = [word for piece in named[ENTITY].split(",") if (word := piece.strip())]
+        if not words:
+            table.fail(row, ENTITY, "names no entity. Filter the captions first.")
+        index.add(dict.fromkeys(words))
     rows, words = len(index.counts), list(index.names)
     if not rows:
         raise ValueError(f"{table.path} holds no rows")
+    index.sort()
     pieces = range(0, rows, ROWS_AT_ONCE)
-    header = [*table.columns, PAIR_ROWS, PAIR_ENTITIES]
     with (
         atomic_path(out) as temporary,
-        _csv_writer(temporary, header) as write,
+        _csv_writer(temporary, (*table.columns, PAIR_ROWS, PAIR_ENTITIES)) as write,
         progress(len(pieces), 0) as bar,
     ):
         records = table.records()
@@ -300,21 +307,9 @@ def make_pairs(metafile: str | Path, out: Path, seed: int = 0, progress: Progres
             drawn = zip(*index.draw(random, drawn_for, PAIRS), strict=True)
             some = itertools.islice(records, len(drawn_for))
             for (_, fields), (codes, partners) in zip(some, drawn, strict=True):
-                names = [words[code] for code in codes]
-                write([*fields, str(partners.tolist()), str(names)])
+                write([*fields, str(partners.tolist()), str([words[code] for code in codes])])
             bar.update(1)
     return rows
-
-
-def _entity_index(table: Table) -> EntityIndex:
-    column, entities = table.column(ENTITY), EntityIndex()
-    for row, (_, fields) in enumerate(table.records()):
-        table.check(row, fields)
-        words = [word for piece in fields[column].split(",") if (word := piece.strip())]
-        if not words:
-            table.fail(row, ENTITY, "names no entity. Filter the captions first.")
-        entities.add(dict.fromkeys(words))
-    return entities.sort()
 
 
 def json_to_csv(source: Path, out: Path) -> int:

@@ -11,6 +11,7 @@ import logging
 import zipfile
 from abc import ABC, abstractmethod
 from array import array
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -57,10 +58,11 @@ class Looked:
     """
 
     def __init__(self, reader: CaptionReader, pairs: bool) -> None:
-        self.reader, self.pairs = reader, pairs
-        self.usable, self.left_out, self.entities = array("q"), LeftOut(), EntityIndex()
+        self.reader, self.pairs, self.rows = reader, pairs, 0
+        self.usable, self.places = array("q"), array("q")
+        self.left_out, self.entities = LeftOut(), EntityIndex()
 
-    def add(self, row: int, caption: str, name: str, missing: str = "") -> None:
+    def add(self, place: Sequence[int], caption: str, name: str, missing: str = "") -> None:
         """Look at the caption of the next row, or note why there is none."""
         problem, entities = (missing, []) if missing else self.reader.look_at(caption)
         if problem == NO_ENTITY and self.reader.compat and not self.pairs:
@@ -68,84 +70,79 @@ class Looked:
         if problem:
             self.left_out.add(name, problem)
         else:
-            self.usable.append(row)
+            self.usable.append(self.rows)
         if self.pairs:
             self.entities.add([] if problem else entities)
+        self.places.extend(place)
+        self.rows += 1
 
 
 class Rows(ABC):
-    """Captions with their images, by row. It can be pickled, and forks share its arrays."""
+    """Captions with their images, by row. It can be pickled, and forks share its arrays.
 
-    usable: np.ndarray
-    """(N,) int64 rows whose caption can be used, ascending."""
-    left_out: LeftOut
-    """The others."""
-    index: EntityIndex
-    """The entities of every row, if there are to be pairs."""
+    Args:
+        looked: what was found in all captions, and where they are.
+        what: what messages call them.
+
+    Raises:
+        ValueError: none of them can be used.
+        FileNotFoundError: none of the first images exists.
+    """
+
+    def __init__(self, looked: Looked, what: str) -> None:
+        self.usable = np.asarray(looked.usable, np.int64)
+        """(N,) rows whose caption can be used, ascending."""
+        self.left_out = left_out = looked.left_out
+        """The others."""
+        if not len(self.usable):
+            why = str(left_out) or "no rows"
+            raise ValueError(f"{what} holds no caption that can be used ({why})")
+        self.places = np.asarray(looked.places, np.int64).reshape(looked.rows, -1)
+        """(rows, n) numbers that tell where caption and image are."""
+        self.index = looked.entities.sort()
+        """The entities of every row, if there are to be pairs."""
+        if left_out.reasons:
+            logger.warning(
+                "%s: left out %d captions: %s. The first: %s",
+                *(what, left_out.reasons.total(), left_out, "; ".join(left_out.examples)),
+            )
+        check_exist([self.image(row)[1] for row in self.usable[:100].tolist()])
 
     @abstractmethod
     def caption(self, row: int) -> str:
         """The caption of a row."""
 
     @abstractmethod
-    def source(self, row: int) -> ImageSource:
-        """The image of a row, not yet read."""
-
-    @abstractmethod
-    def name(self, row: int) -> str:
-        """What messages call the image of a row."""
+    def image(self, row: int) -> tuple[str, ImageSource]:
+        """What messages call the image of a row, and the image, not yet read."""
 
     def partner(self, row: int, random: np.random.Generator) -> tuple[int, str]:
         """A row that shares an entity with this one, drawn uniformly, and the entity."""
         codes, rows = self.index.draw(random, np.array([row]), 1)
         return int(rows[0, 0]), list(self.index.names)[codes[0, 0]]
 
-    def finish(self, looked: Looked, what: str) -> None:
-        """Set what was found, and say what was left out.
-
-        Raises:
-            ValueError: nothing is left.
-        """
-        self.usable, left_out = np.asarray(looked.usable, np.int64), looked.left_out
-        self.left_out, self.index = left_out, looked.entities
-        if looked.pairs:
-            self.index.sort()
-        if not len(self.usable):
-            why = str(left_out) or "no rows"
-            raise ValueError(f"{what} holds no caption that can be used ({why})")
-        if left_out.reasons:
-            logger.warning(
-                "%s: left out %d captions: %s. The first: %s",
-                *(what, left_out.reasons.total(), left_out, "; ".join(left_out.examples)),
-            )
-
 
 class CocoRows(Rows):
     """The annotations of a captions file, in its order."""
 
     def __init__(self, path: Path, images: Path, reader: CaptionReader, pairs: bool) -> None:
-        features = read_coco(path)
+        features, looked = read_coco(path), Looked(reader, pairs)
         check_records(features, path, need_ids=False)
         self._captions = [text["caption"].strip() for text in features.annotations]
-        self._rows = features.caption_rows.numpy()
-        self._sources = [image_source(image, images) for image in features.images]
-        self._names = [image.get("file_name") or image["coco_url"] for image in features.images]
-        if address := next((source.places[0] for source in self._sources if source.is_url), None):
+        sources = [image_source(image, images) for image in features.images]
+        names = [image.get("file_name") or image["coco_url"] for image in features.images]
+        self._images = list(zip(names, sources, strict=True))
+        if address := next((source.places[0] for source in sources if source.is_url), None):
             raise ValueError(f"{path}: {_NO_FILE.format(address)}")
-        looked = Looked(reader, pairs)
-        for row, caption in enumerate(self._captions):
-            looked.add(row, caption, f"caption {row} ({self.name(row)})")
-        self.finish(looked, str(path))
-        check_exist([self.source(int(row)) for row in self.usable[:100]])
+        for row, image in enumerate(features.caption_rows.tolist()):
+            looked.add((image,), self._captions[row], f"caption {row} ({names[image]})")
+        super().__init__(looked, str(path))
 
     def caption(self, row: int) -> str:
         return self._captions[row]
 
-    def source(self, row: int) -> ImageSource:
-        return self._sources[self._rows[row]]
-
-    def name(self, row: int) -> str:
-        return self._names[self._rows[row]]
+    def image(self, row: int) -> tuple[str, ImageSource]:
+        return self._images[self.places[row, 0]]
 
 
 class TableRows(Rows):
@@ -155,7 +152,7 @@ class TableRows(Rows):
     """
 
     def __init__(self, table: Table, images: Path, reader: CaptionReader, pairs: bool) -> None:
-        self.table, self.images = table, images
+        self.table, self.images, looked = table, images, Looked(reader, False)
         if not images.is_dir():
             raise FileNotFoundError(f"{images}: no such folder; it is to hold the images")
         if pairs and PAIR_ROWS not in table.columns:
@@ -163,49 +160,41 @@ class TableRows(Rows):
                 f"{table.path} has no column {PAIR_ROWS!r}. Stage 2 needs pairs: python -m "
                 f"talk2dino prepare-captions makepair --metafile {table.path}"
             )
-        names = (IMAGE, CAPTION, *((PAIR_ROWS, PAIR_ENTITIES) if pairs else ()))
-        self._columns = {name: table.column(name) for name in names}
-        places, looked = array("q"), Looked(reader, False)
-        highest: tuple[int, int, list[str]] = (-1, 0, [])  # a partner, and the row that has it
-        for row, (place, fields) in enumerate(table.records()):
-            table.check(row, fields)
-            places.append(place)
-            name = fields[self._columns[IMAGE]].strip()
+        if pairs:
+            table.need(PAIR_ENTITIES)
+        highest: tuple[int, int, dict[str, str]] = (-1, 0, {})  # a partner, and who has it
+        for row, (place, fields) in enumerate(table.rows()):
+            name = fields[IMAGE].strip()
             if not name:
                 table.fail(row, IMAGE, "is empty")
             if image_source({"file_name": name}, images).is_url:
                 table.fail(row, IMAGE, _NO_FILE.format(name))
             if pairs:
                 highest = max(highest, (max(self._pairs(row, fields))[0], row, fields))
-            looked.add(row, fields[self._columns[CAPTION]], f"row {row} ({name})")
-        self._places = np.asarray(places, np.int64)
-        if highest[0] >= len(places):
+            looked.add((place,), fields[CAPTION], f"row {row} ({name})")
+        if highest[0] >= looked.rows:
             self._fail_pairs(*highest[1:])
-        self.finish(looked, str(table.path))
-        check_exist([self.source(int(row)) for row in self.usable[:100]])
+        super().__init__(looked, str(table.path))
 
     def caption(self, row: int) -> str:
-        return self._fields(row)[self._columns[CAPTION]].strip()
+        return self._fields(row)[CAPTION].strip()
 
-    def source(self, row: int) -> ImageSource:
-        return image_source({"file_name": self.name(row)}, self.images)
-
-    def name(self, row: int) -> str:
-        return self._fields(row)[self._columns[IMAGE]].strip()
+    def image(self, row: int) -> tuple[str, ImageSource]:
+        name = self._fields(row)[IMAGE].strip()
+        return name, image_source({"file_name": name}, self.images)
 
     def partner(self, row: int, random: np.random.Generator) -> tuple[int, str]:
         """One of the row's pairs, drawn uniformly."""
         pairs = self._pairs(row, self._fields(row))
         return pairs[int(random.integers(len(pairs)))]
 
-    def _fields(self, row: int) -> list[str]:
-        return next(self.table.records(int(self._places[row])))[1]
+    def _fields(self, row: int) -> dict[str, str]:
+        return self.table.named(next(self.table.records(int(self.places[row, 0])))[1])
 
-    def _pairs(self, row: int, fields: list[str]) -> list[tuple[int, str]]:
+    def _pairs(self, row: int, fields: dict[str, str]) -> list[tuple[int, str]]:
         """(partner, shared entity) of a row, from two literals of Python."""
-        texts = (fields[self._columns[name]] for name in (PAIR_ROWS, PAIR_ENTITIES))
         try:
-            rows, entities = map(_literal, texts)
+            rows, entities = _literal(fields[PAIR_ROWS]), _literal(fields[PAIR_ENTITIES])
             pairs = list(zip(rows, entities, strict=True))
         except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
             pairs = []
@@ -213,8 +202,8 @@ class TableRows(Rows):
             self._fail_pairs(row, fields)
         return pairs
 
-    def _fail_pairs(self, row: int, fields: list[str]) -> NoReturn:
-        rows, entities = (fields[self._columns[name]][:80] for name in (PAIR_ROWS, PAIR_ENTITIES))
+    def _fail_pairs(self, row: int, fields: dict[str, str]) -> NoReturn:
+        rows, entities = fields[PAIR_ROWS][:80], fields[PAIR_ENTITIES][:80]
         raise ValueError(
             f"{self.table.path}: row {row}: {PAIR_ROWS} {rows!r} and {PAIR_ENTITIES} {entities!r} "
             "are no rows of this file with a word for each. Pairs belong to the file they were "
@@ -231,6 +220,7 @@ def _literal(text: str) -> Any:
 
 
 _TEXTS = ("json", "txt", "text")
+_ABSENT = Member("", -1, 0)
 _MAX_CAPTION = 2**20  # bytes
 _LARGE = 2**24  # bytes of a tar that is worth a place in the cache
 _VERSION = 2  # of what is kept there
@@ -255,32 +245,29 @@ class TarRows(Rows):
     """
 
     def __init__(self, path: str | Path, reader: CaptionReader, pairs: bool) -> None:
-        self.tars = list_tars(path)
+        self.tars, looked = list_tars(path), Looked(reader, pairs)
         count = len(self.tars)
         world = environment_number("WORLD_SIZE", 1, least=1)
         first = environment_number("RANK", 0) % world * count // world
         order = (*range(first, count), *range(first))
         found = {number: indexed(self.tars[number], reader, pairs) for number in order}
-        parts = [found.pop(number) for number in range(count)]
-        self._starts = np.cumsum([0, *(len(part["places"]) for part in parts)])
-        self._places = np.concatenate([part["places"] for part in parts])
-        looked = Looked(reader, pairs)
-        for part, start in zip(parts, self._starts, strict=False):
-            looked.usable.frombytes((part["usable"] + start).tobytes())
+        self._starts = np.zeros(count, np.int64)
+        for number in range(count):
+            part, self._starts[number] = found.pop(number), looked.rows
+            looked.usable.frombytes((part["usable"] + looked.rows).tobytes())
+            looked.places.frombytes(part["places"].tobytes())
             looked.entities.join(part["names"].tolist(), part["counts"], part["codes"])
             looked.left_out.join(*json.loads(str(part["left_out"])))
-        self.finish(looked, str(path))
+            looked.rows += len(part["places"])
+        super().__init__(looked, str(path))
 
     def caption(self, row: int) -> str:
         with self._tar(row).open("rb") as file:
-            return _read_caption(file, *self._places[row, 2:].tolist())
+            return _read_caption(file, *self.places[row, 2:].tolist())
 
-    def source(self, row: int) -> ImageSource:
-        offset, size = self._places[row, :2].tolist()
-        return ImageSource((str(self._tar(row)),), member=(offset, size))
-
-    def name(self, row: int) -> str:
-        return f"{self._tar(row)} (image at byte {self._places[row, 0]})"
+    def image(self, row: int) -> tuple[str, ImageSource]:
+        tar, (offset, size) = self._tar(row), self.places[row, :2].tolist()
+        return f"{tar} (image at byte {offset})", ImageSource((str(tar),), member=(offset, size))
 
     def _tar(self, row: int) -> Path:
         return self.tars[int(np.searchsorted(self._starts, row, side="right")) - 1]
@@ -319,34 +306,32 @@ def cache_place(tar: Path, reader: CaptionReader, pairs: bool) -> Path:
 
 def _look_through(tar: Path, reader: CaptionReader, pairs: bool) -> TarIndex:
     """Read the headers and captions of a tar."""
-    looked, places = Looked(reader, pairs), array("q")
+    looked = Looked(reader, pairs)
     with tar.open("rb") as file:
-        for number, (name, content) in enumerate(read_samples(tar)):
-            image = next((content[s] for s in IMAGE_MEMBERS if s in content), None)
-            text = next((content[s] for s in _TEXTS if s in content), None)
-            is_json = text is not None and text.suffix == "json"
-            places.extend((*_place(image), *_place(text), is_json))
-            caption, missing = "", ""
-            if image is None or text is None:
-                missing = f"without {'an image' if image is None else 'a caption'}"
-            else:
+        for name, content in read_samples(tar):
+            image, text = (
+                next((content[suffix] for suffix in suffixes if suffix in content), _ABSENT)
+                for suffixes in (IMAGE_MEMBERS, _TEXTS)
+            )
+            of_text = (text.offset, text.size, text.suffix == "json")
+            caption, missing = "", "without an image" if image is _ABSENT else ""
+            if text is _ABSENT:
+                missing = missing or "without a caption"
+            elif not missing:
                 try:
-                    caption = _read_caption(file, *_place(text), is_json)
+                    caption = _read_caption(file, *of_text)
                 except ValueError:
                     missing = "without a readable caption"
-            looked.add(number, caption, f"sample {name} of {tar}", missing)
+            place = (image.offset, image.size, *of_text)
+            looked.add(place, caption, f"sample {name} of {tar}", missing)
     return {
-        "places": np.array(places, np.int64).reshape(-1, 5),
+        "places": np.array(looked.places, np.int64).reshape(-1, 5),
         "usable": np.array(looked.usable, np.int64),
         "counts": np.array(looked.entities.counts),
         "codes": np.array(looked.entities.codes),
         "names": np.array(list(looked.entities.names), np.str_),
         "left_out": np.array(json.dumps([looked.left_out.reasons, looked.left_out.examples])),
     }
-
-
-def _place(member: Member | None) -> tuple[int, int]:
-    return (member.offset, member.size) if member else (-1, 0)
 
 
 def _read_caption(file: BinaryIO, offset: int, size: int, is_json: bool) -> str:

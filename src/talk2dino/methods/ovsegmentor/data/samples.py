@@ -12,7 +12,6 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,8 +38,6 @@ logger = logging.getLogger(__name__)
 Transform = Callable[[Image.Image], Tensor]
 """An RGB picture -> (3, size, size) float32, normalised with ImageNet's mean and deviation."""
 
-TEXT_LENGTH = 77
-"""Tokens of a training text."""
 ATTEMPTS = 8
 """Images tried for one sample before the run is given up."""
 ENTITY_PROMPT = "A photo of "
@@ -141,6 +138,15 @@ class _Unreadable(Exception):
     """A `Failure`."""
 
 
+class LoadedBatch(NamedTuple):
+    """One process's samples of one step."""
+
+    inputs: PretrainingBatch
+    """What the model takes."""
+    failures: tuple[Failure, ...] = ()
+    """Images that could not be read; other samples are in their place."""
+
+
 class Sample(NamedTuple):
     """One image with its texts; see `PretrainingBatch`."""
 
@@ -159,13 +165,15 @@ class Sample(NamedTuple):
     """Images that this sample stands in for."""
 
 
-class PretrainingSamples(Dataset[Sample]):
-    """Samples by (epoch, number), which are functions of these and the seed.
+class PretrainingSamples(Dataset[LoadedBatch]):
+    """Batches of samples by (epoch, number), which are functions of these and the seed.
 
     Args:
         rows: captions with their images.
         reader: makes questions and answers.
         transform: of images; it may draw from the global generators.
+        tokenizer: of the texts.
+        length: tokens of each.
         seed: of the answers' templates, the partners and the transform.
         pairs: whether each sample has a second image (stage 2).
     """
@@ -175,23 +183,33 @@ class PretrainingSamples(Dataset[Sample]):
         rows: Rows,
         reader: CaptionReader,
         transform: Transform,
+        tokenizer: Tokenizer,
+        length: int = 77,
         seed: int = 0,
         pairs: bool = False,
     ) -> None:
         self.rows, self.reader, self.transform = rows, reader, transform
-        self.seed, self.pairs = seed, pairs
+        self.tokenizer, self.length, self.seed, self.pairs = tokenizer, length, seed, pairs
         self._templates = get_templates("full")
 
     def __len__(self) -> int:
         return len(self.rows.usable)
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
-        """The sample of (epoch, number).
+    def __getitem__(self, keys: Sequence[tuple[int, int]]) -> LoadedBatch:
+        samples = (self.sample(*key) for key in keys)
+        _, images, *texts, second, prompts, failures = zip(*samples, strict=True)
+        parts: list[Any] = [torch.stack(images)]
+        parts += (self.tokenizer(some, self.length) for some in texts)
+        if self.pairs:
+            parts += [torch.stack(second), self.tokenizer(prompts, self.length)]
+        return LoadedBatch(PretrainingBatch(*parts), tuple(itertools.chain(*failures)))
+
+    def sample(self, epoch: int, number: int) -> Sample:
+        """One sample.
 
         Raises:
             RuntimeError: too many images in a row could not be read; all are named.
         """
-        epoch, number = key
         failures: list[Failure] = []
         row = int(self.rows.usable[number])
         for attempt in range(ATTEMPTS):
@@ -220,32 +238,13 @@ class PretrainingSamples(Dataset[Sample]):
         return Sample(row, pixels, caption, question, answer, second, prompt)
 
     def _pixels(self, row: int, random: np.random.Generator) -> Tensor:
+        name, source = self.rows.image(row)
         try:
-            image = self.rows.source(row).read()
+            image = source.read()
         except (ValueError, OSError) as error:
-            raise _Unreadable(self.rows.name(row), str(error)) from error
+            raise _Unreadable(name, str(error)) from error
         with seeded_globals(int(random.integers(_SEED_LIMIT))):
             return self.transform(image)
-
-
-class LoadedBatch(NamedTuple):
-    """One process's samples of one step."""
-
-    inputs: PretrainingBatch
-    """What the model takes."""
-    failures: tuple[Failure, ...] = ()
-    """Images that could not be read; other samples are in their place."""
-
-
-def collate(
-    samples: Sequence[Sample], tokenizer: Tokenizer, length: int = TEXT_LENGTH
-) -> LoadedBatch:
-    """Samples, either all with a pair or none, to a batch; texts have `length` tokens."""
-    _, images, *texts, second, prompts, failures = zip(*samples, strict=True)
-    parts: list[Any] = [torch.stack(images), *(tokenizer(some, length) for some in texts)]
-    if second[0] is not None:
-        parts += [torch.stack(second), tokenizer(prompts, length)]
-    return LoadedBatch(PretrainingBatch(*parts), tuple(itertools.chain(*failures)))
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
@@ -288,12 +287,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
 
 
 def make_loader(
-    samples: PretrainingSamples,
-    batches: EpochBatches,
-    tokenizer: Tokenizer,
-    workers: int = 0,
-    length: int = TEXT_LENGTH,
-    pin_memory: bool = False,
+    samples: PretrainingSamples, batches: EpochBatches, workers: int = 0, pin_memory: bool = False
 ) -> DataLoader:
     """A loader of `LoadedBatch`; call `batches.start_at` before each iteration over it.
 
@@ -301,8 +295,8 @@ def make_loader(
     """
     return DataLoader(
         samples,
-        batch_sampler=batches,
-        collate_fn=partial(collate, tokenizer=tokenizer, length=length),
+        batch_size=None,  # they are batches already
+        sampler=batches,
         num_workers=workers,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,

@@ -16,7 +16,7 @@ import re
 from array import array
 from codecs import BOM_UTF8
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -54,13 +54,9 @@ class Table:
     start: int
     """Byte at which the first record after the header begins."""
 
-    def column(self, name: str) -> int:
-        """The position of a column.
-
-        Raises:
-            ValueError: there is none of that name; those there are are listed.
-        """
-        return self.columns.index(check_name(f"column of {self.path}:", name, self.columns))
+    def need(self, column: str) -> None:
+        """Raise ValueError if there is no such column; those there are are listed."""
+        check_name(f"column of {self.path}:", column, self.columns)
 
     def records(
         self, start: int | None = None, stop: float = math.inf
@@ -101,6 +97,21 @@ class Table:
                 if len(fields) > 1 or "".join(fields).strip():
                     yield begin, fields
 
+    def rows(self) -> Iterator[tuple[int, dict[str, str]]]:
+        """(byte, fields by column) of every row.
+
+        Raises:
+            ValueError: a record is damaged; its row counts from 0, as pairindex does.
+        """
+        for row, (place, fields) in enumerate(self.records()):
+            if damage := self.damage(fields):
+                raise ValueError(f"{self.path}: row {row} {damage}")
+            yield place, self.named(fields)
+
+    def named(self, fields: list[str]) -> dict[str, str]:
+        """The fields of a record that is not damaged, by column."""
+        return dict(zip(self.columns, fields, strict=True))
+
     def damage(self, fields: list[str]) -> str:
         """What is wrong with a record, to be continued after `row 7 `; empty if nothing is."""
         if len(fields) != len(self.columns):
@@ -110,11 +121,6 @@ class Table:
         except UnicodeEncodeError:
             return "is not UTF-8 text"
         return ""
-
-    def check(self, row: int, fields: list[str]) -> None:
-        """Raise ValueError for a damaged record; rows count from 0, as pairindex does."""
-        if damage := self.damage(fields):
-            raise ValueError(f"{self.path}: row {row} {damage}")
 
     def fail(self, row: int, column: str, problem: str) -> NoReturn:
         """Raise ValueError with the place of a problem."""
@@ -192,7 +198,7 @@ class EntityIndex:
         self.codes.extend(self.names.setdefault(entity, len(self.names)) for entity in entities)
         self.counts.append(len(self.codes) - before)
 
-    def join(self, names: Sequence[str], counts: np.ndarray, codes: np.ndarray) -> None:
+    def join(self, names: Iterable[str], counts: np.ndarray, codes: np.ndarray) -> None:
         """The next rows, as another index has collected them."""
         own = [self.names.setdefault(name, len(self.names)) for name in names]
         self.counts.frombytes(counts.astype(np.int32).tobytes())

@@ -30,8 +30,8 @@ from talk2dino.methods.ovsegmentor.data.samples import crop_and_flip, deit_trans
 from talk2dino.methods.ovsegmentor.data.words import find_lemmas
 from talk2dino.methods.ovsegmentor.model import OVSegmentor
 from talk2dino.methods.ovsegmentor.pretraining.loop import (
-    HeldOut,
     PretrainingRun,
+    open_held_out,
     open_samples,
 )
 from talk2dino.methods.ovsegmentor.text import (
@@ -74,13 +74,6 @@ def first_model(recipe: PretrainingRecipe) -> OVSegmentor:
     if recipe.train.freeze_text:
         model.text_encoder.transformer.requires_grad_(False)
     return model.train()
-
-
-def first_tokenizer(recipe: PretrainingRecipe) -> Tokenizer:
-    """The tokeniser of the recipe's text encoder; the toy's has characters only yet."""
-    folder = Path(recipe.start.stage1 or "") / TOKENIZER_FOLDER
-    came_along = recipe.start.stage1 is not None and folder.is_dir()
-    return load_tokenizer(recipe.config.text, folder if came_along else None)
 
 
 def with_words(tokenizer: Tokenizer, config: OVSegmentorConfig, rows: Rows) -> Tokenizer:
@@ -132,7 +125,6 @@ class PretrainingJob(RunJob):
         return RunOutputs(out / CONFIG_FILE, state, summary, losses, plot, lock, results)
 
     def settings(self, processes: Processes) -> dict[str, Any]:
-        """See `RunJob`, as all below."""
         recipe = self.recipe
         settings = {"model": recipe.model, "stage": recipe.stage, "compat": recipe.compat}
         settings["processes"] = processes.count
@@ -157,21 +149,22 @@ class PretrainingJob(RunJob):
     ) -> PretrainingRun:
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        recipe, workers, augment = self.recipe, self.workers, self.recipe.augment
-        tokenizer = first_tokenizer(recipe)
+        recipe, augment, stage1 = self.recipe, self.recipe.augment, self.recipe.start.stage1
+        folder = Path(stage1 or "") / TOKENIZER_FOLDER
+        came_along = stage1 is not None and folder.is_dir()
+        tokenizer = load_tokenizer(recipe.config.text, folder if came_along else None)
         transform = (deit_transform if augment.deit else crop_and_flip)(
             recipe.config.vision.image_size, augment.smallest_crop
         )
         samples = open_samples(recipe, recipe.data, transform, tokenizer, recipe.stage == 2)
-        if recipe.config.text.name == TOY and recipe.stage == 1:
+        if recipe.config.text.name == TOY and recipe.stage == 1:  # it has only characters yet
             tokenizer = with_words(tokenizer, recipe.config, samples.rows)
-        held_out = None
-        if recipe.selection.metafile:
-            held_out = HeldOut(recipe, tokenizer, processes, workers)
+            samples.tokenizer = tokenizer
+        held_out = open_held_out(recipe, tokenizer, processes)
         model = first_model(recipe).to(device)
-        if held_out:
-            held_out.loss(model)  # a broken image is found now, and not after an epoch
-        return PretrainingRun(model, recipe, samples, tokenizer, held_out, processes, workers)
+        run = PretrainingRun(model, recipe, samples, held_out, processes, self.workers)
+        run.judge()  # a broken image is found now, and not after an epoch
+        return run
 
     def write(
         self, run: PretrainingRun, weights: dict[str, Tensor], folder: Path
@@ -179,7 +172,7 @@ class PretrainingJob(RunJob):
         config, source = self.recipe.config, f"pretraining, stage {self.recipe.stage}"
         tokenizer = None
         if config.text.name == TOY:  # which has no name elsewhere
-            tokenizer = run.tokenizer.tokenizer
+            tokenizer = run.samples.tokenizer.tokenizer
             tokenizer.backend_tokenizer.no_truncation()  # the last batch left it with both,
             tokenizer.backend_tokenizer.no_padding()  # but a run that is resumed at its end not
         write_model(config, weights, folder, source, tokenizer)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from talk2dino.devices import mixed_precision
 from talk2dino.methods.ovsegmentor.config import (
@@ -93,70 +94,32 @@ def open_samples(
         raise ValueError("the tokeniser has no mask token, which questions need. Use a BERT's.")
     reader = CaptionReader(get_lemma(find_lemmas(data.lemmas)), recipe.compat, mask, data.table)
     rows = open_rows(data.metafile, Path(data.images), reader, pairs)
-    return PretrainingSamples(rows, reader, transform, recipe.train.seed, pairs)
+    train = recipe.train
+    return PretrainingSamples(
+        rows, reader, transform, tokenizer, train.text_length, train.seed, pairs
+    )
 
 
-class HeldOut:
-    """The image-caption loss of held-out captions, which are neither trained on nor reported.
-
-    Whole, unchanged images, and the same batches every time. Only what segmentation uses is judged;
-    the entity decoder is not.
-
-    Args:
-        recipe: its selection section has a metafile.
-        tokenizer: of the model's text encoder.
-        processes: this process and its equals, which divide every batch.
-        workers: processes that read images.
+def open_held_out(
+    recipe: PretrainingRecipe, tokenizer: Tokenizer, processes: Processes
+) -> PretrainingSamples | None:
+    """The captions of the recipe's selection section, with whole, unchanged images, if it has any.
 
     Raises:
         ValueError: there are fewer captions than processes; see also `open_samples`.
     """
-
-    def __init__(
-        self, recipe: PretrainingRecipe, tokenizer: Tokenizer, processes: Processes, workers: int
-    ) -> None:
-        self.recipe, self.processes, chosen = recipe, processes, recipe.selection
-        assert chosen.metafile is not None
-        data = dataclasses.replace(recipe.data, metafile=chosen.metafile, images=chosen.images)
-        samples = open_samples(
-            recipe, data, whole_image(recipe.config.vision.image_size), tokenizer
+    chosen = recipe.selection
+    if chosen.metafile is None:
+        return None
+    data = dataclasses.replace(recipe.data, metafile=chosen.metafile, images=chosen.images)
+    whole = whole_image(recipe.config.vision.image_size)
+    samples = open_samples(recipe, data, whole, tokenizer)
+    if len(samples) < processes.count:
+        raise ValueError(
+            f"selection: metafile: {chosen.metafile} holds {len(samples)} captions that can be "
+            f"used; at least {processes.count} are needed, one for each process"
         )
-        rank, world = processes.rank, processes.count
-        if len(samples) < world:
-            raise ValueError(
-                f"selection: metafile: {chosen.metafile} holds {len(samples)} captions that can be "
-                f"used; at least {world} are needed, one for each process"
-            )
-        size = min(chosen.batch_size, len(samples) // world)
-        self.batches = EpochBatches(len(samples), size, 0, rank, world)
-        length = recipe.train.text_length
-        self.loader = make_loader(samples, self.batches, tokenizer, workers, length)
-
-    @torch.no_grad()
-    def loss(self, model: OVSegmentor) -> float:
-        """Mean InfoNCE over the batches and processes; the model's mode is put back.
-
-        Raises:
-            RuntimeError: in every process, if an image could not be read in any of them: epochs
-                could not be compared.
-        """
-        training = model.training
-        model.eval()
-        losses, failures = [], []
-        self.batches.start_at(0)
-        for batch in self.loader:
-            failures += batch.failures
-            inputs = batch.inputs.to(model.device)
-            with mixed_precision(self.recipe.train.amp or "", model.device):
-                images = model.encode_images(inputs.images)
-                captions = model.encode_texts(inputs.captions)
-            losses.append(infonce(images.embedding, captions.embedding, model.scale))
-        model.train(training)
-        every = self.processes.gather((torch.stack(losses).mean().item(), failures[:1]))
-        for _, failed in every:
-            for name, reason in failed:
-                raise RuntimeError(f"a held-out image: {name}: {reason}")
-        return math.fsum(loss for loss, _ in every) / self.processes.count
+    return samples
 
 
 class PretrainingRun(Run):
@@ -167,8 +130,7 @@ class PretrainingRun(Run):
             the mode it is in.
         recipe: everything else that the result depends on.
         samples: training samples, the same in every process.
-        tokenizer: of the model's text encoder.
-        held_out: chooses the epoch; None keeps the last one.
+        held_out: choose the epoch; None keeps the last one.
         processes: this process and its equals, which divide every step.
         workers: processes that read images.
     """
@@ -184,12 +146,11 @@ class PretrainingRun(Run):
         model: OVSegmentor,
         recipe: PretrainingRecipe,
         samples: PretrainingSamples,
-        tokenizer: Tokenizer,
-        held_out: HeldOut | None = None,
+        held_out: PretrainingSamples | None = None,
         processes: Processes | None = None,
         workers: int = 0,
     ) -> None:
-        self.recipe, self.held_out, self.tokenizer = recipe, held_out, tokenizer
+        self.recipe, self.samples = recipe, samples
         processes = processes or Processes()
         train, rank, world = recipe.train, processes.rank, processes.count
         self.order = EpochBatches(len(samples), train.batch_size, train.seed, rank, world)
@@ -204,9 +165,12 @@ class PretrainingRun(Run):
         self.saves_together = world > 1
         # float16's small gradients vanish unless the loss is scaled up.
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=train.amp == "float16")
-        pinned = model.device.type == "cuda"
-        length = train.text_length
-        self.loader = make_loader(samples, self.order, tokenizer, workers, length, pinned)
+        self.loader = make_loader(samples, self.order, workers, model.device.type == "cuda")
+        self.held_out: DataLoader | None = None
+        if held_out is not None:
+            size = min(recipe.selection.batch_size, len(held_out) // world)
+            same = EpochBatches(len(held_out), size, 0, rank, world)  # in every epoch
+            self.held_out = make_loader(held_out, same, workers)
         rate_after = make_schedule(train, world, steps)
         # As published the value of one step earlier; the first two updates share one.
         self.schedule = lambda step: rate_after(max(step - 1, 0))
@@ -229,7 +193,6 @@ class PretrainingRun(Run):
         return {"every": every, "scaler": self.scaler.state_dict()}
 
     def go_on(self, saved: Mapping[str, Any]) -> None:
-        """See Run."""
         unread, own = saved["every"][self.processes.rank]
         self.unread = FailureLog(**unread)
         self.model.load_state_dict(own, strict=False)
@@ -237,7 +200,6 @@ class PretrainingRun(Run):
             self.scaler.load_state_dict(saved["scaler"])
 
     def batches(self) -> Iterator[list[LoadedBatch]]:
-        """The micro-batches of each step."""
         accumulate = self.recipe.train.accumulate
         self.order.start_at(self.state.epoch, self.state.step * accumulate)
         loaded = iter(self.loader)
@@ -248,7 +210,6 @@ class PretrainingRun(Run):
             yield batch
 
     def take(self, batch: list[LoadedBatch], step: int) -> Tensor:
-        """See `update`."""
         seed, epoch, rank = self.recipe.train.seed, self.state.epoch, self.processes.rank
         inputs = [micro.inputs.to(self.model.device) for micro in batch]
         seeds = [step_seed(seed, epoch, step, i, rank) for i in range(len(inputs))]
@@ -295,11 +256,35 @@ class PretrainingRun(Run):
         return torch.cat([torch.stack(values).mean(dim=0), norm.detach().float().view(1)])
 
     def shown(self, means: list[float]) -> dict[str, float]:
-        """See Run."""
         values = dict(zip(self.columns, means, strict=True))
         values["learning_rate"] = self.learning_rate(self.state.step - 1)
         return {**self.named(values), "similarity_scale": self.model.scale.item()}
 
+    @torch.no_grad()
     def judge(self) -> float | None:
-        """The image-caption loss of the held-out captions."""
-        return self.held_out.loss(self.model) if self.held_out else None
+        """The image-caption loss of the held-out captions: the mean over batches and processes.
+
+        Only what segmentation uses is judged; the entity decoder is not.
+
+        Raises:
+            RuntimeError: in every process, if an image could not be read in any of them: epochs
+                could not be compared.
+        """
+        if self.held_out is None:
+            return None
+        model, losses, failures = self.model, [], []
+        training = model.training
+        model.eval()
+        for batch in self.held_out:
+            failures += batch.failures
+            inputs = batch.inputs.to(model.device)
+            with mixed_precision(self.recipe.train.amp or "", model.device):
+                images = model.encode_images(inputs.images)
+                captions = model.encode_texts(inputs.captions)
+            losses.append(infonce(images.embedding, captions.embedding, model.scale))
+        model.train(training)
+        every = self.processes.gather((torch.stack(losses).mean().item(), failures[:1]))
+        for _, failed in every:
+            for name, reason in failed:
+                raise RuntimeError(f"a held-out image: {name}: {reason}")
+        return math.fsum(loss for loss, _ in every) / self.processes.count
