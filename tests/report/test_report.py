@@ -153,7 +153,7 @@ def test_examples_need_the_counts_of_one_run_only(results, data):
     runs[0].path.with_suffix(".npz").unlink()
     picked = pick_examples(runs, 1)
     name = picked["best"][0]
-    example = make_example(name, runs, None)
+    example = make_example(name, runs, read_maps(name, runs, None))
     assert example.panels[1] is not None
     assert runs[0].image_scores == {} and name in runs[1].image_scores[""]
 

@@ -6,9 +6,9 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from talk2dino.cli.command import Command, add_flags, bar_of, from_flags
+from talk2dino.cli.command import Command, bar_of
 from talk2dino.config import check_at_least, split_names
 from talk2dino.files import check_file, check_writable, write_text
 
@@ -20,76 +20,78 @@ class Report(Command):
     """Show evaluation results as a page: table, classes, confusions, example images."""
 
     positional = ("results",)
+    details = {"tables": {"flags": ("--latex",)}}
     example = "results/"
 
     results: list[Path]
     """Folders of results, or single result files."""
     output: Path | None = None
     """The page (default: <first folder>/report.html)."""
+    examples: int = 3
+    """Best, median and worst images, so many of each; 0 for none."""
+    data_root: Path | None = None
+    """Where the images and labels are now (default: where they were evaluated)."""
+    tables: bool = False
+    """Also write the numbers as LaTeX and CSV into the folder `<stem>_tables`."""
+    overwrite: bool = False
+    """Replace a report that is there."""
     figure: Path | None = None
     """PNG: rows of image, ground truth and a column per method."""
     images: str = ""
     """File names without ending, with commas; <benchmark>/<name> where several have it."""
     methods: str = ""
     """Names of models, with commas (default: all)."""
-    data_root: Path | None
-    tables: bool
-    overwrite: bool
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        """Declare the flags."""
-        cls.own_flags(parser, "results", "output")
-        shown = ("examples", "data_root", "tables=latex", "overwrite")
-        add_flags(parser, "report.report:ReportOptions", *shown)
+        own = ("results", "output", "examples", "data_root", "tables", "overwrite")
+        cls.own_flags(parser, *own)
         figure = parser.add_argument_group("a comparison figure in place of the page")
         cls.own_flags(figure, "figure", "images", "methods")
 
-    def check(self) -> None:
-        """Raise for wrong arguments."""
+    def check(self) -> Path:
+        """The page or the figure; raises for wrong arguments."""
         for path in self.results:
             if not path.exists():
                 raise FileNotFoundError(f"{path}: no such file or folder of results")
         if self.data_root is not None and not self.data_root.is_dir():
             raise FileNotFoundError(f"there is no data folder {self.data_root}")
-        if self.figure is None and (self.images or self.methods):
-            raise ValueError("--images and --methods belong to --figure out.png")
-        check_writable(self._options().output, self.overwrite)
+        check_at_least(0, **{"--examples": self.examples})
+        first = self.results[0]
+        output = self.output or (first if first.is_dir() else first.parent) / "report.html"
+        if self.figure is None:
+            if self.images or self.methods:
+                raise ValueError("--images and --methods belong to --figure out.png")
+            if output.suffix.lower() not in (".html", ".htm"):
+                raise ValueError(f"the report {output} must be named *.html.")
+        elif self.figure.suffix.lower() != ".png":
+            raise ValueError(f"the figure {self.figure} must be named *.png.")
+        elif not self.images:
+            raise ValueError("a figure needs images: --images a,b,c")
+        check_writable(self.figure or output, self.overwrite)
+        return self.figure or output
 
-    def run(self, found: None) -> None:
-        """Write the report, or the figure."""
+    def run(self, output: Path) -> None:
         if self.figure is not None:
             from talk2dino.report.pictures import write_figure
 
-            figure, *single = write_figure(self.results, self._options())
+            images, methods = (
+                list(map(str.strip, split_names(text))) if text else []
+                for text in (self.images, self.methods)
+            )
+            figure, *single = write_figure(self.results, output, images, methods, self.data_root)
             print(f"{figure}, and its {len(single)} pictures in {single[0].parent}")
             return
         from talk2dino.report.report import write_report
 
-        written, notes = write_report(self.results, self._options(), bar_of("benchmarks"))
+        shown = (self.examples, self.data_root, self.tables)
+        written, notes = write_report(self.results, output, *shown, bar_of("benchmarks"))
         for note in notes:
             print(f"left out: {note}", file=sys.stderr)
         plots = [path for path in written[1:] if path.parent == written[1].parent]
         print(f"{written[0]}, and {len(plots)} plots in {written[1].parent}")
         if self.tables:
             print(f"{len(written) - 1 - len(plots)} tables in {written[-1].parent}")
-
-    def _options(self) -> Any:
-        """Of the figure, or of the page."""
-        if self.figure is not None:
-            from talk2dino.report.pictures import FigureOptions
-
-            given = {"images": self.images, "methods": self.methods}
-            words = {
-                name: [word.strip() for word in split_names(text)] if text else []
-                for name, text in given.items()
-            }
-            return from_flags(FigureOptions, self, output=self.figure, **words)
-        from talk2dino.report.report import ReportOptions
-
-        first = self.results[0]
-        output = self.output or (first if first.is_dir() else first.parent) / "report.html"
-        return from_flags(ReportOptions, self, output=output)
 
 
 class Compare(Command):
@@ -124,7 +126,6 @@ class Compare(Command):
         return runs
 
     def run(self, runs: list[EvaluatedRun]) -> None:
-        """Compare, print and write."""
         from talk2dino.report.runs import DRAWS, compare_runs
 
         first, second = runs

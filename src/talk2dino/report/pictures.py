@@ -16,7 +16,6 @@ from PIL import Image, ImageDraw
 
 from talk2dino.benchmarks.data.labels import LabelRules, ignored_label, read_labels
 from talk2dino.benchmarks.results import palette_picture, save_png
-from talk2dino.files import check_writable
 from talk2dino.pictures.drawing import (
     class_colours,
     colour_pixels,
@@ -53,19 +52,18 @@ class Example:
     """Why something is not shown."""
 
 
-def read_maps(
-    name: str, runs: Sequence[EvaluatedRun], data_root: Path | None
-) -> tuple[np.ndarray | None, list[np.ndarray | None], list[str]]:
+Maps = tuple[np.ndarray | None, list[np.ndarray | None], list[str]]
+"""(H, W, 3) uint8 RGB; the class ids (H, W) of the ground truth (see `labels.ignored_label`) and of
+every run; and why something cannot be read. None is what cannot, or was not kept."""
+
+
+def read_maps(name: str, runs: Sequence[EvaluatedRun], data_root: Path | None) -> Maps:
     """Read one image.
 
     Args:
         name: path below the data root.
         runs: of one benchmark.
         data_root: where the data is now; None for where it was evaluated.
-
-    Returns:
-        (H, W, 3) uint8 RGB; the class ids (H, W) of the ground truth (see `labels.ignored_label`)
-        and of every run; and why something cannot be read. None is what cannot, or was not kept.
     """
     trouble: list[str] = []
 
@@ -84,21 +82,24 @@ def read_maps(
 
 
 def make_example(
-    name: str,
-    runs: Sequence[EvaluatedRun],
-    data_root: Path | None,
-    most_named: int = _MOST_NAMED,
+    name: str, runs: Sequence[EvaluatedRun], maps: Maps, most_named: int = _MOST_NAMED
 ) -> Example:
-    """Read and colour one image, and name at most so many of its classes; see `read_maps`."""
-    image, maps, trouble = read_maps(name, runs, data_root)
+    """Colour what `read_maps` gave, and name at most so many of its classes."""
+    image, labelled, trouble = maps
     if image is None:
-        return Example(name, [None] * (1 + len(maps)), {}, trouble)
+        return Example(name, [None] * (1 + len(labelled)), {}, trouble)
     palette, classes = palette_of(runs[0]), runs[0].classes
-    panels = [_panel(image), *(_over(image, labels, palette) for labels in maps)]
+    panels: list[Image.Image | None] = [_panel(image)]
     pixels = np.zeros(len(palette), np.int64)
-    for labels in maps:
+    for labels in labelled:
+        panels.append(None)
         if labels is not None:
             pixels += np.bincount(labels.ravel(), minlength=len(palette))
+            if labels.shape == image.shape[:2]:
+                painted = colour_pixels(image, labels, palette, _OPACITY)
+                uncounted = labels == len(palette) - 1
+                painted[uncounted] = image[uncounted]
+                panels[-1] = _panel(painted)
     order = np.argsort(-pixels[: len(classes)], kind="stable").tolist()
     shown = [value for value in order if pixels[value]][:most_named]
     legend = {classes[value]: tuple(palette[value].tolist()) for value in shown}
@@ -149,16 +150,6 @@ def palette_of(run: EvaluatedRun) -> np.ndarray:
     return colours
 
 
-def _over(image: np.ndarray, labels: np.ndarray | None, palette: np.ndarray) -> Image.Image | None:
-    """The labels over the picture, which is seen where none counts; None if the sizes differ."""
-    if labels is None or image.shape[:2] != labels.shape:
-        return None
-    painted = colour_pixels(image, labels, palette, _OPACITY)
-    uncounted = labels == len(palette) - 1
-    painted[uncounted] = image[uncounted]
-    return _panel(painted)
-
-
 def _panel(pixels: np.ndarray) -> Image.Image:
     picture = Image.fromarray(pixels)
     scale = min(PANEL_WIDTH / picture.width, 1)
@@ -207,34 +198,22 @@ def draw_rows(rows: Sequence[tuple[str, Example]], labels: Sequence[str]) -> Ima
     return Image.fromarray(np.concatenate(list(map(np.asarray, strips))))
 
 
-@dataclass(frozen=True)
-class FigureOptions:
-    """What a figure shows and where it goes."""
-
-    output: Path
-    """The PNG; its single pictures go into the folder `<stem>_files` beside it."""
-    images: Sequence[str]
-    """File names without their ending, or <benchmark>/<name> where several have the image."""
-    methods: Sequence[str] = ()
-    """Labels of the report, names of models, or result files without their ending; none: all."""
-    data_root: Path | None = None
-    """Where the images and labels are now (default: where they were evaluated)."""
-    overwrite: bool = False
-    """Replace a figure that is there."""
-
-    def __post_init__(self) -> None:
-        if self.output.suffix.lower() != ".png":
-            raise ValueError(f"the figure {self.output} must be named *.png.")
-        if not self.images:
-            raise ValueError("a figure needs images: --images a,b,c")
-
-
-def write_figure(places: Sequence[str | Path], options: FigureOptions) -> list[Path]:
-    """Draw the figure, and write its pictures one by one: label maps in the data set's palette.
+def write_figure(
+    places: Sequence[str | Path],
+    output: Path,
+    images: Sequence[str],
+    wanted: Sequence[str] = (),
+    data_root: Path | None = None,
+) -> list[Path]:
+    """Draw a figure, and write its pictures one by one: label maps in the data set's palette.
 
     Args:
         places: result files, or folders that hold them.
-        options: see there.
+        output: the PNG; its single pictures go into the folder `<stem>_files` beside it.
+        images: file names without their ending, or <benchmark>/<name> where several have the image.
+        wanted: labels of the report, names of models, or result files without their ending; none
+            for all.
+        data_root: where images and labels are now; None for where they were evaluated.
 
     Returns:
         the files that were written, the figure first.
@@ -242,24 +221,24 @@ def write_figure(places: Sequence[str | Path], options: FigureOptions) -> list[P
     Raises:
         FileNotFoundError, ValueError: no such results, image, method or prediction; two of them
             with the name.
-        FileExistsError: there is a figure already and `overwrite` is false.
     """
-    check_writable(options.output, options.overwrite)
     groups = by_benchmark(runs := find_runs(places)[0])
-    rows = [_find_row(groups, image, options.methods or methods(runs)) for image in options.images]
-    root = options.data_root
-    single = {
-        name: picture for row in rows for name, picture in _single_pictures(*row, root).items()
-    }
-    examples = [make_example(name, own, root, len(own[0].classes)) for name, _, own in rows]
+    rows = [_find_row(groups, image, wanted or methods(runs)) for image in images]
+    folder = output.with_name(f"{output.stem}_files")
+    single: dict[Path, Image.Image] = {}
+    examples = []
+    for name, prefix, own in rows:
+        maps = read_maps(name, own, data_root)
+        pictures = _single_pictures(name, own, maps)
+        single |= {folder / f"{prefix}_{what}.png": one for what, one in pictures.items()}
+        examples.append(make_example(name, own, maps, len(own[0].classes)))
     # One legend below the rows of a benchmark that stand together.
     for (row, example), (below, other) in pairwise(zip(rows, examples, strict=True)):
         if row[2] == below[2]:
             other.legend.update(example.legend)
             example.legend.clear()
     figure = draw_rows([("", example) for example in examples], [r.label for r in rows[0][2]])
-    folder = options.output.with_name(f"{options.output.stem}_files")
-    files = {options.output: figure, **{folder / name: p for name, p in single.items()}}
+    files = {output: figure, **single}
     for path, picture in files.items():
         save_png(picture, path)
     return list(files)
@@ -275,18 +254,22 @@ def _find_row(
     found: dict[str, tuple[str, str, list[EvaluatedRun]]] = {}
     lacking = ""
     for key, runs in groups.items():
+        # By label or file, or else all of a model.
+        several = {
+            name: [run for run in runs if name in (run.label, run.path.stem)]
+            or [run for run in runs if run.result["model"] == name]
+            for name in wanted
+        }
         counts = next((run.counts for run in runs if run.counts), {})
         paths = [PurePosixPath(path) for path in counts.get("images", ())]
-        stems = [path.stem for path in paths]
         for path in paths:
             if image not in (str(path), path.stem, f"{key}/{path.stem}", f"{key}/{path}"):
                 continue
-            several = {name: _called(runs, name) for name in wanted}
             if missing := [name for name, some in several.items() if not some]:
                 known = ", ".join(run.label for run in runs)
                 lacking += f" {key} has it, but not of {', '.join(missing)}. Known: {known}."
                 continue
-            alone = stems.count(path.stem) == 1
+            alone = [other.stem for other in paths].count(path.stem) == 1
             parts = [path.stem] if alone else path.with_suffix("").parts
             chosen = [run for some in several.values() for run in some]
             found[f"{key}/{path}"] = str(path), "_".join([key, *parts]), chosen
@@ -299,34 +282,26 @@ def _find_row(
         raise ValueError(f"there are several images {image!r}: say {' or '.join(found)}.")
     ((place, row),) = found.items()
     if len(row[2]) > len(wanted):
-        stems = [run.path.stem for run in row[2]]
+        stems = ", ".join(run.path.stem for run in row[2])
         raise ValueError(
-            f"a method has several results on {place}: give --methods {len(wanted)} of "
-            f"{', '.join(stems)}."
+            f"a method has several results on {place}: give --methods {len(wanted)} of {stems}."
         )
     return row
 
 
-def _called(runs: Sequence[EvaluatedRun], name: str) -> list[EvaluatedRun]:
-    """The run of this label or file, or all of this model."""
-    one = [run for run in runs if name in (run.label, run.path.stem)]
-    return one or [run for run in runs if run.result["model"] == name]
-
-
 def _single_pictures(
-    image: str, prefix: str, runs: Sequence[EvaluatedRun], data_root: Path | None
+    image: str, runs: Sequence[EvaluatedRun], maps: Maps
 ) -> dict[str, Image.Image]:
-    """File names to the picture itself, and to label maps of as many pixels.
+    """The picture itself, and its label maps of as many pixels, by what they are.
 
     Raises:
         ValueError: one is not there, or of another size.
     """
-    pixels, (truth, *predictions), trouble = read_maps(image, runs, data_root)
+    pixels, (truth, *predictions), trouble = maps
     if pixels is None or truth is None or trouble:
         raise ValueError(" ".join(trouble))
     palette = palette_of(runs[0])[: len(runs[0].classes)]
-    found = {f"{prefix}_image.png": Image.fromarray(pixels)}
-    found[f"{prefix}_truth.png"] = palette_picture(truth, palette)
+    found = {"image": Image.fromarray(pixels), "truth": palette_picture(truth, palette)}
     for run, labels in zip(runs, predictions, strict=True):
         if labels is None:
             raise ValueError(
@@ -338,5 +313,5 @@ def _single_pictures(
                 f"the prediction of {run.label} is {labels.shape}, and {image} "
                 f"{pixels.shape[:2]}: the data has changed since. Evaluate again."
             )
-        found[f"{prefix}_{run.path.stem}.png"] = palette_picture(labels, palette)
+        found[run.path.stem] = palette_picture(labels, palette)
     return found

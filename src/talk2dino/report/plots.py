@@ -7,13 +7,10 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 
 from talk2dino.files import atomic_path
 from talk2dino.report.runs import EvaluatedRun, by_benchmark, methods
@@ -45,37 +42,26 @@ def draw_overview(runs: Sequence[EvaluatedRun]) -> Figure:
     width = 0.8 / len(names)
     figure = _figure(max(6.0, 1.5 + len(groups) * (0.5 + 0.3 * len(names))), 3.4)
     axes = figure.add_subplot()
-    has_paper = False
-    for place, group in enumerate(groups.values()):
-        for run in group:
-            value = run.result["mIoU"]
-            if value is None:
-                continue
-            index = names.index(run.label)
-            x = place + (index - (len(names) - 1) / 2) * width
-            axes.bar(x, value, width * 0.92, color=method_colour(index))
-            low, high = run.result["mIoU_interval"]
-            if low is not None and high is not None:
-                errors = [[max(value - low, 0)], [max(high - value, 0)]]
-                axes.errorbar(x, value, errors, color=_INK, linewidth=0.8, capsize=2)
-            if (paper := run.result["published"]) is not None:
-                ends = (x - width / 2, x + width / 2)
-                axes.plot(ends, (paper, paper), color=_INK, linewidth=1.6)
-                has_paper = True
+    for index, name in enumerate(names):
+        own = [(n, r) for n, group in enumerate(groups.values()) for r in group if r.label == name]
+        x = np.array([n for n, _ in own]) + (index - (len(names) - 1) / 2) * width
+        keys = ("mIoU", "published")
+        numbers = [[*(r.result[key] for key in keys), *r.result["mIoU_interval"]] for _, r in own]
+        value, paper, low, high = np.array(numbers, float).T  # nan for none
+        axes.bar(x, value, width * 0.92, color=method_colour(index), label=name)
+        errors = np.maximum([value - low, high - value], 0)
+        axes.errorbar(x, value, errors, fmt="none", ecolor=_INK, elinewidth=0.8, capsize=2)
+        ends = (x - width / 2, x + width / 2)
+        axes.hlines(paper, *ends, color=_INK, linewidth=1.6)
     axes.set_xticks(range(len(groups)), [group[0].title for group in groups.values()])
     axes.set_ylabel("mIoU [%]")
     axes.set_xlim(-0.6, len(groups) - 0.4)
-    handles: list[Artist] = [
-        Patch(color=method_colour(index), label=name) for index, name in enumerate(names)
-    ]
-    if has_paper:
-        handles.append(Line2D([], [], color=_INK, linewidth=1.6, label="paper"))
-    letters = max(len(str(handle.get_label())) for handle in handles)
+    if any(run.result["published"] is not None for run in runs):
+        axes.plot([], [], color=_INK, linewidth=1.6, label="paper")
+    letters = max(map(len, names))
     fitting = int(figure.get_figwidth() / (0.5 + 0.07 * letters))  # inches of a mark and a letter
     ncols = min(4, max(1, fitting))
-    figure.legend(
-        handles=handles, loc="outside upper center", ncols=ncols, frameon=False, fontsize=8
-    )
+    figure.legend(loc="outside upper center", ncols=ncols, frameon=False, fontsize=8)
     _style(axes, "y")
     return figure
 
@@ -101,7 +87,8 @@ def draw_class_bars(runs: Sequence[EvaluatedRun], places: Sequence[int]) -> Figu
             ious = [run.result["per_class"].get(name) for name in part]
             y = np.arange(len(part)) + (index - (len(runs) - 1) / 2) * thickness
             colour = method_colour(place)
-            axes.barh(y, [iou or 0 for iou in ious], thickness * 0.95, color=colour)
+            label = None if column else run.label
+            axes.barh(y, [iou or 0 for iou in ious], thickness * 0.95, color=colour, label=label)
             for position, iou in zip(y, ious, strict=True):
                 text = "–" if iou is None else f"{iou:.1f}"
                 axes.text((iou or 0) + 1, position, text, va="center", fontsize=5.5, color=_INK)
@@ -111,11 +98,7 @@ def draw_class_bars(runs: Sequence[EvaluatedRun], places: Sequence[int]) -> Figu
         axes.set_xlabel("IoU [%]", fontsize=8)
         _style(axes, "x")
     if len(runs) > 1:
-        keys = [
-            Patch(color=method_colour(place), label=run.label)
-            for run, place in zip(runs, places, strict=True)
-        ]
-        figure.legend(handles=keys, loc="outside upper left", ncols=4, frameon=False, fontsize=7)
+        figure.legend(loc="outside upper left", ncols=4, frameon=False, fontsize=7)
     return figure
 
 
@@ -164,7 +147,6 @@ def figure_svg(figure: Figure) -> bytes:
 
 @_drawing
 def save_png(figure: Figure, path: Path) -> None:
-    """Write the figure as PNG, atomically."""
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=_PNG_DPI)
 

@@ -5,7 +5,6 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,10 @@ from PIL import Image
 
 from talk2dino.benchmarks.results import save_png
 from talk2dino.benchmarks.tables import Cell, Table, mean_of, published_sources, results_table
-from talk2dino.files import check_writable, write_text
+from talk2dino.files import write_text
 from talk2dino.progress import Progress, silent
 from talk2dino.report import plots
-from talk2dino.report.pictures import draw_rows, has_predictions, make_example
+from talk2dino.report.pictures import draw_rows, has_predictions, make_example, read_maps
 from talk2dino.report.runs import (
     DRAWS,
     MEASURES,
@@ -36,40 +35,22 @@ _MOST_PANELS = 6
 """Pictures in one row of an example."""
 
 
-@dataclass(frozen=True)
-class ReportOptions:
-    """What a report shows and where it goes."""
-
-    output: Path
-    """The HTML file; the plots go into the folder `<stem>_plots` beside it."""
-    examples: int = 3
-    """Best, median and worst images, so many of each; 0 for none."""
-    data_root: Path | None = None
-    """Where the images and labels are now (default: where they were evaluated)."""
-    tables: bool = False
-    """Also write the numbers as LaTeX and CSV into the folder `<stem>_tables`."""
-    overwrite: bool = False
-    """Replace a report that is there."""
-
-    def __post_init__(self) -> None:
-        if self.examples < 0:
-            raise ValueError(f"examples must not be negative, got {self.examples}.")
-        if self.output.suffix.lower() not in (".html", ".htm"):
-            raise ValueError(f"the report {self.output} must be named *.html.")
-
-    def beside(self, what: str) -> Path:
-        """Folder of the plots, or of the tables."""
-        return self.output.with_name(f"{self.output.stem}_{what}")
-
-
 def write_report(
-    places: Sequence[str | Path], options: ReportOptions, progress: Progress = silent
+    places: Sequence[str | Path],
+    output: Path,
+    examples: int = 3,
+    data_root: Path | None = None,
+    tables: bool = False,
+    progress: Progress = silent,
 ) -> tuple[list[Path], list[str]]:
-    """Make the page and the plots.
+    """Make the page, and the plots in the folder `<stem>_plots` beside it.
 
     Args:
         places: result files, or folders that hold them.
-        options: see there.
+        output: the HTML file.
+        examples: best, median and worst images, so many of each.
+        data_root: where images and labels are now; None for where they were evaluated.
+        tables: also write the numbers as LaTeX and CSV, into the folder `<stem>_tables`.
         progress: counts the benchmarks.
 
     Returns:
@@ -77,16 +58,17 @@ def write_report(
 
     Raises:
         FileNotFoundError: there are no results.
-        FileExistsError: there is a report already and `overwrite` is false.
     """
-    check_writable(options.output, options.overwrite)
     runs, notes = find_runs(places)
-    written = [options.output]
+    written = [output]
+
+    def beside(what: str, name: str) -> Path:
+        written.append(output.with_name(f"{output.stem}_{what}") / name)
+        return written[-1]
 
     def plot(name: str, figure: Figure) -> bytes:
         """Write it as PNG; returns it as SVG."""
-        written.append(options.beside("plots") / f"{name}.png")
-        plots.save_png(figure, written[-1])
+        plots.save_png(figure, beside("plots", f"{name}.png"))
         return plots.figure_svg(figure)
 
     overview = plot("overview", plots.draw_overview(runs))
@@ -102,15 +84,17 @@ def write_report(
                 else plot(f"{run.path.stem}_confusion", plots.draw_confusion(run))
                 for run in group
             ]
-            picked = pick_examples(group, options.examples) if options.examples else {}
-            examples = {
-                kind: [make_example(name, group, options.data_root) for name in images]
+            picked = pick_examples(group, examples) if examples else {}
+            shown = {
+                kind: [
+                    make_example(name, group, read_maps(name, group, data_root)) for name in images
+                ]
                 for kind, images in picked.items()
             }
-            if examples:
-                rows = [(kind, example) for kind, some in examples.items() for example in some]
-                written.append(options.beside("plots") / f"{key}_examples.png")
-                save_png(draw_rows(rows, [run.label for run in group]), written[-1])
+            if shown:
+                rows = [(kind, example) for kind, some in shown.items() for example in some]
+                picture = draw_rows(rows, [run.label for run in group])
+                save_png(picture, beside("plots", f"{key}_examples.png"))
             comparisons, reasons = compare_comparable(group)
             sections[key] = {
                 "runs": group,
@@ -118,21 +102,20 @@ def write_report(
                 "comparisons": comparisons,
                 "not_compared": reasons,
                 "confusions": confusions,
-                "examples": examples,
+                "examples": shown,
                 "has_predictions": all(map(has_predictions, group)),
             }
             bar.update(1)
-    if options.tables:
+    if tables:
         differences = [one for section in sections.values() for one in section["comparisons"]]
         for name, table in tables_of(runs, differences).items():
             texts = {"csv": table.csv()}
             if not name.endswith("_images"):  # those fit no page
                 texts["tex"] = table.latex()
             for kind, text in texts.items():
-                written.append(options.beside("tables") / f"{name}.{kind}")
-                write_text(written[-1], text, errors="backslashreplace")
+                write_text(beside("tables", f"{name}.{kind}"), text, errors="backslashreplace")
     page = _page(runs, overview, sections, notes)
-    write_text(options.output, page, errors="backslashreplace")
+    write_text(output, page, errors="backslashreplace")
     return written, notes
 
 
@@ -142,7 +125,6 @@ def _page(
     sections: Mapping[str, Mapping[str, Any]],
     notes: Sequence[str],
 ) -> str:
-    """The template with everything that it shows."""
     environment = Environment(
         loader=PackageLoader(__package__, "."), autoescape=True, undefined=StrictUndefined
     )

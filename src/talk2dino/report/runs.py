@@ -33,7 +33,6 @@ class EvaluatedRun:
     """One result file with its counts."""
 
     path: Path
-    """The JSON."""
     result: Mapping[str, Any]
     """Its content; see docs/evaluation.md."""
     label: str
@@ -41,18 +40,22 @@ class EvaluatedRun:
 
     @property
     def benchmark(self) -> str:
-        """Key."""
         return str(self.result["benchmark"])
 
     @property
     def title(self) -> str:
-        """Name of the benchmark."""
         return str(self.result["title"])
 
     @property
     def classes(self) -> list[str]:
         """Names by id."""
         return list(self.result["per_class"])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Of the segmenter, and the threshold."""
+        segmenter = (self.result["settings"] or {}).get("segmenter") or {}
+        return {**segmenter, "threshold": self.result["bg_thresh"]}
 
     @cached_property
     def counts(self) -> dict[str, np.ndarray]:
@@ -73,14 +76,11 @@ class EvaluatedRun:
             ) from error
         return counts
 
-    @property
-    def measures(self) -> list[str]:
-        """Those of MEASURES that were counted per image."""
-        return [name for name in MEASURES if f"{name}union" in self.counts]
-
-    def areas(self, measure: str) -> tuple[np.ndarray, np.ndarray]:
-        """Intersections and unions (N, C) in pixels by one of `measures`."""
-        return self.counts[f"{measure}intersect"], self.counts[f"{measure}union"]
+    @cached_property
+    def areas(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Those of MEASURES that were counted -> intersections and unions (N, C) in pixels."""
+        names = [name for name in MEASURES if f"{name}union" in self.counts]
+        return {n: (self.counts[f"{n}intersect"], self.counts[f"{n}union"]) for n in names}
 
     @cached_property
     def image_scores(self) -> dict[str, dict[str, float]]:
@@ -89,8 +89,7 @@ class EvaluatedRun:
         Images without a labelled pixel are left out.
         """
         scores = {}
-        for measure in self.measures:
-            intersect, union = self.areas(measure)
+        for measure, (intersect, union) in self.areas.items():
             iou = np.divide(intersect, union, out=np.zeros(union.shape), where=union > 0)
             names, occurring = self.counts["images"].tolist(), (union > 0).sum(axis=1)
             found = zip(names, iou.sum(axis=1), occurring, strict=True)
@@ -196,7 +195,7 @@ def _distinguish(runs: list[EvaluatedRun]) -> list[EvaluatedRun]:
 
     One setting after the other is added where runs of one label differ in it; then their places.
     """
-    known = dict.fromkeys(key for run in runs for key in _settings(run))
+    known = dict.fromkeys(key for run in runs for key in run.settings)
     weights = [key for key in _WEIGHTS if key in known]
     endings: list[Callable[[EvaluatedRun], str]] = [
         *(partial(_setting, key) for key in dict.fromkeys([*weights, *known])),
@@ -215,14 +214,9 @@ def _distinguish(runs: list[EvaluatedRun]) -> list[EvaluatedRun]:
     return runs
 
 
-def _settings(run: EvaluatedRun) -> dict[str, Any]:
-    segmenter = (run.result["settings"] or {}).get("segmenter") or {}
-    return {**segmenter, "threshold": run.result["bg_thresh"]}
-
-
 def _setting(key: str, run: EvaluatedRun) -> str:
     """One setting as the end of a label; of weights the file as typed, or a few letters."""
-    value = _settings(run).get(key)
+    value = run.settings.get(key)
     if value is None:
         return ""
     text = value if isinstance(value, str) else json.dumps(value)
@@ -240,13 +234,9 @@ class Differences:
     """How a run B differs from a run A by one measure; all are B - A, in points of IoU."""
 
     first: EvaluatedRun
-    """A."""
     second: EvaluatedRun
-    """B."""
     measure: str
-    """One of MEASURES."""
     difference: float
-    """Of the mIoU."""
     interval: tuple[float, float]
     """95 % paired bootstrap over images: both runs see the same images in every draw."""
     better: float
@@ -263,7 +253,6 @@ class Differences:
         return sorted(largest, key=lambda entry: -entry[1])
 
     def as_json(self) -> dict[str, Any]:
-        """Its numbers for a file."""
         names = ("difference", "interval", "better", "per_class", "images")
         return {name: getattr(self, name) for name in names}
 
@@ -273,42 +262,34 @@ def compare_runs(first: EvaluatedRun, others: Sequence[EvaluatedRun]) -> list[Di
 
     `check_comparable` says whether they can be.
     """
-    runs = [first, *others]
-    places = [(place, measure) for place, run in enumerate(runs) for measure in run.measures]
-    areas = [runs[place].areas(measure) for place, measure in places]
-    drawn = dict(zip(places, 100 * resampled_mious(areas, DRAWS).T, strict=True))
-    return [
-        _differences(first, runs[place], measure, drawn[place, measure] - drawn[0, measure])
-        for place, measure in places
-        if place and measure in first.measures
-    ]
+    runs = list(enumerate([first, *others]))
+    areas = {(n, measure): pair for n, run in runs for measure, pair in run.areas.items()}
+    mious = 100 * resampled_mious(list(areas.values()), DRAWS)
+    drawn = dict(zip(areas, mious.T, strict=True))
+    found = []
+    for place, measure in areas:
+        if not place or measure not in first.areas:
+            continue
+        (_, second), draws = runs[place], drawn[place, measure] - drawn[0, measure]
+        with np.errstate(invalid="ignore"):
+            own, other = (
+                100 * intersect.sum(axis=0) / union.sum(axis=0)
+                for intersect, union in (areas[0, measure], areas[place, measure])
+            )
+        of_class = zip(first.classes, (other - own).tolist(), strict=True)
+        images, scores = first.image_scores[measure], second.image_scores[measure]
+        of_image = ((name, scores[name] - v) for name, v in images.items() if name in scores)
+        difference = float(np.nanmean(other) - np.nanmean(own))
+        better = float(np.mean(draws[np.isfinite(draws)] > 0))
+        numbers = (difference, interval_of(draws), better)
+        largest = (_largest_first(of_class), _largest_first(of_image))
+        found.append(Differences(first, second, measure, *numbers, *largest))
+    return found
 
 
-def _differences(
-    first: EvaluatedRun, second: EvaluatedRun, measure: str, drawn: np.ndarray
-) -> Differences:
-    """By one measure, with the differences of the draws."""
-    with np.errstate(invalid="ignore"):
-        own, other = (
-            100 * intersect.sum(axis=0) / union.sum(axis=0)
-            for intersect, union in (first.areas(measure), second.areas(measure))
-        )
-    images, scores = first.image_scores[measure], second.image_scores[measure]
-
-    def largest_first(values: Iterable[tuple[str, float]]) -> dict[str, float]:
-        known = [(name, value) for name, value in values if np.isfinite(value)]
-        return dict(sorted(known, key=lambda entry: -abs(entry[1])))
-
-    return Differences(
-        first,
-        second,
-        measure,
-        float(np.nanmean(other) - np.nanmean(own)),
-        interval_of(drawn),
-        float(np.mean(drawn[np.isfinite(drawn)] > 0)),
-        largest_first(zip(first.classes, (other - own).tolist(), strict=True)),
-        largest_first((name, scores[name] - v) for name, v in images.items() if name in scores),
-    )
+def _largest_first(values: Iterable[tuple[str, float]]) -> dict[str, float]:
+    known = [(name, value) for name, value in values if np.isfinite(value)]
+    return dict(sorted(known, key=lambda entry: -abs(entry[1])))
 
 
 def compare_comparable(runs: Sequence[EvaluatedRun]) -> tuple[list[Differences], list[str]]:
