@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from talk2dino.benchmarks.data.labels import WIDE_IGNORED, LabelRules, Value
 from talk2dino.config import build, check_between, check_name, naming, split_names
 from talk2dino.files import listed, shipped
+from talk2dino.pictures.vocabularies import Vocabulary
 from talk2dino.sizes import Protocol
 from talk2dino.textfiles import check_once, read_lines, read_names, read_yaml
 
@@ -69,7 +70,6 @@ class Benchmark:
     classes: tuple[str, ...]
     """Names by id, the background included."""
     title: str = ""
-    """For tables."""
     class_file: str = ""
     """File below the root whose names stand in place of `classes`, where it is there."""
     palette: tuple[tuple[int, int, int], ...] = ()
@@ -91,7 +91,6 @@ class Benchmark:
     clean_background: bool = False
     """Background cleaning is part of the published protocol."""
     protocol: Protocol = field(default_factory=Protocol)
-    """Sizes."""
     source: Source | None = field(default=None, compare=False)
     """Where it comes from; a name in a file is that of another file, which has it."""
     words: tuple[tuple[str, ...], ...] = ()
@@ -122,7 +121,6 @@ class Benchmark:
 
     @property
     def key(self) -> str:
-        """Its name."""
         return self.name
 
     def with_protocol(self, protocol: Protocol) -> Benchmark:
@@ -137,22 +135,16 @@ class Benchmark:
             return self
         names = read_names(listing, numbered=True)
         known = dict(zip(self.classes, self.palette, strict=bool(self.palette)))
-        colours = [known.get(name) for name in names]
-        palette = tuple(colour for colour in colours if colour is not None)
+        palette = tuple(known[name] for name in names if name in known)
         palette = palette if len(palette) == len(names) else ()
         return dataclasses.replace(self, classes=tuple(names), palette=palette)
 
     def class_words(self, words: ClassWords) -> ClassWords:
         """A method's words, but this data set's own where it has aliases."""
         own = {n: w for n, w in zip(self.classes, self.words, strict=False) if len(w) > 1}
-        if not own:
-            return words
         background = own.pop(self.classes[0], ())[1:] if self.background else ()
-        return dataclasses.replace(
-            words,
-            of=lambda name: own.get(name) or words.of(name),
-            background=background or words.background,
-        )
+        known = Vocabulary(tuple(own), tuple(own.values()), background)
+        return known.class_words(words, words.pooling)
 
 
 _MADE = ("words", "rules", "sizes", "folders")
@@ -359,21 +351,20 @@ def find_benchmark(name: str, data_root: str | Path = "data") -> Benchmark:
     names = {row.type: row for row in rows.values() if row.type}
     names |= {row.readme_name: row for row in rows.values()} | rows
     files = {path.stem: path for path in listed(_FOLDER, "*.yaml")}
-    if (path := Path(name)).suffix in (".yaml", ".yml"):
-        row = read_dataset(path, data_root)
-        if row.folders and row.key in files:
-            raise ValueError(
-                f"{path}: {row.key} is the name of a benchmark, with which its results would "
-                "be mixed up. Give another one with `name:`."
-            )
-        return row if row.folders else row.with_own_names(data_root)
-    if name in names or name in files:
-        row = names[name] if name in names else read_dataset(files[name], data_root)
-        return row.with_own_names(data_root)
-    keys = [*rows, *sorted(set(files).difference(rows))]
-    others = [row.readme_name for row in rows.values() if row.readme_name not in keys]
-    check_name("benchmark", name, [*keys, *others, "or a YAML file"], similar=[*keys, *others])
-    raise AssertionError("check_name accepts only what was handled above")
+    known: dict[str, Benchmark | Path] = {**files, **names}
+    found = Path(name) if Path(name).suffix in (".yaml", ".yml") else known.get(name)
+    if found is None:
+        keys = [*rows, *sorted(set(files).difference(rows))]
+        others = [row.readme_name for row in rows.values() if row.readme_name not in keys]
+        check_name("benchmark", name, [*keys, *others, "or a YAML file"], similar=[*keys, *others])
+    assert found is not None, "check_name accepts only what was found"
+    row = read_dataset(found, data_root) if isinstance(found, Path) else found
+    if row.folders and row.key in files:
+        raise ValueError(
+            f"{found}: {row.key} is the name of a benchmark, with which its results would "
+            "be mixed up. Give another one with `name:`."
+        )
+    return row if row.folders else row.with_own_names(data_root)
 
 
 def find_benchmarks(names: str | Sequence[str], data_root: str | Path = "data") -> list[Benchmark]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,18 +24,10 @@ class Table:
     """Rows under their heads; None is an empty cell."""
 
     columns: Sequence[str]
-    """Heads."""
     rows: Sequence[Sequence[Cell]]
     """Cells: text, or numbers in percent or points."""
     compared: bool = False
     """Whether the best number of each column is bold in LaTeX."""
-
-    def without_empty(self) -> Table:
-        """Without the columns in which nothing is."""
-        cells = list(zip(*self.rows, strict=True))
-        kept = [place for place, column in enumerate(cells) if set(column) != {None}]
-        rows = [[row[place] for place in kept] for row in self.rows]
-        return Table([self.columns[place] for place in kept], rows, self.compared)
 
     def csv(self) -> str:
         """Numbers with all their digits."""
@@ -45,21 +37,14 @@ class Table:
 
     def markdown(self) -> str:
         """Aligned, so that it also reads as text; two digits after the point."""
-        shown = [self.columns, *self.texts()]
-        left = self._words()
+        shown, left = [list(self.columns), *self.texts()], self._words()
         widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
-        rule = ["-" * (w - 1) + "-:"[not word] for w, word in zip(widths, left, strict=True)]
-        lines = [
-            [
-                cell.ljust(width) if word else cell.rjust(width)
-                for cell, width, word in zip(row, widths, left, strict=True)
-            ]
-            for row in (shown[0], rule, *shown[1:])
-        ]
-        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        columns = list(zip(widths, left, strict=True))
+        shown.insert(1, ["-" * (width - 1) + "-:"[not word] for width, word in columns])
+        form = " | ".join(f"{{:{'<' if word else '>'}{width}}}" for width, word in columns)
+        return "".join(f"| {form.format(*row)} |\n" for row in shown)
 
     def texts(self) -> list[list[str]]:
-        """The rows as people read them."""
         return [
             ["" if c is None else f"{c:.2f}" if isinstance(c, float) else str(c) for c in row]
             for row in self.rows
@@ -67,12 +52,16 @@ class Table:
 
     def latex(self) -> str:
         """A `tabular` with booktabs' rules; numbers with one digit after the point."""
+        best: list[float | None] = []
+        for column in zip(*self.rows, strict=True):
+            numbers = [cell for cell in column if isinstance(cell, float)]
+            best.append(max(numbers) if self.compared and len(numbers) > 1 else None)
         lines = [
             rf"\begin{{tabular}}{{{''.join('rl'[word] for word in self._words())}}}",
             r"\toprule",
             " & ".join(map(_latex, self.columns)) + r" \\",
             r"\midrule",
-            *(" & ".join(self._latex_cells(row)) + r" \\" for row in self.rows),
+            *(" & ".join(map(_latex, row, best)) + r" \\" for row in self.rows),
             r"\bottomrule",
             r"\end{tabular}",
         ]
@@ -83,23 +72,18 @@ class Table:
         columns = zip(*self.rows, strict=True)
         return [any(isinstance(cell, str) for cell in column) for column in columns]
 
-    def _latex_cells(self, row: Sequence[Cell]) -> Iterator[str]:
-        for place, cell in enumerate(row):
-            shown = _latex(cell)
-            numbers = [value for r in self.rows if isinstance(value := r[place], float)]
-            best = self.compared and len(numbers) > 1 and isinstance(cell, float)
-            yield rf"\textbf{{{shown}}}" if best and cell == max(numbers) else shown
 
-
-def _latex(cell: Cell) -> str:
+def _latex(cell: Cell, best: float | None = None) -> str:
     if isinstance(cell, str):
         return cell.translate(_ESCAPES)
-    if cell is None:
-        return "--"
-    return f"{cell:.1f}".replace("-", "$-$") if isinstance(cell, float) else str(cell)
+    if not isinstance(cell, float):
+        return "--" if cell is None else str(cell)
+    shown = f"{cell:.1f}".replace("-", "$-$")
+    return rf"\textbf{{{shown}}}" if cell == best else shown
 
 
 _COLUMNS = {
+    "model": "model",
     "benchmark": "benchmark",
     "mIoU": "mIoU",
     "low": "95 % from",
@@ -126,28 +110,25 @@ def results_table(results: Sequence[Result]) -> Table:
         groups.setdefault(result["model"], []).append(result)
     options = {model: options_of(group[0].get("settings")) for model, group in groups.items()}
     shared = [w for w in next(iter(options.values())) if all(w in o for o in options.values())]
-    rows = []
-    for model, group in groups.items():
-        name = ", ".join([model, *(word for word in options[model] if word not in shared)])
-        rows += [(name if len(groups) > 1 else None, *row) for row in _rows_of_model(group)]
-    heads = {**_COLUMNS, "mIoU": ", ".join(["mIoU", *shared])}
-    return Table(["model", *heads.values()], rows).without_empty()
-
-
-def _rows_of_model(results: Sequence[Result]) -> Iterator[list[Cell]]:
     rows: list[dict[str, Any]] = []
-    for result in results:
-        low, high = result["mIoU_interval"]
-        rows.append({**result, **(result["timing"] or {}), "low": low, "high": high})
-    once = len({result["benchmark"] for result in results}) == len(results)
-    if len(results) > 1 and once and all(result["mIoU"] is not None for result in results):
-        total = sum(result["num_images"] for result in results)
-        means = {key: mean_of([result[key] for result in results]) for key in ("mIoU", "published")}
-        rows.append({"benchmark": "mean", **means, "num_images": total})
+    for model, group in groups.items():
+        own: list[dict[str, Any]] = []
+        for result in group:
+            low, high = result["mIoU_interval"]
+            own.append({**result, **(result["timing"] or {}), "low": low, "high": high})
+        once = len({result["benchmark"] for result in group}) == len(group)
+        if len(group) > 1 and once and all(result["mIoU"] is not None for result in group):
+            total = sum(result["num_images"] for result in group)
+            means = {key: mean_of([one[key] for one in group]) for key in ("mIoU", "published")}
+            own.append({"benchmark": "mean", **means, "num_images": total})
+        name = ", ".join([model, *(word for word in options[model] if word not in shared)])
+        rows += [{**row, "model": name if len(groups) > 1 else None} for row in own]
     for row in rows:
         if None not in (row["mIoU"], row["published"]):
             row["difference"] = row["mIoU"] - row["published"]
-        yield [row.get(key) for key in _COLUMNS]
+    kept = [key for key in _COLUMNS if any(row.get(key) is not None for row in rows)]
+    heads = {**_COLUMNS, "mIoU": ", ".join(["mIoU", *shared])}
+    return Table([heads[key] for key in kept], [[row.get(key) for key in kept] for row in rows])
 
 
 def mean_of(numbers: Sequence[float | None]) -> float | None:

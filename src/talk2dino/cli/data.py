@@ -69,8 +69,8 @@ class Data(Command):
 
     def check(self) -> list[Benchmark]:
         """The benchmarks that are meant, none of them for import; raises for wrong arguments."""
+        check_at_least(1, nproc=self.nproc)
         if self.action == "import":
-            check_at_least(1, nproc=self.nproc)
             if len(self.what) != 2 or self.output is None:
                 raise ValueError("say `data import FORMAT SOURCE --output FOLDER`.")
             check_name("format", self.what[0], FORMATS)
@@ -87,7 +87,6 @@ class Data(Command):
         rows = dict.fromkeys(same_files.get(row.key, row) for row in found if row.key != drawn)
         if not rows:
             raise ValueError("the drawn world (toy) is made by quickstart: nothing to convert.")
-        check_at_least(1, nproc=self.nproc)
         check_at_least(0, **{"--sample": self.sample})
         if self.action == "convert":
             check_data_root(self.data_root)
@@ -96,7 +95,6 @@ class Data(Command):
         return list(rows)
 
     def run(self, rows: list[Benchmark]) -> int:
-        """Check, convert or import."""
         if self.action == "import":
             return self._import()
         return self._check(rows) if self.action == "check" else self._convert(rows)
@@ -203,7 +201,6 @@ class ConvertCoco(Command):
     """Convert again what is there."""
 
     def check(self) -> None:
-        """Raise for wrong arguments."""
         if not self.coco.is_dir():
             raise FileNotFoundError(
                 f"{self.coco}: no such folder; it is to hold annotations/val2017"
@@ -212,7 +209,6 @@ class ConvertCoco(Command):
         check_folder_writable(self.out_dir or self.coco)
 
     def run(self, found: None) -> int:
-        """Convert."""
         plan = plan_coco(self.coco, self.out_dir or self.coco, OBJECT_SUFFIX)
         return convert_files(f"*{OBJECT_SUFFIX}.png", plan, self.nproc, self.overwrite)
 

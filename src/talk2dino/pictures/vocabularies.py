@@ -55,7 +55,7 @@ class Vocabulary:
         first = [(BACKGROUND, *self.background)] if self.background else []
         return ["; ".join(words) for words in (*first, *self.words)]
 
-    def class_words(self, own: ClassWords, pooling: str) -> ClassWords:
+    def class_words(self, own: ClassWords, pooling: str | None) -> ClassWords:
         """The words of a method, `own`, with these in their place.
 
         With one word per class there is nothing to pool, and the method scores as without them.

@@ -14,6 +14,7 @@ from talk2dino.benchmarks.data.convert import (
     write_lists,
 )
 from talk2dino.benchmarks.data.labels import read_labels
+from talk2dino.benchmarks.table import BENCHMARKS
 
 
 def run_lengths(mask):
@@ -48,15 +49,9 @@ def annotations(tmp_path):
 
 
 def test_the_59_classes_and_their_ids_are_in_alphabetical_order():
-    names, ids = list(CONTEXT_IDS), list(CONTEXT_IDS.values())
-    assert len(names) == 59
-    assert names == sorted(names)
-    assert ids == sorted(set(ids))
-
-
-def test_the_classes_are_those_of_mmsegmentation():
-    datasets = pytest.importorskip("mmseg.datasets")
-    assert tuple(CONTEXT_IDS) == tuple(datasets.PascalContextDataset.CLASSES[1:])
+    names = BENCHMARKS["context59"].classes
+    assert len(names) == len(CONTEXT_IDS) == 59
+    assert list(names) == sorted(names) and list(CONTEXT_IDS) == sorted(set(CONTEXT_IDS))
 
 
 def test_masks_and_lists_are_written(annotations):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from talk2dino.benchmarks.data.labels import IGNORED, WIDE_IGNORED, LabelRules, ignored_label
+from talk2dino.benchmarks.data.labels import IGNORED, WIDE_IGNORED, LabelRules
 from talk2dino.benchmarks.datasets import (
     EvaluationSet,
     MissingPlaces,
@@ -32,7 +32,6 @@ class DataReport:
     """What was found of one data set."""
 
     row: Benchmark
-    """The data set."""
     num_images: int = 0
     """Images that should be evaluated and are there."""
     num_labels: int = 0
@@ -46,7 +45,6 @@ class DataReport:
 
     @property
     def state(self) -> str:
-        """One word."""
         if self.problems:
             return "incomplete" if self.num_images else "missing"
         return "differs" if self.warnings else "complete"
@@ -145,18 +143,16 @@ def _check_labels(report: DataReport, dataset: EvaluationSet, sample_size: int) 
 
 
 def _histogram(row: Benchmark, pixels: np.ndarray, wide: bool) -> str:
-    """The most frequent values with their classes."""
-    count = len(row.classes)
-    values = np.arange(1 << (16 if wide else 8), dtype=np.uint16 if wide else np.uint8)[None]
+    found = np.flatnonzero(pixels)
+    shown = found[np.argsort(-pixels[found], kind="stable")][:_SHOWN_SHARES]
     # Of colours the classes were counted, which only the ignored one is no class of.
     rules = LabelRules() if row.rules.colours else row.rules
-    (ids,), (unknown,) = rules.class_ids(values, count)
-    found = np.flatnonzero(pixels)
+    values = shown.astype(np.uint16 if wide else np.uint8)[None]
+    (ids,), (unknown,) = rules.class_ids(values, len(row.classes))
     entries = []
-    for value in found[np.argsort(-pixels[found], kind="stable")][:_SHOWN_SHARES].tolist():
-        name = "(no class)" if unknown[value] else "(ignored)"
-        if not unknown[value] and ids[value] != ignored_label(count):
-            name = row.classes[ids[value]]
+    for value, label, nothing in zip(shown.tolist(), ids.tolist(), unknown, strict=True):
+        name = row.classes[label] if label < len(row.classes) else "(ignored)"
+        name = "(no class)" if nothing else name
         entries.append(f"{value} {name} {100 * pixels[value] / pixels.sum():.0f} %")
     more = ", ..." if len(found) > _SHOWN_SHARES else ""
     return f"{len(found)} values: {', '.join(entries)}{more}"
@@ -202,8 +198,10 @@ def _elsewhere(path: Path, root: Path, source: Source, suffixes: Sequence[str]) 
         folders[:] = [] if kinds or deep else sorted(folders)
         if kinds:
             others += f"; {here} is there, which is {kinds[0]}"
-        elif here.name.lower() == path.name.lower() and _holds(here, suffixes):
-            found.append(here)
+        elif here.name.lower() == path.name.lower():  # cities have folders of their own
+            inside = itertools.chain(here.glob("*"), here.glob("*/*"))
+            if any(file.name.lower().endswith(tuple(suffixes)) for file in inside):
+                found.append(here)
         elif path.name in files and here.name == path.parent.name:
             found.append(here / path.name)
     if found:
@@ -215,9 +213,3 @@ def _elsewhere(path: Path, root: Path, source: Source, suffixes: Sequence[str]) 
     places = {root, *(place for place in path.parents if place.is_relative_to(root))}
     packed = [p for place in places for p in listed(place, "*") if p.suffix in _ARCHIVES]
     return f"; not unpacked: {first_few(sorted(map(str, packed)))}{others}" if packed else others
-
-
-def _holds(folder: Path, suffixes: Sequence[str]) -> bool:
-    """Whether such files are in a folder or, as cities are, in one below it."""
-    files = itertools.chain(folder.glob("*"), folder.glob("*/*"))
-    return any(path.name.lower().endswith(tuple(suffixes)) for path in files)

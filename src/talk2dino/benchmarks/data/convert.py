@@ -37,26 +37,19 @@ CITYSCAPES_RAW = "_gtFine_labelIds.png"
 CITYSCAPES_CONVERTED = "_gtFine_labelTrainIds.png"
 
 # fmt: off
-CONTEXT_IDS = {
-    "aeroplane": 2, "bag": 9, "bed": 18, "bedclothes": 19, "bench": 22, "bicycle": 23,
-    "bird": 25, "boat": 31, "book": 33, "bottle": 34, "building": 44, "bus": 45,
-    "cabinet": 46, "car": 59, "cat": 65, "ceiling": 68, "chair": 72, "cloth": 80,
-    "computer": 85, "cow": 98, "cup": 104, "curtain": 105, "dog": 113, "door": 115,
-    "fence": 144, "floor": 158, "flower": 159, "food": 162, "grass": 187, "ground": 189,
-    "horse": 207, "keyboard": 220, "light": 232, "motorbike": 258, "mountain": 259,
-    "mouse": 260, "person": 284, "plate": 295, "platform": 296, "pottedplant": 308,
-    "road": 324, "rock": 326, "sheep": 347, "shelves": 349, "sidewalk": 354, "sign": 355,
-    "sky": 360, "snow": 366, "sofa": 368, "table": 397, "track": 415, "train": 416,
-    "tree": 420, "truck": 424, "tvmonitor": 427, "wall": 440, "water": 445, "window": 454,
-    "wood": 458,
-}
+CONTEXT_IDS = (
+    2, 9, 18, 19, 22, 23, 25, 31, 33, 34, 44, 45, 46, 59, 65, 68, 72, 80, 85, 98, 104, 105, 113,
+    115, 144, 158, 159, 162, 187, 189, 207, 220, 232, 258, 259, 260, 284, 295, 296, 308, 324,
+    326, 347, 349, 354, 355, 360, 366, 368, 397, 415, 416, 420, 424, 427, 440, 445, 454, 458,
+)
 # fmt: on
-"""Class k = 1 ... 59 -> its id among the 459 labels; 0 is the background. Both are alphabetical."""
+"""Ids of the 59 classes of Context among its 459 labels, in the order of
+configs/datasets/context59_classes.txt; 0 is the background. Both are alphabetical."""
 
 CONTEXT_JSON = "trainval_merged.json"
 """The annotation of the "PASCAL in Detail" challenge, of which MMSegmentation's masks are made too
 (there through the `detail` package): run-length coded segments with ids of the 459 labels."""
-_CLASS_OF = {category: index for index, category in enumerate(CONTEXT_IDS.values(), start=1)}
+_CLASS_OF = {category: index for index, category in enumerate(CONTEXT_IDS, start=1)}
 
 
 @dataclass(frozen=True)
@@ -66,9 +59,7 @@ class Conversion:
     source: Path
     """What it is made from, for messages."""
     target: Path
-    """The file to write."""
     convert: Callable[[], Labels]
-    """Reads and converts."""
 
 
 @dataclass
@@ -76,7 +67,6 @@ class Outcome:
     """What a run of conversions did."""
 
     written: int = 0
-    """Files made now."""
     present: int = 0
     """Files that were there already and were left alone."""
     failures: list[str] = field(default_factory=list)

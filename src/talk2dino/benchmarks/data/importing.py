@@ -43,7 +43,6 @@ class Found:
     classes: list[str]
     """Names by id; a background comes first."""
     images: Path
-    """Folder of the images."""
     labels: Named
     """Below that folder."""
 
@@ -124,7 +123,7 @@ def _panoptic(mask: Path, table: Mapping[int, int], num_classes: int) -> Labels:
     ids = read_labels(mask, colours=True).astype(np.int32) @ np.array([1, 256, 65536], np.int32)
     present, places = np.unique(ids, return_inverse=True)
     ignored = ignored_label(num_classes)
-    kind = np.uint8 if num_classes <= IGNORED else np.uint16
+    kind = np.uint8 if ignored == IGNORED else np.uint16
     labels = np.array([table.get(value, ignored) for value in present.tolist()], kind)
     unknown = [value for value in present.tolist() if value and value not in table]
     return labels[places].reshape(ids.shape), unknown
@@ -155,16 +154,15 @@ def voc_colour(source: Path, images: Path | None) -> Found:
     classes = list(BENCHMARKS["voc"].classes)
     if listing.is_file():
         classes = [line.strip() for line in read_text(listing).splitlines() if line.strip()]
-    colours = [_voc_colour(index) for index in range(len(classes))]
-    return _voc_folders(source, images, dict(zip(colours, classes, strict=True)))
-
-
-def _voc_colour(index: int) -> Value:
-    """Three bits of a class number at a time, the lowest ones in the highest of r, g and b."""
-    return tuple(
-        sum((index >> (3 * place + channel) & 1) << (7 - place) for place in range(8))
-        for channel in range(3)
-    )
+    # Three bits of a class number at a time, the lowest ones in the highest of r, g and b.
+    colours: dict[Value, str] = {
+        tuple(
+            sum((index >> (3 * place + channel) & 1) << (7 - place) for place in range(8))
+            for channel in range(3)
+        ): name
+        for index, name in enumerate(classes)
+    }
+    return _voc_folders(source, images, colours)
 
 
 def cvat(source: Path, images: Path | None) -> Found:
@@ -193,10 +191,8 @@ def _voc_folders(source: Path, images: Path | None, colours: Mapping[Value, str]
 def roboflow(source: Path, images: Path | None) -> Found:
     """Roboflow's "semantic mask": x.jpg, x_mask.png, and _classes.csv with values and names."""
     listing = source / "_classes.csv"
-    values: dict[Value, str] = {}
-    for row in list(csv.reader(io.StringIO(read_text(listing))))[1:]:
-        if row:
-            values[(int(row[0]),)] = row[1].strip()
+    rows = list(csv.reader(io.StringIO(read_text(listing))))[1:]
+    values: dict[Value, str] = {(int(row[0]),): row[1].strip() for row in rows if row}
     return _masks(source, images or source, values, "_mask.png")
 
 
@@ -206,11 +202,8 @@ def datumaro(source: Path, images: Path | None) -> Found:
     names = meta["label_map"]
     if isinstance(names, Mapping):
         names = [names[key] for key in sorted(names, key=int)]
-    colours = meta.get("segmentation_colors")
-    values: list[Value] = [(index,) for index in range(len(names))]
-    if colours:
-        values = [tuple(colour) for colour in colours]
-    table = dict(zip(values, names, strict=True))
+    values = meta.get("segmentation_colors") or [[index] for index in range(len(names))]
+    table = dict(zip(map(tuple, values), names, strict=True))
     return _masks(source / "masks", images or source / "images", table)
 
 

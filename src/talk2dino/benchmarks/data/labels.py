@@ -40,8 +40,6 @@ def read_labels(path: str | Path, colours: bool = False) -> np.ndarray:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, or holds something else.
     """
-    if Path(path).suffix.lower() == ".npy":
-        return np.array(_open_npy(path))
 
     def use(image: Image.Image) -> np.ndarray:
         if colours:
@@ -49,7 +47,7 @@ def read_labels(path: str | Path, colours: bool = False) -> np.ndarray:
         values = np.array(image)
         return values.astype(np.uint8 if image.mode in _GREY else np.uint16)
 
-    return _use_labels(path, use, colours)
+    return _use_labels(path, use, np.array, colours)
 
 
 def label_size(path: str | Path, colours: bool = False) -> tuple[int, int]:
@@ -57,19 +55,37 @@ def label_size(path: str | Path, colours: bool = False) -> tuple[int, int]:
 
     Raises: as `read_labels`, except for damage behind the header.
     """
-    if Path(path).suffix.lower() == ".npy":
-        height, width = _open_npy(path).shape
-        return height, width
-    return _use_labels(path, lambda image: (image.height, image.width), colours, header_only=True)
+    return _use_labels(path, lambda image: (image.height, image.width), np.shape, colours, True)
+
+
+def _use_labels(
+    path: str | Path,
+    use: Callable[[Image.Image], T],
+    use_npy: Callable[[np.ndarray], T],
+    colours: bool,
+    header_only: bool = False,
+) -> T:
+    """What is made of a label file: of a picture, or of an array that is still on disk."""
+
+    def checked(image: Image.Image) -> T:
+        if (problem := _unfit(image, colours)) is not None:
+            raise UnsupportedPixels(problem)
+        return use(image)
+
+    try:
+        if Path(path).suffix.lower() != ".npy":
+            return use_picture(path, checked, header_only)
+        check_file(path)
+        return use_npy(_open_npy(path))
+    except PermissionError as error:
+        raise ValueError(forbidden(path)) from error
 
 
 def _open_npy(path: str | Path) -> np.ndarray:
-    """The array of an NPY file, still on disk."""
-    check_file(path)
     try:
         values = np.load(path, mmap_mode="r", allow_pickle=False)
-    except PermissionError as error:
-        raise ValueError(forbidden(path)) from error
+    except PermissionError:
+        raise
     except (ValueError, OSError, EOFError, SyntaxError) as error:
         raise ValueError(f"{path} is no NPY file, or damaged ({error}).") from error
     if values.ndim != 2 or values.dtype not in (np.uint8, np.uint16) or values.size > MAX_PIXELS:
@@ -174,23 +190,6 @@ def label_name(rules: LabelRules, value: int) -> str:
 def forbidden(path: str | Path) -> str:
     """What is said of a file that is there, but that the user may not read."""
     return f"{path} may not be read: permission denied. Change its mode (chmod) or its owner."
-
-
-def _use_labels(
-    path: str | Path,
-    use: Callable[[Image.Image], T],
-    colours: bool,
-    header_only: bool = False,
-) -> T:
-    def checked(image: Image.Image) -> T:
-        if (problem := _unfit(image, colours)) is not None:
-            raise UnsupportedPixels(problem)
-        return use(image)
-
-    try:
-        return use_picture(path, checked, header_only)
-    except PermissionError as error:
-        raise ValueError(forbidden(path)) from error
 
 
 _GREY = ("1", "L", "P")
