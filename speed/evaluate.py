@@ -38,9 +38,10 @@ class Work:
 def _evaluations(work: Work, folder: Path, device: str) -> list[tuple[Any, Any]]:
     """A run and its task per benchmark."""
     from talk2dino.benchmarks.datasets import EvaluationSet
-    from talk2dino.benchmarks.results import Run
+    from talk2dino.benchmarks.job import Evaluation, Run
     from talk2dino.benchmarks.scoring import Task
     from talk2dino.benchmarks.table import BENCHMARKS
+    from talk2dino.methods.registry import find_method
     from talk2dino.methods.talk2dino.config import read_segmenter_config
     from talk2dino.methods.talk2dino.segmenter import build_segmenter
     from talk2dino.segmenter import ClassQuery
@@ -52,7 +53,8 @@ def _evaluations(work: Work, folder: Path, device: str) -> list[tuple[Any, Any]]
     for key in work.keys:
         row = BENCHMARKS[key]
         segmenter = base.variant(pamr=work.pamr, clean_background=row.clean_background)
-        run = Run(key, {"benchmark": key}, EvaluationSet(row, root))
+        evaluation = Evaluation(row, find_method("toy"), _threshold(row))
+        run = Run(key, {"benchmark": key}, EvaluationSet(row, root), evaluation)
         classes = segmenter.embed_classes(run.dataset.prompted_classes)
         found.append((run, Task(segmenter, ClassQuery.of_rows(classes, _threshold(row)))))
     return found
@@ -76,7 +78,7 @@ def _shipped(work: Work) -> Prepare:
             output = Path(tempfile.mkdtemp(dir=folder))
             counts: dict[str, Any] = {}
             for group in group_runs([run for run, _ in pairs]):
-                job = Job([], folder, output, torch.device(device), batching)
+                job = Job(folder, output, torch.device(device), batching)
                 counts |= evaluate_group(job, group, lambda runs: [tasks[r.name] for r in runs])[0]
             shutil.rmtree(output)
             return [_areas(run, counts[run.name]) for run, _ in pairs]

@@ -8,7 +8,15 @@ import pytest
 import torch
 from PIL import Image
 
+from talk2dino.benchmarks.job import Evaluation
+from talk2dino.methods.registry import find_method
+
 MINIATURES = Path(__file__).parents[1] / "parity" / "data" / "seg" / "data"
+
+
+def evaluation_of(row):
+    """Of a model that is never loaded."""
+    return Evaluation(row, find_method("toy"), 0.5 if row.background else None)
 
 
 class ByColour:

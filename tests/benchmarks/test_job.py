@@ -16,7 +16,7 @@ from talk2dino.benchmarks import job as job_module
 from talk2dino.benchmarks import metrics
 from talk2dino.benchmarks.data.labels import ignored_label
 from talk2dino.benchmarks.datasets import EvaluationSet, check_files, fingerprint
-from talk2dino.benchmarks.job import Job, evaluate_group, group_runs
+from talk2dino.benchmarks.job import Job, Run, evaluate_group, group_runs
 from talk2dino.benchmarks.metrics import (
     PAIR,
     ImageCounts,
@@ -26,7 +26,6 @@ from talk2dino.benchmarks.metrics import (
 )
 from talk2dino.benchmarks.results import (
     PictureFolders,
-    Run,
     keep_counts,
     kept_counts,
     read_counts,
@@ -41,12 +40,15 @@ from talk2dino.processes import Processes
 from talk2dino.segmenter import ClassQuery
 from talk2dino.sizes import Protocol
 
+from .conftest import evaluation_of
+
 SMALL = Protocol(short_side=40, long_side=200, window=32, stride=16)
 
 
 def make_run(root, key="voc", name="run", folders=None, protocol=SMALL):
     dataset = EvaluationSet(dataclasses.replace(BENCHMARKS[key], protocol=protocol), root)
-    return Run(name, {"benchmark": key}, dataset, folders or PictureFolders())
+    evaluation = evaluation_of(dataset.benchmark)
+    return Run(name, {"benchmark": key}, dataset, evaluation, folders or PictureFolders())
 
 
 def tasks_of(segmenter, calls=None):
@@ -68,7 +70,7 @@ def tasks_of(segmenter, calls=None):
 
 
 def job(output, **settings):
-    return Job([], output, output, torch.device("cpu"), **settings)
+    return Job(output, output, torch.device("cpu"), **settings)
 
 
 def evaluated(runs, make, output, **settings):
@@ -217,7 +219,7 @@ def test_processes_divide_the_same_list_of_missing_label_maps(make_voc, by_colou
 def test_counts_of_other_settings_are_refused(make_voc, by_colour, tmp_path):
     run = make_run(make_voc(1))
     evaluated([run], tasks_of(by_colour), tmp_path)
-    other = Run(run.name, {"benchmark": "voc", "pamr": True}, run.dataset)
+    other = dataclasses.replace(run, settings={"benchmark": "voc", "pamr": True})
     for changed, settings in ((other, {}), (run, {"batching": Batching(3)})):
         with pytest.raises(ValueError, match="made with other settings"):
             evaluated([changed], tasks_of(by_colour), tmp_path, **settings)

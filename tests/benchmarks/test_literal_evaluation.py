@@ -8,9 +8,8 @@ import torch.nn.functional as F
 pytest.importorskip("mmseg")
 
 from talk2dino.benchmarks.datasets import EvaluationSet
-from talk2dino.benchmarks.job import Job, evaluate_group
+from talk2dino.benchmarks.job import Job, Run, evaluate_group
 from talk2dino.benchmarks.metrics import stacked_areas
-from talk2dino.benchmarks.results import Run
 from talk2dino.benchmarks.scoring import Batching, Picture, Task, label_pictures
 from talk2dino.benchmarks.table import BENCHMARKS
 from talk2dino.methods.talk2dino.config import read_segmenter_config
@@ -19,7 +18,7 @@ from talk2dino.segmenter import ClassQuery
 from talk2dino.sizes import Protocol
 from tests.literal import evaluation as literal
 
-from .conftest import MINIATURES
+from .conftest import MINIATURES, evaluation_of
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +42,10 @@ def score_as_published(segmenter, query):
 
 def test_areas_of_a_benchmark_are_the_literal_ones(base, tmp_path):
     row = BENCHMARKS["voc"]
-    run = Run("voc", {}, EvaluationSet(row, MINIATURES))
+    run = Run("voc", {}, EvaluationSet(row, MINIATURES), evaluation_of(row))
     segmenter = base.variant(clean_background=True)
     query = ClassQuery.of_rows(segmenter.embed_classes(run.dataset.prompted_classes), 0.52)
-    job = Job([], MINIATURES, tmp_path, torch.device("cpu"))
+    job = Job(MINIATURES, tmp_path, torch.device("cpu"))
     counts, _ = evaluate_group(job, [run], lambda runs: [Task(segmenter, query)])
     ours = stacked_areas([counts["voc"][index].pairs for index in range(3)], len(row.classes))
     files = [

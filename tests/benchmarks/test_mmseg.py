@@ -8,8 +8,7 @@ from PIL import Image
 
 pytest.importorskip("mmseg")
 
-from talk2dino.benchmarks.datasets import EvaluationSet
-from talk2dino.benchmarks.mmseg import load_openmmlab, open_dataset
+from talk2dino.benchmarks.datasets import EvaluationSet, load_openmmlab, open_dataset
 from talk2dino.benchmarks.table import BENCHMARKS, DRAWN_WORLD, STUFF_BACKGROUND
 from talk2dino.toy.world import WorldConfig, write_world
 

@@ -14,8 +14,8 @@ from PIL import Image
 from talk2dino.benchmarks.data.check import check_data
 from talk2dino.benchmarks.data.labels import LabelRules
 from talk2dino.benchmarks.datasets import EvaluationSet, check_files
-from talk2dino.benchmarks.job import Job, evaluate_group
-from talk2dino.benchmarks.results import PictureFolders, Run, make_result, write_result
+from talk2dino.benchmarks.job import Job, Run, evaluate_group
+from talk2dino.benchmarks.results import PictureFolders, make_result, write_result
 from talk2dino.benchmarks.scoring import Task
 from talk2dino.benchmarks.table import find_benchmark, find_benchmarks, read_dataset
 from talk2dino.cli.data import Data
@@ -24,6 +24,8 @@ from talk2dino.config import build
 from talk2dino.methods.registry import find_method, load_segmenter
 from talk2dino.segmenter import ClassQuery, ClassWords
 from talk2dino.sizes import Protocol
+
+from .conftest import evaluation_of
 
 BASE = {"images": "images", "labels": "labels", "classes": ["cat", "dog", "tree"]}
 
@@ -355,9 +357,9 @@ def evaluate_by_grey(path, tmp_path):
     dataset = EvaluationSet(read_dataset(path), "data")
     folders = PictureFolders(tmp_path / "maps" / "mine", truth=tmp_path / "truth" / "mine")
     settings = {"segmenter": {}, "bg_thresh": None, "classes": dataset.classes}
-    run = Run("run", settings, dataset, folders)
+    run = Run("run", settings, dataset, evaluation_of(dataset.benchmark), folders)
     query = ClassQuery.of_rows(torch.linspace(0, 1, len(dataset.classes))[:, None])
-    job = Job([], Path("data"), tmp_path / "out", torch.device("cpu"))
+    job = Job(Path("data"), tmp_path / "out", torch.device("cpu"))
     counts, timing = evaluate_group(job, [run], lambda runs: [Task(ByGrey(), query)])
     write_result(tmp_path / "out", "run", *make_result(run, counts["run"], timing))
 

@@ -18,7 +18,7 @@ pytest.importorskip("mmseg")
 
 from talk2dino import label_map, load_segmenter
 from talk2dino.__main__ import main as project_main
-from talk2dino.benchmarks.mmseg import load_openmmlab
+from talk2dino.benchmarks.datasets import load_openmmlab
 from talk2dino.benchmarks.results import read_counts, read_result
 from talk2dino.benchmarks.tables import results_table
 from talk2dino.cli.evaluate import Evaluate

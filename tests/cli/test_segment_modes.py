@@ -309,7 +309,7 @@ def test_names_stand_at_the_centre_of_their_class():
 
 def test_class_lists_and_colours_are_those_of_the_benchmarks():
     pytest.importorskip("mmseg")
-    from talk2dino.benchmarks.mmseg import load_openmmlab
+    from talk2dino.benchmarks.datasets import load_openmmlab
 
     datasets = load_openmmlab()[0]
     stuff, ade, voc = (

@@ -1,30 +1,40 @@
 """Images, ground truth and class names of a data set, as its YAML file says where they are.
 
-Pictures are decoded and resized with OpenCV, as MMSegmentation does; `mmseg.py` does it with
-MMSegmentation itself.
+Pictures are decoded and resized with OpenCV, as MMSegmentation does. MMSegmentation's own data sets
+are the reference, chosen by `--reader mmseg`: this is the one place where mmcv and mmseg are
+imported, what to install is said, and their noise at import is kept quiet.
 """
 
 import hashlib
 import logging
 import os
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import cv2
 import numpy as np
 
 from talk2dino.benchmarks.data.labels import forbidden, label_name, label_size, read_labels
 from talk2dino.benchmarks.table import Benchmark
-from talk2dino.config import first_few
+from talk2dino.config import check_name, first_few
 from talk2dino.files import file_sha256, listed
 from talk2dino.pictures.drawing import class_colours
 from talk2dino.pictures.images import check_image, check_whole, other_pictures
 from talk2dino.textfiles import read_names
 
 logger = logging.getLogger(__name__)
+READERS = ("own", "mmseg")
+INSTALL = (
+    "Install them with: pip install 'setuptools<81' && PYTHONPATH=build_support pip install "
+    "--no-build-isolation --no-deps -r requirements-benchmark.txt"
+)
 
 _SAMPLED = 16  # labels decoded ahead: enough for mistakes that are in every file
 
@@ -56,8 +66,13 @@ class EvaluationSet:
 
     def __init__(self, benchmark: Benchmark, data_root: str | Path) -> None:
         self.benchmark = benchmark
-        images, labels, split = find_places(benchmark, Path(data_root))
-        self.data_root = _root(images, labels, Path(data_root))
+        root = Path(data_root)
+        images, labels, split = find_places(benchmark, root)
+        folders = (images, labels)
+        if not all(path.is_relative_to(root) and ".." not in path.parts for path in folders):
+            root = Path(os.path.commonpath(list(map(os.path.abspath, folders))))
+        self.data_root = root
+        """The given one if both folders are below it, else the deepest that has both."""
         self.image_folder = images
         self.unlabelled: list[str] = []
         """Own images that are left out because they have no label."""
@@ -87,9 +102,16 @@ class EvaluationSet:
         """The image and label of every sample, in order."""
         row, suffixes = self.benchmark, self.benchmark.image_suffixes
         if split is not None:
-            found = [(stem, _with_suffix(images / stem, suffixes)) for stem in read_names(split)]
-            return [(image, labels / f"{stem}{row.label_suffix}") for stem, image in found]
-        stems = {name: _stem(name, suffixes) for name in sorted(files_below(images, suffixes))}
+            found = []
+            for stem in read_names(split):
+                paths = [images / f"{stem}{suffix}" for suffix in suffixes]
+                image = next((path for path in paths if path.is_file()), paths[0])
+                found.append((image, labels / f"{stem}{row.label_suffix}"))
+            return found
+        stems = {
+            name: name.removesuffix(next(filter(name.endswith, suffixes)))
+            for name in sorted(files_below(images, suffixes))
+        }
         pairs = [
             (images / name, labels / f"{stem}{row.label_suffix}") for name, stem in stems.items()
         ]
@@ -138,13 +160,19 @@ class EvaluationSet:
         """
         path = self.data_root / self.samples[index].image
         check_whole(path)
+        resized, size_hw = self._decoded(index, path)
+        if resized is None:
+            raise ValueError(f"{path} is no image that OpenCV can read. Save it anew.")
+        return cv2.cvtColor(resized, cv2.COLOR_BGR2RGB), size_hw
+
+    def _decoded(self, index: int, path: Path) -> tuple[np.ndarray | None, tuple[int, int]]:
+        """The resized image (h, w, 3) uint8 BGR, None if that fails; the original's size."""
         pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
         if pixels is None:
-            raise ValueError(f"{path} is no image that OpenCV can read. Save it anew.")
+            return None, (0, 0)
         height, width = pixels.shape[:2]
         high, wide = self.benchmark.protocol.scored_size(height, width)
-        resized = cv2.resize(pixels, (wide, high), interpolation=cv2.INTER_LINEAR)
-        return cv2.cvtColor(resized, cv2.COLOR_BGR2RGB), (height, width)
+        return cv2.resize(pixels, (wide, high), interpolation=cv2.INTER_LINEAR), (height, width)
 
     @cached_property
     def pictures(self) -> str:
@@ -179,6 +207,102 @@ class EvaluationSet:
         return labels
 
 
+class MMSegSet(EvaluationSet):
+    """A data set whose files, names and pictures come from MMSegmentation's data set and pipeline.
+
+    Its readers do BGR, too.
+    """
+
+    def __init__(self, benchmark: Benchmark, data_root: str | Path) -> None:
+        _, pipelines, versions = load_openmmlab()
+        super().__init__(benchmark, data_root)
+        self.versions = versions
+        self._load_image = pipelines.LoadImageFromFile()
+        protocol = benchmark.protocol
+        scale = (protocol.long_side, protocol.short_side)
+        self._resize = pipelines.Resize(img_scale=scale, keep_ratio=True)
+
+    def _pairs(self, images: Path, labels: Path, split: Path | None) -> list[tuple[Path, Path]]:
+        row, datasets = self.benchmark, load_openmmlab()[0]
+        options: dict[str, Any] = {"pipeline": [], "test_mode": True}
+        options |= {"img_dir": str(images), "ann_dir": str(labels)}
+        cls = getattr(datasets, row.type, None)
+        if cls is None:
+            cls = datasets.CustomDataset
+            options |= {"classes": row.classes, "palette": self.palette.tolist()}
+            options |= {"img_suffix": row.image_suffixes[0], "seg_map_suffix": row.label_suffix}
+            options["reduce_zero_label"] = row.rules.shift < 0
+        if split is not None:
+            options["split"] = os.devnull  # MMSegmentation's reader keeps marks and repeated names
+        self._dataset = cls(**options)
+        for name in [] if split is None else read_names(split):
+            seg_map = {"seg_map": name + self._dataset.seg_map_suffix}
+            info = {"filename": name + self._dataset.img_suffix, "ann": seg_map}
+            self._dataset.img_infos.append(info)
+        palette = tuple(map(tuple, self._dataset.PALETTE))
+        self.benchmark = replace(row, classes=tuple(self._dataset.CLASSES), palette=palette)
+        infos = self._dataset.img_infos
+        return [(images / info["filename"], labels / info["ann"]["seg_map"]) for info in infos]
+
+    def _decoded(self, index: int, path: Path) -> tuple[np.ndarray | None, tuple[int, int]]:
+        results: dict[str, Any] = {"img_info": self._dataset.img_infos[index]}
+        self._dataset.pre_pipeline(results)
+        try:
+            results = self._load_image(results)
+        except AttributeError:  # OpenCV's None for a file it cannot read
+            return None, (0, 0)
+        height, width = results["ori_shape"][:2]
+        return self._resize(results)["img"], (height, width)
+
+
+def open_dataset(row: Benchmark, data_root: str | Path, reader: str = "own") -> EvaluationSet:
+    """The files of a data set, by one of READERS.
+
+    Raises:
+        ValueError: no such reader; there are no images.
+        ImportError: mmcv or mmseg is missing where they are the reader.
+        FileNotFoundError: a folder or the split file is not there.
+    """
+    mmseg = check_name("reader", reader, READERS) == "mmseg"
+    return MMSegSet(row, data_root) if mmseg else EvaluationSet(row, data_root)
+
+
+@lru_cache(maxsize=1)
+def load_openmmlab() -> tuple[ModuleType, ModuleType, dict[str, str]]:
+    """Import mmcv and mmseg, quietly; neither needs a compiled operation.
+
+    Returns:
+        mmseg.datasets, mmseg.datasets.pipelines, and the versions of both libraries.
+
+    Raises:
+        ImportError: one is missing or of a version that does not work; says what to install.
+    """
+    logging.disable(logging.WARNING)  # "No CUDA runtime is found": nothing is compiled here
+    levels = {handler: handler.level for handler in logging.root.handlers}
+    try:
+        with warnings.catch_warnings():
+            # mmcv announces its version 2; libraries of 2022 use names deprecated since.
+            warnings.simplefilter("ignore")
+            mmcv = import_module("mmcv")
+            # mmseg logs "Loaded N images" to stderr unless its logger is made before.
+            import_module("mmcv.utils").get_logger("mmseg", log_level=logging.WARNING)
+            mmseg = import_module("mmseg")
+            datasets = import_module("mmseg.datasets")
+            pipelines = import_module("mmseg.datasets.pipelines")
+    except ImportError as error:
+        missing = str(error).partition("\n")[0]  # mmcv 2 lacks modules which mmcv 1 has
+        raise ImportError(
+            f"--reader mmseg needs mmcv 1.7 and mmsegmentation 0.30 ({missing}). {INSTALL}"
+        ) from error
+    except AssertionError as error:  # mmseg's own check of mmcv's version
+        raise ImportError(f"mmcv and mmsegmentation do not fit: {error}. {INSTALL}") from error
+    finally:
+        logging.disable(logging.NOTSET)
+        for handler, level in levels.items():  # mmcv silences the warnings of all others
+            handler.setLevel(level)
+    return datasets, pipelines, {"mmcv": mmcv.__version__, "mmseg": mmseg.__version__}
+
+
 class MissingPlaces(FileNotFoundError):
     """Folders or a list of a data set are not there."""
 
@@ -199,23 +323,16 @@ def find_places(row: Benchmark, root: Path) -> tuple[Path, Path, Path | None]:
     Raises:
         MissingPlaces: not all are there.
     """
-    found, missing = [], []
+    found: list[Path | None] = []
+    missing: list[Path] = []
     for name in (row.images, row.labels, row.split):
         places = [folder / name for folder in row.folders or (root,)] if name else []
-        there = [place for place in places if place.exists()]
-        found.append(there[0] if there else None)
-        missing += places if not there else []
+        found.append(next((place for place in places if place.exists()), None))
+        missing += places if found[-1] is None else []
     images, labels, split = found
-    if missing or images is None or labels is None:
+    if images is None or labels is None or missing:
         raise MissingPlaces(row, missing)
     return images, labels, split
-
-
-def _root(images: Path, labels: Path, root: Path) -> Path:
-    """The data root if both folders are below it, else the deepest folder that has both."""
-    if all(folder.is_relative_to(root) and ".." not in folder.parts for folder in (images, labels)):
-        return root
-    return Path(os.path.commonpath([os.path.abspath(images), os.path.abspath(labels)]))
 
 
 def files_below(folder: Path, suffixes: Sequence[str]) -> list[str]:
@@ -226,16 +343,6 @@ def files_below(folder: Path, suffixes: Sequence[str]) -> list[str]:
         for name in names
         if name.endswith(tuple(suffixes)) and not name.startswith(".")
     ]
-
-
-def _stem(name: str, suffixes: Sequence[str]) -> str:
-    return name.removesuffix(next(suffix for suffix in suffixes if name.endswith(suffix)))
-
-
-def _with_suffix(stem: Path, suffixes: Sequence[str]) -> Path:
-    """The image of a stem: the first that is there."""
-    paths = [stem.with_name(f"{stem.name}{suffix}") for suffix in suffixes]
-    return next((path for path in paths if path.is_file()), paths[0])
 
 
 def unknown_values(row: Benchmark, values: np.ndarray, unknown: np.ndarray) -> str:

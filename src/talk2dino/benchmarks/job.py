@@ -20,12 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from talk2dino.benchmarks.datasets import EvaluationSet, check_files, fingerprint
+from talk2dino.benchmarks.datasets import EvaluationSet, check_files, fingerprint, open_dataset
 from talk2dino.benchmarks.metrics import ImageCounts, at_borders, begin_count
-from talk2dino.benchmarks.mmseg import open_dataset
 from talk2dino.benchmarks.results import (
     PictureFolders,
-    Run,
     Timing,
     forget_peak_memory,
     keep_counts,
@@ -64,7 +62,6 @@ class Evaluation:
     """One benchmark and how it is segmented."""
 
     benchmark: Benchmark
-    """Its row."""
     method: Any
     """Model and options of inference: a `methods.base.Method`, which is not loaded."""
     bg_thresh: float | None
@@ -83,8 +80,6 @@ class Evaluation:
                 f"published for {self.method.model}: --bg_thresh T, compared with "
                 f"{self.method.threshold_meaning}."
             )
-        if not self.benchmark.background and self.bg_thresh is not None:
-            raise ValueError(f"{self.benchmark.key} has no background class for bg_thresh.")
         if self.bg_thresh is not None and not 0 <= self.bg_thresh <= 1:
             raise ValueError(
                 f"bg_thresh must lie in [0, 1], got {self.bg_thresh}: it is compared with "
@@ -109,20 +104,43 @@ class Evaluation:
         return self.words(dataset).lists(names, self.bg_thresh)
 
 
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One benchmark with one segmenter."""
+
+    name: str
+    """Of its files: differs between runs with different settings."""
+    settings: dict[str, Any]
+    """Everything that decides the counts, as plain JSON data."""
+    dataset: EvaluationSet
+    evaluation: Evaluation
+    folders: PictureFolders = field(default_factory=PictureFolders)
+
+    @property
+    def model(self) -> str:
+        """The segmenter's name in results."""
+        return str(self.evaluation.method.model)
+
+    @property
+    def published(self) -> tuple[float | None, str | None]:
+        """A printed mIoU in percent and who printed it, if anyone did."""
+        method = self.evaluation.method
+        if self.evaluation.vocabulary is not None:
+            return None, None
+        miou = method.published_miou(self.evaluation.benchmark)
+        return miou, None if miou is None else method.published.source
+
+
 @dataclass(frozen=True)
 class Job:
-    """Everything a command asks for."""
+    """Everything a command asks for, but what is evaluated."""
 
-    evaluations: Sequence[Evaluation]
-    """Model after model; those of one model may differ in options of inference only."""
     data_root: Path
     """Folder of all data."""
     output: Path
     """Folder of results."""
     device: torch.device
-    """Where the models run."""
     batching: Batching = field(default_factory=Batching)
-    """Of windows."""
     readers: int = 2
     """Threads that read images ahead, by default one per core."""
     job_id: int = 0
@@ -146,54 +164,48 @@ class Job:
         if min(self.batching.size, self.batching.score_bytes, self.readers) < 1:
             raise ValueError("batch_size, score_memory and readers must be at least 1.")
 
-    @property
-    def models(self) -> list[str]:
-        """The names of the models, each once."""
-        return list(dict.fromkeys(entry.method.model for entry in self.evaluations))
-
 
 @dataclass(frozen=True)
 class Outcome:
     """What became of one benchmark."""
 
     run: Run
-    """Its files and settings."""
     result: dict[str, Any] | None
     """The content of its JSON; None while images of other jobs are missing."""
     counted: int
-    """Images counted so far."""
 
 
-def prepare(job: Job) -> list[Run]:
+def prepare(job: Job, evaluations: Sequence[Evaluation]) -> list[Run]:
     """Find all files, and refuse what cannot work; no weights are loaded.
+
+    Args:
+        job: where the files are.
+        evaluations: model after model; those of one model may differ in options of inference only.
 
     Raises:
         ImportError, FileNotFoundError, FileExistsError, ValueError: what is wrong, and what to do.
     """
     check_folder_writable(job.output)
     remove_leftovers(job.output / "embeddings")  # written by no one once they are there
-    for evaluation in job.evaluations:
+    for evaluation in evaluations:
         evaluation.method.check()
+    models = {evaluation.method.model for evaluation in evaluations}
     runs = []
-    for evaluation in job.evaluations:
+    for evaluation in evaluations:
         dataset = open_dataset(evaluation.benchmark, job.data_root, job.reader)
         check_files(dataset)
-        settings = run_settings(evaluation, dataset)
-        model = evaluation.method.model
-        name = run_name(evaluation, settings)
+        settings = json.loads(json.dumps(run_settings(evaluation, dataset)))
+        words = [evaluation.benchmark.key, evaluation.method.model]
+        words += ["pamr"] if settings["segmenter"].get("pamr") else []
+        name = "_".join([*words, _digest(settings)[:8]])
         remove_leftovers(job.output / "counts" / name)
         folders = job.folders
-        if len(job.models) > 1:
-            folders = folders.below(model)
+        if len(models) > 1:
+            folders = folders.below(evaluation.method.model)
         if job.folders_per_benchmark:
             folders = folders.below(evaluation.benchmark.key)
-        if folders.wanted():
-            folders.check(name)
-        published = source = None
-        if evaluation.vocabulary is None:  # nobody has published numbers of another one
-            published = evaluation.method.published_miou(evaluation.benchmark)
-            source = None if published is None else evaluation.method.published.source
-        runs.append(Run(name, settings, dataset, folders, model, published, source))
+        folders.check(name)
+        runs.append(Run(name, settings, dataset, evaluation, folders))
     return runs
 
 
@@ -211,14 +223,14 @@ def run_job(
         progress: makes a bar per group of benchmarks with the same images.
     """
     processes = processes or Processes()
-    models = _Models(job, runs)
+    make_tasks = _task_maker(job)
     outcomes = {}
     for group in [[run] for run in runs] if job.one_by_one else group_runs(runs):
         if job.one_by_one:
             forget_peak_memory(job.device)
         results = {run.name: _whole_result(job, run, processes) for run in group}
         todo = [run for run in group if results[run.name] is None]
-        counts, timing = evaluate_group(job, todo, models.tasks, processes, progress)
+        counts, timing = evaluate_group(job, todo, make_tasks, processes, progress)
         for run in group:
             found = counts.get(run.name, {})
             if len(found) == len(run.dataset.samples) and processes.rank == 0:
@@ -255,9 +267,9 @@ def _whole_result(job: Job, run: Run, processes: Processes) -> dict[str, Any] | 
 def run_settings(evaluation: Evaluation, dataset: EvaluationSet) -> dict[str, Any]:
     """Everything that decides the counts, as plain JSON data; weights by their content."""
     labels, words = evaluation.lists(dataset)
-    background = dataset.classes[: len(dataset.classes) - len(dataset.prompted_classes)]
     named = list(labels)[-len(dataset.prompted_classes) :]
-    settings = {
+    background = dataset.classes[: len(dataset.classes) - len(named)]
+    settings: dict[str, Any] = {
         "benchmark": evaluation.benchmark.key,
         "bg_thresh": evaluation.bg_thresh,
         "segmenter": evaluation.method.settings(),
@@ -276,63 +288,52 @@ def run_settings(evaluation: Evaluation, dataset: EvaluationSet) -> dict[str, An
         settings["pooling"] = evaluation.pooling
     if evaluation.boundary:
         settings["boundary"] = True
-    content: dict[str, Any] = json.loads(json.dumps(settings))
-    return content
-
-
-def run_name(evaluation: Evaluation, settings: dict[str, Any]) -> str:
-    """Benchmark, model, pamr, and a hash of the settings."""
-    words = [evaluation.benchmark.key, evaluation.method.model]
-    words += ["pamr"] if settings["segmenter"].get("pamr") else []
-    return "_".join([*words, _digest(settings)[:8]])
+    return settings
 
 
 def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-class _Models:
-    """The models of a job: one at a time, loaded when first needed, text embedded once."""
+def _task_maker(job: Job) -> Callable[[Sequence[Run]], list[Task]]:
+    """Makes a task per run: one model at a time is loaded, when first needed."""
+    loaded: dict[str, Any] = {}
 
-    def __init__(self, job: Job, runs: Sequence[Run]) -> None:
-        self._job = job
-        names = [run.name for run in runs]
-        self._evaluations = dict(zip(names, job.evaluations, strict=True))
-        self._base: tuple[str, Segmenter] | None = None
-
-    def tasks(self, runs: Sequence[Run]) -> list[Task]:
-        """One task per run; segmenters of one model share all weights."""
+    def make(runs: Sequence[Run]) -> list[Task]:
+        """Segmenters of one model share all weights."""
         tasks = []
         for run in runs:
-            evaluation = self._evaluations[run.name]
-            model, loaded = evaluation.method.model, self._base
-            if loaded is not None and loaded[0] != model:
-                self._base = loaded = None  # its memory is needed
-            segmenter: Any = evaluation.method.load(self._job.device, loaded and loaded[1])
-            segmenter.most_bytes = self._job.batching.score_bytes
-            self._base = (model, segmenter)
-            tasks.append(Task(segmenter, self._query(evaluation, segmenter, run)))
+            if run.model not in loaded:
+                loaded.clear()  # its memory is needed
+            segmenter = run.evaluation.method.load(job.device, loaded.get(run.model))
+            segmenter.most_bytes = job.batching.score_bytes
+            loaded[run.model] = segmenter
+            tasks.append(Task(segmenter, _query(job, run, segmenter)))
         return tasks
 
-    def _query(self, evaluation: Evaluation, segmenter: Segmenter, run: Run) -> ClassQuery:
-        """What is looked for; from the results folder if its rows are there."""
-        labels, words = evaluation.lists(run.dataset)
-        deciding = evaluation.method.text_settings(run.settings["segmenter"])
-        key = _digest([labels, words, deciding])[:16]
-        path = self._job.output / "embeddings" / f"{key}.pth"
-        pooling = evaluation.words(run.dataset).pooling
-        if path.is_file():
-            try:
-                saved = load_torch(path)
-                rows, owner = saved["rows"], saved["owner"]
-                found = ClassQuery(labels, rows, owner, evaluation.bg_thresh, pooling)
-                return found.to(self._job.device)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                logger.warning("%s is not used: %s", path, error)
-        query = segmenter.query(labels, evaluation.bg_thresh, words)
-        owner = None if query.owner is None else query.owner.cpu()
-        save_torch({"names": list(labels), "rows": query.rows.cpu(), "owner": owner}, path)
-        return dataclasses.replace(query, background=evaluation.bg_thresh, pooling=pooling)
+    return make
+
+
+def _query(job: Job, run: Run, segmenter: Segmenter) -> ClassQuery:
+    """What is looked for; from the results folder if its rows are there."""
+    evaluation = run.evaluation
+    labels, words = evaluation.lists(run.dataset)
+    deciding = evaluation.method.text_settings(run.settings["segmenter"])
+    key = _digest([labels, words, deciding])[:16]
+    path = job.output / "embeddings" / f"{key}.pth"
+    pooling = evaluation.words(run.dataset).pooling
+    if path.is_file():
+        try:
+            saved = load_torch(path)
+            rows, owner = saved["rows"], saved["owner"]
+            found = ClassQuery(labels, rows, owner, evaluation.bg_thresh, pooling)
+            return found.to(job.device)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            logger.warning("%s is not used: %s", path, error)
+    query = segmenter.query(labels, evaluation.bg_thresh, words)
+    owner = None if query.owner is None else query.owner.cpu()
+    save_torch({"names": list(labels), "rows": query.rows.cpu(), "owner": owner}, path)
+    return dataclasses.replace(query, background=evaluation.bg_thresh, pooling=pooling)
 
 
 def group_runs(runs: Sequence[Run]) -> list[list[Run]]:
@@ -384,7 +385,6 @@ def evaluate_group(
         return counts, None
 
     def keep(index: int, results: Sequence[ImageCounts]) -> None:
-        """Write the counts of an image where they are not known."""
         for run, result in zip(runs, results, strict=True):
             if index not in counts[run.name]:
                 keep_counts(folders[run.name], index, result)
@@ -427,7 +427,7 @@ def _gathered(folders: Mapping[str, Path], processes: Processes) -> Counts:
 def _results(
     job: Job, runs: Sequence[Run], tasks: Sequence[Task], indices: Sequence[int]
 ) -> Iterator[_OfImage]:
-    """Segment images, save their pictures, and count."""
+    """Segments images and saves their pictures."""
     for run in runs:
         run.folders.claim(run.name)
     device = tasks[0].query.rows.device
@@ -435,7 +435,8 @@ def _results(
     reads = (partial(_read, runs, tasks, index, device.type == "cuda") for index in indices)
     pictures = read_ahead(reads, job.readers, 2 * job.readers)
     num_classes = [len(run.dataset.classes) for run in runs]
-    needed = any(run.with_borders or run.folders.wanted() for run in runs)
+    borders = [run.settings.get("boundary") for run in runs]
+    needed = any(borders) or any(run.folders.wanted() for run in runs)
 
     def begun(picture: Picture, maps: list[torch.Tensor]) -> Callable[[], _OfImage]:
         index, targets = picture.payload
@@ -446,7 +447,7 @@ def _results(
             results = counting()
             for place, (found, run) in enumerate(zip(fetched.read(), runs, strict=False)):
                 target, palette = targets[place], run.dataset.palette
-                if run.with_borders:
+                if borders[place]:
                     shown, classes = (results[place], found, target), num_classes[place]
                     results[place] = at_borders(*shown, classes, protocol)
                 if run.folders.wanted():

@@ -14,10 +14,10 @@ import resource
 import sys
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import cv2
 import numpy as np
@@ -26,7 +26,6 @@ from PIL import Image
 
 import talk2dino
 from talk2dino.benchmarks.data.labels import IGNORED, LabelRules, ignored_label
-from talk2dino.benchmarks.datasets import EvaluationSet
 from talk2dino.benchmarks.metrics import (
     MOST_CONFUSED,
     ImageCounts,
@@ -41,6 +40,9 @@ from talk2dino.config import build
 from talk2dino.files import atomic_path, check_folder_writable, listed, write_text
 from talk2dino.pictures.drawing import indexed_mask
 from talk2dino.textfiles import read_json
+
+if TYPE_CHECKING:
+    from talk2dino.benchmarks.job import Run
 
 FORMAT = 1
 OWNER = ".talk2dino-run"
@@ -62,16 +64,13 @@ class PictureFolders:
     """Folder that gets the ground truth in the colours of the data set."""
 
     def wanted(self) -> list[Path]:
-        """The folders that are written to."""
         return [path for path in vars(self).values() if path is not None]
 
     def below(self, name: str) -> PictureFolders:
         """The same folders, with one subfolder per benchmark."""
-        folders = vars(self).values()
-        return PictureFolders(*(None if path is None else path / name for path in folders))
+        return PictureFolders(*(path and path / name for path in vars(self).values()))
 
     def complete(self, name: str) -> bool:
-        """Whether all pictures of an image are there."""
         return all((folder / f"{name}.png").is_file() for folder in self.wanted())
 
     def check(self, run: str) -> None:
@@ -86,12 +85,11 @@ class PictureFolders:
             check_folder_writable(folder)
             owner = folder / OWNER
             known = owner.read_text(encoding="utf-8").strip() if owner.is_file() else None
-            if known == run or not folder.is_dir() or not any(folder.rglob("*.png")):
-                continue
-            raise FileExistsError(
-                f"{folder} holds label maps of {known or 'something else'}, not of {run}. "
-                "Choose another folder; nothing is overwritten."
-            )
+            if known != run and folder.is_dir() and any(folder.rglob("*.png")):
+                raise FileExistsError(
+                    f"{folder} holds label maps of {known or 'something else'}, not of {run}. "
+                    "Choose another folder; nothing is overwritten."
+                )
 
     def claim(self, run: str) -> None:
         """Make the folders and note whose they are."""
@@ -131,34 +129,8 @@ def palette_picture(labels: np.ndarray, palette: np.ndarray) -> Image.Image:
 
 
 def save_png(image: Image.Image, path: Path) -> None:
-    """Write a picture, atomically."""
     with atomic_path(path) as temporary:
         image.save(temporary, format="PNG")
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """One benchmark with one segmenter."""
-
-    name: str
-    """Of its files: differs between runs with different settings."""
-    settings: dict[str, Any]
-    """Everything that decides the counts, as plain JSON data."""
-    dataset: EvaluationSet
-    """Images and ground truth."""
-    folders: PictureFolders = field(default_factory=PictureFolders)
-    """Where label maps are saved."""
-    model: str = ""
-    """The segmenter's name in results."""
-    published: float | None = None
-    """A printed mIoU in percent, if there is one."""
-    published_source: str | None = None
-    """Who printed it."""
-
-    @property
-    def with_borders(self) -> bool:
-        """Whether borders are counted too; see `metrics.at_borders`."""
-        return bool(self.settings.get("boundary"))
 
 
 def open_counts(output: Path, run: Run, more: Mapping[str, Any]) -> Path:
@@ -301,17 +273,16 @@ def make_result(
     areas = stacked_areas([image.pairs for image in images], len(names))
     iou, accuracy, all_accuracy = area_scores(areas)
     draws = resampled_mious([(areas["intersect"], areas["union"])], _DRAWS)
-    borders, at_borders = border_scores(images, names) if run.with_borders else ({}, {})
+    settings, (published, source) = run.settings, run.published
+    borders, at_borders = border_scores(images, names) if settings.get("boundary") else ({}, {})
     told = [image.uniform for image in counts.values() if image.uniform is not None]
-    settings = run.settings
-    pamr = bool(settings["segmenter"].get("pamr"))
     content = {
         "format": FORMAT,
         "benchmark": benchmark.key,
         "readme_name": benchmark.readme_name,
         "title": benchmark.title,
         "model": run.model,
-        "pamr": pamr,
+        "pamr": bool(settings["segmenter"].get("pamr")),
         "with_bg_clean": bool(settings["segmenter"].get("clean_background")),
         "bg_thresh": settings["bg_thresh"],
         "num_images": len(dataset.samples),
@@ -320,8 +291,8 @@ def make_result(
         "mAcc": percent(accuracy.nanmean()),
         "aAcc": percent(all_accuracy),
         "mIoU_interval": list(map(percent, interval_of(draws[:, 0]))),
-        "published": run.published,
-        "published_source": run.published_source,
+        "published": published,
+        "published_source": source,
         "per_class": dict(zip(names, map(percent, iou), strict=True)),
         "per_class_accuracy": dict(zip(names, map(percent, accuracy), strict=True)),
         **borders,
@@ -333,7 +304,14 @@ def make_result(
         "counts": f"{run.name}.npz",
         "predictions": run.folders.predictions and str(run.folders.predictions.absolute()),
         "settings": settings,
-        "versions": versions() | dataset.versions,
+        "versions": {
+            "talk2dino": talk2dino.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "opencv": cv2.__version__,
+            **dataset.versions,
+        },
         "timing": timing,
         "command": sys.argv,
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -431,14 +409,3 @@ def check_counts(counts: Mapping[str, np.ndarray], result: Mapping[str, Any]) ->
         parts = PureWindowsPath(path).parts
         if ".." in parts or PureWindowsPath(path).drive or PurePosixPath(path).is_absolute():
             raise ValueError(f"{path!r} is no path below the data root")
-
-
-def versions() -> dict[str, str]:
-    """Of everything that can move a number."""
-    return {
-        "talk2dino": talk2dino.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "opencv": cv2.__version__,
-    }

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain
+from itertools import groupby, islice
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,6 @@ class Task:
     """A segmenter with the classes it looks for."""
 
     segmenter: Segmenter
-    """Any method."""
     query: ClassQuery
     """Embedded classes and threshold."""
 
@@ -58,9 +57,7 @@ class Picture:
     size_hw: tuple[int, int]
     """Of the original, at which labels are wanted."""
     tasks: Sequence[Task]
-    """At least one."""
     payload: Any = None
-    """Handed back with the labels."""
     uniform: int | None = None
     """Windows in which the segmenters found nothing, once there are labels; None if they do not
     tell. See `UniformWindows`."""
@@ -95,7 +92,10 @@ class _Progress:
         # Without waiting: the readers have pinned the pixels if the device is a GPU.
         self.pixels = picture.image.to(device, non_blocking=True).to(torch.float32)
         self.corners = protocol.corners(height, width)
-        self.window_hw = protocol.window_size(height, width)
+        high, wide = protocol.window_size(height, width)
+        self.windows = [self.pixels[:, y : y + high, x : x + wide] for y, x in self.corners]
+        self.shared = high, wide, *picture.tasks
+        """What must be the same of windows in one batch."""
         self.scored = 0
         self.found: list[list[Any] | WindowMean] = [
             []
@@ -105,16 +105,6 @@ class _Progress:
         ]
         """Per task, every window's patch scores, or its features if all windows are scored
         together, or the mean of all windows' pixel scores."""
-
-    def shares_batch(self, other: _Progress) -> bool:
-        """Whether their windows can share one."""
-        same_size = self.window_hw == other.window_hw
-        return same_size and list(self.picture.tasks) == list(other.picture.tasks)
-
-    def window(self, corner: tuple[int, int]) -> Tensor:
-        """(3, h, w): the pixels of one."""
-        (top, left), (high, wide) = corner, self.window_hw
-        return self.pixels[:, top : top + high, left : left + wide]
 
     def labels(self, most_bytes: int) -> list[Tensor]:
         """A label map per task, when all windows are scored."""
@@ -145,25 +135,27 @@ def label_pictures(
         background threshold, label 0 is the background.
     """
     waiting: list[_Progress] = []
-    queue: list[tuple[_Progress, tuple[int, int]]] = []
-    for picture in chain(pictures, [None]):
-        progress = None if picture is None else _Progress(picture, protocol, device)
-        if queue and (progress is None or not progress.shares_batch(queue[-1][0])):
-            _score(queue)
-            queue = []
-        if progress is not None:
+
+    def windows(several: Iterable[_Progress]) -> Iterator[tuple[_Progress, int]]:
+        for progress in several:
             waiting.append(progress)
-            queue += [(progress, corner) for corner in progress.corners]
-        while len(queue) >= batching.size or (queue and not batching.across_images):
-            _score(queue[: batching.size])
-            queue = queue[batching.size :]
-        while waiting and waiting[0].scored == len(waiting[0].corners):
-            yield waiting[0].picture, waiting.pop(0).labels(batching.score_bytes)
+            yield from ((progress, number) for number in range(len(progress.windows)))
+
+    begun = (_Progress(picture, protocol, device) for picture in pictures)
+    groups: Iterable[Iterable[_Progress]] = ([progress] for progress in begun)
+    if batching.across_images:
+        groups = (group for _, group in groupby(begun, lambda progress: progress.shared))
+    for group in groups:
+        left = windows(group)
+        while batch := list(islice(left, batching.size)):
+            _score(batch)
+            while waiting and waiting[0].scored == len(waiting[0].windows):
+                yield waiting[0].picture, waiting.pop(0).labels(batching.score_bytes)
 
 
-def _score(batch: list[tuple[_Progress, tuple[int, int]]]) -> None:
+def _score(batch: Sequence[tuple[_Progress, int]]) -> None:
     """Score windows of one size and add them to their pictures; features are computed once."""
-    windows = torch.stack([item.window(corner) for item, corner in batch])
+    windows = torch.stack([item.windows[number] for item, number in batch])
     owner: Segmenter | None = None
     features: Any = None
     uniform: list[bool] | None = None  # of all tasks: they are of one model
@@ -184,10 +176,10 @@ def _score(batch: list[tuple[_Progress, tuple[int, int]]]) -> None:
             scores = segmenter.score_features(features, windows, query)
         else:
             scores = segmenter.window_scores(windows, query)
-        for (item, corner), window in zip(batch, scores, strict=True):
+        for (item, number), window in zip(batch, scores, strict=True):
             found = item.found[place]
             if isinstance(found, WindowMean):
-                found.add(corner, window)
+                found.add(item.corners[number], window)
             else:
                 found.append(window)
     for place, (item, _) in enumerate(batch):
@@ -208,9 +200,7 @@ class Labelling:
     pixels: Tensor
     """(3, h, w) RGB in [0, 255], at the size that is scored."""
     size_hw: tuple[int, int]
-    """Of the labels."""
     protocol: Protocol
-    """Of the windows."""
     most_bytes: int = MOST_BYTES
     """For upsampled scores; less than one row or one class at a time is impossible."""
 

@@ -17,7 +17,7 @@ from talk2dino.files import write_text
 from talk2dino.textfiles import parse_yaml
 
 if TYPE_CHECKING:
-    from talk2dino.benchmarks.results import Run
+    from talk2dino.benchmarks.job import Run
 
 DEFAULT = "default"
 OPTIONS = (
@@ -62,7 +62,6 @@ class Ablate(Command):
     """auto, cpu, cuda, cuda:<i> or mps."""
 
     def check(self) -> Variants:
-        """Find all data, and refuse unknown options, before weights are loaded."""
         for flag in ("weights", "train_dataset", "val_dataset"):
             given = getattr(self, flag)
             if given is not None and len(given) not in (1, len(self.data_root)):
@@ -75,32 +74,29 @@ class Ablate(Command):
         variants = {DEFAULT: ({}, []), **{v: self._parts(v) for v in self.options}}
         with TemporaryDirectory() as folder:
             for place in range(len(self.data_root)):
-                for variant, (changes, flags) in variants.items():
-                    if self.train_dataset:
-                        self._training(place, variant, changes, Path(folder)).check()
-                    self._evaluation(place, variant, changes, flags, Path(folder)).check()
+                for variant, parts in variants.items():
+                    for command in self._commands(place, variant, *parts, Path(folder)):
+                        command.check()
         return variants
 
     def run(self, variants: Variants) -> None:
-        """Train and evaluate what is missing, compare, and write the table."""
         from talk2dino.benchmarks.job import run_job
 
         rows = []
         for place, root in enumerate(self.data_root):
             trained = set()
-            for variant, (changes, _) in variants.items():
-                if self.train_dataset and _slug(changes) not in trained:
-                    trained.add(_slug(changes))
-                    training = self._training(place, variant, changes, self.output)
-                    found = training.check()
+            for variant, parts in variants.items():
+                *training, _ = self._commands(place, variant, *parts, self.output)
+                if training and (slug := _slug(parts[0])) not in trained:
+                    trained.add(slug)
+                    found = training[0].check()
                     print(f"training for {variant} in {root}: {found.out}", flush=True)
-                    training.run(found)
+                    training[0].run(found)
             checked = {
-                variant: self._evaluation(place, variant, *parts, self.output).check()
+                variant: self._commands(place, variant, *parts, self.output)[-1].check()
                 for variant, parts in variants.items()
             }
-            evaluations = [entry for job, _ in checked.values() for entry in job.evaluations]
-            job = dataclasses.replace(checked[DEFAULT][0], evaluations=evaluations, one_by_one=True)
+            job = dataclasses.replace(checked[DEFAULT][0], one_by_one=True)
             groups = {variant: runs for variant, (_, runs) in checked.items()}
             runs = [run for group in groups.values() for run in group]
             print(
@@ -141,50 +137,43 @@ class Ablate(Command):
                 changes[name] = value
         return changes, flags
 
-    def _training(self, place: int, variant: str, changes: Changes, folder: Path) -> Train:
-        """A training, with `--resume`; its recipe is written to `folder`."""
+    def _commands(
+        self, place: int, variant: str, changes: Changes, flags: list[str], folder: Path
+    ) -> list[Any]:
+        """A resumed training, if one is needed, whose recipe is written to `folder`; an evaluation.
+
+        The latter is one of seeded weights as long as nothing is trained.
+        """
         from talk2dino.methods.talk2dino.method import MODELS
         from talk2dino.methods.talk2dino.recipe import write_recipe
 
-        values = {key: parse_yaml(value, f"--options {variant}") for key, value in changes.items()}
-        recipe = _recipe(folder, changes)
-        write_recipe(MODELS.get(self.model, self.model), values, recipe)
-        words = ["--model", str(recipe), "--out", str(self._weights(place, changes)), "--resume"]
-        words += ["--seed", str(place), "--scheduler", self.scheduler, "--device", self.device]
-        for flag in ("train_dataset", "val_dataset"):
-            if given := getattr(self, flag):
-                words += [f"--{flag}", given[place % len(given)]]
-        return Train.parse(words, f"--options {variant}")
-
-    def _evaluation(
-        self, place: int, variant: str, changes: Changes, flags: list[str], folder: Path
-    ) -> Evaluate:
-        """An evaluation, of seeded weights as long as nothing is trained."""
-        words = ["--model", str(_recipe(folder, changes)) if changes else self.model, *flags]
-        words += ["--device", self.device, "--data_root", str(self.data_root[place])]
-        words += ["--benchmarks", self.benchmarks, "--output", str(self._results(place))]
+        common = ["--device", self.device]
+        results = self.output / str(place + 1) if place else self.output
+        recipe = folder / "trained" / f"{_slug(changes)}.yaml"
+        weights = results / "trained" / f"{_slug(changes)}.pth"
+        words = ["--model", str(recipe) if changes else self.model, *flags, *common]
+        words += ["--data_root", str(self.data_root[place])]
+        words += ["--benchmarks", self.benchmarks, "--output", str(results)]
+        commands: list[Any] = []
         if self.train_dataset:
-            weights = self._weights(place, changes)
+            where = f"--options {variant}"
+            values = {key: parse_yaml(value, where) for key, value in changes.items()}
+            write_recipe(MODELS.get(self.model, self.model), values, recipe)
+            training = ["--model", str(recipe), "--out", str(weights), "--resume", *common]
+            training += ["--seed", str(place), "--scheduler", self.scheduler]
+            for flag in ("train_dataset", "val_dataset"):
+                if given := getattr(self, flag):
+                    training += [f"--{flag}", given[place % len(given)]]
+            commands.append(Train.parse(training, where))
             words += ["--weights", str(weights) if weights.exists() else "seeded:0"]
         elif self.weights:
             words += ["--weights", self.weights[place % len(self.weights)]]
-        return Evaluate.parse(words, f"--options {variant}")
-
-    def _results(self, place: int) -> Path:
-        """The folder of the results of one data root."""
-        return self.output / str(place + 1) if place else self.output
-
-    def _weights(self, place: int, changes: Changes) -> Path:
-        return _recipe(self._results(place), changes).with_suffix(".pth")
+        return [*commands, Evaluate.parse(words, f"--options {variant}")]
 
 
 def _slug(changes: Changes) -> str:
     """What the recipe and the weights of a training are called."""
     return re.sub(r"[^\w.]", "-", "_".join("=".join(pair) for pair in changes.items())) or DEFAULT
-
-
-def _recipe(folder: Path, changes: Changes) -> Path:
-    return folder / "trained" / f"{_slug(changes)}.yaml"
 
 
 def _compared(folder: Path, variants: dict[str, list[Run]]) -> list[dict[str, Any]]:
@@ -209,7 +198,10 @@ def _compared(folder: Path, variants: dict[str, list[Run]]) -> list[dict[str, An
 
 
 def _markdown(rows: Sequence[dict[str, Any]], roots: Sequence[str]) -> str:
-    """A table per benchmark: a line per variant, a column with its interval per data root."""
+    """A table per benchmark: a line per variant, per data root a column of points of mIoU.
+
+    Beside them stands their 95 % paired bootstrap interval.
+    """
     from talk2dino.benchmarks.tables import Table
 
     parts = []
@@ -220,7 +212,11 @@ def _markdown(rows: Sequence[dict[str, Any]], roots: Sequence[str]) -> str:
         for variant in dict.fromkeys(row["options"] for row in own):
             group = [row for row in own if row["options"] == variant]
             line = [variant, sum(row["mIoU"] for row in group) / len(group)]
-            line += [_difference(row) for row in group]
+            for row in group:
+                low, high = row.get("interval", (None, None))
+                line.append(
+                    None if low is None else f"{row['difference']:+.2f} ({low:+.2f} to {high:+.2f})"
+                )
             timings = [row["timing"] for row in group if row["timing"]]
             images, seconds = (sum(t[name] for t in timings) for name in ("images", "seconds"))
             peaks = [t["peak_gpu_memory_mib"] or t["peak_memory_mib"] for t in timings]
@@ -229,11 +225,3 @@ def _markdown(rows: Sequence[dict[str, Any]], roots: Sequence[str]) -> str:
         table = Table([*columns, "ms per image", "peak MiB"], lines)
         parts.append(f"{benchmark}, {own[0]['images']} images\n\n{table.markdown()}")
     return "\n".join(parts)
-
-
-def _difference(row: dict[str, Any]) -> str | None:
-    """Points of mIoU and their 95 % paired bootstrap interval."""
-    if "difference" not in row:
-        return None
-    low, high = row["interval"]
-    return f"{row['difference']:+.2f} ({low:+.2f} to {high:+.2f})"

@@ -8,7 +8,7 @@ import hashlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from talk2dino.benchmarks.table import BENCHMARKS, check_data_root, find_benchmarks
 from talk2dino.cli.command import Command, add_flags, bar_of, core_share, from_flags
@@ -17,8 +17,7 @@ from talk2dino.files import write_text
 from talk2dino.methods.registry import MODEL_NAMES  # noqa: F401  for the help
 
 if TYPE_CHECKING:
-    from talk2dino.benchmarks.job import Evaluation, Job, Outcome
-    from talk2dino.benchmarks.results import Run
+    from talk2dino.benchmarks.job import Evaluation, Job, Outcome, Run
 
     Found = tuple[Job, list[Run]]
 
@@ -64,13 +63,12 @@ class EvaluationCommand(Command):
         job = from_flags(
             Job,
             self,
-            evaluations=evaluations,
             device=device,
             batching=batching,
             folders=from_flags(PictureFolders, self),
             folders_per_benchmark=folders_per_benchmark,
         )
-        return job, prepare(job)
+        return job, prepare(job, evaluations)
 
     def run(self, found: Found) -> None:
         """Evaluate in this process or in all that were started together; rank 0 prints."""
@@ -83,11 +81,11 @@ class EvaluationCommand(Command):
             first = processes.rank == 0
             if first:
                 names = ", ".join(dict.fromkeys(run.dataset.benchmark.key for run in runs))
-                models = ", ".join(job.models)
+                models = ", ".join(dict.fromkeys(run.model for run in runs))
                 print(f"{models} on {names}; device {job.device}; results in {job.output}")
             outcomes = run_job(job, runs, processes, bar_of("images", shown=first))
             if first:
-                _report(job, outcomes)
+                _report(job.output, outcomes)
                 self.log(job, outcomes)
 
     def log(self, job: Job, outcomes: Sequence[Outcome]) -> None:
@@ -116,14 +114,12 @@ class Evaluate(EvaluationCommand, MethodCommand):
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        """Declare the flags."""
         own = ("model", "benchmarks", "weights", "bg_thresh", "boundary", "vocabulary")
         cls.own_flags(parser, *own)
         cls.option_flags(parser)
         cls.run_flags(parser)
 
     def check(self) -> Found:
-        """Find all files and refuse what cannot work, before weights are loaded."""
         if ".y" not in self.benchmarks:  # own data may be elsewhere
             check_data_root(self.data_root)  # before a model is downloaded
         return self.found(self._evaluations(), folders_per_benchmark=True)
@@ -139,11 +135,7 @@ class Evaluate(EvaluationCommand, MethodCommand):
         weights = split_weights(self.weights, names)
         pooling = self.pooled("--vocabulary", self.vocabulary)
         words = None if self.vocabulary is None else read_word_lists(self.vocabulary)
-        changes: dict[str, Any] = {
-            "boundary": self.boundary,
-            "vocabulary": words,
-            "pooling": pooling,
-        }
+        more = (self.boundary, words, pooling)
         if self.protocol == UNIFIED:
             refuse_threshold(self.bg_thresh)
         asked = self.benchmarks.strip()
@@ -162,7 +154,7 @@ class Evaluate(EvaluationCommand, MethodCommand):
                     warn(remark)
                 if not row.background:
                     without.append(row.key)
-                evaluations.append(Evaluation(row, method.on(row), threshold, **changes))
+                evaluations.append(Evaluation(row, method.on(row), threshold, *more))
         if not evaluations:
             raise ValueError(
                 f"--benchmarks all: no numbers of {self.model} are published. Name the "
@@ -181,72 +173,67 @@ def warn(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr)
 
 
-def _report(job: Job, outcomes: Sequence[Outcome]) -> None:
+def _report(output: Path, outcomes: Sequence[Outcome]) -> None:
     """Print the table of what is complete and what is worth saying, and write the table."""
     from talk2dino.benchmarks.tables import published_sources, results_table
 
-    complete = [outcome for outcome in outcomes if outcome.result is not None]
-    for outcome in outcomes:
-        if outcome.result is None:
-            total = len(outcome.run.dataset.samples)
-            print(
-                f"{_shown(job, outcome)}: {outcome.counted} of {total} images are "
-                "counted; the job that completes them writes the result"
-            )
+    models = list(dict.fromkeys(outcome.run.model for outcome in outcomes))
+
+    def say(run: Run, text: str) -> None:
+        key = run.dataset.benchmark.key
+        print(f"{f'{run.model}, {key}' if len(models) > 1 else key}: {text}")
+
+    complete, results = [], []
+    for run, result, counted in ((o.run, o.result, o.counted) for o in outcomes):
+        if result is not None:
+            complete.append(run)
+            results.append(result)
+            continue
+        total = len(run.dataset.samples)
+        say(
+            run,
+            f"{counted} of {total} images are counted; the job that completes them writes the "
+            "result",
+        )
     if not complete:
         return
-    results: list[dict[str, Any]] = [o.result for o in complete if o.result is not None]
     table = results_table(results)
     text = table.markdown()
     if sources := published_sources(results):
         text += f"\nPaper: {'; '.join(sources)}.\n"
-    text += _changes(job, outcomes)
-    names = "\n".join(outcome.run.name for outcome in complete)  # other runs, another table
+    text += _changes([outcome.run for outcome in outcomes])
+    names = "\n".join(run.name for run in complete)  # other runs, another table
     digest = hashlib.sha256(names.encode()).hexdigest()[:8]
-    path = job.output / f"{'_'.join(['table', *job.models, digest])}.md"
+    path = output / f"{'_'.join(['table', *models, digest])}.md"
     write_text(path, text)
     write_text(path.with_suffix(".csv"), table.csv())
     print(f"\n{text}")
-    for outcome, result in zip(complete, results, strict=True):
-        absent = [name for name, iou in result["per_class"].items() if iou is None]
-        if absent:
-            classes = "1 class" if len(absent) == 1 else f"{len(absent)} classes"
-            print(
-                f"{_shown(job, outcome)}: {classes} without any pixel (nan), left out of the mean"
-            )
-        if result["uniform_windows"]:
-            print(
-                f"{_shown(job, outcome)}: {result['uniform_windows']} windows in which all "
-                "patches are alike; see docs/evaluation.md"
-            )
-    timings = [result["timing"] for result in results if result["timing"]]
-    if timings:
+    for run, result in zip(complete, results, strict=True):
+        if absent := sum(iou is None for iou in result["per_class"].values()):
+            classes = "1 class" if absent == 1 else f"{absent} classes"
+            say(run, f"{classes} without any pixel (nan), left out of the mean")
+        if uniform := result["uniform_windows"]:
+            alike = "windows in which all patches are alike; see docs/evaluation.md"
+            say(run, f"{uniform} {alike}")
+    if timings := [result["timing"] for result in results if result["timing"]]:
         memory = max(timing["peak_memory_mib"] for timing in timings)
         print(f"peak memory {memory:.0f} MiB", end="")
         gpu = [t["peak_gpu_memory_mib"] for t in timings if t["peak_gpu_memory_mib"]]
         print(f", on the GPU {max(gpu):.0f} MiB" if gpu else "")
-    print(
-        f"written: {path} and, per benchmark, {', '.join(f'{o.run.name}.json' for o in complete)}"
-    )
+    print(f"written: {path} and, per benchmark, {', '.join(f'{r.name}.json' for r in complete)}")
 
 
-def _changes(job: Job, outcomes: Sequence[Outcome]) -> str:
+def _changes(runs: Sequence[Run]) -> str:
     """Lines on what the protocol is, and on what it changes; empty for methods' own."""
     from talk2dino.benchmarks.tables import protocol_of
     from talk2dino.methods.base import PROTOCOLS
 
-    protocol = protocol_of(outcomes[0].run.settings)
+    protocol = protocol_of(runs[0].settings)
     if protocol is None:
         return ""
     lines = ["", f"Protocol {protocol}: {PROTOCOLS[protocol]}. Changed:", ""]
-    for evaluation, outcome in zip(job.evaluations, outcomes, strict=True):
-        row, names = evaluation.benchmark, outcome.run.dataset.classes
-        changes = "; ".join(evaluation.method.changes(row, names)) or "nothing"
-        lines.append(f"- {evaluation.method.model}, {row.key}: {changes}")
+    for run in runs:
+        row = run.evaluation.benchmark
+        changes = "; ".join(run.evaluation.method.changes(row, run.dataset.classes)) or "nothing"
+        lines.append(f"- {run.model}, {row.key}: {changes}")
     return "\n".join([*lines, ""])
-
-
-def _shown(job: Job, outcome: Outcome) -> str:
-    """What a line calls a run: its benchmark, and its model where there are several."""
-    key = outcome.run.dataset.benchmark.key
-    return f"{outcome.run.model}, {key}" if len(job.models) > 1 else key

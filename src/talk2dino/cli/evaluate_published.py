@@ -53,13 +53,11 @@ class EvaluatePublished(EvaluationCommand):
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        """Declare the published flags and the common ones."""
         own = ("eval", "eval_cfg", "eval_base_cfg", "opts", "wandb", "wandb_name", "local_rank")
         cls.own_flags(parser, *own, "precision")
         cls.run_flags(parser)
 
     def check(self) -> Found:
-        """Read the files, find all data, and refuse what cannot work, before weights are loaded."""
         from talk2dino.methods.talk2dino.config import read_published
         from talk2dino.methods.talk2dino.method import name_of_recipe
         from talk2dino.training.job import check_logger
