@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 
 from talk2dino.cli.extract import Extract
-from talk2dino.features.extract import Captioner, recaptioned
+from talk2dino.features.chunks import Chunk
+from talk2dino.features.extract import Captioner, ImageExtraction
 from talk2dino.features.store import FeatureFile, read_features
 
 transformers = pytest.importorskip("transformers")
@@ -70,7 +71,9 @@ def test_features_of_replaced_captions_are_dropped():
         settings={"text": {"model": "toy"}, "vision": {"model": "toy"}},
     )
     assert features.caption_rows.tolist() == [1, 1]
-    features = recaptioned(features, ["one", "two", "three"], "blip")
+    extraction = ImageExtraction(model="toy", resize_dim=56, crop_dim=56, blip_model="blip")
+    made = Chunk({"dino_features": torch.ones(3, 4)}, {}, ["one", "two", "three"])
+    features = extraction.completed(features, made)
     assert [(a["id"], a["image_id"], a["caption"]) for a in features.annotations] == [
         (1, 1, "one"),
         (2, 2, "two"),

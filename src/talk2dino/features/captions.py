@@ -79,7 +79,11 @@ class CaptionInput:
     @property
     def holds_features(self) -> bool:
         """Whether it is a feature file, or our shards."""
-        return hold_features(self.tars) if self.tars else _is_torch_file(self.path)
+        if self.tars:
+            return hold_features(self.tars)
+        with self.path.open("rb") as file:
+            start = file.read(2)
+        return start == b"PK" or start[:1] == b"\x80" or self.path.suffix in (".pth", ".pt")
 
     @cached_property
     def _whole(self) -> FeatureFile:
@@ -148,12 +152,6 @@ def read_coco(path: str | Path) -> FeatureFile:
         if not content[name]:
             raise ValueError(f"{path} lists no {name}")
     return FeatureFile(content.pop("images"), content.pop("annotations"), extra=content)
-
-
-def _is_torch_file(path: Path) -> bool:
-    with path.open("rb") as file:
-        start = file.read(2)
-    return start == b"PK" or start[:1] == b"\x80" or path.suffix in (".pth", ".pt")
 
 
 IDS_PER_TAR = 1_000_000

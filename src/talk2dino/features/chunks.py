@@ -15,7 +15,7 @@ import shutil
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, ClassVar, TypeVar
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from talk2dino.config import check_at_least, check_name
@@ -214,8 +215,12 @@ class Chunks:
         if (self.folder / _WHOLE).is_dir():
             return set(range(len(self.ranges)))
         # Listed: on a network's disk, a name once looked for in vain may stay unseen for a while.
-        found = {int(p.stem.removeprefix("chunk")): p for p in self.folder.glob(_CHUNKS)}
-        return {number for number, path in found.items() if _is_complete(path)}
+        found = set()
+        for path in self.folder.glob(_CHUNKS):
+            # After a power cut, only a part of a file may be there.
+            with suppress(OSError, SafetensorError), safetensors.safe_open(path, "pt"):
+                found.add(int(path.stem.removeprefix("chunk")))
+        return found
 
     def write(self, number: int, chunk: Chunk) -> None:
         """Store a chunk; when this returns, a kill cannot lose it.
@@ -312,15 +317,6 @@ def kept_in(folder: Path) -> Iterator[None]:
             f"{folder}: could not write ({what}). What is finished is kept there; once there is "
             "room, run the same command again to go on."
         ) from error
-
-
-def _is_complete(path: Path) -> bool:
-    """Whether all of a chunk is there; after a power cut, only a part of a file may be."""
-    try:
-        with safetensors.safe_open(path, "pt"):
-            return True
-    except (OSError, safetensors.SafetensorError):
-        return False
 
 
 def _write(file: BinaryIO, data: bytes | memoryview) -> None:

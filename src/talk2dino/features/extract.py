@@ -161,13 +161,27 @@ class ImageExtraction(Extraction):
         return Chunk(columns, failures, captions)
 
     def completed(self, features: FeatureFile, made: Chunk) -> FeatureFile:
-        """The images that could be read; older image columns stay if made the same way."""
+        """The images that could be read; older image columns stay if made the same way.
+
+        Where new captions are made, each image has one, whose id is the image's. Old ones are kept
+        as `original_captions`, and their features are dropped.
+        """
         kept = torch.ones(features.num_images, dtype=torch.bool)
         kept[list(made.failures)] = False
         result = super().completed(features.select(kept.nonzero().flatten()), made)
-        if self.blip_model:
-            return recaptioned(result, made.captions, self.blip_model)
-        return result
+        if not self.blip_model:
+            return result
+        old: dict[Any, list[str]] = {image["id"]: [] for image in result.images}
+        for annotation in result.annotations:
+            old[annotation["image_id"]].append(annotation["caption"])
+        annotations = [
+            {"id": own, "image_id": own, "caption": caption, "original_captions": before}
+            for (own, before), caption in zip(old.items(), made.captions, strict=True)
+        ]
+        settings = {**result.settings, "captions": {"blip_model": self.blip_model}}
+        settings.pop("text", None)
+        settings.pop("bert", None)
+        return replace(result, annotations=annotations, caption_features={}, settings=settings)
 
 
 class DecodedBatch(NamedTuple):
@@ -190,7 +204,13 @@ def decoded_batch(
     for position in positions:
         try:
             image_rgb = sources[position].read(transform.least)
-            _check_shape(image_rgb, transform.resize_dim)
+            short, long = sorted(image_rgb.size)
+            if transform.resize_dim**2 * long > MAX_PIXELS * short:
+                raise ValueError(
+                    f"its sides are {image_rgb.width} x {image_rgb.height} pixels: resized to a "
+                    f"short side of {transform.resize_dim} it would have more than {MAX_PIXELS} "
+                    "pixels"
+                )
             pixels = transform(image_rgb)
             if caption_transform:
                 inputs.append(caption_transform(image_rgb))
@@ -204,15 +224,6 @@ def decoded_batch(
 
 def _stacked(pixels: list[Tensor]) -> Tensor:
     return torch.stack(pixels) if pixels else torch.empty(0)
-
-
-def _check_shape(image_rgb: Image.Image, resize_dim: int) -> None:
-    short, long = sorted(image_rgb.size)
-    if resize_dim * resize_dim * long > MAX_PIXELS * short:
-        raise ValueError(
-            f"its sides are {image_rgb.width} x {image_rgb.height} pixels: resized to a short "
-            f"side of {resize_dim} it would have more than {MAX_PIXELS} pixels"
-        )
 
 
 @torch.inference_mode()
@@ -305,25 +316,3 @@ def _caption_pixels(processor: Any, image_rgb: Image.Image) -> Tensor:
     """An RGB image to the captioning model's (3, h, w) float."""
     pixels: Tensor = processor(images=image_rgb, return_tensors="pt")["pixel_values"][0]
     return pixels
-
-
-def recaptioned(features: FeatureFile, captions: list[str], model: str) -> FeatureFile:
-    """The images of `features`, each with its one new caption, whose id is the image's.
-
-    Old captions are kept as `original_captions`. Their features are dropped.
-
-    Args:
-        features: images with any number of captions.
-        captions: (N,) new ones, in the order of the images.
-        model: name to record.
-    """
-    old: dict[Any, list[str]] = {image["id"]: [] for image in features.images}
-    for annotation in features.annotations:
-        old[annotation["image_id"]].append(annotation["caption"])
-    annotations = [
-        {"id": own, "image_id": own, "caption": caption, "original_captions": before}
-        for (own, before), caption in zip(old.items(), captions, strict=True)
-    ]
-    made = {key: how for key, how in features.settings.items() if key not in ("text", "bert")}
-    made["captions"] = {"blip_model": model}
-    return replace(features, annotations=annotations, caption_features={}, settings=made)

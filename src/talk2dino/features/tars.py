@@ -214,7 +214,9 @@ def write_shards(features: FeatureFile, paths: Sequence[Path]) -> None:
         with atomic_path(path) as temporary, tarfile.open(temporary, "w") as tar:
             for row in range(start, stop):
                 data = _member(features, row)
-                info = tarfile.TarInfo(_member_name(features.annotations[row]["id"]))
+                # Readers end a sample's name at the first dot, so the id has none.
+                name = str(features.annotations[row]["id"]).replace("%", "%25")
+                info = tarfile.TarInfo(f"{name.replace('.', '%2E')}.pth")
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
 
@@ -229,11 +231,14 @@ def read_shards(tars: Sequence[Path]) -> FeatureFile:
     images: dict[Any, Record] = {}
     annotations: list[Record] = []
     settings: dict[str, Any] = {}
-    for member in (member for tar in tars for member in _read_members(tar)):
-        of_image = {key: member.pop(key) for key in IMAGE_KEYS if key in member}
-        images.setdefault(member["image_id"], {**member.pop("image"), **of_image})
-        settings = member.pop("settings", None) or settings
-        annotations.append(member)
+    for tar in tars:
+        with tar.open("rb") as file:
+            for part in read_members(tar):
+                member = _load(part.read(file), f"{part.name} of {tar}")
+                of_image = {key: member.pop(key) for key in IMAGE_KEYS if key in member}
+                images.setdefault(member["image_id"], {**member.pop("image"), **of_image})
+                settings = member.pop("settings", None) or settings
+                annotations.append(member)
     if not annotations:
         raise ValueError(f"{where}: the shards hold no captions")
     plain_images, of_images, lost = stacked(list(images.values()), IMAGE_KEYS, f"{where}: image")
@@ -241,11 +246,6 @@ def read_shards(tars: Sequence[Path]) -> FeatureFile:
     if lost or unread:
         raise ValueError(f"{where}: the shards differ in their features: some have none")
     return FeatureFile(plain_images, plain, of_images, of_captions, settings)
-
-
-def _member_name(annotation_id: Any) -> str:
-    """`<annotation id>.pth`; readers end a sample's name at the first dot, so the id has none."""
-    return str(annotation_id).replace("%", "%25").replace(".", "%2E") + ".pth"
 
 
 def _member(features: FeatureFile, row: int) -> bytes:
@@ -258,12 +258,6 @@ def _member(features: FeatureFile, row: int) -> bytes:
     buffer = io.BytesIO()
     torch.save(member, buffer)
     return buffer.getvalue()
-
-
-def _read_members(tar: Path) -> Iterator[Record]:
-    with tar.open("rb") as file:
-        for member in read_members(tar):
-            yield _load(member.read(file), f"{member.name} of {tar}")
 
 
 def _load(data: bytes, name: str) -> Record:

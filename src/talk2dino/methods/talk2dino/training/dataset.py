@@ -170,7 +170,13 @@ class StoredPairs:
         keys = (*choice.image_keys, *choice.caption_keys)
         self._columns = {key: features.require(key, path) for key in keys}
         for key, column in self._columns.items():
-            _check_column(column, key, path)
+            kind, found = str(column.dtype).removeprefix("torch."), tuple(column.shape)
+            whole = key in ("text_input_mask", "text_argmax")
+            if column.ndim != DIMENSIONS[key] or column.is_floating_point() == whole:
+                raise ValueError(
+                    f"{path}: {key!r} has the shape {found} of {kind}; it needs {DIMENSIONS[key]} "
+                    f"axes of {'whole numbers' if whole else 'fractions'}. Extract it again."
+                )
         if choice.text == LAST_LAYER_TEXT:
             ends, length = self._columns["text_argmax"], self._columns[LAST_LAYER_TEXT].shape[1]
             if len(ends) and not 0 <= int(ends.min()) <= int(ends.max()) < length:
@@ -296,17 +302,6 @@ def _batch(choice: FeatureChoice, columns: dict[str, Tensor]) -> Batch:
     elif choice.text == LAST_LAYER_TEXT:
         extras["text_argmax"] = columns["text_argmax"].long()
     return Batch(columns[choice.visual].float(), text, extras)
-
-
-def _check_column(column: Tensor, key: str, path: str | Path) -> None:
-    """Raise ValueError unless a column has the axes and the kind of numbers that its key has."""
-    kind, found = str(column.dtype).removeprefix("torch."), tuple(column.shape)
-    whole = key in ("text_input_mask", "text_argmax")
-    if column.ndim != DIMENSIONS[key] or column.is_floating_point() == whole:
-        raise ValueError(
-            f"{path}: {key!r} has the shape {found} of {kind}; it needs {DIMENSIONS[key]} axes of "
-            f"{'whole numbers' if whole else 'fractions'}. Extract it again."
-        )
 
 
 def check_widths(

@@ -153,7 +153,11 @@ class TrainingRun(Run):
     def take(self, batch: tuple[Tensor, Batch], step: int) -> Tensor:
         index, own = batch
         if self.records_heads and self.state.epoch == self.epochs - 1:
-            self._record_heads(own, index)
+            with torch.no_grad():  # before the step's update
+                heads = selected_heads(*self.model.embed(own.visual, own.text, **own.extras))
+            if self.heads is None:
+                self.heads = torch.full((len(self.pairs),), -1)
+            self.heads[index] = gather_rows(heads, len(index)).cpu()
         rate = self.learning_rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -183,15 +187,6 @@ class TrainingRun(Run):
         # Where there are fewer captions than processes, some embed one that does not count.
         parts = [i.tensor_split(self.processes.count)[self.processes.rank] for i in indices]
         return [part if len(part) else i[:1] for part, i in zip(parts, indices, strict=True)]
-
-    def _record_heads(self, own: Batch, index: Tensor) -> None:
-        """Keep the head of each image that its caption chooses, before the step's update."""
-        with torch.no_grad():
-            heads = selected_heads(*self.model.embed(own.visual, own.text, **own.extras))
-        heads = gather_rows(heads, len(index))
-        if self.heads is None:
-            self.heads = torch.full((len(self.pairs),), -1)
-        self.heads[index] = heads.cpu()
 
     def _seeded(self, step: int) -> torch.Generator:
         """The generator of one step, so that a resumed run draws what the first would have."""
