@@ -26,7 +26,7 @@ $(VENV)/.installed: requirements.txt requirements-benchmark.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade pip
 	$(PY) -m pip install --quiet -r requirements.txt
-	PYTHONPATH=build_support $(PY) -m pip install --quiet --no-build-isolation --no-deps -r requirements-benchmark.txt
+	PYTHONPATH="$(CURDIR)/build_support" $(PY) -m pip install --quiet --no-build-isolation --no-deps -r requirements-benchmark.txt
 	touch $@
 
 $(VENV)/.linked: $(VENV)/.installed pyproject.toml

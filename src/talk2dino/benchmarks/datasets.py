@@ -32,7 +32,7 @@ from talk2dino.textfiles import read_names
 logger = logging.getLogger(__name__)
 READERS = ("own", "mmseg")
 INSTALL = (
-    "Install them with: pip install 'setuptools<81' && PYTHONPATH=build_support pip install "
+    "Install them with: pip install 'setuptools<81' && PYTHONPATH=$PWD/build_support pip install "
     "--no-build-isolation --no-deps -r requirements-benchmark.txt"
 )
 
