@@ -75,7 +75,7 @@ class Gate:
     def _find(self, toy):
         self.entered.set()
         self.opened.wait(timeout=60)
-        return toy.method
+        return toy.find()
 
 
 @pytest.fixture(scope="session")

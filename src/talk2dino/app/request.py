@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +51,11 @@ class Entry:
     name: str
     """As shown to visitors."""
     find: Callable[[], Method]
-    """What it is, with its options; a published model is downloaded for that."""
+    """Gives it with its options; a published model is downloaded for that, once."""
     rules: PictureRules
     """What the page offers with it."""
     notice: str = ""
     """What a visitor must know to read the result."""
-    method: Method | None = None
     segmenter: Segmenter | None = None
     """Once it is loaded."""
 
@@ -76,6 +76,7 @@ def find_entry(name: str) -> Entry:
         if not find_in_checkout(model).is_file():  # a recipe
             check_name("model with weights (<name>=<weights>)", model, MODEL_NAMES)
 
+    @cache
     def find() -> Method:
         method = find_method(model, settings).for_pictures(False)
         method.check()
@@ -88,7 +89,7 @@ def find_entry(name: str) -> Entry:
     notice = UNTRAINED.format(name) if method.untrained else ""
     if method.toy and not notice:
         notice = DRAWN_WORLD.format(name, ", ".join(CLASS_NAMES))
-    return Entry(name, find, method.demo, notice, method)
+    return Entry(name, find, method.demo, notice)
 
 
 class Models:
@@ -125,8 +126,7 @@ class Models:
         entry = self.entry(name)
         with self._lock:
             if entry.segmenter is None:
-                entry.method = entry.method or entry.find()
-                entry.segmenter = entry.method.load(self.device)
+                entry.segmenter = entry.find().load(self.device)
             yield entry
 
 
@@ -356,8 +356,7 @@ def segment(
         pass
     yield f"Looking for {f'{len(names)} categories' if len(names) > 1 else names[0]} …"
     with models.use(model) as entry:
-        assert entry.method is not None, "it has been loaded"
-        method = entry.method.for_pictures(background)
+        method = entry.find().for_pictures(background)
         method = method if chosen is None else method.refined(chosen)
         segmenter, rules = method.load(models.device, entry.segmenter), method.demo
         words = vocabulary.class_words(method.words(), pooling)

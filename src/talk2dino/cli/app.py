@@ -52,13 +52,11 @@ class App(Command):
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        """Declare the flags."""
         cls.own_flags(parser)
         add_flags(parser, "app.request:Limits")
         add_flags(parser.add_argument_group("server"), "app.server:ServerConfig")
 
     def check(self) -> Found:
-        """Raise for wrong arguments and missing files, before any model is loaded."""
         if find_spec("gradio") is None:
             raise ImportError("the app needs Gradio: pip install -r requirements-app.txt")
 

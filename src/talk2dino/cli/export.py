@@ -27,7 +27,6 @@ class Export(Command):
     """Replace existing files."""
 
     def check(self) -> None:
-        """Raise for missing packages and an output that cannot be written; loads no model."""
         from talk2dino.methods.talk2dino.export import FILES, check_installed
 
         check_installed()

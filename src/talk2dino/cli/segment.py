@@ -115,7 +115,6 @@ class Segment(MethodCommand):
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        """Declare the flags but those of the model's method."""
         cls.own_flags(parser, "input", "output", "textual_categories", "vocab")
         group = parser.add_argument_group("model")
         cls.own_flags(group, "model=model|config", "device")
@@ -129,7 +128,6 @@ class Segment(MethodCommand):
         cls.option_flags(parser)
 
     def check(self) -> tuple[SegmentJob, dict[Path, Outputs]]:
-        """Raise for wrong arguments and unreadable pictures, before any model is loaded."""
         from talk2dino.cli.segment_job import SegmentJob, plan_export, plan_outputs
         from talk2dino.devices import resolve_device
         from talk2dino.pictures.images import read_rgb

@@ -139,11 +139,10 @@ def _short(name: str) -> str:
 def _place(flag: str, given: str, name: str, suffixes: Sequence[str], several: bool) -> Path:
     """A file that a flag names, or a file of that name in the folder that it names."""
     path = Path(given)
-    if path.is_dir() or given.endswith(("/", "\\")):
-        return path / name
-    if several and path.suffix.lower() in suffixes:
+    folder = path.is_dir() or given.endswith(("/", "\\"))
+    if several and not folder and path.suffix.lower() in suffixes:
         raise ValueError(f"--{flag} {path} is one file, but there are several inputs: a folder.")
-    if several:
+    if several or folder:
         return path / name
     path = path if path.suffix else path.with_suffix(suffixes[0])
     if path.suffix.lower() not in suffixes:
@@ -181,7 +180,6 @@ class SegmentJob:
     """Segments one picture after the other with the same classes."""
 
     command: Segment
-    """With its flags."""
     method: Method
     """Model and options; the modes of groups need one with groups."""
     names: Sequence[str]
@@ -189,11 +187,9 @@ class SegmentJob:
     colours: np.ndarray
     """(C, 3) uint8 RGB of the labels."""
     device: torch.device
-    """Where the model runs."""
     background: float | None = None
     """Threshold of the background, or None for none."""
     words: ClassWords | None = None
-    """By which the classes are looked for."""
     export: Export | None = None
     """Gets every segmentation."""
     settings: dict[str, Any] = field(default_factory=dict, init=False)
@@ -201,7 +197,6 @@ class SegmentJob:
     query: ClassQuery = field(init=False)
 
     def load(self) -> None:
-        """Load the model and look the classes up."""
         self.segmenter = self.method.load(self.device)
         record = self.command.line("--overwrite")
         self.settings = {"command": record, "segmenter": self.method.settings()}

@@ -173,7 +173,6 @@ def find_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
 
 
 def option_names(kind: type[Method]) -> list[str]:
-    """The names of a method's options."""
     return [entry.name for entry in dataclasses.fields(kind.Options)]
 
 

@@ -69,7 +69,6 @@ def align(
 
 
 def strategies() -> list[str]:
-    """The names of all strategies."""
     return [*PER_HEAD, *PAIRWISE]
 
 

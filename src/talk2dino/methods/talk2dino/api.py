@@ -67,15 +67,20 @@ class Talk2DINO(Saving, nn.Module):
     config: Any = None
     """Of transformers, if `AutoModel` loaded it."""
     _apply = keep_float32
-    __setattr__ = Talk2DinoSegmenter.__setattr__
 
     def __init__(self, segmenter: Talk2DinoSegmenter, loaded: FoundModel) -> None:
         super().__init__()
-        # The parts are in one place: those of the segmenter are these.
-        self.__dict__.update(segmenter=segmenter, _modules=segmenter._modules)
-        self.loaded = loaded
+        self.segmenter, self.loaded = segmenter, loaded
         self._as_loaded = {part: _fingerprint(getattr(segmenter, part)) for part in PARTS}
         self.eval()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "segmenter":  # one place for the parts
+            self.__dict__.update(segmenter=value, _modules=value._modules)
+        elif name in PARTS:
+            setattr(self.segmenter, name, value)
+        else:
+            super().__setattr__(name, value)
 
     def __repr__(self) -> str:
         config = self.segmenter.config

@@ -18,7 +18,6 @@ from talk2dino.methods.talk2dino.projection import ProjectionConfig
 from talk2dino.methods.talk2dino.recipe import FrozenModels, load_recipe
 from talk2dino.refine.refinement import RefinementOptions
 from talk2dino.textfiles import parse_yaml, read_sections, read_yaml
-from talk2dino.training.job import read_summary
 
 logger = logging.getLogger(__name__)
 MODEL_FIELDS = dataclasses.fields(FrozenModels)
@@ -31,7 +30,6 @@ class SegmenterConfig(FrozenModels, RefinementOptions):
     """The frozen models, the projection between them, and the options of inference."""
 
     projection: ProjectionConfig
-    """Architecture of the projection."""
     projection_weights: str
     """A file, or `seeded:<n>`."""
     input_size: int = 448
@@ -137,10 +135,9 @@ def config_from_model_section(model: Mapping[str, Any], source: str) -> Segmente
     """
     source = f"{source}: model"
     known = tuple(dict.fromkeys((*_NAMES, "proj_model", "projection_weights", *_MODEL_YAML)))
-    for key in model:
-        if key not in known:
-            with naming(source):
-                check_name("key", str(key), known)
+    with naming(source):
+        for key in map(str, model):
+            check_name("key", key, known)
     if missing := [f"'{name}:'" for name in _NAMES if name not in model]:
         raise ValueError(f"{source}: {', '.join(missing)} are missing")
     with naming(source):
@@ -176,16 +173,6 @@ def feature_differences(settings: Mapping[str, Any], expected: FrozenModels) -> 
             if names[0] not in (None, names[1]):
                 differences.append(f"{side} {key} is {names[0]}, not {names[1]}")
     return differences
-
-
-def differences_from_training(config: SegmenterConfig) -> list[str]:
-    """Sentences about models other than the projection was trained with.
-
-    Read from the JSON file that a training writes beside its weights; none if it is not there.
-    """
-    summary = read_summary(Path(config.projection_weights).with_suffix(".json"))
-    found = feature_differences(summary.get("trained_on", {}), config)
-    return [f"when the projection was trained, {difference} as now" for difference in found]
 
 
 EVALUATION_SECTIONS = ("model", "evaluate")

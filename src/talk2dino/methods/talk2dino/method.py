@@ -21,7 +21,7 @@ from talk2dino.methods.base import Method, MethodOptions, PictureRules, Publishe
 from talk2dino.methods.talk2dino.alignment import takes
 from talk2dino.methods.talk2dino.config import (
     SegmenterConfig,
-    differences_from_training,
+    feature_differences,
     read_segmenter_config,
 )
 from talk2dino.methods.talk2dino.hub.find import (
@@ -39,6 +39,7 @@ from talk2dino.methods.talk2dino.hub.find import (
 from talk2dino.methods.talk2dino.segmenter import Talk2DinoSegmenter, build_segmenter
 from talk2dino.refine.refinement import REFINEMENTS, RefinementOptions
 from talk2dino.segmenter import Segmenter
+from talk2dino.training.job import read_summary
 
 logger = logging.getLogger(__name__)
 
@@ -233,9 +234,11 @@ class Talk2DinoMethod(Method):
         source = (
             f"from {config.whole}" if config.whole else f"projection {config.projection_weights}"
         )
-        notes = differences_from_training(config)
-        if self.untrained:
-            notes = ["this projection is untrained; the colours will mean nothing", *notes]
+        untrained = "this projection is untrained; the colours will mean nothing"
+        summary = read_summary(Path(config.projection_weights).with_suffix(".json"))
+        others = feature_differences(summary.get("trained_on", {}), config)
+        notes = [untrained] if self.untrained else []
+        notes += [f"when the projection was trained, {other} as now" for other in others]
         return f"{config.vision_model} and {config.text_model}, {source}", notes
 
     def load(self, device: torch.device, loaded: Segmenter | None = None) -> Talk2DinoSegmenter:

@@ -79,7 +79,7 @@ class TrainConfig:
         check_at_least(1, num_epochs=self.num_epochs, batch_size=self.batch_size)
         if not 0 < self.lr < math.inf:
             raise ValueError(f"lr must be positive and finite, got {self.lr}")
-        own = {key: default.default for key, _, default in _loss_keys(self.ltype)}
+        own = {key: default for key, _, default in _loss_keys(self.ltype)}
         object.__setattr__(self, "loss", own | dict(self.loss))
         self.loss_of(torch.eye(2))  # the loss refuses its own wrong values
 
@@ -100,11 +100,8 @@ class Recipe:
     model: ProjectionConfig
     """The map and its alignment."""
     train: TrainConfig = field(default_factory=TrainConfig)
-    """How it is trained."""
     features: FeatureConfig = field(default_factory=FeatureConfig)
-    """What it is trained on."""
     path: Path = Path()
-    """Where the recipe was read from."""
     written: tuple[str, ...] = ()
     """Keys of the `model` section that the file has; the others are at their defaults."""
 
@@ -191,9 +188,7 @@ def check_used(config: ProjectionConfig, given: Iterable[str], source: str) -> N
 def _build_train(section: Any, source: str) -> TrainConfig:
     """The `train:` section, in which the keys of the chosen loss stand among the others."""
     hints = typing.get_type_hints(TrainConfig)
-    hints.pop("loss")
-    defaults = vars(TrainConfig())
-    general = [(key, hint, field(default=defaults[key])) for key, hint in hints.items()]
+    general = [(n, hint, getattr(TrainConfig, n)) for n, hint in hints.items() if n != "loss"]
     given = section if isinstance(section, Mapping) else {}
     ltype = str(given.get("ltype", TrainConfig.ltype))
     with naming(source):
@@ -218,6 +213,6 @@ def _loss_keys(ltype: str) -> list[tuple[str, Any, Any]]:
     hints = typing.get_type_hints(LOSSES[ltype])
     _, *settings = inspect.signature(LOSSES[ltype]).parameters.values()
     return [
-        (entry.name, hints.get(entry.name, type(entry.default)), field(default=entry.default))
+        (entry.name, hints.get(entry.name, type(entry.default)), entry.default)
         for entry in settings
     ]

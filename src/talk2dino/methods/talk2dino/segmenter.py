@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from talk2dino.backbones.templates import prompt_means
 from talk2dino.backbones.text import BertEncoder, TextEncoder, load_text, text_from_state
@@ -134,7 +134,7 @@ class Talk2DinoSegmenter(DenseSegmenter):
                     "load_vision, load_text and load_projection make such parts."
                 )
             _check_fit(**{**parts, name: value})
-        nn.Module.__setattr__(self, name, value)
+        super().__setattr__(name, value)
 
     @property
     def refinements(self) -> tuple[Refinement, ...]:  # type: ignore[override]

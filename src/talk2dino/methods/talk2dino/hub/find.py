@@ -240,14 +240,9 @@ def _find_file(path: Path, config: str | Path | None) -> FoundModel:
     if parts.vision:
         projection = identify_projection(parts.projection, source)
         vision, text = identify(parts, source)
-        chosen = SegmenterConfig(
-            projection=projection,
-            projection_weights=source,
-            vision_model=vision,
-            vision_weights=source,
-            text_model=text,
-            text_weights=source,
-        )
+        models: dict[str, Any] = dict.fromkeys(WEIGHT_FIELDS, source)
+        models |= {"projection": projection, "vision_model": vision, "text_model": text}
+        chosen = SegmenterConfig(**models)
     elif config is not None:
         chosen = read_segmenter_config(config, projection_weights=source)
     elif summary.get("settings"):
