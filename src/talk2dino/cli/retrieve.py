@@ -95,7 +95,8 @@ class Retrieve(Command):
         cosines, rows = best_rows(query, column, self.top, project, done)
         check_finite(cosines, key, self.store)  # what is none comes first
         pictures = rows if by_text else store.caption_rows[rows]
-        names = [_name(store.images[row]) for row in pictures.tolist()]
+        records = [store.images[row] for row in pictures.tolist()]
+        names = [str(record.get("file_name", record["id"])) for record in records]
         found = zip(cosines.tolist(), rows.tolist(), names, strict=True)
         for place, (cosine, row, name) in enumerate(found, 1):
             caption = "" if by_text else f"  {store.annotations[row]['caption']}"
@@ -103,10 +104,6 @@ class Retrieve(Command):
         if self.sheet is not None and self.images is not None:
             _draw([self.images / name for name in names], self.sheet)
             print(f"written: {self.sheet}")
-
-
-def _name(record: dict[str, object]) -> str:
-    return str(record.get("file_name", record["id"]))
 
 
 def _draw(paths: Sequence[Path], sheet: Path) -> None:
