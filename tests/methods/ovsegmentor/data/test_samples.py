@@ -10,6 +10,12 @@ import torch
 from PIL import Image
 from torch.utils.data._utils.pin_memory import pin_memory
 
+from talk2dino.methods.ovsegmentor.config import (
+    PretrainingData,
+    PretrainingRecipe,
+    StartConfig,
+    TrainConfig,
+)
 from talk2dino.methods.ovsegmentor.data import samples as samples_module
 from talk2dino.methods.ovsegmentor.data.samples import (
     EpochBatches,
@@ -18,10 +24,9 @@ from talk2dino.methods.ovsegmentor.data.samples import (
     crop_and_flip,
     deit_transform,
     make_loader,
-    open_rows,
     seeded_globals,
 )
-from talk2dino.methods.ovsegmentor.data.words import CaptionReader, dictionary_lemma
+from talk2dino.processes import Processes
 from tests.methods.ovsegmentor.data.conftest import ROWS, write_rows
 
 SMALL = crop_and_flip(16, 0.4)
@@ -31,9 +36,15 @@ FOUR = [(0, number) for number in range(4)]
 @pytest.fixture
 def open_samples(tokenizer):
     def open_them(metafile, images, seed=0, pairs=True, compat=False):
-        reader = CaptionReader(dictionary_lemma, compat)
-        rows = open_rows(metafile, images, reader, pairs)
-        return PretrainingSamples(rows, reader, SMALL, tokenizer, 77, seed, pairs)
+        data = PretrainingData(str(metafile), str(images), lemmas="lemminflect")
+        stage, start = (2, StartConfig(stage1="a folder")) if pairs else (1, StartConfig())
+        train = TrainConfig(seed=seed)
+        recipe = PretrainingRecipe(
+            "ovsegmentor_toy", stage, data, train=train, start=start, compat=compat
+        )
+        samples = PretrainingSamples(recipe, tokenizer)
+        samples.transform = SMALL
+        return samples
 
     return open_them
 
@@ -102,9 +113,8 @@ def test_a_batch_is_what_the_model_takes(samples, tokenizer):
 def test_as_published_the_answer_ends_with_the_names(open_samples, metafile, images):
     samples = open_samples(metafile, images, pairs=False, compat=True)
     assert samples.sample(0, 0).question == "A dog, on a ofa."
-    assert samples.sample(0, 1).question == "Two [MASK]" and samples.sample(0, 1).answer.endswith(
-        " dog"
-    )
+    second = samples.sample(0, 1)
+    assert second.question == "Two [MASK]" and second.answer.endswith(" dog")
 
 
 def test_an_image_that_cannot_be_read_is_replaced_and_named(samples, images, monkeypatch):
@@ -159,7 +169,7 @@ def test_the_loader_resumes_exactly_with_any_number_of_workers(samples, workers)
 
 def test_processes_together_see_the_large_batches_of_one():
     one = list(EpochBatches(23, 6, seed=5))
-    parts = [list(EpochBatches(23, 2, seed=5, rank=rank, world=3)) for rank in range(3)]
+    parts = [list(EpochBatches(23, 2, seed=5, processes=Processes(rank, 3))) for rank in range(3)]
     assert [[*itertools.chain(*step)] for step in zip(*parts, strict=True)] == one and len(one) == 3
     assert len({key for batch in one for key in batch}) == 18
 

@@ -236,13 +236,7 @@ left_out: JSON text of the reasons and the examples of `LeftOut`.
 
 
 class TarRows(Rows):
-    """The samples of all tars, numbered in their order.
-
-    Args:
-        path: a tar, a folder, or a pattern of tars.
-        reader: tells which captions can be used, and their entities for the pairs.
-        pairs: whether partners will be asked for.
-    """
+    """The samples of all tars, numbered in their order."""
 
     def __init__(self, path: str | Path, reader: CaptionReader, pairs: bool) -> None:
         self.tars, looked = list_tars(path), Looked(reader, pairs)

@@ -26,11 +26,13 @@ from torchvision import transforms
 from talk2dino.backbones.templates import get_templates
 from talk2dino.backbones.vision import IMAGENET_MEAN, IMAGENET_STD
 from talk2dino.features.tars import is_tar_input
+from talk2dino.methods.ovsegmentor.config import PretrainingRecipe
 from talk2dino.methods.ovsegmentor.data.rows import CocoRows, Rows, TableRows, TarRows
 from talk2dino.methods.ovsegmentor.data.table import open_table
-from talk2dino.methods.ovsegmentor.data.words import CaptionReader
+from talk2dino.methods.ovsegmentor.data.words import CaptionReader, find_lemmas, get_lemma
 from talk2dino.methods.ovsegmentor.model import PretrainingBatch
 from talk2dino.methods.ovsegmentor.text import Tokenizer
+from talk2dino.processes import Processes
 from talk2dino.training.run import epoch_order
 
 logger = logging.getLogger(__name__)
@@ -166,30 +168,37 @@ class Sample(NamedTuple):
 
 
 class PretrainingSamples(Dataset[LoadedBatch]):
-    """Batches of samples by (epoch, number), which are functions of these and the seed.
+    """Batches of samples by (epoch, number), which are functions of these and the recipe's seed.
 
     Args:
-        rows: captions with their images.
-        reader: makes questions and answers.
-        transform: of images; it may draw from the global generators.
-        tokenizer: of the texts.
-        length: tokens of each.
-        seed: of the answers' templates, the partners and the transform.
-        pairs: whether each sample has a second image (stage 2).
+        recipe: has the captions, the images and what is done to them.
+        tokenizer: of the model's text encoder.
+        held_out: take the captions of the selection section, with whole, unchanged images and
+            without pairs.
+
+    Raises:
+        FileNotFoundError, ValueError: see `open_rows`; also a tokeniser without a mask token.
     """
 
     def __init__(
-        self,
-        rows: Rows,
-        reader: CaptionReader,
-        transform: Transform,
-        tokenizer: Tokenizer,
-        length: int = 77,
-        seed: int = 0,
-        pairs: bool = False,
+        self, recipe: PretrainingRecipe, tokenizer: Tokenizer, held_out: bool = False
     ) -> None:
-        self.rows, self.reader, self.transform = rows, reader, transform
-        self.tokenizer, self.length, self.seed, self.pairs = tokenizer, length, seed, pairs
+        data, augment, size = recipe.data, recipe.augment, recipe.config.vision.image_size
+        self.tokenizer, self.length = tokenizer, recipe.train.text_length
+        self.seed = recipe.train.seed
+        self.pairs = recipe.stage == 2 and not held_out
+        mask = tokenizer.tokenizer.mask_token
+        if mask is None:
+            raise ValueError("the tokeniser has no mask token, which questions need. Use a BERT's.")
+        lemma = get_lemma(find_lemmas(data.lemmas))
+        self.reader = CaptionReader(lemma, recipe.compat, mask, data.table)
+        if held_out:
+            self.transform = whole_image(size)
+        else:
+            changed = deit_transform if augment.deit else crop_and_flip
+            self.transform = changed(size, augment.smallest_crop)
+        chosen = recipe.selection if held_out else data
+        self.rows = open_rows(str(chosen.metafile), chosen.images, self.reader, self.pairs)
         self._templates = get_templates("full")
 
     def __len__(self) -> int:
@@ -257,31 +266,30 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         size: number of samples.
         batch_size: samples per process and step.
         seed: of the orders.
-        rank: this process.
-        world: how many processes there are.
+        processes: this process and its equals.
     """
 
     def __init__(
-        self, size: int, batch_size: int, seed: int = 0, rank: int = 0, world: int = 1
+        self, size: int, batch_size: int, seed: int = 0, processes: Processes | None = None
     ) -> None:
         self.size, self.batch_size, self.seed = size, batch_size, seed
-        self.rank, self.world = rank, world
+        self.processes = processes or Processes()
         self.epoch = self.step = 0
 
     @property
     def steps(self) -> int:
         """Steps per epoch."""
-        return self.size // (self.batch_size * self.world)
+        return self.size // (self.batch_size * self.processes.count)
 
     def start_at(self, epoch: int, step: int = 0) -> None:
         """Let the next iteration be the rest of `epoch` (from 0) from `step` (from 0) on."""
         self.epoch, self.step = epoch, step
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch = self.epoch
+        epoch, processes = self.epoch, self.processes
         order = epoch_order(self.size, self.seed, epoch)
         for step in range(self.step, self.steps):
-            start = (step * self.world + self.rank) * self.batch_size
+            start = (step * processes.count + processes.rank) * self.batch_size
             numbers = order[start : start + self.batch_size].tolist()
             yield [(epoch, number) for number in numbers]
 

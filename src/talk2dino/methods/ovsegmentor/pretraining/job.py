@@ -26,14 +26,10 @@ from talk2dino.methods.ovsegmentor.checkpoints import (
 )
 from talk2dino.methods.ovsegmentor.config import SECTIONS, OVSegmentorConfig, PretrainingRecipe
 from talk2dino.methods.ovsegmentor.data.rows import Rows
-from talk2dino.methods.ovsegmentor.data.samples import crop_and_flip, deit_transform
+from talk2dino.methods.ovsegmentor.data.samples import PretrainingSamples
 from talk2dino.methods.ovsegmentor.data.words import find_lemmas
 from talk2dino.methods.ovsegmentor.model import OVSegmentor
-from talk2dino.methods.ovsegmentor.pretraining.loop import (
-    PretrainingRun,
-    open_held_out,
-    open_samples,
-)
+from talk2dino.methods.ovsegmentor.pretraining.loop import PretrainingRun
 from talk2dino.methods.ovsegmentor.text import (
     TOY,
     Tokenizer,
@@ -149,18 +145,21 @@ class PretrainingJob(RunJob):
     ) -> PretrainingRun:
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        recipe, augment, stage1 = self.recipe, self.recipe.augment, self.recipe.start.stage1
+        recipe, stage1, chosen = self.recipe, self.recipe.start.stage1, self.recipe.selection
         folder = Path(stage1 or "") / TOKENIZER_FOLDER
         came_along = stage1 is not None and folder.is_dir()
         tokenizer = load_tokenizer(recipe.config.text, folder if came_along else None)
-        transform = (deit_transform if augment.deit else crop_and_flip)(
-            recipe.config.vision.image_size, augment.smallest_crop
-        )
-        samples = open_samples(recipe, recipe.data, transform, tokenizer, recipe.stage == 2)
+        samples, held_out = PretrainingSamples(recipe, tokenizer), None
         if recipe.config.text.name == TOY and recipe.stage == 1:  # it has only characters yet
             tokenizer = with_words(tokenizer, recipe.config, samples.rows)
             samples.tokenizer = tokenizer
-        held_out = open_held_out(recipe, tokenizer, processes)
+        if chosen.metafile:
+            held_out = PretrainingSamples(recipe, tokenizer, held_out=True)
+            if len(held_out) < processes.count:
+                raise ValueError(
+                    f"selection: metafile: {chosen.metafile} holds {len(held_out)} captions that "
+                    f"can be used; at least {processes.count} are needed, one for each process"
+                )
         model = first_model(recipe).to(device)
         run = PretrainingRun(model, recipe, samples, held_out, processes, self.workers)
         run.judge()  # a broken image is found now, and not after an epoch

@@ -1,11 +1,9 @@
 """A pretraining run: optimiser steps of all processes, epochs of them, and held-out captions."""
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,26 +11,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from talk2dino.devices import mixed_precision
-from talk2dino.methods.ovsegmentor.config import (
-    LR_BATCH,
-    PretrainingData,
-    PretrainingRecipe,
-    TrainConfig,
-)
+from talk2dino.methods.ovsegmentor.config import LR_BATCH, PretrainingRecipe, TrainConfig
 from talk2dino.methods.ovsegmentor.data.samples import (
     EpochBatches,
     FailureLog,
     LoadedBatch,
     PretrainingSamples,
-    Transform,
     make_loader,
-    open_rows,
-    whole_image,
 )
-from talk2dino.methods.ovsegmentor.data.words import CaptionReader, find_lemmas, get_lemma
 from talk2dino.methods.ovsegmentor.losses import infonce
 from talk2dino.methods.ovsegmentor.model import OVSegmentor, PretrainingBatch
-from talk2dino.methods.ovsegmentor.text import Tokenizer
 from talk2dino.processes import Processes, average_gradients
 from talk2dino.training.run import Run, step_seed
 
@@ -77,51 +65,6 @@ def decays(name: str, parameter: torch.Tensor) -> bool:
     return parameter.ndim != 1 and not name.endswith(".bias")
 
 
-def open_samples(
-    recipe: PretrainingRecipe,
-    data: PretrainingData,
-    transform: Transform,
-    tokenizer: Tokenizer,
-    pairs: bool = False,
-) -> PretrainingSamples:
-    """Some captions of a recipe with their pictures.
-
-    Raises:
-        FileNotFoundError, ValueError: see `open_rows`; also a tokeniser without a mask token.
-    """
-    mask = tokenizer.tokenizer.mask_token
-    if mask is None:
-        raise ValueError("the tokeniser has no mask token, which questions need. Use a BERT's.")
-    reader = CaptionReader(get_lemma(find_lemmas(data.lemmas)), recipe.compat, mask, data.table)
-    rows = open_rows(data.metafile, Path(data.images), reader, pairs)
-    train = recipe.train
-    return PretrainingSamples(
-        rows, reader, transform, tokenizer, train.text_length, train.seed, pairs
-    )
-
-
-def open_held_out(
-    recipe: PretrainingRecipe, tokenizer: Tokenizer, processes: Processes
-) -> PretrainingSamples | None:
-    """The captions of the recipe's selection section, with whole, unchanged images, if it has any.
-
-    Raises:
-        ValueError: there are fewer captions than processes; see also `open_samples`.
-    """
-    chosen = recipe.selection
-    if chosen.metafile is None:
-        return None
-    data = dataclasses.replace(recipe.data, metafile=chosen.metafile, images=chosen.images)
-    whole = whole_image(recipe.config.vision.image_size)
-    samples = open_samples(recipe, data, whole, tokenizer)
-    if len(samples) < processes.count:
-        raise ValueError(
-            f"selection: metafile: {chosen.metafile} holds {len(samples)} captions that can be "
-            f"used; at least {processes.count} are needed, one for each process"
-        )
-    return samples
-
-
 class PretrainingRun(Run):
     """One stage of pretraining.
 
@@ -152,8 +95,8 @@ class PretrainingRun(Run):
     ) -> None:
         self.recipe, self.samples = recipe, samples
         processes = processes or Processes()
-        train, rank, world = recipe.train, processes.rank, processes.count
-        self.order = EpochBatches(len(samples), train.batch_size, train.seed, rank, world)
+        train, world = recipe.train, processes.count
+        self.order = EpochBatches(len(samples), train.batch_size, train.seed, processes)
         steps = self.order.steps // train.accumulate
         if not steps:
             raise ValueError(
@@ -169,7 +112,7 @@ class PretrainingRun(Run):
         self.held_out: DataLoader | None = None
         if held_out is not None:
             size = min(recipe.selection.batch_size, len(held_out) // world)
-            same = EpochBatches(len(held_out), size, 0, rank, world)  # in every epoch
+            same = EpochBatches(len(held_out), size, 0, processes)  # in every epoch
             self.held_out = make_loader(held_out, same, workers)
         rate_after = make_schedule(train, world, steps)
         # As published the value of one step earlier; the first two updates share one.
