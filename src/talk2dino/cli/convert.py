@@ -27,7 +27,6 @@ class Convert(Command):
     """Replace what is there."""
 
     def check(self) -> None:
-        """Raise for wrong arguments."""
         from talk2dino.methods.ovsegmentor.checkpoints import CONFIG_FILE, MODEL_FILES, WEIGHTS_FILE
 
         if self.method == "freeda":
@@ -50,7 +49,6 @@ class Convert(Command):
         check_writable(self.out, self.overwrite)
 
     def run(self, found: None) -> None:
-        """Convert."""
         if self.method == "freeda":
             from talk2dino.methods.freeda.bank import convert_bank
 

@@ -87,7 +87,7 @@ class PrepareCaptions(Command):
         check_writable(out, self.overwrite)
         return source, out
 
-    def run(self, found: Found) -> int:
+    def run(self, found: Found) -> int | None:
         """Do one step; what it writes appears whole."""
         source, out = found
         if self.mode == "filter":
@@ -99,7 +99,7 @@ class PrepareCaptions(Command):
         else:
             done = f"{json_to_csv(source, out)} rows"
         print(f"{out}: {done}")
-        return DONE
+        return None
 
     def _filter(self, source: Path, folder: Path) -> int:
         parts, lemmas = self.processors, find_lemmas(self.lemmas)
@@ -114,5 +114,4 @@ class PrepareCaptions(Command):
             print(f"warning: damaged rows were left out; the first:\n  {named}", file=sys.stderr)
         if not kept:
             print("error: no caption names an entity of the list", file=sys.stderr)
-            return FAILED
-        return DONE
+        return DONE if kept else FAILED

@@ -39,7 +39,6 @@ class Pretrain(TrainingCommand):
         add_flags(parser, job, "device", "workers", *run, workers=min(8, core_share()))
 
     def check(self) -> PretrainingJob:
-        """Raise for wrong arguments; see `check_job`."""
         from talk2dino.methods.ovsegmentor.config import load_pretraining_recipe
         from talk2dino.methods.ovsegmentor.pretraining.job import PretrainingJob, check_job
 

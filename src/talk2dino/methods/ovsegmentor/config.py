@@ -18,7 +18,6 @@ from talk2dino.textfiles import parse_yaml, read_yaml
 
 STAGES = ("evaluation", "stage1", "stage2")
 """What a model holds: the two encoders; also the entity decoder; also the EMA teacher."""
-TEXT_KINDS = ("bert", "roberta")
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ class TextConfig:
     """Dropout of hidden states and attention weights. Training only."""
 
     def __post_init__(self) -> None:
-        check_name("text encoder (kind)", self.kind, TEXT_KINDS)
+        check_name("text encoder (kind)", self.kind, ("bert", "roberta"))
         if self.width % self.num_heads:
             raise ValueError(f"width {self.width} cannot be split into {self.num_heads} num_heads")
 

@@ -136,7 +136,6 @@ class PretrainingBatch(NamedTuple):
     """`A photo of ` and the shared entity; stage 2."""
 
     def to(self, device: str | torch.device) -> PretrainingBatch:
-        """The same on another device."""
         parts: list[Any] = [None if part is None else part.to(device) for part in self]
         return PretrainingBatch(*parts)
 
@@ -199,7 +198,6 @@ class OVSegmentor(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
         return self.logit_scale.device
 
     @property

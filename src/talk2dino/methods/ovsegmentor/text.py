@@ -28,7 +28,6 @@ class Tokens(NamedTuple):
     """(B, T) int64, 1 where there is a token."""
 
     def to(self, device: str | torch.device) -> Tokens:
-        """The same on another device."""
         return Tokens(self.ids.to(device), self.mask.to(device))
 
 
@@ -37,12 +36,32 @@ class TextEncoder(nn.Module):
 
     It is built without weights. Its pooler is part of the published checkpoints, but nothing
     reads it.
+
+    Raises:
+        ImportError: transformers is not installed.
     """
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
+        require_transformers("OVSegmentor")
+        from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
+
         self.config = config
-        self.transformer = _build(config)
+        settings: dict[str, Any] = {
+            "vocab_size": config.vocabulary,
+            "hidden_size": config.width,
+            "num_hidden_layers": config.depth,
+            "num_attention_heads": config.num_heads,
+            "intermediate_size": 4 * config.width,
+            "max_position_embeddings": config.positions,
+            "hidden_dropout_prob": config.dropout,
+            "attention_probs_dropout_prob": config.dropout,
+        }
+        if config.kind == "roberta":
+            settings |= {"type_vocab_size": 1, "layer_norm_eps": 1e-5, "pad_token_id": 1}
+            self.transformer: nn.Module = RobertaModel(RobertaConfig(**settings))
+        else:
+            self.transformer = BertModel(BertConfig(**settings))
 
     def forward(self, tokens: Tokens) -> Tensor:
         """Token ids (B, T) to the last layer's outputs (B, T, E); position 0 stands for the text.
@@ -155,28 +174,3 @@ def toy_tokenizer(words: Iterable[str] = ()) -> Any:
     names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
     special = dict(zip(names, SPECIAL_TOKENS, strict=True))
     return PreTrainedTokenizerFast(tokenizer_object=pipeline, **special)
-
-
-def _build(config: TextConfig) -> nn.Module:
-    """The transformer without weights.
-
-    Raises:
-        ImportError: transformers is not installed.
-    """
-    require_transformers("OVSegmentor")
-    from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
-
-    settings: dict[str, Any] = {
-        "vocab_size": config.vocabulary,
-        "hidden_size": config.width,
-        "num_hidden_layers": config.depth,
-        "num_attention_heads": config.num_heads,
-        "intermediate_size": 4 * config.width,
-        "max_position_embeddings": config.positions,
-        "hidden_dropout_prob": config.dropout,
-        "attention_probs_dropout_prob": config.dropout,
-    }
-    if config.kind == "roberta":
-        settings |= {"type_vocab_size": 1, "layer_norm_eps": 1e-5, "pad_token_id": 1}
-        return RobertaModel(RobertaConfig(**settings), add_pooling_layer=True)
-    return BertModel(BertConfig(**settings), add_pooling_layer=True)

@@ -209,11 +209,9 @@ class PatchStage(nn.Module):
 
     def forward(self, patches: Tensor) -> tuple[Tensor, Assignment]:
         """Patches (B, P, C) to groups (B, G, C)."""
-        num_patches = patches.shape[1]
         tokens = self.group_token.expand(len(patches), -1, -1)
-        x = torch.cat([patches, tokens], dim=1)
-        for block in self.blocks:
-            x = block(x)
+        x = self.blocks(torch.cat([patches, tokens], dim=1))
+        num_patches = patches.shape[1]
         return self.downsample(x[:, :num_patches], x[:, num_patches:])
 
 
@@ -235,7 +233,7 @@ class ImageEncoder(nn.Module):
         )
         patch_stage = PatchStage(config, rates[: config.depth_patches])
         # Blocks over the groups; both stages have the names that a checkpoint has below `layers`.
-        blocks = nn.Sequential(*_blocks(config, rates[config.depth_patches :]))
+        blocks = _blocks(config, rates[config.depth_patches :])
         group_stage = nn.Sequential(OrderedDict(blocks=blocks))
         self.layers = nn.ModuleList([patch_stage, group_stage])
         self.norm = nn.LayerNorm(config.width)
@@ -303,8 +301,8 @@ def load_dino(encoder: ImageEncoder, state: Mapping[str, Tensor]) -> list[str]:
     return own
 
 
-def _blocks(config: VisionConfig, rates: list[float]) -> nn.ModuleList:
-    return nn.ModuleList(attention_block(config.width, config.num_heads, rate) for rate in rates)
+def _blocks(config: VisionConfig, rates: list[float]) -> nn.Sequential:
+    return nn.Sequential(*(attention_block(config.width, config.num_heads, r) for r in rates))
 
 
 def _initialise(module: nn.Module) -> None:

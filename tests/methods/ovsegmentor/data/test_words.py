@@ -9,13 +9,13 @@ from talk2dino.methods.ovsegmentor.data.words import (
     CLASSES,
     EMPTY,
     FILTER_WORDS,
+    LEMMA_SOURCES,
     NO_ENTITY,
     OTHER_SCRIPT,
     SYNONYMS,
     CaptionReader,
     dictionary_lemma,
     find_lemmas,
-    get_lemma,
     published_question,
 )
 
@@ -146,7 +146,7 @@ def test_an_unknown_source_of_lemmas_lists_the_known():
 
 def test_without_wordnet_lemmas_come_from_the_dictionary(monkeypatch):
     monkeypatch.setitem(sys.modules, "nltk", None)
-    assert find_lemmas() == "lemminflect" and get_lemma("lemminflect")("knives") == "knife"
+    assert find_lemmas() == "lemminflect" and LEMMA_SOURCES["lemminflect"]("knives") == "knife"
     with pytest.raises(RuntimeError, match="pip install nltk"):
         find_lemmas("wordnet")
 
@@ -177,7 +177,7 @@ def toy_nltk(tmp_path, monkeypatch):
 def test_wordnet_is_used_where_its_data_is_installed(toy_nltk, place):
     toy_nltk(place)
     assert find_lemmas() == find_lemmas("wordnet") == "wordnet"
-    assert get_lemma("wordnet")("oxen") == "ox"
+    assert LEMMA_SOURCES["wordnet"]("oxen") == "ox"
 
 
 def test_nltk_without_its_data_is_not_enough(toy_nltk):

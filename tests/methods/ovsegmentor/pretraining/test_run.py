@@ -311,7 +311,7 @@ def test_resuming_is_refused_after_the_data_of_wordnet_appeared_or_vanished(
     make_recipe, tmp_path, monkeypatch, before, after, message
 ):
     recipe = make_recipe(data={"lemmas": "auto"})
-    monkeypatch.setattr(words, "wordnet_lemma", words.dictionary_lemma)  # its data is not there
+    monkeypatch.setitem(words.LEMMA_SOURCES, "wordnet", words.dictionary_lemma)  # without data
     monkeypatch.setattr(words, "_has_wordnet", lambda: before)
     interrupted(recipe, tmp_path / "out", 0, epoch=1)
     monkeypatch.setattr(words, "_has_wordnet", lambda: after)

@@ -42,7 +42,7 @@ from talk2dino.methods.ovsegmentor.data.table import (
     Table,
     open_table,
 )
-from talk2dino.methods.ovsegmentor.data.words import DICTIONARY, CaptionReader, get_lemma
+from talk2dino.methods.ovsegmentor.data.words import DICTIONARY, LEMMA_SOURCES, CaptionReader
 from talk2dino.progress import Progress, silent
 from talk2dino.textfiles import parse_json, read_json, refuse_packed
 
@@ -163,7 +163,7 @@ def _filter_part(
     """The job: number, file, first row, and the bytes between which the records begin."""
     number, path, first_row, *bounds = job
     kept, left_out = 0, LeftOut()
-    reader = CaptionReader(get_lemma(made_from["lemmas"]), "compat" in made_from)
+    reader = CaptionReader(LEMMA_SOURCES[made_from["lemmas"]], "compat" in made_from)
     with atomic_files(path.parent, path.name, _record(path).name) as folder:
         with _csv_writer(folder / path.name, (IMAGE, CAPTION, ENTITY)) as write:
             for row, (_, fields) in enumerate(table.records(*bounds), start=first_row):

@@ -29,7 +29,7 @@ from talk2dino.features.tars import is_tar_input
 from talk2dino.methods.ovsegmentor.config import PretrainingRecipe
 from talk2dino.methods.ovsegmentor.data.rows import CocoRows, Rows, TableRows, TarRows
 from talk2dino.methods.ovsegmentor.data.table import open_table
-from talk2dino.methods.ovsegmentor.data.words import CaptionReader, find_lemmas, get_lemma
+from talk2dino.methods.ovsegmentor.data.words import LEMMA_SOURCES, CaptionReader, find_lemmas
 from talk2dino.methods.ovsegmentor.model import PretrainingBatch
 from talk2dino.methods.ovsegmentor.text import Tokenizer
 from talk2dino.processes import Processes
@@ -63,9 +63,6 @@ def deit_transform(size: int, smallest_crop: float) -> Transform:
         auto_augment="rand-m9-mstd0.5-inc1",
         re_prob=0.25,
         re_mode="pixel",
-        re_count=1,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
     )
 
 
@@ -190,7 +187,7 @@ class PretrainingSamples(Dataset[LoadedBatch]):
         mask = tokenizer.tokenizer.mask_token
         if mask is None:
             raise ValueError("the tokeniser has no mask token, which questions need. Use a BERT's.")
-        lemma = get_lemma(find_lemmas(data.lemmas))
+        lemma = LEMMA_SOURCES[find_lemmas(data.lemmas)]
         self.reader = CaptionReader(lemma, recipe.compat, mask, data.table)
         if held_out:
             self.transform = whole_image(size)

@@ -255,7 +255,6 @@ class LeftOut:
             self.examples.append(f"{name} {why or f'is {reason}'}")
 
     def join(self, reasons: dict[str, int], examples: list[str]) -> None:
-        """Count what was counted elsewhere."""
         self.reasons.update(reasons)
         self.examples += examples[: _SHOWN - len(self.examples)]
 

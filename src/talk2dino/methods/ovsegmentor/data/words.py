@@ -74,11 +74,6 @@ def find_lemmas(name: str = AUTO) -> str:
     return WORDNET if has_wordnet else DICTIONARY
 
 
-def get_lemma(name: str) -> Lemma:
-    """The function of a source of lemmas, as `find_lemmas` returned it. It can be pickled."""
-    return wordnet_lemma if name == WORDNET else dictionary_lemma
-
-
 @lru_cache(_REMEMBERED)
 def dictionary_lemma(word: str) -> str:
     """The singular by lemminflect's dictionary; a noun it lacks loses a plain plural s."""
@@ -96,6 +91,10 @@ def wordnet_lemma(word: str) -> str:
     from nltk.stem import WordNetLemmatizer
 
     return str(WordNetLemmatizer().lemmatize(word))
+
+
+LEMMA_SOURCES: Mapping[str, Lemma] = {DICTIONARY: dictionary_lemma, WORDNET: wordnet_lemma}
+"""What `find_lemmas` returns -> its function, which can be pickled."""
 
 
 def _has_wordnet() -> bool:

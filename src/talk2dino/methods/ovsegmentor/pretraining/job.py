@@ -113,7 +113,6 @@ class PretrainingJob(RunJob):
 
     @property
     def outputs(self) -> RunOutputs:
-        """Its files, in the folder `out`, beside the model's own."""
         out, names = self.out, ("pretraining.json", "losses.csv", "losses.png")
         summary, losses, plot = (out / name for name in names)
         state, lock = out / UNFINISHED_FILE, out / "lock"
@@ -125,8 +124,8 @@ class PretrainingJob(RunJob):
         settings = {"model": recipe.model, "stage": recipe.stage, "compat": recipe.compat}
         settings["processes"] = processes.count
         for section in SECTIONS:
-            for key, value in asdict(getattr(recipe, section)).items():
-                settings[f"{section}.{key}"] = value
+            values = asdict(getattr(recipe, section))
+            settings |= {f"{section}.{key}": value for key, value in values.items()}
         settings["data.lemmas"] = find_lemmas(recipe.data.lemmas)  # auto may come to mean another
         weights = recipe.start.stage1
         if weights and (Path(weights) / WEIGHTS_FILE).is_file():

@@ -44,25 +44,20 @@ def make_schedule(train: TrainConfig, world: int, steps_per_epoch: int) -> Calla
 
 
 def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
-    """AdamW, with its usual betas and eps, over what is trained: with weight decay and without."""
+    """AdamW, with its usual betas and eps, over what is trained: with weight decay and without.
+
+    All but biases and vectors have it; as published also the similarity scale, which has no
+    dimension.
+    """
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    decaying = [p for name, p in trained if p.ndim != 1 and not name.endswith(".bias")]
+    others = [p for name, p in trained if p.ndim == 1 or name.endswith(".bias")]
     groups = [
-        {
-            "params": [p for name, p in trained if decays(name, p) is wanted],
-            "weight_decay": train.weight_decay if wanted else 0.0,
-        }
-        for wanted in (True, False)
+        {"params": decaying, "weight_decay": train.weight_decay},
+        {"params": others, "weight_decay": 0.0},
     ]
     fused = trained[0][1].device.type in ("cpu", "cuda")
     return torch.optim.AdamW(groups, lr=train.base_lr, fused=fused)
-
-
-def decays(name: str, parameter: torch.Tensor) -> bool:
-    """Whether a parameter has weight decay: all but biases and vectors.
-
-    As published that includes the similarity scale, which has no dimension.
-    """
-    return parameter.ndim != 1 and not name.endswith(".bias")
 
 
 class PretrainingRun(Run):
