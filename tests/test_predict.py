@@ -59,7 +59,7 @@ def test_a_model_segments_as_its_method_does_pictures(model, threshold):
         result = loaded.segment(pixels(), NAMES, background)
         method = find_method(model, {"weights": SEEDED}).for_pictures(background)
         segmenter = method.load(torch.device("cpu"), loaded.segmenter)
-        query = method.query(segmenter, NAMES, threshold if background else None)
+        query = method.words().asked_of(segmenter, NAMES, threshold if background else None)
         scores = picture_scores(
             segmenter, torch.tensor(pixels()).permute(2, 0, 1), query, method.demo.protocol
         )

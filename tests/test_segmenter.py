@@ -6,7 +6,6 @@ import torch
 from talk2dino.segmenter import (
     ClassQuery,
     ClassWords,
-    make_query,
     pool_words,
     with_background,
 )
@@ -17,8 +16,7 @@ def embed(words):
 
 
 def test_the_best_word_of_a_class_is_its_score():
-    words = ClassWords().lists(["cat", "dog"], None, [["cat", "kitten"], ["dog"]])
-    query = make_query(words[0], None, words[1], embed)
+    query = ClassWords().query(["cat", "dog"], None, [["cat", "kitten"], ["dog"]], embed)
     assert query.owner.tolist() == [0, 0, 1] and query.first == 0
     scores = torch.tensor([[0.1, 0.5, 0.3], [0.4, 0.2, 0.0]])
     assert pool_words(scores, query).tolist() == [
@@ -29,14 +27,12 @@ def test_the_best_word_of_a_class_is_its_score():
 
 
 def test_a_background_without_words_has_no_row_and_one_with_words_has():
-    labels, words = ClassWords().lists(["cat"], 0.5, [["cat", "kitten"]])
-    query = make_query(labels, 0.5, words, embed)
+    query = ClassWords().query(["cat"], 0.5, [["cat", "kitten"]], embed)
     assert (query.names, query.owner.tolist(), query.first) == (("background", "cat"), [1, 1], 1)
     scores = pool_words(torch.tensor([[0.2, 0.4]]), query)[0]
     assert with_background(scores, query).tolist() == [0.5, pytest.approx(0.4)]
     own = ClassWords(background=("sky", "wall"))
-    labels, words = own.lists(["cat"], 0.5)
-    query = make_query(labels, 0.5, words, embed)
+    query = own.query(["cat"], 0.5, None, embed)
     assert (query.owner.tolist(), query.first) == ([0, 0, 1], 0)
     low, high = torch.tensor([[0.1, 0.2, 0.9], [0.7, 0.6, 0.9]])
     for scores, least in ((low, 0.5), (high, 0.7)):

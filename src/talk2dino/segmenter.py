@@ -212,6 +212,13 @@ class ClassWords:
     """Of a background that has a threshold; none: it is the threshold alone."""
     pooling: str | None = None
     """See `ClassQuery.pooling`."""
+    refusal: str = ""
+    """What is said of a threshold {}, where there can be no background."""
+
+    def check_background(self, background: float | None) -> None:
+        """Raise ValueError for the threshold of a background that there cannot be."""
+        if background is not None and self.refusal:
+            raise ValueError(self.refusal.format(background))
 
     def lists(
         self, names: Sequence[str], background: float | None, words: Words | None = None
@@ -224,8 +231,10 @@ class ClassWords:
             words: per name, in place of these.
 
         Raises:
-            ValueError: no name, an empty one, or lists of words that do not fit the names.
+            ValueError: no name, an empty one, lists of words that do not fit the names, or a
+                background that there cannot be.
         """
+        self.check_background(background)
         if isinstance(names, str) or not names or not all(name.strip() for name in names):
             raise ValueError(f"class names are a list without empty ones, found {names!r}.")
         if words is not None and len(words) != len(names):
@@ -243,29 +252,29 @@ class ClassWords:
             raise ValueError(f"no word for {without[0]!r}.")
         return labels, found
 
+    def query(
+        self,
+        names: Sequence[str],
+        background: float | None,
+        words: Words | None,
+        embed: Callable[[list[str]], Tensor],
+    ) -> ClassQuery:
+        """What to look for: `lists`, their words as rows (Q, D) of `embed`."""
+        labels, of_labels = self.lists(names, background, words)
+        counts = [len(of_label) for of_label in of_labels]
+        rows = embed([word for of_label in of_labels for word in of_label])
+        if max(counts) == 1 and sum(counts) >= len(labels) - (background is not None):
+            return ClassQuery(labels, rows, None, background, self.pooling)
+        owner = torch.arange(len(labels)).repeat_interleave(torch.tensor(counts))
+        return ClassQuery(labels, rows, owner.to(rows.device), background, self.pooling)
 
-def make_query(
-    names: Sequence[str],
-    background: float | None,
-    words: Words,
-    embed: Callable[[list[str]], Tensor],
-    pooling: str | None = None,
-) -> ClassQuery:
-    """A query from the words of its labels.
-
-    Args:
-        names: of the labels, and
-        background: the threshold, and
-        words: per label, from `ClassWords.lists`.
-        embed: words to rows (Q, D).
-        pooling: see `ClassQuery`.
-    """
-    counts = [len(of_class) for of_class in words]
-    rows = embed([word for of_class in words for word in of_class])
-    if max(counts) == 1 and sum(counts) >= len(names) - (background is not None):
-        return ClassQuery(tuple(names), rows, None, background, pooling)
-    owner = torch.arange(len(names)).repeat_interleave(torch.tensor(counts))
-    return ClassQuery(tuple(names), rows, owner.to(rows.device), background, pooling)
+    def asked_of(
+        self, segmenter: Segmenter, names: Sequence[str], background: float | None
+    ) -> ClassQuery:
+        """What any segmenter makes of these words for the classes."""
+        labels, of_labels = self.lists(names, background)
+        query = segmenter.query(labels, background, of_labels)
+        return replace(query, pooling=self.pooling)
 
 
 def pool_words(scores: Tensor, query: ClassQuery, dim: int = 1) -> Tensor:

@@ -236,7 +236,7 @@ def test_protocols_are_the_published_ones(build):
     assert build("sclip", "cityscapes").protocol.short_side == 560
     assert build("clearclip", "cityscapes").protocol == Protocol(window=224, stride=224)
     assert build("maskclip", "ade20k").protocol == Protocol()
-    scales = {m: build(m, "voc").logit_scale for m in METHODS}
+    scales = {m: build(m, "voc").rules.logit_scale for m in METHODS}
     assert scales == {m: {"sclip": 65, "naclip": 40}.get(m, 50) for m in METHODS}
     thresholds = {m: build(m, "voc").rules.threshold for m in METHODS}
     assert thresholds == {

@@ -121,7 +121,7 @@ def test_settings_tell_the_weights_of_both_models(tmp_path):
     assert (settings["weights"], settings["clip_weights"]) == ("seeded:3", "seeded:3")
     other = find_method("clip_dinoiser_toy", {"clip_weights": "seeded:4"}).settings()
     assert (other["weights"], other["clip_weights"]) == ("seeded:0", "seeded:4")
-    assert find_method("clip_dinoiser").clip_weights == "pretrained"
+    assert find_method("clip_dinoiser").parts["clip_weights"][1] == "pretrained"
 
 
 def test_the_published_file_loads_as_a_checkpoint_and_bare(toy, tmp_path):

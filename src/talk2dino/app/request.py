@@ -360,7 +360,7 @@ def segment(
         method = method if chosen is None else method.refined(chosen)
         segmenter, rules = method.load(models.device, entry.segmenter), method.demo
         words = vocabulary.class_words(method.words(), pooling)
-        query = method.query(segmenter, names, wanted if background else None, words=words)
+        query = words.asked_of(segmenter, names, wanted if background else None)
         settings = {"model": model, "refine": list(rules.refines or ()), "image": picture.stem}
         found = segment_picture(segmenter, picture.image, query, rules.protocol, settings=settings)
         groups = draw_groups(segmenter, picture.image, models.device)

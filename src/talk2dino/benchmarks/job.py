@@ -88,7 +88,7 @@ class Evaluation:
 
     def words(self, dataset: EvaluationSet) -> ClassWords:
         """By which words the classes of the data set are looked for."""
-        own = dataset.benchmark.class_words(self.method.words(dataset.benchmark))
+        own: ClassWords = self.method.words(dataset.benchmark)
         return own if self.vocabulary is None else self.vocabulary.class_words(own, self.pooling)
 
     def lists(self, dataset: EvaluationSet) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

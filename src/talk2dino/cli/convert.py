@@ -39,7 +39,7 @@ class Convert(Command):
     def _check_bank(self) -> None:
         from talk2dino.methods.freeda.bank import check_bank
 
-        check_bank(str(self.checkpoint), "freeda")
+        check_bank("freeda", str(self.checkpoint))
         if not self.checkpoint.is_dir():
             raise ValueError(
                 f"{self.checkpoint}: the published bank is a folder, and this is a file."

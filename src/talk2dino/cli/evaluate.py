@@ -127,7 +127,6 @@ class Evaluate(EvaluationCommand, MethodCommand):
     def _evaluations(self) -> list[Evaluation]:
         """Models, their benchmarks, and the threshold as published or as asked for."""
         from talk2dino.benchmarks.job import Evaluation
-        from talk2dino.methods.base import UNIFIED, refuse_threshold
         from talk2dino.methods.registry import find_method, split_models, split_weights
         from talk2dino.pictures.vocabularies import read_word_lists
 
@@ -136,13 +135,12 @@ class Evaluate(EvaluationCommand, MethodCommand):
         pooling = self.pooled("--vocabulary", self.vocabulary)
         words = None if self.vocabulary is None else read_word_lists(self.vocabulary)
         more = (self.boundary, words, pooling)
-        if self.protocol == UNIFIED:
-            refuse_threshold(self.bg_thresh)
         asked = self.benchmarks.strip()
         evaluations, without = [], []
         for name, settings in self.settings_of(names).items():
             chosen = {"weights": weights[name]} if name in weights else {}
             method = find_method(name, settings | chosen)
+            method.words().check_background(self.bg_thresh)
             rows = list(method.published_on)
             if asked != "all":
                 rows = find_benchmarks(asked, self.data_root)

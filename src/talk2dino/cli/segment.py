@@ -206,7 +206,6 @@ class Segment(MethodCommand):
             ValueError, FileNotFoundError: flags that make no sense.
         """
         from talk2dino.benchmarks.table import find_benchmark
-        from talk2dino.methods.base import UNIFIED, refuse_threshold
         from talk2dino.methods.registry import find_method
 
         if (self.vocab is None) == (self.textual_categories is None):
@@ -224,8 +223,7 @@ class Segment(MethodCommand):
         settings = self.settings_of([name], **published)[name]
         method = find_method(name, settings).for_pictures(self.with_background)
         background = self._background(method, threshold)
-        if self.protocol == UNIFIED:
-            refuse_threshold(background)
+        method.words().check_background(background)
         if self.vocab is None:
             names = class_names(categories, background is not None)
             if len(names) == 1 and background is None:

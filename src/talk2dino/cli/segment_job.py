@@ -189,7 +189,7 @@ class SegmentJob:
     device: torch.device
     background: float | None = None
     """Threshold of the background, or None for none."""
-    words: ClassWords | None = None
+    words: ClassWords = field(default_factory=ClassWords)
     export: Export | None = None
     """Gets every segmentation."""
     settings: dict[str, Any] = field(default_factory=dict, init=False)
@@ -200,8 +200,7 @@ class SegmentJob:
         self.segmenter = self.method.load(self.device)
         record = self.command.line("--overwrite")
         self.settings = {"command": record, "segmenter": self.method.settings()}
-        classes = (self.segmenter, self.names, self.background)
-        self.query = self.method.query(*classes, words=self.words)
+        self.query = self.words.asked_of(self.segmenter, self.names, self.background)
 
     def check(self, path: Path) -> None:
         """Raise for a picture whose header is damaged, or that needs more memory than there is.

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
 
-from talk2dino.backbones.seeded import PREFIX, PRETRAINED
+from talk2dino.backbones.seeded import PREFIX, PRETRAINED, default_weights
 from talk2dino.benchmarks.table import BENCHMARKS, Benchmark
 from talk2dino.config import check_name
 from talk2dino.files import content_digest
 from talk2dino.refine.refinement import REFINEMENTS
-from talk2dino.segmenter import ClassQuery, ClassWords, Segmenter, Words
+from talk2dino.segmenter import ClassWords, Segmenter
 from talk2dino.sizes import WHOLE, Protocol, Sizes
 
 
@@ -130,11 +130,6 @@ class Method:
         return self.weights.startswith(PREFIX)
 
     @property
-    def seeded(self) -> str | None:
-        """What stands for its other parts, too, where its weights are random."""
-        return self.weights if self.untrained else None
-
-    @property
     def toy(self) -> bool:
         """Whether it has seen nothing but drawn pictures."""
         return "toy" in self.model.split("_")
@@ -191,6 +186,11 @@ class Method:
 
     def words(self, row: Benchmark | None = None) -> ClassWords:
         """By which words it looks for the classes of a benchmark, or of a user's picture."""
+        own = self.class_words(row.key if row else None)
+        return own if row is None else row.class_words(own)
+
+    def class_words(self, benchmark: str | None) -> ClassWords:
+        """Its own words for a benchmark's classes, by its key, or for those of a user."""
         return ClassWords()
 
     def check(self) -> None:
@@ -219,23 +219,6 @@ class Method:
             return []
         return [f"nothing is published of {self.model} on {row.key}"]
 
-    def query(
-        self,
-        segmenter: Segmenter,
-        names: Sequence[str],
-        background: float | None,
-        row: Benchmark | None = None,
-        words: ClassWords | None = None,
-    ) -> ClassQuery:
-        """What to look for in the pictures of a benchmark, or of a user, by this method's words.
-
-        Or by `words`, such as those of a vocabulary.
-        """
-        words = words or self.words(row)
-        labels, of_labels = words.lists(names, background)
-        query = segmenter.query(labels, background, of_labels)
-        return dataclasses.replace(query, pooling=words.pooling)
-
     def describe(self) -> tuple[str, list[str]]:
         """What is loaded, in words, and notes on what is odd about it."""
         note = "this model is untrained; the colours will mean nothing"
@@ -251,6 +234,57 @@ class Method:
         raise NotImplementedError
 
 
+Parts = tuple[tuple[str, Callable[[str, str], None]], ...]
+"""Per part, the option that says where its weights are, and what refuses a name or weights."""
+
+
+@dataclass(frozen=True)
+class ComposedMethod(Method):
+    """A method of frozen parts that have weights each, but for `load_parts` and `choices`."""
+
+    key: str | None = None
+    """Of the benchmark whose rules are used; None for a user's pictures."""
+
+    SEGMENTER: ClassVar[Any]
+    """The class of its segmenter, which takes the parts, then `choices`."""
+    PARTS: ClassVar[Parts]
+    MODELS: ClassVar[Mapping[str, tuple[str, ...]]]
+    """Name of a model -> those of its parts, in the order of PARTS."""
+
+    @property
+    def parts(self) -> dict[str, tuple[str, str]]:
+        """Option -> name and weights of a part, which are random where those of the method are."""
+        seeded = self.weights if self.untrained else None
+        found = {}
+        for (option, _), name in zip(self.PARTS, self.MODELS[self.model], strict=True):
+            given = self.weights if option == "weights" else getattr(self.options, option)
+            found[option] = (name, given or seeded or default_weights(name))
+        return found
+
+    def on(self, row: Benchmark) -> ComposedMethod:
+        return dataclasses.replace(self, key=row.key)
+
+    def check(self) -> None:
+        for (_, check), part in zip(self.PARTS, self.parts.values(), strict=True):
+            check(*part)
+
+    def settings(self) -> dict[str, Any]:
+        weights = {option: content_digest(place) for option, (_, place) in self.parts.items()}
+        return {"model": self.model, **weights}
+
+    def load_parts(self, device: torch.device) -> tuple[Any, ...]:
+        """The parts with their weights, in the order in which the segmenter takes them."""
+        raise NotImplementedError
+
+    def choices(self) -> dict[str, Any]:
+        """What the segmenter takes beside its parts."""
+        raise NotImplementedError
+
+    def load(self, device: torch.device, loaded: Any = None) -> Any:
+        parts = self.load_parts(device) if loaded is None else loaded.parts
+        return self.SEGMENTER(*parts, **self.choices())
+
+
 NATIVE, UNIFIED = "native", "unified"
 PROTOCOLS = {
     NATIVE: "each method's own sizes, words and thresholds",
@@ -260,23 +294,9 @@ PROTOCOLS = {
 _WHY = "the backgrounds of methods are incomparable, so the unified protocol has none"
 
 
-class UnifiedWords(ClassWords):
-    """Every class by its name, and no background."""
-
-    def lists(
-        self, names: Sequence[str], background: float | None, words: Words | None = None
-    ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        """See `ClassWords`."""
-        refuse_threshold(background)
-        return super().lists(names, background, words)
-
-
-def refuse_threshold(background: float | None) -> None:
-    """Raise ValueError for a threshold under the unified protocol."""
-    if background is not None:
-        raise ValueError(
-            f"a threshold of {background}, but {_WHY}. Leave it out, or take the native protocol."
-        )
+_WORDS = ClassWords(
+    refusal=f"a threshold of {{}}, but {_WHY}. Leave it out, or take the native protocol."
+)
 
 
 @dataclass(frozen=True)
@@ -294,7 +314,7 @@ class Adapted:
     """In place of its own, or of the shared ones."""
 
     published = Published({})
-    published_miou, query = Method.published_miou, Method.query
+    published_miou, words = Method.published_miou, Method.words
 
     def __getattr__(self, name: str) -> Any:
         if name == "native":  # before it is set, as in a copy
@@ -336,15 +356,15 @@ class Adapted:
     def threshold(self, row: Benchmark) -> float | None:
         return None if self.unified else self.native.threshold(row)
 
-    def words(self, row: Benchmark | None = None) -> ClassWords:
-        return UnifiedWords() if self.unified else self.native.words(row)
+    def class_words(self, benchmark: str | None) -> ClassWords:
+        return _WORDS if self.unified else self.native.class_words(benchmark)
 
     def changes(self, row: Benchmark, names: Sequence[str]) -> list[str]:
         if not self.unified:
             return []
         own = self.native.benchmark(row)
         old, new = (dataclasses.asdict(found.protocol) for found in (own, row))
-        of, now_of = (r.class_words(m.words(r)).of for r, m in ((own, self.native), (row, self)))
+        of, now_of = self.native.words(own).of, row.class_words(_WORDS).of
         changes = [
             ("", row.key, own.key),
             *((f"{name.replace('_', ' ')} ", new[name], old[name] or "all") for name in new),

@@ -4,20 +4,15 @@ MaskCLIP (Zhou, Loy, Dai, 2022), SCLIP (Wang, Mei, Yuille, 2024), ClearCLIP (Lan
 NACLIP (Hajimiri, Ben Ayed, Dolz, 2025) train nothing. Everything before the last block is CLIP.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from talk2dino.backbones.clip_image import (
-    ClipImage,
-    load_clip,
-    pad_to_multiple,
-    queries_keys_values,
-)
+from talk2dino.backbones.clip_image import ClipImage, pad_to_multiple, queries_keys_values
 from talk2dino.backbones.text import TextEncoder
 from talk2dino.backbones.vision import offset_positions
 from talk2dino.benchmarks.table import BENCHMARKS, Benchmark
@@ -28,10 +23,11 @@ from talk2dino.methods.clip_words import (
     ClipWordMethod,
     ClipWordSegmenter,
     Rules,
+    Table,
     class_words,
 )
 from talk2dino.refine.refinement import PAMR, Refinement
-from talk2dino.segmenter import ClassQuery, ClassWords, Segmenter
+from talk2dino.segmenter import ClassQuery, ClassWords
 from talk2dino.sizes import Protocol
 
 Grid = tuple[int, int]
@@ -114,7 +110,7 @@ class Variant:
     """Of the last block."""
     residual: bool
     """Whether the last block keeps its residual connections and feed-forward layer."""
-    rules: Mapping[str, Rules]
+    rules: Table
     """By benchmark."""
     pads: bool = True
     """Whether windows are padded to whole patches; else what fills none is dropped and the scores
@@ -150,6 +146,8 @@ PUBLISHED = {
 """mIoU in percent by benchmark."""
 SIZES = {"vitb": "ViT-B/16", "toy": "toy"}
 """What the name of a model ends with -> its CLIP."""
+MODELS = {f"{method}_{size}": (clip,) for method in METHODS for size, clip in SIZES.items()}
+"""Name -> CLIP."""
 
 
 class Tokens(NamedTuple):
@@ -184,8 +182,8 @@ class ClipAttentionSegmenter(ClipWordSegmenter):
         if refinements is None:
             refinements = [PAMR(dilations=DILATIONS)] if self.variant.pamr else []
         words = class_words(benchmark, self.variant.expands)
-        super().__init__(image, text, benchmark, self.variant.rules, words, refinements)
-        self.multiple = image.patch_size if self.variant.pads else 1
+        multiple = image.patch_size if self.variant.pads else 1
+        super().__init__(image, text, benchmark, self.variant.rules, words, refinements, multiple)
 
     @torch.no_grad()
     def patch_features(self, windows: Tensor) -> Tokens:
@@ -237,6 +235,9 @@ class ClipAttentionMethod(ClipWordMethod):
     """MaskCLIP, SCLIP, ClearCLIP, NACLIP or CLIP itself."""
 
     PUBLISHED = PUBLISHED
+    MODELS = MODELS
+    SEGMENTER = ClipAttentionSegmenter
+    dilations = DILATIONS
 
     @property
     def method(self) -> str:
@@ -244,13 +245,7 @@ class ClipAttentionMethod(ClipWordMethod):
         return self.model.rpartition("_")[0]
 
     @property
-    def clip(self) -> str:
-        """Name of its CLIP."""
-        return SIZES[self.model.rpartition("_")[2]]
-
-    @property
-    def table(self) -> Mapping[str, Rules]:  # type: ignore[override]
-        """Its rules by benchmark."""
+    def table(self) -> Table:  # type: ignore[override]
         return METHODS[self.method].rules
 
     @property
@@ -265,15 +260,8 @@ class ClipAttentionMethod(ClipWordMethod):
         own = METHODS[self.method].pamr
         return own if self.options.pamr is None else self.options.pamr
 
-    def words(self, row: Benchmark | None = None) -> ClassWords:
-        """Those of the published lists."""
-        return class_words(row.key if row else None, METHODS[self.method].expands)
+    def class_words(self, benchmark: str | None) -> ClassWords:
+        return class_words(benchmark, METHODS[self.method].expands)
 
-    def load(self, device: torch.device, loaded: Segmenter | None = None) -> ClipAttentionSegmenter:
-        """See `load_clip`."""
-        if isinstance(loaded, ClipAttentionSegmenter):
-            towers = (loaded.image, loaded.text)
-        else:
-            towers = load_clip(self.clip, self.weights, device)
-        found = self.refinements(DILATIONS)
-        return ClipAttentionSegmenter(*towers, self.method, self.key, found)
+    def choices(self) -> dict[str, Any]:
+        return {**super().choices(), "method": self.method}

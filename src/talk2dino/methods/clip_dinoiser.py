@@ -4,7 +4,6 @@ Two convolutions read one of CLIP's middle layers. The first says which patches 
 as DINO's do, and patches are averaged with those; the second says where objects are, as FOUND does.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,20 +21,20 @@ from talk2dino.backbones.clip_image import (
     queries_keys_values,
 )
 from talk2dino.backbones.seeded import parse_seeded, seeded_state
-from talk2dino.backbones.text import TextEncoder, default_weights
+from talk2dino.backbones.text import TextEncoder
 from talk2dino.backbones.vision import exact_positions
-from talk2dino.benchmarks.table import Benchmark
-from talk2dino.files import content_digest, find_in_checkout
-from talk2dino.methods.base import PictureRules, published
+from talk2dino.files import find_in_checkout
+from talk2dino.methods.base import published
 from talk2dino.methods.clip_words import (
     ANY,
+    PICTURES,
     ClipOptions,
     ClipWordMethod,
     ClipWordSegmenter,
     Rules,
 )
 from talk2dino.refine.refinement import Refinement
-from talk2dino.segmenter import BACKGROUND, ClassQuery, ClassWords, Segmenter
+from talk2dino.segmenter import BACKGROUND, ClassQuery, ClassWords
 from talk2dino.sizes import WHOLE, Protocol
 
 
@@ -60,6 +59,15 @@ class Heads(nn.Module):
     def objectness(self, middle: Tensor) -> Tensor:
         """(B, h, w) logits of each patch belonging to an object."""
         return self.bkg_decoder(F.normalize(middle, dim=1))[:, 0]
+
+
+def check_heads(name: str, weights: str) -> None:
+    """Raise FileNotFoundError where the convolutions of a model should be, and are not."""
+    if parse_seeded(weights) is None and not Path(weights).is_file():
+        raise FileNotFoundError(
+            f"no weights of CLIP-DINOiser at {weights!r}. Put checkpoints/last.pt of its "
+            "repository there, give it as --weights FILE, or try seeded:0."
+        )
 
 
 def load_heads(weights: str, image: ClipImage) -> Heads:
@@ -94,11 +102,16 @@ def smooth(features: Tensor, alike: Tensor, least: float = 0.2, rows: int = 1024
 
 RULES = {
     ANY: Rules(Protocol(), logit_scale=100.0, threshold=0.99),
+    PICTURES: Rules(WHOLE, logit_scale=100.0, threshold=0.99),
     "context": Rules(Protocol(), logit_scale=100.0, threshold=0.0),
 }
-"""By benchmark. Nothing is below the threshold of Context: its background is one word of 60."""
-MODELS = {"clip_dinoiser": "ViT-B/16-gelu", "clip_dinoiser_toy": "toy-gelu"}
-"""Name -> CLIP."""
+"""By benchmark. Nothing is below the threshold of Context: its background is one word of 60. A
+picture of a user is one window, as in the authors' demo."""
+MODELS = {
+    "clip_dinoiser": ("ViT-B/16-gelu", "clip_dinoiser"),
+    "clip_dinoiser_toy": ("toy-gelu", "clip_dinoiser_toy"),
+}
+"""Name -> CLIP and convolutions."""
 _OTHERS = "Talk2DINO's paper"  # which does not tell the protocol
 PUBLISHED = {
     "clip_dinoiser": published(_OTHERS, 62.1, 32.4, 34.8, 80.9, 35.9, 24.6, 31.1, 20.0),
@@ -150,15 +163,9 @@ class ClipDinoiserSegmenter(ClipWordSegmenter):
         benchmark: str | None = None,
         refinements: Sequence[Refinement] = (),
     ) -> None:
-        super().__init__(image, text, benchmark, RULES, class_words(benchmark), refinements)
+        words, multiple = class_words(benchmark), image.patch_size
+        super().__init__(image, text, benchmark, RULES, words, refinements, multiple)
         self.heads = heads
-        self.protocol = WHOLE if benchmark is None else self.protocol
-        self.multiple = image.patch_size
-
-    @property
-    def deciding(self) -> tuple[Any, ...]:
-        """Also the heads."""
-        return *super().deciding, self.heads.weights
 
     @torch.no_grad()
     def patch_features(self, windows: Tensor) -> SmoothedFeatures:
@@ -206,7 +213,7 @@ class ClipDinoiserSegmenter(ClipWordSegmenter):
 
     def finalise(self, scores: Tensor, image: Tensor, query: ClassQuery) -> Tensor:
         """Averaged probabilities are final; the background has its own already."""
-        return self.refined(scores, image)
+        return self.refined(scores[None], image[None])[0]
 
 
 @dataclass(frozen=True)
@@ -227,18 +234,12 @@ class ClipDinoiserMethod(ClipWordMethod):
 
     Options = ClipDinoiserOptions
     PUBLISHED = PUBLISHED
+    MODELS = MODELS
+    SEGMENTER = ClipDinoiserSegmenter
+    PARTS = (("clip_weights", check_clip), ("weights", check_heads))
     table = RULES
+    class_words = staticmethod(class_words)
     threshold_meaning = "the probability of the best class, of patches that are no object"
-
-    @property
-    def clip(self) -> str:
-        """Name of its CLIP."""
-        return MODELS[self.model]
-
-    @property
-    def demo(self) -> PictureRules:
-        """The whole picture as one window, as the authors' demo."""
-        return dataclasses.replace(super().demo, protocol=WHOLE)
 
     @property
     def weights(self) -> str:
@@ -247,34 +248,6 @@ class ClipDinoiserMethod(ClipWordMethod):
             return str(find_in_checkout(f"weights/{self.model}/last.pt"))
         return super().weights
 
-    @property
-    def clip_weights(self) -> str:
-        """Of both towers."""
-        return self.options.clip_weights or self.seeded or default_weights(self.clip)
-
-    def words(self, row: Benchmark | None = None) -> ClassWords:
-        """Those of the published lists."""
-        return class_words(row.key if row else None)
-
-    def check(self) -> None:
-        """See `check_clip`; the file of the convolutions has to be there."""
-        check_clip(self.clip, self.clip_weights)
-        if parse_seeded(self.weights) is None and not Path(self.weights).is_file():
-            raise FileNotFoundError(
-                f"no weights of CLIP-DINOiser at {self.weights!r}. Put checkpoints/last.pt of its "
-                "repository there, give it as --weights FILE, or try seeded:0."
-            )
-
-    def settings(self) -> dict[str, Any]:
-        """Model, weights and rules."""
-        weights, clip = content_digest(self.weights), content_digest(self.clip_weights)
-        return {**super().settings(), "weights": weights, "clip_weights": clip}
-
-    def load(self, device: torch.device, loaded: Segmenter | None = None) -> ClipDinoiserSegmenter:
-        """See `load_clip` and `load_heads`."""
-        if isinstance(loaded, ClipDinoiserSegmenter):
-            models = (loaded.image, loaded.text, loaded.heads)
-        else:
-            image, text = load_clip(self.clip, self.clip_weights, device)
-            models = (image, text, load_heads(self.weights, image))
-        return ClipDinoiserSegmenter(*models, self.key, self.refinements())
+    def load_parts(self, device: torch.device) -> tuple[Any, ...]:
+        image, text = load_clip(*self.parts["clip_weights"], device)
+        return image, text, load_heads(self.weights, image)

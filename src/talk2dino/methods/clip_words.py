@@ -21,13 +21,21 @@ from talk2dino.backbones.clip_image import (
     check_clip,
     create_image_tower,
     crop_margins,
+    load_clip,
     margins,
 )
 from talk2dino.backbones.templates import prompt_means
 from talk2dino.backbones.text import TextEncoder
 from talk2dino.benchmarks.table import BENCHMARKS, Benchmark
-from talk2dino.files import content_digest, shipped
-from talk2dino.methods.base import PAPERS_TABLE, Method, MethodOptions, PictureRules, Published
+from talk2dino.files import shipped
+from talk2dino.methods.base import (
+    PAPERS_TABLE,
+    ComposedMethod,
+    MethodOptions,
+    Parts,
+    PictureRules,
+    Published,
+)
 from talk2dino.methods.dense import DenseSegmenter
 from talk2dino.pictures.vocabularies import Vocabulary, read_word_lists
 from talk2dino.refine.refinement import PAMR, Refinement, RefinementOptions
@@ -102,8 +110,15 @@ class Rules:
     """A foreground class with at most this share of the foreground pixels is dropped."""
 
 
-ANY = "any"
-"""In tables of rules: all other benchmarks, and pictures of a user."""
+ANY, PICTURES = "any", "pictures"
+"""In tables of rules: all that have none of their own; and pictures of a user, if they have."""
+Table = Mapping[str, Rules]
+"""Of rules, by benchmark."""
+
+
+def rules_of(table: Table, benchmark: str | None) -> Rules:
+    """The rules for a benchmark, or for pictures of a user."""
+    return table.get(benchmark or PICTURES, table[ANY])
 
 
 @dataclass(frozen=True)
@@ -115,53 +130,49 @@ class ClipOptions(RefinementOptions, MethodOptions):
 
 
 @dataclass(frozen=True)
-class ClipWordMethod(Method):
-    """A model with its options, but for `clip`, `table`, `words` and `load`."""
+class ClipWordMethod(ComposedMethod):
+    """A model with its options, whose first part is CLIP, but for `table` and what parts are."""
 
     options: ClipOptions
-    key: str | None = None
-    """Of the benchmark whose rules are used; None for a user's pictures."""
 
     Options = ClipOptions
+    PARTS: ClassVar[Parts] = (("weights", check_clip),)
     threshold_meaning = "the probability of the best class; the published ones are 0.1 to 0.5"
 
-    table: ClassVar[Mapping[str, Rules]]
-    """Its rules by benchmark."""
+    table: ClassVar[Table]
+    """Its rules."""
+    dilations: ClassVar[tuple[int, ...]] = PAMR.dilations
+    """Distances of PAMR's neighbours."""
 
     @property
     def clip(self) -> str:
         """Name of its CLIP."""
-        raise NotImplementedError
+        return self.MODELS[self.model][0]
 
     @property
     def rules(self) -> Rules:
         """Those of its benchmark."""
-        return self.table.get(self.key or ANY, self.table[ANY])
+        return rules_of(self.table, self.key)
 
     @property
     def demo(self) -> PictureRules:
         """Its own windows, and no background unless it is asked for."""
-        rules = self.table[ANY]
+        rules = rules_of(self.table, None)
         on = tuple(refinement.name for refinement in self.refinements())
         return PictureRules(rules.threshold, protocol=rules.protocol, refines=on)
 
     def benchmark(self, row: Benchmark) -> Benchmark:
         """The row with the method's own size and windows."""
-        return row.with_protocol(self.on(row).rules.protocol)
+        return row.with_protocol(rules_of(self.table, row.key).protocol)
 
     @property
     def patch_size(self) -> int:
-        """Of CLIP's image tower."""
         with torch.device("meta"):
             return create_image_tower(self.clip).patch_size[0]
 
-    def on(self, row: Benchmark) -> ClipWordMethod:
-        """With the rules for a benchmark."""
-        return dataclasses.replace(self, key=row.key)
-
     def threshold(self, row: Benchmark) -> float | None:
         """The published one."""
-        return self.on(row).rules.threshold if row.background else None
+        return rules_of(self.table, row.key).threshold if row.background else None
 
     @property
     def published(self) -> Published:
@@ -173,28 +184,23 @@ class ClipWordMethod(Method):
         """Whether averaged cosines are refined with PAMR."""
         return bool(self.options.pamr)
 
-    def refinements(self, dilations: tuple[int, ...] = PAMR.dilations) -> tuple[Refinement, ...]:
-        """Those that are on; PAMR with the method's own distances."""
-        return dataclasses.replace(self.options, pamr=self.refines).refinements(dilations)
-
-    def check(self) -> None:
-        """See `check_clip`."""
-        check_clip(self.clip, self.weights)
+    def refinements(self) -> tuple[Refinement, ...]:
+        """Those that are on."""
+        return dataclasses.replace(self.options, pamr=self.refines).refinements(self.dilations)
 
     def settings(self) -> dict[str, Any]:
-        """Model, weights and rules."""
-        return {
-            "model": self.model,
-            "weights": content_digest(self.weights),
-            "logit_scale": self.rules.logit_scale,
-            "area": self.rules.area,
-            "pamr": self.refines,
-            **self.options.recorded(),
-        }
+        rules = {"logit_scale": self.rules.logit_scale, "area": self.rules.area}
+        return {**super().settings(), **rules, "pamr": self.refines, **self.options.recorded()}
 
     def text_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """CLIP alone: methods that share it share the rows of a word."""
-        return {"clip": self.clip, "weights": settings.get("clip_weights", settings["weights"])}
+        return {"clip": self.clip, "weights": settings[self.PARTS[0][0]]}
+
+    def load_parts(self, device: torch.device) -> tuple[Any, ...]:
+        return load_clip(*self.parts["weights"], device)
+
+    def choices(self) -> dict[str, Any]:
+        return {"benchmark": self.key, "refinements": self.refinements()}
 
 
 class ClipWordSegmenter(DenseSegmenter):
@@ -208,40 +214,36 @@ class ClipWordSegmenter(DenseSegmenter):
         words: by which the classes of the benchmark are looked for.
         refinements: applied to averaged cosines of the whole picture; those of patches in their
             place.
+        multiple: of pixels, to which windows are padded.
     """
 
     aligned_corners = False
+    follows_edges = False
+    """Refinement is the business of `finalise`."""
 
     def __init__(
         self,
         image: ClipImage,
         text: TextEncoder,
         benchmark: str | None,
-        table: Mapping[str, Rules],
+        table: Table,
         words: ClassWords,
         refinements: Sequence[Refinement] = (),
+        multiple: int = 1,
     ) -> None:
         super().__init__()
         self.image = image
         self.text = text
         self.benchmark = benchmark
-        self.rules = table.get(benchmark or ANY, table[ANY])
-        self.logit_scale = self.rules.logit_scale
+        self.rules = rules_of(table, benchmark)
         self.protocol = self.rules.protocol
         self.words = words
         self.refinements = tuple(refinements)
-        self.multiple = 1
-        """Of pixels, to which windows are padded."""
+        self.multiple = multiple
 
     @property
     def deciding(self) -> tuple[Any, ...]:
-        """Which CLIP, and how windows are padded for it."""
-        return self.image.name, self.image.weights, self.multiple
-
-    @property
-    def device(self) -> torch.device:
-        """Where the models are."""
-        return self.image.device
+        return *self.parts, self.multiple
 
     def embed_classes(self, names: Sequence[str]) -> Tensor:
         """(Q, E), one row of unit length per word."""
@@ -271,9 +273,6 @@ class ClipWordSegmenter(DenseSegmenter):
         spread = F.interpolate(scores, padded, mode="bilinear")
         return crop_margins(spread, size_hw, self.multiple)
 
-    follows_edges = False
-    """Refinement is the business of `finalise`."""
-
     @property
     def pixelwise(self) -> bool:
         """Whether `finalise` may be called for strips of rows."""
@@ -285,24 +284,19 @@ class ClipWordSegmenter(DenseSegmenter):
 
         Where the best is below the threshold, the background's is 1.
         """
-        probabilities = self.probabilities(self.refined(scores, image), query)
+        refined = self.refined(scores[None], image[None])[0]
+        probabilities = self.probabilities(refined, query)
         if query.background is not None:
             unsure = probabilities.amax(dim=0) < query.background
             probabilities[0].masked_fill_(unsure, 1.0)
         return probabilities
-
-    @torch.no_grad()
-    def refined(self, scores: Tensor, image: Tensor) -> Tensor:
-        """Averages (Q, H, W) of a whole picture (3, H, W) after the refinements."""
-        for refinement in self.refinements:
-            scores = refinement.pixels(scores[None], image[None])[0]
-        return scores
 
     def probabilities(self, cosines: Tensor, query: ClassQuery, dim: int = 0) -> Tensor:
         """Cosines of the words (Q, H, W) to probabilities of the classes (C, H, W).
 
         Softmax over all words, and the best word of every class; or first what a vocabulary says.
         """
+        scale = self.rules.logit_scale
         if query.pooling is not None:
-            return (self.logit_scale * pool_words(cosines, query, dim)).softmax(dim)
-        return pool_words((self.logit_scale * cosines).softmax(dim), query, dim)
+            return (scale * pool_words(cosines, query, dim)).softmax(dim)
+        return pool_words((scale * cosines).softmax(dim), query, dim)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from talk2dino.devices import in_float32
 from talk2dino.refine.propagation import MOST_BYTES
 from talk2dino.refine.refinement import Refinement
-from talk2dino.segmenter import ClassQuery, ClassWords, Words, make_query, with_background
+from talk2dino.segmenter import ClassQuery, ClassWords, Words, with_background
 from talk2dino.sizes import Protocol
 
 
@@ -25,9 +25,19 @@ class WordSegmenter(nn.Module):
         """Sizes and windows of `label_map`."""
 
     @property
+    def parts(self) -> tuple[Any, ...]:
+        """Its frozen models, which others of the same method may use, too."""
+        return tuple(self.children())
+
+    @property
     def deciding(self) -> tuple[Any, ...]:
         """What decides `patch_features`, beside the windows."""
-        return (self,)
+        return self.parts
+
+    @property
+    def device(self) -> torch.device:
+        """Where the models are."""
+        return next(self.parameters()).device
 
     def embed_classes(self, names: Sequence[str]) -> Tensor:
         """(Q, D), one row per word; the method owns its templates."""
@@ -45,8 +55,7 @@ class WordSegmenter(nn.Module):
         self, names: Sequence[str], background: float | None = None, words: Words | None = None
     ) -> ClassQuery:
         """See `Segmenter.query`."""
-        labels, of_labels = self.words.lists(names, background, words)
-        return make_query(labels, background, of_labels, self.embed_classes, self.words.pooling)
+        return self.words.query(names, background, words, self.embed_classes)
 
     @in_float32
     def window_scores(self, windows: Tensor, query: ClassQuery) -> Tensor:
@@ -76,7 +85,6 @@ class DenseSegmenter(WordSegmenter):
 
     @in_float32
     def score_features(self, features: Any, windows: Tensor, query: ClassQuery) -> Tensor:
-        """See `WordSegmenter`."""
         scores = self.pixel_scores(self.patch_scores(features, query), windows)
         return with_background(scores, query, dim=1)
 
@@ -91,9 +99,13 @@ class DenseSegmenter(WordSegmenter):
         spread = F.interpolate(
             scores, size=size_hw, mode="bilinear", align_corners=self.aligned_corners
         )
+        return self.refined(spread, windows)
+
+    def refined(self, scores: Tensor, pictures: Tensor) -> Tensor:
+        """Scores (B, c, h, w) of the pixels of pictures (B, 3, h, w) after the refinements."""
         for refinement in self.refinements:
-            spread = refinement.pixels(spread, windows)
-        return spread
+            scores = refinement.pixels(scores, pictures)
+        return scores
 
     @property
     def follows_edges(self) -> bool:

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from talk2dino.backbones.clip_image import (
     ClipImage,
-    load_clip,
     pad_to_multiple,
     queries_keys_values,
 )
@@ -23,12 +22,9 @@ from talk2dino.backbones.text import TextEncoder
 from talk2dino.backbones.vision import (
     VisionBackbone,
     check_vision,
-    default_weights,
     load_vision,
     offset_positions,
 )
-from talk2dino.benchmarks.table import Benchmark
-from talk2dino.files import content_digest
 from talk2dino.methods.base import published
 from talk2dino.methods.clip_words import (
     ANY,
@@ -40,7 +36,7 @@ from talk2dino.methods.clip_words import (
     published_words,
 )
 from talk2dino.refine.refinement import Refinement, mean_attention
-from talk2dino.segmenter import BACKGROUND, ClassQuery, ClassWords, Segmenter
+from talk2dino.segmenter import BACKGROUND, ClassQuery, ClassWords
 from talk2dino.sizes import Protocol
 
 # -- From DINO's features to CLIP's --
@@ -141,15 +137,10 @@ class ProxyClipSegmenter(ClipWordSegmenter):
         refinements: Sequence[Refinement] = (),
         compat: bool = False,
     ) -> None:
-        super().__init__(image, text, benchmark, RULES, class_words(benchmark), refinements)
+        words, multiple = class_words(benchmark), math.lcm(image.patch_size, vision.patch_size)
+        super().__init__(image, text, benchmark, RULES, words, refinements, multiple)
         self.vision = vision
         self.compat = compat
-        self.multiple = math.lcm(image.patch_size, vision.patch_size)
-
-    @property
-    def deciding(self) -> tuple[Any, ...]:
-        """Also the foundation model."""
-        return *super().deciding, self.vision.name, self.vision.weights
 
     @torch.no_grad()
     def patch_features(self, windows: Tensor) -> ProxyFeatures:
@@ -220,39 +211,18 @@ class ProxyClipMethod(ClipWordMethod):
 
     Options = ProxyClipOptions
     PUBLISHED = PUBLISHED
+    MODELS = MODELS
+    SEGMENTER = ProxyClipSegmenter
+    PARTS = (*ClipWordMethod.PARTS, ("vision_weights", check_vision))
     table = RULES
-
-    @property
-    def clip(self) -> str:
-        """Name of its CLIP."""
-        return MODELS[self.model][0]
-
-    @property
-    def vision_weights(self) -> str:
-        """Of the foundation model."""
-        default = self.seeded or default_weights(MODELS[self.model][1])
-        return self.options.vision_weights or default
-
-    def words(self, row: Benchmark | None = None) -> ClassWords:
-        """Those of the published lists."""
-        return class_words(row.key if row else None)
-
-    def check(self) -> None:
-        """See `check_clip` and `check_vision`."""
-        super().check()
-        check_vision(MODELS[self.model][1], self.vision_weights)
+    class_words = staticmethod(class_words)
 
     def settings(self) -> dict[str, Any]:
-        """Model, weights and rules."""
-        vision = content_digest(self.vision_weights)
-        return {**super().settings(), "vision_weights": vision, "compat": self.options.compat}
+        return {**super().settings(), "compat": self.options.compat}
 
-    def load(self, device: torch.device, loaded: Segmenter | None = None) -> ProxyClipSegmenter:
-        """See `load_clip` and `load_vision`."""
-        clip, vision = MODELS[self.model]
-        if isinstance(loaded, ProxyClipSegmenter):
-            models = (loaded.image, loaded.text, loaded.vision)
-        else:
-            towers = load_clip(clip, self.weights, device)
-            models = (*towers, load_vision(vision, self.vision_weights, device))
-        return ProxyClipSegmenter(*models, self.key, self.refinements(), self.options.compat)
+    def load_parts(self, device: torch.device) -> tuple[Any, ...]:
+        vision = load_vision(*self.parts["vision_weights"], device)
+        return *super().load_parts(device), vision
+
+    def choices(self) -> dict[str, Any]:
+        return {**super().choices(), "compat": self.options.compat}

@@ -127,7 +127,7 @@ def _load_with_words(
     if loaded is None:
         method.check()
     check_name("pooling", pooling, POOLINGS)
-    words = method.words(row) if row is None else row.class_words(method.words(row))
+    words = method.words(row)
     if vocabulary is not None:
         found = read_word_lists(vocabulary)
         if row is not None:

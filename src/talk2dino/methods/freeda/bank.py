@@ -11,7 +11,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from talk2dino.backbones.checkpoints import read_state_dict
-from talk2dino.backbones.seeded import parse_seeded, seeded_tensor
+from talk2dino.backbones.seeded import PRETRAINED, parse_seeded, seeded_tensor
 from talk2dino.config import check_name, optional_module
 from talk2dino.files import atomic_path, save_safetensors
 
@@ -77,9 +77,9 @@ class Bank:
         return torch.stack(means)
 
 
-def check_bank(place: str | None, model: str) -> None:
+def check_bank(model: str, place: str) -> None:
     """Raise for a bank that is not there, or needs a library that is not; reads nothing large."""
-    if place is None:
+    if place == PRETRAINED:  # nobody said where it is
         raise ValueError(
             f"{model} needs a bank of prototypes: --bank <folder or .safetensors>. {WHERE}."
         )

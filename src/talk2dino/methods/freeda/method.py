@@ -20,7 +20,6 @@ from talk2dino.backbones.clip_image import ClipImage, check_clip, load_clip
 from talk2dino.backbones.templates import prompt_means
 from talk2dino.backbones.text import TextEncoder
 from talk2dino.backbones.vision import (
-    PRETRAINED,
     VisionBackbone,
     check_vision,
     exact_positions,
@@ -30,11 +29,10 @@ from talk2dino.backbones.vision import (
 from talk2dino.benchmarks.table import BENCHMARKS, Benchmark
 from talk2dino.config import check_at_least, optional_module
 from talk2dino.devices import in_float32
-from talk2dino.files import content_digest
-from talk2dino.methods.base import Method, MethodOptions, PictureRules, published
+from talk2dino.methods.base import ComposedMethod, MethodOptions, PictureRules, published
 from talk2dino.methods.dense import WordSegmenter
 from talk2dino.methods.freeda.bank import Bank, check_bank, load_bank
-from talk2dino.segmenter import ClassQuery, Segmenter, pool_words, with_background
+from talk2dino.segmenter import ClassQuery, pool_words, with_background
 from talk2dino.sizes import Protocol
 
 _LOCAL, _GLOBAL = 0.8, 0.2
@@ -144,15 +142,12 @@ class FreeDASegmenter(WordSegmenter):
         self.superpixels = superpixels
 
     @property
-    def deciding(self) -> tuple[Any, ...]:
-        """Both backbones, and the superpixels."""
-        names = ((part.name, part.weights) for part in (self.image, self.vision))
-        return *names, self.superpixels
+    def parts(self) -> tuple[Any, ...]:
+        return *super().parts, self.bank
 
     @property
-    def device(self) -> torch.device:
-        """Where the models are."""
-        return self.image.device
+    def deciding(self) -> tuple[Any, ...]:
+        return *super().parts, self.superpixels
 
     # -- From names to prototypes --
 
@@ -234,10 +229,10 @@ def _side(patches: Tensor) -> int:
 # -- The method: models, options, published numbers --
 
 MODELS = {
-    "freeda_vitl": ("ViT-L/14", "dinov2_vitl14"),
-    "freeda_toy": ("toy14", "toy_without_registers"),
+    "freeda_vitl": ("ViT-L/14", "dinov2_vitl14", "freeda_vitl"),
+    "freeda_toy": ("toy14", "toy_without_registers", "freeda_toy"),
 }
-"""Name -> CLIP and DINOv2."""
+"""Name -> CLIP, DINOv2 and bank."""
 _SOURCE = "Talk2DINO's paper, run again by FreeDA's authors"  # who do not tell its superpixels
 PUBLISHED = {"freeda_vitl": published(_SOURCE, 44.1, 34.8, 33.9, 85.7, 39.7, 26.3, 33.6, 21.4)}
 SETTINGS = {
@@ -272,26 +267,18 @@ class FreeDAOptions(MethodOptions):
 
 
 @dataclass(frozen=True)
-class FreeDAMethod(Method):
+class FreeDAMethod(ComposedMethod):
     """FreeDA (CVPR 2024)."""
 
     options: FreeDAOptions
-    key: str | None = None
-    """Of the benchmark whose superpixels are used; None for a user's pictures."""
 
     Options = FreeDAOptions
     PUBLISHED = PUBLISHED
+    MODELS = MODELS
+    SEGMENTER = FreeDASegmenter
+    PARTS = (("weights", check_clip), ("vision_weights", check_vision), ("bank", check_bank))
     threshold_meaning = "0.8 sigmoid(cosine) + 0.2 cosine; its authors give none"
-
-    @property
-    def vision_weights(self) -> str:
-        """Of DINOv2."""
-        return self.options.vision_weights or self.seeded or PRETRAINED
-
-    @property
-    def bank(self) -> str | None:
-        """Where its prototypes are."""
-        return self.options.bank or self.seeded
+    demo = PictureRules(0.5, protocol=Protocol())
 
     @property
     def superpixels(self) -> Superpixels | None:
@@ -301,22 +288,12 @@ class FreeDAMethod(Method):
         return found if self.options.superpixels else None
 
     @property
-    def demo(self) -> PictureRules:
-        """The benchmarks' windows, and no background unless it is asked for."""
-        return PictureRules(0.5, protocol=Protocol())
-
-    @property
     def published_on(self) -> Sequence[Benchmark]:
         """Those without a background: its authors released nothing for the others."""
         return [row for row in BENCHMARKS.values() if not row.background]
 
-    def on(self, row: Benchmark) -> FreeDAMethod:
-        """With the superpixels of a benchmark."""
-        return dataclasses.replace(self, key=row.key)
-
     @property
     def patch_size(self) -> int:
-        """Of DINOv2."""
         return patch_size(MODELS[self.model][1])
 
     def threshold(self, row: Benchmark) -> None:
@@ -331,39 +308,25 @@ class FreeDAMethod(Method):
         return remarks
 
     def check(self) -> None:
-        """See `check_clip`, `check_vision`, `check_bank`."""
-        clip, vision = MODELS[self.model]
-        check_clip(clip, self.weights)
-        check_vision(vision, self.vision_weights)
-        check_bank(self.bank, self.model)
+        super().check()
         if self.superpixels is not None:
             optional_module(*_SKIMAGE)
 
     def settings(self) -> dict[str, Any]:
-        """Model, weights, bank and superpixels."""
-        superpixels = self.superpixels
-        return {
-            "model": self.model,
-            "weights": content_digest(self.weights),
-            "vision_weights": content_digest(self.vision_weights),
-            "bank": content_digest(str(self.bank)),
-            "neighbours": self.options.neighbours,
-            "superpixels": superpixels and dataclasses.asdict(superpixels),
-        }
+        superpixels = self.superpixels and dataclasses.asdict(self.superpixels)
+        found = {"neighbours": self.options.neighbours, "superpixels": superpixels}
+        return {**super().settings(), **found}
 
     def text_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """All that the prototypes of classes depend on."""
         kept = ("model", "weights", "bank", "neighbours")
         return {name: settings[name] for name in kept}
 
-    def load(self, device: torch.device, loaded: Segmenter | None = None) -> FreeDASegmenter:
-        """See `load_clip`, `load_vision` and `load_bank`."""
-        if isinstance(loaded, FreeDASegmenter):
-            parts = (loaded.image, loaded.text, loaded.vision, loaded.bank)
-        else:
-            clip, vision_name = MODELS[self.model]
-            image, text = load_clip(clip, self.weights, device)
-            vision = load_vision(vision_name, self.vision_weights, device)
-            bank = load_bank(str(self.bank), image.embed_dim, vision.embed_dim)
-            parts = (image, text, vision, bank)
-        return FreeDASegmenter(*parts, self.options.neighbours, self.superpixels)
+    def load_parts(self, device: torch.device) -> tuple[Any, ...]:
+        clip, dino, (_, bank) = self.parts.values()
+        image, text = load_clip(*clip, device)
+        vision = load_vision(*dino, device)
+        return image, text, vision, load_bank(bank, image.embed_dim, vision.embed_dim)
+
+    def choices(self) -> dict[str, Any]:
+        return {"neighbours": self.options.neighbours, "superpixels": self.superpixels}

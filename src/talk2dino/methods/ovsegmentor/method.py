@@ -286,9 +286,9 @@ class OVSegmentorMethod(Method):
             return None
         return _THRESHOLDS.get(row.key, DEFAULT_THRESHOLD)
 
-    def words(self, row: Benchmark | None = None) -> ClassWords:
+    def class_words(self, benchmark: str | None) -> ClassWords:
         """The published prompt names; others as they are, the blank of ADE20K's `bed ` included."""
-        aliases = {} if row is None else _ALIASES.get(row.key, {})
+        aliases = _ALIASES.get(benchmark or "", {})
         return ClassWords(lambda name: (aliases.get(name, name),))
 
     def check(self) -> None:
