@@ -138,6 +138,7 @@ def test_an_unreadable_image_is_named(folder, capsys):
     assert train("pictures") == 1
     message = capsys.readouterr().err
     assert "image 2 (2.png): " in message
+    assert not [*(folder / "weights").iterdir()]
 
 
 def test_features_that_do_not_fit_in_memory_are_read_from_their_file(folder):

@@ -10,7 +10,7 @@ import importlib.util
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,13 +34,7 @@ from talk2dino.files import (
 from talk2dino.processes import Processes
 from talk2dino.progress import Progress
 from talk2dino.textfiles import read_json
-from talk2dino.training.run import (
-    Hooks,
-    Log,
-    Record,
-    Run,
-    load_state,
-)
+from talk2dino.training.run import Hooks, Log, Record, Run, load_state
 
 
 @dataclass(frozen=True)
@@ -177,32 +171,26 @@ def carry_out(job: RunJob, hooks: Hooks | None = None, processes: Processes | No
     """
     hooks, processes = hooks or Hooks(), processes or Processes()
     outputs, settings, first = job.outputs, job.settings(processes), processes.rank == 0
-    with _held(outputs) if first else nullcontext():
-        device = processes.device(resolve_device(job.device))
-        complete, unfinished = processes.broadcast(_found(job, settings) if first else None)
-        if complete:
-            return None
-        run = job.open(device, processes, hooks.encoding)
-        if unfinished is not None:
-            run.restore(unfinished)
-        if first:
-            weights = _train(job, run, hooks, settings)
-            _write(job, run, settings, weights)
-        else:
-            run.run(Hooks())
-        processes.gather(None)  # the others wait
-        return run
-
-
-@contextmanager
-def _held(outputs: RunOutputs) -> Iterator[None]:
-    """The files to one process and its equals."""
     outputs.complete.parent.mkdir(parents=True, exist_ok=True)
-    with hold_lock(outputs.lock):
+    with hold_lock(outputs.lock) if first else nullcontext():
         try:
-            yield
+            device = processes.device(resolve_device(job.device))
+            complete, unfinished = processes.broadcast(_found(job, settings) if first else None)
+            if complete:
+                return None
+            run = job.open(device, processes, hooks.encoding)
+            if unfinished is not None:
+                run.restore(unfinished)
+            if first:
+                _write(job, run, settings, _train(job, run, hooks, settings))
+            else:
+                run.run(Hooks())
+            processes.gather(None)  # the others wait
+            return run
         finally:
-            if not outputs.unfinished.exists():
+            with suppress(OSError):  # where something is kept in it
+                outputs.prepared.rmdir()
+            if first and not outputs.unfinished.exists():
                 outputs.lock.unlink(missing_ok=True)
 
 
@@ -235,15 +223,12 @@ def _train(job: RunJob, run: Run, hooks: Hooks, settings: Mapping[str, Any]) -> 
     if job.overwrite:
         outputs.unfinished.unlink(missing_ok=True)
 
-    def on_epoch(record: Record) -> None:
-        if not outputs.complete.exists():  # else the table belongs to that
-            write_losses(run.state.records, outputs.losses)
-        hooks.on_epoch(record)
+    def save(saved: dict[str, Any]) -> None:
+        if state.records and not outputs.complete.exists():  # else the table belongs to that
+            write_losses(state.records, outputs.losses)
+        save_torch({**saved, "settings": settings}, outputs.unfinished)
 
-    def save(state: dict[str, Any]) -> None:
-        save_torch({**state, "settings": settings}, outputs.unfinished)
-
-    own = dataclasses.replace(hooks, on_epoch=on_epoch, save=save, seconds=job.checkpoint_seconds)
+    own = dataclasses.replace(hooks, save=save, seconds=job.checkpoint_seconds)
     try:
         with open_logger(job.logger, log, settings, start, history) as own.log:
             return run.run(own)
