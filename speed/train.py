@@ -47,13 +47,13 @@ def _shipped(memory_bytes: int) -> Prepare:
         from talk2dino.features.store import read_features
         from talk2dino.methods.talk2dino.projection import ProjectionConfig, ProjectionLayer
         from talk2dino.methods.talk2dino.recipe import TrainConfig
-        from talk2dino.methods.talk2dino.training.dataset import StoredPairs, choose_features
+        from talk2dino.methods.talk2dino.training.dataset import FeatureChoice, StoredPairs
         from talk2dino.methods.talk2dino.training.loop import LoopSettings, TrainingRun
         from talk2dino.training.run import Hooks
 
         config = ProjectionConfig(dino_embed_dim=PATCH_DIM, hidden_layer=True)
         path, weights = folder / "features.pth", torch.load(folder / "weights.pth")
-        choice = choose_features(config)
+        choice = FeatureChoice(config=config)
         pairs = StoredPairs(read_features(path), choice, path, device, memory_bytes)
         train = TrainConfig(lr=LR, num_epochs=1, batch_size=BATCH, save_best_model=False)
 

@@ -133,4 +133,7 @@ def test_a_column_of_other_axes_or_numbers_cannot_be_trained_on(stored, column, 
 def test_the_end_of_a_text_lies_within_it(stored):
     path = stored(caption_features={LAST_LAYER_TEXT: torch.ones(3, 6, 8)})
     with pytest.raises(ValueError, match="'text_argmax' is 4 to 6, of 6 positions"):
-        StoredPairs(read_features(path), FeatureChoice("dino_features", LAST_LAYER_TEXT), path)
+        choice = FeatureChoice(
+            "dino_features", config=ProjectionConfig(model_class="CLIPLastLayer")
+        )
+        StoredPairs(read_features(path), choice, path)

@@ -17,7 +17,6 @@ from talk2dino.methods.talk2dino.training.dataset import (
     FeatureChoice,
     StoredPairs,
     check_widths,
-    choose_features,
     forget,
 )
 
@@ -54,27 +53,27 @@ def test_validation_uses_one_vector_per_image_where_training_uses_one_per_head()
     assert routed.for_validation() == routed
     assert routed.for_retrieval().visual == "avg_self_attn_out"
     assert FeatureChoice("dino_features").for_validation().visual == "dino_features"
-    weighted = choose_features(ProjectionConfig(weight_attn_heads="static"))
+    weighted = FeatureChoice(config=ProjectionConfig(weight_attn_heads="static"))
     assert weighted.for_validation() == weighted
 
 
 def test_learned_head_weights_take_patches_maps_and_cls(tiny_features):
     features = tiny_features()
-    choice = choose_features(ProjectionConfig(weight_attn_heads="conditioned"))
+    choice = FeatureChoice(config=ProjectionConfig(weight_attn_heads="conditioned"))
     batch = only_batch(StoredPairs(features, choice, "f.pth"), [4])
     assert torch.equal(batch.visual, features.image_features["patch_tokens"][[1]])
     assert torch.equal(
         batch.extras["self_attn_maps"], features.image_features["self_attn_maps"][[1]]
     )
     assert torch.equal(batch.extras["cls"], features.image_features["dino_features"][[1]])
-    static = choose_features(ProjectionConfig(weight_attn_heads="static"))
+    static = FeatureChoice(config=ProjectionConfig(weight_attn_heads="static"))
     assert "cls" not in only_batch(StoredPairs(features, static, "f.pth"), [4]).extras
 
 
 def test_token_level_text_comes_with_its_mask_and_end_positions(tiny_features):
     features = tiny_features()
     config = ProjectionConfig(alignment_strategy="sum")
-    choice = choose_features(config, text="clip_txt_out_tokens")
+    choice = FeatureChoice(config=config, text="clip_txt_out_tokens")
     batch = only_batch(StoredPairs(features, choice, "f.pth"), [2, 5])
     mask = features.caption_features["text_input_mask"][[2, 5]]
     assert batch.text.shape == (2, 7, 64)
@@ -83,7 +82,7 @@ def test_token_level_text_comes_with_its_mask_and_end_positions(tiny_features):
 
 def test_the_last_layer_is_trained_on_the_output_of_the_one_before(tiny_features):
     features = tiny_features()
-    choice = choose_features(ProjectionConfig(model_class="CLIPLastLayer"))
+    choice = FeatureChoice(config=ProjectionConfig(model_class="CLIPLastLayer"))
     batch = only_batch(StoredPairs(features, choice, "f.pth"), [2])
     assert torch.equal(batch.text, features.caption_features["clip_second_last_out"][[2]])
     assert torch.equal(batch.extras["text_argmax"], features.caption_features["text_argmax"][[2]])
@@ -110,7 +109,7 @@ def test_an_exclamation_mark_inside_a_caption_does_not_move_its_end():
 
 def test_averaged_tokens_are_one_vector_per_caption(tiny_features):
     features = tiny_features()
-    choice = choose_features(ProjectionConfig(), text="clip_txt_out_tokens_avg")
+    choice = FeatureChoice(config=ProjectionConfig(), text="clip_txt_out_tokens_avg")
     batch = only_batch(StoredPairs(features, choice, "f.pth"), [1])
     length = int(features.caption_features["text_input_mask"][1].sum())
     expected = features.caption_features["clip_txt_out_tokens"][1, 1 : length - 1].mean(dim=0)
@@ -150,12 +149,12 @@ def test_a_file_without_captions_is_refused(tiny_features):
 )
 def test_features_that_do_not_go_with_the_model_are_refused(config, visual, text, message):
     with pytest.raises(ValueError, match=message):
-        choose_features(ProjectionConfig(**config), visual, text)
+        FeatureChoice(visual or "", text or "", ProjectionConfig(**config))
 
 
 def checked(features, recipe):
     columns = features.image_features, features.caption_features
-    check_widths(*columns, choose_features(recipe.model), recipe, "f.pth")
+    check_widths(*columns, FeatureChoice(config=recipe.model), recipe, "f.pth")
 
 
 @pytest.mark.parametrize(

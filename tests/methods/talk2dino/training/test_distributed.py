@@ -10,7 +10,7 @@ import torch
 from talk2dino.methods.talk2dino.alignment import strategies
 from talk2dino.methods.talk2dino.projection import ProjectionConfig, build_projection
 from talk2dino.methods.talk2dino.recipe import TrainConfig
-from talk2dino.methods.talk2dino.training.dataset import StoredPairs, choose_features
+from talk2dino.methods.talk2dino.training.dataset import FeatureChoice, StoredPairs
 from talk2dino.methods.talk2dino.training.loop import LoopSettings, TrainingRun
 from talk2dino.processes import joined_processes
 from talk2dino.training.run import Hooks
@@ -32,7 +32,7 @@ def trained(features, case, processes=None):
     """Weights, losses and chosen heads after two epochs."""
     model, text, loss, batch = case
     config = ProjectionConfig(**{**SIZES, **model})
-    choice = choose_features(config, text=text)
+    choice = FeatureChoice(config=config, text=text)
     torch.manual_seed(0)
     projection = build_projection(config)
     train = TrainConfig(lr=0.01, ltype=loss, num_epochs=2, batch_size=batch, save_best_model=False)

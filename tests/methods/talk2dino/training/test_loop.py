@@ -15,7 +15,7 @@ from talk2dino.methods.talk2dino.projection import (
     build_projection,
 )
 from talk2dino.methods.talk2dino.recipe import TrainConfig
-from talk2dino.methods.talk2dino.training.dataset import Batch, StoredPairs, choose_features
+from talk2dino.methods.talk2dino.training.dataset import Batch, FeatureChoice, StoredPairs
 from talk2dino.methods.talk2dino.training.loop import (
     BatchLoss,
     LoopSettings,
@@ -35,7 +35,7 @@ FAST = {"lr": 0.01, "num_epochs": 4, "batch_size": 8, "save_best_model": False}
 
 def make_run(features, model=None, train=None, text=None, validation=None, **loop):
     config = ProjectionConfig(**{**TINY, **(model or {})})
-    choice = choose_features(config, text=text)
+    choice = FeatureChoice(config=config, text=text)
     torch.manual_seed(0)
     projection = build_projection(config)
     held_out = validation and StoredPairs(validation, choice.for_validation(), "val.pth")
@@ -286,7 +286,7 @@ def test_an_epoch_ends_with_the_weights_of_the_literal_training(tiny_features):
     order = torch.from_numpy(np.random.default_rng([123, 0]).permutation(24))
     dataset = PairDataset(heads, texts, features.caption_rows)
     losses = train_epoch(literal, make_loader(dataset, order, 7, workers=0), lr=0.01)
-    pairs = StoredPairs(features, choose_features(CONFIG), "f.pth")
+    pairs = StoredPairs(features, FeatureChoice(config=CONFIG), "f.pth")
     run = TrainingRun(model, pairs, None, LoopSettings(TRAIN))
     weights = run.run(Hooks())
     assert run.state.records[0]["train_loss"] == pytest.approx(sum(losses) / 4, rel=1e-5)

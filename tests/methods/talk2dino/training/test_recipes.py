@@ -8,7 +8,7 @@ import pytest
 from talk2dino.cli.train import Train
 from talk2dino.methods.talk2dino.projection import build_projection
 from talk2dino.methods.talk2dino.recipe import load_recipe
-from talk2dino.methods.talk2dino.training.dataset import choose_features
+from talk2dino.methods.talk2dino.training.dataset import FeatureChoice
 
 NAMES = {
     "vitb_mlp_infonce": ("dinov2_vitb14_reg", 984_576),
@@ -30,7 +30,7 @@ def test_a_recipe_builds_the_model_it_describes(root, name):
     backbone, parameters = NAMES[name]
     assert recipe.features.vision_model == backbone
     assert sum(p.numel() for p in build_projection(recipe.model).parameters()) == parameters
-    assert choose_features(recipe.model).visual == "disentangled_self_attn"
+    assert FeatureChoice(config=recipe.model).visual == "disentangled_self_attn"
     assert recipe.features.crop_dim <= recipe.features.resize_dim
 
 

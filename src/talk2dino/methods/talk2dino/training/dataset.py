@@ -60,14 +60,44 @@ class Batch:
 
 @dataclass(frozen=True)
 class FeatureChoice:
-    """Which stored features a training uses; see `choose_features`."""
+    """Which stored features a training uses.
 
-    visual: str = "disentangled_self_attn"
-    """One of VISUAL_FEATURES."""
-    text: str = "ann_feats"
-    """One of TEXT_FEATURES."""
+    Raises:
+        ValueError: a name is unknown, or does not go with the model.
+    """
+
+    visual: str = ""
+    """One of VISUAL_FEATURES; without one, what the model needs."""
+    text: str = ""
+    """One of TEXT_FEATURES, likewise."""
     config: ProjectionConfig = field(default_factory=ProjectionConfig)
     """What is trained on them."""
+
+    def __post_init__(self) -> None:
+        last_layer = self.config.model_class == "CLIPLastLayer"
+        weighted = self.config.weight_attn_heads is not None
+        visual = self.visual or ("patch_tokens" if weighted else "disentangled_self_attn")
+        text = self.text or (LAST_LAYER_TEXT if last_layer else "ann_feats")
+        check_name("image feature (--feature_name)", visual, VISUAL_FEATURES)
+        check_name("text feature (--text_features)", text, TEXT_FEATURES)
+        if weighted and visual != "patch_tokens":
+            raise ValueError(
+                f"weight_attn_heads: {self.config.weight_attn_heads} learns from every patch: "
+                f"it needs --feature_name patch_tokens, not {visual}"
+            )
+        if last_layer != (text == LAST_LAYER_TEXT):
+            raise ValueError(
+                f"--text_features {text} does not go with model_class {self.config.model_class}: "
+                f"CLIPLastLayer is the one that is trained on {LAST_LAYER_TEXT}"
+            )
+        if text == DENSE_TEXT and self.config.alignment_strategy not in PAIRWISE:
+            raise ValueError(
+                f"--text_features {text} has a vector per token, which alignment_strategy "
+                f"{self.config.alignment_strategy} cannot use. Choose one of "
+                f"{', '.join(PAIRWISE)}, or --text_features {AVERAGED_TEXT}."
+            )
+        object.__setattr__(self, "visual", visual)
+        object.__setattr__(self, "text", text)
 
     @property
     def image_keys(self) -> tuple[str, ...]:
@@ -99,44 +129,6 @@ class FeatureChoice:
         if self.visual == "disentangled_self_attn":
             return replace(self, visual="avg_self_attn_out")
         return self
-
-
-def choose_features(
-    config: ProjectionConfig, visual: str | None = None, text: str | None = None
-) -> FeatureChoice:
-    """The features a projection is trained on.
-
-    Args:
-        config: the recipe's model section.
-        visual: `--feature_name`; None takes what the model needs.
-        text: `--text_features`; None takes what the model needs.
-
-    Raises:
-        ValueError: a name is unknown, or does not go with the model.
-    """
-    last_layer = config.model_class == "CLIPLastLayer"
-    weighted = config.weight_attn_heads is not None
-    visual = visual or ("patch_tokens" if weighted else "disentangled_self_attn")
-    text = text or (LAST_LAYER_TEXT if last_layer else "ann_feats")
-    check_name("image feature (--feature_name)", visual, VISUAL_FEATURES)
-    check_name("text feature (--text_features)", text, TEXT_FEATURES)
-    if weighted and visual != "patch_tokens":
-        raise ValueError(
-            f"weight_attn_heads: {config.weight_attn_heads} learns from every patch: "
-            f"it needs --feature_name patch_tokens, not {visual}"
-        )
-    if last_layer != (text == LAST_LAYER_TEXT):
-        raise ValueError(
-            f"--text_features {text} does not go with model_class {config.model_class}: "
-            f"CLIPLastLayer is the one that is trained on {LAST_LAYER_TEXT}"
-        )
-    if text == DENSE_TEXT and config.alignment_strategy not in PAIRWISE:
-        raise ValueError(
-            f"--text_features {text} has a vector per token, which alignment_strategy "
-            f"{config.alignment_strategy} cannot use. Choose one of "
-            f"{', '.join(PAIRWISE)}, or --text_features {AVERAGED_TEXT}."
-        )
-    return FeatureChoice(visual, text, config)
 
 
 class StoredPairs:

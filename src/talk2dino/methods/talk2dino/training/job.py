@@ -39,7 +39,6 @@ from talk2dino.methods.talk2dino.training.dataset import (
     FeatureChoice,
     StoredPairs,
     check_widths,
-    choose_features,
 )
 from talk2dino.methods.talk2dino.training.loop import LoopSettings, TrainingRun
 from talk2dino.methods.talk2dino.training.retrieval import embed_pairs, retrieval
@@ -95,7 +94,7 @@ class TrainJob(RunJob):
 
     @property
     def choice(self) -> FeatureChoice:
-        return choose_features(self.recipe.model, self.feature_name, self.text_features)
+        return FeatureChoice(self.feature_name or "", self.text_features or "", self.recipe.model)
 
     def settings(self, processes: Processes) -> dict[str, Any]:
         """See `RunJob`, as all below; they do not depend on the number of processes."""
