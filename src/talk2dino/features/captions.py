@@ -204,24 +204,23 @@ def _web_sample(
     file: BinaryIO, place: tuple[str], name: str, content: dict[str, Member]
 ) -> tuple[dict[str, Any], ImageSource]:
     """(record with `caption`, source) of one sample of the tar at `place`."""
-    tar = os.path.basename(place[0])
-    record: dict[str, Any] = {"file_name": f"{tar}/{name}", "key": os.path.basename(name)}
     image = next((content[s] for s in IMAGE_MEMBERS if s in content), None)
-    try:
-        if image is None:
-            raise ValueError(f"has no image ({', '.join(IMAGE_MEMBERS)})")
-        record["file_name"] = f"{tar}/{image.name}"
-        if "json" not in content:
-            raise ValueError("has no json")
+    file_name = f"{os.path.basename(place[0])}/{image.name if image else name}"
+    record: dict[str, Any] = {"file_name": file_name, "key": os.path.basename(name)}
+    described, problem = dict[str, Any](), ""
+    if image is None:
+        problem = f"has no image ({', '.join(IMAGE_MEMBERS)})"
+    elif "json" not in content:
+        problem = "has no json"
+    else:
         try:
             described = parse_json(content["json"].read(file), "its json")
-            caption = described["caption"]
+            if not isinstance(described["caption"], str):
+                problem = f"has the caption {described['caption']!r}"
         except (ValueError, KeyError, TypeError):
-            raise ValueError("has no json with a 'caption'") from None
-        if not isinstance(caption, str):
-            raise ValueError(f"has the caption {caption!r}")
-    except ValueError as error:
-        return record, ImageSource(place, problem=f"sample {name} of {place[0]} {error}")
+            problem = "has no json with a 'caption'"
+    if image is None or problem:
+        return record, ImageSource(place, problem=f"sample {name} of {place[0]} {problem}")
     kept = ("key", "caption", "url", "height", "width")
     record |= {key: described[key] for key in kept if described.get(key) is not None}
     return record, ImageSource(place, member=(image.offset, image.size))

@@ -159,7 +159,7 @@ class TrainJob(RunJob):
         model = first_model(self.recipe.model, self.loop.seed, self.recipe.features).to(device)
         model.load_state_dict(processes.broadcast(weights_on_cpu(model)))
         run = TrainingRun(model, pairs, validation, self.loop, processes)
-        run.records_heads = self.save_heads
+        run.heads = torch.full((len(pairs),), -1) if self.save_heads else None
         run.test = test
         return run
 

@@ -123,10 +123,8 @@ class TrainingRun(Run):
         self.validation = validation
         self.settings = settings
         self.keeps_best = train.save_best_model
-        self.records_heads = False
-        """Whether the head of every caption is recorded in the last epoch."""
         self.heads: Tensor | None = None
-        """(M,) head chosen for each caption in the last epoch, -1 where not chosen yet."""
+        """(M,) head chosen for each caption in the last epoch, -1 before; None: not recorded."""
         self.test: StoredPairs | None = None
         self.retrieval: dict[str, RankSummary] = {}
         """Of the final weights on the test set, once they are there."""
@@ -141,7 +139,8 @@ class TrainingRun(Run):
         return {"heads": self.heads}
 
     def go_on(self, saved: Mapping[str, Any]) -> None:
-        self.heads = saved["heads"]
+        if saved["heads"] is not None:
+            self.heads = saved["heads"]
 
     def batches(self) -> Iterator[tuple[Tensor, Batch]]:
         """The captions of each batch, and this process's share of their features."""
@@ -152,11 +151,9 @@ class TrainingRun(Run):
 
     def take(self, batch: tuple[Tensor, Batch], step: int) -> Tensor:
         index, own = batch
-        if self.records_heads and self.state.epoch == self.epochs - 1:
+        if self.heads is not None and self.state.epoch == self.epochs - 1:
             with torch.no_grad():  # before the step's update
                 heads = selected_heads(*self.model.embed(own.visual, own.text, **own.extras))
-            if self.heads is None:
-                self.heads = torch.full((len(self.pairs),), -1)
             self.heads[index] = gather_rows(heads, len(index)).cpu()
         rate = self.learning_rate(step)
         for group in self.optimizer.param_groups:
