@@ -21,7 +21,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from talk2dino.benchmarks.data.labels import forbidden, label_name, label_size, read_labels
+from talk2dino.benchmarks.data.labels import forbidden, label_size, read_labels
 from talk2dino.benchmarks.table import Benchmark
 from talk2dino.config import check_name, first_few
 from talk2dino.files import file_sha256, listed
@@ -349,13 +349,14 @@ def unknown_values(row: Benchmark, values: np.ndarray, unknown: np.ndarray) -> s
     """Which values of a label file mean nothing, how many pixels have them, and what may help."""
     found, counts = np.unique(values[unknown], axis=0, return_counts=True)
     names = [str(value.tolist()) for value in found[np.argsort(-counts, kind="stable")][:5]]
-    known = row.rules.known(len(row.classes), values.dtype == np.uint16)
-    text = f"{int(unknown.sum())} pixels with {'label ' if values.ndim == 2 else 'colour '}"
-    text += f"{', '.join(names)}; {row.key} has the labels "
-    if len(known) and known[-1] - known[0] + 1 == len(known) and values.ndim == 2:
+    known = row.rules.known(len(row.classes), values.dtype == np.uint16).tolist()
+    grey = values.ndim == 2
+    text = f"{int(unknown.sum())} pixels with {'label' if grey else 'colour'} {', '.join(names)}"
+    text += f"; {row.key} has the labels "
+    if grey and known and known[-1] - known[0] + 1 == len(known):
         text += f"{known[0]} to {known[-1]}"
     else:
-        text += first_few([label_name(row.rules, int(value)) for value in known])
+        text += first_few(known if grey else [[v >> 16, v >> 8 & 255, v & 255] for v in known])
     if row.folders:
         wide = " (a file of 16 bits, where 65535 is what 255 is of 8)"
         text += wide * (values.dtype == np.uint16)

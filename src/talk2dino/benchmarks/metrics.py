@@ -33,6 +33,7 @@ class ImageCounts:
     """The pixels of one image by their true and predicted class; tables hold what occurs."""
 
     pairs: np.ndarray
+    """(n,) PAIR."""
     uniform: int | None = None
     """Windows in which all patches are alike; None of a method that does not tell."""
     boundary: np.ndarray | None = None

@@ -57,6 +57,7 @@ class Picture:
     size_hw: tuple[int, int]
     """Of the original, at which labels are wanted."""
     tasks: Sequence[Task]
+    """At least one."""
     payload: Any = None
     uniform: int | None = None
     """Windows in which the segmenters found nothing, once there are labels; None if they do not
@@ -200,6 +201,7 @@ class Labelling:
     pixels: Tensor
     """(3, h, w) RGB in [0, 255], at the size that is scored."""
     size_hw: tuple[int, int]
+    """Of the labels."""
     protocol: Protocol
     most_bytes: int = MOST_BYTES
     """For upsampled scores; less than one row or one class at a time is impossible."""

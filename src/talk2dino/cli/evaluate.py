@@ -187,12 +187,8 @@ def _report(output: Path, outcomes: Sequence[Outcome]) -> None:
             complete.append(run)
             results.append(result)
             continue
-        total = len(run.dataset.samples)
-        say(
-            run,
-            f"{counted} of {total} images are counted; the job that completes them writes the "
-            "result",
-        )
+        counts = f"{counted} of {len(run.dataset.samples)} images are counted"
+        say(run, f"{counts}; the job that completes them writes the result")
     if not complete:
         return
     table = results_table(results)

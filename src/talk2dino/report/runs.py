@@ -236,7 +236,9 @@ class Differences:
     first: EvaluatedRun
     second: EvaluatedRun
     measure: str
+    """One of MEASURES."""
     difference: float
+    """Of the mIoU."""
     interval: tuple[float, float]
     """95 % paired bootstrap over images: both runs see the same images in every draw."""
     better: float

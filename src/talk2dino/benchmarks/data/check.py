@@ -105,12 +105,8 @@ def _check_files(report: DataReport, dataset: EvaluationSet) -> None:
 
 def _check_labels(report: DataReport, dataset: EvaluationSet, sample_size: int) -> None:
     """Look at the values of some labels, and guess by which mistake they are not what they seem."""
-    row, rules = report.row, report.row.rules
-    there = [
-        index
-        for index, sample in enumerate(dataset.samples)
-        if (dataset.data_root / sample.label).is_file()
-    ]
+    row, rules, root = report.row, report.row.rules, dataset.data_root
+    there = [n for n, one in enumerate(dataset.samples) if (root / one.label).is_file()]
     pixels = np.zeros(WIDE_IGNORED + 1, np.int64)
     damaged, outside, looked_at, wide = [], [], 0, False
     spread = np.linspace(0, len(there) - 1, min(sample_size, len(there))).round().astype(int)

@@ -182,11 +182,6 @@ def _rules_table(rules: LabelRules, num_classes: int, wide: bool) -> tuple[np.nd
     return keys, np.array([table[key] for key in keys.tolist()], np.int32)
 
 
-def label_name(rules: LabelRules, value: int) -> str:
-    """A value of `LabelRules.known` as people write it."""
-    return str([value >> 16, value >> 8 & 255, value & 255]) if rules.colours else str(value)
-
-
 def forbidden(path: str | Path) -> str:
     """What is said of a file that is there, but that the user may not read."""
     return f"{path} may not be read: permission denied. Change its mode (chmod) or its owner."
