@@ -7,7 +7,7 @@ import pickletools
 import re
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ContextDecorator
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from talk2dino.backbones.seeded import parse_seeded, seeded_state
 from talk2dino.config import first_few
 from talk2dino.devices import keep_float32
 from talk2dino.files import check_archive, check_file, is_torchscript, load_torch
@@ -97,6 +98,12 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     if not state:
         raise ValueError(f"{path} holds no tensors. Its keys: {first_few(content, 8)}")
     return unwrapped(state, path)
+
+
+def state_of(weights: str, shapes: Callable[[], Mapping[str, Sequence[int]]]) -> dict[str, Tensor]:
+    """What `read_state_dict` finds in a file, or `seeded:<n>` of the official names and shapes."""
+    seed = parse_seeded(weights)
+    return read_state_dict(weights) if seed is None else seeded_state(seed, shapes())
 
 
 def unwrapped(state: Mapping[str, Tensor], source: str | Path) -> dict[str, Tensor]:

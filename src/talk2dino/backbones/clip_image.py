@@ -5,6 +5,7 @@ from typing import Any
 import open_clip
 import torch
 import torch.nn.functional as F
+from open_clip.model import _build_vision_tower
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -13,8 +14,9 @@ from talk2dino.backbones.seeded import default_weights
 from talk2dino.backbones.text import (
     CLIP_MODELS,
     GELU,
+    TOYS,
     TextEncoder,
-    activation_of,
+    architecture,
     check_clip_weights,
     clip_state,
     create_text_tower,
@@ -24,13 +26,6 @@ from talk2dino.backbones.vision import Positions, resized_table
 from talk2dino.config import check_name
 from talk2dino.devices import float32_by_default
 
-_TOY: dict[str, Any] = {"image_size": 224, "patch_size": 16, "width": 192, "heads": 3, "layers": 3}
-TOYS: dict[str, dict[str, Any]] = {
-    "toy": _TOY,
-    "toy14": {**_TOY, "patch_size": 14},
-    "toy-gelu": {**_TOY, "layers": 4},
-}
-"""Name -> shape of a small tower; each has E = 512 and the toy text encoder beside it."""
 PREFIX = "visual."
 """What the names of the image tower begin with in a whole CLIP's checkpoint."""
 
@@ -141,16 +136,8 @@ def load_clip(
 @float32_by_default()
 def create_image_tower(name: str) -> VisionTransformer:
     """CLIP's image tower without weights."""
-    if name in TOYS:
-        shape, embed_dim = TOYS[name], 512
-    else:
-        config = open_clip.get_model_config(CLIP_MODELS[name.removesuffix(GELU)])
-        assert config is not None
-        shape, embed_dim = dict(config["vision_cfg"]), config["embed_dim"]
-        shape["heads"] = shape["width"] // shape.pop("head_width", 64)
-    return VisionTransformer(
-        mlp_ratio=4.0, output_dim=embed_dim, act_layer=activation_of(name), **shape
-    )
+    config = architecture(name)
+    return _build_vision_tower(config["embed_dim"], config["vision_cfg"], not name.endswith(GELU))
 
 
 def margins(length: int, multiple: int) -> tuple[int, int]:

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
-from open_clip.transformer import QuickGELU, TextTransformer
+from open_clip.model import _build_text_tower
+from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
 from talk2dino.backbones.checkpoints import (
@@ -20,6 +22,7 @@ from talk2dino.backbones.checkpoints import (
     check_layout,
     load_strict,
     read_state_dict,
+    state_of,
     state_shapes,
 )
 from talk2dino.backbones.seeded import (
@@ -28,13 +31,14 @@ from talk2dino.backbones.seeded import (
     default_weights,
     parse_seeded,
     require_transformers,
-    seeded_state,
     transformers_loading,
 )
 from talk2dino.config import as_texts, check_name, reason
 from talk2dino.devices import float32_by_default
 
 TOY = "toy"
+TOYS: dict[str, dict[str, int]] = {TOY: {}, "toy14": {"patch_size": 14}, "toy-gelu": {"layers": 4}}
+"""Name -> what its image tower has beside a small one's shape; the text towers are equal."""
 CLIP_MODELS = {
     "ViT-B/16": "ViT-B-16-quickgelu",
     "ViT-B/32": "ViT-B-32-quickgelu",
@@ -297,18 +301,17 @@ def clip_state(
         weights: `pretrained`, a file or `seeded:<n>`.
         towers: what `seeded:<n>` is drawn for: beginning of the names -> tower.
     """
-    seed = parse_seeded(weights)
     if weights == PRETRAINED:
         return name, _download(name)
-    if seed is None:
-        state = read_state_dict(weights)
-        return _with_activation(name, state, Path(weights)), state
     shapes = {
         beginning + key: shape
         for beginning, tower in towers.items()
         for key, shape in state_shapes(tower).items()
     }
-    return name, seeded_state(seed, shapes)
+    state = state_of(weights, lambda: shapes)
+    if parse_seeded(weights) is None:
+        name = _with_activation(name, state, Path(weights))
+    return name, state
 
 
 def text_from_state(name: str, state: dict[str, Tensor], weights: str) -> TextEncoder:
@@ -332,22 +335,21 @@ def text_from_state(name: str, state: dict[str, Tensor], weights: str) -> TextEn
 @WithoutInitialisation()
 @float32_by_default()
 def create_text_tower(name: str) -> TextTransformer:
-    """CLIP's text tower without weights; `toy` has 3 blocks of width 512."""
-    if name.startswith(TOY):
-        shape = {"width": 512, "heads": 8, "layers": 3, "output_dim": 512}
-    else:
-        known = check_name("text model", name.removesuffix(GELU), (TOY, *CLIP_MODELS))
-        config = open_clip.get_model_config(CLIP_MODELS[known])
-        assert config is not None
-        text = config["text_cfg"]
-        shape = {key: text[key] for key in ("width", "heads", "layers")}
-        shape["output_dim"] = config["embed_dim"]
-    return TextTransformer(act_layer=activation_of(name), **shape)
+    """CLIP's text tower without weights; a toy's has 3 blocks of width 512."""
+    config = architecture(name)
+    return _build_text_tower(config["embed_dim"], config["text_cfg"], not name.endswith(GELU))
 
 
-def activation_of(name: str) -> type[nn.Module]:
-    """Of the feed-forward layers of both towers of a CLIP."""
-    return nn.GELU if name.endswith(GELU) else QuickGELU
+def architecture(name: str) -> dict[str, Any]:
+    """open_clip's configuration of both towers of a CLIP, but for their activation."""
+    if name in TOYS:
+        image = {"image_size": 224, "patch_size": 16, "width": 192, "layers": 3, **TOYS[name]}
+        text = {"width": 512, "heads": 8, "layers": 3}
+        return {"embed_dim": 512, "vision_cfg": image, "text_cfg": text}
+    known = check_name("text model", name.removesuffix(GELU), (TOY, *CLIP_MODELS))
+    config = open_clip.get_model_config(CLIP_MODELS[known])
+    assert config is not None
+    return config
 
 
 def _with_activation(name: str, state: dict[str, Tensor], path: Path) -> str:

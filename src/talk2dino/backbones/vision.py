@@ -24,15 +24,13 @@ from talk2dino.backbones.checkpoints import (
     check_fit,
     check_layout,
     load_strict,
-    read_state_dict,
+    state_of,
     state_shapes,
 )
 from talk2dino.backbones.seeded import (
     PRETRAINED,
     check_weights,
     default_weights,
-    parse_seeded,
-    seeded_state,
 )
 from talk2dino.config import check_name, reason
 from talk2dino.devices import float32_by_default
@@ -248,8 +246,7 @@ def average_attention(attention_logits: Tensor, patches: Tensor) -> Tensor:
         (B, D). As published, the *mean* of the weighted patches: a factor 1/P below their
         weighted sum, which the cosine cancels.
     """
-    weights = attention_logits.mean(dim=1).softmax(dim=-1)  # (B, P)
-    return torch.einsum("bp,bpd->bd", weights, patches) / patches.shape[1]
+    return head_embeddings(attention_logits.mean(dim=1, keepdim=True), patches)[:, 0]
 
 
 def head_embeddings(attention_logits: Tensor, patches: Tensor) -> Tensor:
@@ -330,15 +327,10 @@ def load_vision(
     """
     check_vision(name, weights)
     weights = weights or default_weights(name)
-    seed = parse_seeded(weights)
     if weights == PRETRAINED:
-        backbone = VisionBackbone(_create(name, pretrained=True), name, weights)
-    elif seed is None:
-        backbone = vision_from_state(name, read_state_dict(weights), weights)
-    else:
-        shapes = official_shapes(_create(name, pretrained=False))
-        backbone = vision_from_state(name, seeded_state(seed, shapes), weights)
-    return backbone.to(device)
+        return VisionBackbone(_create(name, pretrained=True), name, weights).to(device)
+    state = state_of(weights, lambda: official_shapes(_create(name, pretrained=False)))
+    return vision_from_state(name, state, weights).to(device)
 
 
 def vision_from_state(name: str, state: dict[str, Tensor], weights: str) -> VisionBackbone:

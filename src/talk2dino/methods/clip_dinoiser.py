@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from talk2dino.backbones.checkpoints import load_strict, read_state_dict, state_shapes
+from talk2dino.backbones.checkpoints import load_strict, state_of, state_shapes
 from talk2dino.backbones.clip_image import (
     ClipImage,
     check_clip,
     load_clip,
     queries_keys_values,
 )
-from talk2dino.backbones.seeded import parse_seeded, seeded_state
+from talk2dino.backbones.seeded import parse_seeded
 from talk2dino.backbones.text import TextEncoder
 from talk2dino.backbones.vision import exact_positions
 from talk2dino.files import find_in_checkout
@@ -77,10 +77,7 @@ def load_heads(weights: str, image: ClipImage) -> Heads:
         FileNotFoundError, ValueError: no such file, or one with other tensors; names them.
     """
     heads = Heads(image.model.conv1.out_channels, weights)
-    seed = parse_seeded(weights)
-    shapes = state_shapes(heads)
-    state = read_state_dict(weights) if seed is None else seeded_state(seed, shapes)
-    load_strict(heads, state, weights)
+    load_strict(heads, state_of(weights, lambda: state_shapes(heads)), weights)
     return heads.eval().requires_grad_(False).to(image.device)
 
 
@@ -218,8 +215,6 @@ class ClipDinoiserSegmenter(ClipWordSegmenter):
 
 @dataclass(frozen=True)
 class ClipDinoiserOptions(ClipOptions):
-    """Choices beside a model's name."""
-
     weights: str | None = None
     """The convolutions: the published last.pt, or seeded:<n> for both models."""
     clip_weights: str | None = None

@@ -55,22 +55,16 @@ _EXPANSIONS: dict[str | None, dict[str, tuple[str, ...]]] = {
 
 
 @cache
-def published_words(benchmark: str) -> Vocabulary:
+def published_words(benchmark: str | None) -> Vocabulary:
     """ProxyCLIP's words for the classes of a benchmark, which other methods share."""
     return read_word_lists(shipped(f"vocabularies/proxyclip_{benchmark}.txt"))
 
 
-@cache
-def _words_by_name(benchmark: str | None) -> dict[str, str]:
-    row = BENCHMARKS.get(benchmark or "")
-    if row is None:
-        return {}
-    return dict(zip(row.classes[row.background :], published_words(row.key).names, strict=True))
-
-
 def benchmark_word(benchmark: str | None, name: str) -> str:
     """What the published word lists call MMSegmentation's class `name` of a benchmark."""
-    return _words_by_name(benchmark).get(name, name)
+    row = BENCHMARKS.get(benchmark or "")
+    names = () if row is None else row.classes[row.background :]
+    return published_words(benchmark).names[names.index(name)] if name in names else name
 
 
 def class_words(benchmark: str | None, several: bool) -> ClassWords:
@@ -123,8 +117,6 @@ def rules_of(table: Table, benchmark: str | None) -> Rules:
 
 @dataclass(frozen=True)
 class ClipOptions(RefinementOptions, MethodOptions):
-    """Choices beside a model's name."""
-
     weights: str | None = None
     """CLIP's: pretrained, a file with both towers, or seeded:<n>."""
 
@@ -162,7 +154,6 @@ class ClipWordMethod(ComposedMethod):
         return PictureRules(rules.threshold, protocol=rules.protocol, refines=on)
 
     def benchmark(self, row: Benchmark) -> Benchmark:
-        """The row with the method's own size and windows."""
         return row.with_protocol(rules_of(self.table, row.key).protocol)
 
     @property
@@ -171,7 +162,6 @@ class ClipWordMethod(ComposedMethod):
             return create_image_tower(self.clip).patch_size[0]
 
     def threshold(self, row: Benchmark) -> float | None:
-        """The published one."""
         return rules_of(self.table, row.key).threshold if row.background else None
 
     @property

@@ -44,7 +44,6 @@ class WordSegmenter(nn.Module):
         raise NotImplementedError
 
     def patch_features(self, windows: Tensor) -> Any:
-        """See `FeatureSharing.patch_features`."""
         raise NotImplementedError
 
     def score_features(self, features: Any, windows: Tensor, query: ClassQuery) -> Tensor:
@@ -54,18 +53,15 @@ class WordSegmenter(nn.Module):
     def query(
         self, names: Sequence[str], background: float | None = None, words: Words | None = None
     ) -> ClassQuery:
-        """See `Segmenter.query`."""
         return self.words.query(names, background, words, self.embed_classes)
 
     @in_float32
     def window_scores(self, windows: Tensor, query: ClassQuery) -> Tensor:
-        """See `Segmenter.window_scores`."""
         if windows.ndim != 4 or windows.shape[1] != 3:
             raise ValueError(f"windows must be (B, 3, h, w), found {tuple(windows.shape)}.")
         return self.score_features(self.patch_features(windows), windows, query)
 
     def shares_features(self, other: object) -> bool:
-        """Whether `other` computes the same `patch_features`."""
         return isinstance(other, type(self)) and self.deciding == other.deciding
 
 
@@ -80,7 +76,6 @@ class DenseSegmenter(WordSegmenter):
     """Of features, patch scores and pixel scores, each in its place."""
 
     def patch_scores(self, features: Any, query: ClassQuery) -> Tensor:
-        """See `PatchScoring.patch_scores`."""
         raise NotImplementedError
 
     @in_float32
@@ -109,12 +104,10 @@ class DenseSegmenter(WordSegmenter):
 
     @property
     def follows_edges(self) -> bool:
-        """Whether `pixel_scores` is more than bilinear interpolation."""
         return any(type(r).pixels is not Refinement.pixels for r in self.refinements)
 
     @property
     def joins_windows(self) -> bool:
-        """See `PatchScoring`."""
         return any(refinement.joins_windows for refinement in self.refinements)
 
     def cosines(self, patches: Tensor, rows: Tensor, eps: float = 1e-12) -> Tensor:

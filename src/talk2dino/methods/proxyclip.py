@@ -193,8 +193,6 @@ def shared_words(query: ClassQuery) -> Tensor:
 
 @dataclass(frozen=True)
 class ProxyClipOptions(ClipOptions):
-    """Choices beside a model's name."""
-
     weights: str | None = None
     """CLIP's: pretrained, a file with both towers, or seeded:<n> for both models."""
     vision_weights: str | None = None

@@ -49,7 +49,6 @@ class PAMR(Refinement):
     name: ClassVar[str] = "pamr"
 
     def pixels(self, scores: Tensor, windows: Tensor) -> Tensor:
-        """Scores that follow the edges of the window."""
         return pamr(windows, scores, self.iterations, self.dilations)
 
 
@@ -67,7 +66,6 @@ class Propagation(Refinement):
         return self.graph == "image"
 
     def patches(self, scores: Tensor, features: Tensor, most_bytes: int = MOST_BYTES) -> Tensor:
-        """Scores that patches which resemble each other share."""
         windows, rows = len(scores), scores.transpose(1, 2)  # (B, P, C)
         if self.joins_windows:
             rows, features = rows.flatten(0, 1)[None], features.flatten(0, 1)[None]
@@ -87,7 +85,6 @@ class Smoothing(Refinement):
     name: ClassVar[str] = "smoothing"
 
     def features(self, features: Tensor) -> Tensor:
-        """Features of which each is a mean of those like it."""
         return torch.stack([mean_attention(one, 10.0, 1.0)[0] @ one for one in features])
 
 

@@ -109,15 +109,13 @@ def load_bank(place: str, text_width: int, vision_width: int) -> Bank:
         keys = torch.nn.functional.normalize(keys, dim=-1)
         return Bank(keys, seeded_tensor(seed, "prototypes", (100, vision_width)), METRICS[0])
     bank = read_folder(Path(place)) if Path(place).is_dir() else read_converted(Path(place))
-    widths = {
-        "keys": (bank.keys.shape[1], text_width),
-        "vectors": (bank.prototypes.shape[1], vision_width),
-    }
-    for what, (width, needed) in widths.items():
-        if width != needed:
+    columns = (("keys", bank.keys, text_width), ("vectors", bank.prototypes, vision_width))
+    for what, found, needed in columns:
+        if found.shape[1] != needed:
             raise ValueError(
-                f"{place}: the bank's {what} have {width} numbers, and the model's {needed}. It "
-                "was made with other backbones; give the bank that belongs to the model."
+                f"{place}: the bank's {what} have {found.shape[1]} numbers, and the model's "
+                f"{needed}. It was made with other backbones; give the bank that belongs to the "
+                "model."
             )
     return bank
 

@@ -249,8 +249,6 @@ UNRELEASED = {"voc": "voc20", "context": "context59", "coco_object": "coco_stuff
 
 @dataclass(frozen=True)
 class FreeDAOptions(MethodOptions):
-    """Choices beside a model's name."""
-
     weights: str | None = None
     """CLIP's: pretrained, a file with both towers, or seeded:<n> for everything."""
     vision_weights: str | None = None
