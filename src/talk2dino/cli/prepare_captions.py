@@ -27,10 +27,7 @@ class PrepareCaptions(Command):
     """Filter, merge and pair captions for OVSegmentor's pretraining."""
 
     positional = ("mode",)
-    details = {
-        "mode": {"choices": MODES},
-        "lemmas": {"choices": LEMMAS},
-    }
+    details = {"mode": {"choices": MODES}, "lemmas": {"choices": LEMMAS}}
     example = "filter --metafile cc12m.tsv --processors 8"
     gone = {"--header": "a header is recognised"}
 

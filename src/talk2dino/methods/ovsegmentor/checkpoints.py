@@ -13,6 +13,7 @@ import dataclasses
 import json
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,24 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from talk2dino.backbones.checkpoints import (
-    check_fit,
-    load_strict,
-    read_state_dict,
-    state_shapes,
-)
+from talk2dino.backbones.checkpoints import check_fit, load_strict, read_state_dict, state_shapes
 from talk2dino.backbones.seeded import parse_seeded, seeded_state
 from talk2dino.config import build
-from talk2dino.files import (
-    atomic_files,
-    check_finished,
-    save_safetensors,
-)
-from talk2dino.methods.ovsegmentor.config import (
-    PRESETS,
-    OVSegmentorConfig,
-    get_preset,
-)
+from talk2dino.files import atomic_files, check_finished, save_safetensors
+from talk2dino.methods.ovsegmentor.config import PRESETS, OVSegmentorConfig, get_preset
 from talk2dino.methods.ovsegmentor.model import TEACHER, OVSegmentor
 from talk2dino.textfiles import read_json
 
@@ -144,11 +132,10 @@ def check_source(source: str | Path) -> None:
 
 def is_converted(folder: str | Path) -> bool:
     """Whether a folder says of itself that it holds an OVSegmentor."""
-    try:
+    with suppress(OSError, ValueError):
         values = read_json(Path(folder) / CONFIG_FILE)
-    except (OSError, ValueError):
-        return False
-    return isinstance(values, dict) and values.get("method") == "ovsegmentor"
+        return isinstance(values, dict) and values.get("method") == "ovsegmentor"
+    return False
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
@@ -275,9 +262,7 @@ def seeded_weights(
     """
     with torch.device("meta"):
         model = OVSegmentor(config, stage)
-    buffers = {name for name, _ in model.named_buffers()}
-    shapes = {name: shape for name, shape in state_shapes(model).items() if name not in buffers}
-    state = seeded_state(seed, shapes)
+    state = seeded_state(seed, {name: tuple(p.shape) for name, p in model.named_parameters()})
     for name, module in model.named_modules():
         if isinstance(module, nn.LayerNorm | nn.BatchNorm1d):
             weight = state[f"{name}.weight"]

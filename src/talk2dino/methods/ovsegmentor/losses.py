@@ -7,8 +7,6 @@ from torch import Tensor
 from talk2dino.methods.ovsegmentor.config import PUBLISHED_BATCH, LossConfig
 from talk2dino.processes import gather_rows, process_rank
 
-MAX_SCALE = 100.0
-
 
 def unit_rows(x: Tensor) -> Tensor:
     """Rows of length 1, in float32."""
@@ -17,7 +15,7 @@ def unit_rows(x: Tensor) -> Tensor:
 
 def similarity_scale(logit_scale: Tensor) -> Tensor:
     """The factor on cosines: exp of the learned scalar, at most 100."""
-    return logit_scale.exp().clamp(max=MAX_SCALE)
+    return logit_scale.exp().clamp(max=100.0)
 
 
 def infonce(left: Tensor, right: Tensor, scale: Tensor | float) -> Tensor:

@@ -129,13 +129,16 @@ class CocoRows(Rows):
         features, looked = read_coco(path), Looked(reader, pairs)
         check_records(features, path, need_ids=False)
         self._captions = [text["caption"].strip() for text in features.annotations]
-        sources = [image_source(image, images) for image in features.images]
-        names = [image.get("file_name") or image["coco_url"] for image in features.images]
-        self._images = list(zip(names, sources, strict=True))
-        if address := next((source.places[0] for source in sources if source.is_url), None):
-            raise ValueError(f"{path}: {_NO_FILE.format(address)}")
+        self._images = [
+            (image.get("file_name") or image.get("coco_url"), image_source(image, images))
+            for image in features.images
+        ]
+        for _, source in self._images:
+            if source.is_url:
+                raise ValueError(f"{path}: {_NO_FILE.format(source.places[0])}")
         for row, image in enumerate(features.caption_rows.tolist()):
-            looked.add((image,), self._captions[row], f"caption {row} ({names[image]})")
+            name, _ = self._images[image]
+            looked.add((image,), self._captions[row], f"caption {row} ({name})")
         super().__init__(looked, str(path))
 
     def caption(self, row: int) -> str:

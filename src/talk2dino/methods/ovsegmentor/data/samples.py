@@ -42,12 +42,10 @@ Transform = Callable[[Image.Image], Tensor]
 
 ATTEMPTS = 8
 """Images tried for one sample before the run is given up."""
-ENTITY_PROMPT = "A photo of "
 LOST = 0.01
 """Share of the samples so far above which images that cannot be read end a run."""
 LOST_FREELY = 20
 """Images that may be lost in any case."""
-_SEED_LIMIT = 2**32
 _NAMED = 20
 
 
@@ -237,7 +235,7 @@ class PretrainingSamples(Dataset[LoadedBatch]):
         pixels, second, prompt = self._pixels(row, random), None, ""
         if self.pairs:
             partner, entity = self.rows.partner(row, random)
-            second, prompt = self._pixels(partner, random), ENTITY_PROMPT + entity
+            second, prompt = self._pixels(partner, random), f"A photo of {entity}"
         caption = self.rows.caption(row)
         question, classes = self.reader.read(caption)
         answer = self.reader.answer(classes, template)
@@ -249,7 +247,7 @@ class PretrainingSamples(Dataset[LoadedBatch]):
             image = source.read()
         except (ValueError, OSError) as error:
             raise _Unreadable(name, str(error)) from error
-        with seeded_globals(int(random.integers(_SEED_LIMIT))):
+        with seeded_globals(int(random.integers(2**32))):
             return self.transform(image)
 
 

@@ -1,6 +1,7 @@
 """One pretraining from its arguments to its folder: what `talk2dino pretrain` does."""
 
 import itertools
+import re
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from talk2dino.backbones.checkpoints import check_layout, read_state_dict
-from talk2dino.backbones.seeded import require_transformers
+from talk2dino.backbones.seeded import PRETRAINED, require_transformers
 from talk2dino.config import reason
 from talk2dino.files import content_digest
 from talk2dino.methods.ovsegmentor.checkpoints import (
@@ -30,21 +31,14 @@ from talk2dino.methods.ovsegmentor.data.samples import PretrainingSamples
 from talk2dino.methods.ovsegmentor.data.words import find_lemmas
 from talk2dino.methods.ovsegmentor.model import OVSegmentor
 from talk2dino.methods.ovsegmentor.pretraining.loop import PretrainingRun
-from talk2dino.methods.ovsegmentor.text import (
-    TOY,
-    Tokenizer,
-    load_tokenizer,
-    toy_tokenizer,
-)
+from talk2dino.methods.ovsegmentor.text import TOY, Tokenizer, load_tokenizer, toy_tokenizer
 from talk2dino.methods.ovsegmentor.vision import load_dino
 from talk2dino.processes import Processes
 from talk2dino.progress import Progress
 from talk2dino.training.job import RunJob, RunOutputs
 
-PRETRAINED = "pretrained"
 _DINO_MODELS = {768: "vit_base_patch16_224.dino", 384: "vit_small_patch16_224.dino"}
 _CAPTIONS = 10_000  # that the toy tokeniser learns its words from
-_WORDS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def first_model(recipe: PretrainingRecipe) -> OVSegmentor:
@@ -76,8 +70,7 @@ def with_words(tokenizer: Tokenizer, config: OVSegmentorConfig, rows: Rows) -> T
     """The toy tokeniser with the commonest words of some captions, as many as its encoder takes."""
     counts: Counter[str] = Counter()
     for row in itertools.islice(rows.usable.tolist(), _CAPTIONS):
-        words = "".join(c if c in _WORDS else " " for c in rows.caption(row).lower()).split()
-        counts.update(word for word in words if len(word) > 1)
+        counts.update(re.findall("[a-z]{2,}", rows.caption(row).lower()))
     room = config.text.vocabulary - len(tokenizer.tokenizer)
     ranked = sorted(counts, key=lambda word: (-counts[word], word))
     return Tokenizer(toy_tokenizer(ranked[:room]), config.text.positions)
