@@ -83,11 +83,7 @@ class EvaluationSet:
         if not benchmark.folders and len({name.name for name in names}) == len(names):
             names = [Path(name.name) for name in names]
         self.samples = [
-            Sample(
-                os.path.relpath(image, self.data_root),
-                os.path.relpath(label, self.data_root),
-                name.as_posix(),
-            )
+            Sample(os.path.relpath(image, root), os.path.relpath(label, root), name.as_posix())
             for (image, label), name in zip(pairs, names, strict=True)
         ]
         if outside := [sample.name for sample in self.samples if sample.name.startswith("../")]:

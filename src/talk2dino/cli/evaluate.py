@@ -120,16 +120,13 @@ class Evaluate(EvaluationCommand, MethodCommand):
         cls.run_flags(parser)
 
     def check(self) -> Found:
-        if ".y" not in self.benchmarks:  # own data may be elsewhere
-            check_data_root(self.data_root)  # before a model is downloaded
-        return self.found(self._evaluations(), folders_per_benchmark=True)
-
-    def _evaluations(self) -> list[Evaluation]:
         """Models, their benchmarks, and the threshold as published or as asked for."""
         from talk2dino.benchmarks.job import Evaluation
         from talk2dino.methods.registry import find_method, split_models, split_weights
         from talk2dino.pictures.vocabularies import read_word_lists
 
+        if ".y" not in self.benchmarks:  # own data may be elsewhere
+            check_data_root(self.data_root)  # before a model is downloaded
         names = split_models(self.model)
         weights = split_weights(self.weights, names)
         pooling = self.pooled("--vocabulary", self.vocabulary)
@@ -160,7 +157,7 @@ class Evaluate(EvaluationCommand, MethodCommand):
             )
         if self.bg_thresh is not None and without:
             warn(f"--bg_thresh is unused for {', '.join(dict.fromkeys(without))}: {NO_BACKGROUND}")
-        return evaluations
+        return self.found(evaluations, folders_per_benchmark=True)
 
 
 NO_BACKGROUND = "no background class there"

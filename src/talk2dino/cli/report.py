@@ -140,7 +140,7 @@ class Compare(Command):
                 "draws": DRAWS,
             }
             write_text(self.json, json.dumps(content, indent=1) + "\n")
-        print(f"{first.title}, {first.result['num_images']} images")
+        print(f"{first.result['title']}, {first.result['num_images']} images")
         for letter, run in (("A", first), ("B", second)):
             print(f"{letter}  {run.result['mIoU']:6.2f}  {run.label}  ({run.path.name})")
         for differences in found.values():

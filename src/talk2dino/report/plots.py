@@ -53,7 +53,7 @@ def draw_overview(runs: Sequence[EvaluatedRun]) -> Figure:
         axes.errorbar(x, value, errors, fmt="none", ecolor=_INK, elinewidth=0.8, capsize=2)
         ends = (x - width / 2, x + width / 2)
         axes.hlines(paper, *ends, color=_INK, linewidth=1.6)
-    axes.set_xticks(range(len(groups)), [group[0].title for group in groups.values()])
+    axes.set_xticks(range(len(groups)), [group[0].result["title"] for group in groups.values()])
     axes.set_ylabel("mIoU [%]")
     axes.set_xlim(-0.6, len(groups) - 0.4)
     if any(run.result["published"] is not None for run in runs):

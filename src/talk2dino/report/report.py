@@ -130,7 +130,7 @@ def _page(
     )
     environment.filters |= {
         function.__name__.lstrip("_"): function
-        for function in (_data_uri, _jpeg, _number, _signed, _settings)
+        for function in (_data_uri, _jpeg, _number, _settings)
     }
     return environment.get_template("page.html").render(
         runs=runs,
@@ -174,13 +174,8 @@ def _jpeg(picture: Image.Image) -> bytes:
 
 
 def _number(value: float | None, form: str = ".2f") -> str:
-    """A number, or a dash for none."""
-    return "–" if value is None else format(value, form)
-
-
-def _signed(value: float, form: str = "+.1f") -> str:
-    """A difference in points, with its sign."""
-    return format(value, form).replace("-", "−")
+    """A number, or a dash for none; points have a sign."""
+    return "–" if value is None else format(value, form).replace("-", "−")
 
 
 def _settings(run: EvaluatedRun) -> str:
@@ -192,7 +187,7 @@ def _settings(run: EvaluatedRun) -> str:
 def _runs_table(runs: Sequence[EvaluatedRun]) -> Table:
     """A row per run, as `evaluate` prints them."""
     return results_table(
-        [{**run.result, "benchmark": run.title, "model": run.label} for run in runs]
+        [{**run.result, "benchmark": run.result["title"], "model": run.label} for run in runs]
     )
 
 
@@ -200,7 +195,7 @@ def tables_of(runs: Sequence[EvaluatedRun], differences: Sequence[Differences]) 
     """`scores`, `runs`, `differences`, and per benchmark its classes and images."""
     groups = by_benchmark(runs)
     scores = [[name, *_mious(cells)] for name, cells in _compared(runs).items()]
-    titles = [group[0].title for group in groups.values()]
+    titles = [group[0].result["title"] for group in groups.values()]
     tables = {
         "scores": Table(["method", *titles], scores, compared=True),
         "runs": _runs_table(runs),
@@ -208,7 +203,7 @@ def tables_of(runs: Sequence[EvaluatedRun], differences: Sequence[Differences]) 
     if differences:
         rows: list[Sequence[Cell]] = []
         for d in differences:
-            title = f"{d.first.title}, boundary" if d.measure else d.first.title
+            title = d.first.result["title"] + (", boundary" if d.measure else "")
             names = (title, d.first.label, d.second.label)
             rows.append((*names, d.difference, *d.interval, 100 * d.better))
         heads = ("benchmark", "A", "B", "B - A", "low", "high", "better in %")

@@ -43,10 +43,6 @@ class EvaluatedRun:
         return str(self.result["benchmark"])
 
     @property
-    def title(self) -> str:
-        return str(self.result["title"])
-
-    @property
     def classes(self) -> list[str]:
         """Names by id."""
         return list(self.result["per_class"])
