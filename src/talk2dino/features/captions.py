@@ -102,6 +102,13 @@ class CaptionInput:
         Raises:
             ValueError: the input is damaged, empty or contradicts itself.
         """
+        return self._everything if count == 1 else self._part(number, count)
+
+    @cached_property
+    def _everything(self) -> Collection:
+        return self._part(0, 1)
+
+    def _part(self, number: int, count: int) -> Collection:
         unit, total = ("tars", len(self.tars)) if self.tars else ("images", self._whole.num_images)
         if count > total:
             raise ValueError(

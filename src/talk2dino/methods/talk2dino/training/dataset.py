@@ -256,11 +256,10 @@ class StoredPairs:
         dtype = torch.float32 if scaled else column.dtype
         held = torch.empty(column.shape, dtype=dtype, device=self._place)
         count = max(1, BLOCK_BYTES // max(1, column[:1].nbytes))
-        for start in range(0, len(column), count):
-            block = column[start : start + count]
+        for block, place in zip(column.split(count), held.split(count), strict=True):
             check_finite(block, key, self._path)
             block = block.to(self._place)
-            held[start : start + count] = unit(block.float()) if scaled else block
+            place.copy_(unit(block.float()) if scaled else block)
             if self._file is not None:
                 forget(column)
         return held
