@@ -33,7 +33,7 @@ def test_every_name_has_a_method_that_can_be_described_as_json(name):
     assert method.model == name
     method.check()
     assert json.loads(json.dumps(method.settings())) == method.settings()
-    text = method.text_settings(method.settings())
+    text = method.text_settings()
     assert json.loads(json.dumps(text)) == text
 
 
@@ -81,7 +81,7 @@ def test_settings_name_a_normalisation_other_than_imagenets():
     config = dataclasses.replace(toy.config, vision_model="vit_base_patch16_clip_224.openai")
     method = dataclasses.replace(toy, config=config)
     assert method.settings()["mean"] == [0.48145466, 0.4578275, 0.40821073]
-    assert "mean" not in method.text_settings(method.settings())
+    assert "mean" not in method.text_settings()
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_settings_name_a_protocol_only_where_it_is_not_the_methods_own():
     unified = find_method("toy", SEEDED | {"protocol": "unified"})
     assert native == plain and "protocol" not in native.settings()
     assert unified.settings() == {**native.settings(), "protocol": "unified"}
-    assert unified.text_settings(unified.settings()) == native.text_settings(native.settings())
+    assert unified.text_settings() == native.text_settings()
     with pytest.raises(ValueError, match="unknown protocol 'common'"):
         find_method("toy", SEEDED | {"protocol": "common"})
 
@@ -273,8 +273,8 @@ def test_sizes_belong_to_the_rows_and_settings_of_any_method(name):
     assert found.published_miou(row) is None and found.threshold(row) == plain.threshold(row)
     sizes = {"short_side": 336, "window": 336, "stitch": "hann"}
     assert found.settings()["sizes"] == sizes
-    text = plain.text_settings(plain.settings())
-    assert found.text_settings(found.settings()) == text
+    text = plain.text_settings()
+    assert found.text_settings() == text
     assert found.words(row).of("cat") == plain.words(row).of("cat")
     with pytest.raises(ValueError, match="window of 5 pixels is smaller than a patch of"):
         find_method(name, SEEDED | {"window": 5})

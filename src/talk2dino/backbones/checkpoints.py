@@ -192,7 +192,6 @@ class FrozenModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
         return next(self.parameters()).device
 
 

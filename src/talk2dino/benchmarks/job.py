@@ -318,7 +318,7 @@ def _query(job: Job, run: Run, segmenter: Segmenter) -> ClassQuery:
     """What is looked for; from the results folder if its rows are there."""
     evaluation = run.evaluation
     labels, words = evaluation.lists(run.dataset)
-    deciding = evaluation.method.text_settings(run.settings["segmenter"])
+    deciding = evaluation.method.text_settings()
     key = _digest([labels, words, deciding])[:16]
     path = job.output / "embeddings" / f"{key}.pth"
     pooling = evaluation.words(run.dataset).pooling

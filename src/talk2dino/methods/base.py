@@ -204,9 +204,9 @@ class Method:
         """All that decides its scores, as plain JSON data; weights by their content."""
         return {"model": self.model, "weights": content_digest(self.weights)}
 
-    def text_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """The part of what `settings` returned that decides the rows of classes."""
-        return dict(settings)
+    def text_settings(self) -> dict[str, Any]:
+        """The part of `settings` that decides the rows of classes."""
+        return self.settings()
 
     def changes(self, row: Benchmark, names: Sequence[str]) -> list[str]:
         """In what its protocol differs from its publication's on a benchmark with these classes."""
@@ -375,10 +375,6 @@ class Adapted:
     def settings(self) -> dict[str, Any]:
         own = self.native.settings() | ({"protocol": UNIFIED} if self.unified else {})
         return own | ({"sizes": self.sizes.given()} if self.sizes.given() else {})
-
-    def text_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        own = {name: value for name, value in settings.items() if name not in ("protocol", "sizes")}
-        return self.native.text_settings(own)
 
 
 def adapted(method: Method, protocol: str, sizes: Sizes) -> Method:

@@ -25,6 +25,7 @@ from talk2dino.methods.clip_words import (
     Rules,
     Table,
     class_words,
+    rules_of,
 )
 from talk2dino.refine.refinement import PAMR, Refinement
 from talk2dino.segmenter import ClassQuery, ClassWords
@@ -183,7 +184,8 @@ class ClipAttentionSegmenter(ClipWordSegmenter):
             refinements = [PAMR(dilations=DILATIONS)] if self.variant.pamr else []
         words = class_words(benchmark, self.variant.expands)
         multiple = image.patch_size if self.variant.pads else 1
-        super().__init__(image, text, benchmark, self.variant.rules, words, refinements, multiple)
+        rules = rules_of(self.variant.rules, benchmark)
+        super().__init__(image, text, rules, words, refinements, multiple)
 
     @torch.no_grad()
     def patch_features(self, windows: Tensor) -> Tokens:

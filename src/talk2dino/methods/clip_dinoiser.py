@@ -32,6 +32,8 @@ from talk2dino.methods.clip_words import (
     ClipWordMethod,
     ClipWordSegmenter,
     Rules,
+    rules_of,
+    words_of,
 )
 from talk2dino.refine.refinement import Refinement
 from talk2dino.segmenter import BACKGROUND, ClassQuery, ClassWords
@@ -127,7 +129,7 @@ _WORDS = {
 def class_words(benchmark: str | None) -> ClassWords:
     """One word per class of a benchmark; the background's is its name."""
     own = _WORDS.get(benchmark or ANY, {})
-    return ClassWords(of=lambda name: (own.get(name, name),), background=(BACKGROUND,))
+    return words_of(benchmark, lambda name: (own.get(name, name),), (BACKGROUND,))
 
 
 class SmoothedFeatures(NamedTuple):
@@ -161,7 +163,8 @@ class ClipDinoiserSegmenter(ClipWordSegmenter):
         refinements: Sequence[Refinement] = (),
     ) -> None:
         words, multiple = class_words(benchmark), image.patch_size
-        super().__init__(image, text, benchmark, RULES, words, refinements, multiple)
+        rules = rules_of(RULES, benchmark)
+        super().__init__(image, text, rules, words, refinements, multiple)
         self.heads = heads
 
     @torch.no_grad()

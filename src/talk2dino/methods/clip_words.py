@@ -7,7 +7,7 @@ every class, and the background where no class is probable enough.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, ClassVar
@@ -27,7 +27,7 @@ from talk2dino.backbones.clip_image import (
 from talk2dino.backbones.templates import prompt_means
 from talk2dino.backbones.text import TextEncoder
 from talk2dino.benchmarks.table import BENCHMARKS, Benchmark
-from talk2dino.files import shipped
+from talk2dino.files import content_digest, shipped
 from talk2dino.methods.base import (
     PAPERS_TABLE,
     ComposedMethod,
@@ -39,7 +39,7 @@ from talk2dino.methods.base import (
 from talk2dino.methods.dense import DenseSegmenter
 from talk2dino.pictures.vocabularies import Vocabulary, read_word_lists
 from talk2dino.refine.refinement import PAMR, Refinement, RefinementOptions
-from talk2dino.segmenter import BACKGROUND, ClassQuery, ClassWords, Words, pool_words
+from talk2dino.segmenter import BACKGROUND, ClassQuery, ClassWords, pool_words
 from talk2dino.sizes import Protocol
 
 WITHOUT_BACKGROUND = PAPERS_TABLE[3:]
@@ -76,10 +76,22 @@ def class_words(benchmark: str | None, several: bool) -> ClassWords:
     """
     expansions = _EXPANSIONS.get(benchmark, {}) if several else {}
     many = several and benchmark != "context"  # whose background is one word for everyone
-    return ClassWords(
-        of=lambda name: expansions.get(name, (benchmark_word(benchmark, name),)),
-        background=published_words("voc").background if many else (BACKGROUND,),
+    return words_of(
+        benchmark,
+        lambda name: expansions.get(name, (benchmark_word(benchmark, name),)),
+        published_words("voc").background if many else (BACKGROUND,),
     )
+
+
+def words_of(
+    benchmark: str | None, of: Callable[[str], tuple[str, ...]], background: tuple[str, ...]
+) -> ClassWords:
+    """`ClassWords` that refuse a threshold where a benchmark's every pixel has a class."""
+    refusal = (
+        f"{benchmark} has no background, found a threshold of {{}}: it would turn unsure pixels "
+        "into the first class. Leave it out."
+    )
+    return ClassWords(of, background, refusal=refusal if benchmark in WITHOUT_BACKGROUND else "")
 
 
 def word_rows(text: TextEncoder, words: Sequence[str]) -> Tensor:
@@ -182,9 +194,10 @@ class ClipWordMethod(ComposedMethod):
         rules = {"logit_scale": self.rules.logit_scale, "area": self.rules.area}
         return {**super().settings(), **rules, "pamr": self.refines, **self.options.recorded()}
 
-    def text_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+    def text_settings(self) -> dict[str, Any]:
         """CLIP alone: methods that share it share the rows of a word."""
-        return {"clip": self.clip, "weights": settings[self.PARTS[0][0]]}
+        clip, weights = next(iter(self.parts.values()))
+        return {"clip": clip, "weights": content_digest(weights)}
 
     def load_parts(self, device: torch.device) -> tuple[Any, ...]:
         return load_clip(*self.parts["weights"], device)
@@ -199,9 +212,8 @@ class ClipWordSegmenter(DenseSegmenter):
     Args:
         image: CLIP's image tower.
         text: and the text tower that belongs to it.
-        benchmark: key of the one that it is set up for; None for a user's pictures.
-        table: rules by benchmark.
-        words: by which the classes of the benchmark are looked for.
+        rules: those of a benchmark, or of a user's pictures.
+        words: by which classes are looked for there.
         refinements: applied to averaged cosines of the whole picture; those of patches in their
             place.
         multiple: of pixels, to which windows are padded.
@@ -215,8 +227,7 @@ class ClipWordSegmenter(DenseSegmenter):
         self,
         image: ClipImage,
         text: TextEncoder,
-        benchmark: str | None,
-        table: Table,
+        rules: Rules,
         words: ClassWords,
         refinements: Sequence[Refinement] = (),
         multiple: int = 1,
@@ -224,9 +235,8 @@ class ClipWordSegmenter(DenseSegmenter):
         super().__init__()
         self.image = image
         self.text = text
-        self.benchmark = benchmark
-        self.rules = rules_of(table, benchmark)
-        self.protocol = self.rules.protocol
+        self.rules = rules
+        self.protocol = rules.protocol
         self.words = words
         self.refinements = tuple(refinements)
         self.multiple = multiple
@@ -238,17 +248,6 @@ class ClipWordSegmenter(DenseSegmenter):
     def embed_classes(self, names: Sequence[str]) -> Tensor:
         """(Q, E), one row of unit length per word."""
         return word_rows(self.text, names)
-
-    def query(
-        self, names: Sequence[str], background: float | None = None, words: Words | None = None
-    ) -> ClassQuery:
-        """See `Segmenter.query`; the threshold is one on the probability of the best class."""
-        if background is not None and self.benchmark in WITHOUT_BACKGROUND:
-            raise ValueError(
-                f"{self.benchmark} has no background, found a threshold of {background}: it would "
-                "turn unsure pixels into the first class. Leave it out."
-            )
-        return super().query(names, background, words)
 
     @torch.no_grad()
     def score_features(self, features: object, windows: Tensor, query: ClassQuery) -> Tensor:

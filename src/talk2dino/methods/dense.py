@@ -36,7 +36,6 @@ class WordSegmenter(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the models are."""
         return next(self.parameters()).device
 
     def embed_classes(self, names: Sequence[str]) -> Tensor:

@@ -34,6 +34,8 @@ from talk2dino.methods.clip_words import (
     Rules,
     benchmark_word,
     published_words,
+    rules_of,
+    words_of,
 )
 from talk2dino.refine.refinement import Refinement, mean_attention
 from talk2dino.segmenter import BACKGROUND, ClassQuery, ClassWords
@@ -98,7 +100,7 @@ def class_words(benchmark: str | None) -> ClassWords:
     if known == "coco_object":  # no list can say it: in one, a word belongs to one class
         place = background.index("desk") + 1
         background = (*background[:place], "bed", *background[place:])
-    return ClassWords(lambda name: (benchmark_word(benchmark, name),), background)
+    return words_of(benchmark, lambda name: (benchmark_word(benchmark, name),), background)
 
 
 # -- The segmenter --
@@ -138,7 +140,8 @@ class ProxyClipSegmenter(ClipWordSegmenter):
         compat: bool = False,
     ) -> None:
         words, multiple = class_words(benchmark), math.lcm(image.patch_size, vision.patch_size)
-        super().__init__(image, text, benchmark, RULES, words, refinements, multiple)
+        rules = rules_of(RULES, benchmark)
+        super().__init__(image, text, rules, words, refinements, multiple)
         self.vision = vision
         self.compat = compat
 

@@ -8,7 +8,7 @@ Nothing is learned.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -315,10 +315,10 @@ class FreeDAMethod(ComposedMethod):
         found = {"neighbours": self.options.neighbours, "superpixels": superpixels}
         return {**super().settings(), **found}
 
-    def text_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+    def text_settings(self) -> dict[str, Any]:
         """All that the prototypes of classes depend on."""
-        kept = ("model", "weights", "bank", "neighbours")
-        return {name: settings[name] for name in kept}
+        settings = self.settings()
+        return {name: settings[name] for name in ("model", "weights", "bank", "neighbours")}
 
     def load_parts(self, device: torch.device) -> tuple[Any, ...]:
         clip, dino, (_, bank) = self.parts.values()

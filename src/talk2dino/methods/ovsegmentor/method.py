@@ -121,14 +121,6 @@ class OVSegmentorSegmenter(WordSegmenter):
         self.tokenizer = tokenizer
         self.template = template
 
-    @property
-    def deciding(self) -> tuple[Any, ...]:
-        return (self.model,)
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
-
     @in_float32
     def embed_classes(self, names: Sequence[str]) -> Tensor:
         """Embed class names (C, D): mean of the prompts' projected vectors, then of unit length.

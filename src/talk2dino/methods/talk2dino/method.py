@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -225,8 +225,8 @@ class Talk2DinoMethod(Method):
         content: dict[str, Any] = json.loads(json.dumps(settings))
         return content
 
-    def text_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in settings.items() if key not in _NOT_OF_TEXT}
+    def text_settings(self) -> dict[str, Any]:
+        return {key: value for key, value in self.settings().items() if key not in _NOT_OF_TEXT}
 
     def describe(self) -> tuple[str, list[str]]:
         """Its backbones and its projection; notes on models it was not trained with."""

@@ -140,11 +140,6 @@ class Talk2DinoSegmenter(DenseSegmenter):
     def refinements(self) -> tuple[Refinement, ...]:  # type: ignore[override]
         return self.config.refinements()
 
-    @property
-    def device(self) -> torch.device:
-        """Where the models are."""
-        return self.vision.mean.device
-
     @in_float32
     def embed_classes(self, names: Sequence[str]) -> Tensor:
         """Embed class names: mean of the prompts' text vectors, projected, of unit length.
