@@ -4,7 +4,6 @@ from open_clip.transformer import QuickGELU
 from torch import nn
 
 from talk2dino.backbones.clip_image import (
-    TOYS,
     create_image_tower,
     crop_margins,
     load_clip,
@@ -12,7 +11,7 @@ from talk2dino.backbones.clip_image import (
     pad_to_multiple,
     queries_keys_values,
 )
-from talk2dino.backbones.text import CLIP_MODELS, create_text_tower
+from talk2dino.backbones.text import CLIP_MODELS, TOYS, create_text_tower
 from talk2dino.backbones.vision import exact_positions, offset_positions
 
 

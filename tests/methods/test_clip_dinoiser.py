@@ -102,7 +102,7 @@ def test_a_threshold_is_refused_where_a_benchmark_has_no_background(toy):
 )
 def test_words_are_the_published_ones(benchmark, names, words):
     assert class_words(benchmark).lists(names, None)[1] == [(word,) for word in words]
-    assert class_words(benchmark).lists(names, 0.5)[1][0] == (BACKGROUND,)
+    assert class_words(benchmark).background == (BACKGROUND,)
 
 
 def test_thresholds_protocols_and_numbers_are_the_published_ones():

@@ -12,18 +12,15 @@ from torch import Tensor, nn
 from talk2dino.backbones.checkpoints import FrozenModel, WithoutInitialisation, load_strict
 from talk2dino.backbones.seeded import default_weights
 from talk2dino.backbones.text import (
-    CLIP_MODELS,
     GELU,
-    TOYS,
     TextEncoder,
     architecture,
-    check_clip_weights,
+    check_clip,
     clip_state,
     create_text_tower,
     text_from_state,
 )
 from talk2dino.backbones.vision import Positions, resized_table
-from talk2dino.config import check_name
 from talk2dino.devices import float32_by_default
 
 PREFIX = "visual."
@@ -96,13 +93,6 @@ def queries_keys_values(block: nn.Module, tokens: Tensor) -> tuple[Tensor, Tenso
         3, dim=-1
     )
     return query, key, value
-
-
-def check_clip(name: str, weights: str | None = None) -> None:
-    """Raise ValueError or FileNotFoundError for a CLIP that cannot be loaded; loads nothing."""
-    if name.removesuffix(GELU) not in CLIP_MODELS:
-        check_name("CLIP model", name, [*TOYS, *CLIP_MODELS])
-    check_clip_weights("CLIP", name, weights)
 
 
 def load_clip(

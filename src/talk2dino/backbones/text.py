@@ -251,13 +251,24 @@ def check_text(name: str, weights: str | None = None) -> None:
         if weights not in (None, PRETRAINED):
             raise ValueError(f"BERT loads by its name or folder; weights {weights!r} are not used")
         return
-    known = [TOY, *CLIP_MODELS, "or a BERT model, as bert-base-uncased"]
-    check_name("text model", name.removesuffix(GELU), known)
-    check_clip_weights("text", name, weights)
+    check_clip(name, weights, "text", [TOY, *CLIP_MODELS, "or a BERT model, as bert-base-uncased"])
 
 
-def check_clip_weights(kind: str, name: str, weights: str | None) -> None:
-    """Raise for weights of a CLIP that cannot be there; `kind` is what messages call it."""
+def check_clip(
+    name: str,
+    weights: str | None = None,
+    kind: str = "CLIP",
+    known: Sequence[str] = (*TOYS, *CLIP_MODELS),
+) -> None:
+    """Raise ValueError or FileNotFoundError for a CLIP that cannot be loaded; loads nothing.
+
+    Args:
+        name, weights: as for `load_text`.
+        kind: what messages call it.
+        known: names, each also with `-gelu` behind it.
+    """
+    if name.removesuffix(GELU) not in known:
+        check_name(f"{kind} model", name, known)
     check_weights(kind, name, weights)
     if (weights or default_weights(name)) == PRETRAINED and name not in PUBLISHED:
         raise ValueError(
@@ -328,7 +339,10 @@ def text_from_state(name: str, state: dict[str, Tensor], weights: str) -> TextEn
     needed = f"OpenAI's .pt or open_clip's file ({_address(name)})"
     check_layout(state, weights, needed)
     model = create_text_tower(name)
-    load_strict(model, _text_part(state), weights)
+    names = {key.removeprefix("text."): key for key in state}  # open_clip's own trainings
+    other = ("visual.", "logit_", "input_resolution", "context_length", "vocab_size", "attn_mask")
+    own = {short: state[key] for short, key in names.items() if not short.startswith(other)}
+    load_strict(model, own, weights)
     return TextEncoder(model, name, weights)
 
 
@@ -377,13 +391,6 @@ def _with_activation(name: str, state: dict[str, Tensor], path: Path) -> str:
             *(path, name + GELU),
         )
     return name
-
-
-def _text_part(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The text tower's tensors of a whole CLIP state dict (OpenAI's or open_clip's)."""
-    state = {name.removeprefix("text."): value for name, value in state.items()}
-    other = ("visual.", "logit_", "input_resolution", "context_length", "vocab_size", "attn_mask")
-    return {name: value for name, value in state.items() if not name.startswith(other)}
 
 
 def _address(name: str) -> str:

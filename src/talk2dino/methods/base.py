@@ -85,8 +85,8 @@ class Method:
 
     model: str
     """What results call it: its name in the registry, or the stem of a file."""
-    options: MethodOptions
-    """What was chosen."""
+    options: Any
+    """What was chosen: one of its `Options`."""
 
     Options: ClassVar[type[MethodOptions]] = MethodOptions
     """The class of its options: flags of the commands, settings of `load_segmenter`."""

@@ -16,12 +16,11 @@ from torch import Tensor, nn
 from talk2dino.backbones.checkpoints import load_strict, state_of, state_shapes
 from talk2dino.backbones.clip_image import (
     ClipImage,
-    check_clip,
     load_clip,
     queries_keys_values,
 )
 from talk2dino.backbones.seeded import parse_seeded
-from talk2dino.backbones.text import TextEncoder
+from talk2dino.backbones.text import TextEncoder, check_clip
 from talk2dino.backbones.vision import exact_positions
 from talk2dino.files import find_in_checkout
 from talk2dino.methods.base import published
@@ -227,8 +226,6 @@ class ClipDinoiserOptions(ClipOptions):
 @dataclass(frozen=True)
 class ClipDinoiserMethod(ClipWordMethod):
     """CLIP-DINOiser (ECCV 2024)."""
-
-    options: ClipDinoiserOptions
 
     Options = ClipDinoiserOptions
     PUBLISHED = PUBLISHED

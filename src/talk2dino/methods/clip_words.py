@@ -18,14 +18,13 @@ from torch import Tensor
 
 from talk2dino.backbones.clip_image import (
     ClipImage,
-    check_clip,
     create_image_tower,
     crop_margins,
     load_clip,
     margins,
 )
 from talk2dino.backbones.templates import prompt_means
-from talk2dino.backbones.text import TextEncoder
+from talk2dino.backbones.text import TextEncoder, check_clip
 from talk2dino.benchmarks.table import BENCHMARKS, Benchmark
 from talk2dino.files import content_digest, shipped
 from talk2dino.methods.base import (
@@ -137,8 +136,6 @@ class ClipOptions(RefinementOptions, MethodOptions):
 class ClipWordMethod(ComposedMethod):
     """A model with its options, whose first part is CLIP, but for `table` and what parts are."""
 
-    options: ClipOptions
-
     Options = ClipOptions
     PARTS: ClassVar[Parts] = (("weights", check_clip),)
     threshold_meaning = "the probability of the best class; the published ones are 0.1 to 0.5"
@@ -147,11 +144,6 @@ class ClipWordMethod(ComposedMethod):
     """Its rules."""
     dilations: ClassVar[tuple[int, ...]] = PAMR.dilations
     """Distances of PAMR's neighbours."""
-
-    @property
-    def clip(self) -> str:
-        """Name of its CLIP."""
-        return self.MODELS[self.model][0]
 
     @property
     def rules(self) -> Rules:
@@ -171,7 +163,7 @@ class ClipWordMethod(ComposedMethod):
     @property
     def patch_size(self) -> int:
         with torch.device("meta"):
-            return create_image_tower(self.clip).patch_size[0]
+            return create_image_tower(self.MODELS[self.model][0]).patch_size[0]
 
     def threshold(self, row: Benchmark) -> float | None:
         return rules_of(self.table, row.key).threshold if row.background else None
@@ -248,11 +240,6 @@ class ClipWordSegmenter(DenseSegmenter):
     def embed_classes(self, names: Sequence[str]) -> Tensor:
         """(Q, E), one row of unit length per word."""
         return word_rows(self.text, names)
-
-    @torch.no_grad()
-    def score_features(self, features: object, windows: Tensor, query: ClassQuery) -> Tensor:
-        """Cosines (B, Q, h, w) of the words, from `patch_features` of the same windows."""
-        return self.pixel_scores(self.patch_scores(features, query), windows)
 
     @torch.no_grad()
     def pixel_scores(self, scores: Tensor, windows: Tensor) -> Tensor:

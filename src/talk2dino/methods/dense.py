@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from talk2dino.devices import in_float32
 from talk2dino.refine.propagation import MOST_BYTES
 from talk2dino.refine.refinement import Refinement
-from talk2dino.segmenter import ClassQuery, ClassWords, Words, with_background
+from talk2dino.segmenter import ClassQuery, ClassWords, Finalising, Words, with_background
 from talk2dino.sizes import Protocol
 
 
@@ -80,7 +80,7 @@ class DenseSegmenter(WordSegmenter):
     @in_float32
     def score_features(self, features: Any, windows: Tensor, query: ClassQuery) -> Tensor:
         scores = self.pixel_scores(self.patch_scores(features, query), windows)
-        return with_background(scores, query, dim=1)
+        return scores if isinstance(self, Finalising) else with_background(scores, query, dim=1)
 
     @in_float32
     def pixel_scores(self, scores: Tensor, windows: Tensor) -> Tensor:

@@ -208,8 +208,6 @@ class ProxyClipOptions(ClipOptions):
 class ProxyClipMethod(ClipWordMethod):
     """ProxyCLIP (ECCV 2024)."""
 
-    options: ProxyClipOptions
-
     Options = ProxyClipOptions
     PUBLISHED = PUBLISHED
     MODELS = MODELS

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from talk2dino.backbones.clip_image import ClipImage, check_clip, load_clip
+from talk2dino.backbones.clip_image import ClipImage, load_clip
 from talk2dino.backbones.templates import prompt_means
-from talk2dino.backbones.text import TextEncoder
+from talk2dino.backbones.text import TextEncoder, check_clip
 from talk2dino.backbones.vision import (
     VisionBackbone,
     check_vision,
@@ -267,8 +267,6 @@ class FreeDAOptions(MethodOptions):
 @dataclass(frozen=True)
 class FreeDAMethod(ComposedMethod):
     """FreeDA (CVPR 2024)."""
-
-    options: FreeDAOptions
 
     Options = FreeDAOptions
     PUBLISHED = PUBLISHED

@@ -221,8 +221,6 @@ class OVSegmentorOptions(MethodOptions):
 class OVSegmentorMethod(Method):
     """OVSegmentor (CVPR 2023)."""
 
-    options: OVSegmentorOptions
-
     PUBLISHED = _PUBLISHED
     Options = OVSegmentorOptions
     threshold_meaning = (
