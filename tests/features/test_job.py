@@ -24,6 +24,7 @@ class Positions(Extraction):
     failing: InitVar[tuple[int, ...]] = ()
     version: InitVar[int] = 0
     size: int = 56
+    section: str = "vision"
     keys: tuple[str, ...] = ("dino_features",)
     device: str = "cpu"
     batch_size: int = 2
@@ -46,10 +47,6 @@ class Positions(Extraction):
             rows = torch.tensor([[row] for row in items if row not in self.failing])
             failures = {row: f"image {row}: gone" for row in items if row in self.failing}
             yield Chunk({"dino_features": rows} if len(rows) else {}, failures)
-
-    def completed(self, features, made):
-        kept = torch.tensor([r for r in range(features.num_images) if r not in made.failures])
-        return features.select(kept).completed(made.columns, "vision", {"size": 56})
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ from torch import Tensor
 from talk2dino.config import check_at_least, check_name
 from talk2dino.devices import AMP_TYPES, Fetched, one_behind, resolve_device, resolve_dtype
 from talk2dino.features.captions import Collection
+from talk2dino.features.keys import BERT_KEY
 from talk2dino.features.store import FeatureFile
 from talk2dino.files import atomic_path, write_text
 
@@ -166,8 +167,28 @@ class Extraction(ABC):
         """The results of chunks, given by the positions of their items, on the device."""
 
     def completed(self, features: FeatureFile, made: Chunk) -> FeatureFile:
-        """The records of a collection with the results of all its items."""
-        return features.completed(made.columns, self.section, self.recorded())
+        """The records of a collection with the results of all its items; failed images go.
+
+        Older columns of the kind stay if they were made the same way.
+        """
+        if made.failures:
+            kept = torch.ones(features.num_images, dtype=torch.bool)
+            kept[list(made.failures)] = False
+            features = features.select(kept.nonzero().flatten())
+        kind = "image_features" if self.section == "vision" else "caption_features"
+        held, settings = dict(getattr(features, kind)), features.settings
+        alike = [key for key in held if (key == BERT_KEY) == (self.section == "bert")]
+        older = [key for key in alike if key not in made.columns]
+        if older and settings.get(self.section) != self.recorded():
+            logger.warning(
+                "%s of the input were made with other or unknown settings and are left out",
+                ", ".join(older),
+            )
+            for key in older:
+                del held[key]
+        changed: dict[str, Any] = {kind: held | made.columns}
+        changed["settings"] = {**settings, self.section: self.recorded()}
+        return replace(features, **changed)
 
 
 def fetched_behind(results: Iterable[Chunk], device: torch.device) -> Iterator[Chunk]:

@@ -161,14 +161,11 @@ class ImageExtraction(Extraction):
         return Chunk(columns, failures, captions)
 
     def completed(self, features: FeatureFile, made: Chunk) -> FeatureFile:
-        """The images that could be read; older image columns stay if made the same way.
+        """Where new captions are made, each image has one, whose id is the image's.
 
-        Where new captions are made, each image has one, whose id is the image's. Old ones are kept
-        as `original_captions`, and their features are dropped.
+        Old ones are kept as `original_captions`, and their features are dropped.
         """
-        kept = torch.ones(features.num_images, dtype=torch.bool)
-        kept[list(made.failures)] = False
-        result = super().completed(features.select(kept.nonzero().flatten()), made)
+        result = super().completed(features, made)
         if not self.blip_model:
             return result
         old: dict[Any, list[str]] = {image["id"]: [] for image in result.images}

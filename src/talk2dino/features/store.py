@@ -32,13 +32,7 @@ import torch
 from torch import Tensor
 
 from talk2dino.config import check_name, first_few, naming
-from talk2dino.features.keys import (
-    BERT_KEY,
-    CAPTION_KEYS,
-    IMAGE_KEYS,
-    LAYOUTS,
-    adding_command,
-)
+from talk2dino.features.keys import CAPTION_KEYS, IMAGE_KEYS, LAYOUTS, adding_command
 from talk2dino.files import load_torch, save_torch
 from talk2dino.textfiles import check_once, parse_json
 
@@ -132,30 +126,6 @@ class FeatureFile:
             image_features={key: c[image_rows] for key, c in self.image_features.items()},
             caption_features={key: c[kept] for key, c in self.caption_features.items()},
         )
-
-    def completed(
-        self, columns: dict[str, Tensor], section: str, made: dict[str, Any]
-    ) -> FeatureFile:
-        """These records with more columns; older ones of the kind stay if made the same way.
-
-        Args:
-            columns: key -> (N, ...) or (M, ...).
-            section: where `settings` keep how they were made: `vision`, `text` or `bert`.
-            made: how these were.
-        """
-        kind = "image_features" if section == "vision" else "caption_features"
-        held = dict(getattr(self, kind))
-        alike = [key for key in held if (key == BERT_KEY) == (section == "bert")]
-        older = [key for key in alike if key not in columns]
-        if older and self.settings.get(section) != made:
-            logger.warning(
-                "%s of the input were made with other or unknown settings and are left out",
-                ", ".join(older),
-            )
-            for key in older:
-                del held[key]
-        changed: dict[str, Any] = {kind: held | columns}
-        return replace(self, **changed, settings={**self.settings, section: made})
 
 
 def read_features(path: str | Path, mmap: bool = True) -> FeatureFile:
