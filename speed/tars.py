@@ -59,7 +59,7 @@ def _shipped(device: str, folder: Path) -> Step:
     def step() -> None:
         rows, random = TarRows(folder / "tars", _reader(), True), np.random.default_rng(0)
         assert len(rows.usable) == TARS * SAMPLES
-        for _, number in next(iter(EpochBatches(len(rows.usable), BATCH))):
+        for _, number in next(iter(EpochBatches(rows.usable, BATCH))):
             row = int(rows.usable[number])
             rows.image(row)
             rows.image(rows.partner(row, random)[0])

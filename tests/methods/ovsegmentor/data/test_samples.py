@@ -23,7 +23,6 @@ from talk2dino.methods.ovsegmentor.data.samples import (
     PretrainingSamples,
     crop_and_flip,
     deit_transform,
-    make_loader,
     seeded_globals,
 )
 from talk2dino.processes import Processes
@@ -148,17 +147,13 @@ def test_a_partner_that_cannot_be_read_replaces_the_sample(samples, images):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_loader_resumes_exactly_with_any_number_of_workers(samples, workers):
-    batches = EpochBatches(len(samples), 1)
-    loader = make_loader(samples, batches, workers)
+    batches = EpochBatches(samples, 1, workers=workers)
     state = torch.get_rng_state()
     whole = []
     for epoch in (0, 1):
-        batches.start_at(epoch)
-        whole += list(loader)
+        whole += batches.loaded(epoch)
     assert torch.equal(state, torch.get_rng_state())
-    reference = EpochBatches(len(samples), 1)
-    reference.start_at(1, 2)
-    resumed = list(make_loader(samples, reference))
+    resumed = list(EpochBatches(samples, 1).loaded(1, 2))
     assert len(resumed) == 2
     for first, second in zip(whole[6:], resumed, strict=True):
         assert_equal(first, second)
@@ -168,8 +163,10 @@ def test_the_loader_resumes_exactly_with_any_number_of_workers(samples, workers)
 
 
 def test_processes_together_see_the_large_batches_of_one():
-    one = list(EpochBatches(23, 6, seed=5))
-    parts = [list(EpochBatches(23, 2, seed=5, processes=Processes(rank, 3))) for rank in range(3)]
+    one = list(EpochBatches(range(23), 6, seed=5))
+    parts = [
+        list(EpochBatches(range(23), 2, seed=5, processes=Processes(rank, 3))) for rank in range(3)
+    ]
     assert [[*itertools.chain(*step)] for step in zip(*parts, strict=True)] == one and len(one) == 3
     assert len({key for batch in one for key in batch}) == 18
 

@@ -262,8 +262,8 @@ def test_a_run_does_not_replace_the_stage_1_it_starts_from(stage1, write_recipe,
 
 
 def test_lost_images_are_counted_and_named_across_an_interruption(tmp_path, make_recipe):
-    batches = EpochBatches(IMAGES, 4)
-    batches.start_at(1)  # the second epoch, of which only the last step is left to the resumed run
+    batches = EpochBatches(range(IMAGES), 4)
+    batches.epoch = 1  # the second epoch, of which only the last step is left to the resumed run
     _, lost = next(iter(batches))[0]
     data = write_captions(tmp_path / "data")
     (data.parent / f"{lost}.png").write_bytes(b"broken")

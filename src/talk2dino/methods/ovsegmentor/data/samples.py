@@ -252,33 +252,53 @@ class PretrainingSamples(Dataset[LoadedBatch]):
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
-    """Keys of the batches of one process: every epoch another order, the last few left out.
+    """The batches of one process, by their keys: every epoch another order, the last few left out.
 
     All processes shuffle alike; of each step's samples, process r takes the r-th part. So W
     processes with batches of B see in every step what one process with batches of W * B sees.
+    Nothing is drawn from the global generators.
 
     Args:
-        size: number of samples.
+        samples: what the keys are of.
         batch_size: samples per process and step.
         seed: of the orders.
         processes: this process and its equals.
+        workers: processes that read images.
+        pin_memory: put what is loaded where a GPU can fetch it.
     """
 
     def __init__(
-        self, size: int, batch_size: int, seed: int = 0, processes: Processes | None = None
+        self,
+        samples: PretrainingSamples,
+        batch_size: int,
+        seed: int = 0,
+        processes: Processes | None = None,
+        workers: int = 0,
+        pin_memory: bool = False,
     ) -> None:
-        self.size, self.batch_size, self.seed = size, batch_size, seed
+        self.size, self.batch_size, self.seed = len(samples), batch_size, seed
         self.processes = processes or Processes()
         self.epoch = self.step = 0
+        self._loader = DataLoader(
+            samples,
+            batch_size=None,  # they are batches already
+            sampler=self,
+            num_workers=workers,
+            pin_memory=pin_memory,
+            persistent_workers=workers > 0,
+            worker_init_fn=_set_up_worker,
+            generator=torch.Generator().manual_seed(0),  # for base seeds, which nothing uses
+        )
 
     @property
     def steps(self) -> int:
         """Steps per epoch."""
         return self.size // (self.batch_size * self.processes.count)
 
-    def start_at(self, epoch: int, step: int = 0) -> None:
-        """Let the next iteration be the rest of `epoch` (from 0) from `step` (from 0) on."""
+    def loaded(self, epoch: int, step: int = 0) -> Iterator[LoadedBatch]:
+        """The rest of `epoch` (from 0) from `step` (from 0) on."""
         self.epoch, self.step = epoch, step
+        return iter(self._loader)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch, processes = self.epoch, self.processes
@@ -287,25 +307,6 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
             start = (step * processes.count + processes.rank) * self.batch_size
             numbers = order[start : start + self.batch_size].tolist()
             yield [(epoch, number) for number in numbers]
-
-
-def make_loader(
-    samples: PretrainingSamples, batches: EpochBatches, workers: int = 0, pin_memory: bool = False
-) -> DataLoader:
-    """A loader of `LoadedBatch`; call `batches.start_at` before each iteration over it.
-
-    It draws nothing from the global generators.
-    """
-    return DataLoader(
-        samples,
-        batch_size=None,  # they are batches already
-        sampler=batches,
-        num_workers=workers,
-        pin_memory=pin_memory,
-        persistent_workers=workers > 0,
-        worker_init_fn=_set_up_worker,
-        generator=torch.Generator().manual_seed(0),  # for base seeds, which nothing uses
-    )
 
 
 def _set_up_worker(_: int) -> None:

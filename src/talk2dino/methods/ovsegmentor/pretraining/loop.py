@@ -8,16 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from talk2dino.devices import mixed_precision
 from talk2dino.methods.ovsegmentor.config import LR_BATCH, PretrainingRecipe, TrainConfig
 from talk2dino.methods.ovsegmentor.data.samples import (
     EpochBatches,
+    Failure,
     FailureLog,
     LoadedBatch,
     PretrainingSamples,
-    make_loader,
 )
 from talk2dino.methods.ovsegmentor.losses import infonce
 from talk2dino.methods.ovsegmentor.model import OVSegmentor, PretrainingBatch
@@ -91,7 +90,8 @@ class PretrainingRun(Run):
         self.recipe, self.samples = recipe, samples
         processes = processes or Processes()
         train, world = recipe.train, processes.count
-        self.order = EpochBatches(len(samples), train.batch_size, train.seed, processes)
+        size, pinned = train.batch_size, model.device.type == "cuda"
+        self.order = EpochBatches(samples, size, train.seed, processes, workers, pinned)
         steps = self.order.steps // train.accumulate
         if not steps:
             raise ValueError(
@@ -103,12 +103,10 @@ class PretrainingRun(Run):
         self.saves_together = world > 1
         # float16's small gradients vanish unless the loss is scaled up.
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=train.amp == "float16")
-        self.loader = make_loader(samples, self.order, workers, model.device.type == "cuda")
-        self.held_out: DataLoader | None = None
+        self.held_out: EpochBatches | None = None
         if held_out is not None:
             size = min(recipe.selection.batch_size, len(held_out) // world)
-            same = EpochBatches(len(held_out), size, 0, processes)  # in every epoch
-            self.held_out = make_loader(held_out, same, workers)
+            self.held_out = EpochBatches(held_out, size, 0, processes, workers)
         rate_after = make_schedule(train, world, steps)
         # As published the value of one step earlier; the first two updates share one.
         self.schedule = lambda step: rate_after(max(step - 1, 0))
@@ -139,8 +137,7 @@ class PretrainingRun(Run):
 
     def batches(self) -> Iterator[list[LoadedBatch]]:
         accumulate = self.recipe.train.accumulate
-        self.order.start_at(self.state.epoch, self.state.step * accumulate)
-        loaded = iter(self.loader)
+        loaded = self.order.loaded(self.state.epoch, self.state.step * accumulate)
         while True:
             batch = list(itertools.islice(loaded, accumulate))
             for micro in batch:
@@ -210,10 +207,10 @@ class PretrainingRun(Run):
         """
         if self.held_out is None:
             return None
-        model, losses, failures = self.model, [], []
-        training = model.training
+        model, training, losses = self.model, self.model.training, []
+        failures: list[Failure] = []
         model.eval()
-        for batch in self.held_out:
+        for batch in self.held_out.loaded(0):  # the same batches every time
             failures += batch.failures
             inputs = batch.inputs.to(model.device)
             with mixed_precision(self.recipe.train.amp or "", model.device):
