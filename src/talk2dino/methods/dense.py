@@ -1,6 +1,6 @@
 """What methods share that compare every patch of a window with every word."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,13 @@ class WordSegmenter(nn.Module):
         self.protocol = Protocol()
         """Sizes and windows of `label_map`."""
 
+    embed_classes: Callable[[Sequence[str]], Tensor]
+    """To (Q, D), one row per word; the method owns its templates."""
+    patch_features: Callable[[Tensor], Any]
+    """See `FeatureSharing`."""
+    score_features: Callable[[Any, Tensor, ClassQuery], Tensor]
+    """`window_scores` of features, windows and query, whose `patch_features` are there already."""
+
     @property
     def parts(self) -> tuple[Any, ...]:
         """Its frozen models, which others of the same method may use, too."""
@@ -37,17 +44,6 @@ class WordSegmenter(nn.Module):
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
-
-    def embed_classes(self, names: Sequence[str]) -> Tensor:
-        """(Q, D), one row per word; the method owns its templates."""
-        raise NotImplementedError
-
-    def patch_features(self, windows: Tensor) -> Any:
-        raise NotImplementedError
-
-    def score_features(self, features: Any, windows: Tensor, query: ClassQuery) -> Tensor:
-        """`window_scores` of windows whose `patch_features` are there already."""
-        raise NotImplementedError
 
     def query(
         self, names: Sequence[str], background: float | None = None, words: Words | None = None
@@ -73,9 +69,8 @@ class DenseSegmenter(WordSegmenter):
     """Memory that refinements of patch scores may take."""
     refinements: tuple[Refinement, ...] = ()
     """Of features, patch scores and pixel scores, each in its place."""
-
-    def patch_scores(self, features: Any, query: ClassQuery) -> Tensor:
-        raise NotImplementedError
+    patch_scores: Callable[[Any, ClassQuery], Tensor]
+    """See `PatchScoring`."""
 
     @in_float32
     def score_features(self, features: Any, windows: Tensor, query: ClassQuery) -> Tensor:

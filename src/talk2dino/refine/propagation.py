@@ -5,8 +5,6 @@ probability 1 - alpha, ends; a patch takes the mean of the scores where its walk
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -87,17 +85,11 @@ def _solved(scores: Tensor, index: Tensor, weights: Tensor, alpha: float) -> Ten
     batch, patches, _ = scores.shape
     system = scores.new_zeros(batch, patches, patches).scatter_(2, index, -alpha * weights)
     system.diagonal(dim1=1, dim2=2).add_(1)
-    with _one_thread():
-        return torch.linalg.solve(system, (1 - alpha) * scores)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """LAPACK on one core: on several, MKL 2024.2 is slower, and hangs with a batch of matrices."""
     before = torch.get_num_threads()
+    # LAPACK on one core: on several, MKL 2024.2 is slower, and hangs with a batch of matrices.
     torch.set_num_threads(1)
     try:
-        yield
+        return torch.linalg.solve(system, (1 - alpha) * scores)
     finally:
         torch.set_num_threads(before)
 
