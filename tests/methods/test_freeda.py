@@ -239,6 +239,9 @@ def test_options_and_rules_are_the_published_ones():
     superpixels = "freeda_vitl has no superpixels for voc: those of voc20"
     assert method.remarks(BENCHMARKS["voc"]) == [superpixels]
     assert method.remarks(BENCHMARKS["voc20"]) == []
+    assert (
+        find_method("freeda_toy", {"weights": "clip.pt"}).settings()["vision_weights"] == "seeded:0"
+    )
     toy = find_method("freeda_toy", {"superpixels": False})
     assert toy.remarks(BENCHMARKS["voc"]) == ["nothing is published of freeda_toy on voc"]
     assert voc.threshold(BENCHMARKS["voc"]) is None
