@@ -294,7 +294,7 @@ def test_a_killed_comparison_under_the_unified_protocol_goes_on(
         (["--benchmarks", "coco_stuff_bg"], "coco_stuff_bg has a background, but"),
         (
             ["--benchmarks", "voc20", "--bg_thresh", "0.5"],
-            "a threshold of 0.5, but the backgrounds",
+            "a background (threshold 0.5), but the backgrounds",
         ),
         (["--protocol", "unifed"], "unknown protocol 'unifed'. Known: native, unified"),
     ],

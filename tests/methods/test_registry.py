@@ -208,7 +208,7 @@ def test_the_unified_protocol_gives_every_method_the_same_sizes_and_words():
             ("diningtable",),
             [("diningtable",)],
         )
-        with pytest.raises(ValueError, match="a threshold of 0.3"):
+        with pytest.raises(ValueError, match="threshold 0.3"):
             segmenter.query(["cat"], 0.3)
     with pytest.raises(ValueError, match="voc has a background, but .* is for voc20, context59"):
         load_segmenter("toy", "seeded:0", benchmark="voc", protocol="unified")

@@ -73,8 +73,8 @@ class Segment(MethodCommand):
     names as they are, in quotes where they hold spaces."""
 
     model: str | None = None
-    """{MODEL_NAMES}, a recipe of configs/, or the model YAML of an evaluation (default:
-    {DEFAULT_MODEL})."""
+    """{MODEL_NAMES}; a recipe of configs/, the model YAML of an evaluation, a file with a whole
+    model, a folder of save_pretrained, or owner/name on the Hub (default: {DEFAULT_MODEL})."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:<i> or mps."""
 

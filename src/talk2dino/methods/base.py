@@ -295,7 +295,7 @@ _WHY = "the backgrounds of methods are incomparable, so the unified protocol has
 
 
 _WORDS = ClassWords(
-    refusal=f"a threshold of {{}}, but {_WHY}. Leave it out, or take the native protocol."
+    refusal=f"a background (threshold {{}}), but {_WHY}. Leave it out, or take the native protocol."
 )
 
 

@@ -11,7 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from talk2dino.backbones.seeded import PREFIX
-from talk2dino.backbones.templates import ALIASES, get_templates, prompt_means
+from talk2dino.backbones.templates import (
+    ALIASES,
+    TEMPLATES,  # noqa: F401  for the help
+    get_templates,
+    prompt_means,
+)
 from talk2dino.backbones.vision import IMAGENET_MEAN, IMAGENET_STD
 from talk2dino.benchmarks.table import BENCHMARKS, STUFF_BACKGROUND, Benchmark
 from talk2dino.devices import float32_by_default, in_float32
@@ -211,7 +216,7 @@ class OVSegmentorOptions(MethodOptions):
     weights: str | None = None
     """The whole model: a converted folder, a published file, or seeded:<n>."""
     template: str = "simple"
-    """Prompt set."""
+    """Prompt set: {TEMPLATES}."""
 
     def __post_init__(self) -> None:
         get_templates(self.template)

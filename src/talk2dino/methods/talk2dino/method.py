@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from talk2dino.backbones import vision
-from talk2dino.backbones.templates import ALIASES
+from talk2dino.backbones.templates import ALIASES, TEMPLATES  # noqa: F401  for the help
 from talk2dino.benchmarks.table import Benchmark
 from talk2dino.devices import check_compiler, compile_blocks
 from talk2dino.files import content_digest, find_in_checkout
@@ -74,7 +74,7 @@ class Talk2DinoOptions(RefinementOptions, MethodOptions):
     text_weights: str | None = None
     """Of CLIP: pretrained, a file, or seeded:<n>."""
     template: str | None = None
-    """Prompt set."""
+    """Prompt set: {TEMPLATES}."""
     clean_background: bool | None = None
     """Raise scores where attention agrees with a class."""
     precision: str = "fp32"

@@ -29,11 +29,11 @@ class FrozenModels:
     vision_model: str = "dinov2_vitb14_reg"
     """Vision backbone; see talk2dino.backbones.vision."""
     vision_weights: str | None = None
-    """`pretrained`, a path, or `seeded:<n>`; null means the model's default."""
+    """`pretrained`, a path, or `seeded:<n>`; unless given, the model's default."""
     text_model: str = "ViT-B/16"
     """Text encoder; see talk2dino.backbones.text."""
     text_weights: str | None = None
-    """`pretrained`, a path, or `seeded:<n>`; null means the model's default."""
+    """`pretrained`, a path, or `seeded:<n>`; unless given, the model's default."""
 
     def frozen(self, side: str) -> tuple[str, str]:
         """Name and weights of the `vision` or `text` model, the default ones by their name."""
