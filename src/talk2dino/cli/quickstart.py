@@ -136,11 +136,13 @@ class Quickstart(Command):
 
 def _run_step(name: str, words: list[str]) -> int:
     """Print a command as it would be typed, and run it in this process unless it is done."""
+    from talk2dino.features.job import is_complete
+
     command = find_command(name)
     print(f"\n$ python {command.script} {shlex.join(words)}", flush=True)
     made = words[words.index("--out_path") + 1] if "--out_path" in words else ""
     # Extractions refuse to make it again, but for one that was killed before it had tidied up.
-    if made and Path(made).exists() and not Path(f"{made}.parts").exists():
+    if made and is_complete(Path(made)):
         print("  done already")
         return DONE
     started = time.perf_counter()
