@@ -3,6 +3,7 @@
 import csv
 import json
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 from talk2dino.cli.extract import Extract, ExtractText
 from talk2dino.cli.train import Train
 from talk2dino.features.extract import ImageExtraction
+from talk2dino.features.job import Job
 from talk2dino.methods.talk2dino.training.loop import TrainingRun
 from tests.ranks import run_ranks
 
@@ -169,6 +171,46 @@ def test_a_changed_image_is_encoded_again(folder):
     assert train("pictures", "--out", "w.pth") == 0
     assert train("pictures", "--out", "calm.pth") == 0
     assert (folder / "w.pth").read_bytes() == (folder / "calm.pth").read_bytes()
+
+
+def test_other_pairs_of_the_same_images_and_captions_are_other_data(folder):
+    pairs = json.loads((folder / "pictures/captions.json").read_text())
+    ids = [text["image_id"] for text in pairs["annotations"]]
+    for text, other in zip(pairs["annotations"], ids[1:] + ids[:1], strict=True):
+        text["image_id"] = other
+    (folder / "other.json").write_text(json.dumps(pairs))
+    json_and_dir = ("pictures/captions.json", "--data_dir", "pictures", "--test_dataset")
+    for name in ("pictures/captions.json", "other.json"):
+        out = f"{Path(name).stem}_w.pth"
+        assert train(*json_and_dir, name, "--out", out) == 0
+    one, two = (json.loads((folder / f"{n}_w.json").read_text()) for n in ("captions", "other"))
+    assert one["retrieval"] != two["retrieval"]
+
+
+def test_what_another_place_or_batch_began_to_encode_is_made_anew(folder):
+    def killed(*_):
+        raise RuntimeError("killed")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Job, "make", killed)
+        patch.setattr(Job, "__exit__", lambda *_: None)
+        assert train("pictures", "--out", "w.pth") == 1
+    assert [*(folder / "w.resume.features").glob("*.parts")]
+    (folder / "pictures").rename(folder / "moved")
+    assert train("moved", "--out", "w.pth") == 0
+    assert not [*folder.glob("*.features")]
+
+
+def test_a_folder_of_somebody_else_is_left_alone(folder, capsys):
+    theirs = folder / "w.resume.features"
+    theirs.mkdir()
+    (theirs / "notes.txt").write_text("precious")
+    assert train("pictures", "--out", "w.pth") == 0
+    assert (theirs / "notes.txt").read_text() == "precious"
+    (folder / "pictures").rename(folder / "v.resume.features")
+    flags = ("v.resume.features/captions.json", "--data_dir", "v.resume.features")
+    assert train(*flags, "--out", "v.pth") == 2
+    assert "v.resume.features is an input" in capsys.readouterr().err
 
 
 def test_two_processes_divide_the_encoding(folder, fork_server):

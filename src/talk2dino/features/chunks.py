@@ -276,7 +276,8 @@ class Chunks:
             raise RuntimeError(
                 f"{self.folder}: the features need {needed / 1e9:.3f} GB more while they are made, "
                 f"half of it at the end, and {free / 1e9:.3f} GB are free. Make room, or choose "
-                "another --out_path, fewer features or --dtype float16."
+                "another place for the output; an extraction takes less with fewer features or "
+                "--dtype float16."
             )
 
     def together(self) -> Chunk:

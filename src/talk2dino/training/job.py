@@ -8,6 +8,7 @@ import dataclasses
 import importlib
 import importlib.util
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -27,6 +28,7 @@ from talk2dino.files import (
     check_not_inputs,
     check_writable,
     hold_lock,
+    listed,
     remove_folder,
     save_torch,
     write_text,
@@ -35,6 +37,8 @@ from talk2dino.processes import Processes
 from talk2dino.progress import Progress
 from talk2dino.textfiles import read_json
 from talk2dino.training.run import Hooks, Log, Record, Run, load_state
+
+_PREPARED = re.compile(r"[0-9a-f]{16}(\.images)?\.pth(\.parts)?")
 
 
 @dataclass(frozen=True)
@@ -150,7 +154,8 @@ class RunJob(ABC):
         check_writable(outputs.complete, overwrite=True)
         inputs = [Path(path) for path in read if path]
         check_not_inputs([self.out, *outputs.results, outputs.unfinished], inputs)
-        check_not_inputs([outputs.prepared], [folder for path in inputs for folder in path.parents])
+        around = [folder for path in inputs for folder in (path, *path.absolute().parents)]
+        check_not_inputs([outputs.prepared], around)
 
 
 def carry_out(job: RunJob, hooks: Hooks | None = None, processes: Processes | None = None) -> Any:
@@ -256,7 +261,8 @@ def _write(job: RunJob, run: Run, settings: Mapping[str, Any], weights: dict[str
         }
         text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
         write_text(folder / outputs.summary.name, text, errors="backslashreplace")
-    if outputs.prepared.is_dir():
+    kept = [path.name for path in listed(outputs.prepared, "*")]
+    if kept and all(map(_PREPARED.fullmatch, kept)):  # else it is somebody else's, too
         remove_folder(outputs.prepared)
     outputs.unfinished.unlink(missing_ok=True)
 

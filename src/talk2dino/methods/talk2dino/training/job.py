@@ -6,7 +6,7 @@ Its data are stored features, or images to encode.
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -189,9 +189,8 @@ def check_job(job: TrainJob) -> None:
     choice, strategy = job.choice, job.recipe.model.alignment_strategy
     start = job.recipe.model.starting_checkpoint
     encoders = (job.recipe.features.vision_weights, job.recipe.features.text_weights)
-    job.check(
-        (job.train_dataset, job.val_dataset, job.test_dataset, job.recipe.path, start, *encoders)
-    )
+    datasets = (job.train_dataset, job.val_dataset, job.test_dataset)
+    job.check((*datasets, job.data_dir, job.recipe.path, start, *encoders))
     if job.save_heads and (strategy != "max_score" or choice.visual != "disentangled_self_attn"):
         raise ValueError(
             "--save_head_activations needs alignment_strategy: max_score and --feature_name "
@@ -275,55 +274,66 @@ def open_datasets(
         (job.val_dataset, choice.for_validation()),
         (job.test_dataset, choice.for_retrieval()),
     )
-    opened: list[StoredPairs | None] = [None] * len(wanted)
-    pictures: dict[int, tuple[CaptionInput, tuple[Extraction, Extraction], Path]] = {}
-    for place, (path, chosen) in enumerate(wanted):
-        if path is None:
-            continue
-        data = dataset_input(path, job.data_dir)
-        if data.holds_features:
-            opened[place] = _opened(job, path, chosen, device)
+    files: list[str | Path | None] = []
+    for path, chosen in wanted:  # all of them are looked at before anything is encoded
+        data = None if path is None else dataset_input(path, job.data_dir)
+        if data is None or data.holds_features:
+            files.append(path)
         else:
-            extractions = job.extractions(chosen, str(device))
-            pictures[place] = data, extractions, _place(job, data, chosen, extractions, processes)
-    for place, (data, (of_images, of_captions), file) in pictures.items():
-        if not processes.broadcast(is_complete(file)):
-            images = file.with_suffix(".images.pth")
-            if not processes.broadcast(is_complete(images)):
-                _extract(Job(data, of_images, images, every=True), processes, progress)
-            texts = CaptionInput(images, need_images=False)
-            _extract(Job(texts, of_captions, file), processes, silent)
-            images.unlink(missing_ok=True)
-        opened[place] = _opened(job, str(file), wanted[place][1], device)
+            files.append(_place(job, data, chosen, processes))
+    opened: list[StoredPairs | None] = []
+    for (path, chosen), file in zip(wanted, files, strict=True):
+        if path is not None and isinstance(file, Path):
+            _encode(job, path, chosen, file, device, processes, progress)
+        opened.append(None if file is None else _opened(job, str(file), chosen, device))
     return opened
 
 
-def _place(
-    job: TrainJob,
-    data: CaptionInput,
-    choice: FeatureChoice,
-    extractions: Sequence[Extraction],
-    processes: Processes,
-) -> Path:
-    """Where the features of a dataset are kept, which has all its images.
+def _place(job: TrainJob, data: CaptionInput, choice: FeatureChoice, processes: Processes) -> Path:
+    """Where the features of images are kept: named by all that decides them.
 
     Raises:
-        ValueError: they do not fit the recipe, as the first image and the first caption show.
         FileNotFoundError: images are missing.
     """
     collection = data.split(0, 1)
     check_exist(collection.sources, every=True)
-    made = [
-        (e.recorded(), e.keys, content_digest(e.weights), e.fingerprint(e.items(collection)))
-        for e in extractions
-    ]
+    texts = collection.features.annotations
+    made: list[Any] = [[text["image_id"], text.get("id"), text["caption"]] for text in texts]
+    for extraction in job.extractions(choice, "cpu"):
+        weights, items = content_digest(extraction.weights), extraction.items(collection)
+        made += [extraction.recorded(), extraction.keys, weights, items]
     digest = hashlib.sha256(json.dumps(made).encode()).hexdigest()
-    file = job.outputs.prepared / f"{processes.broadcast(digest[:16])}.pth"
-    if not file.exists():
-        image, caption = (next(made.results(collection, [range(1)])) for made in extractions)
-        if not image.failures:  # else it is named in a moment
-            check_widths(image.columns, caption.columns, choice, job.recipe, data.path)
-    return file
+    return job.outputs.prepared / f"{processes.broadcast(digest[:16])}.pth"
+
+
+def _encode(
+    job: TrainJob,
+    path: str,
+    choice: FeatureChoice,
+    file: Path,
+    device: torch.device,
+    processes: Processes,
+    progress: Progress,
+) -> None:
+    """Write the features of images and captions, unless they are there; the models go afterwards.
+
+    Raises:
+        ValueError: they do not fit the recipe, as the first image and the first caption show.
+    """
+    if processes.broadcast(is_complete(file)):
+        return
+    data, images = dataset_input(path, job.data_dir), file.with_suffix(".images.pth")
+    of_images, of_captions = extractions = job.extractions(choice, str(device))
+    collection = data.split(0, 1)
+    image, caption = (next(made.results(collection, [range(1)])) for made in extractions)
+    if not image.failures:  # else it is named in a moment
+        check_widths(image.columns, caption.columns, choice, job.recipe, path)
+    # What is unfinished is ours, and is made anew where it was begun with another batch or device.
+    if not processes.broadcast(is_complete(images)):
+        _extract(Job(data, of_images, images, overwrite=True, every=True), processes, progress)
+    texts = CaptionInput(images, need_images=False)
+    _extract(Job(texts, of_captions, file, overwrite=True), processes, silent)
+    images.unlink(missing_ok=True)
 
 
 def _opened(job: TrainJob, path: str, choice: FeatureChoice, device: torch.device) -> StoredPairs:
