@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 import pickle
 import subprocess
@@ -24,6 +25,7 @@ from talk2dino.files import (
     check_writable,
     content_digest,
     find_in_checkout,
+    hold_folder,
     hold_lock,
     is_unfinished,
     listed,
@@ -175,6 +177,23 @@ def test_a_lock_is_held_once_per_process_and_freed_by_closing(tmp_path):
     assert "another process is at work on" in other.stderr
     held.close()
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_folder_is_held_by_one_at_a_time_and_without_a_file(tmp_path, monkeypatch):
+    with hold_folder(tmp_path / "made"):
+        other = hold_folder(tmp_path / "made")
+        with pytest.raises(RuntimeError, match="another process is at work in"), other:
+            pass
+        assert not [*(tmp_path / "made").iterdir()]
+    with hold_folder(tmp_path / "made"):
+        pass
+
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with hold_folder(tmp_path / "made"):
+        pass
 
 
 def test_a_digest_tells_contents_apart(tmp_path):

@@ -303,6 +303,29 @@ def hold_lock(path: str | Path) -> TextIO:
     return file
 
 
+@contextmanager
+def hold_folder(folder: Path) -> Iterator[None]:
+    """`hold_lock` without a file: a kill leaves nothing in the folder, which is made.
+
+    Raises:
+        RuntimeError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RuntimeError(
+                f"another process is at work in {folder}. Wait for it or stop it first."
+            ) from error
+        except OSError:  # of a network's disk, which has no such lock
+            pass
+        yield
+    finally:
+        os.close(number)
+
+
 def save_torch(value: Any, path: str | Path) -> None:
     """`torch.save`, atomically; equal values give equal bytes under any file name."""
     import torch

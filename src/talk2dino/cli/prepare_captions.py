@@ -5,7 +5,13 @@ from pathlib import Path
 
 from talk2dino.cli.command import DONE, FAILED, Command, bar_of
 from talk2dino.config import check_at_least
-from talk2dino.files import check_file, check_folder_writable, check_not_inputs, check_writable
+from talk2dino.files import (
+    check_file,
+    check_folder_writable,
+    check_not_inputs,
+    check_writable,
+    hold_folder,
+)
 from talk2dino.methods.ovsegmentor.data.prepare import (
     MERGED,
     filter_captions,
@@ -88,7 +94,8 @@ class PrepareCaptions(Command):
         """Do one step; what it writes appears whole."""
         source, out = found
         if self.mode == "filter":
-            return self._filter(source, out)
+            with hold_folder(out):
+                return self._filter(source, out)
         if self.mode == "merge":
             done = f"{merge(list_parts(source), out, self.delete_parts)} parts"
         elif self.mode == "makepair":

@@ -294,6 +294,12 @@ class OVSegmentorMethod(Method):
         return super().settings() | {"template": ALIASES.get(template, template)}
 
     def load(self, device: torch.device, loaded: Segmenter | None = None) -> OVSegmentorSegmenter:
+        """See `Method`.
+
+        Raises:
+            ValueError, FileNotFoundError: see `checkpoints.read_checkpoint` and `load_state`.
+            RuntimeError: the tokeniser could not be loaded or downloaded.
+        """
         template = self.options.template
         if isinstance(loaded, OVSegmentorSegmenter):
             return OVSegmentorSegmenter(loaded.model, loaded.tokenizer, template)

@@ -200,6 +200,7 @@ class PretrainingSamples(Dataset[LoadedBatch]):
         return len(self.rows.usable)
 
     def __getitem__(self, keys: Sequence[tuple[int, int]]) -> LoadedBatch:
+        """The samples of these (epoch, number); texts have the recipe's `text_length` tokens."""
         samples = (self.sample(*key) for key in keys)
         _, images, *texts, second, prompts, failures = zip(*samples, strict=True)
         parts: list[Any] = [torch.stack(images)]

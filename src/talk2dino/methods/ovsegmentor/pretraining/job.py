@@ -135,6 +135,12 @@ class PretrainingJob(RunJob):
     def open(
         self, device: torch.device, processes: Processes, encoding: Progress
     ) -> PretrainingRun:
+        """See `RunJob`.
+
+        Raises:
+            ValueError: there are fewer held-out captions than processes; see `PretrainingSamples`.
+            RuntimeError: a held-out image cannot be read.
+        """
         if device.type == "cuda":
             torch.cuda.set_device(device)
         recipe, stage1, chosen = self.recipe, self.recipe.start.stage1, self.recipe.selection
