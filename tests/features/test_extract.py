@@ -5,10 +5,12 @@ import json
 import os
 import signal
 import tarfile
+from functools import partial
 
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from talk2dino.backbones.seeded import seeded_state
 from talk2dino.backbones.vision import (
@@ -520,5 +522,7 @@ def test_a_process_that_reads_images_and_dies_is_one_sentence(coco, tmp_path, mo
         os.kill(os.getpid(), signal.SIGKILL)
 
     monkeypatch.setattr(ImageSource, "read", die)
+    forking = partial(DataLoader, multiprocessing_context="fork")  # which takes the patch along
+    monkeypatch.setattr(stage, "DataLoader", forking)
     assert Extract.main(coco.arguments(tmp_path / "x.pth", "--workers", "1")) == 1
     assert "a process that reads images has ended (DataLoader worker" in capsys.readouterr().err

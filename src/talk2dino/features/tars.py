@@ -95,11 +95,18 @@ class Member:
 
 
 class _Headers(io.BufferedReader):
-    """A file of which no more than a header is read at once: a damaged size fills no memory."""
+    """A file of which no more is read than the headers of a member: a damaged size fills no memory.
+
+    Newer versions of Python read a long name in pieces, so that the pieces are added up.
+    """
+
+    taken = 0
+    """Bytes since the last member."""
 
     def read(self, size: int | None = -1, /) -> bytes:
-        if size is None or not 0 <= size <= _LARGEST_EXTENSION:
-            raise tarfile.ReadError(f"a name or attributes of {size} bytes")
+        self.taken += size or 0
+        if size is None or size < 0 or self.taken > _LARGEST_EXTENSION:
+            raise tarfile.ReadError(f"a name or attributes of more than {_LARGEST_EXTENSION} bytes")
         return super().read(size)
 
 
@@ -118,6 +125,7 @@ def read_members(tar: Path) -> Iterator[Member]:
             with tarfile.open(fileobj=file, mode="r:", **_NAMES) as archive:
                 while info := archive.next():
                     archive.members.clear()  # type: ignore[attr-defined]  # there may be millions
+                    file.taken = 0
                     if info.size < 0 or not position < archive.offset <= total:
                         raise tarfile.ReadError(f"unexpected end of data in {info.name}")
                     position = archive.offset
@@ -132,6 +140,7 @@ def read_members(tar: Path) -> Iterator[Member]:
         except (tarfile.TarError, ValueError, OverflowError, OSError, RecursionError) as error:
             raise _damaged(tar, str(error)) from error
         file.seek(position)
+        file.taken = 0
         end = file.read(_LONGEST_END + 1)
     if len(end) < _END:
         raise _damaged(tar, "unexpected end: it is cut short, without its end mark")
