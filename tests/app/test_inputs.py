@@ -73,7 +73,7 @@ def test_a_large_picture_is_made_smaller_and_its_size_remembered(tmp_path):
 
 def test_a_small_picture_keeps_its_pixels(tmp_path):
     Image.new("RGB", (20, 10), (1, 2, 3)).save(tmp_path / "x.png")
-    picture = read_picture(upload(tmp_path / "x.png", "...png"), LIMITS)
+    picture = read_picture(upload(tmp_path / "x.png", "..."), LIMITS)
     assert picture.image.getpixel((19, 9)) == (1, 2, 3)
     assert (picture.full_hw, picture.stem) == ((10, 20), "picture")
 

@@ -467,6 +467,11 @@ def test_memory_does_not_grow_with_the_number_of_images(make_voc, by_colour, tmp
     assert max(bar.mebibytes[100:]) - max(bar.mebibytes[20:60]) < 24
 
 
+def test_a_threshold_belongs_to_a_background():
+    with pytest.raises(ValueError, match="voc20 has no background class for bg_thresh"):
+        dataclasses.replace(evaluation_of(BENCHMARKS["voc20"]), bg_thresh=0.5)
+
+
 def test_a_share_of_a_job_must_make_sense():
     with pytest.raises(ValueError, match="job 3 of 3"):
         job(None, job_id=3, num_jobs=3)

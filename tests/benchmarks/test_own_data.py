@@ -304,6 +304,10 @@ def test_words_and_sizes_of_the_file_win_over_a_methods(make):
     labels, found = words.lists(["cat", "dog"], 0.5)
     assert labels == ("background", "cat", "dog")
     assert found == [("sky",), ("cat", "kitten"), ("a dog",)]
+    row = read_dataset(make(classes=["Turkey; poultry", "turkey", "dog"]))
+    found = row.class_words(ClassWords(pooling="mean"))
+    assert found.lists(row.classes, None)[1] == [("Turkey", "poultry"), ("turkey",), ("dog",)]
+    assert found.pooling == "mean"
     row = read_dataset(make(protocol={"window": 300}))
     assert row.protocol == Protocol(window=300)
     assert row.with_protocol(Protocol(336, 2048, 224, 112)) == dataclasses.replace(

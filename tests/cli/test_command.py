@@ -82,6 +82,8 @@ def test_a_misspelt_flag_is_named_with_what_was_probably_meant(capsys):
     assert "unknown flag --nmber. Did you mean --number?" in capsys.readouterr().err
     assert command()(["--zzzzzz"]) == 2
     assert "unknown flag --zzzzzz.\n" in capsys.readouterr().err
+    assert main(["segment", "--zzzzzz"]) == 2
+    assert "--pamr" in (shown := capsys.readouterr().err) and "--superpixels" not in shown
 
 
 def test_a_failed_check_gives_two_and_a_failed_run_one_without_traceback(capsys):
@@ -136,7 +138,7 @@ def test_a_misspelt_command_is_answered(capsys):
 def test_every_command_explains_itself_with_an_example_whose_flags_exist(name, capsys):
     assert main([name, "--help"]) == 0
     shown = capsys.readouterr().out
-    assert not re.search(r"\bNone\b", shown)
+    assert not re.search(r"\bNone\b|SUPPRESS|local.rank", shown)
     example = shown.split("example:\n")[1]
     words = shlex.split(example)
     assert words[:4] == ["python", "-m", "talk2dino", name]

@@ -135,6 +135,13 @@ def test_missing_images_are_counted_before_anything_is_encoded(folder, capsys):
     assert "dino_extraction_v2.py leaves such images out" in message
 
 
+def test_stored_features_are_looked_at_before_anything_is_encoded(folder, capsys):
+    torch.save({"images": []}, folder / "val.pth")
+    assert train("pictures", "--val_dataset", "val.pth") == 1
+    assert "val.pth" in capsys.readouterr().err
+    assert not [*folder.glob("weights/*.resume.features")]
+
+
 def test_an_unreadable_image_is_named(folder, capsys):
     (folder / "pictures/2.png").write_bytes(b"")
     assert train("pictures") == 1

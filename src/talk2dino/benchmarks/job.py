@@ -80,6 +80,8 @@ class Evaluation:
                 f"published for {self.method.model}: --bg_thresh T, compared with "
                 f"{self.method.threshold_meaning}."
             )
+        if not self.benchmark.background and self.bg_thresh is not None:
+            raise ValueError(f"{self.benchmark.key} has no background class for bg_thresh.")
         if self.bg_thresh is not None and not 0 <= self.bg_thresh <= 1:
             raise ValueError(
                 f"bg_thresh must lie in [0, 1], got {self.bg_thresh}: it is compared with "

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from talk2dino.benchmarks.data.labels import WIDE_IGNORED, LabelRules, Value
 from talk2dino.config import build, check_between, check_name, naming, split_names
 from talk2dino.files import listed, shipped
-from talk2dino.pictures.vocabularies import Vocabulary
 from talk2dino.sizes import Protocol
 from talk2dino.textfiles import check_once, read_lines, read_names, read_yaml
 
@@ -142,9 +141,14 @@ class Benchmark:
     def class_words(self, words: ClassWords) -> ClassWords:
         """A method's words, but this data set's own where it has aliases."""
         own = {n: w for n, w in zip(self.classes, self.words, strict=False) if len(w) > 1}
+        if not own:
+            return words
         background = own.pop(self.classes[0], ())[1:] if self.background else ()
-        known = Vocabulary(tuple(own), tuple(own.values()), background)
-        return known.class_words(words, words.pooling)
+        return dataclasses.replace(
+            words,
+            of=lambda name: own.get(name) or words.of(name),
+            background=background or words.background,
+        )
 
 
 _MADE = ("words", "rules", "sizes", "folders")

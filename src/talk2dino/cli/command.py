@@ -243,7 +243,8 @@ def add_flags(
         settings |= change
         if "choices" in change:
             del settings["metavar"]
-        if settings.get("default") is argparse.SUPPRESS and isinstance(default, str | int):
+        computed = settings.get("default") is argparse.SUPPRESS and isinstance(default, str | int)
+        if computed and settings["help"] is not argparse.SUPPRESS:
             shown = "on" if default is True else default
             settings["help"] += "" if default is False else f" (default: {shown})"
         if flags:

@@ -220,8 +220,7 @@ class ProxyClipMethod(ClipWordMethod):
         return {**super().settings(), "compat": self.options.compat}
 
     def load_parts(self, device: torch.device) -> tuple[Any, ...]:
-        vision = load_vision(*self.parts["vision_weights"], device)
-        return *super().load_parts(device), vision
+        return *super().load_parts(device), load_vision(*self.parts["vision_weights"], device)
 
     def choices(self) -> dict[str, Any]:
         return {**super().choices(), "compat": self.options.compat}

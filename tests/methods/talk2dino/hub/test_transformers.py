@@ -160,6 +160,9 @@ def test_the_configuration_that_is_given_is_used_or_refused(folder):
     assert model.segmenter.config.template == "full" and model.config is config
     picture = torch.zeros(3, 8, 8, dtype=torch.uint8)
     assert model.segment(picture, "cup", background=True, refine=False).background == 0.3
+    for name in ("projection_weights", "vision_weights", "text_weights"):
+        config.segmenter.pop(name, None)
+    assert AutoModel.from_pretrained(folder, config=config).segmenter.config.template == "full"
     config.segmenter["vision_model"] = "dinov2_vitb14"
     with pytest.raises(ValueError, match="names another vision_model than"):
         AutoModel.from_pretrained(folder, config=config)

@@ -196,12 +196,14 @@ def with_options(found: FoundModel, content: Mapping[str, Any]) -> FoundModel:
     Raises:
         ValueError: it is damaged, or names other models.
     """
+    weights = {name: getattr(found.config, name) for name in WEIGHT_FIELDS}
+    if isinstance(own := content["segmenter"], Mapping):
+        content = {**content, "segmenter": {**own, **weights}}
     given = parse_folder_config(content, found.origin, found.origin, "")
     for name in ("projection", "vision_model", "text_model"):
         if getattr(given.config, name) != getattr(found.config, name):
             raise ValueError(f"the configuration names another {name} than {found.origin} has.")
-    weights = {name: getattr(found.config, name) for name in WEIGHT_FIELDS}
-    return dataclasses.replace(given, config=dataclasses.replace(given.config, **weights))
+    return given
 
 
 def _find_folder(folder: Path) -> FoundModel:

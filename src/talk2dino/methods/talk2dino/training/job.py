@@ -274,18 +274,19 @@ def open_datasets(
         (job.val_dataset, choice.for_validation()),
         (job.test_dataset, choice.for_retrieval()),
     )
-    files: list[str | Path | None] = []
-    for path, chosen in wanted:  # all of them are looked at before anything is encoded
-        data = None if path is None else dataset_input(path, job.data_dir)
-        if data is None or data.holds_features:
-            files.append(path)
+    opened: list[StoredPairs | None] = [None] * len(wanted)
+    images = []
+    for index, (path, chosen) in enumerate(wanted):  # all are looked at before any is encoded
+        if path is None:
+            continue
+        data = dataset_input(path, job.data_dir)
+        if data.holds_features:
+            opened[index] = _opened(job, path, chosen, device)
         else:
-            files.append(_place(job, data, chosen, processes))
-    opened: list[StoredPairs | None] = []
-    for (path, chosen), file in zip(wanted, files, strict=True):
-        if path is not None and isinstance(file, Path):
-            _encode(job, path, chosen, file, device, processes, progress)
-        opened.append(None if file is None else _opened(job, str(file), chosen, device))
+            images.append((index, path, chosen, _place(job, data, chosen, processes)))
+    for index, path, chosen, file in images:
+        _encode(job, path, chosen, file, device, processes, progress)
+        opened[index] = _opened(job, str(file), chosen, device)
     return opened
 
 
